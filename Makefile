@@ -1,0 +1,85 @@
+# Two commands need Python and make, nothing else: `make demo` and `make test`.
+# Both install what is missing into .venv first, in the versions that constraints.txt names.
+
+VENV ?= .venv
+EXTRAS ?= dev,weights,tensorboard,dicom-codecs,hdf5,audit
+DEMO_RUN ?= runs/demo
+DIST ?= dist
+# Arguments for every pip call, for instance --no-index.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c '$(SUPPORTED)' >/dev/null 2>&1 && echo $$python && break; done)
+
+IN_VENV := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow lint format python wheel install-wheel check-wheel constraints
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(STAMP)  ## train on the embedded cohort, test, predict a patient list
+	$(IN_VENV) train.py experiment=demo hydra.run.dir=$(DEMO_RUN) overwrite=true
+	$(IN_VENV) predict.py checkpoint=$(DEMO_RUN)/checkpoints/best.ckpt \
+		input=skinmm/demo/patients.csv images=skinmm/demo/images \
+		output=$(DEMO_RUN)/predictions/patients.csv overwrite=true
+	@echo
+	@echo "The run:      $(DEMO_RUN)/"
+	@echo "The report:   $(DEMO_RUN)/report.html"
+	@echo "Its numbers:  $(DEMO_RUN)/metrics.json"
+	@echo "The model:    $(DEMO_RUN)/checkpoints/best.ckpt"
+	@echo "The patients: $(DEMO_RUN)/predictions/patients.csv"
+
+test: $(STAMP)  ## run the tests (those of real cohorts where SKINMM_DATA names their folder)
+	$(IN_VENV) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## run the tests that take minutes
+	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## what must hold of every file: ruff, its format, mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(IN_VENV): | python
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(IN_VENV)
+	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+python:
+	@'$(or $(PYTHON),false)' -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "skinmm needs Python 3.11, 3.12 or 3.13 with its venv module (Debian: python3-venv)." >&2; \
+		echo "$(if $(PYTHON),$(PYTHON) is not one,None is in PATH)." >&2; \
+		echo "Name one: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.12" >&2; \
+		exit 2; }
+
+# The steps of docker/Dockerfile.
+
+wheel: | python  ## build the wheel into dist/
+	$(PYTHON) -m pip wheel $(PIP_ARGS) --no-deps --wheel-dir $(DIST) .
+
+install-wheel: | $(IN_VENV)  ## install the wheel of dist/ with EXTRAS into VENV, without the checkout
+	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt \
+		"$(lastword $(sort $(wildcard $(DIST)/skinmm-*.whl)))[$(EXTRAS)]"
+
+check-wheel:  ## does the skinmm of VENV start outside the checkout?
+	cd / && $(abspath $(VENV))/bin/skinmm train --help >/dev/null
+	cd / && $(abspath $(VENV))/bin/skinmm predict --help >/dev/null
+
+constraints: $(STAMP)  ## write what is installed in .venv into constraints.txt
+	$(IN_VENV) -m pip freeze --all --exclude-editable \
+		--exclude skinmm --exclude pip --exclude wheel > $(VENV)/frozen.txt
+	{ sed -n '/^#/p' constraints.txt; sed 's/+.*//' $(VENV)/frozen.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
+	@touch $(STAMP)

@@ -1,0 +1,215 @@
+"""Decoding camera JPEGs to a model's size against the libraries that can do it.
+
+All take turns on each file, one thread each; a file's time is the CPU time of its fastest round.
+Pillow converts to RGB, as `decode` promises, and resizes with our filter; its default, bicubic,
+takes longer. Files of 6000x4000 pixels, the commonest size of SIIM-ISIC, are made by enlarging.
+
+    SKINMM_DATA=DIR python benchmarks/decode.py > benchmarks/results/decode.md
+
+Needs opencv-python-headless beside the package's own dependencies. Exits with 1 below the claims.
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from statistics import mean
+from time import process_time
+from typing import Final, TypeVar
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import resize as torch_resize
+
+from skinmm.data.decode import decode, probe
+from skinmm.data.decode_resize import resize, resize_pillow, resize_simd
+
+T = TypeVar("T")
+SIDE: Final = 384  # pixels
+SIDES: Final = (224, 300, 384, 512)
+LARGE: Final = 4e6  # pixels; the claims are about files above
+MADE: Final = (6000, 4000)
+MADE_FROM: Final = 3  # files
+ROUNDS: Final = 9
+CLAIMS: Final = {"Pillow full": 3.5, "the best other": 0.95}
+REDUCED: Final = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    0: cv2.IMREAD_COLOR,
+}
+
+
+def ours(data: bytes) -> np.ndarray:
+    """What training does."""
+    return decode(data, size=SIDE)
+
+
+def pillow_full(data: bytes) -> np.ndarray:
+    """Every pixel decoded, then resized."""
+    with Image.open(BytesIO(data)) as image:
+        return np.array(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def pillow_unconverted(data: bytes) -> np.ndarray:
+    """Without the conversion, which costs a copy even where the file is RGB."""
+    with Image.open(BytesIO(data)) as image:
+        return np.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def pillow_draft(data: bytes) -> np.ndarray:
+    """Pillow's scaled decoding: halves, quarters and eighths."""
+    with Image.open(BytesIO(data)) as image:
+        image.draft("RGB", (SIDE, SIDE))
+        return np.array(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def opencv_reduced(data: bytes) -> np.ndarray:
+    """OpenCV's scaled decoding at the smallest scale that covers, averaged over areas."""
+    info = probe(data)
+    shrink = min(info.height, info.width) // SIDE
+    flag = next(flag for factor, flag in REDUCED.items() if shrink >= factor)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
+
+
+def torchvision_full(data: bytes) -> np.ndarray:
+    """Torchvision decodes every pixel; its resize is antialiased."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    small = torch_resize(decode_jpeg(encoded, ImageReadMode.RGB), [SIDE, SIDE], antialias=True)
+    return small.permute(1, 2, 0).numpy()
+
+
+READERS: Final[dict[str, Callable[[bytes], np.ndarray]]] = {
+    "skinmm": ours,
+    "Pillow full": pillow_full,
+    "Pillow unconverted": pillow_unconverted,
+    "Pillow draft": pillow_draft,
+    "OpenCV reduced": opencv_reduced,
+    "torchvision": torchvision_full,
+}
+
+
+def enlarged(data: bytes) -> bytes:
+    """A camera file of today's size: 4:2:2 like most of SIIM-ISIC."""
+    file = BytesIO()
+    with Image.open(BytesIO(data)) as image:
+        image.resize(MADE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=92, subsampling=1)
+    return file.getvalue()
+
+
+def seconds(data: T, contenders: Mapping[str, Callable[[T], object]]) -> dict[str, float]:
+    """Let all take turns on one input; the fastest round of each."""
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(ROUNDS):
+        for name, contender in contenders.items():
+            start = process_time()
+            contender(data)
+            best[name] = min(best[name], process_time() - start)
+    return best
+
+
+def summed(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of every reader over several files."""
+    return {name: sum(row[name] for row in rows) for name in READERS}
+
+
+def print_times(groups: dict[str, list[dict[str, float]]]) -> None:
+    """A table by size, in milliseconds a file."""
+    print("\n## Milliseconds a file to 384x384\n")
+    print(f"| pixels | files | {' | '.join(READERS)} | to Pillow full | to the best other |")
+    print(f"|---|---:|{'---:|' * (len(READERS) + 2)}")
+    for title, rows in groups.items():
+        total = summed(rows)
+        cells = " | ".join(f"{1e3 * value / len(rows):.1f}" for value in total.values())
+        ratios = " | ".join(f"{value:.2f}" for value in speedups(total).values())
+        print(f"| {title} | {len(rows)} | {cells} | {ratios} |")
+
+
+def speedups(total: dict[str, float]) -> dict[str, float]:
+    """How many times faster than full decoding in Pillow, and than the best of the others."""
+    others = min(value for name, value in total.items() if name != "skinmm")
+    return {
+        "Pillow full": total["Pillow full"] / total["skinmm"],
+        "the best other": others / total["skinmm"],
+    }
+
+
+def psnr(left: np.ndarray, right: np.ndarray) -> float:
+    """Peak signal-to-noise ratio, decibels; 99 where the pictures are equal."""
+    error = np.square(left.astype(float) - right).mean()
+    return float(10 * np.log10(255**2 / error)) if error else 99.0
+
+
+def print_quality(files: list[bytes]) -> None:
+    """How near scaled decoding comes to the same filter over all pixels."""
+    exact, whole = [], []
+    for data in files:
+        full = decode(data)
+        for side in SIDES:
+            reference = resize(full, (side, side), full.shape[:2])
+            raster = simplejpeg.decode_jpeg(data, min_height=side, min_width=side)
+            exact.append(psnr(decode(data, size=side), reference))
+            whole.append(psnr(resize(raster, (side, side), raster.shape[:2]), reference))
+    print(f"\n## PSNR to full decoding and the same filter, {len(files)} files to {SIDES} px\n")
+    print("A scaled JPEG ends inside its last row and column; `decode` counts only what it covers.")
+    print("\n| scaled decoding | mean | worst |\n|---|---:|---:|")
+    for title, values in (("extent counted (skinmm)", exact), ("extent ignored", whole)):
+        print(f"| {title} | {mean(values):.1f} dB | {min(values):.1f} dB |")
+
+
+def print_resizers(data: bytes) -> None:
+    """What the last step costs with each library, on a scaled raster."""
+    raster = simplejpeg.decode_jpeg(data, min_height=SIDE, min_width=SIDE)
+    size, extent = (SIDE, SIDE), raster.shape[:2]
+    contenders: dict[str, Callable[[np.ndarray], object]] = {
+        "SIMD bilinear (skinmm)": lambda pixels: resize_simd(pixels, size, extent),
+        "Pillow bilinear": lambda pixels: resize_pillow(pixels, size, extent),
+        "OpenCV area": lambda pixels: cv2.resize(pixels, size, interpolation=cv2.INTER_AREA),
+    }
+    print(f"\n## Resizing {extent[1]}x{extent[0]} to {SIDE}x{SIDE}\n")
+    print("| resizer | milliseconds |\n|---|---:|")
+    for title, value in seconds(raster, contenders).items():
+        print(f"| {title} | {1e3 * value:.2f} |")
+
+
+def main() -> int:
+    """Measure, print the page, return whether the claims hold."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    folder = Path(os.environ["SKINMM_DATA"], "isic_originals")
+    files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    files.sort(key=lambda data: probe(data).width * probe(data).height)
+    groups: dict[str, list[dict[str, float]]] = {}
+    for data in files:
+        info = probe(data)
+        groups.setdefault(f"{info.width}x{info.height}", []).append(seconds(data, READERS))
+    large = [row for title, rows in groups.items() for row in rows if area(title) > LARGE]
+    made = [seconds(enlarged(data), READERS) for data in files[-MADE_FROM:]]
+    print(f"# Decoding\n\n{datetime.now(UTC):%Y-%m-%d}, one of {os.cpu_count()} cores", end=", ")
+    print(f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}.")
+    print(f"Command: `SKINMM_DATA=DIR python benchmarks/{Path(__file__).name}`.")
+    print(f"Files: {len(files)} untouched camera JPEGs of the ISIC archive.")
+    print_times({**groups, "**all above 4 MP**": large, "6000x4000, made": made})
+    print_resizers(files[-MADE_FROM])
+    print_quality(files)
+    reached = speedups(summed(large))
+    return int(any(reached[name] < claim for name, claim in CLAIMS.items()))
+
+
+def area(title: str) -> int:
+    """Pixels of a size such as 3072x2304."""
+    width, height = title.split("x")
+    return int(width) * int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

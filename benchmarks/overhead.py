@@ -1,0 +1,102 @@
+"""A training epoch of ours against a bare PyTorch loop: same rows, augmentation, network, workers.
+
+    python benchmarks/overhead.py [PAIRS] [IMAGE_SIZE]
+
+The two take turns in one process, so what the machine does meanwhile hits both; the ratio of each
+pair and their median are printed. The target is a median of at most 1.05.
+"""
+
+import copy
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from skinmm.config import Config, from_mapping
+from skinmm.loop import quiet
+from skinmm.training_fold import Fold
+
+EPOCH = {
+    "model": {"name": "tf_efficientnet_lite0", "pretrained": False},
+    "fusion": {"name": "concat"},
+    "tabular": {"name": "mlp"},
+    "loss": {"name": "cross_entropy"},
+    "sampler": {"name": "shuffle"},
+    "augment": {"name": "standard"},
+    "optimizer": {"name": "adamw"},
+    "schedule": {"name": "constant"},
+    "trainer": {"max_epochs": 1, "progress": False},
+    "overwrite": True,
+}
+
+
+class Clock(pl.Callback):
+    """Times the training epoch alone, without set-up and validation."""
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        """Starts."""
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Stops, each batch anew: after the last one validation follows."""
+        self.seconds = time.perf_counter() - self.began
+
+
+def ours(config: Config, folder: Path) -> float:
+    """Seconds of an epoch through `skinmm`."""
+    fold = Fold.assemble(config, folder)
+    clock = Clock()
+    fold.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    fold.trainer.fit(fold.module, fold.data)
+    return clock.seconds
+
+
+def bare(config: Config, folder: Path) -> float:
+    """Seconds of the same epoch in a plain loop."""
+    fold = Fold.assemble(config, folder)
+    network, loss = copy.deepcopy(fold.module.network), fold.module.loss
+    loader, precision = fold.data.train_dataloader(), fold.trainer.precision
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr)
+    network.train()
+    began = time.perf_counter()
+    for batch in loader:
+        image = batch["image"].contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            value = loss(network(image, batch["record"]), batch["target"])
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.trainer.clip or 0.0)
+        optimizer.step()
+    return time.perf_counter() - began
+
+
+def main(pairs: int, size: int) -> None:
+    """Prints a line a pair and the medians."""
+    quiet()
+    config = from_mapping(Config, EPOCH)
+    config.model.image_size = size
+    ratios = []
+    with TemporaryDirectory() as folder:
+        for pair in range(pairs):
+            turns = [ours, bare] if pair % 2 == 0 else [bare, ours]
+            seconds = {turn.__name__: turn(config, Path(folder)) for turn in turns}
+            ratios.append(seconds["ours"] / seconds["bare"])
+            print(
+                f"pair {pair + 1}: ours {seconds['ours']:.2f} s, "
+                f"bare {seconds['bare']:.2f} s, ratio {ratios[-1]:.3f}"
+            )
+    print(
+        f"median ratio {statistics.median(ratios):.3f} of {pairs} pairs; Lite0 at {size} px, "
+        f"420 rows, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    main(*(numbers + [5, 128][len(numbers) :]))

@@ -1,0 +1,138 @@
+"""The one place that knows what a checkpoint holds: plain data, loaded with `weights_only=True`."""
+
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from torch import Tensor
+
+from skinmm.errors import InputError
+
+SCHEMA: Final = 1
+KEY: Final = "skinmm"
+PREFIX: Final = "network."  # the LightningModule's attribute
+
+
+class CheckpointError(InputError):
+    """A file that is not a usable checkpoint of ours."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of its network, beside the weights.
+
+    Attributes:
+        config: the configuration as plain dictionaries.
+        classes: names, in the order of the logits.
+        positive: the classes that count as malignant.
+        encoder: state of the fitted record encoder.
+        initialisation: what the image network started from.
+        prior: `trained` and `deployed` class shares, for the closed-form correction.
+        calibration: state of the fitted calibration; None before it was fitted.
+        threshold: `value`, `rule` and `guaranteed` of the decision; None before it was chosen.
+        conformal: state of the prediction sets; None where there are none.
+        ood: state of the out-of-distribution score; None where there is none.
+        preprocess: names of the preprocessing steps, in order.
+        summary: test metrics and counts, for a model card.
+    """
+
+    config: dict[str, Any]
+    classes: list[str]
+    positive: list[str]
+    encoder: dict[str, Any]
+    initialisation: str
+    prior: dict[str, list[float]]
+    calibration: dict[str, Any] | None = None
+    threshold: dict[str, Any] | None = None
+    conformal: dict[str, Any] | None = None
+    ood: dict[str, Any] | None = None
+    preprocess: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Reads a checkpoint's card and the network's weights, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
+    """
+    content, card = _checked(path)
+    weights = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    return card, weights
+
+
+def update_card(path: Path, **changes: Any) -> Card:
+    """Rewrites a checkpoint's card in place, atomically.
+
+    Args:
+        path: the checkpoint.
+        changes: new values of the card's attributes.
+
+    Returns:
+        The new card.
+
+    Raises:
+        CheckpointError: as `load_card`.
+    """
+    content, card = _checked(path)
+    card = replace(card, **changes)
+    save_atomically({**content, KEY: asdict(card)}, path)
+    return card
+
+
+def save_atomically(content: dict[str, Any], path: Path) -> None:
+    """Writes beside the target and renames: a half-written checkpoint is never seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], Card]:
+    """A checkpoint's whole content, and its card."""
+    content = _read(path)
+    held = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path}: not a skinmm checkpoint (it holds no '{KEY}' entry)")
+    if held.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: schema {held.get('schema')}; this version reads schema {SCHEMA}"
+        )
+    missing = {item.name for item in fields(Card)} - set(held)
+    if missing or not isinstance(content.get("state_dict"), dict):
+        what = ", ".join(sorted(missing)) or "state_dict"
+        raise CheckpointError(f"{path}: the checkpoint lacks {what}")
+    return content, Card(**{item.name: held[item.name] for item in fields(Card)})
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        _compare_checksums(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the readers raise whatever they like
+        reason = (str(error).strip().splitlines() or ["empty file"])[0][:120]
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+
+
+def _compare_checksums(path: Path) -> None:
+    """Looks at the checksums that torch writes and never reads: a changed weight goes unseen."""
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadZipFile(f"{damaged} was changed")

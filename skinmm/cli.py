@@ -1,0 +1,168 @@
+"""The commands. An exit status says how one ended, a single line what was wrong.
+
+0 all done, 1 failure, 2 bad usage or input, 3 some rows not predicted, 130 Ctrl-C.
+Nothing here imports torch before the configuration was checked.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from skinmm.cli_data import audit, explore, pack
+from skinmm.cli_hydra import environment, guarded, refused, run
+from skinmm.config import Config, PredictConfig, read_config, resumed
+from skinmm.errors import InputError
+
+# Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
+JOIN: Final = "SKINMM_JOIN"
+REPORT_OPTIONS: Final = ("labels", "output", "pictures", "overwrite")
+REPORT_USAGE: Final = (
+    "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
+    "[labels=LABELS.csv] [output=report.html] [pictures=true] [overwrite=false]"
+)
+COMPARE_OPTIONS: Final = ("labels", "output", "overwrite")
+COMPARE_USAGE: Final = (
+    "usage: skinmm compare PREDICTIONS.csv | RUN_FOLDER | FOLDER_OF_RUNS ... "
+    "[labels=LABELS.csv] [output=compare.html] [overwrite=false]"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The `skinmm` command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())  # noqa: T201
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return refused(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+def train(argv: list[str]) -> int:
+    """Trains, tests and reports: `train.py KEY=VALUE ...`, `-m` for several runs."""
+    if "LOCAL_RANK" in os.environ:
+        if JOIN in os.environ:
+            return guarded(lambda: _join(Path(os.environ[JOIN])))
+        # Started by torchrun, every process would make a run folder of its own.
+        return refused("start it without torchrun: trainer.devices=N starts the processes")
+    overrides = [item for item in argv if "=" in item and not item.startswith("-")]
+
+    def job(config: Config, folder: Path) -> int:
+        if config.resume is None:
+            return _train(config, folder)
+        config = resumed(config, overrides)
+        return _train(config, Path(config.resume or folder))
+
+    return run(argv, "config", Config, job)
+
+
+def predict(argv: list[str]) -> int:
+    """Predicts a list of patients: `predict.py checkpoint=... input=... output=...`."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("predict.py makes one table; start it once for each")
+    return run(argv, "predict", PredictConfig, _predict)
+
+
+def report(argv: list[str]) -> int:
+    """Makes the page of a run folder or of any system's prediction file."""
+    return _told(argv, REPORT_USAGE, _report)
+
+
+def compare(argv: list[str]) -> int:
+    """Sets prediction files or runs side by side, or all runs in a folder."""
+    return _told(argv, COMPARE_USAGE, _compare)
+
+
+COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
+    "train": train,
+    "predict": predict,
+    "report": report,
+    "compare": compare,
+    "audit": audit,
+    "explore": explore,
+    "pack": pack,
+}
+
+
+def _train(config: Config, folder: Path) -> int:
+    from skinmm.training import fit
+    from skinmm.wording import metrics_table
+
+    folder = folder.absolute()
+    with environment(**{JOIN: str(folder)}):
+        metrics = fit(config, folder)
+    print(metrics_table(metrics["test"]))  # noqa: T201
+    print(f"run folder: {folder}\nreport: {folder / 'report.html'}")  # noqa: T201
+    return 0
+
+
+def _join(folder: Path) -> int:
+    """Another process of a run that rank 0 has begun; it writes nothing and says nothing."""
+    from skinmm.training import fit
+
+    fit(read_config(folder / "config.yaml"), folder)
+    return 0
+
+
+def _predict(config: PredictConfig, _: Path) -> int:
+    from skinmm.predict import predict_file
+
+    return predict_file(config)
+
+
+def _report(argv: list[str]) -> int:
+    from skinmm.report import report_predictions, write_report
+
+    sources, options = _options(argv, REPORT_OPTIONS)
+    if len(sources) != 1:
+        raise InputError(REPORT_USAGE)
+    source, pictures = sources[0], options.get("pictures", "true").lower() == "true"
+    if source.is_dir():
+        page = write_report(source, pictures=pictures)
+    else:
+        labels = Path(options["labels"]) if "labels" in options else None
+        output = Path(options.get("output", "report.html"))
+        overwrite = options.get("overwrite", "false").lower() == "true"
+        page = report_predictions(source, output, labels, pictures=pictures, overwrite=overwrite)
+    print(f"report: {page}")  # noqa: T201
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    from skinmm.report import compare_page
+    from skinmm.wording import aligned
+
+    sources, options = _options(argv, COMPARE_OPTIONS)
+    if not sources:
+        raise InputError(COMPARE_USAGE)
+    labels = Path(options["labels"]) if "labels" in options else None
+    output = Path(options.get("output", "compare.html"))
+    overwrite = options.get("overwrite", "false").lower() == "true"
+    table = compare_page(sources, output, labels, overwrite=overwrite)
+    print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
+    return 0
+
+
+def _told(argv: list[str], usage: str, job: Callable[[list[str]], int]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(usage)  # noqa: T201
+        return 0
+    return guarded(lambda: job(argv))
+
+
+def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
+    """The files that were named, and the KEY=VALUE of known keys."""
+    pairs = [item.partition("=")[::2] for item in argv]
+    options = dict(pair for pair in pairs if pair[0] in known)
+    named = zip(argv, pairs, strict=True)
+    return [Path(item) for item, pair in named if pair[0] not in options], options
+
+
+def _usage() -> str:
+    lines = [
+        f"  {name:<10}{(call.__doc__ or '').splitlines()[0]}" for name, call in COMMANDS.items()
+    ]
+    return "\n".join(["usage: skinmm COMMAND ...", "", *lines])

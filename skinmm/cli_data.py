@@ -1,0 +1,136 @@
+"""The commands that look at a cohort or make it small: audit, explore, pack."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skinmm.cli_hydra import Job, refused, run
+from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from skinmm.data.audit_pixels import Fingerprints
+    from skinmm.report.cohorts import Cohort
+
+
+def audit(argv: list[str]) -> int:
+    """Finds leaks and shortcuts of a cohort and its split; 1 when there is a leak."""
+    return _once(argv, "audit", AuditConfig, _audit)
+
+
+def explore(argv: list[str]) -> int:
+    """Makes a page about a cohort: counts, what is missing, ages, sites, sizes, pictures."""
+    return _once(argv, "explore", ExploreConfig, _explore)
+
+
+def pack(argv: list[str]) -> int:
+    """Makes a cohort's images small and puts them into TFRecord shards; or checks such a pack."""
+    return _once(argv, "pack", PackConfig, _pack)
+
+
+def _once(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
+    if {"-m", "--multirun"} & set(argv):
+        return refused(f"skinmm {name} takes one cohort; start it once for each")
+    return run(argv, name, schema, job)
+
+
+def _audit(config: AuditConfig, _: Path) -> int:
+    from skinmm.data.audit import audit as audited
+    from skinmm.data.audit_pixels import near_duplicates
+    from skinmm.data.splits import split
+    from skinmm.report import audit_page, refuse_existing
+    from skinmm.runs import write_json
+
+    data, folder = config.data, Path(config.output)
+    page, facts = folder / "audit.html", folder / "audit.json"
+    for file in (page, facts):
+        refuse_existing(file, config.overwrite)
+    table = _cohort(data, images=config.near)
+    near, pixels = None, {}
+    if config.near:
+        found = _fingerprints(table)
+        near, table = near_duplicates(found), _with_sizes(table, found)
+        pixels = {"compared": len(found.image_id), "unreadable": found.unreadable}
+    table = split(table, data.folds, int(data.fold), data.split_seed)
+    findings = audited(table, columns=data.columns, near=near) | pixels
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(facts, findings)
+    audit_page(_seen(table, data), findings, page)
+    print(f"audit: {page}")  # noqa: T201
+    for warning in findings["warnings"]:
+        print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
+    if findings["leaks"]:
+        print(f"leaks found: {'; '.join(findings['leaks'])}", file=sys.stderr)  # noqa: T201
+        return 1
+    print("no leaks found")  # noqa: T201
+    return 0
+
+
+def _explore(config: ExploreConfig, _: Path) -> int:
+    from skinmm.report import explore_page, refuse_existing
+
+    output = Path(config.output)
+    refuse_existing(output, config.overwrite)
+    cohort = _seen(_cohort(config.data), config.data)
+    explore_page(cohort, output, examples=config.examples)
+    print(f"page: {output}")  # noqa: T201
+    return 0
+
+
+def _pack(config: PackConfig, _: Path) -> int:
+    from skinmm.data.pack import PackSettings
+    from skinmm.data.pack import pack as packed
+    from skinmm.data.pack_manifest import verify_pack
+    from skinmm.data.source import read_source
+
+    out, data = Path(config.out), config.data
+    if config.verify:
+        manifest = verify_pack(out)
+        print(f"{out}: {manifest.images:,} images, all as they were packed")  # noqa: T201
+        return 0
+    settings = PackSettings(
+        size=config.size, quality=config.quality, icc="srgb" if data.icc == "srgb" else "ignore"
+    )
+    table = _cohort(data, images=True)
+    packed(table, out, read_source, settings, workers=config.workers, overwrite=config.overwrite)
+    print(f"packed {len(table):,} images; to use them: data=packed data.root={out}")  # noqa: T201
+    return 0
+
+
+def _cohort(data: DataConfig, *, images: bool = False) -> "pd.DataFrame":
+    """The rows, as `data.missing` says where their images are needed."""
+    from skinmm.data.catalog import load_cohort, require_images
+
+    table = load_cohort(data)
+    return require_images(table, data.missing) if images or data.missing == "drop" else table
+
+
+def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
+    from skinmm.data.catalog import classes_of, positives_of
+    from skinmm.report import Cohort
+
+    classes = classes_of(table, data)
+    return Cohort(data.name, table, classes, positives_of(classes, data), data.columns)
+
+
+def _fingerprints(table: "pd.DataFrame") -> "Fingerprints":
+    from tqdm import tqdm
+
+    from skinmm.data.audit_pixels import fingerprints
+    from skinmm.data.source import read_source
+
+    with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
+        return fingerprints(table, read_source, bar.update)
+
+
+def _with_sizes(table: "pd.DataFrame", found: "Fingerprints") -> "pd.DataFrame":
+    """Sizes that the table lacks, as the images have them, so that they can be probed."""
+    import pandas as pd
+
+    sizes = pd.DataFrame(found.sizes, found.image_id, ["width", "height"], dtype=float)
+    names = table["image_id"]
+    return table.assign(
+        width=table["width"].fillna(names.map(sizes["width"])),
+        height=table["height"].fillna(names.map(sizes["height"])),
+    )

@@ -1,0 +1,169 @@
+"""Hydra behind the commands: paths are taken literally, errors are one line, jobs see no Hydra."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+
+from skinmm.config import explain_unknown, from_mapping, one_line, unknown_key
+from skinmm.errors import InputError
+
+PACKAGE: Final = Path(__file__).parent
+# In an installed wheel conf lies inside the package, in a checkout beside it.
+CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+FULL_ERROR: Final = "HYDRA_FULL_ERROR"
+
+# Values of these keys are taken literally, whatever characters a path holds.
+PATH_KEYS: Final = frozenset(
+    {
+        "data.root",
+        "model.pretrained",
+        "resume",
+        "checkpoint",
+        "input",
+        "images",
+        "out",
+        "output",
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+    }
+)
+
+Job = Callable[[Any, Path], int]
+"""Takes the typed configuration and the folder that Hydra made; returns the exit status."""
+
+
+def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
+    """Composes, checks and runs a job; with `-m` as often as the overrides say.
+
+    A run of a sweep that fails says so and lets the others go on.
+
+    Args:
+        argv: overrides and Hydra's flags.
+        name: the primary configuration under conf.
+        schema: its dataclass.
+        job: called with every composed configuration.
+
+    Returns:
+        The worst exit status.
+    """
+    ConfigStore.instance().store(name="schema", node=schema)
+    full = os.environ.get(FULL_ERROR) == "1"
+    typed = sys.argv
+    statuses = [0]
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+    def task(composed: Any) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        # What the job starts (Lightning's other ranks) sees neither Hydra nor quoted paths.
+        HydraConfig.instance().cfg = None
+        sys.argv = typed
+        with environment(**{FULL_ERROR: str(int(full))}):
+            work = lambda: job(from_mapping(schema, composed), folder)  # noqa: E731
+            statuses.append(reported(work, full=full))
+        _remove_if_empty(folder)
+
+    sys.argv = [typed[0], *map(quote, argv)]
+    try:
+        # With the full error Hydra raises instead of printing several lines and exiting with 1.
+        with environment(**{FULL_ERROR: "1"}):
+            statuses.append(guarded(lambda: task() or 0, full=full, schema=schema))
+    finally:
+        sys.argv = typed
+    return max(statuses)
+
+
+def quote(override: str) -> str:
+    """Quotes the value of a path key, so that Hydra takes it as it is.
+
+    Left alone are null and quoted values; in a list in brackets that no file is named like, each
+    item is quoted.
+    """
+    key, separator, value = override.partition("=")
+    if not separator or key.lstrip("+") not in PATH_KEYS:
+        return override
+    is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    if is_list and "'" not in value and '"' not in value:
+        items = ",".join(_quoted(item.strip()) for item in value[1:-1].split(","))
+        return f"{key}=[{items}]"
+    return override if is_list else f"{key}={_quoted(value)}"
+
+
+def guarded(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
+    """The exit status of a job, Ctrl-C included; what went wrong is said in one line."""
+    try:
+        return reported(job, full=full, schema=schema)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def reported(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
+    """As `guarded`, but Ctrl-C goes on to end a sweep."""
+    try:
+        return job()
+    except Exception as error:  # the last line of defence
+        if full:
+            traceback.print_exc()
+        print(f"error: {explain(error, schema)}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, InputError | HydraException) else 1
+
+
+def refused(reason: str) -> int:
+    """Says what is wrong with the command line and returns its exit status."""
+    print(f"error: {reason}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def explain(error: Exception, schema: type[Any] | None = None) -> str:
+    """One line for any error: what was given, and what could have been."""
+    if isinstance(error, InputError):
+        return one_line(error)
+    if not isinstance(error, HydraException):
+        return f"{type(error).__name__}: {one_line(error)} ({FULL_ERROR}=1 shows where)"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
+    key = unknown_key(error.__cause__)
+    if schema and key:
+        return explain_unknown(schema, key)
+    if isinstance(error, OverrideParseException):
+        lines = str(error).splitlines()
+        why = [line for line in lines if not line.startswith(("Error parsing", "See "))]
+        return f"{error.override}: {', '.join(why)}; quote what holds signs of Hydra's own"
+    return one_line(error.__cause__ or error)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for a while; whatever else the block sets is undone as well."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _quoted(value: str) -> str:
+    if value in ("", "null") or value[0] in "'\"":
+        return value
+    # Hydra reads a backslash as itself, except in front of a quote or at the end.
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
+    return f"'{escaped}'"
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the run folder before anything was checked; a refused run leaves none behind."""
+    if folder != Path.cwd() and not any(folder.iterdir()):
+        folder.rmdir()

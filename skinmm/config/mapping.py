@@ -1,0 +1,177 @@
+"""Plain mappings and YAML files to the typed configuration and back; the only user of OmegaConf."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from skinmm.config.schema import AuditConfig, Config, DataConfig, PackConfig, PredictConfig
+from skinmm.errors import InputError
+
+T = TypeVar("T")
+Number = int | float
+
+
+def from_mapping(schema: type[T], mapping: Any) -> T:
+    """Types and checks a plain or OmegaConf mapping.
+
+    Raises:
+        InputError: an unknown key, a wrong type or a value out of bounds, by its full key.
+    """
+    try:
+        if OmegaConf.is_config(mapping):  # plain, so that a key added past the schema is refused
+            mapping = OmegaConf.to_container(mapping, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), mapping)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = unknown_key(error)
+        raise InputError(explain_unknown(schema, key) if key else one_line(error)) from error
+    check(config)
+    return config  # type: ignore[return-value]
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries, ready for YAML, JSON or a checkpoint."""
+    return asdict(config)
+
+
+def read_config(path: Path) -> Config:
+    """Reads a run's `config.yaml`.
+
+    Raises:
+        InputError: there is none, or it is not a configuration of this version.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a run's configuration: {one_line(error)}") from error
+    try:
+        return from_mapping(Config, content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Writes a run's `config.yaml`."""
+    text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Enforces every field's bounds and choices.
+
+    Raises:
+        InputError: names the key, the value given and what is allowed.
+    """
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            check(value, f"{key}.")
+            continue
+        choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
+        if choices and value not in choices:
+            raise InputError(f"{key}={value}: choose from {', '.join(choices)}")
+        if _is_number(value) and not _is_inside(value, low, high):
+            raise InputError(f"{key}={value}: must be {_bounds(low, high)}")
+    for schema, check_whole in _WHOLE.items():
+        if isinstance(config, schema):
+            check_whole(config)
+
+
+def unknown_key(error: BaseException | None) -> str | None:
+    """The full key that OmegaConf did not find, if that is what the error says."""
+    missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
+    return getattr(error, "full_key", None) if missing else None
+
+
+def explain_unknown(schema: type[Any], key: str) -> str:
+    """One line for a key that the schema does not have: what is like it, or what is beside it."""
+    section, _, name = key.rpartition(".")
+    if section.endswith("args"):
+        return f"unknown key '{key}'; to hand it to the constructor write +{key}=..."
+    known = [each.rpartition(".") for each in _keys(schema())]
+    like = get_close_matches(name, dict.fromkeys(each[2] for each in known), cutoff=0.75)
+    near = [each for each in known if each[2] in like]
+    near.sort(key=lambda each: (each[0] != section, like.index(each[2])))
+    if near:
+        return f"unknown key '{key}'; did you mean {' or '.join(map(''.join, near[:3]))}?"
+    beside = [each for each in known if each[0] == section] or [e for e in known if not e[0]]
+    return f"unknown key '{key}'; there are {', '.join(map(''.join, beside))}"
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line, with the full key where OmegaConf names it further down."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("full_key:"))
+    key, text = next(named, ""), lines[0] if lines else type(error).__name__
+    return f"{key}: {text}" if key else text
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for item in fields(config):
+        yield f"{prefix}{item.name}"
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from _keys(value, f"{prefix}{item.name}.")
+
+
+def _check_run(config: Config) -> None:
+    if config.data.fold != "all":
+        _check_fold(config.data, ", or all")
+    devices = config.trainer.devices
+    if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
+        raise InputError(f"trainer.devices={devices}: must be a number from 1, or auto")
+    if not config.data.columns:
+        raise InputError(
+            "data.columns is empty; for a model without a record use fusion=image_only"
+        )
+    if config.evaluation.threshold == "cost" and not config.evaluation.cost_ratio:
+        raise InputError("evaluation.threshold=cost needs evaluation.cost_ratio above 0")
+
+
+def _check_fold(data: DataConfig, otherwise: str = "") -> None:
+    last = data.folds - 1
+    if not (isinstance(data.fold, int) and 0 <= data.fold <= last):
+        allowed = f"0 to {last} (data.folds={data.folds}){otherwise}"
+        raise InputError(f"data.fold={data.fold}: must be {allowed}")
+
+
+def _check_given(config: Any, **examples: str) -> None:
+    for key, example in examples.items():
+        if not getattr(config, key):
+            raise InputError(f"{key} is missing; for example {key}={example}")
+
+
+_WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
+    Config: _check_run,
+    AuditConfig: lambda config: _check_fold(config.data),
+    PackConfig: lambda config: _check_given(config, out="packed"),
+    PredictConfig: lambda config: _check_given(
+        config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"
+    ),
+}
+"""Schema -> what must hold between its settings."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_inside(value: Number, low: Number | None, high: Number | None) -> bool:
+    """Not-a-number and the infinities are nowhere inside."""
+    above = low is None or value >= low
+    return math.isfinite(value) and above and (high is None or value <= high)
+
+
+def _bounds(low: Number | None, high: Number | None) -> str:
+    if low is None and high is None:
+        return "a finite number"
+    if high is None:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"between {low} and {high}"

@@ -1,0 +1,228 @@
+# ruff: noqa: RUF009  (`setting` makes a field of its own for each)
+"""Every setting with its type, its bounds and a line on what it does; YAML holds the values."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any,
+    explanation: str,
+    *,
+    low: int | float | None = None,
+    high: int | float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with a one-line explanation, and bounds that `check` enforces."""
+    metadata = {"explanation": explanation, "low": low, "high": high, "choices": choices}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Component:
+    """An open choice: `name` is looked up in a table, `args` go to the constructor found there."""
+
+    name: str = setting("", "name in the component's table")
+    args: dict[str, Any] = setting({}, "keyword arguments of the constructor")
+
+
+@dataclass
+class ExtraCohort:
+    """Another cohort whose rows are added to training only."""
+
+    name: str = setting("", "dataset adapter")
+    root: str | None = setting(None, "folder of the dataset")
+
+
+@dataclass
+class DataConfig:
+    """Which cohort, which target, which split."""
+
+    name: str = setting("demo", "dataset adapter")
+    root: str | None = setting(None, "folder of the dataset; the demo brings its own")
+    format: str = setting(
+        "auto", "how the images are stored", choices=("auto", "jpeg", "dicom", "tfrecord")
+    )
+    missing: str = setting(
+        "error", "rows whose image is not on disk: refuse or drop", choices=("error", "drop")
+    )
+    target: str = setting("malignant", "what is predicted", choices=("malignant", "diagnosis"))
+    positive: list[str] = setting([], "classes that count as malignant; empty: the usual ones")
+    columns: list[str] = setting(["age", "sex", "site"], "record columns the model sees")
+    args: dict[str, Any] = setting({}, "further options of the adapter (column mapping, parts)")
+    limit: int | None = setting(None, "class-balanced subset of the training rows", low=2)
+    folds: int = setting(5, "parts the patients are dealt into", low=3, high=100)
+    fold: int | str = setting(0, "which part is the test part: 0 to folds-1, or all")
+    split_seed: int = setting(0, "seed of the split alone, so that runs share it", low=0)
+    extra: list[ExtraCohort] = setting([], "cohorts added to training only")
+    icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
+    allow_leaks: bool = setting(False, "train although the audit found a leak (it is recorded)")
+
+
+@dataclass
+class ModelConfig:
+    """The image network."""
+
+    name: str = setting("efficientnet_b3", "any timm model, or simple_cnn")
+    pretrained: bool | str = setting("auto", "auto, true, false, or a weights file")
+    freeze: bool = setting(False, "train the head only, on a frozen image network")
+    image_size: int = setting(300, "side of the square input, pixels", low=16, high=4096)
+    args: dict[str, Any] = setting({}, "keyword arguments of the network (drop_rate, ...)")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    name: str = setting(
+        "warmup_cosine", "shape of the schedule", choices=("warmup_cosine", "constant")
+    )
+    warmup: float = setting(0.1, "share of the steps that warm up", low=0, high=1)
+    final: float = setting(0.01, "last rate as a share of the highest", low=0, high=1)
+
+
+@dataclass
+class OptimizerConfig(Component):
+    """The optimiser and how its rate is dealt out."""
+
+    lr: float = setting(1e-3, "highest learning rate", low=0)
+    weight_decay: float = setting(1e-2, "decay of matrices; biases and norms have none", low=0)
+    backbone_lr_scale: float = setting(1.0, "image network's rate as a share of lr", low=0)
+
+
+@dataclass
+class TrainerConfig:
+    """The machine, the loop and its loaders."""
+
+    max_epochs: int = setting(10, "epochs at most", low=1)
+    batch_size: int = setting(32, "rows per step and process", low=1)
+    eval_batch_size: int = setting(64, "rows per evaluation step and process", low=1)
+    workers: int | None = setting(None, "loader processes; null: the cores, at most 8", low=0)
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    devices: int | str = setting("auto", "processes per node, or auto")
+    num_nodes: int = setting(1, "machines", low=1)
+    strategy: str = setting("auto", "how processes cooperate", choices=("auto", "ddp"))
+    precision: str = setting(
+        "auto",
+        "training arithmetic; probabilities are always 32 bit",
+        choices=("auto", "32", "bf16", "16"),
+    )
+    channels_last: bool = setting(True, "memory layout of images")
+    compile: bool = setting(False, "torch.compile the network")
+    accumulate: int = setting(1, "steps whose gradients are added up", low=1)
+    clip: float | None = setting(1.0, "largest gradient norm", low=0)
+    monitor: str = setting(
+        "val/auroc",
+        "what early stopping and the best checkpoint watch; a loss is to fall, the others to rise",
+        choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/loss"),
+    )
+    patience: int = setting(5, "epochs without a better monitor before stopping", low=1)
+    progress: bool = setting(True, "show a progress bar")
+    limit_batches: int | None = setting(None, "steps per epoch at most (debugging)", low=1)
+
+
+@dataclass
+class EvaluationConfig:
+    """How numbers, intervals and thresholds are made."""
+
+    views: int = setting(
+        1, "flips and transposes averaged in testing and prediction", low=1, high=8
+    )
+    resamples: int = setting(1000, "bootstrap resamples over patients", low=0, high=100_000)
+    confidence: float = setting(0.95, "confidence of intervals", low=0.5, high=0.999)
+    calibration: str = setting(
+        "auto",
+        "fitted on validation patients",
+        choices=("auto", "none", "temperature", "platt", "isotonic"),
+    )
+    threshold: str = setting(
+        "sensitivity", "rule of the decision", choices=("sensitivity", "youden", "cost")
+    )
+    sensitivity: float = setting(0.95, "target of the sensitivity rule", low=0.01, high=0.9999)
+    cost_ratio: float | None = setting(None, "cost of a miss over a false alarm", low=0)
+
+
+@dataclass
+class LoggerConfig:
+    """Where a run reports while it trains."""
+
+    name: str = setting("csv", "logger", choices=("csv", "tensorboard", "wandb", "none"))
+    project: str = setting("skinmm", "W&B project")
+    entity: str | None = setting(None, "W&B team or user")
+    group: str | None = setting(None, "W&B group")
+    images: bool = setting(False, "let pictures and patient ids leave the run folder")
+
+
+@dataclass
+class Config:
+    """A training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fusion: Component = field(default_factory=Component)
+    tabular: Component = field(default_factory=Component)
+    loss: Component = field(default_factory=Component)
+    sampler: Component = field(default_factory=Component)
+    augment: Component = field(default_factory=Component)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = setting(0, "seed of everything but the split", low=0, high=2**32 - 1)
+    resume: str | None = setting(None, "run folder to continue")
+    overwrite: bool = setting(False, "replace a run that is in the folder already")
+
+
+@dataclass
+class PredictConfig:
+    """A prediction job."""
+
+    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    input: str = setting("", "CSV of patients")
+    images: str | None = setting(None, "folder of the images; default: the table's own folder")
+    output: str = setting("predictions.csv", "CSV to write")
+    backend: str = setting("auto", "what runs the network", choices=("auto", "torch"))
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    threshold: float | None = setting(
+        None, "decision threshold; null: the checkpoint's", low=0, high=1
+    )
+    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
+    batch_size: int = setting(32, "rows per step", low=1)
+    workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
+    overwrite: bool = setting(False, "replace the output if it exists")
+
+
+@dataclass
+class AuditConfig:
+    """A search for leaks and shortcuts in a cohort and its split."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    near: bool = setting(False, "also compare the pixels of all images, to find near duplicates")
+    output: str = setting("audit", "folder for audit.json and audit.html")
+    overwrite: bool = setting(False, "replace an audit that is in the folder already")
+
+
+@dataclass
+class ExploreConfig:
+    """A page about a cohort."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    examples: int = setting(12, "pictures of each class", low=0, high=500)
+    output: str = setting("explore.html", "page to write")
+    overwrite: bool = setting(False, "replace the page if it exists")
+
+
+@dataclass
+class PackConfig:
+    """A cohort's images, made small and put into TFRecord shards; or a check of such a pack."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = setting("", "folder of the pack")
+    size: int = setting(512, "shorter side, pixels; smaller images keep theirs", low=16, high=8192)
+    quality: int = setting(95, "of JPEG", low=1, high=100)
+    workers: int | None = setting(None, "processes; null: one per core", low=1)
+    verify: bool = setting(False, "only compare the shards that are there with their checksums")
+    overwrite: bool = setting(False, "replace a pack of other rows or settings")

@@ -1,0 +1,1 @@
+"""Cohorts, images and splits: bytes and tables in, arrays out."""

@@ -1,0 +1,91 @@
+"""Every public dataset as one canonical cohort table; an adapter is a function and a line below."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import pandas as pd
+
+from skinmm.config import Component, DataConfig, ExtraCohort, build
+from skinmm.data.catalog.embedded import demo
+from skinmm.data.catalog.folder import image_folder
+from skinmm.data.catalog.headers import fill_from_headers
+from skinmm.data.catalog.images import require_images
+from skinmm.data.catalog.isic import ham10000, isic_2017, isic_2018, isic_2019, isic_2024
+from skinmm.data.catalog.own import csv, packed
+from skinmm.data.catalog.pad_ufes import pad_ufes_20
+from skinmm.data.catalog.siim import siim_isic
+from skinmm.data.catalog.targets import classes_of, positives_of, with_target
+from skinmm.data.record import canonical_diagnosis, refuse_columns
+from skinmm.data.splits import hold_out
+from skinmm.errors import InputError
+
+__all__ = ["ADAPTERS", "Adapter", "classes_of", "load_cohort", "positives_of", "require_images"]
+
+Adapter = Callable[..., pd.DataFrame]
+"""`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
+
+ADAPTERS: Final[dict[str, Adapter]] = {
+    "demo": demo,
+    "siim_isic": siim_isic,
+    "ham10000": ham10000,
+    "isic_2017": isic_2017,
+    "isic_2018": isic_2018,
+    "isic_2019": isic_2019,
+    "isic_2024": isic_2024,
+    "pad_ufes_20": pad_ufes_20,
+    "image_folder": image_folder,
+    "csv": csv,
+    "packed": packed,
+}
+
+
+def load_cohort(data: DataConfig) -> pd.DataFrame:
+    """Reads a cohort, adds the extra ones, and gives every row its target.
+
+    Args:
+        data: which cohort; `args.test_fraction` holds out a test part of whole patients, the other
+            args go to the adapter.
+
+    Returns:
+        Canonical rows, numbered from 0; `path` is None where no image was found. A column `part` is
+        there where parts are fixed: by the data, held out, or `train` for the rows of `data.extra`.
+
+    Raises:
+        InputError: a folder, table, column, cell or option that cannot be used, by its name.
+    """
+    args = dict(data.args)
+    fraction = args.pop("test_fraction", None)
+    table = _read(replace(data, args=args))
+    for extra in data.extra:
+        table = _extended(table, data, extra)
+    refuse_columns(data.columns, list(table.columns))
+    table = with_target(table, data)
+    return table if fraction is None else hold_out(table, _share(fraction), data.split_seed)
+
+
+def _share(fraction: Any) -> float:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise InputError(f"data.args.test_fraction={fraction}: must be a number")
+    return float(fraction)
+
+
+def _read(data: DataConfig) -> pd.DataFrame:
+    """One cohort; without a patient the lesion stands in, without a lesion the image."""
+    table = build(ADAPTERS, "data", Component(data.name, data.args), data=data)
+    table = fill_from_headers(table).reset_index(drop=True)
+    patient = table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
+    return table.assign(patient_id=patient)
+
+
+def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.DataFrame:
+    """Adds another cohort's rows for training only, less the images that are there already."""
+    other = _read(replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[]))
+    other = other[~other["image_id"].isin(table["image_id"])].assign(part="train")
+    spelling = {canonical_diagnosis(name): name for name in table["diagnosis"].dropna().unique()}
+    other["diagnosis"] = other["diagnosis"].map(
+        lambda name: spelling.get(canonical_diagnosis(name), name)
+    )
+    joined = pd.concat([table, other], ignore_index=True)
+    joined.attrs = table.attrs
+    return joined

@@ -1,0 +1,174 @@
+"""The ISIC challenges beside SIIM-ISIC 2020, as their zip files unpack; the official ISIC names."""
+
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from skinmm.config import DataConfig
+from skinmm.data.catalog.images import root_of, with_paths
+from skinmm.data.catalog.tables import canonical, choice, joined, read_table
+from skinmm.data.record import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
+from skinmm.errors import InputError
+
+FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
+"""Where images of any dataset may be, beside the folders that its zip files make."""
+_DOWNSAMPLED: Final = "_downsampled"
+_PARTS: Final = {"Training": None, "Validation": "val", "Test": "test"}
+_IDDX: Final = (
+    *(("melanoma", "mel"), ("basal cell", "bcc"), ("squamous cell", "scc")),
+    *(("actinic keratosis", "akiec"), ("keratosis", "bkl"), ("lentigo", "bkl")),
+    *(("dermatofibroma", "df"), ("nevus", "nv"), ("angioma", "vasc"), ("vascular", "vasc")),
+)
+"""Words of ISIC's diagnosis path (`iddx_full`), the first that occurs counts."""
+
+
+def ham10000(data: DataConfig) -> pd.DataFrame:
+    """HAM10000 (Tschandl et al. 2018), seven classes; the lesion stands in for the patient."""
+    root = root_of(data)
+    file = root / "HAM10000_metadata.csv"
+    table = read_table(file, ["lesion_id", "image_id", "dx"])
+    table["dx"] = by_value(table["dx"], canonical_diagnosis)
+    rows = canonical(rename_columns(table), file, data.name, data.columns)
+    unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
+    return with_paths(rows, root, data.format, (*unpacked, *FOLDERS))
+
+
+def isic_2019(data: DataConfig) -> pd.DataFrame:
+    """ISIC 2019, eight classes: ground truth and metadata of the training set.
+
+    HAM10000 is part of it, and so are older ISIC images: those named `..._downsampled` are linked
+    to the image they were made from, so that no split parts the two.
+    """
+    root = root_of(data)
+    file = root / "ISIC_2019_Training_GroundTruth.csv"
+    table = read_table(file, ["image", "MEL"])
+    table["diagnosis"] = _hot(table, file)
+    metadata = ["age_approx", "anatom_site_general", "lesion_id", "sex"]
+    table = joined(table, "image", root / "ISIC_2019_Training_Metadata.csv", metadata)
+    original = table["image"].str.removesuffix(_DOWNSAMPLED)
+    table["duplicate_of"] = original.where(original != table["image"], None)
+    rows = canonical(rename_columns(table), file, data.name, data.columns)
+    unpacked = "ISIC_2019_Training_Input"
+    return with_paths(rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *FOLDERS))
+
+
+def isic_2018(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
+    """ISIC 2018 task 3, seven classes; age, sex and site from `HAM10000_metadata.csv` if there.
+
+    Args:
+        data: root and format.
+        folds: `stratified` deals the training set; `public` adds the official validation and test
+            sets as the fixed parts.
+    """
+    root = root_of(data)
+    groups = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    ham = root / "HAM10000_metadata.csv"
+    parts = []
+    for part, fixed in _official(folds).items():
+        file = _unpacked(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
+        table = read_table(file, ["image", "MEL"])
+        table["diagnosis"] = _hot(table, file)
+        table = joined(table, "image", groups, ["lesion_id"])
+        table = joined(table, "image", ham, ["age", "sex", "localization"], "image_id")
+        rows = canonical(rename_columns(table), file, data.name, data.columns)
+        parts.append(rows.assign(part=fixed))
+    rows = _stacked(parts)
+    unpacked = [f"ISIC2018_Task3_{part}_Input" for part in _PARTS]
+    return with_paths(rows, root, data.format, (*unpacked, *FOLDERS))
+
+
+def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
+    """ISIC 2017 part 3: melanoma, seborrheic keratosis, nevus.
+
+    Either as the challenge unpacks, or as one table a part (`training.csv`, `validation.csv`,
+    `test.csv`, with the folders of the same names). Where a table does not tell keratosis from
+    nevus, what is no melanoma is `unknown`.
+
+    Args:
+        data: root and format.
+        folds: `stratified` deals the training set; `public` adds the official validation and test
+            sets, as far as they are there, as the fixed parts.
+    """
+    root = root_of(data)
+    parts = []
+    for part, fixed in _official(folds).items():
+        official = part.replace("Test", "Test_v2")
+        file = root / f"{part.lower()}.csv"
+        if not file.is_file():
+            file = root / f"ISIC-2017_{official}_Part3_GroundTruth.csv"
+        if part == "Training" or file.is_file():
+            table = _three_way(read_table(file, ["image_id", "melanoma"]))
+            metadata = root / f"ISIC-2017_{official}_Data_metadata.csv"
+            table = joined(table, "image_id", metadata, ["age_approximate", "sex"])
+            rows = canonical(rename_columns(table), file, data.name, data.columns)
+            parts.append(rows.assign(part=fixed))
+    rows = _stacked(parts)
+    unpacked = [f"ISIC-2017_{part}_Data" for part in ("Training", "Validation", "Test_v2")]
+    folders = (*unpacked, "training", "validation", "test", *FOLDERS)
+    return with_paths(rows, root, data.format, folders)
+
+
+def isic_2024(data: DataConfig) -> pd.DataFrame:
+    """ISIC 2024 (SLICE-3D): `train-metadata.csv`, and images in `train-image.hdf5` or as JPEG.
+
+    Any of its measurements (`clin_size_long_diam_mm`, `tbp_lv_areaMM2`, ...) may be named in
+    `data.columns`; what histology told (`iddx_...`, `mel_...`) may not.
+    """
+    root = root_of(data)
+    file = root / "train-metadata.csv"
+    known = [name for names in COLUMN_NAMES.values() for name in names]
+    wanted = [*known, "iddx_full", *data.columns]
+    table = read_table(file, ["isic_id", "target", "patient_id"], only=wanted)
+    if "iddx_full" in table:
+        paths = table["iddx_full"].fillna("").str.lower()
+        table["diagnosis"] = by_value(paths, _from_iddx)
+    rows = canonical(rename_columns(table), file, data.name, data.columns)
+    folders = ("train-image", "train-image/image", *FOLDERS)
+    return with_paths(rows, root, data.format, folders)
+
+
+def _three_way(table: pd.DataFrame) -> pd.DataFrame:
+    melanoma = pd.to_numeric(table["melanoma"], errors="coerce") == 1
+    diagnosis = pd.Series("unknown", table.index)
+    if "seborrheic_keratosis" in table:
+        keratosis = pd.to_numeric(table["seborrheic_keratosis"], errors="coerce") == 1
+        diagnosis = pd.Series("nv", table.index).mask(keratosis, "bkl")
+    return table.drop(columns="melanoma").assign(diagnosis=diagnosis.mask(melanoma, "mel"))
+
+
+def _from_iddx(path: str) -> str:
+    return next((name for word, name in _IDDX if word in path), "unknown")
+
+
+def _hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
+    """The class of each row of a one-hot ground truth.
+
+    Raises:
+        InputError: a row that does not mark exactly one class.
+    """
+    classes = {name: canonical_diagnosis(name) for name in table.columns}
+    names = [name for name, known in classes.items() if known]
+    marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
+    wrong = marks.sum(axis=1) != 1
+    if wrong.any():
+        line = int(wrong.to_numpy().argmax()) + 2
+        raise InputError(f"{file}: row {line}: exactly one class must be 1 ({', '.join(names)})")
+    return marks.idxmax(axis=1).map(classes)
+
+
+def _official(folds: str) -> dict[str, str | None]:
+    choice("folds", folds, ("stratified", "public"))
+    return _PARTS if folds == "public" else {"Training": None}
+
+
+def _stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table; without a fixed part no column `part`."""
+    table = pd.concat(parts, ignore_index=True)
+    return table if table["part"].notna().any() else table.drop(columns="part")
+
+
+def _unpacked(root: Path, name: str) -> Path:
+    """A file in the root or in the folder that its zip file makes."""
+    inside = root / Path(name).stem / name
+    return inside if inside.is_file() else root / name

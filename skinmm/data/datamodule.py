@@ -1,0 +1,185 @@
+"""Reads a cohort, splits it by patient, encodes the record, and serves every stage's loader."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+from jaxtyping import Float, Int
+from torch.utils.data import DataLoader
+
+from skinmm.config import Config, build
+from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
+from skinmm.data.dataset import Key, LesionDataset, Sample
+from skinmm.data.record import RecordEncoder
+from skinmm.data.sampling import SAMPLERS, EpochSampler, evaluation_shard
+from skinmm.data.splits import split
+from skinmm.data.transforms import AUGMENTS
+
+MAX_WORKERS: Final = 8
+
+
+class LesionData(pl.LightningDataModule):
+    """One fold of a cohort, ready to be loaded.
+
+    Attributes:
+        cohort: canonical rows with the columns `fold` and `part`, in the table's order.
+        classes: names, in the order of the logits.
+        positive: the classes that count as malignant.
+        targets: class index of every row.
+        natural_prior: class shares of the training part, before any limit or sampling, and without
+            the rows of other cohorts (`data.extra`): those of use.
+        encoder: fitted on training rows alone.
+        sampler: what draws the training rows.
+    """
+
+    def __init__(self, config: Config, inputs: frozenset[str]) -> None:
+        """Reads and splits the cohort; what can be refused without data is refused before.
+
+        Args:
+            config: the whole configuration.
+            inputs: what the fusion block uses, of {image, record}; nothing else is asked for.
+
+        Raises:
+            InputError: an argument of the sampler or the augmentation out of bounds, a missing
+                root, table, column or image, an empty cohort, or a single class.
+        """
+        super().__init__()
+        size = config.model.image_size
+        self.sampler = build(SAMPLERS, "sampler", config.sampler)
+        self._transform = build(AUGMENTS, "augment", config.augment, size=size)
+        self._config = config
+        self._inputs = inputs
+        table = load_cohort(config.data)
+        if "image" in inputs:
+            table = require_images(table, config.data.missing)
+        self.classes = classes_of(table, config.data)
+        self.positive = positives_of(self.classes, config.data)
+        fold = int(config.data.fold)
+        self.cohort = split(table, config.data.folds, fold, config.data.split_seed)
+        self.targets = _codes(self.cohort["target"], self.classes)
+        whole = self.rows("train")
+        self.natural_prior = self._shares_in_use(whole)
+        self._training_rows = _limited(whole, self.targets, config.data.limit, config.seed)
+        training = self.cohort.iloc[self._training_rows]
+        self.encoder = RecordEncoder.fit(training, config.data.columns)
+        self._datasets: dict[str, LesionDataset] = {}
+
+    @property
+    def training_targets(self) -> Int[np.ndarray, " n"]:
+        """Class index of every training row."""
+        return self.targets[self._training_rows]
+
+    @property
+    def record_widths(self) -> list[int]:
+        """Width of each record column's block."""
+        return [column.stop - column.start for column in self.encoder.layout]
+
+    def rows(self, part: str) -> Int[np.ndarray, " n"]:
+        """Row numbers of a part in the cohort's order."""
+        return np.flatnonzero((self.cohort["part"] == part).to_numpy())
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Augmented training batches of this process, drawn by the sampler."""
+        rank, world_size = self._place()
+        sampler = EpochSampler(
+            self.sampler,
+            self.training_targets,
+            seed=self._config.seed,
+            batch_size=self._config.trainer.batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        batch_size = min(self._config.trainer.batch_size, len(sampler))
+        return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every validation row."""
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Every test row."""
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, part: str) -> DataLoader[Sample]:
+        """Every row of a part, unaugmented; under DDP this process's share.
+
+        Shares are padded to one length: whoever gathers keeps each `row` once.
+        """
+        dataset = self._dataset(part, self.rows(part))
+        rows = evaluation_shard(len(dataset), *self._place())
+        keys: list[Key] = [(row, None) for row in rows.tolist()]
+        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
+        if part not in self._datasets:
+            table = self.cohort.iloc[rows]
+            self._datasets[part] = LesionDataset(
+                self.targets[rows],
+                table["image_id"].tolist(),
+                records=self.encoder.transform(table) if "record" in self._inputs else None,
+                paths=table["path"].tolist() if "image" in self._inputs else None,
+                size=self._config.model.image_size,
+                transform=self._transform,
+                icc=self._config.data.icc,
+            )
+        return self._datasets[part]
+
+    def _loader(
+        self, dataset: LesionDataset, sampler: Iterable[Key], batch_size: int
+    ) -> DataLoader[Sample]:
+        workers = self._workers()
+        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device == "cuda",
+        )
+
+    def _workers(self) -> int:
+        if "image" not in self._inputs:  # rows of a small array: processes would only cost
+            return 0
+        wish = self._config.trainer.workers
+        if wish is not None:
+            return wish
+        neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
+        return min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
+
+    def _shares_in_use(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " classes"]:
+        """Class shares of the training rows from the sources that are judged.
+
+        A class that only another cohort brought counts one row: it is learned, so it may come.
+        """
+        source, judged = self.cohort["source"], self.cohort["part"].isin(("val", "test"))
+        native = rows[source.iloc[rows].isin(source[judged].unique()).to_numpy()]
+        classes = len(self.classes)
+        known = np.bincount(self.targets[rows], minlength=classes) > 0
+        counts = np.maximum(np.bincount(self.targets[native], minlength=classes), known)
+        return counts / max(counts.sum(), 1)
+
+
+def _codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Class indices; a target of numbers holds them already."""
+    if pd.api.types.is_integer_dtype(target):
+        return target.to_numpy(dtype=np.int64)
+    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
+
+
+def _limited(
+    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
+) -> Int[np.ndarray, " k"]:
+    """At most `limit` rows, as equal in classes as the rows allow, in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    # A row's place within its class: taking the lowest places takes from every class in turn.
+    place = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])

@@ -1,0 +1,117 @@
+"""Source bytes, decoding, augmentation and the record's row become one sample."""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from skinmm.data.decode import decode
+from skinmm.data.source import read_source
+from skinmm.data.transforms import Transform, seeded
+from skinmm.errors import InputError
+
+Key = tuple[int, int | None]
+"""A row, and the seed of its augmentation; without a seed it is not augmented."""
+
+
+class Sample(TypedDict, total=False):
+    """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used."""
+
+    row: int
+    target: int
+    image: Tensor
+    record: Tensor
+
+
+class ImageError(InputError):
+    """An image that cannot be used, by its id, in one line.
+
+    A loader process hands over only the text of its traceback, which becomes the argument of the
+    same error here: its last line is the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Takes the message, or a traceback that ends in it."""
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class LesionDataset(Dataset[Sample]):
+    """Rows of a cohort as samples, addressed by `Key`."""
+
+    def __init__(
+        self,
+        targets: Int[np.ndarray, " n"],
+        image_ids: list[str],
+        *,
+        records: Float32[np.ndarray, "n columns"] | None = None,
+        paths: list[str] | None = None,
+        size: int = 0,
+        transform: Transform | None = None,
+        icc: Any = "ignore",
+    ) -> None:
+        """Takes the cohort column by column.
+
+        Args:
+            targets: class index of every row.
+            image_ids: named in errors.
+            records: encoded records, or None for a model without a record.
+            paths: where each image's bytes are, or None for a model without an image.
+            size: side of the square image, pixels.
+            transform: augmentation.
+            icc: what to do with embedded colour profiles.
+        """
+        self._targets = targets
+        self._image_ids = image_ids
+        self._records = None if records is None else torch.from_numpy(records)
+        self._paths = paths
+        self._size = size
+        self._transform = transform
+        self._icc = icc
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._targets)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of one row.
+
+        Raises:
+            ImageError: its image cannot be read or decoded.
+        """
+        row, seed = key
+        sample = Sample(row=row, target=int(self._targets[row]))
+        if self._records is not None:
+            sample["record"] = self._records[row]
+        if self._paths is not None:
+            sample["image"] = self._image(row, self._paths[row], seed)
+        return sample
+
+    def _image(self, row: int, path: str, seed: int | None) -> UInt8[Tensor, "3 size size"]:
+        try:
+            pixels = read_image(path, self._size, self._icc)
+        except (OSError, InputError) as error:
+            raise ImageError(f"image {self._image_ids[row]} ({path}): {error}") from error
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        if self._transform is None or seed is None:
+            return image
+        return seeded(self._transform, image, seed)
+
+
+def read_image(path: str, size: int, icc: Any = "ignore") -> UInt8[np.ndarray, "size size 3"]:
+    """Reads and decodes what a cohort's path names, resized to a square.
+
+    Args:
+        path: as in the cohort table: a file, or an entry of one behind a `#`.
+        size: side of the square, pixels.
+        icc: what to do with embedded colour profiles.
+
+    Raises:
+        OSError: the bytes cannot be read.
+        InputError: they are no picture that can be used.
+    """
+    source = read_source(path)
+    return decode(source.data, size=size, frame=source.frame, icc=icc)

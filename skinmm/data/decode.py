@@ -1,0 +1,113 @@
+"""Bytes to uint8 RGB: the one decoding path of training, prediction and serving.
+
+The format is told by the first bytes, never by a file's name. The same picture comes out of a
+JPEG file, a DICOM file and a TFRecord that hold the same JPEG stream.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+from skinmm.data.decode_base import (
+    DecodeError,
+    Icc,
+    ImageInfo,
+    Pixels,
+    Raster,
+    Request,
+    Size,
+    check_size,
+    finish,
+)
+from skinmm.data.decode_dicom import dicom_record, probe_dicom, read_dicom
+from skinmm.data.decode_jpeg import probe_jpeg, read_jpeg
+from skinmm.data.decode_png import probe_png, read_png
+
+__all__ = ["DecodeError", "ImageInfo", "decode", "dicom_record", "probe"]
+
+Format = Literal["jpeg", "png", "dicom"]
+
+
+class _Codec(NamedTuple):
+    read: Callable[[bytes, Request], Raster]
+    probe: Callable[[bytes], ImageInfo]
+
+
+FORMATS: Final[dict[Format, _Codec]] = {
+    "jpeg": _Codec(read_jpeg, probe_jpeg),
+    "png": _Codec(read_png, probe_png),
+    "dicom": _Codec(read_dicom, probe_dicom),
+}
+
+
+def decode(
+    data: bytes,
+    *,
+    size: Size | int | None = None,
+    frame: int | None = None,
+    icc: Icc = "ignore",
+    max_pixels: int = 200_000_000,
+) -> Pixels:
+    """Decode a JPEG, PNG or DICOM picture to RGB.
+
+    Args:
+        data: The file's bytes.
+        size: (height, width) in pixels of the result, or one number for a square: the whole
+            picture is resized to exactly that, its aspect ratio is not kept. None: full size.
+        frame: Which frame of a DICOM file with several, from 1.
+        icc: "srgb" converts through the embedded ICC profile, "ignore" takes the numbers as sRGB.
+        max_pixels: Pictures above this many pixels are refused before memory is taken.
+
+    Returns:
+        uint8 (height, width, 3), contiguous and writable, upright according to EXIF.
+
+    Raises:
+        DecodeError: the bytes cannot be used; the caller adds whose they are.
+    """
+    if isinstance(size, int):
+        size = (size, size)
+    if size is not None:
+        if min(size) < 1:
+            raise DecodeError(f"size={size}: each side takes at least one pixel")
+        check_size(size[1], size[0], max_pixels)
+    format_ = _sniff(data)
+    try:
+        return finish(FORMATS[format_].read(data, Request(size, frame, icc, max_pixels)), size)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise _unreadable(format_, error) from error
+
+
+def probe(data: bytes) -> ImageInfo:
+    """Return format, displayed size, frames and ICC profile from the header alone.
+
+    Raises:
+        DecodeError: neither JPEG, PNG nor DICOM, or the header is damaged.
+    """
+    format_ = _sniff(data)
+    try:
+        return FORMATS[format_].probe(data)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise _unreadable(format_, error) from error
+
+
+def _sniff(data: bytes) -> Format:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if not data:
+        raise DecodeError("the file is empty: fetch it again")
+    raise DecodeError(
+        f"neither JPEG, PNG nor DICOM, it begins with {bytes(data[:16])!r}: give the picture itself"
+    )
+
+
+def _unreadable(format_: Format, error: Exception) -> DecodeError:
+    """Turn whatever a codec raises on damaged bytes into the one documented error."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return DecodeError(f"unreadable {format_.upper()} ({reason}): fetch the file again")

@@ -1,0 +1,275 @@
+"""DICOM: an encapsulated baseline JPEG takes the JPEG path, everything else goes through pydicom.
+
+pydicom is imported inside functions: who reads JPEG files does not pay for it.
+"""
+
+import zlib
+from datetime import datetime
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Num, UInt8
+from PIL import Image
+
+from skinmm.data.decode_base import (
+    DecodeError,
+    ImageInfo,
+    Raster,
+    Request,
+    Size,
+    check_frame,
+    check_size,
+    profile_name,
+    to_rgb,
+)
+from skinmm.data.decode_jpeg import JpegHeader, jpeg_header, read_stream
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+else:
+    Dataset = Any  # annotations are checked at run time, where pydicom may not be imported yet
+
+_COLOURS, _BYTE, _META_GROUP, _BOX_HEAD = 3, 8, 2, 8
+_JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
+# GDCM comes last, and only behind libjpeg-turbo's word that the stream is sound where that can
+# read it (8 bits): on damage it ends the whole process.
+_DECODERS: Final = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
+_MAX_INFLATED: Final = 1 << 30  # bytes
+
+
+def read_dicom(data: bytes, request: Request) -> Raster:
+    """Decode one frame of a DICOM file.
+
+    An EXIF orientation inside an encapsulated JPEG is ignored: Rows and Columns describe the
+    stream as it is stored.
+
+    Raises:
+        DecodeError: no pixels, several frames and none named, too large, header and stream
+            disagree, no decoder for the transfer syntax, or pixels without a defined display.
+    """
+    dataset = _dataset(data)
+    frames, (height, width) = _geometry(dataset)
+    index = check_frame(request.frame, frames)
+    check_size(width, height, request.max_pixels)
+    profile = dataset.get("ICCProfile")
+    stream = _encoded_frame(dataset, index, frames)
+    jpeg = jpeg_header(stream) if stream.startswith(b"\xff\xd8") else None
+    found = (jpeg.height, jpeg.width) if jpeg else _jpeg2000_size(stream)
+    if found and found != (height, width):
+        raise DecodeError(
+            f"its header says {width}x{height} pixels, the compressed stream "
+            f"{found[1]}x{found[0]}: damaged, fetch the file again"
+        )
+    if jpeg and _is_plain(jpeg, dataset):
+        return read_stream(stream, jpeg, request, profile)
+    pixels = _eight_bits(_stored_values(dataset, index, stream), dataset)
+    return Raster(to_rgb(Image.fromarray(pixels), profile, request.icc), (height, width))
+
+
+def probe_dicom(data: bytes) -> ImageInfo:
+    """Read the header only; see `skinmm.data.decode.probe`."""
+    dataset = _dataset(data)
+    frames, (height, width) = _geometry(dataset)
+    return ImageInfo("dicom", width, height, frames, profile_name(dataset.get("ICCProfile")))
+
+
+def dicom_record(data: bytes) -> dict[str, Any]:
+    """Read what the header tells about the patient, for tables that lack it.
+
+    Returns:
+        `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
+        and `site` (Body Part Examined, else the anatomic region) as written; None where missing.
+
+    Raises:
+        DecodeError: no DICOM file.
+    """
+    try:
+        dataset = _dataset(data, stop_before_pixels=True)
+        regions = dataset.get("AnatomicRegionSequence") or [{}]
+        record = {
+            "age": _age(dataset),
+            "sex": dataset.get("PatientSex"),
+            "patient_id": dataset.get("PatientID"),
+            "site": dataset.get("BodyPartExamined") or regions[0].get("CodeMeaning"),
+        }
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"unreadable DICOM header ({error}): fetch the file again") from error
+    return {name: None if value == "" else value for name, value in record.items()}
+
+
+def _age(dataset: Dataset) -> float | None:
+    from skinmm.data.vocabulary import canonical_age
+
+    age = canonical_age(dataset.get("PatientAge"))
+    if age is not None:
+        return age
+    dates = dataset.get("PatientBirthDate"), dataset.get("StudyDate")
+    try:
+        birth, study = (datetime.strptime(date or "", "%Y%m%d") for date in dates)
+    except ValueError:
+        return None
+    return canonical_age((study - birth).days / 365.25)
+
+
+def _dataset(data: bytes, *, stop_before_pixels: bool = False) -> Dataset:
+    from pydicom import dcmread
+
+    _check_deflated(data)
+    return dcmread(BytesIO(data), stop_before_pixels=stop_before_pixels)
+
+
+def _check_deflated(data: bytes) -> None:
+    """Refuse a deflated file that swells without bound: pydicom inflates it whole, unasked."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    file = BytesIO(data)
+    read_preamble(file, force=False)
+    meta = read_dataset(file, False, True, stop_when=_behind_meta)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
+        if len(inflated) == _MAX_INFLATED:
+            raise DecodeError("the deflated DICOM file swells to over 1 GiB: store it uncompressed")
+
+
+def _behind_meta(tag: int, *_: object) -> bool:
+    return tag >> 16 > _META_GROUP
+
+
+def _geometry(dataset: Dataset) -> tuple[int, Size]:
+    """Return the number of frames and (height, width)."""
+    if "PixelData" not in dataset:
+        kind = "floating-point pixels" if "Rows" in dataset else "no pixels"
+        raise DecodeError(
+            f"the DICOM file holds {kind} (Modality {dataset.get('Modality')}): "
+            "leave it out, or give the file that holds the photograph"
+        )
+    return int(dataset.get("NumberOfFrames") or 1), (int(dataset.Rows), int(dataset.Columns))
+
+
+def _encoded_frame(dataset: Dataset, index: int, frames: int) -> bytes:
+    """Return the frame's compressed stream, nothing where pixels are stored natively."""
+    from pydicom.encaps import get_frame
+
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return b""
+    offsets = None
+    if "ExtendedOffsetTable" in dataset:
+        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    return get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=offsets)
+
+
+def _jpeg2000_size(stream: bytes) -> Size | None:
+    """Return (height, width) from the SIZ segment (T.800 A.5.1), None where there is none."""
+    start = 0
+    if stream.startswith(_JP2):
+        start = len(_JP2)
+        while stream[start + 4 : start + 8] != b"jp2c":
+            length = int.from_bytes(stream[start : start + 4])
+            if length < _BOX_HEAD:  # not even its own head: pydicom would look at it for ever
+                raise DecodeError("damaged JPEG 2000 boxes: fetch the file again")
+            start += length
+        start += _BOX_HEAD
+    if not stream.startswith(b"\xff\x4f\xff\x51", start):
+        return None
+    right, bottom, left, top = np.frombuffer(stream, ">u4", 4, start + 8).tolist()
+    return bottom - top, right - left
+
+
+def _is_plain(jpeg: JpegHeader, dataset: Dataset) -> bool:
+    """Whether libjpeg, which sees only the stream, chooses the colours that the header means.
+
+    Without an Adobe marker it takes three components for YCbCr, whatever the header says.
+    """
+    from pydicom.uid import JPEGBaseline8Bit
+
+    baseline = (
+        dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit and jpeg.components == _COLOURS
+    )
+    return baseline and (jpeg.adobe or dataset.PhotometricInterpretation != "RGB")
+
+
+def _stored_values(
+    dataset: Dataset, index: int, stream: bytes
+) -> Num[np.ndarray, "height width *samples"]:
+    """Let pydicom decode one frame; it turns YBR into RGB."""
+    from pydicom.pixels.utils import pixel_array
+
+    plugin = _plugin(dataset)
+    if plugin == "gdcm" and dataset.BitsAllocated == _BYTE:
+        simplejpeg.decode_jpeg(stream)
+    return pixel_array(dataset, index=index, decoding_plugin=plugin)
+
+
+def _plugin(dataset: Dataset) -> str:
+    """Choose pydicom's decoder for the transfer syntax, the same in every installation."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DecodeError(f"{syntax.name} is not decoded: convert it to a still picture") from None
+    if not decoder.is_available:
+        raise DecodeError(f"no decoder for {syntax.name}: pip install 'skinmm[dicom-codecs]'")
+    if syntax == JPEGBaseline8Bit:
+        return "pillow"  # libjpeg-turbo, like the JPEG path
+    plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
+    if syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE and plugin != "pylibjpeg":
+        raise DecodeError(f"JPEG of {dataset.BitsStored} bits: decompress it first (dcmdjpeg)")
+    return plugin
+
+
+def _eight_bits(
+    values: Num[np.ndarray, "height width *samples"], dataset: Dataset
+) -> UInt8[np.ndarray, "height width *channels"]:
+    """Turn stored values into 8-bit grey or RGB: of colours the upper eight bits."""
+    from pydicom.pixels.processing import apply_color_lut
+
+    bits = dataset.BitsStored
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)[..., :3]
+        bits = values.itemsize * _BYTE
+    if values.ndim < _COLOURS:
+        return _grey(values, dataset)
+    if bits < _BYTE or dataset.PixelRepresentation:
+        raise DecodeError(f"colours of {bits} bits, signed or below 8, have no defined display")
+    return (values >> (bits - _BYTE)).astype(np.uint8)
+
+
+def _grey(
+    values: Num[np.ndarray, "height width"], dataset: Dataset
+) -> UInt8[np.ndarray, "height width"]:
+    """Rescale, apply the first window or table, and map the whole range linearly to 0 to 255.
+
+    The range is that of the stored bits, not of the values found: the same value gets the same
+    grey in every file (DICOM PS3.3 C.11.1, C.11.2).
+    """
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    shown = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(np.float64)
+    low, high = _range(dataset)
+    if low == high:
+        raise DecodeError("Rescale Slope (0028,1053) is 0: every pixel would be the same")
+    grey = np.rint((shown - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _range(dataset: Dataset) -> tuple[float, float]:
+    """Return the lowest and highest value that can come out of the grey-scale pipeline."""
+    for table in ("VOILUTSequence", "ModalityLUTSequence"):
+        if dataset.get(table):
+            return 0.0, 2.0 ** dataset[table][0].LUTDescriptor[2] - 1
+    values = 2.0**dataset.BitsStored
+    low = -values / 2 if dataset.PixelRepresentation else 0.0
+    slope = float(dataset.get("RescaleSlope", 1))
+    intercept = float(dataset.get("RescaleIntercept", 0))
+    ends = slope * low + intercept, slope * (low + values - 1) + intercept
+    windowed = None not in (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
+    # pydicom's window puts its dark side at the lowest stored value, whatever the slope's sign.
+    return ends if windowed else (min(ends), max(ends))

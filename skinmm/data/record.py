@@ -1,0 +1,211 @@
+"""The patient's record: which columns a model may see, and their encoding as a vector.
+
+The vocabulary (`vocabulary.py`) is part of this facade.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+
+from skinmm.data.vocabulary import (
+    CLASSES,
+    COLUMN_NAMES,
+    CONVERTERS,
+    MALIGNANT,
+    SEXES,
+    SITES,
+    by_value,
+    canonical_age,
+    canonical_diagnosis,
+    canonical_sex,
+    canonical_site,
+    canonicalise,
+    is_missing,
+    rename_columns,
+)
+from skinmm.errors import InputError
+
+__all__ = [
+    "CLASSES",
+    "COLUMN_NAMES",
+    "CONVERTERS",
+    "MALIGNANT",
+    "NOT_AT_BEDSIDE",
+    "SEXES",
+    "SITES",
+    "ColumnLayout",
+    "RecordEncoder",
+    "by_value",
+    "canonical_age",
+    "canonical_diagnosis",
+    "canonical_sex",
+    "canonical_site",
+    "canonicalise",
+    "is_missing",
+    "refuse_columns",
+    "rename_columns",
+]
+
+NOT_AT_BEDSIDE: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        ("target", "diagnosis", "benign_malignant", "malignant", "melanoma", "dx"),
+        "it is the answer, or the answer in other words",
+    ),
+    **dict.fromkeys(
+        ("dx_type", "diagnosis_confirm_type", "biopsed", "mel_thick_mm", "mel_mitotic_index"),
+        "it is known only after the diagnosis was made",
+    ),
+    **dict.fromkeys(
+        ("width", "height", "file_size", "bytes", "megapixels", "pixels", "image_size"),
+        "it describes the camera or the archive, not the patient",
+    ),
+    **dict.fromkeys(
+        ("images_per_patient", "n_images", "image_id", "path", "patient_id", "lesion_id", "source"),
+        "it describes how the data were collected, not the patient",
+    ),
+    **dict.fromkeys(
+        ("part", "fold", "public_fold", "attribution", "copyright_license"),
+        "it describes how the data were collected, not the patient",
+    ),
+}
+"""Columns no model may see, and why: at the bedside of a new patient they do not exist."""
+
+
+def refuse_columns(columns: Sequence[str], present: Sequence[str]) -> None:
+    """Checks the record columns that were asked for.
+
+    Raises:
+        InputError: a column that does not exist at the bedside, or not in the table.
+    """
+    for name in columns:
+        reason = NOT_AT_BEDSIDE.get(name)
+        reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason
+        if reason:
+            raise InputError(f"data.columns: '{name}' cannot be an input: {reason}")
+        if name not in present:
+            usable = sorted(c for c in present if c not in NOT_AT_BEDSIDE)
+            raise InputError(f"data.columns: no column '{name}'; the table has {', '.join(usable)}")
+
+
+@dataclass(frozen=True)
+class ColumnLayout:
+    """Where a column sits in the encoded vector: `[start, stop)`."""
+
+    name: str
+    kind: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Fitted state of one column: `mean` and `scale`, or `values` when it is categorical."""
+
+    name: str
+    kind: str
+    mean: float = 0.0
+    scale: float = 1.0
+    values: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return 2 if self.kind == "numeric" else len(self.values) + 1
+
+
+class RecordEncoder:
+    """Turns record columns into a vector, with statistics of the training rows only.
+
+    A numeric column gives its standardised value (0 where missing) and a missing flag. A
+    categorical one gives a one-hot over training values, and one slot for missing or unseen.
+    """
+
+    def __init__(self, columns: Sequence[_Column]) -> None:
+        """Takes fitted columns; `fit` and `from_state` are the ways in."""
+        self._columns = tuple(columns)
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, columns: Sequence[str]) -> "RecordEncoder":
+        """Learns means, scales and values.
+
+        Args:
+            table: canonical training rows; a column of numbers is numeric, any other categorical.
+            columns: names of the columns, in the order of the vector.
+
+        Raises:
+            InputError: a column that the table lacks or that does not exist at the bedside.
+        """
+        refuse_columns(columns, list(table.columns))
+        return cls([_fit_column(table[name]) for name in columns])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `transform` reads."""
+        return tuple(column.name for column in self._columns)
+
+    @property
+    def dim(self) -> int:
+        """Length of the encoded vector."""
+        return sum(column.width for column in self._columns)
+
+    @property
+    def layout(self) -> tuple[ColumnLayout, ...]:
+        """The slice of the vector that each column fills."""
+        stops = np.cumsum([column.width for column in self._columns]).tolist()
+        return tuple(
+            ColumnLayout(column.name, column.kind, stop - column.width, stop)
+            for column, stop in zip(self._columns, stops, strict=True)
+        )
+
+    def transform(self, table: pd.DataFrame) -> Float32[np.ndarray, "n dim"]:
+        """Encodes rows; a value that cannot be used counts as missing.
+
+        Raises:
+            InputError: the table lacks a column.
+        """
+        encoded = np.zeros((len(table), self.dim), np.float32)
+        for column, place in zip(self._columns, self.layout, strict=True):
+            if column.name not in table.columns:
+                raise InputError(f"the table has no column '{column.name}', which the model needs")
+            fill = _fill_numeric if column.kind == "numeric" else _fill_categorical
+            fill(encoded[:, place.start : place.stop], column, table[column.name])
+        return encoded
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain data (text, numbers, lists) for a checkpoint."""
+        return {"columns": [{**asdict(c), "values": list(c.values)} for c in self._columns]}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "RecordEncoder":
+        """The encoder that `to_state` described."""
+        return cls([_Column(**{**c, "values": tuple(c["values"])}) for c in state["columns"]])
+
+
+def _fit_column(column: "pd.Series[Any]") -> _Column:
+    name = str(column.name)
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        numbers = _numbers(column)
+        numbers = numbers[np.isfinite(numbers)]
+        mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
+        return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
+    return _Column(name, "categorical", values=tuple(sorted(column.dropna().astype(str).unique())))
+
+
+def _numbers(column: "pd.Series[Any]") -> np.ndarray:
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def _fill_numeric(out: np.ndarray, column: _Column, cells: "pd.Series[Any]") -> None:
+    numbers = _numbers(cells)
+    known = np.isfinite(numbers)
+    out[known, 0] = (numbers[known] - column.mean) / column.scale
+    out[~known, 1] = 1
+
+
+def _fill_categorical(out: np.ndarray, column: _Column, cells: "pd.Series[Any]") -> None:
+    slots = {value: index for index, value in enumerate(column.values)}
+    texts = cells.astype(object).where(cells.notna(), None).map(lambda v: slots.get(str(v), -1))
+    out[np.arange(len(out)), texts.to_numpy(np.int64)] = 1

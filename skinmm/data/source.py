@@ -1,0 +1,79 @@
+"""Where a cohort's `path` becomes bytes: a file, a DICOM frame, a TFRecord or an HDF5 entry."""
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from skinmm.data import tfrecord
+from skinmm.errors import InputError
+
+TFRECORD_SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
+HDF5_SUFFIXES: Final = (".hdf5", ".h5")
+_CONTAINED: Final = re.compile(r"(?P<file>.+?(?P<suffix>\.[^./#\\]+))#(?P<entry>.+)")
+
+
+class Source(NamedTuple):
+    """Encoded bytes, and which frame of them is meant where that was said."""
+
+    data: bytes
+    frame: int | None = None
+
+
+def read_source(location: str) -> Source:
+    """The bytes at a path of the cohort table.
+
+    Args:
+        location: a file, `FILE.dcm#frame=N`, `FILE.tfrec#image_name` or `FILE.hdf5#image_id`.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: the container has no such entry, or is damaged.
+    """
+    contained = _CONTAINED.fullmatch(location)
+    suffix = contained["suffix"].lower() if contained else ""
+    if contained and suffix in TFRECORD_SUFFIXES:
+        return Source(tfrecord.read_image(location))
+    if contained and suffix in HDF5_SUFFIXES:
+        return Source(_hdf5_entry(contained["file"], contained["entry"]))
+    if contained and contained["entry"].startswith("frame="):
+        frame = contained["entry"].removeprefix("frame=")
+        if not frame.isdecimal():
+            raise InputError(f"{location}: frame={frame} is not a number")
+        return Source(Path(contained["file"]).read_bytes(), int(frame))
+    return Source(Path(location).read_bytes())
+
+
+def hdf5_names(file: Path) -> list[str]:
+    """The entries of an HDF5 file.
+
+    Raises:
+        InputError: it is no HDF5 file.
+    """
+    with _open_hdf5(str(file)) as opened:
+        return list(opened)
+
+
+def _hdf5_entry(file: str, entry: str) -> bytes:
+    opened = _hdf5(file, os.getpid())
+    if entry not in opened:
+        raise InputError(f"{file}: no image '{entry}'")
+    return bytes(opened[entry][()].tobytes())
+
+
+@lru_cache(maxsize=8)
+def _hdf5(file: str, _process: int) -> Any:
+    """An open file that belongs to one process: h5py's do not survive a fork."""
+    return _open_hdf5(file)
+
+
+def _open_hdf5(file: str) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{file}: needs h5py: pip install 'skinmm[hdf5]'") from error
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise InputError(f"{file}: not a readable HDF5 file: {error}") from error

@@ -1,0 +1,236 @@
+"""TFRecord files as a table and as images by name; every record's CRC is checked at every read.
+
+Records are read by position (`pread`), not through a memory map. A map is 1.5 times as fast, 4 us
+of an image's milliseconds (`benchmarks/results/tfrecord_reading.md`), but an epoch leaves the whole
+file resident, and a file cut short underneath kills the process instead of raising an error. A
+descriptor that is only read by position may be shared with forked loader workers.
+"""
+
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+from skinmm.data.tfrecord_format import (
+    DAMAGED,
+    FOOTER,
+    HEADER,
+    TFRecordError,
+    Values,
+    intact,
+    parse,
+    text,
+)
+from skinmm.data.tfrecord_index import load_index
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a file calls its features and what its integers mean.
+
+    Attributes:
+        image: the feature that holds the encoded image.
+        name: the feature that holds the image's name.
+        columns: feature to column name, where the two differ.
+        codes: feature to the text of its integers 0, 1, ...; any other integer means missing.
+        missing: feature to the integers that stand for a missing value.
+    """
+
+    image: str = "image"
+    name: str = "image_name"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    codes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+SIIM: Final = Schema(
+    codes={
+        "sex": ("male", "female"),
+        "anatom_site_general_challenge": (
+            *("head/neck", "upper extremity", "lower extremity"),
+            *("torso", "palms/soles", "oral/genital"),
+        ),
+        "diagnosis": (
+            *("unknown", "nevus", "melanoma", "seborrheic keratosis", "lentigo NOS"),
+            *("lichenoid keratosis", "solar lentigo", "cafe-au-lait macule"),
+            "atypical melanocytic proliferation",
+        ),
+    },
+    missing={"age_approx": (48, 49), "patient_id": (-1,)},
+)
+"""The public SIIM-ISIC 2020 files. Codes count the values in the order of train.csv, then test.csv
+(`pandas.factorize`; diagnosis: train.csv alone), so -1 is missing. A missing age became the mean
+age cut to an integer (48.9 in train.csv, 49.0 in both); real ages here are multiples of five.
+Source: public notebooks that write such files (`comb[c].factorize()`, "Imputing Age NaN count"),
+and one that reads the public files and lists the same codes (`read_meta_tfrecord`: -1 NaN; 0 male,
+1 female; 0 head/neck to 5 oral/genital). Files of other years have codes of their own: a diagnosis
+that contradicts the target is refused."""
+
+_IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, though some files number them
+
+PLAIN: Final = Schema()
+"""Text and numbers as they are."""
+
+
+class Place(NamedTuple):
+    """Where one record and its image lie, bytes from the start of the file."""
+
+    number: int
+    record: int
+    record_size: int
+    image: int
+    image_size: int
+
+
+class TFRecordFile:
+    """Random access to one file by image name; may be forked and pickled.
+
+    Args:
+        path: the file; its index is read, or built, now.
+        schema: which features hold the name and the image.
+
+    Raises:
+        TFRecordError: the file is missing, empty, truncated or damaged, or lacks these features.
+    """
+
+    def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
+        """Load the index; the file itself is opened at the first read."""
+        self.path = Path(path)
+        self._index = load_index(self.path, schema.name, schema.image)
+        self._rows = {name: row for row, name in enumerate(self._index.names)}
+        self._descriptor: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Image names in file order."""
+        return self._index.names
+
+    def read(self, name: str) -> dict[str, Values]:
+        """All features of one record, each a list of bytes, int or float.
+
+        Raises:
+            TFRecordError: no record of that name, or the file was damaged or changed.
+        """
+        place = self.place(name)
+        return parse(memoryview(self._body(place))[:-FOOTER], self._where(place))
+
+    def image(self, name: str) -> bytes:
+        """The encoded image of one record.
+
+        Raises:
+            TFRecordError: no record of that name, or the file was damaged or changed.
+        """
+        place = self.place(name)
+        start = place.image - place.record - HEADER
+        return self._body(place)[start : start + place.image_size]
+
+    def place(self, name: str) -> Place:
+        """Where a record and its image lie.
+
+        Raises:
+            TFRecordError: no record of that name.
+        """
+        row = self._rows.get(name)
+        if row is None:
+            raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
+        return Place(row, *self._index.places[row].tolist())
+
+    def _body(self, place: Place) -> bytes:
+        """A record's payload and its CRC, compared."""
+        try:
+            body = os.pread(self._open(), place.record_size - HEADER, place.record + HEADER)
+        except OSError as error:
+            raise TFRecordError(f"{self._where(place)}: {error.strerror or error}") from error
+        if not intact(body):
+            raise TFRecordError(f"{self._where(place)}: wrong checksum: {DAMAGED}")
+        return body
+
+    def _where(self, place: Place) -> str:
+        return f"{self.path}: record {place.number} at byte {place.record}"
+
+    def _open(self) -> int:
+        """The descriptor, opened on first use."""
+        if self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, descriptor)
+            if not self._index.describes(os.fstat(descriptor)):
+                raise TFRecordError(f"{self.path}: changed since it was indexed: start again")
+            self._descriptor = descriptor
+        return self._descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the descriptor, which belongs to one process."""
+        return self.__dict__ | {"_descriptor": None}
+
+
+def read_image(location: str, schema: Schema = PLAIN) -> bytes:
+    """The encoded image at `FILE#image_name`, as `read_table` writes it; files stay open.
+
+    Raises:
+        TFRecordError: no such file or record, or the file is damaged.
+    """
+    path, _, name = location.rpartition("#")
+    return _opened(path, schema.name, schema.image).image(name)
+
+
+@lru_cache(maxsize=256)
+def _opened(path: str, name: str, image: str) -> TFRecordFile:
+    return TFRecordFile(path, Schema(name=name, image=image))
+
+
+def read_table(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
+    """Every record of some files as a row, without its image.
+
+    Args:
+        files: TFRecord files, read in this order.
+        schema: what their features and integers mean; `SIIM` for the public SIIM-ISIC files.
+
+    Returns:
+        image_name, path (`FILE#image_name`), and the features as columns; no value is missing.
+
+    Raises:
+        TFRecordError: a file cannot be read, or its integers do not follow the schema.
+    """
+    return pd.DataFrame([row for file in files for row in _rows(Path(file), schema)])
+
+
+def _rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
+    file = TFRecordFile(path, schema)
+    for name in file.names:
+        features = file.read(name)
+        row = {"image_name": name, "path": f"{path.absolute()}#{name}"}
+        for feature in sorted(features.keys() - {schema.name, schema.image}):
+            column = schema.columns.get(feature, feature)
+            value = _value(feature, features[feature], schema, f"{path}: {name}")
+            row[column] = str(value) if column in _IDENTIFIERS and value is not None else value
+        if _contradicts(row, schema):
+            raise TFRecordError(
+                f"{path}: {name} is {row['diagnosis']!r} and has target {row['target']}: this file"
+                " has other integer codes: give a schema with its own"
+            )
+        yield row
+
+
+def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
+    """A feature as a table cell: text, number, None where missing, a list where it has several."""
+    if len(values) != 1:
+        return values or None
+    value = values[0]
+    if isinstance(value, int) and feature in schema.codes:
+        codes = schema.codes[feature]
+        return codes[value] if 0 <= value < len(codes) else None
+    if isinstance(value, int) and value in schema.missing.get(feature, ()):
+        return None
+    return text(value, where) or None if isinstance(value, bytes) else value
+
+
+def _contradicts(row: Mapping[str, Any], schema: Schema) -> bool:
+    """Whether a decoded diagnosis and the target disagree: the sign of another file's codes."""
+    if "diagnosis" not in schema.codes or not row.get("diagnosis") or "target" not in row:
+        return False
+    return bool((row["diagnosis"] == "melanoma") != (row["target"] == 1))

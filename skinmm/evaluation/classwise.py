@@ -1,0 +1,106 @@
+"""Metrics over all classes of a multi-class file, for many weightings of the patients at once."""
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from skinmm.evaluation import ranking
+from skinmm.evaluation.predictions import Predictions
+
+
+class ClassMetrics:
+    """Per-class and macro metrics, as a function of how often patients are drawn.
+
+    The called class is the most probable one. Macro metrics average over the classes that the file
+    has rows of; a resample that lacks one of them leaves them undefined.
+    """
+
+    def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
+        """Sorts the rows once per class.
+
+        Args:
+            predictions: of a multi-class file.
+            codes: number of each row's patient.
+        """
+        self.classes, self.codes = predictions.classes, codes
+        count = len(self.classes)
+        target, probabilities = predictions.target, predictions.probabilities
+        self.present = np.bincount(target, minlength=count) > 0
+        cells = target * count + probabilities.argmax(axis=1)
+        self.order = np.argsort(cells, kind="stable")
+        self.cells, self.starts = np.unique(cells[self.order], return_index=True)
+        self.rankings = [
+            self._ranking(probabilities[:, i], target == i) for i in np.flatnonzero(self.present)
+        ]
+        truth = np.eye(count)[target]
+        tiny = np.finfo(np.float64).eps
+        loss = -np.log(np.clip(probabilities[np.arange(len(target)), target], tiny, 1))
+        brier = ((probabilities - truth) ** 2).sum(axis=1)
+        self.sums = np.column_stack(
+            [np.bincount(codes, weights=column) for column in (loss, brier, np.ones_like(loss))]
+        )
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
+        """Metrics of each resample."""
+        loss, brier, rows = (draws @ self.sums).T
+        counts = self._confusion(draws)
+        hits = np.einsum("bcc->bc", counts)
+        recall = ranking.ratio(hits, counts.sum(axis=2))
+        precision = ranking.ratio(hits, counts.sum(axis=1))
+        f1 = ranking.ratio(2 * hits, counts.sum(axis=1) + counts.sum(axis=2))
+        auroc = self._aurocs(draws)
+        result = {
+            "class_accuracy": hits.sum(axis=1) / rows,
+            "class_balanced_accuracy": self._macro(recall),
+            "class_log_loss": loss / rows,
+            "class_brier": brier / rows,
+            "macro_auroc": self._macro(auroc),
+            "macro_f1": self._macro(f1),
+        }
+        per_class = {"auroc": auroc, "recall": recall, "precision": precision, "f1": f1}
+        for name, values in per_class.items():
+            result |= {f"{name}_{label}": values[:, i] for i, label in enumerate(self.classes)}
+        return result
+
+    def _ranking(
+        self, scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], Int64[np.ndarray, " l"]]:
+        order = np.argsort(scores, kind="stable")
+        positives = positives[order]
+        return self.codes[order], positives, ranking.level_starts(scores[order], positives)
+
+    def _aurocs(self, draws: Int64[np.ndarray, "b p"]) -> Float64[np.ndarray, "b c"]:
+        result = np.full((len(draws), len(self.classes)), np.nan)
+        for i, (codes, positives, starts) in zip(
+            np.flatnonzero(self.present), self.rankings, strict=True
+        ):
+            curve = ranking.Curve.of(
+                ranking.Cumulated.of(np.take(draws, codes, axis=1), positives), starts
+            )
+            result[:, i] = ranking.partial_auroc(curve, 0.0)
+        return result
+
+    def _confusion(self, draws: Int64[np.ndarray, "b p"]) -> Float64[np.ndarray, "b c c"]:
+        count = len(self.classes)
+        result = np.zeros((len(draws), count**2))
+        result[:, self.cells] = np.add.reduceat(
+            np.take(draws, self.codes[self.order], axis=1), self.starts, axis=1
+        )
+        return result.reshape(-1, count, count)
+
+    def _macro(self, values: Float64[np.ndarray, "b c"]) -> Float64[np.ndarray, " b"]:
+        return values[:, self.present].mean(axis=1)
+
+
+def confusion(predictions: Predictions, threshold: float) -> dict[str, list[str] | list[list[int]]]:
+    """Counts of truth (rows) against call (columns).
+
+    Args:
+        predictions: of a file.
+        threshold: makes the call in a binary file; else the most probable class is called.
+    """
+    called = predictions.probabilities.argmax(axis=1)
+    if predictions.binary:
+        called = (predictions.malignancy >= threshold).astype(np.int64)
+    count = len(predictions.classes)
+    counts = np.bincount(predictions.target * count + called, minlength=count**2)
+    return {"classes": list(predictions.classes), "counts": counts.reshape(count, count).tolist()}

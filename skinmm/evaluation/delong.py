@@ -1,0 +1,111 @@
+"""The AUROC's standard error in closed form, also where patients have several lesions."""
+
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool, Float64, Shaped
+from scipy.stats import rankdata
+
+from skinmm.evaluation.intervals import patient_codes
+
+
+def delong_interval(
+    scores: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> dict[str, float | None]:
+    """AUROC with its interval, symmetric on the logit scale so that it stays inside [0, 1].
+
+    DeLong et al. 1988 (doi:10.2307/2531595) with the ranks of Sun and Xu 2014; with `patients`,
+    the clustered variance of Obuchowski 1997 (doi:10.2307/2533958), which is DeLong's where every
+    patient has one row.
+
+    Returns:
+        `value`, `standard_error`, `low`, `high`; None where undefined: one class only, or (but for
+        the value) fewer than two patients with either class, or an AUROC of 0 or 1.
+    """
+    empty: dict[str, float | None] = dict.fromkeys(("value", "standard_error", "low", "high"))
+    if positives.all() or not positives.any():
+        return empty
+    parts = _placements(scores, positives)
+    value = float(parts[positives].mean())
+    error = _standard_error(parts, positives, patients)
+    if error is None or not 0 < value < 1:
+        return {**empty, "value": value, "standard_error": error}
+    centre = np.log(value / (1 - value))
+    reach = _quantile(confidence) * error / (value * (1 - value))
+    low, high = (float(1 / (1 + np.exp(-end))) for end in (centre - reach, centre + reach))
+    return {"value": value, "standard_error": error, "low": low, "high": high}
+
+
+def delong_test(
+    a: Float64[np.ndarray, " n"],
+    b: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> dict[str, float | None]:
+    """Difference of the AUROCs of two systems on the same rows, and its two-sided p-value.
+
+    Args:
+        a: scores of one system.
+        b: scores of the other.
+        positives: whether a row is malignant.
+        patients: clusters, as in `delong_interval`.
+        confidence: of the interval.
+
+    Returns:
+        `difference` (a - b), `low`, `high`, `p`; None where undefined.
+    """
+    empty: dict[str, float | None] = dict.fromkeys(("difference", "low", "high", "p"))
+    if positives.all() or not positives.any():
+        return empty
+    parts = _placements(a, positives) - _placements(b, positives)
+    difference = float(parts[positives].mean())
+    error = _standard_error(parts, positives, patients)
+    if not error:
+        return {**empty, "difference": difference}
+    reach = _quantile(confidence) * error
+    return {
+        "difference": difference,
+        "low": difference - reach,
+        "high": difference + reach,
+        "p": 2 * NormalDist().cdf(-abs(difference) / error),
+    }
+
+
+def _placements(
+    scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Share of the other class that each row is on the right side of; a tie counts half."""
+    ranks = rankdata(scores)
+    result = np.empty(len(scores))
+    result[positives] = ranks[positives] - rankdata(scores[positives])
+    result[~positives] = positives.sum() - (ranks[~positives] - rankdata(scores[~positives]))
+    return result / np.where(positives, (~positives).sum(), positives.sum())
+
+
+def _standard_error(
+    parts: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None,
+) -> float | None:
+    codes, count = patient_codes(np.arange(len(parts)) if patients is None else patients)
+    excess = parts - parts[positives].mean()
+    sums, clusters = [], []
+    for rows in (positives, ~positives):
+        held = np.bincount(codes[rows], minlength=count)
+        sums.append(np.bincount(codes[rows], weights=excess[rows], minlength=count) / rows.sum())
+        clusters.append(int((held > 0).sum()))
+    if min(clusters) == 1:
+        return None
+    variance = sum(k / (k - 1) * (s @ s) for k, s in zip(clusters, sums, strict=True))
+    both = 2 * count / (count - 1) * (sums[0] @ sums[1])
+    return float(np.sqrt(max(variance + both, 0)))
+
+
+def _quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,250 @@
+"""Every metric of a prediction file, with intervals: one function for binary and multi-class."""
+
+import math
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from sklearn.metrics import roc_auc_score
+
+from skinmm.errors import InputError
+from skinmm.evaluation import probability, ranking
+from skinmm.evaluation.classwise import ClassMetrics, confusion
+from skinmm.evaluation.decisions import decision_metrics
+from skinmm.evaluation.delong import delong_interval
+from skinmm.evaluation.intervals import (
+    Statistic,
+    bootstrap,
+    independent_units,
+    patient_codes,
+    percentile_interval,
+)
+from skinmm.evaluation.predictions import Predictions
+
+DEFAULT_THRESHOLD: Final = 0.5
+
+
+class MalignancyMetrics:
+    """Metrics of the probability of malignancy, as a function of how often patients are drawn."""
+
+    def __init__(
+        self,
+        scores: Float64[np.ndarray, " n"],
+        positives: Bool[np.ndarray, " n"],
+        codes: Int64[np.ndarray, " n"],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        prevalence: float | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Sorts the rows once and adds up per patient what is a sum over rows.
+
+        Args:
+            scores: probability of malignancy.
+            positives: whether a row is malignant.
+            codes: number of each row's patient.
+            threshold: a row is called malignant at or above it.
+            prevalence: of the clinic; None: of the data.
+            exact: fit the calibration lines to every row, rather than to cells of a fine grid.
+        """
+        order = np.argsort(scores, kind="stable")
+        self.scores, self.positives, self.codes = scores[order], positives[order], codes[order]
+        self.threshold, self.prevalence = threshold, prevalence
+        self.called = np.searchsorted(self.scores, [threshold])
+        self.levels = ranking.level_starts(self.scores, self.positives)
+        log_odds = probability.log_odds(self.scores)
+        self.cells = probability.line_cells(log_odds, None if exact else probability.GRID)
+        errors = (self.scores - self.positives) ** 2
+        losses = np.logaddexp(0, np.where(self.positives, -log_odds, log_odds))
+        self.sums = np.column_stack(
+            [np.bincount(self.codes, weights=column) for column in (errors, losses, self.scores)]
+        )
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
+        """Metrics of each resample."""
+        weights = np.take(draws, self.codes, axis=1)
+        cumulated = ranking.Cumulated.of(weights, self.positives)
+        brier, loss, mean = (draws @ self.sums).T / cumulated.mass[:, -1]
+        return {
+            **self._ranked(cumulated),
+            **self._decided(cumulated),
+            "brier": brier,
+            "log_loss": loss,
+            "mean_probability": mean,
+            "ece": probability.calibration_error(weights, cumulated, self.scores),
+            **self._lines(cumulated),
+        }
+
+    def _ranked(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        curve = ranking.Curve.of(cumulated, self.levels)
+        return {
+            "auroc": ranking.partial_auroc(curve, 0.0),
+            "average_precision": ranking.average_precision(curve),
+            "partial_auroc": ranking.partial_auroc(curve, ranking.PARTIAL_FLOOR),
+            "sensitivity_at_90_specificity": ranking.sensitivity_at(curve, 0.90),
+            "sensitivity_at_95_specificity": ranking.sensitivity_at(curve, 0.95),
+            "specificity_at_90_sensitivity": ranking.specificity_at(curve, 0.90),
+            "specificity_at_95_sensitivity": ranking.specificity_at(curve, 0.95),
+        }
+
+    def _decided(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        rows, positives = cumulated.mass[:, -1], cumulated.hits[:, -1]
+        mass, hits = cumulated.before(self.called)
+        return decision_metrics(
+            (positives - hits[:, 0]).astype(np.float64),
+            (rows - mass[:, 0]).astype(np.float64),
+            positives.astype(np.float64),
+            rows.astype(np.float64),
+            threshold=self.threshold,
+            prevalence=self.prevalence,
+        )
+
+    def _lines(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        starts, x = self.cells
+        rows, hits = cumulated.between(starts)
+        intercept, _ = probability.calibration_line(rows, hits, x, free=False)
+        _, slope = probability.calibration_line(rows, hits, x, free=True)
+        return {"calibration_slope": slope, "calibration_intercept": intercept}
+
+
+def statistic(
+    predictions: Predictions,
+    codes: Int64[np.ndarray, " n"],
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    prevalence: float | None = None,
+    exact: bool = False,
+) -> Statistic:
+    """All metrics of a file as a function of how often its patients are drawn."""
+    binary = MalignancyMetrics(
+        predictions.malignancy,
+        predictions.malignant,
+        codes,
+        threshold=threshold,
+        prevalence=prevalence,
+        exact=exact,
+    )
+    if predictions.binary:
+        return binary
+    classwise = ClassMetrics(predictions, codes)
+    return lambda draws: binary(draws) | classwise(draws)
+
+
+def evaluate(
+    predictions: Predictions,
+    *,
+    threshold: float | None = None,
+    prevalence: float | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every metric of a prediction file, with intervals of a bootstrap over patients.
+
+    The names without a prefix are about malignancy in every file, so that binary and multi-class
+    runs compare; `class_*`, `macro_*` and `<metric>_<class>` exist in multi-class files only. Rows
+    of several folds are pooled as if one model had made them, which calibration makes fair; were
+    the folds not comparable, the pooled AUROC would be lower than that of the folds, so those are
+    given beside it (Airola et al. 2011, doi:10.1016/j.csda.2010.11.023).
+
+    Args:
+        predictions: at least one row.
+        threshold: rows at or above it are called malignant; None: 0.5.
+        prevalence: of the clinic, for `ppv`, `npv` and `number_needed_to_treat` (lesions called
+            malignant per malignant one); None: of the data.
+        resamples: of patients; 0: no intervals.
+        confidence: of the intervals.
+        seed: of the draws.
+
+    Returns:
+        Plain data: `n`, `patients`, `positives`, `unpredicted`, `threshold`, `prevalence`,
+        `metrics` (name -> value, low, high, left_out), `auroc_delong` (see `delong_interval`),
+        `confusion`, `support` (rows of each class) and `folds` (AUROC of each). A metric that is
+        undefined in the data is None; resamples in which it is undefined are left out and counted.
+
+    Raises:
+        InputError: no rows, or a threshold or prevalence outside [0, 1].
+    """
+    threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+    _refuse(predictions, threshold, prevalence)
+    # Patients numbered in order of score lie near each other where the metrics look them up.
+    predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
+    codes, patients = patient_codes(predictions.patient_id)
+    measure = partial(statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
+    values = measure(exact=True)(np.ones((1, patients), dtype=np.int64))
+    samples = dict.fromkeys(values, np.empty(0))
+    if resamples > 0 and patients > 1:  # resamples of one patient are all alike
+        samples = bootstrap(measure(), patients, len(codes), resamples=resamples, seed=seed)
+    units = independent_units(codes, predictions.malignant)
+    metrics = {
+        name: summarise(value[0], samples[name], confidence, units)
+        for name, value in values.items()
+    }
+    return {
+        "n": len(predictions),
+        "patients": patients,
+        "positives": int(predictions.malignant.sum()),
+        "unpredicted": predictions.unpredicted,
+        "threshold": threshold,
+        "prevalence": float(predictions.malignant.mean()) if prevalence is None else prevalence,
+        "metrics": metrics | {"ece": reflect(metrics["ece"])},
+        "auroc_delong": delong_interval(
+            predictions.malignancy,
+            predictions.malignant,
+            predictions.patient_id,
+            confidence=confidence,
+        ),
+        "confusion": confusion(predictions, threshold),
+        "support": _support(predictions),
+        "folds": _fold_aurocs(predictions),
+    }
+
+
+def summarise(
+    value: float, samples: Float64[np.ndarray, " r"], confidence: float, units: int
+) -> dict[str, float | int | None]:
+    """Value, percentile interval and resamples left out; all None where the value is undefined."""
+    if np.isnan(value):
+        return {"value": None, "low": None, "high": None, "left_out": len(samples)}
+    low, high, left_out = percentile_interval(samples, confidence, units)
+    return {"value": float(value), "low": low, "high": high, "left_out": left_out}
+
+
+def reflect(entry: dict[str, float | int | None]) -> dict[str, float | int | None]:
+    """Turns a percentile interval about its value (the basic bootstrap), for a biased metric.
+
+    A calibration error cannot be negative, so noise raises it: in the data above the truth, and in
+    a resample above the data, each time by adding to its square. So the squares are turned. The
+    interval still holds the value.
+    """
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    if value is None or low is None or high is None:
+        return entry
+    turned = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
+    return {**entry, "low": min(value, turned[0]), "high": max(value, turned[1])}
+
+
+def _refuse(predictions: Predictions, threshold: float, prevalence: float | None) -> None:
+    if len(predictions) == 0:
+        raise InputError("no rows to evaluate")
+    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} {value} is outside [0, 1]")
+
+
+def _support(predictions: Predictions) -> dict[str, int]:
+    counts = np.bincount(predictions.target, minlength=len(predictions.classes)).tolist()
+    return dict(zip(predictions.classes, counts, strict=True))
+
+
+def _fold_aurocs(predictions: Predictions) -> dict[str, float | None]:
+    if predictions.fold is None:
+        return {}
+    scores, positives, folds = predictions.malignancy, predictions.malignant, predictions.fold
+    result: dict[str, float | None] = {}
+    for fold in np.unique(folds):
+        rows = folds == fold
+        defined = len(np.unique(positives[rows])) > 1
+        result[str(fold)] = float(roc_auc_score(positives[rows], scores[rows])) if defined else None
+    return result

@@ -1,0 +1,226 @@
+"""Columns of a prediction file, checked: the text of a table in, arrays out."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64
+
+from skinmm.data.vocabulary import MALIGNANT, canonical_diagnosis, rename_columns
+from skinmm.errors import InputError
+
+BINARY: Final = ("benign", "malignant")
+SUM_TOLERANCE: Final = 0.01
+"""How far a row's probabilities may be from adding up to 1: other systems round to few digits."""
+
+_BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
+_EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"
+_TRUTH: Final = ("target", "diagnosis")
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """A CSV as text, its columns under their canonical names, `image_id` among them and filled."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path} is not a CSV table: {' '.join(str(error).split())}") from None
+    table = rename_columns(table)
+    if "image_id" not in table:
+        raise InputError(f"{path} has no column image_id; it has {', '.join(table.columns)}")
+    names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
+    return table.assign(image_id=table["image_id"].fillna(names))
+
+
+def join_labels(
+    table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
+) -> pd.DataFrame:
+    """Takes truth, and the patients that are not known yet, from a second table by image name."""
+    labels = labels.assign(image_id=_stem(labels["image_id"]))
+    known = [name for name in _TRUTH if name in labels]
+    if not known:
+        raise InputError(f"{labels_path} has neither a column target nor a column diagnosis")
+    labels = labels.drop_duplicates(["image_id", *known])
+    twice = labels["image_id"].duplicated()
+    if twice.any():
+        name = labels["image_id"][twice].iloc[0]
+        raise InputError(f"{labels_path} gives image {name} two different labels")
+    wanted = [*known, *({"patient_id", "lesion_id"} & set(labels) - set(table))]
+    table = table.drop(columns=[name for name in _TRUTH if name in table])
+    found = labels.set_index("image_id")[wanted].reindex(_stem(table["image_id"]))
+    if found[known].isna().all(axis=None):
+        raise InputError(f"{labels_path} has no label for any image of {path}")
+    return table.assign(**{name: found[name].to_numpy(dtype=object) for name in wanted})
+
+
+def without_failures(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Leaves out the rows that hold a reason in `error` instead of probabilities; their number."""
+    if "error" not in table:
+        return table, 0
+    failed = table["error"].notna() & table.filter(regex="^p_").isna().all(axis=1)
+    return table[~failed], int(failed.sum())
+
+
+def refuse_repeats(table: pd.DataFrame, path: Path | str) -> None:
+    """One row per image."""
+    twice = table["image_id"].duplicated()
+    if twice.any():
+        name = table["image_id"][twice].iloc[0]
+        rows = ", ".join(str(row + 1) for row in table.index[table["image_id"] == name])
+        raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
+
+
+def parse_probabilities(
+    table: pd.DataFrame, path: Path | str
+) -> tuple[tuple[str, ...], Float64[np.ndarray, "n c"]]:
+    """Classes and probabilities; one column of malignancy is enough in a binary file."""
+    classes = tuple(name[2:] for name in table.columns if name.startswith("p_"))
+    if set(classes) <= {"malignant"}:
+        column = "p_malignant" if classes else "malignancy"
+        if column not in table:
+            raise InputError(
+                f"{path} has no probabilities: it needs p_malignant, or one column p_<class> per "
+                f"class; it has {', '.join(table.columns)}"
+            )
+        malignancy = _numbers(table, [column], path)
+        return BINARY, np.hstack([1 - malignancy, malignancy])
+    if len(classes) == 1:
+        raise InputError(f"{path} has one class only, {classes[0]}; add the others' p_<class>")
+    classes = BINARY if set(classes) == set(BINARY) else classes
+    return classes, _distribution(table, [f"p_{name}" for name in classes], path)
+
+
+def parse_raw(
+    table: pd.DataFrame, classes: tuple[str, ...], path: Path | str
+) -> Float64[np.ndarray, "n c"] | None:
+    """Probabilities before calibration, where the file has them for every class."""
+    columns = [f"raw_{name}" for name in classes]
+    return _distribution(table, columns, path) if set(columns) <= set(table) else None
+
+
+def usual_positive(classes: tuple[str, ...], path: Path | str) -> tuple[str, ...]:
+    """The classes that count as malignant unless someone says otherwise."""
+    found = tuple(
+        name for name in classes if name == BINARY[1] or canonical_diagnosis(name) in MALIGNANT
+    )
+    if not found:
+        raise InputError(
+            f"{path}: none of the classes {', '.join(classes)} is known as malignant; name those "
+            f"that are with positive="
+        )
+    return found
+
+
+def refuse_positive(classes: tuple[str, ...], positive: tuple[str, ...]) -> None:
+    """Positive classes must divide the classes in two."""
+    if not positive or not set(positive) < set(classes):
+        raise InputError(
+            f"positive classes {', '.join(positive) or '(none)'}: name some, not all, of "
+            f"{', '.join(classes)}"
+        )
+
+
+def parse_truth(table: pd.DataFrame, path: Path | str) -> "pd.Series[str]":
+    """The words of `target`, or else of `diagnosis`, one for every row."""
+    column = next((name for name in _TRUTH if name in table), None)
+    if column is None:
+        raise InputError(f"{path} has no column target; give labels=LABELS.csv")
+    words = table[column]
+    if words.isna().any():
+        raise InputError(
+            f"{path}: {_place(table, words.isna())}: no {column}; {int(words.isna().sum())} rows "
+            "have none; label them or leave them out"
+        )
+    return words.astype(str).str.strip()
+
+
+def parse_targets(
+    words: "pd.Series[str]", table: pd.DataFrame, classes: tuple[str, ...], path: Path | str
+) -> Int64[np.ndarray, " n"]:
+    """Index of each row's class."""
+    known = {word: _class_index(word, classes) for word in words.unique()}
+    indices = words.map(known).astype("float64")
+    if indices.isna().any():
+        allowed = "0, 1, benign, malignant" if classes == BINARY else ", ".join(classes)
+        raise InputError(
+            f"{path}: {_place(table, indices.isna())}: target {words[indices.isna()].iloc[0]!r} "
+            f"is none of {allowed}"
+        )
+    return indices.to_numpy(dtype=np.int64)
+
+
+def speaks_binary(words: "pd.Series[str]") -> bool:
+    """Whether the truth is told as malignant or not, rather than as a diagnosis."""
+    return set(words.unique()) <= set(_BINARY_WORDS)
+
+
+def parse_patients(table: pd.DataFrame) -> "pd.Series[Any]":
+    """The patient; the lesion, then the image where it is not known."""
+    patients = pd.Series(np.nan, index=table.index, dtype=object)
+    for column in ("patient_id", "lesion_id", "image_id"):
+        if column in table:
+            patients = patients.fillna(table[column])
+    return patients
+
+
+def parse_folds(table: pd.DataFrame, path: Path | str) -> Int64[np.ndarray, " n"] | None:
+    """The fold that each row was tested in."""
+    if "fold" not in table:
+        return None
+    folds = pd.to_numeric(table["fold"], errors="coerce")
+    bad = folds.isna() | (folds % 1 != 0)
+    if bad.any():
+        raise InputError(f"{path}: {_place(table, bad)}: fold is not a whole number")
+    return folds.to_numpy(dtype=np.int64)
+
+
+def _class_index(word: str, classes: tuple[str, ...]) -> int | None:
+    diagnosis = canonical_diagnosis(word)
+    if classes == BINARY:
+        known = diagnosis is not None and diagnosis != "unknown"
+        return _BINARY_WORDS.get(word, int(diagnosis in MALIGNANT) if known else None)
+    if word in classes:
+        return classes.index(word)
+    diagnoses = [canonical_diagnosis(name) for name in classes]
+    return diagnoses.index(diagnosis) if diagnosis and diagnosis in diagnoses else None
+
+
+def _distribution(
+    table: pd.DataFrame, columns: list[str], path: Path | str
+) -> Float64[np.ndarray, "n c"]:
+    values = _numbers(table, columns, path)
+    totals = values.sum(axis=1)
+    bad = np.abs(totals - 1) > SUM_TOLERANCE
+    if bad.any():
+        raise InputError(
+            f"{path}: {_place(table, bad)}: {' + '.join(columns)} is {totals[bad][0]:.6g}, not 1"
+        )
+    return values
+
+
+def _numbers(
+    table: pd.DataFrame, columns: list[str], path: Path | str
+) -> Float64[np.ndarray, "n k"]:
+    values = np.empty((len(table), len(columns)))
+    for i, name in enumerate(columns):
+        values[:, i] = pd.to_numeric(table[name], errors="coerce")
+        bad = ~((values[:, i] >= 0) & (values[:, i] <= 1))
+        if bad.any():
+            cell = table[name][bad].iloc[0]
+            shown = "empty" if pd.isna(cell) else repr(cell)
+            raise InputError(
+                f"{path}: column {name}, {_place(table, bad)}: {shown} is not a probability in "
+                f"[0, 1]; {int(bad.sum())} rows have none"
+            )
+    return values
+
+
+def _place(table: pd.DataFrame, bad: "pd.Series[Any] | Bool[np.ndarray, ' n']") -> str:
+    row = int(np.flatnonzero(bad)[0])
+    return f"row {table.index[row] + 1} (image {table['image_id'].iloc[row]})"
+
+
+def _stem(names: "pd.Series[str]") -> "pd.Series[str]":
+    return names.str.replace(_EXTENSIONS, "", regex=True)

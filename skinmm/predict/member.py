@@ -1,0 +1,100 @@
+"""One checkpoint, ready to predict."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float64, UInt8
+
+from skinmm.checkpoint import Card, CheckpointError, load_card
+from skinmm.config import Config, from_mapping
+from skinmm.data.record import RecordEncoder
+from skinmm.errors import InputError
+from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.thresholds import Threshold
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.network import Network, build_network
+
+UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)
+"""Of a checkpoint that no validation followed, as an interrupted run leaves one."""
+
+
+class View(NamedTuple):
+    """How a member wants its images: side of the square in pixels, and colour profiles."""
+
+    size: int
+    icc: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network with everything that turns its output into calibrated probabilities."""
+
+    network: Network
+    card: Card
+    config: Config
+    encoder: RecordEncoder
+    calibration: Calibration
+    threshold: Threshold
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> "Member":
+        """Rebuilds a network from a checkpoint alone.
+
+        Raises:
+            CheckpointError: the file is not a usable checkpoint.
+        """
+        card, weights = load_card(path)
+        try:
+            config = from_mapping(Config, card.config)
+            encoder = RecordEncoder.from_state(card.encoder)
+            widths = [column.stop - column.start for column in encoder.layout]
+            network = build_network(config, widths, len(card.classes), pretrained=False)
+            network.load_state_dict(weights)
+        except (InputError, RuntimeError, LookupError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path}: not made by this version ({reason})") from error
+        network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        calibration = Calibration.from_state(card.calibration) if card.calibration else None
+        threshold = Threshold(**card.threshold) if card.threshold else UNDECIDED
+        return cls(network, card, config, encoder, calibration or Calibration(), threshold)
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """What it looks at, of {image, record}."""
+        return FUSIONS[self.config.fusion.name].inputs
+
+    @property
+    def view(self) -> View | None:
+        """How it wants images, if it looks at them."""
+        wish = View(self.config.model.image_size, self.config.data.icc)
+        return wish if "image" in self.inputs else None
+
+    def probabilities(
+        self,
+        table: pd.DataFrame,
+        images: UInt8[np.ndarray, "b size size 3"] | None,
+        *,
+        calibrated: bool,
+    ) -> Float64[np.ndarray, "b classes"]:
+        """The classes' probabilities for a batch.
+
+        Args:
+            table: canonical rows.
+            images: their RGB pictures, if the network looks at them.
+            calibrated: as the checkpoint's calibration says; else the network's own.
+        """
+        device = self.network.head.weight.device
+        record = image = None
+        if "record" in self.inputs:
+            record = torch.from_numpy(self.encoder.transform(table)).to(device)
+        if images is not None:
+            image = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            views = self.config.evaluation.views
+            outcome = self.network.log_probabilities(image, record, views)
+        raw: Float64[np.ndarray, "b classes"] = outcome.double().softmax(dim=1).cpu().numpy()
+        return self.calibration.apply(raw) if calibrated else raw

@@ -1,0 +1,140 @@
+"""What a page is made of: plain values that know nothing of HTML.
+
+Text stays text until the template escapes it; only `Plot.svg` is markup, and only
+`skinmm.report.figures.canvas` makes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph; `loud` is for what nobody may overlook."""
+
+    text: str
+    loud: bool = False
+    kind: ClassVar[str] = "note"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number: what it is, its value, its interval, what it means."""
+
+    label: str
+    value: str
+    interval: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The headline numbers, side by side."""
+
+    tiles: Sequence[Tile]
+    kind: ClassVar[str] = "tiles"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawing with its title and a caption that says how to read it."""
+
+    title: str
+    svg: Markup
+    caption: str = ""
+    kind: ClassVar[str] = "plot"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; `stack` turns rows into cards on a narrow screen."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    stack: bool = False
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Drawings and tables side by side, as many columns as fit."""
+
+    blocks: Sequence[Plot | Table]
+    kind: ClassVar[str] = "row"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a checklist: what is known, and what is left for the author to write."""
+
+    number: str
+    topic: str
+    asks: str
+    known: str = ""
+    open: str = ""
+
+
+@dataclass(frozen=True)
+class Checklist:
+    """Questions with their answers; gaps are marked."""
+
+    items: Sequence[Item]
+    kind: ClassVar[str] = "checklist"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One lesion: its picture (a `data:` address) if there is one, and its record."""
+
+    title: str
+    lines: Sequence[str]
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Lesions side by side."""
+
+    caption: str
+    cards: Sequence[Card]
+    kind: ClassVar[str] = "gallery"
+
+    @property
+    def illustrated(self) -> bool:
+        """Whether any card has a picture, so that a missing one is told."""
+        return any(card.picture for card in self.cards)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Lesions two by two, to be told apart or not."""
+
+    caption: str
+    pairs: Sequence[tuple[Card, Card]]
+    kind: ClassVar[str] = "pairs"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Text whose spaces matter, such as YAML."""
+
+    caption: str
+    text: str
+    kind: ClassVar[str] = "listing"
+
+
+Block = Note | Tiles | Plot | Table | Row | Checklist | Gallery | Pairs | Listing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the page; `anchor` is its address within the page."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""

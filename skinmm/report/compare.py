@@ -1,0 +1,227 @@
+"""Several systems on one page: prediction files, runs, or a folder full of runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from skinmm.errors import InputError
+from skinmm.evaluation.comparison import compare
+from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
+from skinmm.report.evidence import Evidence, read_bare, read_run
+from skinmm.report.figures import curves, grids
+from skinmm.report.figures.grids import Axis
+from skinmm.report.page import refuse_existing, write_page
+from skinmm.report.points import roc_line
+from skinmm.report.wording import ABSENT, estimate, is_number, metric, number, plural
+
+SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
+DIFFERENT: Final = ("auroc", "average_precision", "brier")
+PAIRED: Final = 6  # fifteen pairs
+CURVES: Final = 7  # colours that can be told apart
+AXES: Final = 6
+# What differs from run to run without being a choice, or says where rather than what.
+_NO_CHOICE: Final = ("resume", "overwrite", "data.root", "logger")
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison; `settings` is its flattened configuration, if it has one."""
+
+    name: str
+    evidence: Evidence
+    settings: Mapping[str, Any]
+
+
+def compare_page(
+    sources: Sequence[Path],
+    output: Path,
+    labels: Path | None = None,
+    *,
+    positive: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Table:
+    """Writes a page with a table, curves and parallel coordinates of several systems.
+
+    Args:
+        sources: prediction files, run folders, or folders whose subfolders are runs.
+        output: the page to write.
+        labels: truth for prediction files without it.
+        positive: classes of the files that count as malignant; None: the usual ones.
+        overwrite: replace a page that is there.
+
+    Returns:
+        The table of the systems.
+
+    Raises:
+        InputError: fewer than two systems, a file that cannot be used, or the page exists.
+    """
+    refuse_existing(Path(output), overwrite)
+    systems = _all_systems([Path(source) for source in sources], labels, positive)
+    if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
+        raise InputError(f"nothing to compare: found {plural(len(systems), 'system')}, needs two")
+    table = _table(systems)
+    sections = [Section("systems", "Systems", [table]), _paired(systems), _drawings(systems)]
+    facts = [plural(len(systems), "system")]
+    write_page(Path(output), title="Comparison", facts=facts, sections=sections)
+    return table
+
+
+def _all_systems(
+    sources: Sequence[Path], labels: Path | None, positive: Sequence[str] | None
+) -> list[System]:
+    systems = [system for source in sources for system in _systems(source, labels, positive)]
+    names = [system.name for system in systems]
+    return [
+        system if names.count(system.name) == 1 else replace(system, name=f"{place}. {system.name}")
+        for place, system in enumerate(systems, start=1)
+    ]
+
+
+def _systems(source: Path, labels: Path | None, positive: Sequence[str] | None) -> list[System]:
+    if not source.is_dir():
+        return [System(source.stem, read_bare(source, labels, positive, pictures=False), {})]
+    if (source / "predictions" / "test.csv").is_file():
+        return [_run(source, source.resolve().name)]
+    found = sorted(
+        file.parents[1]
+        for file in source.rglob("predictions/test.csv")
+        if not file.parents[1].name.startswith("fold_")
+    )
+    if not found:
+        raise InputError(f"{source}: no runs there (no folder with predictions/test.csv)")
+    return [_run(run, str(run.relative_to(source))) for run in found]
+
+
+def _run(run: Path, name: str) -> System:
+    evidence = read_run(run, pictures=False)
+    return System(name, evidence, _flat(evidence.config))
+
+
+def _table(systems: Sequence[System]) -> Table:
+    different = _different(systems)
+    rows = [
+        (
+            system.name,
+            *(estimate(system.evidence.estimate(name)) for name in SHOWN),
+            f"{system.evidence.measured['positives']:,} of {system.evidence.measured['n']:,}",
+            "; ".join(f"{key}={system.settings.get(key)}" for key in different),
+        )
+        for system in systems
+    ]
+    header = ["System", *map(metric, SHOWN), "Malignant images", "Settings that differ"]
+    if not different:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return Table("", header, rows, stack=True)
+
+
+def _paired(systems: Sequence[System]) -> Section:
+    """Differences on the images that all systems judged, the only fair comparison."""
+    best = {system.name for system in sorted(systems, key=_rank)[-PAIRED:]}
+    chosen = [system for system in systems if system.name in best]
+    common = set.intersection(*(set(system.evidence.predictions.image_id) for system in chosen))
+    if not common:
+        text = "No image was judged by all systems: their numbers do not compare."
+        return Section("paired", "Differences", [Note(text, loud=True)])
+    found = compare(
+        {system.name: system.evidence.predictions for system in chosen},
+        thresholds={system.name: system.evidence.threshold for system in chosen},
+        confidence=chosen[0].evidence.confidence,
+    )
+    rows = [
+        (
+            f"{pair['a']} minus {pair['b']}",
+            *(_difference(pair["metrics"][key]) for key in DIFFERENT),
+        )
+        for pair in found["pairs"]
+    ]
+    blocks: list[Block] = [
+        Table("", ("Systems", *map(metric, DIFFERENT)), rows, stack=True),
+    ]
+    if any(found["left_out"].values()):
+        text = (
+            f"Not all systems judged the same images: these differences are on the "
+            f"{plural(found['n'], 'image')} in common, the table above is not."
+        )
+        blocks.insert(0, Note(text, loud=True))
+    lead = (
+        "Differences on the same patients, resampled together, with intervals and p-values after "
+        "Holm's adjustment over the pairs."
+    )
+    if len(chosen) < len(systems):
+        lead += f" Only the {PAIRED} systems of highest AUROC."
+    return Section("paired", "Differences", blocks, lead)
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    if found["difference"] is None:
+        return ABSENT
+    value = {"value": found["difference"], "low": found["low"], "high": found["high"]}
+    return f"{estimate(value)}, p {number(found['p_holm'])}"
+
+
+def _rank(system: System) -> float:
+    found = system.evidence.estimate("auroc")
+    return float(found["value"]) if found and is_number(found["value"]) else 0.0
+
+
+def _drawings(systems: Sequence[System]) -> Section:
+    few = len(systems) <= CURVES
+    caption = "Colours as in the curves." if few else "The brighter the line, the higher the AUROC."
+    plots = [Plot("Parallel coordinates", _parallel(systems), caption)]
+    rows = [system.evidence.predictions for system in systems]
+    if few and all(0 < part.malignant.sum() < len(part) for part in rows):
+        lines = [
+            roc_line(system.name, part.malignancy, part.malignant)
+            for system, part in zip(systems, rows, strict=True)
+        ]
+        text = "In brackets: the area under the curve."
+        plots.insert(0, Plot("ROC curves", curves.roc(lines), text))
+    return Section("drawings", "Side by side", [Row(plots)])
+
+
+def _parallel(systems: Sequence[System]) -> Any:
+    auroc = _values(systems, "auroc")
+    axes = [
+        _axis(key, [system.settings.get(key) for system in systems])
+        for key in _different(systems)[:AXES]
+    ]
+    measured = SHOWN if not axes else SHOWN[:1]
+    axes += [Axis(metric(name), _values(systems, name)) for name in measured]
+    return grids.parallel(axes, auroc, label="Parallel coordinates of the systems")
+
+
+def _values(systems: Sequence[System], name: str) -> "np.ndarray":
+    found = ((system.evidence.estimate(name) or {}).get("value") for system in systems)
+    return np.array([value if is_number(value) else np.nan for value in found], dtype=np.float64)
+
+
+def _axis(key: str, values: Sequence[Any]) -> Axis:
+    if all(is_number(value) for value in values):
+        return Axis(key, np.array(values, dtype=np.float64))
+    words = sorted({str(value) for value in values})
+    places = np.array([words.index(str(value)) for value in values], dtype=np.float64)
+    return Axis(key, places, words)
+
+
+def _different(systems: Sequence[System]) -> list[str]:
+    """Settings that are not the same in all runs, in the configuration's order."""
+    keys = dict.fromkeys(key for system in systems for key in system.settings)
+    return [
+        key
+        for key in keys
+        if not key.startswith(_NO_CHOICE)
+        and len({str(system.settings.get(key)) for system in systems}) > 1
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

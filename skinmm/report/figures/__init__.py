@@ -1,0 +1,1 @@
+"""Drawings as inline SVG: vector, colour-blind safe, legible in print."""

@@ -1,0 +1,145 @@
+"""Drawings over rows and columns: confusion, forest plot, parallel coordinates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int
+from markupsafe import Markup
+
+from skinmm.report.figures.canvas import GREY, PALETTE, line_style, render, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LONGEST: Final = 16
+_LIGHT: Final = 0.6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One row of a forest plot; `low` and `high` may be absent where none can be had."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One upright of a parallel-coordinates plot: numbers, or places with names."""
+
+    name: str
+    values: Float[np.ndarray, " runs"]
+    labels: Sequence[str] | None = None
+
+
+def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Markup:
+    """Counts of true class (down) against decided class (across), shaded by the row's share."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = len(classes)
+    small = 9.0 if size <= 9 else max(4.5, 81 / size)  # noqa: PLR2004 - a page holds nine at 9 pt
+
+    def paint(axes: "Axes") -> None:
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
+        for row, column in np.ndindex(size, size):
+            if counts[row, column] or size <= 3:  # noqa: PLR2004 - zeros clutter a large table
+                ink = "white" if shares[row, column] > _LIGHT else "black"
+                text = f"{counts[row, column]:,}"
+                axes.text(
+                    column + 0.5, row + 0.5, text, color=ink, ha="center", va="center",
+                    fontsize=11 if size <= 3 else small * 0.85,  # noqa: PLR2004
+                )  # fmt: skip
+        names = [short(name, _LONGEST) for name in classes]
+        places = np.arange(size) + 0.5
+        turned: dict[str, Any] = {"rotation": 90} if size > 4 else {}  # noqa: PLR2004
+        axes.set_xticks(places, names, fontsize=small, **turned)
+        axes.set_yticks(places, names, fontsize=small)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.set(xlabel="Decided", ylabel="True")
+
+    return render(paint, label="Confusion matrix", height=3.4 if size <= 9 else 4.4)  # noqa: PLR2004
+
+
+def forest(groups: Sequence[Estimate], overall: Estimate, *, label: str) -> Markup:
+    """Estimates with intervals one below the other, against the overall value (dotted)."""
+    rows = [overall, *groups]
+
+    def paint(axes: "Axes") -> None:
+        axes.axvline(overall.value, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+        for place, row in enumerate(rows):
+            color = "black" if place == 0 else PALETTE[0]
+            if row.low is not None and row.high is not None:
+                axes.hlines(place, row.low, row.high, color=color, linewidth=1.5)
+            axes.plot(row.value, place, "s" if place else "D", color=color, markersize=5)
+        axes.set_yticks(range(len(rows)), [short(row.name) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(*_span(rows))
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(label)
+
+    return render(paint, label=f"Forest plot: {label}", height=0.9 + 0.2 * len(rows))
+
+
+def parallel(axes_: Sequence[Axis], rank: Float[np.ndarray, " systems"], *, label: str) -> Markup:
+    """One line per system across scaled uprights.
+
+    Few systems have the colours of the other drawings; with many, the brighter (cividis) the
+    higher their `rank`.
+    """
+
+    def paint(axes: "Axes") -> None:
+        heights = np.stack([_scaled(axis.values) for axis in axes_])  # (axes, systems)
+        styles = _styles(rank)
+        for system in np.argsort(rank).tolist():
+            axes.plot(heights[:, system], marker="o", markersize=3, **styles[system])
+        for place, axis in enumerate(axes_):
+            _upright(axes, place, axis)
+        axes.set_xticks(range(len(axes_)), [short(axis.name, _LONGEST) for axis in axes_])
+        axes.set(xlim=(-0.3, len(axes_) - 0.5), ylim=(-0.08, 1.08), yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+
+    return render(paint, label=label, width=max(4.2, 1.1 * len(axes_)), height=3.6)
+
+
+def _styles(rank: Float[np.ndarray, " systems"]) -> list[dict[str, Any]]:
+    from matplotlib import colormaps
+
+    if len(rank) <= len(PALETTE):
+        return [line_style(system) for system in range(len(rank))]
+    # The top of the scale is too pale for white paper.
+    return [{"color": shade} for shade in colormaps["cividis"](_scaled(rank) * 0.9)]
+
+
+def _upright(axes: "Axes", place: int, axis: Axis) -> None:
+    axes.axvline(place, color=GREY, linewidth=0.8, zorder=0)
+    known = np.unique(axis.values[np.isfinite(axis.values)])
+    ticks = known if axis.labels is not None else known[[0, -1]] if known.size else known
+    for value, height in zip(ticks, _scaled(ticks), strict=True):
+        text = axis.labels[int(value)] if axis.labels is not None else f"{value:.4g}"
+        axes.text(
+            place + 0.04, height + 0.01, short(text, _LONGEST), fontsize=7.5, va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
+
+
+def _scaled(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """To [0, 1]; a constant stands in the middle, what is missing at the foot."""
+    finite = np.isfinite(values)
+    known = values[finite]
+    scaled = np.zeros(len(values))
+    scaled[finite] = (known - known.min()) / np.ptp(known) if known.size and np.ptp(known) else 0.5
+    return scaled
+
+
+def _span(rows: Sequence[Estimate]) -> tuple[float, float]:
+    values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    margin = 0.05 * (max(values) - min(values)) or 0.05
+    return min(values) - margin, max(values) + margin

@@ -1,0 +1,113 @@
+"""What files say of a run, in words that checklists quote; an empty text where they say nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from skinmm.report.evidence import Evidence
+from skinmm.report.sections.cohort import parts_of, patients_in
+from skinmm.report.sections.headline import warnings_of
+from skinmm.report.wording import estimate, number, plural
+
+
+def facts_of(evidence: Evidence) -> dict[str, str]:
+    """Name -> text. The checklists under `templates/` name the facts they need."""
+    measured = evidence.measured
+    return {
+        "outcome": _outcome(evidence),
+        "sizes": _sizes(evidence),
+        "sources": _sources(evidence),
+        "table": "See Data and split." if parts_of(evidence) else "",
+        "groups": "See Subgroups." if evidence.records is not None else "",
+        "unpredicted": f"Not predicted: {measured.get('unpredicted', 0):,}.",
+        "performance": _performance(evidence),
+        "threshold": _threshold(evidence),
+        "warnings": " ".join(warnings_of(evidence)),
+        "calibration": _calibration(evidence),
+        "initialisation": evidence.initialisation or "",
+        "command": " ".join(map(str, evidence.environment.get("command", []))),
+        **_configured(evidence.config),
+    }
+
+
+def _configured(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the configuration says."""
+    keys = ("data", "model", "fusion", "loss", "sampler", "optimizer", "trainer")
+    data, model, fusion, loss, sampler, optimizer, trainer = (config.get(key, {}) for key in keys)
+    block = fusion.get("name")
+    image = [] if block == "tabular_only" else ["the dermoscopic image"]
+    record = [] if block == "image_only" else list(data.get("columns", []))
+    network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
+    facts = {
+        "inputs": f"{', '.join([*image, *record])}.",
+        "network": f"{network if image else ''}fusion {block}.",
+        "side": str(model.get("image_size")) if image else "",
+        "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
+        "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
+        f"most {trainer.get('max_epochs')} epochs; the best by {trainer.get('monitor')} is kept.",
+        "split": f"Patients, lesions and known duplicates stay together; {data.get('folds')} "
+        f"parts, tested: {data.get('fold')}. Early stopping, calibration and threshold saw "
+        "validation only.",
+        "absent_images": str(data.get("missing")),
+        "checkpoint": "checkpoints/best.ckpt",
+    }
+    return facts if config else dict.fromkeys(facts, "")
+
+
+def _outcome(evidence: Evidence) -> str:
+    rows = evidence.predictions
+    if rows.binary:
+        return "whether a lesion is malignant"
+    names, malignant = ", ".join(rows.classes), ", ".join(rows.positive)
+    return f"the diagnosis, one of {names} (malignant: {malignant})"
+
+
+def _sizes(evidence: Evidence) -> str:
+    parts = {
+        label: (len(rows), patients_in(rows), int(rows["malignant"].sum()))
+        for label, rows in parts_of(evidence).items()
+    }
+    measured = evidence.measured
+    found = parts or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
+    return " ".join(
+        f"{label}: {plural(images, 'image')} of {plural(patients, 'patient')}, "
+        f"{malignant:,} malignant."
+        for label, (images, patients, malignant) in found.items()
+    )
+
+
+def _sources(evidence: Evidence) -> str:
+    if evidence.cohort is None or "source" not in evidence.cohort:
+        return ""
+    counts = evidence.cohort["source"].value_counts()
+    return "; ".join(f"{name}: {plural(int(count), 'image')}" for name, count in counts.items())
+
+
+def _performance(evidence: Evidence) -> str:
+    names = ("auroc", "sensitivity", "specificity", "calibration_slope")
+    labels = ("AUROC", "sensitivity", "specificity", "calibration slope")
+    found = (
+        f"{label} {estimate(evidence.estimate(name))}"
+        for name, label in zip(names, labels, strict=True)
+    )
+    return f"{', '.join(found)}; {100 * evidence.confidence:.0f} % intervals."
+
+
+def _threshold(evidence: Evidence) -> str:
+    text = f"Malignant from a probability of {number(evidence.threshold)}"
+    if not evidence.rule:
+        return f"{text}, which nobody chose."
+    if "guaranteed" not in evidence.rule:
+        return f"{text}, {evidence.rule['rule']}."
+    bound = "guaranteed" if evidence.rule["guaranteed"] else "not guaranteed"
+    return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound})."
+
+
+def _calibration(evidence: Evidence) -> str:
+    if not evidence.config:
+        return ""
+    state = evidence.metrics.get("calibration")
+    method = state.get("method", "none") if isinstance(state, Mapping) else "none"
+    return (
+        "The shift of sampler and class weights is taken back in closed form; further calibration, "
+        f"fitted on validation patients: {method}."
+    )

@@ -1,0 +1,206 @@
+"""Ranking, the decision at the threshold, calibration and clinical use, drawn from the rows."""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn.metrics import confusion_matrix
+
+from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
+from skinmm.report.evidence import Evidence
+from skinmm.report.figures import curves, grids
+from skinmm.report.figures.curves import Line
+from skinmm.report.points import (
+    net_benefit_lines,
+    precision_line,
+    reliability_line,
+    roc_line,
+)
+from skinmm.report.wording import ABSENT, estimate, metric, number, percent
+
+LARGEST_MATRIX: Final = 20
+CURVES: Final = 12
+RATES: Final = (
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "balanced_accuracy",
+    "accuracy",
+    "f1",
+    "number_needed_to_treat",
+    "net_benefit",
+)
+PROBABILITIES: Final = (
+    "calibration_slope",
+    "calibration_intercept",
+    "ece",
+    "mean_probability",
+    "brier",
+    "log_loss",
+)
+
+
+def discrimination(evidence: Evidence) -> Section:
+    """ROC and precision-recall curves; with several classes each against the rest too."""
+    rows = evidence.predictions
+    views = [
+        view
+        for view in [("malignant", rows.malignancy, rows.malignant), *_classes(evidence)]
+        if 0 < view[2].sum() < len(rows)
+    ]
+    if not views:
+        note = "No curves: they need both malignant and benign lesions."
+        return Section("discrimination", "Ranking", [Note(note)])
+    sensitivity, false_alarms, precision = _chosen(evidence)
+    share = float(rows.malignant.mean())
+    ranks = [roc_line(*view) for view in views]
+    precisions = [precision_line(*view) for view in views]
+    plots = [
+        Plot(
+            "ROC curve",
+            curves.roc(ranks, (false_alarms, sensitivity)),
+            "Dotted: chance. Ring: the chosen threshold. In brackets: the area under the curve.",
+        ),
+        Plot(
+            "Precision-recall curve",
+            curves.precision_recall(precisions, share, (sensitivity, precision)),
+            f"Dotted: chance, the share of malignant images here ({number(share)}).",
+        ),
+    ]
+    blocks: list[Block] = [Row(plots)]
+    size = evidence.audit.get("size_auroc")
+    if size is not None:
+        blocks.append(
+            Note(
+                f"In this cohort the width and height of the image alone reach AUROC "
+                f"{number(size)}, which is the camera and not the lesion."
+            )
+        )
+    return Section("discrimination", "Ranking", blocks)
+
+
+def operating_point(evidence: Evidence) -> Section:
+    """What happens at the threshold: the confusion matrix and the rates read off it."""
+    rows = evidence.predictions
+    decided = rows.malignancy >= evidence.threshold
+    counts = confusion_matrix(rows.malignant, decided, labels=[False, True])
+    caption = f"Called malignant from a probability of {number(evidence.threshold)}."
+    parts: list[Plot | Table] = [
+        Plot("Decision", grids.confusion(counts, ("benign", "malignant")), caption),
+        Table("At the threshold", ("Measure", "Value (interval)"), _named(evidence, RATES)),
+    ]
+    if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
+        likeliest = rows.probabilities.argmax(axis=1)
+        counts = confusion_matrix(rows.target, likeliest, labels=range(len(rows.classes)))
+        caption = "The likeliest class, whatever the threshold; shaded by the share of the row."
+        parts.append(Plot("Classes", grids.confusion(counts, rows.classes), caption))
+        parts.append(_by_class(evidence))
+    return Section("decision", "The decision", [Row(parts)])
+
+
+def calibration(evidence: Evidence) -> Section:
+    """Whether a probability of 10 % means one in ten, before and after calibration."""
+    rows = evidence.predictions
+    title = "Reliability" if rows.raw is None else "After calibration"
+    parts: list[Plot | Table] = [
+        Plot(
+            title,
+            curves.reliability(reliability_line("calibrated", rows.malignancy, rows.malignant)),
+            "Bins of equal mass. On the dotted line what is predicted is what happens; bars are "
+            "95 % Wilson intervals.",
+        )
+    ]
+    if rows.raw is not None:
+        raw = rows.raw[:, np.isin(rows.classes, rows.positive)].sum(axis=1)
+        drawing = curves.reliability(reliability_line("before calibration", raw, rows.malignant))
+        parts.append(Plot("Before calibration", drawing, "Mind the axes: they end with the data."))
+    names = ("Measure", "Value (interval)")
+    parts.append(Table("In numbers", names, _named(evidence, PROBABILITIES)))
+    return Section("calibration", "Calibration", [Row(parts)])
+
+
+def benefit(evidence: Evidence) -> Section | None:
+    """The decision curve."""
+    rows = evidence.predictions
+    if not 0 < rows.malignant.sum() < len(rows):
+        return None
+    lines = net_benefit_lines(rows.malignancy, rows.malignant)
+    plot = Plot(
+        "Decision curve",
+        curves.decision(lines, evidence.threshold),
+        "Net benefit of acting on the model, against treating every lesion as malignant or none, "
+        "for each probability from which one would act. Dashed: the chosen threshold.",
+    )
+    table = Table("Net benefit", ("Threshold", "Model", "Call all malignant"), _at(lines))
+    return Section("benefit", "Clinical use", [Row([plot, table])])
+
+
+def _classes(
+    evidence: Evidence,
+) -> list[tuple[str, Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
+    """Each class against the rest, the most frequent first; none for a binary file."""
+    rows = evidence.predictions
+    if rows.binary:
+        return []
+    frequent = np.argsort(-np.bincount(rows.target, minlength=len(rows.classes)), kind="stable")
+    return [
+        (rows.classes[index], rows.probabilities[:, index], rows.target == index)
+        for index in frequent[:CURVES].tolist()
+    ]
+
+
+def _chosen(evidence: Evidence) -> tuple[float, float, float]:
+    """Sensitivity, false positive rate and precision at the threshold; NaN where undefined."""
+    rows = evidence.predictions
+    flagged = rows.malignancy >= evidence.threshold
+    malignant = rows.malignant
+    hits = float((flagged & malignant).sum())
+    alarms = float(flagged.sum()) - hits
+    parts = (malignant.sum(), (~malignant).sum(), flagged.sum())
+    return tuple(  # type: ignore[return-value]
+        count / whole if whole else float("nan")
+        for count, whole in zip((hits, alarms, hits), parts, strict=True)
+    )
+
+
+def _named(evidence: Evidence, names: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = ((name, evidence.estimate(name)) for name in names)
+    return [(metric(name), estimate(value)) for name, value in found if value is not None]
+
+
+def _by_class(evidence: Evidence) -> Table:
+    names = ("auroc", "recall", "precision", "f1")
+    support = evidence.measured["support"]
+    rows = [
+        (f"{label} ({support[label]:,})", *(_plain(evidence, f"{name}_{label}") for name in names))
+        for label in evidence.predictions.classes
+    ]
+    rows.append(
+        (
+            "macro",
+            _plain(evidence, "macro_auroc"),
+            _plain(evidence, "class_balanced_accuracy"),
+            ABSENT,
+            _plain(evidence, "macro_f1"),
+        )
+    )
+    return Table(
+        "By class", ("Class (images)", "AUROC", "Recall", "Precision", "F1"), rows, stack=True
+    )
+
+
+def _plain(evidence: Evidence, name: str) -> str:
+    return number((evidence.estimate(name) or {}).get("value"))
+
+
+def _at(lines: list[Line]) -> list[tuple[str, ...]]:
+    """Five thresholds along the decision curve."""
+    places = np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]
+    return [
+        (
+            percent(float(lines[0].x[place])),
+            *(number(float(line.y[place]), 4) for line in lines[:2]),
+        )
+        for place in places
+    ]

@@ -1,0 +1,90 @@
+"""Whether the numbers hold for everyone: the same measures group by group."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from skinmm.evaluation.subgroups import FEWEST, evaluate_subgroups, groups_of, sensitivity_gaps
+from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
+from skinmm.report.evidence import Evidence
+from skinmm.report.figures import grids
+from skinmm.report.figures.grids import Estimate
+from skinmm.report.wording import estimate, is_number
+
+RESAMPLES: Final = 300  # enough for a drawing; some twenty groups are resampled
+MEASURES: Final[dict[str, str]] = {
+    "auroc": "AUROC",
+    "sensitivity": "Sensitivity at the threshold",
+    "specificity": "Specificity at the threshold",
+}
+DRAWN: Final = ("auroc", "sensitivity")
+
+
+def subgroups(evidence: Evidence) -> Section | None:
+    """Forest plots, gaps and a table over sex, age, site, source and image size."""
+    groups = [] if evidence.records is None else groups_of(evidence.records)
+    if not groups:
+        return None
+    settings: dict[str, Any] = {
+        "threshold": evidence.threshold,
+        "resamples": RESAMPLES,
+        "confidence": evidence.confidence,
+    }
+    measured = evaluate_subgroups(evidence.predictions, groups, **settings)
+    gaps = sensitivity_gaps(evidence.predictions, groups, **settings)
+    drawn = (_forest(evidence, measured, name) for name in DRAWN)
+    parts: list[Plot | Table] = [plot for plot in drawn if plot is not None]
+    blocks: list[Block] = [Row(parts)] if parts else []
+    blocks += [_gaps(gaps)] if gaps else []
+    blocks.append(_table(measured))
+    blocks.append(
+        Note(
+            "Groups differ by chance too: a gap counts where intervals lie apart, and even then "
+            "only as a reason to look closer. An image size names a camera or an archive, not a "
+            "patient; a gap there means that the model may have learnt where a picture comes from."
+        )
+    )
+    return Section("subgroups", "Subgroups", blocks)
+
+
+def _forest(evidence: Evidence, measured: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
+    overall = evidence.estimate(name)
+    if not overall or not is_number(overall["value"]):
+        return None
+    rows = [
+        _estimate(f"{found['group']} ({found['positives']:,})", found["metrics"][name])
+        for found in measured
+        if is_number(found["metrics"][name]["value"]) and found["positives"] >= FEWEST
+    ]
+    if not rows:
+        return None
+    everyone = f"everyone ({evidence.measured['positives']:,})"
+    return Plot(
+        MEASURES[name],
+        grids.forest(rows, _estimate(everyone, overall), label=MEASURES[name]),
+        f"In brackets: malignant images. Dotted: everyone. Groups with fewer than {FEWEST} "
+        "malignant images are in the table only.",
+    )
+
+
+def _gaps(gaps: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [(gap["column"], gap["lowest"], gap["highest"], estimate(gap)) for gap in gaps]
+    header = ("Column", "Lowest", "Highest", "Gap (interval)")
+    return Table("Gaps in sensitivity at the threshold", header, rows)
+
+
+def _table(measured: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            f"{found['column']}: {found['group']}",
+            f"{found['n']:,}",
+            f"{found['positives']:,}",
+            *(estimate(found["metrics"][name]) for name in MEASURES),
+        )
+        for found in measured
+    ]
+    header = ("Group", "Images", "Malignant", "AUROC", "Sensitivity", "Specificity")
+    return Table("By group", header, rows, stack=True)
+
+
+def _estimate(name: str, found: Mapping[str, Any]) -> Estimate:
+    return Estimate(name, found["value"], found["low"], found["high"])

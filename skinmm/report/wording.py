@@ -1,0 +1,75 @@
+"""Numbers as a reader wants them; what is missing says so."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+ABSENT: Final = "\N{EM DASH}"
+METRICS: Final[dict[str, str]] = {
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "partial_auroc": "Partial AUROC above 80 % sensitivity (0 to 0.2)",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "f1": "F1",
+    "number_needed_to_treat": "Flagged lesions for one malignant",
+    "calibration_slope": "Calibration slope (1 is right)",
+    "calibration_intercept": "Calibration intercept (0 is right)",
+    "ece": "Expected calibration error",
+    "brier": "Brier score",
+}
+_NOTHING: Final = 1e-6  # below, the decimals that follow the point are all there is to say
+_WHOLE: Final = 10  # from here on a decimal is enough
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with `digits` decimals, fewer from ten on; a dash for what is missing."""
+    if not is_number(value):
+        return ABSENT
+    if isinstance(value, int):
+        return f"{value:,}"
+    if _NOTHING < abs(value) < 0.5 * 10.0**-digits:
+        return f"{value:.1g}"
+    return f"{value:,.{digits if abs(value) < _WHOLE else 1}f}"
+
+
+def metric(name: str) -> str:
+    """What a reader calls a metric."""
+    plain = name.replace("_", " ").replace("auroc", "AUROC")
+    return METRICS.get(name, plain[:1].upper() + plain[1:])
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
+
+
+def interval(estimate: Mapping[str, Any] | None, *, share: bool = False) -> str:
+    """`low to high`, or nothing where no interval could be had.
+
+    Where all resamples agree, as with a group that misses nothing, the bootstrap has no answer;
+    a width of zero would claim certainty.
+    """
+    low, high = (estimate or {}).get("low"), (estimate or {}).get("high")
+    if not (is_number(low) and is_number(high)) or low == high:
+        return ""
+    show = percent if share else number
+    return f"{show(low)} to {show(high)}"
+
+
+def estimate(estimate: Mapping[str, Any] | None) -> str:
+    """`value (low to high)`."""
+    if not estimate:
+        return ABSENT
+    bounds = interval(estimate)
+    return f"{number(estimate.get('value'))}{f' ({bounds})' if bounds else ''}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether there is a finite number to show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 patient`, `2 patients`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,74 @@
+"""The two ways to a report: a run folder, or any system's prediction file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from skinmm.report.evidence import Evidence, read_bare, read_run
+from skinmm.report.page import refuse_existing, write_page
+from skinmm.report.sections import SECTIONS
+from skinmm.report.wording import plural
+
+
+def write_report(run: Path, *, pictures: bool = True) -> Path:
+    """Writes `report.html` into a run folder, in place of an earlier one.
+
+    Args:
+        run: the folder; besides the predictions any of its files may be absent.
+        pictures: show lesions; without them the page holds no image of a patient.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: no predictions there, or a file that cannot be read.
+    """
+    return _write(read_run(Path(run), pictures=pictures), Path(run) / "report.html")
+
+
+def report_predictions(
+    predictions: Path,
+    output: Path,
+    labels: Path | None = None,
+    *,
+    positive: Sequence[str] | None = None,
+    pictures: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the page for any system's prediction file.
+
+    Args:
+        predictions: CSV with probabilities, and with truth unless `labels` has it. A constant
+            column `threshold`, as `predict.py` writes it, is the decision threshold.
+        output: the page to write.
+        labels: CSV with truth by image; its age, sex and site, where there, make the subgroups.
+        positive: classes that count as malignant; None: the usual ones.
+        pictures: show lesions, where their files are known.
+        overwrite: replace a page that is there.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: the file cannot be used, or the page exists.
+    """
+    refuse_existing(Path(output), overwrite)
+    source = None if labels is None else Path(labels)
+    evidence = read_bare(Path(predictions), source, positive, pictures=pictures)
+    return _write(evidence, Path(output))
+
+
+def _write(evidence: Evidence, output: Path) -> Path:
+    rows = evidence.predictions
+    config = evidence.config
+    named = [(key, config.get(key, {}).get("name")) for key in ("data", "model", "fusion")]
+    if ("fusion", "tabular_only") in named:
+        named = [(key, name) for key, name in named if key != "model"]
+    facts = [
+        *(f"{key} {name}" for key, name in named if name),
+        plural(len(rows), "image"),
+        plural(evidence.measured["patients"], "patient"),
+        f"{int(rows.malignant.sum()):,} malignant",
+    ]
+    made = (make(evidence) for make in SECTIONS.values())
+    sections = [section for section in made if section is not None]
+    return write_page(output, title=evidence.title, facts=facts, sections=sections)

@@ -1,0 +1,130 @@
+"""The composition root: a configuration becomes a run folder."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from skinmm import judge, runs
+from skinmm.config import Component, Config, build, verify, write_config
+from skinmm.data.sampling import SAMPLERS
+from skinmm.data.transforms import AUGMENTS
+from skinmm.errors import InputError
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.thresholds import Threshold, mean_threshold
+from skinmm.loop import quiet
+from skinmm.losses import LOSSES
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.tabular import TABULAR
+from skinmm.module import OPTIMIZERS
+from skinmm.report import write_report
+from skinmm.training_fold import Fold, last_checkpoint
+
+
+def fit(config: Config, run: Path) -> dict[str, Any]:
+    """Trains, tests and reports what a configuration asks for.
+
+    What was in the folder is only touched once everything that can be refused has been.
+
+    Args:
+        config: the checked configuration; `data.fold=all` runs every fold and pools the test rows,
+            `resume` continues from what the folder holds.
+        run: the run folder; made here.
+
+    Returns:
+        The content of the run's metrics.json; in another process than rank 0 nothing.
+
+    Raises:
+        InputError: an unknown component or argument, data that cannot be used, a folder in use.
+        KeyboardInterrupt: after a usable `checkpoints/last.ckpt` was left.
+    """
+    quiet()
+    check_components(config)
+    if _leads() and not config.resume:
+        runs.refuse_in_use(run, overwrite=config.overwrite)
+    try:
+        if config.data.fold == "all":
+            return _fit_all(config, run)
+        if config.resume and not last_checkpoint(run).is_file():
+            raise InputError(f"resume={config.resume}: no checkpoints/last.ckpt to continue from")
+        fold = Fold.assemble(config, run)
+        _open(run, config)
+        return fold.run_through()
+    finally:
+        if torch.distributed.is_initialized():  # or the next run of a sweep would wait for ours
+            torch.distributed.destroy_process_group()
+
+
+def check_components(config: Config) -> None:
+    """Refuses an unknown component or argument before any data is read.
+
+    Raises:
+        InputError: names the component, the argument and the choices.
+    """
+    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    verify(TABULAR, "tabular", config.tabular, context=("widths",))
+    verify(LOSSES, "loss", config.loss, context=("counts",))
+    verify(AUGMENTS, "augment", config.augment, context=("size",))
+    verify(SAMPLERS, "sampler", config.sampler)
+    optimizer = Component(config.optimizer.name, config.optimizer.args)
+    verify(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
+    # Lightning makes the real one when the run has begun; what it would refuse is refused here.
+    one = [torch.nn.Parameter(torch.zeros(1))]
+    build(OPTIMIZERS, "optimizer", config.optimizer, params=one, lr=config.optimizer.lr)
+
+
+def _leads() -> bool:
+    """Whether this process is rank 0, the only one that writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _open(run: Path, config: Config) -> None:
+    """Makes the folder; from here on it is a run that can be resumed."""
+    if _leads():
+        if not config.resume:
+            runs.clear(run)
+        write_config(run / "config.yaml", config)
+
+
+def _fit_all(config: Config, run: Path) -> dict[str, Any]:
+    """Every fold in a folder of its own; those that a resumed run has finished are not repeated."""
+    opened = False
+    for number in range(config.data.folds):
+        place = runs.fold_folder(run, number)
+        if config.resume and (place / "metrics.json").is_file():
+            continue
+        fold = Fold.assemble(replace(config, data=replace(config.data, fold=number)), place)
+        if (fold.data.cohort.loc[fold.data.rows("test"), "fold"] < 0).all():
+            raise InputError(
+                "data.fold=all pools the folds' test rows, but these data fix the test part; "
+                "choose one data.fold"
+            )
+        if not opened:
+            _open(run, config)
+            opened = True
+        if _leads():
+            print(f"fold {number} of {config.data.folds}", flush=True)  # noqa: T201
+            place.mkdir(exist_ok=True)
+        fold.run_through()
+    return _pool(config, run) if _leads() else {}
+
+
+def _pool(config: Config, run: Path) -> dict[str, Any]:
+    """The folds' test rows as one cohort, judged at the mean of their thresholds."""
+    places = [runs.fold_folder(run, number) for number in range(config.data.folds)]
+    metrics = [runs.read_metrics(place) for place in places]
+    positive = metrics[0]["positive"]
+    files = [place / "predictions" / "test.csv" for place in places]
+    parts = [read_predictions(file, positive=positive) for file in files]
+    facts = {
+        "initialisation": metrics[0]["initialisation"],
+        "classes": metrics[0]["classes"],
+        "positive": positive,
+        "threshold": asdict(mean_threshold([Threshold(**each["threshold"]) for each in metrics])),
+        "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
+    }
+    pooled = judge.write_results(run, {"test": judge.pool(parts)}, config.evaluation, facts)
+    write_report(run)
+    return pooled

@@ -1,0 +1,218 @@
+"""One fold from its rows to its report: assembled, trained, judged."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from skinmm import judge, runs
+from skinmm.checkpoint import Card, load_card, update_card
+from skinmm.config import Config, build, to_mapping, write_config
+from skinmm.data.audit import audit
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError
+from skinmm.loop import build_trainer, device_name, expected_seconds, log_test
+from skinmm.losses import LOSSES, Loss
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.network import build_network
+from skinmm.module import Classifier
+from skinmm.report import write_report
+
+MINUTE: Final = 60  # seconds
+HOUR: Final = 3600
+THREADS: Final = torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Everything that the run of one fold needs, checked, with nothing written yet."""
+
+    config: Config
+    run: Path
+    data: LesionData
+    module: Classifier
+    trainer: pl.Trainer
+    findings: dict[str, Any]
+
+    @classmethod
+    def assemble(cls, config: Config, run: Path) -> "Fold":
+        """Reads the cohort, audits its split, and builds network and trainer.
+
+        Raises:
+            InputError: data, weights or a machine that cannot be used, or a split that leaks.
+        """
+        pl.seed_everything(config.seed, workers=False, verbose=False)
+        trainer = build_trainer(config, run)
+        inputs = FUSIONS[config.fusion.name].inputs
+        # Layers of a record are too small to share out: threads would only wait for each other.
+        torch.set_num_threads(THREADS if "image" in inputs else 1)
+        data = LesionData(config, inputs)
+        _refuse_one_sided(data)
+        findings = _audited(data, config)
+        return cls(config, run, data, _module(config, data), trainer, findings)
+
+    def run_through(self) -> dict[str, Any]:
+        """Trains, judges and reports; a resumed run goes on from its last checkpoint.
+
+        Returns:
+            The content of metrics.json; in another process than rank 0 nothing.
+
+        Raises:
+            InputError: an image that cannot be read.
+            KeyboardInterrupt: after a usable `checkpoints/last.ckpt` was left.
+        """
+        last = last_checkpoint(self.run)
+        resume = last if self.config.resume and last.is_file() else None
+        if self.trainer.is_global_zero:
+            self._write_facts()
+            self._announce()
+        # Our own checkpoints hold plain data, so they load as such.
+        _interruptible(
+            self.trainer.fit, self.module, self.data, ckpt_path=resume, weights_only=True
+        )
+        return self._conclude()
+
+    def _write_facts(self) -> None:
+        write_config(self.run / "config.yaml", self.config)
+        runs.write_cohort(self.run, self.data.cohort)
+        runs.write_json(self.run / "audit.json", self.findings)
+        runs.write_json(self.run / "environment.json", runs.environment(device_name(self.trainer)))
+
+    def _announce(self) -> None:
+        """Says before the first epoch what is about to be trained, from what, and for how long."""
+        data, card, options = self.data, self.module.card, self.config.trainer
+        sizes = [len(data.training_targets), len(data.rows("val")), len(data.rows("test"))]
+        parts = "cohort: {} rows to train, {} to validate, {} to test; classes: {}"
+        print(parts.format(*sizes, ", ".join(data.classes)))  # noqa: T201
+        name = f"image network {self.config.model.name}: " if self.module.network.image else ""
+        print(f"{name}{card.initialisation}")  # noqa: T201
+        for warning in self._warnings():
+            print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
+        if options.progress:
+            seconds = expected_seconds(self.module, data, self.trainer, options.max_epochs)
+            print(f"expected duration: about {_duration(seconds)}", flush=True)  # noqa: T201
+
+    def _warnings(self) -> list[str]:
+        found = [*self.findings["warnings"]]
+        if self.findings["leaks"]:
+            found.append(f"the split leaks (data.allow_leaks): {'; '.join(self.findings['leaks'])}")
+        if self.module.card.initialisation.startswith("FROM SCRATCH"):
+            found.append(f"the image network starts {self.module.card.initialisation}")
+        corrections = [self.data.sampler.corrects, self.module.loss.corrects]
+        if all(corrections):
+            found.append(
+                f"the class imbalance is corrected more than once: {' and '.join(corrections)}"
+            )
+        return found
+
+    def _conclude(self) -> dict[str, Any]:
+        """Tests the best network of the run, and fits what follows validation."""
+        best = self.run / "checkpoints" / "best.ckpt"
+        card, weights = load_card(best)
+        self.module.network.load_state_dict(weights)
+        val, test = self._outcomes("val"), self._outcomes("test")
+        if not self.trainer.is_global_zero:
+            return {}
+        verdict = judge.decide(
+            val,
+            test,
+            classes=card.classes,
+            positive=card.positive,
+            prior=card.prior,
+            config=self.config.evaluation,
+        )
+        entries = judge.card_entries(verdict)
+        # Before metrics.json: a fold that has one is finished, and is not resumed.
+        update_card(best, **entries)
+        names = {"classes": card.classes, "positive": card.positive}
+        facts = {"initialisation": card.initialisation, **names, **entries}
+        predictions = {"test": verdict.test, "val": verdict.val}
+        metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
+        update_card(best, summary=metrics["test"])
+        log_test(self.trainer, metrics["test"])
+        write_report(self.run)
+        return metrics
+
+    def _outcomes(self, part: str) -> judge.Raw:
+        loader = self.data.evaluation_loader(part)
+        _interruptible(self.trainer.test, self.module, loader, verbose=False)
+        logits, targets = self.module.tested
+        probabilities = logits.double().softmax(dim=1).cpu().numpy()
+        cohort = self.data.cohort.iloc[self.data.rows(part)]
+        return judge.Raw(cohort, targets.cpu().numpy(), probabilities)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where a run continues."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Lightning turns Ctrl-C into an exit, after the callbacks have saved what they save."""
+    try:
+        stage(*args, **options)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+
+
+def _refuse_one_sided(data: LesionData) -> None:
+    """Every part needs both kinds: to learn, to choose a threshold, to be judged."""
+    columns = [data.classes.index(name) for name in data.positive]
+    for part in ("train", "val", "test"):
+        malignant = np.isin(data.targets[data.rows(part)], columns)
+        if malignant.all() or not malignant.any():
+            kind = "benign" if malignant.any() else "malignant"
+            raise InputError(
+                f"no {kind} row among the {len(malignant)} of part '{part}'; "
+                "use fewer data.folds, another data.split_seed or a larger cohort"
+            )
+
+
+def _audited(data: LesionData, config: Config) -> dict[str, Any]:
+    findings = audit(data.cohort, columns=config.data.columns)
+    if findings["leaks"] and not config.data.allow_leaks:
+        raise InputError(
+            f"the split leaks: {'; '.join(findings['leaks'][:3])}; mend the table, or set "
+            "data.allow_leaks=true (audit.json and the report will say so)"
+        )
+    return {"allow_leaks": config.data.allow_leaks, **findings}
+
+
+def _module(config: Config, data: LesionData) -> Classifier:
+    classes = list(data.classes)
+    network = build_network(config, data.record_widths, len(classes), pretrained=True)
+    counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
+    loss = build(LOSSES, "loss", config.loss, counts=counts)
+    card = Card(
+        config=to_mapping(config),
+        classes=classes,
+        positive=list(data.positive),
+        encoder=data.encoder.to_state(),
+        initialisation=network.image.origin if network.image else "no image network",
+        prior={"trained": _trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
+    )
+    return Classifier(network, loss, card, config.optimizer, config.schedule, config.trainer)
+
+
+def _trained_prior(data: LesionData, loss: Loss) -> list[float]:
+    """Class shares as the loss saw them: the sampler's draw times the class weights."""
+    drawn = data.sampler.prior(data.training_targets)
+    share = np.zeros(len(data.classes))
+    share[: len(drawn)] = drawn
+    share *= loss.weights.numpy()
+    normalised: list[float] = (share / share.sum()).tolist()
+    return normalised
+
+
+def _duration(seconds: float) -> str:
+    """A duration in the largest unit of which there are at least two."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h"

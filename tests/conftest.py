@@ -1,0 +1,69 @@
+"""What tests share: where the real cohorts are, and which tests this machine cannot run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("patient", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.load_profile("patient")
+
+
+def _real_data() -> Path | None:
+    named = os.environ.get("SKINMM_DATA")
+    return Path(named).resolve() if named and Path(named).is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def skinmm_data() -> Path:
+    """The folder of the real cohorts; a test that asks for it is marked `realdata`."""
+    folder = _real_data()
+    if folder is None:
+        pytest.skip("SKINMM_DATA names no folder of real cohorts")
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine has not the data or the device for."""
+    if item.get_closest_marker("realdata") and _real_data() is None:
+        pytest.skip("SKINMM_DATA names no folder of real cohorts")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path:
+    """The embedded cohort's images."""
+    return Path(__file__).parents[1] / "skinmm" / "demo" / "images"
+
+
+def _trained(factory: pytest.TempPathFactory, name: str, *overrides: str) -> Path:
+    from quick_runs import quick_train
+
+    run = factory.mktemp("runs") / name
+    assert quick_train(run, "data.limit=48", *overrides) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that looks at image and record."""
+    return _trained(tmp_path_factory, "both")
+
+
+@pytest.fixture(scope="session")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, on larger images alone."""
+    return _trained(
+        tmp_path_factory, "larger", "fusion=image_only", "seed=1", "model.image_size=48"
+    )
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that looks at the record alone."""
+    return _trained(tmp_path_factory, "records", "fusion=tabular_only")

@@ -1,0 +1,183 @@
+"""Every public dataset in miniature, as its zip files unpack: a few rows and pictures of 8x8."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import h5py
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tfrecord import TFRecordWriter
+
+from skinmm.config import DataConfig
+from skinmm.data.catalog import load_cohort
+
+
+def picture(shade: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write(root: Path, table: str, text: str) -> None:
+    (root / table).parent.mkdir(parents=True, exist_ok=True)
+    (root / table).write_text(text)
+
+
+def write_images(folder: Path, names: list[str], suffix: str = ".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shade, name in enumerate(names):
+        (folder / f"{name}{suffix}").write_bytes(picture(shade))
+
+
+def hot(classes: str, *names: str) -> str:
+    columns = classes.split(",")
+    rows = [
+        f"I{n}," + ",".join("1.0" if name == column else "0.0" for column in columns)
+        for n, name in enumerate(names)
+    ]
+    return "\n".join([f"image,{classes}", *rows])
+
+
+def siim_isic(root: Path) -> None:
+    header = (
+        "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,"
+        "benign_malignant,target\n"
+    )
+    rows = [
+        "I0,P0,male,45.0,head/neck,unknown,benign,0",
+        "I1,P0,male,45.0,torso,melanoma,malignant,1",
+        "I2,P1,female,,,nevus,benign,0",
+        "I3,P2,,50.0,lower extremity,lentigo NOS,benign,0",
+    ]
+    write(root, "train.csv", header + "\n".join(rows))
+    write(root, "train_with_images.csv", header + rows[0])
+    write(root, "ISIC_2020_Training_Duplicates.csv", "image_name_1,image_name_2\nI0,I2\n")
+    lesions = "image_name,patient_id,lesion_id\nI0,P0,L0\nI3,P2,L3\n"
+    write(root, "ISIC_2020_Training_GroundTruth_v2.csv", lesions)
+    sizes = "image_name,tfrecord,width,height\nI0,0,6000,4000\nI1,0,6000,4000\nI2,-1,1872,1053\n"
+    write(root, "image_size.csv", sizes + "I3,4,640,480\n")
+    write_images(root / "jpeg" / "train", ["I0", "I1", "I2", "I3"])
+
+
+def ham10000(root: Path) -> None:
+    write(
+        root,
+        "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+        "H0,I0,bkl,histo,80.0,male,scalp\nH0,I1,bkl,histo,80.0,male,scalp\n"
+        "H1,I2,mel,histo,,unknown,unknown\nH2,I3,akiec,histo,0.0,female,foot\n",
+    )
+    write_images(root / "HAM10000_images_part_1", ["I0", "I1"])
+    write_images(root / "HAM10000_images_part_2", ["I2", "I3"])
+
+
+def isic_2017(root: Path) -> None:
+    part = "ISIC-2017_{}_Part3_GroundTruth.csv"
+    header = "image_id,melanoma,seborrheic_keratosis\n"
+    write(root, part.format("Training"), header + "I0,1.0,0.0\nI1,0.0,1.0\nI2,0.0,0.0\n")
+    write(root, part.format("Test_v2"), header + "I3,1.0,0.0\n")
+    metadata = "image_id,age_approximate,sex\nI0,55,female\nI1,unknown,unknown\n"
+    write(root, "ISIC-2017_Training_Data_metadata.csv", metadata)
+    write_images(root / "ISIC-2017_Training_Data", ["I0", "I1", "I2"])
+    write_images(root / "ISIC-2017_Training_Data", ["I0_superpixels"], ".png")
+    write_images(root / "ISIC-2017_Test_v2_Data", ["I3"])
+
+
+def isic_2018(root: Path) -> None:
+    classes = "MEL,NV,BCC,AKIEC,BKL,DF,VASC"
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    write(root, f"{name}/{name}.csv", hot(classes, "MEL", "NV", "AKIEC", "VASC"))
+    groups = "image,lesion_id,diagnosis_confirm_type\nI0,H0,histo\nI1,H0,histo\n"
+    write(root, "ISIC2018_Task3_Training_LesionGroupings.csv", groups)
+    write_images(root / "ISIC2018_Task3_Training_Input", ["I0", "I1", "I2", "I3"])
+
+
+def isic_2019(root: Path) -> None:
+    classes = "MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+    truth = hot(classes, *classes.split(",")).replace("I", "J").replace("J1,", "J0_downsampled,")
+    write(root, "ISIC_2019_Training_GroundTruth.csv", truth)
+    metadata = (
+        "image,age_approx,anatom_site_general,lesion_id,sex\nJ0,55.0,anterior torso,,female\n"
+    )
+    write(root, "ISIC_2019_Training_Metadata.csv", metadata + "J2,30.0,palms/soles,BCN_1,male\n")
+    names = ["J0", "J0_downsampled", *[f"J{n}" for n in range(2, 9)]]
+    write_images(root / "ISIC_2019_Training_Input" / "ISIC_2019_Training_Input", names)
+
+
+def isic_2024(root: Path) -> None:
+    write(
+        root,
+        "train-metadata.csv",
+        "isic_id,target,patient_id,age_approx,sex,anatom_site_general,clin_size_long_diam_mm,"
+        "iddx_full,mel_thick_mm\n"
+        "I0,0,P0,60.0,male,lower extremity,3.04,Benign,\n"
+        "I1,1,P1,45.0,female,head/neck,1.10,Malignant::Malignant melanocytic proliferations "
+        "(Melanoma)::Melanoma Invasive,0.5\n"
+        "I2,1,P2,65.0,,posterior torso,3.40,Malignant::Malignant adnexal epithelial proliferations"
+        "::Basal cell carcinoma,\n",
+    )
+    with h5py.File(root / "train-image.hdf5", "w") as file:
+        for shade in range(3):
+            file.create_dataset(f"I{shade}", data=np.void(picture(shade)))
+
+
+def pad_ufes_20(root: Path) -> None:
+    write(
+        root,
+        "metadata.csv",
+        "patient_id,lesion_id,smoke,age,fitspatrick,gender,region,diameter_1,diagnostic,itch,"
+        "img_id,biopsed\n"
+        "PAT_1516,1765,,8,,,ARM,,NEV,FALSE,I0.png,FALSE\n"
+        "PAT_46,881,FALSE,55,3.0,FEMALE,NECK,6.0,BCC,TRUE,I1.png,TRUE\n"
+        "PAT_46,882,FALSE,55,3.0,FEMALE,LIP,5.0,ACK,UNK,I2.png,FALSE\n",
+    )
+    write_images(root / "images" / "imgs_part_1", ["I0", "I1"], ".png")
+    write_images(root / "images" / "imgs_part_3", ["I2"], ".png")
+
+
+def image_folder(root: Path) -> None:
+    write_images(root / "melanoma", ["a", "b"])
+    write_images(root / "nevus" / "deeper", ["c"], ".png")
+
+
+def csv(root: Path) -> None:
+    write(root, "cohort.csv", "image,diagnosis,age\nI0.jpg,mel,50\nI1,nevus,\n")
+    write_images(root / "images", ["I0", "I1"])
+
+
+def packed(root: Path) -> None:
+    rows = "I0,P0,40,male,torso,mel,1,siim_isic,600,400\nI1,P1,,,,nv,0,siim_isic,600,400\n"
+    header = "image_id,patient_id,age,sex,site,diagnosis,target,source,width,height\n"
+    write(root, "cohort.csv", header + rows)
+    write_records(root / "shard-00000.tfrec", ["I0", "I1"])
+
+
+def write_records(file: Path, names: list[str], **features: tuple[list[int], str]) -> None:
+    writer = TFRecordWriter(str(file))
+    for number, name in enumerate(names):
+        record = {"image": (picture(number), "byte"), "image_name": (name.encode(), "byte")}
+        extra = {key: (values[number], kind) for key, (values, kind) in features.items()}
+        writer.write({**record, **extra})
+    writer.close()
+
+
+WRITERS: Final[dict[str, Callable[[Path], None]]] = {
+    "demo": lambda _: None,
+    "siim_isic": siim_isic,
+    "ham10000": ham10000,
+    "isic_2017": isic_2017,
+    "isic_2018": isic_2018,
+    "isic_2019": isic_2019,
+    "isic_2024": isic_2024,
+    "pad_ufes_20": pad_ufes_20,
+    "image_folder": image_folder,
+    "csv": csv,
+    "packed": packed,
+}
+
+
+def load(name: str, root: Path, **settings: object) -> pd.DataFrame:
+    return load_cohort(DataConfig(name=name, root=str(root), **settings))  # type: ignore[arg-type]

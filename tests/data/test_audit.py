@@ -1,0 +1,204 @@
+"""The audit: every planted leak is found, a clean split is clean, shortcuts are measured."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from skinmm.config import DataConfig
+from skinmm.data.audit import audit
+from skinmm.data.audit_shortcuts import acquisition_groups, malignant, size_auroc
+from skinmm.data.catalog import load_cohort
+from skinmm.data.splits import split
+
+FOLDER = os.environ.get("SKINMM_DATA", "")
+realdata = [
+    pytest.mark.realdata,
+    pytest.mark.skipif(not FOLDER, reason="SKINMM_DATA does not name the real cohorts"),
+]
+
+
+def cohort(patients: int = 40, images: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = patients * images
+    table = pd.DataFrame(
+        {
+            "image_id": [f"image{row}" for row in range(n)],
+            "patient_id": [f"patient{row // images}" for row in range(n)],
+            "lesion_id": None,
+            "duplicate_of": None,
+            "source": "made",
+            "target": (rng.random(n) < 0.3).astype(np.int64),
+            "width": np.nan,
+            "height": np.nan,
+        }
+    )
+    return split(table, 5, 0, 0)
+
+
+def row_of(table: pd.DataFrame, part: str) -> int:
+    return int(table.index[table["part"] == part][0])
+
+
+@given(st.integers(3, 6), st.integers(0, 2), st.integers(0, 20))
+@settings(max_examples=15, deadline=None)
+def test_a_split_of_ours_has_no_leak(folds: int, fold: int, seed: int) -> None:
+    table = cohort()
+    report = audit(split(table.drop(columns=["part", "fold"]), folds, fold, seed), columns=["age"])
+    assert report["leaks"] == []
+    assert report["pairs"] == []
+    assert set(report["across_parts"].values()) == {0}
+    assert sum(report["parts"].values()) == report["rows"] == len(table)
+
+
+def test_a_patient_in_two_parts_is_found() -> None:
+    table = cohort()
+    table.loc[row_of(table, "test"), "part"] = "train"
+    report = audit(table)
+    assert report["across_parts"]["patient"] == 1
+    patient = table["patient_id"][row_of(cohort(), "test")]
+    assert report["leaks"] == [f"1 patient ({patient}) in two parts"]
+
+
+@pytest.mark.parametrize("sides", [("train", "test"), ("train", "val"), ("val", "test")])
+def test_a_lesion_in_two_parts_is_found(sides: tuple[str, str]) -> None:
+    table = cohort()
+    table.loc[[row_of(table, side) for side in sides], "lesion_id"] = "lesion"
+    assert audit(table)["leaks"] == ["1 lesion (lesion) in two parts"]
+
+
+def test_an_official_pair_in_two_parts_is_found() -> None:
+    table = cohort()
+    first, second = row_of(table, "train"), row_of(table, "test")
+    table.loc[second, "duplicate_of"] = table["image_id"][first]
+    report = audit(table)
+    assert report["duplicates"] == {"official duplicate": 1}
+    assert report["pairs"] == [
+        {
+            "kind": "official duplicate",
+            "first": f"image{first}",
+            "second": f"image{second}",
+            "first_part": "train",
+            "second_part": "test",
+        }
+    ]
+    assert report["leaks"] == [f"1 official duplicate (image{first}) in two parts"]
+
+
+def test_near_duplicates_count_unless_a_link_joins_them() -> None:
+    table = cohort()
+    first, second = row_of(table, "train"), row_of(table, "test")
+    near = pd.DataFrame(
+        {
+            "first": [f"image{first}", "image0", "image0"],
+            "second": [f"image{second}", "image1", "elsewhere"],
+        }
+    )
+    report = audit(table, near=near)
+    assert report["duplicates"] == {"near duplicate": 1}  # image0 and image1 share their patient
+    assert report["leaks"] == [f"1 near duplicate (image{first}) in two parts"]
+
+
+def test_unused_rows_do_not_count() -> None:
+    table = cohort()
+    row = row_of(table, "test")
+    table.loc[row, "lesion_id"] = table.loc[row_of(table, "train"), "lesion_id"] = "lesion"
+    table.loc[row, "part"] = "unused"
+    assert audit(table)["leaks"] == []
+
+
+def test_a_lesion_without_name_joins_nothing() -> None:
+    table = cohort().assign(lesion_id=np.nan)
+    assert audit(table)["leaks"] == []
+
+
+def test_inputs_that_no_bedside_has_are_leaks() -> None:
+    assert audit(cohort(), columns=["age", "width"])["leaks"] == [
+        "column width: it describes the camera or the archive, not the patient"
+    ]
+
+
+def test_an_encoder_fitted_on_judged_rows_is_a_leak() -> None:
+    table = cohort()
+    train = table.loc[table["part"] == "train", "image_id"]
+    assert audit(table, fitted_on=train)["leaks"] == []
+    leaks = audit(table, fitted_on=table["image_id"])["leaks"]
+    judged = (table["part"] != "train").sum()
+    assert len(leaks) == 1
+    assert leaks[0].startswith(f"the record encoder was fitted on {judged} judged rows (image")
+
+
+def test_the_audit_is_plain_data() -> None:
+    table = cohort().assign(width=640.0, height=480.0)
+    assert json.loads(json.dumps(audit(table))) == audit(table)
+
+
+def test_malignant_by_class_name() -> None:
+    names = pd.DataFrame({"target": ["mel", "melanoma", "nv", "unknown", "foreign", "scc"]})
+    assert malignant(names).tolist() == [True, True, False, False, False, True]
+
+
+def test_the_size_probe_finds_a_camera() -> None:
+    table = cohort(patients=300)
+    small = (table["target"] == 1) ^ (np.random.default_rng(1).random(len(table)) < 0.1)
+    table = table.assign(width=np.where(small, 640.0, 6000.0), height=480.0)
+    auroc = size_auroc(table)
+    assert auroc == pytest.approx(roc_auc_score(table["target"], small), abs=0.03)
+    report = audit(table)
+    assert report["warnings"][0].startswith(
+        f"the size of the image file alone reaches AUROC {auroc:.3f}"
+    )
+    assert report["leaks"] == []
+
+
+@pytest.mark.parametrize("constant", [np.nan, 600.0])
+def test_the_size_probe_says_nothing_without_sizes(constant: float) -> None:
+    table = cohort().assign(width=constant, height=constant)
+    assert size_auroc(table) is None
+    assert audit(table)["warnings"] == []
+
+
+def test_acquisition_groups_are_measured_by_membership() -> None:
+    table = cohort().assign(width=600.0, height=450.0)
+    table.loc[table.index % 2 == 0, "width"] = 1024.0
+    table.loc[table.index % 3 == 0, "source"] = "other"
+    groups = {group["group"]: group for group in acquisition_groups(table)}
+    assert set(groups) == {"600x450", "1024x450", "made", "other"}
+    for name, member in (("600x450", table["width"] == 600), ("other", table["source"] == "other")):
+        inside = roc_auc_score(table["target"], member)
+        assert groups[name]["auroc"] == pytest.approx(max(inside, 1 - inside))
+        assert groups[name]["rows"] == member.sum()
+        assert groups[name]["malignant"] == table["target"][member].sum()
+
+
+class TestReal:
+    pytestmark = realdata
+
+    def test_siim_is_read_split_and_audited_in_seconds(self) -> None:
+        start = time.process_time()
+        data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
+        report = audit(split(load_cohort(data), 5, 0, 0), columns=data.columns)
+        assert time.process_time() - start < 5
+        assert report["duplicates"] == {"official duplicate": 425}
+        assert report["leaks"] == []
+        assert report["size_auroc"] == pytest.approx(0.788, abs=0.01)
+        largest = report["acquisition"][0]
+        assert largest["group"] == "6000x4000"
+        assert largest["auroc"] == pytest.approx(0.704, abs=0.001)
+
+    def test_a_split_by_image_leaks_patients_and_pairs(self) -> None:
+        data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
+        table = load_cohort(data)
+        sides = np.random.default_rng(0).choice(["train", "val", "test"], len(table))
+        report = audit(table.assign(part=sides))
+        assert report["across_parts"]["official duplicate"] == pytest.approx(425 * 2 / 3, abs=40)
+        assert report["across_parts"]["patient"] > 1900
+        assert len(report["pairs"]) == 200
+        assert len(report["leaks"]) == 3

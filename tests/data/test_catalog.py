@@ -1,0 +1,108 @@
+"""The adapters: one contract for every dataset, and the embedded cohort."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from miniature_cohorts import WRITERS, load
+
+from skinmm.config import DataConfig
+from skinmm.data.catalog import ADAPTERS, classes_of, load_cohort, positives_of, require_images
+from skinmm.data.catalog.tables import CANONICAL
+from skinmm.data.record import CLASSES, SEXES, SITES
+from skinmm.data.source import read_source
+from skinmm.data.splits import split
+from skinmm.errors import InputError
+
+
+def test_every_dataset_is_here_in_miniature() -> None:
+    assert list(WRITERS) == list(ADAPTERS)
+
+
+@pytest.fixture(params=ADAPTERS)
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    WRITERS[request.param](tmp_path)
+    return request.param, tmp_path
+
+
+def test_every_adapter_yields_the_canonical_table(dataset: tuple[str, Path]) -> None:
+    name, root = dataset
+    table = load(name, root)
+    assert tuple(table.columns[: len(CANONICAL)]) == CANONICAL
+    assert table["image_id"].is_unique
+    assert table.index.equals(pd.RangeIndex(len(table)))
+    assert table[["patient_id", "path", "target", "diagnosis"]].notna().all(axis=None)
+    assert set(table["target"]) == {0, 1}
+    assert set(table["sex"].dropna()) <= set(SEXES)
+    assert set(table["site"].dropna()) <= set(SITES)
+    assert table["age"].dropna().between(0, 120).all()
+    assert [table[name].dtype.kind for name in ("age", "width", "height", "target")] == [*"fffi"]
+
+
+def test_every_adapter_says_where_bytes_are(dataset: tuple[str, Path]) -> None:
+    name, root = dataset
+    table = require_images(load(name, root), "error")
+    for location in table["path"].iloc[:5]:
+        assert Path(location.partition("#")[0]).is_absolute()
+        data, frame = read_source(location)
+        assert data.startswith((b"\xff\xd8", b"\x89PNG")) or name == "image_folder"
+        assert frame is None
+
+
+def test_every_adapter_serves_diagnoses(dataset: tuple[str, Path]) -> None:
+    name, root = dataset
+    data = DataConfig(name=name, root=str(root), target="diagnosis")
+    table = load_cohort(data)
+    classes = classes_of(table, data)
+    assert set(classes) == set(table["target"])
+    if name not in {"image_folder", "csv"}:
+        assert set(classes) <= set(CLASSES)
+        assert list(classes) == sorted(classes, key=CLASSES.index)
+    assert set(positives_of(classes, data)) < set(classes)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "demo"])
+def test_every_adapter_names_what_is_missing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load(name, tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        load(name, tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"data={name} needs data.root=DIR"):
+        load_cohort(DataConfig(name=name))
+
+
+def test_an_unknown_dataset_or_option_lists_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown data 'siim'; choose from demo, siim_isic"):
+        load("siim", tmp_path)
+    with pytest.raises(InputError, match="no argument 'fold'; it has: duplicates, folds"):
+        load("siim_isic", tmp_path, args={"fold": "public"})
+    with pytest.raises(InputError, match="folds=kaggle: choose from stratified, public"):
+        load("siim_isic", tmp_path, args={"folds": "kaggle"})
+
+
+def test_the_demo_matches_its_readme() -> None:
+    table = load_cohort(DataConfig(name="demo"))
+    assert len(table) == 700
+    assert table["target"].sum() == 142
+    complete = table[["age", "sex", "site"]].notna().all(axis=1)
+    assert (complete.sum(), table["target"][complete].sum()) == (622, 126)
+    text = (Path(table["path"][0]).parents[1] / "README.md").read_text()
+    for count in table[["age", "sex", "site", "lesion_id"]].isna().sum():
+        assert f"| {count} |" in text
+    size = sum(Path(path).stat().st_size for path in table["path"])
+    assert size <= 6_000_000
+
+
+def test_a_test_fraction_is_held_out() -> None:
+    table = load_cohort(DataConfig(name="demo", args={"test_fraction": 0.2}))
+    assert (table["part"] == "test").mean() == pytest.approx(0.2, abs=0.01)
+    part = split(table, 5, 1, 0)["part"]
+    np.testing.assert_array_equal(part == "test", table["part"] == "test")
+    assert (part == "val").mean() == pytest.approx(0.8 / 5, abs=0.01)
+
+
+def test_the_cohort_table_is_plain_data() -> None:
+    table = load_cohort(DataConfig(name="demo"))
+    json.dumps(table.astype(object).where(table.notna(), None).to_dict("list"))

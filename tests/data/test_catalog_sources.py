@@ -1,0 +1,219 @@
+"""What is particular to each public dataset."""
+
+import io
+from pathlib import Path
+
+import pytest
+from miniature_cohorts import (
+    ham10000,
+    image_folder,
+    isic_2017,
+    isic_2018,
+    isic_2019,
+    isic_2024,
+    load,
+    pad_ufes_20,
+    picture,
+    siim_isic,
+    write,
+    write_records,
+)
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from skinmm.config import DataConfig, ExtraCohort
+from skinmm.data.catalog import classes_of, load_cohort, positives_of
+from skinmm.data.record import CLASSES
+from skinmm.data.source import read_source
+from skinmm.errors import InputError
+
+
+def test_siim_reads_its_companions(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    table = load("siim_isic", tmp_path).set_index("image_id")
+    assert table["target"].tolist() == [0, 1, 0, 0]
+    assert table["diagnosis"].tolist() == ["unknown", "mel", "nv", "bkl"]
+    assert table["lesion_id"].tolist()[0::3] == ["L0", "L3"]
+    assert table["width"].tolist() == [6000, 6000, 1872, 640]
+    assert table.loc["I2", "duplicate_of"] == "I0"
+
+
+def test_siim_options(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    dropped = load("siim_isic", tmp_path, args={"duplicates": "drop"})
+    assert dropped["image_id"].tolist() == ["I0", "I1", "I3"]
+    public = load("siim_isic", tmp_path, args={"folds": "public"})
+    assert public["public_fold"].tolist() == [0, 0, 4]
+
+
+def test_siim_needs_train_csv_alone(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    for name in (
+        "ISIC_2020_Training_Duplicates",
+        "ISIC_2020_Training_GroundTruth_v2",
+        "image_size",
+    ):
+        (tmp_path / f"{name}.csv").unlink()
+    table = load("siim_isic", tmp_path)
+    assert len(table) == 4
+    assert table[["lesion_id", "width", "height"]].isna().all(axis=None)
+    with pytest.raises(InputError, match=r"folds=public: .*image_size.csv is not there"):
+        load("siim_isic", tmp_path, args={"folds": "public"})
+
+
+def test_siim_from_tfrecords(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    write_records(tmp_path / "train00-4.tfrec", ["I3", "I2", "I1", "I0"])
+    table = load("siim_isic", tmp_path, format="tfrecord")
+    assert table["path"].tolist() == [f"{tmp_path}/train00-4.tfrec#I{n}" for n in range(4)]
+    assert read_source(table["path"][0]).data == picture(3)
+
+
+def test_siim_from_tfrecords_alone(tmp_path: Path) -> None:
+    write_records(
+        tmp_path / "train00-2.tfrec",
+        ["I0", "I1"],
+        patient_id=([7, 8], "int"),
+        sex=([1, 0], "int"),
+        age_approx=([45, 50], "int"),
+        anatom_site_general_challenge=([3, -1], "int"),
+        diagnosis=([0, 2], "int"),
+        target=([0, 1], "int"),
+    )
+    table = load("siim_isic", tmp_path)
+    assert table["sex"].tolist() == ["female", "male"]
+    assert table["age"].tolist() == [45, 50]
+    assert table["site"].tolist() == ["torso", None]
+    assert table["diagnosis"].tolist() == ["unknown", "mel"]
+    assert table["target"].tolist() == [0, 1]
+
+
+def dicom(age: str, sex: str, site: str, patient: str) -> bytes:
+    header = Dataset()
+    header.PatientAge, header.PatientSex, header.PatientID = age, sex, patient
+    header.BodyPartExamined = site
+    header.SOPClassUID, header.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    header.Rows = header.Columns = 2
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated = header.BitsStored = 8
+    header.HighBit, header.PixelRepresentation = 7, 0
+    header.PixelData = b"\0\1\2\3"
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    stream = io.BytesIO()
+    header.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def test_dicom_headers_fill_what_the_table_lacks(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    for number in range(4):
+        header = dicom("070Y", "F", "TORSO", f"X{number}")
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train" / f"I{number}.dcm").write_bytes(header)
+    table = load("siim_isic", tmp_path, format="dicom")
+    assert table["age"].tolist() == [45, 45, 70, 50]
+    assert table["sex"].tolist() == ["male", "male", "female", "female"]
+    assert table["site"].tolist() == ["head/neck", "torso", "torso", "lower extremity"]
+    assert table["patient_id"].tolist() == ["P0", "P0", "P1", "P2"]
+    table = load("siim_isic", tmp_path)
+    assert table["path"].str.endswith(".jpg").all()
+    assert table["age"].isna().sum() == 1
+
+
+def test_a_damaged_dicom_is_named(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "I2.dcm").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"image I2 \(.*I2.dcm\): "):
+        load("siim_isic", tmp_path, format="dicom")
+
+
+def test_isic_2017_parts(tmp_path: Path) -> None:
+    isic_2017(tmp_path)
+    table = load("isic_2017", tmp_path)
+    assert table["diagnosis"].tolist() == ["mel", "bkl", "nv"]
+    assert table["age"].tolist()[0] == 55
+    assert table["sex"].tolist() == ["female", None, None]
+    public = load("isic_2017", tmp_path, args={"folds": "public"})
+    assert public["part"].tolist() == [None, None, None, "test"]
+    assert public["path"].notna().all()
+
+
+def test_isic_2018_groups_lesions(tmp_path: Path) -> None:
+    isic_2018(tmp_path)
+    table = load("isic_2018", tmp_path)
+    assert table["patient_id"].tolist() == ["H0", "H0", "I2", "I3"]
+    assert table["diagnosis"].tolist() == ["mel", "nv", "akiec", "vasc"]
+    with pytest.raises(InputError, match=r"Validation_GroundTruth.csv: no such file"):
+        load("isic_2018", tmp_path, args={"folds": "public"})
+
+
+def test_a_ground_truth_row_without_class_is_named(tmp_path: Path) -> None:
+    isic_2018(tmp_path)
+    name = "ISIC2018_Task3_Training_GroundTruth"
+    write(tmp_path, f"{name}/{name}.csv", "image,MEL,NV\nI0,1.0,0.0\nI1,0.0,0.0\n")
+    with pytest.raises(InputError, match=r"GroundTruth.csv: row 3: exactly one class"):
+        load("isic_2018", tmp_path)
+
+
+def test_isic_2019_links_downsampled_images(tmp_path: Path) -> None:
+    isic_2019(tmp_path)
+    table = load("isic_2019", tmp_path)
+    expected = ["mel", "nv", "bcc", "akiec", "bkl", "df", "vasc", "scc", "unknown"]
+    assert table["diagnosis"].tolist() == expected
+    assert table["duplicate_of"].fillna("none").tolist()[:3] == ["none", "J0", "none"]
+    assert table["site"].tolist()[:3] == ["torso", None, "palms/soles"]
+
+
+def test_the_nine_diagnoses_of_2019_and_2020(tmp_path: Path) -> None:
+    siim_isic(tmp_path / "a")
+    isic_2019(tmp_path / "b")
+    data = DataConfig(
+        name="siim_isic",
+        root=str(tmp_path / "a"),
+        target="diagnosis",
+        extra=[ExtraCohort(name="isic_2019", root=str(tmp_path / "b"))],
+    )
+    table = load_cohort(data)
+    assert classes_of(table, data) == CLASSES
+    assert positives_of(CLASSES, data) == ("akiec", "bcc", "mel", "scc")
+    extra = table["source"] == "isic_2019"
+    assert (table["part"][extra] == "train").all()
+    assert table["part"][~extra].isna().all()
+
+
+def test_isic_2024_measurements_are_declared_columns(tmp_path: Path) -> None:
+    isic_2024(tmp_path)
+    table = load("isic_2024", tmp_path, columns=["age", "clin_size_long_diam_mm"])
+    assert table["clin_size_long_diam_mm"].tolist() == [3.04, 1.10, 3.40]
+    assert table["diagnosis"].tolist() == ["unknown", "mel", "bcc"]
+    for name in ("mel_thick_mm", "iddx_full"):
+        with pytest.raises(InputError, match=f"'{name}' cannot be an input"):
+            load("isic_2024", tmp_path, columns=[name])
+
+
+def test_pad_ufes_clinical_features(tmp_path: Path) -> None:
+    pad_ufes_20(tmp_path)
+    table = load("pad_ufes_20", tmp_path, columns=["age", "itch", "diameter_1", "smoke"])
+    assert table["itch"].tolist() == ["FALSE", "TRUE", None]
+    assert table["diameter_1"].dtype.kind == "f"
+    assert table["lesion_id"].tolist() == ["PAD_1765", "PAD_881", "PAD_882"]
+    assert table["site"].tolist() == ["upper extremity", "head/neck", "head/neck"]
+    with pytest.raises(InputError, match="'biopsed' cannot be an input: it is known only after"):
+        load("pad_ufes_20", tmp_path, columns=["biopsed"])
+
+
+def test_extra_cohorts_use_the_names_of_the_first(tmp_path: Path) -> None:
+    image_folder(tmp_path / "a")
+    ham10000(tmp_path / "b")
+    extra = [ExtraCohort(name="ham10000", root=str(tmp_path / "b"))]
+    table = load("image_folder", tmp_path / "a", target="diagnosis", extra=extra)
+    assert set(table["target"]) == {"melanoma", "nevus", "akiec", "bkl"}
+
+
+def test_the_same_images_again_add_nothing(tmp_path: Path) -> None:
+    ham10000(tmp_path)
+    extra = [ExtraCohort(name="ham10000", root=str(tmp_path))]
+    table = load("ham10000", tmp_path, extra=extra)
+    assert len(table) == 4

@@ -1,0 +1,174 @@
+"""Tables that someone else wrote: what is forgiven, and what is named by file and row."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from miniature_cohorts import load, siim_isic, write, write_images
+
+from skinmm.data.catalog import ADAPTERS, require_images
+from skinmm.data.catalog.tables import canonical, read_table
+from skinmm.errors import InputError
+
+HEADER = "image,patient,age,sex,site,target\n"
+GOOD = "I0,P0,40,male,torso,1\nI1,P1,50,female,torso,0\n"
+
+
+def cohort(root: Path, text: str, encoding: str = "utf-8") -> Path:
+    (root / "cohort.csv").write_text(text, encoding=encoding)
+    return root
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encoding: str) -> None:
+    text = (HEADER + GOOD).replace(",", separator)
+    table = load("csv", cohort(tmp_path, text, encoding))
+    assert table["image_id"].tolist() == ["I0", "I1"]
+    assert table["patient_id"].tolist() == ["P0", "P1"]
+    assert table["age"].tolist() == [40, 50]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("I1,P1,-5,male,torso,0", r"row 3 \('I1'\): age '-5' is not understood .*0 to 120"),
+        ("I1,P1,forty,male,torso,0", r"row 3 \('I1'\): age 'forty' .*0 to 120"),
+        ("I1,P1,40,divers,torso,0", r"row 3 \('I1'\): sex 'divers' .*female, male or empty"),
+        ("I1,P1,40,male,moon,0", r"row 3 \('I1'\): site 'moon' .*head/neck, lower extremity"),
+        ("I1,P1,40,male,torso,2", r"row 3 \('I1'\): target '2' .*0 or 1"),
+        ("I0.jpg,P1,40,male,torso,0", r"1 rows repeat an image, first 'I0' \(rows 2, 3\)"),
+        (",P1,40,male,torso,0", r"row 3: no image name"),
+        ("I1,P1,40,male,torso,", r"1 rows have no malignant target, e.g. I1"),
+        ("I1,P1,40,male,torso,1", r"every row has the same target, 1"),
+        ("I1,P1,40,male,torso,0,7,8", r"cohort.csv: not a readable CSV"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("csv", cohort(tmp_path, HEADER + "I0,P0,40,male,torso,1\n" + row))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a readable CSV"),
+        (HEADER, "a header and no rows"),
+        ("age,sex\n40,male\n", r"no image column; name it: data.args.columns.image_id=... of age"),
+        ("image,target\nI0,1,\nI1,0,\n", "rows have more cells than the header"),
+        ("image,age\nI0,40\nI1,50\n", "2 rows have no malignant target, e.g. I0, I1"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("csv", cohort(tmp_path, text))
+
+
+def test_numbers_as_names_stay_text(tmp_path: Path) -> None:
+    text = "image,patient,duplicate_of,target\n01,1,,0\n02,2,01.jpg,1\n"
+    table = load("csv", cohort(tmp_path, text))
+    assert table["image_id"].tolist() == ["01", "02"]
+    assert table["patient_id"].tolist() == ["1", "2"]
+    assert table["duplicate_of"].tolist()[1] == "01"
+
+
+def test_options_of_the_wrong_type_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.args.columns=age: must be pairs"):
+        load("csv", tmp_path, args={"columns": "age"})
+    with pytest.raises(InputError, match=r"data.args.test_fraction=some: must be a number"):
+        load("csv", cohort(tmp_path, HEADER + GOOD), args={"test_fraction": "some"})
+
+
+def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_bytes("image,arzt\nI0,Müller\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"cohort.csv: not UTF-8 text; save the table"):
+        load("csv", tmp_path)
+
+
+def test_a_missing_column_lists_those_there(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", "image_name,target\nI0,1\n")
+    with pytest.raises(InputError, match=r"no column patient_id; it has image_name, target"):
+        load("siim_isic", tmp_path)
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    text = "Datei;Alter;age;Breite;Befund\nI0.JPG;45,5;9;7;boese\nI1.JPG;50;9;8;gut\n"
+    columns = {"image_id": "Datei", "age": "Alter", "breadth": "Breite", "diagnosis": "Befund"}
+    table = load(
+        "csv",
+        cohort(tmp_path, text),
+        args={"columns": columns},
+        columns=["age", "breadth"],
+        positive=["boese"],
+    )
+    assert table["age"].tolist() == [45.5, 50]
+    assert table["breadth"].tolist() == [7, 8]
+    assert table["target"].tolist() == [1, 0]
+    with pytest.raises(InputError, match=r"columns: age=Jahre, but .*cohort.csv has Datei, Alter"):
+        load("csv", tmp_path, args={"columns": {"age": "Jahre"}})
+
+
+def test_images_by_path_under_the_root(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", ["1", "2"])
+    write_images(tmp_path / "b", ["1"])
+    table = load("csv", cohort(tmp_path, "image,target\na/1.jpg,0\na/2.jpg,1\nb/1.jpg,1\n"))
+    assert table["image_id"].tolist() == ["a/1", "a/2", "b/1"]
+    assert table["path"].tolist() == [f"{tmp_path}/{name}.jpg" for name in ("a/1", "a/2", "b/1")]
+
+
+def test_a_part_column_fixes_the_split(tmp_path: Path) -> None:
+    text = "image,target,part\nI0,0,Train\nI1,1,train\nI2,1,valid\nI3,0,TEST\n"
+    part = load("csv", cohort(tmp_path, text))["part"]
+    assert part.fillna("free").tolist() == ["free", "free", "val", "test"]
+    with pytest.raises(InputError, match=r"row 2: part 'today'; allowed: train, "):
+        load("csv", cohort(tmp_path, text.replace("Train", "today")))
+
+
+def test_missing_images_are_counted_with_examples(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    for number in (0, 3):
+        (tmp_path / "jpeg" / "train" / f"I{number}.jpg").unlink()
+    table = load("siim_isic", tmp_path)
+    expected = r"2 of 4 images are not on disk, e.g. I0, I3; looked in .*jpeg/train.*missing=drop"
+    with pytest.raises(InputError, match=expected):
+        require_images(table, "error")
+    assert require_images(table, "drop")["image_id"].tolist() == ["I1", "I2"]
+    nowhere = table.assign(path=None)
+    with pytest.raises(InputError, match="4 of 4 images are not on disk"):
+        require_images(nowhere, "drop")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.csv"
+    file.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        table = read_table(file)
+        rows = canonical(table.assign(image_id=table.iloc[:, 0]), file, "any", [])
+    except InputError as error:
+        refusal = str(error)
+        rows = pd.DataFrame({"image_id": [str(file)]})
+    else:
+        refusal = str(file)
+    assert str(file) in refusal
+    assert rows["image_id"].is_unique
+
+
+def test_the_example_of_the_datasets_page_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    settings = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    text = "file,case,years,finding,diameter_mm\na.jpg,P0,40,mel,6.5\nb,P1,50,nevus,\n"
+    write(tmp_path, "patients.csv", text)
+    write_images(tmp_path / "photos", ["a", "b"])
+    table = load(settings.pop("name"), tmp_path, **settings)
+    assert table["diameter"].tolist()[0] == 6.5
+    assert table["target"].tolist() == [1, 0]
+    assert table["path"].notna().all()
+
+
+def test_the_datasets_page_has_every_adapter() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    assert all(f"\n| `{name}` |" in page for name in ADAPTERS)

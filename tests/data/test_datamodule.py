@@ -1,0 +1,181 @@
+"""The datamodule: parts, what is fitted on which rows, and what every loader hands over."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from micro_runs import micro_config, table_cohort
+from torch import Tensor
+
+from skinmm.config import Component, Config, DataConfig, ExtraCohort
+from skinmm.data.datamodule import LesionData
+from skinmm.data.dataset import LesionDataset
+from skinmm.errors import InputError
+
+BOTH = frozenset({"image", "record"})
+RECORD = frozenset({"record"})
+PARTS = ("train", "val", "test")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> DataConfig:
+    return table_cohort(tmp_path)
+
+
+def batches(data: LesionData, epoch: int) -> Iterator[dict[str, Tensor]]:
+    """The training batches of an epoch, as Lightning asks for them."""
+    loader: Any = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return iter(loader)
+
+
+def joined(parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    held = list(parts)
+    return {name: torch.cat([batch[name] for batch in held]) for name in held[0]}
+
+
+def test_parts_share_no_patient_and_cover_the_cohort(table: DataConfig) -> None:
+    data = LesionData(micro_config(data=table), RECORD)
+    patients = [set(data.cohort["patient_id"].iloc[data.rows(part)]) for part in PARTS]
+    assert sum(map(len, patients)) == len(set[str]().union(*patients)) == 60
+    assert sum(len(data.rows(part)) for part in PARTS) == len(data.cohort) == 120
+    shares = np.bincount(data.targets[data.rows("train")]) / len(data.rows("train"))
+    np.testing.assert_allclose(data.natural_prior, shares)
+    assert data.classes == ("benign", "malignant")
+
+
+def test_the_encoder_knows_training_rows_alone(tmp_path: Path, table: DataConfig) -> None:
+    before = LesionData(micro_config(data=table), RECORD)
+    judged = np.concatenate([before.rows("val"), before.rows("test")])
+    cells = [line.split(",") for line in (tmp_path / "cohort.csv").read_text().splitlines()]
+    for row in judged:
+        cells[row + 1][2:5] = ["5.0", "male", "palms/soles"]
+    (tmp_path / "cohort.csv").write_text("\n".join(map(",".join, cells)))
+    after = LesionData(micro_config(data=table), RECORD)
+    np.testing.assert_array_equal(after.rows("train"), before.rows("train"))
+    assert after.encoder.to_state() == before.encoder.to_state()
+    assert sum(after.record_widths) == after.encoder.dim
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(10, [5, 5]), (50, [26, 24]), (None, [48, 24])])
+def test_a_limit_takes_from_every_class_in_turn(
+    table: DataConfig, limit: int | None, counts: list[int]
+) -> None:
+    data = LesionData(micro_config(data=replace(table, limit=limit)), RECORD)
+    assert np.bincount(data.training_targets).tolist() == counts
+    np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
+    again = LesionData(micro_config(data=replace(table, limit=limit)), RECORD)
+    first, second = (joined(batches(each, 0))["record"] for each in (data, again))
+    assert torch.equal(first, second)
+
+
+def test_the_prior_of_use_is_that_of_the_cohort_that_is_judged(
+    table: DataConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "classes").mkdir()
+    for name, count in (("benign", 5), ("malignant", 95)):
+        (tmp_path / "classes" / name).mkdir()
+        for row in range(count):
+            (tmp_path / "classes" / name / f"{name}{row}.jpg").touch()
+    extra = ExtraCohort("image_folder", str(tmp_path / "classes"))
+    data = LesionData(micro_config(data=replace(table, extra=[extra])), RECORD)
+    assert np.bincount(data.training_targets).tolist() == [48 + 5, 24 + 95]
+    np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
+
+
+def test_a_model_of_records_asks_for_no_image(table: DataConfig) -> None:
+    data = LesionData(micro_config(data=table, workers=4), RECORD)
+    loader = data.train_dataloader()
+    assert loader.num_workers == 0
+    assert set(next(iter(loader))) == {"row", "target", "record"}
+    with pytest.raises(InputError, match="120 of 120 images are not on disk"):
+        LesionData(micro_config(data=table), BOTH)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_evaluation_hands_over_every_row_once_in_order_and_unaugmented(part: str) -> None:
+    data = LesionData(micro_config(eval_batch_size=50), BOTH)
+    seen = joined(iter(data.evaluation_loader(part)))
+    rows = data.rows(part)
+    assert seen["row"].tolist() == list(range(len(rows)))
+    assert seen["target"].tolist() == data.targets[rows].tolist()
+    np.testing.assert_array_equal(
+        seen["record"].numpy(), data.encoder.transform(data.cohort.iloc[rows])
+    )
+    dataset = data.evaluation_loader(part).dataset
+    assert isinstance(dataset, LesionDataset)
+    assert torch.equal(seen["image"][3], dataset[3, None]["image"])
+
+
+def test_augmentation_follows_from_seed_epoch_and_place_whatever_the_processes() -> None:
+    """Other libraries repeat an epoch's augmentations in the next where workers are used."""
+    few = DataConfig(limit=12)
+    alone, helped = (
+        LesionData(micro_config(data=few, batch_size=4, workers=workers), BOTH)
+        for workers in (0, 2)
+    )
+    loader: Any = helped.train_dataloader()  # its processes stay from epoch to epoch
+    assert loader.persistent_workers
+    epochs = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        epochs.append(joined(batches(alone, epoch)))
+        for name, values in joined(iter(loader)).items():
+            assert torch.equal(values, epochs[epoch][name])
+    first, second = (
+        {int(row): image for row, image in zip(e["row"], e["image"], strict=True)} for e in epochs
+    )
+    assert not any(torch.equal(first[row], second[row]) for row in first)
+    other = LesionData(replace(micro_config(data=few, batch_size=4), seed=1), BOTH)
+    assert not torch.equal(joined(batches(other, 0))["image"], epochs[0]["image"])
+
+
+def placed(config: Config, rank: int, world: int) -> LesionData:
+    """The datamodule of one rank, as Lightning's trainer would tell it."""
+    data = LesionData(config, RECORD)
+    place = {"global_rank": rank, "world_size": world, "num_devices": world}
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(strategy=strategy, **place)  # type: ignore[assignment]
+    return data
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_rows_of_every_loader(table: DataConfig, world: int) -> None:
+    config = micro_config(data=table, batch_size=4)
+    ranks = [placed(config, rank, world) for rank in range(world)]
+    whole = replace(config, trainer=replace(config.trainer, batch_size=4 * world))
+    single = joined(batches(LesionData(whole, RECORD), 0))["row"].tolist()
+    trained = [joined(batches(data, 0))["row"].tolist() for data in ranks]
+    assert sorted(row for part in trained for row in part) == sorted(single)
+    judged = [joined(iter(data.evaluation_loader("test")))["row"].tolist() for data in ranks]
+    assert {row for part in judged for row in part} == set(range(len(ranks[0].rows("test"))))
+    assert len({len(part) for part in judged}) == 1
+
+
+def test_neighbours_share_the_cores() -> None:
+    config = micro_config(workers=None)
+    alone = LesionData(config, BOTH).train_dataloader().num_workers
+    many = placed(config, 0, 64)
+    many._inputs = BOTH
+    assert many.train_dataloader().num_workers == 1 <= alone <= 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": Component("weighted", {"power": 9.0})}, "power=9"),
+        ({"augment": Component("standard", {"zoom": 0.0})}, "zoom=0"),
+        ({"sampler": Component("lucky")}, "unknown sampler 'lucky'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_data_is_read(
+    changes: dict[str, Any], message: str
+) -> None:
+    config = replace(micro_config(data=DataConfig(name="csv", root="/nowhere")), **changes)
+    with pytest.raises(InputError, match=message):
+        LesionData(config, RECORD)

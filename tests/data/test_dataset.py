@@ -1,0 +1,124 @@
+"""Samples: what is asked for and nothing else, from every kind of path, and errors by image."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from miniature_cohorts import picture, write_records
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from torch.utils.data import DataLoader
+
+from skinmm.data.dataset import ImageError, LesionDataset, read_image
+from skinmm.data.decode import decode
+from skinmm.data.transforms import seeded, standard
+from skinmm.errors import InputError
+
+SIZE = 8
+DEMO = Path(__file__).parents[2] / "skinmm" / "demo" / "images"
+
+
+def dataset(paths: list[str], **options: object) -> LesionDataset:
+    """A row for each path, called I0, I1, ..."""
+    names = [f"I{row}" for row in range(len(paths))]
+    targets = np.arange(len(paths)) % 2
+    return LesionDataset(targets, names, paths=paths, size=SIZE, **options)  # type: ignore[arg-type]
+
+
+def demo_paths(count: int) -> list[str]:
+    return [str(path) for path in sorted(DEMO.iterdir())[:count]]
+
+
+def test_a_sample_holds_what_the_model_uses_and_nothing_else() -> None:
+    records = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    table_only = LesionDataset(np.array([0, 1]), ["I0", "I1"], records=records)
+    assert len(table_only) == 2
+    sample = table_only[1, None]
+    assert set(sample) == {"row", "target", "record"}
+    assert (sample["row"], sample["target"]) == (1, 1)
+    assert torch.equal(sample["record"], torch.tensor([3.0, 4.0]))
+    assert set(dataset(demo_paths(1))[0, None]) == {"row", "target", "image"}
+
+
+def test_an_image_is_the_decoded_picture_channels_first() -> None:
+    (path,) = demo_paths(1)
+    image = dataset([path])[0, None]["image"]
+    expected = decode(Path(path).read_bytes(), size=SIZE)
+    assert image.shape == (3, SIZE, SIZE)
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
+def test_only_a_sample_with_a_seed_is_augmented() -> None:
+    transform = standard(SIZE)
+    images = dataset(demo_paths(1), transform=transform)
+    plain = images[0, None]["image"]
+    assert torch.equal(plain, dataset(demo_paths(1))[0, None]["image"])
+    assert torch.equal(images[0, 7]["image"], seeded(transform, plain, 7))
+    assert not torch.equal(images[0, 7]["image"], images[0, 8]["image"])
+
+
+def test_a_tfrecord_entry_is_the_picture_that_was_packed(tmp_path: Path) -> None:
+    write_records(tmp_path / "train.tfrec", ["I0", "I1"])
+    pixels = read_image(f"{tmp_path}/train.tfrec#I1", SIZE)
+    np.testing.assert_array_equal(pixels, decode(picture(1), size=SIZE))
+
+
+def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
+    frames = np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in (10, 200)])
+    write_dicom(tmp_path / "two.dcm", frames)
+    np.testing.assert_array_equal(read_image(f"{tmp_path}/two.dcm#frame=2", SIZE), frames[1])
+    with pytest.raises(InputError, match="it holds 2 frames"):
+        read_image(f"{tmp_path}/two.dcm", SIZE)
+
+
+def write_dicom(path: Path, frames: np.ndarray) -> None:
+    """Uncompressed RGB frames, (frames, height, width, 3)."""
+    content = Dataset()
+    content.file_meta = FileMetaDataset()
+    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content.SOPClassUID = SecondaryCaptureImageStorage
+    content.SOPInstanceUID = "1.2.3"
+    content.NumberOfFrames, content.Rows, content.Columns, content.SamplesPerPixel = frames.shape
+    content.PhotometricInterpretation, content.PlanarConfiguration = "RGB", 0
+    content.BitsAllocated = content.BitsStored = 8
+    content.HighBit, content.PixelRepresentation = 7, 0
+    content.PixelData = frames.tobytes()
+    content.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"", "the file is empty: fetch it again"),
+        (b"text", "neither JPEG, PNG nor DICOM"),
+        (picture()[:200], "damaged JPEG"),
+    ],
+)
+def test_an_unusable_image_is_named_in_one_line(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    if content is not None:
+        bad.write_bytes(content)
+    with pytest.raises(ImageError) as raised:
+        dataset([*demo_paths(1), str(bad)])[1, None]
+    message = str(raised.value)
+    assert message.startswith(f"image I1 ({bad}): ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_loader_process_hands_the_same_line_over_and_skips_nothing(tmp_path: Path) -> None:
+    """What crosses the process border is the text of a traceback."""
+    images = dataset([*demo_paths(1), str(tmp_path / "gone.jpg")])
+    with pytest.raises(ImageError) as here:
+        images[1, None]
+    batches: Any = iter(DataLoader(images, sampler=[(0, None), (1, None)], num_workers=1))
+    assert next(batches)["row"].tolist() == [0]
+    with pytest.raises(ImageError) as there:
+        next(batches)
+    batches._shutdown_workers()  # left to the garbage collector it takes five seconds
+    assert str(there.value) == str(here.value)

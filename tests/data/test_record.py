@@ -1,0 +1,205 @@
+"""The vocabulary, and the encoder against scikit-learn's."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from skinmm.data.record import (
+    CLASSES,
+    MALIGNANT,
+    NOT_AT_BEDSIDE,
+    SEXES,
+    SITES,
+    RecordEncoder,
+    canonical_age,
+    canonical_diagnosis,
+    canonical_sex,
+    canonical_site,
+    canonicalise,
+    refuse_columns,
+    rename_columns,
+)
+from skinmm.errors import InputError
+
+HAM_SITES = {
+    "back": "torso",
+    "trunk": "torso",
+    "abdomen": "torso",
+    "chest": "torso",
+    "face": "head/neck",
+    "neck": "head/neck",
+    "scalp": "head/neck",
+    "ear": "head/neck",
+    "foot": "lower extremity",
+    "hand": "upper extremity",
+    "genital": "oral/genital",
+    "acral": "palms/soles",
+    "unknown": None,
+}
+
+
+@pytest.mark.parametrize(("word", "site"), HAM_SITES.items())
+def test_ham_localizations_become_sites(word: str, site: str | None) -> None:
+    assert canonical_site(word) == site
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_is_understood_however_it_is_written(site: str) -> None:
+    spaced = site.upper().replace("/", " / ").replace(" ", "_")
+    assert canonical_site(site) == canonical_site(spaced) == site
+    assert canonical_site(site.replace("/", " and ")) == site
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [
+        *[(name, name) for name in CLASSES],
+        *[("AK", "akiec"), ("ACK", "akiec"), ("SEK", "bkl"), ("NEV", "nv"), ("UNK", "unknown")],
+        *[("seborrheic keratosis", "bkl"), ("lentigo NOS", "bkl"), ("nevus", "nv")],
+        *[("cafe-au-lait macule", "unknown"), ("lymphoma", None), ("", None), (None, None)],
+    ],
+)
+def test_diagnoses(word: str | None, known: str | None) -> None:
+    assert canonical_diagnosis(word) == known
+
+
+def test_malignant_classes_are_classes() -> None:
+    assert set(MALIGNANT) < set(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("cell", "years"),
+    [
+        *[("45", 45), (45.0, 45), ("45,5", 45.5), (0, 0), ("055Y", 55), ("018M", 1.5)],
+        *[(-1, None), ("-5", None), (121, None), ("old", None), ("nan", None), ("inf", None)],
+        *[(None, None), (float("nan"), None), (pd.NA, None), ("", None)],
+    ],
+)
+def test_ages(cell: object, years: float | None) -> None:
+    assert canonical_age(cell) == years
+
+
+def test_sexes() -> None:
+    cells = ["F", "m", "Female", " male ", "unknown", "x"]
+    assert [canonical_sex(cell) for cell in cells] == [
+        "female",
+        "male",
+        "female",
+        "male",
+        None,
+        None,
+    ]
+    assert [canonical_sex(name) for name in SEXES] == list(SEXES)
+
+
+def test_canonicalise_tells_missing_from_refused() -> None:
+    column, refused = canonicalise(pd.Series(["M", "unknown", None, "", "divers"]), "sex")
+    assert column.tolist() == ["male", None, None, None, None]
+    assert refused.tolist() == [False, False, False, False, True]
+
+
+def test_rename_prefers_the_canonical_name() -> None:
+    table = pd.DataFrame(
+        columns=["image_name", "age_approx", "dx", "site", "localization", "smoke"]
+    )
+    renamed = ["image_id", "age", "diagnosis", "site", "localization", "smoke"]
+    assert list(rename_columns(table).columns) == renamed
+
+
+def record(rows: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "age": rng.integers(5, 90, rows).astype(float),
+            "sex": rng.choice(["female", "male"], rows).astype(object),
+            "itch": rng.random(rows) < 0.5,
+        }
+    )
+    table.loc[3, "age"] = np.nan
+    table.loc[4, "sex"] = None
+    return table
+
+
+def test_encoding_equals_scikit_learn() -> None:
+    table = record()
+    encoder = RecordEncoder.fit(table, ["age", "sex"])
+    encoded = encoder.transform(table)
+    known = table["age"].notna()
+    scaled = StandardScaler().fit_transform(table.loc[known, ["age"]].to_numpy())
+    np.testing.assert_allclose(encoded[known, 0], scaled[:, 0], rtol=1e-5, atol=1e-6)
+    hot = OneHotEncoder(categories=[["female", "male"]], handle_unknown="ignore")
+    expected = hot.fit_transform(table.loc[table["sex"].notna(), ["sex"]].to_numpy()).toarray()
+    np.testing.assert_array_equal(encoded[table["sex"].notna(), 2:4], expected)
+
+
+def test_missing_and_unseen_values_have_a_slot_of_their_own() -> None:
+    encoder = RecordEncoder.fit(record(), ["age", "sex"])
+    rows = pd.DataFrame({"age": [np.nan, "old"], "sex": [None, "divers"]})
+    np.testing.assert_array_equal(encoder.transform(rows), [[0, 1, 0, 0, 1]] * 2)
+
+
+def test_layout_covers_the_vector_once() -> None:
+    encoder = RecordEncoder.fit(record(), ["itch", "age", "sex"])
+    assert [(c.name, c.kind) for c in encoder.layout] == [
+        ("itch", "categorical"),
+        ("age", "numeric"),
+        ("sex", "categorical"),
+    ]
+    covered = [place for column in encoder.layout for place in range(column.start, column.stop)]
+    assert covered == list(range(encoder.dim)) == list(range(8))
+
+
+def test_state_survives_json() -> None:
+    table = record()
+    encoder = RecordEncoder.fit(table, ["age", "sex", "itch"])
+    again = RecordEncoder.from_state(json.loads(json.dumps(encoder.to_state())))
+    assert again.layout == encoder.layout
+    assert again.columns == ("age", "sex", "itch")
+    np.testing.assert_array_equal(again.transform(table), encoder.transform(table))
+
+
+def test_a_column_without_a_known_value_encodes() -> None:
+    table = pd.DataFrame({"age": [np.nan, np.nan], "sex": [None, None]}).astype({"sex": object})
+    encoded = RecordEncoder.fit(table, ["age", "sex"]).transform(table)
+    np.testing.assert_array_equal(encoded, [[0, 1, 1]] * 2)
+
+
+@given(
+    st.lists(
+        st.tuples(st.none() | st.floats(-10, 200), st.sampled_from(["a", "b", None])), min_size=1
+    )
+)
+def test_rows_are_encoded_independently(cells: list[tuple[float | None, str | None]]) -> None:
+    encoder = RecordEncoder.fit(record(), ["age", "sex"])
+    table = pd.DataFrame(cells, columns=["age", "sex"], dtype=object)
+    encoded = encoder.transform(table)
+    single = np.concatenate([encoder.transform(table.iloc[[row]]) for row in range(len(table))])
+    np.testing.assert_array_equal(encoded, single)
+    np.testing.assert_array_equal(encoded[:, 2:].sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("name", NOT_AT_BEDSIDE)
+def test_what_does_not_exist_at_the_bedside_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' cannot be an input: it "):
+        refuse_columns(["age", name], ["age", name])
+
+
+def test_histology_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'iddx_3' cannot be an input: .*histology"):
+        refuse_columns(["iddx_3"], ["iddx_3"])
+
+
+def test_an_unknown_column_lists_the_usable_ones() -> None:
+    with pytest.raises(InputError, match=r"no column 'agee'; the table has age, sex$"):
+        RecordEncoder.fit(record()[["sex", "age"]].assign(width=1), ["agee"])
+
+
+def test_transform_names_the_column_that_is_not_there() -> None:
+    encoder = RecordEncoder.fit(record(), ["age", "sex"])
+    with pytest.raises(InputError, match="no column 'sex'"):
+        encoder.transform(record()[["age"]])

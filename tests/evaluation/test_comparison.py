@@ -1,0 +1,99 @@
+"""Comparisons: the same rows, the same draws, honest p-values."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from skinmm.errors import InputError
+from skinmm.evaluation.comparison import compare
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions
+
+
+def system(seed: int, skill: float, n: int = 300) -> Predictions:
+    """Cohort 0 as seen by a system of this skill; patients have two lesions each."""
+    cohort = np.random.default_rng(0)
+    truth = cohort.random(n) < 0.3
+    noise = np.random.default_rng(seed).normal(size=n)
+    scores = expit(skill * (2 * truth - 1) + noise)
+    return Predictions(
+        image_id=np.array([f"image{i}" for i in range(n)]),
+        patient_id=np.array([f"patient{i // 2}" for i in range(n)]),
+        target=truth.astype(np.int64),
+        probabilities=np.column_stack([1 - scores, scores]),
+        raw=None,
+        classes=("benign", "malignant"),
+        positive=("malignant",),
+    )
+
+
+def test_better_is_told_from_equal() -> None:
+    files = {"good": system(1, 1.5), "bad": system(2, 0.3), "good too": system(3, 1.5)}
+    result = compare(files, resamples=300)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    pairs = {(pair["a"], pair["b"]): pair for pair in result["pairs"]}
+    assert set(pairs) == {("good", "bad"), ("good", "good too"), ("bad", "good too")}
+    clear = pairs["good", "bad"]["metrics"]["auroc"]
+    assert clear["low"] > 0
+    assert clear["p"] == pytest.approx(2 / 301)  # as small as 300 resamples can tell
+    assert clear["p_holm"] == pytest.approx(3 * clear["p"])
+    assert pairs["good", "bad"]["delong"]["p"] < 1e-4
+    equal = pairs["good", "good too"]["metrics"]["auroc"]
+    assert equal["low"] < 0 < equal["high"]
+    assert equal["p"] > 0.05
+    assert result["systems"]["good"]["auroc"]["value"] == pytest.approx(
+        evaluate(files["good"], resamples=0)["metrics"]["auroc"]["value"]
+    )
+
+
+def test_a_system_equals_itself_in_any_order_of_rows() -> None:
+    one = system(1, 1)
+    other = one.select(np.random.default_rng(0).permutation(len(one)))
+    pair = compare({"a": one, "b": other}, resamples=50)["pairs"][0]
+    for entry in pair["metrics"].values():
+        assert entry["difference"] == pytest.approx(0, abs=1e-12)
+    assert pair["metrics"]["auroc"]["p"] == 1
+
+
+def test_only_common_rows_count() -> None:
+    one, other = system(1, 1), system(2, 1)
+    result = compare({"a": one.select(np.arange(200)), "b": other.select(np.arange(100, 300))})
+    assert result["n"] == 100
+    assert result["left_out"] == {"a": 100, "b": 100}
+    rows = np.arange(100, 200)
+    assert result["systems"]["b"]["brier"]["value"] == pytest.approx(
+        np.mean((other.malignancy[rows] - other.malignant[rows]) ** 2)
+    )
+
+
+def test_thresholds_are_each_systems_own() -> None:
+    one = system(1, 1)
+    result = compare({"a": one, "b": one}, thresholds={"b": 0.2}, resamples=20)
+    found = {name: metrics["sensitivity"]["value"] for name, metrics in result["systems"].items()}
+    assert found["a"] == pytest.approx((one.malignancy >= 0.5)[one.malignant].mean())
+    assert found["b"] == pytest.approx((one.malignancy >= 0.2)[one.malignant].mean())
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    one = system(1, 1)
+    with pytest.raises(InputError, match="two prediction files or more, not 1"):
+        compare({"a": one})
+    with pytest.raises(InputError, match="a, b have no image in common"):
+        compare({"a": one, "b": replace(one, image_id=np.char.add(one.image_id, "x"))})
+    flipped = replace(one, target=np.r_[1 - one.target[:1], one.target[1:]])
+    with pytest.raises(InputError, match="image image0 is malignant in one of a and b"):
+        compare({"a": one, "b": flipped})
+
+
+def test_p_values_of_equal_systems_are_evenly_spread() -> None:
+    p = [
+        compare({"a": system(2 * seed, 1, 120), "b": system(2 * seed + 1, 1, 120)}, resamples=100)[
+            "pairs"
+        ][0]["metrics"]["auroc"]["p"]
+        for seed in range(30)
+    ]
+    assert np.mean(p) == pytest.approx(0.5, abs=0.2)
+    assert np.mean(np.array(p) < 0.1) < 0.3

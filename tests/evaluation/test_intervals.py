@@ -1,0 +1,132 @@
+"""Intervals and tests against their definitions, and their coverage on simulated truth."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Bool, Float64, Int64
+from scipy.stats import norm, ttest_1samp
+from sklearn.metrics import roc_auc_score
+
+from skinmm.evaluation.delong import delong_interval, delong_test
+from skinmm.evaluation.intervals import bootstrap, holm, percentile_interval
+
+SEPARATION = 1.5
+TRUE_AUROC = float(norm.cdf(SEPARATION / np.sqrt(2)))
+
+
+def binormal(
+    generator: np.random.Generator, patients: int, shared: float
+) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Scores whose AUROC is known; `shared` is the part of their variance that a patient's share.
+
+    The lesions of two patients are compared nearly always, so that sharing does not move the AUROC.
+    """
+    codes = np.repeat(np.arange(patients), generator.integers(1, 6, size=patients))
+    truth = generator.random(len(codes)) < 0.2
+    truth[:2], truth[-2:] = True, False
+    noise = np.sqrt(shared) * generator.normal(size=patients)[codes]
+    noise += np.sqrt(1 - shared) * generator.normal(size=len(codes))
+    return noise + SEPARATION * truth, truth, codes
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_steps_down(p_values: list[float]) -> None:
+    adjusted = np.array(holm(p_values))
+    order = np.argsort(p_values, kind="stable")
+    for rank, place in enumerate(order):
+        worst = max((len(p_values) - j) * p_values[order[j]] for j in range(rank + 1))
+        assert adjusted[place] == pytest.approx(min(1, worst))
+    assert all(a <= b for a, b in pairwise(adjusted[order]))
+
+
+def test_holm_gives_what_r_gives() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_delong_is_the_covariance_of_pairs(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    truth = np.arange(30) < 9
+    a = np.round(generator.normal(size=30) + truth, 1)
+    b = np.round(a + generator.normal(size=30), 1)
+    kernels = []
+    for scores in (a, b):
+        gaps = scores[truth][:, None] - scores[~truth][None]
+        kernels.append((gaps > 0) + (gaps == 0) / 2)
+    rows = np.cov([kernel.mean(axis=1) for kernel in kernels]) / 9
+    columns = np.cov([kernel.mean(axis=0) for kernel in kernels]) / 21
+    covariance = rows + columns
+    found = delong_interval(a, truth)
+    assert found["value"] == pytest.approx(roc_auc_score(truth, a))
+    assert found["standard_error"] == pytest.approx(np.sqrt(covariance[0, 0]))
+    paired = delong_test(a, b, truth)
+    difference = kernels[0].mean() - kernels[1].mean()
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    assert paired["difference"] == pytest.approx(difference)
+    assert paired["p"] == pytest.approx(2 * norm.sf(abs(difference) / error))
+
+
+def test_copies_of_a_lesion_are_no_evidence() -> None:
+    scores, truth, _ = binormal(np.random.default_rng(0), 60, 0.0)
+    lone = delong_interval(scores, truth)
+    copied = delong_interval(
+        np.repeat(scores, 3), np.repeat(truth, 3), np.repeat(np.arange(len(scores)), 3)
+    )
+    assert copied == pytest.approx(lone)
+
+
+def test_delong_of_what_has_no_interval() -> None:
+    truth = np.array([True, False, False])
+    assert delong_interval(np.ones(3), np.ones(3, dtype=bool))["value"] is None
+    lone = delong_interval(np.array([0.9, 0.1, 0.2]), truth)
+    assert lone["value"] == 1
+    assert lone["low"] is None
+    same = np.array([0.1, 0.4, 0.3, 0.6])
+    assert delong_test(same, same, same > 0.35)["difference"] == 0
+    assert delong_test(same, same, same > 0.35)["p"] is None
+
+
+def test_bootstrap_of_a_mean_has_its_standard_error() -> None:
+    values = np.random.default_rng(1).normal(size=200)
+    samples = bootstrap(
+        lambda draws: {"mean": draws @ values / 200}, 200, 200, resamples=4000, seed=0
+    )
+    assert samples["mean"].std() == pytest.approx(values.std() / np.sqrt(200), rel=0.05)
+    assert samples["mean"].mean() == pytest.approx(values.mean(), abs=0.01)
+
+
+def test_percentiles_leave_out_what_is_undefined() -> None:
+    samples = np.r_[np.linspace(0, 1, 101), np.nan, np.nan]
+    *interval, left_out = percentile_interval(samples, 0.9, 10**6)
+    assert interval == pytest.approx([0.05, 0.95], abs=1e-5)
+    assert left_out == 2
+    assert percentile_interval(np.full(3, np.nan), 0.9, 5) == (None, None, 3)
+
+
+def test_interval_of_a_mean_is_students() -> None:
+    values = np.random.default_rng(0).normal(size=12)
+    spread = values.std() / np.sqrt(12)  # of resampled means: smaller than the standard error
+    samples = norm.ppf((np.arange(20_000) + 0.5) / 20_000) * spread + values.mean()
+    low, high, _ = percentile_interval(samples, 0.95, 12)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+
+
+def test_clustered_delong_covers_where_the_plain_one_does_not() -> None:
+    generator = np.random.default_rng(2)
+    covered = np.zeros(2)
+    repeats = 300
+    for _ in range(repeats):
+        scores, truth, codes = binormal(generator, 80, 0.9)
+        for i, patients in enumerate((codes, None)):
+            found = delong_interval(scores, truth, patients)
+            low, high = found["low"], found["high"]
+            assert low is not None
+            assert high is not None
+            covered[i] += low <= TRUE_AUROC <= high
+    assert 0.91 <= covered[0] / repeats <= 0.99
+    assert covered[1] < covered[0]

@@ -1,0 +1,315 @@
+"""Every metric against scikit-learn, torchmetrics or its definition; ties, one class, one row."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.classification as torch_metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Bool, Float64, Int64
+from scipy.special import expit, logit
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
+
+from skinmm.errors import InputError
+from skinmm.evaluation.intervals import patient_codes
+from skinmm.evaluation.metrics import evaluate, statistic
+from skinmm.evaluation.predictions import Predictions
+
+CLASSES = ("akiec", "bkl", "mel", "nv")
+
+
+def binary(
+    scores: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Int64[np.ndarray, " n"] | None = None,
+) -> Predictions:
+    names = np.arange(len(scores)).astype(str)
+    return Predictions(
+        image_id=names,
+        patient_id=names if patients is None else patients.astype(str),
+        target=positives.astype(np.int64),
+        probabilities=np.column_stack([1 - scores, scores]),
+        raw=None,
+        classes=("benign", "malignant"),
+        positive=("malignant",),
+    )
+
+
+def values(predictions: Predictions, **settings: Any) -> dict[str, float | None]:
+    result = evaluate(predictions, resamples=0, **settings)
+    return {name: entry["value"] for name, entry in result["metrics"].items()}
+
+
+# Few distinct scores, so that ties, separated classes and single rows are all common.
+rows = st.lists(
+    st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.booleans()), min_size=1, max_size=40
+)
+
+
+def unzip(
+    data: list[tuple[float, bool]],
+) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    return np.array([score for score, _ in data]), np.array([truth for _, truth in data])
+
+
+def challenge_score(
+    truth: Bool[np.ndarray, " n"], scores: Float64[np.ndarray, " n"], floor: float = 0.8
+) -> float:
+    """The ISIC 2024 challenge's published definition: flip the curve, cut it at 1 - floor."""
+    fpr, tpr, _ = sk.roc_curve(1 - truth, 1 - scores)
+    cut = 1 - floor
+    stop = int(np.searchsorted(fpr, cut, "right"))
+    edge = np.interp(cut, fpr[stop - 1 : stop + 1], tpr[stop - 1 : stop + 1])
+    return float(sk.auc(np.append(fpr[:stop], cut), np.append(tpr[:stop], edge)))
+
+
+@given(rows)
+def test_ranking_metrics(data: list[tuple[float, bool]]) -> None:
+    scores, truth = unzip(data)
+    found = values(binary(scores, truth))
+    if len(set(truth)) == 1:
+        assert found["auroc"] is None
+        assert found["average_precision"] is None
+        assert found["partial_auroc"] is None
+        assert found["sensitivity_at_90_specificity"] is None
+        return
+    fpr, tpr, _ = sk.roc_curve(truth, scores, drop_intermediate=False)
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-9)
+    expected = sk.average_precision_score(truth, scores)
+    assert found["average_precision"] == pytest.approx(expected, abs=1e-9)
+    assert found["partial_auroc"] == pytest.approx(challenge_score(truth, scores), abs=1e-9)
+    for least in (90, 95):
+        best = tpr[1 - fpr >= least / 100 - 1e-9].max()
+        assert found[f"sensitivity_at_{least}_specificity"] == pytest.approx(best, abs=1e-9)
+        best = 1 - fpr[tpr >= least / 100 - 1e-9].min()
+        assert found[f"specificity_at_{least}_sensitivity"] == pytest.approx(best, abs=1e-9)
+
+
+@given(rows, st.integers(0, 20).map(lambda k: k / 20))
+def test_decision_metrics(data: list[tuple[float, bool]], threshold: float) -> None:
+    scores, truth = unzip(data)
+    called = scores >= threshold
+    found = values(binary(scores, truth), threshold=threshold)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, called), abs=1e-9)
+    expected = {
+        "precision": (sk.precision_score, called.any()),
+        "recall": (sk.recall_score, truth.any()),
+        "f1": (sk.f1_score, truth.any() or called.any()),
+        "balanced_accuracy": (sk.balanced_accuracy_score, truth.any() and not truth.all()),
+    }
+    for name, (score, defined) in expected.items():
+        assert found[name] == (pytest.approx(score(truth, called), abs=1e-9) if defined else None)
+    negative = sk.recall_score(~truth, ~called) if not truth.all() else None
+    assert found["specificity"] == (None if negative is None else pytest.approx(negative, abs=1e-9))
+    assert found["ppv"] == pytest.approx(found["precision"])
+    assert found["npv"] == (
+        pytest.approx(sk.precision_score(~truth, ~called), abs=1e-9) if not called.all() else None
+    )
+    if threshold < 1:
+        hits, alarms = (called & truth).mean(), (called & ~truth).mean()
+        benefit = hits - alarms * threshold / (1 - threshold)
+        assert found["net_benefit"] == pytest.approx(benefit, abs=1e-9)
+    else:
+        assert found["net_benefit"] is None
+
+
+@given(rows)
+def test_probability_metrics(data: list[tuple[float, bool]]) -> None:
+    scores, truth = unzip(data)
+    found = values(binary(scores, truth))
+    assert found["brier"] == pytest.approx(np.mean((scores - truth) ** 2), abs=1e-9)
+    assert found["log_loss"] == pytest.approx(
+        sk.log_loss(truth, scores, labels=[False, True]), abs=1e-9
+    )
+    frequency, mean = calibration_curve(truth, scores, n_bins=15, strategy="quantile")
+    edges = np.percentile(scores, np.linspace(0, 1, 16) * 100)
+    counts = np.bincount(np.searchsorted(edges[1:-1], scores), minlength=15)
+    expected = np.sum(np.abs(frequency - mean) * counts[counts > 0]) / len(scores)
+    assert found["ece"] == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(30, 300))
+@settings(max_examples=20)
+def test_torchmetrics_agrees(seed: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores = np.round(generator.random(n), 3)
+    truth = generator.random(n) < 0.3
+    truth[:2] = True, False
+    found = values(binary(scores, truth), threshold=0.4)
+    p, y = torch.from_numpy(scores), torch.from_numpy(truth).long()
+    expected = {
+        "auroc": torch_metrics.binary_auroc(p, y),
+        "average_precision": torch_metrics.binary_average_precision(p, y),
+        "specificity": torch_metrics.binary_specificity(p, y, threshold=0.3999999),
+        "f1": torch_metrics.binary_f1_score(p, y, threshold=0.3999999),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.3, 3), st.floats(-4, 4))
+@settings(max_examples=30)
+def test_calibration_line_is_a_logistic_regression(seed: int, scale: float, shift: float) -> None:
+    generator = np.random.default_rng(seed)
+    z = generator.normal(size=400)
+    truth = generator.random(400) < expit(z)
+    truth[:2] = True, False
+    scores = expit(scale * z + shift)
+    found = values(binary(scores, truth))
+    line = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000).fit(logit(scores)[:, None], truth)
+    assert found["calibration_slope"] == pytest.approx(line.coef_[0, 0], rel=1e-5)
+    intercept = found["calibration_intercept"]
+    assert intercept is not None
+    # The likelihood equation of an intercept beside an offset.
+    assert expit(logit(scores) + intercept).sum() == pytest.approx(truth.sum(), abs=1e-6)
+
+
+def test_separated_classes_have_no_calibration_line() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+    found = values(binary(scores, scores > 0.5))
+    assert found["calibration_slope"] is None
+    assert found["calibration_intercept"] == pytest.approx(0, abs=1e-9)
+    assert found["auroc"] == 1
+    assert values(binary(np.full(6, 0.5), scores > 0.5))["calibration_slope"] is None
+
+
+def test_values_at_a_stated_prevalence() -> None:
+    truth = np.repeat([True, False], [10, 90])
+    scores = np.r_[np.repeat([0.9, 0.1], [8, 2]), np.repeat([0.9, 0.1], [18, 72])]
+    found = values(binary(scores, truth), threshold=0.5, prevalence=0.02)
+    ppv = 0.8 * 0.02 / (0.8 * 0.02 + 0.2 * 0.98)  # Bayes
+    assert found["ppv"] == pytest.approx(ppv)
+    assert found["npv"] == pytest.approx(0.8 * 0.98 / (0.8 * 0.98 + 0.2 * 0.02))
+    assert found["number_needed_to_treat"] == pytest.approx(1 / ppv)
+    assert found["precision"] == pytest.approx(8 / 26)
+
+
+@given(rows, st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_a_resample_is_its_rows_written_out(data: list[tuple[float, bool]], seed: int) -> None:
+    scores, truth = unzip(data)
+    generator = np.random.default_rng(seed)
+    patients = generator.integers(0, 4, size=len(scores))
+    predictions = binary(scores, truth, patients)
+    codes, count = patient_codes(predictions.patient_id)
+    draws = generator.multinomial(count, np.full(count, 1 / count))
+    written = np.repeat(np.arange(len(scores)), draws[codes])
+    weighted = statistic(predictions, codes, threshold=0.3, exact=True)(draws[None])
+    plain = values(binary(scores[written], truth[written]), threshold=0.3)
+    for name, value in plain.items():
+        expected = np.nan if value is None else value
+        assert weighted[name][0] == pytest.approx(expected, abs=1e-9, nan_ok=True), name
+
+
+def multiclass(seed: int, n: int = 60, classes: tuple[str, ...] = CLASSES) -> Predictions:
+    generator = np.random.default_rng(seed)
+    probabilities = np.round(generator.dirichlet(np.ones(len(classes)), size=n), 2) + 0.01
+    return Predictions(
+        image_id=np.arange(n).astype(str),
+        patient_id=generator.integers(0, 20, size=n).astype(str),
+        target=generator.integers(0, len(classes), size=n),
+        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
+        raw=None,
+        classes=classes,
+        positive=("akiec", "mel"),
+    )
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_multiclass_metrics(seed: int) -> None:
+    predictions = multiclass(seed)
+    target, p = predictions.target, predictions.probabilities
+    called = p.argmax(axis=1)
+    found = values(predictions)
+    malignant = np.isin(target, (0, 2))
+    expected = {
+        "auroc": sk.roc_auc_score(malignant, p[:, 0] + p[:, 2]),
+        "macro_auroc": sk.roc_auc_score(target, p, multi_class="ovr"),
+        "auroc_mel": sk.roc_auc_score(target == 2, p[:, 2]),
+        "class_accuracy": sk.accuracy_score(target, called),
+        "class_balanced_accuracy": sk.balanced_accuracy_score(target, called),
+        "macro_f1": sk.f1_score(target, called, average="macro"),
+        "class_log_loss": sk.log_loss(target, p),
+        "class_brier": np.sum((p - np.eye(4)[target]) ** 2, axis=1).mean(),
+        "recall_nv": sk.recall_score(target, called, average=None)[3],
+        "precision_bkl": sk.precision_score(target, called, average=None)[1],
+        "f1_akiec": sk.f1_score(target, called, average=None)[0],
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-9), name
+    result = evaluate(predictions, resamples=0)
+    assert result["confusion"]["counts"] == sk.confusion_matrix(target, called).tolist()
+    assert result["support"] == dict(zip(CLASSES, np.bincount(target).tolist(), strict=True))
+
+
+def test_a_class_without_rows_has_no_metrics_and_no_say_in_the_macro_ones() -> None:
+    predictions = multiclass(0)
+    predictions = predictions.select(predictions.target != 1)
+    found = values(predictions)
+    assert found["auroc_bkl"] is None
+    assert found["recall_bkl"] is None
+    known = [found[f"auroc_{name}"] for name in ("akiec", "mel", "nv")]
+    assert found["macro_auroc"] == pytest.approx(np.mean([value or 0 for value in known]))
+
+
+def test_resamples_without_a_class_are_left_out_and_counted() -> None:
+    scores = np.linspace(0, 1, 30)
+    truth = np.zeros(30, dtype=bool)
+    truth[[5, 20]] = True
+    found = evaluate(binary(scores, truth), resamples=400)["metrics"]["auroc"]
+    # A resample misses both positives with probability (28 / 30) ** 30 = 0.126.
+    assert found["left_out"] == pytest.approx(400 * 0.126, abs=25)
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_calibration_error_has_an_interval_that_knows_its_bias() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(40):
+        scores = generator.random(400) * 0.2
+        truth = generator.random(400) < scores
+        found = evaluate(binary(scores, truth), resamples=100, seed=seed)["metrics"]["ece"]
+        assert 0 <= found["low"] <= found["value"] <= found["high"]
+        covered += found["low"] == 0  # which is the truth; the value is some 0.03
+    assert covered >= 35
+    scores = generator.random(400)
+    found = evaluate(binary(scores, np.arange(400) < 360), resamples=100)["metrics"]["ece"]
+    assert found["low"] > 0.2
+
+
+def test_result_is_plain_and_repeatable() -> None:
+    predictions = multiclass(1)
+    result = evaluate(predictions, threshold=0.4, resamples=50)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["auroc_delong"]["value"] == pytest.approx(result["metrics"]["auroc"]["value"])
+    order = np.random.default_rng(0).permutation(len(predictions))
+    again = evaluate(predictions.select(order), threshold=0.4, resamples=50)
+    assert again["metrics"]["auroc"]["value"] == pytest.approx(result["metrics"]["auroc"]["value"])
+    assert evaluate(predictions, threshold=0.4, resamples=50) == result
+
+
+def test_folds_are_pooled_and_told_apart() -> None:
+    predictions = multiclass(2)
+    folds = np.arange(len(predictions)) % 3
+    pooled = Predictions(**{**vars(predictions), "fold": folds})
+    result = evaluate(pooled, resamples=0)
+    rows = folds == 1
+    expected = sk.roc_auc_score(pooled.malignant[rows], pooled.malignancy[rows])
+    assert result["folds"]["1"] == pytest.approx(expected)
+    assert result["metrics"] == evaluate(predictions, resamples=0)["metrics"]
+
+
+def test_numbers_out_of_bounds_are_refused() -> None:
+    predictions = multiclass(0)
+    with pytest.raises(InputError, match=r"threshold 1\.5 is outside"):
+        evaluate(predictions, threshold=1.5)
+    with pytest.raises(InputError, match="prevalence"):
+        evaluate(predictions, prevalence=-0.1)
+    with pytest.raises(InputError, match="no rows"):
+        evaluate(predictions.select(np.zeros(len(predictions), dtype=bool)))

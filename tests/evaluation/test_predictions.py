@@ -1,0 +1,187 @@
+"""Prediction files: what is written is read, whoever wrote it; what is wrong is named in a line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skinmm.errors import InputError
+from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
+
+BINARY = "image_id,patient_id,target,p_benign,p_malignant\n"
+GOOD = BINARY + "a,p1,0,0.9,0.1\nb,p1,1,0.2,0.8\n"
+
+
+def write(folder: Path, text: str, name: str = "predictions.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+names = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=8
+).filter(lambda text: text.strip() == text)
+
+
+@given(st.data())
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
+    images = data.draw(st.lists(names, min_size=2, max_size=6, unique=True))
+    n = len(images)
+    classes = data.draw(st.sampled_from((("benign", "malignant"), ("bkl", "mel", "nv"))))
+    generator = np.random.default_rng(n)
+    written = Predictions(
+        image_id=np.array(images, dtype=object),
+        patient_id=np.array(data.draw(st.lists(names, min_size=n, max_size=n)), dtype=object),
+        target=np.arange(n) % len(classes),
+        probabilities=generator.dirichlet(np.ones(len(classes)), size=n),
+        raw=generator.dirichlet(np.ones(len(classes)), size=n) if n % 2 else None,
+        classes=classes,
+        positive=("malignant",) if len(classes) == 2 else ("mel",),
+        fold=np.arange(n) if n % 3 else None,
+    )
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, written)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    read = read_predictions(path)
+    assert read.image_id.tolist() == images
+    assert read.patient_id.tolist() == written.patient_id.tolist()
+    assert read.classes == classes
+    assert read.positive == written.positive
+    np.testing.assert_array_equal(read.target, written.target)
+    np.testing.assert_allclose(read.probabilities, written.probabilities, rtol=1e-8)
+    for one, other in ((read.raw, written.raw), (read.fold, written.fold)):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-8)
+
+
+def test_float32_probabilities_survive_the_file(tmp_path: Path) -> None:
+    p = np.random.default_rng(0).random(500, dtype=np.float32)
+    chance = p.astype(np.float64)
+    written = Predictions(
+        image_id=np.arange(500).astype(str),
+        patient_id=np.arange(500).astype(str),
+        target=np.arange(500) % 2,
+        probabilities=np.column_stack([1 - chance, chance]),
+        raw=None,
+        classes=("benign", "malignant"),
+        positive=("malignant",),
+    )
+    write_predictions(tmp_path / "p.csv", written)
+    read = read_predictions(tmp_path / "p.csv").probabilities[:, 1]
+    np.testing.assert_array_equal(read.astype(np.float32), p)
+
+
+def test_malignancy_alone_is_enough_and_patients_fall_back(tmp_path: Path) -> None:
+    text = "isic_id,lesion_id,target,malignancy\na.jpg,l1,benign,0.25\nb.jpg,,malignant,0.5\n"
+    read = read_predictions(write(tmp_path, text))
+    assert read.classes == ("benign", "malignant")
+    assert read.patient_id.tolist() == ["l1", "b.jpg"]
+    np.testing.assert_array_equal(read.probabilities, [[0.75, 0.25], [0.5, 0.5]])
+
+
+def test_labels_come_from_a_second_table(tmp_path: Path) -> None:
+    text = "image_id,p_benign,p_malignant,error\nb.png,.5,.5,\na,.9,.1,\nc,,,not an image\n"
+    labels = "image_name,patient_id,target\nx,p0,1\na.jpg,p1,0\nb.jpg,p2,1\nc,p3,1\n"
+    path = write(tmp_path, text)
+    read = read_predictions(path, labels=write(tmp_path, labels, "labels.csv"))
+    assert read.target.tolist() == [1, 0]
+    assert read.patient_id.tolist() == ["p2", "p1"]
+    assert read.unpredicted == 1
+
+
+def test_diagnoses_judge_a_binary_file_and_0_1_a_multiclass_one(tmp_path: Path) -> None:
+    text = BINARY.replace(",target", "") + "a,p1,0.9,0.1\nb,p1,0.2,0.8\n"
+    labels = write(tmp_path, "image_id,dx\na,nevus\nb,basal cell carcinoma\n", "labels.csv")
+    read = read_predictions(write(tmp_path, text), labels)
+    assert read.target.tolist() == [0, 1]
+    text = "image_id,target,p_nv,p_mel,p_bcc\na,0,0.5,0.3,0.2\nb,1,0.25,0.5,0.25\n"
+    read = read_predictions(write(tmp_path, text))
+    assert read.classes == ("benign", "malignant")
+    np.testing.assert_allclose(read.malignancy, [0.5, 0.75])
+    assert read.target.tolist() == [0, 1]
+    with pytest.raises(InputError, match="positive classes melanoma: name some"):
+        read_predictions(write(tmp_path, text), positive=["melanoma"])
+
+
+def test_positive_classes_are_the_usual_ones_or_those_named(tmp_path: Path) -> None:
+    text = "image_id,target,p_nv,p_mel,p_BCC\na,nv,0.5,0.3,0.2\nb,BCC,0.25,0.5,0.25\n"
+    assert read_predictions(write(tmp_path, text)).positive == ("mel", "BCC")
+    read = read_predictions(write(tmp_path, text), positive=["BCC"])
+    assert read.malignant.tolist() == [False, True]
+    with pytest.raises(InputError, match="none of the classes x, y is known as malignant"):
+        read_predictions(write(tmp_path, "image_id,target,p_x,p_y\na,x,0.5,0.5\n"))
+
+
+BAD = {
+    "has no column image_id; it has name, p_malignant": "name,p_malignant\na,0.1\n",
+    "has no probabilities: it needs p_malignant": "image_id,target\na,1\n",
+    "has no column target; give labels=": "image_id,p_malignant\na,0.1\n",
+    "has one class only, nv": "image_id,target,p_nv\na,nv,1\n",
+    r"column p_malignant, row 2 \(image b\): '1\.2' is not a probability": GOOD.replace(
+        "0.8", "1.2"
+    ),
+    r"column p_benign, row 1 \(image a\): '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
+    r"column p_malignant, row 2 \(image b\): 'nan' is not": GOOD.replace("0.8", "nan"),
+    r"row 2 \(image b\): empty is not a probability in \[0, 1\]; 1 rows": GOOD.replace("0.8", ""),
+    r"row 1 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
+    r"row 1 \(image a\): no target; 1 rows have none": GOOD.replace("p1,0", "p1,"),
+    r"row 1 \(image a\): target 'maybe' is none of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
+    "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
+    "all 2 rows are malignant; judging needs both": GOOD.replace("p1,0", "p1,1"),
+    "has no predicted row": BINARY,
+    "is not a CSV table": GOOD + "c,p1,0,0.9,0.1,7,8\n",
+    "is not a CSV table: No columns": "",
+    "fold is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, message: str) -> None:
+    path = write(tmp_path, BAD[message])
+    with pytest.raises(InputError, match=message) as caught:
+        read_predictions(path)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def test_one_class_is_read_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("p1,0", "p1,1"))
+    assert read_predictions(path, allow_one_class=True).malignant.all()
+
+
+def test_bad_labels_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    with pytest.raises(InputError, match=r"labels\.csv does not exist"):
+        read_predictions(path, tmp_path / "labels.csv")
+    cases = {
+        "neither a column target nor a column diagnosis": "image_id,age\na,3\n",
+        "gives image a two different labels": "image_id,target\na,1\na.jpg,0\n",
+        r"labels\.csv has no label for any image of": "image_id,target\nx,1\n",
+        r"labels\.csv: row 2 \(image b\): no target": "image_id,target\na,1\n",
+    }
+    for message, text in cases.items():
+        with pytest.raises(InputError, match=message):
+            read_predictions(path, write(tmp_path, text, "labels.csv"))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(b"\xff\xfe\x00\x01image_id")
+    with pytest.raises(InputError, match="is not a CSV table"):
+        read_predictions(path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_predictions(tmp_path / "nowhere.csv")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    broken = read_predictions(path)
+    object.__setattr__(broken, "patient_id", broken.patient_id[:1])
+    with pytest.raises(ValueError, match="length"):
+        write_predictions(path, broken)
+    assert path.read_text(encoding="utf-8") == GOOD
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,146 @@
+"""`predict.py` as a person uses it: a table in, a table out, an exit status, and nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from quick_runs import best, cohort_of, command, files_in
+
+from skinmm import cli
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.predict import Predictor
+from skinmm.predict.job import CHUNK
+
+Said = pytest.CaptureFixture[str]
+COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
+
+
+def patients(run: Path, path: Path, rows: int = 30) -> pd.DataFrame:
+    """Writes a list of patients as a clinic has one."""
+    table = cohort_of(run)[COLUMNS].head(rows)
+    table.to_csv(path, index=False)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def predict(checkpoint: Path | str, source: Path, output: Path, *overrides: str) -> int:
+    return cli.predict(
+        [f"checkpoint={checkpoint}", f"input={source}", f"output={output}", *overrides]
+    )
+
+
+def test_the_command_says_what_the_predictor_says(
+    both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    table = patients(both, tmp_path / "in.csv")
+    status = predict(best(both), tmp_path / "in.csv", tmp_path / "out.csv", f"images={pictures}")
+    assert status == 0
+    assert files_in(tmp_path) == {"in.csv", "out.csv"}
+    written = pd.read_csv(tmp_path / "out.csv", keep_default_na=False, dtype={"target": str})
+    expected = Predictor.from_checkpoints([best(both)]).predict(table, pictures)
+    pd.testing.assert_frame_equal(written, expected, check_dtype=False, rtol=1e-8)
+    judged = read_predictions(tmp_path / "out.csv")
+    assert judged.target.tolist() == table["target"].astype(int).tolist()
+
+
+def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
+    both: Path, larger: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Läsionen (1) = a, b #2"
+    folder.mkdir()
+    for number, run in enumerate((both, larger)):
+        shutil.copy(best(run), folder / f"epoch={number}.ckpt")
+    table = cohort_of(both)[["image_id", "sex"]].head(6).astype(object)
+    for name in table["image_id"]:
+        shutil.copy(pictures / f"{name}.jpg", folder)
+    table.loc[1, "image_id"] = "nowhere.jpg"
+    table.loc[2, "sex"] = "divers"
+    table = table.rename(columns={"image_id": "image_name"})
+    table.to_csv(folder / "patients (1).csv", index=False, sep=";", encoding="utf-8-sig")
+    before = files_in(tmp_path)
+    # The images lie beside the table, so their folder need not be named.
+    done = command(
+        "predict.py",
+        f"checkpoint={folder.name}/epoch=*.ckpt",
+        f"input={folder.name}/patients (1).csv",
+        f"output={folder.name}/out.csv",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == f"predictions: {folder.name}/out.csv (6 rows)\n"
+    assert done.stderr.splitlines() == [
+        "sex: 1 unknown values treated as missing",
+        "1 of 6 rows not predicted; see the column error",
+    ]
+    assert files_in(tmp_path) - before == {f"{folder.name}/out.csv"}
+    output = pd.read_csv(folder / "out.csv", keep_default_na=False)
+    assert output["image_id"].tolist() == table["image_name"].tolist()
+    assert output["error"].tolist() == ["", "image nowhere.jpg not found", "", "", "", ""]
+    assert output["p_malignant"][1] == ""
+
+
+def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
+    table = cohort_of(records)[COLUMNS]
+    table = pd.concat([table] * 9, ignore_index=True)
+    assert len(table) > CHUNK
+    table.to_csv(tmp_path / "in.csv", index=False)
+    assert predict(best(records), tmp_path / "in.csv", tmp_path / "out.csv") == 0
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert written["image_id"].tolist() == table["image_id"].tolist()
+    first = written["p_malignant"].to_numpy().reshape(9, -1)
+    assert abs(first - first[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["input=nowhere.csv"], "input=nowhere.csv: no such file"),
+        (["output=out.csv"], "output=out.csv exists; choose another, or overwrite=true"),
+        (["output=in.csv", "overwrite=true"], "output=in.csv is the input itself"),
+        (["output=nowhere/out.csv"], "the folder nowhere does not exist"),
+        (["checkpoint=nowhere.ckpt"], "checkpoint=nowhere.ckpt: no such file, and as a pattern"),
+        (["checkpoint=in.csv"], "in.csv: not a checkpoint, or damaged"),
+        (["input=empty.csv"], "input=empty.csv: the table has no rows"),
+        (["images=nowhere"], "images=nowhere: no such folder"),
+        (["input=nameless.csv"], "the table has no image column"),
+        (["accelerator=gpu"], "no GPU is available here"),
+    ],
+)
+def test_what_cannot_be_done_is_named_and_nothing_is_written(
+    both: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    patients(both, tmp_path / "in.csv")
+    Path("out.csv").write_text("precious")
+    Path("empty.csv").write_text("image,sex\n")
+    Path("nameless.csv").write_text("sex,age\nmale,50\n")
+    before = {name: Path(name).read_bytes() for name in files_in(tmp_path)}
+    given = [f"checkpoint={best(both)}", "input=in.csv", "output=new.csv"]
+    replaced = {item.partition("=")[0] for item in overrides}
+    given = [item for item in given if item.partition("=")[0] not in replaced]
+    assert cli.predict([*given, *overrides]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert {name: Path(name).read_bytes() for name in files_in(tmp_path)} == before
+
+
+def test_an_output_is_replaced_when_asked(records: Path, tmp_path: Path) -> None:
+    patients(records, tmp_path / "in.csv")
+    (tmp_path / "out.csv").write_text("old")
+    status = predict(best(records), tmp_path / "in.csv", tmp_path / "out.csv", "overwrite=true")
+    assert status == 0
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 30
+
+
+def test_checkpoints_may_be_a_list(records: Path, tmp_path: Path) -> None:
+    patients(records, tmp_path / "in.csv")
+    both_of = f"[{best(records)}, {records / 'checkpoints' / 'last.ckpt'}]"
+    assert predict(both_of, tmp_path / "in.csv", tmp_path / "out.csv") == 0

@@ -1,0 +1,177 @@
+"""Patient tables and image folders: what is accepted, what is named, what stays unchanged."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skinmm.errors import InputError
+from skinmm.predict.reader import ImageFolder, canonical_patients, patient_ids, read_patients
+
+cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
+
+
+def written(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_text(text, encoding=encoding, newline="")
+    return path
+
+
+def read(path: Path, chunk: int = 100) -> pd.DataFrame:
+    return pd.concat(read_patients(path, chunk), ignore_index=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(st.tuples(cell, cell), min_size=1, max_size=7),
+    separator=st.sampled_from(",;"),
+    chunk=st.integers(1, 9),
+    mark=st.booleans(),
+)
+def test_what_was_written_is_read(
+    rows: list[tuple[str, str]],
+    separator: str,
+    chunk: int,
+    mark: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("tables") / "patients.csv"
+    table = pd.DataFrame(rows, columns=["image", "sex"])
+    table.to_csv(path, sep=separator, index=False, encoding="utf-8-sig" if mark else "utf-8")
+    pd.testing.assert_frame_equal(read(path, chunk), table, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the table is empty"),
+        (",,\n", "the table is empty"),
+        ("image,sex\na,male\nb\n", "row 3 has 1 cells, the header has 2"),
+        ("image,sex\na,male,55\n", "row 2 has 3 cells, the header has 2"),
+        ("image,sex,sex\na,male,male\n", "two columns are called 'sex'"),
+        ('image,sex\n"a,male\n', "not a CSV in UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path / "patients.csv", text)
+    with pytest.raises(InputError, match=rf"patients\.csv: .*{message}"):
+        read(path)
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "patients.csv", "image,site\na,Rücken\n", "latin-1")
+    with pytest.raises(InputError, match="not a CSV in UTF-8"):
+        read(path)
+
+
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"input=.*nowhere\.csv: no such file"):
+        read(tmp_path / "nowhere.csv")
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    path = written(tmp_path / "patients.csv", "image,sex\n\na,male\n\n")
+    assert read(path).to_numpy().tolist() == [["a", "male"]]
+
+
+@pytest.mark.parametrize("name", ["image_name", "image_id", "image", "path"])
+@pytest.mark.parametrize(
+    ("age", "site"),
+    [
+        ("age", "site"),
+        ("age_approx", "anatom_site_general_challenge"),
+        ("age_approx", "anatom_site_general"),
+        ("age", "localization"),
+    ],
+)
+def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -> None:
+    table = pd.DataFrame({name: [" A.jpg "], age: ["55"], "sex": ["M"], site: ["Torso"]})
+    patients = canonical_patients(table, ["age", "sex", "site"], needs_image=True)
+    row = patients.table.iloc[0]
+    assert (row["image_id"], row["age"], row["sex"], row["site"]) == (
+        " A.jpg ",
+        55.0,
+        "male",
+        "torso",
+    )
+    assert patients.unknown.total() == 0
+
+
+def test_unknown_values_become_missing_and_are_counted() -> None:
+    table = pd.DataFrame(
+        {
+            "image": ["a", "b", "c", "d"],
+            "sex": ["divers", "female", "", "x"],
+            "age": ["old", "-3", "40", ""],
+        }
+    )
+    patients = canonical_patients(table, ["age", "sex", "site"], needs_image=True)
+    assert patients.unknown == {"sex": 2, "age": 2}
+    assert patients.table["sex"].tolist() == [None, "female", None, None]
+    assert patients.table["age"].isna().tolist() == [True, True, False, True]
+    assert patients.table["site"].isna().all()
+
+
+def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:
+    table = pd.DataFrame({"sex": ["male"]})
+    with pytest.raises(InputError, match=r"no image column; call it image_name.*\(it has: sex\)"):
+        canonical_patients(table, ["sex"], needs_image=True)
+    assert canonical_patients(table, ["sex"], needs_image=False).table["image_id"].tolist() == [""]
+
+
+def test_who_a_row_belongs_to() -> None:
+    table = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c"],
+            "lesion_id": ["l", "m", None],
+            "patient_id": ["p", "", None],
+        }
+    )
+    assert patient_ids(table).tolist() == ["p", "m", "c"]
+    assert patient_ids(table[["image_id"]]).tolist() == ["a", "b", "c"]
+
+
+FILES = ("a.jpg", "b.JPEG", "c.v2.png", "d.dcm", "d.png", "e.jpg.png", "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a", "a.jpg"),
+        ("a.jpg", "a.jpg"),
+        ("a.dcm", "a.jpg"),
+        ("b", "b.JPEG"),
+        ("c.v2", "c.v2.png"),
+        ("c.v2.jpg", "c.v2.png"),
+        ("d.png", "d.png"),
+        ("d.dcm", "d.dcm"),
+        ("e.jpg", "e.jpg.png"),
+        ("sub/f.jpg", "sub/f.jpg"),
+        ("notes.txt", "notes.txt"),
+        ("notes", None),
+        ("z", None),
+        ("sub", None),
+        ("", None),
+    ],
+)
+def test_an_image_is_found_with_and_without_its_suffix(
+    tmp_path: Path, name: str, found: str | None
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for file in (*FILES, "sub/f.jpg"):
+        (tmp_path / file).touch()
+    path = ImageFolder(tmp_path).find(name)
+    assert path == (None if found is None else tmp_path / found)
+
+
+def test_a_path_outside_the_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    elsewhere = tmp_path / "x.jpg"
+    elsewhere.touch()
+    assert ImageFolder(tmp_path / "images").find(str(elsewhere)) == elsewhere
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"images=.*nowhere: no such folder"):
+        ImageFolder(tmp_path / "nowhere")

@@ -1,0 +1,210 @@
+"""Checkpoints to probabilities: those of the run itself, whatever the batch, alone or averaged."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from quick_runs import best, cohort_of, predictions_of
+
+from skinmm.checkpoint import CheckpointError, load_card, update_card
+from skinmm.errors import InputError
+from skinmm.evaluation.thresholds import Threshold, mean_threshold
+from skinmm.predict import Predictor
+
+P = ["p_benign", "p_malignant"]
+
+
+def differ(one: pd.DataFrame, other: pd.DataFrame, columns: list[str] | None = None) -> float:
+    """The largest difference of the probabilities."""
+    there = other[columns or P].to_numpy()
+    return float(np.abs(one[P].to_numpy() - there).max())
+
+
+@pytest.fixture(scope="module")
+def predictor(both: Path) -> Predictor:
+    return Predictor.from_checkpoints([best(both)])
+
+
+@pytest.fixture(scope="module")
+def predicted(predictor: Predictor, both: Path, pictures: Path) -> pd.DataFrame:
+    return predictor.predict(cohort_of(both), pictures)
+
+
+def test_the_output_is_as_the_contract_says(predicted: pd.DataFrame, both: Path) -> None:
+    assert predicted.columns.tolist() == [
+        "image_id",
+        "patient_id",
+        "target",
+        *P,
+        "malignancy",
+        "decision",
+        "threshold",
+        "error",
+    ]
+    for column in ("image_id", "patient_id", "target"):
+        assert predicted[column].tolist() == cohort_of(both)[column].tolist()
+    assert (predicted["error"] == "").all()
+    np.testing.assert_allclose(predicted[P].sum(axis=1), 1)
+    np.testing.assert_array_equal(predicted["malignancy"], predicted["p_malignant"])
+
+
+def test_the_test_rows_get_the_run_s_own_probabilities(
+    predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path
+) -> None:
+    own = predictions_of(both)
+    assert differ(predicted, own) < 1e-6
+    raw = predictor.predict(cohort_of(both), pictures, probabilities="raw")
+    assert differ(raw, own, ["raw_benign", "raw_malignant"]) < 1e-6
+    assert differ(raw, predicted) > 1e-3
+
+
+def test_the_decision_follows_the_threshold(
+    predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path
+) -> None:
+    card, _ = load_card(best(both))
+    assert card.threshold is not None
+    assert set(predicted["threshold"]) == {predictor.threshold}
+    assert predictor.threshold == pytest.approx(card.threshold["value"], rel=1e-9)
+    above = predicted["malignancy"] >= predictor.threshold
+    assert predicted["decision"].tolist() == np.where(above, "malignant", "benign").tolist()
+    wished = predictor.predict(cohort_of(both).head(3), pictures, threshold=0.0)
+    assert (wished["decision"] == "malignant").all()
+    assert (wished["threshold"] == 0).all()
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (33, 0), (500, 4)])
+def test_batches_and_threads_change_nothing(
+    predictor: Predictor,
+    predicted: pd.DataFrame,
+    both: Path,
+    pictures: Path,
+    batch_size: int,
+    workers: int,
+) -> None:
+    rows = cohort_of(both).head(40)
+    again = predictor.predict(rows, pictures, batch_size=batch_size, workers=workers)
+    assert differ(again, predicted.head(40)) < 1e-6
+
+
+def test_several_checkpoints_are_the_mean_of_single_calibrated_ones(
+    predictor: Predictor,
+    predicted: pd.DataFrame,
+    both: Path,
+    larger: Path,
+    records: Path,
+    pictures: Path,
+) -> None:
+    paths = [best(run) for run in (both, larger, records)]
+    others = [Predictor.from_checkpoints([path]) for path in paths[1:]]
+    single = [predicted, *(each.predict(cohort_of(both), pictures) for each in others)]
+    together = Predictor.from_checkpoints(paths)
+    mean = together.predict(cohort_of(both), pictures)
+    np.testing.assert_allclose(mean[P], sum(each[P] for each in single) / 3, atol=1e-9)
+    thresholds = [Threshold(each.threshold, "", False) for each in (predictor, *others)]
+    assert together.threshold == pytest.approx(mean_threshold(thresholds).value)
+    assert together.inputs == {"image", "record"}
+
+
+def test_a_bad_row_loses_nothing_else(
+    predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
+) -> None:
+    names = cohort_of(both)["image_id"].head(8).tolist()
+    files = [Path(shutil.copy(pictures / f"{name}.jpg", tmp_path)) for name in names]
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[: len(content) // 2])
+    files[2].write_text("not a picture")
+    names[3:6] = ["", "nowhere", f"{names[5]}.jpg"]
+    output = predictor.predict(cohort_of(both).head(8).assign(image_id=names), tmp_path)
+    assert output["image_id"].tolist() == names
+    bad = [1, 2, 3, 4]
+    assert np.flatnonzero(output["error"] != "").tolist() == bad
+    assert output["error"][3] == "no image named, and this model needs one"
+    assert output["error"][4] == "image nowhere not found"
+    assert output.loc[bad, [*P, "malignancy"]].isna().all(axis=None)
+    assert (output.loc[bad, "decision"] == "").all()
+    good = [0, 5, 6, 7]
+    assert differ(output.loc[good], predicted.loc[good]) < 1e-6
+
+
+def test_a_missing_record_is_predicted(predictor: Predictor, pictures: Path) -> None:
+    table = pd.DataFrame({"image": ["ISIC_0000000.jpg"], "sex": ["divers"]})
+    output = predictor.predict(table, pictures)
+    assert output["error"].tolist() == [""]
+    assert output["patient_id"].tolist() == ["ISIC_0000000.jpg"]
+    assert "target" not in output.columns
+
+
+def test_no_row_gives_no_row(predictor: Predictor, predicted: pd.DataFrame) -> None:
+    empty = predictor.predict(pd.DataFrame({"image": []}), ".")
+    assert len(empty) == 0
+    assert {*empty.columns} == {*predicted.columns} - {"target"}
+
+
+def test_a_model_of_the_record_alone_asks_for_no_image(records: Path) -> None:
+    predictor = Predictor.from_checkpoints([best(records)])
+    rows = cohort_of(records)
+    assert predictor.inputs == {"record"}
+    assert differ(predictor.predict(rows), predictions_of(records)) < 1e-6
+    nameless = predictor.predict(rows.drop(columns="image_id"), None)
+    assert differ(nameless, predictions_of(records)) < 1e-6
+
+
+def test_images_are_asked_for_where_they_are_needed(predictor: Predictor) -> None:
+    table = pd.DataFrame({"image": ["a"]})
+    with pytest.raises(InputError, match="these models need images: name their folder"):
+        predictor.predict(table)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        predictor.predict(table, "nowhere")
+
+
+def test_an_interrupted_run_s_checkpoint_predicts_uncalibrated(both: Path, pictures: Path) -> None:
+    predictor = Predictor.from_checkpoints([both / "checkpoints" / "last.ckpt"])
+    assert predictor.threshold == 0.5
+    rows = cohort_of(both).head(4)
+    raw = predictor.predict(rows, pictures, probabilities="raw")
+    assert differ(predictor.predict(rows, pictures), raw) < 1e-12
+
+
+def changed(path: Path, copy: Path, **changes: Any) -> Path:
+    shutil.copy(path, copy)
+    update_card(copy, **changes)
+    return copy
+
+
+def test_members_must_predict_the_same(records: Path, tmp_path: Path) -> None:
+    other = changed(best(records), tmp_path / "other.ckpt", positive=["benign"])
+    with pytest.raises(InputError, match=r"do not predict the same: .*\(malignant: malignant\)"):
+        Predictor.from_checkpoints([best(records), other])
+    with pytest.raises(InputError, match="no checkpoint given"):
+        Predictor.from_checkpoints([])
+
+
+def test_a_checkpoint_that_does_not_fit_its_own_card_is_named(
+    records: Path, tmp_path: Path
+) -> None:
+    card, _ = load_card(best(records))
+    later = {**card.config, "invented": 1}
+    wider = {**card.config, "tabular": {"name": "mlp", "args": {"hidden": [3]}}}
+    for name, config in (("later", later), ("wider", wider)):
+        path = changed(best(records), tmp_path / f"{name}.ckpt", config=config)
+        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: not made by this version"):
+            Predictor.from_checkpoints([path])
+
+
+def test_what_is_no_checkpoint_of_ours_is_named(records: Path, tmp_path: Path) -> None:
+    whole = best(records).read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.ckpt").touch()
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "lightning.ckpt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.ckpt")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickled.ckpt")
+    (tmp_path / "folder.ckpt").mkdir()
+    for name in ("half", "empty", "text", "lightning", "weights", "pickled", "folder", "none"):
+        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: ") as caught:
+            Predictor.from_checkpoints([tmp_path / f"{name}.ckpt"])
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,69 @@
+"""Several systems on one page."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from report_cases import CONFIG, Page, fitted, make_run
+from sklearn.metrics import roc_auc_score
+
+from skinmm.errors import InputError
+from skinmm.report import compare_page
+
+
+def test_files_are_compared_in_the_order_given(tmp_path: Path) -> None:
+    files = []
+    for name, strength in (("weak", 1e-4), ("strong", 1.0)):
+        table = fitted(C=strength)
+        files.append(tmp_path / f"{name}.csv")
+        table.to_csv(files[-1], index=False)
+    shown = compare_page(files, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    areas = [
+        roc_auc_score(table["target"], table["p_malignant"]) for table in map(pd.read_csv, files)
+    ]
+    assert page.text.index("weak") < page.text.index("strong")
+    assert f"weak ({areas[0]:.3f})" in page.text
+    assert f"strong ({areas[1]:.3f})" in page.text
+    assert f"weak minus strong {areas[0] - areas[1]:.3f}" in page.text
+    assert page.count("svg") == 2
+    assert [row[0] for row in shown.rows] == ["weak", "strong"]
+
+
+def test_a_folder_of_runs_shows_the_settings_that_differ(tmp_path: Path) -> None:
+    source = make_run(tmp_path)
+    for number, name in enumerate(("resnet50", "<script>x</script>")):
+        run = tmp_path / "sweep" / str(number)
+        (run / "predictions").mkdir(parents=True)
+        for file in ("predictions/test.csv", "metrics.json"):
+            (run / file).write_bytes((source / file).read_bytes())
+        config = {**CONFIG, "model": {"name": name, "image_size": 224 + number}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    compare_page([tmp_path / "sweep"], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "model.name=resnet50; model.image_size=224" in page.text
+    assert "loss.name" not in page.text
+    assert page.count("script") == 0
+
+
+def test_different_images_are_said_loudly(tmp_path: Path) -> None:
+    table = fitted()
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    table.to_csv(files[0], index=False)
+    table.head(350).to_csv(files[1], index=False)
+    compare_page(files, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "on the 350 images in common" in page.text
+    table.tail(350).to_csv(files[0], index=False)
+    compare_page(files, tmp_path / "page.html", overwrite=True)
+    page = Page(tmp_path / "page.html")
+    assert "their numbers do not compare" in page.text
+
+
+def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found 1 system, needs two"):
+        compare_page([make_run(tmp_path)], tmp_path / "page.html")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no runs there"):
+        compare_page([tmp_path / "none"], tmp_path / "page.html")

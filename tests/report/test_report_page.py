@@ -1,0 +1,241 @@
+"""Pages of whole runs and bare files: self-contained, safe, and true to the numbers."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+import pytest
+from report_cases import THRESHOLD, Page, demo_cohort, fitted, make_run
+
+from skinmm.errors import InputError
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.report import report_predictions, write_report
+from skinmm.report.compare import DIFFERENT, SHOWN
+from skinmm.report.sections import SECTIONS
+from skinmm.report.sections.performance import PROBABILITIES, RATES
+from skinmm.report.sections.subgroups import MEASURES
+
+HOSTILE: Final = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{&amp;皮膚'
+LOADERS: Final = {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
+
+
+def assert_inert(page: Page) -> None:
+    """Nothing is loaded from elsewhere and nothing runs."""
+    for tag, attributes in page.tags:
+        assert tag not in LOADERS
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "href", "xlink:href", "srcset", "poster", "background"}:
+                assert value.startswith(("#", "data:image/jpeg;base64,"))
+    assert set(re.findall(r"url\(\s*.", page.source)) <= {"url(#"}
+    assert "@import" not in page.source
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a run that has everything."""
+    return Page(write_report(make_run(tmp_path_factory.mktemp("whole"))))
+
+
+def test_page_of_a_run_holds_every_section_and_no_address(whole: Page) -> None:
+    assert_inert(whole)
+    assert not re.search(r"https?:|//[a-z]", whole.source)
+    anchors = [attributes["id"] for tag, attributes in whole.tags if tag == "section"]
+    links = [attributes["href"] for tag, attributes in whole.tags if tag == "a"]
+    assert len(anchors) == len(SECTIONS)
+    assert links == [f"#{anchor}" for anchor in anchors]
+    assert whole.count("svg") >= 9
+    assert whole.count("img") > 4
+
+
+def test_names_within_drawings_do_not_clash(whole: Page) -> None:
+    ids = [attributes["id"] for _, attributes in whole.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'(?:xlink:href="|url\()#(\w+)', whole.source)
+    assert set(used) <= set(ids)
+
+
+def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())["test"]["metrics"]
+    auroc, sensitivity = metrics["auroc"], metrics["sensitivity"]
+    assert f"AUROC {auroc['value']:.3f} {auroc['low']:.3f} to {auroc['high']:.3f}" in whole.text
+    assert f"Sensitivity {100 * sensitivity['value']:.1f} %" in whole.text
+    assert "FROM SCRATCH: no weights here" in whole.text
+    assert "not a guaranteed lower bound" in whole.text
+
+
+def test_confusion_counts_are_in_the_page(whole: Page, run: Path) -> None:
+    rows = read_predictions(run / "predictions" / "test.csv")
+    flagged = rows.malignancy >= THRESHOLD
+    for truth in (rows.malignant, ~rows.malignant):
+        for call in (flagged, ~flagged):
+            assert f" {int((truth & call).sum())} " in whole.text
+
+
+def test_every_tripod_item_is_answered_or_left_to_the_author(whole: Page) -> None:
+    checklist = whole.source[whole.source.index('id="tripod"') :]
+    rows = re.findall(r"<tr><th scope=\"row\">(\d+[a-g]?) .*?</tr>", checklist, re.DOTALL)
+    assert len(rows) == 52
+    answers = re.findall(r"</th>\s*<td>(.*?)</td>", checklist, re.DOTALL)
+    assert all(answer.strip() for answer in answers)
+
+
+def test_every_metric_that_a_page_names_is_measured(run: Path) -> None:
+    measured = json.loads((run / "metrics.json").read_text())["test"]["metrics"]
+    named = {*RATES, *PROBABILITIES, *MEASURES, *SHOWN, *DIFFERENT}
+    assert named <= set(measured)
+
+
+def test_without_pictures_no_lesion_is_shown(run: Path) -> None:
+    page = Page(write_report(run, pictures=False))
+    assert page.count("img") == 0
+    assert "data:image" not in page.source
+    assert "Malignant, called benign" in page.text
+
+
+def test_an_image_that_is_gone_or_broken_does_not_cost_the_page(run: Path) -> None:
+    cohort = pd.read_csv(run / "cohort.csv")
+    broken = run / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    cohort["path"] = [str(broken), "/nowhere/x.jpg", None, "x.tfrec#y", "x.dcm#frame=z"] * 140
+    cohort.to_csv(run / "cohort.csv", index=False)
+    page = Page(write_report(run))
+    assert page.count("img") == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "cohort.csv"])
+def test_any_file_but_the_predictions_may_be_absent(run: Path, name: str) -> None:
+    (run / name).unlink()
+    assert_inert(Page(write_report(run, pictures=False)))
+
+
+def test_predictions_alone_make_a_page(run: Path) -> None:
+    for path in run.iterdir():
+        if path.is_file():
+            path.unlink()
+    page = Page(write_report(run))
+    assert "Subgroups" not in page.text
+    assert "For the author to write" in page.text
+
+
+def test_a_folder_without_predictions_is_refused(run: Path) -> None:
+    (run / "predictions" / "test.csv").unlink()
+    with pytest.raises(InputError, match=r"predictions/test\.csv is missing"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "cohort.csv"])
+def test_a_damaged_file_is_named(run: Path, name: str) -> None:
+    (run / name).write_text('{"a": [\n"')
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(run)
+
+
+def test_hostile_names_stay_text(run: Path) -> None:
+    file = run / "predictions" / "test.csv"
+    table = pd.read_csv(file)
+    cohort = pd.read_csv(run / "cohort.csv")
+    for each in (table, cohort):
+        each["image_id"] = HOSTILE + each["image_id"]
+    table["patient_id"] = table["image_id"]
+    cohort["source"] = HOSTILE
+    cohort.loc[::2, "site"] = HOSTILE
+    table.to_csv(file, index=False)
+    cohort.to_csv(run / "cohort.csv", index=False)
+    history = pd.read_csv(run / "history.csv")
+    history.loc[::2, "name"] = f"train/{HOSTILE}"
+    history.to_csv(run / "history.csv", index=False)
+    (run / "config.yaml").write_text(json.dumps({"model": {"name": HOSTILE}}))
+    (run / "audit.json").write_text(json.dumps({"leaks": [HOSTILE]}))
+    named = run.rename(run.with_name("<script>alert(2)<"))
+    page = Page(write_report(named))
+    assert_inert(page)
+    assert page.count("img") > 4
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_several_classes_have_their_curves_whatever_they_are_called(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    table = fitted("diagnosis").rename(columns={"p_unknown": f"p_{HOSTILE}"})
+    table["target"] = table["target"].replace("unknown", HOSTILE)
+    table.to_csv(file, index=False)
+    page = Page(report_predictions(file, tmp_path / "page.html"))
+    assert_inert(page)
+    assert HOSTILE in page.text
+    measured = evaluate(read_predictions(file), resamples=0)["metrics"]
+    for name in set(demo_cohort()["diagnosis"]) - {"unknown"}:
+        assert f"{name} ({measured[f'auroc_{name}']['value']:.3f})" in page.text
+    assert f"malignant ({measured['auroc']['value']:.3f})" in page.text
+
+
+SHAPES: Final[dict[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "one row": lambda table: table.head(1),
+    "benign only": lambda table: table[table["target"] == 0],
+    "all alike": lambda table: table.assign(
+        p_malignant=0.5, p_benign=0.5, raw_malignant=0.5, raw_benign=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_degenerate_runs_have_a_page(run: Path, shape: str) -> None:
+    file = run / "predictions" / "test.csv"
+    SHAPES[shape](pd.read_csv(file)).to_csv(file, index=False)
+    (run / "metrics.json").unlink()
+    assert "nan" not in Page(write_report(run)).text.lower().split()
+
+
+def test_pooled_folds_show_each_fold(run: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "pooled"
+    (parent / "predictions").mkdir(parents=True)
+    tables = []
+    for fold in range(2):
+        (parent / f"fold_{fold}").mkdir()
+        for name in ("cohort.csv", "history.csv", "config.yaml"):
+            text = (run / name).read_bytes()
+            (parent / f"fold_{fold}" / name).write_bytes(text)
+        part = "test" if fold else "val"
+        tables.append(pd.read_csv(run / "predictions" / f"{part}.csv").assign(fold=fold))
+    pd.concat(tables).to_csv(parent / "predictions" / "test.csv", index=False)
+    page = Page(write_report(parent))
+    assert "fold 0" in page.text
+    assert "train fold_1" in page.text
+
+
+def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
+    table = fitted().drop(columns=["target", "patient_id"])
+    table.assign(image_id=table["image_id"] + ".jpg", threshold=0.3).to_csv(
+        tmp_path / "predictions.csv", index=False
+    )
+    labels = demo_cohort()[["image_id", "target", "age", "sex", "site"]]
+    labels.rename(columns={"age": "age_approx"}).to_csv(tmp_path / "labels.csv", index=False)
+    page = Page(
+        report_predictions(
+            tmp_path / "predictions.csv", tmp_path / "page.html", tmp_path / "labels.csv"
+        )
+    )
+    assert "sex: female" in page.text
+    assert "age: 40 to 59" in page.text
+    assert "threshold at a probability of 0.300" in page.text
+    assert "is assumed" not in page.text
+
+
+def test_a_page_that_is_there_is_kept(tmp_path: Path) -> None:
+    fitted().to_csv(tmp_path / "predictions.csv", index=False)
+    output = tmp_path / "page.html"
+    output.write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        report_predictions(tmp_path / "predictions.csv", output)
+    assert output.read_text() == "mine"
+    report_predictions(tmp_path / "predictions.csv", output, overwrite=True)
+    assert Page(output).count("svg") > 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "predictions.csv"]

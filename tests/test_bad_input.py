@@ -1,0 +1,170 @@
+"""Data that cannot be trained on: named in one line, without a traceback, and nothing written."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from quick_runs import ROOT, files_in, metrics_of, predictions_of, quick_train
+
+from skinmm.checkpoint import load_card
+
+Said = pytest.CaptureFixture[str]
+DEMO = ROOT / "skinmm" / "demo"
+
+
+def demo_table() -> pd.DataFrame:
+    return pd.read_csv(DEMO / "cohort.csv")
+
+
+def with_csv(table: pd.DataFrame, *overrides: str) -> Callable[[Path], list[str]]:
+    """A cohort of records alone, from a table."""
+
+    def prepare(root: Path) -> list[str]:
+        table.to_csv(root / "cohort.csv", index=False)
+        return ["data=csv", f"data.root={root}", "fusion=tabular_only", *overrides]
+
+    return prepare
+
+
+def with_folders(count: int, *classes: str) -> Callable[[Path], list[str]]:
+    """A folder of pictures for each class."""
+
+    def prepare(root: Path) -> list[str]:
+        files = sorted((DEMO / "images").iterdir())
+        for number, name in enumerate(classes):
+            (root / name).mkdir()
+            for file in files[number * count : (number + 1) * count]:
+                shutil.copy(file, root / name)
+        return ["data=image_folder", f"data.root={root}", "fusion=image_only"]
+
+    return prepare
+
+
+def few_malignant() -> pd.DataFrame:
+    table = demo_table()
+    malignant = table["target"] == 1
+    return pd.concat([table[~malignant].head(60), table[malignant].head(2)])
+
+
+def in_two_parts() -> pd.DataFrame:
+    """Parts fixed by the table, the first patient in two of them."""
+    table = demo_table().head(90)
+    table["part"] = np.resize(["train", "val", "test"], len(table))
+    table["target"] = np.arange(len(table)) // 3 % 2
+    table["patient_id"] = [f"P{max(row, 1)}" for row in range(len(table))]
+    return table
+
+
+def without_patients(root: Path) -> list[str]:
+    table = demo_table().rename(columns={"image_id": "image_name"})
+    table.to_csv(root / "train.csv", index=False)
+    return ["data=siim_isic", f"data.root={root}"]
+
+
+BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "no root": (lambda _: ["data=siim_isic"], "data=siim_isic needs data.root=DIR"),
+    "missing root": (
+        lambda root: ["data=siim_isic", f"data.root={root / 'nowhere'}"],
+        "nowhere: no such folder",
+    ),
+    "missing table": (
+        lambda root: ["data=siim_isic", f"data.root={root}"],
+        "train.csv",
+    ),
+    "missing column": (without_patients, "train.csv: no column patient_id; it has image_name"),
+    "unknown column": (with_csv(demo_table(), "data.columns=[age,height]"), "height"),
+    "empty cohort": (with_csv(demo_table().head(0)), "cohort.csv"),
+    "single class": (
+        with_csv(demo_table().assign(target=0)),
+        "every row has the same target, 0",
+    ),
+    "too few patients": (with_csv(demo_table().tail(3).assign(target=[0, 1, 0])), "data.folds"),
+    "a fold without a positive": (
+        with_csv(few_malignant()),
+        "no malignant row among the 12 of part",
+    ),
+    "no images": (
+        lambda root: with_csv(demo_table())(root)[:2],
+        "700 of 700 images are not on disk, e.g. ISIC_0000000",
+    ),
+    "one class folder": (with_folders(3, "nv"), "two or more folders, one per class"),
+    "unknown malignancy": (with_folders(3, "apples", "pears"), "data.positive=[...]"),
+    "a patient in two parts": (
+        with_csv(in_two_parts()),
+        "the split leaks: 1 patient (P1) in two parts",
+    ),
+    "unknown adapter": (lambda _: ["data.name=nonsense"], "unknown data 'nonsense'; choose from "),
+    "unknown model": (lambda _: ["model.name=resnet5x"], "resnet5x"),
+    "missing weights": (lambda _: ["model.pretrained=nowhere.pt"], "nowhere.pt: no such file"),
+    "optimizer": (
+        lambda _: ["optimizer=sgd", "optimizer.args.momentum=-1"],
+        "optimizer 'sgd': Invalid momentum value: -1",
+    ),
+    "all folds of a fixed test part": (
+        lambda _: ["data.fold=all", "+data.args.test_fraction=0.2", "fusion=tabular_only"],
+        "these data fix the test part",
+    ),
+    "no GPU": (lambda _: ["trainer.accelerator=gpu"], "no GPU is available here; use trainer=cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_nothing_is_written(
+    case: str, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    prepare, message = BAD[case]
+    root = tmp_path / "data"
+    root.mkdir()
+    assert quick_train(tmp_path / "run", *prepare(root)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_from_any_process(
+    workers: int, tmp_path: Path, capsys: Said
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    overrides = with_folders(12, "nv", "mel")(root)
+    for picture in (root / "nv").iterdir():
+        picture.write_bytes(picture.read_bytes()[:300])
+    assert quick_train(tmp_path / "run", *overrides, f"trainer.workers={workers}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: image ISIC_00")
+    assert f"({root / 'nv'}/ISIC_00" in line
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Said) -> None:
+    overrides = with_csv(in_two_parts(), "data.allow_leaks=true")(tmp_path)
+    assert quick_train(tmp_path / "run", *overrides) == 0
+    assert "WARNING: the split leaks (data.allow_leaks): 1 patient (P1)" in capsys.readouterr().err
+    audit = yaml.safe_load((tmp_path / "run" / "audit.json").read_text())
+    assert audit["allow_leaks"] is True
+    assert audit["leaks"] == ["1 patient (P1) in two parts"]
+
+
+def test_foreign_classes_are_trained_once_their_malignancy_is_said(tmp_path: Path) -> None:
+    root = tmp_path / "data (1) = ä"
+    root.mkdir()
+    overrides = with_folders(16, "plain", "odd", "mel")(root)
+    target = ["data.target=diagnosis", "data.positive=[melanoma,odd]", "evaluation.resamples=0"]
+    run = tmp_path / "run"
+    assert quick_train(run, *overrides, *target) == 0
+    rows, metrics = predictions_of(run), metrics_of(run)
+    classes = ["mel", "odd", "plain"]
+    names = [f"{kind}_{name}" for kind in ("p", "raw") for name in classes]
+    assert rows.columns.tolist() == ["image_id", "patient_id", "target", *names]
+    assert set(rows["target"]) <= set(classes)
+    assert (metrics["classes"], metrics["positive"]) == (classes, ["mel", "odd"])
+    card, _ = load_card(run / "checkpoints" / "best.ckpt")
+    assert (card.classes, card.positive) == (classes, ["mel", "odd"])
+    assert "report.html" in files_in(run)

@@ -1,0 +1,100 @@
+"""What watches a run: its history, its lines, and the checkpoints that an end leaves behind."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from micro_runs import micro_classifier, micro_config, table_cohort
+
+from skinmm.callbacks import AtomicCheckpointIO, History
+from skinmm.checkpoint import load_card
+from skinmm.data.datamodule import LesionData
+from skinmm.loop import build_trainer, quiet
+
+
+def test_the_history_has_a_line_for_every_value(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv")
+    history.log_hyperparams({"seed": 1})
+    history.log_metrics({"epoch": 0.0, "val/auroc": 0.123456789123, "val/loss": 1e-12}, step=4)
+    History(tmp_path / "history.csv").log_metrics({"epoch": 1.0, "val/auroc": 1.0}, step=9)
+    with (tmp_path / "history.csv").open(newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines == [
+        ["epoch", "step", "name", "value"],
+        ["0", "4", "val/auroc", "0.123456789"],
+        ["0", "4", "val/loss", "1e-12"],
+        ["1", "9", "val/auroc", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "names"),
+    [("val/auprc", "train/loss val/loss val/auprc"), ("val/loss", "train/loss val/loss")],
+)
+def test_an_epoch_is_a_line_with_each_value_once(
+    monitor: str, names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet()
+    watched = {"max_epochs": 2, "progress": True, "monitor": monitor}
+    config = micro_config("tabular_only", table_cohort(tmp_path), **watched)
+    data = LesionData(config, frozenset({"record"}))
+    trainer = build_trainer(config, tmp_path)
+    trainer.fit(micro_classifier(config, data), data)
+    lines = capsys.readouterr().out.splitlines()
+    values = "  ".join(rf"{name} \d\.\d{{4}}" for name in names.split())
+    assert len(lines) == 2
+    for epoch, line in enumerate(lines, start=1):
+        assert re.fullmatch(rf"epoch {epoch}/2  {values}  \d+ s", line)
+    assert f"val/loss {trainer.callback_metrics['val/loss']:.4f}" in lines[-1]
+
+
+class EndAt(pl.Callback):
+    """Ends a run before a step, as Ctrl-C or a fault would."""
+
+    def __init__(self, step: int, end: BaseException) -> None:
+        """Takes the step and the end."""
+        self._at = (step, end)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Counts."""
+        step, end = self._at
+        if trainer.global_step == step:
+            raise end
+
+
+@pytest.mark.parametrize(
+    ("step", "end", "kept"),
+    [
+        (6, KeyboardInterrupt(), 6),  # in the middle of the second epoch of four steps
+        (6, RuntimeError("a fault"), 4),
+        (0, KeyboardInterrupt(), None),
+    ],
+)
+def test_an_interrupt_keeps_where_the_run_was_and_a_fault_the_last_whole_epoch(
+    step: int, end: BaseException, kept: int | None, tmp_path: Path
+) -> None:
+    quiet()
+    config = micro_config("tabular_only", table_cohort(tmp_path), max_epochs=2)
+    data = LesionData(config, frozenset({"record"}))
+    module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
+    trainer.callbacks.insert(0, EndAt(step, end))  # type: ignore[attr-defined]
+    with pytest.raises((SystemExit, RuntimeError)):
+        trainer.fit(module, data)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert last.exists() == (kept is not None)
+    if kept is not None:
+        assert load_card(last)[0] == module.card
+        assert torch.load(last, weights_only=True)["global_step"] == kept
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, str(path))
+    with pytest.raises(Exception, match="lambda"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": lambda: 2}, path, storage_options=None)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,255 @@
+"""The commands: literal paths, one line for every mistake, exit statuses, nothing left behind."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from quick_runs import ROOT, command
+
+from skinmm import cli
+from skinmm.cli_hydra import CONF, PATH_KEYS, guarded, quote
+from skinmm.errors import InputError
+
+Said = pytest.CaptureFixture[str]
+
+# What is wrong on the command line alone, the option that is wrong, and what the line says.
+MISTAKES = [
+    ("modle=tiny", "unknown key 'modle'; did you mean model?"),
+    ("trainer.max_epoch=3", "unknown key 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
+    ("+trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
+    ("loss.args.gama=1", "unknown key 'loss.args.gama'; to hand it to the constructor write +loss"),
+    ("model=effnet_b33", "unknown model 'effnet_b33'; choose from convnext_tiny, "),
+    ("experiment=none", "unknown experiment 'none'; choose from demo, "),
+    ("trainer.max_epochs=many", "trainer.max_epochs: Value 'many'"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+    ("data.format=png", "data.format=png: choose from auto, jpeg, dicom, tfrecord"),
+    ("data.fold=5", "data.fold=5: must be 0 to 4 (data.folds=5), or all"),
+    ("optimizer.lr=inf", "optimizer.lr=inf: must be at least 0"),
+    ("seed", "seed: missing EQUAL"),
+    ("data.columns=[age", "data.columns=[age: no viable alternative"),
+]
+
+
+def only_error(said: Said) -> str:
+    """The one line on standard error, without its prefix."""
+    (line,) = said.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(sorted(PATH_KEYS)),
+    st.text("ab \\'\"(){}[],=#:éü皮$/.~*@!?%&;<>|`^", min_size=1),
+)
+@example("input", "a\\'b")
+@example("input", "ends in a backslash\\")
+def test_a_path_is_taken_literally(key: str, path: str) -> None:
+    if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
+        return  # quoted or a list already
+    parsed = OverridesParser.create().parse_override(quote(f"{key}={path}"))
+    assert (parsed.key_or_group, parsed.value()) == (key, path)
+
+
+@pytest.mark.parametrize(
+    ("given_override", "value"),
+    [
+        ("checkpoint=[a (1).ckpt, b=2.ckpt]", ["a (1).ckpt", "b=2.ckpt"]),
+        ("checkpoint=['a,1.ckpt',b.ckpt]", ["a,1.ckpt", "b.ckpt"]),
+        ("data.root='quoted already'", "quoted already"),
+        ("data.root=null", None),
+        ("data.root=", ""),
+        ("trainer.max_epochs=3", 3),
+    ],
+)
+def test_lists_quotes_and_null_keep_their_meaning(given_override: str, value: object) -> None:
+    parsed = OverridesParser.create().parse_override(quote(given_override))
+    found = parsed.value()
+    assert ([str(item) for item in found] if isinstance(found, list) else found) == value
+
+
+def test_a_file_named_like_a_list_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "[x]").touch()
+    monkeypatch.chdir(tmp_path)
+    assert quote("checkpoint=[x]") == "checkpoint='[x]'"
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: Said, override: str, message: str
+) -> None:
+    assert cli.train([override, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert message in only_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["input=a.csv"],
+            "checkpoint is missing; for example checkpoint=RUN/checkpoints/best.ckpt",
+        ),
+        (["checkpoint=a.ckpt"], "input is missing; for example input=patients.csv"),
+        (["checkpont=a.ckpt"], "unknown key 'checkpont'; did you mean checkpoint?"),
+        (["checkpoint=a", "input=b", "threshold=2"], "threshold=2.0: must be between 0 and 1"),
+        (["-m", "checkpoint=a", "input=b"], "predict.py makes one table"),
+    ],
+)
+def test_a_mistake_of_a_prediction_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.predict(overrides) == 2
+    assert message in only_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+MEASURED = """
+import sys, time
+from skinmm.cli import predict, train
+for call in (train, *[train] * 3, predict):
+    assert call([sys.argv.pop(1)]) == 2
+    seconds = time.process_time()  # of the whole process: interpreter, imports, composition
+    assert "torch" not in sys.modules and "pandas" not in sys.modules
+    print(seconds)
+"""
+
+
+def test_bad_usage_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED)
+    mistakes = ("trainer.max_epochs=0", "modle=x", "model=x", "seed=x", "threshold=2")
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = command(str(script), *mistakes, cwd=tmp_path, environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(mistakes)
+    assert float(done.stdout.split()[0]) < 1.5
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py"])
+def test_help_lists_the_settings(script: str) -> None:
+    done = command(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python {script}" in done.stdout
+    listed = ("effnet_b3", "max_epochs: 10") if script == "train.py" else ("probabilities: cal",)
+    assert all(text in done.stdout for text in listed)
+
+
+def test_a_real_command_ends_with_the_status_of_bad_usage(tmp_path: Path) -> None:
+    done = command("train.py", "modle=tiny", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown key 'modle'")
+    assert list(tmp_path.rglob("*.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.name=nonsense", "unknown loss 'nonsense'; choose from cross_entropy, "),
+        ("+augment.args.zom=1", "augment 'standard' has no argument 'zom'"),
+        ("+optimizer.args.lr=1", "optimizer 'adamw' has no argument 'lr'"),
+    ],
+)
+def test_a_component_is_refused_before_data_is_looked_for(
+    tmp_path: Path, capsys: Said, override: str, message: str
+) -> None:
+    missing = ["data=siim_isic", f"data.root={tmp_path / 'nowhere'}"]
+    assert cli.train([override, *missing, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert message in only_error(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_torchrun_started_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.train(["trainer=ddp"]) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
+def test_the_process_is_left_as_it_was(tmp_path: Path, capsys: Said) -> None:
+    environment, argv = dict(os.environ), list(sys.argv)
+    assert cli.train(["loss.name=nonsense", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert (dict(os.environ), sys.argv) == (environment, argv)
+    assert only_error(capsys)
+
+
+@pytest.mark.parametrize("call", [cli.train, cli.predict])
+def test_an_empty_working_folder_is_not_taken_away(
+    call: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(["hydra.run.dir=.", "+nonsense=1"]) == 2
+    assert tmp_path.is_dir()
+
+
+def failing(error: BaseException) -> Callable[[], int]:
+    def job() -> int:
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("no such file"), 2, "error: no such file"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (HYDRA_FULL_ERROR=1 shows where)"),
+        (
+            RuntimeError("two\nlines"),
+            1,
+            "error: RuntimeError: two (HYDRA_FULL_ERROR=1 shows where)",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_how_a_job_ends(error: BaseException, status: int, line: str, capsys: Said) -> None:
+    assert guarded(failing(error)) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_the_full_error_is_shown_on_demand(capsys: Said) -> None:
+    assert guarded(failing(InputError("no such file")), full=True) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("error: no such file\n")
+
+
+def test_the_command_says_what_it_can_do(capsys: Said) -> None:
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
+
+
+def test_an_unknown_command_gets_the_list(capsys: Said) -> None:
+    assert cli.main(["trian"]) == 2
+    assert only_error(capsys).startswith("unknown command 'trian'; choose from train, predict")
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.csv", "b.csv"], ["a.csv", "lables=b.csv"]])
+def test_a_report_says_how_it_is_used(arguments: list[str], capsys: Said) -> None:
+    assert cli.main(["report", *arguments]) == 2
+    assert only_error(capsys).startswith("usage: skinmm report ")
+
+
+def test_a_report_names_what_is_missing(tmp_path: Path, capsys: Said) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "predictions/test.csv is missing" in only_error(capsys)
+    assert cli.main(["report", str(tmp_path / "a=b.csv"), f"output={tmp_path / 'r.html'}"]) == 2
+    assert "a=b.csv" in only_error(capsys)
+
+
+def test_the_values_are_found_beside_the_code() -> None:
+    assert (CONF / "config.yaml").is_file()

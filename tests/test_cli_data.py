@@ -1,0 +1,247 @@
+"""The commands over a cohort, each run once in this process: pages, packs, exit statuses."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import skinmm
+from skinmm.cli import main
+from skinmm.data.tfrecord import TFRecordFile
+
+DEMO = Path(skinmm.__file__).parent / "demo"
+HOSTILE = '"><img src=x onerror=alert(1)>'
+CLASS = "<script>alert(1)<&script>"
+
+Said = pytest.CaptureFixture[str]
+
+
+class Page(HTMLParser):
+    """What a browser's parser sees: tags with attributes, and text."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads a page."""
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data.strip()}"
+
+    @property
+    def pictures(self) -> int:
+        return sum(name == "img" for name, _ in self.tags)
+
+    @property
+    def is_self_contained(self) -> bool:
+        """Nothing is loaded, nothing runs: links stay on the page, pictures are in it."""
+        names = {name for name, _ in self.tags}
+        places = [a[k] for _, a in self.tags for k in ("src", "href", "xlink:href") if k in a]
+        handlers = [key for _, a in self.tags for key in a if key.startswith("on")]
+        inside = all(place.startswith(("#", "data:image/jpeg;base64,")) for place in places)
+        return inside and not handlers and not names & {"script", "link", "iframe", "object"}
+
+
+def demo_table() -> pd.DataFrame:
+    return pd.read_csv(DEMO / "cohort.csv")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures in class folders under fixed parts; a training picture is in test once more."""
+    table, start = demo_table(), 0
+    for part, count in (("train", 9), ("val", 6), ("test", 6)):
+        for name, target in (("mel", 1), (CLASS, 0)):
+            place = tmp_path / "pictures" / part / name
+            place.mkdir(parents=True)
+            for image in table.loc[table["target"] == target, "image_id"].iloc[start:][:count]:
+                (place / f"{image}.jpg").symlink_to(DEMO / "images" / f"{image}.jpg")
+        start += count
+    root = tmp_path / "pictures"
+    seen = sorted((root / "train" / "mel").iterdir())[0]
+    Image.open(seen).resize((200, 200)).save(root / "test" / "mel" / f"{HOSTILE}.jpg", quality=70)
+    (root / "val" / "mel" / "broken.jpg").write_bytes(b"no picture")
+    return root
+
+
+def of(folder: Path) -> list[str]:
+    return ["data=image_folder", f"data.root={folder}", "data.positive=[mel]"]
+
+
+def test_an_audit_shows_a_picture_that_is_on_both_sides(
+    folder: Path, tmp_path: Path, capsys: Said
+) -> None:
+    output = tmp_path / "out (1), a=b"
+    assert main(["audit", *of(folder), "near=true", f"output={output}"]) == 1
+    assert "leaks found: 1 near duplicate (" in capsys.readouterr().err
+    findings = json.loads((output / "audit.json").read_text(encoding="utf-8"))
+    seen = min(path.stem for path in (folder / "train" / "mel").iterdir())
+    assert [{pair["first"], pair["second"]} for pair in findings["pairs"]] == [{HOSTILE, seen}]
+    assert set(findings["unreadable"]) == {"broken"}
+    assert findings["compared"] == 2 * (9 + 6 + 6) + 1
+    page = Page(output / "audit.html")
+    assert page.is_self_contained
+    assert page.pictures == 2
+    for words in (HOSTILE, "Leak: 1 near duplicate", "1 image could not be read", "begins with"):
+        assert words in page.text
+
+
+def test_a_clean_split_is_said_to_be_one(tmp_path: Path, capsys: Said) -> None:
+    output = tmp_path / "audit"
+    assert main(["audit", f"output={output}"]) == 0
+    assert "no leaks found" in capsys.readouterr().out
+    findings = json.loads((output / "audit.json").read_text(encoding="utf-8"))
+    assert findings["rows"] == sum(findings["parts"].values()) == 700
+    page = Page(output / "audit.html")
+    assert page.is_self_contained
+    assert page.pictures == 0
+    assert "found no leak" in page.text
+    assert "near=true" in page.text
+
+
+def test_a_torn_patient_is_shown_from_both_parts(tmp_path: Path) -> None:
+    table = demo_table().groupby("target").head(8)
+    table["patient"] = [f"p{number // 2}" for number in range(len(table))]
+    table["part"] = (["train", "train", "val", "test"] * len(table))[: len(table)]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    (tmp_path / "images").symlink_to(DEMO / "images")
+    options = ["data=csv", f"data.root={tmp_path}", "+data.args.columns={patient_id: patient}"]
+    assert main(["audit", *options, f"output={tmp_path / 'audit'}"]) == 1
+    page = Page(tmp_path / "audit" / "audit.html")
+    assert "Patient in two parts: 4 of 4" in page.text
+    assert "patient p1" in page.text
+    assert page.pictures == 8
+
+
+def test_a_page_about_the_embedded_cohort(tmp_path: Path) -> None:
+    output, table = tmp_path / "explore.html", demo_table()
+    assert main(["explore", f"output={output}", "examples=3"]) == 0
+    page = Page(output)
+    assert page.is_self_contained
+    assert page.pictures == 6
+    assert sum(name == "svg" for name, _ in page.tags) == 2
+    ages = [rows["age"].dropna() for _, rows in table.groupby("target")]
+    missing = f"{table['site'].isna().sum()} ({table['site'].isna().mean():.1%})"
+    expected = [f"{np.mean(known):.1f} ({np.std(known):.1f})" for known in ages]
+    text = page.text.replace("\N{NO-BREAK SPACE}%", "%")
+    for words in (*expected, missing, "256x256", "malignant: 3 of 142"):
+        assert words in text
+
+
+def test_a_page_escapes_names_and_goes_without_records(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "explore.html"
+    target = "data.target=diagnosis"
+    assert main(["explore", *of(folder), target, f"output={output}", "examples=50"]) == 0
+    page = Page(output)
+    assert page.is_self_contained
+    assert page.pictures == 2 * (9 + 6 + 6) + 1
+    assert f"{CLASS}: 21 of 21" in page.text
+    assert HOSTILE in page.text
+    assert "no picture" in page.text
+
+
+def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
+    table = demo_table().groupby("target").head(6)
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    (tmp_path / "images").mkdir()
+    for image in table["image_id"].iloc[1:]:
+        link = tmp_path / "images" / f"{image}.jpg"
+        link.symlink_to(DEMO / "images" / f"{image}.jpg")
+    out = tmp_path / "packed"
+    options = ["pack", "data=csv", f"data.root={tmp_path}", f"out={out}", "size=64", "workers=1"]
+    assert main(options) == 2
+    assert "1 of 12 images are not on disk" in capsys.readouterr().err
+    assert main([*options, "data.missing=drop"]) == 0
+    shard = TFRecordFile(next(out.glob("*.tfrec")))
+    assert sorted(shard.names) == sorted(table["image_id"].iloc[1:])
+    check = ["pack", f"out={out}", "verify=true"]
+    assert main(check) == 0
+    assert "11 images, all as they were packed" in capsys.readouterr().out
+    page = tmp_path / "explore.html"
+    used = ["explore", "data=packed", f"data.root={out}", f"output={page}", "examples=20"]
+    assert main(used) == 0
+    assert Page(page).pictures == 11
+    with next(out.glob("*.tfrec")).open("r+b") as file:
+        file.seek(100)
+        file.write(b"changed")
+    assert main(check) == 2
+    assert "not as it was packed" in capsys.readouterr().err
+
+
+def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys: Said) -> None:
+    table = demo_table().dropna(subset=["age"])
+    files = []
+    for name, score in (("older", table["age"] / 100), ("younger", 1 - table["age"] / 100)):
+        columns = {"image_id": table["image_id"], "target": table["target"]}
+        frame = pd.DataFrame({**columns, "p_benign": 1 - score, "p_malignant": score})
+        files.append(tmp_path / f"{name} (1).csv")
+        frame.to_csv(files[-1], index=False)
+    output = tmp_path / "compare.html"
+    assert main(["compare", *map(str, files), f"output={output}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    auroc = roc_auc_score(table["target"], table["age"])
+    assert said[0].split()[:2] == ["System", "AUROC"]
+    assert said[1].startswith(f"older (1)    {auroc:.3f} (")
+    assert said[2].startswith(f"younger (1)  {1 - auroc:.3f} (")
+    assert Page(output).is_self_contained
+    assert main(["compare", *map(str, files), f"output={output}"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["audit", "nera=true"], "unknown key 'nera'; did you mean near?"),
+        (["audit", "model=tiny"], "model"),
+        (["audit", "data.fold=all"], "data.fold=all: must be 0 to 4"),
+        (["audit", "data=siim"], "unknown data 'siim'; choose from csv, demo"),
+        (["audit", "data=image_folder", "data.root=nowhere"], "data.root=nowhere: no such folder"),
+        (["explore", "examples=-1"], "examples=-1: must be between 0 and 500"),
+        (["explore", "-m", "data=demo,csv"], "skinmm explore takes one cohort"),
+        (["pack"], "out is missing; for example out=packed"),
+        (["pack", "out=x", "size=8"], "size=8: must be between 16 and 8192"),
+        (["pack", "out=nowhere", "verify=true"], "nowhere: no manifest.json"),
+        (["compare"], "usage: skinmm compare"),
+        (["compare", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_kept(tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "audit.html").write_text("mine")
+    assert main(["audit", f"output={tmp_path}"]) == 2
+    assert main(["explore", f"output={tmp_path / 'audit.html'}"]) == 2
+    assert capsys.readouterr().err.count("overwrite=true") == 2
+    assert (tmp_path / "audit.html").read_text() == "mine"
+    assert main(["audit", f"output={tmp_path}", "overwrite=true"]) == 0
+
+
+@pytest.mark.parametrize("command", ["audit", "explore", "pack", "compare", "report"])
+def test_help_names_the_command(command: str, capsys: Said) -> None:
+    try:
+        status: object = main([command, "--help"])
+    except SystemExit as leaving:  # Hydra's own way out
+        status = leaving.code
+    assert status == 0
+    assert f"skinmm {command}" in capsys.readouterr().out

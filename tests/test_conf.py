@@ -1,0 +1,128 @@
+"""Every file under conf is composed as the commands compose it, typed, and names what exists."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import timm
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from skinmm.cli_hydra import CONF
+from skinmm.config import Config, PredictConfig, ScheduleConfig, TrainerConfig, from_mapping
+from skinmm.data.catalog import ADAPTERS
+from skinmm.data.catalog.images import FORMATS
+from skinmm.data.sampling import SAMPLERS
+from skinmm.data.transforms import AUGMENTS
+from skinmm.loop import LOGGERS, PRECISIONS
+from skinmm.losses import LOSSES
+from skinmm.models.backbone import OWN
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.tabular import TABULAR
+from skinmm.module import OPTIMIZERS
+from skinmm.training import check_components
+
+TABLES: Final[dict[str, Mapping[str, Any]]] = {
+    "augment": AUGMENTS,
+    "data": ADAPTERS,
+    "fusion": FUSIONS,
+    "logger": LOGGERS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "sampler": SAMPLERS,
+    "tabular": TABULAR,
+}
+NOT_GROUPS: Final = ("sweep",)  # W&B sweep files
+
+
+def stems(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS: Final = sorted(
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_GROUPS
+)
+OPTIONS: Final = [(group, option) for group in GROUPS for option in stems(group)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    return from_mapping(Config, compose("config", list(overrides)))
+
+
+def choices(schema: type[Any], name: str) -> Collection[str]:
+    found: Collection[str] = schema.__dataclass_fields__[name].metadata["choices"]
+    return found
+
+
+@pytest.mark.parametrize("group", TABLES)
+def test_a_group_s_files_are_its_table_s_keys(group: str) -> None:
+    assert stems(group) == sorted(TABLES[group])
+
+
+def test_every_group_is_looked_at() -> None:
+    assert {*GROUPS} == {*TABLES, "experiment", "model", "schedule", "trainer"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_its_components_exist(group: str, option: str) -> None:
+    config = composed(f"{group}={option}")
+    check_components(config)
+    if group in (*TABLES, "schedule"):
+        assert getattr(config, group).name == option
+
+
+@pytest.mark.parametrize("option", stems("model"))
+def test_every_model_is_known(option: str) -> None:
+    name = composed(f"model={option}").model.name
+    assert name in OWN or timm.is_model(name)
+
+
+@pytest.mark.parametrize("option", stems("experiment"))
+def test_an_experiment_can_be_changed_from_the_command_line(option: str) -> None:
+    config = composed(f"experiment={option}", "model=tiny", "trainer.max_epochs=1")
+    assert (config.model.name, config.trainer.max_epochs) == ("test_efficientnet", 1)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None:
+    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    content.pop("defaults", None)
+    values = content if group == "experiment" else {group: content}
+    from_mapping(Config, values)
+
+
+def test_the_schema_s_choices_are_the_tables_keys() -> None:
+    assert {*choices(type(Config().logger), "name")} == LOGGERS.keys()
+    assert {*choices(ScheduleConfig, "name")} == {*stems("schedule")}
+    assert {*choices(TrainerConfig, "precision")} == {"auto", *PRECISIONS}
+    assert {*choices(type(Config().data), "format")} - {"auto"} <= FORMATS.keys()
+
+
+def test_the_default_is_what_the_readme_says() -> None:
+    config = composed()
+    assert (config.data.name, config.model.name, config.fusion.name) == (
+        "demo",
+        "efficientnet_b3",
+        "concat",
+    )
+    assert str(config.model.pretrained) == "auto"
+
+
+def test_the_prediction_job_composes() -> None:
+    ConfigStore.instance().store(name="schema", node=PredictConfig)
+    config = compose("predict", ["checkpoint=a.ckpt", "input=a.csv"])
+    assert from_mapping(PredictConfig, config) == PredictConfig("a.ckpt", "a.csv")
+
+
+def test_no_file_instantiates_classes_by_path() -> None:
+    files = [path for path in Path(CONF).rglob("*.yaml") if "_target_" in path.read_text()]
+    assert files == []

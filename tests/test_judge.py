@@ -1,0 +1,115 @@
+"""What follows training: decided on validation alone, written for others to read."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from skinmm import judge
+from skinmm.config import EvaluationConfig
+from skinmm.evaluation.calibration import Calibration, correct_prior
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.runs import read_metrics
+
+CLASSES = ["benign", "malignant"]
+EVEN = {"trained": [0.5, 0.5], "deployed": [0.5, 0.5]}
+
+
+def raw(seed: int, rows: int = 400) -> judge.Raw:
+    """Rows of a model that is informative and overconfident, two a patient."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random(rows) < 0.3).astype(np.int64)
+    malignant = expit(3 * rng.normal(2 * targets - 1, 1.5))
+    names = [f"I{seed}_{row}" for row in range(rows)]
+    cohort = pd.DataFrame(
+        {"image_id": names, "patient_id": [f"P{row // 2}" for row in range(rows)]}
+    )
+    return judge.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]))
+
+
+def decided(val: judge.Raw, test: judge.Raw, **options: object) -> judge.Verdict:
+    return judge.decide(
+        val,
+        test,
+        classes=CLASSES,
+        positive=["malignant"],
+        prior=EVEN,
+        config=EvaluationConfig(**options),  # type: ignore[arg-type]
+    )
+
+
+def test_the_test_rows_decide_nothing() -> None:
+    val = raw(0)
+    one, other = decided(val, raw(1)), decided(val, raw(2))
+    assert one.calibration == other.calibration
+    assert one.threshold == other.threshold
+    np.testing.assert_array_equal(one.val.probabilities, other.val.probabilities)
+
+
+def test_calibration_makes_an_overconfident_model_better_and_keeps_the_order() -> None:
+    verdict = decided(raw(0), raw(1), calibration="temperature")
+    test = verdict.test
+    assert test.raw is not None
+    rows = np.arange(len(test))
+    before, after = (-np.log(p[rows, test.target]).mean() for p in (test.raw, test.probabilities))
+    assert after < before
+    auroc = [roc_auc_score(test.target, p[:, 1]) for p in (test.raw, test.probabilities)]
+    assert auroc[0] == pytest.approx(auroc[1])
+
+
+def test_without_calibration_the_sampling_is_still_corrected() -> None:
+    prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
+    val = raw(0)
+    config = EvaluationConfig(calibration="none")
+    verdict = judge.decide(
+        val, raw(1), classes=CLASSES, positive=["malignant"], prior=prior, config=config
+    )
+    expected = correct_prior(val.probabilities, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
+    np.testing.assert_allclose(verdict.val.probabilities, expected, rtol=1e-9)
+
+
+def test_the_threshold_reaches_its_sensitivity_on_validation() -> None:
+    verdict = decided(raw(0), raw(1), sensitivity=0.9)
+    found = verdict.val.malignancy[verdict.val.malignant] >= verdict.threshold.value
+    assert found.mean() >= 0.9
+    assert verdict.threshold.rule == "sensitivity"
+
+
+def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
+    verdict = decided(raw(0), raw(1))
+    entries = judge.card_entries(verdict)
+    again = Calibration.from_state(entries["calibration"])
+    np.testing.assert_array_equal(again.apply(raw(1).probabilities), verdict.test.probabilities)
+    assert entries["threshold"]["value"] == verdict.threshold.value
+
+
+def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
+    verdict = decided(raw(0), raw(1))
+    config = EvaluationConfig(resamples=20)
+    facts = {"initialisation": "none", "threshold": {"value": 0.25}}
+    parts = {"test": verdict.test, "val": verdict.val}
+    metrics = judge.write_results(tmp_path, parts, config, facts)
+    assert metrics == read_metrics(tmp_path)
+    assert (metrics["schema"], metrics["initialisation"]) == (1, "none")
+    assert metrics["test"]["threshold"] == 0.25
+    for name, predictions in parts.items():
+        written = read_predictions(tmp_path / "predictions" / f"{name}.csv")
+        np.testing.assert_allclose(written.probabilities, predictions.probabilities, rtol=1e-8)
+        assert written.image_id.tolist() == predictions.image_id.tolist()
+
+
+def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:
+    parts = [decided(raw(0), raw(seed, rows)).test for seed, rows in ((1, 10), (2, 6), (3, 8))]
+    pooled = judge.pool(parts)
+    assert pooled.fold is not None
+    assert pooled.raw is not None
+    for number, part in enumerate(parts):
+        rows = pooled.select(pooled.fold == number)
+        assert rows.image_id.tolist() == part.image_id.tolist()
+        np.testing.assert_array_equal(rows.target, part.target)
+        np.testing.assert_array_equal(rows.probabilities, part.probabilities)
+        np.testing.assert_array_equal(rows.raw, part.raw)
+    assert len(pooled) == 24

@@ -1,0 +1,153 @@
+"""Every loss against one contract, and against other implementations."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchvision.ops import sigmoid_focal_loss
+
+from skinmm.errors import InputError
+from skinmm.losses import LOSSES, Focal, LabelSmoothing, Loss, WeightedCrossEntropy
+
+COUNTS = torch.tensor([60, 30, 10])
+BINARY = torch.tensor([90, 10])
+CHOICES: list[Callable[[Tensor], Loss]] = [
+    *LOSSES.values(),
+    lambda counts: LabelSmoothing(counts, smoothing=0.0),
+    lambda counts: WeightedCrossEntropy(counts, power=0.0),
+    lambda counts: WeightedCrossEntropy(counts, power=0.5),
+    lambda counts: Focal(counts, gamma=0.5, alpha=[0.2, 0.3, 0.5]),
+]
+each_choice = pytest.mark.parametrize("make", CHOICES)
+
+
+def batch(rows: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, classes, generator=generator)
+    return logits, torch.randint(0, classes, (rows,), generator=generator)
+
+
+@each_choice
+def test_a_loss_is_a_plain_mean_over_rows(make: Callable[[Tensor], Loss]) -> None:
+    """So two processes with half a batch each have the gradient of one with the whole."""
+    loss, (logits, target) = make(COUNTS), batch(12, 3)
+    halves = [loss(logits[part], target[part]) for part in (slice(0, 6), slice(6, 12))]
+    torch.testing.assert_close(loss(logits, target), torch.stack(halves).mean())
+    order = torch.randperm(12)
+    torch.testing.assert_close(loss(logits[order], target[order]), loss(logits, target))
+
+
+@each_choice
+def test_every_logit_is_pushed_towards_its_target(make: Callable[[Tensor], Loss]) -> None:
+    logits, target = batch(12, 3)
+    logits.requires_grad_()
+    (slope,) = torch.autograd.grad(make(COUNTS)(logits, target), logits)
+    assert (slope.gather(1, target[:, None]) < 0).all()
+    torch.testing.assert_close(slope.sum(dim=1), torch.zeros(12), atol=1e-6, rtol=0)
+
+
+@each_choice
+@pytest.mark.parametrize("scale", [0.0, 30.0, 1e4])
+def test_extreme_logits_have_finite_values_and_slopes(
+    make: Callable[[Tensor], Loss], scale: float
+) -> None:
+    logits, target = batch(8, 3)
+    logits = (logits * scale).requires_grad_()
+    value = make(COUNTS)(logits, target)
+    (slope,) = torch.autograd.grad(value, logits)
+    assert value.isfinite()
+    assert value >= 0
+    assert slope.isfinite().all()
+
+
+@each_choice
+def test_a_loss_that_weights_classes_says_so(make: Callable[[Tensor], Loss]) -> None:
+    loss = make(COUNTS)
+    assert loss.weights.shape == (3,)
+    assert bool(loss.corrects) == (len(set(loss.weights.tolist())) > 1)
+    assert not loss.state_dict()
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+@settings(max_examples=30)
+def test_focal_without_focus_is_cross_entropy(seed: int, classes: int) -> None:
+    logits, target = batch(9, classes, seed)
+    loss = Focal(torch.ones(classes, dtype=torch.long), gamma=0.0)
+    torch.testing.assert_close(loss(logits, target), cross_entropy(logits, target))
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
+    st.sampled_from([None, 0.25, 0.75]),
+)
+@settings(max_examples=40)
+def test_focal_of_two_classes_is_torchvision_s(
+    seed: int, gamma: float, alpha: float | None
+) -> None:
+    logits, target = batch(9, 2, seed)
+    theirs = sigmoid_focal_loss(
+        logits[:, 1] - logits[:, 0],
+        target.float(),
+        alpha=-1 if alpha is None else alpha,
+        gamma=gamma,
+        reduction="mean",
+    )
+    ours = Focal(BINARY, gamma=gamma, alpha=alpha)(logits, target)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_focal_takes_a_weight_for_every_class() -> None:
+    logits, target = batch(20, 3)
+    alpha = [0.2, 0.3, 0.5]
+    rows = cross_entropy(logits, target, weight=torch.tensor(alpha), reduction="none")
+    weighted = Focal(COUNTS, gamma=0.0, alpha=alpha)(logits, target)
+    torch.testing.assert_close(weighted, rows.mean())
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+@settings(max_examples=30)
+def test_weighted_cross_entropy_is_torch_s_over_the_number_of_rows(seed: int, power: float) -> None:
+    logits, target = batch(9, 3, seed)
+    labels = np.repeat(np.arange(3), COUNTS.numpy())
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=labels) ** power
+    loss = WeightedCrossEntropy(COUNTS, power=power)
+    torch.testing.assert_close(loss.weights, torch.tensor(weights, dtype=torch.float32))
+    theirs = cross_entropy(logits, target, weight=loss.weights, reduction="sum") / 9
+    torch.testing.assert_close(loss(logits, target), theirs)
+
+
+def test_a_class_without_rows_is_no_division_by_zero() -> None:
+    assert WeightedCrossEntropy(torch.tensor([5, 0])).weights.isfinite().all()
+
+
+def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
+    logits, target = batch(9, 3)
+    uniform = -logits.log_softmax(dim=1).mean()
+    expected = 0.8 * cross_entropy(logits, target) + 0.2 * uniform
+    smoothed = LabelSmoothing(COUNTS, smoothing=0.2)(logits, target)
+    torch.testing.assert_close(smoothed, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LabelSmoothing(BINARY, smoothing=1.5), "smoothing=1.5: must be between"),
+        (lambda: WeightedCrossEntropy(BINARY, power=-1.0), "power=-1.0: must be between 0 and 2"),
+        (lambda: Focal(BINARY, gamma=-1.0), "gamma=-1.0: must be between 0 and 10"),
+        (lambda: Focal(BINARY, gamma=float("nan")), "gamma=nan"),
+        (lambda: Focal(BINARY, alpha=1.0), "gives a class no weight"),
+        (lambda: Focal(COUNTS, alpha=0.25), "for two classes; give a list of 3 weights"),
+        (lambda: Focal(COUNTS, alpha=[0.5, 0.5]), "2 weights for 3 classes"),
+        (lambda: Focal(BINARY, alpha=[-1.0, 1.0]), "all must be above 0"),
+    ],
+)
+def test_arguments_out_of_bounds_are_refused(make: Callable[[], Loss], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()

@@ -1,0 +1,362 @@
+"""Training through the command line, end to end: the run folder and every way to get there."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from quick_runs import (
+    QUICK,
+    ROOT,
+    cohort_of,
+    command,
+    files_in,
+    metrics_of,
+    predictions_of,
+    quick_train,
+    train,
+)
+from sklearn.metrics import roc_auc_score
+
+from skinmm.checkpoint import load_card
+from skinmm.config import read_config
+
+Said = pytest.CaptureFixture[str]
+
+CONTRACT = {
+    "config.yaml",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "predictions/val.csv",
+    "predictions/test.csv",
+    "metrics.json",
+    "history.csv",
+    "cohort.csv",
+    "audit.json",
+    "environment.json",
+    "report.html",
+}
+STRANGE = "Läsionen (1) = a, b [neu] #2"  # what a person may call a folder
+LIMIT = "data.limit=64"
+TWO = (  # processes on this machine
+    "trainer=ddp",
+    "trainer.devices=2",
+    "trainer.accelerator=cpu",
+    "trainer.batch_size=16",
+    "trainer.workers=0",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the embedded cohort, which no test changes."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    assert quick_train(run, LIMIT) == 0
+    return run
+
+
+def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(reference: Path) -> None:
+    assert files_in(reference) == CONTRACT
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_prediction_file_holds_every_row_of_its_part_once(reference: Path, part: str) -> None:
+    file = reference / "predictions" / f"{part}.csv"
+    header, *lines = file.read_text().splitlines()
+    names = "p_benign,p_malignant,raw_benign,raw_malignant"
+    assert header == f"image_id,patient_id,target,{names}"
+    assert all(len(re.sub(r"\D", "", cell.lstrip("0."))) <= 9 for cell in lines[0].split(",")[3:])
+    predictions, cohort = predictions_of(reference, part), cohort_of(reference, part)
+    for column in ("image_id", "patient_id", "target"):
+        assert predictions[column].tolist() == cohort[column].tolist()
+    for kind in ("p", "raw"):
+        total = predictions[[f"{kind}_benign", f"{kind}_malignant"]].sum(axis=1)
+        np.testing.assert_allclose(total, 1, atol=1e-8)
+
+
+def test_the_parts_are_folds_of_whole_patients(reference: Path) -> None:
+    cohort = pd.read_csv(reference / "cohort.csv")
+    assert len(cohort) == 700
+    assert (cohort.groupby("patient_id")["part"].nunique() == 1).all()
+    assert set(cohort.groupby("part")["fold"].unique().map(lambda folds: tuple(sorted(folds)))) == {
+        (0,),
+        (1,),
+        (2, 3, 4),
+    }
+
+
+def test_the_metrics_are_those_of_the_files(reference: Path) -> None:
+    metrics = metrics_of(reference)
+    assert metrics["schema"] == 1
+    assert metrics["initialisation"].startswith("from scratch")
+    assert (metrics["classes"], metrics["positive"]) == (["benign", "malignant"], ["malignant"])
+    assert metrics["threshold"].keys() == {"value", "rule", "guaranteed"}
+    for part in ("val", "test"):
+        predictions, judged = predictions_of(reference, part), metrics[part]
+        assert (judged["n"], judged["positives"]) == (140, predictions["target"].sum())
+        auroc = judged["metrics"]["auroc"]
+        expected = roc_auc_score(predictions["target"], predictions["p_malignant"])
+        assert auroc["value"] == pytest.approx(expected, abs=1e-6)
+        assert auroc["low"] < auroc["value"] < auroc["high"]
+
+
+def test_the_threshold_finds_the_malignant_of_validation(reference: Path) -> None:
+    val = predictions_of(reference, "val")
+    malignant = val.loc[val["target"] == 1, "p_malignant"]
+    assert (malignant >= metrics_of(reference)["threshold"]["value"]).mean() >= 0.95
+
+
+def test_the_history_has_a_line_a_value_and_epoch(reference: Path) -> None:
+    history = pd.read_csv(reference / "history.csv")
+    assert history.columns.tolist() == ["epoch", "step", "name", "value"]
+    assert not history.duplicated(["epoch", "name"]).any()
+    assert {"train/loss", "val/loss", "val/auroc"} <= set(history["name"])
+
+
+def test_the_record_of_the_run_repeats_it(reference: Path) -> None:
+    config = read_config(reference / "config.yaml")
+    assert (config.model.name, config.data.limit, config.resume) == ("test_efficientnet", 64, None)
+    environment = yaml.safe_load((reference / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or (
+        environment["packages"]["torch"] == torch.__version__
+    )
+    audit = yaml.safe_load((reference / "audit.json").read_text())
+    assert (audit["leaks"], audit["allow_leaks"]) == ([], False)
+
+
+def test_the_checkpoint_knows_what_follows_the_network(reference: Path) -> None:
+    card, weights = load_card(reference / "checkpoints" / "best.ckpt")
+    metrics = metrics_of(reference)
+    assert card.threshold == metrics["threshold"]
+    assert card.calibration == metrics["calibration"]
+    assert card.summary == metrics["test"]
+    assert card.config["model"]["image_size"] == 32
+    assert not any(name.startswith(("network.", "_orig_mod.")) for name in weights)
+    last = torch.load(reference / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["skinmm"]["classes"] == card.classes
+    assert str(ROOT) not in str(last["callbacks"])
+    assert str(reference) not in str(last["callbacks"])
+
+
+def test_the_same_seed_gives_the_same_probabilities_from_any_folder(
+    reference: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / STRANGE
+    elsewhere.mkdir()
+    shown = [*QUICK, LIMIT, "trainer.progress=true"]
+    done = command("train.py", *shown, f"hydra.run.dir={STRANGE}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    said = done.stdout.splitlines()
+    assert said[0] == "cohort: 64 rows to train, 140 to validate, 140 to test; classes: " + (
+        "benign, malignant"
+    )
+    before = said.index(next(line for line in said if line.startswith("epoch 1/1  train/loss ")))
+    assert said[before - 1].startswith("expected duration: about ")
+    assert f"run folder: {elsewhere / 'run'}" in said
+    assert files_in(elsewhere) == {f"run/{name}" for name in CONTRACT}
+    pd.testing.assert_frame_equal(predictions_of(elsewhere / "run"), predictions_of(reference))
+
+
+def test_a_run_is_not_replaced_unasked(reference: Path, capsys: Said) -> None:
+    before = {name: (reference / name).read_bytes() for name in files_in(reference)}
+    assert quick_train(reference, LIMIT) == 2
+    assert f"{reference} holds a run already" in capsys.readouterr().err
+    # Nor, when asked, before everything that can be refused has been.
+    for mistake in ("loss.name=nonsense", "data.name=siim_isic", "model.name=nonsense"):
+        assert quick_train(reference, LIMIT, "overwrite=true", mistake) == 2
+    assert {name: (reference / name).read_bytes() for name in files_in(reference)} == before
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded cohort's table without a single image."""
+    root = tmp_path_factory.mktemp("records") / STRANGE
+    root.mkdir()
+    table = pd.read_csv(ROOT / "skinmm" / "demo" / "cohort.csv")
+    table.to_csv(root / "cohort.csv", index=False)
+    return root
+
+
+def tabular(root: Path) -> list[str]:
+    return ["data=csv", f"data.root={root}", "fusion=tabular_only"]
+
+
+@pytest.fixture(scope="module")
+def pooled(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All folds of a model that needs no image."""
+    run = tmp_path_factory.mktemp("pooled") / "run"
+    assert quick_train(run, *tabular(records), "data.folds=3", "data.fold=all") == 0
+    return run
+
+
+def test_all_folds_are_pooled_into_the_parent(pooled: Path) -> None:
+    folds = [pooled / f"fold_{number}" for number in range(3)]
+    assert all(files_in(fold) == CONTRACT for fold in folds)
+    own = {"config.yaml", "metrics.json", "report.html", "predictions/test.csv"}
+    assert {name for name in files_in(pooled) if not name.startswith("fold_")} == own
+    rows = predictions_of(pooled)
+    assert len(rows) == rows["image_id"].nunique() == 700
+    for number, fold in enumerate(folds):
+        part = rows[rows["fold"] == number].drop(columns="fold").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, predictions_of(fold))
+
+
+def test_the_pooled_metrics_are_those_of_the_pooled_rows(pooled: Path) -> None:
+    metrics, rows = metrics_of(pooled), predictions_of(pooled)
+    expected = roc_auc_score(rows["target"], rows["p_malignant"])
+    assert metrics["test"]["metrics"]["auroc"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["test"]["n"] == 700
+    alone = [metrics_of(pooled / f"fold_{number}") for number in range(3)]
+    assert [each["test"] for each in metrics["folds"]] == [each["test"] for each in alone]
+    logits = [np.log(t / (1 - t)) for t in (each["threshold"]["value"] for each in alone)]
+    assert metrics["threshold"]["value"] == pytest.approx(1 / (1 + np.exp(-np.mean(logits))))
+    assert read_config(pooled / "config.yaml").data.fold == "all"
+
+
+def test_resuming_all_folds_repeats_none_that_is_finished(
+    pooled: Path, tmp_path: Path, capsys: Said
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(pooled, run)
+    (run / "fold_2" / "metrics.json").unlink()
+    assert train(f"resume={run}") == 0
+    assert re.findall(r"fold (\d) of 3", capsys.readouterr().out) == ["2"]
+    pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
+
+
+def test_a_sweep_makes_a_folder_a_run_and_survives_a_bad_one(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = [*QUICK, *tabular(records), "seed=0,1", "loss.name=cross_entropy,nonsense"]
+    assert train("-m", *overrides) == 2
+    errors = capsys.readouterr().err.splitlines()
+    errors = [line for line in errors if "[HYDRA]" not in line]
+    assert len(errors) == 2
+    assert all(line.startswith("error: unknown loss 'nonsense'; choose from ") for line in errors)
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_sweep", sweep.name)
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [path.name for path in runs] == ["0", "2"]
+    assert all(files_in(run) == CONTRACT for run in runs)
+    assert [read_config(run / "config.yaml").seed for run in runs] == [0, 1]
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    for _ in range(3000):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} never came")
+
+
+def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
+    """Starts an endless run, and sends Ctrl-C once it has a checkpoint."""
+    endless = ["trainer.max_epochs=5000", "trainer.patience=5000", f"hydra.run.dir={run}"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *QUICK, *endless, *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(run / "checkpoints" / "last.ckpt", process)
+    (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert not list(run.rglob("*.partial"))
+
+
+# Where in its epoch the run goes on is Lightning's guess, as it says.
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_an_interrupted_run_leaves_a_checkpoint_and_is_resumed(
+    tmp_path: Path, capsys: Said
+) -> None:
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    # As a terminal does it: Ctrl-C reaches the loaders as well.
+    interrupted(run, LIMIT, "seed=3", "trainer.workers=1", everyone=True)
+    load_card(last)
+    reached = torch.load(last, weights_only=True)["epoch"]
+
+    changes = [f"trainer.max_epochs={reached + 2}", "trainer.workers=0"]
+    assert train(f"resume={run}", *changes) == 0
+    assert f"run folder: {run}" in capsys.readouterr().out
+    assert files_in(run) == CONTRACT
+    config = read_config(run / "config.yaml")
+    assert (config.seed, config.trainer.patience) == (3, 5000)
+    assert config.trainer.max_epochs == reached + 2
+    history = pd.read_csv(run / "history.csv")
+    epochs = history.loc[history["name"] == "val/auroc", "epoch"].tolist()
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] == reached + 1
+
+
+def test_a_run_that_was_killed_between_epochs_ends_as_if_it_had_not_been(
+    records: Path, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    steady = [*tabular(records), "schedule=constant", "trainer.patience=9"]
+    assert quick_train(whole, *steady, "trainer.max_epochs=2") == 0
+    assert quick_train(broken, *steady) == 0
+    assert train(f"resume={broken}", "trainer.max_epochs=2") == 0
+    weights = [load_card(run / "checkpoints" / "last.ckpt")[1] for run in (whole, broken)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everyone", [True, False])
+def test_an_interrupt_ends_all_processes(tmp_path: Path, everyone: bool) -> None:
+    run = tmp_path / "run"
+    interrupted(run, LIMIT, *TWO, everyone=everyone)
+    load_card(run / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=1"], "only trainer.* and logger.* may be given, not seed"),
+        (["hydra.run.dir=elsewhere"], "not hydra.run.dir"),
+        ([], "no checkpoints/last.ckpt to continue from"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    reference: Path, tmp_path: Path, capsys: Said, overrides: list[str], message: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_bytes((reference / "config.yaml").read_bytes())
+    assert train(f"resume={run}", *overrides) == 2
+    assert message in capsys.readouterr().err
+    assert files_in(run) == {"config.yaml"}
+
+
+def test_two_processes_make_one_run_with_every_row_once(tmp_path: Path) -> None:
+    done = command("train.py", *QUICK, *TWO, "trainer.max_epochs=2", LIMIT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("run folder: ") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}_tiny_concat", run.name)
+    assert files_in(tmp_path) == {f"runs/{run.name}/{name}" for name in CONTRACT}
+    for part in ("val", "test"):
+        predictions, cohort = predictions_of(run, part), cohort_of(run, part)
+        assert predictions["image_id"].tolist() == cohort["image_id"].tolist()
+    history = pd.read_csv(run / "history.csv")
+    assert not history.duplicated(["epoch", "name"]).any()
+    assert history["step"].max() == 3  # 64 rows, two processes of 16: two steps an epoch
