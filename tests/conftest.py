@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported, for this process and those that it starts: sums over one thread are the
+# same everywhere, and on a busy machine the threads of a micro-model wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 settings.register_profile("patient", deadline=None, max_examples=50)  # a busy machine is no failure
 settings.load_profile("patient")
 

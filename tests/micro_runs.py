@@ -24,8 +24,6 @@ from skinmm.losses import LOSSES
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
 
-torch.set_num_threads(1)  # on a busy machine the threads of a micro-model wait for each other
-
 
 def micro_config(fusion: str = "concat", data: DataConfig | None = None, **trainer: Any) -> Config:
     """A micro-model on 32-pixel pictures of the embedded cohort, in 32 bit, without processes.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # on a busy machine the threads of a micro-model wait for each other
 
 Block = Any  # a module with `dim`
 Make = Callable[[], Block]
