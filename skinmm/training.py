@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm import judge, runs
 from skinmm.config import Component, Config, build, verify, write_config
-from skinmm.data.sampling import SAMPLERS
+from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import read_predictions

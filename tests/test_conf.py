@@ -14,7 +14,7 @@ from skinmm.cli_hydra import CONF
 from skinmm.config import Config, PredictConfig, ScheduleConfig, TrainerConfig, from_mapping
 from skinmm.data.catalog import ADAPTERS
 from skinmm.data.catalog.images import FORMATS
-from skinmm.data.sampling import SAMPLERS
+from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
 from skinmm.loop import LOGGERS, PRECISIONS
 from skinmm.losses import LOSSES

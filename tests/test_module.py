@@ -18,6 +18,7 @@ from skinmm.checkpoint import KEY, load_card
 from skinmm.config import Component, Config, OptimizerConfig, ScheduleConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.data.sampling import epoch_draw, evaluation_shard, shard
+from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.loop import build_trainer, quiet
 from skinmm.models.fusion import FUSIONS
 from skinmm.module import OPTIMIZERS, Classifier, Outcomes, monitored, rate
@@ -168,7 +169,7 @@ def test_compiling_leaves_no_prefix_in_the_state(tmp_path: Path) -> None:
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("sampler", ["shuffle", "weighted", "balanced"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_lightning_draws_each_epoch_as_the_sampler_says(
     sampler: str, records: Config, tmp_path: Path
 ) -> None:
@@ -188,7 +189,7 @@ def test_lightning_draws_each_epoch_as_the_sampler_says(
     trainer.callbacks.append(Recorder())  # type: ignore[attr-defined]
     trainer.fit(module, data)
     for epoch in range(2):
-        draw, _ = epoch_draw(data.sampler, data.training_targets, 3, epoch)
+        draw, _ = epoch_draw(data.sampler, data.training_targets, data.training_groups, 3, epoch)
         assert seen[epoch] == shard(draw, 0, 1, 16).tolist()
 
 

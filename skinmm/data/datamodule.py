@@ -14,7 +14,8 @@ from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
 from skinmm.data.dataset import Key, LesionDataset, Sample
 from skinmm.data.record import RecordEncoder
-from skinmm.data.sampling import SAMPLERS, EpochSampler, evaluation_shard
+from skinmm.data.sampling import EpochSampler, evaluation_shard
+from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.splits import split
 from skinmm.data.transforms import AUGMENTS
 
@@ -77,6 +78,11 @@ class LesionData(pl.LightningDataModule):
         """Width of each record column's block."""
         return [column.stop - column.start for column in self.encoder.layout]
 
+    @property
+    def training_groups(self) -> Int[np.ndarray, " n"]:
+        """A number for the patient of every training row."""
+        return pd.factorize(self.cohort["patient_id"].iloc[self._training_rows])[0]
+
     def rows(self, part: str) -> Int[np.ndarray, " n"]:
         """Row numbers of a part in the cohort's order."""
         return np.flatnonzero((self.cohort["part"] == part).to_numpy())
@@ -92,6 +98,7 @@ class LesionData(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+            self.training_groups,
         batch_size = min(self._config.trainer.batch_size, len(sampler))
         return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
 
