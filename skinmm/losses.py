@@ -23,8 +23,9 @@ class Loss(nn.Module, ABC):
     """Base of every loss.
 
     Attributes:
-        weights: what each class is multiplied by, (classes,), for the prior correction.
-        corrects: its name where the weights differ, else empty: two corrections are too many.
+        weights: what each class is multiplied by, (classes,), for the prior correction. What else
+            a loss does to favour a class has no closed form, and is left to calibration.
+        corrects: its name where it favours a class, else empty: two corrections are too many.
     """
 
     weights: Tensor
@@ -103,11 +104,90 @@ class Focal(Loss):
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
         """The batch's mean loss."""
-        log_p = functional.log_softmax(logits.float(), dim=1)
-        log_true = log_p.gather(1, target[:, None])[:, 0]
-        # expm1 keeps the precision of 1 - p where p is nearly 1; a power's slope at 0 is infinite.
-        hardness = (-torch.expm1(log_true)).clamp(min=torch.finfo(log_true.dtype).tiny)
-        return -(self.weights[target] * hardness**self.gamma * log_true).mean()
+        log_true = _log_true(logits, target)
+        return -(self.weights[target] * _hardness(log_true) ** self.gamma * log_true).mean()
+
+
+class LDAM(Loss):
+    """Cross-entropy with a margin for each class, the wider the fewer its rows (Cao et al. 2019).
+
+    "Learning imbalanced datasets with label-distribution-aware margin loss", arXiv:1906.07413.
+    """
+
+    margins: Tensor
+
+    def __init__(self, counts: Counts, margin: float = 0.5, scale: float = 1.0) -> None:
+        """Takes margins and scale.
+
+        Args:
+            counts: rows of each class.
+            margin: of the rarest class, 0 to 10; the others' fall with the fourth root of their
+                rows. 0 is cross-entropy.
+            scale: of the logits, above 0 to 100. The paper's 30 goes with a head of unit vectors,
+                whose logits are cosines; a linear head finds its own scale.
+        """
+        _within("margin", margin, 10.0)
+        _within("scale", scale, 100.0)
+        if scale == 0:
+            raise InputError("loss argument scale=0: must be above 0")
+        super().__init__(torch.ones(len(counts)))
+        present = counts > 0
+        widths = torch.where(present, counts.clamp(min=1).float() ** -0.25, 0)
+        margins = margin * widths / widths.max().clamp(min=torch.finfo(widths.dtype).tiny)
+        self.register_buffer("margins", margins, persistent=False)
+        self.scale = scale
+        unequal = len(set(margins[present].tolist())) > 1
+        self.corrects = "LDAM margins" if unequal else ""
+
+    def forward(self, logits: Logits, target: Targets) -> Mean:
+        """The batch's mean loss."""
+        own = functional.one_hot(target, logits.shape[1]) * self.margins
+        return functional.cross_entropy(self.scale * (logits - own), target)
+
+
+class Asymmetric(Loss):
+    """Asymmetric loss: easy rows of the commonest class fade away (Ridnik et al. 2021).
+
+    The commonest class is the paper's negative, at its focus and with its margin; every other is
+    positive. For two classes this is the paper's loss of the difference of the logits.
+    "Asymmetric loss for multi-label classification", arXiv:2009.14119.
+    """
+
+    gammas: Tensor
+    margins: Tensor
+
+    def __init__(
+        self,
+        counts: Counts,
+        gamma_negative: float = 4.0,
+        gamma_positive: float = 1.0,
+        margin: float = 0.05,
+    ) -> None:
+        """Takes the foci and the margin; all 0 is cross-entropy.
+
+        Args:
+            counts: rows of each class.
+            gamma_negative: focus on the hard rows of the commonest class, 0 to 10.
+            gamma_positive: focus on the hard rows of the others, 0 to 10.
+            margin: a row of the commonest class costs nothing once its other classes' probability
+                is below it, 0 to 1.
+        """
+        _within("gamma_negative", gamma_negative, 10.0)
+        _within("gamma_positive", gamma_positive, 10.0)
+        _within("margin", margin, 1.0)
+        super().__init__(torch.ones(len(counts)))
+        negative = torch.arange(len(counts)) == counts.argmax()
+        gammas = torch.where(negative, gamma_negative, gamma_positive)
+        self.register_buffer("gammas", gammas, persistent=False)
+        self.register_buffer("margins", torch.where(negative, margin, 0.0), persistent=False)
+        unequal = gamma_negative != gamma_positive or margin > 0
+        self.corrects = "asymmetric focus" if unequal else ""
+
+    def forward(self, logits: Logits, target: Targets) -> Mean:
+        """The batch's mean loss."""
+        shifted = torch.logaddexp(_log_true(logits, target), self.margins[target].log())
+        log_true = shifted.clamp(max=0)
+        return -(_hardness(log_true) ** self.gammas[target] * log_true).mean()
 
 
 LOSSES: Final[dict[str, type[Loss]]] = {
@@ -115,7 +195,19 @@ LOSSES: Final[dict[str, type[Loss]]] = {
     "label_smoothing": LabelSmoothing,
     "weighted_cross_entropy": WeightedCrossEntropy,
     "focal": Focal,
+    "ldam": LDAM,
+    "asymmetric": Asymmetric,
 }
+
+
+def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:
+    """Log-probability of each row's class, in 32 bit."""
+    return functional.log_softmax(logits.float(), dim=1).gather(1, target[:, None])[:, 0]
+
+
+def _hardness(log_true: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """1 - p: expm1 keeps its precision where p is nearly 1; a power's slope at 0 is infinite."""
+    return (-torch.expm1(log_true)).clamp(min=torch.finfo(log_true.dtype).tiny)
 
 
 def _alpha(alpha: float | Sequence[float] | None, classes: int) -> Float[Tensor, " classes"]:

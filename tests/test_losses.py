@@ -1,6 +1,7 @@
 """Every loss against one contract, and against other implementations."""
 
 from collections.abc import Callable
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -8,21 +9,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
 from skinmm.errors import InputError
-from skinmm.losses import LOSSES, Focal, LabelSmoothing, Loss, WeightedCrossEntropy
+from skinmm.losses import (
+    LDAM,
+    LOSSES,
+    Asymmetric,
+    Focal,
+    LabelSmoothing,
+    Loss,
+    WeightedCrossEntropy,
+)
 
 COUNTS = torch.tensor([60, 30, 10])
 BINARY = torch.tensor([90, 10])
+TIMM_AVERAGES = "reduction" in signature(AsymmetricLossMultiLabel).parameters  # it summed once
 CHOICES: list[Callable[[Tensor], Loss]] = [
     *LOSSES.values(),
     lambda counts: LabelSmoothing(counts, smoothing=0.0),
     lambda counts: WeightedCrossEntropy(counts, power=0.0),
     lambda counts: WeightedCrossEntropy(counts, power=0.5),
     lambda counts: Focal(counts, gamma=0.5, alpha=[0.2, 0.3, 0.5]),
+    lambda counts: LDAM(counts, margin=0.0),
+    lambda counts: LDAM(counts, margin=1.0, scale=3.0),
+    lambda counts: Asymmetric(counts, gamma_negative=2.0, gamma_positive=2.0, margin=0.0),
+    lambda counts: Asymmetric(counts, gamma_negative=0.0, gamma_positive=0.0),
 ]
 each_choice = pytest.mark.parametrize("make", CHOICES)
 
@@ -47,8 +62,13 @@ def test_a_loss_is_a_plain_mean_over_rows(make: Callable[[Tensor], Loss]) -> Non
 def test_every_logit_is_pushed_towards_its_target(make: Callable[[Tensor], Loss]) -> None:
     logits, target = batch(12, 3)
     logits.requires_grad_()
-    (slope,) = torch.autograd.grad(make(COUNTS)(logits, target), logits)
-    assert (slope.gather(1, target[:, None]) < 0).all()
+    loss = make(COUNTS)
+    (slope,) = torch.autograd.grad(loss(logits, target), logits)
+    own, certain = slope.gather(1, target[:, None])[:, 0], torch.zeros(12, dtype=torch.bool)
+    if isinstance(loss, Asymmetric):  # with a margin nothing more is asked of such a row
+        chance = logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
+        certain = chance > 1 - loss.margins[target]
+    torch.testing.assert_close(own < 0, ~certain)
     torch.testing.assert_close(slope.sum(dim=1), torch.zeros(12), atol=1e-6, rtol=0)
 
 
@@ -67,10 +87,13 @@ def test_extreme_logits_have_finite_values_and_slopes(
 
 
 @each_choice
-def test_a_loss_that_weights_classes_says_so(make: Callable[[Tensor], Loss]) -> None:
-    loss = make(COUNTS)
+def test_a_loss_that_favours_a_class_says_so(make: Callable[[Tensor], Loss]) -> None:
+    """It does if it matters which class is called which."""
+    (logits, target), loss, order = batch(12, 3), make(COUNTS), torch.tensor([2, 0, 1])
+    renamed = loss(logits[:, order], torch.argsort(order)[target])
+    assert bool(loss.corrects) == (not torch.allclose(renamed, loss(logits, target)))
     assert loss.weights.shape == (3,)
-    assert bool(loss.corrects) == (len(set(loss.weights.tolist())) > 1)
+    assert bool(loss.corrects) or len(set(loss.weights.tolist())) == 1
     assert not loss.state_dict()
 
 
@@ -123,8 +146,62 @@ def test_weighted_cross_entropy_is_torch_s_over_the_number_of_rows(seed: int, po
     torch.testing.assert_close(loss(logits, target), theirs)
 
 
-def test_a_class_without_rows_is_no_division_by_zero() -> None:
-    assert WeightedCrossEntropy(torch.tensor([5, 0])).weights.isfinite().all()
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("counts", [[5, 0, 2], [5, 0, 0]])
+def test_a_class_without_rows_is_no_division_by_zero(name: str, counts: list[int]) -> None:
+    loss = LOSSES[name](torch.tensor(counts))
+    logits, _ = batch(4, 3)
+    assert loss.weights.isfinite().all()
+    assert loss(logits, torch.zeros(4, dtype=torch.long)).isfinite()
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+@settings(max_examples=30)
+def test_no_margin_and_no_focus_are_cross_entropy(seed: int, classes: int) -> None:
+    logits, target = batch(9, classes, seed)
+    counts = torch.arange(classes) + 1
+    expected = cross_entropy(logits, target)
+    torch.testing.assert_close(LDAM(counts, margin=0.0)(logits, target), expected)
+    plain = Asymmetric(counts, gamma_negative=0.0, gamma_positive=0.0, margin=0.0)
+    torch.testing.assert_close(plain(logits, target), expected)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.5, 2.0]), st.sampled_from([1.0, 30.0]))
+@settings(max_examples=30)
+def test_ldam_is_the_paper_s_formula(seed: int, margin: float, scale: float) -> None:
+    """Equations 12 and 13, a row at a time, in NumPy."""
+    logits, target = batch(9, 3, seed)
+    roots = COUNTS.numpy() ** 0.25
+    margins = margin * roots.min() / roots
+    rows = []
+    for z, y in zip(logits.double().numpy(), target.numpy(), strict=True):
+        own = np.exp(scale * (z[y] - margins[y]) - scale * z.max())
+        others = np.exp(scale * np.delete(z, y) - scale * z.max()).sum()
+        rows.append(np.log(own + others) - scale * (z[y] - margins[y]) + scale * z.max())
+    ours = LDAM(COUNTS, margin=margin, scale=scale)(logits, target)
+    assert float(ours) == pytest.approx(np.mean(rows), rel=1e-5, abs=1e-6)
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 1.0, 4.0]),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.3]),
+)
+@settings(max_examples=40)
+def test_asymmetric_of_two_classes_is_timm_s(
+    seed: int, negative: float, positive: float, margin: float
+) -> None:
+    logits, target = batch(9, 2, seed)
+    logits.requires_grad_()
+    theirs = AsymmetricLossMultiLabel(
+        gamma_neg=negative, gamma_pos=positive, clip=margin, disable_torch_grad_focal_loss=False
+    )(logits[:, 1:] - logits[:, :1], target[:, None].float())
+    ours = Asymmetric(BINARY, negative, positive, margin)(logits, target)
+    rows = 1 if TIMM_AVERAGES else len(target)
+    torch.testing.assert_close(ours, theirs / rows, rtol=1e-4, atol=1e-6)
+    slopes = [torch.autograd.grad(each, logits)[0] for each in (ours, theirs / rows)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
 
 
 def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
@@ -142,6 +219,11 @@ def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
         (lambda: WeightedCrossEntropy(BINARY, power=-1.0), "power=-1.0: must be between 0 and 2"),
         (lambda: Focal(BINARY, gamma=-1.0), "gamma=-1.0: must be between 0 and 10"),
         (lambda: Focal(BINARY, gamma=float("nan")), "gamma=nan"),
+        (lambda: LDAM(BINARY, margin=-1.0), "margin=-1.0: must be between 0 and 10"),
+        (lambda: LDAM(BINARY, scale=0.0), "scale=0: must be above 0"),
+        (lambda: Asymmetric(BINARY, gamma_negative=11.0), "gamma_negative=11.0: must be between"),
+        (lambda: Asymmetric(BINARY, gamma_positive=-1.0), "gamma_positive=-1.0: must be between"),
+        (lambda: Asymmetric(BINARY, margin=1.5), "margin=1.5: must be between 0 and 1"),
         (lambda: Focal(BINARY, alpha=1.0), "gives a class no weight"),
         (lambda: Focal(COUNTS, alpha=0.25), "for two classes; give a list of 3 weights"),
         (lambda: Focal(COUNTS, alpha=[0.5, 0.5]), "2 weights for 3 classes"),
