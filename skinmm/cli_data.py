@@ -53,10 +53,11 @@ def _audit(config: AuditConfig, _: Path) -> int:
         near, table = near_duplicates(found), _with_sizes(table, found)
         pixels = {"compared": len(found.image_id), "unreadable": found.unreadable}
     table = split(table, data.folds, int(data.fold), data.split_seed)
-    findings = audited(table, columns=data.columns, near=near) | pixels
+    cohort = _seen(table, data)
+    findings = audited(table, positive=cohort.positive, columns=data.columns, near=near) | pixels
     folder.mkdir(parents=True, exist_ok=True)
     write_json(facts, findings)
-    audit_page(_seen(table, data), findings, page)
+    audit_page(cohort, findings, page)
     print(f"audit: {page}")  # noqa: T201
     for warning in findings["warnings"]:
         print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
-from skinmm.config import explain_unknown, from_mapping, one_line, unknown_key
+from skinmm.config import explain_unknown, from_mapping, literal, one_line, unknown_key
 from skinmm.errors import InputError
 
 PACKAGE: Final = Path(__file__).parent
@@ -26,6 +26,9 @@ FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 PATH_KEYS: Final = frozenset(
     {
         "data.root",
+        "data.args.root",
+        "data.args.table",
+        "data.args.images",
         "model.pretrained",
         "resume",
         "checkpoint",
@@ -36,6 +39,10 @@ PATH_KEYS: Final = frozenset(
         "hydra.run.dir",
         "hydra.sweep.dir",
     }
+)
+# The path behind `root:` in data.extra=[{name:...,root:PATH},...], up to what can only follow it.
+_EXTRA_ROOT: Final = re.compile(
+    r"(?<=[{,\s])(root\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
 )
 
 Job = Callable[[Any, Path], int]
@@ -56,6 +63,9 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
     Returns:
         The worst exit status.
     """
+    unwritable = [item for item in argv if not _is_utf8(item)]
+    if unwritable:
+        return refused(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
     ConfigStore.instance().store(name="schema", node=schema)
     full = os.environ.get(FULL_ERROR) == "1"
     typed = sys.argv
@@ -86,9 +96,11 @@ def quote(override: str) -> str:
     """Quotes the value of a path key, so that Hydra takes it as it is.
 
     Left alone are null and quoted values; in a list in brackets that no file is named like, each
-    item is quoted.
+    item is quoted. In `data.extra` the roots are.
     """
     key, separator, value = override.partition("=")
+    if key.lstrip("+") == "data.extra":
+        return f"{key}={_EXTRA_ROOT.sub(lambda m: m[1] + _quoted(m[2]), value)}"
     if not separator or key.lstrip("+") not in PATH_KEYS:
         return override
     is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
@@ -155,11 +167,16 @@ def environment(**variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _is_utf8(text: str) -> bool:
+    """Whether a file name can be written down: Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _quoted(value: str) -> str:
     if value in ("", "null") or value[0] in "'\"":
         return value
     # Hydra reads a backslash as itself, except in front of a quote or at the end.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal(value))
     return f"'{escaped}'"
 
 

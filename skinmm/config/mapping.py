@@ -1,6 +1,7 @@
 """Plain mappings and YAML files to the typed configuration and back; the only user of OmegaConf."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
@@ -27,13 +28,22 @@ def from_mapping(schema: type[T], mapping: Any) -> T:
     try:
         if OmegaConf.is_config(mapping):  # plain, so that a key added past the schema is refused
             mapping = OmegaConf.to_container(mapping, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), mapping)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(mapping))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = unknown_key(error)
         raise InputError(explain_unknown(schema, key) if key else one_line(error)) from error
     check(config)
     return config  # type: ignore[return-value]
+
+
+def literal(value: Any) -> Any:
+    """Plain data in OmegaConf's spelling, in which a bare `${` would look something up."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: literal(each) for key, each in value.items()}
+    return [literal(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -58,9 +68,11 @@ def read_config(path: Path) -> Config:
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Writes a run's `config.yaml`."""
+    """Writes a run's `config.yaml`, whole or not at all: without it a run cannot be resumed."""
     text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def check(config: Any, prefix: str = "") -> None:

@@ -17,6 +17,7 @@ EXAMPLES: Final = 3
 def audit(
     table: pd.DataFrame,
     *,
+    positive: Collection[str] = (),
     columns: Sequence[str] = (),
     fitted_on: Collection[str] = (),
     near: pd.DataFrame | None = None,
@@ -25,6 +26,7 @@ def audit(
 
     Args:
         table: canonical rows with `part`; unused rows do not count.
+        positive: the classes that count as malignant, where the target names classes.
         columns: record columns that the model sees.
         fitted_on: names of the images on whose rows the record encoder was fitted.
         near: pairs of near duplicates with columns `first` and `second`, where pixels were
@@ -41,8 +43,9 @@ def audit(
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
     across = {name: _torn_groups(used, f"{name}_id") for name in ("patient", "lesion")}
     for kind in ("official duplicate", "near duplicate"):
-        across[kind] = torn.loc[torn["kind"] == kind, "first"].tolist()
-    size = size_auroc(used)
+        apart = torn[torn["kind"] == kind]
+        across[kind] = (apart["first"] + " and " + apart["second"]).tolist()
+    size = size_auroc(used, positive)
     return {
         "rows": len(used),
         "parts": {str(part): int(n) for part, n in used["part"].value_counts().items()},
@@ -50,7 +53,7 @@ def audit(
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
         "pairs": torn.head(PAIRS_KEPT).to_dict("records"),
         "size_auroc": size,
-        "acquisition": acquisition_groups(used),
+        "acquisition": acquisition_groups(used, positive),
         "warnings": _warnings(size),
         "leaks": [
             *(f"{_some(kind, names)} in two parts" for kind, names in across.items() if names),
@@ -59,7 +62,7 @@ def audit(
                 for name in columns
                 if name in NOT_AT_BEDSIDE
             ),
-            *_outside_training(used, fitted_on),
+            *_outside_training(table, fitted_on),
         ],
     }
 
@@ -105,9 +108,11 @@ def _some(kind: str, names: Sequence[str]) -> str:
 
 
 def _outside_training(table: pd.DataFrame, fitted_on: Collection[str]) -> list[str]:
-    judged = table.loc[table["part"] != "train", "image_id"]
-    seen = judged[judged.isin(list(fitted_on))].tolist()
-    return [f"the record encoder was fitted on {_some('judged row', seen)}"] if seen else []
+    """Every row that is not for training counts, the unused ones of a held-out patient too."""
+    training = set(table.loc[table["part"] == "train", "image_id"])
+    seen = [name for name in fitted_on if name not in training]
+    where = f"the record encoder was fitted on {_some('row', seen)} outside the training part"
+    return [where] if seen else []
 
 
 def _warnings(size: float | None) -> list[str]:

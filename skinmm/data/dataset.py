@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from skinmm.data.decode import decode
-from skinmm.data.source import read_source
+from skinmm.data.source import Source, read_source
 from skinmm.data.transforms import Transform, seeded
 from skinmm.errors import InputError
 
@@ -113,5 +113,13 @@ def read_image(path: str, size: int, icc: Any = "ignore") -> UInt8[np.ndarray, "
         OSError: the bytes cannot be read.
         InputError: they are no picture that can be used.
     """
-    source = read_source(path)
+    return picture(read_source(path), size, icc)
+
+
+def picture(source: Source, size: int, icc: Any = "ignore") -> UInt8[np.ndarray, "size size 3"]:
+    """As `read_image`, of bytes that were read already.
+
+    Raises:
+        InputError: they are no picture that can be used.
+    """
     return decode(source.data, size=size, frame=source.frame, icc=icc)

@@ -35,6 +35,7 @@ from skinmm.data.pack_manifest import (
 )
 from skinmm.data.tfrecord import TFRecordFile, read_table
 from skinmm.data.tfrecord_format import whole, write_tfrecord
+from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
 
 COHORT: Final = "cohort.csv"
@@ -101,7 +102,7 @@ def pack(
     """
     settings = settings or PackSettings()
     _check(table)
-    numbers = shard_numbers(_patients(table), settings.shard_images)
+    numbers = shard_numbers(patients_of(table), settings.shard_images)
     name = f"shard-{{:05d}}-of-{numbers.max() + 1:05d}.tfrec"
     shards = {name.format(number): rows for number, rows in table.groupby(numbers)}
     try:
@@ -142,11 +143,6 @@ def shard_numbers(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
         numbers[patient] = number
         room -= rows
     return patients.map(numbers)
-
-
-def _patients(table: pd.DataFrame) -> "pd.Series[Any]":
-    """Without a patient the lesion stands in, without a lesion the image."""
-    return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
 
 
 def _manifest(
@@ -231,7 +227,7 @@ def _write_shards(
             images = pool.map(encoder, jobs, chunksize=_CHUNK)
             write_tfrecord(out / name, _records(rows, images, bar))
             TFRecordFile(out / name)  # reads it back: checks every CRC, leaves the index
-            manifest.shards[name] = describe(out / name, len(rows), _patients(rows).nunique())
+            manifest.shards[name] = describe(out / name, len(rows), patients_of(rows).nunique())
             manifest.save(out)
     except BrokenProcessPool as error:
         message = "a worker died, perhaps for want of memory: run the same pack with fewer workers"

@@ -12,6 +12,8 @@ from skinmm.errors import InputError
 TFRECORD_SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
 _CONTAINED: Final = re.compile(r"(?P<file>.+?(?P<suffix>\.[^./#\\]+))#(?P<entry>.+)")
+FRAME: Final = "#frame="
+"""What follows a DICOM file's path or name where it has several frames, then the number, from 1."""
 
 
 class Source(NamedTuple):
@@ -37,12 +39,22 @@ def read_source(location: str) -> Source:
         return Source(tfrecord.read_image(location))
     if contained and suffix in HDF5_SUFFIXES:
         return Source(_hdf5_entry(contained["file"], contained["entry"]))
-    if contained and contained["entry"].startswith("frame="):
-        frame = contained["entry"].removeprefix("frame=")
-        if not frame.isdecimal():
-            raise InputError(f"{location}: frame={frame} is not a number")
-        return Source(Path(contained["file"]).read_bytes(), int(frame))
-    return Source(Path(location).read_bytes())
+    file, frame = split_frame(location)
+    return Source(Path(file).read_bytes(), frame)
+
+
+def split_frame(location: str) -> tuple[str, int | None]:
+    """A file, and which of its frames is meant where `#frame=N` says so.
+
+    Raises:
+        InputError: N is no number.
+    """
+    file, mark, frame = location.rpartition(FRAME)
+    if not mark:
+        return location, None
+    if not frame.isdecimal():
+        raise InputError(f"{location}: frame={frame} is not a number")
+    return file, int(frame)
 
 
 def hdf5_names(file: Path) -> list[str]:

@@ -59,8 +59,7 @@ def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, 
     Raises:
         InputError: fewer components than folds.
     """
-    dealt = _deal(table, np.full(folds, 1 / folds), seed)
-    return np.random.default_rng(seed).permutation(folds)[dealt]
+    return _deal_equal(table, components(table), folds, seed)
 
 
 def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
@@ -76,7 +75,8 @@ def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
     if (part == "test").any():
         raise InputError("data.args.test_fraction: this cohort brings a test part of its own")
     free = np.flatnonzero(pd.isna(part))
-    held_out = _deal(table.iloc[free], np.array([1 - fraction, fraction]), seed) == 1
+    component = components(table)[free]
+    held_out = _deal(table.iloc[free], component, np.array([1 - fraction, fraction]), seed) == 1
     part[free[held_out]] = "test"
     return table.assign(part=part)
 
@@ -116,10 +116,10 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     wanted = tuple(name for name in ("test", "val") if not (fixed == name).any())
     if not wanted and fold != 0:
         raise InputError(f"data.fold={fold}: the data fix every part, so there is only data.fold=0")
+    component = components(table)  # of all rows: a fixed one may be all that links two free ones
     fold_of = np.full(len(table), -1, np.int64)
-    fold_of[free] = _fold_of_free(table[free], folds, seed) if wanted else -1
+    fold_of[free] = _fold_of_free(table[free], component[free], folds, seed) if wanted else -1
     part = np.where(free, parts(fold_of, fold, folds, wanted), fixed)
-    component = components(table)
     judged = np.isin(component, component[np.isin(part, ("val", "test"))])
     part[(fixed == "train") & judged] = UNUSED
     return table.assign(part=part, fold=fold_of)
@@ -133,9 +133,11 @@ def _fixed(table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
     return part.where(part.notna(), None).to_numpy(object, copy=True)
 
 
-def _fold_of_free(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, " n"]:
+def _fold_of_free(
+    table: pd.DataFrame, component: Int64[np.ndarray, " n"], folds: int, seed: int
+) -> Int64[np.ndarray, " n"]:
     if "public_fold" not in table.columns:
-        return deal_folds(table, folds, seed)
+        return _deal_equal(table, component, folds, seed)
     public = table["public_fold"].to_numpy(np.int64)
     count = int(public.max()) + 1
     if count % folds:
@@ -143,11 +145,21 @@ def _fold_of_free(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarra
     return public % folds
 
 
+def _deal_equal(
+    table: pd.DataFrame, component: Int64[np.ndarray, " n"], folds: int, seed: int
+) -> Int64[np.ndarray, " n"]:
+    dealt = _deal(table, component, np.full(folds, 1 / folds), seed)
+    return np.random.default_rng(seed).permutation(folds)[dealt]
+
+
 def _deal(
-    table: pd.DataFrame, shares: Float64[np.ndarray, " folds"], seed: int
+    table: pd.DataFrame,
+    component: Int64[np.ndarray, " n"],
+    shares: Float64[np.ndarray, " folds"],
+    seed: int,
 ) -> Int64[np.ndarray, " n"]:
     """Greedy deal of components into folds that should hold the given shares of everything."""
-    component = components(table)
+    component = np.unique(component, return_inverse=True)[1]
     count = int(component.max(initial=-1)) + 1
     if count < len(shares):
         raise InputError(

@@ -162,3 +162,8 @@ def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
         if found:
             renames[found] = canonical
     return table.rename(columns=renames)
+
+
+def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":
+    """Whose each row is: without a patient the lesion stands in, without a lesion the image."""
+    return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])

@@ -89,7 +89,18 @@ def test_an_official_pair_in_two_parts_is_found() -> None:
             "second_part": "test",
         }
     ]
-    assert report["leaks"] == [f"1 official duplicate (image{first}) in two parts"]
+    named = f"image{first} and image{second}"
+    assert report["leaks"] == [f"1 official duplicate ({named}) in two parts"]
+
+
+def test_up_to_three_pairs_are_named() -> None:
+    table = cohort()
+    train, test = (table["image_id"][table["part"] == part].iloc[:4] for part in ("train", "test"))
+    table["duplicate_of"] = table["image_id"].map(dict(zip(test, train, strict=True)))
+    named = ", ".join(
+        f"{one} and {other}" for one, other in list(zip(train, test, strict=True))[:3]
+    )
+    assert audit(table)["leaks"] == [f"4 official duplicates ({named}) in two parts"]
 
 
 def test_near_duplicates_count_unless_a_link_joins_them() -> None:
@@ -103,7 +114,8 @@ def test_near_duplicates_count_unless_a_link_joins_them() -> None:
     )
     report = audit(table, near=near)
     assert report["duplicates"] == {"near duplicate": 1}  # image0 and image1 share their patient
-    assert report["leaks"] == [f"1 near duplicate (image{first}) in two parts"]
+    named = f"image{first} and image{second}"
+    assert report["leaks"] == [f"1 near duplicate ({named}) in two parts"]
 
 
 def test_unused_rows_do_not_count() -> None:
@@ -129,10 +141,22 @@ def test_an_encoder_fitted_on_judged_rows_is_a_leak() -> None:
     table = cohort()
     train = table.loc[table["part"] == "train", "image_id"]
     assert audit(table, fitted_on=train)["leaks"] == []
-    leaks = audit(table, fitted_on=table["image_id"])["leaks"]
-    judged = (table["part"] != "train").sum()
-    assert len(leaks) == 1
-    assert leaks[0].startswith(f"the record encoder was fitted on {judged} judged rows (image")
+    judged = table.loc[table["part"] != "train", "image_id"]
+    (leak,) = audit(table, fitted_on=table["image_id"])["leaks"]
+    assert leak.startswith(
+        f"the record encoder was fitted on {len(judged)} rows ({judged.iloc[0]},"
+    )
+    assert leak.endswith("outside the training part")
+
+
+def test_an_encoder_fitted_on_unused_rows_is_a_leak() -> None:
+    """They belong to patients who are judged."""
+    table = cohort()
+    table.loc[row_of(table, "train"), "part"] = "unused"
+    row = row_of(table, "unused")
+    assert audit(table, fitted_on=[f"image{row}"])["leaks"] == [
+        f"the record encoder was fitted on 1 row (image{row}) outside the training part"
+    ]
 
 
 def test_the_audit_is_plain_data() -> None:
@@ -140,9 +164,19 @@ def test_the_audit_is_plain_data() -> None:
     assert json.loads(json.dumps(audit(table))) == audit(table)
 
 
-def test_malignant_by_class_name() -> None:
-    names = pd.DataFrame({"target": ["mel", "melanoma", "nv", "unknown", "foreign", "scc"]})
-    assert malignant(names).tolist() == [True, True, False, False, False, True]
+def test_malignant_is_what_the_caller_says() -> None:
+    names = pd.DataFrame({"target": ["mel", "nv", "foreign"]})
+    assert malignant(names, ("nv", "foreign")).tolist() == [False, True, True]
+    assert malignant(pd.DataFrame({"target": [0, 1]}), ("malignant",)).tolist() == [False, True]
+
+
+def test_shortcuts_of_classes_are_those_of_the_positive_ones() -> None:
+    table = cohort(patients=300)
+    table = table.assign(width=np.where(table["target"] == 1, 640.0, 6000.0), height=480.0)
+    named = table.assign(target=table["target"].map({0: "plain", 1: "odd"}))
+    binary, classes = audit(table), audit(named, positive=["odd"])
+    for key in ("size_auroc", "acquisition", "warnings"):
+        assert classes[key] == binary[key]
 
 
 def test_the_size_probe_finds_a_camera() -> None:

@@ -1,7 +1,8 @@
 """Every public dataset as one canonical cohort table; an adapter is a function and a line below."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any, Final
 
 import pandas as pd
@@ -9,15 +10,16 @@ import pandas as pd
 from skinmm.config import Component, DataConfig, ExtraCohort, build
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
-from skinmm.data.catalog.headers import fill_from_headers
 from skinmm.data.catalog.images import require_images
 from skinmm.data.catalog.isic import ham10000, isic_2017, isic_2018, isic_2019, isic_2024
 from skinmm.data.catalog.own import csv, packed
 from skinmm.data.catalog.pad_ufes import pad_ufes_20
 from skinmm.data.catalog.siim import siim_isic
 from skinmm.data.catalog.targets import classes_of, positives_of, with_target
-from skinmm.data.record import canonical_diagnosis, refuse_columns
+from skinmm.data.headers import fill_from_headers
+from skinmm.data.record import by_value, canonical_diagnosis, refuse_columns
 from skinmm.data.splits import hold_out
+from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
 
 __all__ = ["ADAPTERS", "Adapter", "classes_of", "load_cohort", "positives_of", "require_images"]
@@ -74,14 +76,14 @@ def _read(data: DataConfig) -> pd.DataFrame:
     """One cohort; without a patient the lesion stands in, without a lesion the image."""
     table = build(ADAPTERS, "data", Component(data.name, data.args), data=data)
     table = fill_from_headers(table).reset_index(drop=True)
-    patient = table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
-    return table.assign(patient_id=patient)
+    return table.assign(patient_id=patients_of(table))
 
 
 def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.DataFrame:
     """Adds another cohort's rows for training only, less the images that are there already."""
     other = _read(replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[]))
     other = other[~other["image_id"].isin(table["image_id"])].assign(part="train")
+    other["source"] = by_value(other["source"], lambda name: _another(name, set(table["source"])))
     spelling = {canonical_diagnosis(name): name for name in table["diagnosis"].dropna().unique()}
     other["diagnosis"] = other["diagnosis"].map(
         lambda name: spelling.get(canonical_diagnosis(name), name)
@@ -89,3 +91,9 @@ def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.D
     joined = pd.concat([table, other], ignore_index=True)
     joined.attrs = table.attrs
     return joined
+
+
+def _another(name: str, taken: Collection[str]) -> str:
+    """A cohort's name, with a number where another cohort has it already."""
+    names = chain([name], (f"{name} ({number})" for number in count(2)))
+    return next(each for each in names if each not in taken)

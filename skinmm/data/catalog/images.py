@@ -9,7 +9,7 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES
-from skinmm.data.source import HDF5_SUFFIXES, TFRECORD_SUFFIXES, hdf5_names
+from skinmm.data.source import FRAME, HDF5_SUFFIXES, TFRECORD_SUFFIXES, hdf5_names
 from skinmm.data.tfrecord import TFRecordFile
 from skinmm.errors import InputError
 
@@ -44,7 +44,8 @@ def with_paths(
     """
     there = [root / folder for folder in folders if (root / folder).is_dir()]
     files = list_files(there)
-    wanted = set(table["image_id"])
+    names = [name.partition(FRAME) for name in table["image_id"]]
+    wanted = {name for name, _, _ in names}
     formats = FORMATS if image_format == "auto" else {image_format: FORMATS[image_format]}
     best: Found = {}
     for find in formats.values():
@@ -53,8 +54,8 @@ def with_paths(
             best = found
         if wanted <= best.keys():
             break
-    filled = table.assign(path=table["image_id"].map(best).astype(object))
-    filled["path"] = filled["path"].where(filled["path"].notna(), None)
+    paths = [f"{best[name]}{mark}{frame}" if name in best else None for name, mark, frame in names]
+    filled = table.assign(path=pd.Series(paths, table.index, dtype=object))
     filled.attrs["looked_in"] = ", ".join(map(str, there)) or str(root)
     return filled
 

@@ -11,6 +11,7 @@ from skinmm.data.catalog.folder import PARTS
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, read_table, without_suffix
 from skinmm.data.record import rename_columns
+from skinmm.data.source import split_frame
 from skinmm.errors import InputError
 
 
@@ -46,7 +47,7 @@ def csv(
     folders = [images] if isinstance(images, str) else images
     rows = with_paths(rows, root, data.format, folders)
     listed = cells.dropna()[cells.dropna().str.contains("/")]
-    inside = listed[[(root / cell).is_file() for cell in listed]]
+    inside = listed[[(root / split_frame(cell)[0]).is_file() for cell in listed]]
     rows.loc[inside.index, "path"] = [str(root / cell) for cell in inside]
     return rows
 

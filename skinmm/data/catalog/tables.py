@@ -7,6 +7,7 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.data.record import SITES, by_value, canonicalise, is_missing
+from skinmm.data.source import FRAME
 from skinmm.errors import InputError
 
 CANONICAL: Final = (
@@ -145,7 +146,7 @@ def choice(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def without_suffix(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Image names without .jpg and the like."""
+    """Image names without .jpg and the like; `#frame=N` behind it stays."""
     return by_value(cells, _without_suffix).astype(object)
 
 
@@ -163,8 +164,9 @@ def _known(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def _without_suffix(cell: str) -> str:
-    stem, dot, suffix = cell.rpartition(".")
-    return stem if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else cell
+    name, mark, frame = cell.partition(FRAME)
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}{mark}{frame}" if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else cell
 
 
 def _check_names(names: "pd.Series[Any]", where: Path) -> None:

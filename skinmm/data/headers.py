@@ -1,0 +1,94 @@
+"""What a DICOM header knows about the patient, for rows whose table does not."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from skinmm.data.decode import DecodeError, dicom_record
+from skinmm.data.source import split_frame
+from skinmm.data.vocabulary import CONVERTERS
+from skinmm.errors import InputError
+
+COLUMNS: Final = ("age", "sex", "site", "patient_id")
+HEADER_BYTES: Final = 1 << 20  # far more than the elements before the pixels take
+_OTHERS: Final = re.compile(
+    r"\.(?:jpe?g|png|tiff?|bmp|webp)$|\.(?:tfrec|tfrecords?|hdf5|h5)(?:\?[^#]*)?#", re.IGNORECASE
+)
+"""Paths of what is no DICOM file; a name without suffix, as archives give them, says nothing."""
+
+
+def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
+    """Fills empty cells of `COLUMNS` from DICOM headers; only files of rows with one are opened.
+
+    Raises:
+        InputError: a file that cannot be read, by the image's name.
+    """
+    wanted = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & lacking(table)
+    if not wanted.any():
+        return table
+    records: list[Mapping[str, Any]] = [{}] * len(table)
+    for row in np.flatnonzero(wanted):
+        path, image_id = table["path"].iloc[row], table["image_id"].iloc[row]
+        try:
+            records[row] = _record_of_file(path)
+        except (OSError, InputError) as error:
+            raise InputError(f"image {image_id} ({path}): {error}") from error
+    return completed(table, records)
+
+
+def lacking(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows have an empty cell that a header may fill."""
+    return table[[name for name in COLUMNS if name in table]].isna().any(axis=1)
+
+
+def may_be_dicom(path: str) -> bool:
+    """Whether a path of a cohort may lead to a DICOM file, by its name."""
+    return not _OTHERS.search(path)
+
+
+def header_record(path: str, data: bytes) -> dict[str, Any]:
+    """What a file's header says, in the vocabulary; what is not in it stays missing.
+
+    Args:
+        path: the file; one that is not called `.dcm` may be another picture.
+        data: its bytes, or as many as hold the header.
+
+    Raises:
+        DecodeError: a `.dcm` file that is none, or a damaged header.
+    """
+    if data[128:132] != b"DICM" and not path.lower().endswith(".dcm"):
+        return {}
+    record = dicom_record(data)
+    known = {name: convert(record[name]) for name, convert in CONVERTERS.items()}
+    patient = record["patient_id"]
+    return {**known, "patient_id": str(patient) if patient else None}
+
+
+def completed(table: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table with its empty cells filled from a header record for each row.
+
+    Args:
+        table: canonical rows with any of `COLUMNS`; others are not added.
+        records: as `header_record` gives them.
+    """
+    filled = {}
+    for name in COLUMNS:
+        if name in table:
+            found = np.array([record.get(name) for record in records], object)
+            cells = np.where(table[name].notna(), table[name].to_numpy(object), found)
+            filled[name] = pd.Series(cells, table.index, dtype=float if name == "age" else object)
+    return table.assign(**filled)
+
+
+def _record_of_file(location: str) -> dict[str, Any]:
+    path, _ = split_frame(location)
+    with Path(path).open("rb") as file:
+        head = file.read(HEADER_BYTES)
+        try:
+            return header_record(path, head)
+        except DecodeError:
+            return header_record(path, head + file.read())
