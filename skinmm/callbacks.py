@@ -1,13 +1,16 @@
-"""What watches a run: history file, a line an epoch, atomic checkpoints, the last one on Ctrl-C."""
+"""What watches a run: its history, a line an epoch, when it stops, and its checkpoints."""
 
 import csv
+import signal
+import threading
 import time
 from argparse import Namespace
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Final
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -24,6 +27,7 @@ class History(Logger):
         """Takes the file, which is made with the first value."""
         super().__init__()
         self._path = path
+        self._rows: list[list[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -43,16 +47,20 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends values; the file is complete after every epoch, whatever comes next."""
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(HISTORY_COLUMNS)
-            epoch = int(metrics.get("epoch", 0))
-            for name, value in metrics.items():
-                if name != "epoch":
-                    writer.writerow([epoch, step, name, f"{value:.9g}"])
+        """Adds values, in place of what a run that was killed had logged from this step on.
+
+        The file is whole at any time, whatever comes next.
+        """
+        if self._rows is None:
+            self._rows = _rows_of(self._path)
+        place, epoch = step or 0, str(int(metrics.get("epoch", 0)))
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self._rows = [row for row in self._rows if _stays(row, place, values.keys())]
+        self._rows += [[epoch, str(place), name, f"{value:.9g}"] for name, value in values.items()]
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([HISTORY_COLUMNS, *self._rows])
+        partial.replace(self._path)
 
 
 class EpochLines(Callback):
@@ -62,6 +70,10 @@ class EpochLines(Callback):
         """Takes the name of the monitored value."""
         self._monitor = monitor
         self._started = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        """Starts the clock of an epoch that a resumed run goes on with."""
+        self._started = time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Starts the clock."""
@@ -78,27 +90,93 @@ class EpochLines(Callback):
         print(line, flush=True)  # noqa: T201
 
 
-class InterruptCheckpoint(Callback):
-    """Keeps where a run was when it was interrupted."""
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run keeps to, with the patience of its own configuration."""
 
-    def __init__(self, path: Path) -> None:
-        """Takes the checkpoint's place."""
-        self._path = path
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what was seen, not how patient the interrupted run was."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
-    def on_exception(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        exception: BaseException,
-    ) -> None:
-        """Saves on Ctrl-C; after an error the last whole epoch's checkpoint is the better one.
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """A run that had stopped before it was killed trains no further."""
+        trainer.should_stop = self.wait_count >= self.patience
 
-        Unlike `trainer.save_checkpoint` this waits for no other process: the signal may have
-        reached rank 0 alone, and the others are waiting for it in the middle of a step.
+
+class RunCheckpoints(ModelCheckpoint):
+    """Keeps `best.ckpt` by the monitored value, and `last.ckpt` for `resume=`.
+
+    The last one is written after every epoch and, within an epoch, every so many minutes and on
+    Ctrl-C, always between two steps. Rank 0 decides and writes alone: it waits for no other
+    process. No absolute path is kept, so a folder that was moved is resumed with its best score.
+    """
+
+    def __init__(self, folder: Path, monitor: str, minutes: float) -> None:
+        """Takes the folder, what the best checkpoint watches, and the time between two.
+
+        Args:
+            folder: of both checkpoints.
+            monitor: name of a logged value; a loss is to fall, others are to rise.
+            minutes: at least between two checkpoints within an epoch; 0 is after every step.
         """
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+        mode = "min" if monitor.endswith("loss") else "max"
+        super().__init__(
+            folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
+        )
+        self._last = folder / "last.ckpt"
+        self._seconds = 60 * minutes
+        self._saved = time.monotonic()
+        self._interrupted = False
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Clears what was half written when a run was killed; from now on Ctrl-C ends a step."""
+        self._saved = time.monotonic()
+        if trainer.is_global_zero:
+            for partial in self._last.parent.glob(".*.partial"):
+                partial.unlink()
+
+        def interrupt(*_: Any) -> None:
+            if not trainer.is_global_zero:
+                return  # rank 0 was told as well, and ends the others
+            if not trainer.training or self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Lightning puts the former one back
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Saves where the run is, if it is time to.
+
+        Never after an epoch's last batch: a run resumed there would miss the validation.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():  # gradients are not saved
+            return
+        leaves = self._interrupted or trainer.received_sigterm
+        due = leaves or time.monotonic() - self._saved >= self._seconds
+        if due and not loop.batch_progress.is_last_batch:
+            self._save_last(trainer)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the best one, and the last one whether or not it is the best."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, its files by their names."""
+        return _moved(super().state_dict(), Path())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state over, its files in this run's folder."""
+        super().load_state_dict(_moved(state_dict, Path(self.dirpath or "")))
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            trainer.strategy.save_checkpoint(checkpoint, self._path)
+            trainer.strategy.save_checkpoint(checkpoint, self._last)
+            self._saved = time.monotonic()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -107,3 +185,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
         """Saves atomically."""
         save_atomically(checkpoint, Path(path))
+
+
+def _rows_of(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _stays(row: list[str], step: int, names: Set[str]) -> bool:
+    """Whether a line is still true once values of a step are logged."""
+    _, earlier, name, _ = row
+    if int(earlier) < step:
+        return not name.startswith("test/")  # of a run that has been resumed since
+    return int(earlier) == step and name not in names
+
+
+def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else ""
+
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    models = {here(path): score for path, score in state["best_k_models"].items()}
+    files = {name: here(state[name]) for name in names}
+    return {**state, **files, "best_k_models": models, "dirpath": str(folder)}

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, InterruptCheckpoint
+from skinmm.averaging import WeightAverage
+from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, Patience, RunCheckpoints
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
@@ -61,18 +62,6 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     )
 
 
-class MovableCheckpoint(ModelCheckpoint):
-    """Keeps no absolute path, so that a folder which was moved is resumed with its best score."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, its files by their names."""
-        return _moved(super().state_dict(), Path())
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state over, its files in this run's folder."""
-        super().load_state_dict(_moved(state_dict, Path(self.dirpath or "")))
-
-
 def quiet() -> None:
     """Leaves of Lightning's own lines those that someone has to act on."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
@@ -83,6 +72,8 @@ def quiet() -> None:
     # What is logged of the validation split was gathered from all ranks before.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # Lightning does not see that the sampler goes on where it was.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
     # model.freeze means it:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
@@ -132,28 +123,11 @@ def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
 
 def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
     options = config.trainer
-    mode = "min" if options.monitor.endswith("loss") else "max"
-    best = MovableCheckpoint(
-        checkpoints,
-        filename="best",
-        monitor=options.monitor,
-        mode=mode,
-        save_last=True,
-        enable_version_counter=False,
-    )
-    stopping = EarlyStopping(options.monitor, mode=mode, patience=options.patience)
-    callbacks: list[Callback] = [best, stopping, InterruptCheckpoint(checkpoints / "last.ckpt")]
-    return [*callbacks, EpochLines(options.monitor)] if options.progress else callbacks
-
-
-def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def here(path: str) -> str:
-        return str(folder / Path(path).name) if path else ""
-
-    names = ("best_model_path", "kth_best_model_path", "last_model_path")
-    models = {here(path): score for path, score in state["best_k_models"].items()}
-    files = {name: here(state[name]) for name in names}
-    return {**state, **files, "best_k_models": models, "dirpath": str(folder)}
+    keeping = RunCheckpoints(checkpoints, options.monitor, options.checkpoint_minutes)
+    stopping = Patience(options.monitor, mode=keeping.mode, patience=options.patience)
+    average = [WeightAverage(options.ema)] if options.ema else []
+    lines = [EpochLines(options.monitor)] if options.progress else []
+    return [*average, stopping, keeping, *lines]
 
 
 def _accelerator(wish: str) -> str:

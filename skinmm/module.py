@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,11 +27,7 @@ from skinmm.config import OptimizerConfig, ScheduleConfig, TrainerConfig, build
 from skinmm.losses import Loss
 from skinmm.models.network import Network
 
-OPTIMIZERS: Final[dict[str, type[torch.optim.Optimizer]]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
+EPOCH_LOSSES: Final = "epoch_losses"
 
 
 class Outcomes(Metric):
@@ -97,15 +94,20 @@ class Classifier(pl.LightningModule):
         self.loss = loss
         self.card = card
         self.outcomes = Outcomes()
-        self._optimizer = optimizer
-        self._schedule = schedule
-        self._channels_last = trainer.channels_last
-        self._monitor = trainer.monitor
-        if trainer.channels_last:
+        # Sum of the epoch's losses and number of its rows, over all ranks.
+        self._losses = torch.zeros(2, dtype=torch.float64)
+        self.test_outcomes = Outcomes(("logits", "targets", "features"))
+        self._config = config
+        self._mix = build(MIXES, "mix", config.mix)
+        if config.trainer.channels_last:
             network.to(memory_format=torch.channels_last)
         if trainer.compile:  # in place: no prefix in the state dict
             network.compile()
         self._positive = [card.classes.index(name) for name in card.positive]
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the mean of the epoch's loss; a run resumed within an epoch goes on with it."""
+        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
         """Logits of a batch."""
@@ -124,8 +126,12 @@ class Classifier(pl.LightningModule):
         """The loss of a batch, in 32 bit whatever the network's precision is."""
         logits = self(batch).float()
         loss: Tensor = self.loss(logits, batch["target"])
-        rows = len(logits)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=rows, sync_dist=True)
+        if share < 1:
+            loss = share * loss + (1 - share) * self.loss(logits, partners)
+        rows = torch.tensor(float(len(logits)), dtype=torch.float64, device=self.device)
+        seen = torch.stack([loss.detach() * rows, rows])
+        # Every rank has the whole sum at any time, so rank 0 can save it without asking others.
+        self._losses = self._losses.to(seen) + self.trainer.strategy.reduce(seen, reduce_op="sum")
         return loss
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
@@ -145,6 +151,8 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole validation split, equal on all ranks."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("train/loss", self._losses[0] / self._losses[1])
         logits, targets = self.outcomes.compute()
         self.outcomes.reset()
         values = monitored(logits.double().softmax(dim=1), targets, self._positive)
@@ -160,27 +168,16 @@ class Classifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scale = partial(rate, config=self._schedule, steps=steps)
         schedule = LambdaLR(optimizer, scale)
+        checkpoint[EPOCH_LOSSES] = self._losses.tolist()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card."""
         checkpoint[KEY] = asdict(self.card)
 
-    def _groups(self) -> list[dict[str, Any]]:
-        config = self._optimizer
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
-                key = (name.startswith("image."), parameter.ndim > 1)
-                groups.setdefault(key, []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": config.lr * (config.backbone_lr_scale if of_image else 1.0),
-                "weight_decay": config.weight_decay if matrix else 0.0,
-            }
-            for (of_image, matrix), parameters in groups.items()
-        ]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the interrupted epoch's loss."""
+        self._losses = torch.tensor(checkpoint[EPOCH_LOSSES], dtype=torch.float64)
 
 
 def monitored(

@@ -20,7 +20,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.module import OPTIMIZERS
 from skinmm.report import write_report
-from skinmm.training_fold import Fold, last_checkpoint
+from skinmm.training_fold import Fold
 
 
 def fit(config: Config, run: Path) -> dict[str, Any]:
@@ -47,8 +47,6 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
     try:
         if config.data.fold == "all":
             return _fit_all(config, run)
-        if config.resume and not last_checkpoint(run).is_file():
-            raise InputError(f"resume={config.resume}: no checkpoints/last.ckpt to continue from")
         fold = Fold.assemble(config, run)
         _open(run, config)
         return fold.run_through()

@@ -66,11 +66,13 @@ class Fold:
             InputError: an image that cannot be read.
             KeyboardInterrupt: after a usable `checkpoints/last.ckpt` was left.
         """
-        last = last_checkpoint(self.run)
+        last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
         if self.trainer.is_global_zero:
             self._write_facts()
             self._announce()
+            if self.config.resume and not resume:
+                print("no checkpoint was written yet: the run begins again")  # noqa: T201
         # Our own checkpoints hold plain data, so they load as such.
         _interruptible(
             self.trainer.fit, self.module, self.data, ckpt_path=resume, weights_only=True
@@ -144,12 +146,7 @@ class Fold:
         logits, targets = self.module.tested
         probabilities = logits.double().softmax(dim=1).cpu().numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        return judge.Raw(cohort, targets.cpu().numpy(), probabilities)
-
-
-def last_checkpoint(run: Path) -> Path:
-    """Where a run continues."""
-    return run / "checkpoints" / "last.ckpt"
+        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
 
 
 def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:

@@ -281,8 +281,6 @@ def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
     assert not list(run.rglob("*.partial"))
 
 
-# Where in its epoch the run goes on is Lightning's guess, as it says.
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 def test_an_interrupted_run_leaves_a_checkpoint_and_is_resumed(
     tmp_path: Path, capsys: Said
 ) -> None:
@@ -332,7 +330,6 @@ def test_an_interrupt_ends_all_processes(tmp_path: Path, everyone: bool) -> None
     [
         (["seed=1"], "only trainer.* and logger.* may be given, not seed"),
         (["hydra.run.dir=elsewhere"], "not hydra.run.dir"),
-        ([], "no checkpoints/last.ckpt to continue from"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(

@@ -128,6 +128,9 @@ class EvaluationConfig:
     """How numbers, intervals and thresholds are made."""
 
     views: int = setting(
+    checkpoint_minutes: float = setting(
+        5.0, "time between checkpoints within an epoch; 0: after every step", low=0
+    )
         1, "flips and transposes averaged in testing and prediction", low=1, high=8
     )
     resamples: int = setting(1000, "bootstrap resamples over patients", low=0, high=100_000)

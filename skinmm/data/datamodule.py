@@ -1,6 +1,7 @@
 """Reads a cohort, splits it by patient, encodes the record, and serves every stage's loader."""
 
 import os
+import signal
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -70,6 +71,7 @@ class LesionData(pl.LightningDataModule):
 
     @property
     def training_targets(self) -> Int[np.ndarray, " n"]:
+        self._start = (0, 0)
         """Class index of every training row."""
         return self.targets[self._training_rows]
 
@@ -98,13 +100,36 @@ class LesionData(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-            self.training_groups,
+        sampler.start_at(*self._start)
         batch_size = min(self._config.trainer.batch_size, len(sampler))
         return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every validation row."""
         return self.evaluation_loader("val")
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training draw is: an epoch, its steps that have been made, rows of a step."""
+        loop = self.trainer.fit_loop  # type: ignore[union-attr]  # Lightning asks while it trains
+        epoch = loop.epoch_progress.current
+        # After an epoch's last batch the next one is due, from its first row.
+        within = epoch.ready > epoch.processed
+        steps = loop.epoch_loop.batch_progress.current.processed if within else 0
+        return {"epoch": epoch.processed, "steps": steps, "rows": self._rows_of_a_step()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on there, in the loader that is made next.
+
+        Raises:
+            InputError: within an epoch that was begun with steps of another size.
+        """
+        rows, before = self._rows_of_a_step(), state_dict["rows"]
+        if state_dict["steps"] and rows != before:
+            raise InputError(
+                f"the run stopped within an epoch of {before} rows a step: trainer.batch_size "
+                f"times the number of processes is {rows} now, and must be {before} to resume it"
+            )
+        self._start = (state_dict["epoch"], state_dict["steps"])
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Every test row."""
@@ -124,6 +149,9 @@ class LesionData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
+    def _rows_of_a_step(self) -> int:
+        return self._config.trainer.batch_size * self._place()[1]
+
         if part not in self._datasets:
             table = self.cohort.iloc[rows]
             self._datasets[part] = LesionDataset(
@@ -153,6 +181,7 @@ class LesionData(pl.LightningDataModule):
 
     def _workers(self) -> int:
         if "image" not in self._inputs:  # rows of a small array: processes would only cost
+            worker_init_fn=_leave_interrupts,
             return 0
         wish = self._config.trainer.workers
         if wish is not None:
@@ -177,6 +206,11 @@ def _codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray
     """Class indices; a target of numbers holds them already."""
     if pd.api.types.is_integer_dtype(target):
         return target.to_numpy(dtype=np.int64)
+def _leave_interrupts(_: int) -> None:
+    """Ctrl-C reaches loader processes too, whose batch is still needed to end the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
     return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
 
 
