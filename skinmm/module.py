@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -28,6 +28,11 @@ from skinmm.losses import Loss
 from skinmm.models.network import Network
 
 EPOCH_LOSSES: Final = "epoch_losses"
+OPTIMIZERS: Final[dict[str, type[torch.optim.Optimizer]]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
 
 
 class Outcomes(Metric):
@@ -96,18 +101,15 @@ class Classifier(pl.LightningModule):
         self.outcomes = Outcomes()
         # Sum of the epoch's losses and number of its rows, over all ranks.
         self._losses = torch.zeros(2, dtype=torch.float64)
-        self.test_outcomes = Outcomes(("logits", "targets", "features"))
-        self._config = config
-        self._mix = build(MIXES, "mix", config.mix)
-        if config.trainer.channels_last:
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._channels_last = trainer.channels_last
+        self._monitor = trainer.monitor
+        if trainer.channels_last:
             network.to(memory_format=torch.channels_last)
         if trainer.compile:  # in place: no prefix in the state dict
             network.compile()
         self._positive = [card.classes.index(name) for name in card.positive]
-
-    def on_train_epoch_start(self) -> None:
-        """Begins the mean of the epoch's loss; a run resumed within an epoch goes on with it."""
-        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
         """Logits of a batch."""
@@ -116,6 +118,10 @@ class Classifier(pl.LightningModule):
             image = image.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(image, batch.get("record"))
         return logits
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the mean of the epoch's loss; a run resumed within an epoch goes on with it."""
+        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Draws dropout from seed and place in the run, as if a resumed run had never stopped."""
@@ -126,8 +132,6 @@ class Classifier(pl.LightningModule):
         """The loss of a batch, in 32 bit whatever the network's precision is."""
         logits = self(batch).float()
         loss: Tensor = self.loss(logits, batch["target"])
-        if share < 1:
-            loss = share * loss + (1 - share) * self.loss(logits, partners)
         rows = torch.tensor(float(len(logits)), dtype=torch.float64, device=self.device)
         seen = torch.stack([loss.detach() * rows, rows])
         # Every rank has the whole sum at any time, so rank 0 can save it without asking others.
@@ -151,12 +155,12 @@ class Classifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole validation split, equal on all ranks."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("train/loss", self._losses[0] / self._losses[1])
         logits, targets = self.outcomes.compute()
         self.outcomes.reset()
         values = monitored(logits.double().softmax(dim=1), targets, self._positive)
         values["loss"] = self.loss(logits, targets)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("train/loss", self._losses[0] / self._losses[1])
         for name, value in values.items():
             key = f"val/{name}"
             self.log(key, value, prog_bar=key == self._monitor)
@@ -168,16 +172,32 @@ class Classifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scale = partial(rate, config=self._schedule, steps=steps)
         schedule = LambdaLR(optimizer, scale)
-        checkpoint[EPOCH_LOSSES] = self._losses.tolist()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card."""
+        """Adds the card, and the loss of the epoch so far."""
         checkpoint[KEY] = asdict(self.card)
+        checkpoint[EPOCH_LOSSES] = self._losses.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the interrupted epoch's loss."""
         self._losses = torch.tensor(checkpoint[EPOCH_LOSSES], dtype=torch.float64)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        config = self._optimizer
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                key = (name.startswith("image."), parameter.ndim > 1)
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": config.lr * (config.backbone_lr_scale if of_image else 1.0),
+                "weight_decay": config.weight_decay if matrix else 0.0,
+            }
+            for (of_image, matrix), parameters in groups.items()
+        ]
 
 
 def monitored(

@@ -146,7 +146,7 @@ class Fold:
         logits, targets = self.module.tested
         probabilities = logits.double().softmax(dim=1).cpu().numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
+        return judge.Raw(cohort, targets.cpu().numpy(), probabilities)
 
 
 def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
