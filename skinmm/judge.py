@@ -9,13 +9,20 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import Predictions, write_predictions
+from skinmm.evaluation.predictions import COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.thresholds import Threshold, choose_threshold
+from skinmm.evaluation.uncertainty import (
+    Conformal,
+    Familiarity,
+    fit_conformal,
+    fit_familiarity,
+    refer,
+)
 from skinmm.runs import write_json
 
 SCHEMA: Final = 1
@@ -23,11 +30,12 @@ SCHEMA: Final = 1
 
 @dataclass(frozen=True)
 class Raw:
-    """A part's rows before calibration; probabilities are (n, classes), float64."""
+    """A part's rows before calibration; probabilities are float64, fused features float32."""
 
     cohort: pd.DataFrame
     targets: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"]
+    features: Float32[np.ndarray, "n dim"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Verdict:
 
     calibration: Calibration
     threshold: Threshold
+    conformal: Conformal
+    familiarity: Familiarity | None
     val: Predictions
     test: Predictions
 
@@ -49,7 +59,7 @@ def decide(
     prior: dict[str, list[float]],
     config: EvaluationConfig,
 ) -> Verdict:
-    """Corrects for the sampling, calibrates and picks the threshold, all on validation patients.
+    """Calibrates, picks the threshold and fits what refers rows, all on validation patients.
 
     Args:
         val: validation rows.
@@ -57,7 +67,7 @@ def decide(
         classes: names of the columns.
         positive: the classes that count as malignant.
         prior: `trained` and `deployed` class shares.
-        config: which calibration, which threshold.
+        config: which calibration, which threshold, which coverage.
     """
     shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
     calibration = fit_calibration(
@@ -67,18 +77,28 @@ def decide(
         prior=shares,
         method=config.calibration,
     )
-    calibrated = [_predictions(raw, calibration, classes, positive) for raw in (val, test)]
-    columns = [classes.index(name) for name in positive]
+    parts = [_predictions(raw, calibration, classes, positive) for raw in (val, test)]
     threshold = choose_threshold(
-        calibrated[0].probabilities[:, columns].sum(axis=1),
-        np.isin(val.targets, columns),
-        calibrated[0].patient_id,
+        parts[0].malignancy,
+        parts[0].malignant,
+        parts[0].patient_id,
         rule=config.threshold,
         sensitivity=config.sensitivity,
         confidence=config.confidence,
         cost_ratio=config.cost_ratio,
     )
-    return Verdict(calibration, threshold, *calibrated)
+    conformal = fit_conformal(parts[0], coverage=config.coverage)
+    familiarity = fit_familiarity(val.features, parts[0].patient_id)
+    decided = [
+        refer(
+            part,
+            threshold.value,
+            conformal.sets(part.probabilities),
+            familiarity.score(raw.features) if familiarity else None,
+        )
+        for part, raw in zip(parts, (val, test), strict=True)
+    ]
+    return Verdict(calibration, threshold, conformal, familiarity, *decided)
 
 
 def write_results(
@@ -111,23 +131,23 @@ def write_results(
 
 def pool(parts: list[Predictions]) -> Predictions:
     """The test rows of all folds, in the order of the folds, as one file with the column `fold`."""
-    first = parts[0]
-    numbers = [np.full(len(part.image_id), fold) for fold, part in enumerate(parts)]
-    raws = [part.raw for part in parts if part.raw is not None]
+    columns = {name: [getattr(part, name) for part in parts] for name in COLUMNS}
+    columns["fold"] = [np.full(len(part), fold) for fold, part in enumerate(parts)]
+    known = {name: all(each is not None for each in column) for name, column in columns.items()}
     return replace(
-        first,
-        image_id=np.concatenate([part.image_id for part in parts]),
-        patient_id=np.concatenate([part.patient_id for part in parts]),
-        target=np.concatenate([part.target for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        raw=np.concatenate(raws) if len(raws) == len(parts) else None,
-        fold=np.concatenate(numbers),
+        parts[0],
+        **{name: np.concatenate(columns[name]) if known[name] else None for name in columns},
     )
 
 
 def card_entries(verdict: Verdict) -> dict[str, Any]:
     """The verdict as the checkpoint keeps it: plain data."""
-    return {"calibration": verdict.calibration.to_state(), "threshold": asdict(verdict.threshold)}
+    return {
+        "calibration": verdict.calibration.to_state(),
+        "threshold": asdict(verdict.threshold),
+        "conformal": verdict.conformal.to_state(),
+        "ood": verdict.familiarity.to_state() if verdict.familiarity else None,
+    }
 
 
 def _predictions(

@@ -1,19 +1,16 @@
 """The LightningModule: one store of outcomes, one optimiser, one schedule."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -23,76 +20,66 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from skinmm.checkpoint import KEY, Card
-from skinmm.config import OptimizerConfig, ScheduleConfig, TrainerConfig, build
+from skinmm.config import Config, build
 from skinmm.losses import Loss
+from skinmm.mixing import MIXES
 from skinmm.models.network import Network
+from skinmm.optimization import build_optimizer, build_schedule
 
 EPOCH_LOSSES: Final = "epoch_losses"
-OPTIMIZERS: Final[dict[str, type[torch.optim.Optimizer]]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
 
 
 class Outcomes(Metric):
-    """Logits and targets of a whole split, gathered over ranks, each row once."""
+    """Values of a whole split row by row, gathered over ranks, each row once."""
 
     full_state_update = False
     rows: list[Tensor]
-    logits: list[Tensor]
-    targets: list[Tensor]
 
-    def __init__(self) -> None:
-        """Starts without rows."""
+    def __init__(self, names: Sequence[str] = ("logits", "targets")) -> None:
+        """Starts without rows.
+
+        Args:
+            names: what is kept of a row.
+        """
         super().__init__()
-        for name in ("rows", "logits", "targets"):
+        self.names = names
+        for name in ("rows", *names):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(
-        self, rows: Int[Tensor, " b"], logits: Float[Tensor, "b c"], targets: Int[Tensor, " b"]
-    ) -> None:
-        """Keeps a batch."""
+    def update(self, rows: Int[Tensor, " b"], *values: Shaped[Tensor, "b ..."]) -> None:
+        """Keeps a batch's values, in the order of the names, in 32 bit."""
         self.rows.append(rows)
-        self.logits.append(logits.detach().float())
-        self.targets.append(targets)
+        for name, value in zip(self.names, values, strict=True):
+            kept = value.detach()
+            getattr(self, name).append(kept.float() if kept.is_floating_point() else kept)
 
-    def compute(self) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
-        """Logits and targets in the order of row numbers, without the repeats that padded ranks."""
-        rows, logits, targets = map(dim_zero_cat, (self.rows, self.logits, self.targets))
+    def compute(self) -> tuple[Tensor, ...]:
+        """The values in the order of row numbers, without the repeats that padded ranks."""
+        rows = dim_zero_cat(self.rows)
         order = torch.argsort(rows, stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = rows[order][1:] != rows[order][:-1]
-        return logits[order[first]], targets[order[first]]
+        return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
 
 class Classifier(pl.LightningModule):
     """Trains a `Network`; what it knows of the run is plain data in `card`.
 
     Attributes:
-        tested: log-probabilities (n, classes) and targets (n,) of the last test, in order of rows.
+        tested: log-probabilities (n, classes), targets (n,) and fused features (n, dim) of the last
+            test, in order of rows.
     """
 
-    tested: tuple[Tensor, Tensor]
+    tested: tuple[Tensor, ...]
 
-    def __init__(
-        self,
-        network: Network,
-        loss: Loss,
-        card: Card,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        trainer: TrainerConfig,
-    ) -> None:
+    def __init__(self, network: Network, loss: Loss, card: Card, config: Config) -> None:
         """Lays the network out in memory as the trainer's settings say.
 
         Args:
             network: the network to train.
             loss: its training loss, validated with too.
             card: what a checkpoint will say of the network.
-            optimizer: optimiser, rates and decay.
-            schedule: the learning rate over the run.
-            trainer: memory layout, compilation, and what the run watches.
+            config: the whole configuration.
         """
         super().__init__()
         self.network = network
@@ -101,20 +88,19 @@ class Classifier(pl.LightningModule):
         self.outcomes = Outcomes()
         # Sum of the epoch's losses and number of its rows, over all ranks.
         self._losses = torch.zeros(2, dtype=torch.float64)
-        self._optimizer = optimizer
-        self._schedule = schedule
-        self._channels_last = trainer.channels_last
-        self._monitor = trainer.monitor
-        if trainer.channels_last:
+        self.test_outcomes = Outcomes(("logits", "targets", "features"))
+        self._config = config
+        self._mix = build(MIXES, "mix", config.mix)
+        if config.trainer.channels_last:
             network.to(memory_format=torch.channels_last)
-        if trainer.compile:  # in place: no prefix in the state dict
+        if config.trainer.compile:  # in place: no prefix in the state dict
             network.compile()
         self._positive = [card.classes.index(name) for name in card.positive]
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
         """Logits of a batch."""
         image = batch.get("image")
-        if image is not None and self._channels_last:
+        if image is not None and self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(image, batch.get("record"))
         return logits
@@ -127,11 +113,17 @@ class Classifier(pl.LightningModule):
         """Draws dropout from seed and place in the run, as if a resumed run had never stopped."""
         place = (self.card.config["seed"], self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        image, first = self.network.image, self._config.optimizer.head_epochs
+        if image is not None and first and not self._config.model.freeze:
+            image.freeze(self.current_epoch < first)
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
         """The loss of a batch, in 32 bit whatever the network's precision is."""
-        logits = self(batch).float()
+        mixed, partners, share = self._mix(batch)
+        logits = self(mixed).float()
         loss: Tensor = self.loss(logits, batch["target"])
+        if share < 1:
+            loss = share * loss + (1 - share) * self.loss(logits, partners)
         rows = torch.tensor(float(len(logits)), dtype=torch.float64, device=self.device)
         seen = torch.stack([loss.detach() * rows, rows])
         # Every rank has the whole sum at any time, so rank 0 can save it without asking others.
@@ -145,13 +137,13 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Keeps a batch's log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
-        outcome = self.network.log_probabilities(batch.get("image"), batch.get("record"), views)
-        self.outcomes.update(batch["row"], outcome, batch["target"])
+        logits, features = self.network.outcome(batch.get("image"), batch.get("record"), views)
+        self.test_outcomes.update(batch["row"], logits, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:
         """Gathers the rows of all ranks while they are on devices that can talk to each other."""
-        self.tested = self.outcomes.compute()
-        self.outcomes.reset()
+        self.tested = self.test_outcomes.compute()
+        self.test_outcomes.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole validation split, equal on all ranks."""
@@ -163,16 +155,15 @@ class Classifier(pl.LightningModule):
             self.log("train/loss", self._losses[0] / self._losses[1])
         for name, value in values.items():
             key = f"val/{name}"
-            self.log(key, value, prog_bar=key == self._monitor)
+            self.log(key, value, prog_bar=key == self._config.trainer.monitor)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Weight decay on matrices only; the image network may have its own rate."""
-        config = self._optimizer
-        optimizer = build(OPTIMIZERS, "optimizer", config, params=self._groups(), lr=config.lr)
+        """The optimiser and its schedule over the whole run."""
+        optimizer = build_optimizer(self.network, self._config.optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
-        scale = partial(rate, config=self._schedule, steps=steps)
-        schedule = LambdaLR(optimizer, scale)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        monitor = self._config.trainer.monitor
+        schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card, and the loss of the epoch so far."""
@@ -182,22 +173,6 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the interrupted epoch's loss."""
         self._losses = torch.tensor(checkpoint[EPOCH_LOSSES], dtype=torch.float64)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        config = self._optimizer
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
-                key = (name.startswith("image."), parameter.ndim > 1)
-                groups.setdefault(key, []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": config.lr * (config.backbone_lr_scale if of_image else 1.0),
-                "weight_decay": config.weight_decay if matrix else 0.0,
-            }
-            for (of_image, matrix), parameters in groups.items()
-        ]
 
 
 def monitored(
@@ -224,20 +199,3 @@ def monitored(
         "auprc": binary_average_precision(malignant, truth),
         "balanced_accuracy": recalls[present].mean(),
     }
-
-
-def rate(step: int, *, config: ScheduleConfig, steps: int) -> float:
-    """The learning rate at a step, as a share of the highest: linear warm-up, then a half cosine.
-
-    Args:
-        step: from 0.
-        config: shape, share of the steps that warm up, and last rate.
-        steps: of the whole run.
-    """
-    warmup = int(config.warmup * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.name == "constant":
-        return 1.0
-    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))

@@ -132,7 +132,9 @@ class Fold:
         # Before metrics.json: a fold that has one is finished, and is not resumed.
         update_card(best, **entries)
         names = {"classes": card.classes, "positive": card.positive}
-        facts = {"initialisation": card.initialisation, **names, **entries}
+        # The state of `ood` is thousands of numbers that no reader wants.
+        told = {name: state for name, state in entries.items() if name != "ood"}
+        facts = {"initialisation": card.initialisation, **names, **told}
         predictions = {"test": verdict.test, "val": verdict.val}
         metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
         update_card(best, summary=metrics["test"])
@@ -143,10 +145,10 @@ class Fold:
     def _outcomes(self, part: str) -> judge.Raw:
         loader = self.data.evaluation_loader(part)
         _interruptible(self.trainer.test, self.module, loader, verbose=False)
-        logits, targets = self.module.tested
-        probabilities = logits.double().softmax(dim=1).cpu().numpy()
+        logits, targets, features = (values.cpu() for values in self.module.tested)
+        probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        return judge.Raw(cohort, targets.cpu().numpy(), probabilities)
+        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
 
 
 def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -171,7 +173,12 @@ def _refuse_one_sided(data: LesionData) -> None:
 
 
 def _audited(data: LesionData, config: Config) -> dict[str, Any]:
-    findings = audit(data.cohort, columns=config.data.columns)
+    findings = audit(
+        data.cohort,
+        positive=data.positive,
+        columns=config.data.columns,
+        fitted_on=data.fitted_on,
+    )
     if findings["leaks"] and not config.data.allow_leaks:
         raise InputError(
             f"the split leaks: {'; '.join(findings['leaks'][:3])}; mend the table, or set "
@@ -193,7 +200,7 @@ def _module(config: Config, data: LesionData) -> Classifier:
         initialisation=network.image.origin if network.image else "no image network",
         prior={"trained": _trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
     )
-    return Classifier(network, loss, card, config.optimizer, config.schedule, config.trainer)
+    return Classifier(network, loss, card, config)
 
 
 def _trained_prior(data: LesionData, loss: Loss) -> list[float]:

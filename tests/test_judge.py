@@ -12,6 +12,7 @@ from skinmm import judge
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
 from skinmm.runs import read_metrics
 
 CLASSES = ["benign", "malignant"]
@@ -27,7 +28,8 @@ def raw(seed: int, rows: int = 400) -> judge.Raw:
     cohort = pd.DataFrame(
         {"image_id": names, "patient_id": [f"P{row // 2}" for row in range(rows)]}
     )
-    return judge.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]))
+    features = rng.normal(targets[:, None], 1, size=(rows, 5)).astype(np.float32)
+    return judge.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]), features)
 
 
 def decided(val: judge.Raw, test: judge.Raw, **options: object) -> judge.Verdict:
@@ -46,6 +48,10 @@ def test_the_test_rows_decide_nothing() -> None:
     one, other = decided(val, raw(1)), decided(val, raw(2))
     assert one.calibration == other.calibration
     assert one.threshold == other.threshold
+    assert one.conformal == other.conformal
+    assert one.familiarity is not None
+    assert other.familiarity is not None
+    assert one.familiarity.to_state() == other.familiarity.to_state()
     np.testing.assert_array_equal(one.val.probabilities, other.val.probabilities)
 
 
@@ -84,6 +90,15 @@ def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
     again = Calibration.from_state(entries["calibration"])
     np.testing.assert_array_equal(again.apply(raw(1).probabilities), verdict.test.probabilities)
     assert entries["threshold"]["value"] == verdict.threshold.value
+    test = verdict.test
+    sets = Conformal(**entries["conformal"]).sets(test.probabilities)
+    np.testing.assert_array_equal(sets, test.sets)
+    ood = Familiarity.from_state(entries["ood"]).score(raw(1).features)
+    again_decided = refer(test, entries["threshold"]["value"], sets, ood)
+    assert again_decided.decision is not None
+    assert test.decision is not None
+    assert again_decided.decision.tolist() == test.decision.tolist()
+    assert {*test.decision} == {"benign", "malignant", "refer"}
 
 
 def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
@@ -99,6 +114,12 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
         written = read_predictions(tmp_path / "predictions" / f"{name}.csv")
         np.testing.assert_allclose(written.probabilities, predictions.probabilities, rtol=1e-8)
         assert written.image_id.tolist() == predictions.image_id.tolist()
+        assert predictions.decision is not None
+        assert written.decision is not None
+        assert written.decision.tolist() == predictions.decision.tolist()
+        np.testing.assert_array_equal(written.sets, predictions.sets)
+        np.testing.assert_allclose(written.ood, predictions.ood, rtol=1e-8)
+    assert metrics["val"]["metrics"]["coverage_malignant"]["value"] == pytest.approx(0.9, abs=0.02)
 
 
 def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:
@@ -112,4 +133,6 @@ def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:
         np.testing.assert_array_equal(rows.target, part.target)
         np.testing.assert_array_equal(rows.probabilities, part.probabilities)
         np.testing.assert_array_equal(rows.raw, part.raw)
+        np.testing.assert_array_equal(rows.sets, part.sets)
+        np.testing.assert_array_equal(rows.ood, part.ood)
     assert len(pooled) == 24

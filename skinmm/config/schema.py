@@ -77,10 +77,14 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     name: str = setting(
-        "warmup_cosine", "shape of the schedule", choices=("warmup_cosine", "constant")
+        "warmup_cosine",
+        "shape of the schedule",
+        choices=("warmup_cosine", "one_cycle", "plateau", "constant"),
     )
-    warmup: float = setting(0.1, "share of the steps that warm up", low=0, high=1)
+    warmup: float = setting(0.1, "share of the steps that warm up; not of plateau", low=0, high=1)
     final: float = setting(0.01, "last rate as a share of the highest", low=0, high=1)
+    factor: float = setting(0.2, "of the rate, where plateau lowers it", low=0.001, high=0.999)
+    patience: int = setting(1, "epochs without a better monitor that plateau bears", low=0)
 
 
 @dataclass
@@ -90,6 +94,10 @@ class OptimizerConfig(Component):
     lr: float = setting(1e-3, "highest learning rate", low=0)
     weight_decay: float = setting(1e-2, "decay of matrices; biases and norms have none", low=0)
     backbone_lr_scale: float = setting(1.0, "image network's rate as a share of lr", low=0)
+    layer_decay: float = setting(
+        1.0, "rate of a layer of the image network over the next one's", low=0.01, high=1
+    )
+    head_epochs: int = setting(0, "first epochs that leave the image network as it is", low=0)
 
 
 @dataclass
@@ -113,12 +121,16 @@ class TrainerConfig:
     compile: bool = setting(False, "torch.compile the network")
     accumulate: int = setting(1, "steps whose gradients are added up", low=1)
     clip: float | None = setting(1.0, "largest gradient norm", low=0)
+    ema: float = setting(0.0, "decay of the weights' moving average; 0: none", low=0, high=0.99999)
     monitor: str = setting(
         "val/auroc",
         "what early stopping and the best checkpoint watch; a loss is to fall, the others to rise",
         choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/loss"),
     )
     patience: int = setting(5, "epochs without a better monitor before stopping", low=1)
+    checkpoint_minutes: float = setting(
+        5.0, "time between checkpoints within an epoch; 0: after every step", low=0
+    )
     progress: bool = setting(True, "show a progress bar")
     limit_batches: int | None = setting(None, "steps per epoch at most (debugging)", low=1)
 
@@ -128,9 +140,6 @@ class EvaluationConfig:
     """How numbers, intervals and thresholds are made."""
 
     views: int = setting(
-    checkpoint_minutes: float = setting(
-        5.0, "time between checkpoints within an epoch; 0: after every step", low=0
-    )
         1, "flips and transposes averaged in testing and prediction", low=1, high=8
     )
     resamples: int = setting(1000, "bootstrap resamples over patients", low=0, high=100_000)
@@ -145,6 +154,16 @@ class EvaluationConfig:
     )
     sensitivity: float = setting(0.95, "target of the sensitivity rule", low=0.01, high=0.9999)
     cost_ratio: float | None = setting(None, "cost of a miss over a false alarm", low=0)
+    coverage: float = setting(
+        0.9, "share of each class whose prediction set is to hold it", low=0.5, high=0.999
+    )
+
+
+@dataclass
+class ReportConfig:
+    """What the page of a run shows."""
+
+    pictures: bool = setting(True, "show lesions; false: no image of a patient leaves the cohort")
 
 
 @dataclass
@@ -169,10 +188,12 @@ class Config:
     loss: Component = field(default_factory=Component)
     sampler: Component = field(default_factory=Component)
     augment: Component = field(default_factory=Component)
+    mix: Component = field(default_factory=lambda: Component("none"))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = setting(0, "seed of everything but the split", low=0, high=2**32 - 1)
     resume: str | None = setting(None, "run folder to continue")
@@ -193,6 +214,9 @@ class PredictConfig:
         None, "decision threshold; null: the checkpoint's", low=0, high=1
     )
     probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
+    referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
     batch_size: int = setting(32, "rows per step", low=1)
     workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
     overwrite: bool = setting(False, "replace the output if it exists")

@@ -21,6 +21,7 @@ from skinmm.evaluation.intervals import (
     percentile_interval,
 )
 from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.uncertainty import ReferralMetrics
 
 DEFAULT_THRESHOLD: Final = 0.5
 
@@ -125,10 +126,12 @@ def statistic(
         prevalence=prevalence,
         exact=exact,
     )
-    if predictions.binary:
-        return binary
-    classwise = ClassMetrics(predictions, codes)
-    return lambda draws: binary(draws) | classwise(draws)
+    parts: list[Statistic] = [binary]
+    if not predictions.binary:
+        parts.append(ClassMetrics(predictions, codes))
+    if predictions.decision is not None:
+        parts.append(ReferralMetrics(predictions, codes))
+    return lambda draws: {name: value for part in parts for name, value in part(draws).items()}
 
 
 def evaluate(
@@ -143,7 +146,8 @@ def evaluate(
     """Every metric of a prediction file, with intervals of a bootstrap over patients.
 
     The names without a prefix are about malignancy in every file, so that binary and multi-class
-    runs compare; `class_*`, `macro_*` and `<metric>_<class>` exist in multi-class files only. Rows
+    runs compare; `class_*`, `macro_*` and `<metric>_<class>` exist in multi-class files only, those
+    of `ReferralMetrics` where the file says what was decided. Rows
     of several folds are pooled as if one model had made them, which calibration makes fair; were
     the folds not comparable, the pooled AUROC would be lower than that of the folds, so those are
     given beside it (Airola et al. 2011, doi:10.1016/j.csda.2010.11.023).

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.errors import InputError
 from skinmm.evaluation import reading
-from skinmm.evaluation.reading import BINARY
+from skinmm.evaluation.reading import BINARY, DECISIONS, REFER
+
+__all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Predictions:
         positive: the classes that count as malignant.
         fold: number of the fold that a row was tested in, or None.
         unpredicted: rows of the file that its system could not predict, and that are not here.
+        decision: one of `DECISIONS`, or None.
+        sets: whether a row's prediction set holds a class, or None.
+        ood: how unlike the validation rows a row is, 1 is the limit; NaN or None where not known.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -40,6 +45,9 @@ class Predictions:
     positive: tuple[str, ...]
     fold: Int64[np.ndarray, " n"] | None = None
     unpredicted: int = 0
+    decision: Shaped[np.ndarray, " n"] | None = None
+    sets: Bool[np.ndarray, "n c"] | None = None
+    ood: Float64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Refuses positive classes that do not divide the classes in two."""
@@ -67,9 +75,22 @@ class Predictions:
 
     def select(self, rows: Shaped[np.ndarray, " m"]) -> "Predictions":
         """The rows of a mask or of row numbers, in that order."""
-        names = ("image_id", "patient_id", "target", "probabilities", "raw", "fold")
-        columns = {name: getattr(self, name) for name in names}
+        columns = {name: getattr(self, name) for name in COLUMNS}
         return replace(self, **{k: v[rows] for k, v in columns.items() if v is not None})
+
+
+COLUMNS: Final = (
+    "image_id",
+    "patient_id",
+    "target",
+    "probabilities",
+    "raw",
+    "fold",
+    "decision",
+    "sets",
+    "ood",
+)
+"""Attributes that have an entry for each row."""
 
 
 def read_predictions(
@@ -84,7 +105,8 @@ def read_predictions(
     Needed are an image column and one column `p_<class>` per class; `p_malignant` or `malignancy`
     alone is enough for a binary file. Truth is the column `target` (0/1, or a class), or else
     `diagnosis`. Rows with a reason in `error` and no probabilities are left out and counted. A
-    multi-class file whose targets are 0/1 is judged as a binary one.
+    multi-class file whose targets are 0/1 is judged as a binary one. What stands in `decision`,
+    `prediction_set` and `ood`, as `predict.py` writes them, is judged too.
 
     Args:
         path: CSV.
@@ -108,9 +130,11 @@ def read_predictions(
     positive = tuple(positive or reading.usual_positive(classes, path))
     reading.refuse_positive(classes, positive)
     words = reading.parse_truth(table, labels or path)
-    if classes != BINARY and reading.speaks_binary(words):
-        malignancy = probabilities[:, [name in positive for name in classes]].sum(axis=1)
-        probabilities, raw = np.column_stack([1 - malignancy, malignancy]).clip(0, 1), None
+    sets = reading.parse_sets(table, classes, path)
+    if classes != BINARY and reading.speaks_binary(words, classes):
+        sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
+        probabilities, raw = (probabilities @ sides).clip(0, 1), None
+        sets = None if sets is None else sets @ sides
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
         image_id=table["image_id"].to_numpy(dtype=object),
@@ -122,6 +146,9 @@ def read_predictions(
         positive=positive,
         fold=reading.parse_folds(table, path),
         unpredicted=unpredicted,
+        decision=reading.parse_decisions(table, path),
+        sets=sets,
+        ood=reading.parse_unfamiliarity(table, path),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -142,6 +169,12 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     for prefix, values in (("p_", predictions.probabilities), ("raw_", predictions.raw)):
         if values is not None:
             columns |= {prefix + name: values[:, i] for i, name in enumerate(predictions.classes)}
+    if predictions.decision is not None:
+        columns["decision"] = predictions.decision
+    if predictions.sets is not None:
+        columns["prediction_set"] = set_names(predictions.sets, predictions.classes)
+    if predictions.ood is not None:
+        columns["ood"] = predictions.ood
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -149,3 +182,10 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def set_names(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
+    """Each row's set as a file holds it: its classes with `|` between, `none` where it is empty."""
+    kinds, kind = np.unique(sets, axis=0, return_inverse=True)
+    names = ["|".join(np.array(classes, dtype=object)[held]) or reading.EMPTY for held in kinds]
+    return np.array(names, dtype=object)[kind]

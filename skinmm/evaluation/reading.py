@@ -5,12 +5,16 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.data.vocabulary import MALIGNANT, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
 
 BINARY: Final = ("benign", "malignant")
+REFER: Final = "refer"
+DECISIONS: Final = (*BINARY, REFER)
+EMPTY: Final = "none"
+"""A prediction set without a class."""
 SUM_TOLERANCE: Final = 0.01
 """How far a row's probabilities may be from adding up to 1: other systems round to few digits."""
 
@@ -151,9 +155,10 @@ def parse_targets(
     return indices.to_numpy(dtype=np.int64)
 
 
-def speaks_binary(words: "pd.Series[str]") -> bool:
-    """Whether the truth is told as malignant or not, rather than as a diagnosis."""
-    return set(words.unique()) <= set(_BINARY_WORDS)
+def speaks_binary(words: "pd.Series[str]", classes: tuple[str, ...]) -> bool:
+    """Whether the truth is told as malignant or not, rather than by the names of the classes."""
+    said = set(words.unique())
+    return said <= set(_BINARY_WORDS) and not said <= set(classes)
 
 
 def parse_patients(table: pd.DataFrame) -> "pd.Series[Any]":
@@ -174,6 +179,57 @@ def parse_folds(table: pd.DataFrame, path: Path | str) -> Int64[np.ndarray, " n"
     if bad.any():
         raise InputError(f"{path}: {_place(table, bad)}: fold is not a whole number")
     return folds.to_numpy(dtype=np.int64)
+
+
+def parse_decisions(table: pd.DataFrame, path: Path | str) -> Shaped[np.ndarray, " n"] | None:
+    """What was decided for each row; None where nothing was."""
+    if "decision" not in table or table["decision"].isna().all():
+        return None
+    words = table["decision"].str.strip().str.lower()
+    bad = ~words.isin(DECISIONS)
+    if bad.any():
+        raise InputError(
+            f"{path}: {_place(table, bad)}: decision {_shown(table['decision'], bad)} is none of "
+            f"{', '.join(DECISIONS)}; rename the column if it means something else"
+        )
+    return words.to_numpy(dtype=object)
+
+
+def parse_sets(
+    table: pd.DataFrame, classes: tuple[str, ...], path: Path | str
+) -> Bool[np.ndarray, "n c"] | None:
+    """Which classes each row's prediction set holds; None where there are no sets."""
+    if "prediction_set" not in table or table["prediction_set"].isna().all():
+        return None
+    codes, words = pd.factorize(table["prediction_set"].fillna(""))
+    named = [[] if word == EMPTY and EMPTY not in classes else word.split("|") for word in words]
+    bad = np.array([not set(names) <= set(classes) for names in named])[codes]
+    if bad.any():
+        raise InputError(
+            f"{path}: {_place(table, bad)}: prediction_set {_shown(table['prediction_set'], bad)} "
+            f"is not made of {', '.join(classes)} with | between, or {EMPTY}"
+        )
+    held = np.array([[name in names for name in classes] for names in named], dtype=bool)
+    sets: Bool[np.ndarray, "n c"] = held[codes]
+    return sets
+
+
+def parse_unfamiliarity(table: pd.DataFrame, path: Path | str) -> Float64[np.ndarray, " n"] | None:
+    """How unlike the validation rows each row is; NaN where a row does not say, None if none does.
+
+    Raises:
+        InputError: what is there is no number from 0 up.
+    """
+    if "ood" not in table or table["ood"].isna().all():
+        return None
+    values = pd.to_numeric(table["ood"], errors="coerce").to_numpy(dtype=np.float64)
+    bad = table["ood"].notna().to_numpy() & ~((values >= 0) & (values < np.inf))
+    if bad.any():
+        raise InputError(
+            f"{path}: {_place(table, bad)}: ood {_shown(table['ood'], bad)} is not a number from 0 "
+            "up, where 1 is the limit; rename the column if it means something else"
+        )
+    return values
 
 
 def _class_index(word: str, classes: tuple[str, ...]) -> int | None:
@@ -208,11 +264,9 @@ def _numbers(
         values[:, i] = pd.to_numeric(table[name], errors="coerce")
         bad = ~((values[:, i] >= 0) & (values[:, i] <= 1))
         if bad.any():
-            cell = table[name][bad].iloc[0]
-            shown = "empty" if pd.isna(cell) else repr(cell)
             raise InputError(
-                f"{path}: column {name}, {_place(table, bad)}: {shown} is not a probability in "
-                f"[0, 1]; {int(bad.sum())} rows have none"
+                f"{path}: column {name}, {_place(table, bad)}: {_shown(table[name], bad)} is not a "
+                f"probability in [0, 1]; {int(bad.sum())} rows have none"
             )
     return values
 
@@ -220,6 +274,11 @@ def _numbers(
 def _place(table: pd.DataFrame, bad: "pd.Series[Any] | Bool[np.ndarray, ' n']") -> str:
     row = int(np.flatnonzero(bad)[0])
     return f"row {table.index[row] + 1} (image {table['image_id'].iloc[row]})"
+
+
+def _shown(column: "pd.Series[Any]", bad: "pd.Series[Any] | Bool[np.ndarray, ' n']") -> str:
+    cell = column[bad].iloc[0]
+    return "empty" if pd.isna(cell) else repr(cell)
 
 
 def _stem(names: "pd.Series[str]") -> "pd.Series[str]":

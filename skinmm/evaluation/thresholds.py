@@ -118,8 +118,8 @@ def _by_sensitivity(task: _Task) -> Threshold:
         # The tolerance keeps 0.95 * 20 at 19.
         needed = math.ceil(task.sensitivity * len(rows) - 1e-9)
         value = np.sort(rows.to_numpy())[len(rows) - needed]
-        return Threshold(_round_down(value), "sensitivity", guaranteed=False)
-    return Threshold(_round_down(lowest[misses]), "sensitivity", guaranteed=True)
+        return Threshold(round_down(value), "sensitivity", guaranteed=False)
+    return Threshold(round_down(lowest[misses]), "sensitivity", guaranteed=True)
 
 
 def _allowed_misses(patients: int, sensitivity: float, confidence: float) -> int | None:
@@ -139,7 +139,7 @@ def _by_youden(task: _Task) -> Threshold:
     negatives = np.bincount(inverse, weights=~task.positives)
     gain = positives / positives.sum() - negatives / negatives.sum()
     best = int(np.argmax(np.cumsum(gain[::-1])[::-1]))
-    return Threshold(_round_down(values[best]), "youden", guaranteed=False)
+    return Threshold(round_down(values[best]), "youden", guaranteed=False)
 
 
 def _by_cost(task: _Task) -> Threshold:
@@ -160,7 +160,8 @@ def _need_positives(task: _Task) -> None:
         raise InputError(f"no malignant row among {len(task.scores)} to choose a threshold with")
 
 
-def _round_down(value: float) -> float:
+def round_down(value: float) -> float:
+    """To six significant digits, never up."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)

@@ -1,203 +1,291 @@
-"""When to hand over to a person: conformal sets, and images unlike those of training."""
+"""When to hand over to a person: conformal sets, and features unlike those of validation."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Shaped
-from sklearn.decomposition import PCA
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
+from scipy.linalg import eigh
+from scipy.stats import beta
 
 from skinmm.errors import InputError
-from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.intervals import patient_codes
+from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
+from skinmm.evaluation.ranking import ratio
+from skinmm.evaluation.thresholds import round_down
 
-DECISIONS: Final = ("benign", "malignant", "refer")
 COMPONENTS: Final = 64
-_LEAST: Final = 1e-6  # of the mean variance: what never varied in training is not divided by
+FOLDS: Final = 5
+SHARE: Final = 0.99
+"""Of validation rows, held out in turn, that lie below the limit of familiarity."""
+_LEAST: Final = 1e-6  # of the mean variance: what never varied is not divided by
+_TINY: Final = float(np.finfo(np.float32).tiny)
+_BLOCK: Final = 4096  # rows held in 64 bit at a time
 
 
 @dataclass(frozen=True)
 class Conformal:
     """Sets of classes that hold the true one with a stated frequency, class by class.
 
-    A class belongs to a row's set when its probability reaches the class's limit. The frequency
-    holds for every class, on new rows that come as the validation rows came. It does not hold by
-    itself within a subgroup, for another hospital, or after the classes' look has changed; and
-    several rows of one patient make it vary more than their number suggests.
+    A class belongs to a row's set when its calibrated probability reaches the class's limit. The
+    frequency holds for every class, on average over validation sets, on new rows that come as the
+    validation rows came (`coverage_range` says how far one validation set may be off). It does not
+    hold by itself within a subgroup, for another hospital, or after the classes' look has changed;
+    and several rows of one patient make it vary more than their number suggests.
 
     Attributes:
-        classes: names, in the order of the probabilities.
-        positive: those that count as malignant.
         coverage: the stated frequency.
-        limits: one per class; 0 where validation had too few rows of it to leave it out ever.
+        limits: of each class, in the order of the probabilities; 0 where validation had too few
+            rows of it to leave it out ever.
+        rows: how many validation rows of each class the limit rests on.
     """
 
-    classes: tuple[str, ...]
-    positive: tuple[str, ...]
     coverage: float
-    limits: tuple[float, ...]
+    limits: dict[str, float]
+    rows: dict[str, int]
 
     def sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
         """Which classes each row's set holds."""
-        return probabilities >= np.array(self.limits)
-
-    def decide(self, probabilities: Float64[np.ndarray, "n c"]) -> Shaped[np.ndarray, " n"]:
-        """`benign` or `malignant` where the set holds classes of that side only, else `refer`."""
-        sets = self.sets(probabilities)
-        malignant = np.isin(self.classes, self.positive)
-        some = sets[:, malignant].any(axis=1), sets[:, ~malignant].any(axis=1)
-        return np.select([some[1] & ~some[0], some[0] & ~some[1]], DECISIONS[:2], DECISIONS[2])
+        return probabilities >= np.array(list(self.limits.values()))
 
     def to_state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
-        return {
-            "classes": list(self.classes),
-            "positive": list(self.positive),
-            "coverage": self.coverage,
-            "limits": list(self.limits),
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Conformal":
-        """What `to_state` was called on."""
-        return cls(
-            tuple(state["classes"]),
-            tuple(state["positive"]),
-            state["coverage"],
-            tuple(state["limits"]),
-        )
+        """Plain data, for a checkpoint; its items are the constructor's arguments."""
+        return asdict(self)
 
 
 def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conformal:
     """Limits from validation rows: per class, the probability that enough of its rows reach.
 
     Class-conditional split conformal prediction (Vovk 2012, Sadinle et al. 2019,
-    doi:10.1080/01621459.2018.1395341).
+    doi:10.1080/01621459.2018.1395341). Limits are rounded down to six digits, so that a probability
+    that is computed in another batch stays on its side.
 
     Raises:
         InputError: a coverage outside (0, 1).
     """
     if not 0 < coverage < 1:
         raise InputError(f"coverage {coverage} is not between 0 and 1")
-    limits = []
-    for index in range(len(predictions.classes)):
+    limits, rows = {}, {}
+    for index, name in enumerate(predictions.classes):
         own = np.sort(predictions.probabilities[predictions.target == index, index])
-        # The tolerance keeps (1 - 0.9) * 10 at 1.
-        missed = int((1 - coverage) * (len(own) + 1) + 1e-9)
-        limits.append(float(own[missed - 1]) if missed else 0.0)
-    return Conformal(predictions.classes, predictions.positive, coverage, tuple(limits))
+        missed = _missed(len(own), coverage)
+        limits[name] = round_down(float(own[missed - 1])) if missed else 0.0
+        rows[name] = len(own)
+    return Conformal(coverage, limits, rows)
 
 
-def describe_sets(conformal: Conformal, predictions: Predictions) -> dict[str, Any]:
-    """What the sets do on labelled rows: coverage of each class, and what is referred.
+def coverage_range(
+    rows: int, coverage: float, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Where the coverage of a class lies that had this many independent validation rows.
+
+    It is a beta variable over validation sets (Vovk 2012, arXiv:1209.2673).
 
     Returns:
-        Plain data: `coverage` (class -> `n` and `value`), `referred` (share of rows), and the
-        `sensitivity` and `specificity` of the rest; None where no row says.
+        The central interval; None where so few rows cannot leave the class out of any set.
     """
-    held = conformal.sets(predictions.probabilities)[
-        np.arange(len(predictions)), predictions.target
-    ]
-    decisions = conformal.decide(predictions.probabilities)
-    malignant = predictions.malignant
-    coverage = {}
-    for index, name in enumerate(predictions.classes):
-        rows = predictions.target == index
-        coverage[name] = {"n": int(rows.sum()), "value": _share(held, rows)}
-    decided = decisions != DECISIONS[2]
-    return {
-        "coverage": coverage,
-        "referred": _share(~decided, np.ones_like(decided)),
-        "sensitivity": _share(decisions == DECISIONS[1], malignant & decided),
-        "specificity": _share(decisions == DECISIONS[0], ~malignant & decided),
-    }
+    missed = _missed(rows, coverage)
+    if missed == 0:
+        return None
+    tail = (1 - confidence) / 2
+    low, high = beta.ppf([tail, 1 - tail], rows + 1 - missed, missed)
+    return float(low), float(high)
 
 
-def _share(hits: Bool[np.ndarray, " n"], among: Bool[np.ndarray, " n"]) -> float | None:
-    return float(hits[among].mean()) if among.any() else None
+def _missed(rows: int, coverage: float) -> int:
+    # The tolerance keeps (1 - 0.9) * 10 at 1.
+    return int((1 - coverage) * (rows + 1) + 1e-9)
+
+
+def refer(
+    predictions: Predictions,
+    threshold: float,
+    sets: Bool[np.ndarray, "n c"] | None,
+    ood: Float64[np.ndarray, " n"] | None,
+) -> Predictions:
+    """The predictions with sets, unfamiliarity and the decisions that follow from them."""
+    called = predictions.malignancy >= threshold
+    decision = decide(called, np.isin(predictions.classes, predictions.positive), sets, ood)
+    return replace(predictions, decision=decision, sets=sets, ood=ood)
+
+
+def decide(
+    called: Bool[np.ndarray, " n"],
+    positive: Bool[np.ndarray, " c"],
+    sets: Bool[np.ndarray, "n c"] | None,
+    ood: Float64[np.ndarray, " n"] | None,
+) -> Shaped[np.ndarray, " n"]:
+    """`malignant` or `benign` as the threshold calls, unless something speaks against deciding.
+
+    `refer` where the prediction set does not name classes of the called side alone (it is empty,
+    holds both sides, or contradicts the threshold), and where the features are unlike those of
+    validation. So nothing that reaches the threshold is ever decided to be benign.
+
+    Args:
+        called: malignant by the threshold.
+        positive: the classes that count as malignant.
+        sets: prediction sets; None: no check.
+        ood: unfamiliarity, 1 is the limit; None or NaN: no check.
+    """
+    decision = np.where(called, "malignant", "benign").astype(object)
+    if sets is not None:
+        malignant, benign = sets[:, positive].any(axis=1), sets[:, ~positive].any(axis=1)
+        decision[~np.where(called, malignant & ~benign, benign & ~malignant)] = REFER
+    if ood is not None:
+        decision[ood > 1] = REFER
+    return decision
+
+
+class ReferralMetrics:
+    """What decisions with referral do, as a function of how often patients are drawn.
+
+    `referred` is a share of all rows; `decided_sensitivity` and `decided_specificity` are over the
+    rest; `found_or_referred` is the sensitivity if whoever is referred is found. `set_size` is the
+    mean number of classes in a set, `coverage_<class>` the share of the class's sets that hold it,
+    `unfamiliar` the share of rows above the limit.
+    """
+
+    def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
+        """Adds up per patient; `predictions` has decisions, and sets and unfamiliarity or not."""
+        decision, malignant = predictions.decision, predictions.malignant
+        every, decided = np.ones(len(predictions)), decision != REFER
+        parts: dict[str, tuple[Any, Any]] = {
+            "referred": (~decided, every),
+            "decided_sensitivity": (malignant & (decision == DECISIONS[1]), malignant & decided),
+            "decided_specificity": (~malignant & (decision == DECISIONS[0]), ~malignant & decided),
+            "found_or_referred": (malignant & (decision != DECISIONS[0]), malignant),
+        }
+        if predictions.ood is not None:
+            parts["unfamiliar"] = (predictions.ood > 1, every)
+        if predictions.sets is not None:
+            parts["set_size"] = (predictions.sets.sum(axis=1), every)
+            for index, name in enumerate(predictions.classes):
+                rows = predictions.target == index
+                parts[f"coverage_{name}"] = (rows & predictions.sets[:, index], rows)
+        self.names = list(parts)
+        columns = [column for pair in zip(*parts.values(), strict=True) for column in pair]
+        self.sums = np.column_stack([np.bincount(codes, weights=column) for column in columns])
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
+        """Metrics of each resample."""
+        part, whole = np.split((draws @ self.sums).T, 2)
+        return dict(zip(self.names, ratio(part, whole), strict=True))
 
 
 @dataclass(frozen=True)
 class Familiarity:
-    """How far features lie from those of training: a Mahalanobis distance.
+    """How far features lie from those of validation: a Mahalanobis distance.
 
     Attributes:
-        mean: of the training features.
+        mean: of the features.
         directions: in which they vary most, as rows of length 1.
         variances: along the directions.
         rest: variance in every other direction.
-        limit: score that a stated share of validation rows stays below.
+        limit: squared distance that the share `SHARE` of held-out validation rows stays below.
     """
 
-    mean: Float64[np.ndarray, " d"]
-    directions: Float64[np.ndarray, "k d"]
-    variances: Float64[np.ndarray, " k"]
+    mean: Float32[np.ndarray, " d"]
+    directions: Float32[np.ndarray, "k d"]
+    variances: Float32[np.ndarray, " k"]
     rest: float
-    limit: float
+    limit: float = 1.0
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """Squared distance over the number of features: 1 on average in training."""
+        """Squared distance over the limit: above 1 is unlike validation."""
+        blocks = np.array_split(features, len(features) // _BLOCK + 1)
+        return np.concatenate([self._squared(block) for block in blocks]) / self.limit
+
+    def _squared(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         centred = features.astype(np.float64) - self.mean
-        along = centred @ self.directions.T
-        left = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        return ((along**2 / self.variances).sum(axis=1) + left / self.rest) / len(self.mean)
+        directions = self.directions.astype(np.float64)
+        along = centred @ directions.T
+        left = centred - along @ directions
+        return (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.rest
 
     def to_state(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
-        return {
-            "mean": self.mean.tolist(),
-            "directions": self.directions.tolist(),
-            "variances": self.variances.tolist(),
-            "rest": self.rest,
-            "limit": self.limit,
-        }
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        return {**arrays, "rest": self.rest, "limit": self.limit}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Familiarity":
         """What `to_state` was called on."""
-        arrays = {key: np.array(state[key]) for key in ("mean", "directions", "variances")}
+        arrays = {name: np.array(state[name], dtype=np.float32) for name in _ARRAYS}
         return cls(**arrays, rest=state["rest"], limit=state["limit"])
 
 
+_ARRAYS: Final = ("mean", "directions", "variances")
+
+
 def fit_familiarity(
-    training: Float[np.ndarray, "n d"],
-    validation: Float[np.ndarray, "m d"],
+    features: Float32[np.ndarray, "n d"],
+    patients: Shaped[np.ndarray, " n"],
     *,
     components: int = COMPONENTS,
-    share: float = 0.99,
-) -> Familiarity:
-    """Distance to the training features, and the limit that a share of validation stays below.
+) -> Familiarity | None:
+    """The distance to validation features, and the limit of what is usual.
 
-    The covariance is that of probabilistic principal components (Tipping and Bishop 1999,
-    doi:10.1111/1467-9868.00196): exact along the first directions, one variance for all others, so
-    that it can be inverted and kept whatever the width of the features. One Gaussian for all
-    classes, as a new image has no known class.
+    Validation rows, not training's: the network has learnt those by heart, so new skin would look
+    strange beside them, and these come without a further pass. The limit is that of rows whose
+    patients were held out of the fit in turn. The covariance is that of probabilistic principal
+    components (Tipping and Bishop 1999, doi:10.1111/1467-9868.00196): exact along the first
+    directions, one variance for all others, so that it can be inverted and kept whatever the width
+    of the features. One Gaussian for all classes, as a new image has no known class.
 
     Args:
-        training: fused features of training rows, two at least.
-        validation: of rows that training did not see; only they tell what is usual.
-        components: how many directions.
-        share: of validation rows below the limit.
+        features: fused features of validation rows.
+        patients: who each row belongs to.
+        components: how many directions, at most a fifth of the rows.
 
-    Raises:
-        InputError: too few rows, or features that never vary.
+    Returns:
+        None where nothing can be compared: one patient, or features that never vary.
     """
-    rows, width = training.shape
-    if rows <= 1 or len(validation) == 0:
-        raise InputError(f"{rows} training and {len(validation)} validation rows are too few")
-    features = training.astype(np.float64)
-    total = float(features.var(axis=0, ddof=1).sum())
-    if total == 0:
-        raise InputError("the features are the same in all training rows")
-    kept = min(components, width, rows - 1)
-    model = PCA(kept, random_state=0).fit(features)
-    least = _LEAST * total / width
-    variances = np.maximum(model.explained_variance_, least)
+    codes, count = patient_codes(patients)
+    kept = max(1, min(components, features.shape[1], len(features) // FOLDS))
+    if count == 1 or len(features) <= FOLDS or not np.ptp(features, axis=0).any():
+        return None
+    centre = features.mean(axis=0, dtype=np.float64)
+    fold = np.random.default_rng(0).permutation(count)[codes] % FOLDS
+    parts = {number: _moments(features[fold == number], centre) for number in np.unique(fold)}
+    held = np.empty(len(features))
+    for number in parts:
+        others = [part for other, part in parts.items() if other != number]
+        held[fold == number] = _gaussian(others, centre, kept).score(features[fold == number])
+    limit = float(np.quantile(held, SHARE, method="higher"))
+    return replace(_gaussian(list(parts.values()), centre, kept), limit=max(limit, _TINY))
+
+
+_Moments = tuple[int, Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]
+
+
+def _moments(features: Float32[np.ndarray, "n d"], centre: Float64[np.ndarray, " d"]) -> _Moments:
+    """Number, sum and sum of products of the rows less the centre, in 64 bit block by block."""
+    width = features.shape[1]
+    total, products = np.zeros(width), np.zeros((width, width))
+    for block in np.array_split(features, len(features) // _BLOCK + 1):
+        centred = block - centre
+        total += centred.sum(axis=0)
+        products += centred.T @ centred
+    return len(features), total, products
+
+
+def _gaussian(
+    parts: Sequence[_Moments], centre: Float64[np.ndarray, " d"], kept: int
+) -> Familiarity:
+    rows = sum(part[0] for part in parts)
+    mean = np.sum([part[1] for part in parts], axis=0) / rows
+    products = np.sum([part[2] for part in parts], axis=0)
+    covariance = (products - rows * np.outer(mean, mean)) / (rows - 1)
+    width = len(mean)
+    variances, directions = eigh(covariance, subset_by_index=[width - kept, width - 1])
+    total = float(np.trace(covariance))
+    least = max(_LEAST * total / width, _TINY)
+    variances = np.maximum(variances, least)
     left = max(total - float(variances.sum()), 0) / max(width - kept, 1)
-    fitted = Familiarity(
-        mean=model.mean_,
-        directions=model.components_,
-        variances=variances,
+    return Familiarity(
+        mean=(centre + mean).astype(np.float32),
+        directions=directions.T.astype(np.float32),
+        variances=variances.astype(np.float32),
         rest=max(left, least),
-        limit=np.inf,
     )
-    return replace(fitted, limit=float(np.quantile(fitted.score(validation), share)))

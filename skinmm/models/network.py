@@ -24,12 +24,17 @@ class Network(nn.Module):
     def __init__(
         self, image: Backbone | None, record: nn.Module | None, fusion: Fusion, classes: int
     ) -> None:
-        """Puts a linear head behind the fusion block."""
+        """Puts the fusion block's head behind it."""
         super().__init__()
         self.image = image
         self.record = record
         self.fusion = fusion
-        self.head = nn.Linear(fusion.dim, classes)
+        self.head = fusion.head(classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
 
     def embed(self, image: Images | None, record: Records | None) -> Float[Tensor, "b dim"]:
         """The fused features, before the head.
@@ -50,7 +55,13 @@ class Network(nn.Module):
     def log_probabilities(
         self, image: Images | None, record: Records | None, views: int = 1
     ) -> Float[Tensor, "b classes"]:
-        """The classes' log-probabilities in 32 bit, averaged over test-time views of the image.
+        """The classes' log-probabilities, as `outcome` gives them."""
+        return self.outcome(image, record, views)[0]
+
+    def outcome(
+        self, image: Images | None, record: Records | None, views: int = 1
+    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
+        """Log-probabilities and fused features of one pass, in 32 bit, averaged over views.
 
         Args:
             image: square uint8 RGB, or None.
@@ -59,9 +70,10 @@ class Network(nn.Module):
                 model without an image has one.
         """
         turned = [image] if image is None else islice(symmetries(image), views)
-        with _full_precision(self.head.weight.device.type):
-            seen = torch.stack([self(view, record).log_softmax(dim=1) for view in turned])
-        return seen.logsumexp(dim=0) - math.log(len(seen))
+        with _full_precision(self.device.type):
+            features = torch.stack([self.embed(view, record) for view in turned])
+            seen = self.head(features).log_softmax(dim=2)
+        return seen.logsumexp(dim=0) - math.log(len(seen)), features.mean(dim=0)
 
 
 def symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
@@ -87,8 +99,11 @@ def build_network(
         InputError: an unknown component or argument, or weights that cannot be used.
     """
     verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
-    inputs = FUSIONS[config.fusion.name].inputs
-    image = Backbone(config.model, pretrained=pretrained) if "image" in inputs else None
+    block = FUSIONS[config.fusion.name]
+    inputs, tokens = block.inputs, block.tokens
+    image = None
+    if "image" in inputs:
+        image = Backbone(config.model, pretrained=pretrained, tokens=tokens)
     record = (
         build(TABULAR, "tabular", config.tabular, widths=widths) if "record" in inputs else None
     )

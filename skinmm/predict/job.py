@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError
+from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import ImageFolder, read_patients
 from skinmm.predict.writer import CsvWriter
@@ -32,10 +33,12 @@ def predict_file(config: PredictConfig) -> int:
     if output.exists() and output.samefile(source):
         raise InputError(f"output={output} is the input itself; choose another")
     writer = CsvWriter(output, overwrite=config.overwrite)
-    predictor = Predictor.from_checkpoints(checkpoints(config.checkpoint), config.accelerator)
-    images = ImageFolder(_folder(config)) if "image" in predictor.inputs else None
+    predictor = Predictor.from_checkpoints(
+        checkpoints(config.checkpoint), config.accelerator, referral=config.referral
+    )
+    images = ImageFolder(_folder(config))
     unknown: Counter[str] = Counter()
-    rows = failed = 0
+    counts: Counter[str] = Counter()
     with writer:
         for chunk in read_patients(source, CHUNK):
             predicted = predictor.predict(
@@ -48,11 +51,11 @@ def predict_file(config: PredictConfig) -> int:
                 unknown=unknown,
             )
             writer.write(predicted)
-            rows, failed = rows + len(chunk), failed + int((predicted["error"] != "").sum())
-        if rows == 0:
+            counts.update(predicted["decision"])
+        if not counts:
             raise InputError(f"input={source}: the table has no rows")
-    _tell(output, rows, failed, unknown)
-    return 3 if failed else 0
+    _tell(output, counts, unknown)
+    return 3 if counts[""] else 0
 
 
 def checkpoints(wish: Any) -> list[Path]:
@@ -80,11 +83,14 @@ def _workers(wish: int | None) -> int:
     return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if wish is None else wish
 
 
-def _tell(output: Path, rows: int, failed: int, unknown: Counter[str]) -> None:
+def _tell(output: Path, counts: Counter[str], unknown: Counter[str]) -> None:
+    """Says what was counted: decisions (none for a row that failed), and unknown values."""
     for name, count in unknown.items():
         if count:
             print(f"{name}: {count} unknown values treated as missing", file=sys.stderr)  # noqa: T201
+    rows, failed = counts.total(), counts[""]
     if failed:
         reason = f"{failed} of {rows} rows not predicted; see the column error"
         print(reason, file=sys.stderr)  # noqa: T201
-    print(f"predictions: {output} ({rows} rows)")  # noqa: T201
+    decided = ", ".join(f"{counts[name]} {name}" for name in DECISIONS if counts[name])
+    print(f"predictions: {output} ({rows} rows{f': {decided}' if decided else ''})")  # noqa: T201

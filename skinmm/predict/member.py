@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 
 from skinmm.checkpoint import Card, CheckpointError, load_card
 from skinmm.config import Config, from_mapping
@@ -15,6 +15,7 @@ from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.thresholds import Threshold
+from skinmm.evaluation.uncertainty import Conformal, Familiarity
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, build_network
 
@@ -29,6 +30,22 @@ class View(NamedTuple):
     icc: str
 
 
+class Opinion(NamedTuple):
+    """What a member says of a batch.
+
+    Attributes:
+        raw: the network's own probabilities.
+        probabilities: as the checkpoint's calibration says.
+        sets: which classes each row's prediction set holds, where the checkpoint makes sets.
+        ood: how unlike the validation rows each row is, 1 is the limit, where it knows.
+    """
+
+    raw: Float64[np.ndarray, "b classes"]
+    probabilities: Float64[np.ndarray, "b classes"]
+    sets: Bool[np.ndarray, "b classes"] | None
+    ood: Float64[np.ndarray, " b"] | None
+
+
 @dataclass(frozen=True)
 class Member:
     """A network with everything that turns its output into calibrated probabilities."""
@@ -39,6 +56,8 @@ class Member:
     encoder: RecordEncoder
     calibration: Calibration
     threshold: Threshold
+    conformal: Conformal | None
+    familiarity: Familiarity | None
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "Member":
@@ -58,9 +77,16 @@ class Member:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{path}: not made by this version ({reason})") from error
         network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        calibration = Calibration.from_state(card.calibration) if card.calibration else None
-        threshold = Threshold(**card.threshold) if card.threshold else UNDECIDED
-        return cls(network, card, config, encoder, calibration or Calibration(), threshold)
+        return cls(
+            network,
+            card,
+            config,
+            encoder,
+            Calibration.from_state(card.calibration) if card.calibration else Calibration(),
+            Threshold(**card.threshold) if card.threshold else UNDECIDED,
+            Conformal(**card.conformal) if card.conformal else None,
+            Familiarity.from_state(card.ood) if card.ood else None,
+        )
 
     @property
     def inputs(self) -> frozenset[str]:
@@ -73,21 +99,16 @@ class Member:
         wish = View(self.config.model.image_size, self.config.data.icc)
         return wish if "image" in self.inputs else None
 
-    def probabilities(
-        self,
-        table: pd.DataFrame,
-        images: UInt8[np.ndarray, "b size size 3"] | None,
-        *,
-        calibrated: bool,
-    ) -> Float64[np.ndarray, "b classes"]:
-        """The classes' probabilities for a batch.
+    def judge(
+        self, table: pd.DataFrame, images: UInt8[np.ndarray, "b size size 3"] | None
+    ) -> Opinion:
+        """Predicts a batch in one pass.
 
         Args:
             table: canonical rows.
             images: their RGB pictures, if the network looks at them.
-            calibrated: as the checkpoint's calibration says; else the network's own.
         """
-        device = self.network.head.weight.device
+        device = self.network.device
         record = image = None
         if "record" in self.inputs:
             record = torch.from_numpy(self.encoder.transform(table)).to(device)
@@ -95,6 +116,9 @@ class Member:
             image = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
         with torch.inference_mode():
             views = self.config.evaluation.views
-            outcome = self.network.log_probabilities(image, record, views)
-        raw: Float64[np.ndarray, "b classes"] = outcome.double().softmax(dim=1).cpu().numpy()
-        return self.calibration.apply(raw) if calibrated else raw
+            outcome, features = self.network.outcome(image, record, views)
+        raw = outcome.double().softmax(dim=1).cpu().numpy()
+        probabilities = self.calibration.apply(raw)
+        sets = self.conformal.sets(probabilities) if self.conformal else None
+        ood = self.familiarity.score(features.cpu().numpy()) if self.familiarity else None
+        return Opinion(raw, probabilities, sets, ood)

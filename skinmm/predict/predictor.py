@@ -1,24 +1,41 @@
 """Checkpoints in, calibrated probabilities out: the one predictor behind every way to predict."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64, Shaped, UInt8
 
-from skinmm.data.dataset import read_image
+from skinmm.data.dataset import picture
+from skinmm.data.headers import completed, header_record, lacking, may_be_dicom
+from skinmm.data.source import read_source
+from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
+from skinmm.evaluation.predictions import set_names
 from skinmm.evaluation.thresholds import mean_threshold
+from skinmm.evaluation.uncertainty import decide
 from skinmm.predict.member import Member, View
-from skinmm.predict.reader import ImageFolder, canonical_patients, patient_ids
+from skinmm.predict.reader import ImageFolder, canonical_patients
 
-Pictures = dict[View, list[UInt8[np.ndarray, "size size 3"] | None]]
+HALF: Final = 0.5
+"""Of several prediction sets: a class that at least half of them hold is kept, so that at most
+twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
+
+Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
+
+
+class _Seen(NamedTuple):
+    """What reading one row's image gave: pictures, the DICOM header's record, or an error."""
+
+    pictures: Pictures
+    record: Mapping[str, Any]
+    error: str
 
 
 class Predictor:
@@ -30,10 +47,16 @@ class Predictor:
         threshold: of the decision; the mean of the members' on the logit scale.
         inputs: what any member looks at, of {image, record}.
         columns: record columns that any member uses.
+        referral: decide `refer` where the prediction set does not name the side that the threshold
+            calls alone, or a row is unlike those of validation; else the threshold decides alone.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], *, referral: bool = True) -> None:
         """Takes the models, which stay on their device.
+
+        Args:
+            members: checkpoints that predict the same.
+            referral: as the attribute.
 
         Raises:
             InputError: no member, or they have other classes or other positive classes.
@@ -49,8 +72,10 @@ class Predictor:
                     f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
                 )
         self._members = members
+        self.referral = referral
         self._views = {member.view for member in members if member.view is not None}
         self.classes = list(first.classes)
+        self._names = [f"p_{name}" for name in self.classes]
         self.positive = list(first.positive)
         self.threshold = mean_threshold([member.threshold for member in members]).value
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
@@ -58,20 +83,21 @@ class Predictor:
 
     @classmethod
     def from_checkpoints(
-        cls, paths: Iterable[str | Path], accelerator: str = "auto"
+        cls, paths: Iterable[str | Path], accelerator: str = "auto", *, referral: bool = True
     ) -> "Predictor":
         """Loads checkpoints.
 
         Args:
             paths: files that training wrote.
             accelerator: auto, cpu or gpu.
+            referral: as the attribute.
 
         Raises:
             CheckpointError: a file is missing, truncated or not ours.
             InputError: no path, members that do not fit together, or no GPU.
         """
         device = _device(accelerator)
-        return cls([Member.load(Path(path), device) for path in paths])
+        return cls([Member.load(Path(path), device) for path in paths], referral=referral)
 
     def predict(
         self,
@@ -89,17 +115,21 @@ class Predictor:
         Args:
             table: a row per image: an image column and any of patient_id, sex, age, site under
                 their usual names.
-            images: folder of the images; not needed where the models use the record alone.
+            images: folder of the images; where the models use the record alone, only the headers
+                of DICOM files are read, for what the table lacks.
             probabilities: calibrated, or raw: the networks' own.
-            threshold: of the decision; None: the checkpoints'.
+            threshold: of the decision, on these probabilities; None: the checkpoints', on the
+                calibrated ones.
             batch_size: rows per forward pass.
             workers: threads that decode.
             unknown: counts, by column, the cells that held no known value and became missing.
 
         Returns:
             A row per input row, in order: image_id, patient_id, target (if the table has one),
-            p_<class>, malignancy, decision, threshold, error. A row that cannot be predicted has
-            no probabilities and its reason in `error`.
+            p_<class>, malignancy, decision, threshold, error, prediction_set (classes with `|`
+            between; for several checkpoints those in at least half of the sets) and ood (1 is the
+            limit; for several checkpoints the mean). A row that cannot be predicted has no
+            probabilities and its reason in `error`.
 
         Raises:
             InputError: no image column or no folder although the models need images.
@@ -110,87 +140,102 @@ class Predictor:
         folder = images if isinstance(images, ImageFolder | None) else ImageFolder(Path(images))
         if folder is None and self._views:
             raise InputError("these models need images: name their folder, images=DIR")
-        values = np.full((len(table), len(self.classes)), np.nan)
+        values = np.full((len(table), 3 * len(self.classes) + 1), np.nan)
         errors = np.full(len(table), "", dtype=object)
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             for start in range(0, len(table), batch_size):
                 rows = slice(start, start + batch_size)
                 batch = patients.table.iloc[rows]
-                pictures, errors[rows] = self._pictures(batch["image_id"], folder, pool)
+                look = partial(_look, folder=folder, views=self._views)
+                seen = list(pool.map(look, batch["image_id"], lacking(batch)))
+                batch = completed(batch, [one.record for one in seen])
+                patients.table.loc[batch.index, "patient_id"] = batch["patient_id"]
+                errors[rows] = [one.error for one in seen]
                 good = np.flatnonzero(errors[rows] == "")
                 if len(good):
-                    calibrated = probabilities == "calibrated"
-                    values[start + good] = self._mean(batch, pictures, good, calibrated=calibrated)
-        limit = self.threshold if threshold is None else threshold
-        return self._output(table, patients.table, values, errors, limit)
-
-    def _pictures(
-        self, names: "pd.Series[Any]", folder: ImageFolder | None, pool: ThreadPoolExecutor
-    ) -> tuple[Pictures, Shaped[np.ndarray, " b"]]:
-        """A batch's pictures as every member wants them, and what is wrong with those missing."""
-        errors = np.full(len(names), "", dtype=object)
-        pictures: Pictures = {}
-        for view in self._views:
-            outcomes = list(pool.map(_picture, names, repeat(folder), repeat(view)))
-            pictures[view] = [picture for picture, _ in outcomes]
-            errors = np.where(errors == "", [error for _, error in outcomes], errors)
-        return pictures, errors
+                    pictures = [seen[row].pictures for row in good]
+                    values[start + good] = self._mean(batch.iloc[good], pictures)
+        output = pd.DataFrame(
+            {"image_id": patients.table["image_id"], "patient_id": patients_of(patients.table)}
+        )
+        if "target" in table.columns:
+            output["target"] = table["target"].to_numpy()
+        said = self._said(values, errors, probabilities, threshold)
+        return pd.concat([output, said], axis=1)
 
     def _mean(
-        self,
-        batch: pd.DataFrame,
-        pictures: Pictures,
-        good: Shaped[np.ndarray, " g"],
-        *,
-        calibrated: bool,
-    ) -> Float64[np.ndarray, "g classes"]:
-        """The members' mean for the rows of a batch that can be predicted."""
-        table = batch.iloc[good]
-        total = np.zeros((len(good), len(self.classes)))
+        self, table: pd.DataFrame, pictures: Sequence[Pictures]
+    ) -> Float64[np.ndarray, "g columns"]:
+        """The members' means for rows that can be predicted.
+
+        Raw and calibrated probabilities, the share of prediction sets that hold each class, and the
+        unfamiliarity, side by side.
+        """
+        opinions = []
         for member in self._members:
-            wanted = pictures[member.view] if member.view else None
-            images = None if wanted is None else np.stack([wanted[row] for row in good])
-            total += member.probabilities(table, images, calibrated=calibrated)
-        return total / len(self._members)
+            view = member.view
+            images = None if view is None else np.stack([each[view] for each in pictures])
+            opinions.append(member.judge(table, images))
+        means = [_mean_of_known(part, len(table)) for part in zip(*opinions, strict=True)]
+        sets = np.broadcast_to(means[2], means[1].shape)
+        return np.hstack([means[0], means[1], sets, means[3]])
 
-    def _output(
+    def _said(
         self,
-        given: pd.DataFrame,
-        table: pd.DataFrame,
-        values: Float64[np.ndarray, "n classes"],
+        values: Float64[np.ndarray, "n columns"],
         errors: Shaped[np.ndarray, " n"],
-        threshold: float,
+        probabilities: str,
+        threshold: float | None,
     ) -> pd.DataFrame:
-        output = pd.DataFrame({"image_id": table["image_id"], "patient_id": patient_ids(table)})
-        if "target" in given.columns:
-            output["target"] = given["target"].to_numpy()
-        for column, name in enumerate(self.classes):
-            output[f"p_{name}"] = values[:, column]
+        """The columns from the probabilities on."""
+        raw, calibrated, votes, ood = np.split(values, len(self.classes) * np.arange(1, 4), axis=1)
+        shown = raw if probabilities == "raw" else calibrated
+        columns: dict[str, Any] = dict(zip(self._names, shown.T, strict=True))
+        columns["malignancy"] = self._malignancy(shown)
+        limit = self.threshold if threshold is None else threshold
+        called = self._malignancy(calibrated if threshold is None else shown) >= limit
+        sets = votes >= HALF if np.isfinite(votes).any() else None
+        positive = np.isin(self.classes, self.positive)
+        checks = (sets, ood[:, 0]) if self.referral else (None, None)
+        decision = decide(called, positive, *checks)
+        columns["decision"] = np.where(errors == "", decision, "")
+        columns |= {"threshold": limit, "error": errors}
+        written = "" if sets is None else set_names(sets, self.classes)
+        columns["prediction_set"] = np.where(errors == "", written, "")
+        return pd.DataFrame(columns | {"ood": ood[:, 0]})
+
+    def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
         columns = [self.classes.index(name) for name in self.positive]
-        malignancy = np.clip(values[:, columns].sum(axis=1), 0, 1)
-        output["malignancy"] = malignancy
-        decided = np.where(malignancy >= threshold, "malignant", "benign")
-        output["decision"] = np.where(np.isnan(malignancy), "", decided)
-        output["threshold"] = threshold
-        output["error"] = errors
-        return output
+        return np.clip(values[:, columns].sum(axis=1), 0, 1)
 
 
-def _picture(
-    name: str, folder: ImageFolder | None, view: View
-) -> tuple[UInt8[np.ndarray, "size size 3"] | None, str]:
-    """Reads one image, or says why not; whatever is wrong with it, the other rows go on."""
-    if not name:
-        return None, "no image named, and this model needs one"
+def _mean_of_known(
+    parts: Sequence[Shaped[np.ndarray, "..."] | None], rows: int
+) -> Float64[np.ndarray, "g columns"]:
+    """The mean of what members say, over those that do; NaN where none does."""
+    known = [part.reshape(rows, -1) for part in parts if part is not None]
+    return np.mean(known, axis=0) if known else np.full((rows, 1), np.nan)
+
+
+def _look(name: str, wanted: bool, folder: ImageFolder | None, views: Collection[View]) -> _Seen:
+    """Reads one image once, or says why not; whatever is wrong with it, the other rows go on."""
+    if not (views or wanted):
+        return _Seen({}, {}, "")
     path = folder.find(name) if folder else None
     if path is None:
-        return None, f"image {name} not found"
+        missing = f"image {name} not found" if name else "no image named, and this model needs one"
+        return _Seen({}, {}, missing if views else "")
+    wanted = wanted and may_be_dicom(path)
+    if not (views or wanted):
+        return _Seen({}, {}, "")
     try:
-        return read_image(str(path), view.size, view.icc), ""
+        source = read_source(path)
+        record = header_record(path, source.data) if wanted else {}
+        return _Seen({view: picture(source, view.size, view.icc) for view in views}, record, "")
     except (OSError, InputError) as error:
-        return None, " ".join(str(error).split())
+        return _Seen({}, {}, " ".join(str(error).split()))
     except Exception as error:
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _Seen({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _device(accelerator: str) -> torch.device:

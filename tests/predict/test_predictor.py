@@ -1,6 +1,7 @@
 """Checkpoints to probabilities: those of the run itself, whatever the batch, alone or averaged."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def test_the_output_is_as_the_contract_says(predicted: pd.DataFrame, both: Path)
         "decision",
         "threshold",
         "error",
+        "prediction_set",
+        "ood",
     ]
     for column in ("image_id", "patient_id", "target"):
         assert predicted[column].tolist() == cohort_of(both)[column].tolist()
@@ -62,18 +65,40 @@ def test_the_test_rows_get_the_run_s_own_probabilities(
     assert differ(raw, predicted) > 1e-3
 
 
-def test_the_decision_follows_the_threshold(
+def test_the_test_rows_are_decided_as_in_the_run(predicted: pd.DataFrame, both: Path) -> None:
+    own = predictions_of(both)
+    assert predicted["decision"].tolist() == own["decision"].tolist()
+    assert predicted["prediction_set"].tolist() == own["prediction_set"].tolist()
+    np.testing.assert_allclose(predicted["ood"], own["ood"], rtol=1e-3)
+    assert "refer" in set(own["decision"])
+
+
+def test_the_threshold_decides_alone_where_nobody_is_referred(
     predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path
 ) -> None:
     card, _ = load_card(best(both))
     assert card.threshold is not None
     assert set(predicted["threshold"]) == {predictor.threshold}
     assert predictor.threshold == pytest.approx(card.threshold["value"], rel=1e-9)
-    above = predicted["malignancy"] >= predictor.threshold
-    assert predicted["decision"].tolist() == np.where(above, "malignant", "benign").tolist()
-    wished = predictor.predict(cohort_of(both).head(3), pictures, threshold=0.0)
+    alone = Predictor.from_checkpoints([best(both)], referral=False)
+    rows = alone.predict(cohort_of(both), pictures)
+    above = np.where(predicted["malignancy"] >= predictor.threshold, "malignant", "benign")
+    assert rows["decision"].tolist() == above.tolist()
+    decided = predicted["decision"] != "refer"
+    assert predicted["decision"][decided].tolist() == above[decided].tolist()
+    rest = [name for name in predicted.columns if name != "decision"]
+    pd.testing.assert_frame_equal(rows[rest], predicted[rest])
+    wished = alone.predict(cohort_of(both).head(3), pictures, threshold=0.0)
     assert (wished["decision"] == "malignant").all()
     assert (wished["threshold"] == 0).all()
+
+
+def test_raw_probabilities_change_no_decision(
+    predictor: Predictor, predicted: pd.DataFrame, both: Path, pictures: Path
+) -> None:
+    raw = predictor.predict(cohort_of(both), pictures, probabilities="raw")
+    same = ["decision", "threshold", "prediction_set", "ood"]
+    pd.testing.assert_frame_equal(raw[same], predicted[same])
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (33, 0), (500, 4)])
@@ -107,6 +132,11 @@ def test_several_checkpoints_are_the_mean_of_single_calibrated_ones(
     thresholds = [Threshold(each.threshold, "", False) for each in (predictor, *others)]
     assert together.threshold == pytest.approx(mean_threshold(thresholds).value)
     assert together.inputs == {"image", "record"}
+    np.testing.assert_allclose(mean["ood"], sum(each["ood"] for each in single) / 3, rtol=1e-5)
+    for row, written in enumerate(mean["prediction_set"]):
+        votes = Counter(name for each in single for name in each["prediction_set"][row].split("|"))
+        kept = {name for name in ("benign", "malignant") if votes[name] >= 2}
+        assert set(written.split("|")) - {"none"} == kept
 
 
 def test_a_bad_row_loses_nothing_else(
@@ -125,7 +155,8 @@ def test_a_bad_row_loses_nothing_else(
     assert output["error"][3] == "no image named, and this model needs one"
     assert output["error"][4] == "image nowhere not found"
     assert output.loc[bad, [*P, "malignancy"]].isna().all(axis=None)
-    assert (output.loc[bad, "decision"] == "").all()
+    assert (output.loc[bad, ["decision", "prediction_set"]] == "").all(axis=None)
+    assert output.loc[bad, "ood"].isna().all()
     good = [0, 5, 6, 7]
     assert differ(output.loc[good], predicted.loc[good]) < 1e-6
 
@@ -166,7 +197,11 @@ def test_an_interrupted_run_s_checkpoint_predicts_uncalibrated(both: Path, pictu
     assert predictor.threshold == 0.5
     rows = cohort_of(both).head(4)
     raw = predictor.predict(rows, pictures, probabilities="raw")
-    assert differ(predictor.predict(rows, pictures), raw) < 1e-12
+    predicted = predictor.predict(rows, pictures)
+    assert differ(predicted, raw) < 1e-12
+    assert (predicted["prediction_set"] == "").all()
+    assert predicted["ood"].isna().all()
+    assert "refer" not in set(predicted["decision"])
 
 
 def changed(path: Path, copy: Path, **changes: Any) -> Path:
