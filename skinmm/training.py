@@ -16,9 +16,10 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.loop import quiet
 from skinmm.losses import LOSSES
+from skinmm.mixing import MIXES
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
-from skinmm.module import OPTIMIZERS
+from skinmm.optimization import OPTIMIZERS
 from skinmm.report import write_report
 from skinmm.training_fold import Fold
 
@@ -66,6 +67,7 @@ def check_components(config: Config) -> None:
     verify(LOSSES, "loss", config.loss, context=("counts",))
     verify(AUGMENTS, "augment", config.augment, context=("size",))
     verify(SAMPLERS, "sampler", config.sampler)
+    verify(MIXES, "mix", config.mix)
     optimizer = Component(config.optimizer.name, config.optimizer.args)
     verify(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
     # Lightning makes the real one when the run has begun; what it would refuse is refused here.

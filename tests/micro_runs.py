@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 
 from skinmm.checkpoint import Card
@@ -20,7 +21,9 @@ from skinmm.config import (
     to_mapping,
 )
 from skinmm.data.datamodule import LesionData
+from skinmm.loop import build_trainer, quiet
 from skinmm.losses import LOSSES
+from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
 
@@ -82,4 +85,12 @@ def micro_classifier(config: Config, data: LesionData) -> Classifier:
         initialisation="from scratch",
         prior={"trained": [0.5, 0.5], "deployed": [0.5, 0.5]},
     )
-    return Classifier(network, loss, card, config.optimizer, config.schedule, config.trainer)
+    return Classifier(network, loss, card, config)
+
+
+def parts(config: Config, run: Path) -> tuple[Classifier, LesionData, pl.Trainer]:
+    """Everything a fold needs to train, without its files."""
+    quiet()
+    run.mkdir(exist_ok=True)
+    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    return micro_classifier(config, data), data, build_trainer(config, run)

@@ -18,10 +18,11 @@ from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
 from skinmm.loop import LOGGERS, PRECISIONS
 from skinmm.losses import LOSSES
+from skinmm.mixing import MIXES
 from skinmm.models.backbone import OWN
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
-from skinmm.module import OPTIMIZERS
+from skinmm.optimization import OPTIMIZERS
 from skinmm.training import check_components
 
 TABLES: Final[dict[str, Mapping[str, Any]]] = {
@@ -30,6 +31,7 @@ TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "fusion": FUSIONS,
     "logger": LOGGERS,
     "loss": LOSSES,
+    "mix": MIXES,
     "optimizer": OPTIMIZERS,
     "sampler": SAMPLERS,
     "tabular": TABULAR,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,25 +9,15 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from micro_runs import micro_classifier, micro_config, table_cohort, with_model
+from micro_runs import micro_config, parts, table_cohort
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
 from skinmm.checkpoint import KEY, load_card
-from skinmm.config import Component, Config, OptimizerConfig, ScheduleConfig
-from skinmm.data.datamodule import LesionData
+from skinmm.config import Component, Config
 from skinmm.data.sampling import epoch_draw, evaluation_shard, shard
 from skinmm.data.sampling_draws import SAMPLERS
-from skinmm.loop import build_trainer, quiet
-from skinmm.models.fusion import FUSIONS
-from skinmm.module import OPTIMIZERS, Classifier, Outcomes, monitored, rate
-
-
-def parts(config: Config, run: Path) -> tuple[Classifier, LesionData, pl.Trainer]:
-    quiet()
-    run.mkdir(exist_ok=True)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
-    return micro_classifier(config, data), data, build_trainer(config, run)
+from skinmm.module import Outcomes, monitored
 
 
 @pytest.fixture
@@ -111,56 +100,6 @@ def test_the_loss_is_32_bit_though_the_network_is_not(tmp_path: Path) -> None:
         assert module(batch).dtype == torch.bfloat16
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         assert module.training_step(batch).dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_matrices_decay_and_the_image_network_has_its_own_rate(name: str, tmp_path: Path) -> None:
-    options = OptimizerConfig(name=name, lr=0.1, weight_decay=0.3, backbone_lr_scale=0.5)
-    module, _, _ = parts(replace(micro_config(), optimizer=options), tmp_path)
-    make: Any = OPTIMIZERS[name]
-    optimizer = make(module._groups())
-    names = {id(parameter): name for name, parameter in module.network.named_parameters()}
-    seen = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            seen.append(names[id(parameter)])
-            of_image, matrix = seen[-1].startswith("image."), parameter.ndim > 1
-            assert group["lr"] == (0.05 if of_image else 0.1)
-            assert group["weight_decay"] == (0.3 if matrix else 0.0)
-    assert sorted(seen) == sorted(names.values())
-
-
-def test_a_frozen_network_is_not_in_the_optimiser(tmp_path: Path) -> None:
-    module, _, _ = parts(with_model(micro_config(), freeze=True), tmp_path)
-    trained = {id(each) for group in module._groups() for each in group["params"]}
-    assert trained.isdisjoint(map(id, module.network.image.parameters()))  # type: ignore[union-attr]
-    assert id(module.network.head.weight) in trained
-
-
-@given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=50)
-def test_a_rate_warms_up_to_the_highest_and_falls_to_the_last(
-    steps: int, warmup: float, final: float
-) -> None:
-    config = ScheduleConfig(warmup=warmup, final=final)
-    rates = np.array([rate(step, config=config, steps=steps) for step in range(steps + 1)])
-    peak = int(warmup * steps)
-    assert (rates > 0).all() or final == 0
-    assert rates.max() <= 1
-    assert (np.diff(rates[: peak + 1]) >= 0).all()
-    assert (np.diff(rates[peak:]) <= 1e-12).all()
-    constant = replace(config, name="constant")
-    assert rate(steps, config=constant, steps=steps) == 1
-
-
-def test_the_cosine_is_torch_s() -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.1)
-    config = ScheduleConfig(warmup=0.0, final=0.1)
-    for step in range(21):
-        assert rate(step, config=config, steps=20) == pytest.approx(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
 
 
 def test_compiling_leaves_no_prefix_in_the_state(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from skinmm.errors import InputError
 Image = UInt8[Tensor, "3 h w"]
 Transform = Callable[[Tensor], Tensor]
 
+_MAGNITUDES: Final = 31  # bins of RandAugment
+
 
 def standard(
     size: int,
@@ -33,9 +35,7 @@ def standard(
     Raises:
         InputError: a share out of bounds.
     """
-    for name, share in (("zoom", zoom), ("brightness", brightness), ("contrast", contrast)):
-        if not 0 <= share <= 1 or (name == "zoom" and share == 0):
-            raise InputError(f"augment argument {name}={share}: must be a share between 0 and 1")
+    _check_shares(zoom=zoom, brightness=brightness, contrast=contrast)
     steps: list[torch.nn.Module] = [
         v2.RandomResizedCrop(size, scale=(zoom, 1.0), ratio=(0.9, 1.1), antialias=True),
         v2.RandomHorizontalFlip(),
@@ -47,12 +47,80 @@ def standard(
     return v2.Compose(steps)
 
 
+def strong(
+    size: int,
+    zoom: float = 0.6,
+    degrees: float = 180.0,
+    shift: float = 0.1,
+    colour: float = 0.2,
+    blur: float = 0.2,
+    holes: float = 0.3,
+) -> Transform:
+    """The standard poses with any rotation and shift, hue, blur, and a hole (coarse dropout).
+
+    Args:
+        size: side of the square output, pixels.
+        zoom: smallest share of the picture's area that is kept, above 0.
+        degrees: largest rotation to either side; corners get the picture's mean colour.
+        shift: largest shift, a share of the side.
+        colour: largest change of brightness, contrast and saturation, and five times that of hue.
+        blur: share of pictures that are blurred.
+        holes: share of pictures with a hole of 2 to 20 % of their area.
+
+    Raises:
+        InputError: a share out of bounds.
+    """
+    _check_shares(zoom=zoom, shift=shift, colour=colour, blur=blur, holes=holes)
+    gaussian = v2.GaussianBlur(kernel_size=2 * (size // 40) + 1, sigma=(0.1, max(size / 100, 0.2)))
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(zoom, 1.0), ratio=(0.9, 1.1), antialias=True),
+            v2.RandomHorizontalFlip(),
+            _Turned(degrees, shift),
+            v2.ColorJitter(colour, colour, colour, colour / 5),
+            v2.RandomApply([gaussian], p=blur),
+            v2.RandomErasing(p=holes, scale=(0.02, 0.2)),
+        ]
+    )
+
+
+def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform:
+    """Flips, then operations drawn at random (Cubuk et al. 2020, arXiv:1909.13719).
+
+    Args:
+        size: side of the square output, pixels.
+        operations: drawn for each picture.
+        magnitude: of each, 0 to 30.
+
+    Raises:
+        InputError: an argument out of bounds.
+    """
+    if operations < 0 or not 0 <= magnitude < _MAGNITUDES:
+        raise InputError(
+            f"augment arguments operations={operations} magnitude={magnitude}: operations must not "
+            f"be negative, magnitude must be between 0 and {_MAGNITUDES - 1}"
+        )
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.RandAugment(operations, magnitude, num_magnitude_bins=_MAGNITUDES),
+        ]
+    )
+
+
 def none(size: int) -> Transform:  # noqa: ARG001  every entry is told the size
     """No augmentation; images arrive at their size already."""
     return torch.nn.Identity()
 
 
-AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {"standard": standard, "none": none}
+AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
+    "standard": standard,
+    "strong": strong,
+    "randaugment": randaugment,
+    "none": none,
+}
 
 
 def seeded(transform: Transform, image: Image, seed: int) -> Image:
@@ -64,6 +132,35 @@ def seeded(transform: Transform, image: Image, seed: int) -> Image:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return transform(image)
+
+
+class _Turned(torch.nn.Module):
+    """Rotates and shifts, and fills what comes into view with the picture's mean colour."""
+
+    def __init__(self, degrees: float, shift: float) -> None:
+        super().__init__()
+        self._degrees, self._shift = degrees, shift
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Of a picture (3, height, width)."""
+        angle, right, down = (2 * torch.rand(3) - 1).tolist()
+        height, width = image.shape[-2:]
+        turned: Tensor = v2.functional.affine(
+            image,
+            angle=angle * self._degrees,
+            translate=[right * self._shift * width, down * self._shift * height],
+            scale=1.0,
+            shear=[0.0, 0.0],
+            interpolation=v2.InterpolationMode.BILINEAR,
+            fill=image.float().mean(dim=(-2, -1)).tolist(),
+        )
+        return turned
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1 or (name == "zoom" and share == 0):
+            raise InputError(f"augment argument {name}={share}: must be a share between 0 and 1")
 
 
 def _transposed(image: Tensor) -> Tensor:

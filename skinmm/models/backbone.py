@@ -1,4 +1,4 @@
-"""The image branch: uint8 RGB in, one feature vector an image out."""
+"""The image branch: uint8 RGB in, a feature vector an image out, or one for each of its places."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -8,6 +8,7 @@ from typing import Any, Final
 import timm
 import torch
 from jaxtyping import Float, UInt8
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from skinmm.config import ModelConfig
@@ -16,6 +17,7 @@ from skinmm.models.pretrained import Weights, find_weights
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+MAP_NDIM: Final = 4
 
 
 class SimpleCNN(nn.Sequential):
@@ -42,7 +44,13 @@ class SimpleCNN(nn.Sequential):
         layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(drop_rate)]
         layers += [nn.Linear(16 * widths[-1], dense), nn.ReLU()]
         super().__init__(*layers)
-        self.num_features = dense
+        self.num_features = widths[-1]
+        self.head_hidden_size = dense
+
+    def reset_classifier(self, num_classes: int, global_pool: str) -> None:  # noqa: ARG002
+        """Ends in the last block's map: what timm's networks do at `global_pool=""`."""
+        del self[-5:]
+        self.head_hidden_size = self.num_features
 
 
 # Networks of our own; every other name is timm's.
@@ -54,18 +62,21 @@ class Backbone(nn.Module):
 
     Attributes:
         origin: what its weights are.
-        dim: width of the feature vector.
+        dim: width of a feature vector.
         frozen: whether weights and BatchNorm statistics stay as they are.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, *, pretrained: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, *, pretrained: bool = False, tokens: bool = False
+    ) -> None:
         """Builds the network, and loads weights if they are wanted.
 
         Args:
             config: name, image size and arguments of the network.
+            tokens: a vector for each place of the last map, or each token, instead of one an image.
             pretrained: look for weights as `config.pretrained` says; False builds the bare network,
                 as when a checkpoint is about to be loaded into it.
 
@@ -79,18 +90,41 @@ class Backbone(nn.Module):
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             value = torch.tensor(normalisation.get(key, default)) * 255
             self.register_buffer(key, value.view(1, 3, 1, 1))
+        if tokens:
+            self.net.reset_classifier(0, "")
         # VGG and MobileNetV3 end in a hidden layer that is wider than their feature map.
         self.dim = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
-        self.frozen = config.freeze
-        if self.frozen:
-            self.requires_grad_(False)
-            self.eval()
+        self.frozen = False
+        self.freeze(config.freeze)
 
-    def forward(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b dim"]:
+    def forward(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b *places dim"]:
         """Encodes a batch of uint8 RGB images."""
         normalised = (image.to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.net(normalised)
-        return features
+        if features.ndim != MAP_NDIM:  # a vector an image, or a transformer's tokens
+            return features
+        channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+    def freeze(self, frozen: bool) -> None:
+        """Holds weights and BatchNorm statistics as they are, or lets them learn again."""
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.requires_grad_(not frozen)
+            self.train(not frozen)
+
+    def depths(self) -> dict[str, int]:
+        """How many layers lie between each parameter, by its name, and the features."""
+        matcher = getattr(self.net, "group_matcher", None)
+        if matcher is None:  # ours: every module that holds parameters is a layer
+            modules = [each for each in self.net.modules() if [*each.parameters(recurse=False)]]
+            place = {id(own): i for i, each in enumerate(modules) for own in each.parameters()}
+            layers = {name: place[id(own)] for name, own in self.net.named_parameters()}
+        else:
+            found = group_parameters(self.net, matcher(coarse=False), return_values=False)
+            layers = {name: int(layer) for layer, names in found.items() for name in names}
+        last = max(layers.values())
+        return {f"net.{name}": last - layer for name, layer in layers.items()}
 
     def train(self, mode: bool = True) -> "Backbone":
         """Keeps a frozen network in evaluation mode: its BatchNorm statistics are frozen too."""
