@@ -1,5 +1,6 @@
 """The image branch: every model of conf/, its normalisation, freezing, and refusals."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,48 @@ def images(count: int, size: int = 64) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("option", MODELS)
-def test_every_model_of_conf_is_as_wide_as_declared(option: str) -> None:
+def test_every_model_of_conf_is_as_wide_as_declared(option: str, tokens: bool) -> None:
     config = ModelConfig(**yaml.safe_load(MODELS[option].read_text()))
     with torch.device("meta"):  # shapes alone: nothing is allocated or computed
-        backbone = Backbone(config).eval()
+        backbone = Backbone(config, tokens=tokens).eval()
         square = torch.empty(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    assert backbone(square).shape == (2, backbone.dim)
+    shape = backbone(square).shape
+    assert (shape[0], shape[-1], len(shape)) == (2, backbone.dim, 3 if tokens else 2)
+
+
+SMALL_SWIN = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "pool"),
+    [
+        ("test_efficientnet", {}, lambda places: places.mean(dim=1)),
+        ("swin_tiny_patch4_window7_224", SMALL_SWIN, lambda places: places.mean(dim=1)),
+        ("test_vit", {}, lambda places: places[:, 0]),  # the class token
+    ],
+)
+def test_places_are_what_the_vector_is_pooled_from(
+    name: str, args: dict[str, Any], pool: Callable[[Tensor], Tensor]
+) -> None:
+    """Convolutional maps, channels first or last, and a transformer's tokens."""
+    torch.manual_seed(0)
+    config = micro(name, args=args)
+    vectors, places = Backbone(config).eval(), Backbone(config, tokens=True).eval()
+    places.load_state_dict(vectors.state_dict())
+    pixels = images(2)
+    torch.testing.assert_close(pool(places(pixels)), vectors(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_places_of_the_simple_network_are_its_last_map() -> None:
+    backbone = Backbone(micro("simple_cnn", args={"widths": [4, 8]}), tokens=True).eval()
+    assert [name for name, _ in backbone.named_parameters() if "weight" in name] == [
+        f"net.{layer}.weight" for layer in (0, 1, 4, 5)
+    ]
+    pixels = images(1)
+    normal = (pixels - backbone.mean) / backbone.std
+    torch.testing.assert_close(backbone(pixels)[0, 17], backbone.net(normal)[0, :, 1, 1])
 
 
 @each_micro

@@ -4,20 +4,30 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from block_contract import ContractError, check_block
+from block_contract import (
+    ContractError,
+    check_block,
+    check_gradients,
+    check_open,
+    check_rows,
+    check_state,
+)
 from torch import Tensor, nn
 
 from skinmm.errors import InputError
-from skinmm.models.fusion import FUSIONS, Concat, Fusion
+from skinmm.models.fusion import FUSIONS, Fusion
+from skinmm.models.fusion.attention import CrossAttention
+from skinmm.models.fusion.joint import Concat, Late
 
 WIDTHS = {"image": 12, "record": 5}
-ROWS = 6
+ROWS, PLACES, CLASSES = 6, 4, 3
 
 
-def features(inputs: frozenset[str]) -> list[Tensor | None]:
+def features(block: type[Fusion], inputs: frozenset[str]) -> list[Tensor | None]:
     torch.manual_seed(3)
-    made = {name: torch.randn(ROWS, width) for name, width in WIDTHS.items()}
-    return [made[name] if name in inputs else None for name in WIDTHS]
+    places = (PLACES,) if block.tokens else ()
+    image, record = torch.randn(ROWS, *places, WIDTHS["image"]), torch.randn(ROWS, WIDTHS["record"])
+    return [image if "image" in inputs else None, record if "record" in inputs else None]
 
 
 def new(block: type[Fusion]) -> Fusion:
@@ -28,7 +38,40 @@ def new(block: type[Fusion]) -> Fusion:
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_block_keeps_the_contract(name: str) -> None:
     block = FUSIONS[name]
-    check_block(lambda: new(block), features(block.inputs))
+    check_block(lambda: new(block), features(block, block.inputs))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_block_s_head_turns_what_it_gives_into_logits(name: str) -> None:
+    block = new(FUSIONS[name])
+    fused = torch.randn(ROWS, block.dim)
+    head = block.head(CLASSES)
+    logits = head(fused)
+    assert logits.shape == (ROWS, CLASSES)
+    # Views of an image come stacked.
+    torch.testing.assert_close(head(torch.stack([fused, 2 * fused]))[0], logits)
+    check_gradients(head, [fused])
+    check_rows(head, [fused])
+    check_state(lambda: block.head(CLASSES), [fused])
+
+
+class Decision(nn.Module):
+    """A block with its head: a head that shuts a branch out is no better than a block that does."""
+
+    def __init__(self, block: Fusion) -> None:
+        """Makes the block's own head."""
+        super().__init__()
+        self.block, self.head = block, block.head(CLASSES)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        logits: Tensor = self.head(self.block(*inputs))
+        return logits
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_neither_input_is_shut_out_by_a_block_with_its_head(name: str) -> None:
+    block = FUSIONS[name]
+    check_open(Decision(new(block)), features(block, block.inputs))
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -36,7 +79,7 @@ def test_a_block_uses_what_it_declares_and_nothing_else(name: str) -> None:
     block = new(FUSIONS[name]).eval()
     assert block.inputs
     assert block.inputs <= WIDTHS.keys()
-    given = features(frozenset(WIDTHS))
+    given = features(FUSIONS[name], frozenset(WIDTHS))
     for place, what in enumerate(WIDTHS):
         without = [None if here == place else each for here, each in enumerate(given)]
         if what in block.inputs:
@@ -47,11 +90,37 @@ def test_a_block_uses_what_it_declares_and_nothing_else(name: str) -> None:
 
 
 def test_concatenation_keeps_both_vectors_as_they_are() -> None:
-    image, record = features(Concat.inputs)
+    image, record = features(Concat, Concat.inputs)
     fused = new(Concat).eval()(image, record)
     assert image is not None
     assert record is not None
     assert torch.equal(fused, torch.cat([image, record], dim=1))
+
+
+def test_late_fusion_mixes_the_probabilities_of_two_heads() -> None:
+    block = new(Late).eval()
+    image, record = features(Late, Late.inputs)
+    head: nn.Module = block.head(CLASSES)
+    head.load_state_dict({**head.state_dict(), "balance": torch.tensor(1.0)})
+    share = torch.sigmoid(torch.tensor(1.0))
+    alone = [
+        getattr(head, name)(each).softmax(dim=1)
+        for name, each in (("image", image), ("record", record))
+    ]
+    mixed = head(block(image, record)).softmax(dim=1)
+    torch.testing.assert_close(mixed, share * alone[0] + (1 - share) * alone[1])
+
+
+def test_attention_does_not_hang_on_the_order_of_places() -> None:
+    block = new(CrossAttention).eval()
+    image, record = features(CrossAttention, CrossAttention.inputs)
+    assert image is not None
+    torch.testing.assert_close(block(image[:, [2, 0, 3, 1]], record), block(image, record))
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(InputError, match="width=10 is not divided by heads=4"):
+        CrossAttention(image_dim=3, record_dim=3, width=10)
 
 
 def wrong_width(block: Fusion) -> None:
@@ -99,4 +168,4 @@ def test_the_contract_catches_a_planted_fault(
         return block
 
     with pytest.raises(ContractError, match=complaint):
-        check_block(make, features(Concat.inputs))
+        check_block(make, features(Concat, Concat.inputs))
