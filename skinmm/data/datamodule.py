@@ -19,6 +19,7 @@ from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.splits import split
 from skinmm.data.transforms import AUGMENTS
+from skinmm.errors import InputError
 
 MAX_WORKERS: Final = 8
 
@@ -34,6 +35,7 @@ class LesionData(pl.LightningDataModule):
         natural_prior: class shares of the training part, before any limit or sampling, and without
             the rows of other cohorts (`data.extra`): those of use.
         encoder: fitted on training rows alone.
+        fitted_on: the names of their images.
         sampler: what draws the training rows.
     """
 
@@ -67,23 +69,24 @@ class LesionData(pl.LightningDataModule):
         self._training_rows = _limited(whole, self.targets, config.data.limit, config.seed)
         training = self.cohort.iloc[self._training_rows]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
+        self.fitted_on = training["image_id"].tolist()
         self._datasets: dict[str, LesionDataset] = {}
+        self._start = (0, 0)
 
     @property
     def training_targets(self) -> Int[np.ndarray, " n"]:
-        self._start = (0, 0)
         """Class index of every training row."""
         return self.targets[self._training_rows]
-
-    @property
-    def record_widths(self) -> list[int]:
-        """Width of each record column's block."""
-        return [column.stop - column.start for column in self.encoder.layout]
 
     @property
     def training_groups(self) -> Int[np.ndarray, " n"]:
         """A number for the patient of every training row."""
         return pd.factorize(self.cohort["patient_id"].iloc[self._training_rows])[0]
+
+    @property
+    def record_widths(self) -> list[int]:
+        """Width of each record column's block."""
+        return [column.stop - column.start for column in self.encoder.layout]
 
     def rows(self, part: str) -> Int[np.ndarray, " n"]:
         """Row numbers of a part in the cohort's order."""
@@ -95,6 +98,7 @@ class LesionData(pl.LightningDataModule):
         sampler = EpochSampler(
             self.sampler,
             self.training_targets,
+            self.training_groups,
             seed=self._config.seed,
             batch_size=self._config.trainer.batch_size,
             rank=rank,
@@ -103,10 +107,6 @@ class LesionData(pl.LightningDataModule):
         sampler.start_at(*self._start)
         batch_size = min(self._config.trainer.batch_size, len(sampler))
         return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Every validation row."""
-        return self.evaluation_loader("val")
 
     def state_dict(self) -> dict[str, int]:
         """Where the training draw is: an epoch, its steps that have been made, rows of a step."""
@@ -131,6 +131,10 @@ class LesionData(pl.LightningDataModule):
             )
         self._start = (state_dict["epoch"], state_dict["steps"])
 
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every validation row."""
+        return self.evaluation_loader("val")
+
     def test_dataloader(self) -> DataLoader[Sample]:
         """Every test row."""
         return self.evaluation_loader("test")
@@ -145,13 +149,13 @@ class LesionData(pl.LightningDataModule):
         keys: list[Key] = [(row, None) for row in rows.tolist()]
         return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
 
+    def _rows_of_a_step(self) -> int:
+        return self._config.trainer.batch_size * self._place()[1]
+
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
-    def _rows_of_a_step(self) -> int:
-        return self._config.trainer.batch_size * self._place()[1]
-
         if part not in self._datasets:
             table = self.cohort.iloc[rows]
             self._datasets[part] = LesionDataset(
@@ -177,11 +181,11 @@ class LesionData(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device == "cuda",
+            worker_init_fn=_leave_interrupts,
         )
 
     def _workers(self) -> int:
         if "image" not in self._inputs:  # rows of a small array: processes would only cost
-            worker_init_fn=_leave_interrupts,
             return 0
         wish = self._config.trainer.workers
         if wish is not None:
@@ -202,24 +206,31 @@ class LesionData(pl.LightningDataModule):
         return counts / max(counts.sum(), 1)
 
 
-def _codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Class indices; a target of numbers holds them already."""
-    if pd.api.types.is_integer_dtype(target):
-        return target.to_numpy(dtype=np.int64)
 def _leave_interrupts(_: int) -> None:
     """Ctrl-C reaches loader processes too, whose batch is still needed to end the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Class indices; a target of numbers holds them already."""
+    if pd.api.types.is_integer_dtype(target):
+        return target.to_numpy(dtype=np.int64)
     return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
 
 
 def _limited(
     rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
 ) -> Int[np.ndarray, " k"]:
-    """At most `limit` rows, as equal in classes as the rows allow, in their order."""
+    """At most `limit` rows, as equal in classes as the rows allow, in their order.
+
+    Raises:
+        InputError: fewer rows than there are classes.
+    """
     if limit is None or limit >= len(rows):
         return rows
+    classes = len(np.unique(targets[rows]))
+    if limit < classes:
+        raise InputError(f"data.limit={limit}: {classes} classes need {classes} rows at least")
     shuffled = np.random.default_rng(seed).permutation(rows)
     # A row's place within its class: taking the lowest places takes from every class in turn.
     place = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
