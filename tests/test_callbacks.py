@@ -2,6 +2,8 @@
 
 import csv
 import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,42 @@ def test_the_history_has_a_line_for_every_value(tmp_path: Path) -> None:
     ]
 
 
+def test_a_resumed_run_takes_the_place_of_what_it_repeats_in_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    killed = History(path)
+    for epoch, step in ((0, 4), (1, 9), (2, 14)):
+        killed.log_metrics({"epoch": float(epoch), "val/loss": 0.5}, step)
+    killed.log_metrics({"epoch": 2.0, "test/auroc": 0.5}, 14)
+    resumed = History(path)  # from within the second epoch
+    resumed.log_metrics({"epoch": 1.0, "val/loss": 0.25}, 9)
+    resumed.log_metrics({"epoch": 1.0, "test/auroc": 0.75}, 9)
+    assert path.read_text().split() == [
+        "epoch,step,name,value",
+        "0,4,val/loss,0.5",
+        "1,9,val/loss,0.25",
+        "1,9,test/auroc,0.75",
+    ]
+    History(path).log_metrics({"epoch": 2.0, "val/loss": 0.125}, 14)  # with more epochs
+    assert path.read_text().split()[2:] == ["1,9,val/loss,0.25", "2,14,val/loss,0.125"]
+    assert [each.name for each in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
+    quiet()
+    shown = []
+    for patience in (2, 2, 4):  # the run, its resumption, and one with more patience
+        config = micro_config(
+            "tabular_only", table_cohort(tmp_path), max_epochs=20, patience=patience
+        )
+        config.optimizer.lr = 0.0  # nothing is ever better than the first epoch
+        data = LesionData(config, frozenset({"record"}))
+        module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+        shown.append(trainer.current_epoch)
+    assert shown == [3, 3, 5]
+
+
 @pytest.mark.parametrize(
     ("monitor", "names"),
     [("val/auprc", "train/loss val/loss val/auprc"), ("val/loss", "train/loss val/loss")],
@@ -53,37 +91,54 @@ def test_an_epoch_is_a_line_with_each_value_once(
 
 
 class EndAt(pl.Callback):
-    """Ends a run before a step, as Ctrl-C or a fault would."""
+    """Ends a run in the middle of a step, by a signal or a fault."""
 
-    def __init__(self, step: int, end: BaseException) -> None:
+    def __init__(self, step: int, end: Callable[[], None]) -> None:
         """Takes the step and the end."""
         self._at = (step, end)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
         """Counts."""
         step, end = self._at
         if trainer.global_step == step:
-            raise end
+            end()
+
+
+def fault() -> None:
+    raise RuntimeError("a fault")
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def press_it_twice() -> None:
+    press_ctrl_c()
+    press_ctrl_c()
 
 
 @pytest.mark.parametrize(
     ("step", "end", "kept"),
     [
-        (6, KeyboardInterrupt(), 6),  # in the middle of the second epoch of four steps
-        (6, RuntimeError("a fault"), 4),
-        (0, KeyboardInterrupt(), None),
+        (5, press_ctrl_c, 6),  # in the middle of the second epoch of four steps: it is finished
+        (5, press_it_twice, 4),
+        (7, press_ctrl_c, 4),  # validation would be missed, so not after an epoch's last step
+        (5, fault, 4),
+        (0, press_it_twice, None),
     ],
 )
 def test_an_interrupt_keeps_where_the_run_was_and_a_fault_the_last_whole_epoch(
-    step: int, end: BaseException, kept: int | None, tmp_path: Path
+    step: int, end: Callable[[], None], kept: int | None, tmp_path: Path
 ) -> None:
     quiet()
     config = micro_config("tabular_only", table_cohort(tmp_path), max_epochs=2)
     data = LesionData(config, frozenset({"record"}))
     module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
     trainer.callbacks.insert(0, EndAt(step, end))  # type: ignore[attr-defined]
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises((SystemExit, RuntimeError)):
         trainer.fit(module, data)
+    assert signal.getsignal(signal.SIGINT) is before
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert last.exists() == (kept is not None)
     if kept is not None:
