@@ -63,13 +63,24 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The image network."""
+    """The image network, and what training rows are shown without."""
 
     name: str = setting("efficientnet_b3", "any timm model, or simple_cnn")
     pretrained: bool | str = setting("auto", "auto, true, false, or a weights file")
     freeze: bool = setting(False, "train the head only, on a frozen image network")
     image_size: int = setting(300, "side of the square input, pixels", low=16, high=4096)
+    head_dropout: float = setting(0.0, "dropout of the fused features", low=0, high=0.95)
+    head_masks: int = setting(
+        1, "dropout masks whose logits are averaged in training", low=1, high=64
+    )
     args: dict[str, Any] = setting({}, "keyword arguments of the network (drop_rate, ...)")
+    drop_image: float = setting(
+        0.0, "share of training rows without image; above 0 a prediction needs none", low=0, high=1
+    )
+    drop_record: float = setting(0.0, "share of training rows without record", low=0, high=1)
+    drop_columns: float = setting(
+        0.0, "share of the record's columns that training rows lack", low=0, high=1
+    )
 
 
 @dataclass
@@ -109,9 +120,10 @@ class TrainerConfig:
     eval_batch_size: int = setting(64, "rows per evaluation step and process", low=1)
     workers: int | None = setting(None, "loader processes; null: the cores, at most 8", low=0)
     accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    devices: int | str = setting("auto", "processes per node, or auto")
-    num_nodes: int = setting(1, "machines", low=1)
+    devices: int | str = setting("auto", "processes per machine, or auto; torchrun has its own")
     strategy: str = setting("auto", "how processes cooperate", choices=("auto", "ddp"))
+    sync_batchnorm: bool = setting(False, "BatchNorm over the rows of all GPUs")
+    timeout: float = setting(10.0, "minutes that a process waits for another one", low=0.1)
     precision: str = setting(
         "auto",
         "training arithmetic; probabilities are always 32 bit",

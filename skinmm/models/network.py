@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 from skinmm.config import Config, build, verify
 from skinmm.models.backbone import Backbone
@@ -22,10 +23,28 @@ class Network(nn.Module):
     """Logits of a batch of lesions; a branch that the fusion block does not use is None."""
 
     def __init__(
-        self, image: Backbone | None, record: nn.Module | None, fusion: Fusion, classes: int
+        self,
+        image: Backbone | None,
+        record: nn.Module | None,
+        fusion: Fusion,
+        classes: int,
+        *,
+        dropout: float = 0.0,
+        masks: int = 1,
     ) -> None:
-        """Puts the fusion block's head behind it."""
+        """Puts the fusion block's head behind it.
+
+        Args:
+            image: encoder of pictures.
+            record: encoder of records.
+            fusion: joins what they give.
+            classes: number of classes.
+            dropout: of the fused features.
+            masks: how many draws of it are averaged in training (multi-sample dropout: Inoue 2019,
+                arXiv:1905.09788; here their logits).
+        """
         super().__init__()
+        self._dropout, self._masks = dropout, masks
         self.image = image
         self.record = record
         self.fusion = fusion
@@ -49,7 +68,10 @@ class Network(nn.Module):
 
     def forward(self, image: Images | None, record: Records | None) -> Float[Tensor, "b classes"]:
         """The logits of every class."""
-        logits: Tensor = self.head(self.embed(image, record))
+        fused = self.embed(image, record)
+        masks = self._masks if self.training else 1
+        dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(masks)]
+        logits: Tensor = self.head(torch.stack(dropped)).mean(dim=0)
         return logits
 
     def log_probabilities(
@@ -114,7 +136,10 @@ def build_network(
         image_dim=image.dim if image else 0,
         record_dim=int(record.dim) if record else 0,
     )
-    return Network(image, record, fusion, classes)
+    options = config.model
+    return Network(
+        image, record, fusion, classes, dropout=options.head_dropout, masks=options.head_masks
+    )
 
 
 @contextmanager

@@ -94,6 +94,24 @@ def test_several_views_average_probabilities() -> None:
     )
 
 
+def test_many_masks_average_to_the_head_of_the_features_and_only_in_training() -> None:
+    config = micro_config("tabular_only")
+    config = with_model(config, head_dropout=0.5, head_masks=4)
+    built = build_network(config, WIDTHS, classes=3, pretrained=False)
+    built.record.eval()  # type: ignore[union-attr]  # its own dropout is not looked at
+    expected = built.head(built.embed(None, RECORDS))
+    torch.manual_seed(0)
+    draws = torch.stack([built(None, RECORDS) for _ in range(2000)])
+    torch.testing.assert_close(draws.mean(dim=0), expected, atol=0.05, rtol=0)
+    fused = built.embed(None, RECORDS)
+    weight = built.head.weight  # type: ignore[union-attr]
+    # A linear head's variance under dropout of half the features, over four masks.
+    variance = (fused[:, None, :] * weight).square().sum(dim=2) / 4
+    torch.testing.assert_close(draws.var(dim=0), variance, atol=0.01, rtol=0.15)
+    built.eval()
+    assert torch.equal(built(None, RECORDS), expected)
+
+
 def test_all_eight_views_make_the_pose_of_a_picture_irrelevant() -> None:
     built = network().eval()
     upright = built.log_probabilities(IMAGES, RECORDS, views=8)
