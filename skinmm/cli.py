@@ -17,10 +17,10 @@ from skinmm.errors import InputError
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
 JOIN: Final = "SKINMM_JOIN"
-REPORT_OPTIONS: Final = ("labels", "output", "pictures", "overwrite")
+REPORT_OPTIONS: Final = ("labels", "output", "report.pictures", "overwrite")
 REPORT_USAGE: Final = (
     "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
-    "[labels=LABELS.csv] [output=report.html] [pictures=true] [overwrite=false]"
+    "[labels=LABELS.csv] [output=report.html] [report.pictures=true] [overwrite=false]"
 )
 COMPARE_OPTIONS: Final = ("labels", "output", "overwrite")
 COMPARE_USAGE: Final = (
@@ -43,11 +43,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Trains, tests and reports: `train.py KEY=VALUE ...`, `-m` for several runs."""
-    if "LOCAL_RANK" in os.environ:
-        if JOIN in os.environ:
-            return guarded(lambda: _join(Path(os.environ[JOIN])))
-        # Started by torchrun, every process would make a run folder of its own.
-        return refused("start it without torchrun: trainer.devices=N starts the processes")
+    if "LOCAL_RANK" in os.environ and JOIN in os.environ:
+        return guarded(lambda: _join(Path(os.environ[JOIN])))
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if torchrun and os.environ["RANK"] != "0":
+        return guarded(_follow)
+    if not torchrun and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return refused("srun made several processes of this; see docker/slurm.sh for how to")
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
 
     def job(config: Config, folder: Path) -> int:
@@ -56,7 +58,13 @@ def train(argv: list[str]) -> int:
         config = resumed(config, overrides)
         return _train(config, Path(config.resume or folder))
 
-    return run(argv, "config", Config, job)
+    status = 1
+    try:
+        status = run(argv, "config", Config, job)
+    finally:
+        if torchrun:
+            _dismiss(status)
+    return status
 
 
 def predict(argv: list[str]) -> int:
@@ -101,10 +109,26 @@ def _train(config: Config, folder: Path) -> int:
 
 def _join(folder: Path) -> int:
     """Another process of a run that rank 0 has begun; it writes nothing and says nothing."""
+    from skinmm.launch import end_with_parent
     from skinmm.training import fit
 
+    end_with_parent()
     fit(read_config(folder / "config.yaml"), folder)
     return 0
+
+
+def _follow() -> int:
+    """The same, where torchrun started it."""
+    from skinmm.launch import follow
+    from skinmm.training import fit
+
+    return follow(fit)
+
+
+def _dismiss(status: int) -> None:
+    from skinmm.launch import dismiss
+
+    dismiss(status)
 
 
 def _predict(config: PredictConfig, _: Path) -> int:
@@ -119,14 +143,19 @@ def _report(argv: list[str]) -> int:
     sources, options = _options(argv, REPORT_OPTIONS)
     if len(sources) != 1:
         raise InputError(REPORT_USAGE)
-    source, pictures = sources[0], options.get("pictures", "true").lower() == "true"
+    source = sources[0]
     if source.is_dir():
-        page = write_report(source, pictures=pictures)
+        page = write_report(source, pictures=_flag(options, "report.pictures"))
     else:
         labels = Path(options["labels"]) if "labels" in options else None
         output = Path(options.get("output", "report.html"))
-        overwrite = options.get("overwrite", "false").lower() == "true"
-        page = report_predictions(source, output, labels, pictures=pictures, overwrite=overwrite)
+        page = report_predictions(
+            source,
+            output,
+            labels,
+            pictures=_flag(options, "report.pictures") is not False,
+            overwrite=_flag(options, "overwrite") is True,
+        )
     print(f"report: {page}")  # noqa: T201
     return 0
 
@@ -140,7 +169,7 @@ def _compare(argv: list[str]) -> int:
         raise InputError(COMPARE_USAGE)
     labels = Path(options["labels"]) if "labels" in options else None
     output = Path(options.get("output", "compare.html"))
-    overwrite = options.get("overwrite", "false").lower() == "true"
+    overwrite = _flag(options, "overwrite") is True
     table = compare_page(sources, output, labels, overwrite=overwrite)
     print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
     return 0
@@ -159,6 +188,16 @@ def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[
     options = dict(pair for pair in pairs if pair[0] in known)
     named = zip(argv, pairs, strict=True)
     return [Path(item) for item, pair in named if pair[0] not in options], options
+
+
+def _flag(options: dict[str, str], name: str) -> bool | None:
+    """What was said of a switch; None where nothing was."""
+    word = options.get(name)
+    if word is None:
+        return None
+    if word.lower() not in ("true", "false"):
+        raise InputError(f"{name}={word}: must be true or false")
+    return word.lower() == "true"
 
 
 def _usage() -> str:

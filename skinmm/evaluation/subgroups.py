@@ -12,6 +12,7 @@ from skinmm.evaluation.intervals import bootstrap, patient_codes
 from skinmm.evaluation.metrics import evaluate, summarise
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.ranking import ratio
+from skinmm.evaluation.skin_tone import TONES
 
 UNKNOWN: Final = "not known"
 OTHER: Final = "other"
@@ -33,7 +34,7 @@ class Group:
 
 
 def groups_of(records: pd.DataFrame) -> list[Group]:
-    """Groups by sex, age band, site, source and image size; a column of one value has none.
+    """Groups by sex, age band, site, source, image size and skin tone; one value makes none.
 
     Image sizes beyond the six most frequent are one group.
 
@@ -46,6 +47,8 @@ def groups_of(records: pd.DataFrame) -> list[Group]:
         columns["age"] = pd.cut(_numbers(columns["age"]), _AGES, right=False, labels=_AGE_NAMES)
     if {"width", "height"} <= set(records):
         columns["image size"] = _sizes(records)
+    if "skin_tone" in records:
+        columns["skin tone (estimated)"] = records["skin_tone"]
     return [group for name, values in columns.items() for group in _split(name, values)]
 
 
@@ -146,7 +149,7 @@ def _split(column: str, values: "pd.Series[str]") -> list[Group]:
     words = values.astype(object).where(values.notna(), UNKNOWN).astype(str)
     common = [word for word in words.value_counts().index if word != UNKNOWN]
     words = words.where(words.isin([*common[:_MOST], UNKNOWN]), OTHER)
-    order = [*_AGE_NAMES, *sorted(common[:_MOST]), OTHER, UNKNOWN]
+    order = [*_AGE_NAMES, *TONES, *sorted(common[:_MOST]), OTHER, UNKNOWN]
     present = [name for name in dict.fromkeys(order) if (words == name).any()]
     if len(present) <= 1:
         return []

@@ -60,6 +60,18 @@ class Evidence:
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def conformal(self) -> Mapping[str, Any]:
+        """How prediction sets were made: `coverage`, `limits`, `rows`; empty where not known."""
+        found = self.metrics.get("conformal")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def coverage(self) -> float | None:
+        """What prediction sets were made for, where that is known."""
+        stated: float | None = self.config.get("evaluation", {}).get("coverage")
+        return self.conformal.get("coverage", stated)
+
+    @property
     def confidence(self) -> float:
         """Of the intervals."""
         return float(self.config.get("evaluation", {}).get("confidence", 0.95))
@@ -86,10 +98,11 @@ class Evidence:
         return found
 
 
-def read_run(run: Path, *, pictures: bool) -> Evidence:
+def read_run(run: Path, *, pictures: bool | None) -> Evidence:
     """Reads a run folder; only `predictions/test.csv` must be there.
 
-    A parent of several folds has no cohort or history of its own: those of its folds are used.
+    Where `pictures` is None, the run's own `report.pictures` says whether lesions may be shown. A
+    parent of several folds has no cohort or history of its own: those of its folds are used.
 
     Raises:
         InputError: no predictions, or a file that cannot be read, by its name.
@@ -113,7 +126,7 @@ def read_run(run: Path, *, pictures: bool) -> Evidence:
         cohort=_cohort([run, first]),
         audit=_json(run / "audit.json") or _json(first / "audit.json"),
         environment=_json(run / "environment.json") or _json(first / "environment.json"),
-        pictures=pictures,
+        pictures=config.get("report", {}).get("pictures", True) if pictures is None else pictures,
     )
 
 

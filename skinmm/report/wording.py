@@ -1,7 +1,7 @@
 """Numbers as a reader wants them; what is missing says so."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 ABSENT: Final = "\N{EM DASH}"
@@ -17,6 +17,12 @@ METRICS: Final[dict[str, str]] = {
     "calibration_intercept": "Calibration intercept (0 is right)",
     "ece": "Expected calibration error",
     "brier": "Brier score",
+    "referred": "Referred to a person",
+    "unfamiliar": "Unlike the images of validation",
+    "set_size": "Classes in a prediction set, mean",
+    "decided_sensitivity": "Sensitivity among the decided",
+    "decided_specificity": "Specificity among the decided",
+    "found_or_referred": "Malignant ones found or referred",
 }
 _NOTHING: Final = 1e-6  # below, the decimals that follow the point are all there is to say
 _WHOLE: Final = 10  # from here on a decimal is enough
@@ -37,6 +43,12 @@ def metric(name: str) -> str:
     """What a reader calls a metric."""
     plain = name.replace("_", " ").replace("auroc", "AUROC")
     return METRICS.get(name, plain[:1].upper() + plain[1:])
+
+
+def named(measured: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of the named metrics that were measured, each with its estimate."""
+    found = ((name, measured["metrics"].get(name)) for name in names)
+    return [(metric(name), estimate(value)) for name, value in found if value is not None]
 
 
 def percent(value: Any, digits: int = 1) -> str:

@@ -9,12 +9,13 @@ from skinmm.report.sections import SECTIONS
 from skinmm.report.wording import plural
 
 
-def write_report(run: Path, *, pictures: bool = True) -> Path:
+def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     """Writes `report.html` into a run folder, in place of an earlier one.
 
     Args:
         run: the folder; besides the predictions any of its files may be absent.
-        pictures: show lesions; without them the page holds no image of a patient.
+        pictures: show lesions, or let the page hold no image of a patient; None: as the run's own
+            configuration says.
 
     Returns:
         The page.

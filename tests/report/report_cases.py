@@ -21,7 +21,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import skinmm
 from skinmm.data.audit import audit
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.predictions import read_predictions, set_names
+from skinmm.evaluation.uncertainty import Conformal, decide, fit_conformal, fit_familiarity
 
 THRESHOLD = 0.15
 CONFIG = {
@@ -111,9 +112,26 @@ def _tables() -> dict[str, pd.DataFrame]:
     cohort, balanced = demo_cohort(), fitted(class_weight="balanced")
     raw = {f"raw_{name}": balanced[f"p_{name}"] for name in ("benign", "malignant")}
     table = fitted().assign(**raw)
+    features = record_features().fit_transform(cohort).astype(np.float32)
+    usual = fit_familiarity(features[cohort["part"] == "val"], np.arange(140))
+    sets = _conformal().sets(table[["p_benign", "p_malignant"]].to_numpy())
+    ood = usual.score(features) if usual else None
+    called = (table["p_malignant"] >= THRESHOLD).to_numpy()
+    table["decision"] = decide(called, np.array([False, True]), sets, ood)
+    table["prediction_set"] = set_names(sets, ("benign", "malignant"))
+    table["ood"] = ood
     rows = {part: table[cohort["part"] == part] for part in ("test", "val")}
     files = {f"predictions/{part}.csv": part_rows for part, part_rows in rows.items()}
     return {**files, "cohort.csv": cohort, "history.csv": _history(cohort)}
+
+
+@cache
+def _conformal() -> Conformal:
+    """Sets that the validation rows give."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "val.csv"
+        fitted()[demo_cohort()["part"] == "val"].to_csv(file, index=False)
+        return fit_conformal(read_predictions(file))
 
 
 @cache
@@ -123,6 +141,7 @@ def _documents() -> dict[str, str]:
         "initialisation": "FROM SCRATCH: no weights here",
         "threshold": {"value": THRESHOLD, "rule": "sensitivity", "guaranteed": False},
         "calibration": {"method": "platt"},
+        "conformal": _conformal().to_state(),
     }
     with TemporaryDirectory() as folder:
         for part in ("test", "val"):

@@ -8,7 +8,9 @@ from typing import Final
 
 import pandas as pd
 import pytest
-from report_cases import THRESHOLD, Page, demo_cohort, fitted, make_run
+import yaml
+from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run
+from scipy.stats import beta
 
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
@@ -17,6 +19,7 @@ from skinmm.report import report_predictions, write_report
 from skinmm.report.compare import DIFFERENT, SHOWN
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.performance import PROBABILITIES, RATES
+from skinmm.report.sections.referral import MEASURES as REFERRAL
 from skinmm.report.sections.subgroups import MEASURES
 
 HOSTILE: Final = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{&amp;皮膚'
@@ -81,6 +84,29 @@ def test_confusion_counts_are_in_the_page(whole: Page, run: Path) -> None:
             assert f" {int((truth & call).sum())} " in whole.text
 
 
+def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
+    table = pd.read_csv(run / "predictions" / "test.csv")
+    malignant = table["target"] == 1
+    for truth in (malignant, ~malignant):
+        for decision in ("benign", "malignant", "refer"):
+            assert f" {(truth & (table['decision'] == decision)).sum()} " in whole.text
+    held = table["prediction_set"].str.contains("malignant")[malignant].mean()
+    assert f"malignant {held:.3f} (" in whole.text
+    rows = json.loads((run / "metrics.json").read_text())["conformal"]["rows"]["malignant"]
+    low, high = beta.ppf([0.025, 0.975], rows + 1 - int(0.1 * (rows + 1)), int(0.1 * (rows + 1)))
+    assert f"rest on {rows} validation images of malignant" in whole.text
+    assert f"{low:.2f} to {high:.2f}" in whole.text
+    assert "skin tone (estimated): " in whole.text
+
+
+def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["conformal"]["rows"]["malignant"] = 8
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_report(run, pictures=False))
+    assert "Coverage of malignant cannot be set: 8 validation images are too few" in page.text
+
+
 def test_every_tripod_item_is_answered_or_left_to_the_author(whole: Page) -> None:
     checklist = whole.source[whole.source.index('id="tripod"') :]
     rows = re.findall(r"<tr><th scope=\"row\">(\d+[a-g]?) .*?</tr>", checklist, re.DOTALL)
@@ -91,7 +117,7 @@ def test_every_tripod_item_is_answered_or_left_to_the_author(whole: Page) -> Non
 
 def test_every_metric_that_a_page_names_is_measured(run: Path) -> None:
     measured = json.loads((run / "metrics.json").read_text())["test"]["metrics"]
-    named = {*RATES, *PROBABILITIES, *MEASURES, *SHOWN, *DIFFERENT}
+    named = {*RATES, *PROBABILITIES, *MEASURES, *REFERRAL, *SHOWN, *DIFFERENT}
     assert named <= set(measured)
 
 
@@ -100,6 +126,13 @@ def test_without_pictures_no_lesion_is_shown(run: Path) -> None:
     assert page.count("img") == 0
     assert "data:image" not in page.source
     assert "Malignant, called benign" in page.text
+
+
+def test_a_run_s_own_wish_about_pictures_holds_until_another_is_said(run: Path) -> None:
+    wish = yaml.safe_dump({**CONFIG, "report": {"pictures": False}})
+    (run / "config.yaml").write_text(wish)
+    assert Page(write_report(run)).count("img") == 0
+    assert Page(write_report(run, pictures=True)).count("img") > 0
 
 
 def test_an_image_that_is_gone_or_broken_does_not_cost_the_page(run: Path) -> None:

@@ -36,7 +36,9 @@ class Axis:
     labels: Sequence[str] | None = None
 
 
-def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Markup:
+def confusion(
+    counts: Int[np.ndarray, "r c"], classes: Sequence[str], decided: Sequence[str] | None = None
+) -> Markup:
     """Counts of true class (down) against decided class (across), shaded by the row's share."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(classes)
@@ -44,7 +46,7 @@ def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Markup:
 
     def paint(axes: "Axes") -> None:
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
-        for row, column in np.ndindex(size, size):
+        for row, column in np.ndindex(*counts.shape):
             if counts[row, column] or size <= 3:  # noqa: PLR2004 - zeros clutter a large table
                 ink = "white" if shares[row, column] > _LIGHT else "black"
                 text = f"{counts[row, column]:,}"
@@ -52,17 +54,19 @@ def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Markup:
                     column + 0.5, row + 0.5, text, color=ink, ha="center", va="center",
                     fontsize=11 if size <= 3 else small * 0.85,  # noqa: PLR2004
                 )  # fmt: skip
-        names = [short(name, _LONGEST) for name in classes]
-        places = np.arange(size) + 0.5
+        down, across = (
+            [short(name, _LONGEST) for name in names] for names in (classes, decided or classes)
+        )
         turned: dict[str, Any] = {"rotation": 90} if size > 4 else {}  # noqa: PLR2004
-        axes.set_xticks(places, names, fontsize=small, **turned)
-        axes.set_yticks(places, names, fontsize=small)
+        axes.set_xticks(np.arange(len(across)) + 0.5, across, fontsize=small, **turned)
+        axes.set_yticks(np.arange(size) + 0.5, down, fontsize=small)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.set(xlabel="Decided", ylabel="True")
 
-    return render(paint, label="Confusion matrix", height=3.4 if size <= 9 else 4.4)  # noqa: PLR2004
+    label = f"Confusion matrix: {', '.join(decided or classes)}"
+    return render(paint, label=label, height=3.4 if size <= 9 else 4.4)  # noqa: PLR2004
 
 
 def forest(groups: Sequence[Estimate], overall: Estimate, *, label: str) -> Markup:

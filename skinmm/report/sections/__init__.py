@@ -16,6 +16,7 @@ from skinmm.report.sections.performance import (
     discrimination,
     operating_point,
 )
+from skinmm.report.sections.referral import referral
 from skinmm.report.sections.subgroups import subgroups
 from skinmm.report.sections.training import training
 
@@ -25,6 +26,7 @@ SECTIONS: Final[dict[str, Callable[[Evidence], Section | None]]] = {
     "decision": operating_point,
     "calibration": calibration,
     "benefit": benefit,
+    "referral": referral,
     "subgroups": subgroups,
     "mistakes": mistakes,
     "data": cohort,

@@ -4,6 +4,7 @@ from typing import Final
 
 from skinmm.report.blocks import Block, Note, Section, Tile, Tiles
 from skinmm.report.evidence import Evidence
+from skinmm.report.sections.referral import unpromised
 from skinmm.report.wording import interval, number, percent, plural
 
 FEW: Final = (
@@ -41,6 +42,7 @@ def warnings_of(evidence: Evidence) -> list[str]:
         found.append(
             "The sensitivity at the threshold is an estimate, not a guaranteed lower bound."
         )
+    found += unpromised(evidence)
     unpredicted = evidence.measured.get("unpredicted", 0)
     if unpredicted:
         found.append(

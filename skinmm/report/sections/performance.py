@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.metrics import confusion_matrix
 
+from skinmm.evaluation.predictions import BINARY
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.evidence import Evidence
 from skinmm.report.figures import curves, grids
@@ -16,7 +17,7 @@ from skinmm.report.points import (
     reliability_line,
     roc_line,
 )
-from skinmm.report.wording import ABSENT, estimate, metric, number, percent
+from skinmm.report.wording import ABSENT, named, number, percent
 
 LARGEST_MATRIX: Final = 20
 CURVES: Final = 12
@@ -87,8 +88,8 @@ def operating_point(evidence: Evidence) -> Section:
     counts = confusion_matrix(rows.malignant, decided, labels=[False, True])
     caption = f"Called malignant from a probability of {number(evidence.threshold)}."
     parts: list[Plot | Table] = [
-        Plot("Decision", grids.confusion(counts, ("benign", "malignant")), caption),
-        Table("At the threshold", ("Measure", "Value (interval)"), _named(evidence, RATES)),
+        Plot("Decision", grids.confusion(counts, BINARY), caption),
+        Table("At the threshold", ("Measure", "Value (interval)"), named(evidence.measured, RATES)),
     ]
     if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
         likeliest = rows.probabilities.argmax(axis=1)
@@ -116,7 +117,7 @@ def calibration(evidence: Evidence) -> Section:
         drawing = curves.reliability(reliability_line("before calibration", raw, rows.malignant))
         parts.append(Plot("Before calibration", drawing, "Mind the axes: they end with the data."))
     names = ("Measure", "Value (interval)")
-    parts.append(Table("In numbers", names, _named(evidence, PROBABILITIES)))
+    parts.append(Table("In numbers", names, named(evidence.measured, PROBABILITIES)))
     return Section("calibration", "Calibration", [Row(parts)])
 
 
@@ -162,11 +163,6 @@ def _chosen(evidence: Evidence) -> tuple[float, float, float]:
         count / whole if whole else float("nan")
         for count, whole in zip((hits, alarms, hits), parts, strict=True)
     )
-
-
-def _named(evidence: Evidence, names: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = ((name, evidence.estimate(name)) for name in names)
-    return [(metric(name), estimate(value)) for name, value in found if value is not None]
 
 
 def _by_class(evidence: Evidence) -> Table:

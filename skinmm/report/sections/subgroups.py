@@ -8,7 +8,8 @@ from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.evidence import Evidence
 from skinmm.report.figures import grids
 from skinmm.report.figures.grids import Estimate
-from skinmm.report.wording import estimate, is_number
+from skinmm.report.tones import MEASURED, with_tones
+from skinmm.report.wording import estimate, is_number, metric
 
 RESAMPLES: Final = 300  # enough for a drawing; some twenty groups are resampled
 MEASURES: Final[dict[str, str]] = {
@@ -16,12 +17,16 @@ MEASURES: Final[dict[str, str]] = {
     "sensitivity": "Sensitivity at the threshold",
     "specificity": "Specificity at the threshold",
 }
+CLASSES: Final = 9  # as many columns as a page holds
 DRAWN: Final = ("auroc", "sensitivity")
 
 
 def subgroups(evidence: Evidence) -> Section | None:
     """Forest plots, gaps and a table over sex, age, site, source and image size."""
-    groups = [] if evidence.records is None else groups_of(evidence.records)
+    if evidence.records is None:
+        return None
+    rows = evidence.predictions
+    groups = groups_of(with_tones(evidence.records, rows.malignant))
     if not groups:
         return None
     settings: dict[str, Any] = {
@@ -29,18 +34,22 @@ def subgroups(evidence: Evidence) -> Section | None:
         "resamples": RESAMPLES,
         "confidence": evidence.confidence,
     }
-    measured = evaluate_subgroups(evidence.predictions, groups, **settings)
-    gaps = sensitivity_gaps(evidence.predictions, groups, **settings)
+    measured = evaluate_subgroups(rows, groups, **settings)
+    gaps = sensitivity_gaps(rows, groups, **settings)
     drawn = (_forest(evidence, measured, name) for name in DRAWN)
     parts: list[Plot | Table] = [plot for plot in drawn if plot is not None]
     blocks: list[Block] = [Row(parts)] if parts else []
     blocks += [_gaps(gaps)] if gaps else []
     blocks.append(_table(measured))
+    if rows.sets is not None:
+        blocks += _coverage(evidence, measured)
     blocks.append(
         Note(
             "Groups differ by chance too: a gap counts where intervals lie apart, and even then "
             "only as a reason to look closer. An image size names a camera or an archive, not a "
-            "patient; a gap there means that the model may have learnt where a picture comes from."
+            "patient; a gap there means that the model may have learnt where a picture comes from. "
+            f"Skin tone is an estimate from the border of at most {MEASURED} pictures (individual "
+            "typology angle): light and camera move it, and nobody's skin was looked at."
         )
     )
     return Section("subgroups", "Subgroups", blocks)
@@ -84,6 +93,32 @@ def _table(measured: Sequence[Mapping[str, Any]]) -> Table:
     ]
     header = ("Group", "Images", "Malignant", "AUROC", "Sensitivity", "Specificity")
     return Table("By group", header, rows, stack=True)
+
+
+def _coverage(evidence: Evidence, measured: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Refer rate and coverage by group; a group whose interval lies below what was stated is named.
+
+    Coverage is promised for each class over everyone, and for no group.
+    """
+    classes = evidence.predictions.classes[:CLASSES]
+    names = ["referred", *(f"coverage_{name}" for name in classes)]
+    stated = evidence.coverage
+    lines, low = [], []
+    for found in measured:
+        group = f"{found['column']}: {found['group']}"
+        lines.append((group, *(estimate(found["metrics"][name]) for name in names)))
+        low += [
+            f"{group} ({label})"
+            for label, name in zip(classes, names[1:], strict=True)
+            if stated and is_number(high := found["metrics"][name]["high"]) and high < stated
+        ]
+    table = Table(
+        "Referral and coverage by group", ("Group", *map(metric, names)), lines, stack=True
+    )
+    if not low:
+        return [table]
+    text = f"Prediction sets hold the true class less often than stated in: {', '.join(low)}."
+    return [table, Note(text, loud=True)]
 
 
 def _estimate(name: str, found: Mapping[str, Any]) -> Estimate:
