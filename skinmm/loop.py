@@ -2,11 +2,13 @@
 
 import copy
 import logging
+import os
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +16,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
+from skinmm import launch
 from skinmm.averaging import WeightAverage
 from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, Patience, RunCheckpoints
 from skinmm.config import Config, to_mapping
@@ -39,11 +44,17 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     """
     options = config.trainer
     accelerator = _accelerator(options.accelerator)
+    devices, nodes = _processes(options.devices, accelerator)
+    together = options.strategy == "ddp" or devices * nodes > 1
+    if options.sync_batchnorm and together and accelerator == "cpu":
+        raise InputError("trainer.sync_batchnorm=true: torch has it for GPUs only")
+    # Where torchrun did not start the processes, Lightning does, whatever a cluster's queue says.
+    started = [] if launch.by_torchrun() else [LightningEnvironment()]
     return pl.Trainer(
         accelerator=accelerator,
-        devices=_devices(options.devices, accelerator),
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=_ddp(config) if together else "auto",
         precision=_precision(options.precision, accelerator),
         max_epochs=options.max_epochs,
         accumulate_grad_batches=options.accumulate,
@@ -52,7 +63,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
         limit_val_batches=options.limit_batches,
         callbacks=_callbacks(config, run / "checkpoints"),
         logger=LOGGERS[config.logger.name](config, run),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *started],
         deterministic="warn",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -137,6 +148,24 @@ def _accelerator(wish: str) -> str:
     return "gpu" if available and wish != "cpu" else "cpu"
 
 
+def _ddp(config: Config) -> DDPStrategy:
+    return DDPStrategy(
+        timeout=timedelta(minutes=config.trainer.timeout),
+        # While the head learns alone, the image network has no gradients to wait for.
+        find_unused_parameters=config.optimizer.head_epochs > 0,
+    )
+
+
+def _processes(wish: int | str, accelerator: str) -> tuple[int, int]:
+    """Processes on this machine, and machines; where torchrun started them, its numbers hold."""
+    if not launch.by_torchrun():
+        return _devices(wish, accelerator), 1
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if wish not in ("auto", here):
+        raise InputError(f"trainer.devices={wish}: torchrun started {here} processes here")
+    return _devices(here, accelerator), everywhere // here
+
+
 def _devices(wish: int | str, accelerator: str) -> int:
     available = torch.cuda.device_count()
     if wish == "auto":
@@ -184,7 +213,7 @@ def _first(sampler: Any, count: int | None) -> list[Any]:
 
 def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:
     with trainer.precision_plugin.forward_context():
-        logits = network(batch.get("image"), batch.get("record"))
+        logits = network(batch.get("image"), batch.get("record"), batch.get("shown"))
         value = loss(logits, batch["target"])
     value.backward()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from skinmm import judge, runs
+from skinmm import judge, launch, runs
 from skinmm.config import Component, Config, build, verify, write_config
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
@@ -51,8 +51,11 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
         fold = Fold.assemble(config, run)
         _open(run, config)
         return fold.run_through()
+    except Exception as error:
+        raise launch.failed(error, run) from error
     finally:
-        if torch.distributed.is_initialized():  # or the next run of a sweep would wait for ours
+        # Or the next run of a sweep would wait for ours; torchrun's processes stay together.
+        if torch.distributed.is_initialized() and not launch.by_torchrun():
             torch.distributed.destroy_process_group()
 
 
@@ -86,6 +89,10 @@ def _open(run: Path, config: Config) -> None:
         if not config.resume:
             runs.clear(run)
         write_config(run / "config.yaml", config)
+    if launch.by_torchrun():
+        if _leads():
+            launch.announce(config, run)
+        launch.meet(run, config.trainer.timeout)
 
 
 def _fit_all(config: Config, run: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.loop import build_trainer, device_name, expected_seconds, log_test
 from skinmm.losses import LOSSES, Loss
+from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
@@ -190,6 +191,8 @@ def _audited(data: LesionData, config: Config) -> dict[str, Any]:
 def _module(config: Config, data: LesionData) -> Classifier:
     classes = list(data.classes)
     network = build_network(config, data.record_widths, len(classes), pretrained=True)
+    if config.trainer.sync_batchnorm:
+        synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
     loss = build(LOSSES, "loss", config.loss, counts=counts)
     card = Card(

@@ -68,7 +68,8 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     # The composition root, in files by purpose; train.py is all that starts it.
     "callbacks": ("checkpoint",),
     "averaging": ("checkpoint",),
-    "loop": ("averaging", "callbacks", "data.datamodule", "module"),
+    "launch": (),
+    "loop": ("averaging", "callbacks", "data.datamodule", "launch", "module"),
     "runs": (),
     "judge": ("evaluation", "runs"),
     "training": (
@@ -79,6 +80,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.transforms",
         "evaluation",
         "judge",
+        "launch",
         "loop",
         "losses",
         "mixing",
@@ -119,6 +121,7 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.pack",
         "data.source",
         "data.splits",
+        "launch",
         "predict",
         "report",
         "runs",
@@ -146,6 +149,7 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
         "models",
         "losses",
         "checkpoint",
+        "launch",
         "runs",
         "explain",
         "predict",

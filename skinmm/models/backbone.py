@@ -8,6 +8,7 @@ from typing import Any, Final
 import timm
 import torch
 from jaxtyping import Float, UInt8
+from timm.layers import convert_sync_batchnorm
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -55,6 +56,14 @@ class SimpleCNN(nn.Sequential):
 
 # Networks of our own; every other name is timm's.
 OWN: Final[dict[str, Callable[..., nn.Module]]] = {"simple_cnn": SimpleCNN}
+
+
+def synchronise_batchnorm(network: nn.Module) -> None:
+    """Lets every BatchNorm below a network see the rows of all processes.
+
+    torch's own conversion would lose the activations that timm's layers hold.
+    """
+    convert_sync_batchnorm(network)
 
 
 class Backbone(nn.Module):

@@ -1,0 +1,146 @@
+"""One run by several processes: rank 0 leads, the others follow, and the first to fail says why."""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import torch.distributed as dist
+
+from skinmm.config import Config, from_mapping, one_line, to_mapping
+from skinmm.errors import InputError
+
+FOREVER: Final = timedelta(days=365)
+HEARING: Final = timedelta(seconds=10)  # then a failure is taken for not heard of
+_runs = count()  # that this process has led
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process and others, none of which knows of a run folder."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def announce(config: Config, run: Path) -> None:
+    """Rank 0 tells those that torchrun started beside it what to train, and where."""
+    told = {"config": to_mapping(config), "run": str(run), "cwd": str(Path.cwd())}
+    _meeting_place().set(f"run {next(_runs)}", json.dumps(told))
+
+
+def dismiss(status: int) -> None:
+    """Rank 0 lets them go."""
+    if by_torchrun():
+        _meeting_place().set(f"run {next(_runs)}", json.dumps({"status": status}))
+
+
+def follow(train: Callable[[Config, Path], object]) -> int:
+    """Another process that torchrun started joins every run that rank 0 announces.
+
+    It makes no folder, and paths mean what they mean where rank 0 was started.
+
+    Returns:
+        The exit status that rank 0 has.
+    """
+    for number in count():
+        told = json.loads(_meeting_place().get(f"run {number}"))
+        if "status" in told:
+            return int(told["status"])
+        os.chdir(told["cwd"])
+        try:
+            train(from_mapping(Config, told["config"]), Path(told["run"]))
+        except SystemExit as error:
+            if error.code:
+                raise
+    raise AssertionError
+
+
+def meet(run: Path, minutes: float) -> None:
+    """Waits until all processes are ready to train: one that is not ends the run here.
+
+    Raises:
+        RuntimeError: another process failed, or did not come in time.
+    """
+    rank, store = int(os.environ["RANK"]), _meeting_place()
+    store.set(f"{run} {rank}", "")
+    everyone = [f"{run} {each}" for each in range(int(os.environ["WORLD_SIZE"]))]
+    ends = time.monotonic() + 60 * minutes
+    while not store.check(everyone):
+        if store.check([f"{run} failed"]) or time.monotonic() > ends:
+            raise RuntimeError(f"not all processes were ready within {minutes:g} minutes")
+        time.sleep(0.1)
+
+
+def failed(error: Exception, run: Path) -> BaseException:
+    """What a process raises in place of its error: the reason of the one that failed first.
+
+    The others' errors only say that they were left alone. Rank 0 speaks for all; another process
+    speaks for itself only where rank 0 did not hear of it.
+    """
+    store = _store()
+    if store is None:
+        return error
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    if rank and os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    reason = _reason(error)
+    own = json.dumps([rank, isinstance(error, InputError), reason])
+    try:
+        first = json.loads(store.compare_set(f"{run} failed", "", own))
+        if rank == 0:
+            store.set(f"{run} heard", "")
+            if first[0] == 0:
+                return RuntimeError(reason) if _is_lost(error) else error
+            return (InputError if first[1] else RuntimeError)(f"process {first[0]}: {first[2]}")
+        store.wait([f"{run} heard"], HEARING)
+    except RuntimeError:  # torch's errors of a lost store are of many kinds
+        print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
+        return SystemExit(1)
+    return SystemExit(0)
+
+
+def end_with_parent() -> None:
+    """Ends this process once the one that started it has been killed: nobody else would."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _meeting_place() -> Any:
+    """Where the processes that torchrun started find each other, before and between the runs."""
+    store, _, _ = next(dist.rendezvous("env://"))
+    store.set_timeout(FOREVER)
+    return dist.PrefixStore("skinmm", store)
+
+
+def _store() -> Any:
+    if by_torchrun():
+        return _meeting_place()
+    return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether the network speaks: of another process, not of a fault of this one."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _reason(error: Exception) -> str:
+    line = one_line(error)
+    if not _is_lost(error):
+        return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
+    return (
+        f"another process was killed, or did not answer within trainer.timeout ({line[:120]}); "
+        "resume= goes on from the last checkpoint"
+    )
