@@ -18,11 +18,11 @@ from skinmm.data.decode_base import (
     check_size,
     finish,
 )
-from skinmm.data.decode_dicom import dicom_record, probe_dicom, read_dicom
+from skinmm.data.decode_dicom import File, dicom_record, probe_dicom, read_dicom
 from skinmm.data.decode_jpeg import probe_jpeg, read_jpeg
 from skinmm.data.decode_png import probe_png, read_png
 
-__all__ = ["DecodeError", "ImageInfo", "decode", "dicom_record", "probe"]
+__all__ = ["DecodeError", "File", "ImageInfo", "decode", "dicom_record", "probe"]
 
 Format = Literal["jpeg", "png", "dicom"]
 

@@ -5,7 +5,7 @@ pydicom is imported inside functions: who reads JPEG files does not pay for it.
 
 import zlib
 from datetime import datetime
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 else:
     Dataset = Any  # annotations are checked at run time, where pydicom may not be imported yet
 
+File = BufferedReader | BytesIO
+"""An open file, or bytes that are read like one."""
+
 _COLOURS, _BYTE, _META_GROUP, _BOX_HEAD = 3, 8, 2, 8
 _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
 # GDCM comes last, and only behind libjpeg-turbo's word that the stream is sound where that can
@@ -49,7 +52,7 @@ def read_dicom(data: bytes, request: Request) -> Raster:
         DecodeError: no pixels, several frames and none named, too large, header and stream
             disagree, no decoder for the transfer syntax, or pixels without a defined display.
     """
-    dataset = _dataset(data)
+    dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
     index = check_frame(request.frame, frames)
     check_size(width, height, request.max_pixels)
@@ -70,13 +73,16 @@ def read_dicom(data: bytes, request: Request) -> Raster:
 
 def probe_dicom(data: bytes) -> ImageInfo:
     """Read the header only; see `skinmm.data.decode.probe`."""
-    dataset = _dataset(data)
+    dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
     return ImageInfo("dicom", width, height, frames, profile_name(dataset.get("ICCProfile")))
 
 
-def dicom_record(data: bytes) -> dict[str, Any]:
+def dicom_record(data: bytes | File) -> dict[str, Any]:
     """Read what the header tells about the patient, for tables that lack it.
+
+    Args:
+        data: the file's bytes, or the file, which is read as far as the pixels.
 
     Returns:
         `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
@@ -86,7 +92,8 @@ def dicom_record(data: bytes) -> dict[str, Any]:
         DecodeError: no DICOM file.
     """
     try:
-        dataset = _dataset(data, stop_before_pixels=True)
+        file = BytesIO(data) if isinstance(data, bytes) else data
+        dataset = _dataset(file, stop_before_pixels=True)
         regions = dataset.get("AnatomicRegionSequence") or [{}]
         record = {
             "age": _age(dataset),
@@ -115,19 +122,20 @@ def _age(dataset: Dataset) -> float | None:
     return canonical_age((study - birth).days / 365.25)
 
 
-def _dataset(data: bytes, *, stop_before_pixels: bool = False) -> Dataset:
+def _dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
     from pydicom import dcmread
 
-    _check_deflated(data)
-    return dcmread(BytesIO(data), stop_before_pixels=stop_before_pixels)
+    _check_deflated(file)
+    file.seek(0)
+    return dcmread(file, stop_before_pixels=stop_before_pixels)
 
 
-def _check_deflated(data: bytes) -> None:
+def _check_deflated(file: File) -> None:
     """Refuse a deflated file that swells without bound: pydicom inflates it whole, unasked."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    file = BytesIO(data)
+    file.seek(0)
     read_preamble(file, force=False)
     meta = read_dataset(file, False, True, stop_when=_behind_meta)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:

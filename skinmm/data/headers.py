@@ -8,13 +8,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from skinmm.data.decode import DecodeError, dicom_record
+from skinmm.data.decode import File, dicom_record
 from skinmm.data.source import split_frame
 from skinmm.data.vocabulary import CONVERTERS
 from skinmm.errors import InputError
 
 COLUMNS: Final = ("age", "sex", "site", "patient_id")
-HEADER_BYTES: Final = 1 << 20  # far more than the elements before the pixels take
 _OTHERS: Final = re.compile(
     r"\.(?:jpe?g|png|tiff?|bmp|webp)$|\.(?:tfrec|tfrecords?|hdf5|h5)(?:\?[^#]*)?#", re.IGNORECASE
 )
@@ -34,7 +33,8 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
     for row in np.flatnonzero(wanted):
         path, image_id = table["path"].iloc[row], table["image_id"].iloc[row]
         try:
-            records[row] = _record_of_file(path)
+            with Path(split_frame(path)[0]).open("rb") as file:
+                records[row] = header_record(path, file)
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
     return completed(table, records)
@@ -50,19 +50,19 @@ def may_be_dicom(path: str) -> bool:
     return not _OTHERS.search(path)
 
 
-def header_record(path: str, data: bytes) -> dict[str, Any]:
+def header_record(path: str, file: File) -> dict[str, Any]:
     """What a file's header says, in the vocabulary; what is not in it stays missing.
 
     Args:
-        path: the file; one that is not called `.dcm` may be another picture.
-        data: its bytes, or as many as hold the header.
+        path: of the image; what is not called `.dcm` may be another picture.
+        file: its bytes, read as far as the pixels.
 
     Raises:
         DecodeError: a `.dcm` file that is none, or a damaged header.
     """
-    if data[128:132] != b"DICM" and not path.lower().endswith(".dcm"):
+    if file.read(132)[128:] != b"DICM" and not split_frame(path)[0].lower().endswith(".dcm"):
         return {}
-    record = dicom_record(data)
+    record = dicom_record(file)
     known = {name: convert(record[name]) for name, convert in CONVERTERS.items()}
     patient = record["patient_id"]
     return {**known, "patient_id": str(patient) if patient else None}
@@ -82,13 +82,3 @@ def completed(table: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> pd.D
             cells = np.where(table[name].notna(), table[name].to_numpy(object), found)
             filled[name] = pd.Series(cells, table.index, dtype=float if name == "age" else object)
     return table.assign(**filled)
-
-
-def _record_of_file(location: str) -> dict[str, Any]:
-    path, _ = split_frame(location)
-    with Path(path).open("rb") as file:
-        head = file.read(HEADER_BYTES)
-        try:
-            return header_record(path, head)
-        except DecodeError:
-            return header_record(path, head + file.read())

@@ -9,9 +9,8 @@ from typing import Any, Final, NamedTuple
 from skinmm.data import tfrecord
 from skinmm.errors import InputError
 
-TFRECORD_SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
-_CONTAINED: Final = re.compile(r"(?P<file>.+?(?P<suffix>\.[^./#\\]+))#(?P<entry>.+)")
+_HDF5: Final = re.compile(r"(?P<file>.+?\.(?:hdf5|h5))#(?P<entry>.+)", re.IGNORECASE | re.DOTALL)
 FRAME: Final = "#frame="
 """What follows a DICOM file's path or name where it has several frames, then the number, from 1."""
 
@@ -27,18 +26,16 @@ def read_source(location: str) -> Source:
     """The bytes at a path of the cohort table.
 
     Args:
-        location: a file, `FILE.dcm#frame=N`, `FILE.tfrec#image_name` or `FILE.hdf5#image_id`.
+        location: a file, `FILE#frame=N`, `FILE.hdf5#image_id`, or a TFRecord's `location`.
 
     Raises:
         OSError: the file cannot be read.
         InputError: the container has no such entry, or is damaged.
     """
-    contained = _CONTAINED.fullmatch(location)
-    suffix = contained["suffix"].lower() if contained else ""
-    if contained and suffix in TFRECORD_SUFFIXES:
+    if tfrecord.is_location(location):
         return Source(tfrecord.read_image(location))
-    if contained and suffix in HDF5_SUFFIXES:
-        return Source(_hdf5_entry(contained["file"], contained["entry"]))
+    if hdf5 := _HDF5.fullmatch(location):
+        return Source(_hdf5_entry(hdf5["file"], hdf5["entry"]))
     file, frame = split_frame(location)
     return Source(Path(file).read_bytes(), frame)
 

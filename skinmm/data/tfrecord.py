@@ -7,12 +7,14 @@ descriptor that is only read by position may be shared with forked loader worker
 """
 
 import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
 
@@ -71,6 +73,10 @@ and one that reads the public files and lists the same codes (`read_meta_tfrecor
 1 female; 0 head/neck to 5 oral/genital). Files of other years have codes of their own: a diagnosis
 that contradicts the target is refused."""
 
+SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
+_LOCATION: Final = re.compile(
+    r"(?P<path>.+?\.tfrec(?:ords?)?)(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
+)
 _IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, though some files number them
 
 PLAIN: Final = Schema()
@@ -168,19 +174,39 @@ class TFRecordFile:
         return self.__dict__ | {"_descriptor": None}
 
 
-def read_image(location: str, schema: Schema = PLAIN) -> bytes:
-    """The encoded image at `FILE#image_name`, as `read_table` writes it; files stay open.
+def location(path: Path, name: str, schema: Schema = PLAIN) -> str:
+    """Where an image is: `FILE#image_name`, with `?image=FEATURE&name=FEATURE` if they are others.
+
+    So a path in a cohort's table says all that is needed to read the image.
+    """
+    keys = "" if _keys(schema) == _keys(PLAIN) else f"?{urlencode(_keys(schema))}"
+    return f"{path}{keys}#{name}"
+
+
+def is_location(text: str) -> bool:
+    """Whether a path of a cohort leads into a TFRecord file."""
+    return _LOCATION.fullmatch(text) is not None
+
+
+def read_image(text: str) -> bytes:
+    """The encoded image at a `location`; files stay open.
 
     Raises:
         TFRecordError: no such file or record, or the file is damaged.
     """
-    path, _, name = location.rpartition("#")
-    return _opened(path, schema.name, schema.image).image(name)
+    found = _LOCATION.fullmatch(text)
+    if found is None:
+        raise TFRecordError(f"{text}: write FILE.tfrec#image_name")
+    return _opened(found["path"], found["keys"] or "").image(found["name"])
 
 
 @lru_cache(maxsize=256)
-def _opened(path: str, name: str, image: str) -> TFRecordFile:
-    return TFRecordFile(path, Schema(name=name, image=image))
+def _opened(path: str, keys: str) -> TFRecordFile:
+    return TFRecordFile(path, Schema(**dict(parse_qsl(keys))))
+
+
+def _keys(schema: Schema) -> dict[str, str]:
+    return {"image": schema.image, "name": schema.name}
 
 
 def read_table(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
@@ -191,7 +217,7 @@ def read_table(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFr
         schema: what their features and integers mean; `SIIM` for the public SIIM-ISIC files.
 
     Returns:
-        image_name, path (`FILE#image_name`), and the features as columns; no value is missing.
+        image_name, path (see `location`), and the features as columns; no value is missing.
 
     Raises:
         TFRecordError: a file cannot be read, or its integers do not follow the schema.
@@ -203,7 +229,7 @@ def _rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
     file = TFRecordFile(path, schema)
     for name in file.names:
         features = file.read(name)
-        row = {"image_name": name, "path": f"{path.absolute()}#{name}"}
+        row = {"image_name": name, "path": location(path.absolute(), name, schema)}
         for feature in sorted(features.keys() - {schema.name, schema.image}):
             column = schema.columns.get(feature, feature)
             value = _value(feature, features[feature], schema, f"{path}: {name}")
@@ -231,6 +257,7 @@ def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
 
 def _contradicts(row: Mapping[str, Any], schema: Schema) -> bool:
     """Whether a decoded diagnosis and the target disagree: the sign of another file's codes."""
-    if "diagnosis" not in schema.codes or not row.get("diagnosis") or "target" not in row:
+    siim = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
+    if not siim or not row.get("diagnosis") or "target" not in row:
         return False
     return bool((row["diagnosis"] == "melanoma") != (row["target"] == 1))

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pandas as pd
 
-from skinmm.data.vocabulary import CONVERTERS, canonicalise, rename_columns
+from skinmm.data.source import FRAME
+from skinmm.data.vocabulary import CONVERTERS, canonicalise, is_missing, rename_columns
 from skinmm.errors import InputError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
@@ -20,7 +21,8 @@ class Patients(NamedTuple):
     """Rows to predict.
 
     Attributes:
-        table: canonical columns (`image_id` is the input cell unchanged, "" where empty).
+        table: `image_id` (the input cell unchanged, "" where empty), `patient_id`, `lesion_id`
+            and the models' columns, canonical.
         unknown: by column, how many cells held a value outside the vocabulary and became missing.
     """
 
@@ -75,6 +77,9 @@ def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: 
         renamed["image_id"] = ""
     renamed["image_id"] = renamed["image_id"].fillna("").astype(str)
     unknown: Counter[str] = Counter()
+    for name in ("patient_id", "lesion_id"):
+        cells = renamed.get(name, pd.Series(None, renamed.index, dtype=object)).astype(object)
+        renamed[name] = cells.mask(cells.map(is_missing), None)
     for name in columns:
         if name not in renamed.columns:
             renamed[name] = None
@@ -84,7 +89,7 @@ def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: 
         else:
             cells = renamed[name].map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
             renamed[name] = cells.replace("", None)
-    return Patients(renamed, unknown)
+    return Patients(renamed[["image_id", "patient_id", "lesion_id", *columns]], unknown)
 
 
 class ImageFolder:
@@ -106,8 +111,12 @@ class ImageFolder:
             if suffix.lower() in SUFFIXES:
                 self._files.setdefault(stem, name)
 
-    def find(self, name: str) -> Path | None:
-        """The file that a table's cell names, or None; the very name goes before another suffix."""
+    def find(self, cell: str) -> str | None:
+        """The path that a table's cell names, or None; the very name goes before another suffix.
+
+        A cell may end in `#frame=N`, and so does its path then.
+        """
+        name, mark, frame = cell.partition(FRAME)
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if name in self._names:
             found: str | None = name
@@ -116,17 +125,7 @@ class ImageFolder:
                 stem if suffix.lower() in SUFFIXES else name
             )
         path = self._folder / (found or name)
-        return path if name and path.is_file() else None
-
-
-def patient_ids(table: pd.DataFrame) -> "pd.Series[Any]":
-    """The table's patients; where there is none the lesion, then the image."""
-    found = table["image_id"]
-    for name in ("lesion_id", "patient_id"):
-        if name in table.columns:
-            named = table[name].fillna("").astype(str)
-            found = named.where(named != "", found)
-    return found
+        return f"{path}{mark}{frame}" if name and path.is_file() else None
 
 
 def _columns(header: list[str], path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import h5py
 import numpy as np
@@ -155,7 +155,16 @@ def packed(root: Path) -> None:
     write_records(root / "shard-00000.tfrec", ["I0", "I1"])
 
 
-def write_records(file: Path, names: list[str], **features: tuple[list[int], str]) -> None:
+def tfrecord(root: Path) -> None:
+    write_records(
+        root / "a.tfrec",
+        ["I0", "I1"],
+        target=([0, 1], "int"),
+        diagnosis=([b"nevus", b"melanoma"], "byte"),
+    )
+
+
+def write_records(file: Path, names: list[str], **features: tuple[list[Any], str]) -> None:
     writer = TFRecordWriter(str(file))
     for number, name in enumerate(names):
         record = {"image": (picture(number), "byte"), "image_name": (name.encode(), "byte")}
@@ -176,6 +185,7 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
     "image_folder": image_folder,
     "csv": csv,
     "packed": packed,
+    "tfrecord": tfrecord,
 }
 
 

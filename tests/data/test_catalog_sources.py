@@ -1,9 +1,11 @@
 """What is particular to each public dataset."""
 
-import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from dicom_files import dicom
 from miniature_cohorts import (
     ham10000,
     image_folder,
@@ -18,14 +20,15 @@ from miniature_cohorts import (
     write,
     write_records,
 )
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from skinmm.config import DataConfig, ExtraCohort
 from skinmm.data.catalog import classes_of, load_cohort, positives_of
 from skinmm.data.record import CLASSES
 from skinmm.data.source import read_source
+from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
+
+GREY = np.arange(4, dtype=np.uint8).reshape(2, 2)
 
 
 def test_siim_reads_its_companions(tmp_path: Path) -> None:
@@ -88,28 +91,12 @@ def test_siim_from_tfrecords_alone(tmp_path: Path) -> None:
     assert table["target"].tolist() == [0, 1]
 
 
-def dicom(age: str, sex: str, site: str, patient: str) -> bytes:
-    header = Dataset()
-    header.PatientAge, header.PatientSex, header.PatientID = age, sex, patient
-    header.BodyPartExamined = site
-    header.SOPClassUID, header.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    header.Rows = header.Columns = 2
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-    header.BitsAllocated = header.BitsStored = 8
-    header.HighBit, header.PixelRepresentation = 7, 0
-    header.PixelData = b"\0\1\2\3"
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    stream = io.BytesIO()
-    header.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
-
-
 def test_dicom_headers_fill_what_the_table_lacks(tmp_path: Path) -> None:
     siim_isic(tmp_path)
     for number in range(4):
-        header = dicom("070Y", "F", "TORSO", f"X{number}")
+        patient = {"PatientAge": "070Y", "PatientSex": "F", "PatientID": f"X{number}"}
         (tmp_path / "train").mkdir(exist_ok=True)
+        header = dicom(GREY, **patient, BodyPartExamined="TORSO")
         (tmp_path / "train" / f"I{number}.dcm").write_bytes(header)
     table = load("siim_isic", tmp_path, format="dicom")
     assert table["age"].tolist() == [45, 45, 70, 50]
@@ -121,12 +108,107 @@ def test_dicom_headers_fill_what_the_table_lacks(tmp_path: Path) -> None:
     assert table["age"].isna().sum() == 1
 
 
+def test_headers_are_read_of_every_dicom_file_and_of_nothing_else(tmp_path: Path) -> None:
+    """An archive's own names have no suffix, frames are named behind the path."""
+    cells = ["a/1.2.840.1", "a/b.dcm#frame=2", "a/c.jpg", "a/1.2.840.4"]
+    frames = np.zeros((4, 2, 3), np.uint8)
+    header = {"PatientAge": "041Y", "PatientSex": "M", "PatientID": "X"}
+    several = {"NumberOfFrames": 2, "Rows": 2, "Columns": 2}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.2.840.1").write_bytes(dicom(GREY, **header))
+    (tmp_path / "a" / "b.dcm").write_bytes(dicom(frames, **several, **header))
+    for name in ("c.jpg", "1.2.840.4"):
+        (tmp_path / "a" / name).write_bytes(picture())
+    rows = "\n".join(f"{cell},{number % 2}" for number, cell in enumerate(cells))
+    write(tmp_path, "cohort.csv", f"image,target\n{rows}\n")
+    table = load("csv", tmp_path)
+    assert table["path"].tolist() == [f"{tmp_path}/{cell}" for cell in cells]
+    assert table["age"].fillna(0).tolist() == [41, 41, 0, 0]
+    assert table["patient_id"].tolist() == ["X", "X", "c", "1.2.840.4"]
+    assert read_source(table["path"][1]).frame == 2
+
+
+def test_a_frame_is_named_behind_an_image_s_name(tmp_path: Path) -> None:
+    frames = np.zeros((4, 2, 3), np.uint8)
+    several = dicom(frames, NumberOfFrames=2, Rows=2, Columns=2)
+    (tmp_path / "two.dcm").write_bytes(several)
+    write(tmp_path, "cohort.csv", "image,target\ntwo.dcm#frame=1,0\ntwo#frame=2,1\n")
+    table = load("csv", tmp_path)
+    assert table["image_id"].tolist() == ["two#frame=1", "two#frame=2"]
+    assert table["path"].tolist() == [f"{tmp_path}/two.dcm#frame={frame}" for frame in (1, 2)]
+
+
 def test_a_damaged_dicom_is_named(tmp_path: Path) -> None:
     siim_isic(tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "I2.dcm").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"image I2 \(.*I2.dcm\): "):
         load("siim_isic", tmp_path, format="dicom")
+
+
+def test_public_folds_are_the_numbers_of_the_public_tfrecords(tmp_path: Path) -> None:
+    siim_isic(tmp_path)
+    (tmp_path / "image_size.csv").unlink()
+    (tmp_path / "tfrecords").mkdir()
+    write_records(tmp_path / "tfrecords" / "train00-2.tfrec", ["I1", "I0"])
+    write_records(tmp_path / "tfrecords" / "train14-1.tfrec", ["I3"])
+    public = {"args": {"folds": "public"}, "format": "tfrecord"}
+    table = load("siim_isic", tmp_path, **public)
+    assert table["image_id"].tolist() == ["I0", "I1", "I3"]
+    assert table["public_fold"].tolist() == [0, 0, 14]
+    with pytest.raises(InputError, match=r"not read from files named train00-COUNT.tfrec"):
+        load("siim_isic", tmp_path, args={"folds": "public"}, format="jpeg")
+
+
+FOREIGN = [
+    {"encoded": picture(1), "id": "a b", "jahre": 40, "m/w": 0, "grade": 0},
+    {"encoded": picture(2), "id": "c#d", "jahre": -1, "m/w": 1, "grade": 1},
+]
+MAPPING = {
+    "image": "encoded",
+    "name": "id",
+    "columns": {"age": "jahre", "sex": "m/w", "diagnosis": "grade"},
+    "codes": {"sex": ["male", "female"], "diagnosis": ["nevus", "melanoma"]},
+    "missing": {"age": [-1]},
+}
+
+
+def test_tfrecords_of_another_schema_are_mapped(tmp_path: Path) -> None:
+    write_tfrecord(tmp_path / "tfrecords.tfrecord", FOREIGN)
+    table = load("tfrecord", tmp_path, args=MAPPING, target="diagnosis")
+    assert table["image_id"].tolist() == ["a b", "c#d"]
+    assert table["age"].fillna(0).tolist() == [40, 0]
+    assert table["sex"].tolist() == ["male", "female"]
+    assert table["target"].tolist() == ["nevus", "melanoma"]
+    assert [read_source(path).data for path in table["path"]] == [picture(1), picture(2)]
+
+
+def test_a_table_beside_tfrecords_of_another_schema(tmp_path: Path) -> None:
+    write_tfrecord(tmp_path / "x.tfrec", FOREIGN)
+    write(tmp_path, "cohort.csv", "image,target\nc#d,1\na b,0\n")
+    args = {"tfrecord": {"image": "encoded", "name": "id"}}
+    table = load("csv", tmp_path, args=args)
+    assert [read_source(path).data for path in table["path"]] == [picture(2), picture(1)]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"image": "pixels"}, "feature 'pixels' is missing"),
+        ({"columns": {"age": "years"}}, r"no feature 'years'; .* has grade, image_name, jahre"),
+        ({"codes": {"site": ["torso"]}}, "no feature 'site'"),
+        ({"codes": {"sex": "male"}}, r"codes.sex=male: must be a list, as in sex: \[male"),
+        ({"missing": {"age": ["x"]}}, r"missing.age=\['x'\]: must be a list"),
+        ({"columns": "age"}, "columns=age: must be pairs, such as {age: patient_age}"),
+        ({"files": "test*"}, r"no TFRecord file named test\* there or in tfrecords/"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_named(
+    tmp_path: Path, args: dict[str, Any], message: str
+) -> None:
+    write_tfrecord(tmp_path / "x.tfrec", FOREIGN)
+    with pytest.raises(InputError, match=message):
+        load("tfrecord", tmp_path, args={"image": "encoded", "name": "id"} | args)
 
 
 def test_isic_2017_parts(tmp_path: Path) -> None:
@@ -210,6 +292,15 @@ def test_extra_cohorts_use_the_names_of_the_first(tmp_path: Path) -> None:
     extra = [ExtraCohort(name="ham10000", root=str(tmp_path / "b"))]
     table = load("image_folder", tmp_path / "a", target="diagnosis", extra=extra)
     assert set(table["target"]) == {"melanoma", "nevus", "akiec", "bkl"}
+
+
+def test_an_extra_cohort_is_told_from_the_first_by_its_source(tmp_path: Path) -> None:
+    """The shares of classes in use are those of the first, even where an adapter reads both."""
+    for number, name in enumerate("abc"):
+        write(tmp_path, f"{name}/cohort.csv", f"image,target\nI{number},0\nJ{number},1\n")
+    extra = [ExtraCohort(name="csv", root=str(tmp_path / name)) for name in "bc"]
+    table = load("csv", tmp_path / "a", extra=extra)
+    assert table["source"].tolist() == ["csv"] * 2 + ["csv (2)"] * 2 + ["csv (3)"] * 2
 
 
 def test_the_same_images_again_add_nothing(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dicom_files import dicom
 from miniature_cohorts import picture, write_records
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from torch.utils.data import DataLoader
 
 from skinmm.data.dataset import ImageError, LesionDataset, read_image
@@ -67,25 +66,11 @@ def test_a_tfrecord_entry_is_the_picture_that_was_packed(tmp_path: Path) -> None
 
 def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
     frames = np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in (10, 200)])
-    write_dicom(tmp_path / "two.dcm", frames)
+    rows = {"NumberOfFrames": 2, "Rows": SIZE, "Columns": SIZE}
+    (tmp_path / "two.dcm").write_bytes(dicom(frames.reshape(-1, SIZE, 3), **rows))
     np.testing.assert_array_equal(read_image(f"{tmp_path}/two.dcm#frame=2", SIZE), frames[1])
     with pytest.raises(InputError, match="it holds 2 frames"):
         read_image(f"{tmp_path}/two.dcm", SIZE)
-
-
-def write_dicom(path: Path, frames: np.ndarray) -> None:
-    """Uncompressed RGB frames, (frames, height, width, 3)."""
-    content = Dataset()
-    content.file_meta = FileMetaDataset()
-    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    content.SOPClassUID = SecondaryCaptureImageStorage
-    content.SOPInstanceUID = "1.2.3"
-    content.NumberOfFrames, content.Rows, content.Columns, content.SamplesPerPixel = frames.shape
-    content.PhotometricInterpretation, content.PlanarConfiguration = "RGB", 0
-    content.BitsAllocated = content.BitsStored = 8
-    content.HighBit, content.PixelRepresentation = 7, 0
-    content.PixelData = frames.tobytes()
-    content.save_as(path, enforce_file_format=True)
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_files import dicom, dicom_from_jpeg
 from PIL import Image, ImageCms
-from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite, examples
+from pydicom import Dataset, dcmread, examples
 from pydicom import data as pydicom_data
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import JPEGLosslessSV1Decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    JPEG2000,
-    MPEG2MPML,
-    ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    SecondaryCaptureImageStorage,
-    generate_uid,
-)
+from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit, JPEGLosslessSV1
 
 from skinmm.data import decode_dicom
 from skinmm.data.decode import DecodeError, decode, dicom_record, probe
@@ -31,47 +24,6 @@ from skinmm.data.decode import DecodeError, decode, dicom_record, probe
 RNG = np.random.default_rng(11)
 # pydicom tells what is unusual in its test files by warnings.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def dicom(pixels: bytes | np.ndarray | None, **elements: Any) -> bytes:
-    """Write a Secondary Capture file; `pixels` may be encoded already."""
-    syntax = elements.pop("syntax", ExplicitVRLittleEndian)
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = generate_uid()
-    dataset.Modality = "XC"
-    dataset.PixelRepresentation = 0
-    if isinstance(pixels, np.ndarray):
-        dataset.Rows, dataset.Columns = pixels.shape[:2]
-        dataset.SamplesPerPixel = pixels.shape[2] if pixels.ndim == 3 else 1
-        dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
-        dataset.PlanarConfiguration = 0
-        dataset.BitsAllocated = dataset.BitsStored = pixels.itemsize * 8
-        dataset.HighBit = dataset.BitsStored - 1
-        pixels = pixels.tobytes()
-    if pixels is not None:
-        dataset.PixelData = pixels + b"\0" * (len(pixels) % 2)
-        dataset["PixelData"].VR = "OB" if syntax == JPEGBaseline8Bit else "OW"
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    file = BytesIO()
-    dcmwrite(file, dataset, enforce_file_format=True)
-    return file.getvalue()
-
-
-def dicom_from_jpeg(*streams: bytes, **elements: Any) -> bytes:
-    """Wrap JPEG streams, one a frame, as the SIIM-ISIC files are: YBR_FULL_422, one fragment."""
-    with Image.open(BytesIO(streams[0])) as image:
-        geometry = {"Rows": image.height, "Columns": image.width}
-    geometry |= {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
-    geometry |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "NumberOfFrames": len(streams)}
-    return dicom(
-        encapsulate(list(streams)),
-        syntax=JPEGBaseline8Bit,
-        **geometry | {"PhotometricInterpretation": "YBR_FULL_422"} | elements,
-    )
 
 
 def jpeg(image: Image.Image, **options: Any) -> bytes:

@@ -22,7 +22,7 @@ from PIL import Image
 import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.catalog.embedded import demo
-from skinmm.data.catalog.own import packed as adapter
+from skinmm.data.catalog.shards import packed as adapter
 from skinmm.data.decode import decode
 from skinmm.data.pack import PackSettings, pack, shard_numbers
 from skinmm.data.pack_manifest import PackError, load_manifest, verify_pack

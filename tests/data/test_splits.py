@@ -164,6 +164,24 @@ def test_extra_rows_are_never_judged_and_never_leak() -> None:
     assert (result["part"][len(table) :][strangers.to_numpy()] == "train").all()
 
 
+@given(cohorts, st.lists(st.sampled_from([None, None, "train"]), min_size=60, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_rows_that_a_fixed_row_links_stay_together(
+    table: pd.DataFrame, fixed: list[str | None]
+) -> None:
+    """Two images may be linked through another cohort's alone."""
+    table = table.assign(part=pd.Series(fixed[: len(table)], dtype=object))
+    try:
+        result = split(table, 3, 0, 0)
+        held = hold_out(table, 0.3, 0)
+    except InputError:
+        return
+    component = components(table)
+    for part in (result["part"][result["part"] != UNUSED], held["part"][table["part"].isna()]):
+        sides = part.fillna("free").groupby(component[part.index]).nunique()
+        assert sides.max() == 1
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
 def test_hold_out_takes_about_the_fraction_of_everything(fraction: float) -> None:
     table = plain(patients=100)

@@ -157,7 +157,7 @@ def test_other_names_and_codes_are_mapped(tmp_path: Path) -> None:
         None,
         "text",
     )
-    assert read_image(row["path"], schema) == b"\xff"
+    assert read_image(row["path"]) == b"\xff"
     write_tfrecord(tmp_path / "b.tfrec", [record])
     with pytest.raises(TFRecordError, match=r"b\.tfrec: x: .* is not UTF-8 text"):
         read_table([tmp_path / "b.tfrec"], schema)

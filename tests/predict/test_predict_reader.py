@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
-from skinmm.predict.reader import ImageFolder, canonical_patients, patient_ids, read_patients
+from skinmm.predict.reader import ImageFolder, canonical_patients, read_patients
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
 
@@ -123,13 +124,15 @@ def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:
 def test_who_a_row_belongs_to() -> None:
     table = pd.DataFrame(
         {
-            "image_id": ["a", "b", "c"],
-            "lesion_id": ["l", "m", None],
-            "patient_id": ["p", "", None],
+            "image_id": ["a", "b", "c", "d"],
+            "lesion_id": ["l", "m", None, "unknown"],
+            "patient_id": ["p", "", None, "-"],
         }
     )
-    assert patient_ids(table).tolist() == ["p", "m", "c"]
-    assert patient_ids(table[["image_id"]]).tolist() == ["a", "b", "c"]
+    whole = canonical_patients(table, [], needs_image=True).table
+    assert patients_of(whole).tolist() == ["p", "m", "c", "d"]
+    images = canonical_patients(table[["image_id"]], [], needs_image=True).table
+    assert patients_of(images).tolist() == ["a", "b", "c", "d"]
 
 
 FILES = ("a.jpg", "b.JPEG", "c.v2.png", "d.dcm", "d.png", "e.jpg.png", "notes.txt")
@@ -147,6 +150,8 @@ FILES = ("a.jpg", "b.JPEG", "c.v2.png", "d.dcm", "d.png", "e.jpg.png", "notes.tx
         ("d.png", "d.png"),
         ("d.dcm", "d.dcm"),
         ("e.jpg", "e.jpg.png"),
+        ("d.dcm#frame=2", "d.dcm#frame=2"),
+        ("e.dcm#frame=2", None),
         ("sub/f.jpg", "sub/f.jpg"),
         ("notes.txt", "notes.txt"),
         ("notes", None),
@@ -162,14 +167,14 @@ def test_an_image_is_found_with_and_without_its_suffix(
     for file in (*FILES, "sub/f.jpg"):
         (tmp_path / file).touch()
     path = ImageFolder(tmp_path).find(name)
-    assert path == (None if found is None else tmp_path / found)
+    assert path == (None if found is None else f"{tmp_path}/{found}")
 
 
 def test_a_path_outside_the_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     elsewhere = tmp_path / "x.jpg"
     elsewhere.touch()
-    assert ImageFolder(tmp_path / "images").find(str(elsewhere)) == elsewhere
+    assert ImageFolder(tmp_path / "images").find(str(elsewhere)) == str(elsewhere)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

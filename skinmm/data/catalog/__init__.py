@@ -12,8 +12,9 @@ from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
 from skinmm.data.catalog.images import require_images
 from skinmm.data.catalog.isic import ham10000, isic_2017, isic_2018, isic_2019, isic_2024
-from skinmm.data.catalog.own import csv, packed
+from skinmm.data.catalog.own import csv
 from skinmm.data.catalog.pad_ufes import pad_ufes_20
+from skinmm.data.catalog.shards import packed, tfrecord
 from skinmm.data.catalog.siim import siim_isic
 from skinmm.data.catalog.targets import classes_of, positives_of, with_target
 from skinmm.data.headers import fill_from_headers
@@ -39,6 +40,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "image_folder": image_folder,
     "csv": csv,
     "packed": packed,
+    "tfrecord": tfrecord,
 }
 
 

@@ -8,13 +8,14 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
+from skinmm.data import tfrecord
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES
-from skinmm.data.source import FRAME, HDF5_SUFFIXES, TFRECORD_SUFFIXES, hdf5_names
-from skinmm.data.tfrecord import TFRecordFile
+from skinmm.data.source import FRAME, HDF5_SUFFIXES, hdf5_names
 from skinmm.errors import InputError
 
 Found = dict[str, str]
 """Image name -> path, in the forms that the cohort table allows."""
+Find = Callable[[list[str], tfrecord.Schema], Found]
 
 
 def root_of(data: DataConfig) -> Path:
@@ -32,7 +33,11 @@ def root_of(data: DataConfig) -> Path:
 
 
 def with_paths(
-    table: pd.DataFrame, root: Path, image_format: str, folders: Sequence[str]
+    table: pd.DataFrame,
+    root: Path,
+    image_format: str,
+    folders: Sequence[str],
+    schema: tfrecord.Schema = tfrecord.PLAIN,
 ) -> pd.DataFrame:
     """Fills `path`: None where no file has the image's name.
 
@@ -41,6 +46,7 @@ def with_paths(
         root: folder of the dataset.
         image_format: a key of `FORMATS`, or auto: the one that holds most of the images.
         folders: where to look under the root; those that are not there are skipped.
+        schema: which features of a TFRecord hold the name and the image.
     """
     there = [root / folder for folder in folders if (root / folder).is_dir()]
     files = list_files(there)
@@ -49,7 +55,7 @@ def with_paths(
     formats = FORMATS if image_format == "auto" else {image_format: FORMATS[image_format]}
     best: Found = {}
     for find in formats.values():
-        found = find(files)
+        found = find(files, schema)
         if len(wanted & found.keys()) > len(wanted & best.keys()):
             best = found
         if wanted <= best.keys():
@@ -91,8 +97,13 @@ def list_files(folders: Iterable[Path]) -> list[str]:
     return files
 
 
-def _by_stem(suffixes: Sequence[str]) -> Callable[[list[str]], Found]:
-    def find(files: list[str]) -> Found:
+def tfrecords_in(files: Iterable[str]) -> list[str]:
+    """The TFRecord files among some."""
+    return [file for file in files if file.lower().endswith(tfrecord.SUFFIXES)]
+
+
+def _by_stem(suffixes: Sequence[str]) -> Find:
+    def find(files: list[str], _: tfrecord.Schema) -> Found:
         found: Found = {}
         for file in files:
             # Path would take six times as long, which counts at 33,126 files.
@@ -104,20 +115,24 @@ def _by_stem(suffixes: Sequence[str]) -> Callable[[list[str]], Found]:
     return find
 
 
-def _contained(
-    suffixes: Sequence[str], names: Callable[[Path], list[str]]
-) -> Callable[[list[str]], Found]:
-    def find(files: list[str]) -> Found:
-        containers = [Path(file) for file in files if file.lower().endswith(tuple(suffixes))]
-        return {name: f"{file}#{name}" for file in containers for name in names(file)}
-
-    return find
+def _in_hdf5(files: list[str], _: tfrecord.Schema) -> Found:
+    containers = [file for file in files if file.lower().endswith(HDF5_SUFFIXES)]
+    return {name: f"{file}#{name}" for file in containers for name in hdf5_names(Path(file))}
 
 
-FORMATS: Final[dict[str, Callable[[list[str]], Found]]] = {
+def _in_tfrecords(files: list[str], schema: tfrecord.Schema) -> Found:
+    containers = [tfrecord.TFRecordFile(file, schema) for file in tfrecords_in(files)]
+    return {
+        name: tfrecord.location(file.path, name, schema)
+        for file in containers
+        for name in file.names
+    }
+
+
+FORMATS: Final[dict[str, Find]] = {
     "jpeg": _by_stem([suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"]),
     "dicom": _by_stem([".dcm"]),
-    "hdf5": _contained(HDF5_SUFFIXES, hdf5_names),
-    "tfrecord": _contained(TFRECORD_SUFFIXES, lambda file: TFRecordFile(file).names),
+    "hdf5": _in_hdf5,
+    "tfrecord": _in_tfrecords,
 }
 """`data.format` -> how its files give up their images' names."""

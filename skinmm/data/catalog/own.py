@@ -1,4 +1,4 @@
-"""A person's own cohort: any CSV, or the shards that `skinmm pack` wrote."""
+"""A person's own cohort: any CSV with a row per image."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,10 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.folder import PARTS
 from skinmm.data.catalog.images import root_of, with_paths
-from skinmm.data.catalog.tables import canonical, read_table, without_suffix
+from skinmm.data.catalog.tables import canonical, choice, pairs, read_table, without_suffix
 from skinmm.data.record import rename_columns
 from skinmm.data.source import split_frame
+from skinmm.data.tfrecord import Schema
 from skinmm.errors import InputError
 
 
@@ -21,6 +22,7 @@ def csv(
     table: str = "cohort.csv",
     columns: Any = None,
     images: Sequence[str] = ("", "images", "jpeg", "dicom", "tfrecords"),
+    tfrecord: Any = None,
 ) -> pd.DataFrame:
     """Any table with a row per image.
 
@@ -33,32 +35,27 @@ def csv(
         columns: canonical name -> the table's name for it; names that public datasets use are
             understood without.
         images: folders under the root, or one.
+        tfrecord: features of TFRecord files that have others than the public ones, as `image` and
+            `name`.
     """
-    if not isinstance(columns or {}, Mapping):
-        raise InputError(f"data.args.columns={columns}: must be pairs, such as {{age: years}}")
+    columns = pairs("columns", columns, "age: years")
+    features = pairs("tfrecord", tfrecord, "image: image/encoded, name: image/id")
+    for name in features:
+        choice("tfrecord", name, ("image", "name"))
     root = root_of(data)
     file = root / table
-    rows = _renamed(read_table(file), columns or {}, file)
+    rows = _renamed(read_table(file), columns, file)
     if "part" in rows:
         rows["part"] = _parts(rows["part"], file)
     cells = rows["image_id"]
     rows["image_id"] = _unique_names(cells)
     rows = canonical(rows, file, data.name, data.columns)
     folders = [images] if isinstance(images, str) else images
-    rows = with_paths(rows, root, data.format, folders)
+    rows = with_paths(rows, root, data.format, folders, Schema(**features))
     listed = cells.dropna()[cells.dropna().str.contains("/")]
     inside = listed[[(root / split_frame(cell)[0]).is_file() for cell in listed]]
     rows.loc[inside.index, "path"] = [str(root / cell) for cell in inside]
     return rows
-
-
-def packed(data: DataConfig) -> pd.DataFrame:
-    """A folder that `skinmm pack` wrote: `cohort.csv` in canonical columns beside its shards."""
-    root = root_of(data)
-    file = root / "cohort.csv"
-    table = read_table(file, ["image_id", "target", "source"])
-    rows = canonical(table, file, data.name, data.columns).assign(source=table["source"])
-    return with_paths(rows, root, "tfrecord", [""])
 
 
 def _renamed(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.DataFrame:

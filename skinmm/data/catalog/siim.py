@@ -7,10 +7,9 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.data import tfrecord
-from skinmm.data.catalog.images import list_files, root_of, with_paths
+from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, choice, joined, read_table
 from skinmm.data.record import by_value, canonical_diagnosis, rename_columns
-from skinmm.data.source import TFRECORD_SUFFIXES
 from skinmm.errors import InputError
 
 FOLDERS: Final = ("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", "")
@@ -31,7 +30,8 @@ def siim_isic(
         data: root and format.
         duplicates: `keep` official pairs, linked so that no split parts them, or `drop` the second.
         folds: `stratified`, or `public` for the 15-way folds of the public TFRecords, which leave
-            the second of a pair out.
+            the second of a pair out: from `image_size.csv`, else the numbers of the files that the
+            images are in (`train00-2182.tfrec` to `train14-...`).
     """
     choice("duplicates", duplicates, ("keep", "drop"))
     choice("folds", folds, ("stratified", "public"))
@@ -43,27 +43,31 @@ def siim_isic(
     table = joined(table, "image_name", root / LESIONS, ["lesion_id"])
     table = joined(table, "image_name", root / SIZES, ["width", "height", "tfrecord"])
     table = _paired(table, root / DUPLICATES, keep=duplicates == "keep")
-    if folds == "public":
-        table = _with_public_folds(table, root / SIZES)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    return with_paths(rows, root, data.format, FOLDERS)
+    rows = with_paths(rows, root, data.format, FOLDERS)
+    return rows if folds == "stratified" else _with_public_folds(rows, table, root / SIZES)
 
 
 def _table(root: Path, file: Path) -> pd.DataFrame:
     if not file.is_file():
         folders = [root / folder for folder in FOLDERS if (root / folder).is_dir()]
-        records = [name for name in list_files(folders) if name.endswith(TFRECORD_SUFFIXES)]
+        records = tfrecords_in(list_files(folders))
         training = [name for name in records if not Path(name).name.startswith("test")]
         if training:
             return tfrecord.read_table(training, tfrecord.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])
 
 
-def _with_public_folds(table: pd.DataFrame, file: Path) -> pd.DataFrame:
-    if "tfrecord" not in table:
-        raise InputError(f"data.args.folds=public: {file} is not there or has no column 'tfrecord'")
-    kept = table[table["tfrecord"] != "-1"]
-    return kept.assign(public_fold=pd.to_numeric(kept["tfrecord"]))
+def _with_public_folds(rows: pd.DataFrame, table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    files = rows["path"].astype(object).str.extract(r"/train(\d+)-[^/#]*#", expand=False)
+    fold = pd.to_numeric(table.get("tfrecord", files))
+    if fold.isna().all():
+        raise InputError(
+            f"data.args.folds=public: {file} is not there or has no column 'tfrecord', and the "
+            "images are not read from files named train00-COUNT.tfrec to train14-COUNT.tfrec"
+        )
+    kept = fold >= 0
+    return rows[kept].assign(public_fold=fold[kept].astype("int64"))
 
 
 def _paired(table: pd.DataFrame, file: Path, *, keep: bool) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """A CSV that someone else wrote -> canonical rows; what cannot be used is named by file and row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,6 +143,17 @@ def choice(key: str, value: str, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise InputError(f"data.args.{key}={value}: choose from {', '.join(allowed)}")
+
+
+def pairs(key: str, value: Any, example: str) -> dict[str, Any]:
+    """An option of an adapter that maps names.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    if not isinstance(value or {}, Mapping):
+        raise InputError(f"data.args.{key}={value}: must be pairs, such as {{{example}}}")
+    return dict(value or {})
 
 
 def without_suffix(cells: "pd.Series[Any]") -> "pd.Series[Any]":
