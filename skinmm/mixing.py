@@ -55,7 +55,7 @@ class Mixup:
         """Mixes every row with another one of the batch."""
         share, order = _beta(self.alpha), _order(batch)
         blended = {name: _blend(batch[name], order, share) for name in _mixed_in(batch)}
-        return Mixed({**batch, **blended}, batch["target"][order], share)
+        return Mixed({**batch, **_shown(batch, order), **blended}, batch["target"][order], share)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CutMix:
             pasted = {**batch, "image": image}
         others = [name for name in _mixed_in(batch) if name != "image"]
         blended = {name: _blend(batch[name], order, share) for name in others}
-        return Mixed({**pasted, **blended}, batch["target"][order], share)
+        return Mixed({**pasted, **_shown(batch, order), **blended}, batch["target"][order], share)
 
 
 MIXES: Final[dict[str, Callable[..., Mix]]] = {"none": NoMix, "mixup": Mixup, "cutmix": CutMix}
@@ -97,7 +97,13 @@ def _positive(alpha: float) -> None:
 
 def _mixed_in(batch: Batch) -> list[str]:
     """What is averaged: everything that a network looks at."""
-    return [name for name in batch if name not in ("row", "target")]
+    return [name for name in batch if name not in ("row", "target", "shown")]
+
+
+def _shown(batch: Batch, order: Int[Tensor, " b"]) -> Batch:
+    """A picture that was withheld stays so, and withholds its partner's."""
+    shown = batch.get("shown")
+    return {} if shown is None else {"shown": shown & shown[order]}
 
 
 def _beta(alpha: float) -> float:

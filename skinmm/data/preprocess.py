@@ -1,0 +1,165 @@
+"""Hair, colour and borders: pure functions on uint8 RGB, chosen by `data.preprocess=[...]`."""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+from skinmm.errors import InputError
+
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+Mask = Bool[np.ndarray, "_ _"]
+Kernel = UInt8[np.ndarray, "side side"]
+
+HAIR_WIDTH: Final = 1 / 40
+"""Of the shorter side: nothing broader is a hair."""
+HAIR_LENGTH: Final = 1 / 10
+"""Of the shorter side: nothing shorter is a hair."""
+HAIR_DEPTH: Final = 12
+"""Grey levels between a hair and what surrounds it, at least."""
+DIRECTIONS: Final = 12
+MINKOWSKI: Final = 6
+"""The norm of Shades of Grey that its paper found best."""
+DARK: Final = 40
+"""Grey level below which a corner or an edge is the instrument's, not the skin's."""
+
+
+def remove_hair(image: Pixels) -> Pixels:
+    """Replaces hairs by what lies beside them (DullRazor).
+
+    Closing with short lines in several directions fills what is dark and narrow; of that, only
+    what is also long is hair. As in Lee et al. 1997, doi:10.1016/S0010-4825(97)00020-6, but the
+    length is tested by opening with long lines, and the gap is filled by a weighted mean of the
+    skin around it instead of along one line.
+    """
+    mask = hair_mask(image)
+    if not mask.any():
+        return image
+    cv2 = _opencv()
+    reach = _odd(3 * HAIR_WIDTH * min(image.shape[:2]))
+    skin = (~mask).astype(np.float32)
+    near = cv2.GaussianBlur(skin, (reach, reach), 0)
+    filled = cv2.GaussianBlur(image * skin[..., None], (reach, reach), 0)
+    reachable = mask & (near > np.finfo(np.float32).eps)
+    result = image.copy()
+    result[reachable] = np.rint(filled[reachable] / near[reachable, None]).astype(np.uint8)
+    return result
+
+
+def hair_mask(image: Pixels) -> Mask:
+    """Where a picture shows hairs."""
+    cv2 = _opencv()
+    side = min(image.shape[:2])
+    short, long = _odd(HAIR_WIDTH * side), _odd(HAIR_LENGTH * side)
+    grey = image.min(axis=2)
+    closed = np.max(
+        [cv2.morphologyEx(grey, cv2.MORPH_CLOSE, line) for line in _lines(short, 4)], axis=0
+    )
+    narrow = (closed.astype(np.int16) - grey > HAIR_DEPTH).astype(np.uint8)
+    # A pixel to either side, as no hair is a straight line; it covers the soft edge as well.
+    broad = cv2.dilate(narrow, np.ones((3, 3), np.uint8))
+    opened = [cv2.morphologyEx(broad, cv2.MORPH_OPEN, line) for line in _lines(long, DIRECTIONS)]
+    return np.max(opened, axis=0).astype(bool)
+
+
+def shades_of_grey(image: Pixels) -> Pixels:
+    """Takes the colour of the light out (Finlayson and Trezzi 2004, CIC 12).
+
+    The light is each channel's Minkowski mean of power six; every channel is scaled so that the
+    light becomes grey of the same strength. A black picture stays as it is.
+    """
+    values = image.astype(np.float32) / 255
+    light: Float32[np.ndarray, 3] = (values**MINKOWSKI).mean(axis=(0, 1)) ** (1 / MINKOWSKI)
+    if not light.all():
+        return image
+    scaled = values * (np.linalg.norm(light) / (np.sqrt(3) * light))
+    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+
+
+def crop_border(image: Pixels) -> Pixels:
+    """Cuts black borders and the dark corners of a round field of view off.
+
+    From each side, as long as the middle half of that side's row or column is dark; then, while
+    corners are dark, equally from all sides, down to half of each.
+    """
+    grey = image.max(axis=2)
+    height, width = grey.shape
+    rows = np.flatnonzero(_middle(grey.T) >= DARK)
+    columns = np.flatnonzero(_middle(grey) >= DARK)
+    if len(rows) == 0 or len(columns) == 0:
+        return image
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    for _ in range(min(height, width)):
+        corners = grey[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]]
+        down, across = max((bottom - top) // 100, 1), max((right - left) // 100, 1)
+        half = bottom - top - 2 * down < height / 2 or right - left - 2 * across < width / 2
+        if half or (corners >= DARK).all():
+            break
+        top, bottom, left, right = top + down, bottom - down, left + across, right - across
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
+    "border": crop_border,
+    "hair": remove_hair,
+    "colour": shades_of_grey,
+}
+"""What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
+
+CROPS: Final = frozenset({"border"})
+
+
+def check_steps(names: Sequence[str]) -> None:
+    """Refuses what is no step, or what this machine lacks the library for.
+
+    Raises:
+        InputError: an unknown or repeated step, or hair removal without OpenCV.
+    """
+    for name in names:
+        if name not in STEPS:
+            raise InputError(f"data.preprocess: unknown step '{name}'; choose from {[*STEPS]}")
+        if list(names).count(name) > 1:
+            raise InputError(f"data.preprocess names '{name}' more than once")
+    if "hair" in names:
+        _opencv()
+
+
+def preprocess(image: Pixels, names: Sequence[str]) -> Pixels:
+    """Takes the named steps in order."""
+    for name in names:
+        image = STEPS[name](image)
+    return image
+
+
+def _opencv() -> ModuleType:
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError("hair removal needs OpenCV: pip install 'skinmm[preprocess]'") from error
+    return cv2
+
+
+def _odd(length: float) -> int:
+    return 2 * max(round(length / 2), 1) + 1
+
+
+def _lines(length: int, directions: int) -> list[Kernel]:
+    """Lines through the middle of a square, one pixel wide, evenly turned."""
+    half = length // 2
+    steps = np.linspace(-half, half, 4 * length + 1)
+    kernels = []
+    for angle in np.arange(directions) * np.pi / directions:
+        kernel = np.zeros((length, length), np.uint8)
+        rows = np.rint(half + steps * np.sin(angle)).astype(int)
+        columns = np.rint(half + steps * np.cos(angle)).astype(int)
+        kernel[rows, columns] = 1
+        kernels.append(kernel)
+    return kernels
+
+
+def _middle(grey: UInt8[np.ndarray, "height width"]) -> Float32[np.ndarray, " width"]:
+    """Mean of the middle half of every column."""
+    height = grey.shape[0]
+    return grey[height // 4 : height - height // 4].mean(axis=0, dtype=np.float32)
