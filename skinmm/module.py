@@ -27,6 +27,7 @@ from skinmm.models.network import Network
 from skinmm.optimization import build_optimizer, build_schedule
 
 EPOCH_LOSSES: Final = "epoch_losses"
+PIXELS: Final = 4  # dimensions of a batch of pictures; cached features have fewer
 
 
 class Outcomes(Metric):
@@ -100,9 +101,9 @@ class Classifier(pl.LightningModule):
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
         """Logits of a batch."""
         image = batch.get("image")
-        if image is not None and self._config.trainer.channels_last:
+        if image is not None and image.ndim == PIXELS and self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(image, batch.get("record"))
+        logits: Tensor = self.network(image, batch.get("record"), batch.get("shown"))
         return logits
 
     def on_train_epoch_start(self) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
 from skinmm.data.dataset import Key, LesionDataset, Sample
+from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
@@ -88,6 +89,11 @@ class LesionData(pl.LightningDataModule):
         """Width of each record column's block."""
         return [column.stop - column.start for column in self.encoder.layout]
 
+    @property
+    def blank(self) -> Blank:
+        """The encoded record of a patient of whom nothing is known."""
+        return Blank(self.encoder.blank, self.record_widths)
+
     def rows(self, part: str) -> Int[np.ndarray, " n"]:
         """Row numbers of a part in the cohort's order."""
         return np.flatnonzero((self.cohort["part"] == part).to_numpy())
@@ -157,15 +163,17 @@ class LesionData(pl.LightningDataModule):
 
     def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
         if part not in self._datasets:
-            table = self.cohort.iloc[rows]
+            table, model = self.cohort.iloc[rows], self._config.model
             self._datasets[part] = LesionDataset(
                 self.targets[rows],
                 table["image_id"].tolist(),
                 records=self.encoder.transform(table) if "record" in self._inputs else None,
                 paths=table["path"].tolist() if "image" in self._inputs else None,
-                size=self._config.model.image_size,
+                size=model.image_size,
                 transform=self._transform,
                 icc=self._config.data.icc,
+                withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
+                blank=self.blank,
             )
         return self._datasets[part]
 

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.decode import decode
 from skinmm.data.source import Source, read_source
 from skinmm.data.transforms import Transform, seeded
@@ -18,12 +19,16 @@ Key = tuple[int, int | None]
 
 
 class Sample(TypedDict, total=False):
-    """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used."""
+    """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used.
+
+    `shown` says whether there is an image, where training withholds some.
+    """
 
     row: int
     target: int
     image: Tensor
     record: Tensor
+    shown: bool
 
 
 class ImageError(InputError):
@@ -42,7 +47,7 @@ class ImageError(InputError):
 class LesionDataset(Dataset[Sample]):
     """Rows of a cohort as samples, addressed by `Key`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a cohort column by column)
         self,
         targets: Int[np.ndarray, " n"],
         image_ids: list[str],
@@ -52,6 +57,8 @@ class LesionDataset(Dataset[Sample]):
         size: int = 0,
         transform: Transform | None = None,
         icc: Any = "ignore",
+        withholding: Withholding | None = None,
+        blank: Blank | None = None,
     ) -> None:
         """Takes the cohort column by column.
 
@@ -63,6 +70,8 @@ class LesionDataset(Dataset[Sample]):
             size: side of the square image, pixels.
             transform: augmentation.
             icc: what to do with embedded colour profiles.
+            withholding: what samples with a seed are shown without.
+            blank: the record that withheld columns are taken from; needed if there are records.
         """
         self._targets = targets
         self._image_ids = image_ids
@@ -71,6 +80,8 @@ class LesionDataset(Dataset[Sample]):
         self._size = size
         self._transform = transform
         self._icc = icc
+        self._withholding = withholding or Withholding()
+        self._blank = blank
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -84,10 +95,22 @@ class LesionDataset(Dataset[Sample]):
         """
         row, seed = key
         sample = Sample(row=row, target=int(self._targets[row]))
+        columns = len(self._blank.widths) if self._blank else 0
+        whole = seed is None or self._withholding == Withholding()
+        without = None if whole else self._withholding.draw(seed, columns)
         if self._records is not None:
             sample["record"] = self._records[row]
+            if without and self._blank:
+                sample["record"] = self._blank.fill(sample["record"], without.columns)
         if self._paths is not None:
-            sample["image"] = self._image(row, self._paths[row], seed)
+            hidden = without is not None and without.image
+            sample["image"] = (
+                torch.zeros(3, self._size, self._size, dtype=torch.uint8)
+                if hidden
+                else self._image(row, self._paths[row], seed)
+            )
+            if self._withholding.image:
+                sample["shown"] = not hidden
         return sample
 
     def _image(self, row: int, path: str, seed: int | None) -> UInt8[Tensor, "3 size size"]:

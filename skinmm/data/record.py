@@ -152,6 +152,12 @@ class RecordEncoder:
         return sum(column.width for column in self._columns)
 
     @property
+    def blank(self) -> Float32[np.ndarray, " dim"]:
+        """The encoded record of a patient of whom nothing is known."""
+        nothing = pd.DataFrame({name: [None] for name in self.columns}, dtype=object)
+        return self.transform(nothing)[0]
+
+    @property
     def layout(self) -> tuple[ColumnLayout, ...]:
         """The slice of the vector that each column fills."""
         stops = np.cumsum([column.width for column in self._columns]).tolist()

@@ -6,16 +6,19 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from skinmm.config import Config, build, verify
+from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
 from skinmm.models.fusion import FUSIONS, Fusion
 from skinmm.models.tabular import TABULAR
 
-Images = UInt8[Tensor, "b 3 h w"]
+Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *places features"]
+"""Pixels, or what the image network made of them: features pass it by."""
+Shown = Bool[Tensor, " b"]
 Records = Float[Tensor, "b columns"]
 
 
@@ -31,6 +34,7 @@ class Network(nn.Module):
         *,
         dropout: float = 0.0,
         masks: int = 1,
+        stands_in: bool = False,
     ) -> None:
         """Puts the fusion block's head behind it.
 
@@ -42,6 +46,7 @@ class Network(nn.Module):
             dropout: of the fused features.
             masks: how many draws of it are averaged in training (multi-sample dropout: Inoue 2019,
                 arXiv:1905.09788; here their logits).
+            stands_in: learn features that stand in for an image that is not there.
         """
         super().__init__()
         self._dropout, self._masks = dropout, masks
@@ -49,26 +54,48 @@ class Network(nn.Module):
         self.record = record
         self.fusion = fusion
         self.head = fusion.head(classes)
+        self.absent = nn.Parameter(torch.randn(image.dim) / 10) if image and stands_in else None
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
         return next(self.parameters()).device
 
-    def embed(self, image: Images | None, record: Records | None) -> Float[Tensor, "b dim"]:
+    def see(self, image: Images, shown: Shown | None = None) -> Float[Tensor, "b *places dim"]:
+        """The image's features, before fusion.
+
+        Args:
+            image: square uint8 RGB, or features already.
+            shown: which rows have an image; None: all.
+
+        Raises:
+            InputError: one has none, and the network has not learned what stands in for it.
+        """
+        seen: Tensor = image if image.is_floating_point() else self.image(image)  # type: ignore[misc]
+        if shown is None:
+            return seen
+        if self.absent is None:
+            raise InputError("this model needs an image: it was trained with model.drop_image=0")
+        return torch.where(shown.view(-1, *[1] * (seen.ndim - 1)), seen, self.absent.to(seen.dtype))
+
+    def embed(
+        self, image: Images | None, record: Records | None, shown: Shown | None = None
+    ) -> Float[Tensor, "b dim"]:
         """The fused features, before the head.
 
         Raises:
             InputError: an input is None that the fusion block needs.
         """
-        pixels = None if self.image is None or image is None else self.image(image)
+        pixels = None if self.image is None or image is None else self.see(image, shown)
         columns = None if self.record is None or record is None else self.record(record)
         fused: Tensor = self.fusion(pixels, columns)
         return fused
 
-    def forward(self, image: Images | None, record: Records | None) -> Float[Tensor, "b classes"]:
+    def forward(
+        self, image: Images | None, record: Records | None, shown: Shown | None = None
+    ) -> Float[Tensor, "b classes"]:
         """The logits of every class."""
-        fused = self.embed(image, record)
+        fused = self.embed(image, record, shown)
         masks = self._masks if self.training else 1
         dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(masks)]
         logits: Tensor = self.head(torch.stack(dropped)).mean(dim=0)
@@ -81,19 +108,25 @@ class Network(nn.Module):
         return self.outcome(image, record, views)[0]
 
     def outcome(
-        self, image: Images | None, record: Records | None, views: int = 1
+        self,
+        image: Images | None,
+        record: Records | None,
+        views: int = 1,
+        shown: Shown | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
         """Log-probabilities and fused features of one pass, in 32 bit, averaged over views.
 
         Args:
-            image: square uint8 RGB, or None.
+            image: square uint8 RGB, features, or None.
             record: encoded records, or None.
             views: how many of the eight flips and transposes of a square are averaged, 1 to 8; a
-                model without an image has one.
+                model without an image has one, and so have features.
+            shown: which rows have an image; None: all.
         """
-        turned = [image] if image is None else islice(symmetries(image), views)
-        with _full_precision(self.device.type):
-            features = torch.stack([self.embed(view, record) for view in turned])
+        pixels = image is not None and not image.is_floating_point()
+        turned = islice(symmetries(image), views) if pixels else [image]
+        with full_precision(self.device.type):
+            features = torch.stack([self.embed(view, record, shown) for view in turned])
             seen = self.head(features).log_softmax(dim=2)
         return seen.logsumexp(dim=0) - math.log(len(seen)), features.mean(dim=0)
 
@@ -138,12 +171,18 @@ def build_network(
     )
     options = config.model
     return Network(
-        image, record, fusion, classes, dropout=options.head_dropout, masks=options.head_masks
+        image,
+        record,
+        fusion,
+        classes,
+        dropout=options.head_dropout,
+        masks=options.head_masks,
+        stands_in=options.drop_image > 0,
     )
 
 
 @contextmanager
-def _full_precision(device: str) -> Iterator[None]:
+def full_precision(device: str) -> Iterator[None]:
     """Neither autocast nor the GPU's 19-bit TF32 convolutions, which torch allows by default."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False

@@ -99,14 +99,23 @@ class Member:
         wish = View(self.config.model.image_size, self.config.data.icc)
         return wish if "image" in self.inputs else None
 
+    @property
+    def needs_image(self) -> bool:
+        """Whether it cannot do without: it looks at images, and never learned not to."""
+        return "image" in self.inputs and self.network.absent is None
+
     def judge(
-        self, table: pd.DataFrame, images: UInt8[np.ndarray, "b size size 3"] | None
+        self,
+        table: pd.DataFrame,
+        images: UInt8[np.ndarray, "b size size 3"] | None,
+        shown: Bool[np.ndarray, " b"],
     ) -> Opinion:
         """Predicts a batch in one pass.
 
         Args:
             table: canonical rows.
             images: their RGB pictures, if the network looks at them.
+            shown: which of them are pictures at all.
         """
         device = self.network.device
         record = image = None
@@ -116,7 +125,8 @@ class Member:
             image = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
         with torch.inference_mode():
             views = self.config.evaluation.views
-            outcome, features = self.network.outcome(image, record, views)
+            seen = None if shown.all() else torch.from_numpy(shown).to(device)
+            outcome, features = self.network.outcome(image, record, views, seen)
         raw = outcome.double().softmax(dim=1).cpu().numpy()
         probabilities = self.calibration.apply(raw)
         sets = self.conformal.sets(probabilities) if self.conformal else None

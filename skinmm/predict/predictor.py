@@ -15,7 +15,7 @@ from jaxtyping import Float64, Shaped, UInt8
 from skinmm.data.dataset import picture
 from skinmm.data.headers import completed, header_record, lacking, may_be_dicom
 from skinmm.data.source import read_source
-from skinmm.data.vocabulary import patients_of
+from skinmm.data.vocabulary import is_missing, patients_of
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import set_names
 from skinmm.evaluation.thresholds import mean_threshold
@@ -73,6 +73,7 @@ class Predictor:
                 )
         self._members = members
         self.referral = referral
+        self._needs_image = any(member.needs_image for member in members)
         self._views = {member.view for member in members if member.view is not None}
         self.classes = list(first.classes)
         self._names = [f"p_{name}" for name in self.classes]
@@ -127,30 +128,37 @@ class Predictor:
         Returns:
             A row per input row, in order: image_id, patient_id, target (if the table has one),
             p_<class>, malignancy, decision, threshold, error, prediction_set (classes with `|`
-            between; for several checkpoints those in at least half of the sets) and ood (1 is the
-            limit; for several checkpoints the mean). A row that cannot be predicted has no
-            probabilities and its reason in `error`.
+            between; for several checkpoints those in at least half of the sets), ood (1 is the
+            limit; for several checkpoints the mean) and missing (what the models use and the row
+            lacks, with `|` between). A row that cannot be predicted has no probabilities and its
+            reason in `error`.
 
         Raises:
-            InputError: no image column or no folder although the models need images.
+            InputError: no image column or no folder although a model needs images.
         """
-        patients = canonical_patients(table, self.columns, needs_image="image" in self.inputs)
+        patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
         if unknown is not None:
             unknown.update(patients.unknown)
         folder = images if isinstance(images, ImageFolder | None) else ImageFolder(Path(images))
-        if folder is None and self._views:
+        if folder is None and self._needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
         values = np.full((len(table), 3 * len(self.classes) + 1), np.nan)
-        errors = np.full(len(table), "", dtype=object)
+        errors, missing = np.full((2, len(table)), "", dtype=object)
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             for start in range(0, len(table), batch_size):
                 rows = slice(start, start + batch_size)
                 batch = patients.table.iloc[rows]
-                look = partial(_look, folder=folder, views=self._views)
+                look = partial(
+                    _look, folder=folder, views=self._views, needs_image=self._needs_image
+                )
                 seen = list(pool.map(look, batch["image_id"], lacking(batch)))
                 batch = completed(batch, [one.record for one in seen])
                 patients.table.loc[batch.index, "patient_id"] = batch["patient_id"]
                 errors[rows] = [one.error for one in seen]
+                missing[rows] = [
+                    "|".join(self._lacking(one, record))
+                    for one, record in zip(seen, batch.to_dict("records"), strict=True)
+                ]
                 good = np.flatnonzero(errors[rows] == "")
                 if len(good):
                     pictures = [seen[row].pictures for row in good]
@@ -161,7 +169,13 @@ class Predictor:
         if "target" in table.columns:
             output["target"] = table["target"].to_numpy()
         said = self._said(values, errors, probabilities, threshold)
-        return pd.concat([output, said], axis=1)
+        return pd.concat([output, said.assign(missing=missing)], axis=1)
+
+    def _lacking(self, seen: _Seen, record: Mapping[str, Any]) -> list[str]:
+        """What the models would have used."""
+        image = ["image"] if self._views and not seen.pictures else []
+        used = self.columns if "record" in self.inputs else []
+        return image + [name for name in used if is_missing(record[name])]
 
     def _mean(
         self, table: pd.DataFrame, pictures: Sequence[Pictures]
@@ -174,8 +188,12 @@ class Predictor:
         opinions = []
         for member in self._members:
             view = member.view
-            images = None if view is None else np.stack([each[view] for each in pictures])
-            opinions.append(member.judge(table, images))
+            images = None
+            shown = np.array([view is None or view in each for each in pictures])
+            if view is not None:
+                nothing = np.zeros((view.size, view.size, 3), np.uint8)
+                images = np.stack([each.get(view, nothing) for each in pictures])
+            opinions.append(member.judge(table, images, shown))
         means = [_mean_of_known(part, len(table)) for part in zip(*opinions, strict=True)]
         sets = np.broadcast_to(means[2], means[1].shape)
         return np.hstack([means[0], means[1], sets, means[3]])
@@ -217,14 +235,22 @@ def _mean_of_known(
     return np.mean(known, axis=0) if known else np.full((rows, 1), np.nan)
 
 
-def _look(name: str, wanted: bool, folder: ImageFolder | None, views: Collection[View]) -> _Seen:
+def _look(
+    name: str,
+    wanted: bool,
+    folder: ImageFolder | None,
+    views: Collection[View],
+    *,
+    needs_image: bool,
+) -> _Seen:
     """Reads one image once, or says why not; whatever is wrong with it, the other rows go on."""
     if not (views or wanted):
         return _Seen({}, {}, "")
     path = folder.find(name) if folder else None
     if path is None:
-        missing = f"image {name} not found" if name else "no image named, and this model needs one"
-        return _Seen({}, {}, missing if views else "")
+        lost = f"image {name} not found" if views and name and folder else ""
+        needed = "no image named, and this model needs one" if needs_image else ""
+        return _Seen({}, {}, lost or needed)
     wanted = wanted and may_be_dicom(path)
     if not (views or wanted):
         return _Seen({}, {}, "")

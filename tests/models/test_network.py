@@ -61,6 +61,41 @@ def test_a_network_says_what_it_lacks(
         network()(image, record)
 
 
+SHOWN = torch.tensor([True, False, True, False])
+
+
+@pytest.mark.parametrize("fusion", [name for name in FUSIONS if "image" in FUSIONS[name].inputs])
+def test_learned_features_stand_in_for_an_absent_image(fusion: str) -> None:
+    torch.manual_seed(0)
+    config = with_model(micro_config(fusion), drop_image=0.5)
+    built = build_network(config, WIDTHS, classes=3, pretrained=False)
+    built(IMAGES, RECORDS, SHOWN).sum().backward()
+    assert built.absent is not None
+    assert built.absent.grad is not None
+    assert built.absent.grad.any()
+    built.eval()
+    together, other = built(IMAGES, RECORDS, SHOWN), built(255 - IMAGES, RECORDS, SHOWN)
+    torch.testing.assert_close(together[~SHOWN], other[~SHOWN])
+    assert not torch.allclose(together[SHOWN], other[SHOWN])
+    torch.testing.assert_close(together[SHOWN], built(IMAGES, RECORDS)[SHOWN])
+    written = built.outcome(IMAGES, RECORDS, views=2, shown=SHOWN)[0]
+    torch.testing.assert_close(written[~SHOWN], together[~SHOWN].log_softmax(dim=1))
+
+
+def test_a_network_that_never_lacked_an_image_refuses_to() -> None:
+    with pytest.raises(InputError, match=r"it was trained with model\.drop_image=0"):
+        network()(IMAGES, RECORDS, SHOWN)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "metablock"])
+def test_features_pass_the_image_network_by(fusion: str) -> None:
+    built = network(fusion, model="test_vit").eval()
+    features = built.see(IMAGES)
+    torch.testing.assert_close(built(features, RECORDS), built(IMAGES, RECORDS))
+    outcome = built.log_probabilities(features, RECORDS, views=8)
+    torch.testing.assert_close(outcome, built.log_probabilities(IMAGES, RECORDS))
+
+
 def test_an_unknown_block_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="unknown fusion 'glue'; choose from image_only"):
         network("glue")

@@ -47,6 +47,7 @@ def test_the_output_is_as_the_contract_says(predicted: pd.DataFrame, both: Path)
         "error",
         "prediction_set",
         "ood",
+        "missing",
     ]
     for column in ("image_id", "patient_id", "target"):
         assert predicted[column].tolist() == cohort_of(both)[column].tolist()

@@ -1,0 +1,64 @@
+"""Predictions of rows that lack their image, their record, or some of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from quick_runs import best, cohort_of, quick_train
+
+from skinmm.errors import InputError
+from skinmm.predict import Predictor
+
+
+@pytest.fixture(scope="module")
+def tolerant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose training rows lacked images, records and columns."""
+    run = tmp_path_factory.mktemp("runs") / "tolerant"
+    drops = ("model.drop_image=0.4", "model.drop_record=0.1", "model.drop_columns=0.3")
+    assert quick_train(run, "data.limit=48", *drops) == 0
+    return run
+
+
+def test_a_row_says_what_it_lacked_and_is_predicted(tolerant: Path, pictures: Path) -> None:
+    rows = cohort_of(tolerant).dropna(subset=["age", "sex", "site"]).head(4)
+    rows = rows[["image_id", "age", "sex", "site"]].astype(object).reset_index(drop=True)
+    whole = Predictor.from_checkpoints([best(tolerant)]).predict(rows, pictures)
+    assert list(whole.columns)[-1] == "missing"
+    assert set(whole["missing"]) == {""}
+    rows.loc[1, "image_id"] = ""
+    rows.loc[2, ["age", "sex", "site"]] = None
+    rows.loc[3, ["image_id", "sex"]] = ["", None]
+    lacking = Predictor.from_checkpoints([best(tolerant)]).predict(rows, pictures)
+    assert lacking["missing"].tolist() == ["", "image", "age|sex|site", "image|sex"]
+    assert set(lacking["error"]) == {""}
+    assert lacking["malignancy"].notna().all()
+    moved = (lacking["malignancy"] - whole["malignancy"]).abs()
+    assert moved[0] < 1e-6
+    assert (moved[1:] > 0).all()
+
+
+def test_no_folder_and_no_image_column_are_no_hindrance(tolerant: Path) -> None:
+    rows = pd.DataFrame({"age": [40, 60], "sex": ["male", "female"]})
+    predicted = Predictor.from_checkpoints([best(tolerant)]).predict(rows)
+    assert predicted["missing"].tolist() == ["image|site"] * 2
+    assert np.isfinite(predicted["malignancy"]).all()
+
+
+def test_a_named_image_that_is_not_there_is_still_an_error(tolerant: Path, pictures: Path) -> None:
+    rows = pd.DataFrame({"image_name": ["nowhere"], "age": [40]})
+    predicted = Predictor.from_checkpoints([best(tolerant)]).predict(rows, pictures)
+    assert predicted["error"].tolist() == ["image nowhere not found"]
+
+
+def test_among_several_models_the_most_demanding_decides(tolerant: Path, both: Path) -> None:
+    rows = pd.DataFrame({"age": [40]})
+    with pytest.raises(InputError, match="no image column"):
+        Predictor.from_checkpoints([best(tolerant), best(both)]).predict(rows)
+
+
+def test_a_model_of_images_alone_lacks_no_column(larger: Path, pictures: Path) -> None:
+    predicted = Predictor.from_checkpoints([best(larger)]).predict(
+        pd.DataFrame({"image_name": ["ISIC_0000000"]}), pictures
+    )
+    assert predicted["missing"].tolist() == [""]
