@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -165,6 +166,17 @@ class Classifier(pl.LightningModule):
         monitor = self._config.trainer.monitor
         schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_epoch_end(self) -> None:
+        """Lets plateau judge the epoch here: Lightning would after the checkpoint was written."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Moves a schedule on; plateau has moved."""
+        if metric is None:
+            scheduler.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card, and the loss of the epoch so far."""
