@@ -19,6 +19,7 @@ FOLDS: Final = 5
 ISOTONIC_ROWS: Final = 1000
 _TINY: Final = np.finfo(np.float64).eps
 _SCALES: Final = (0.01, 100.0)
+_LOOSE: Final = 0.5  # a handful of melanomas does not turn the log odds of a network upside down
 _STANDARD_ERRORS: Final = 2.0
 _MOST_STEPS: Final = 100
 _CONVERGED: Final = 1e-10
@@ -110,14 +111,17 @@ def fit_calibration(
 ) -> Calibration:
     """Fits a calibration on validation rows.
 
-    `none` corrects the prior only. `temperature` divides the log odds (Guo et al. 2017); `platt`
-    also shifts them per class (Platt 1999, with his smoothed targets; two classes give his method
-    exactly); `isotonic` is a monotone step function per class (Zadrozny and Elkan 2002).
+    `none` corrects the prior only. `temperature` divides the log odds and shifts them so that the
+    classes' mean probabilities stay (Guo et al. 2017 divide only, which moves the mean of a rare
+    class); `platt` shifts them as the rows say (Platt 1999, with his smoothed targets; two classes
+    give his method exactly); `isotonic` is a monotone step function per class (Zadrozny and Elkan
+    2002).
 
-    `auto` compares their log loss in cross-validation over groups, and takes the first of them,
-    simplest first, that is within two standard errors (over groups) of the lowest. The lowest loss
-    by itself follows noise where validation has a hundred melanomas, and costs both calibration and
-    ranking where probabilities were right already.
+    `auto` compares the log loss of the last three in cross-validation over groups, and takes the
+    first of them, simplest first, that is within two standard errors (over groups) of the lowest.
+    The lowest loss by itself follows noise where validation has a hundred melanomas. `none` does
+    not compete: log loss hardly sees that a rare class's log odds are a fifth too far apart, which
+    is what a balanced draw of few melanomas does to a network, and would leave them there.
 
     Unless two classes have rows of two groups each, nothing can be compared or fitted: none.
 
@@ -135,7 +139,7 @@ def fit_calibration(
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
         return Calibration(prior=plain)
-    names = METHODS if method == "auto" else (method,)
+    names = [name for name in METHODS if name != "none"] if method == "auto" else [method]
     losses = {name: _validated_losses(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _as_good(losses[name] - losses[best], groups))
@@ -186,7 +190,7 @@ def _as_good(excess: Float64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]
     return bool(mean <= _STANDARD_ERRORS * np.sqrt(sums @ sums) / len(excess))
 
 
-def _log(probabilities: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
+def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
     return np.log(np.maximum(probabilities, _TINY))
 
 
@@ -199,43 +203,55 @@ def _smoothed(targets: Int64[np.ndarray, " n"], classes: int) -> Float64[np.ndar
 
 
 def _fit_scale(
-    probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"], *, shifts: bool
+    probabilities: Float64[np.ndarray, "n c"],
+    targets: Int64[np.ndarray, " n"],
+    loose: float = np.inf,
 ) -> dict[str, Any]:
-    """Scale of the log probabilities and, on demand, shifts of all classes but the first.
+    """Scale of the log probabilities, and shifts of all classes but the first.
 
     Newton's method on a convex loss: a few steps, and none of the threads of a general optimiser.
+
+    Args:
+        probabilities: before.
+        targets: index of the true class.
+        loose: standard deviation of the scale about 1 before any row was seen.
     """
     rows, classes = probabilities.shape
-    truth = _smoothed(targets, classes) if shifts else np.eye(classes)[targets]
-    features = np.zeros((rows, classes, classes if shifts else 1))
+    truth = _smoothed(targets, classes)
+    features = np.zeros((rows, classes, classes))
     features[:, :, 0] = _log(probabilities)
-    if shifts:
-        features[:, range(1, classes), range(1, classes)] = 1
+    features[:, range(1, classes), range(1, classes)] = 1
     flat = features.reshape(rows * classes, -1)
-    parameters = np.eye(flat.shape[1])[0]
+    unit = np.eye(classes)[0]
+    parameters = unit.copy()
+    pull = 1 / (loose**2 * rows)
     for _ in range(_MOST_STEPS):
         chance = softmax(features @ parameters, axis=1)
-        gradient = (chance - truth).ravel() @ flat / rows
+        gradient = (chance - truth).ravel() @ flat / rows + pull * (parameters[0] - 1) * unit
         mean = np.einsum("nc,nck->nk", chance, features)
         curvature = ((chance.reshape(-1, 1) * flat).T @ flat - mean.T @ mean) / rows
-        step = np.linalg.solve(curvature + 1e-9 * np.eye(len(gradient)), gradient)
+        curvature += np.diag(pull * unit + 1e-9)
+        step = np.linalg.solve(curvature, gradient)
         parameters -= step / max(1, np.abs(step).max())
         if np.abs(step).max() < _CONVERGED:
             break
-    moved = parameters[1:].tolist() if shifts else [0.0] * (classes - 1)
-    return {"scale": float(np.clip(parameters[0], *_SCALES)), "shifts": [0.0, *moved]}
+    scale = float(np.clip(parameters[0], *_SCALES))
+    return {"scale": scale, "shifts": [0.0, *parameters[1:].tolist()]}
 
 
 def _fit_temperature(
     probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
 ) -> dict[str, Any]:
-    return _fit_scale(probabilities, targets, shifts=False)
-
-
-def _fit_platt(
-    probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
-) -> dict[str, Any]:
-    return _fit_scale(probabilities, targets, shifts=True)
+    """The scale that free shifts would have, and the shifts that keep the classes' means."""
+    scale = _fit_scale(probabilities, targets, loose=_LOOSE)["scale"]
+    wanted = _log(probabilities.mean(axis=0))
+    scaled, shifts = _log(probabilities) * scale, np.zeros(probabilities.shape[1])
+    for _ in range(_MOST_STEPS):
+        step = wanted - _log(softmax(scaled + shifts, axis=1).mean(axis=0))
+        shifts += step
+        if np.abs(step).max() < _CONVERGED:
+            break
+    return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
 
 
 def _apply_scale(
@@ -274,6 +290,6 @@ _Apply = Callable[[dict[str, Any], Float64[np.ndarray, "n c"]], Float64[np.ndarr
 METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {
     "none": (lambda _probabilities, _targets: {}, lambda _state, probabilities: probabilities),
     "temperature": (_fit_temperature, _apply_scale),
-    "platt": (_fit_platt, _apply_scale),
+    "platt": (_fit_scale, _apply_scale),
     "isotonic": (_fit_isotonic, _apply_isotonic),
 }

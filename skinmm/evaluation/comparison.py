@@ -15,9 +15,11 @@ from skinmm.evaluation.intervals import (
     independent_units,
     patient_codes,
     percentile_interval,
+    skewness,
 )
-from skinmm.evaluation.metrics import DEFAULT_THRESHOLD, MalignancyMetrics, summarise
+from skinmm.evaluation.metrics import DEFAULT_THRESHOLD, MalignancyMetrics
 from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.summary import summarise
 
 
 def compare(
@@ -55,7 +57,7 @@ def compare(
     codes, patients = patient_codes(first.patient_id)
     units = independent_units(codes, first.malignant)
     once = np.ones((1, patients), dtype=np.int64)
-    values, samples = {}, {}
+    values, samples, skews = {}, {}, {}
     for name, predictions in joined.items():
         metrics = MalignancyMetrics(
             predictions.malignancy,
@@ -65,6 +67,7 @@ def compare(
         )
         values[name] = {key: float(value[0]) for key, value in metrics(once).items()}
         samples[name] = bootstrap(metrics, patients, len(codes), resamples=resamples, seed=seed)
+        skews[name] = skewness(metrics, patients, len(codes))
     return {
         "n": len(first),
         "patients": patients,
@@ -72,7 +75,7 @@ def compare(
         "left_out": {name: len(files[name]) - len(first) for name in files},
         "systems": {
             name: {
-                key: summarise(value, samples[name][key], confidence, units)
+                key: summarise(key, value, samples[name][key], skews[name][key], confidence, units)
                 for key, value in values[name].items()
             }
             for name in joined

@@ -14,6 +14,9 @@ Statistic = Callable[[Int64[np.ndarray, "b p"]], dict[str, Float64[np.ndarray, "
 
 _BLOCK: Final = 2**20
 _THREADS: Final = 2
+_GROUPS: Final = 100
+_TINY: Final = 1e-30
+_FLAT: Final = 1e-6  # skewness below makes no difference
 
 
 def patient_codes(
@@ -36,17 +39,51 @@ def bootstrap(
         resamples: how many.
         seed: the same seed and sizes give the same draws, so that two statistics can be paired.
     """
-    block = max(1, _BLOCK // max(rows, patients))
+
+    def drawn(start: int, size: int) -> Int64[np.ndarray, "b p"]:
+        chosen = np.random.default_rng([seed, start]).integers(patients, size=(size, patients))
+        chosen += np.arange(size)[:, None] * patients
+        return np.bincount(chosen.ravel(), minlength=size * patients).reshape(size, patients)
+
+    return _measured(statistic, drawn, resamples, max(rows, patients))
+
+
+def skewness(statistic: Statistic, patients: int, rows: int) -> dict[str, float]:
+    """Skewness of metrics' sampling distributions, from leaving out a group of patients in turn.
+
+    The groups' influences added up to the third power over those to the second, as in the
+    acceleration of Efron's BCa interval (1987), which is a sixth of it.
+    """
+    count = min(patients, _GROUPS)
+    group = np.random.default_rng(0).permutation(patients) % count
+
+    def all_but_one(start: int, size: int) -> Int64[np.ndarray, "b p"]:
+        return (group != np.arange(start, start + size)[:, None]).astype(np.int64)
+
+    left = _measured(statistic, all_but_one, count, max(rows, patients))
+    skews = {}
+    for name, values in left.items():
+        known = values[~np.isnan(values)]
+        influence = known.mean() - known if len(known) else known
+        square = float(influence @ influence)
+        skews[name] = float((influence**3).sum()) / square**1.5 if square > _TINY else 0.0
+    return skews
+
+
+def _measured(
+    statistic: Statistic,
+    counts: Callable[[int, int], Int64[np.ndarray, "b p"]],
+    total: int,
+    width: int,
+) -> dict[str, Float64[np.ndarray, " r"]]:
+    """The metrics of `total` weightings of the patients, in blocks that fit the caches."""
+    block = max(1, _BLOCK // width)
 
     def measure(start: int) -> dict[str, Float64[np.ndarray, " b"]]:
-        size = min(block, resamples - start)
-        drawn = np.random.default_rng([seed, start]).integers(patients, size=(size, patients))
-        drawn += np.arange(size)[:, None] * patients
-        counts = np.bincount(drawn.ravel(), minlength=size * patients)
-        return statistic(counts.reshape(size, patients))
+        return statistic(counts(start, min(block, total - start)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(measure, range(0, resamples, block)))
+        parts = list(pool.map(measure, range(0, total, block)))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -74,10 +111,34 @@ def percentile_interval(
     left_out = len(samples) - len(known)
     if len(known) == 0:
         return None, None, left_out
-    units = max(units, 2)
-    reach = np.sqrt(units / (units - 1)) * t.ppf((1 + confidence) / 2, units - 1)
+    reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * students_reach(confidence, units)
     low, high = np.quantile(known, norm.cdf([-reach, reach]))
     return float(low), float(high), left_out
+
+
+def students_reach(confidence: float, units: int) -> float:
+    """How many standard errors an interval reaches that were estimated from so many units."""
+    return float(t.ppf((1 + confidence) / 2, max(units, 2) - 1))
+
+
+def skewed_interval(value: float, error: float, skew: float, reach: float) -> tuple[float, float]:
+    """An interval of a skewed estimate: Hall's transformation makes it symmetric first.
+
+    Where few malignant lesions decide, an estimate that is high by chance also has too small a
+    standard error, and plain, logit and percentile intervals miss the truth below it far more often
+    than above (Hall 1992, On the removal of skewness by transformation, J. R. Stat. Soc. B 54).
+
+    Args:
+        value: the estimate.
+        error: its standard error.
+        skew: of its sampling distribution, see `skewness`.
+        reach: standard errors to either side where there is no skew.
+    """
+    if abs(skew) < _FLAT:
+        return value - reach * error, value + reach * error
+    lean = skew / 6
+    low, high = ((np.cbrt(1 + skew * (x - lean)) - 1) * 3 / skew for x in (reach, -reach))
+    return value - float(low) * error, value - float(high) * error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """Every metric of a prediction file, with intervals: one function for binary and multi-class."""
 
-import math
 from functools import partial
 from typing import Any, Final
 
@@ -18,12 +17,14 @@ from skinmm.evaluation.intervals import (
     bootstrap,
     independent_units,
     patient_codes,
-    percentile_interval,
+    skewness,
 )
 from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.summary import all_or_none, summarise
 from skinmm.evaluation.uncertainty import ReferralMetrics
 
 DEFAULT_THRESHOLD: Final = 0.5
+MANY: Final = 1000
 
 
 class MalignancyMetrics:
@@ -178,13 +179,22 @@ def evaluate(
     measure = partial(statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
     values = measure(exact=True)(np.ones((1, patients), dtype=np.int64))
     samples = dict.fromkeys(values, np.empty(0))
-    if resamples > 0 and patients > 1:  # resamples of one patient are all alike
-        samples = bootstrap(measure(), patients, len(codes), resamples=resamples, seed=seed)
     units = independent_units(codes, predictions.malignant)
+    skews: dict[str, float] = {}
+    if resamples > 0 and patients > 1:  # resamples of one patient are all alike
+        drawn = measure()
+        samples = bootstrap(drawn, patients, len(codes), resamples=resamples, seed=seed)
+        # Of so many units hardly any skewness is left.
+        skews = (
+            skewness(drawn, patients, len(codes)) if units <= MANY else dict.fromkeys(values, 0.0)
+        )
     metrics = {
-        name: summarise(value[0], samples[name], confidence, units)
+        name: summarise(name, float(value[0]), samples[name], skews.get(name), confidence, units)
         for name, value in values.items()
     }
+    for name, rows in _denominators(predictions).items():
+        if name in metrics:
+            metrics[name] = all_or_none(metrics[name], len(np.unique(codes[rows])), confidence)
     return {
         "n": len(predictions),
         "patients": patients,
@@ -192,7 +202,7 @@ def evaluate(
         "unpredicted": predictions.unpredicted,
         "threshold": threshold,
         "prevalence": float(predictions.malignant.mean()) if prevalence is None else prevalence,
-        "metrics": metrics | {"ece": reflect(metrics["ece"])},
+        "metrics": metrics,
         "auroc_delong": delong_interval(
             predictions.malignancy,
             predictions.malignant,
@@ -205,28 +215,15 @@ def evaluate(
     }
 
 
-def summarise(
-    value: float, samples: Float64[np.ndarray, " r"], confidence: float, units: int
-) -> dict[str, float | int | None]:
-    """Value, percentile interval and resamples left out; all None where the value is undefined."""
-    if np.isnan(value):
-        return {"value": None, "low": None, "high": None, "left_out": len(samples)}
-    low, high, left_out = percentile_interval(samples, confidence, units)
-    return {"value": float(value), "low": low, "high": high, "left_out": left_out}
-
-
-def reflect(entry: dict[str, float | int | None]) -> dict[str, float | int | None]:
-    """Turns a percentile interval about its value (the basic bootstrap), for a biased metric.
-
-    A calibration error cannot be negative, so noise raises it: in the data above the truth, and in
-    a resample above the data, each time by adding to its square. So the squares are turned. The
-    interval still holds the value.
-    """
-    value, low, high = entry["value"], entry["low"], entry["high"]
-    if value is None or low is None or high is None:
-        return entry
-    turned = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
-    return {**entry, "low": min(value, turned[0]), "high": max(value, turned[1])}
+def _denominators(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
+    """The rows that a share is of."""
+    malignant = predictions.malignant
+    shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
+    shares["specificity"] = ~malignant
+    for index, name in enumerate(predictions.classes):
+        rows = predictions.target == index
+        shares |= {f"recall_{name}": rows, f"coverage_{name}": rows}
+    return shares
 
 
 def _refuse(predictions: Predictions, threshold: float, prevalence: float | None) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
-from skinmm.evaluation.intervals import bootstrap, patient_codes
-from skinmm.evaluation.metrics import evaluate, summarise
+from skinmm.evaluation.intervals import bootstrap, patient_codes, skewness
+from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.ranking import ratio
 from skinmm.evaluation.skin_tone import TONES
+from skinmm.evaluation.summary import summarise
 
 UNKNOWN: Final = "not known"
 OTHER: Final = "other"
@@ -118,7 +119,9 @@ def sensitivity_gaps(
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
         units = min(len(np.unique(codes[malignant & fit[end].rows])) for end in (-1, 0))
         names = {"column": column, "lowest": fit[0].name, "highest": fit[-1].name}
-        gaps.append({**names, **summarise(float(value), drawn["gap"], confidence, units)})
+        skew = skewness(statistic, patients, len(codes))["gap"]
+        entry = summarise("gap", float(value), drawn["gap"], skew, confidence, units)
+        gaps.append({**names, **entry})
     return gaps
 
 

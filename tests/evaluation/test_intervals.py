@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float64, Int64
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import binomtest, norm, skew, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.delong import delong_interval, delong_test
-from skinmm.evaluation.intervals import bootstrap, holm, percentile_interval
+from skinmm.evaluation.intervals import (
+    bootstrap,
+    holm,
+    percentile_interval,
+    skewed_interval,
+    skewness,
+)
+from skinmm.evaluation.summary import all_or_none, summarise
 
 SEPARATION = 1.5
 TRUE_AUROC = float(norm.cdf(SEPARATION / np.sqrt(2)))
@@ -114,6 +121,59 @@ def test_interval_of_a_mean_is_students() -> None:
     low, high, _ = percentile_interval(samples, 0.95, 12)
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+
+
+@given(st.floats(-1.5, 1.5), st.floats(1, 4))
+def test_skewed_interval_inverts_halls_transformation(skew: float, reach: float) -> None:
+    low, high = skewed_interval(2.0, 0.5, skew, reach)
+    for end, expected in ((low, reach), (high, -reach)):
+        w = (2.0 - end) / 0.5
+        assert w + skew * (w**2 / 3 + 1 / 6) + skew**2 * w**3 / 27 == pytest.approx(
+            expected, abs=1e-6
+        )
+
+
+def test_skewness_of_a_mean_is_that_of_its_rows() -> None:
+    values = np.random.default_rng(0).exponential(size=80)
+    found = skewness(lambda draws: {"mean": draws @ values / draws.sum(axis=1)}, 80, 80)
+    assert found["mean"] == pytest.approx(skew(values) / np.sqrt(80), rel=1e-6)
+    assert skewness(lambda draws: {"x": np.full(len(draws), np.nan)}, 5, 5) == {"x": 0.0}
+
+
+@pytest.mark.parametrize("positives", [12, 40])
+def test_delong_covers_with_few_malignant_lesions(positives: int) -> None:
+    generator = np.random.default_rng(3)
+    truth = np.arange(300) < positives
+    strong = float(norm.cdf(2.5 / np.sqrt(2)))
+    missed = np.zeros(2)
+    repeats = 1000
+    for _ in range(repeats):
+        found = delong_interval(generator.normal(size=300) + 2.5 * truth, truth)
+        low, high = found["low"], found["high"]
+        assert low is not None
+        assert high is not None
+        missed += strong < low, strong > high
+    assert 0.93 <= 1 - missed.sum() / repeats <= 0.97
+    assert missed.max() / repeats < 0.05
+
+
+def test_an_interval_stays_where_its_metric_can_lie() -> None:
+    samples = np.random.default_rng(0).normal(0.95, 0.1, size=500)
+    assert summarise("auroc", 0.95, samples, 0.3, 0.95, 20)["high"] == 1
+    assert summarise("partial_auroc", 0.19, samples - 0.76, 0.3, 0.95, 20)["high"] == 0.2
+    slope = summarise("calibration_slope", 0.95, samples, 0.3, 0.95, 20)["high"]
+    assert slope is not None
+    assert slope > 1
+
+
+@pytest.mark.parametrize(("value", "found"), [(1.0, 46), (0.0, 0)])
+def test_all_or_none_is_clopper_and_pearson(value: float, found: int) -> None:
+    entry = summarise("sensitivity", value, np.full(100, value), 0.0, 0.95, 46)
+    assert entry["low"] == entry["high"] == value
+    bounded = all_or_none(entry, 46, 0.95)
+    expected = binomtest(found, 46).proportion_ci(0.95, method="exact")
+    assert (bounded["low"], bounded["high"]) == pytest.approx((expected.low, expected.high))
+    assert all_or_none({**entry, "value": 0.5}, 46, 0.95)["low"] == value
 
 
 def test_clustered_delong_covers_where_the_plain_one_does_not() -> None:

@@ -8,7 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skinmm.errors import InputError
-from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
+from skinmm.evaluation.predictions import (
+    DECISIONS,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
 
 BINARY = "image_id,patient_id,target,p_benign,p_malignant\n"
 GOOD = BINARY + "a,p1,0,0.9,0.1\nb,p1,1,0.2,0.8\n"
@@ -41,6 +46,9 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
         classes=classes,
         positive=("malignant",) if len(classes) == 2 else ("mel",),
         fold=np.arange(n) if n % 3 else None,
+        decision=generator.choice(DECISIONS, size=n).astype(object) if n % 2 else None,
+        sets=generator.random((n, len(classes))) < 0.5 if n % 3 else None,
+        ood=generator.random(n) if n % 2 else None,
     )
     path = tmp_path / "predictions.csv"
     write_predictions(path, written)
@@ -52,10 +60,35 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
     assert read.positive == written.positive
     np.testing.assert_array_equal(read.target, written.target)
     np.testing.assert_allclose(read.probabilities, written.probabilities, rtol=1e-8)
-    for one, other in ((read.raw, written.raw), (read.fold, written.fold)):
+    for name in ("raw", "fold", "ood", "sets", "decision"):
+        one, other = getattr(read, name), getattr(written, name)
         assert (one is None) == (other is None)
-        if one is not None and other is not None:
+        if one is not None and name == "decision":
+            assert one.tolist() == other.tolist()
+        elif one is not None:
             np.testing.assert_allclose(one, other, rtol=1e-8)
+
+
+def test_sets_of_diagnoses_are_judged_side_by_side(tmp_path: Path) -> None:
+    text = (
+        "image_id,target,p_nv,p_mel,p_bcc,decision,prediction_set,ood\n"
+        "a,0,0.5,0.3,0.2,Refer,mel|bcc,\nb,1,0.2,0.6,0.2,malignant,none,1.5\n"
+    )
+    read = read_predictions(write(tmp_path, text))
+    assert read.sets is not None
+    assert read.decision is not None
+    assert read.ood is not None
+    assert read.sets.tolist() == [[False, True], [False, False]]
+    assert read.decision.tolist() == ["refer", "malignant"]
+    assert np.isnan(read.ood[0])
+
+
+def test_folders_called_0_and_1_are_names_and_not_answers(tmp_path: Path) -> None:
+    text = "image_id,target,p_0,p_1\na,0,0.9,0.1\nb,1,0.2,0.8\n"
+    read = read_predictions(write(tmp_path, text), positive=["0"])
+    assert read.classes == ("0", "1")
+    assert read.malignant.tolist() == [True, False]
+    np.testing.assert_allclose(read.malignancy, [0.9, 0.2])
 
 
 def test_float32_probabilities_survive_the_file(tmp_path: Path) -> None:
@@ -135,6 +168,18 @@ BAD = {
     "has no predicted row": BINARY,
     "is not a CSV table": GOOD + "c,p1,0,0.9,0.1,7,8\n",
     "is not a CSV table: No columns": "",
+    r"row 1 \(image a\): decision 'maybe' is none of benign, malignant, refer; rename": (
+        "image_id,target,p_malignant,decision\na,1,0.1,maybe\nb,0,0.1,benign\n"
+    ),
+    r"row 2 \(image b\): decision empty is none of": (
+        "image_id,target,p_malignant,decision\na,1,0.1,refer\nb,0,0.1,\n"
+    ),
+    r"row 1 \(image a\): prediction_set 'mel' is not made of benign, malignant with \|": (
+        "image_id,target,p_malignant,prediction_set\na,1,0.1,mel\nb,0,0.1,benign\n"
+    ),
+    r"row 1 \(image a\): ood '-3' is not a number from 0 up": (
+        "image_id,target,p_malignant,ood\na,1,0.1,-3\nb,0,0.1,2\n"
+    ),
     "fold is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",
 }
 

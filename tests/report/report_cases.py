@@ -96,6 +96,18 @@ def fitted(target: str = "target", **options: Any) -> pd.DataFrame:
     return pd.DataFrame(ids | {f"p_{name}": shares[:, i] for i, name in enumerate(names)})
 
 
+def _lacking(count: int) -> pd.DataFrame:
+    """Test rows without the first columns of their record, by a model of whole ones."""
+    cohort = demo_cohort()
+    model = make_pipeline(record_features(), LogisticRegression(max_iter=500))
+    model.fit(cohort, cohort["target"])
+    rows = cohort[cohort["part"] == "test"].astype(object)
+    rows[["age", "sex", "site"][:count]] = np.nan
+    return rows[["image_id", "patient_id", "target"]].assign(
+        p_malignant=model.predict_proba(rows)[:, 1]
+    )
+
+
 def make_run(folder: Path) -> Path:
     """A whole run folder below `folder`, its numbers from models that scikit-learn fitted."""
     run = folder / "2026-01-01_demo"
@@ -149,6 +161,11 @@ def _documents() -> dict[str, str]:
             _tables()[f"predictions/{part}.csv"].to_csv(file, index=False)
             rows = read_predictions(file)
             metrics[part] = evaluate(rows, threshold=THRESHOLD, resamples=100)
+        for count in (1, 2, 3):
+            file = Path(folder) / "lacking.csv"
+            _lacking(count).to_csv(file, index=False)
+            rows = read_predictions(file)
+            metrics[f"missing_{count}_of_3"] = evaluate(rows, threshold=THRESHOLD, resamples=100)
     return {
         "metrics.json": json.dumps(metrics),
         "config.yaml": yaml.safe_dump(CONFIG),

@@ -99,6 +99,15 @@ def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
     assert "skin tone (estimated): " in whole.text
 
 
+def test_what_missing_columns_cost_is_shown(whole: Page, run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    for part in ("test", "missing_1_of_3", "missing_2_of_3", "missing_3_of_3"):
+        auroc = metrics[part]["metrics"]["auroc"]
+        assert f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" in whole.text
+    assert metrics["missing_3_of_3"]["metrics"]["auroc"]["value"] == 0.5
+    assert "66.7 %" in whole.text
+
+
 def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["conformal"]["rows"]["malignant"] = 8

@@ -1,0 +1,61 @@
+"""Typology angles against published colours, and what is no skin."""
+
+import numpy as np
+import pytest
+
+from skinmm.evaluation.skin_tone import TONES, _lightness_and_yellow, tone_of, typology_angle
+
+
+@pytest.mark.parametrize(
+    ("colour", "lightness", "yellow"),
+    [
+        ((255, 0, 0), 53.2408, 67.2032),
+        ((0, 255, 0), 87.7347, 83.1793),
+        ((0, 0, 255), 32.2970, -107.8602),
+        ((255, 255, 0), 97.1393, 94.4780),
+        ((0, 0, 0), 0, 0),
+        ((255, 255, 255), 100, 0),
+    ],
+)
+def test_lab_is_that_of_the_srgb_primaries(
+    colour: tuple[int, int, int], lightness: float, yellow: float
+) -> None:
+    """Published values, D65, two degrees."""
+    found = _lightness_and_yellow(np.array([colour], dtype=np.uint8))
+    assert (found[0][0], found[1][0]) == pytest.approx((lightness, yellow), abs=0.02)
+
+
+def picture(skin: tuple[int, int, int], lesion: tuple[int, int, int]) -> "np.ndarray":
+    pixels = np.full((64, 64, 3), skin, dtype=np.uint8)
+    pixels[8:-8, 8:-8] = lesion
+    return pixels
+
+
+def test_the_skin_around_the_lesion_is_what_counts() -> None:
+    light, dark = (240, 210, 190), (90, 60, 45)
+    bright, brown = (typology_angle(picture(*pair)) for pair in ((light, dark), (dark, light)))
+    assert tone_of(bright) == "very light"
+    assert tone_of(brown) == "dark"
+    assert typology_angle(picture(light, light)) == bright
+
+
+def test_dark_corners_hairs_and_glare_do_not_move_it() -> None:
+    plain = picture((224, 180, 150), (90, 60, 45))
+    spoilt = plain.copy()
+    rows, columns = np.indices((64, 64)) - 31.5
+    spoilt[np.hypot(rows, columns) > 36] = 5
+    spoilt[:, 20:22] = (40, 25, 20)
+    spoilt[0:4, 28:36] = 255
+    assert typology_angle(spoilt) == pytest.approx(typology_angle(plain), abs=1e-9)
+
+
+def test_a_border_without_skin_has_no_tone() -> None:
+    for colour in ((0, 0, 0), (255, 255, 255), (60, 90, 200)):
+        angle = typology_angle(picture(colour, (90, 60, 45)))
+        assert np.isnan(angle)
+        assert tone_of(angle) is None
+
+
+def test_tones_follow_each_other() -> None:
+    names = [tone_of(angle) for angle in (60.0, 50.0, 30.0, 20.0, 0.0, -60.0)]
+    assert names == list(TONES)
