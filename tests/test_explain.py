@@ -1,0 +1,176 @@
+"""Explanations: closed forms, identities, and maps that depend on what was learnt."""
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from micro_runs import micro_config, with_model
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from skinmm.config import Config
+from skinmm.data.record import RecordEncoder
+from skinmm.explain import Contributions, contributions, heat_map, mean_contributions, shapley
+from skinmm.models.network import Network, build_network
+
+BACKBONES = ("test_efficientnet", "test_vit", "test_convnext", "test_resnet", "simple_cnn")
+TRAINING = pd.DataFrame({"age": [30.0, 50.0, 70.0], "sex": ["female", "male", None]})
+ROW = pd.DataFrame({"age": [64.0], "sex": ["male"]})
+ENCODER = RecordEncoder.fit(TRAINING, ["age", "sex"])
+
+
+def last_two(raw: np.ndarray) -> Any:
+    return raw[:, 1:].sum(axis=1)
+
+
+def network(config: Config, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    widths = [column.stop - column.start for column in ENCODER.layout]
+    built = build_network(config, widths, 3, pretrained=False).eval()
+    return built.requires_grad_(False)
+
+
+def micro(
+    name: str = "test_efficientnet", fusion: str = "concat", *, seed: int = 0, **model: Any
+) -> Network:
+    return network(with_model(micro_config(fusion), name=name, image_size=96, **model), seed)
+
+
+def lesion(size: int = 96, seed: int = 0) -> Tensor:
+    noise = np.random.default_rng(seed).integers(0, 60, (1, 3, size, size))
+    y, x = np.mgrid[:size, :size] / size
+    blob = 150 * (np.hypot(x - 0.3, y - 0.6) > 0.2)
+    return torch.from_numpy((noise + blob).astype(np.uint8))
+
+
+def record() -> Tensor:
+    return torch.from_numpy(ENCODER.transform(ROW))
+
+
+def of(model: Network, row: pd.DataFrame = ROW, **how: Any) -> Contributions:
+    image = lesion() if model.image is not None else None
+    return contributions(model, ENCODER, last_two, row, image, **how)
+
+
+def malignancy(model: Network, row: pd.DataFrame, image: Tensor | None, **how: Any) -> float:
+    said = model.outcome(image, torch.from_numpy(ENCODER.transform(row)), **how)[0]
+    return float(said.double().softmax(dim=1)[0, 1:].sum())
+
+
+def test_shapley_values_are_the_mean_over_all_orders() -> None:
+    values = np.random.default_rng(0).normal(size=16)
+    gains = np.zeros(4)
+    orders = list(permutations(range(4)))
+    for order in orders:
+        there = 0
+        for player in order:
+            gains[player] += values[there | 1 << player] - values[there]
+            there |= 1 << player
+    np.testing.assert_allclose(shapley(values), gains / len(orders), atol=1e-12)
+
+
+def test_shapley_values_of_the_glove_game() -> None:
+    # One left glove, two right ones: a pair is worth 1 (Shapley's own example).
+    values = np.array([0, 0, 0, 1, 0, 1, 0, 1], float)
+    np.testing.assert_allclose(shapley(values), [2 / 3, 1 / 6, 1 / 6])
+    assert shapley(np.array([0.3])).shape == (0,)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("fusion", ["concat", "metablock", "cross_attention", "image_only"])
+def test_contributions_add_up_to_the_prediction(fusion: str, views: int) -> None:
+    model = micro(fusion=fusion)
+    found = of(model, views=views)
+    there = {"image"} if fusion == "image_only" else {"image", "age", "sex"}
+    assert found.added.keys() == there
+    predicted = malignancy(model, ROW, lesion(), views=views)
+    assert found.start + sum(found.added.values()) == pytest.approx(predicted, abs=1e-6)
+
+
+def test_what_is_missing_adds_nothing_and_is_where_all_begins() -> None:
+    model = micro(drop_image=0.5)
+    empty = ROW.assign(age=np.nan, sex=None)
+    assert of(model, empty, shown=False).added == {}
+    hidden = {"shown": torch.tensor([False])}
+    nothing = malignancy(model, empty, lesion(), **hidden)
+    assert of(model).start == pytest.approx(nothing, abs=1e-6)
+    half = of(model, ROW.assign(sex=None), shown=False)
+    assert half.added.keys() == {"age"}
+    told = malignancy(model, ROW.assign(sex=None), lesion(), **hidden)
+    assert half.start + half.added["age"] == pytest.approx(told, abs=1e-6)
+
+
+def test_a_model_of_the_record_alone_is_explained() -> None:
+    model = network(micro_config("tabular_only"))
+    found = of(model)
+    assert found.added.keys() == {"age", "sex"}
+    assert found.start + sum(found.added.values()) == pytest.approx(malignancy(model, ROW, None))
+    assert found.share("age") == pytest.approx(1 - (found.share("sex") or 0))
+    assert found.share("image") == 0
+
+
+def test_a_long_record_is_one_input() -> None:
+    names = [f"c{number}" for number in range(12)]
+    training = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 12)), columns=names)
+    encoder = RecordEncoder.fit(training, names)
+    torch.manual_seed(0)
+    model = build_network(micro_config("tabular_only"), [2] * 12, 2, pretrained=False).eval()
+    found = contributions(model, encoder, last_two, training[:1], None)
+    assert found.added.keys() == {"record"}
+
+
+def test_the_mean_of_models_has_the_mean_of_contributions() -> None:
+    mean = mean_contributions([Contributions(0.1, {"age": 0.2}), Contributions(0.3, {"sex": -0.4})])
+    assert mean.start == pytest.approx(0.2)
+    assert mean.added == pytest.approx({"age": 0.1, "sex": -0.2})
+    assert Contributions(0.5, {}).share("age") is None
+
+
+@pytest.mark.parametrize("fusion", ["concat", "cross_attention"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_kind_of_network_shows_where(name: str, fusion: str) -> None:
+    model = micro(name, fusion)
+    image = lesion()
+    before = model(image, record())
+    seen = heat_map(model, image, record(), positive=[1, 2])
+    assert min(seen.shape) > 1
+    assert seen.min() >= 0
+    assert seen.max() in (0, pytest.approx(1))
+    torch.testing.assert_close(model(image, record()), before)
+
+
+def test_the_map_of_average_pooling_is_the_class_activation_map() -> None:
+    # Zhou et al. 2016: features before pooling times the weights of the head.
+    model = micro("test_resnet", "image_only")
+    net: Any = model.image.net  # type: ignore[union-attr]
+    maps: list[Tensor] = []
+    net.layer4.register_forward_hook(lambda *inside: maps.append(inside[2]))
+    logits = model(lesion(), None)
+    share = logits[0, 1:].softmax(dim=0)
+    head: Any = model.head
+    weights = share @ head.weight[1:] - head.weight[0]
+    expected = torch.einsum("chw,c->hw", maps[0][0], weights).relu()
+    seen = heat_map(model, lesion(), None, positive=[1, 2])
+    np.testing.assert_allclose(seen, (expected / expected.max()).numpy(), atol=1e-5)
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    return float(spearmanr(one.ravel(), other.ravel()).statistic)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_the_map_changes_when_what_was_learnt_is_lost(name: str) -> None:
+    """Adebayo et al. 2018, arXiv:1810.03292: with random weights throughout, or in the head."""
+    model = micro(name)
+    before = heat_map(model, lesion(), record(), positive=[1, 2])
+    again = heat_map(model, lesion(), record(), positive=[1, 2])
+    np.testing.assert_array_equal(before, again)
+    others = [micro(name, seed=seed) for seed in range(1, 6)]
+    maps = [heat_map(other, lesion(), record(), positive=[1, 2]) for other in others]
+    assert np.nanmean([abs(agreement(before, each)) for each in maps]) < 0.5
+    model.head = others[0].head
+    headless = heat_map(model, lesion(), record(), positive=[1, 2])
+    assert np.abs(headless - before).max() > 0.05
