@@ -1,5 +1,6 @@
 """Data that cannot be trained on: named in one line, without a traceback, and nothing written."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from micro_runs import micro_config, table_cohort
 from quick_runs import ROOT, files_in, metrics_of, predictions_of, quick_train
 
 from skinmm.checkpoint import load_card
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError
+from skinmm.training_fold import _audited
 
 Said = pytest.CaptureFixture[str]
 DEMO = ROOT / "skinmm" / "demo"
@@ -65,6 +70,13 @@ def without_patients(root: Path) -> list[str]:
     return ["data=siim_isic", f"data.root={root}"]
 
 
+def misspelt(root: Path) -> list[str]:
+    overrides = with_folders(3, "nv", "mel")(root)
+    name = os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(DEMO / "images" / "ISIC_0000000.jpg", root / "nv" / name)
+    return overrides
+
+
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no root": (lambda _: ["data=siim_isic"], "data=siim_isic needs data.root=DIR"),
     "missing root": (
@@ -92,6 +104,22 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "700 of 700 images are not on disk, e.g. ISIC_0000000",
     ),
     "one class folder": (with_folders(3, "nv"), "two or more folders, one per class"),
+    "fewer rows than classes": (
+        lambda root: [
+            *with_folders(16, "nv", "mel", "bkl")(root),
+            "data.target=diagnosis",
+            "data.limit=2",
+        ],
+        "data.limit=2: 3 classes need 3 rows at least",
+    ),
+    "a file name that is not UTF-8": (
+        misspelt,
+        "a file name that is not UTF-8; rename it",
+    ),
+    "a root that is not UTF-8": (
+        lambda root: ["data=csv", f"data.root={root}/\udce9"],
+        "\\udce9': a name that is not UTF-8; rename the file or folder",
+    ),
     "unknown malignancy": (with_folders(3, "apples", "pears"), "data.positive=[...]"),
     "a patient in two parts": (
         with_csv(in_two_parts()),
@@ -141,6 +169,16 @@ def test_an_unreadable_image_is_named_from_any_process(
     assert line.startswith("error: image ISIC_00")
     assert f"({root / 'nv'}/ISIC_00" in line
     assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_an_encoder_fitted_on_judged_rows_is_refused(tmp_path: Path) -> None:
+    config = micro_config(data=table_cohort(tmp_path))
+    data = LesionData(config, frozenset({"record"}))
+    assert _audited(data, config)["leaks"] == []
+    patient = data.cohort["patient_id"].iloc[data.rows("train")[0]]
+    data.cohort.loc[data.cohort["patient_id"] == patient, "part"] = "test"
+    with pytest.raises(InputError, match="leaks: the record encoder was fitted on 2 rows"):
+        _audited(data, config)
 
 
 def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Said) -> None:

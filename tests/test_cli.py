@@ -9,10 +9,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from quick_runs import ROOT, command
 
 from skinmm import cli
 from skinmm.cli_hydra import CONF, PATH_KEYS, guarded, quote
+from skinmm.config import Config, from_mapping, read_config, write_config
 from skinmm.errors import InputError
 
 Said = pytest.CaptureFixture[str]
@@ -53,7 +55,32 @@ def test_a_path_is_taken_literally(key: str, path: str) -> None:
     if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
         return  # quoted or a list already
     parsed = OverridesParser.create().parse_override(quote(f"{key}={path}"))
-    assert (parsed.key_or_group, parsed.value()) == (key, path)
+    assert (parsed.key_or_group, resolved(parsed.value())) == (key, path)
+
+
+def resolved(value: object) -> object:
+    """What OmegaConf makes of a value; `${...}` it looks up."""
+    return OmegaConf.to_container(OmegaConf.create([value]), resolve=True)[0]  # type: ignore[index]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text("ab \\'\"()=#:éü皮$/{.", min_size=1).map(str.strip), max_size=3))
+@example(["/a b/(c), d=e#f", "${oc.env:HOME}/Läsionen", "ends }"])
+def test_roots_of_extra_cohorts_are_taken_literally(roots: list[str]) -> None:
+    if any(not root or root[0] in "'\"" or root in ("null", "}") for root in roots):
+        return
+    both = [f"{{name:csv,root:{root}}}" for root in roots]
+    both += [f"{{ root: {root}, name: isic_2019 }}" for root in roots]
+    parsed = OverridesParser.create().parse_override(quote(f"+data.extra=[{','.join(both)}]"))
+    expected = [{"name": name, "root": root} for name in ("csv", "isic_2019") for root in roots]
+    assert resolved(parsed.value()) == expected
+
+
+def test_dollars_in_a_path_survive_every_reading(tmp_path: Path) -> None:
+    config = from_mapping(Config, {"data": {"root": "a/${b}\\${c}", "args": {"t": ["${d}"]}}})
+    assert (config.data.root, config.data.args) == ("a/${b}\\${c}", {"t": ["${d}"]})
+    write_config(tmp_path / "config.yaml", config)
+    assert read_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,23 @@ def test_a_torn_patient_is_shown_from_both_parts(tmp_path: Path) -> None:
     assert page.pictures == 8
 
 
+def test_cohorts_under_strange_paths_are_read(tmp_path: Path, capsys: Said) -> None:
+    places = [tmp_path / name for name in ("${HOME} (1), a=b #c é", "Läsionen {2}, d=e")]
+    for number, place in enumerate(places):
+        place.mkdir()
+        rows = "\n".join(f"I{number}{row},{row % 2}" for row in range(20))
+        (place / "t (1).csv").write_text(f"image,target\n{rows}\n")
+        (place / "cohort.csv").write_text(f"image,target\n{rows}\n")
+    first, second = places
+    extra = f"data.extra=[{{name:csv,root:{second}}}]"
+    options = ["data=csv", f"data.root={first}", "+data.args.table=t (1).csv", extra]
+    output = tmp_path / "audit ${x}"
+    assert main(["audit", *options, f"output={output}", "data.columns=[]"]) == 0, (
+        capsys.readouterr()
+    )
+    assert json.loads((output / "audit.json").read_text())["rows"] == 40
+
+
 def test_a_page_about_the_embedded_cohort(tmp_path: Path) -> None:
     output, table = tmp_path / "explore.html", demo_table()
     assert main(["explore", f"output={output}", "examples=3"]) == 0

@@ -17,12 +17,15 @@ from skinmm.data.decode_base import (
     Size,
     check_size,
     finish,
+    keep_freed_memory,
 )
 from skinmm.data.decode_dicom import File, dicom_record, probe_dicom, read_dicom
 from skinmm.data.decode_jpeg import probe_jpeg, read_jpeg
 from skinmm.data.decode_png import probe_png, read_png
 
 __all__ = ["DecodeError", "File", "ImageInfo", "decode", "dicom_record", "probe"]
+
+keep_freed_memory()
 
 Format = Literal["jpeg", "png", "dicom"]
 

@@ -1,5 +1,7 @@
 """What every picture format shares: the error, limits, colour, orientation and resizing."""
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -16,6 +18,7 @@ Pixels: TypeAlias = UInt8[np.ndarray, "height width 3"]
 Size: TypeAlias = tuple[int, int]
 Icc: TypeAlias = Literal["ignore", "srgb"]
 
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 _LYING: Final = 5  # EXIF orientations from here on swap rows and columns
 _PROFILE_MODES: Final = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -58,6 +61,19 @@ class Raster:
         pixels = self.pixels
         del self.pixels
         return pixels
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 64 MB that were freed, in this process, for the next picture.
+
+    Else it gives a raster's memory back to the kernel, which hands it out again page by page,
+    zeroed: an eighth of the time to decode a camera file.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -123,8 +123,10 @@ def _age(dataset: Dataset) -> float | None:
 
 
 def _dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
-    from pydicom import dcmread
+    from pydicom import config, dcmread
 
+    # SIIM-ISIC's files say HEAD/NECK where the standard has no slash: no warning for every image.
+    config.settings.reading_validation_mode = config.IGNORE
     _check_deflated(file)
     file.seek(0)
     return dcmread(file, stop_before_pixels=stop_before_pixels)

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from dicom_files import dicom_from_jpeg
 from micro_runs import micro_config, table_cohort
 from torch import Tensor
 
 from skinmm.config import Component, Config, DataConfig, ExtraCohort
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import LesionDataset
+from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
 
 BOTH = frozenset({"image", "record"})
@@ -60,6 +63,9 @@ def test_the_encoder_knows_training_rows_alone(tmp_path: Path, table: DataConfig
     np.testing.assert_array_equal(after.rows("train"), before.rows("train"))
     assert after.encoder.to_state() == before.encoder.to_state()
     assert sum(after.record_widths) == after.encoder.dim
+    assert after.fitted_on == after.cohort["image_id"].iloc[after.rows("train")].tolist()
+    limited = LesionData(micro_config(data=replace(table, limit=10)), RECORD)
+    assert len(limited.fitted_on) == 10
 
 
 @pytest.mark.parametrize(("limit", "counts"), [(10, [5, 5]), (50, [26, 24]), (None, [48, 24])])
@@ -88,6 +94,17 @@ def test_the_prior_of_use_is_that_of_the_cohort_that_is_judged(
     np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
 
 
+def test_another_cohort_of_the_same_adapter_does_not_count_as_in_use(
+    table: DataConfig, tmp_path: Path
+) -> None:
+    rows = "\n".join(f"J{row},Q{row},{row % 10 and 1}" for row in range(100))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "cohort.csv").write_text(f"image,patient,target\n{rows}\n")
+    extra = ExtraCohort("csv", str(tmp_path / "more"))
+    data = LesionData(micro_config(data=replace(table, extra=[extra])), RECORD)
+    np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
+
+
 def test_a_model_of_records_asks_for_no_image(table: DataConfig) -> None:
     data = LesionData(micro_config(data=table, workers=4), RECORD)
     loader = data.train_dataloader()
@@ -95,6 +112,32 @@ def test_a_model_of_records_asks_for_no_image(table: DataConfig) -> None:
     assert set(next(iter(loader))) == {"row", "target", "record"}
     with pytest.raises(InputError, match="120 of 120 images are not on disk"):
         LesionData(micro_config(data=table), BOTH)
+
+
+def test_the_three_formats_give_the_same_training_batches(tmp_path: Path, pictures: Path) -> None:
+    """The same cohort as JPEG, as DICOM around the JPEG streams and as a public TFRecord."""
+    table = pd.read_csv(pictures.parent / "cohort.csv").groupby("target").head(15)
+    table = table.rename(columns={"image_id": "image_name"}).assign(patient_id=table["image_id"])
+    table.to_csv(tmp_path / "train.csv", index=False)
+    streams = {name: (pictures / f"{name}.jpg").read_bytes() for name in table["image_name"]}
+    for folder in ("jpeg/train", "train", "tfrecords"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, stream in streams.items():
+        (tmp_path / "jpeg" / "train" / f"{name}.jpg").write_bytes(stream)
+        (tmp_path / "train" / f"{name}.dcm").write_bytes(dicom_from_jpeg(stream))
+    records = ({"image_name": name, "image": stream} for name, stream in streams.items())
+    write_tfrecord(tmp_path / "tfrecords" / "train00-30.tfrec", records)
+    suffixes, epochs = {"jpeg": ".jpg", "dicom": ".dcm", "tfrecord": ".tfrec#"}, []
+    for image_format, suffix in suffixes.items():
+        cohort = DataConfig(name="siim_isic", root=str(tmp_path), format=image_format)
+        data = LesionData(micro_config(data=cohort, batch_size=8), BOTH)
+        assert data.cohort["path"].str.contains(suffix, regex=False).all()
+        epochs.append(list(batches(data, 0)))
+    assert len(epochs[0]) == 2
+    for batch, *others in zip(*epochs, strict=True):
+        assert {"image", "record", "target", "row"} <= set(batch)
+        for other in others:
+            assert all(torch.equal(batch[name], other[name]) for name in batch)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

@@ -1,6 +1,7 @@
 """DICOM files against pydicom's own pixels, and against the JPEG files that they hold."""
 
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit, JPEGLosslessSV1
 
 from skinmm.data import decode_dicom
 from skinmm.data.decode import DecodeError, decode, dicom_record, probe
+from skinmm.data.tfrecord import read_image
+from skinmm.data.tfrecord_format import write_tfrecord
 
 RNG = np.random.default_rng(11)
 # pydicom tells what is unusual in its test files by warnings.
@@ -96,7 +99,7 @@ def test_enough_of_pydicoms_files_were_compared() -> None:
 
 
 @pytest.mark.realdata
-def test_dicom_made_from_camera_jpegs_equals_them_to_the_bit() -> None:
+def test_dicom_and_tfrecord_made_from_camera_jpegs_equal_them_to_the_bit(tmp_path: Path) -> None:
     root = Path(os.environ.get("SKINMM_DATA") or pytest.skip("SKINMM_DATA is not set"))
     files = sorted((root / "isic_originals").glob("*.jpg"))
     assert len(files) == 22
@@ -105,6 +108,8 @@ def test_dicom_made_from_camera_jpegs_equals_them_to_the_bit() -> None:
         wrapped = dicom_from_jpeg(data)
         np.testing.assert_array_equal(decode(wrapped), decode(data))
         np.testing.assert_array_equal(decode(wrapped, size=300), decode(data, size=300))
+        write_tfrecord(tmp_path / f"{file.stem}.tfrec", [{"image_name": "a", "image": data}])
+        assert read_image(f"{tmp_path}/{file.stem}.tfrec#a") == data
 
 
 @pytest.mark.parametrize("size", [None, 30, (60, 200)])
@@ -300,6 +305,13 @@ def test_record_is_read_as_written() -> None:
     region.CodeMeaning = "Trunk"
     coded = dicom_record(dicom(PIXELS, AnatomicRegionSequence=Sequence([region]), PatientSex=""))
     assert coded == {"age": None, "sex": None, "patient_id": None, "site": "Trunk"}
+
+
+def test_a_site_as_siim_writes_it_is_read_without_a_warning() -> None:
+    data = dicom(PIXELS, BodyPartExamined="HEAD/NECK")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dicom_record(data)["site"] == "HEAD/NECK"
 
 
 @pytest.mark.parametrize("data", [b"", b"text" * 99, dicom(PIXELS)[:130], STREAM])

@@ -9,7 +9,7 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import root_of
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES, canonical
-from skinmm.errors import InputError
+from skinmm.errors import InputError, is_utf8
 
 PARTS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("train", "training")),
@@ -60,4 +60,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{folder}: no picture in this class folder; fill it or take it away")
+    for file in files:
+        if not is_utf8(str(file)):
+            raise InputError(f"{str(file)!r}: a file name that is not UTF-8; rename it")
     yield from files
