@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.checkpoint import save_atomically
 
+SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")
 
 
@@ -110,17 +111,23 @@ class RunCheckpoints(ModelCheckpoint):
     process. No absolute path is kept, so a folder that was moved is resumed with its best score.
     """
 
-    def __init__(self, folder: Path, monitor: str, minutes: float) -> None:
+    def __init__(self, folder: Path, monitor: str, minutes: float, best: int = 1) -> None:
         """Takes the folder, what the best checkpoint watches, and the time between two.
 
         Args:
             folder: of both checkpoints.
             monitor: name of a logged value; a loss is to fall, others are to rise.
             minutes: at least between two checkpoints within an epoch; 0 is after every step.
+            best: how many epochs to keep; several are named by their epoch (`SEVERAL`).
         """
         mode = "min" if monitor.endswith("loss") else "max"
         super().__init__(
-            folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
+            folder,
+            filename="best" if best == 1 else "best-{epoch}",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=best,
+            enable_version_counter=False,
         )
         self._last = folder / "last.ckpt"
         self._seconds = 60 * minutes

@@ -1,6 +1,7 @@
 """The one place that knows what a checkpoint holds: plain data, loaded with `weights_only=True`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -86,6 +87,28 @@ def update_card(path: Path, **changes: Any) -> Card:
     card = replace(card, **changes)
     save_atomically({**content, KEY: asdict(card)}, path)
     return card
+
+
+def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
+    """Writes a checkpoint with the mean of several checkpoints' weights, and removes those.
+
+    The mean of a run's last epochs is often better than each (Izmailov et al. 2018,
+    arXiv:1803.05407). BatchNorm's statistics are averaged too; the rest is the last one's.
+
+    Raises:
+        CheckpointError: as `load_card`.
+    """
+    *others, last = (_checked(path)[0] for path in paths)
+    states = [content["state_dict"] for content in (*others, last)]
+    mean = {
+        name: torch.stack([state[name] for state in states]).mean(dim=0)
+        if value.is_floating_point()
+        else value
+        for name, value in last["state_dict"].items()
+    }
+    save_atomically({**last, "state_dict": mean}, target)
+    for path in paths:
+        path.unlink()
 
 
 def save_atomically(content: dict[str, Any], path: Path) -> None:

@@ -27,6 +27,7 @@ from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.module import Classifier
+from skinmm.tracking import share
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 EVALUATION_COST: Final = 0.25  # of a training step's, a row: no gradients, 16-bit
@@ -118,7 +119,7 @@ def device_name(trainer: pl.Trainer) -> str:
 
 
 def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
-    """Hands the test metrics to the loggers, and ends a W&B run: the next fold has its own."""
+    """Hands the test metrics to the loggers."""
     values = {
         f"test/{name}": entry["value"]
         for name, entry in evaluation["metrics"].items()
@@ -128,13 +129,19 @@ def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
     values["epoch"] = max(trainer.current_epoch - 1, 0)
     for logger in trainer.loggers:
         logger.log_metrics(values, max(trainer.global_step - 1, 0))
+
+
+def share_run(trainer: pl.Trainer, run: Path, *, names: bool) -> None:
+    """Hands a judged run to W&B, if it reports there, and ends it: the next fold has its own."""
+    for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
+            share(logger.experiment, run, names=names)
             logger.experiment.finish()
 
 
 def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
     options = config.trainer
-    keeping = RunCheckpoints(checkpoints, options.monitor, options.checkpoint_minutes)
+    keeping = RunCheckpoints(checkpoints, options.monitor, options.checkpoint_minutes, options.average_best)
     stopping = Patience(options.monitor, mode=keeping.mode, patience=options.patience)
     average = [WeightAverage(options.ema)] if options.ema else []
     lines = [EpochLines(options.monitor)] if options.progress else []
@@ -185,12 +192,17 @@ def _precision(wish: str, accelerator: str) -> Any:
 
 def _wandb(config: Config, run: Path) -> list[Logger]:
     options = config.logger
+    # A fold, or a run of a grid, is known by its parent's name too.
+    nested = run.name.isdecimal() or run.name.startswith("fold_")
+    begun = sorted((run / "wandb").glob("*run-*-*"))
     logger = WandbLogger(
-        name=run.name,
+        name=f"{run.parent.name}/{run.name}" if nested else run.name,
         save_dir=run,
         project=options.project,
         entity=options.entity,
-        group=options.group,
+        group=options.group or (run.parent.name if nested else None),
+        id=begun[-1].name.rpartition("-")[2] if begun and config.resume else None,
+        resume="allow" if config.resume else None,
         config=to_mapping(config),
     )
     return [History(run / "history.csv"), logger]

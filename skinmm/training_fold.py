@@ -11,18 +11,21 @@ import pytorch_lightning as pl
 import torch
 
 from skinmm import judge, runs
-from skinmm.checkpoint import Card, load_card, update_card
+from skinmm.callbacks import SEVERAL
+from skinmm.checkpoint import Card, average_checkpoints, load_card, update_card
 from skinmm.config import Config, build, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.loop import build_trainer, device_name, expected_seconds, log_test
+from skinmm.loop import build_trainer, device_name, expected_seconds, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
 from skinmm.report import write_report
+from skinmm.training_features import keep_features
+from skinmm.training_missing import MissingColumns
 
 MINUTE: Final = 60  # seconds
 HOUR: Final = 3600
@@ -39,10 +42,16 @@ class Fold:
     module: Classifier
     trainer: pl.Trainer
     findings: dict[str, Any]
+    shared: Path
 
     @classmethod
-    def assemble(cls, config: Config, run: Path) -> "Fold":
+    def assemble(cls, config: Config, run: Path, shared: Path | None = None) -> "Fold":
         """Reads the cohort, audits its split, and builds network and trainer.
+
+        Args:
+            config: of this fold.
+            run: its folder.
+            shared: the folder of all folds; None: the same.
 
         Raises:
             InputError: data, weights or a machine that cannot be used, or a split that leaks.
@@ -55,7 +64,7 @@ class Fold:
         data = LesionData(config, inputs)
         _refuse_one_sided(data)
         findings = _audited(data, config)
-        return cls(config, run, data, _module(config, data), trainer, findings)
+        return cls(config, run, data, _module(config, data), trainer, findings, shared or run)
 
     def run_through(self) -> dict[str, Any]:
         """Trains, judges and reports; a resumed run goes on from its last checkpoint.
@@ -69,6 +78,9 @@ class Fold:
         """
         last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
+        folder = Path(self.config.model.cache or self.shared / "features")
+        device = self.trainer.strategy.root_device
+        keep_features(self.config, self.data, self.module.network, device, folder)
         if self.trainer.is_global_zero:
             self._write_facts()
             self._announce()
@@ -116,9 +128,13 @@ class Fold:
     def _conclude(self) -> dict[str, Any]:
         """Tests the best network of the run, and fits what follows validation."""
         best = self.run / "checkpoints" / "best.ckpt"
+        if self.trainer.is_global_zero and (several := sorted(best.parent.glob(SEVERAL))):
+            average_checkpoints(several, best)
+        self.trainer.strategy.barrier()
         card, weights = load_card(best)
         self.module.network.load_state_dict(weights)
-        val, test = self._outcomes("val"), self._outcomes("test")
+        curve = MissingColumns(self.data.blank) if self.module.network.record else None
+        val, test = self._outcomes("val"), self._outcomes("test", curve)
         if not self.trainer.is_global_zero:
             return {}
         verdict = judge.decide(
@@ -137,14 +153,18 @@ class Fold:
         told = {name: state for name, state in entries.items() if name != "ood"}
         facts = {"initialisation": card.initialisation, **names, **told}
         predictions = {"test": verdict.test, "val": verdict.val}
+        if curve:
+            predictions |= curve.predictions(test, verdict.calibration, card)
         metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
         update_card(best, summary=metrics["test"])
         log_test(self.trainer, metrics["test"])
         write_report(self.run)
+        share_run(self.trainer, self.run, names=self.config.logger.images)
         return metrics
 
-    def _outcomes(self, part: str) -> judge.Raw:
+    def _outcomes(self, part: str, watcher: pl.Callback | None = None) -> judge.Raw:
         loader = self.data.evaluation_loader(part)
+        self.trainer.callbacks += [watcher] if watcher else []  # type: ignore[attr-defined]
         _interruptible(self.trainer.test, self.module, loader, verbose=False)
         logits, targets, features = (values.cpu() for values in self.module.tested)
         probabilities = logits.double().softmax(dim=1).numpy()

@@ -18,6 +18,7 @@ from skinmm.checkpoint import (
     PREFIX,
     Card,
     CheckpointError,
+    average_checkpoints,
     load_card,
     save_atomically,
     update_card,
@@ -132,6 +133,25 @@ def test_code_in_a_checkpoint_is_not_run(write: Any, tmp_path: Path) -> None:
     write({**content(), "callbacks": Payload()}, tmp_path / "code.ckpt")
     with pytest.raises(CheckpointError, match="not a checkpoint, or damaged"):
         load_card(tmp_path / "code.ckpt")
+
+
+def test_the_mean_of_several_checkpoints_takes_their_place(path: Path, tmp_path: Path) -> None:
+    whole = torch.load(path, weights_only=True)
+    paths = []
+    for number in (1, 2, 6):
+        state = {
+            name: value * number if value.is_floating_point() else value
+            for name, value in whole["state_dict"].items()
+        }
+        paths.append(tmp_path / f"best-epoch={number}.ckpt")
+        save_atomically({**whole, "state_dict": state}, paths[-1])
+    average_checkpoints(paths, tmp_path / "best.ckpt")
+    assert not any(each.exists() for each in paths)
+    mean = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    for name, value in whole["state_dict"].items():
+        expected = 3 * value if value.is_floating_point() else value
+        torch.testing.assert_close(mean["state_dict"][name], expected)
+    assert load_card(tmp_path / "best.ckpt")[0] == load_card(path)[0]
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path: Path) -> None:

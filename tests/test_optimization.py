@@ -145,6 +145,7 @@ def test_the_head_learns_first_and_then_everything(tmp_path: Path) -> None:
 
 
 RECIPES = {
+    "souped": ["trainer.average_best=2"],
     "masked": ["model.head_dropout=0.5", "model.head_masks=4"],
     "staged": ["optimizer.head_epochs=1", "optimizer.layer_decay=0.8", "schedule=one_cycle"],
     "averaged": ["trainer.ema=0.9", "schedule=plateau", "augment=strong", "mix=mixup"],

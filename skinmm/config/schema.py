@@ -77,6 +77,9 @@ class ModelConfig:
     drop_image: float = setting(
         0.0, "share of training rows without image; above 0 a prediction needs none", low=0, high=1
     )
+    cache: str | None = setting(
+        None, "folder for a frozen network's features, shared by runs; null: the run's own"
+    )
     drop_record: float = setting(0.0, "share of training rows without record", low=0, high=1)
     drop_columns: float = setting(
         0.0, "share of the record's columns that training rows lack", low=0, high=1
@@ -133,6 +136,9 @@ class TrainerConfig:
     compile: bool = setting(False, "torch.compile the network")
     accumulate: int = setting(1, "steps whose gradients are added up", low=1)
     clip: float | None = setting(1.0, "largest gradient norm", low=0)
+    average_best: int = setting(
+        1, "best epochs whose weights are averaged into best.ckpt", low=1, high=100
+    )
     ema: float = setting(0.0, "decay of the weights' moving average; 0: none", low=0, high=0.99999)
     monitor: str = setting(
         "val/auroc",
@@ -217,10 +223,16 @@ class PredictConfig:
     """A prediction job."""
 
     checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
-    input: str = setting("", "CSV of patients")
+    input: str = setting("", "CSV or Parquet of patients, or a folder of images; a path or a URL")
     images: str | None = setting(None, "folder of the images; default: the table's own folder")
-    output: str = setting("predictions.csv", "CSV to write")
-    backend: str = setting("auto", "what runs the network", choices=("auto", "torch"))
+    output: str = setting("predictions.csv", "table to write: .csv, .jsonl or .parquet")
+    by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
+    submission: str | None = setting(None, "CSV to write beside it: image_name,target")
+    backend: str = setting(
+        "auto",
+        "what runs the network; auto: onnx where `skinmm export` put a model, else torch",
+        choices=("auto", "torch", "onnx"),
+    )
     accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
     threshold: float | None = setting(
         None, "decision threshold; null: the checkpoint's", low=0, high=1
@@ -231,6 +243,7 @@ class PredictConfig:
     )
     batch_size: int = setting(32, "rows per step", low=1)
     workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
+    resume: bool = setting(False, "go on where a job that was killed ended")
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
@@ -265,3 +278,21 @@ class PackConfig:
     workers: int | None = setting(None, "processes; null: one per core", low=1)
     verify: bool = setting(False, "only compare the shards that are there with their checksums")
     overwrite: bool = setting(False, "replace a pack of other rows or settings")
+
+
+@dataclass
+class ServeConfig:
+    """A page and an API for one patient."""
+
+    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    host: str = setting("127.0.0.1", "address to listen on; other than this machine's needs keys")
+    port: int = setting(8000, "port to listen on", low=1, high=65535)
+    keys: str | None = setting(None, "file of the API keys' SHA-256 sums, one a line")
+    page: bool = setting(True, "the page as well; false: the API alone")
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+    queue: int = setting(8, "requests at a time, the running one included", low=1, high=1000)
+    timeout: float = setting(60.0, "seconds a request may take", low=0.1, high=3600)
+    batch: int = setting(32, "patients of a batch at most", low=1, high=1000)
