@@ -12,20 +12,21 @@ from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
-from skinmm.config import Config, PredictConfig, read_config, resumed
+from skinmm.config import Config, PredictConfig, ServeConfig, read_config, resumed
 from skinmm.errors import InputError
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
 JOIN: Final = "SKINMM_JOIN"
-REPORT_OPTIONS: Final = ("labels", "output", "report.pictures", "overwrite")
+REPORT_OPTIONS: Final = ("labels", "positive", "output", "report.pictures", "overwrite")
 REPORT_USAGE: Final = (
     "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
-    "[labels=LABELS.csv] [output=report.html] [report.pictures=true] [overwrite=false]"
+    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=report.html] [report.pictures=true] "
+    "[overwrite=false]"
 )
-COMPARE_OPTIONS: Final = ("labels", "output", "overwrite")
+COMPARE_OPTIONS: Final = ("labels", "positive", "output", "overwrite")
 COMPARE_USAGE: Final = (
     "usage: skinmm compare PREDICTIONS.csv | RUN_FOLDER | FOLDER_OF_RUNS ... "
-    "[labels=LABELS.csv] [output=compare.html] [overwrite=false]"
+    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=compare.html] [overwrite=false]"
 )
 
 
@@ -74,6 +75,13 @@ def predict(argv: list[str]) -> int:
     return run(argv, "predict", PredictConfig, _predict)
 
 
+def serve(argv: list[str]) -> int:
+    """Serves a page and an API for one patient: `skinmm serve checkpoint=...`."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("skinmm serve is one service; start it once for each")
+    return run(argv, "serve", ServeConfig, _serve)
+
+
 def report(argv: list[str]) -> int:
     """Makes the page of a run folder or of any system's prediction file."""
     return _told(argv, REPORT_USAGE, _report)
@@ -87,6 +95,7 @@ def compare(argv: list[str]) -> int:
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "train": train,
     "predict": predict,
+    "serve": serve,
     "report": report,
     "compare": compare,
     "audit": audit,
@@ -137,6 +146,12 @@ def _predict(config: PredictConfig, _: Path) -> int:
     return predict_file(config)
 
 
+def _serve(config: ServeConfig, _: Path) -> int:
+    from skinmm.serve.run import serve as served
+
+    return served(config)
+
+
 def _report(argv: list[str]) -> int:
     from skinmm.report import report_predictions, write_report
 
@@ -153,6 +168,7 @@ def _report(argv: list[str]) -> int:
             source,
             output,
             labels,
+            positive=_names(options, "positive"),
             pictures=_flag(options, "report.pictures") is not False,
             overwrite=_flag(options, "overwrite") is True,
         )
@@ -169,8 +185,8 @@ def _compare(argv: list[str]) -> int:
         raise InputError(COMPARE_USAGE)
     labels = Path(options["labels"]) if "labels" in options else None
     output = Path(options.get("output", "compare.html"))
-    overwrite = _flag(options, "overwrite") is True
-    table = compare_page(sources, output, labels, overwrite=overwrite)
+    positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
+    table = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
     print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
     return 0
 
@@ -198,6 +214,12 @@ def _flag(options: dict[str, str], name: str) -> bool | None:
     if word.lower() not in ("true", "false"):
         raise InputError(f"{name}={word}: must be true or false")
     return word.lower() == "true"
+
+
+def _names(options: dict[str, str], name: str) -> list[str] | None:
+    """A list of names as `a,b` or `[a,b]`; None where nothing was said."""
+    given = options.get(name, "").strip("[]").split(",")
+    return [each.strip() for each in given if each.strip()] or None
 
 
 def _usage() -> str:

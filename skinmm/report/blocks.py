@@ -6,7 +6,7 @@ Text stays text until the template escapes it; only `Plot.svg` is markup, and on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from markupsafe import Markup
 
@@ -20,8 +20,7 @@ class Note:
     kind: ClassVar[str] = "note"
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One headline number: what it is, its value, its interval, what it means."""
 
     label: str
@@ -30,12 +29,14 @@ class Tile:
     meaning: str = ""
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """The headline numbers, side by side."""
+class Item(NamedTuple):
+    """One question of a checklist: what is known, and what is left for the author to write."""
 
-    tiles: Sequence[Tile]
-    kind: ClassVar[str] = "tiles"
+    number: str
+    topic: str
+    asks: str
+    known: str = ""
+    open: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,25 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Row:
+class _Parts:
+    parts: Sequence[Tile | Item | Plot | Table]
+
+
+class Tiles(_Parts):
+    """The headline numbers, side by side."""
+
+    kind: ClassVar[str] = "tiles"
+
+
+class Row(_Parts):
     """Drawings and tables side by side, as many columns as fit."""
 
-    blocks: Sequence[Plot | Table]
     kind: ClassVar[str] = "row"
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question of a checklist: what is known, and what is left for the author to write."""
-
-    number: str
-    topic: str
-    asks: str
-    known: str = ""
-    open: str = ""
-
-
-@dataclass(frozen=True)
-class Checklist:
+class Checklist(_Parts):
     """Questions with their answers; gaps are marked."""
 
-    items: Sequence[Item]
     kind: ClassVar[str] = "checklist"
 
 

@@ -12,6 +12,7 @@ import yaml
 from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run
 from scipy.stats import beta
 
+from skinmm import cli
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
@@ -94,14 +95,14 @@ def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
     assert f"malignant {held:.3f} (" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["conformal"]["rows"]["malignant"]
     low, high = beta.ppf([0.025, 0.975], rows + 1 - int(0.1 * (rows + 1)), int(0.1 * (rows + 1)))
-    assert f"rest on {rows} validation images of malignant" in whole.text
+    assert f"{rows} validation images of malignant ({100 * low:.0f} % to" in whole.text
     assert f"{low:.2f} to {high:.2f}" in whole.text
     assert "skin tone (estimated): " in whole.text
 
 
 def test_what_missing_columns_cost_is_shown(whole: Page, run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for part in ("test", "missing_1_of_3", "missing_2_of_3", "missing_3_of_3"):
+    for part in ("test", "missing_1_of_3", "missing_2_of_3"):
         auroc = metrics[part]["metrics"]["auroc"]
         assert f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" in whole.text
     assert metrics["missing_3_of_3"]["metrics"]["auroc"]["value"] == 0.5
@@ -269,6 +270,33 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
     assert "age: 40 to 59" in page.text
     assert "threshold at a probability of 0.300" in page.text
     assert "is assumed" not in page.text
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_switch_is_true_or_false_and_nothing_else(
+    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "predictions" / "test.csv"
+    out = tmp_path / "page.html"
+    for name in ("overwrite", *(["report.pictures"] if command == "report" else [])):
+        assert cli.main([command, str(file), str(file), f"output={out}", f"{name}=flase"]) == 2
+        assert cli.main([command, str(file), f"output={out}", f"{name}=flase"]) == 2
+        assert f"{name}=flase: must be true or false" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_command_leaves_pictures_out_and_takes_positive_classes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(run), "report.pictures=False"]) == 0
+    assert Page(run / "report.html").count("img") == 0
+    file = tmp_path / "two.csv"
+    file.write_text("image_id,target,p_x,p_y\na,x,0.9,0.1\nb,y,0.4,0.6\nc,y,0.2,0.8\n")
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(file), f"output={page}"]) == 2
+    assert "name those that are with positive=" in capsys.readouterr().err
+    assert cli.main(["report", str(file), f"output={page}", "positive=[y]"]) == 0
+    assert "3 images" in Page(page).text
 
 
 def test_a_page_that_is_there_is_kept(tmp_path: Path) -> None:

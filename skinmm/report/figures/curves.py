@@ -29,32 +29,17 @@ class Line:
 
 def roc(lines: Sequence[Line], chosen: Point | None = None) -> Markup:
     """Sensitivity against the false positive rate; a ring marks the chosen threshold."""
-
-    def paint(axes: "Axes") -> None:
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        _curves(axes, lines)
-        _ring(axes, chosen)
-        _unit_square(axes)
-        axes.set(xlabel="False positive rate (1 - specificity)", ylabel="Sensitivity")
-        _legend(axes)
-
-    return render(paint, label="ROC curve")
+    names = ("False positive rate (1 - specificity)", "Sensitivity")
+    return _unit_square("ROC curve", names, lines, chosen, chance=(0.0, 1.0))
 
 
 def precision_recall(
     lines: Sequence[Line], prevalence: float, chosen: Point | None = None
 ) -> Markup:
     """Positive predictive value against sensitivity; the dotted level is chance."""
-
-    def paint(axes: "Axes") -> None:
-        axes.axhline(prevalence, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        _curves(axes, lines)
-        _ring(axes, chosen)
-        _unit_square(axes)
-        axes.set(xlabel="Sensitivity (recall)", ylabel="Positive predictive value (precision)")
-        _legend(axes)
-
-    return render(paint, label="Precision-recall curve")
+    names = ("Sensitivity (recall)", "Positive predictive value (precision)")
+    chance = (prevalence, prevalence)
+    return _unit_square("Precision-recall curve", names, lines, chosen, chance=chance)
 
 
 def reliability(line: Line) -> Markup:
@@ -93,6 +78,18 @@ def decision(lines: Sequence[Line], chosen: float | None = None) -> Markup:
     return render(paint, label="Decision curve")
 
 
+def missing(name: str, line: Line) -> Markup:
+    """A metric against the share of the record's columns that the model was not shown."""
+
+    def paint(axes: "Axes") -> None:
+        if line.low is not None and line.high is not None:
+            axes.vlines(line.x, line.low, line.high, color=PALETTE[0], linewidth=0.9, alpha=0.7)
+        axes.plot(line.x, line.y, marker="o", markersize=4.5, **line_style(0))
+        axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
+
+    return render(paint, label=f"{name} against missing columns", height=2.8)
+
+
 def training(name: str, lines: Sequence[Line]) -> Markup:
     """One quantity over the epochs, one line per part of the data (or fold)."""
     from matplotlib.ticker import MaxNLocator
@@ -110,23 +107,30 @@ def training(name: str, lines: Sequence[Line]) -> Markup:
     return render(paint, label=f"Training: {name}", height=2.8)
 
 
-def _curves(axes: "Axes", lines: Sequence[Line]) -> None:
-    for index, line in enumerate(lines):
-        kept = thin(line.x, line.y)
-        axes.plot(line.x[kept], line.y[kept], label=line.name, **line_style(index))
+def _unit_square(
+    label: str,
+    names: tuple[str, str],
+    lines: Sequence[Line],
+    chosen: Point | None,
+    *,
+    chance: Point,
+) -> Markup:
+    """Curves between two shares; dotted the heights of chance at the left and the right."""
 
+    def paint(axes: "Axes") -> None:
+        axes.plot([0, 1], chance, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+        for index, line in enumerate(lines):
+            kept = thin(line.x, line.y)
+            axes.plot(line.x[kept], line.y[kept], label=line.name, **line_style(index))
+        if chosen is not None and np.isfinite(chosen).all():
+            axes.plot(
+                *chosen, "o", markersize=8, markerfacecolor="white", markeredgecolor="black",
+                markeredgewidth=1.5, linestyle="none", label="chosen threshold", clip_on=False,
+            )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=names[0], ylabel=names[1])
+        _legend(axes)
 
-def _ring(axes: "Axes", chosen: Point | None) -> None:
-    if chosen is None or not np.isfinite(chosen).all():
-        return
-    axes.plot(
-        *chosen, "o", markersize=8, markerfacecolor="white", markeredgecolor="black",
-        markeredgewidth=1.5, linestyle="none", label="chosen threshold", clip_on=False,
-    )  # fmt: skip
-
-
-def _unit_square(axes: "Axes") -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    return render(paint, label=label)
 
 
 def _legend(axes: "Axes") -> None:

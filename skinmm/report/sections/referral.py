@@ -51,7 +51,7 @@ def referral(evidence: Evidence) -> Section | None:
 
 def unpromised(evidence: Evidence) -> list[str]:
     """Where validation was too small for the stated coverage to mean much."""
-    found = []
+    found, loose = [], []
     for name, count in evidence.conformal.get("rows", {}).items():
         bounds = coverage_range(count, evidence.conformal["coverage"])
         if bounds is None:
@@ -60,10 +60,11 @@ def unpromised(evidence: Evidence) -> list[str]:
                 f"{name} is in every prediction set and nothing else can be decided."
             )
         elif bounds[0] < evidence.conformal["coverage"] - LOOSE:
-            found.append(
-                f"The prediction sets rest on {count} validation images of {name}: their coverage "
-                f"of {name} is somewhere from {percent(bounds[0], 0)} to {percent(bounds[1], 0)}."
-            )
+            ends = " to ".join(percent(end, 0) for end in bounds)
+            loose.append(f"{count} validation images of {name} ({ends})")
+    if loose:
+        text = f"The prediction sets rest on {', '.join(loose)}: coverage may lie anywhere there."
+        found.append(text)
     return found
 
 
@@ -81,4 +82,4 @@ def _coverage(evidence: Evidence) -> Table:
         lines.append(line)
     if state:
         header += ["Validation images", f"Expected, for {percent(state['coverage'], 0)}"]
-    return Table("Coverage of the prediction sets", header, lines)
+    return Table("Coverage of the prediction sets", header, lines, stack=True)
