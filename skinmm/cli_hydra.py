@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from skinmm.config import explain_unknown, from_mapping, literal, one_line, unknown_key
-from skinmm.errors import InputError
+from skinmm.errors import InputError, is_utf8
 
 PACKAGE: Final = Path(__file__).parent
 # In an installed wheel conf lies inside the package, in a checkout beside it.
@@ -34,16 +34,33 @@ PATH_KEYS: Final = frozenset(
         "checkpoint",
         "input",
         "images",
+        "keys",
         "out",
         "output",
+        "by_patient",
+        "submission",
         "hydra.run.dir",
         "hydra.sweep.dir",
     }
 )
 # The path behind `root:` in data.extra=[{name:...,root:PATH},...], up to what can only follow it.
 _EXTRA_ROOT: Final = re.compile(
-    r"(?<=[{,\s])(root\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
+    r"([{,]\s*root\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
 )
+
+
+class JobError(Exception):
+    """A run that has said why it failed.
+
+    Attributes:
+        status: its exit status.
+    """
+
+    def __init__(self, status: int) -> None:
+        """Takes the exit status."""
+        super().__init__(status)
+        self.status = status
+
 
 Job = Callable[[Any, Path], int]
 """Takes the typed configuration and the folder that Hydra made; returns the exit status."""
@@ -61,15 +78,14 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         job: called with every composed configuration.
 
     Returns:
-        The worst exit status.
+        The worst exit status; of runs in processes of their own, that of the first that failed.
     """
-    unwritable = [item for item in argv if not _is_utf8(item)]
+    unwritable = [item for item in argv if not is_utf8(item)]
     if unwritable:
         return refused(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
     ConfigStore.instance().store(name="schema", node=schema)
     full = os.environ.get(FULL_ERROR) == "1"
-    typed = sys.argv
-    statuses = [0]
+    typed, own, statuses = sys.argv, os.getpid(), [0]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def task(composed: Any) -> None:
@@ -78,18 +94,26 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         HydraConfig.instance().cfg = None
         sys.argv = typed
         with environment(**{FULL_ERROR: str(int(full))}):
-            work = lambda: job(from_mapping(schema, composed), folder)  # noqa: E731
-            statuses.append(reported(work, full=full))
+            status = reported(lambda: job(from_mapping(schema, composed), folder), full=full)
         _remove_if_empty(folder)
+        statuses.append(status)
+        if status and os.getpid() != own:  # a launcher's process, which can only tell by raising
+            raise JobError(status)
+
+    def finish() -> int:
+        try:
+            task()
+        except JobError as error:
+            return error.status
+        return max(statuses)
 
     sys.argv = [typed[0], *map(quote, argv)]
     try:
         # With the full error Hydra raises instead of printing several lines and exiting with 1.
         with environment(**{FULL_ERROR: "1"}):
-            statuses.append(guarded(lambda: task() or 0, full=full, schema=schema))
+            return guarded(finish, full=full, schema=schema)
     finally:
         sys.argv = typed
-    return max(statuses)
 
 
 def quote(override: str) -> str:
@@ -165,11 +189,6 @@ def environment(**variables: str) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a file name can be written down: Python keeps other bytes as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _quoted(value: str) -> str:

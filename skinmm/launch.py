@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -19,13 +20,13 @@ from skinmm.config import Config, from_mapping, one_line, to_mapping
 from skinmm.errors import InputError
 
 FOREVER: Final = timedelta(days=365)
-HEARING: Final = timedelta(seconds=10)  # then a failure is taken for not heard of
+PATIENCE: Final = timedelta(seconds=10)  # with a process that may have been killed
 _runs = count()  # that this process has led
 
 
 def by_torchrun() -> bool:
     """Whether torchrun started this process and others, none of which knows of a run folder."""
-    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    return dist.is_torchelastic_launched() and _world_size() > 1
 
 
 def announce(config: Config, run: Path) -> None:
@@ -35,9 +36,12 @@ def announce(config: Config, run: Path) -> None:
 
 
 def dismiss(status: int) -> None:
-    """Rank 0 lets them go."""
+    """Rank 0 lets them go, and waits until they have heard: it may be where they meet."""
     if by_torchrun():
-        _meeting_place().set(f"run {next(_runs)}", json.dumps({"status": status}))
+        store = _meeting_place()
+        store.set(f"run {next(_runs)}", json.dumps({"status": status}))
+        with suppress(RuntimeError):  # whoever was killed does not answer
+            store.wait([f"left {rank}" for rank in range(1, _world_size())], 6 * PATIENCE)
 
 
 def follow(train: Callable[[Config, Path], object]) -> int:
@@ -51,6 +55,7 @@ def follow(train: Callable[[Config, Path], object]) -> int:
     for number in count():
         told = json.loads(_meeting_place().get(f"run {number}"))
         if "status" in told:
+            _meeting_place().set(f"left {os.environ['RANK']}", "")
             return int(told["status"])
         os.chdir(told["cwd"])
         try:
@@ -69,7 +74,7 @@ def meet(run: Path, minutes: float) -> None:
     """
     rank, store = int(os.environ["RANK"]), _meeting_place()
     store.set(f"{run} {rank}", "")
-    everyone = [f"{run} {each}" for each in range(int(os.environ["WORLD_SIZE"]))]
+    everyone = [f"{run} {each}" for each in range(_world_size())]
     ends = time.monotonic() + 60 * minutes
     while not store.check(everyone):
         if store.check([f"{run} failed"]) or time.monotonic() > ends:
@@ -98,7 +103,7 @@ def failed(error: Exception, run: Path) -> BaseException:
             if first[0] == 0:
                 return RuntimeError(reason) if _is_lost(error) else error
             return (InputError if first[1] else RuntimeError)(f"process {first[0]}: {first[2]}")
-        store.wait([f"{run} heard"], HEARING)
+        store.wait([f"{run} heard"], PATIENCE)
     except RuntimeError:  # torch's errors of a lost store are of many kinds
         print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
         return SystemExit(1)
@@ -115,6 +120,10 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _world_size() -> int:
+    return int(os.environ["WORLD_SIZE"])
 
 
 @cache

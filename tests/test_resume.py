@@ -15,12 +15,17 @@ from quick_runs import QUICK, ROOT, command, files_in, train
 
 from skinmm.checkpoint import load_card
 
-# All that draws: dropout, augmentation, a sampler that repeats rows; loaders that read ahead.
+# All that draws or remembers: dropout, augmentation, mixing, a sampler that repeats rows, loaders
+# that read ahead, a rate that waits for the metric, averaged weights.
 SETTINGS = (
     *QUICK,
     "trainer.limit_batches=12",
     "trainer.max_epochs=3",
     "trainer.workers=1",
+    "schedule=plateau",
+    "schedule.patience=0",
+    "optimizer.ema=0.9",
+    "mix=mixup",
     "sampler=weighted",
     "+model.args.drop_rate=0.3",
     "data.limit=128",
@@ -64,8 +69,13 @@ def assert_same(run: Path, whole: Path) -> None:
     last, of_whole = (
         torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, whole)
     )
-    for key in ("epoch", "global_step", "lr_schedulers", "epoch_losses", "callbacks", "LesionData"):
-        assert str(last[key]) == str(of_whole[key])
+    assert last.keys() == of_whole.keys()
+    for key in last.keys() - {"optimizer_states", "state_dict", "training_weights"}:
+        assert str(last[key]) == str(of_whole[key]), key
+    assert all(
+        torch.equal(value, of_whole["training_weights"][name])
+        for name, value in last["training_weights"].items()
+    )
     moments, expected_moments = (
         checkpoint["optimizer_states"][0]["state"] for checkpoint in (last, of_whole)
     )

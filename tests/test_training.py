@@ -341,19 +341,3 @@ def test_what_cannot_be_resumed_is_refused(
     assert train(f"resume={run}", *overrides) == 2
     assert message in capsys.readouterr().err
     assert files_in(run) == {"config.yaml"}
-
-
-def test_two_processes_make_one_run_with_every_row_once(tmp_path: Path) -> None:
-    done = command("train.py", *QUICK, *TWO, "trainer.max_epochs=2", LIMIT, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout.count("run folder: ") == 1
-    (run,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}_tiny_concat", run.name)
-    assert files_in(tmp_path) == {f"runs/{run.name}/{name}" for name in CONTRACT}
-    for part in ("val", "test"):
-        predictions, cohort = predictions_of(run, part), cohort_of(run, part)
-        assert predictions["image_id"].tolist() == cohort["image_id"].tolist()
-    history = pd.read_csv(run / "history.csv")
-    assert not history.duplicated(["epoch", "name"]).any()
-    assert history["step"].max() == 3  # 64 rows, two processes of 16: two steps an epoch

@@ -5,6 +5,7 @@ from skinmm.report.cohorts import Cohort
 from skinmm.report.compare import compare_page
 from skinmm.report.explore import explore_page
 from skinmm.report.page import refuse_existing
+from skinmm.report.sharing import shared_report
 from skinmm.report.write import report_predictions, write_report
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "explore_page",
     "refuse_existing",
     "report_predictions",
+    "shared_report",
     "write_report",
 ]

@@ -23,7 +23,7 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     Raises:
         InputError: no predictions there, or a file that cannot be read.
     """
-    return _write(read_run(Path(run), pictures=pictures), Path(run) / "report.html")
+    return write_evidence(read_run(Path(run), pictures=pictures), Path(run) / "report.html")
 
 
 def report_predictions(
@@ -55,10 +55,11 @@ def report_predictions(
     refuse_existing(Path(output), overwrite)
     source = None if labels is None else Path(labels)
     evidence = read_bare(Path(predictions), source, positive, pictures=pictures)
-    return _write(evidence, Path(output))
+    return write_evidence(evidence, Path(output))
 
 
-def _write(evidence: Evidence, output: Path) -> Path:
+def write_evidence(evidence: Evidence, output: Path) -> Path:
+    """Writes the page of what was read, or made of it."""
     rows = evidence.predictions
     config = evidence.config
     named = [(key, config.get(key, {}).get("name")) for key in ("data", "model", "fusion")]
