@@ -77,7 +77,7 @@ def decide(
         prior=shares,
         method=config.calibration,
     )
-    parts = [_predictions(raw, calibration, classes, positive) for raw in (val, test)]
+    parts = [calibrated(raw, calibration, classes, positive) for raw in (val, test)]
     threshold = choose_threshold(
         parts[0].malignancy,
         parts[0].malignant,
@@ -150,9 +150,10 @@ def card_entries(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _predictions(
+def calibrated(
     raw: Raw, calibration: Calibration, classes: list[str], positive: list[str]
 ) -> Predictions:
+    """A part's rows as they are written; nothing is decided yet."""
     return Predictions(
         image_id=raw.cohort["image_id"].to_numpy(dtype=str),
         patient_id=raw.cohort["patient_id"].to_numpy(dtype=str),

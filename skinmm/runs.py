@@ -24,6 +24,7 @@ CONTENTS: Final = (
     "report.html",
     "checkpoints",
     "predictions",
+    "features",
     "tensorboard",
     "wandb",
 )

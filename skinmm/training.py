@@ -102,7 +102,7 @@ def _fit_all(config: Config, run: Path) -> dict[str, Any]:
         place = runs.fold_folder(run, number)
         if config.resume and (place / "metrics.json").is_file():
             continue
-        fold = Fold.assemble(replace(config, data=replace(config.data, fold=number)), place)
+        fold = Fold.assemble(replace(config, data=replace(config.data, fold=number)), place, run)
         if (fold.data.cohort.loc[fold.data.rows("test"), "fold"] < 0).all():
             raise InputError(
                 "data.fold=all pools the folds' test rows, but these data fix the test part; "
@@ -123,8 +123,12 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
     places = [runs.fold_folder(run, number) for number in range(config.data.folds)]
     metrics = [runs.read_metrics(place) for place in places]
     positive = metrics[0]["positive"]
-    files = [place / "predictions" / "test.csv" for place in places]
-    parts = [read_predictions(file, positive=positive) for file in files]
+    names = [name for name in metrics[0] if name == "test" or name.startswith("missing_")]
+    files = {name: [place / "predictions" / f"{name}.csv" for place in places] for name in names}
+    parts = {
+        name: judge.pool([read_predictions(file, positive=positive) for file in each])
+        for name, each in files.items()
+    }
     facts = {
         "initialisation": metrics[0]["initialisation"],
         "classes": metrics[0]["classes"],
@@ -132,6 +136,6 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
         "threshold": asdict(mean_threshold([Threshold(**each["threshold"]) for each in metrics])),
         "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
     }
-    pooled = judge.write_results(run, {"test": judge.pool(parts)}, config.evaluation, facts)
+    pooled = judge.write_results(run, parts, config.evaluation, facts)
     write_report(run)
     return pooled

@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from jaxtyping import Float, Int
-from torch.utils.data import DataLoader
+from jaxtyping import Float, Float32, Int
+from torch.utils.data import DataLoader, Subset
 
 from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
@@ -38,7 +38,10 @@ class LesionData(pl.LightningDataModule):
         encoder: fitted on training rows alone.
         fitted_on: the names of their images.
         sampler: what draws the training rows.
+        features: of the images of `used_rows`, to be given instead of them; None: images are.
     """
+
+    features: Float32[np.ndarray, "n *places dim"] | None = None
 
     def __init__(self, config: Config, inputs: frozenset[str]) -> None:
         """Reads and splits the cohort; what can be refused without data is refused before.
@@ -73,6 +76,11 @@ class LesionData(pl.LightningDataModule):
         self.fitted_on = training["image_id"].tolist()
         self._datasets: dict[str, LesionDataset] = {}
         self._start = (0, 0)
+
+    @property
+    def used_rows(self) -> Int[np.ndarray, " n"]:
+        """Row numbers of all parts, rising; a limit leaves training rows out."""
+        return np.sort([*self._training_rows, *self.rows("val"), *self.rows("test")])
 
     @property
     def training_targets(self) -> Int[np.ndarray, " n"]:
@@ -155,6 +163,20 @@ class LesionData(pl.LightningDataModule):
         keys: list[Key] = [(row, None) for row in rows.tolist()]
         return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
 
+    def image_loader(self) -> DataLoader[Sample]:
+        """Every used row's image, unaugmented, on each process: `row` is the place among them."""
+        rows = self.used_rows
+        table = self.cohort.iloc[rows]
+        dataset = LesionDataset(
+            self.targets[rows],
+            table["image_id"].tolist(),
+            paths=table["path"].tolist(),
+            size=self._config.model.image_size,
+            icc=self._config.data.icc,
+        )
+        keys: list[Key] = [(row, None) for row in range(len(rows))]
+        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
+
     def _rows_of_a_step(self) -> int:
         return self._config.trainer.batch_size * self._place()[1]
 
@@ -174,8 +196,17 @@ class LesionData(pl.LightningDataModule):
                 icc=self._config.data.icc,
                 withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
                 blank=self.blank,
+                features=self._features_of(rows),
             )
         return self._datasets[part]
+
+    def _features_of(
+        self, rows: Int[np.ndarray, " n"]
+    ) -> Subset[Float32[np.ndarray, "*places dim"]] | None:
+        if self.features is None:
+            return None
+        places = np.searchsorted(self.used_rows, rows).tolist()
+        return Subset(self.features, places)  # type: ignore[arg-type]  # an array has all it needs
 
     def _loader(
         self, dataset: LesionDataset, sampler: Iterable[Key], batch_size: int
@@ -193,7 +224,8 @@ class LesionData(pl.LightningDataModule):
         )
 
     def _workers(self) -> int:
-        if "image" not in self._inputs:  # rows of a small array: processes would only cost
+        # Rows of an array: processes would only cost.
+        if "image" not in self._inputs or self.features is not None:
             return 0
         wish = self._config.trainer.workers
         if wish is not None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.decode import decode
@@ -20,6 +20,8 @@ Key = tuple[int, int | None]
 
 class Sample(TypedDict, total=False):
     """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used.
+
+    In place of the image there may be its features, (..., dim) float32.
 
     `shown` says whether there is an image, where training withholds some.
     """
@@ -59,6 +61,7 @@ class LesionDataset(Dataset[Sample]):
         icc: Any = "ignore",
         withholding: Withholding | None = None,
         blank: Blank | None = None,
+        features: Subset[Float32[np.ndarray, "*places dim"]] | None = None,
     ) -> None:
         """Takes the cohort column by column.
 
@@ -72,6 +75,7 @@ class LesionDataset(Dataset[Sample]):
             icc: what to do with embedded colour profiles.
             withholding: what samples with a seed are shown without.
             blank: the record that withheld columns are taken from; needed if there are records.
+            features: what a frozen network made of the images, to be given instead of them.
         """
         self._targets = targets
         self._image_ids = image_ids
@@ -82,6 +86,7 @@ class LesionDataset(Dataset[Sample]):
         self._icc = icc
         self._withholding = withholding or Withholding()
         self._blank = blank
+        self._features = features
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -106,14 +111,16 @@ class LesionDataset(Dataset[Sample]):
             hidden = without is not None and without.image
             sample["image"] = (
                 torch.zeros(3, self._size, self._size, dtype=torch.uint8)
-                if hidden
+                if hidden and self._features is None
                 else self._image(row, self._paths[row], seed)
             )
             if self._withholding.image:
                 sample["shown"] = not hidden
         return sample
 
-    def _image(self, row: int, path: str, seed: int | None) -> UInt8[Tensor, "3 size size"]:
+    def _image(self, row: int, path: str, seed: int | None) -> Tensor:
+        if self._features is not None:
+            return torch.from_numpy(np.array(self._features[row]))
         try:
             pixels = read_image(path, self._size, self._icc)
         except (OSError, InputError) as error:

@@ -9,6 +9,7 @@ from skinmm.report.sections.appendix import configuration, metrics
 from skinmm.report.sections.checklists import model_card, tripod
 from skinmm.report.sections.cohort import cohort
 from skinmm.report.sections.headline import headline
+from skinmm.report.sections.missing import missing
 from skinmm.report.sections.mistakes import mistakes
 from skinmm.report.sections.performance import (
     benefit,
@@ -27,6 +28,7 @@ SECTIONS: Final[dict[str, Callable[[Evidence], Section | None]]] = {
     "calibration": calibration,
     "benefit": benefit,
     "referral": referral,
+    "missing": missing,
     "subgroups": subgroups,
     "mistakes": mistakes,
     "data": cohort,
