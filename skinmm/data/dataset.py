@@ -101,8 +101,9 @@ class LesionDataset(Dataset[Sample]):
         row, seed = key
         sample = Sample(row=row, target=int(self._targets[row]))
         columns = len(self._blank.widths) if self._blank else 0
-        whole = seed is None or self._withholding == Withholding()
-        without = None if whole else self._withholding.draw(seed, columns)
+        without = None
+        if seed is not None and self._withholding != Withholding():
+            without = self._withholding.draw(seed, columns)
         if self._records is not None:
             sample["record"] = self._records[row]
             if without and self._blank:

@@ -137,7 +137,7 @@ class FTTransformer(Tabular):
 
     def forward(self, record: Record) -> Float[Tensor, "b dim"]:
         """Encodes a batch of encoded records: what the class token has become."""
-        summary = self.summary.expand(len(record), 1, -1)
+        summary = self.summary.expand(record.shape[0], 1, -1)  # len would be fixed in ONNX
         tokens: Tensor = self.layers(torch.cat([summary, self.columns(record)], dim=1))
         return tokens[:, 0]
 
@@ -151,7 +151,7 @@ class _Columns(nn.Module):
         self.each = nn.ModuleList(nn.Linear(block, width) for block in widths)
 
     def forward(self, record: Record) -> Float[Tensor, "b blocks width"]:
-        blocks = record.split(self.widths, dim=1)
+        blocks = torch.split(record, self.widths, dim=1)
         return torch.stack(
             [layer(block) for layer, block in zip(self.each, blocks, strict=True)], dim=1
         )

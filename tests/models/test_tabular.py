@@ -26,8 +26,8 @@ def test_a_category_s_vector_is_a_row_of_its_column_s_table() -> None:
     built = Embedding(WIDTHS, width=4, hidden=[3])
     third = torch.zeros(1, sum(WIDTHS))
     third[0, 2 + 1] = 1  # the second value of the second column
-    table = built.columns.each[1]
-    torch.testing.assert_close(built.columns(third)[0, 1], table.weight[:, 1] + table.bias)
+    weight, bias = built.columns.each[1].parameters()
+    torch.testing.assert_close(built.columns(third)[0, 1], weight[:, 1] + bias)
 
 
 @pytest.mark.parametrize("make", [MLP, Embedding])

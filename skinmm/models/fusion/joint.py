@@ -50,8 +50,9 @@ class _Mixture(nn.Module):
         self.balance = nn.Parameter(torch.zeros(()))  # log odds of the image's weight
 
     def forward(self, features: Float[Tensor, "*b _"]) -> Float[Tensor, "*b classes"]:
-        pixels, columns = features.split(self.widths, dim=-1)
-        return torch.logaddexp(
+        pixels, columns = torch.split(features, self.widths, dim=-1)
+        parts = (
             self.image(pixels).log_softmax(dim=-1) + logsigmoid(self.balance),
             self.record(columns).log_softmax(dim=-1) + logsigmoid(-self.balance),
         )
+        return torch.stack(parts).logsumexp(dim=0)  # ONNX has no logaddexp
