@@ -90,6 +90,11 @@ def _pack(config: PackConfig, _: Path) -> int:
         manifest = verify_pack(out)
         print(f"{out}: {manifest.images:,} images, all as they were packed")  # noqa: T201
         return 0
+    if data.preprocess:
+        raise InputError(
+            "data.preprocess is no setting of pack: train.py takes the steps and keeps them in the "
+            "checkpoint, so that prediction takes them too"
+        )
     settings = PackSettings(
         size=config.size, quality=config.quality, icc="srgb" if data.icc == "srgb" else "ignore"
     )

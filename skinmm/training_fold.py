@@ -222,6 +222,7 @@ def _module(config: Config, data: LesionData) -> Classifier:
         encoder=data.encoder.to_state(),
         initialisation=network.image.origin if network.image else "no image network",
         prior={"trained": _trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
+        preprocess=list(config.data.preprocess),
     )
     return Classifier(network, loss, card, config)
 

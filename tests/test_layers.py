@@ -56,6 +56,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "data.datamodule": (
         "data.catalog",
         "data.dataset",
+        "data.preprocess",
         "data.record",
         "data.sampling",
         "data.source",
@@ -99,17 +100,31 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "checkpoint",
         "data.dataset",
         "data.headers",  # the table's gaps are filled as in training
+        "data.preprocess",
         "data.record",
         "data.source",
+        "data.tfrecord",  # a folder of shards is a table
         "data.vocabulary",
         "evaluation",
         "models",
     ),
     "data.pack": ("data.catalog", "data.decode", "data.tfrecord", "data.vocabulary"),
-    "export": ("predict",),
+    "export": ("evaluation", "predict"),  # the calibration becomes part of the graph
     "spark": ("predict",),
     "dicom_result": ("predict",),
-    "serve": ("explain", "predict"),
+    "serve": (
+        "checkpoint",  # the model card
+        "data.dataset",
+        "data.decode",  # an upload's header, before anything is decoded
+        "data.headers",
+        "data.record",
+        "data.source",
+        "data.vocabulary",
+        "evaluation",
+        "explain",
+        "models",  # what is explained is the network itself
+        "predict",
+    ),
     "cli": (),
     "train.py": ("cli",),
     "predict.py": ("cli",),
@@ -128,13 +143,14 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "predict",
         "report",
         "runs",
+        "serve",
         "training",
         "wording",
     ),
 }
 
 # A package that is not named here may be imported anywhere.
-LIGHTNING: Final = ("data.datamodule", "module", "callbacks", "loop", "training")
+LIGHTNING: Final = ("data.datamodule", "module", "callbacks", "averaging", "loop", "training")
 ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "hydra": ("cli", "train.py", "predict.py"),
     "omegaconf": ("config",),
@@ -151,11 +167,14 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
         "data.dataset",
         "models",
         "losses",
+        "mixing",
+        "optimization",
         "checkpoint",
         "launch",
         "runs",
         "explain",
         "predict",
+        "serve",
         "export",
     ),
 }

@@ -58,6 +58,7 @@ class DataConfig:
     split_seed: int = setting(0, "seed of the split alone, so that runs share it", low=0)
     extra: list[ExtraCohort] = setting([], "cohorts added to training only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
+    preprocess: list[str] = setting([], "steps on every image, in order: border, hair, colour")
     allow_leaks: bool = setting(False, "train although the audit found a leak (it is recorded)")
 
 
@@ -245,6 +246,16 @@ class PredictConfig:
     workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
     resume: bool = setting(False, "go on where a job that was killed ended")
     overwrite: bool = setting(False, "replace the output if it exists")
+
+
+@dataclass
+class ExportConfig:
+    """A checkpoint as one ONNX file."""
+
+    checkpoint: str = setting("", "what training wrote")
+    out: str | None = setting(None, "file to write; default: beside the checkpoint, as .onnx")
+    rows: int = setting(64, "embedded lesions that PyTorch is asked too", low=2, high=700)
+    overwrite: bool = setting(False, "replace the file if it exists")
 
 
 @dataclass

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Subset
 
 from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
-from skinmm.data.dataset import Key, LesionDataset, Sample
+from skinmm.data.dataset import Key, LesionDataset, Sample, View
 from skinmm.data.dataset_withholding import Blank, Withholding
+from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
@@ -60,6 +61,8 @@ class LesionData(pl.LightningDataModule):
         self._transform = build(AUGMENTS, "augment", config.augment, size=size)
         self._config = config
         self._inputs = inputs
+        check_steps(config.data.preprocess)
+        self._view = View(size, config.data.icc, tuple(config.data.preprocess))
         table = load_cohort(config.data)
         if "image" in inputs:
             table = require_images(table, config.data.missing)
@@ -171,8 +174,7 @@ class LesionData(pl.LightningDataModule):
             self.targets[rows],
             table["image_id"].tolist(),
             paths=table["path"].tolist(),
-            size=self._config.model.image_size,
-            icc=self._config.data.icc,
+            view=self._view,
         )
         keys: list[Key] = [(row, None) for row in range(len(rows))]
         return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
@@ -191,9 +193,8 @@ class LesionData(pl.LightningDataModule):
                 table["image_id"].tolist(),
                 records=self.encoder.transform(table) if "record" in self._inputs else None,
                 paths=table["path"].tolist() if "image" in self._inputs else None,
-                size=model.image_size,
+                view=self._view,
                 transform=self._transform,
-                icc=self._config.data.icc,
                 withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
                 blank=self.blank,
                 features=self._features_of(rows),

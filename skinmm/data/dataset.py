@@ -1,6 +1,6 @@
 """Source bytes, decoding, augmentation and the record's row become one sample."""
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -10,12 +10,28 @@ from torch.utils.data import Dataset, Subset
 
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.decode import decode
+from skinmm.data.decode_resize import resize
+from skinmm.data.preprocess import CROPS, preprocess
 from skinmm.data.source import Source, read_source
 from skinmm.data.transforms import Transform, seeded
 from skinmm.errors import InputError
 
 Key = tuple[int, int | None]
 """A row, and the seed of its augmentation; without a seed it is not augmented."""
+
+
+class View(NamedTuple):
+    """How a network wants its images.
+
+    Attributes:
+        size: side of the square, pixels.
+        icc: what to do with embedded colour profiles.
+        steps: of preprocessing, in order.
+    """
+
+    size: int
+    icc: Any = "ignore"
+    steps: tuple[str, ...] = ()
 
 
 class Sample(TypedDict, total=False):
@@ -56,9 +72,8 @@ class LesionDataset(Dataset[Sample]):
         *,
         records: Float32[np.ndarray, "n columns"] | None = None,
         paths: list[str] | None = None,
-        size: int = 0,
+        view: View = View(0),  # noqa: B008  (immutable)
         transform: Transform | None = None,
-        icc: Any = "ignore",
         withholding: Withholding | None = None,
         blank: Blank | None = None,
         features: Subset[Float32[np.ndarray, "*places dim"]] | None = None,
@@ -70,9 +85,8 @@ class LesionDataset(Dataset[Sample]):
             image_ids: named in errors.
             records: encoded records, or None for a model without a record.
             paths: where each image's bytes are, or None for a model without an image.
-            size: side of the square image, pixels.
+            view: how images are wanted.
             transform: augmentation.
-            icc: what to do with embedded colour profiles.
             withholding: what samples with a seed are shown without.
             blank: the record that withheld columns are taken from; needed if there are records.
             features: what a frozen network made of the images, to be given instead of them.
@@ -81,9 +95,8 @@ class LesionDataset(Dataset[Sample]):
         self._image_ids = image_ids
         self._records = None if records is None else torch.from_numpy(records)
         self._paths = paths
-        self._size = size
+        self._view = view
         self._transform = transform
-        self._icc = icc
         self._withholding = withholding or Withholding()
         self._blank = blank
         self._features = features
@@ -111,7 +124,7 @@ class LesionDataset(Dataset[Sample]):
         if self._paths is not None:
             hidden = without is not None and without.image
             sample["image"] = (
-                torch.zeros(3, self._size, self._size, dtype=torch.uint8)
+                torch.zeros(3, self._view.size, self._view.size, dtype=torch.uint8)
                 if hidden and self._features is None
                 else self._image(row, self._paths[row], seed)
             )
@@ -123,7 +136,7 @@ class LesionDataset(Dataset[Sample]):
         if self._features is not None:
             return torch.from_numpy(np.array(self._features[row]))
         try:
-            pixels = read_image(path, self._size, self._icc)
+            pixels = read_image(path, self._view)
         except (OSError, InputError) as error:
             raise ImageError(f"image {self._image_ids[row]} ({path}): {error}") from error
         image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -132,25 +145,31 @@ class LesionDataset(Dataset[Sample]):
         return seeded(self._transform, image, seed)
 
 
-def read_image(path: str, size: int, icc: Any = "ignore") -> UInt8[np.ndarray, "size size 3"]:
+def read_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
     """Reads and decodes what a cohort's path names, resized to a square.
 
     Args:
         path: as in the cohort table: a file, or an entry of one behind a `#`.
-        size: side of the square, pixels.
-        icc: what to do with embedded colour profiles.
+        view: how it is wanted.
 
     Raises:
         OSError: the bytes cannot be read.
         InputError: they are no picture that can be used.
     """
-    return picture(read_source(path), size, icc)
+    return picture(read_source(path), view)
 
 
-def picture(source: Source, size: int, icc: Any = "ignore") -> UInt8[np.ndarray, "size size 3"]:
+def picture(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     """As `read_image`, of bytes that were read already.
+
+    Where a step crops, it is given twice the size, so that about as much is left.
 
     Raises:
         InputError: they are no picture that can be used.
     """
-    return decode(source.data, size=size, frame=source.frame, icc=icc)
+    size = view.size * (2 if CROPS.intersection(view.steps) else 1)
+    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc)
+    pixels = preprocess(whole, view.steps)
+    height, width, _ = pixels.shape
+    square = (view.size, view.size)
+    return pixels if (height, width) == square else resize(pixels, square, (height, width))

@@ -1,6 +1,7 @@
 """One checkpoint, ready to predict."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -8,26 +9,24 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, UInt8
+from scipy.special import softmax
+from torch import Tensor
 
 from skinmm.checkpoint import Card, CheckpointError, load_card
 from skinmm.config import Config, from_mapping
+from skinmm.data.dataset import View
+from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
 from skinmm.models.fusion import FUSIONS
-from skinmm.models.network import Network, build_network
+from skinmm.models.network import build_network
+from skinmm.predict.backends import Backend, TorchBackend, exported
 
 UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)
 """Of a checkpoint that no validation followed, as an interrupted run leaves one."""
-
-
-class View(NamedTuple):
-    """How a member wants its images: side of the square in pixels, and colour profiles."""
-
-    size: int
-    icc: str
 
 
 class Opinion(NamedTuple):
@@ -48,9 +47,15 @@ class Opinion(NamedTuple):
 
 @dataclass(frozen=True)
 class Member:
-    """A network with everything that turns its output into calibrated probabilities."""
+    """A network with everything that turns its output into calibrated probabilities.
 
-    network: Network
+    Attributes:
+        backend: what runs the network.
+        digest: SHA-256 of the checkpoint.
+    """
+
+    backend: Backend
+    digest: str
     card: Card
     config: Config
     encoder: RecordEncoder
@@ -60,25 +65,34 @@ class Member:
     familiarity: Familiarity | None
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> "Member":
-        """Rebuilds a network from a checkpoint alone.
+    def load(cls, path: Path, device: torch.device, backend: str = "torch") -> "Member":
+        """Rebuilds a network from a checkpoint alone, or takes the exported model beside it.
+
+        Args:
+            path: the checkpoint.
+            device: where torch runs it.
+            backend: auto, torch or onnx.
 
         Raises:
             CheckpointError: the file is not a usable checkpoint.
+            InputError: there is no exported model, and one was asked for.
         """
         card, weights = load_card(path)
+        digest = sha256(path.read_bytes()).hexdigest()
+        found = exported(path, digest, backend, device.type)
         try:
             config = from_mapping(Config, card.config)
+            check_steps(card.preprocess)
             encoder = RecordEncoder.from_state(card.encoder)
-            widths = [column.stop - column.start for column in encoder.layout]
-            network = build_network(config, widths, len(card.classes), pretrained=False)
-            network.load_state_dict(weights)
+            runner = found or _torch_backend(config, card, encoder, weights)
         except (InputError, RuntimeError, LookupError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{path}: not made by this version ({reason})") from error
-        network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        if isinstance(runner, TorchBackend):
+            runner.network.to(device)
         return cls(
-            network,
+            runner,
+            digest,
             card,
             config,
             encoder,
@@ -96,13 +110,14 @@ class Member:
     @property
     def view(self) -> View | None:
         """How it wants images, if it looks at them."""
-        wish = View(self.config.model.image_size, self.config.data.icc)
+        steps = tuple(self.card.preprocess)
+        wish = View(self.config.model.image_size, self.config.data.icc, steps)
         return wish if "image" in self.inputs else None
 
     @property
     def needs_image(self) -> bool:
         """Whether it cannot do without: it looks at images, and never learned not to."""
-        return "image" in self.inputs and self.network.absent is None
+        return "image" in self.inputs and not self.backend.stands_in
 
     def judge(
         self,
@@ -117,18 +132,20 @@ class Member:
             images: their RGB pictures, if the network looks at them.
             shown: which of them are pictures at all.
         """
-        device = self.network.device
-        record = image = None
-        if "record" in self.inputs:
-            record = torch.from_numpy(self.encoder.transform(table)).to(device)
-        if images is not None:
-            image = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            views = self.config.evaluation.views
-            seen = None if shown.all() else torch.from_numpy(shown).to(device)
-            outcome, features = self.network.outcome(image, record, views, seen)
-        raw = outcome.double().softmax(dim=1).cpu().numpy()
+        record = self.encoder.transform(table) if "record" in self.inputs else None
+        outcome, features = self.backend(images, record, shown)
+        raw = softmax(outcome.astype(np.float64), axis=1)
         probabilities = self.calibration.apply(raw)
         sets = self.conformal.sets(probabilities) if self.conformal else None
-        ood = self.familiarity.score(features.cpu().numpy()) if self.familiarity else None
+        ood = self.familiarity.score(features) if self.familiarity else None
         return Opinion(raw, probabilities, sets, ood)
+
+
+def _torch_backend(
+    config: Config, card: Card, encoder: RecordEncoder, weights: dict[str, Tensor]
+) -> TorchBackend:
+    widths = [column.stop - column.start for column in encoder.layout]
+    network = build_network(config, widths, len(card.classes), pretrained=False)
+    network.load_state_dict(weights)
+    network.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return TorchBackend(network, config.evaluation.views)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from dicom_files import dicom
 from miniature_cohorts import picture, write_records
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from skinmm.data.dataset import ImageError, LesionDataset, read_image
+from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
 from skinmm.data.decode import decode
+from skinmm.data.preprocess import preprocess
 from skinmm.data.transforms import seeded, standard
 from skinmm.errors import InputError
 
@@ -23,7 +25,8 @@ def dataset(paths: list[str], **options: object) -> LesionDataset:
     """A row for each path, called I0, I1, ..."""
     names = [f"I{row}" for row in range(len(paths))]
     targets = np.arange(len(paths)) % 2
-    return LesionDataset(targets, names, paths=paths, size=SIZE, **options)  # type: ignore[arg-type]
+    options = {"view": View(SIZE), **options}
+    return LesionDataset(targets, names, paths=paths, **options)  # type: ignore[arg-type]
 
 
 def demo_paths(count: int) -> list[str]:
@@ -49,6 +52,17 @@ def test_an_image_is_the_decoded_picture_channels_first() -> None:
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.parametrize("steps", [("colour",), ("border", "colour")])
+def test_an_image_is_preprocessed_before_it_is_augmented(steps: tuple[str, ...]) -> None:
+    (path,) = demo_paths(1)
+    image = dataset([path], view=View(SIZE, steps=steps))[0, None]["image"]
+    room = 2 * SIZE if "border" in steps else SIZE
+    pixels = preprocess(decode(Path(path).read_bytes(), size=room), steps)
+    expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    shown = image.permute(1, 2, 0).numpy()
+    assert np.abs(shown.astype(int) - expected).max() <= 1  # two resizers
+
+
 def test_only_a_sample_with_a_seed_is_augmented() -> None:
     transform = standard(SIZE)
     images = dataset(demo_paths(1), transform=transform)
@@ -60,7 +74,7 @@ def test_only_a_sample_with_a_seed_is_augmented() -> None:
 
 def test_a_tfrecord_entry_is_the_picture_that_was_packed(tmp_path: Path) -> None:
     write_records(tmp_path / "train.tfrec", ["I0", "I1"])
-    pixels = read_image(f"{tmp_path}/train.tfrec#I1", SIZE)
+    pixels = read_image(f"{tmp_path}/train.tfrec#I1", View(SIZE))
     np.testing.assert_array_equal(pixels, decode(picture(1), size=SIZE))
 
 
@@ -68,9 +82,9 @@ def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
     frames = np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in (10, 200)])
     rows = {"NumberOfFrames": 2, "Rows": SIZE, "Columns": SIZE}
     (tmp_path / "two.dcm").write_bytes(dicom(frames.reshape(-1, SIZE, 3), **rows))
-    np.testing.assert_array_equal(read_image(f"{tmp_path}/two.dcm#frame=2", SIZE), frames[1])
+    np.testing.assert_array_equal(read_image(f"{tmp_path}/two.dcm#frame=2", View(SIZE)), frames[1])
     with pytest.raises(InputError, match="it holds 2 frames"):
-        read_image(f"{tmp_path}/two.dcm", SIZE)
+        read_image(f"{tmp_path}/two.dcm", View(SIZE))
 
 
 @pytest.mark.parametrize(

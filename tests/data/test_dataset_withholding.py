@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from skinmm.data.dataset import ImageError, LesionDataset
+from skinmm.data.dataset import ImageError, LesionDataset, View
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.record import RecordEncoder
 
@@ -63,7 +63,7 @@ def dataset(withholding: Withholding) -> LesionDataset:
         names,
         records=records,
         paths=["nowhere.jpg"] * 4,
-        size=8,
+        view=View(8),
         withholding=withholding,
         blank=BLANK,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from quick_runs import best, cohort_of, predictions_of
+from quick_runs import best, cohort_of, predictions_of, quick_train
 
 from skinmm.checkpoint import CheckpointError, load_card, update_card
 from skinmm.errors import InputError
@@ -33,6 +33,16 @@ def predictor(both: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def predicted(predictor: Predictor, both: Path, pictures: Path) -> pd.DataFrame:
     return predictor.predict(cohort_of(both), pictures)
+
+
+def test_images_are_preprocessed_as_in_training(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    run = tmp_path / "run"
+    assert quick_train(run, "data.limit=48", "data.preprocess=[border,hair,colour]") == 0
+    own = predictions_of(run).head(24)
+    patients = cohort_of(run).head(24)[["image_id", "age", "sex", "site"]]
+    result = Predictor.from_checkpoints([best(run)]).predict(patients, images=pictures)
+    assert np.abs(result["p_malignant"] - own["p_malignant"]).max() < 1e-6
 
 
 def test_the_output_is_as_the_contract_says(predicted: pd.DataFrame, both: Path) -> None:
