@@ -118,6 +118,8 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
         assert written.decision is not None
         assert written.decision.tolist() == predictions.decision.tolist()
         np.testing.assert_array_equal(written.sets, predictions.sets)
+        assert predictions.ood is not None
+        assert written.ood is not None
         np.testing.assert_allclose(written.ood, predictions.ood, rtol=1e-8)
     assert metrics["val"]["metrics"]["coverage_malignant"]["value"] == pytest.approx(0.9, abs=0.02)
 

@@ -6,7 +6,7 @@ from typing import Any
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import parts_of, patients_in
 from skinmm.report.sections.headline import warnings_of
-from skinmm.report.wording import estimate, number, plural
+from skinmm.report.wording import estimate, number, percent, plural
 
 
 def facts_of(evidence: Evidence) -> dict[str, str]:
@@ -94,12 +94,14 @@ def _performance(evidence: Evidence) -> str:
 
 def _threshold(evidence: Evidence) -> str:
     text = f"Malignant from a probability of {number(evidence.threshold)}"
+    referred = (evidence.estimate("referred") or {}).get("value")
+    left = f" {percent(referred)} are referred to a person." if referred else ""
     if not evidence.rule:
-        return f"{text}, which nobody chose."
+        return f"{text}, which nobody chose.{left}"
     if "guaranteed" not in evidence.rule:
-        return f"{text}, {evidence.rule['rule']}."
+        return f"{text}, {evidence.rule['rule']}.{left}"
     bound = "guaranteed" if evidence.rule["guaranteed"] else "not guaranteed"
-    return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound})."
+    return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound}).{left}"
 
 
 def _calibration(evidence: Evidence) -> str:
