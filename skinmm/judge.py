@@ -133,11 +133,11 @@ def pool(parts: list[Predictions]) -> Predictions:
     """The test rows of all folds, in the order of the folds, as one file with the column `fold`."""
     columns = {name: [getattr(part, name) for part in parts] for name in COLUMNS}
     columns["fold"] = [np.full(len(part), fold) for fold, part in enumerate(parts)]
-    known = {name: all(each is not None for each in column) for name, column in columns.items()}
-    return replace(
-        parts[0],
-        **{name: np.concatenate(columns[name]) if known[name] else None for name in columns},
-    )
+    joined: dict[str, Any] = {
+        name: None if any(each is None for each in column) else np.concatenate(column)
+        for name, column in columns.items()
+    }
+    return replace(parts[0], **joined)
 
 
 def card_entries(verdict: Verdict) -> dict[str, Any]:
