@@ -73,7 +73,8 @@ def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
     digest = hashlib.sha256()
     model = config.model
     tokens = FUSIONS[config.fusion.name].tokens
-    said: list[Any] = [model.name, model.args, model.image_size, config.data.icc, tokens]
+    pixels = [model.image_size, config.data.icc, config.data.preprocess]
+    said: list[Any] = [model.name, model.args, *pixels, tokens]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)
     states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
