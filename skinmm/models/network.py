@@ -1,7 +1,7 @@
 """The one network class: image branch, record branch, fusion, head."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -123,8 +123,10 @@ class Network(nn.Module):
                 model without an image has one, and so have features.
             shown: which rows have an image; None: all.
         """
-        pixels = image is not None and not image.is_floating_point()
-        turned = islice(symmetries(image), views) if pixels else [image]
+        if image is None or image.is_floating_point():
+            turned: Iterable[Images | None] = [image]
+        else:
+            turned = islice(symmetries(image), views)
         with full_precision(self.device.type):
             features = torch.stack([self.embed(view, record, shown) for view in turned])
             seen = self.head(features).log_softmax(dim=2)
