@@ -20,6 +20,7 @@ from skinmm.config.schema import (
     DataConfig,
     EvaluationConfig,
     ExploreConfig,
+    ExportConfig,
     ExtraCohort,
     LoggerConfig,
     ModelConfig,
@@ -27,6 +28,7 @@ from skinmm.config.schema import (
     PackConfig,
     PredictConfig,
     ScheduleConfig,
+    ServeConfig,
     TrainerConfig,
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ExploreConfig",
+    "ExportConfig",
     "ExtraCohort",
     "LoggerConfig",
     "ModelConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "PackConfig",
     "PredictConfig",
     "ScheduleConfig",
+    "ServeConfig",
     "TrainerConfig",
     "build",
     "check",

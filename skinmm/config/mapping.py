@@ -12,7 +12,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from skinmm.config.schema import AuditConfig, Config, DataConfig, PackConfig, PredictConfig
+from skinmm.config.schema import (
+    AuditConfig,
+    Config,
+    DataConfig,
+    ExportConfig,
+    PackConfig,
+    PredictConfig,
+)
 from skinmm.errors import InputError
 
 T = TypeVar("T")
@@ -164,6 +171,7 @@ _WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
     Config: _check_run,
     AuditConfig: lambda config: _check_fold(config.data),
     PackConfig: lambda config: _check_given(config, out="packed"),
+    ExportConfig: lambda config: _check_given(config, checkpoint="RUN/checkpoints/best.ckpt"),
     PredictConfig: lambda config: _check_given(
         config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"
     ),

@@ -135,10 +135,10 @@ class Network(nn.Module):
 
 def symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
     """The pictures themselves, then their seven other flips and quarter turns."""
-    for flips in ((), (-1,), (-2,), (-1, -2)):
-        yield image.flip(flips)
-    for flips in ((), (-1,), (-2,), (-1, -2)):
-        yield image.flip(flips).transpose(-1, -2)
+    for turned in (image, image.transpose(-1, -2)):
+        yield turned
+        for flips in ((-1,), (-2,), (-1, -2)):
+            yield turned.flip(flips)
 
 
 def build_network(

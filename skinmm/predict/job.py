@@ -1,21 +1,30 @@
-"""`predict.py`: a CSV of patients in, a CSV of predictions out, a chunk at a time."""
+"""`predict.py`: a list of patients in, their predictions out, a chunk at a time."""
 
 import glob
 import os
 import sys
-from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
+from tqdm import tqdm
+
+from skinmm import __version__
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
+from skinmm.predict.images import ImageFolder
 from skinmm.predict.predictor import Predictor
-from skinmm.predict.reader import ImageFolder, read_patients
-from skinmm.predict.writer import CsvWriter
+from skinmm.predict.reader import count_rows, read_patients, stamp
+from skinmm.predict.summary import write_patients, write_submission
+from skinmm.predict.writer import Output, format_of
 
-CHUNK: Final = 1024  # rows held at a time
+CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
+DECIDING: Final = ("input", "images", "probabilities", "threshold", "referral", "batch_size")
+"""Settings that decide about the rows: a job is only gone on with if they are the same."""
 
 
 def predict_file(config: PredictConfig) -> int:
@@ -25,37 +34,46 @@ def predict_file(config: PredictConfig) -> int:
         The exit status: 0, or 3 when some rows could not be predicted; the output says why.
 
     Raises:
-        InputError: a missing checkpoint, table, folder or column, or an output in the way.
+        InputError: a missing checkpoint, table, folder or column, an output in the way, or an input
+            that changed.
+        OSError: the output cannot be written; the rows so far are kept.
     """
-    source, output = Path(config.input), Path(config.output)
-    if not source.is_file():
-        raise InputError(f"input={source}: no such file")
-    if output.exists() and output.samefile(source):
-        raise InputError(f"output={output} is the input itself; choose another")
-    writer = CsvWriter(output, overwrite=config.overwrite)
+    before, path = stamp(config.input), Path(config.output)
+    if path.exists() and Path(config.input).exists() and path.samefile(config.input):
+        raise InputError(f"output={path} is the input itself; choose another")
+    format_of(path)
     predictor = Predictor.from_checkpoints(
-        checkpoints(config.checkpoint), config.accelerator, referral=config.referral
+        checkpoints(config.checkpoint),
+        config.accelerator,
+        referral=config.referral,
+        backend=config.backend,
     )
+    job = {name: value for name, value in asdict(config).items() if name in DECIDING}
+    job |= {"the input's content": before, "version": __version__}
+    job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
+    output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
     images = ImageFolder(_folder(config))
-    unknown: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
-    with writer:
-        for chunk in read_patients(source, CHUNK):
-            predicted = predictor.predict(
-                chunk,
-                images,
-                probabilities=config.probabilities,
-                threshold=config.threshold,
-                batch_size=config.batch_size,
-                workers=_workers(config.workers),
-                unknown=unknown,
-            )
-            writer.write(predicted)
-            counts.update(predicted["decision"])
-        if not counts:
-            raise InputError(f"input={source}: the table has no rows")
-    _tell(output, counts, unknown)
-    return 3 if counts[""] else 0
+    with output:
+        tables = read_patients(config.input, _chunk(config.batch_size), output.rows)
+        for predicted in predictor.stream(
+            _watched(tables, config.input, output.rows),
+            images,
+            probabilities=config.probabilities,
+            threshold=config.threshold,
+            batch_size=config.batch_size,
+            workers=_workers(config.workers),
+        ):
+            _refuse_changed(config.input, before)
+            output.write(predicted.table, predicted.unknown)
+        _refuse_changed(config.input, before)
+        if not output.rows:
+            raise InputError(f"input={config.input}: the table has no rows")
+        if config.by_patient:
+            write_patients(output.finished(), Path(config.by_patient))
+        if config.submission:
+            write_submission(output.finished(), Path(config.submission))
+    _tell(output, config, predictor.backend)
+    return 3 if output.decisions[""] else 0
 
 
 def checkpoints(wish: Any) -> list[Path]:
@@ -75,22 +93,50 @@ def checkpoints(wish: Any) -> list[Path]:
     return list(found)
 
 
-def _folder(config: PredictConfig) -> Path:
-    return Path(config.images) if config.images else Path(config.input).parent
+def _chunk(batch_size: int) -> int:
+    return batch_size * -(-CHUNK // batch_size)
+
+
+def _watched(tables: Iterable[pd.DataFrame], source: str, done: int) -> Iterator[pd.DataFrame]:
+    """The tables, with a bar of rows, rate and time left where a person looks on."""
+    watched = sys.stderr.isatty()
+    total = count_rows(source) if watched else None
+    with tqdm(
+        total=total, initial=done, unit=" rows", desc="predicting", disable=not watched
+    ) as bar:
+        for table in tables:
+            yield table
+            bar.update(len(table))
+
+
+def _refuse_changed(source: str, before: str) -> None:
+    """A folder was listed at once, so that it may change."""
+    if not Path(source).is_dir() and stamp(source) != before:
+        raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
+
+
+def _folder(config: PredictConfig) -> str:
+    if config.images:
+        return config.images
+    return config.input if Path(config.input).is_dir() else os.path.dirname(config.input) or "."  # noqa: PTH120
 
 
 def _workers(wish: int | None) -> int:
     return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if wish is None else wish
 
 
-def _tell(output: Path, counts: Counter[str], unknown: Counter[str]) -> None:
+def _tell(output: Output, config: PredictConfig, backend: str) -> None:
     """Says what was counted: decisions (none for a row that failed), and unknown values."""
-    for name, count in unknown.items():
+    for name, count in output.unknown.items():
         if count:
             print(f"{name}: {count} unknown values treated as missing", file=sys.stderr)  # noqa: T201
-    rows, failed = counts.total(), counts[""]
+    failed = output.decisions[""]
     if failed:
-        reason = f"{failed} of {rows} rows not predicted; see the column error"
+        reason = f"{failed} of {output.rows} rows not predicted; see the column error"
         print(reason, file=sys.stderr)  # noqa: T201
-    decided = ", ".join(f"{counts[name]} {name}" for name in DECISIONS if counts[name])
-    print(f"predictions: {output} ({rows} rows{f': {decided}' if decided else ''})")  # noqa: T201
+    counts = [f"{output.decisions[name]} {name}" for name in DECISIONS if output.decisions[name]]
+    decided = f": {', '.join(counts)}" if counts else ""
+    print(f"predictions: {config.output} ({output.rows} rows{decided}; by {backend})")  # noqa: T201
+    for name, path in (("patients", config.by_patient), ("submission", config.submission)):
+        if path:
+            print(f"{name}: {path}")  # noqa: T201

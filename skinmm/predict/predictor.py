@@ -1,41 +1,58 @@
 """Checkpoints in, calibrated probabilities out: the one predictor behind every way to predict."""
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Shaped, UInt8
+from jaxtyping import Float64, Shaped
 
-from skinmm.data.dataset import picture
-from skinmm.data.headers import completed, header_record, lacking, may_be_dicom
-from skinmm.data.source import read_source
+from skinmm.data.headers import completed, lacking
 from skinmm.data.vocabulary import is_missing, patients_of
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import set_names
 from skinmm.evaluation.thresholds import mean_threshold
 from skinmm.evaluation.uncertainty import decide
-from skinmm.predict.member import Member, View
-from skinmm.predict.reader import ImageFolder, canonical_patients
+from skinmm.predict.images import ImageFolder, Pictures, Seen, look
+from skinmm.predict.member import Member
+from skinmm.predict.reader import Patients, canonical_patients
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most
 twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
 
-Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
+AHEAD: Final = 3
+"""Batches whose images are read before the networks are asked."""
 
 
-class _Seen(NamedTuple):
-    """What reading one row's image gave: pictures, the DICOM header's record, or an error."""
+class Predicted(NamedTuple):
+    """A table's predictions, and how many cells, by column, held no known value."""
 
-    pictures: Pictures
-    record: Mapping[str, Any]
-    error: str
+    table: pd.DataFrame
+    unknown: Counter[str]
+
+
+class _Part:
+    """A table that is being predicted."""
+
+    def __init__(self, table: pd.DataFrame, patients: Patients, classes: int) -> None:
+        self.table, self.patients = table, patients
+        self.values = np.full((len(table), 3 * classes + 1), np.nan)
+        self.errors, self.missing = np.full((2, len(table)), "", dtype=object)
+
+
+class _Batch(NamedTuple):
+    """Rows of a part that go through the networks together."""
+
+    part: _Part
+    rows: slice
+    seen: "list[Future[Seen]]"
+    last: bool
 
 
 class Predictor:
@@ -47,6 +64,8 @@ class Predictor:
         threshold: of the decision; the mean of the members' on the logit scale.
         inputs: what any member looks at, of {image, record}.
         columns: record columns that any member uses.
+        backend: what runs the networks, torch or onnx, or both.
+        identity: SHA-256 of every checkpoint, in order.
         referral: decide `refer` where the prediction set does not name the side that the threshold
             calls alone, or a row is unlike those of validation; else the threshold decides alone.
     """
@@ -73,6 +92,8 @@ class Predictor:
                 )
         self._members = members
         self.referral = referral
+        self.backend = " and ".join(sorted({member.backend.name for member in members}))
+        self.identity = [member.digest for member in members]
         self._needs_image = any(member.needs_image for member in members)
         self._views = {member.view for member in members if member.view is not None}
         self.classes = list(first.classes)
@@ -84,7 +105,12 @@ class Predictor:
 
     @classmethod
     def from_checkpoints(
-        cls, paths: Iterable[str | Path], accelerator: str = "auto", *, referral: bool = True
+        cls,
+        paths: Iterable[str | Path],
+        accelerator: str = "auto",
+        *,
+        referral: bool = True,
+        backend: str = "auto",
     ) -> "Predictor":
         """Loads checkpoints.
 
@@ -92,13 +118,16 @@ class Predictor:
             paths: files that training wrote.
             accelerator: auto, cpu or gpu.
             referral: as the attribute.
+            backend: torch, onnx, or auto: onnx on the CPU for a checkpoint that has an exported
+                model beside it.
 
         Raises:
             CheckpointError: a file is missing, truncated or not ours.
-            InputError: no path, members that do not fit together, or no GPU.
+            InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
         device = _device(accelerator)
-        return cls([Member.load(Path(path), device) for path in paths], referral=referral)
+        members = [Member.load(Path(path), device, backend) for path in paths]
+        return cls(members, referral=referral)
 
     def predict(
         self,
@@ -136,46 +165,107 @@ class Predictor:
         Raises:
             InputError: no image column or no folder although a model needs images.
         """
-        patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
+        stream = self.stream(
+            [table],
+            images,
+            probabilities=probabilities,
+            threshold=threshold,
+            batch_size=batch_size,
+            workers=workers,
+        )
+        (predicted,) = stream
         if unknown is not None:
-            unknown.update(patients.unknown)
-        folder = images if isinstance(images, ImageFolder | None) else ImageFolder(Path(images))
+            unknown.update(predicted.unknown)
+        return predicted.table
+
+    def stream(
+        self,
+        tables: Iterable[pd.DataFrame],
+        images: str | Path | ImageFolder | None = None,
+        *,
+        probabilities: str = "calibrated",
+        threshold: float | None = None,
+        batch_size: int = 32,
+        workers: int = 2,
+    ) -> Iterator[Predicted]:
+        """Predicts tables one after another, as `predict` does each.
+
+        While the networks look at a batch, the images of the next ones are decoded, over the ends
+        of tables too; no more than `AHEAD` batches are held.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        folder = images if isinstance(images, ImageFolder | None) else ImageFolder(images)
         if folder is None and self._needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
-        values = np.full((len(table), 3 * len(self.classes) + 1), np.nan)
-        errors, missing = np.full((2, len(table)), "", dtype=object)
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            for start in range(0, len(table), batch_size):
-                rows = slice(start, start + batch_size)
-                batch = patients.table.iloc[rows]
-                look = partial(
-                    _look, folder=folder, views=self._views, needs_image=self._needs_image
-                )
-                seen = list(pool.map(look, batch["image_id"], lacking(batch)))
-                batch = completed(batch, [one.record for one in seen])
-                patients.table.loc[batch.index, "patient_id"] = batch["patient_id"]
-                errors[rows] = [one.error for one in seen]
-                missing[rows] = [
-                    "|".join(self._lacking(one, record))
-                    for one, record in zip(seen, batch.to_dict("records"), strict=True)
-                ]
-                good = np.flatnonzero(errors[rows] == "")
-                if len(good):
-                    pictures = [seen[row].pictures for row in good]
-                    values[start + good] = self._mean(batch.iloc[good], pictures)
-        output = pd.DataFrame(
-            {"image_id": patients.table["image_id"], "patient_id": patients_of(patients.table)}
-        )
-        if "target" in table.columns:
-            output["target"] = table["target"].to_numpy()
-        said = self._said(values, errors, probabilities, threshold)
-        return pd.concat([output, said.assign(missing=missing)], axis=1)
+        ahead: deque[_Batch] = deque()
+        pool = ThreadPoolExecutor(max(workers, 1))
+        try:
+            for batch in self._begun(tables, folder, pool, batch_size):
+                ahead.append(batch)
+                if len(ahead) > AHEAD:
+                    yield from self._ended(ahead.popleft(), probabilities, threshold)
+            while ahead:
+                yield from self._ended(ahead.popleft(), probabilities, threshold)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _lacking(self, seen: _Seen, record: Mapping[str, Any]) -> list[str]:
-        """What the models would have used."""
-        image = ["image"] if self._views and not seen.pictures else []
+    def _begun(
+        self,
+        tables: Iterable[pd.DataFrame],
+        folder: ImageFolder | None,
+        pool: ThreadPoolExecutor,
+        batch_size: int,
+    ) -> "Iterator[_Batch]":
+        """Batches whose images are being read; each table ends a batch."""
+        for table in tables:
+            patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
+            part = _Part(table, patients, len(self.classes))
+            wanted = lacking(patients.table)
+            for start in range(0, max(len(table), 1), batch_size):
+                rows = slice(start, start + batch_size)
+                seen = [
+                    pool.submit(
+                        look, name, wish, folder, self._views, needs_image=self._needs_image
+                    )
+                    for name, wish in zip(
+                        patients.table["image_id"].iloc[rows], wanted.iloc[rows], strict=True
+                    )
+                ]
+                yield _Batch(part, rows, seen, last=rows.stop >= len(table))
+
+    def _ended(
+        self, batch: "_Batch", probabilities: str, threshold: float | None
+    ) -> Iterator[Predicted]:
+        """Lets the networks look at a batch; the last one of a table gives all its rows."""
+        part, seen = batch.part, [each.result() for each in batch.seen]
+        rows = part.patients.table.iloc[batch.rows]
+        if any(one.record for one in seen):
+            rows = completed(rows, [one.record for one in seen])
+            part.patients.table.loc[rows.index, "patient_id"] = rows["patient_id"]
+        part.errors[batch.rows] = [one.error for one in seen]
+        part.missing[batch.rows] = self._lacking(seen, rows)
+        good = np.flatnonzero([not one.error for one in seen])
+        if len(good):
+            pictures = [seen[row].pictures for row in good]
+            part.values[batch.rows.start + good] = self._mean(rows.iloc[good], pictures)
+        if batch.last:
+            whole = part.patients.table
+            output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients_of(whole)})
+            if "target" in part.table.columns:
+                output["target"] = part.table["target"].to_numpy()
+            said = self._said(part.values, part.errors, probabilities, threshold)
+            output = pd.concat([output, said.assign(missing=part.missing)], axis=1)
+            yield Predicted(output, part.patients.unknown)
+
+    def _lacking(self, seen: Sequence[Seen], table: pd.DataFrame) -> list[str]:
+        """What the models would have used, a row each, with `|` between."""
         used = self.columns if "record" in self.inputs else []
-        return image + [name for name in used if is_missing(record[name])]
+        absent = [bool(self._views) and not one.pictures for one in seen]
+        blank = [absent, *(table[name].map(is_missing) for name in used)]
+        names = ("image", *used)
+        return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
 
     def _mean(
         self, table: pd.DataFrame, pictures: Sequence[Pictures]
@@ -233,35 +323,6 @@ def _mean_of_known(
     """The mean of what members say, over those that do; NaN where none does."""
     known = [part.reshape(rows, -1) for part in parts if part is not None]
     return np.mean(known, axis=0) if known else np.full((rows, 1), np.nan)
-
-
-def _look(
-    name: str,
-    wanted: bool,
-    folder: ImageFolder | None,
-    views: Collection[View],
-    *,
-    needs_image: bool,
-) -> _Seen:
-    """Reads one image once, or says why not; whatever is wrong with it, the other rows go on."""
-    if not (views or wanted):
-        return _Seen({}, {}, "")
-    path = folder.find(name) if folder else None
-    if path is None:
-        lost = f"image {name} not found" if views and name and folder else ""
-        needed = "no image named, and this model needs one" if needs_image else ""
-        return _Seen({}, {}, lost or needed)
-    wanted = wanted and may_be_dicom(path)
-    if not (views or wanted):
-        return _Seen({}, {}, "")
-    try:
-        source = read_source(path)
-        record = header_record(path, source.data) if wanted else {}
-        return _Seen({view: picture(source, view.size, view.icc) for view in views}, record, "")
-    except (OSError, InputError) as error:
-        return _Seen({}, {}, " ".join(str(error).split()))
-    except Exception as error:
-        return _Seen({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _device(accelerator: str) -> torch.device:

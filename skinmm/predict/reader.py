@@ -1,20 +1,22 @@
-"""Patient tables: any usual column names in, canonical records and image paths out."""
+"""Patient tables: any usual column names in, canonical records out."""
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from skinmm.data.source import FRAME
+from skinmm.data import tfrecord
 from skinmm.data.vocabulary import CONVERTERS, canonicalise, is_missing, rename_columns
 from skinmm.errors import InputError
+from skinmm.predict.images import SUFFIXES
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
+PARQUET: Final = (".parquet", ".pq")
 
 
 class Patients(NamedTuple):
@@ -30,30 +32,61 @@ class Patients(NamedTuple):
     unknown: Counter[str]
 
 
-def read_patients(path: Path, chunk: int) -> Iterator[pd.DataFrame]:
-    """Reads a CSV in chunks, every cell as text, comma or semicolon separated.
+def read_patients(source: str | Path, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
+    """Reads a table in chunks: CSV (every cell as text, comma or semicolon) or Parquet.
+
+    A folder becomes the table of its images, and of the columns of its TFRecord files.
 
     Args:
-        path: UTF-8, with or without a byte order mark.
+        source: a file, a folder, or a URL that fsspec knows; CSV is UTF-8, with or without a byte
+            order mark.
         chunk: rows at a time.
+        skip: rows to leave out at the beginning.
 
     Raises:
-        InputError: the file is missing or no such CSV; a row that does not fit the header is named.
+        InputError: the table is missing or none; a row that does not fit the header is named.
     """
+    name = str(source)
+    if name.lower().endswith(PARQUET):
+        return _parquet(name, chunk, skip)
+    if Path(name).is_dir() or name.lower().endswith(tfrecord.SUFFIXES):
+        whole = _listed(Path(name))
+        return (whole.iloc[row : row + chunk] for row in range(skip, len(whole), chunk))
+    return _csv(name, chunk, skip)
+
+
+def count_rows(source: str | Path) -> int | None:
+    """How many rows a table has, about; None where it would have to be fetched first."""
+    name = str(source)
+    if "://" in name:
+        return None
+    if name.lower().endswith(PARQUET):
+        return int(_pyarrow_parquet(name).ParquetFile(name).metadata.num_rows)
+    if Path(name).is_dir() or name.lower().endswith(tfrecord.SUFFIXES):
+        return len(_listed(Path(name)))
+    with Path(name).open("rb") as file:
+        ends = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return max(ends - 1, 0)
+
+
+def stamp(source: str | Path) -> str:
+    """What changes when a table does.
+
+    Raises:
+        InputError: there is none.
+    """
+    name = str(source)
+    if "://" in name:
+        from skinmm.predict.remote import stamp as remote_stamp
+
+        return remote_stamp(name)
+    if Path(name).is_dir():
+        return sha256("\0".join(_listed(Path(name)).iloc[:, 0]).encode()).hexdigest()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = ";" if header.count(";") > header.count(",") else ","
-            lines = csv.reader(file, delimiter=separator, strict=True)
-            columns = _columns([name.strip() for name in next(lines, [])], path)
-            rows = _rows(lines, len(columns), path)
-            while held := list(islice(rows, chunk)):
-                yield pd.DataFrame(held, columns=columns, dtype=str)
-    except FileNotFoundError as error:
-        raise InputError(f"input={path}: no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"input={path}: not a CSV in UTF-8 ({error})") from error
+        status = Path(name).stat()
+    except OSError as error:
+        raise InputError(f"input={name}: no such file") from error
+    return f"{status.st_size}|{status.st_mtime_ns}"
 
 
 def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: bool) -> Patients:
@@ -92,56 +125,90 @@ def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: 
     return Patients(renamed[["image_id", "patient_id", "lesion_id", *columns]], unknown)
 
 
-class ImageFolder:
-    """Finds images by name, with or without a suffix; the folder is listed once."""
+def _open(name: str) -> Any:
+    if "://" in name:
+        from skinmm.predict.remote import opened
 
-    def __init__(self, folder: Path) -> None:
-        """Lists a folder.
-
-        Raises:
-            InputError: it does not exist.
-        """
-        if not folder.is_dir():
-            raise InputError(f"images={folder}: no such folder")
-        self._folder = folder
-        self._names = set(os.listdir(folder))  # noqa: PTH208  a million entries
-        self._files: dict[str, str] = {}
-        for name in sorted(self._names):
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            if suffix.lower() in SUFFIXES:
-                self._files.setdefault(stem, name)
-
-    def find(self, cell: str) -> str | None:
-        """The path that a table's cell names, or None; the very name goes before another suffix.
-
-        A cell may end in `#frame=N`, and so does its path then.
-        """
-        name, mark, frame = cell.partition(FRAME)
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if name in self._names:
-            found: str | None = name
-        else:
-            found = self._files.get(name) or self._files.get(
-                stem if suffix.lower() in SUFFIXES else name
-            )
-        path = self._folder / (found or name)
-        return f"{path}{mark}{frame}" if name and path.is_file() else None
+        return opened(name)
+    return Path(name).open("rb")
 
 
-def _columns(header: list[str], path: Path) -> list[str]:
+def _csv(name: str, chunk: int, skip: int) -> Iterator[pd.DataFrame]:
+    try:
+        with _open(name) as raw:
+            header = raw.readline()
+            raw.seek(0)
+            separator = ";" if header.count(b";") > header.count(b",") else ","
+            file = TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+            lines = csv.reader(file, delimiter=separator, strict=True)
+            columns = _columns([name.strip() for name in next(lines, [])], name)
+            rows = islice(_rows(lines, len(columns), name), skip, None)
+            while held := list(islice(rows, chunk)):
+                yield pd.DataFrame(held, columns=columns, dtype=str)
+    except FileNotFoundError as error:
+        raise InputError(f"input={name}: no such file") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"input={name}: not a CSV in UTF-8 ({error})") from error
+
+
+def _parquet(name: str, chunk: int, skip: int) -> Iterator[pd.DataFrame]:
+    parquet = _pyarrow_parquet(name)
+    try:
+        with _open(name) as file:
+            for batch in parquet.ParquetFile(file).iter_batches(chunk):
+                # Cells as Python has them: a missing number must not turn its column into floats.
+                held = pd.DataFrame(batch.to_pydict(), dtype=object).iloc[skip:]
+                skip = max(skip - len(batch), 0)
+                if len(held):
+                    yield held.reset_index(drop=True)
+    except FileNotFoundError as error:
+        raise InputError(f"input={name}: no such file") from error
+    except OSError as error:
+        raise InputError(f"input={name}: not a Parquet file ({error})") from error
+
+
+def _pyarrow_parquet(name: str) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{name}: Parquet needs pyarrow: pip install 'skinmm[parquet]'") from error
+    return parquet
+
+
+def _listed(place: Path) -> pd.DataFrame:
+    """The table that files make by themselves: names, and what TFRecord files hold beside them."""
+    below = sorted(place.rglob("*")) if place.is_dir() else [place]
+    shards = [path for path in below if path.name.lower().endswith(tfrecord.SUFFIXES)]
+    if shards:
+        return tfrecord.read_table(shards).drop(columns="path").astype(object)
+    images = [path.relative_to(place).as_posix() for path in below if _is_image(path)]
+    return pd.DataFrame({"image": images}, dtype=object)
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix; a name without one, as archives give DICOM files, by its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return path.is_file()
+    if not path.is_file() or (path.suffix and not path.suffix[1:].isdigit()):
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _columns(header: list[str], name: str) -> list[str]:
     if not any(header):
-        raise InputError(f"input={path}: the table is empty")
-    repeated = [name for name, count in Counter(header).items() if count > 1]
+        raise InputError(f"input={name}: the table is empty")
+    repeated = [each for each, count in Counter(header).items() if count > 1]
     if repeated:
-        raise InputError(f"input={path}: two columns are called '{repeated[0]}'")
+        raise InputError(f"input={name}: two columns are called '{repeated[0]}'")
     return header
 
 
-def _rows(lines: Iterator[list[str]], width: int, path: Path) -> Iterator[list[str]]:
+def _rows(lines: Iterator[list[str]], width: int, name: str) -> Iterator[list[str]]:
     for number, row in enumerate(lines, start=2):
         if row and len(row) != width:
             raise InputError(
-                f"input={path}: row {number} has {len(row)} cells, the header has {width}"
+                f"input={name}: row {number} has {len(row)} cells, the header has {width}"
             )
         if row:
             yield row

@@ -9,8 +9,6 @@ from dicom_files import dicom_from_jpeg
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
 from skinmm.predict import Predictor
-from skinmm.predict.predictor import _look
-from skinmm.predict.reader import ImageFolder
 
 P = ["p_benign", "p_malignant"]
 SEX = {"female": "F", "male": "M"}
@@ -30,9 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
         data = dicom_from_jpeg(stream, **header, BodyPartExamined=site.upper())
         (root / f"{row['image_id']}.dcm").write_bytes(data)
     # In the table one age is another than in its file: the table counts.
-    table[["image_id", "target"]].assign(age=[33, *[None] * 47]).to_csv(
-        root / "cohort.csv", index=False
-    )
+    ages = pd.Series([33.0], index=table.index[:1])
+    table[["image_id", "target"]].assign(age=ages).to_csv(root / "cohort.csv", index=False)
     return root
 
 
@@ -58,17 +55,20 @@ def test_the_headers_have_a_say(folder: Path, run: Path, pictures: Path) -> None
     names = cohort_of(run)[["image_id"]]
     predictor = Predictor.from_checkpoints([best(run)])
     known, unknown = (predictor.predict(names, images) for images in (folder, pictures))
-    assert np.abs(known[P] - unknown[P]).to_numpy().max() > 1e-3
+    assert np.abs(known[P].to_numpy() - unknown[P].to_numpy()).max() > 1e-3
     assert unknown["patient_id"].tolist() == names["image_id"].tolist()
 
 
-def test_a_record_alone_is_completed_or_the_row_says_why(folder: Path, tmp_path: Path) -> None:
-    name = sorted(folder.glob("*.dcm"))[0]
+def test_a_record_alone_is_completed_or_the_row_says_why(
+    folder: Path, records: Path, tmp_path: Path
+) -> None:
+    known = next(path for path in folder.glob("*.dcm") if b"TORSO" in path.read_bytes())
     (tmp_path / "a.dcm").write_bytes(b"no DICOM")
     (tmp_path / "b.jpg").write_bytes(b"never opened")
-    (tmp_path / "c.dcm").write_bytes(name.read_bytes())
-    seen = [
-        _look(cell, True, ImageFolder(tmp_path), (), needs_image=False) for cell in [*"abcd", ""]
-    ]
-    assert ["DICOM" in one.error for one in seen] == [True, False, False, False, False]
-    assert [bool(one.record) for one in seen] == [False, False, True, False, False]
+    (tmp_path / "c.dcm").write_bytes(known.read_bytes())
+    table = pd.DataFrame({"image": ["a", "b", "c", "nowhere", ""]})
+    predicted = Predictor.from_checkpoints([best(records)]).predict(table, tmp_path)
+    assert predicted["error"].str.contains("DICOM").tolist() == [True, *[False] * 4]
+    malignant = predicted["p_malignant"]
+    assert malignant.isna().tolist() == [True, *[False] * 4]
+    assert malignant[1] == malignant[3] == malignant[4] != malignant[2]

@@ -69,7 +69,7 @@ def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
         cwd=tmp_path,
     )
     assert done.returncode == 3, done.stderr
-    assert done.stdout == f"predictions: {folder.name}/out.csv (6 rows)\n"
+    assert done.stdout == f"predictions: {folder.name}/out.csv (6 rows: 5 refer; by torch)\n"
     assert done.stderr.splitlines() == [
         "sex: 1 unknown values treated as missing",
         "1 of 6 rows not predicted; see the column error",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
-from skinmm.predict.reader import ImageFolder, canonical_patients, read_patients
+from skinmm.predict.images import ImageFolder
+from skinmm.predict.reader import canonical_patients, read_patients
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
 

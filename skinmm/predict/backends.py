@@ -1,0 +1,139 @@
+"""What runs a network: PyTorch, or ONNX Runtime where the model was exported."""
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+
+from skinmm.errors import InputError
+from skinmm.models.network import Network
+
+KEY: Final = "checkpoint"
+"""The entry of an exported model's metadata that holds the SHA-256 of its checkpoint."""
+
+Image = UInt8[np.ndarray, "b size size 3"] | None
+Record = Float32[np.ndarray, "b columns"] | None
+Shown = Bool[np.ndarray, " b"]
+
+
+class Outcome(NamedTuple):
+    """Of a batch: log-probabilities and fused features, in 32 bit."""
+
+    log_probabilities: Float32[np.ndarray, "b classes"]
+    features: Float32[np.ndarray, "b dim"]
+
+
+class TorchBackend:
+    """A network on its device.
+
+    Attributes:
+        stands_in: whether it learned to do without an image.
+    """
+
+    name: Final = "torch"
+
+    def __init__(self, network: Network, views: int) -> None:
+        """Takes the network, and how many flips and transposes are averaged."""
+        self.network, self.views = network, views
+        self.stands_in = network.absent is not None
+
+    def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
+        """Looks at a batch."""
+        device = self.network.device
+        pixels = columns = None
+        if record is not None:
+            columns = torch.from_numpy(record).to(device)
+        if image is not None:
+            pixels = torch.from_numpy(image).to(device).permute(0, 3, 1, 2)
+        seen = None if shown.all() else torch.from_numpy(shown).to(device)
+        with torch.inference_mode():
+            outcome, features = self.network.outcome(pixels, columns, self.views, seen)
+        return Outcome(outcome.cpu().numpy(), features.cpu().numpy())
+
+
+class OnnxBackend:
+    """An exported model on the CPU.
+
+    Attributes:
+        stands_in: whether it learned to do without an image.
+        metadata: what the file says of the model.
+    """
+
+    name: Final = "onnx"
+
+    def __init__(self, path: Path) -> None:
+        """Loads an exported model.
+
+        Raises:
+            InputError: ONNX Runtime is not installed, or the file is not an exported model.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(f"{path}: needs onnxruntime: pip install 'skinmm[onnx]'") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has no error of its own to catch
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not an exported model, or damaged ({reason})") from error
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        self._inputs = {each.name for each in self._session.get_inputs()}
+        self.stands_in = "shown" in self._inputs
+
+    def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
+        """Looks at a batch."""
+        return Outcome(*self.run(list(Outcome._fields), image, record, shown))
+
+    def run(self, outputs: list[str], image: Image, record: Record, shown: Shown) -> list[Any]:
+        """Some outputs of the model for a batch."""
+        pixels = None if image is None else np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+        given = {"image": pixels, "record": record, "shown": shown}
+        feed = {name: value for name, value in given.items() if name in self._inputs}
+        answers: list[Any] = self._session.run(outputs, feed)
+        return answers
+
+
+Backend = TorchBackend | OnnxBackend
+
+
+def exported(checkpoint: Path, digest: str, wish: str, accelerator: str) -> OnnxBackend | None:
+    """The exported model beside a checkpoint, where it is wished for.
+
+    Args:
+        checkpoint: a file whose exported model would have its name with `.onnx`.
+        digest: SHA-256 of the checkpoint.
+        wish: torch, onnx, or auto: onnx if the model is there, up to date and on the CPU, and
+            ONNX Runtime is installed.
+        accelerator: what torch would run on: cpu or cuda.
+
+    Raises:
+        InputError: onnx is wished for and cannot be had.
+    """
+    path = checkpoint.with_suffix(".onnx")
+    if wish == "torch" or (wish == "auto" and (accelerator != "cpu" or not path.is_file())):
+        return None
+    if accelerator != "cpu":
+        raise InputError("backend=onnx runs on the CPU; use backend=torch or accelerator=cpu")
+    try:
+        return _demanded(path, checkpoint, digest)
+    except InputError:
+        if wish == "auto":
+            return None
+        raise
+
+
+def _demanded(path: Path, checkpoint: Path, digest: str) -> OnnxBackend:
+    if not path.is_file():
+        command = f"skinmm export checkpoint={checkpoint}"
+        raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
+    backend = OnnxBackend(path)
+    if backend.metadata.get(KEY) != digest:
+        raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")
+    return backend

@@ -1,0 +1,136 @@
+"""Where the images of a table are, and what reading one gives."""
+
+import os
+from collections.abc import Collection, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from skinmm.data import tfrecord
+from skinmm.data.dataset import View, picture
+from skinmm.data.headers import header_record, may_be_dicom
+from skinmm.data.source import FRAME, Source, read_source, split_frame
+from skinmm.errors import InputError
+
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
+
+Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
+
+
+class Seen(NamedTuple):
+    """What reading one row's image gave: pictures, the DICOM header's record, or an error."""
+
+    pictures: Pictures
+    record: Mapping[str, Any]
+    error: str
+
+
+class ImageFolder:
+    """Finds images by name, with or without a suffix; the folder is listed once.
+
+    It may be a URL that fsspec knows (`s3://`, `gs://`, ...). The images of TFRecord files in it
+    are found by their names.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Lists a folder.
+
+        Raises:
+            InputError: it does not exist, or cannot be reached.
+        """
+        self._remote: Any = None
+        self._folder = str(folder)
+        self._names = set(self._list())
+        self._files: dict[str, str] = {}
+        for name in sorted(self._names):
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in SUFFIXES:
+                self._files.setdefault(stem, name)
+        self._records = {} if self._remote else self._recorded()
+
+    def find(self, cell: str) -> str | None:
+        """The path that a table's cell names, or None; the very name goes before another suffix.
+
+        A cell may end in `#frame=N`, and so does its path then.
+        """
+        name, mark, frame = cell.partition(FRAME)
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        bare = stem if suffix.lower() in SUFFIXES else name
+        if name in self._names:
+            found: str | None = name
+        else:
+            found = self._files.get(name) or self._files.get(bare)
+        if not found and bare in self._records:
+            return self._records[bare]
+        path = os.path.join(self._folder, found or name)  # noqa: PTH118  Path is slow, and no URL
+        there = (found or self._remote.isfile(path)) if self._remote else Path(path).is_file()
+        return f"{path}{mark}{frame}" if name and there else None
+
+    def read(self, path: str) -> Source:
+        """The bytes behind what `find` gave.
+
+        Raises:
+            OSError: they cannot be read.
+            InputError: a damaged container.
+        """
+        if self._remote is None:
+            return read_source(path)
+        file, frame = split_frame(path)
+        return Source(self._remote.cat_file(file), frame)
+
+    def _list(self) -> list[str]:
+        if "://" in self._folder:
+            from skinmm.predict.remote import listed
+
+            self._remote, self._folder, names = listed(self._folder)
+            return names
+        if not Path(self._folder).is_dir():
+            raise InputError(f"images={self._folder}: no such folder")
+        return os.listdir(self._folder)  # noqa: PTH208  a million entries
+
+    def _recorded(self) -> dict[str, str]:
+        files = [name for name in sorted(self._names) if name.lower().endswith(tfrecord.SUFFIXES)]
+        containers = [tfrecord.TFRecordFile(Path(self._folder, name)) for name in files]
+        return {
+            name: tfrecord.location(file.path, name) for file in containers for name in file.names
+        }
+
+
+def look(
+    name: str,
+    wanted: bool,
+    folder: ImageFolder | None,
+    views: Collection[View],
+    *,
+    needs_image: bool,
+) -> Seen:
+    """Reads one image once, or says why not; whatever is wrong with it, the other rows go on.
+
+    Args:
+        name: the table's cell.
+        wanted: whether its header's record is, should it be a DICOM file.
+        folder: where the images are.
+        views: how the models want it; none: they look at no image.
+        needs_image: whether a row without one cannot be predicted.
+    """
+    if not (views or wanted):
+        return Seen({}, {}, "")
+    try:
+        path = folder.find(name) if folder else None
+        if path is None:
+            lost = f"image {name} not found" if views and name and folder else ""
+            needed = "no image named, and this model needs one" if needs_image else ""
+            return Seen({}, {}, lost or needed)
+        wanted = wanted and may_be_dicom(path)
+        if folder is None or not (views or wanted):
+            return Seen({}, {}, "")
+        source = folder.read(path)
+        record = header_record(path, BytesIO(source.data)) if wanted else {}
+        return Seen({view: picture(source, view) for view in views}, record, "")
+    except (OSError, InputError) as error:
+        return Seen({}, {}, " ".join(str(error).split()))
+    except Exception as error:
+        return Seen({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")

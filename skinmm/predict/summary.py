@@ -1,0 +1,120 @@
+"""What is made of a finished output: a row per patient, and the competition's file."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from skinmm.errors import InputError
+from skinmm.predict.images import SUFFIXES
+
+Rows = Iterable[pd.DataFrame]
+LISTED: Final = 20
+"""Lesions of a patient that are named, those of the highest risk first."""
+
+
+@dataclass
+class _Patient:
+    """What a patient's rows say.
+
+    `lesions` holds (malignancy, image, decision, reason) of the rows that were predicted.
+    """
+
+    lesions: list[tuple[float, str, str, str]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    images: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """Decided by the worst: malignant before refer, and what was not predicted is referred."""
+        self.lesions.sort(key=lambda lesion: -lesion[0])
+        decisions = {lesion[2] for lesion in self.lesions} | ({"refer"} if self.failures else set())
+        decided = next(name for name in ("malignant", "refer", "benign") if name in decisions)
+        reasons = [lesion[3] for lesion in self.lesions if lesion[2] == decided and lesion[3]]
+        return {
+            "decision": decided,
+            "malignancy": self.lesions[0][0] if self.lesions else None,
+            "images": self.images,
+            "lesions": "|".join(lesion[1] for lesion in self.lesions),
+            "reasons": "; ".join([*reasons, *self.failures][:LISTED]),
+        }
+
+
+def write_patients(rows: Rows, path: Path) -> None:
+    """Writes a row per patient, the highest risk first.
+
+    `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
+    `malignancy` is the highest; `lesions` names the images, the highest risk first; `reasons` says
+    what speaks for the decision, lesion by lesion.
+
+    Args:
+        rows: an output, in parts, as text.
+        path: CSV to write.
+    """
+    patients: dict[str, _Patient] = {}
+    for table in rows:
+        for row in table.to_dict("records"):
+            patient = patients.setdefault(row["patient_id"], _Patient())
+            patient.images += 1
+            if row["error"]:
+                patient.failures.append(row["error"])
+                continue
+            lesion = (float(row["malignancy"]), row["image_id"], row["decision"], _reason(row))
+            patient.lesions = sorted([*patient.lesions, lesion], key=lambda one: -one[0])[:LISTED]
+    made = pd.DataFrame({"patient_id": name, **each.row()} for name, each in patients.items())
+    ordered = made.sort_values("malignancy", ascending=False, kind="stable", na_position="last")
+    _write(ordered, path)
+
+
+def write_submission(rows: Rows, path: Path) -> None:
+    """Writes `image_name,target`: the probability of malignancy of every image.
+
+    Args:
+        rows: an output, in parts, as text.
+        path: CSV to write.
+    """
+    _write((_submitted(table) for table in rows), path)
+
+
+def _submitted(table: pd.DataFrame) -> pd.DataFrame:
+    names = [_bare(cell) for cell in table["image_id"]]
+    return pd.DataFrame({"image_name": names, "target": table["malignancy"]})
+
+
+def _bare(cell: str) -> str:
+    stem, suffix = os.path.splitext(os.path.basename(cell))  # noqa: PTH119, PTH122
+    return stem if suffix.lower() in SUFFIXES else os.path.basename(cell)  # noqa: PTH119
+
+
+def _reason(row: dict[str, str]) -> str:
+    """Why a lesion was decided as it was; nothing where it is plainly benign."""
+    malignancy, threshold = float(row["malignancy"]), float(row["threshold"])
+    reasons = []
+    if malignancy >= threshold:
+        reasons.append(f"malignancy {malignancy:.3g} reaches {threshold:.3g}")
+    if row["decision"] == "refer" and row["prediction_set"]:
+        reasons.append(f"prediction set {row['prediction_set']}")
+    if row["ood"] and float(row["ood"]) > 1:
+        reasons.append(f"unlike validation ({float(row['ood']):.3g})")
+    if reasons and row["missing"]:
+        reasons.append(f"without {row['missing'].replace('|', ', ')}")
+    return f"{row['image_id']}: {', '.join(reasons)}" if reasons else ""
+
+
+def _write(tables: pd.DataFrame | Iterator[pd.DataFrame], path: Path) -> None:
+    """Under a temporary name, then renamed."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            parts = [tables] if isinstance(tables, pd.DataFrame) else tables
+            for number, table in enumerate(parts):
+                table.to_csv(
+                    file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n"
+                )
+        partial.replace(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the folder {path.parent} does not exist") from error
+    finally:
+        partial.unlink(missing_ok=True)
