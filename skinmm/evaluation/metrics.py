@@ -19,7 +19,7 @@ from skinmm.evaluation.intervals import (
     patient_codes,
     skewness,
 )
-from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.predictions import REFER, Predictions
 from skinmm.evaluation.summary import all_or_none, summarise
 from skinmm.evaluation.uncertainty import ReferralMetrics
 
@@ -220,6 +220,10 @@ def _denominators(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]
     malignant = predictions.malignant
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
     shares["specificity"] = ~malignant
+    if predictions.decision is not None:
+        decided = predictions.decision != REFER
+        shares["decided_sensitivity"] = malignant & decided
+        shares["decided_specificity"] = ~malignant & decided
     for index, name in enumerate(predictions.classes):
         rows = predictions.target == index
         shares |= {f"recall_{name}": rows, f"coverage_{name}": rows}
