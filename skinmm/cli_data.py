@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from skinmm.cli_hydra import Job, refused, run
 from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig
+from skinmm.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

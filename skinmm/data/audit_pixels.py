@@ -42,7 +42,9 @@ class Fingerprints(NamedTuple):
     unreadable: dict[str, str]
 
 
-class _Fingerprint(NamedTuple):
+class Fingerprint(NamedTuple):
+    """One image's hash, and its width and height in pixels."""
+
     bits: Bool[np.ndarray, " bits"]
     size: tuple[int, int]
 
@@ -58,10 +60,10 @@ def fingerprints(
         progress: called after each image.
     """
     there = table[table["path"].notna()]
-    found: dict[str, _Fingerprint] = {}
+    found: dict[str, Fingerprint] = {}
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda path: _attempt(path, read), there["path"])
+        results = pool.map(lambda path: fingerprint(path, read), there["path"])
         for name, result in zip(there["image_id"], results, strict=True):
             if isinstance(result, str):
                 unreadable[name] = result
@@ -98,7 +100,7 @@ def _close(
         yield np.stack([start + row, start + column, differ[row, column]], axis=1)
 
 
-def _attempt(path: str, read: Read) -> _Fingerprint | str:
+def fingerprint(path: str, read: Read) -> Fingerprint | str:
     """The fingerprint of one image, or why there is none."""
     try:
         data, frame = read(path)
@@ -106,7 +108,7 @@ def _attempt(path: str, read: Read) -> _Fingerprint | str:
         info = probe(data)
     except (OSError, InputError) as error:
         return str(error)
-    return _Fingerprint(_hash(Image.fromarray(pixels)), (info.width, info.height))
+    return Fingerprint(_hash(Image.fromarray(pixels)), (info.width, info.height))
 
 
 def _hash(picture: Image.Image) -> Bool[np.ndarray, " bits"]:

@@ -202,7 +202,9 @@ def read_image(text: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def _opened(path: str, keys: str) -> TFRecordFile:
-    return TFRecordFile(path, Schema(**dict(parse_qsl(keys))))
+    named = dict(parse_qsl(keys))
+    schema = Schema(image=named["image"], name=named["name"]) if named else PLAIN
+    return TFRecordFile(path, schema)
 
 
 def _keys(schema: Schema) -> dict[str, str]:

@@ -265,6 +265,17 @@ def test_the_nine_diagnoses_of_2019_and_2020(tmp_path: Path) -> None:
     assert table["part"][~extra].isna().all()
 
 
+def test_ham10000_is_in_isic_2019_and_is_not_added_again(tmp_path: Path) -> None:
+    ham10000(tmp_path / "a")
+    isic_2019(tmp_path / "b")
+    truth = tmp_path / "b" / "ISIC_2019_Training_GroundTruth.csv"
+    truth.write_text(truth.read_text().replace("J2,", "I2,").replace("J3,", "I3,"))
+    extra = [ExtraCohort(name="isic_2019", root=str(tmp_path / "b"))]
+    table = load("ham10000", tmp_path / "a", extra=extra)
+    assert table["image_id"].is_unique
+    assert table.groupby("source").size().to_dict() == {"ham10000": 4, "isic_2019": 7}
+
+
 def test_isic_2024_measurements_are_declared_columns(tmp_path: Path) -> None:
     isic_2024(tmp_path)
     table = load("isic_2024", tmp_path, columns=["age", "clin_size_long_diam_mm"])

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature_cohorts import load, siim_isic, write, write_images
+from miniature_cohorts import load, picture, siim_isic, write, write_images
 
 from skinmm.data.catalog import ADAPTERS, require_images
 from skinmm.data.catalog.tables import canonical, read_table
+from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
 
 HEADER = "image,patient,age,sex,site,target\n"
@@ -167,6 +168,20 @@ def test_the_example_of_the_datasets_page_runs(tmp_path: Path) -> None:
     assert table["diameter"].tolist()[0] == 6.5
     assert table["target"].tolist() == [1, 0]
     assert table["path"].notna().all()
+
+
+def test_the_tfrecord_example_of_the_datasets_page_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    settings = yaml.safe_load(page.split("```yaml\n")[2].split("```")[0])
+    names = ("image/encoded", "image/id", "patient_age", "gender", "label", "mm")
+    rows = [(picture(), "a", 50, 0, 1, 6.5), (picture(), "b", -1, 7, 0, 2.5)]
+    write_tfrecord(tmp_path / "train0.tfrec", [dict(zip(names, row, strict=True)) for row in rows])
+    write_tfrecord(tmp_path / "test0.tfrec", [{"image/encoded": picture(), "image/id": "c"}])
+    table = load(settings.pop("name"), tmp_path, **settings)
+    assert table["age"].fillna(0).tolist() == [50, 0]
+    assert table["sex"].tolist() == ["female", None]
+    assert table["target"].tolist() == [1, 0]
+    assert table["diameter"].tolist() == [6.5, 2.5]
 
 
 def test_the_datasets_page_has_every_adapter() -> None:

@@ -1,6 +1,7 @@
 """JPEG and PNG files against Pillow's own decoding."""
 
 import os
+import re
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
+import skinmm
 from skinmm.data.decode import DecodeError, ImageInfo, decode, probe
 
 RNG = np.random.default_rng(7)
@@ -254,6 +256,16 @@ def test_bad_requests_are_refused(data: bytes, options: dict[str, Any], message:
 def test_pillows_own_limits_do_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert decode(PNGS["RGB"]).shape == decode(JPEGS["CMYK"]).shape == (211, 283, 3)
+
+
+def test_decoding_stays_behind_one_function() -> None:
+    """Libraries take their decoders away again; here one room knows them."""
+    decoders = re.compile(
+        r"decode_jpeg\(|decode_image|torchvision\.io|imdecode|Image\.open\(|cykooz"
+    )
+    source = Path(skinmm.__file__).parent
+    users = {path.name for path in source.rglob("*.py") if decoders.search(path.read_text())}
+    assert users == {"decode_dicom.py", "decode_jpeg.py", "decode_resize.py"}
 
 
 @pytest.mark.realdata

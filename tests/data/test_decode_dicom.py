@@ -119,6 +119,23 @@ def test_encapsulated_jpeg_takes_the_jpeg_path(size: Any) -> None:
     )
 
 
+def test_rgb_in_a_jpeg_that_does_not_say_so_is_not_converted_again() -> None:
+    """Without an Adobe marker libjpeg takes any three components for YCbCr."""
+    picture = Image.fromarray(PIXELS).resize((104, 74), Image.Resampling.BICUBIC)
+    stream = jpeg(picture, keep_rgb=True, quality=95, subsampling=0)
+    adobe, frame, scan = (
+        stream.index(marker) for marker in (b"\xff\xee", b"\xff\xc0", b"\xff\xda")
+    )
+    unnamed = bytearray(stream)  # components called 1, 2, 3 instead of R, G, B
+    unnamed[frame + 10 : frame + 19 : 3] = unnamed[scan + 5 : scan + 11 : 2] = b"\1\2\3"
+    length = int.from_bytes(stream[adobe + 2 : adobe + 4])
+    bare = bytes(unnamed[:adobe] + unnamed[adobe + 2 + length :])
+    pixels = decode(dicom_from_jpeg(bare, PhotometricInterpretation="RGB"))
+    assert np.abs(pixels.astype(int) - np.asarray(picture)).mean() < 3
+    assert np.abs(decode(bare).astype(int) - pixels).mean() > 30
+    np.testing.assert_array_equal(decode(stream), pixels)
+
+
 def test_exif_orientation_inside_dicom_is_ignored_as_viewers_do() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

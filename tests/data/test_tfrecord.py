@@ -46,6 +46,12 @@ def test_images_come_by_name_in_any_order(path: Path) -> None:
         assert read_image(f"{path}#{name}") == IMAGES[name]
 
 
+def test_reading_leaves_the_process_s_random_numbers_alone(path: Path) -> None:
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    read_table([path])
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+
+
 def test_an_unknown_name_is_an_error(path: Path) -> None:
     with pytest.raises(
         TFRecordError, match=r"train #1\.tfrec: no image named 'ISIC_9' among its 9"
