@@ -12,7 +12,7 @@ from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
-from skinmm.config import Config, PredictConfig, ServeConfig, read_config, resumed
+from skinmm.config import Config, ExportConfig, PredictConfig, ServeConfig, read_config, resumed
 from skinmm.errors import InputError
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Trains, tests and reports: `train.py KEY=VALUE ...`, `-m` for several runs."""
+    if "LOCAL_RANK" in os.environ:  # one of several: of another one's end we speak ourselves
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "LOCAL_RANK" in os.environ and JOIN in os.environ:
         return guarded(lambda: _join(Path(os.environ[JOIN])))
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -82,6 +84,13 @@ def serve(argv: list[str]) -> int:
     return run(argv, "serve", ServeConfig, _serve)
 
 
+def export(argv: list[str]) -> int:
+    """Writes a checkpoint as one ONNX file, compared with PyTorch first."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("skinmm export takes one checkpoint; start it once for each")
+    return run(argv, "export", ExportConfig, _export)
+
+
 def report(argv: list[str]) -> int:
     """Makes the page of a run folder or of any system's prediction file."""
     return _told(argv, REPORT_USAGE, _report)
@@ -95,6 +104,7 @@ def compare(argv: list[str]) -> int:
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "train": train,
     "predict": predict,
+    "export": export,
     "serve": serve,
     "report": report,
     "compare": compare,
@@ -150,6 +160,15 @@ def _serve(config: ServeConfig, _: Path) -> int:
     from skinmm.serve.run import serve as served
 
     return served(config)
+
+
+def _export(config: ExportConfig, _: Path) -> int:
+    from skinmm.export import export as exported
+
+    path = exported(config)
+    size = path.stat().st_size / 1e6
+    print(f"model: {path} ({size:.1f} MB), equal to PyTorch on {config.rows} lesions")  # noqa: T201
+    return 0
 
 
 def _report(argv: list[str]) -> int:

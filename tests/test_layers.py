@@ -139,6 +139,7 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.pack",
         "data.source",
         "data.splits",
+        "export",
         "launch",
         "predict",
         "report",
