@@ -128,11 +128,11 @@ def test_the_head_learns_first_and_then_everything(tmp_path: Path) -> None:
     image = module.network.image
     assert image is not None
     states = [{name: value.clone() for name, value in image.state_dict().items()}]
-    head = [module.network.head.weight.detach().clone()]
+    head = [module.network.head.get_parameter("weight").detach().clone()]
 
     def keep(*_: Any) -> None:
         states.append({name: value.clone() for name, value in image.state_dict().items()})
-        head.append(module.network.head.weight.detach().clone())
+        head.append(module.network.head.get_parameter("weight").detach().clone())
 
     module.on_train_epoch_end = keep  # type: ignore[method-assign]
     trainer.fit(module, data)

@@ -139,7 +139,7 @@ def test_many_masks_average_to_the_head_of_the_features_and_only_in_training() -
     draws = torch.stack([built(None, RECORDS) for _ in range(2000)])
     torch.testing.assert_close(draws.mean(dim=0), expected, atol=0.05, rtol=0)
     fused = built.embed(None, RECORDS)
-    weight = built.head.weight  # type: ignore[union-attr]
+    weight = built.head.get_parameter("weight")
     # A linear head's variance under dropout of half the features, over four masks.
     variance = (fused[:, None, :] * weight).square().sum(dim=2) / 4
     torch.testing.assert_close(draws.var(dim=0), variance, atol=0.01, rtol=0.15)
@@ -157,7 +157,7 @@ def test_all_eight_views_make_the_pose_of_a_picture_irrelevant() -> None:
 def test_a_certain_network_has_finite_logarithms() -> None:
     built = network().eval()
     with torch.no_grad():
-        built.head.weight.mul_(1e4)
+        built.head.get_parameter("weight").mul_(1e4)
     logarithms = built.log_probabilities(IMAGES, RECORDS, views=8)
     assert logarithms.min() < -200
     assert logarithms.isfinite().all()
