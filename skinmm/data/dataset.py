@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.decode import decode
 from skinmm.data.decode_resize import resize
-from skinmm.data.preprocess import CROPS, preprocess
+from skinmm.data.preprocess import DETAILED, preprocess
 from skinmm.data.source import Source, read_source
 from skinmm.data.transforms import Transform, seeded
 from skinmm.errors import InputError
@@ -162,12 +162,12 @@ def read_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
 def picture(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     """As `read_image`, of bytes that were read already.
 
-    Where a step crops, it is given twice the size, so that about as much is left.
+    Where a step needs detail, the steps are given twice the size.
 
     Raises:
         InputError: they are no picture that can be used.
     """
-    size = view.size * (2 if CROPS.intersection(view.steps) else 1)
+    size = view.size * (2 if DETAILED.intersection(view.steps) else 1)
     whole = decode(source.data, size=size, frame=source.frame, icc=view.icc)
     pixels = preprocess(whole, view.steps)
     height, width, _ = pixels.shape

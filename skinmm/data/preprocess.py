@@ -20,6 +20,8 @@ HAIR_LENGTH: Final = 1 / 10
 HAIR_DEPTH: Final = 12
 """Grey levels between a hair and what surrounds it, at least."""
 DIRECTIONS: Final = 12
+HAIR_SHARE: Final = 0.5
+"""Of the surroundings, at most: a denser mesh is a pigment network."""
 MINKOWSKI: Final = 6
 """The norm of Shades of Grey that its paper found best."""
 DARK: Final = 40
@@ -61,7 +63,12 @@ def hair_mask(image: Pixels) -> Mask:
     # A pixel to either side, as no hair is a straight line; it covers the soft edge as well.
     broad = cv2.dilate(narrow, np.ones((3, 3), np.uint8))
     opened = [cv2.morphologyEx(broad, cv2.MORPH_OPEN, line) for line in _lines(long, DIRECTIONS)]
-    return np.max(opened, axis=0).astype(bool)
+    hairs = np.max(opened, axis=0)
+    # Hairs cross; what fills an area is the lesion's own network.
+    around = _odd(2 * HAIR_LENGTH * side)
+    share = cv2.boxFilter(hairs, cv2.CV_32F, (around, around))
+    dense = cv2.dilate((share > HAIR_SHARE).astype(np.uint8), np.ones((long, long), np.uint8))
+    return (hairs > dense).astype(bool)
 
 
 def shades_of_grey(image: Pixels) -> Pixels:
@@ -108,7 +115,8 @@ STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
 }
 """What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
 
-CROPS: Final = frozenset({"border"})
+DETAILED: Final = frozenset({"border", "hair"})
+"""Steps that are given twice the size: to crop from, and to tell hairs from a pigment network."""
 
 
 def check_steps(names: Sequence[str]) -> None:
