@@ -17,7 +17,7 @@ from skinmm.evaluation.thresholds import round_down
 
 COMPONENTS: Final = 64
 FOLDS: Final = 5
-SHARE: Final = 0.99
+SHARE: Final = 0.95
 """Of validation rows, held out in turn, that lie below the limit of familiarity."""
 _LEAST: Final = 1e-6  # of the mean variance: what never varied is not divided by
 _TINY: Final = float(np.finfo(np.float32).tiny)

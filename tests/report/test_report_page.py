@@ -77,6 +77,14 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert "not a guaranteed lower bound" in whole.text
 
 
+def test_only_what_has_a_course_is_drawn_over_the_epochs(whole: Page) -> None:
+    drawn = [tag["aria-label"] for name, tag in whole.tags if name == "svg"]
+    assert [label for label in drawn if label.startswith("Training")] == [
+        "Training: loss",
+        "Training: auroc",
+    ]
+
+
 def test_confusion_counts_are_in_the_page(whole: Page, run: Path) -> None:
     rows = read_predictions(run / "predictions" / "test.csv")
     flagged = rows.malignancy >= THRESHOLD

@@ -23,7 +23,8 @@ def training(evidence: Evidence) -> Section | None:
 def _quantities(history: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     parts = history["name"].str.partition("/")
     table = history.assign(part=parts[0], quantity=parts[2].where(parts[2] != "", parts[0]))
-    table = table[np.isfinite(table["value"]) & table["epoch"].notna()]
+    # What was measured once, on the test part, has no course.
+    table = table[np.isfinite(table["value"]) & table["epoch"].notna() & (table["part"] != "test")]
     quantities = [(str(name), rows) for name, rows in table.groupby("quantity", sort=False)]
     return sorted(quantities, key=lambda item: item[0] != "loss")
 
