@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
 
-from skinmm.data.record import RecordEncoder, is_missing
+from skinmm.data.record import RecordEncoder
+from skinmm.data.vocabulary import is_missing
 from skinmm.models.network import Network, Records, full_precision, symmetries
 
 IMAGE: Final = "image"

@@ -25,7 +25,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     # NumPy and pandas only.
     "data.__init__": (),
     "data.vocabulary": (),
-    "data.record": ("data.vocabulary",),
+    "data.record": (),
     "data.decode": ("data.vocabulary",),  # a DICOM header knows the patient's age, sex and site
     "data.tfrecord": (),
     "data.splits": (),
@@ -41,7 +41,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.tfrecord",
         "data.splits",  # public folds and challenge parts come with the tables
     ),
-    "data.audit": ("data.vocabulary", "data.record", "data.decode", "data.splits", "evaluation"),
+    "data.audit": ("data.record", "data.decode", "data.splits"),
     "evaluation": ("data.vocabulary",),  # a prediction file may name classes in other words
     "report": ("data.vocabulary", "data.source", "data.decode", "evaluation"),  # never models
     "wording": (),
@@ -95,7 +95,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "runs",
     ),
     # Prediction, and thin skins over it.
-    "explain": ("data.record", "models"),
+    "explain": ("data.record", "data.vocabulary", "models"),
     "predict": (
         "checkpoint",
         "data.dataset",

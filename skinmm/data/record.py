@@ -1,7 +1,4 @@
-"""The patient's record: which columns a model may see, and their encoding as a vector.
-
-The vocabulary (`vocabulary.py`) is part of this facade.
-"""
+"""The patient's record: which columns a model may see, and their encoding as a vector."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,44 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from skinmm.data.vocabulary import (
-    CLASSES,
-    COLUMN_NAMES,
-    CONVERTERS,
-    MALIGNANT,
-    SEXES,
-    SITES,
-    by_value,
-    canonical_age,
-    canonical_diagnosis,
-    canonical_sex,
-    canonical_site,
-    canonicalise,
-    is_missing,
-    rename_columns,
-)
 from skinmm.errors import InputError
-
-__all__ = [
-    "CLASSES",
-    "COLUMN_NAMES",
-    "CONVERTERS",
-    "MALIGNANT",
-    "NOT_AT_BEDSIDE",
-    "SEXES",
-    "SITES",
-    "ColumnLayout",
-    "RecordEncoder",
-    "by_value",
-    "canonical_age",
-    "canonical_diagnosis",
-    "canonical_sex",
-    "canonical_site",
-    "canonicalise",
-    "is_missing",
-    "refuse_columns",
-    "rename_columns",
-]
 
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
     **dict.fromkeys(

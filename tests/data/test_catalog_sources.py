@@ -23,9 +23,9 @@ from miniature_cohorts import (
 
 from skinmm.config import DataConfig, ExtraCohort
 from skinmm.data.catalog import classes_of, load_cohort, positives_of
-from skinmm.data.record import CLASSES
 from skinmm.data.source import read_source
 from skinmm.data.tfrecord_format import write_tfrecord
+from skinmm.data.vocabulary import CLASSES
 from skinmm.errors import InputError
 
 GREY = np.arange(4, dtype=np.uint8).reshape(2, 2)

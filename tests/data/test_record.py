@@ -9,19 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skinmm.data.record import (
+from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, refuse_columns
+from skinmm.data.vocabulary import (
     CLASSES,
     MALIGNANT,
-    NOT_AT_BEDSIDE,
     SEXES,
     SITES,
-    RecordEncoder,
     canonical_age,
     canonical_diagnosis,
     canonical_sex,
     canonical_site,
     canonicalise,
-    refuse_columns,
     rename_columns,
 )
 from skinmm.errors import InputError

@@ -18,9 +18,9 @@ from skinmm.data.catalog.shards import packed, tfrecord
 from skinmm.data.catalog.siim import siim_isic
 from skinmm.data.catalog.targets import classes_of, positives_of, with_target
 from skinmm.data.headers import fill_from_headers
-from skinmm.data.record import by_value, canonical_diagnosis, refuse_columns
+from skinmm.data.record import refuse_columns
 from skinmm.data.splits import hold_out
-from skinmm.data.vocabulary import patients_of
+from skinmm.data.vocabulary import by_value, canonical_diagnosis, patients_of
 from skinmm.errors import InputError
 
 __all__ = ["ADAPTERS", "Adapter", "classes_of", "load_cohort", "positives_of", "require_images"]

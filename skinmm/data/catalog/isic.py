@@ -8,7 +8,7 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, choice, joined, read_table
-from skinmm.data.record import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
+from skinmm.data.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
 
 FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")

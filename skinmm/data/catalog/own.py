@@ -10,9 +10,9 @@ from skinmm.config import DataConfig
 from skinmm.data.catalog.folder import PARTS
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, choice, pairs, read_table, without_suffix
-from skinmm.data.record import rename_columns
 from skinmm.data.source import split_frame
 from skinmm.data.tfrecord import Schema
+from skinmm.data.vocabulary import rename_columns
 from skinmm.errors import InputError
 
 

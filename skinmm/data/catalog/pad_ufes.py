@@ -7,7 +7,7 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, read_table
-from skinmm.data.record import by_value, canonical_diagnosis, rename_columns
+from skinmm.data.vocabulary import by_value, canonical_diagnosis, rename_columns
 
 FOLDERS: Final = (
     *(

@@ -9,9 +9,9 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, pairs, read_table
-from skinmm.data.record import rename_columns
 from skinmm.data.tfrecord import PLAIN, Schema
 from skinmm.data.tfrecord import read_table as read_records
+from skinmm.data.vocabulary import rename_columns
 from skinmm.errors import InputError
 
 

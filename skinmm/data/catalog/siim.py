@@ -9,7 +9,7 @@ from skinmm.config import DataConfig
 from skinmm.data import tfrecord
 from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, choice, joined, read_table
-from skinmm.data.record import by_value, canonical_diagnosis, rename_columns
+from skinmm.data.vocabulary import by_value, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
 
 FOLDERS: Final = ("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", "")

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.data.record import SITES, by_value, canonicalise, is_missing
 from skinmm.data.source import FRAME
+from skinmm.data.vocabulary import SITES, by_value, canonicalise, is_missing
 from skinmm.errors import InputError
 
 CANONICAL: Final = (

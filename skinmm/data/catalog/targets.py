@@ -6,7 +6,7 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data.record import CLASSES, MALIGNANT, canonical_diagnosis
+from skinmm.data.vocabulary import CLASSES, MALIGNANT, canonical_diagnosis
 from skinmm.errors import InputError
 
 BINARY: Final = ("benign", "malignant")
