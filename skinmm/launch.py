@@ -98,12 +98,12 @@ def failed(error: Exception, run: Path) -> BaseException:
     own = json.dumps([rank, isinstance(error, InputError), reason])
     try:
         first = json.loads(store.compare_set(f"{run} failed", "", own))
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            dist.destroy_process_group()  # so that the others notice; NCCL's would wait for them
+        store.set(f"{run} heard {rank}", "")
         if rank == 0:
-            store.set(f"{run} heard", "")
-            if first[0] == 0:
-                return RuntimeError(reason) if _is_lost(error) else error
-            return (InputError if first[1] else RuntimeError)(f"process {first[0]}: {first[2]}")
-        store.wait([f"{run} heard"], PATIENCE)
+            return _told(error, first, run, store)
+        store.wait([f"{run} heard 0"], PATIENCE)
     except RuntimeError:  # torch's errors of a lost store are of many kinds
         print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
         return SystemExit(1)
@@ -138,6 +138,20 @@ def _store() -> Any:
     if by_torchrun():
         return _meeting_place()
     return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
+
+
+def _told(error: Exception, first: list[Any], run: Path, store: Any) -> Exception:
+    """The reason that rank 0 gives, once all who are alive have heard that there is one."""
+    rank, is_input, reason = first
+    if rank == 0 and _is_lost(error):
+        return RuntimeError(reason)
+    others = [f"{run} heard {each}" for each in range(1, _world_size())]
+    if others:
+        with suppress(RuntimeError):
+            store.wait(others, PATIENCE)
+    if rank == 0:
+        return error
+    return (InputError if is_input else RuntimeError)(f"process {rank}: {reason}")
 
 
 def _is_lost(error: Exception) -> bool:

@@ -54,6 +54,7 @@ def test_two_processes_are_one_with_twice_the_batch(cohort: Path, tmp_path: Path
         *of(cohort),
         "model.name=test_vit",
         "tabular.args.dropout=0.0",
+        "fusion.args.dropout=0.0",
         "trainer.precision=32",
         "trainer.max_epochs=20",  # of a single step, so that the history holds every loss
         "trainer.patience=20",
@@ -69,7 +70,7 @@ def test_two_processes_are_one_with_twice_the_batch(cohort: Path, tmp_path: Path
     (two,) = (tmp_path / "runs").iterdir()
     one = tmp_path / "one"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}_tiny_concat", two.name)
-    assert {name for name in files_in(two) if not name.startswith("wandb/")} == CONTRACT
+    assert {name for name in files_in(two) if not name.startswith("wandb/")} == files_in(one)
     assert len([*(two / "wandb").glob("offline-run-*")]) == 1
 
     losses = []
@@ -129,7 +130,7 @@ def test_two_nodes_make_one_run_after_the_other(cohort: Path, tmp_path: Path) ->
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert [run.name for run in runs] == ["0", "1"]
     for run in runs:
-        assert files_in(run) == CONTRACT
+        assert files_in(run) >= CONTRACT
         assert predictions_of(run)["image_id"].nunique() == TESTED
 
 
