@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 Block = Any  # a module with `dim`
 Make = Callable[[], Block]
 Inputs = Sequence[Tensor | None]
