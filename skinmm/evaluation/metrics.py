@@ -192,7 +192,7 @@ def evaluate(
         name: summarise(name, float(value[0]), samples[name], skews.get(name), confidence, units)
         for name, value in values.items()
     }
-    for name, rows in _denominators(predictions).items():
+    for name, rows in _denominators(predictions, threshold, prevalence).items():
         if name in metrics:
             metrics[name] = all_or_none(metrics[name], len(np.unique(codes[rows])), confidence)
     return {
@@ -215,11 +215,15 @@ def evaluate(
     }
 
 
-def _denominators(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
+def _denominators(
+    predictions: Predictions, threshold: float, prevalence: float | None
+) -> dict[str, Bool[np.ndarray, " n"]]:
     """The rows that a share is of."""
-    malignant = predictions.malignant
+    malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
-    shares["specificity"] = ~malignant
+    shares |= {"specificity": ~malignant, "precision": called}
+    if prevalence is None:  # else they are no shares of rows
+        shares |= {"ppv": called, "npv": ~called}
     if predictions.decision is not None:
         decided = predictions.decision != REFER
         shares["decided_sensitivity"] = malignant & decided
