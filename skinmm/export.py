@@ -8,8 +8,8 @@ Outputs: `probabilities` float64 (batch, classes), with the correction for the s
 calibration inside the graph (isotonic steps as well); `log_probabilities` and `features` float32,
 from which `predict.py` computes what it computes for PyTorch.
 
-Metadata: JSON of `classes`, `positive`, `threshold`, `conformal`, `encoder`, `image_size`, and the
-SHA-256 of the `checkpoint`.
+Metadata, each as JSON: `classes`, `positive`, `threshold`, `conformal`, `encoder`, `image_size`,
+`preprocess` (steps on the picture that are not in the graph), and the SHA-256 of the `checkpoint`.
 """
 
 import json
@@ -177,7 +177,7 @@ def _write(member: Member, path: Path) -> None:
     model = onnx.load(path)
     for name, value in _metadata(member).items():
         entry = model.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+        entry.key, entry.value = name, json.dumps(value)
     onnx.save(model, path)
 
 
@@ -192,6 +192,7 @@ def _metadata(member: Member) -> dict[str, Any]:
         "conformal": card.conformal,
         "encoder": card.encoder["columns"] if "record" in member.inputs else [],
         "image_size": member.view.size if member.view else None,
+        "preprocess": card.preprocess,
     }
 
 

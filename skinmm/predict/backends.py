@@ -1,5 +1,6 @@
 """What runs a network: PyTorch, or ONNX Runtime where the model was exported."""
 
+import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +84,8 @@ class OnnxBackend:
         except Exception as error:  # ONNX Runtime has no error of its own to catch
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not an exported model, or damaged ({reason})") from error
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        described = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {name: json.loads(text) for name, text in described.items()}
         self._inputs = {each.name for each in self._session.get_inputs()}
         self.stands_in = "shown" in self._inputs
 

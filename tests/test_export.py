@@ -1,0 +1,176 @@
+"""An exported model says what its checkpoint says, without PyTorch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from micro_runs import micro_classifier, micro_config
+from quick_runs import ROOT, best, cohort_of
+
+from skinmm import cli, export
+from skinmm.checkpoint import KEY, save_atomically
+from skinmm.config import Component, Config, ExportConfig
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError
+from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.tabular import TABULAR
+from skinmm.predict import Predictor
+
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"
+)
+P = ["p_benign", "p_malignant"]
+Said = pytest.CaptureFixture[str]
+SETUPS = [*((name, "mlp") for name in FUSIONS), *(("concat", name) for name in TABULAR)]
+
+
+def untrained(config: Config, path: Path) -> Path:
+    """A checkpoint of a network as it was born."""
+    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    classifier = micro_classifier(config, data)
+    content = {"state_dict": classifier.state_dict(), KEY: asdict(classifier.card)}
+    save_atomically(content, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(both: Path, tmp_path: Path) -> Path:
+    """A trained one, where it may be exported."""
+    return Path(shutil.copy(best(both), tmp_path / "best.ckpt"))
+
+
+@needs_onnx
+@pytest.mark.parametrize(("fusion", "tabular"), SETUPS)
+def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> None:
+    config = micro_config(fusion)
+    learns = replace(config.model, drop_image=0.2 if "image" in FUSIONS[fusion].inputs else 0.0)
+    encoder = Component(tabular, {"hidden": [8]} if tabular == "mlp" else {})
+    views = replace(config.evaluation, views=2)
+    config = replace(config, model=learns, tabular=encoder, evaluation=views)
+    path = export.export(ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9))
+    assert path == tmp_path / "a.onnx"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.ckpt", "a.onnx"]
+
+
+@needs_onnx
+def test_a_mobile_model_is_small(tmp_path: Path) -> None:
+    config = micro_config("concat")
+    model = replace(config.model, name="tf_efficientnet_lite0", image_size=224)
+    path = untrained(replace(config, model=model), tmp_path / "lite0.ckpt")
+    assert export.export(ExportConfig(str(path), rows=2)).stat().st_size < 20e6
+
+
+@needs_onnx
+def test_the_whole_cohort_is_predicted_and_decided_alike(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    assert cli.export([f"checkpoint={checkpoint}"]) == 0
+    table = pd.read_csv(pictures.parent / "cohort.csv", dtype=str)
+    assert len(table) == 700
+    ours, theirs = (
+        Predictor.from_checkpoints([checkpoint], "cpu", backend=backend)
+        for backend in ("torch", "auto")
+    )
+    assert (ours.backend, theirs.backend) == ("torch", "onnx")
+    expected, predicted = (each.predict(table, pictures) for each in (ours, theirs))
+    assert np.abs(expected[P] - predicted[P]).to_numpy().max() < 1e-4
+    same = ["decision", "prediction_set", "error", "missing"]
+    pd.testing.assert_frame_equal(expected[same], predicted[same])
+    np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
+    table.head(3).to_csv(tmp_path / "in.csv", index=False)
+    sources = [f"input={tmp_path / 'in.csv'}", f"images={pictures}"]
+    target = [f"output={tmp_path / 'out.csv'}", f"checkpoint={checkpoint}"]
+    assert cli.predict([*sources, *target, "backend=onnx"]) == 0
+
+
+@needs_onnx
+def test_the_example_needs_no_more_than_the_file(
+    checkpoint: Path, both: Path, pictures: Path
+) -> None:
+    model = export.export(ExportConfig(str(checkpoint)))
+    row = cohort_of(both)[["image_id", "age", "sex", "site"]].dropna().head(1)
+    picture = pictures / f"{row['image_id'].item()}.jpg"
+    known = [f"{name}={row[name].item()}" for name in ("age", "sex", "site")]
+    script = str(ROOT / "examples" / "onnx_predict.py")
+    done = subprocess.run(
+        [sys.executable, script, str(model), str(picture), *known],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    expected = Predictor.from_checkpoints([checkpoint], referral=False).predict(row, pictures)
+    # Pillow shrinks the whole picture, our decoder one that was decoded at a smaller scale.
+    assert said["malignancy"] == pytest.approx(expected["malignancy"].item(), abs=0.02)
+    assert len(Path(script).read_text().splitlines()) < 45
+
+
+@needs_onnx
+def test_a_model_that_differs_is_not_left(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(InputError, match=r"differs from its checkpoint: .* nothing was written"):
+        export.export(ExportConfig(str(checkpoint), rows=4))
+    assert [each.name for each in checkpoint.parent.iterdir()] == ["best.ckpt"]
+
+
+@needs_onnx
+def test_what_was_exported_from_another_checkpoint_is_not_used(
+    checkpoint: Path, larger: Path
+) -> None:
+    export.export(ExportConfig(str(checkpoint), rows=4))
+    shutil.copy(best(larger), checkpoint)
+    assert Predictor.from_checkpoints([checkpoint], "cpu").backend == "torch"
+    with pytest.raises(InputError, match="was exported from another checkpoint"):
+        Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx")
+    checkpoint.with_suffix(".onnx").write_text("no model")
+    with pytest.raises(InputError, match="not an exported model, or damaged"):
+        Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx")
+
+
+def test_onnx_without_an_exported_model_is_named(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no .*best\.onnx; make it: skinmm export"):
+        Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx")
+    assert Predictor.from_checkpoints([checkpoint], "cpu", backend="auto").backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "checkpoint is missing; for example"),
+        (["checkpoint=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["checkpoint={}", "out=nowhere/a.onnx"], "the folder nowhere does not exist"),
+        (["checkpoint={}", "out={}"], "best.ckpt exists; choose another with out=FILE"),
+        (["-m", "checkpoint={}"], "skinmm export takes one checkpoint"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(
+    checkpoint: Path, capsys: Said, given: list[str], message: str
+) -> None:
+    assert cli.export([item.format(checkpoint) for item in given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("prior", [None, ([0.5, 0.3, 0.2], [0.9, 0.1, 0.0])])
+def test_the_graph_calibrates_as_the_evaluation_does(method: str, prior: Any) -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.dirichlet([1, 1, 1], 400)
+    targets = np.array([rng.choice(3, p=row) for row in raw])
+    fitted = fit_calibration(raw, targets, np.arange(400), method=method)
+    calibration = Calibration(fitted.method, fitted.state, prior)
+    values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), np.eye(3)])
+    graph = export.Calibrated(calibration)(torch.from_numpy(values)).numpy()
+    np.testing.assert_allclose(graph, calibration.apply(values), atol=1e-9)
