@@ -32,7 +32,8 @@ from skinmm.config import read_config
 
 Said = pytest.CaptureFixture[str]
 
-CONTRACT = {
+MISSING = {f"predictions/missing_{count}_of_3.csv" for count in (1, 2, 3)}
+CONTRACT = MISSING | {
     "config.yaml",
     "checkpoints/best.ckpt",
     "checkpoints/last.ckpt",
@@ -202,7 +203,7 @@ def pooled(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_folds_are_pooled_into_the_parent(pooled: Path) -> None:
     folds = [pooled / f"fold_{number}" for number in range(3)]
     assert all(files_in(fold) == CONTRACT for fold in folds)
-    own = {"config.yaml", "metrics.json", "report.html", "predictions/test.csv"}
+    own = MISSING | {"config.yaml", "metrics.json", "report.html", "predictions/test.csv"}
     assert {name for name in files_in(pooled) if not name.startswith("fold_")} == own
     rows = predictions_of(pooled)
     assert len(rows) == rows["image_id"].nunique() == 700
