@@ -19,7 +19,7 @@ from skinmm.predict.images import ImageFolder
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import count_rows, read_patients, stamp
 from skinmm.predict.summary import write_patients, write_submission
-from skinmm.predict.writer import Output, format_of
+from skinmm.predict.writer import Output, check_place, format_of
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
@@ -42,6 +42,9 @@ def predict_file(config: PredictConfig) -> int:
     if path.exists() and Path(config.input).exists() and path.samefile(config.input):
         raise InputError(f"output={path} is the input itself; choose another")
     format_of(path)
+    for name in ("by_patient", "submission"):
+        if place := getattr(config, name):
+            check_place(name, Path(place), overwrite=config.overwrite)
     predictor = Predictor.from_checkpoints(
         checkpoints(config.checkpoint),
         config.accelerator,

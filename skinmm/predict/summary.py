@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.errors import InputError
 from skinmm.predict.images import SUFFIXES
 
 Rows = Iterable[pd.DataFrame]
@@ -114,7 +113,5 @@ def _write(tables: pd.DataFrame | Iterator[pd.DataFrame], path: Path) -> None:
                     file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n"
                 )
         partial.replace(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: the folder {path.parent} does not exist") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -49,12 +49,7 @@ class Output:
             InputError: the output exists and may not be replaced, or cannot be a file there; what a
                 killed job left is in the way, or was made of something else.
         """
-        if path.is_dir():
-            raise InputError(f"output={path} is a folder; name a file in it")
-        if path.exists() and not overwrite:
-            raise InputError(f"output={path} exists; choose another, or overwrite=true")
-        if not path.parent.is_dir():
-            raise InputError(f"output={path}: the folder {path.parent} does not exist")
+        check_place("output", path, overwrite=overwrite)
         self._path, self._job = path, job
         self._partial = path.with_name(f".{path.name}.partial")
         self._note = path.with_name(f".{path.name}.partial.json")
@@ -173,6 +168,20 @@ class Output:
         fresh = self._note.with_name(f"{self._note.name}.new")
         fresh.write_text(json.dumps(note), encoding="utf-8")
         fresh.replace(self._note)
+
+
+def check_place(key: str, path: Path, *, overwrite: bool) -> None:
+    """Refuses a file that cannot be written.
+
+    Raises:
+        InputError: it exists and may not be replaced, is a folder, or is in none.
+    """
+    if path.is_dir():
+        raise InputError(f"{key}={path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise InputError(f"{key}={path} exists; choose another, or overwrite=true")
+    if not path.parent.is_dir():
+        raise InputError(f"{key}={path}: the folder {path.parent} does not exist")
 
 
 def format_of(path: Path) -> str:
