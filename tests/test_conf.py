@@ -11,7 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from skinmm.cli_hydra import CONF
-from skinmm.config import Config, PredictConfig, ScheduleConfig, TrainerConfig, from_mapping
+from skinmm.config import (
+    Config,
+    PredictConfig,
+    ScheduleConfig,
+    ServeConfig,
+    TrainerConfig,
+    from_mapping,
+)
 from skinmm.data.catalog import ADAPTERS
 from skinmm.data.catalog.images import FORMATS
 from skinmm.data.sampling_draws import SAMPLERS
@@ -123,6 +130,12 @@ def test_the_prediction_job_composes() -> None:
     ConfigStore.instance().store(name="schema", node=PredictConfig)
     config = compose("predict", ["checkpoint=a.ckpt", "input=a.csv"])
     assert from_mapping(PredictConfig, config) == PredictConfig("a.ckpt", "a.csv")
+
+
+def test_the_service_composes() -> None:
+    ConfigStore.instance().store(name="schema", node=ServeConfig)
+    config = compose("serve", ["checkpoint=a.ckpt", "port=80"])
+    assert from_mapping(ServeConfig, config) == ServeConfig("a.ckpt", port=80)
 
 
 def test_no_file_instantiates_classes_by_path() -> None:

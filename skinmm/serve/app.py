@@ -1,0 +1,166 @@
+"""The API: `create_app` puts the service, its queue and its guard together."""
+
+from base64 import b64encode
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+import skinmm
+from skinmm.errors import InputError
+from skinmm.serve import openapi
+from skinmm.serve.desk import Desk
+from skinmm.serve.forms import read_batch, read_case
+from skinmm.serve.guard import Guard
+from skinmm.serve.keys import Keys
+from skinmm.serve.metrics import CONTENT_TYPE, Metrics
+from skinmm.serve.overlay import heat_png
+from skinmm.serve.problems import ProblemError
+from skinmm.serve.reasons import Reasons
+from skinmm.serve.service import NOTICE, Case, Service
+
+SCHEMA: Final = "/v1/openapi.json"
+
+
+def create_app(
+    service: Service,
+    desk: Desk,
+    *,
+    keys: Keys | None = None,
+    hosts: Collection[str] | None = None,
+    batch: int = 32,
+    framed: bool = False,
+) -> FastAPI:
+    """The API as an ASGI application; the page is mounted on it by `skinmm.serve.page`.
+
+    Args:
+        service: what answers.
+        desk: its queue; closed when the application ends.
+        keys: who is let in; None: everyone.
+        hosts: names by which it may be called; None: any.
+        batch: patients of a batch at most.
+        framed: let other sites show the page in a frame.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    metrics = Metrics(lambda: desk.taken)
+    app = FastAPI(
+        title="skinmm",
+        version=skinmm.__version__,
+        description=f"The probability that a skin lesion is malignant. {NOTICE}",
+        lifespan=lifespan,
+        openapi_url=SCHEMA,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
+    app.add_exception_handler(HTTPException, _http_problem)
+    form = openapi.case(service.predictor.columns, needs_image=service.needs_image)
+    ends = Endpoints(service, desk, metrics, batch)
+    app.post("/v1/predict", **openapi.predict(form))(ends.predict)
+    app.post("/v1/explain", **openapi.explain(form))(ends.explain)
+    app.post("/v1/predict/batch", **openapi.batch(batch))(ends.predict_batch)
+    app.get("/v1/model", **openapi.MODEL)(ends.model)
+    app.get("/healthz", **openapi.HEALTH)(ends.alive)
+    app.get("/readyz", **openapi.READY)(ends.ready)
+    app.get("/metrics", **openapi.METRICS)(ends.counts)
+    return app
+
+
+class Endpoints:
+    """What answers each path."""
+
+    def __init__(self, service: Service, desk: Desk, metrics: Metrics, batch: int) -> None:
+        """Takes the parts."""
+        self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
+
+    async def predict(self, request: Request) -> Response:
+        """POST /v1/predict."""
+        async with self._desk.place() as place:
+            case = await self._case(request)
+            row = await place.run(lambda: self._service.predict(case))
+        self._metrics.decided([row["decision"]])
+        return JSONResponse(_predicted(row))
+
+    async def explain(self, request: Request) -> Response:
+        """POST /v1/explain."""
+        async with self._desk.place() as place:
+            case = await self._case(request)
+            row, reasons = await place.run(lambda: self._service.predict_and_explain(case))
+        return JSONResponse(_predicted(row) | _told(reasons))
+
+    async def predict_batch(self, request: Request) -> Response:
+        """POST /v1/predict/batch."""
+        async with self._desk.place() as place:
+            rows, files = await read_batch(request, self._batch)
+            try:
+                said = await place.run(lambda: self._service.predict_table(rows, files))
+            except InputError as error:
+                raise ProblemError.unusable(str(error)) from None
+        self._metrics.decided(row["decision"] for row in said)
+        return JSONResponse({"rows": said, "notice": NOTICE})
+
+    async def model(self) -> Response:
+        """GET /v1/model."""
+        return JSONResponse(self._service.card)
+
+    async def alive(self) -> Response:
+        """GET /healthz."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self) -> Response:
+        """GET /readyz: whether a request would be taken."""
+        if self._desk.full:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "all places are taken")
+        return JSONResponse({"status": "ready"})
+
+    async def counts(self) -> Response:
+        """GET /metrics."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _case(self, request: Request) -> Case:
+        service = self._service
+        return await read_case(request, service.predictor.columns, needs_image=service.needs_image)
+
+
+def _predicted(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of one lesion, which has no name.
+
+    Raises:
+        ProblemError: it could not be predicted.
+    """
+    if row["error"]:
+        raise ProblemError.unusable(row["error"])
+    return {name: cell for name, cell in row.items() if name not in _NAMES}
+
+
+_NAMES: Final = ("image_id", "patient_id", "error")
+
+
+def _told(reasons: Reasons | None) -> dict[str, Any]:
+    if reasons is None:
+        return {}
+    found = reasons.contributions
+    heat = None if reasons.heat is None else b64encode(heat_png(reasons.heat)).decode()
+    return {
+        "record": reasons.record,
+        "start": found.start,
+        "added": found.added,
+        "share_of_image": found.share("image"),
+        "heat_map_png": heat,
+    }
+
+
+async def _http_problem(_: Request, error: Exception) -> Response:
+    """What the router refuses: no such path, or another method."""
+    status = HTTPStatus(getattr(error, "status_code", HTTPStatus.BAD_REQUEST))
+    headers = getattr(error, "headers", None)
+    return ProblemError(status, str(getattr(error, "detail", status.phrase)), headers).response()

@@ -1,0 +1,105 @@
+"""What the API's description says of each path, with examples."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from skinmm.data.vocabulary import SEXES, SITES
+
+_PROBABILITIES: Final = {"benign": 0.82, "malignant": 0.18}
+_PREDICTION: Final[dict[str, Any]] = {
+    "malignancy": 0.18,
+    "decision": "refer",
+    "threshold": 0.12,
+    "ood": 0.4,
+    "probabilities": _PROBABILITIES,
+    "prediction_set": ["benign", "malignant"],
+    "missing": ["site"],
+    "unknown": [],
+    "notice": "Research use only. ...",
+}
+_EXPLANATION: Final = {
+    **_PREDICTION,
+    "record": {"age": 55.0, "sex": "female"},
+    "start": 0.21,
+    "added": {"age": 0.02, "sex": -0.01, "image": -0.04},
+    "share_of_image": 0.57,
+    "heat_map_png": "iVBORw0KGgo...",
+}
+_COLUMNS: Final[dict[str, dict[str, Any]]] = {
+    "age": {"type": "string", "description": "years, 0 to 120", "examples": ["55"]},
+    "sex": {"type": "string", "description": ", ".join(SEXES), "examples": [SEXES[0]]},
+    "site": {"type": "string", "description": ", ".join(SITES), "examples": [SITES[4]]},
+}
+_FILE: Final = {"type": "string", "format": "binary"}
+_REFUSALS: Final = {
+    400: "not a form",
+    401: "no key, or a wrong one",
+    408: "the request came too slowly",
+    413: "too many bytes or pixels",
+    415: "another kind of body",
+    421: "called by a name that is not its own",
+    422: "something in the form cannot be used",
+    429: "all places are taken; Retry-After says when to come again",
+    503: "no answer in time",
+}
+
+
+def predict(form: dict[str, Any]) -> dict[str, Any]:
+    """Of /v1/predict."""
+    return _post("Predict one lesion", form, _PREDICTION)
+
+
+def explain(form: dict[str, Any]) -> dict[str, Any]:
+    """Of /v1/explain."""
+    what = "Predict one lesion, and say what moved its probability: each input's Shapley value, "
+    what += "and where the image speaks for malignancy (an 8-bit PNG, a pixel a place)"
+    return _post(what, form, _EXPLANATION)
+
+
+def batch(most: int) -> dict[str, Any]:
+    """Of /v1/predict/batch."""
+    properties = {
+        "table": {**_FILE, "description": f"CSV as predict.py takes it, at most {most} rows"},
+        "images": {"type": "array", "items": _FILE, "description": "the files that it names"},
+    }
+    row = {"image_id": "a.jpg", "patient_id": "1", "error": "", **_PREDICTION}
+    answer = {"rows": [row], "notice": _PREDICTION["notice"]}
+    return _post("Predict a table of lesions", _form(properties, ["table"]), answer)
+
+
+def _get(summary: str, example: Any, media: str = "application/json") -> dict[str, Any]:
+    content = {media: {"example": example}}
+    return {"summary": summary, "responses": {200: {"content": content, "description": "done"}}}
+
+
+MODEL: Final = _get("The model card", {"classes": ["benign", "malignant"], "threshold": 0.12})
+HEALTH: Final = _get("Is the process alive?", {"status": "alive"})
+READY: Final = _get("Would a request be taken?", {"status": "ready"})
+METRICS: Final = _get("Counts for Prometheus", "skinmm_requests_total 1.0", "text/plain")
+
+
+def case(columns: Sequence[str], *, needs_image: bool) -> dict[str, Any]:
+    """The form of one lesion."""
+    properties = {"image": {**_FILE, "description": "JPEG, PNG or DICOM"}}
+    properties |= {name: _COLUMNS.get(name, {"type": "string"}) for name in columns}
+    frame = {"type": "integer", "minimum": 1, "description": "of a DICOM file with several"}
+    return _form({**properties, "frame": frame}, ["image"] if needs_image else [])
+
+
+def _form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    schema |= {"required": required} if required else {}
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _post(summary: str, body: dict[str, Any], example: Any) -> dict[str, Any]:
+    responses = {
+        status: {"description": why, "content": {"application/problem+json": {}}}
+        for status, why in _REFUSALS.items()
+    }
+    return {
+        "summary": summary.partition(",")[0],
+        "description": summary,
+        "openapi_extra": {"requestBody": body},
+        "responses": {**_get("", example)["responses"], **responses},
+    }

@@ -1,0 +1,161 @@
+"""The page: Gradio on the same application. It keeps no upload and asks no one else."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from skinmm.data.vocabulary import SEXES, SITES
+from skinmm.serve.desk import Desk
+from skinmm.serve.education import about_html, learn_html
+from skinmm.serve.limits import MAX_IMAGE, check_image
+from skinmm.serve.problems import ProblemError
+from skinmm.serve.service import MEMORY, NOTICE, Case, Service
+from skinmm.serve.view import AUDIENCES, Judged, refusal, result
+
+TITLE: Final = "skinmm: a lesion's probability of malignancy"
+NOT_STATED: Final = "not stated"
+STALE: Final = (60, 300)  # seconds: how often is looked for what nobody sent off, and how old it is
+_SIDES: Final = {"sex": SEXES, "site": SITES}
+_CSS: Final = Path(__file__).with_name("page.css")
+
+
+class Page:
+    """What the page's button does."""
+
+    def __init__(self, service: Service, desk: Desk) -> None:
+        """Takes what answers, and its queue."""
+        self._service, self._desk = service, desk
+        self.columns = service.predictor.columns
+
+    async def judge(self, upload: str | None, audience: str, *cells: Any) -> tuple[str, None]:
+        """A result as HTML, and nothing in the upload's place: the file is gone.
+
+        Args:
+            upload: where Gradio put the file.
+            audience: for whom.
+            cells: the record, in the order of `columns`.
+        """
+        try:
+            data = taken(upload)
+            async with self._desk.place() as place:
+                judged = await place.run(lambda: self._judged(data, cells))
+        except ProblemError as error:
+            return refusal(error.detail), None
+        return result(judged, audience), None
+
+    def _judged(self, data: bytes | None, cells: Sequence[Any]) -> Judged:
+        record = {
+            name: str(cell)
+            for name, cell in zip(self.columns, cells, strict=True)
+            if cell not in (None, "", NOT_STATED)
+        }
+        case = Case(data, record)
+        small = 0
+        if data is not None:
+            info = check_image(data)
+            small = self._service.side if min(info.width, info.height) < self._service.side else 0
+        elif self._service.needs_image:
+            raise ProblemError.unusable("This model needs an image: choose one first.")
+        row, reasons = self._service.predict_and_explain(case)
+        if reasons is None:
+            raise ProblemError.unusable(row["error"])
+        return Judged(case, row, reasons, self._service.card, small)
+
+
+def taken(upload: str | None) -> bytes | None:
+    """An upload's bytes; the file and its folder are deleted.
+
+    Raises:
+        ProblemError: it is gone.
+    """
+    if upload is None:
+        return None
+    path = Path(upload)
+    try:
+        data = path.read_bytes()
+        path.unlink()
+        path.parent.rmdir()
+    except FileNotFoundError:
+        raise ProblemError.unusable("The file was deleted here; choose it again.") from None
+    except OSError:  # another upload is in the same folder
+        pass
+    return data
+
+
+def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
+    """The application with the page at `/`."""
+    folder = TemporaryDirectory(prefix="skinmm-page-", dir=MEMORY if MEMORY.is_dir() else None)
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # also while it is imported
+    import gradio as gr
+
+    app.state.uploads = folder  # deleted with the application
+    return gr.mount_gradio_app(
+        app,
+        build_page(service, desk),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        max_file_size=MAX_IMAGE,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        theme=gr.themes.Default(
+            primary_hue="teal",
+            font=["system-ui", "sans-serif"],  # none that would be fetched
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css_paths=_CSS,
+    )
+
+
+def build_page(service: Service, desk: Desk) -> Any:
+    """The page as Gradio's Blocks."""
+    import gradio as gr
+
+    page = Page(service, desk)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=STALE) as blocks:
+        gr.HTML(f'<header><h1>{TITLE}</h1><p class="notice">{NOTICE}</p></header>')
+        with gr.Tab("One lesion"), gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                upload = gr.File(
+                    label="Image: JPEG, PNG or DICOM, up to 20 MB; on a phone, or the camera",
+                    type="filepath",
+                    height=150,
+                )
+                fields = [_field(gr, name) for name in page.columns]
+                audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to a")
+                button = gr.Button("Judge this lesion", variant="primary")
+            with gr.Column(scale=3, min_width=300):
+                said = gr.HTML(_WAITING, elem_id="said")
+        with gr.Tab("What to look for"):
+            gr.HTML(learn_html())
+        with gr.Tab("About this model"):
+            gr.HTML(about_html(service.card))
+        button.click(
+            page.judge,
+            [upload, audience, *fields],
+            [said, upload],
+            api_visibility="private",
+            concurrency_limit=None,  # the desk counts
+        )
+    return blocks
+
+
+_WAITING: Final = (
+    '<p class="waiting">The result comes here. The image is deleted as soon as it is there.</p>'
+)
+
+
+def _field(gr: Any, name: str) -> Any:
+    words: Mapping[str, tuple[str, ...]] = _SIDES
+    if name == "age":
+        return gr.Number(label="Age, years", value=None, minimum=0, maximum=120)
+    if name in words:
+        choices = [NOT_STATED, *words[name]]
+        return gr.Dropdown(choices, value=NOT_STATED, label=name.capitalize())
+    return gr.Textbox(label=name)

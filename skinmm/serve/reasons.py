@@ -1,0 +1,128 @@
+"""Explanations of one case, from the checkpoint that is served."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32, UInt8
+
+from skinmm.data.dataset import picture
+from skinmm.data.decode import decode
+from skinmm.data.headers import completed, header_record
+from skinmm.data.source import Source
+from skinmm.data.vocabulary import is_missing
+from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
+from skinmm.predict.member import Member
+from skinmm.predict.reader import canonical_patients
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why a case has its probability.
+
+    Attributes:
+        contributions: what each input added.
+        record: the columns as the model read them, those of a DICOM header included.
+        heat: where the image speaks for malignancy, 0 to 1; None without an image.
+        seen: what the map lies over, where that is not simply the whole picture.
+    """
+
+    contributions: Contributions
+    record: dict[str, Any]
+    heat: Float32[np.ndarray, "down across"] | None
+    seen: UInt8[np.ndarray, "s s 3"] | None = None
+
+    @classmethod
+    def mean(cls, members: "Sequence[Reasons]") -> "Reasons":
+        """Of several checkpoints."""
+        heats = [each.heat for each in members if each.heat is not None]
+        finest = max((heat.shape for heat in heats), default=(0, 0))
+        record = {name: cell for each in members for name, cell in each.record.items()}
+        heat = np.mean([enlarged(each, finest) for each in heats], axis=0) if heats else None
+        seen = next((each.seen for each in members if each.seen is not None), None)
+        return cls(mean_contributions([each.contributions for each in members]), record, heat, seen)
+
+
+def enlarged(
+    heat: Float32[np.ndarray, "down across"], shape: tuple[int, ...]
+) -> Float32[np.ndarray, "_ _"]:
+    """A map between whose places is interpolated."""
+    if heat.shape == shape:
+        return heat
+    map_ = torch.from_numpy(heat)[None, None]
+    return torch.nn.functional.interpolate(map_, shape, mode="bilinear")[0, 0].numpy()
+
+
+class Explainer:
+    """A checkpoint's own network, and what its probabilities go through."""
+
+    def __init__(self, path: Path, accelerator: str = "auto") -> None:
+        """Loads it by torch, whatever predicts: an exported network tells no gradients.
+
+        Raises:
+            CheckpointError: the file is not a usable checkpoint.
+        """
+        gpu = torch.cuda.is_available() and accelerator != "cpu"
+        self.member = Member.load(path, torch.device("cuda" if gpu else "cpu"))
+        self._backend: Any = self.member.backend
+
+    def explain(
+        self, image: bytes | None, record: Mapping[str, str], frame: int | None = None
+    ) -> Reasons:
+        """Why a case that can be predicted has its probability."""
+        member, network = self.member, self._backend.network
+        row = self._row(image, record)
+        positive = [member.card.classes.index(name) for name in member.card.positive]
+        pixels = self._pixels(image, frame)
+        seen = None if pixels is None else torch.from_numpy(pixels).to(network.device)
+        seen = None if seen is None else seen.permute(2, 0, 1)[None]
+        found = contributions(
+            network,
+            member.encoder,
+            lambda raw: member.calibration.apply(raw)[:, positive].sum(axis=1),
+            row,
+            seen,
+            views=self._backend.views,
+            shown=image is not None,
+        )
+        heat = None
+        if seen is not None and image is not None:
+            encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
+            heat = heat_map(network, seen, encoded, positive=positive)
+        cells = {name: row[name].iloc[0] for name in member.encoder.columns}
+        known = {name: cell for name, cell in cells.items() if not is_missing(cell)}
+        return Reasons(found, known, heat, pixels if member.card.preprocess else None)
+
+    def _pixels(self, image: bytes | None, frame: int | None) -> UInt8[np.ndarray, "s s 3"] | None:
+        view = self.member.view
+        if view is None:
+            return None
+        if image is None:
+            return np.zeros((view.size, view.size, 3), np.uint8)
+        return picture(Source(image, frame), view)
+
+    def _row(self, image: bytes | None, record: Mapping[str, str]) -> pd.DataFrame:
+        """The record in canonical words, completed from a DICOM header, as in prediction."""
+        columns = list(self.member.encoder.columns)
+        row = pd.DataFrame({name: [record.get(name)] for name in columns}, dtype=object)
+        row = canonical_patients(row.assign(image=""), columns, needs_image=False).table
+        return row if image is None else completed(row, [header_record("", BytesIO(image))])
+
+
+def shown(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    """An image as a person wants to see it: as large as asked for on its longer side.
+
+    Raises:
+        DecodeError: it cannot be used.
+    """
+    pixels = decode(image, frame=frame)
+    scale = min(1.0, side / max(pixels.shape[:2]))
+    if scale == 1:
+        return pixels
+    size = tuple(max(1, round(scale * length)) for length in pixels.shape[:2])
+    return decode(image, size=(size[0], size[1]), frame=frame)

@@ -1,0 +1,73 @@
+"""`skinmm serve`: loads, checks who may listen, and runs until it is stopped."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Final
+
+from skinmm.config import ServeConfig
+from skinmm.errors import InputError
+from skinmm.serve.keys import HOW, Keys, is_loopback
+
+INSTALL: Final = "pip install 'skinmm[serve]'"
+
+
+def serve(config: ServeConfig) -> int:
+    """Serves until Ctrl-C.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: a checkpoint or key file that cannot be used, an address that others can reach
+            without keys, or packages that are not installed.
+    """
+    local = is_loopback(config.host)
+    keys = None if config.keys is None else Keys.read(Path(config.keys))
+    if keys is None and not local:
+        raise InputError(
+            f"host={config.host}: others can reach this address, so it needs keys=FILE; {HOW}"
+        )
+    try:
+        import uvicorn
+
+        from skinmm.serve.app import create_app
+        from skinmm.serve.desk import Desk
+        from skinmm.serve.service import Service
+    except ModuleNotFoundError as error:
+        raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
+    from skinmm.predict.job import checkpoints
+
+    service = Service(
+        checkpoints(config.checkpoint),
+        config.accelerator,
+        referral=config.referral,
+        backend=config.backend,
+    )
+    desk = Desk(config.queue, config.timeout)
+    names = {"localhost", "127.0.0.1", "::1", config.host}
+    hosts = names if keys is None else None
+    app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch)
+    if config.page:
+        from skinmm.serve.page import mount_page
+
+        app = mount_page(app, service, desk)
+    print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
+    _hush()
+    uvicorn.run(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,  # a query could name a patient
+        server_header=False,
+        timeout_keep_alive=5,
+    )
+    return 0
+
+
+def _hush() -> None:
+    """Lets no library say what it finds in a file: it could be a patient's name."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "python_multipart", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,181 @@
+"""Uploaded cases through the predictor; what they brought is gone when the call returns."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+import skinmm
+from skinmm.data.source import FRAME
+from skinmm.data.vocabulary import CONVERTERS, is_missing
+from skinmm.predict import Predictor
+from skinmm.predict.member import Member
+from skinmm.serve.reasons import Explainer, Reasons
+
+NOTICE: Final = (
+    "Research use only. This is not a medical device and must not be used to decide on a "
+    "patient's care."
+)
+MEMORY: Final = Path("/dev/shm")  # noqa: S108  kept in memory, if the system has such a folder
+_FILE: Final = "image"  # what a file is called here, whatever it was called there
+
+
+class Case(NamedTuple):
+    """One lesion as it was sent.
+
+    Attributes:
+        image: the file's bytes, if there is one.
+        record: cells by column, as typed.
+        frame: which frame of a DICOM file with several, from 1.
+    """
+
+    image: bytes | None
+    record: Mapping[str, str]
+    frame: int | None = None
+
+
+class Service:
+    """What a checkpoint, or several, say of single patients.
+
+    Attributes:
+        predictor: what predicts.
+        needs_image: whether a case without an image is refused.
+        side: the longest side of the square that a network looks at, in pixels; 0 of none.
+        card: what /v1/model tells.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        accelerator: str = "auto",
+        *,
+        referral: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        """Loads checkpoints.
+
+        Args:
+            checkpoints: files that training wrote; several are averaged.
+            accelerator: auto, cpu or gpu.
+            referral: as the predictor's.
+            backend: what predicts: auto, torch or onnx; torch explains.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or not ours.
+            InputError: checkpoints that do not fit together, or no GPU.
+        """
+        self.predictor = Predictor.from_checkpoints(
+            checkpoints, accelerator, referral=referral, backend=backend
+        )
+        self._explainers = [Explainer(path, accelerator) for path in checkpoints]
+        members = [each.member for each in self._explainers]
+        self.needs_image = any(member.needs_image for member in members)
+        self.side = max((member.view.size for member in members if member.view), default=0)
+        self.card = _card(self.predictor, members)
+
+    def predict(self, case: Case) -> dict[str, Any]:
+        """One lesion's row, as `predict.py` writes it."""
+        files = {} if case.image is None else {_FILE: case.image}
+        cell = "" if case.image is None else _cell(case.frame)
+        return self.predict_table([{**case.record, "image": cell}], files)[0]
+
+    def predict_table(
+        self, rows: Iterable[Mapping[str, str]], files: Mapping[str, bytes]
+    ) -> list[dict[str, Any]]:
+        """Several lesions' rows, in order.
+
+        Args:
+            rows: cells by column name, as in the table that `predict.py` takes.
+            files: images by their plain names (see `skinmm.serve.limits.check_name`).
+
+        Raises:
+            InputError: rows without an image column, although the model needs one.
+        """
+        table = pd.DataFrame(list(rows), dtype=str)
+        with _folder(files) as folder:
+            predicted = self.predictor.predict(table, folder, batch_size=8)
+        given = table.to_dict("records")
+        said = zip(given, predicted.to_dict("records"), strict=True)
+        return [self._answer(dict(cells), row) for cells, row in said]
+
+    def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Reasons | None]:
+        """A lesion's row, and why it is so (see `skinmm.explain`) unless it holds an error."""
+        row = self.predict(case)
+        if row["error"]:
+            return row, None
+        told = (case.image, case.record, case.frame)
+        return row, Reasons.mean([each.explain(*told) for each in self._explainers])
+
+    def _answer(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        classes = self.predictor.classes
+        listed = {name: _listed(row[name]) for name in ("prediction_set", "missing")}
+        plain = {name: None if pd.isna(value) else value for name, value in row.items()}
+        probabilities = {name: plain.pop(f"p_{name}") for name in classes}
+        unknown = [name for name in self.predictor.columns if _is_unknown(name, cells.get(name))]
+        return {
+            **plain,
+            "probabilities": None if plain["error"] else probabilities,
+            **listed,
+            "unknown": unknown,
+            "notice": NOTICE,
+        }
+
+
+def _cell(frame: int | None) -> str:
+    return _FILE if frame is None else f"{_FILE}{FRAME}{frame}"
+
+
+def _listed(names: str) -> list[str]:
+    return names.split("|") if names else []
+
+
+def _is_unknown(name: str, cell: Any) -> bool:
+    """Whether a cell holds a value that counts as missing because nobody knows it."""
+    convert = CONVERTERS.get(name)
+    return convert is not None and not is_missing(cell) and convert(cell) is None
+
+
+@contextmanager
+def _folder(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A private folder with the files, in memory where the system can, gone afterwards."""
+    place = MEMORY if MEMORY.is_dir() else None
+    with TemporaryDirectory(prefix="skinmm-", dir=place) as name:
+        folder = Path(name)
+        for file, data in files.items():
+            (folder / file).write_bytes(data)
+        yield folder
+
+
+def _card(predictor: Predictor, members: Sequence[Member]) -> dict[str, Any]:
+    """The model card."""
+    return {
+        "skinmm": skinmm.__version__,
+        "intended_use": NOTICE,
+        "classes": predictor.classes,
+        "positive": predictor.positive,
+        "inputs": sorted(predictor.inputs),
+        "columns": predictor.columns,
+        "threshold": predictor.threshold,
+        "referral": predictor.referral,
+        "members": [
+            {
+                "sha256": member.digest,
+                "model": member.config.model.name,
+                "image_size": member.config.model.image_size,
+                "fusion": member.config.fusion.name,
+                "initialisation": member.card.initialisation,
+                "trained_on": member.config.data.name,
+                "preprocess": member.card.preprocess,
+                "prior": member.card.prior,
+                "calibration": member.calibration.method if member.card.calibration else None,
+                "threshold": member.card.threshold,
+                "prediction_sets": member.card.conformal,
+                "knows_unfamiliar": member.familiarity is not None,
+                "test": member.card.summary,
+            }
+            for member in members
+        ],
+    }

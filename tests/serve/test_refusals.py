@@ -1,0 +1,305 @@
+"""What the service refuses, and that it lives on."""
+
+import asyncio
+import hashlib
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", exc_type=ImportError)
+pytest.importorskip("prometheus_client", exc_type=ImportError)
+
+from dicom_files import dicom, dicom_from_jpeg
+from fastapi.testclient import TestClient
+from quick_runs import best
+from serving import RECORD, application, client, jpeg_of, send
+
+from skinmm import cli
+from skinmm.errors import InputError
+from skinmm.serve.desk import Desk
+from skinmm.serve.keys import Keys, is_loopback
+from skinmm.serve.limits import MAX_IMAGE, check_name
+from skinmm.serve.problems import ProblemError
+from skinmm.serve.service import Service
+
+KEY: Final = "5" * 64
+MALFORMED: Final = 300
+
+
+@pytest.fixture(scope="module")
+def service(both: Path) -> Service:
+    return Service([best(both)], "cpu")
+
+
+@pytest.fixture(scope="module")
+def at(service: Service) -> Iterator[TestClient]:
+    with client(application(service)) as opened:
+        yield opened
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of that size whose pixels take a few bytes: a bomb, where it is large."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(min(height * (3 * width + 1), 1 << 20)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (b"", 422, "holds no file"),
+        (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
+        (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
+        (png(20_000, 20_000), 413, "the limit is 200 megapixels"),
+        (dicom(np.zeros((4, 4, 3), np.uint8), Rows=60_000, Columns=60_000), 413, "megapixels"),
+        (bytes(MAX_IMAGE + 1), 413, "20,000,000"),
+        (bytes(MAX_IMAGE + 200_000), 413, "longer than"),
+    ],
+    ids=["empty", "gif", "broken", "png-bomb", "dicom-bomb", "bytes", "body"],
+)
+def test_a_file_that_cannot_be_used(at: TestClient, data: bytes, status: int, reason: str) -> None:
+    said, problem = send(at, data)
+    assert (said, problem["status"]) == (status, status)
+    assert reason in problem["detail"]
+    assert problem.keys() == {"type", "title", "status", "detail"}
+
+
+def test_what_does_not_belong_in_the_form(at: TestClient, pictures: Path) -> None:
+    image = jpeg_of(pictures)
+    assert send(at, None, **RECORD)[0] == 422
+    assert "unknown field 'diagnosis'" in send(at, image, diagnosis="nv")[1]["detail"]
+    assert "not a number from 1" in send(at, image, frame="-1")[1]["detail"]
+    assert "#frame=2 does not exist" in send(at, image, frame="2")[1]["detail"]
+    assert at.post("/v1/predict", json={}).status_code == 415
+    twice = at.post("/v1/predict", files=[("image", ("a", image)), ("image", ("b", image))])
+    assert twice.status_code == 400
+    ages = [("image", ("a", image)), ("age", (None, "5")), ("age", (None, "6"))]
+    assert "twice" in at.post("/v1/predict", files=ages).json()["detail"]
+    assert at.post("/v1/predict", files=[("age", ("a", image))]).status_code == 422
+    assert send(at, image, site="x" * 2000)[0] == 400
+    answer = at.get("/v1/predict")
+    assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
+    assert answer.headers["allow"] == "POST"
+    assert at.get("/v1/nothing").json()["status"] == 404
+
+
+def test_a_frame_of_several_is_named(at: TestClient, pictures: Path) -> None:
+    data = dicom_from_jpeg(jpeg_of(pictures), jpeg_of(pictures, "ISIC_0000001"))
+    assert "2 frames" in send(at, data)[1]["detail"]
+    second = send(at, data, frame="2", **RECORD)[1]
+    alone = send(at, jpeg_of(pictures, "ISIC_0000001"), **RECORD)[1]
+    assert second["malignancy"] == pytest.approx(alone["malignancy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../patients.csv", "/etc/passwd", "a/b.jpg", "..", ".hidden.jpg", "a\0.jpg", "C:\\a.jpg"),
+        *("x.h5", "x.tfrec", "a.jpg#frame=x", "a#b.jpg", "x" * 300, "", "a\n.jpg"),
+    ],
+)
+def test_a_path_is_no_name(at: TestClient, pictures: Path, name: str) -> None:
+    with pytest.raises(ProblemError):
+        check_name(name)
+    if name and name.isprintable():
+        table = f'image,age\n"{name}",5\n'
+        answer = at.post("/v1/predict/batch", files=[("table", ("t.csv", table))])
+        assert (answer.status_code, "root:" in answer.text) == (422, False)
+    # The name of a single upload is never looked at.
+    files = {"image": (name or "a", jpeg_of(pictures))}
+    assert at.post("/v1/predict", files=files).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "ISIC_0000000", "1.2.840.10008.5", "x (1).PNG", "ä.dcm"])
+def test_a_name_is_a_name(name: str) -> None:
+    assert check_name(name) == name
+    assert check_name(f"{name}#frame=3") == f"{name}#frame=3"
+
+
+@pytest.mark.parametrize("table", ["", "image\n", "image\na,b\n", "a,a\n1,2\n", '"', "\xff"])
+def test_a_table_that_is_none(at: TestClient, table: str) -> None:
+    files = [("table", ("t.csv", table.encode("latin-1")))]
+    assert at.post("/v1/predict/batch", files=files).status_code == 422
+    assert at.post("/v1/predict/batch", files=[*files, *files]).status_code == 422
+    many = "image\n" + "a.jpg\n" * 33
+    answer = at.post("/v1/predict/batch", files=[("table", ("t.csv", many))])
+    assert "at most 32" in answer.json()["detail"]
+
+
+def test_keys_open_all_but_health(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"# ours\n{hashlib.sha256(KEY.encode()).hexdigest()}  -\n")
+    with client(application(service, keys=Keys.read(file))) as opened:
+        for headers in ({}, {"X-API-Key": "6" * 64}, {"Authorization": f"Bearer {KEY}x"}):
+            answer = opened.get("/v1/model", headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"].startswith("Basic")
+        answer = opened.post("/v1/predict", content=b"x", headers={"Authorization": "Basic ???"})
+        assert answer.status_code == 401
+        assert opened.get("/metrics").status_code == 401
+        assert opened.get("/healthz").status_code == 200
+        for headers in ({"X-API-Key": KEY}, {"Authorization": f"bearer {KEY}"}):
+            assert opened.get("/v1/model", headers=headers).status_code == 200
+        assert opened.get("/v1/model", auth=("doctor", KEY)).status_code == 200
+
+
+def test_a_key_file_that_holds_none(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    for text, reason in (("", "holds no key"), ("secret\n", "line 1 is no SHA-256 sum")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=reason):
+            Keys.read(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        Keys.read(tmp_path / "none.txt")
+
+
+def test_others_are_let_in_only_with_keys(
+    both: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    checkpoint = f"checkpoint={best(both)}"
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):  # noqa: S104
+        assert not is_loopback(host)
+    assert is_loopback("127.0.0.2")
+    assert is_loopback("::1")
+    assert cli.main(["serve", checkpoint, "host=0.0.0.0"]) == 2
+    assert "needs keys=FILE" in capsys.readouterr().err
+    assert cli.main(["serve", checkpoint, f"keys={tmp_path / 'a=b.txt'}"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert cli.main(["serve", f"checkpoint={tmp_path / 'none.ckpt'}"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_page_of_another_name_does_not_reach_it(service: Service) -> None:
+    app = application(service, hosts={"localhost", "127.0.0.1"})
+    with client(app, base_url="http://localhost:8000") as opened:
+        assert opened.get("/healthz").status_code == 200
+        assert opened.get("/v1/model", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_every_answer_has_security_headers(at: TestClient) -> None:
+    for path in ("/v1/model", "/healthz", "/v1/nothing", "/v1/predict"):
+        headers = at.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_who_finds_all_places_taken_comes_again(service: Service, pictures: Path) -> None:
+    desk = Desk(1, 60)
+    go = threading.Event()
+
+    async def both_at_once() -> None:
+        async with desk.place() as place:
+            running = asyncio.create_task(place.run(lambda: go.wait(60)))
+            await asyncio.sleep(0)
+            assert desk.full
+            with pytest.raises(ProblemError) as refused:
+                async with desk.place():
+                    pass
+            assert int(refused.value.headers["Retry-After"]) >= 1
+            assert refused.value.status == 429
+            go.set()
+            assert await running
+        assert desk.taken == 0
+
+    asyncio.run(both_at_once())
+    desk.close()
+    full = application(service, places=1)
+    with client(full) as opened:
+        assert send(opened, jpeg_of(pictures))[0] == 200
+
+
+def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
+    desk = Desk(1, 0.05)
+    go = threading.Event()
+
+    async def late() -> None:
+        with pytest.raises(ProblemError) as over:
+            async with desk.place() as place:
+                await place.run(lambda: go.wait(60))
+        assert over.value.status == 503
+        assert desk.taken == 1
+        go.set()
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if not desk.taken:
+                break
+        assert desk.taken == 0
+        with pytest.raises(ProblemError) as slow:
+            async with desk.place():
+                await asyncio.sleep(60)
+        assert slow.value.status == 408
+
+    asyncio.run(late())
+    desk.close()
+
+
+def test_an_error_of_ours_says_nothing_of_the_patient(
+    service: Service,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("age 57")
+
+    monkeypatch.setattr(service, "predict", broken)
+    with client(application(service)) as opened:
+        status, problem = send(opened, jpeg_of(pictures), age="57")
+    assert status == 500
+    assert "57" not in problem["detail"] + caplog.text
+    assert "RuntimeError at" in caplog.text
+
+
+def malformed(pictures: Path) -> Iterator[tuple[bytes, str]]:
+    """Bodies and content types of requests that are nearly right."""
+    rng = np.random.default_rng(0)
+    images = [jpeg_of(pictures), png(8, 8), dicom_from_jpeg(jpeg_of(pictures))]
+    boundary = "multipart/form-data; boundary=b"
+    for number in range(MALFORMED):
+        image = bytearray(images[number % 3])
+        field = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        kind = number % 5
+        if kind == 0:
+            image = image[: rng.integers(0, len(image))]
+        elif kind == 1:
+            for place in rng.integers(0, min(len(image), 700), 20):
+                image[place] = rng.integers(0, 256)
+        body = bytearray(field + image + b"\r\n--b--\r\n")
+        if kind == 2:
+            for place in rng.integers(0, len(field), 4):
+                body[place] = rng.integers(0, 256)
+        elif kind == 3:
+            body = body[: rng.integers(0, len(body))]
+        yield bytes(body), boundary if kind < 4 else rng.bytes(30).decode("latin-1")
+
+
+# Starlette leaves the file of a part that does not end to the garbage collector; it is in memory.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nothing_malformed_is_an_error_of_the_service(at: TestClient, pictures: Path) -> None:
+    statuses = []
+    for body, kind in malformed(pictures):
+        headers = {"content-type": kind.replace("\n", " ").replace("\r", " ")}
+        try:
+            answer = at.post("/v1/predict", content=io.BytesIO(body), headers=headers)
+        except UnicodeEncodeError:
+            continue
+        statuses.append(answer.status_code)
+        if answer.status_code != 200:  # damage that a picture bears
+            assert answer.json()["status"] == answer.status_code
+    assert {status // 100 for status in statuses} <= {2, 4}
+    assert sum(status >= 400 for status in statuses) > MALFORMED // 2
+    assert send(at, jpeg_of(pictures), **RECORD)[0] == 200
