@@ -78,7 +78,7 @@ def test_the_light_s_colour_is_taken_out(light: tuple[float, float, float]) -> N
     white, tinted = (np.rint(scene * tint).astype(np.uint8) for tint in (1.0, np.array(light)))
     means = [shades_of_grey(picture).reshape(-1, 3).mean(axis=0) for picture in (white, tinted)]
     balanced = [mean / mean.sum() for mean in means]
-    np.testing.assert_allclose(*balanced, atol=0.01)
+    np.testing.assert_allclose(balanced[0], balanced[1], atol=0.01)
 
 
 def test_a_grey_picture_stays_as_it_is() -> None:
