@@ -300,6 +300,9 @@ class ServeConfig:
     port: int = setting(8000, "port to listen on", low=1, high=65535)
     keys: str | None = setting(None, "file of the API keys' SHA-256 sums, one a line")
     page: bool = setting(True, "the page as well; false: the API alone")
+    backend: str = setting(
+        "auto", "what predicts, as in a prediction job", choices=("auto", "torch", "onnx")
+    )
     accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
     referral: bool = setting(
         True, "decide `refer` where set or features speak against; false: the threshold alone"
