@@ -127,8 +127,8 @@ class LesionData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """Where the training draw is: an epoch, its steps that have been made, rows of a step."""
-        loop = self.trainer.fit_loop  # type: ignore[union-attr]  # Lightning asks while it trains
-        epoch: Any = loop.epoch_progress.current
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]  # asked while it trains
+        epoch = loop.epoch_progress.current
         # After an epoch's last batch the next one is due, from its first row.
         within = epoch.ready > epoch.processed
         steps = loop.epoch_loop.batch_progress.current.processed if within else 0
