@@ -83,7 +83,7 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     )
     assert (ours.backend, theirs.backend) == ("torch", "onnx")
     expected, predicted = (each.predict(table, pictures) for each in (ours, theirs))
-    assert np.abs(expected[P] - predicted[P]).to_numpy().max() < 1e-4
+    assert np.abs(expected[P].to_numpy() - predicted[P].to_numpy()).max() < 1e-4
     same = ["decision", "prediction_set", "error", "missing"]
     pd.testing.assert_frame_equal(expected[same], predicted[same])
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)

@@ -147,5 +147,5 @@ def _torch_backend(
     widths = [column.stop - column.start for column in encoder.layout]
     network = build_network(config, widths, len(card.classes), pretrained=False)
     network.load_state_dict(weights)
-    network.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return TorchBackend(network, config.evaluation.views)

@@ -1,7 +1,7 @@
 """What is made of a finished output: a row per patient, and the competition's file."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -87,7 +87,7 @@ def _bare(cell: str) -> str:
     return stem if suffix.lower() in SUFFIXES else os.path.basename(cell)  # noqa: PTH119
 
 
-def _reason(row: dict[str, str]) -> str:
+def _reason(row: Mapping[Hashable, Any]) -> str:
     """Why a lesion was decided as it was; nothing where it is plainly benign."""
     malignancy, threshold = float(row["malignancy"]), float(row["threshold"])
     reasons = []

@@ -166,16 +166,16 @@ def test_a_row_per_patient_and_the_competition_s_file(
     assert submission["target"].equals(output["malignancy"].rename("target"))
     assert patients["malignancy"].is_monotonic_decreasing
     highest = output.groupby("patient_id")["malignancy"].max()
-    for row in patients.itertuples():
-        own = output[output["patient_id"] == row.patient_id]
-        assert row.malignancy == pytest.approx(highest[row.patient_id])
+    for row in patients.to_dict("records"):
+        own = output[output["patient_id"] == row["patient_id"]]
+        assert row["malignancy"] == pytest.approx(highest[row["patient_id"]])
         order = own.dropna(subset="malignancy").sort_values("malignancy", ascending=False)
-        assert row.lesions == "|".join(order["image_id"])
-        assert row.images == 4
+        assert row["lesions"] == "|".join(order["image_id"])
+        assert row["images"] == 4
         worst = [name for name in ("malignant", "refer", "benign") if name in {*own["decision"]}]
-        assert row.decision == worst[0]
-    (failed,) = patients[patients["patient_id"] == "P2"].itertuples()
-    assert "image nowhere.jpg not found" in failed.reasons
+        assert row["decision"] == worst[0]
+    (reasons,) = patients[patients["patient_id"] == "P2"]["reasons"]
+    assert "image nowhere.jpg not found" in reasons
 
 
 def test_what_stands_beside_the_output_is_not_replaced_unasked(
