@@ -23,7 +23,15 @@ from skinmm.predict.writer import Output, check_place, format_of
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
-DECIDING: Final = ("input", "images", "probabilities", "threshold", "referral", "batch_size")
+DECIDING: Final = (
+    "input",
+    "images",
+    "probabilities",
+    "threshold",
+    "referral",
+    "batch_size",
+    "accelerator",
+)
 """Settings that decide about the rows: a job is only gone on with if they are the same."""
 
 
