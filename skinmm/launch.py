@@ -91,7 +91,7 @@ def failed(error: Exception, run: Path) -> BaseException:
     store = _store()
     if store is None:
         return error
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    rank, size = _place()
     if rank and os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     reason = _reason(error)
@@ -102,7 +102,8 @@ def failed(error: Exception, run: Path) -> BaseException:
             dist.destroy_process_group()  # so that the others notice; NCCL's would wait for them
         store.set(f"{run} heard {rank}", "")
         if rank == 0:
-            return _told(error, first, run, store)
+            others = [f"{run} heard {each}" for each in range(1, size)]
+            return _told(error, first, store, others)
         store.wait([f"{run} heard 0"], PATIENCE)
     except RuntimeError:  # torch's errors of a lost store are of many kinds
         print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
@@ -120,6 +121,13 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ["RANK"]), _world_size()
 
 
 def _world_size() -> int:
@@ -140,15 +148,13 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
 
 
-def _told(error: Exception, first: list[Any], run: Path, store: Any) -> Exception:
+def _told(error: Exception, first: list[Any], store: Any, others: list[str]) -> Exception:
     """The reason that rank 0 gives, once all who are alive have heard that there is one."""
     rank, is_input, reason = first
     if rank == 0 and _is_lost(error):
         return RuntimeError(reason)
-    others = [f"{run} heard {each}" for each in range(1, _world_size())]
-    if others:
-        with suppress(RuntimeError):
-            store.wait(others, PATIENCE)
+    with suppress(RuntimeError):
+        store.wait(others, PATIENCE)
     if rank == 0:
         return error
     return (InputError if is_input else RuntimeError)(f"process {rank}: {reason}")

@@ -115,9 +115,10 @@ def test_the_agent_s_command_line_trains_and_reports_without_an_account(
     text = "".join(map(str, sent))
     items = [item for each in sent for item in (*each.history.item, *each.summary.update)]
     names = {item.key or "/".join(item.nested_key) for item in items}
-    assert {"train/loss", "val/auroc", "test/auroc", "test/auroc_low", "report"} <= names
-    assert {"test/predictions", "test/roc_table", "test/precision_recall_table"} <= names
-    assert [each.artifact.type for each in sent if each.HasField("artifact")].count("model") == 1
+    assert {"train/loss", "val/auroc", "test/auroc", "test/auroc_low", "report/path"} <= names
+    tables = ("predictions", "confusion_table", "roc_table", "precision_recall_table")
+    assert {f"test/{each}/path" for each in tables} <= names
+    assert [each.artifact.type for each in sent].count("model") == 1
     assert '"columns"' in text  # the configuration
     shared = "".join(
         path.read_text(encoding="utf-8", errors="replace")
