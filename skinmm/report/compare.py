@@ -86,9 +86,12 @@ def _systems(source: Path, labels: Path | None, positive: Sequence[str] | None) 
     if (source / "predictions" / "test.csv").is_file():
         return [_run(source, source.resolve().name)]
     found = sorted(
-        file.parents[1]
-        for file in source.rglob("predictions/test.csv")
-        if not file.parents[1].name.startswith("fold_")
+        (
+            file.parents[1]
+            for file in source.rglob("predictions/test.csv")
+            if not file.parents[1].name.startswith("fold_")
+        ),
+        key=lambda run: (run.parent, len(run.name) if run.name.isdecimal() else 0, run.name),
     )
     if not found:
         raise InputError(f"{source}: no runs there (no folder with predictions/test.csv)")
@@ -107,9 +110,10 @@ def _table(systems: Sequence[System]) -> Table:
             system.name,
             *(estimate(system.evidence.estimate(name)) for name in SHOWN),
             f"{system.evidence.measured['positives']:,} of {system.evidence.measured['n']:,}",
-            "; ".join(f"{key}={system.settings.get(key)}" for key in different),
+            "; ".join(f"{key}={_word(held[key])}" for key in different if key in held),
         )
         for system in systems
+        for held in [system.settings]
     ]
     header = ["System", *map(metric, SHOWN), "Malignant images", "Settings that differ"]
     if not different:
@@ -201,9 +205,16 @@ def _values(systems: Sequence[System], name: str) -> "np.ndarray":
 def _axis(key: str, values: Sequence[Any]) -> Axis:
     if all(is_number(value) for value in values):
         return Axis(key, np.array(values, dtype=np.float64))
-    words = sorted({str(value) for value in values})
-    places = np.array([words.index(str(value)) for value in values], dtype=np.float64)
+    words = sorted(set(map(_word, values)))
+    places = np.array([words.index(_word(value)) for value in values], dtype=np.float64)
     return Axis(key, places, words)
+
+
+def _word(value: Any) -> str:
+    """A setting as a person would say it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _different(systems: Sequence[System]) -> list[str]:
@@ -220,7 +231,7 @@ def _different(systems: Sequence[System]) -> list[str]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
