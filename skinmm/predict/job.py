@@ -67,7 +67,7 @@ def predict_file(config: PredictConfig) -> int:
     with output:
         tables = read_patients(config.input, _chunk(config.batch_size), output.rows)
         for predicted in predictor.stream(
-            _watched(tables, config.input, output.rows),
+            _watched(tables, config.input, output.rows, config.batch_size),
             images,
             probabilities=config.probabilities,
             threshold=config.threshold,
@@ -108,15 +108,23 @@ def _chunk(batch_size: int) -> int:
     return batch_size * -(-CHUNK // batch_size)
 
 
-def _watched(tables: Iterable[pd.DataFrame], source: str, done: int) -> Iterator[pd.DataFrame]:
-    """The tables, with a bar of rows, rate and time left where a person looks on."""
+def _watched(
+    tables: Iterable[pd.DataFrame], source: str, done: int, first: int
+) -> Iterator[pd.DataFrame]:
+    """The tables, with a bar of rows, rate and time left where a person looks on.
+
+    The first batch comes alone, so that something is there to be looked at soon.
+    """
     watched = sys.stderr.isatty()
     total = count_rows(source) if watched else None
     with tqdm(
         total=total, initial=done, unit=" rows", desc="predicting", disable=not watched
     ) as bar:
         for table in tables:
-            yield table
+            for part in (table.iloc[:first], table.iloc[first:]):
+                if len(part):
+                    yield part
+            first = 0
             bar.update(len(table))
 
 
