@@ -77,12 +77,16 @@ def about_html(card: Mapping[str, Any]) -> str:
         auroc = test.get("auroc", {})
         facts += [
             ("Network", f"{member['model']} at {member['image_size']} pixels, {member['fusion']}"),
-            ("Trained on", f"{member['trained_on']}, starting from {member['initialisation']}"),
+            ("Trained on", member["trained_on"]),
+            ("First weights", member["initialisation"]),
             ("Calibration", str(member["calibration"] or "none")),
             ("AUROC in its test", _estimate(auroc)),
-            ("Checkpoint (SHA-256)", f"<code>{member['sha256']}</code>"),
+            ("Checkpoint (SHA-256)", member["sha256"]),
         ]
-    rows = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in facts)
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in facts
+    )
     return f'<h2>Model card</h2><table class="facts">{rows}</table><p class="notice">{NOTICE}</p>'
 
 

@@ -104,11 +104,7 @@ def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=gr.themes.Default(
-            primary_hue="teal",
-            font=["system-ui", "sans-serif"],  # none that would be fetched
-            font_mono=["ui-monospace", "monospace"],
-        ),
+        theme=_theme(gr),
         css_paths=_CSS,
     )
 
@@ -120,21 +116,18 @@ def build_page(service: Service, desk: Desk) -> Any:
     page = Page(service, desk)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=STALE) as blocks:
         gr.HTML(f'<header><h1>{TITLE}</h1><p class="notice">{NOTICE}</p></header>')
-        with gr.Tab("One lesion"), gr.Row():
+        with gr.Tab("Lesion"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                upload = gr.File(
-                    label="Image: JPEG, PNG or DICOM, up to 20 MB; on a phone, or the camera",
-                    type="filepath",
-                    height=150,
-                )
+                upload = gr.File(label="Image", type="filepath", height=150)
+                gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
                 fields = [_field(gr, name) for name in page.columns]
-                audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to a")
+                audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to the")
                 button = gr.Button("Judge this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 said = gr.HTML(_WAITING, elem_id="said")
-        with gr.Tab("What to look for"):
+        with gr.Tab("Learn"):
             gr.HTML(learn_html())
-        with gr.Tab("About this model"):
+        with gr.Tab("Model"):
             gr.HTML(about_html(service.card))
         button.click(
             page.judge,
@@ -146,6 +139,20 @@ def build_page(service: Service, desk: Desk) -> Any:
     return blocks
 
 
+def _theme(gr: Any) -> Any:
+    """Gradio's own, with fonts that need not be fetched and a button that is easy to read."""
+    theme = gr.themes.Default(
+        primary_hue="teal",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    dark = {f"button_primary_background_fill{mode}": "*primary_700" for mode in ("", "_dark")}
+    dark |= {
+        f"button_primary_background_fill_hover{mode}": "*primary_800" for mode in ("", "_dark")
+    }
+    return theme.set(**dark)
+
+
 _WAITING: Final = (
     '<p class="waiting">The result comes here. The image is deleted as soon as it is there.</p>'
 )
@@ -154,7 +161,8 @@ _WAITING: Final = (
 def _field(gr: Any, name: str) -> Any:
     words: Mapping[str, tuple[str, ...]] = _SIDES
     if name == "age":
-        return gr.Number(label="Age, years", value=None, minimum=0, maximum=120)
+        # Text: Gradio's field of numbers shows, and sends, 0 where nobody typed anything.
+        return gr.Textbox(label="Age, years", placeholder=NOT_STATED, max_length=5)
     if name in words:
         choices = [NOT_STATED, *words[name]]
         return gr.Dropdown(choices, value=NOT_STATED, label=name.capitalize())

@@ -3,13 +3,14 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from skinmm.config import ServeConfig
 from skinmm.errors import InputError
 from skinmm.serve.keys import HOW, Keys, is_loopback
 
 INSTALL: Final = "pip install 'skinmm[serve]'"
+INSTALL_PAGE: Final = "pip install 'skinmm[serve,page]'"
 
 
 def serve(config: ServeConfig) -> int:
@@ -49,11 +50,9 @@ def serve(config: ServeConfig) -> int:
     hosts = names if keys is None else None
     app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch)
     if config.page:
-        from skinmm.serve.page import mount_page
-
-        app = mount_page(app, service, desk)
+        app = _with_page(app, service, desk)
     print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
-    _hush()
+    hush()
     uvicorn.run(
         app,
         host=config.host,
@@ -66,7 +65,16 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def _hush() -> None:
+def _with_page(app: Any, service: Any, desk: Any) -> Any:
+    from skinmm.serve.page import mount_page
+
+    try:
+        return mount_page(app, service, desk)
+    except ModuleNotFoundError as error:
+        raise InputError(f"page=true needs {error.name}: {INSTALL_PAGE}, or page=false") from error
+
+
+def hush() -> None:
     """Lets no library say what it finds in a file: it could be a patient's name."""
     warnings.simplefilter("ignore")
     for name in ("pydicom", "python_multipart", "PIL"):

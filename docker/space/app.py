@@ -1,0 +1,24 @@
+"""The page of `skinmm serve` as a hosted Gradio Space, open to everyone; see README.md."""
+
+import os
+from pathlib import Path
+
+import uvicorn
+
+from skinmm.serve.app import create_app
+from skinmm.serve.desk import Desk
+from skinmm.serve.page import mount_page
+from skinmm.serve.run import hush
+from skinmm.serve.service import Service
+
+CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
+
+service = Service([CHECKPOINT])
+desk = Desk(places=8, seconds=60)
+# The Space's own site shows it in a frame.
+app = mount_page(create_app(service, desk, framed=True), service, desk)
+
+if __name__ == "__main__":
+    hush()
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    uvicorn.run(app, host="0.0.0.0", port=port, log_level="warning", access_log=False)  # noqa: S104

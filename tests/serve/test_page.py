@@ -1,0 +1,153 @@
+"""The page's words and pictures, and that no upload outlives its result."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", exc_type=ImportError)
+pytest.importorskip("prometheus_client", exc_type=ImportError)
+
+from dicom_files import dicom_from_jpeg
+from quick_runs import best
+from serving import jpeg_of
+
+import skinmm
+from skinmm.serve.desk import Desk
+from skinmm.serve.education import about_html, learn_html
+from skinmm.serve.overlay import overlay
+from skinmm.serve.page import NOT_STATED, Page
+from skinmm.serve.service import NOTICE, Case, Service
+from skinmm.serve.view import AUDIENCES, Judged, result
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def service(both: Path) -> Service:
+    return Service([best(both)], "cpu")
+
+
+def judged(service: Service, image: bytes, **record: str) -> Judged:
+    case = Case(image, record)
+    row, reasons = service.predict_and_explain(case)
+    assert reasons is not None
+    return Judged(case, row, reasons, service.card)
+
+
+def judge(service: Service, upload: str | None, *cells: Any, audience: str = "clinician") -> str:
+    """What the button shows."""
+
+    async def press() -> str:
+        said, nothing = await Page(service, Desk(4, 60)).judge(upload, audience, *cells)
+        assert nothing is None
+        return said
+
+    return asyncio.run(press())
+
+
+def uploaded(folder: Path, data: bytes) -> str:
+    """A file as Gradio's cache holds it: in a folder of its own."""
+    path = folder / "0123abcd" / "lesion.jpg"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_the_result_is_the_service_s(
+    service: Service, pictures: Path, tmp_path: Path, audience: str
+) -> None:
+    upload = uploaded(tmp_path, jpeg_of(pictures))
+    said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
+    row = service.predict(Case(jpeg_of(pictures), {"age": "55", "site": "torso"}))
+    assert f"{100 * row['malignancy']:.2g}\N{NO-BREAK SPACE}%</b> probability" in said
+    assert "Predicted without sex." in said
+    assert said.count("<img") == 2
+    assert NOTICE in said.replace("&#x27;", "'")
+    assert ("What moved" in said) == (audience == "clinician")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0 broken"])
+def test_what_cannot_be_used_is_said_and_deleted(
+    service: Service, tmp_path: Path, data: bytes
+) -> None:
+    said = judge(service, uploaded(tmp_path, data), "", NOT_STATED, NOT_STATED)
+    assert 'role="alert"' in said
+    assert "cannot be used" in said
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_image_that_is_not_there(service: Service, tmp_path: Path) -> None:
+    assert "needs an image" in judge(service, None, "5", NOT_STATED, NOT_STATED)
+    gone = judge(service, str(tmp_path / "gone.jpg"), "5", NOT_STATED, NOT_STATED)
+    assert "choose it again" in gone
+
+
+def test_the_points_add_up(service: Service, pictures: Path) -> None:
+    data = dicom_from_jpeg(jpeg_of(pictures), PatientAge="061Y")
+    one = judged(service, data, sex="male")
+    said = result(one)
+    assert '<th scope="row">age</th><td>61</td>' in said
+    points = [float(found) for found in re.findall(r"<td>(?:<b>)?([+-]?\d+\.\d)", said)]
+    start, *added, together = points
+    assert len(added) == 3
+    assert start + sum(added) == pytest.approx(together, abs=0.3)
+
+
+def test_what_a_patient_sent_is_text(service: Service, pictures: Path) -> None:
+    one = judged(service, jpeg_of(pictures), age="<script>alert(1)</script>")
+    said = result(one)
+    assert "age was not understood" in said
+    assert "<script" not in said
+
+
+def test_what_speaks_against_a_result_is_said(service: Service, pictures: Path) -> None:
+    one = judged(service, jpeg_of(pictures), age="50")
+    strange = one._replace(row={**one.row, "ood": 2.0}, small=32)
+    assert "Unlike the lesions" in result(strange)
+    assert "smaller than the 32 pixels" in result(strange)
+    for decision, words in (("malignant", "Suspicious"), ("refer", "Not decided")):
+        assert words in result(one._replace(row={**one.row, "decision": decision}))
+
+
+def test_the_map_is_clear_where_nothing_speaks() -> None:
+    picture = np.full((40, 60, 3), 100, np.uint8)
+    heat = np.zeros((4, 4), np.float32)
+    np.testing.assert_array_equal(overlay(picture, heat), picture)
+    heat[0, 0] = 1
+    seen = overlay(picture, heat)
+    assert (seen[0, 0] != 100).any()
+    assert (seen[-1, -1] == 100).all()
+
+
+def test_every_part_says_what_it_is_for(service: Service) -> None:
+    learn, about = learn_html(), about_html(service.card)
+    assert NOTICE.replace("'", "&#x27;") in learn
+    assert NOTICE in about
+    assert learn.count("<img") == 6
+    assert service.card["members"][0]["sha256"] in about
+    for part in (learn, about):
+        assert not re.search(r"(src|href)=\"(?!data:)", part)
+
+
+def test_the_space_installs_this_version() -> None:
+    requirement = (ROOT / "docker" / "space" / "requirements.txt").read_text()
+    assert requirement.startswith(f"./skinmm-{skinmm.__version__}-")
+
+
+# Gradio leaves an event loop of its import to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_gradio_asks_and_keeps_nothing(service: Service) -> None:
+    pytest.importorskip("gradio", exc_type=ImportError)
+    from skinmm.serve.page import STALE, build_page
+
+    blocks = build_page(service, Desk(1, 1))
+    assert blocks.analytics_enabled is False
+    assert blocks.delete_cache == STALE
+    (press,) = [each for each in blocks.fns.values() if each.fn]
+    assert press.api_visibility == "private"
