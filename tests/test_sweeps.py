@@ -119,7 +119,8 @@ def test_the_agent_s_command_line_trains_and_reports_without_an_account(
     tables = ("predictions", "confusion_table", "roc_table", "precision_recall_table")
     assert {f"test/{each}/path" for each in tables} <= names
     assert [each.artifact.type for each in sent].count("model") == 1
-    assert '"columns"' in text  # the configuration
+    configured = (item for each in sent for item in (*each.config.update, *each.run.config.update))
+    assert {"data", "model", "trainer"} <= {item.key for item in configured}
     shared = "".join(
         path.read_text(encoding="utf-8", errors="replace")
         for path in (offline / "files").rglob("*")
