@@ -2,10 +2,10 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from skinmm.evaluation.thresholds import mean_threshold
 from skinmm.evaluation.uncertainty import decide
 from skinmm.predict.images import ImageFolder, Pictures, Seen, look
 from skinmm.predict.member import Member
-from skinmm.predict.reader import Patients, canonical_patients
+from skinmm.predict.parts import Batch, Part, Predicted
+from skinmm.predict.reader import canonical_patients
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most
@@ -28,31 +29,6 @@ twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379).""
 
 AHEAD: Final = 3
 """Batches whose images are read before the networks are asked."""
-
-
-class Predicted(NamedTuple):
-    """A table's predictions, and how many cells, by column, held no known value."""
-
-    table: pd.DataFrame
-    unknown: Counter[str]
-
-
-class _Part:
-    """A table that is being predicted."""
-
-    def __init__(self, table: pd.DataFrame, patients: Patients, classes: int) -> None:
-        self.table, self.patients = table, patients
-        self.values = np.full((len(table), 3 * classes + 1), np.nan)
-        self.errors, self.missing = np.full((2, len(table)), "", dtype=object)
-
-
-class _Batch(NamedTuple):
-    """Rows of a part that go through the networks together."""
-
-    part: _Part
-    rows: slice
-    seen: "list[Future[Seen]]"
-    last: bool
 
 
 class Predictor:
@@ -197,9 +173,7 @@ class Predictor:
             InputError: as `predict`.
         """
         folder = images if isinstance(images, ImageFolder | None) else ImageFolder(images)
-        if folder is None and self._needs_image:
-            raise InputError("these models need images: name their folder, images=DIR")
-        ahead: deque[_Batch] = deque()
+        ahead: deque[Batch] = deque()
         pool = ThreadPoolExecutor(max(workers, 1))
         try:
             for batch in self._begun(tables, folder, pool, batch_size):
@@ -217,11 +191,13 @@ class Predictor:
         folder: ImageFolder | None,
         pool: ThreadPoolExecutor,
         batch_size: int,
-    ) -> "Iterator[_Batch]":
+    ) -> Iterator[Batch]:
         """Batches whose images are being read; each table ends a batch."""
         for table in tables:
             patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
-            part = _Part(table, patients, len(self.classes))
+            if folder is None and self._needs_image:
+                raise InputError("these models need images: name their folder, images=DIR")
+            part = Part(table, patients, len(self.classes))
             wanted = lacking(patients.table)
             for start in range(0, max(len(table), 1), batch_size):
                 rows = slice(start, start + batch_size)
@@ -233,10 +209,10 @@ class Predictor:
                         patients.table["image_id"].iloc[rows], wanted.iloc[rows], strict=True
                     )
                 ]
-                yield _Batch(part, rows, seen, last=rows.stop >= len(table))
+                yield Batch(part, rows, seen, last=rows.stop >= len(table))
 
     def _ended(
-        self, batch: "_Batch", probabilities: str, threshold: float | None
+        self, batch: Batch, probabilities: str, threshold: float | None
     ) -> Iterator[Predicted]:
         """Lets the networks look at a batch; the last one of a table gives all its rows."""
         part, seen = batch.part, [each.result() for each in batch.seen]
