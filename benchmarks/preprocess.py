@@ -56,7 +56,8 @@ def main(folder: Path, count: int, size: int) -> None:
             changes.append(every[-1])
     print(
         f"| {size} | {count} | {np.mean(falls):.1%} "
-        f"| {np.mean(changes):.3f} ({len(changes)} images) | {np.mean(every):.3f} | {count / seconds:.0f} |"
+        f"| {np.mean(changes):.3f} ({len(changes)} images) | {np.mean(every):.3f} "
+        f"| {count / seconds:.0f} |"
     )
 
 

@@ -30,7 +30,7 @@ class WeightAverage(Callback):
         self._training: State = {}  # while the average is in the network, or from a checkpoint
         self._steps = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begins with the weights there are; a resumed run puts those it trains back."""
         self._average = _copied(pl_module.network)
         if self._training:
@@ -38,9 +38,7 @@ class WeightAverage(Callback):
             self._training = {}
         self._steps = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Moves the average, once a step was taken."""
         if trainer.global_step == self._steps:  # gradients are being accumulated
             return
@@ -53,13 +51,13 @@ class WeightAverage(Callback):
             else:
                 kept.copy_(value)
 
-    def on_validation_start(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, _: pl.Trainer, pl_module: Any) -> None:
         """Puts the average into the network."""
         if self._average:
             self._training = _copied(pl_module.network)
             pl_module.network.load_state_dict(self._average)
 
-    def on_validation_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, _: pl.Trainer, pl_module: Any) -> None:
         """Puts the training weights back."""
         if self._training:
             pl_module.network.load_state_dict(self._training)

@@ -137,9 +137,9 @@ def _world_size() -> int:
 @cache
 def _meeting_place() -> Any:
     """Where the processes that torchrun started find each other, before and between the runs."""
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     store.set_timeout(FOREVER)
-    return dist.PrefixStore("skinmm", store)
+    return dist.PrefixStore("skinmm", store)  # type: ignore[attr-defined]
 
 
 def _store() -> Any:

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
@@ -141,7 +141,9 @@ def share_run(trainer: pl.Trainer, run: Path, *, names: bool) -> None:
 
 def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
     options = config.trainer
-    keeping = RunCheckpoints(checkpoints, options.monitor, options.checkpoint_minutes, options.average_best)
+    keeping = RunCheckpoints(
+        checkpoints, options.monitor, options.checkpoint_minutes, options.average_best
+    )
     stopping = Patience(options.monitor, mode=keeping.mode, patience=options.patience)
     average = [WeightAverage(options.ema)] if options.ema else []
     lines = [EpochLines(options.monitor)] if options.progress else []

@@ -53,9 +53,7 @@ def parameter_groups(network: Network, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def build_schedule(
-    optimizer: Optimizer, config: ScheduleConfig, steps: int, monitor: str
-) -> dict[str, Any]:
+def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, monitor: str) -> Any:
     """The schedule as Lightning wants it: by step, or for plateau by epoch and monitored value.
 
     Args:
@@ -66,9 +64,11 @@ def build_schedule(
     """
     schedule: LRScheduler
     if config.name == "plateau":
-        mode = "min" if monitor.endswith("loss") else "max"
         schedule = ReduceLROnPlateau(
-            optimizer, mode=mode, factor=config.factor, patience=config.patience
+            optimizer,
+            mode="min" if monitor.endswith("loss") else "max",
+            factor=config.factor,
+            patience=config.patience,
         )
         return {"scheduler": schedule, "interval": "epoch", "monitor": monitor}
     schedule = LambdaLR(optimizer, partial(rate, config=config, steps=steps))

@@ -60,6 +60,8 @@ def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
         "test/confusion": wandb.plot.confusion_matrix(
             y_true=truth.tolist(), preds=called.tolist(), class_names=classes
         ),
-        "test/roc": wandb.plot.roc_curve(truth, scores, labels=classes),
-        "test/precision_recall": wandb.plot.pr_curve(truth, scores, labels=classes),
+        "test/roc": wandb.plot.roc_curve(truth.tolist(), scores.tolist(), labels=classes),
+        "test/precision_recall": wandb.plot.pr_curve(
+            truth.tolist(), scores.tolist(), labels=classes
+        ),
     }

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -216,7 +216,8 @@ def _module(config: Config, data: LesionData) -> Classifier:
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
     loss = build(LOSSES, "loss", config.loss, counts=counts)
     card = Card(
-        config=to_mapping(config),
+        # Where a run was resumed, and whether it replaced one, says nothing of its network.
+        config=to_mapping(replace(config, resume=None, overwrite=False)),
         classes=classes,
         positive=list(data.positive),
         encoder=data.encoder.to_state(),

@@ -94,7 +94,8 @@ def test_test_outcomes_are_32_bit_though_the_run_is_not(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_32_bit_though_the_network_is_not(tmp_path: Path) -> None:
-    module, data, _ = parts(micro_config(), tmp_path)
+    module, data, trainer = parts(micro_config(), tmp_path)
+    module.trainer = trainer
     batch = next(iter(data.train_dataloader()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(batch).dtype == torch.bfloat16

@@ -113,7 +113,7 @@ def test_a_plateau_lowers_the_rate_when_its_patience_is_over(monitor: str, worse
     config = ScheduleConfig(name="plateau", factor=0.5, patience=1)
     schedule = build_schedule(optimizer, config, 10, monitor)
     assert (schedule["interval"], schedule["monitor"]) == ("epoch", monitor)
-    rates = []
+    rates: list[float] = []
     for epoch in range(4):
         optimizer.step()
         schedule["scheduler"].step(worse * epoch)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from quick_runs import QUICK, ROOT, command, files_in, metrics_of
 from test_training import CONTRACT
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
@@ -98,7 +98,9 @@ def test_the_agent_s_command_line_trains_and_reports_without_an_account(
         _run_processes={},
         _sweep_command=sweep["command"],
     )
-    agent._command_run({"run_id": "abc", "program": sweep["program"], "args": first})
+    agent._command_run(  # type: ignore[no-untyped-call]
+        {"run_id": "abc", "program": sweep["program"], "args": first}
+    )
     assert agent._run_processes["abc"].wait() == 0
 
     (run,) = (tmp_path / "runs").iterdir()

@@ -74,8 +74,9 @@ def test_a_prediction_file_holds_every_row_of_its_part_once(reference: Path, par
     file = reference / "predictions" / f"{part}.csv"
     header, *lines = file.read_text().splitlines()
     names = "p_benign,p_malignant,raw_benign,raw_malignant"
-    assert header == f"image_id,patient_id,target,{names}"
-    assert all(len(re.sub(r"\D", "", cell.lstrip("0."))) <= 9 for cell in lines[0].split(",")[3:])
+    assert header == f"image_id,patient_id,target,{names},decision,prediction_set,ood"
+    numbers = lines[0].split(",")[3:7]
+    assert all(len(re.sub(r"\D", "", cell.lstrip("0."))) <= 9 for cell in numbers)
     predictions, cohort = predictions_of(reference, part), cohort_of(reference, part)
     for column in ("image_id", "patient_id", "target"):
         assert predictions[column].tolist() == cohort[column].tolist()

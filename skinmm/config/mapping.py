@@ -116,6 +116,7 @@ def explain_unknown(schema: type[Any], key: str) -> str:
         return f"unknown key '{key}'; to hand it to the constructor write +{key}=..."
     known = [each.rpartition(".") for each in _keys(schema())]
     like = get_close_matches(name, dict.fromkeys(each[2] for each in known), cutoff=0.75)
+    like = [name] if name in like else like
     near = [each for each in known if each[2] in like]
     near.sort(key=lambda each: (each[0] != section, like.index(each[2])))
     if near:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ def synchronise_batchnorm(network: nn.Module) -> None:
 
     torch's own conversion would lose the activations that timm's layers hold.
     """
-    convert_sync_batchnorm(network)
+    convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 class Backbone(nn.Module):
