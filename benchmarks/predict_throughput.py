@@ -161,8 +161,8 @@ def main(checkpoint: Path, rows: int, rounds: int) -> None:
             share = SLOWER if LEGS[name][1] == "torch" else 1
             found[name].append(measured(name, checkpoint, rows // share))
     larger = measured("job", checkpoint, LARGER * rows)
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, ")
-    print(f"torch {torch.__version__}; {rows} rows, {rounds} rounds\n")
+    cores = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    print(f"{cores}, torch {torch.__version__}; {rows} rows, {rounds} rounds\n")
     print(
         "| leg | rows/s, median (all) | CPU ms a row, median | peak memory, GB |\n|---|---|---|---|"
     )
