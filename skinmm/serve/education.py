@@ -91,10 +91,9 @@ def about_html(card: Mapping[str, Any]) -> str:
 
 
 def _estimate(measured: Mapping[str, Any]) -> str:
-    numbers = [measured.get(name) for name in ("value", "low", "high")]
-    if any(number is None for number in numbers):
-        return "not known"
-    return "{:.3f} ({:.3f} to {:.3f})".format(*numbers)
+    numbers = (measured.get(name) for name in ("value", "low", "high"))
+    value, *bounds = ("not known" if number is None else f"{number:.3f}" for number in numbers)
+    return f"{value} ({' to '.join(bounds)})"
 
 
 def _signs() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Uploaded cases through the predictor; what they brought is gone when the call returns."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +83,7 @@ class Service:
         return self.predict_table([{**case.record, "image": cell}], files)[0]
 
     def predict_table(
-        self, rows: Iterable[Mapping[str, str]], files: Mapping[str, bytes]
+        self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
     ) -> list[dict[str, Any]]:
         """Several lesions' rows, in order.
 
@@ -94,12 +94,11 @@ class Service:
         Raises:
             InputError: rows without an image column, although the model needs one.
         """
-        table = pd.DataFrame(list(rows), dtype=str)
+        table = pd.DataFrame([*rows], dtype=str)
         with _folder(files) as folder:
             predicted = self.predictor.predict(table, folder, batch_size=8)
-        given = table.to_dict("records")
-        said = zip(given, predicted.to_dict("records"), strict=True)
-        return [self._answer(dict(cells), row) for cells, row in said]
+        said: list[dict[str, Any]] = predicted.to_dict("records")  # type: ignore[assignment]
+        return [self._answer(cells, row) for cells, row in zip(rows, said, strict=True)]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Reasons | None]:
         """A lesion's row, and why it is so (see `skinmm.explain`) unless it holds an error."""

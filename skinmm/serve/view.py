@@ -79,7 +79,7 @@ def _head(judged: Judged, audience: str) -> Iterator[str]:
     heads = _HEADS if audience == AUDIENCES[0] else _PATIENT_HEADS
     title, words = heads[row["decision"]]
     chance, threshold = row["malignancy"], row["threshold"]
-    yield f'<h3 class="decision {row["decision"]}">{title}</h3><p>{words}</p>'
+    yield f'<h2 class="decision {row["decision"]}">{title}</h2><p>{words}</p>'
     yield f'<p class="chance"><b>{_percent(chance)}</b> probability of malignancy</p>'
     yield (
         f'<div class="scale" role="img" aria-label="{_percent(chance)} on a scale from 0 to 100 %, '
@@ -103,6 +103,8 @@ def _warnings(judged: Judged) -> Iterator[str]:
         found.append(f"Predicted without {' and '.join(missing)}.")
     if (row["ood"] or 0) > 1:
         found.append("Unlike the lesions that the model was checked on: do not rely on it here.")
+    if any(member["calibration"] is None for member in judged.card["members"]):
+        found.append("The model was never checked: probability and threshold are not calibrated.")
     if judged.small:
         found.append(
             f"The image is smaller than the {judged.small} pixels that the network looks at."
@@ -133,7 +135,8 @@ def _inputs(judged: Judged) -> Iterator[str]:
         return
     largest = max(map(abs, found.added.values())) or 1.0
     yield '<table><caption>What moved the probability</caption><thead><tr><th scope="col">Input'
-    yield '</th><th scope="col">Value</th><th scope="col">Points</th><th></th></tr></thead><tbody>'
+    yield '</th><th scope="col">Value</th><th scope="col" colspan="2">Points</th></tr></thead>'
+    yield "<tbody>"
     yield _line("nothing known", "", f"{100 * found.start:.1f}", "")
     for name, added in sorted(found.added.items(), key=lambda item: -abs(item[1])):
         value = "as sent" if name == "image" else _cell(judged.reasons.record.get(name))
@@ -151,9 +154,11 @@ def _inputs(judged: Judged) -> Iterator[str]:
 def _meaning(judged: Judged) -> Iterator[str]:
     """What the threshold and the set mean, as tested."""
     members, row = judged.card["members"], judged.row
+    if any(member["calibration"] is None for member in members):
+        return
     test = members[0]["test"] if len(members) == 1 else {}
     metrics = test.get("metrics", {})
-    yield "<h4>What that means</h4><ul>"
+    yield "<h3>What that means</h3><ul>"
     if test and {"ppv", "npv", "sensitivity"} <= metrics.keys():
         lesions = f"{test['n']} lesions, {test['positives']} of them malignant"
         yield (

@@ -111,6 +111,9 @@ def test_what_speaks_against_a_result_is_said(service: Service, pictures: Path) 
     strange = one._replace(row={**one.row, "ood": 2.0}, small=32)
     assert "Unlike the lesions" in result(strange)
     assert "smaller than the 32 pixels" in result(strange)
+    unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
+    assert "never checked" in result(one._replace(card=unchecked))
+    assert "never checked" not in result(one)
     for decision, words in (("malignant", "Suspicious"), ("refer", "Not decided")):
         assert words in result(one._replace(row={**one.row, "decision": decision}))
 
