@@ -165,7 +165,7 @@ def heat_map(
 
 def _last_layer_with_places(network: Network, image: UInt8[Tensor, "1 3 h w"]) -> nn.Module:
     net: Any = network.image.net  # type: ignore[union-attr]
-    last = list(net.blocks)[-1] if hasattr(net, "blocks") else None
+    last: Any = list(net.blocks)[-1] if hasattr(net, "blocks") else None
     if hasattr(last, "norm1"):  # later layers pass on the class token alone
         return last.norm1
     found: list[nn.Module] = []
@@ -200,7 +200,7 @@ def _grid(values: Tensor, net: Any) -> Float32[Tensor, "1 down across"]:
         return values.sum(dim=-1 if _channels_last(net) else 1)
     tokens = values[:, getattr(net, "num_prefix_tokens", 0) :].sum(dim=-1)
     rows = getattr(getattr(net, "patch_embed", None), "grid_size", None)
-    return tokens.unflatten(1, (rows[0] if rows else isqrt(tokens.shape[1]), -1))
+    return tokens.reshape(1, rows[0] if rows else isqrt(tokens.shape[1]), -1)
 
 
 def _subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:

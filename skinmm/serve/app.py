@@ -47,9 +47,11 @@ def create_app(
     """
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         desk.close()
+        if hasattr(app.state, "uploads"):  # the page's, where something may not have been sent off
+            app.state.uploads.cleanup()
 
     metrics = Metrics(lambda: desk.taken)
     app = FastAPI(

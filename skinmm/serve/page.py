@@ -93,7 +93,7 @@ def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # also while it is imported
     import gradio as gr
 
-    app.state.uploads = folder  # deleted with the application
+    app.state.uploads = folder  # deleted when the application ends
     return gr.mount_gradio_app(
         app,
         build_page(service, desk),

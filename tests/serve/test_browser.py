@@ -1,5 +1,6 @@
 """The real command in a real browser: upload, result, learning, refusals, on a desk and a phone."""
 
+import json
 import os
 import shutil
 import socket
@@ -38,6 +39,7 @@ def address(both: Path, folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = f"http://localhost:{port}"
+    before = uploads()
     options = [f"checkpoint={best(both)}", f"port={port}"]
     server = subprocess.Popen(
         [sys.executable, "-c", START, "serve", *options],
@@ -56,12 +58,17 @@ def address(both: Path, folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         assert server.wait(60) in (0, -15)
+        assert uploads() <= before
+
+
+def uploads() -> set[Path]:
+    """The folders of all services that run."""
+    return {*Path("/dev/shm").glob("skinmm-page-*")}  # noqa: S108
 
 
 def kept() -> list[Path]:
     """What uploads left."""
-    folders = Path("/dev/shm").glob("skinmm-*")  # noqa: S108
-    files = [path for each in folders for path in each.rglob("*")]
+    files = [path for each in uploads() for path in each.rglob("*")]
     return [path for path in files if path.is_file() and path.stat().st_size]
 
 
@@ -73,6 +80,13 @@ def browser() -> Iterator[Any]:
         opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def test_gradio_tells_nobody_and_offers_nothing_else(address: str) -> None:
+    with urlopen(f"{address}/config", timeout=30) as answer:  # noqa: S310
+        config = json.load(answer)
+    assert config["analytics_enabled"] is False
+    assert {each["api_visibility"] for each in config["dependencies"]} == {"private"}
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -141,16 +141,3 @@ def test_every_part_says_what_it_is_for(service: Service) -> None:
 def test_the_space_installs_this_version() -> None:
     requirement = (ROOT / "docker" / "space" / "requirements.txt").read_text()
     assert requirement.startswith(f"./skinmm-{skinmm.__version__}-")
-
-
-# Gradio leaves an event loop of its import to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_gradio_asks_and_keeps_nothing(service: Service) -> None:
-    pytest.importorskip("gradio", exc_type=ImportError)
-    from skinmm.serve.page import STALE, build_page
-
-    blocks = build_page(service, Desk(1, 1))
-    assert blocks.analytics_enabled is False
-    assert blocks.delete_cache == STALE
-    (press,) = [each for each in blocks.fns.values() if each.fn]
-    assert press.api_visibility == "private"
