@@ -15,6 +15,7 @@ from skinmm.serve.reasons import Reasons, shown
 from skinmm.serve.service import NOTICE, Case
 
 AUDIENCES: Final = ("clinician", "patient")
+_WHOLE, _LEAST = 9.95, 0.01  # percent: no decimals from here on, no figure below
 SIDE: Final = 480  # pixels of a picture on the page
 _HEADS: Final = {
     "malignant": ("Suspicious", "The probability is at or above the threshold."),
@@ -80,12 +81,12 @@ def _head(judged: Judged, audience: str) -> Iterator[str]:
     title, words = heads[row["decision"]]
     chance, threshold = row["malignancy"], row["threshold"]
     yield f'<h2 class="decision {row["decision"]}">{title}</h2><p>{words}</p>'
-    yield f'<p class="chance"><b>{_percent(chance)}</b> probability of malignancy</p>'
+    yield f'<p class="chance"><b>{percent(chance)}</b> probability of malignancy</p>'
     yield (
-        f'<div class="scale" role="img" aria-label="{_percent(chance)} on a scale from 0 to 100 %, '
-        f'threshold {_percent(threshold)}"><i style="width:{100 * chance:.2f}%"></i>'
+        f'<div class="scale" role="img" aria-label="{percent(chance)} on a scale from 0 to 100 %, '
+        f'threshold {percent(threshold)}"><i style="width:{100 * chance:.2f}%"></i>'
         f'<b style="left:{100 * threshold:.2f}%"></b></div>'
-        f'<p class="small">The mark is the threshold, {_percent(threshold)}.</p>'
+        f'<p class="small">The mark is the threshold, {percent(threshold)}.</p>'
     )
     calibrated = any(member["calibration"] for member in judged.card["members"])
     if calibrated:
@@ -147,7 +148,7 @@ def _inputs(judged: Judged) -> Iterator[str]:
     yield "</tbody></table>"
     share = found.share("image")
     if share is not None and judged.reasons.heat is not None:
-        yield f'<p class="small">{_percent(share)} of the movement is the image\'s, the rest is '
+        yield f'<p class="small">{percent(share)} of the movement is the image\'s, the rest is '
         yield "the record's (Shapley values).</p>"
 
 
@@ -186,8 +187,11 @@ def _cell(value: Any) -> str:
     return escape(f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g}\N{NO-BREAK SPACE}%"
+def percent(share: float) -> str:
+    """A share as a percentage, with as many digits as can be read at a glance."""
+    value = 100 * share
+    digits = f"{value:.0f}" if value >= _WHOLE else f"{value:.2g}"
+    return f"{digits if value >= _LEAST else f'under {_LEAST}'}\N{NO-BREAK SPACE}%"
 
 
 def _of_hundred(measured: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.overlay import overlay
 from skinmm.serve.page import NOT_STATED, Page
 from skinmm.serve.service import NOTICE, Case, Service
-from skinmm.serve.view import AUDIENCES, Judged, result
+from skinmm.serve.view import AUDIENCES, Judged, percent, result
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_the_result_is_the_service_s(
     upload = uploaded(tmp_path, jpeg_of(pictures))
     said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
     row = service.predict(Case(jpeg_of(pictures), {"age": "55", "site": "torso"}))
-    assert f"{100 * row['malignancy']:.2g}\N{NO-BREAK SPACE}%</b> probability" in said
+    assert f"{percent(row['malignancy'])}</b> probability" in said
     assert "Predicted without sex." in said
     assert said.count("<img") == 2
     assert NOTICE in said.replace("&#x27;", "'")
@@ -86,6 +86,14 @@ def test_an_image_that_is_not_there(service: Service, tmp_path: Path) -> None:
     assert "needs an image" in judge(service, None, "5", NOT_STATED, NOT_STATED)
     gone = judge(service, str(tmp_path / "gone.jpg"), "5", NOT_STATED, NOT_STATED)
     assert "choose it again" in gone
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(1, "100"), (0.996, "100"), (0.0996, "10"), (0.0934, "9.3"), (0.0, "under 0.01")],
+)
+def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
+    assert percent(float(share)) == f"{words}\N{NO-BREAK SPACE}%"
 
 
 def test_the_points_add_up(service: Service, pictures: Path) -> None:
