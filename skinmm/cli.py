@@ -51,6 +51,8 @@ def train(argv: list[str]) -> int:
     torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if torchrun and os.environ["RANK"] != "0":
         return guarded(_follow)
+    if not torchrun and "LOCAL_RANK" in os.environ:
+        return refused("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
     if not torchrun and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return refused("srun made several processes of this; see docker/slurm.sh for how to")
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]

@@ -198,12 +198,12 @@ def test_a_component_is_refused_before_data_is_looked_for(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_that_torchrun_started_are_refused(
+def test_processes_that_another_launcher_started_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.train(["trainer=ddp"]) == 2
-    assert "without torchrun" in capsys.readouterr().err
+    assert "not by torchrun" in capsys.readouterr().err
 
 
 def test_the_process_is_left_as_it_was(tmp_path: Path, capsys: Said) -> None:
