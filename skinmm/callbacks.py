@@ -134,12 +134,16 @@ class RunCheckpoints(ModelCheckpoint):
         self._saved = time.monotonic()
         self._interrupted = False
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Clears what was half written when a run was killed; from now on Ctrl-C ends a step."""
-        self._saved = time.monotonic()
-        if trainer.is_global_zero:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Clears what was half written when a run was killed."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero and stage == "fit":
             for partial in self._last.parent.glob(".*.partial"):
                 partial.unlink()
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """From now on Ctrl-C ends the step that is being made."""
+        self._saved = time.monotonic()
 
         def interrupt(*_: Any) -> None:
             if not trainer.is_global_zero:
@@ -178,6 +182,7 @@ class RunCheckpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state over, its files in this run's folder."""
         super().load_state_dict(_moved(state_dict, Path(self.dirpath or "")))
+        self.current_score = state_dict["current_score"]
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:

@@ -41,7 +41,7 @@ def dismiss(status: int) -> None:
         store = _meeting_place()
         store.set(f"run {next(_runs)}", json.dumps({"status": status}))
         with suppress(RuntimeError):  # whoever was killed does not answer
-            store.wait([f"left {rank}" for rank in range(1, _world_size())], 6 * PATIENCE)
+            store.wait([f"left {rank}" for rank in range(1, _world_size())], PATIENCE)
 
 
 def follow(train: Callable[[Config, Path], object]) -> int:

@@ -157,6 +157,7 @@ def test_a_killed_node_ends_the_other_with_a_word(cohort: Path, tmp_path: Path) 
     os.killpg(killed.pid, signal.SIGKILL)
     began = time.monotonic()
     _, errors = alive.communicate(timeout=600)
+    killed.communicate()
     assert time.monotonic() - began < MINUTE
     assert alive.returncode != 0
     assert "error: RuntimeError: another process was killed, or did not answer" in errors
