@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-ROWS: Final = 256  # an epoch
-EPOCHS: Final = 4
+ROWS: Final = 192  # an epoch
+EPOCHS: Final = 3
 SETTINGS: Final = (
     "model=effnet_lite0",
     "model.image_size=96",
