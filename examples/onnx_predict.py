@@ -15,6 +15,8 @@ record = dict(item.split("=", 1) for item in known)
 session = onnxruntime.InferenceSession(model)
 metadata = session.get_modelmeta().custom_metadata_map
 about = {name: json.loads(text) for name, text in metadata.items()}
+if about["preprocess"]:
+    sys.exit(f"the picture must be taken through {about['preprocess']} first, as in training")
 inputs = {each.name: None for each in session.get_inputs()}
 
 encoded = []  # of a number: scaled, and whether it is missing; of a category: which, the last: none

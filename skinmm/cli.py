@@ -17,6 +17,7 @@ from skinmm.errors import InputError
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
 JOIN: Final = "SKINMM_JOIN"
+TORCHRUN: Final = "TORCHELASTIC_RUN_ID"
 REPORT_OPTIONS: Final = ("labels", "positive", "output", "report.pictures", "overwrite")
 REPORT_USAGE: Final = (
     "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
@@ -44,17 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Trains, tests and reports: `train.py KEY=VALUE ...`, `-m` for several runs."""
-    if "LOCAL_RANK" in os.environ:  # one of several: of another one's end we speak ourselves
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if "LOCAL_RANK" in os.environ and JOIN in os.environ:
-        return guarded(lambda: _join(Path(os.environ[JOIN])))
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if torchrun and os.environ["RANK"] != "0":
-        return guarded(_follow)
-    if not torchrun and "LOCAL_RANK" in os.environ:
-        return refused("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
-    if not torchrun and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return refused("srun made several processes of this; see docker/slurm.sh for how to")
+    other = _other_process()
+    if other is not None:
+        return other
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
 
     def job(config: Config, folder: Path) -> int:
@@ -67,7 +60,7 @@ def train(argv: list[str]) -> int:
     try:
         status = run(argv, "config", Config, job)
     finally:
-        if torchrun:
+        if TORCHRUN in os.environ:
             _dismiss(status)
     return status
 
@@ -126,6 +119,21 @@ def _train(config: Config, folder: Path) -> int:
     print(metrics_table(metrics["test"]))  # noqa: T201
     print(f"run folder: {folder}\nreport: {folder / 'report.html'}")  # noqa: T201
     return 0
+
+
+def _other_process() -> int | None:
+    """What a process does that somebody started beside rank 0; None: it is rank 0, or alone."""
+    if "LOCAL_RANK" in os.environ:  # one of several: of another one's end we speak ourselves
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        if JOIN in os.environ:
+            return guarded(lambda: _join(Path(os.environ[JOIN])))
+    if TORCHRUN in os.environ:
+        return guarded(_follow) if os.environ["RANK"] != "0" else None
+    if "LOCAL_RANK" in os.environ:
+        return refused("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return refused("srun made several processes of this; see docker/slurm.sh for how to")
+    return None
 
 
 def _join(folder: Path) -> int:

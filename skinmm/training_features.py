@@ -11,6 +11,7 @@ from torch import nn
 
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
+from skinmm.data.dataset import PIXELS
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
 
@@ -73,7 +74,7 @@ def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
     digest = hashlib.sha256()
     model = config.model
     tokens = FUSIONS[config.fusion.name].tokens
-    pixels = [model.image_size, config.data.icc, config.data.preprocess]
+    pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess]
     said: list[Any] = [model.name, model.args, *pixels, tokens]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)

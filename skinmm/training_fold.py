@@ -108,7 +108,8 @@ class Fold:
         print(f"{name}{card.initialisation}")  # noqa: T201
         for warning in self._warnings():
             print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
-        if options.progress:
+        # A SyncBatchNorm would wait for the other processes, which do not take these steps.
+        if options.progress and not options.sync_batchnorm:
             seconds = expected_seconds(self.module, data, self.trainer, options.max_epochs)
             print(f"expected duration: about {_duration(seconds)}", flush=True)  # noqa: T201
 
@@ -128,7 +129,8 @@ class Fold:
     def _conclude(self) -> dict[str, Any]:
         """Tests the best network of the run, and fits what follows validation."""
         best = self.run / "checkpoints" / "best.ckpt"
-        if self.trainer.is_global_zero and (several := sorted(best.parent.glob(SEVERAL))):
+        several = sorted(best.parent.glob(SEVERAL), key=_epoch)
+        if self.trainer.is_global_zero and several:
             average_checkpoints(several, best)
         self.trainer.strategy.barrier()
         card, weights = load_card(best)
@@ -170,6 +172,10 @@ class Fold:
         probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
         return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.rpartition("=")[2])
 
 
 def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:

@@ -1,6 +1,6 @@
 """Source bytes, decoding, augmentation and the record's row become one sample."""
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from skinmm.data.preprocess import DETAILED, preprocess
 from skinmm.data.source import Source, read_source
 from skinmm.data.transforms import Transform, seeded
 from skinmm.errors import InputError
+
+PIXELS: Final = 1
+"""Goes up whenever the same bytes and view give other pixels: kept features are made again."""
 
 Key = tuple[int, int | None]
 """A row, and the seed of its augmentation; without a seed it is not augmented."""

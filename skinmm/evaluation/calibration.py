@@ -123,6 +123,10 @@ def fit_calibration(
     not compete: log loss hardly sees that a rare class's log odds are a fifth too far apart, which
     is what a balanced draw of few melanomas does to a network, and would leave them there.
 
+    Two more do not compete where they cannot fit: `temperature` where the classes' mean
+    probabilities are off by more than chance explains, as it keeps them, and `isotonic`, which ties
+    rows, below `ISOTONIC_ROWS` rows.
+
     Unless two classes have rows of two groups each, nothing can be compared or fitted: none.
 
     Args:
@@ -139,12 +143,26 @@ def fit_calibration(
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
         return Calibration(prior=plain)
-    names = [name for name in METHODS if name != "none"] if method == "auto" else [method]
+    names = _competing(corrected, targets, groups) if method == "auto" else [method]
     losses = {name: _validated_losses(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _as_good(losses[name] - losses[best], groups))
     means = {name: float(loss.mean()) for name, loss in losses.items()}
     return Calibration(chosen, METHODS[chosen][0](corrected, targets), plain, means)
+
+
+def _competing(
+    probabilities: Float64[np.ndarray, "n c"],
+    targets: Int64[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+) -> list[str]:
+    names = [name for name in METHODS if name != "none"]
+    errors = probabilities - np.eye(probabilities.shape[1])[targets]
+    if not all(_as_good(sign * each, groups) for each in errors.T for sign in (1, -1)):
+        names.remove("temperature")
+    if len(targets) < ISOTONIC_ROWS:
+        names.remove("isotonic")
+    return names
 
 
 def group_folds(

@@ -47,12 +47,7 @@ def predict_file(config: PredictConfig) -> int:
         OSError: the output cannot be written; the rows so far are kept.
     """
     before, path = stamp(config.input), Path(config.output)
-    if path.exists() and Path(config.input).exists() and path.samefile(config.input):
-        raise InputError(f"output={path} is the input itself; choose another")
-    format_of(path)
-    for name in ("by_patient", "submission"):
-        if place := getattr(config, name):
-            check_place(name, Path(place), overwrite=config.overwrite)
+    _check_places(config)
     predictor = Predictor.from_checkpoints(
         checkpoints(config.checkpoint),
         config.accelerator,
@@ -132,6 +127,21 @@ def _refuse_changed(source: str, before: str) -> None:
     """A folder was listed at once, so that it may change."""
     if not Path(source).is_dir() and stamp(source) != before:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
+
+
+def _check_places(config: PredictConfig) -> None:
+    """Refuses places that are in use, or each other."""
+    path = Path(config.output)
+    if path.exists() and Path(config.input).exists() and path.samefile(config.input):
+        raise InputError(f"output={path} is the input itself; choose another")
+    format_of(path)
+    seen = {Path(config.input).absolute(): "input", path.absolute(): "output"}
+    for name in ("by_patient", "submission"):
+        if place := getattr(config, name):
+            if twin := seen.get(Path(place).absolute()):
+                raise InputError(f"{name}={place} is the {twin} as well; choose another")
+            seen[Path(place).absolute()] = name
+            check_place(name, Path(place), overwrite=config.overwrite)
 
 
 def _folder(config: PredictConfig) -> str:

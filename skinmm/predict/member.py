@@ -138,6 +138,8 @@ class Member:
         probabilities = self.calibration.apply(raw)
         sets = self.conformal.sets(probabilities) if self.conformal else None
         ood = self.familiarity.score(features) if self.familiarity else None
+        if ood is not None and "image" in self.inputs:
+            ood[~shown] = np.nan  # validation rows had images: there is nothing to compare with
         return Opinion(raw, probabilities, sets, ood)
 
 

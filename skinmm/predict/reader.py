@@ -206,9 +206,10 @@ def _columns(header: list[str], name: str) -> list[str]:
 
 def _rows(lines: Iterator[list[str]], width: int, name: str) -> Iterator[list[str]]:
     for number, row in enumerate(lines, start=2):
-        if row and len(row) != width:
+        cells = row or [""] * (width == 1)  # an empty cell of a single column is an empty line
+        if cells and len(cells) != width:
             raise InputError(
-                f"input={name}: row {number} has {len(row)} cells, the header has {width}"
+                f"input={name}: row {number} has {len(cells)} cells, the header has {width}"
             )
-        if row:
-            yield row
+        if cells:
+            yield cells

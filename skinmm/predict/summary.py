@@ -19,19 +19,20 @@ LISTED: Final = 20
 class _Patient:
     """What a patient's rows say.
 
-    `lesions` holds (malignancy, image, decision, reason) of the rows that were predicted.
+    `lesions` holds (malignancy, image) of the highest risks, `decisions` the reasons for each
+    decision that any row had.
     """
 
-    lesions: list[tuple[float, str, str, str]] = field(default_factory=list)
+    lesions: list[tuple[float, str]] = field(default_factory=list)
+    decisions: dict[str, list[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     images: int = 0
 
     def row(self) -> dict[str, Any]:
         """Decided by the worst: malignant before refer, and what was not predicted is referred."""
-        self.lesions.sort(key=lambda lesion: -lesion[0])
-        decisions = {lesion[2] for lesion in self.lesions} | ({"refer"} if self.failures else set())
+        decisions = {*self.decisions} | ({"refer"} if self.failures else set())
         decided = next(name for name in ("malignant", "refer", "benign") if name in decisions)
-        reasons = [lesion[3] for lesion in self.lesions if lesion[2] == decided and lesion[3]]
+        reasons = self.decisions.get(decided, [])
         return {
             "decision": decided,
             "malignancy": self.lesions[0][0] if self.lesions else None,
@@ -60,8 +61,11 @@ def write_patients(rows: Rows, path: Path) -> None:
             if row["error"]:
                 patient.failures.append(row["error"])
                 continue
-            lesion = (float(row["malignancy"]), row["image_id"], row["decision"], _reason(row))
+            lesion = (float(row["malignancy"]), row["image_id"])
             patient.lesions = sorted([*patient.lesions, lesion], key=lambda one: -one[0])[:LISTED]
+            reasons = patient.decisions.setdefault(row["decision"], [])
+            if (reason := _reason(row)) and len(reasons) < LISTED:
+                reasons.append(reason)
     made = pd.DataFrame({"patient_id": name, **each.row()} for name, each in patients.items())
     ordered = made.sort_values("malignancy", ascending=False, kind="stable", na_position="last")
     _write(ordered, path)

@@ -156,8 +156,9 @@ def test_several_classes_are_scaled_and_shifted() -> None:
     assert platt.state["scale"] == pytest.approx(1 / 3, rel=0.1)
     assert platt.state["shifts"] == pytest.approx([0, -1 / 3, 1 / 3], abs=0.1)
     losses = fit_calibration(raw, targets, np.arange(4000)).losses
-    assert set(losses) == set(METHODS) - {"none"}
-    assert losses["platt"] < losses["temperature"] < before.mean()
+    # The means are off by far more than chance, and a temperature would keep them.
+    assert set(losses) == {"platt", "isotonic"}
+    assert losses["platt"] < before.mean()
     assert fit_calibration(raw, targets, np.arange(4000)).method == "platt"
 
 

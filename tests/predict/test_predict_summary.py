@@ -1,0 +1,43 @@
+"""A row per patient: the worst decision of all lesions, however many there are."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from skinmm.predict.summary import LISTED, write_patients
+
+
+def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": [f"I{number}" for number in range(len(decisions))],
+            "patient_id": "P",
+            "malignancy": [f"{chance:.3f}" for chance, _ in decisions],
+            "decision": [decision for _, decision in decisions],
+            "threshold": "0.5",
+            "error": "",
+            "prediction_set": "benign|malignant",
+            "ood": "0.5",
+            "missing": "",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("many", "one", "decided"),
+    [
+        ((0.3, "benign"), (0.001, "refer"), "refer"),
+        ((0.9, "refer"), (0.85, "malignant"), "malignant"),
+    ],
+)
+def test_a_decision_counts_however_low_its_risk(
+    many: tuple[float, str], one: tuple[float, str], decided: str, tmp_path: Path
+) -> None:
+    write_patients([rows([many] * (LISTED + 5)), rows([one])], tmp_path / "patients.csv")
+    (patient,) = pd.read_csv(tmp_path / "patients.csv").to_dict("records")
+    assert patient["decision"] == decided
+    assert patient["images"] == LISTED + 6
+    assert patient["malignancy"] == many[0]
+    assert len(patient["lesions"].split("|")) == LISTED
+    assert "I0" in patient["reasons"]
