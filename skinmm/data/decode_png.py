@@ -41,7 +41,7 @@ def _size(data: bytes) -> Size:
     return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
 
 
-def _orientation(image: PngImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     return exif_orientation(image.info.get("exif"))
 
 
