@@ -138,6 +138,8 @@ def _check_places(config: PredictConfig) -> None:
     seen = {Path(config.input).absolute(): "input", path.absolute(): "output"}
     for name in ("by_patient", "submission"):
         if place := getattr(config, name):
+            if Path(place).suffix.lower() != ".csv":
+                raise InputError(f"{name}={place}: name a file that ends in .csv")
             if twin := seen.get(Path(place).absolute()):
                 raise InputError(f"{name}={place} is the {twin} as well; choose another")
             seen[Path(place).absolute()] = name

@@ -188,9 +188,11 @@ def format_of(path: Path) -> str:
     """The key of `FORMATS` that a name ends in.
 
     Raises:
-        InputError: Parquet is wanted, and what writes it is not installed.
+        InputError: another ending, or Parquet without what writes it.
     """
     suffix = path.suffix.lower()
+    if suffix and suffix not in FORMATS:
+        raise InputError(f"output={path}: its name may end in {', '.join(FORMATS)}")
     if suffix == ".parquet":
         _pyarrow(path)
     return suffix if suffix in FORMATS else ".csv"
