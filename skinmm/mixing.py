@@ -38,7 +38,19 @@ class NoMix:
 
 
 @dataclass(frozen=True)
-class Mixup:
+class _Drawn:
+    """A mix whose share is drawn from Beta(alpha, alpha)."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        """Refuses an alpha out of bounds."""
+        if not self.alpha > 0:
+            raise InputError(f"mix argument alpha={self.alpha}: must be above 0")
+
+
+@dataclass(frozen=True)
+class Mixup(_Drawn):
     """Weighted means of two lesions (Zhang et al. 2018, arXiv:1710.09412).
 
     Attributes:
@@ -46,10 +58,6 @@ class Mixup:
     """
 
     alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Refuses an alpha out of bounds."""
-        _positive(self.alpha)
 
     def __call__(self, batch: Batch) -> Mixed:
         """Mixes every row with another one of the batch."""
@@ -59,7 +67,7 @@ class Mixup:
 
 
 @dataclass(frozen=True)
-class CutMix:
+class CutMix(_Drawn):
     """A rectangle of another lesion (Yun et al. 2019, arXiv:1905.04899), its record in proportion.
 
     Attributes:
@@ -67,10 +75,6 @@ class CutMix:
     """
 
     alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses an alpha out of bounds."""
-        _positive(self.alpha)
 
     def __call__(self, batch: Batch) -> Mixed:
         """Pastes into every picture of the batch the same rectangle of another one."""
@@ -88,11 +92,6 @@ class CutMix:
 
 
 MIXES: Final[dict[str, Callable[..., Mix]]] = {"none": NoMix, "mixup": Mixup, "cutmix": CutMix}
-
-
-def _positive(alpha: float) -> None:
-    if not alpha > 0:
-        raise InputError(f"mix argument alpha={alpha}: must be above 0")
 
 
 def _mixed_in(batch: Batch) -> list[str]:

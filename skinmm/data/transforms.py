@@ -37,7 +37,7 @@ def standard(
     """
     _check_shares(zoom=zoom, brightness=brightness, contrast=contrast)
     steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, scale=(zoom, 1.0), ratio=(0.9, 1.1), antialias=True),
+        _zoomed(size, zoom),
         v2.RandomHorizontalFlip(),
         v2.RandomVerticalFlip(),
         v2.ColorJitter(brightness=brightness, contrast=contrast),
@@ -74,7 +74,7 @@ def strong(
     gaussian = v2.GaussianBlur(kernel_size=2 * (size // 40) + 1, sigma=(0.1, max(size / 100, 0.2)))
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(zoom, 1.0), ratio=(0.9, 1.1), antialias=True),
+            _zoomed(size, zoom),
             v2.RandomHorizontalFlip(),
             _Turned(degrees, shift),
             v2.ColorJitter(colour, colour, colour, colour / 5),
@@ -102,7 +102,7 @@ def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform
         )
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.9, 1.1), antialias=True),
+            _zoomed(size, 0.7),
             v2.RandomHorizontalFlip(),
             v2.RandomVerticalFlip(),
             v2.RandAugment(operations, magnitude, num_magnitude_bins=_MAGNITUDES),
@@ -155,6 +155,11 @@ class _Turned(torch.nn.Module):
             fill=image.float().mean(dim=(-2, -1)).tolist(),
         )
         return turned
+
+
+def _zoomed(size: int, least: float) -> torch.nn.Module:
+    """A crop of at least this share of the area, almost square, at the size."""
+    return v2.RandomResizedCrop(size, scale=(least, 1.0), ratio=(0.9, 1.1), antialias=True)
 
 
 def _check_shares(**shares: float) -> None:
