@@ -10,8 +10,11 @@ from hypothesis import settings
 # same everywhere, and on a busy machine the threads of a micro-model wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-settings.register_profile("patient", deadline=None, max_examples=50)  # a busy machine is no failure
-settings.load_profile("patient")
+# A busy machine is no failure, and the same code gets the same examples: a change is judged by what
+# it changes. New examples are for those who look for them: pytest --hypothesis-profile=exploring.
+settings.register_profile("exploring", deadline=None, max_examples=200)
+settings.register_profile("same", deadline=None, max_examples=50, derandomize=True, database=None)
+settings.load_profile("same")
 
 
 def _real_data() -> Path | None:
