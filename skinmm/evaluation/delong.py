@@ -1,13 +1,16 @@
 """The AUROC's standard error in closed form, also where patients have several lesions."""
 
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 
-from skinmm.evaluation.intervals import patient_codes, skewed_interval, students_reach
+from skinmm.evaluation.intervals import (
+    patient_codes,
+    skewed_interval,
+    students_reach,
+)
 
 
 def delong_interval(
@@ -26,7 +29,8 @@ def delong_interval(
 
     Returns:
         `value`, `standard_error`, `low`, `high`; None where undefined: one class only, or (but for
-        the value) fewer than two patients with either class, or an AUROC of 0 or 1.
+        the value) fewer than two patients with either class, or an AUROC of 0 or 1 (see
+        `perfect_ranking_bound`).
     """
     empty: dict[str, float | None] = dict.fromkeys(("value", "standard_error", "low", "high"))
     if positives.all() or not positives.any():
@@ -56,6 +60,8 @@ def delong_test(
 ) -> dict[str, float | None]:
     """Difference of the AUROCs of two systems on the same rows, and its two-sided p-value.
 
+    Student's distribution, for the patients of the rarer class, as in `delong_interval`.
+
     Args:
         a: scores of one system.
         b: scores of the other.
@@ -74,12 +80,12 @@ def delong_test(
     spread = _spread(parts, positives, patients)
     if spread is None or spread.error == 0:
         return {**empty, "difference": difference}
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * spread.error
+    reach = students_reach(confidence, spread.units) * spread.error
     return {
         "difference": difference,
         "low": difference - reach,
         "high": difference + reach,
-        "p": 2 * NormalDist().cdf(-abs(difference) / spread.error),
+        "p": float(2 * t.sf(abs(difference) / spread.error, spread.units - 1)),
     }
 
 

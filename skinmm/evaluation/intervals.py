@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
+from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 Statistic = Callable[[Int64[np.ndarray, "b p"]], dict[str, Float64[np.ndarray, " b"]]]
@@ -142,6 +143,28 @@ def skewed_interval(value: float, error: float, skew: float, reach: float) -> tu
     lean = skew / 6
     low, high = ((np.cbrt(1 + skew * (x - lean)) - 1) * 3 / skew for x in (reach, -reach))
     return value - float(low) * error, value - float(high) * error
+
+
+def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
+    """The lower end of an AUROC's interval where a sample is ranked without a mistake.
+
+    Resamples of such a sample are all perfect too, and its standard error is 0. Newcombe's method 5
+    (2006, doi:10.1002/sim.2324) asks instead from which true AUROC on 1 is not surprising, with the
+    variance that Hanley and McNeil gave it.
+
+    Args:
+        positives: patients with malignant lesions, at least one.
+        negatives: patients with benign ones, at least one.
+        confidence: of the interval, whose upper end is 1.
+    """
+    reach = norm.ppf((1 + confidence) / 2)
+
+    def excess(auroc: float) -> float:
+        spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)
+        pairs = 1 + ((positives + negatives) / 2 - 1) * spread
+        return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
+
+    return float(brentq(excess, 0, 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ from skinmm.evaluation.intervals import (
     skewness,
 )
 from skinmm.evaluation.predictions import REFER, Predictions
-from skinmm.evaluation.summary import all_or_none, summarise
+from skinmm.evaluation.summary import Entry, all_or_none, perfect_ranking, summarise
 from skinmm.evaluation.uncertainty import ReferralMetrics
 
 DEFAULT_THRESHOLD: Final = 0.5
@@ -192,9 +192,11 @@ def evaluate(
         name: summarise(name, float(value[0]), samples[name], skews.get(name), confidence, units)
         for name, value in values.items()
     }
-    for name, rows in _denominators(predictions, threshold, prevalence).items():
-        if name in metrics:
-            metrics[name] = all_or_none(metrics[name], len(np.unique(codes[rows])), confidence)
+    if skews:  # else no intervals
+        shares = _denominators(predictions, threshold, prevalence)
+        metrics |= _where_resamples_agree(
+            metrics, shares, _rankings(predictions), codes, confidence
+        )
     return {
         "n": len(predictions),
         "patients": patients,
@@ -222,6 +224,9 @@ def _denominators(
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
     shares |= {"specificity": ~malignant, "precision": called}
+    shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}
+    shares |= {f"specificity_at_{level}_sensitivity": ~malignant for level in (90, 95)}
+    shares["accuracy"] = np.ones(len(predictions), dtype=bool)
     if prevalence is None:  # else they are no shares of rows
         shares |= {"ppv": called, "npv": ~called}
     if predictions.decision is not None:
@@ -232,6 +237,35 @@ def _denominators(
         rows = predictions.target == index
         shares |= {f"recall_{name}": rows, f"coverage_{name}": rows}
     return shares
+
+
+def _where_resamples_agree(
+    metrics: dict[str, Entry],
+    shares: dict[str, Bool[np.ndarray, " n"]],
+    ranked: dict[str, Bool[np.ndarray, " n"]],
+    codes: Int64[np.ndarray, " n"],
+    confidence: float,
+) -> dict[str, Entry]:
+    """Intervals of shares of 0 and 1 and of perfect rankings, from how many patients there are."""
+    patients = {
+        name: (len(np.unique(codes[rows])), len(np.unique(codes[~rows])))
+        for name, rows in {**shares, **ranked}.items()
+        if name in metrics
+    }
+    return {
+        name: perfect_ranking(metrics[name], *counts, confidence)
+        if name in ranked
+        else all_or_none(metrics[name], counts[0], confidence)
+        for name, counts in patients.items()
+    }
+
+
+def _rankings(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
+    """The rows that an AUROC ranks above the others."""
+    ranked = {"auroc": predictions.malignant}
+    for index, name in enumerate(predictions.classes):
+        ranked[f"auroc_{name}"] = predictions.target == index
+    return ranked
 
 
 def _refuse(predictions: Predictions, threshold: float, prevalence: float | None) -> None:

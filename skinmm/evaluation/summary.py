@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float64
 
-from skinmm.evaluation.intervals import percentile_interval, skewed_interval, students_reach
+from skinmm.evaluation.intervals import (
+    percentile_interval,
+    perfect_ranking_bound,
+    skewed_interval,
+    students_reach,
+)
 
 Entry = dict[str, float | int | None]
 
@@ -46,6 +52,9 @@ def summarise(
 ) -> Entry:
     """Value, interval and resamples left out; all None where the value is undefined.
 
+    Where a metric is at its very best or worst all resamples agree with it, and know nothing of the
+    truth: no interval, but for those that `all_or_none` and `perfect_ranking` can bound.
+
     Args:
         name: of the metric.
         value: NaN where undefined.
@@ -57,6 +66,9 @@ def summarise(
     if np.isnan(value):
         return {"value": None, "low": None, "high": None, "left_out": len(samples)}
     low, high, left_out = percentile_interval(samples, confidence, units)
+    agree = low is not None and high is not None and math.isclose(low, high)
+    if agree and any(map(partial(math.isclose, value, abs_tol=1e-12), _BOUNDS.get(name, (0, 1)))):
+        return {"value": float(value), "low": None, "high": None, "left_out": left_out}
     if low is not None and skew is not None and not name.startswith(_STEPPED):
         spread = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
         ends = skewed_interval(value, spread, skew, students_reach(confidence, units))
@@ -71,11 +83,21 @@ def all_or_none(entry: Entry, units: int, confidence: float) -> Entry:
 
     Clopper and Pearson 1934, a patient counting as one: 46 of 46 may well be 92 %.
     """
-    value, low = entry["value"], entry["low"]
-    if low is None or value not in (0, 1) or units == 0:
+    value = entry["value"]
+    if value not in (0, 1) or units == 0:
         return entry
     other = ((1 - confidence) / 2) ** (1 / units)
     ends = (other, 1.0) if value == 1 else (0.0, 1 - other)
+    return {**entry, "low": ends[0], "high": ends[1]}
+
+
+def perfect_ranking(entry: Entry, positives: int, negatives: int, confidence: float) -> Entry:
+    """An AUROC of exactly 0 or 1 with the bound that so many patients give."""
+    value = entry["value"]
+    if value not in (0, 1):
+        return entry
+    bound = perfect_ranking_bound(positives, negatives, confidence)
+    ends = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
     return {**entry, "low": ends[0], "high": ends[1]}
 
 

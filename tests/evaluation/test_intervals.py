@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float64, Int64
 from scipy.stats import binomtest, norm, skew, ttest_1samp
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.delong import delong_interval, delong_test
@@ -15,9 +16,12 @@ from skinmm.evaluation.intervals import (
     bootstrap,
     holm,
     percentile_interval,
+    perfect_ranking_bound,
     skewed_interval,
     skewness,
 )
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.summary import all_or_none, summarise
 
 SEPARATION = 1.5
@@ -74,7 +78,7 @@ def test_delong_is_the_covariance_of_pairs(seed: int) -> None:
     difference = kernels[0].mean() - kernels[1].mean()
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     assert paired["difference"] == pytest.approx(difference)
-    assert paired["p"] == pytest.approx(2 * norm.sf(abs(difference) / error))
+    assert paired["p"] == pytest.approx(2 * student.sf(abs(difference) / error, 9 - 1))
 
 
 def test_copies_of_a_lesion_are_no_evidence() -> None:
@@ -173,11 +177,42 @@ def test_an_interval_stays_where_its_metric_can_lie() -> None:
 @pytest.mark.parametrize(("value", "found"), [(1.0, 46), (0.0, 0)])
 def test_all_or_none_is_clopper_and_pearson(value: float, found: int) -> None:
     entry = summarise("sensitivity", value, np.full(100, value), 0.0, 0.95, 46)
-    assert entry["low"] == entry["high"] == value
+    assert entry["low"] is entry["high"] is None  # resamples that agree know nothing
     bounded = all_or_none(entry, 46, 0.95)
     expected = binomtest(found, 46).proportion_ci(0.95, method="exact")
     assert (bounded["low"], bounded["high"]) == pytest.approx((expected.low, expected.high))
-    assert all_or_none({**entry, "value": 0.5}, 46, 0.95)["low"] == value
+    assert all_or_none({**entry, "value": 0.5}, 46, 0.95)["low"] is None
+
+
+@pytest.mark.parametrize("auroc", [0.9, 0.97, 0.99])
+def test_perfect_rankings_leave_the_truth_within_their_bound(auroc: float) -> None:
+    generator = np.random.default_rng(5)
+    apart = float(norm.ppf(auroc)) * np.sqrt(2)
+    positives, benign = generator.normal(apart, size=(4000, 6)), generator.normal(size=(4000, 20))
+    perfect = (positives.min(axis=1) > benign.max(axis=1)).mean()
+    outside = auroc < perfect_ranking_bound(6, 20, 0.95)
+    assert not outside or perfect < 0.05
+    assert perfect_ranking_bound(6, 20, 0.95) < perfect_ranking_bound(60, 200, 0.95) < 1
+
+
+def test_a_perfect_ranking_is_no_certainty() -> None:
+    truth = np.arange(40) < 8
+    rows = Predictions(
+        image_id=np.arange(40).astype(str),
+        patient_id=np.arange(40),
+        target=truth.astype(np.int64),
+        probabilities=np.column_stack([~truth, truth]) * 0.8 + 0.1,
+        raw=None,
+        classes=("benign", "malignant"),
+        positive=("malignant",),
+    )
+    found = evaluate(rows, resamples=50)["metrics"]
+    assert found["auroc"]["low"] == perfect_ranking_bound(8, 32, 0.95) < 0.9
+    assert found["auroc"]["high"] == 1
+    assert found["sensitivity_at_90_specificity"]["low"] < 0.7
+    assert found["partial_auroc"]["value"] == pytest.approx(0.2)
+    assert found["partial_auroc"]["low"] is found["partial_auroc"]["high"] is None
+    assert evaluate(rows, resamples=0)["metrics"]["auroc"]["low"] is None
 
 
 def test_clustered_delong_covers_where_the_plain_one_does_not() -> None:
