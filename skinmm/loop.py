@@ -75,8 +75,8 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
 
 
 def quiet() -> None:
-    """Leaves of Lightning's own lines those that someone has to act on."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+    """Leaves of Lightning's and timm's own lines those that someone has to act on."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch to Lightning, not to us
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
