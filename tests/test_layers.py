@@ -57,11 +57,13 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.catalog",
         "data.dataset",
         "data.preprocess",
+        "data.loading",
         "data.record",
         "data.sampling",
         "data.source",
         "data.splits",
         "data.transforms",
+        "data.vocabulary",
     ),
     "optimization": ("models",),
     "mixing": (),
@@ -71,7 +73,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "averaging": ("checkpoint",),
     "launch": (),
     "tracking": ("evaluation", "report", "runs"),
-    "loop": ("averaging", "callbacks", "data.datamodule", "launch", "module", "tracking"),
+    "loop": ("averaging", "callbacks", "data.datamodule", "launch", "models", "module", "tracking"),
     "runs": (),
     "judge": ("evaluation", "runs"),
     "training": (
@@ -108,9 +110,10 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "evaluation",
         "models",
     ),
+    "data.loading": (),
     "data.pack": ("data.catalog", "data.decode", "data.tfrecord", "data.vocabulary"),
     "export": ("evaluation", "predict"),  # the calibration becomes part of the graph
-    "spark": ("predict",),
+    "spark": ("evaluation", "predict"),
     "dicom_result": ("predict",),
     "serve": (
         "checkpoint",  # the model card
@@ -145,6 +148,7 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "report",
         "runs",
         "serve",
+        "spark",
         "training",
         "wording",
     ),
@@ -158,6 +162,7 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "pydicom": ("data.decode", "dicom_result"),
     "tfrecord": ("data.tfrecord",),
     "timm": ("models.backbone", "models.segmentation"),
+    "segmentation_models_pytorch": ("models.segmentation",),
     "lightning": (),  # the same code as pytorch_lightning under a second name
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
@@ -165,6 +170,7 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
         *LIGHTNING,
         "data.sampling",
         "data.transforms",
+        "data.loading",
         "data.dataset",
         "models",
         "losses",

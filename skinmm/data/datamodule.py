@@ -8,19 +8,22 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from jaxtyping import Float, Float32, Int
-from torch.utils.data import DataLoader, Subset
+from jaxtyping import Bool, Float, Float32, Int
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
 from skinmm.data.dataset import Key, LesionDataset, Sample, View
+from skinmm.data.dataset_context import ContextDataset, Embedded, order_keys, others_of
 from skinmm.data.dataset_withholding import Blank, Withholding
+from skinmm.data.loading import SlotLoader
 from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.splits import split
 from skinmm.data.transforms import AUGMENTS
+from skinmm.data.vocabulary import named_patients
 from skinmm.errors import InputError
 
 MAX_WORKERS: Final = 8
@@ -40,9 +43,11 @@ class LesionData(pl.LightningDataModule):
         fitted_on: the names of their images.
         sampler: what draws the training rows.
         features: of the images of `used_rows`, to be given instead of them; None: images are.
+        embedded: what a first stage made of `used_rows`, to be given instead of all else, or None.
     """
 
     features: Float32[np.ndarray, "n *places dim"] | None = None
+    embedded: Embedded | None = None
 
     def __init__(self, config: Config, inputs: frozenset[str]) -> None:
         """Reads and splits the cohort; what can be refused without data is refused before.
@@ -63,11 +68,7 @@ class LesionData(pl.LightningDataModule):
         self._inputs = inputs
         check_steps(config.data.preprocess)
         self._view = View(size, config.data.icc, tuple(config.data.preprocess))
-        table = load_cohort(config.data)
-        if "image" in inputs:
-            table = require_images(table, config.data.missing)
-        self.classes = classes_of(table, config.data)
-        self.positive = positives_of(self.classes, config.data)
+        table = self._read(config)
         fold = int(config.data.fold)
         self.cohort = split(table, config.data.folds, fold, config.data.split_seed)
         self.targets = _codes(self.cohort["target"], self.classes)
@@ -77,8 +78,17 @@ class LesionData(pl.LightningDataModule):
         training = self.cohort.iloc[self._training_rows]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
         self.fitted_on = training["image_id"].tolist()
-        self._datasets: dict[str, LesionDataset] = {}
+        self._datasets: dict[str, Dataset[Sample]] = {}
         self._start = (0, 0)
+
+    def _read(self, config: Config) -> pd.DataFrame:
+        """The rows that can be used; says what their classes are."""
+        table = load_cohort(config.data)
+        if "image" in self._inputs:
+            table = require_images(table, config.data.missing)
+        self.classes = classes_of(table, config.data)
+        self.positive = positives_of(self.classes, config.data)
+        return table
 
     @property
     def used_rows(self) -> Int[np.ndarray, " n"]:
@@ -161,8 +171,9 @@ class LesionData(pl.LightningDataModule):
 
         Shares are padded to one length: whoever gathers keeps each `row` once.
         """
-        dataset = self._dataset(part, self.rows(part))
-        rows = evaluation_shard(len(dataset), *self._place())
+        own = self.rows(part)
+        dataset = self._dataset(part, own)
+        rows = evaluation_shard(len(own), *self._place())
         keys: list[Key] = [(row, None) for row in rows.tolist()]
         return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
 
@@ -179,27 +190,52 @@ class LesionData(pl.LightningDataModule):
         keys: list[Key] = [(row, None) for row in range(len(rows))]
         return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
 
+    def whole_loader(self) -> DataLoader[Sample]:
+        """Every used row, unaugmented, on each process: `row` is the place among them."""
+        rows = self.used_rows
+        keys: list[Key] = [(row, None) for row in range(len(rows))]
+        return self._loader(self._lesions(rows), keys, self._config.trainer.eval_batch_size)
+
+    def neighbours(self, most: int) -> Int[np.ndarray, "n s"]:
+        """Of every used row the places, among them, of others of its patient; see `others_of`."""
+        table = self.cohort.iloc[self.used_rows]
+        records = self.encoder.transform(table) if "record" in self._inputs else None
+        keys = order_keys(table["image_id"].tolist(), records)
+        return others_of(named_patients(table).tolist(), keys, most)
+
+    def alone(self, part: str) -> Bool[np.ndarray, " n"] | None:
+        """Which rows of a part have no others of their patient, in a second stage."""
+        if self.embedded is None:
+            return None
+        return self.embedded.alone[np.searchsorted(self.used_rows, self.rows(part))]
+
     def _rows_of_a_step(self) -> int:
         return self._config.trainer.batch_size * self._place()[1]
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
+    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         if part not in self._datasets:
-            table, model = self.cohort.iloc[rows], self._config.model
-            self._datasets[part] = LesionDataset(
-                self.targets[rows],
-                table["image_id"].tolist(),
-                records=self.encoder.transform(table) if "record" in self._inputs else None,
-                paths=table["path"].tolist() if "image" in self._inputs else None,
-                view=self._view,
-                transform=self._transform,
-                withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
-                blank=self.blank,
-                features=self._features_of(rows),
-            )
+            self._datasets[part] = self._lesions(rows)
         return self._datasets[part]
+
+    def _lesions(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
+        if self.embedded is not None:
+            places = np.searchsorted(self.used_rows, rows)
+            return ContextDataset(self.targets[rows], self.embedded, places)
+        table, model = self.cohort.iloc[rows], self._config.model
+        return LesionDataset(
+            self.targets[rows],
+            table["image_id"].tolist(),
+            records=self.encoder.transform(table) if "record" in self._inputs else None,
+            paths=table["path"].tolist() if "image" in self._inputs else None,
+            view=self._view,
+            transform=self._transform,
+            withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
+            blank=self.blank,
+            features=self._features_of(rows),
+        )
 
     def _features_of(
         self, rows: Int[np.ndarray, " n"]
@@ -210,23 +246,24 @@ class LesionData(pl.LightningDataModule):
         return Subset(self.features, places)  # type: ignore[arg-type]  # an array has all it needs
 
     def _loader(
-        self, dataset: LesionDataset, sampler: Iterable[Key], batch_size: int
+        self, dataset: Dataset[Sample], sampler: Iterable[Key], batch_size: int
     ) -> DataLoader[Sample]:
         workers = self._workers()
         device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
-        return DataLoader(
+        return SlotLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=device == "cuda",
+            pin=device == "cuda",
             worker_init_fn=_leave_interrupts,
         )
 
     def _workers(self) -> int:
         # Rows of an array: processes would only cost.
-        if "image" not in self._inputs or self.features is not None:
+        kept = self.features if self.embedded is None else self.embedded
+        if "image" not in self._inputs or kept is not None:
             return 0
         wish = self._config.trainer.workers
         if wish is not None:
