@@ -111,9 +111,10 @@ def fit_calibration(
 ) -> Calibration:
     """Fits a calibration on validation rows.
 
-    `none` corrects the prior only. `temperature` divides the log odds and shifts them so that the
-    classes' mean probabilities stay (Guo et al. 2017 divide only, which moves the mean of a rare
-    class); `platt` shifts them as the rows say (Platt 1999, with his smoothed targets; two classes
+    `none` corrects the prior only. `temperature` divides the log odds (Guo et al. 2017) and shifts
+    them, from where the classes' mean probabilities stay towards what the rows say, held back by a
+    prior, so that few rows move little: dividing alone would move the mean of a rare class, and
+    a network's own means are off more often than not; `platt` shifts them as the rows say (Platt 1999, with his smoothed targets; two classes
     give his method exactly); `isotonic` is a monotone step function per class (Zadrozny and Elkan
     2002).
 
@@ -123,9 +124,7 @@ def fit_calibration(
     not compete: log loss hardly sees that a rare class's log odds are a fifth too far apart, which
     is what a balanced draw of few melanomas does to a network, and would leave them there.
 
-    Two more do not compete where they cannot fit: `temperature` where the classes' mean
-    probabilities are off by more than chance explains, as it keeps them, and `isotonic`, which ties
-    rows, below `ISOTONIC_ROWS` rows.
+    Nor does `isotonic`, which ties rows, below `ISOTONIC_ROWS` rows.
 
     Unless two classes have rows of two groups each, nothing can be compared or fitted: none.
 
@@ -143,7 +142,7 @@ def fit_calibration(
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
         return Calibration(prior=plain)
-    names = _competing(corrected, targets, groups) if method == "auto" else [method]
+    names = _competing(len(targets)) if method == "auto" else [method]
     losses = {name: _validated_losses(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _as_good(losses[name] - losses[best], groups))
@@ -151,18 +150,9 @@ def fit_calibration(
     return Calibration(chosen, METHODS[chosen][0](corrected, targets), plain, means)
 
 
-def _competing(
-    probabilities: Float64[np.ndarray, "n c"],
-    targets: Int64[np.ndarray, " n"],
-    groups: Shaped[np.ndarray, " n"],
-) -> list[str]:
-    names = [name for name in METHODS if name != "none"]
-    errors = probabilities - np.eye(probabilities.shape[1])[targets]
-    if not all(_as_good(sign * each, groups) for each in errors.T for sign in (1, -1)):
-        names.remove("temperature")
-    if len(targets) < ISOTONIC_ROWS:
-        names.remove("isotonic")
-    return names
+def _competing(rows: int) -> list[str]:
+    left_out = {"none"} if rows >= ISOTONIC_ROWS else {"none", "isotonic"}
+    return [name for name in METHODS if name not in left_out]
 
 
 def group_folds(
@@ -260,7 +250,7 @@ def _fit_scale(
 def _fit_temperature(
     probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
 ) -> dict[str, Any]:
-    """The scale that free shifts would have, and the shifts that keep the classes' means."""
+    """The scale that free shifts would have, and shifts held near those that keep the means."""
     scale = _fit_scale(probabilities, targets, loose=_LOOSE)["scale"]
     wanted = _log(probabilities.mean(axis=0))
     scaled, shifts = _log(probabilities) * scale, np.zeros(probabilities.shape[1])
@@ -269,7 +259,26 @@ def _fit_temperature(
         shifts += step
         if np.abs(step).max() < _CONVERGED:
             break
+    shifts += _fit_shifts(scaled + shifts, targets)
     return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
+
+
+def _fit_shifts(
+    logits: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " c"]:
+    """What is best added to each class's logit, with a prior of deviation `_LOOSE` about 0."""
+    classes = logits.shape[1]
+    counts = _smoothed(targets, classes).sum(axis=0)
+    shifts = np.zeros(classes)
+    for _ in range(_MOST_STEPS):
+        chance = softmax(logits + shifts, axis=1)
+        gradient = chance.sum(axis=0) - counts + shifts / _LOOSE**2
+        curvature = np.diag(chance.sum(axis=0) + 1 / _LOOSE**2) - chance.T @ chance
+        step = np.linalg.solve(curvature, gradient)
+        shifts -= step / max(1, np.abs(step).max())
+        if np.abs(step).max() < _CONVERGED:
+            break
+    return shifts
 
 
 def _apply_scale(
