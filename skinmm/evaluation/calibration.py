@@ -113,10 +113,10 @@ def fit_calibration(
 
     `none` corrects the prior only. `temperature` divides the log odds (Guo et al. 2017) and shifts
     them, from where the classes' mean probabilities stay towards what the rows say, held back by a
-    prior, so that few rows move little: dividing alone would move the mean of a rare class, and
-    a network's own means are off more often than not; `platt` shifts them as the rows say (Platt 1999, with his smoothed targets; two classes
-    give his method exactly); `isotonic` is a monotone step function per class (Zadrozny and Elkan
-    2002).
+    prior, so that few rows move little: dividing alone would move the mean of a rare class, and a
+    network's own means are off more often than not. `platt` shifts them as the rows say (Platt
+    1999, with his smoothed targets; two classes give his method exactly). `isotonic` is a monotone
+    step function per class (Zadrozny and Elkan 2002).
 
     `auto` compares the log loss of the last three in cross-validation over groups, and takes the
     first of them, simplest first, that is within two standard errors (over groups) of the lowest.
