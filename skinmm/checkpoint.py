@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
@@ -38,6 +38,8 @@ class Card:
         ood: state of the out-of-distribution score; None where there is none.
         preprocess: names of the preprocessing steps, in order.
         summary: test metrics and counts, for a model card.
+        alone: state of the calibration of rows that are judged without others of their patient,
+            where it is another one.
     """
 
     config: dict[str, Any]
@@ -52,6 +54,7 @@ class Card:
     ood: dict[str, Any] | None = None
     preprocess: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] | None = None
     schema: int = SCHEMA
 
 
@@ -135,11 +138,15 @@ def _checked(path: Path) -> tuple[dict[str, Any], Card]:
         raise CheckpointError(
             f"{path}: schema {held.get('schema')}; this version reads schema {SCHEMA}"
         )
-    missing = {item.name for item in fields(Card)} - set(held)
+    missing = {item.name for item in fields(Card) if _is_needed(item)} - set(held)
     if missing or not isinstance(content.get("state_dict"), dict):
         what = ", ".join(sorted(missing)) or "state_dict"
         raise CheckpointError(f"{path}: the checkpoint lacks {what}")
-    return content, Card(**{item.name: held[item.name] for item in fields(Card)})
+    return content, Card(**{i.name: held[i.name] for i in fields(Card) if i.name in held})
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _read(path: Path) -> Any:

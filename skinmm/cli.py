@@ -12,7 +12,15 @@ from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
-from skinmm.config import Config, ExportConfig, PredictConfig, ServeConfig, read_config, resumed
+from skinmm.config import (
+    Config,
+    ExportConfig,
+    PredictConfig,
+    ServeConfig,
+    read_config,
+    resumed,
+    staged,
+)
 from skinmm.errors import InputError
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
@@ -52,7 +60,8 @@ def train(argv: list[str]) -> int:
 
     def job(config: Config, folder: Path) -> int:
         if config.resume is None:
-            return _train(config, folder)
+            on_base = config.fusion.args.get("base")
+            return _train(staged(config, overrides) if on_base else config, folder)
         config = resumed(config, overrides)
         return _train(config, Path(config.resume or folder))
 

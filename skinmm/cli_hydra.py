@@ -30,6 +30,7 @@ PATH_KEYS: Final = frozenset(
         "data.args.table",
         "data.args.images",
         "model.pretrained",
+        "fusion.args.base",
         "resume",
         "checkpoint",
         "input",

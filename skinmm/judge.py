@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
@@ -30,12 +30,16 @@ SCHEMA: Final = 1
 
 @dataclass(frozen=True)
 class Raw:
-    """A part's rows before calibration; probabilities are float64, fused features float32."""
+    """A part's rows before calibration; probabilities are float64, fused features float32.
+
+    `alone` says which rows were judged without other rows of their patient, where some were not.
+    """
 
     cohort: pd.DataFrame
     targets: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"]
     features: Float32[np.ndarray, "n dim"]
+    alone: Bool[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def decide(
     positive: list[str],
     prior: dict[str, list[float]],
     config: EvaluationConfig,
+    plain: Calibration | None = None,
 ) -> Verdict:
     """Calibrates, picks the threshold and fits what refers rows, all on validation patients.
 
@@ -68,6 +73,7 @@ def decide(
         positive: the classes that count as malignant.
         prior: `trained` and `deployed` class shares.
         config: which calibration, which threshold, which coverage.
+        plain: the calibration that rows keep which are judged alone.
     """
     shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
     calibration = fit_calibration(
@@ -77,7 +83,7 @@ def decide(
         prior=shares,
         method=config.calibration,
     )
-    parts = [calibrated(raw, calibration, classes, positive) for raw in (val, test)]
+    parts = [calibrated(raw, calibration, classes, positive, plain) for raw in (val, test)]
     threshold = choose_threshold(
         parts[0].malignancy,
         parts[0].malignant,
@@ -151,14 +157,22 @@ def card_entries(verdict: Verdict) -> dict[str, Any]:
 
 
 def calibrated(
-    raw: Raw, calibration: Calibration, classes: list[str], positive: list[str]
+    raw: Raw,
+    calibration: Calibration,
+    classes: list[str],
+    positive: list[str],
+    plain: Calibration | None = None,
 ) -> Predictions:
     """A part's rows as they are written; nothing is decided yet."""
+    probabilities = calibration.apply(raw.probabilities)
+    if plain is not None and raw.alone is not None:
+        kept = plain.apply(raw.probabilities)
+        probabilities = np.where(raw.alone[:, None], kept, probabilities)
     return Predictions(
         image_id=raw.cohort["image_id"].to_numpy(dtype=str),
         patient_id=raw.cohort["patient_id"].to_numpy(dtype=str),
         target=raw.targets,
-        probabilities=calibration.apply(raw.probabilities),
+        probabilities=probabilities,
         raw=raw.probabilities,
         classes=tuple(classes),
         positive=tuple(positive),

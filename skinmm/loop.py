@@ -26,6 +26,7 @@ from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, Patience, 
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
+from skinmm.models.network import sets_of
 from skinmm.module import Classifier
 from skinmm.tracking import share
 
@@ -227,7 +228,8 @@ def _first(sampler: Any, count: int | None) -> list[Any]:
 
 def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:
     with trainer.precision_plugin.forward_context():
-        logits = network(batch.get("image"), batch.get("record"), batch.get("shown"))
+        given = (batch.get(name) for name in ("image", "record", "shown"))
+        logits = network(*given, sets_of(batch))
         value = loss(logits, batch["target"])
     value.backward()
 

@@ -24,7 +24,7 @@ from skinmm.checkpoint import KEY, Card
 from skinmm.config import Config, build
 from skinmm.losses import Loss
 from skinmm.mixing import MIXES
-from skinmm.models.network import Network
+from skinmm.models.network import Network, sets_of
 from skinmm.optimization import build_optimizer, build_schedule
 
 EPOCH_LOSSES: Final = "epoch_losses"
@@ -104,7 +104,8 @@ class Classifier(pl.LightningModule):
         image = batch.get("image")
         if image is not None and image.ndim == PIXELS and self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(image, batch.get("record"), batch.get("shown"))
+        record, shown = batch.get("record"), batch.get("shown")
+        logits: Tensor = self.network(image, record, shown, sets_of(batch))
         return logits
 
     def on_train_epoch_start(self) -> None:
@@ -139,7 +140,9 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Keeps a batch's log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
-        logits, features = self.network.outcome(batch.get("image"), batch.get("record"), views)
+        logits, features = self.network.outcome(
+            batch.get("image"), batch.get("record"), views, sets=sets_of(batch)
+        )
         self.test_outcomes.update(batch["row"], logits, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:

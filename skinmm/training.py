@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm import judge, launch, runs
-from skinmm.config import Component, Config, build, verify, write_config
+from skinmm.config import CONTEXT, Component, Config, below, build, verify, write_config
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
 from skinmm.errors import InputError
@@ -17,10 +17,11 @@ from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.loop import quiet
 from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES
-from skinmm.models.fusion import FUSIONS
+from skinmm.models.fusion import CHOICES, FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.optimization import OPTIMIZERS
 from skinmm.report import write_report
+from skinmm.training_context import first_stage, second_stage
 from skinmm.training_fold import Fold
 
 
@@ -46,11 +47,9 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
     if _leads() and not config.resume:
         runs.refuse_in_use(run, overwrite=config.overwrite)
     try:
-        if config.data.fold == "all":
-            return _fit_all(config, run)
-        fold = Fold.assemble(config, run)
-        _open(run, config)
-        return fold.run_through()
+        if config.fusion.name == CONTEXT:
+            return _fit_stages(config, run)
+        return _fit(config, run)
     except Exception as error:
         raise launch.failed(error, run) from error
     finally:
@@ -59,13 +58,36 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
             torch.distributed.destroy_process_group()
 
 
+def _fit(config: Config, run: Path) -> dict[str, Any]:
+    if config.data.fold == "all":
+        return _fit_all(config, run)
+    fold = Fold.assemble(config, run)
+    _open(run, config)
+    return fold.run_through()
+
+
+def _fit_stages(config: Config, run: Path) -> dict[str, Any]:
+    """The plain model, a whole run in a folder of its own, unless it is there; then its context."""
+    plain = first_stage(config, run)
+    if plain is not None:
+        if _leads():
+            if not config.resume:
+                runs.clear(run)
+            write_config(run / "config.yaml", config)
+            print(f"first stage, each lesion alone: {run / runs.PLAIN}", flush=True)  # noqa: T201
+        _fit(plain, run / runs.PLAIN)
+    return _fit(second_stage(config, run), run)
+
+
 def check_components(config: Config) -> None:
     """Refuses an unknown component or argument before any data is read.
 
     Raises:
         InputError: names the component, the argument and the choices.
     """
-    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    inner = ("dim", "classes") if config.fusion.name == CONTEXT else ("image_dim", "record_dim")
+    verify(CHOICES, "fusion", config.fusion, context=inner)
+    verify(FUSIONS, "fusion", below(config.fusion), context=("image_dim", "record_dim"))
     verify(TABULAR, "tabular", config.tabular, context=("widths",))
     verify(LOSSES, "loss", config.loss, context=("counts",))
     verify(AUGMENTS, "augment", config.augment, context=("size",))
@@ -87,7 +109,7 @@ def _open(run: Path, config: Config) -> None:
     """Makes the folder; from here on it is a run that can be resumed."""
     if _leads():
         if not config.resume:
-            runs.clear(run)
+            runs.clear(run, keep=config.fusion.args.get("base"))
         write_config(run / "config.yaml", config)
     if launch.by_torchrun():
         if _leads():

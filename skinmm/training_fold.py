@@ -13,10 +13,11 @@ import torch
 from skinmm import judge, runs
 from skinmm.callbacks import SEVERAL
 from skinmm.checkpoint import Card, average_checkpoints, load_card, update_card
-from skinmm.config import Config, build, to_mapping, write_config
+from skinmm.config import CONTEXT, Config, below, build, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
+from skinmm.evaluation.calibration import Calibration
 from skinmm.loop import build_trainer, device_name, expected_seconds, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
@@ -24,6 +25,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
 from skinmm.report import write_report
+from skinmm.training_context import base_of, embed, take_over
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
 
@@ -58,7 +60,7 @@ class Fold:
         """
         pl.seed_everything(config.seed, workers=False, verbose=False)
         trainer = build_trainer(config, run)
-        inputs = FUSIONS[config.fusion.name].inputs
+        inputs = FUSIONS[below(config.fusion).name].inputs
         # Layers of a record are too small to share out: threads would only wait for each other.
         torch.set_num_threads(THREADS if "image" in inputs else 1)
         data = LesionData(config, inputs)
@@ -81,6 +83,8 @@ class Fold:
         folder = Path(self.config.model.cache or self.shared / "features")
         device = self.trainer.strategy.root_device
         keep_features(self.config, self.data, self.module.network, device, folder)
+        if self.module.network.context is not None:
+            self.data.embedded = embed(self.config, self.data, self.module.network, device)
         if self.trainer.is_global_zero:
             self._write_facts()
             self._announce()
@@ -120,6 +124,8 @@ class Fold:
         if self.module.card.initialisation.startswith("FROM SCRATCH"):
             found.append(f"the image network starts {self.module.card.initialisation}")
         corrections = [self.data.sampler.corrects, self.module.loss.corrects]
+        if self.data.embedded is not None and self.data.embedded.alone.all():
+            found.append("no patient has two images: nothing is compared, the plain model remains")
         if all(corrections):
             found.append(
                 f"the class imbalance is corrected more than once: {' and '.join(corrections)}"
@@ -135,7 +141,8 @@ class Fold:
         self.trainer.strategy.barrier()
         card, weights = load_card(best)
         self.module.network.load_state_dict(weights)
-        curve = MissingColumns(self.data.blank) if self.module.network.record else None
+        network = self.module.network
+        curve = MissingColumns(self.data.blank) if network.record and not network.context else None
         val, test = self._outcomes("val"), self._outcomes("test", curve)
         if not self.trainer.is_global_zero:
             return {}
@@ -146,6 +153,7 @@ class Fold:
             positive=card.positive,
             prior=card.prior,
             config=self.config.evaluation,
+            plain=Calibration.from_state(card.alone) if card.alone else None,
         )
         entries = judge.card_entries(verdict)
         # Before metrics.json: a fold that has one is finished, and is not resumed.
@@ -171,7 +179,8 @@ class Fold:
         logits, targets, features = (values.cpu() for values in self.module.tested)
         probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
+        alone = self.data.alone(part)
+        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy(), alone)
 
 
 def _epoch(path: Path) -> int:
@@ -216,7 +225,8 @@ def _audited(data: LesionData, config: Config) -> dict[str, Any]:
 
 def _module(config: Config, data: LesionData) -> Classifier:
     classes = list(data.classes)
-    network = build_network(config, data.record_widths, len(classes), pretrained=True)
+    second = config.fusion.name == CONTEXT
+    network = build_network(config, data.record_widths, len(classes), pretrained=not second)
     if config.trainer.sync_batchnorm:
         synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
@@ -231,6 +241,8 @@ def _module(config: Config, data: LesionData) -> Classifier:
         prior={"trained": _trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
         preprocess=list(config.data.preprocess),
     )
+    if second:
+        card = take_over(base_of(config), network, card, data)
     return Classifier(network, loss, card, config)
 
 

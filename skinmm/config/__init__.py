@@ -12,7 +12,7 @@ from skinmm.config.mapping import (
     unknown_key,
     write_config,
 )
-from skinmm.config.resuming import resumed
+from skinmm.config.resuming import CONTEXT, below, resumed, staged
 from skinmm.config.schema import (
     AuditConfig,
     Component,
@@ -33,6 +33,7 @@ from skinmm.config.schema import (
 )
 
 __all__ = [
+    "CONTEXT",
     "AuditConfig",
     "Component",
     "Config",
@@ -49,6 +50,7 @@ __all__ = [
     "ScheduleConfig",
     "ServeConfig",
     "TrainerConfig",
+    "below",
     "build",
     "check",
     "explain_unknown",
@@ -57,6 +59,7 @@ __all__ = [
     "one_line",
     "read_config",
     "resumed",
+    "staged",
     "to_mapping",
     "unknown_key",
     "verify",

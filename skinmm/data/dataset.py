@@ -43,6 +43,9 @@ class Sample(TypedDict, total=False):
     In place of the image there may be its features, (..., dim) float32.
 
     `shown` says whether there is an image, where training withholds some.
+
+    In a second stage there are, in place of all these, `plain` (classes,) logits and `own` (dim,)
+    features of the row, and `others` (s, dim) of its patient, `there` (s,) where there are any.
     """
 
     row: int
@@ -50,6 +53,10 @@ class Sample(TypedDict, total=False):
     image: Tensor
     record: Tensor
     shown: bool
+    plain: Tensor
+    own: Tensor
+    others: Tensor
+    there: Tensor
 
 
 class ImageError(InputError):

@@ -167,3 +167,9 @@ def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
 def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":
     """Whose each row is: without a patient the lesion stands in, without a lesion the image."""
     return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
+
+
+def named_patients(table: pd.DataFrame) -> "pd.Series[Any]":
+    """Whose each row is, and nobody's (None) where lesion or image stands in for the patient."""
+    stands_in = [table["patient_id"] == table[name] for name in ("lesion_id", "image_id")]
+    return table["patient_id"].astype(object).mask(stands_in[0] | stands_in[1], None)

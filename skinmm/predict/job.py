@@ -16,8 +16,10 @@ from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.images import ImageFolder
+from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import count_rows, read_patients, stamp
+from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
 
@@ -58,17 +60,8 @@ def predict_file(config: PredictConfig) -> int:
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
     output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
-    images = ImageFolder(_folder(config))
     with output:
-        tables = read_patients(config.input, _chunk(config.batch_size), output.rows)
-        for predicted in predictor.stream(
-            _watched(tables, config.input, output.rows, config.batch_size),
-            images,
-            probabilities=config.probabilities,
-            threshold=config.threshold,
-            batch_size=config.batch_size,
-            workers=_workers(config.workers),
-        ):
+        for predicted in _predicted(predictor, config, job, output.rows):
             _refuse_changed(config.input, before)
             output.write(predicted.table, predicted.unknown)
         _refuse_changed(config.input, before)
@@ -80,6 +73,29 @@ def predict_file(config: PredictConfig) -> int:
             write_submission(output.finished(), Path(config.submission))
     _tell(output, config, predictor.backend)
     return 3 if output.decisions[""] else 0
+
+
+def _predicted(
+    predictor: Predictor, config: PredictConfig, job: dict[str, Any], done: int
+) -> Iterator[Predicted]:
+    """The rows after those that are done, a chunk at a time."""
+
+    def tables(skip: int) -> Iterator[pd.DataFrame]:
+        left = read_patients(config.input, _chunk(config.batch_size), skip)
+        return _watched(left, config.input, skip, config.batch_size)
+
+    images = ImageFolder(_folder(config))
+    looking: dict[str, Any] = {"batch_size": config.batch_size, "workers": _workers(config.workers)}
+    wish: dict[str, Any] = {"probabilities": config.probabilities, "threshold": config.threshold}
+    if not predictor.others:
+        yield from predictor.stream(tables(done), images, **looking, **wish)
+        return
+    output = Path(config.output)
+    place = output.with_name(f".{output.name}.patients")
+    with Spool(place, job, resume=config.resume, overwrite=config.overwrite) as spool:
+        predictor.gather(tables(spool.rows), images, spool, **looking)
+        wish["batch_size"] = config.batch_size
+        yield from predictor.stream_gathered(tables(done), spool, done, **wish)
 
 
 def checkpoints(wish: Any) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.data.headers import completed, lacking
 from skinmm.data.vocabulary import is_missing, patients_of
@@ -22,6 +22,7 @@ from skinmm.predict.images import ImageFolder, Pictures, Seen, look
 from skinmm.predict.member import Member
 from skinmm.predict.parts import Batch, Part, Predicted
 from skinmm.predict.reader import canonical_patients
+from skinmm.predict.spool import Spool
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most
@@ -44,6 +45,7 @@ class Predictor:
         identity: SHA-256 of every checkpoint, in order.
         referral: decide `refer` where the prediction set does not name the side that the threshold
             calls alone, or a row is unlike those of validation; else the threshold decides alone.
+        others: with how many others of its patient a row is compared at most; 0: with none.
     """
 
     def __init__(self, members: Sequence[Member], *, referral: bool = True) -> None:
@@ -70,6 +72,8 @@ class Predictor:
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
         self.identity = [member.digest for member in members]
+        self.others = max(member.context.others if member.context else 0 for member in members)
+        self._ends = np.cumsum([member.width for member in members])
         self._needs_image = any(member.needs_image for member in members)
         self._views = {member.view for member in members if member.view is not None}
         self.classes = list(first.classes)
@@ -116,7 +120,7 @@ class Predictor:
         workers: int = 2,
         unknown: Counter[str] | None = None,
     ) -> pd.DataFrame:
-        """Predicts every row of a table.
+        """Predicts every row of a table; models that compare a patient's rows compare these.
 
         Args:
             table: a row per image: an image column and any of patient_id, sex, age, site under
@@ -172,6 +176,73 @@ class Predictor:
         Raises:
             InputError: as `predict`.
         """
+        for part in self._looked(tables, images, batch_size, workers):
+            if not self.others:
+                yield self._told(part, probabilities, threshold, batch_size)
+                continue
+            with Spool() as spool:
+                spool.add(part)
+                yield self._told(part, probabilities, threshold, batch_size, spool)
+
+    def gather(
+        self,
+        tables: Iterable[pd.DataFrame],
+        images: str | Path | ImageFolder | None,
+        spool: Spool,
+        *,
+        batch_size: int = 32,
+        workers: int = 2,
+    ) -> None:
+        """Looks at tables as if they were one, so that a patient's rows may lie far apart.
+
+        Args:
+            tables: the rows that the spool does not hold yet.
+            images: as for `predict`.
+            spool: is given what was seen.
+            batch_size: as for `predict`; a divisor of the number of rows that the spool holds.
+            workers: as for `predict`.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        for part in self._looked(tables, images, batch_size, workers):
+            spool.add(part)
+
+    def stream_gathered(
+        self,
+        tables: Iterable[pd.DataFrame],
+        spool: Spool,
+        done: int = 0,
+        *,
+        probabilities: str = "calibrated",
+        threshold: float | None = None,
+        batch_size: int = 32,
+    ) -> Iterator[Predicted]:
+        """Predicts the tables again that `gather` looked at, without a look.
+
+        Args:
+            tables: the rows after those that are done.
+            spool: all rows, as they were seen.
+            done: how many rows are, a multiple of `batch_size`.
+            probabilities: as for `predict`.
+            threshold: as for `predict`.
+            batch_size: as for `predict`.
+        """
+        for table in tables:
+            patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
+            part = Part(table, patients, int(self._ends[-1]), done)
+            spool.fill(part)
+            yield self._told(part, probabilities, threshold, batch_size, spool)
+            done += len(table)
+
+    def _looked(
+        self,
+        tables: Iterable[pd.DataFrame],
+        images: str | Path | ImageFolder | None,
+        batch_size: int,
+        workers: int,
+    ) -> Iterator[Part]:
+        """Tables whose rows the networks have looked at."""
         folder = images if isinstance(images, ImageFolder | None) else ImageFolder(images)
         ahead: deque[Batch] = deque()
         pool = ThreadPoolExecutor(max(workers, 1))
@@ -179,9 +250,9 @@ class Predictor:
             for batch in self._begun(tables, folder, pool, batch_size):
                 ahead.append(batch)
                 if len(ahead) > AHEAD:
-                    yield from self._ended(ahead.popleft(), probabilities, threshold)
+                    yield from self._ended(ahead.popleft())
             while ahead:
-                yield from self._ended(ahead.popleft(), probabilities, threshold)
+                yield from self._ended(ahead.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -197,7 +268,7 @@ class Predictor:
             patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
             if folder is None and self._needs_image:
                 raise InputError("these models need images: name their folder, images=DIR")
-            part = Part(table, patients, len(self.classes))
+            part = Part(table, patients, int(self._ends[-1]))
             wanted = lacking(patients.table)
             for start in range(0, max(len(table), 1), batch_size):
                 rows = slice(start, start + batch_size)
@@ -211,9 +282,7 @@ class Predictor:
                 ]
                 yield Batch(part, rows, seen, last=rows.stop >= len(table))
 
-    def _ended(
-        self, batch: Batch, probabilities: str, threshold: float | None
-    ) -> Iterator[Predicted]:
+    def _ended(self, batch: Batch) -> Iterator[Part]:
         """Lets the networks look at a batch; the last one of a table gives all its rows."""
         part, seen = batch.part, [each.result() for each in batch.seen]
         rows = part.patients.table.iloc[batch.rows]
@@ -225,15 +294,37 @@ class Predictor:
         good = np.flatnonzero([not one.error for one in seen])
         if len(good):
             pictures = [seen[row].pictures for row in good]
-            part.values[batch.rows.start + good] = self._mean(rows.iloc[good], pictures)
+            part.seen[batch.rows.start + good] = self._seen(rows.iloc[good], pictures)
+        if self.others:
+            context = next(member for member in self._members if member.context)
+            part.keys[batch.rows] = context.keys(rows)
         if batch.last:
-            whole = part.patients.table
-            output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients_of(whole)})
-            if "target" in part.table.columns:
-                output["target"] = part.table["target"].to_numpy()
-            said = self._said(part.values, part.errors, probabilities, threshold)
-            output = pd.concat([output, said.assign(missing=part.missing)], axis=1)
-            yield Predicted(output, part.patients.unknown)
+            yield part
+
+    def _told(
+        self,
+        part: Part,
+        probabilities: str,
+        threshold: float | None,
+        batch_size: int,
+        spool: Spool | None = None,
+    ) -> Predicted:
+        """What is made of a part that was looked at."""
+        values = np.full((len(part.table), 3 * len(self.classes) + 1), np.nan)
+        for start in range(0, len(values), batch_size):
+            rows = slice(start, start + batch_size)
+            good = np.flatnonzero(part.errors[rows] == "")
+            if len(good):
+                others = spool.others(part, rows, self.others) if spool else (None, None)
+                given = (each if each is None else each[good] for each in others)
+                values[start + good] = self._mean(part.seen[rows][good], *given)
+        whole = part.patients.table
+        output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients_of(whole)})
+        if "target" in part.table.columns:
+            output["target"] = part.table["target"].to_numpy()
+        said = self._said(values, part.errors, probabilities, threshold)
+        output = pd.concat([output, said.assign(missing=part.missing)], axis=1)
+        return Predicted(output, part.patients.unknown)
 
     def _lacking(self, seen: Sequence[Seen], table: pd.DataFrame) -> list[str]:
         """What the models would have used, a row each, with `|` between."""
@@ -243,15 +334,11 @@ class Predictor:
         names = ("image", *used)
         return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
 
-    def _mean(
+    def _seen(
         self, table: pd.DataFrame, pictures: Sequence[Pictures]
-    ) -> Float64[np.ndarray, "g columns"]:
-        """The members' means for rows that can be predicted.
-
-        Raw and calibrated probabilities, the share of prediction sets that hold each class, and the
-        unfamiliarity, side by side.
-        """
-        opinions = []
+    ) -> Float64[np.ndarray, "g seen"]:
+        """What each member sees of rows that can be predicted, side by side."""
+        seen = []
         for member in self._members:
             view = member.view
             images = None
@@ -259,8 +346,29 @@ class Predictor:
             if view is not None:
                 nothing = np.zeros((view.size, view.size, 3), np.uint8)
                 images = np.stack([each.get(view, nothing) for each in pictures])
-            opinions.append(member.judge(table, images, shown))
-        means = [_mean_of_known(part, len(table)) for part in zip(*opinions, strict=True)]
+            seen.append(member.look(table, images, shown))
+        return np.hstack(seen)
+
+    def _mean(
+        self,
+        seen: Float64[np.ndarray, "g seen"],
+        others: Float64[np.ndarray, "g s seen"] | None,
+        there: Bool[np.ndarray, "g s"] | None,
+    ) -> Float64[np.ndarray, "g columns"]:
+        """The members' means for rows that were seen, and others of their patients.
+
+        Raw and calibrated probabilities, the share of prediction sets that hold each class, and the
+        unfamiliarity, side by side.
+        """
+        shares = (
+            [None] * len(self._members) if each is None else np.split(each, self._ends[:-1], -1)
+            for each in (seen, others)
+        )
+        opinions = [
+            member.judge(own, beside, there)
+            for member, own, beside in zip(self._members, *shares, strict=True)
+        ]
+        means = [_mean_of_known(part, len(seen)) for part in zip(*opinions, strict=True)]
         sets = np.broadcast_to(means[2], means[1].shape)
         return np.hstack([means[0], means[1], sets, means[3]])
 

@@ -76,7 +76,7 @@ class Explainer:
     ) -> Reasons:
         """Why a case that can be predicted has its probability."""
         member, network = self.member, self._backend.network
-        row = self._row(image, record)
+        row = record_row(member.encoder.columns, image, record)
         positive = [member.card.classes.index(name) for name in member.card.positive]
         pixels = self._pixels(image, frame)
         seen = None if pixels is None else torch.from_numpy(pixels).to(network.device)
@@ -84,7 +84,7 @@ class Explainer:
         found = contributions(
             network,
             member.encoder,
-            lambda raw: member.calibration.apply(raw)[:, positive].sum(axis=1),
+            lambda raw: member.alone.apply(raw)[:, positive].sum(axis=1),
             row,
             seen,
             views=self._backend.views,
@@ -94,9 +94,8 @@ class Explainer:
         if seen is not None and image is not None:
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
             heat = heat_map(network, seen, encoded, positive=positive)
-        cells = {name: row[name].iloc[0] for name in member.encoder.columns}
-        known = {name: cell for name, cell in cells.items() if not is_missing(cell)}
-        return Reasons(found, known, heat, pixels if member.card.preprocess else None)
+        seen_as = pixels if member.card.preprocess else None
+        return Reasons(found, known_cells(row, member.encoder.columns), heat, seen_as)
 
     def _pixels(self, image: bytes | None, frame: int | None) -> UInt8[np.ndarray, "s s 3"] | None:
         view = self.member.view
@@ -106,12 +105,20 @@ class Explainer:
             return np.zeros((view.size, view.size, 3), np.uint8)
         return picture(Source(image, frame), view)
 
-    def _row(self, image: bytes | None, record: Mapping[str, str]) -> pd.DataFrame:
-        """The record in canonical words, completed from a DICOM header, as in prediction."""
-        columns = list(self.member.encoder.columns)
-        row = pd.DataFrame({name: [record.get(name)] for name in columns}, dtype=object)
-        row = canonical_patients(row.assign(image=""), columns, needs_image=False).table
-        return row if image is None else completed(row, [header_record("", BytesIO(image))])
+
+def record_row(
+    columns: Sequence[str], image: bytes | None, record: Mapping[str, str]
+) -> pd.DataFrame:
+    """A record in canonical words, completed from a DICOM header, as in prediction."""
+    row = pd.DataFrame({name: [record.get(name)] for name in columns}, dtype=object)
+    row = canonical_patients(row.assign(image=""), [*columns], needs_image=False).table
+    return row if image is None else completed(row, [header_record("", BytesIO(image))])
+
+
+def known_cells(row: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+    """What a record holds."""
+    cells = {name: row[name].iloc[0] for name in columns}
+    return {name: cell for name, cell in cells.items() if not is_missing(cell)}
 
 
 def shown(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:

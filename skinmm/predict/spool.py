@@ -1,0 +1,156 @@
+"""What a first pass saw of every row, in a file, until the rows of every patient are there."""
+
+import json
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64
+
+from skinmm.errors import InputError
+from skinmm.predict.parts import Part
+
+TABLES: Final = """
+create table if not exists job (said text);
+create table if not exists rows
+    (row integer primary key, named text, key integer, seen blob, patient text, error text,
+     missing text);
+"""
+
+
+class Spool:
+    """Rows in SQLite: however many there are, few are in memory.
+
+    Attributes:
+        rows: kept so far, by an earlier job too.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        job: dict[str, Any] | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Opens a file beside an output, or a temporary one.
+
+        Args:
+            path: of the file, which is kept only where the job ends early; None: temporary.
+            job: what decides about the rows; plain data.
+            resume: go on with what a killed job left.
+            overwrite: start again.
+
+        Raises:
+            InputError: what a killed job left is in the way, damaged, or of another job.
+        """
+        self._path = path
+        if overwrite and not resume:
+            self._remove()
+        self._file = sqlite3.connect(path or "")  # "": on disk, and gone with the connection
+        said = json.dumps(job)
+        try:
+            self._file.executescript(TABLES)
+            (self.rows,) = self._file.execute("select count(*) from rows").fetchone()
+            left = self._file.execute("select said from job").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{path}: damaged; overwrite=true starts again") from error
+        if self.rows and not resume:
+            raise InputError(
+                f"a job that ended early has looked at {self.rows} rows; resume=true goes on, "
+                "overwrite=true starts again"
+            )
+        if self.rows and left[0] != said:
+            raise InputError(
+                f"resume=true: the job changed since {self.rows} rows were looked at; "
+                "overwrite=true starts again"
+            )
+        self._file.execute("delete from job")
+        self._file.execute("insert into job values (?)", (said,))
+
+    def __enter__(self) -> "Spool":
+        """Nothing more to do."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Removes the file, unless something went wrong and there are rows to go on with."""
+        self._file.close()
+        if kind is None or not self.rows:
+            self._remove()
+
+    def add(self, part: Part) -> None:
+        """Appends a part's rows, all or none of them.
+
+        Raises:
+            OSError: they could not be written; those before them are safe.
+        """
+        part.start = self.rows
+        patients = part.patients.table["patient_id"]
+        rows = zip(
+            range(self.rows, self.rows + len(part.table)),
+            part.named,
+            part.keys.tolist(),
+            [row.tobytes() for row in part.seen],
+            [None if pd.isna(name) else str(name) for name in patients],
+            part.errors,
+            part.missing,
+            strict=True,
+        )
+        try:
+            self._file.executemany("insert into rows values (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._file.commit()
+        except sqlite3.OperationalError as error:  # a full disk
+            raise OSError(None, str(error), str(self._path or "temporary file")) from error
+        self.rows += len(part.table)
+
+    def fill(self, part: Part) -> None:
+        """Gives a part what was seen of its rows; from here on nothing is added."""
+        self._file.execute("create index if not exists by_patient on rows (named, key)")
+        found = self._file.execute(
+            "select seen, patient, error, missing from rows where row >= ? order by row limit ?",
+            (part.start, len(part.table)),
+        ).fetchall()
+        seen, patients, errors, missing = zip(*found, strict=True)
+        part.seen = np.array([np.frombuffer(row) for row in seen])
+        table = part.patients.table
+        completed = pd.Series(patients, table.index, dtype=object)
+        table["patient_id"] = table["patient_id"].fillna(completed)
+        part.errors[:], part.missing[:] = errors, missing
+
+    def others(
+        self, part: Part, rows: slice, most: int
+    ) -> tuple[Float64[np.ndarray, "b most seen"], Bool[np.ndarray, "b most"]]:
+        """What was seen of the others of each row's patient, and which of these there are.
+
+        Of more than can be compared with, those of the lowest keys are taken.
+        """
+        named = part.named[rows]
+        found = {name: self._first(name, most + 1) for name in set(named)}
+        seen = np.zeros((len(named), most, part.seen.shape[1]))
+        there = np.zeros((len(named), most), dtype=bool)
+        for place, name in enumerate(named):
+            own = part.start + rows.start + place
+            others = [row for number, row in found[name] if number != own][:most]
+            there[place, : len(others)] = True
+            for slot, row in enumerate(others):
+                seen[place, slot] = row
+        return seen, there
+
+    def _first(self, name: str | None, most: int) -> list[tuple[int, Float64[np.ndarray, " seen"]]]:
+        rows = self._file.execute(
+            "select row, seen from rows where named = ? order by key, row limit ?", (name, most)
+        )
+        return [(number, np.frombuffer(row)) for number, row in rows]
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            for suffix in ("", "-journal"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)

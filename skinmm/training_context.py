@@ -1,0 +1,97 @@
+"""The second stage: a lesion among others of its patient, on what a plain run made of each."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from skinmm import runs
+from skinmm.checkpoint import Card, load_card
+from skinmm.config import Component, Config, below
+from skinmm.data.datamodule import LesionData
+from skinmm.data.dataset_context import Embedded
+from skinmm.data.record import RecordEncoder
+from skinmm.errors import InputError
+from skinmm.models.network import Network
+
+
+def first_stage(config: Config, run: Path) -> Config | None:
+    """The plain run that has to come first, in a folder of its own; None: there is one."""
+    folder = run / runs.PLAIN
+    if config.fusion.args.get("base") or (config.resume and (folder / "metrics.json").is_file()):
+        return None
+    begun = config.resume and (folder / "config.yaml").is_file()
+    return replace(config, fusion=below(config.fusion), resume=str(folder) if begun else None)
+
+
+def second_stage(config: Config, run: Path) -> Config:
+    """The configuration over a plain run: no image is looked at again, so none is changed."""
+    base = config.fusion.args.get("base") or str(run / runs.PLAIN)
+    args = {**config.fusion.args, "base": base, "plain": asdict(below(config.fusion))}
+    return replace(
+        config,
+        fusion=replace(config.fusion, args=args),
+        augment=Component("none"),
+        mix=Component("none"),
+        optimizer=replace(config.optimizer, head_epochs=0),
+    )
+
+
+def base_of(config: Config) -> Path:
+    """The plain run of a configuration's fold."""
+    base = Path(config.fusion.args["base"])
+    fold = runs.fold_folder(base, int(config.data.fold))
+    return fold if fold.is_dir() else base
+
+
+def take_over(base: Path, network: Network, card: Card, data: LesionData) -> Card:
+    """Gives a network the plain run's weights, frozen, and its data the plain run's encoder.
+
+    Returns:
+        The card, with what rows that stay alone are judged by.
+
+    Raises:
+        InputError: the plain run is not finished, or was split otherwise.
+    """
+    plain, weights = load_card(base / "checkpoints" / "best.ckpt")
+    if plain.calibration is None or not (base / "metrics.json").is_file():
+        raise InputError(f"{base}: the run is not finished; train.py resume={base} goes on with it")
+    columns = ["image_id", "part"]
+    seen = pd.read_csv(base / "cohort.csv", usecols=columns, dtype=str)[columns]
+    if not np.array_equal(seen.to_numpy(), data.cohort[columns].astype(str).to_numpy()):
+        raise InputError(f"{base}: the cohort has changed since, or is split otherwise")
+    data.encoder = RecordEncoder.from_state(plain.encoder)
+    lacking, foreign = network.load_state_dict(weights, strict=False)
+    if foreign or any(not name.startswith("context.") for name in lacking):
+        raise InputError(f"{base}: its network is another one than its config.yaml says")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith("context."))
+    return replace(
+        card,
+        encoder=plain.encoder,
+        initialisation=plain.initialisation,
+        alone=plain.calibration,
+    )
+
+
+def embed(config: Config, data: LesionData, network: Network, device: torch.device) -> Embedded:
+    """Looks at every used row once, alone.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    if network.context is None:
+        raise ValueError("a network without context")
+    network.to(device).eval()
+    parts = []
+    for batch in data.whole_loader():
+        image, record = (
+            batch[name].to(device) if name in batch else None for name in ("image", "record")
+        )
+        with torch.inference_mode():
+            seen = network.outcome(image, record, config.evaluation.views)
+        parts.append([each.cpu().numpy() for each in seen])
+    plain, features = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Embedded(plain, features, data.neighbours(network.context.others))
