@@ -36,7 +36,7 @@ demo: $(STAMP)  ## train on the embedded cohort, test, predict a patient list
 	@echo "The patients: $(DEMO_RUN)/predictions/patients.csv"
 
 test: $(STAMP)  ## run the tests (those of real cohorts where SKINMM_DATA names their folder)
-	$(IN_VENV) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(IN_VENV) -m pytest -m 'not slow' --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)
