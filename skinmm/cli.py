@@ -12,6 +12,7 @@ from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
+from skinmm.cli_spark import predict_spark
 from skinmm.config import (
     Config,
     ExportConfig,
@@ -108,6 +109,7 @@ def compare(argv: list[str]) -> int:
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "train": train,
     "predict": predict,
+    "predict-spark": predict_spark,
     "export": export,
     "serve": serve,
     "report": report,
@@ -262,6 +264,6 @@ def _names(options: dict[str, str], name: str) -> list[str] | None:
 
 def _usage() -> str:
     lines = [
-        f"  {name:<10}{(call.__doc__ or '').splitlines()[0]}" for name, call in COMMANDS.items()
+        f"  {name:<15}{(call.__doc__ or '').splitlines()[0]}" for name, call in COMMANDS.items()
     ]
     return "\n".join(["usage: skinmm COMMAND ...", "", *lines])

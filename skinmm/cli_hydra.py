@@ -36,6 +36,7 @@ PATH_KEYS: Final = frozenset(
         "input",
         "images",
         "keys",
+        "master",
         "out",
         "output",
         "by_patient",

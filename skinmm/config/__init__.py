@@ -29,6 +29,7 @@ from skinmm.config.schema import (
     PredictConfig,
     ScheduleConfig,
     ServeConfig,
+    SparkConfig,
     TrainerConfig,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "PredictConfig",
     "ScheduleConfig",
     "ServeConfig",
+    "SparkConfig",
     "TrainerConfig",
     "below",
     "build",

@@ -19,6 +19,7 @@ from skinmm.config.schema import (
     ExportConfig,
     PackConfig,
     PredictConfig,
+    SparkConfig,
 )
 from skinmm.errors import InputError
 
@@ -175,6 +176,9 @@ _WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
     ExportConfig: lambda config: _check_given(config, checkpoint="RUN/checkpoints/best.ckpt"),
     PredictConfig: lambda config: _check_given(
         config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"
+    ),
+    SparkConfig: lambda config: _check_given(
+        config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.parquet"
     ),
 }
 """Schema -> what must hold between its settings."""

@@ -249,6 +249,31 @@ class PredictConfig:
 
 
 @dataclass
+class SparkConfig:
+    """A prediction job on Apache Spark; paths are such that every executor reaches them."""
+
+    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    input: str = setting("", "Parquet file or folder of patients; a path or a URL of Spark's")
+    images: str | None = setting(None, "folder of the images; a path or a URL")
+    output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
+    master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
+    backend: str = setting(
+        "auto", "what runs the network, as in predict.py", choices=("auto", "torch", "onnx")
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    threshold: float | None = setting(
+        None, "decision threshold; null: the checkpoint's", low=0, high=1
+    )
+    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
+    referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+    batch_size: int = setting(32, "rows per step", low=1)
+    workers: int = setting(1, "decoding threads of each Python worker", low=1)
+    overwrite: bool = setting(False, "replace the output if it exists")
+
+
+@dataclass
 class ExportConfig:
     """A checkpoint as one ONNX file."""
 

@@ -194,7 +194,7 @@ def format_of(path: Path) -> str:
     if suffix and suffix not in FORMATS:
         raise InputError(f"output={path}: its name may end in {', '.join(FORMATS)}")
     if suffix == ".parquet":
-        _pyarrow(path)
+        _pyarrow_parquet(path)
     return suffix if suffix in FORMATS else ".csv"
 
 
@@ -216,29 +216,35 @@ def _to_jsonl(rows: Rows, path: Path) -> None:
                 file.write(json.dumps(cells, ensure_ascii=False) + "\n")
 
 
+def to_arrow(table: pd.DataFrame) -> Any:
+    """An output's rows as an Arrow table."""
+    import pyarrow as arrow
+
+    floats = numbers(table)
+    kinds = [arrow.float64() if name in floats else arrow.string() for name in table]
+    schema = arrow.schema([*zip(table.columns, kinds, strict=True)])
+    typed = table.assign(**{name: pd.to_numeric(table[name]) for name in floats})
+    return arrow.Table.from_pandas(typed, schema, preserve_index=False)
+
+
 def _to_parquet(rows: Rows, path: Path) -> None:
-    arrow, parquet = _pyarrow(path)
+    parquet = _pyarrow_parquet(path)
     writer = None
     try:
-        for table in rows:
-            floats = numbers(table)
-            kinds = [arrow.float64() if name in floats else arrow.string() for name in table]
-            schema = arrow.schema([*zip(table.columns, kinds, strict=True)])
-            typed = table.assign(**{name: pd.to_numeric(table[name]) for name in floats})
-            writer = writer or parquet.ParquetWriter(path, schema)
-            writer.write_table(arrow.Table.from_pandas(typed, schema, preserve_index=False))
+        for table in map(to_arrow, rows):
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow_parquet(path: Path) -> Any:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise InputError(f"output={path}: needs pyarrow: pip install 'skinmm[parquet]'") from error
-    return pyarrow, parquet
+    return parquet
 
 
 FORMATS: Final[dict[str, Callable[[Rows, Path], None] | None]] = {
