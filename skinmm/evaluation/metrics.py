@@ -177,22 +177,20 @@ def evaluate(
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, patients = patient_codes(predictions.patient_id)
     measure = partial(statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
-    values = measure(exact=True)(np.ones((1, patients), dtype=np.int64))
-    samples = dict.fromkeys(values, np.empty(0))
     units = independent_units(codes, predictions.malignant)
-    skews: dict[str, float] = {}
-    if resamples > 0 and patients > 1:  # resamples of one patient are all alike
-        drawn = measure()
-        samples = bootstrap(drawn, patients, len(codes), resamples=resamples, seed=seed)
-        # Of so many units hardly any skewness is left.
-        skews = (
-            skewness(drawn, patients, len(codes)) if units <= MANY else dict.fromkeys(values, 0.0)
-        )
+    samples, skews = _resampled(measure(), codes, units, resamples, seed)
     metrics = {
-        name: summarise(name, float(value[0]), samples[name], skews.get(name), confidence, units)
-        for name, value in values.items()
+        name: summarise(
+            name,
+            float(value[0]),
+            samples.get(name, np.empty(0)),
+            skews.get(name, 0.0),
+            confidence,
+            units,
+        )
+        for name, value in measure(exact=True)(np.ones((1, patients), dtype=np.int64)).items()
     }
-    if skews:  # else no intervals
+    if samples:
         shares = _denominators(predictions, threshold, prevalence)
         metrics |= _where_resamples_agree(
             metrics, shares, _rankings(predictions), codes, confidence
@@ -215,6 +213,18 @@ def evaluate(
         "support": _support(predictions),
         "folds": _fold_aurocs(predictions),
     }
+
+
+def _resampled(
+    measure: Statistic, codes: Int64[np.ndarray, " n"], units: int, resamples: int, seed: int
+) -> tuple[dict[str, Float64[np.ndarray, " r"]], dict[str, float]]:
+    """Every metric's resamples and skewness; of one patient none, as they would be all alike."""
+    patients = int(codes.max()) + 1
+    if resamples == 0 or patients == 1:
+        return {}, {}
+    samples = bootstrap(measure, patients, len(codes), resamples=resamples, seed=seed)
+    # Of many units hardly any skewness is left.
+    return samples, skewness(measure, patients, len(codes)) if units <= MANY else {}
 
 
 def _denominators(
