@@ -1,17 +1,11 @@
 """The LightningModule: one store of outcomes, one optimiser, one schedule."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, Shaped
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -20,14 +14,13 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from skinmm.checkpoint import KEY, Card
+from skinmm.checkpoint import Card
 from skinmm.config import Config, build
 from skinmm.losses import Loss
 from skinmm.mixing import MIXES
 from skinmm.models.network import Network, sets_of
-from skinmm.optimization import build_optimizer, build_schedule
+from skinmm.module_learner import Learner
 
-EPOCH_LOSSES: Final = "epoch_losses"
 PIXELS: Final = 4  # dimensions of a batch of pictures; cached features have fewer
 
 
@@ -64,7 +57,7 @@ class Outcomes(Metric):
         return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Learner):
     """Trains a `Network`; what it knows of the run is plain data in `card`.
 
     Attributes:
@@ -72,6 +65,7 @@ class Classifier(pl.LightningModule):
             test, in order of rows.
     """
 
+    network: Network
     tested: tuple[Tensor, ...]
 
     def __init__(self, network: Network, loss: Loss, card: Card, config: Config) -> None:
@@ -83,20 +77,11 @@ class Classifier(pl.LightningModule):
             card: what a checkpoint will say of the network.
             config: the whole configuration.
         """
-        super().__init__()
-        self.network = network
+        super().__init__(network, card, config)
         self.loss = loss
-        self.card = card
         self.outcomes = Outcomes()
-        # Sum of the epoch's losses and number of its rows, over all ranks.
-        self._losses = torch.zeros(2, dtype=torch.float64)
         self.test_outcomes = Outcomes(("logits", "targets", "features"))
-        self._config = config
         self._mix = build(MIXES, "mix", config.mix)
-        if config.trainer.channels_last:
-            network.to(memory_format=torch.channels_last)
-        if config.trainer.compile:  # in place: no prefix in the state dict
-            network.compile()
         self._positive = [card.classes.index(name) for name in card.positive]
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
@@ -108,14 +93,9 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.network(image, record, shown, sets_of(batch))
         return logits
 
-    def on_train_epoch_start(self) -> None:
-        """Begins the mean of the epoch's loss; a run resumed within an epoch goes on with it."""
-        self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Draws dropout from seed and place in the run, as if a resumed run had never stopped."""
-        place = (self.card.config["seed"], self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Holds the image network as it is while the head learns alone."""
+        super().on_train_batch_start(batch, batch_idx)
         image, first = self.network.image, self._config.optimizer.head_epochs
         if image is not None and first and not self._config.model.freeze:
             image.freeze(self.current_epoch < first)
@@ -127,11 +107,7 @@ class Classifier(pl.LightningModule):
         loss: Tensor = self.loss(logits, batch["target"])
         if share < 1:
             loss = share * loss + (1 - share) * self.loss(logits, partners)
-        rows = torch.tensor(float(len(logits)), dtype=torch.float64, device=self.device)
-        seen = torch.stack([loss.detach() * rows, rows])
-        # Every rank has the whole sum at any time, so rank 0 can save it without asking others.
-        self._losses = self._losses.to(seen) + self.trainer.strategy.reduce(seen, reduce_op="sum")
-        return loss
+        return self.counted(loss, len(logits))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Keeps a batch's outcomes; runs in training precision, as it only steers the run."""
@@ -156,39 +132,7 @@ class Classifier(pl.LightningModule):
         self.outcomes.reset()
         values = monitored(logits.double().softmax(dim=1), targets, self._positive)
         values["loss"] = self.loss(logits, targets)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("train/loss", self._losses[0] / self._losses[1])
-        for name, value in values.items():
-            key = f"val/{name}"
-            self.log(key, value, prog_bar=key == self._config.trainer.monitor)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimiser and its schedule over the whole run."""
-        optimizer = build_optimizer(self.network, self._config.optimizer)
-        steps = int(self.trainer.estimated_stepping_batches)
-        monitor = self._config.trainer.monitor
-        schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def on_train_epoch_end(self) -> None:
-        """Lets plateau judge the epoch here: Lightning would after the checkpoint was written."""
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, ReduceLROnPlateau):
-            schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Moves a schedule on; plateau has moved."""
-        if metric is None:
-            scheduler.step()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card, and the loss of the epoch so far."""
-        checkpoint[KEY] = asdict(self.card)
-        checkpoint[EPOCH_LOSSES] = self._losses.tolist()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with the interrupted epoch's loss."""
-        self._losses = torch.tensor(checkpoint[EPOCH_LOSSES], dtype=torch.float64)
+        self.log_validation(values)
 
 
 def monitored(

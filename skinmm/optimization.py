@@ -5,12 +5,11 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from skinmm.config import OptimizerConfig, ScheduleConfig, build
-from skinmm.models.network import Network
 
 OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
     "adamw": torch.optim.AdamW,
@@ -20,21 +19,22 @@ OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
 ONE_CYCLE_START: Final = 1 / 25  # of the highest rate (Smith and Topin 2018)
 
 
-def build_optimizer(network: Network, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     """An optimiser over everything that learns."""
     return build(
         OPTIMIZERS, "optimizer", config, params=parameter_groups(network, config), lr=config.lr
     )
 
 
-def parameter_groups(network: Network, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay.
 
     Matrices alone decay. The image network's rate is `backbone_lr_scale` of the others', and each
     of its layers learns `layer_decay` times as fast as the next one towards the output (layer-wise
     rates: Howard and Ruder 2018, doi:10.18653/v1/P18-1031).
     """
-    depths = network.image.depths() if network.image else {}
+    image = getattr(network, "image", None)  # a network of masks has none
+    depths = image.depths() if image else {}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:

@@ -18,11 +18,13 @@ from skinmm.loop import quiet
 from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES
 from skinmm.models.fusion import CHOICES, FUSIONS
+from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.optimization import OPTIMIZERS
 from skinmm.report import write_report
 from skinmm.training_context import first_stage, second_stage
 from skinmm.training_fold import Fold
+from skinmm.training_masks import MaskFold
 
 
 def fit(config: Config, run: Path) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
 def _fit(config: Config, run: Path) -> dict[str, Any]:
     if config.data.fold == "all":
         return _fit_all(config, run)
-    fold = Fold.assemble(config, run)
+    fold = (MaskFold if config.task == "segmentation" else Fold).assemble(config, run)
     _open(run, config)
     return fold.run_through()
 
@@ -85,6 +87,7 @@ def check_components(config: Config) -> None:
     Raises:
         InputError: names the component, the argument and the choices.
     """
+    verify(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
     inner = ("dim", "classes") if config.fusion.name == CONTEXT else ("image_dim", "record_dim")
     verify(CHOICES, "fusion", config.fusion, context=inner)
     verify(FUSIONS, "fusion", below(config.fusion), context=("image_dim", "record_dim"))

@@ -27,6 +27,7 @@ from skinmm.module import Classifier
 from skinmm.report import write_report
 from skinmm.training_context import base_of, embed, take_over
 from skinmm.training_features import keep_features
+from skinmm.module_learner import Learner
 from skinmm.training_missing import MissingColumns
 
 MINUTE: Final = 60  # seconds
@@ -91,7 +92,7 @@ class Fold:
             if self.config.resume and not resume:
                 print("no checkpoint was written yet: the run begins again")  # noqa: T201
         # Our own checkpoints hold plain data, so they load as such.
-        _interruptible(
+        interruptible(
             self.trainer.fit, self.module, self.data, ckpt_path=resume, weights_only=True
         )
         return self._conclude()
@@ -134,13 +135,7 @@ class Fold:
 
     def _conclude(self) -> dict[str, Any]:
         """Tests the best network of the run, and fits what follows validation."""
-        best = self.run / "checkpoints" / "best.ckpt"
-        several = sorted(best.parent.glob(SEVERAL), key=_epoch)
-        if self.trainer.is_global_zero and several:
-            average_checkpoints(several, best)
-        self.trainer.strategy.barrier()
-        card, weights = load_card(best)
-        self.module.network.load_state_dict(weights)
+        best, card = take_best(self.trainer, self.module, self.run)
         network = self.module.network
         curve = MissingColumns(self.data.blank) if network.record and not network.context else None
         val, test = self._outcomes("val"), self._outcomes("test", curve)
@@ -175,7 +170,7 @@ class Fold:
     def _outcomes(self, part: str, watcher: pl.Callback | None = None) -> judge.Raw:
         loader = self.data.evaluation_loader(part)
         self.trainer.callbacks += [watcher] if watcher else []  # type: ignore[attr-defined]
-        _interruptible(self.trainer.test, self.module, loader, verbose=False)
+        interruptible(self.trainer.test, self.module, loader, verbose=False)
         logits, targets, features = (values.cpu() for values in self.module.tested)
         probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
@@ -187,8 +182,32 @@ def _epoch(path: Path) -> int:
     return int(path.stem.rpartition("=")[2])
 
 
-def _interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Lightning turns Ctrl-C into an exit, after the callbacks have saved what they save."""
+def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Card]:
+    """Gives the module the best weights of its run, and says where they are and what of them."""
+    best = run / "checkpoints" / "best.ckpt"
+    several = sorted(best.parent.glob(SEVERAL), key=_epoch)
+    if trainer.is_global_zero and several:
+        average_checkpoints(several, best)
+    trainer.strategy.barrier()
+    card, weights = load_card(best)
+    module.network.load_state_dict(weights)
+    return best, card
+
+
+def _distributions(data: LesionData, test: Predictions) -> dict[str, Any]:
+    """What a model's later use is compared with: training records, answers to unseen rows."""
+    training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]
+    answers = pd.DataFrame({"malignancy": test.malignancy})
+    if test.ood is not None:
+        answers["ood"] = test.ood
+    return describe(training, data.encoder.columns) | describe(answers, [*answers])
+
+
+def interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Runs a stage of the trainer until Ctrl-C.
+
+    Lightning turns that into an exit, after the callbacks have saved what they save.
+    """
     try:
         stage(*args, **options)
     except SystemExit as error:

@@ -28,6 +28,7 @@ from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES
 from skinmm.models.backbone import OWN
 from skinmm.models.fusion import FUSIONS
+from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.optimization import OPTIMIZERS
 from skinmm.training import check_components
@@ -41,6 +42,7 @@ TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "mix": MIXES,
     "optimizer": OPTIMIZERS,
     "sampler": SAMPLERS,
+    "segmenter": SEGMENTERS,
     "tabular": TABULAR,
 }
 NOT_GROUPS: Final = ("sweep",)  # W&B sweep files
@@ -78,7 +80,7 @@ def test_a_group_s_files_are_its_table_s_keys(group: str) -> None:
 
 
 def test_every_group_is_looked_at() -> None:
-    assert {*GROUPS} == {*TABLES, "experiment", "model", "schedule", "trainer"}
+    assert {*GROUPS} == {*TABLES, "experiment", "model", "schedule", "task", "trainer"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -105,13 +107,14 @@ def test_an_experiment_can_be_changed_from_the_command_line(option: str) -> None
 def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None:
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
-    values = content if group == "experiment" else {group: content}
+    values = content if group in ("experiment", "task") else {group: content}
     from_mapping(Config, values)
 
 
 def test_the_schema_s_choices_are_the_tables_keys() -> None:
     assert {*choices(type(Config().logger), "name")} == LOGGERS.keys()
     assert {*choices(ScheduleConfig, "name")} == {*stems("schedule")}
+    assert [*choices(Config, "task")] == stems("task")
     assert {*choices(TrainerConfig, "precision")} == {"auto", *PRECISIONS}
     assert {*choices(type(Config().data), "format")} - {"auto"} <= FORMATS.keys()
 

@@ -167,6 +167,7 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
     "torch": (
+    "segmentation_models_pytorch": ("models.segmentation",),
         *LIGHTNING,
         "data.sampling",
         "data.transforms",

@@ -145,6 +145,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 def _check_run(config: Config) -> None:
     if config.data.fold != "all":
         _check_fold(config.data, ", or all")
+    _check_task(config)
     devices = config.trainer.devices
     if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
         raise InputError(f"trainer.devices={devices}: must be a number from 1, or auto")
@@ -154,6 +155,36 @@ def _check_run(config: Config) -> None:
         )
     if config.evaluation.threshold == "cost" and not config.evaluation.cost_ratio:
         raise InputError("evaluation.threshold=cost needs evaluation.cost_ratio above 0")
+
+
+def _check_task(config: Config) -> None:
+    """Refuses what the task would pass over without a word."""
+    drawing = config.task == "segmentation"
+    monitor = config.trainer.monitor
+    if monitor != "val/loss" and drawing != (monitor == "val/dice"):
+        watched = "val/dice" if drawing else "val/auroc"
+        raise InputError(f"trainer.monitor={monitor}: task={config.task} has it not; try {watched}")
+    if not drawing:
+        return
+    if config.data.fold == "all":
+        raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
+    for section, names in _OF_CLASSIFIERS.items():
+        given, usual = getattr(config, section), getattr(Config(), section)
+        for name in names:
+            if getattr(given, name) != getattr(usual, name):
+                raise InputError(
+                    f"{section}.{name}={getattr(given, name)}: task=segmentation has no use for it"
+                )
+
+
+_OF_CLASSIFIERS: Final = {
+    "model": (
+        *("freeze", "head_dropout", "head_masks", "drop_image", "drop_record", "drop_columns"),
+        "cache",
+    ),
+    "optimizer": ("backbone_lr_scale", "layer_decay", "head_epochs"),
+    "evaluation": ("views",),
+}
 
 
 def _check_fold(data: DataConfig, otherwise: str = "") -> None:

@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+TASKS = ("classification", "segmentation")
+
 
 def setting(
     default: Any,
@@ -59,6 +61,7 @@ class DataConfig:
     extra: list[ExtraCohort] = setting([], "cohorts added to training only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
     preprocess: list[str] = setting([], "steps on every image, in order: border, hair, colour")
+    masks: str | None = setting(None, "folder of lesion masks; null: the dataset's own")
     allow_leaks: bool = setting(False, "train although the audit found a leak (it is recorded)")
 
 
@@ -144,7 +147,7 @@ class TrainerConfig:
     monitor: str = setting(
         "val/auroc",
         "what early stopping and the best checkpoint watch; a loss is to fall, the others to rise",
-        choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/loss"),
+        choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/dice", "val/loss"),
     )
     patience: int = setting(5, "epochs without a better monitor before stopping", low=1)
     checkpoint_minutes: float = setting(
@@ -200,8 +203,10 @@ class LoggerConfig:
 class Config:
     """A training run."""
 
+    task: str = setting("classification", "what is learned", choices=TASKS)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    segmenter: Component = field(default_factory=lambda: Component("unet"))
     fusion: Component = field(default_factory=Component)
     tabular: Component = field(default_factory=Component)
     loss: Component = field(default_factory=Component)

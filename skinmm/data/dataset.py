@@ -40,6 +40,8 @@ class View(NamedTuple):
 class Sample(TypedDict, total=False):
     """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used.
 
+    `mask`, (side, side) bool, is where the lesion is, in place of a target.
+
     In place of the image there may be its features, (..., dim) float32.
 
     `shown` says whether there is an image, where training withholds some.
@@ -51,6 +53,7 @@ class Sample(TypedDict, total=False):
     row: int
     target: int
     image: Tensor
+    mask: Tensor
     record: Tensor
     shown: bool
     plain: Tensor

@@ -115,6 +115,9 @@ STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
 }
 """What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
 
+IN_PLACE: Final = frozenset({"hair", "colour"})
+"""Steps that leave every pixel where it is, so that a mask still fits."""
+
 DETAILED: Final = frozenset({"border", "hair"})
 """Steps that are given twice the size: to crop from, and to tell hairs from a pigment network."""
 

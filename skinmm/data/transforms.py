@@ -1,17 +1,21 @@
 """Augmentation: uint8 in, uint8 out, by torchvision's v2 transforms on CPU tensors."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Mask
 
 from skinmm.errors import InputError
 
 Image = UInt8[Tensor, "3 h w"]
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Any], Any]
+"""Of a picture, or of a pair of tv_tensors, picture and mask, which are moved alike."""
+
+T = TypeVar("T")
 
 _MAGNITUDES: Final = 31  # bins of RandAugment
 
@@ -79,7 +83,7 @@ def strong(
             _Turned(degrees, shift),
             v2.ColorJitter(colour, colour, colour, colour / 5),
             v2.RandomApply([gaussian], p=blur),
-            v2.RandomErasing(p=holes, scale=(0.02, 0.2)),
+            _OfPictures(v2.RandomErasing(p=holes, scale=(0.02, 0.2))),
         ]
     )
 
@@ -123,7 +127,7 @@ AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
 }
 
 
-def seeded(transform: Transform, image: Image, seed: int) -> Image:
+def seeded(transform: Transform, image: T, seed: int) -> T:
     """Applies a random transform as a function of the seed alone, and leaves no trace of it.
 
     The CPU's generator is all that transforms draw from; `torch.manual_seed` would also reseed
@@ -131,7 +135,22 @@ def seeded(transform: Transform, image: Image, seed: int) -> Image:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return transform(image)
+        augmented: T = transform(image)
+    return augmented
+
+
+class _OfPictures(torch.nn.Module):
+    """A transform that leaves masks alone."""
+
+    def __init__(self, transform: torch.nn.Module) -> None:
+        super().__init__()
+        self._transform = transform
+
+    def forward(self, sample: Any) -> Any:
+        if not isinstance(sample, tuple):
+            return self._transform(sample)
+        image, mask = sample
+        return self._transform(image), mask
 
 
 class _Turned(torch.nn.Module):
@@ -141,10 +160,16 @@ class _Turned(torch.nn.Module):
         super().__init__()
         self._degrees, self._shift = degrees, shift
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Of a picture (3, height, width)."""
-        angle, right, down = (2 * torch.rand(3) - 1).tolist()
+    def forward(self, sample: Any) -> Any:
+        """Of a picture (3, height, width), or of picture and mask."""
+        move = (2 * torch.rand(3) - 1).tolist()
+        if isinstance(sample, tuple):
+            return tuple(self._moved(each, *move) for each in sample)
+        return self._moved(sample, *move)
+
+    def _moved(self, image: Tensor, angle: float, right: float, down: float) -> Tensor:
         height, width = image.shape[-2:]
+        masked = isinstance(image, Mask)  # nothing is lesion that comes into view
         turned: Tensor = v2.functional.affine(
             image,
             angle=angle * self._degrees,
@@ -152,7 +177,7 @@ class _Turned(torch.nn.Module):
             scale=1.0,
             shear=[0.0, 0.0],
             interpolation=v2.InterpolationMode.BILINEAR,
-            fill=image.float().mean(dim=(-2, -1)).tolist(),
+            fill=[0.0] if masked else image.float().mean(dim=(-2, -1)).tolist(),
         )
         return turned
 

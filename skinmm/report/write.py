@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skinmm.report.evidence import Evidence, read_bare, read_run
+from skinmm.report.masks import is_mask_run, write_mask_page
 from skinmm.report.page import refuse_existing, write_page
 from skinmm.report.sections import SECTIONS
 from skinmm.report.wording import plural
@@ -23,6 +24,8 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     Raises:
         InputError: no predictions there, or a file that cannot be read.
     """
+    if is_mask_run(Path(run)):
+        return write_mask_page(Path(run), pictures=pictures)
     return write_evidence(read_run(Path(run), pictures=pictures), Path(run) / "report.html")
 
 

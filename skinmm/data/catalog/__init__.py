@@ -12,6 +12,7 @@ from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
 from skinmm.data.catalog.images import require_images
 from skinmm.data.catalog.isic import ham10000, isic_2017, isic_2018, isic_2019, isic_2024
+from skinmm.data.catalog.masks import require_masks, with_masks
 from skinmm.data.catalog.own import csv
 from skinmm.data.catalog.pad_ufes import pad_ufes_20
 from skinmm.data.catalog.shards import packed, tfrecord
@@ -23,7 +24,16 @@ from skinmm.data.splits import hold_out
 from skinmm.data.vocabulary import by_value, canonical_diagnosis, patients_of
 from skinmm.errors import InputError
 
-__all__ = ["ADAPTERS", "Adapter", "classes_of", "load_cohort", "positives_of", "require_images"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "classes_of",
+    "load_cohort",
+    "positives_of",
+    "require_images",
+    "require_masks",
+    "with_masks",
+]
 
 Adapter = Callable[..., pd.DataFrame]
 """`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
@@ -44,12 +54,13 @@ ADAPTERS: Final[dict[str, Adapter]] = {
 }
 
 
-def load_cohort(data: DataConfig) -> pd.DataFrame:
+def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
     """Reads a cohort, adds the extra ones, and gives every row its target.
 
     Args:
         data: which cohort; `args.test_fraction` holds out a test part of whole patients, the other
             args go to the adapter.
+        labelled: whether targets are needed; a cohort without them then gets 0 in every row.
 
     Returns:
         Canonical rows, numbered from 0; `path` is None where no image was found. A column `part` is
@@ -64,7 +75,12 @@ def load_cohort(data: DataConfig) -> pd.DataFrame:
     for extra in data.extra:
         table = _extended(table, data, extra)
     refuse_columns(data.columns, list(table.columns))
-    table = with_target(table, data)
+    try:
+        table = with_target(table, data)
+    except InputError:
+        if labelled:
+            raise
+        table = table.assign(target=0)
     return table if fraction is None else hold_out(table, _share(fraction), data.split_seed)
 
 

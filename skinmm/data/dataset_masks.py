@@ -1,0 +1,65 @@
+"""Images with the masks of their lesions, augmented alike."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torchvision.tv_tensors import Image, Mask
+
+from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
+from skinmm.data.decode import decode
+from skinmm.data.transforms import Transform, seeded
+from skinmm.errors import InputError
+
+JUDGED: Final = 256
+"""Side of the square at which masks are compared, pixels."""
+_HALF: Final = 127
+
+
+class MaskDataset(LesionDataset):
+    """Rows as image and mask; the mask has the image's size, without a seed `JUDGED`."""
+
+    def __init__(
+        self,
+        image_ids: list[str],
+        paths: list[str],
+        masks: list[str],
+        view: View,
+        transform: Transform,
+    ) -> None:
+        """Takes the cohort column by column.
+
+        Args:
+            image_ids: named in errors.
+            paths: where each image's bytes are.
+            masks: where each mask is.
+            view: how images are wanted.
+            transform: augmentation.
+        """
+        super().__init__(np.zeros(len(paths), np.int64), image_ids, paths=paths, view=view)
+        self._located = list(zip(paths, masks, strict=True))
+        self._alike = transform
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of one row.
+
+        Raises:
+            ImageError: its image or its mask cannot be read or decoded.
+        """
+        row, seed = key
+        path, place = self._located[row]
+        pair = (
+            Image(self._image(row, path, None)),
+            self._mask(row, place, JUDGED if seed is None else self._view.size),
+        )
+        image, mask = pair if seed is None else seeded(self._alike, pair, seed)
+        shown = mask.as_subclass(torch.Tensor)[0].bool()
+        return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=shown)
+
+    def _mask(self, row: int, path: str, side: int) -> Mask:
+        try:
+            pixels = decode(Path(path).read_bytes(), size=side)
+        except (OSError, InputError) as error:
+            raise ImageError(f"mask of {self._image_ids[row]} ({path}): {error}") from error
+        return Mask(torch.from_numpy((pixels[None, ..., 0] > _HALF).astype(np.uint8)))

@@ -1,0 +1,75 @@
+"""The page of a run whose network draws masks."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import yaml
+
+from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles
+from skinmm.report.page import write_page
+from skinmm.report.pictures import thumbnail
+
+WORST: Final = 24
+SHARES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MEANING: Final = {
+    "dice": "twice what both masks share, over both areas",
+    "jaccard": "what both masks share, over what either holds",
+}
+
+
+def is_mask_run(run: Path) -> bool:
+    """Whether a run folder's numbers are of masks."""
+    try:
+        return json.loads((run / "metrics.json").read_text()).get("task") == "segmentation"
+    except (OSError, ValueError):
+        return False
+
+
+def write_mask_page(run: Path, *, pictures: bool | None = None) -> Path:
+    """Writes `report.html`: Dice and Jaccard, how they spread, and the pictures that fit worst.
+
+    Args:
+        run: the run folder.
+        pictures: show lesions; None: as the run's own configuration says.
+    """
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    scores = pd.read_csv(run / "predictions" / "test.csv", dtype={"image_id": str})
+    cohort = pd.read_csv(run / "cohort.csv", dtype={"image_id": str}).set_index("image_id")
+    shown = config["report"]["pictures"] if pictures is None else pictures
+    test = metrics["test"]
+    facts = [f"{key} {config[key]['name']}" for key in ("data", "segmenter", "model")]
+    facts += [f"{test['n']:,} images", f"{test['patients']:,} patients or lesions"]
+    spread = [
+        [name, *(f"{value:.3f}" for value in scores[name].quantile(SHARES))] for name in _MEANING
+    ]
+    header = ("", *(f"{share:.0%} are below" for share in SHARES))
+    worst = scores.nsmallest(WORST, "dice")
+    cards = [
+        Card(
+            row["image_id"],
+            [f"Dice {row['dice']:.3f}", f"area {row['area']:.1%}, true {row['area_true']:.1%}"],
+            thumbnail(cohort["path"].get(row["image_id"])) if shown else None,
+        )
+        for row in worst.to_dict("records")
+    ]
+    sections = [
+        Section(
+            "fit",
+            "How well the masks fit",
+            [
+                Tiles([_tile(name, test["metrics"][name]) for name in _MEANING]),
+                Table("Images of the test part", header, spread),
+            ],
+            lead="Means over the images of the test part; intervals are over patients.",
+        ),
+        Section("worst", "What fits worst", [Gallery("The lowest Dice of the test part", cards)]),
+    ]
+    return write_page(run / "report.html", title=run.name, facts=facts, sections=sections)
+
+
+def _tile(name: str, entry: dict[str, Any]) -> Tile:
+    interval = f"{entry['low']:.4f} to {entry['high']:.4f}" if entry["low"] is not None else ""
+    return Tile(name.capitalize(), f"{entry['value']:.4f}", interval, _MEANING[name])
