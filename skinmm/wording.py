@@ -13,7 +13,9 @@ def metrics_table(evaluation: dict[str, Any]) -> str:
         for name, entry in list(evaluation["metrics"].items())[:HEADLINE]
     ]
     width = max((len(name) for name, _, _ in rows), default=0)
-    counts = f"test: {evaluation['n']} rows, {evaluation['positives']} malignant"
+    counts = f"test: {evaluation['n']} rows"
+    if "positives" in evaluation:
+        counts += f", {evaluation['positives']} malignant"
     lines = [f"  {name:<{width}}  {value:>8}  {interval}" for name, value, interval in rows]
     return "\n".join([counts, *lines])
 
