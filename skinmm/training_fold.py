@@ -194,15 +194,6 @@ def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Ca
     return best, card
 
 
-def _distributions(data: LesionData, test: Predictions) -> dict[str, Any]:
-    """What a model's later use is compared with: training records, answers to unseen rows."""
-    training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]
-    answers = pd.DataFrame({"malignancy": test.malignancy})
-    if test.ood is not None:
-        answers["ood"] = test.ood
-    return describe(training, data.encoder.columns) | describe(answers, [*answers])
-
-
 def interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Runs a stage of the trainer until Ctrl-C.
 
