@@ -37,9 +37,11 @@ class Card:
         conformal: state of the prediction sets; None where there are none.
         ood: state of the out-of-distribution score; None where there is none.
         preprocess: names of the preprocessing steps, in order.
+        segmenter: state of the network that finds lesions for them; None where no step needs it.
         summary: test metrics and counts, for a model card.
         alone: state of the calibration of rows that are judged without others of their patient,
             where it is another one.
+        inputs: how training records, and answers to test rows, were distributed.
     """
 
     config: dict[str, Any]
@@ -53,8 +55,10 @@ class Card:
     conformal: dict[str, Any] | None = None
     ood: dict[str, Any] | None = None
     preprocess: list[str] = field(default_factory=list)
+    segmenter: dict[str, Any] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     alone: dict[str, Any] | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

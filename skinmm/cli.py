@@ -15,7 +15,9 @@ from skinmm.cli_hydra import environment, guarded, refused, run
 from skinmm.cli_spark import predict_spark
 from skinmm.config import (
     Config,
+    DicomConfig,
     ExportConfig,
+    FeedbackConfig,
     PredictConfig,
     ServeConfig,
     read_config,
@@ -89,11 +91,25 @@ def serve(argv: list[str]) -> int:
     return run(argv, "serve", ServeConfig, _serve)
 
 
+def feedback(argv: list[str]) -> int:
+    """Sets what clinicians found beside what a model had said, and its cases beside training."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("skinmm feedback looks at one store; start it once for each")
+    return run(argv, "feedback", FeedbackConfig, _feedback)
+
+
 def export(argv: list[str]) -> int:
     """Writes a checkpoint as one ONNX file, compared with PyTorch first."""
     if {"-m", "--multirun"} & set(argv):
         return refused("skinmm export takes one checkpoint; start it once for each")
     return run(argv, "export", ExportConfig, _export)
+
+
+def dicom_sr(argv: list[str]) -> int:
+    """Writes what a model says of DICOM images as DICOM: structured reports and heat maps."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("skinmm dicom-sr takes one folder; start it once for each")
+    return run(argv, "dicom", DicomConfig, _dicom_sr)
 
 
 def report(argv: list[str]) -> int:
@@ -111,7 +127,9 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "predict": predict,
     "predict-spark": predict_spark,
     "export": export,
+    "dicom-sr": dicom_sr,
     "serve": serve,
+    "feedback": feedback,
     "report": report,
     "compare": compare,
     "audit": audit,
@@ -183,6 +201,16 @@ def _serve(config: ServeConfig, _: Path) -> int:
     return served(config)
 
 
+def _feedback(config: FeedbackConfig, _: Path) -> int:
+    try:
+        from skinmm.feedback import feedback as made
+    except ModuleNotFoundError as error:
+        needs = f"skinmm feedback needs {error.name}: pip install 'skinmm[serve]'"
+        raise InputError(needs) from error
+    print(f"feedback: {made(config)}")  # noqa: T201
+    return 0
+
+
 def _export(config: ExportConfig, _: Path) -> int:
     from skinmm.export import export as exported
 
@@ -190,6 +218,12 @@ def _export(config: ExportConfig, _: Path) -> int:
     size = path.stat().st_size / 1e6
     print(f"model: {path} ({size:.1f} MB), equal to PyTorch on {config.rows} lesions")  # noqa: T201
     return 0
+
+
+def _dicom_sr(config: DicomConfig, _: Path) -> int:
+    from skinmm.dicom_result import write_results
+
+    return write_results(config)
 
 
 def _report(argv: list[str]) -> int:

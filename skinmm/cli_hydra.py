@@ -26,6 +26,8 @@ FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 PATH_KEYS: Final = frozenset(
     {
         "data.root",
+        "data.masks",
+        "data.segmenter",
         "data.args.root",
         "data.args.table",
         "data.args.images",
@@ -37,6 +39,7 @@ PATH_KEYS: Final = frozenset(
         "images",
         "keys",
         "master",
+        "store",
         "out",
         "output",
         "by_patient",

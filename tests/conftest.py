@@ -35,6 +35,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine has not the data or the device for."""
     if item.get_closest_marker("realdata") and _real_data() is None:
         pytest.skip("SKINMM_DATA names no folder of real cohorts")
+    if item.get_closest_marker("postgres") and not os.environ.get("SKINMM_POSTGRES"):
+        pytest.skip("SKINMM_POSTGRES names no server")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -40,6 +40,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.decode",
         "data.tfrecord",
         "data.splits",  # public folds and challenge parts come with the tables
+        "evaluation",  # columns that can be measured
     ),
     "data.audit": ("data.record", "data.decode", "data.splits"),
     "evaluation": ("data.vocabulary",),  # a prediction file may name classes in other words
@@ -52,8 +53,19 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "models": (),
     "losses": (),
     "checkpoint": ("models",),
+    "segmentation": (
+        "checkpoint",
+        "data.decode",
+        "data.preprocess",
+        "data.source",
+        "evaluation",  # what a lesion measures
+        "models",
+    ),
     # Lightning.
     "data.datamodule": (
+        "segmentation",  # the network that finds lesions for the steps of preprocessing
+        "evaluation",  # names what it measures
+        "data.pack_manifest",  # what a pack's images have been through
         "data.catalog",
         "data.dataset",
         "data.preprocess",
@@ -101,6 +113,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "predict": (
         "checkpoint",
         "data.dataset",
+        "data.decode",  # what a mask is drawn on
         "data.headers",  # the table's gaps are filled as in training
         "data.preprocess",
         "data.record",
@@ -109,12 +122,27 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.vocabulary",
         "evaluation",
         "models",
+        "segmentation",
     ),
     "data.loading": (),
-    "data.pack": ("data.catalog", "data.decode", "data.tfrecord", "data.vocabulary"),
+    "data.pack_manifest": ("data.tfrecord",),
+    "data.pack": (
+        "data.catalog",
+        "data.decode",
+        "data.pack_manifest",
+        "data.preprocess",
+        "data.tfrecord",
+        "data.vocabulary",
+        "segmentation",  # finds the lesion, for the steps that need it
+    ),
     "export": ("evaluation", "predict"),  # the calibration becomes part of the graph
     "spark": ("evaluation", "predict"),
-    "dicom_result": ("predict",),
+    "dicom_result": (
+        "data.source",
+        "data.vocabulary",
+        "predict",
+        "serve",  # what the page shows of a case, to be kept
+    ),
     "serve": (
         "checkpoint",  # the model card
         "data.dataset",
@@ -127,7 +155,10 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "explain",
         "models",  # what is explained is the network itself
         "predict",
+        "store",
     ),
+    "store": (),
+    "feedback": ("evaluation", "predict", "report", "runs", "store"),
     "cli": (),
     "train.py": ("cli",),
     "predict.py": ("cli",),
@@ -142,7 +173,9 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.pack",
         "data.source",
         "data.splits",
+        "dicom_result",
         "export",
+        "feedback",
         "launch",
         "predict",
         "report",
@@ -163,11 +196,11 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "tfrecord": ("data.tfrecord",),
     "timm": ("models.backbone", "models.segmentation"),
     "segmentation_models_pytorch": ("models.segmentation",),
+    "segmentation_models_pytorch": ("models.segmentation",),
     "lightning": (),  # the same code as pytorch_lightning under a second name
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
     "torch": (
-    "segmentation_models_pytorch": ("models.segmentation",),
         *LIGHTNING,
         "data.sampling",
         "data.transforms",
@@ -178,6 +211,7 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
         "mixing",
         "optimization",
         "checkpoint",
+        "segmentation",
         "launch",
         "runs",
         "explain",

@@ -60,7 +60,14 @@ class DataConfig:
     split_seed: int = setting(0, "seed of the split alone, so that runs share it", low=0)
     extra: list[ExtraCohort] = setting([], "cohorts added to training only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
-    preprocess: list[str] = setting([], "steps on every image, in order: border, hair, colour")
+    preprocess: list[str] = setting(
+        [],
+        "steps on every image, in order: border, hair, colour; crop_lesion and mask_background, "
+        "which need data.segmenter",
+    )
+    segmenter: str | None = setting(
+        None, "checkpoint of task=segmentation, which finds the lesion; kept in the classifier's"
+    )
     masks: str | None = setting(None, "folder of lesion masks; null: the dataset's own")
     allow_leaks: bool = setting(False, "train although the audit found a leak (it is recorded)")
 
@@ -279,6 +286,24 @@ class SparkConfig:
 
 
 @dataclass
+class DicomConfig:
+    """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
+
+    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    input: str = setting("", "folder of DICOM files, or a table as predict.py reads it")
+    images: str | None = setting(None, "folder of a table's images")
+    out: str = setting("dicom", "folder to write to")
+    backend: str = setting(
+        "auto", "what predicts, as in predict.py; torch explains", choices=("auto", "torch", "onnx")
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+    overwrite: bool = setting(False, "write into a folder that holds files")
+
+
+@dataclass
 class ExportConfig:
     """A checkpoint as one ONNX file."""
 
@@ -337,6 +362,22 @@ class ServeConfig:
     referral: bool = setting(
         True, "decide `refer` where set or features speak against; false: the threshold alone"
     )
+    store: str | None = setting(
+        None, "case store: a SQLite file or a PostgreSQL URL; null: nothing is kept"
+    )
+    store_images: bool = setting(False, "images are kept in the store too")
     queue: int = setting(8, "requests at a time, the running one included", low=1, high=1000)
     timeout: float = setting(60.0, "seconds a request may take", low=0.1, high=3600)
     batch: int = setting(32, "patients of a batch at most", low=1, high=1000)
+
+
+@dataclass
+class FeedbackConfig:
+    """What clinicians found in the end, beside what a model had said."""
+
+    store: str = setting("", "case store, as `skinmm serve` was given it")
+    checkpoint: Any = setting(
+        None, "whose cases: a path, a pattern, or a list of paths; null: the latest model's"
+    )
+    output: str = setting("feedback", "folder for feedback.html, feedback.json and cases.csv")
+    overwrite: bool = setting(False, "replace what is in the folder already")

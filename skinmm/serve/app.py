@@ -7,16 +7,18 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 import skinmm
 from skinmm.errors import InputError
 from skinmm.serve import openapi
+from skinmm.serve.cases import NAMES, Book, CasePaths
 from skinmm.serve.desk import Desk
-from skinmm.serve.forms import read_batch, read_case
+from skinmm.serve.forms import named_case, read_batch, read_case
 from skinmm.serve.guard import Guard
-from skinmm.serve.keys import Keys
+from skinmm.serve.keys import Keys, who_asked
 from skinmm.serve.metrics import CONTENT_TYPE, Metrics
 from skinmm.serve.overlay import heat_png
 from skinmm.serve.problems import ProblemError
@@ -34,6 +36,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     batch: int = 32,
     framed: bool = False,
+    book: Book | None = None,
 ) -> FastAPI:
     """The API as an ASGI application; the page is mounted on it by `skinmm.serve.page`.
 
@@ -44,7 +47,9 @@ def create_app(
         hosts: names by which it may be called; None: any.
         batch: patients of a batch at most.
         framed: let other sites show the page in a frame.
+        book: where cases are kept; None: nowhere. The application closes it.
     """
+    book = book or Book(service, None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +57,8 @@ def create_app(
         desk.close()
         if hasattr(app.state, "uploads"):  # the page's, where something may not have been sent off
             app.state.uploads.cleanup()
+        if book.store is not None:
+            book.store.close()
 
     metrics = Metrics(lambda: desk.taken)
     app = FastAPI(
@@ -65,8 +72,9 @@ def create_app(
     )
     app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
     app.add_exception_handler(HTTPException, _http_problem)
-    form = openapi.case(service.predictor.columns, needs_image=service.needs_image)
-    ends = Endpoints(service, desk, metrics, batch)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    form = openapi.case(book.columns, needs_image=service.needs_image)
+    ends = Endpoints(service, desk, metrics, book, batch)
     app.post("/v1/predict", **openapi.predict(form))(ends.predict)
     app.post("/v1/explain", **openapi.explain(form))(ends.explain)
     app.post("/v1/predict/batch", **openapi.batch(batch))(ends.predict_batch)
@@ -74,21 +82,32 @@ def create_app(
     app.get("/healthz", **openapi.HEALTH)(ends.alive)
     app.get("/readyz", **openapi.READY)(ends.ready)
     app.get("/metrics", **openapi.METRICS)(ends.counts)
+    if book.store is not None:
+        CasePaths(book.store).mount(app)
     return app
 
 
 class Endpoints:
     """What answers each path."""
 
-    def __init__(self, service: Service, desk: Desk, metrics: Metrics, batch: int) -> None:
+    def __init__(
+        self, service: Service, desk: Desk, metrics: Metrics, book: Book, batch: int
+    ) -> None:
         """Takes the parts."""
         self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
+        self._book = book
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict."""
         async with self._desk.place() as place:
             case = await self._case(request)
-            row = await place.run(lambda: self._service.predict(case))
+
+            def job() -> dict[str, Any]:
+                row = self._service.predict(case)
+                self._book.keep(who_asked(request.scope), [row], [case])
+                return row
+
+            row = await place.run(job)
         self._metrics.decided([row["decision"]])
         return JSONResponse(_predicted(row))
 
@@ -96,15 +115,28 @@ class Endpoints:
         """POST /v1/explain."""
         async with self._desk.place() as place:
             case = await self._case(request)
-            row, reasons = await place.run(lambda: self._service.predict_and_explain(case))
+
+            def job() -> tuple[dict[str, Any], Reasons | None]:
+                row, reasons = self._service.predict_and_explain(case)
+                self._book.keep(who_asked(request.scope), [row], [case])
+                return row, reasons
+
+            row, reasons = await place.run(job)
         return JSONResponse(_predicted(row) | _told(reasons))
 
     async def predict_batch(self, request: Request) -> Response:
         """POST /v1/predict/batch."""
         async with self._desk.place() as place:
             rows, files = await read_batch(request, self._batch)
+
+            def job() -> list[dict[str, Any]]:
+                said = self._service.predict_table(rows, files)
+                cases = [named_case(row, files) for row in rows]
+                self._book.keep(who_asked(request.scope), said, cases)
+                return said
+
             try:
-                said = await place.run(lambda: self._service.predict_table(rows, files))
+                said = await place.run(job)
             except InputError as error:
                 raise ProblemError.unusable(str(error)) from None
         self._metrics.decided(row["decision"] for row in said)
@@ -129,8 +161,8 @@ class Endpoints:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def _case(self, request: Request) -> Case:
-        service = self._service
-        return await read_case(request, service.predictor.columns, needs_image=service.needs_image)
+        columns, needed = self._book.columns, self._service.needs_image
+        return await read_case(request, columns, needs_image=needed)
 
 
 def _predicted(row: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +173,7 @@ def _predicted(row: dict[str, Any]) -> dict[str, Any]:
     """
     if row["error"]:
         raise ProblemError.unusable(row["error"])
-    return {name: cell for name, cell in row.items() if name not in _NAMES}
-
-
-_NAMES: Final = ("image_id", "patient_id", "error")
+    return {name: cell for name, cell in row.items() if name not in NAMES}
 
 
 def _told(reasons: Reasons | None) -> dict[str, Any]:
@@ -166,3 +195,10 @@ async def _http_problem(_: Request, error: Exception) -> Response:
     status = HTTPStatus(getattr(error, "status_code", HTTPStatus.BAD_REQUEST))
     headers = getattr(error, "headers", None)
     return ProblemError(status, str(getattr(error, "detail", status.phrase)), headers).response()
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """What is not as the description says: which part, and why, without what was sent."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found]
+    return ProblemError.unusable("; ".join(reasons)[:500]).response()

@@ -7,16 +7,23 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+import pandas as pd
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from skinmm.data.vocabulary import COLUMN_NAMES
+from skinmm.data.source import split_frame
+from skinmm.data.vocabulary import COLUMN_NAMES, MAX_AGE, SEXES, SITES, rename_columns
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import Case
+from skinmm.serve.service import Case, is_unknown
 
 MAX_TABLE: Final = 1_000_000  # bytes
+WORDS: Final = {
+    "age": f"years, 0 to {MAX_AGE:g}",
+    "sex": " or ".join(SEXES),
+    "site": ", ".join(SITES),
+}
 
 
 class Batch(NamedTuple):
@@ -50,6 +57,10 @@ async def read_case(request: Request, columns: Sequence[str], *, needs_image: bo
     if image is not None:
         check_image(image)
     frame = _frame(texts.pop("frame", ""))
+    for name, cell in texts.items():
+        if is_unknown(name, cell):
+            known = WORDS[name]
+            raise ProblemError.unusable(f"{name}={cell[:50]!r} is not known; {name} is {known}")
     return Case(image, texts, frame)
 
 
@@ -84,6 +95,14 @@ async def read_batch(request: Request, most: int) -> Batch:
             elif isinstance(upload, UploadFile):
                 rows = _rows(await upload.read(), most)
     return Batch(rows, files)
+
+
+def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
+    """A row of a table with the file that it names, if that was sent."""
+    cells = rename_columns(pd.DataFrame([row])).iloc[0].to_dict()
+    plain = split_frame(cells.get("image_id", ""))[0]
+    found = (files[name] for name in (plain, f"{plain}.dcm") if name in files)
+    return Case(next(found, None), cells)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from skinmm.serve.keys import Keys
+from skinmm.serve.keys import Keys, let_in
 from skinmm.serve.limits import longest_body
 from skinmm.serve.metrics import Metrics
 from skinmm.serve.problems import ProblemError
@@ -89,7 +89,10 @@ class Guard:
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"called by a name that is not its own; use {' or '.join(sorted(self._hosts))}",
             )
-        if self._keys is None or scope["path"] in OPEN or self._keys.open(headers):
+        if self._keys is None or scope["path"] in OPEN:
+            return
+        if who := self._keys.who(headers):
+            let_in(scope, who)
             return
         raise ProblemError(
             HTTPStatus.UNAUTHORIZED,

@@ -5,27 +5,30 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from skinmm.errors import InputError
 
 _LINE: Final = re.compile(r"([0-9a-fA-F]{64})(\s.*)?")
+_WHO: Final = "skinmm.who"
 HOW: Final = "make one: openssl rand -hex 32 | tee key.txt | tr -d '\\n' | sha256sum >> keys.txt"
 
 
 class Keys:
     """The keys that open the service. A key is long and random, so a plain hash protects it."""
 
-    def __init__(self, digests: frozenset[bytes]) -> None:
-        """Takes SHA-256 digests."""
-        self._digests = digests
+    def __init__(self, names: Mapping[bytes, str]) -> None:
+        """Takes SHA-256 digests, and what each key is called."""
+        self._names = dict(names)
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """Reads a file as `sha256sum` writes it: a hash a line, what follows it is a comment.
+        """Reads a file as `sha256sum` writes it: a hash a line, what follows it is its name.
+
+        A key without a name is called by the first signs of its hash.
 
         Raises:
             InputError: no such file, no key in it, or a line that holds none.
@@ -34,26 +37,41 @@ class Keys:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"keys={path}: cannot be read ({error}); {HOW}") from error
-        digests = set()
+        names = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
             if found is None:
                 raise InputError(f"keys={path}: line {number} is no SHA-256 sum; {HOW}")
-            digests.add(bytes.fromhex(found[1]))
-        if not digests:
+            name = (found[2] or "").strip(" \t-*")
+            names[bytes.fromhex(found[1])] = name or found[1][:8].lower()
+        if not names:
             raise InputError(f"keys={path}: the file holds no key; {HOW}")
-        return cls(frozenset(digests))
+        return cls(names)
 
-    def open(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request brings a key: as bearer, in X-API-Key, or as a browser's password."""
+    def who(self, headers: Mapping[str, str]) -> str | None:
+        """The name of the key that a request brings; None: none, or a wrong one.
+
+        It comes as bearer, in X-API-Key, or as a browser's password.
+        """
         key = _brought(headers)
         if key is None:
-            return False
+            return None
         digest = hashlib.sha256(key).digest()
         # Every hash is compared: how long it takes says nothing about which was near.
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419
+        same = [name for known, name in self._names.items() if hmac.compare_digest(digest, known)]
+        return same[0] if same else None
+
+
+def let_in(scope: MutableMapping[str, Any], who: str) -> None:
+    """Remembers who asks."""
+    scope[_WHO] = who
+
+
+def who_asked(scope: Mapping[str, Any]) -> str:
+    """The name of the key that opened, or that none was needed."""
+    return str(scope.get(_WHO, "anyone"))
 
 
 def is_loopback(host: str) -> bool:

@@ -21,6 +21,8 @@ _SUFFIXES: Final = frozenset({"", ".jpg", ".jpeg", ".png", ".dcm"})
 
 def longest_body(path: str) -> int:
     """How many bytes a request may have."""
+    if path.startswith("/v1/cases"):
+        return MAX_TEXT
     return MAX_BATCH if path == "/v1/predict/batch" else MAX_IMAGE + _ROOM
 
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 PATHS: Final = (
     *("/v1/predict", "/v1/predict/batch", "/v1/explain", "/v1/model"),
-    *("/healthz", "/readyz", "/metrics"),
+    *("/v1/cases", "/v1/audit", "/healthz", "/readyz", "/metrics"),
 )
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,6 +35,7 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Counts an answer."""
+        path = "/v1/cases" if path.startswith("/v1/cases") else path
         path = path if path in PATHS else "page"  # a name from outside would be a series of its own
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)

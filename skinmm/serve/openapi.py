@@ -29,11 +29,13 @@ _COLUMNS: Final[dict[str, dict[str, Any]]] = {
     "age": {"type": "string", "description": "years, 0 to 120", "examples": ["55"]},
     "sex": {"type": "string", "description": ", ".join(SEXES), "examples": [SEXES[0]]},
     "site": {"type": "string", "description": ", ".join(SITES), "examples": [SITES[4]]},
+    "patient_id": {"type": "string", "description": "whose case it is, in the case store"},
 }
 _FILE: Final = {"type": "string", "format": "binary"}
 _REFUSALS: Final = {
     400: "not a form",
     401: "no key, or a wrong one",
+    404: "there is no such thing",
     408: "the request came too slowly",
     413: "too many bytes or pixels",
     415: "another kind of body",
@@ -93,13 +95,45 @@ def _form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
 
 
 def _post(summary: str, body: dict[str, Any], example: Any) -> dict[str, Any]:
-    responses = {
-        status: {"description": why, "content": {"application/problem+json": {}}}
-        for status, why in _REFUSALS.items()
-    }
     return {
         "summary": summary.partition(",")[0],
         "description": summary,
         "openapi_extra": {"requestBody": body},
-        "responses": {**_get("", example)["responses"], **responses},
+        "responses": {**_get("", example)["responses"], **_problems(*_REFUSALS)},
     }
+
+
+def _problems(*statuses: int) -> dict[int, dict[str, Any]]:
+    return {
+        status: {"description": _REFUSALS[status], "content": {"application/problem+json": {}}}
+        for status in statuses
+    }
+
+
+def _stored(summary: str, example: Any, media: str = "application/json") -> dict[str, Any]:
+    """Of a path that needs the case store."""
+    found = _get(summary, example, media)
+    return {**found, "responses": {**found["responses"], **_problems(401, 404, 413, 421, 422, 503)}}
+
+
+_CASE: Final = {
+    "number": 12,
+    "at": "2026-01-31T12:00:00.000+00:00",
+    "who": "dermatology",
+    "patient": "P7",
+    "model": "9f86d081...",
+    "record": {"age": 55.0, "sex": "female"},
+    "result": {"malignancy": 0.18, "decision": "refer"},
+    "verdict": "benign",
+    "verdict_at": "2026-02-28T12:00:00.000+00:00",
+    "verdict_who": "pathology",
+}
+_EVENT: Final = {"number": 1, "at": _CASE["at"], "who": "dermatology", "action": "predict"}
+_TABLE: Final = "image_id,patient_id,target,p_benign,p_malignant"
+CASES: Final = _stored("Cases in order, of a patient or of all", {"cases": [_CASE]})
+CASE: Final = _stored("One case", _CASE)
+IMAGE: Final = _stored("The image of a case, if kept", "", "application/octet-stream")
+VERDICT: Final = _stored("What a clinician found in the end", _CASE)
+FORGET: Final = _stored("Delete all cases of a patient", {"deleted": [12]})
+EXPORT: Final = _stored("All cases as skinmm report reads them", _TABLE, "text/csv")
+AUDIT: Final = _stored("Who did what with which cases", {"audit": [{**_EVENT, "cases": [12]}]})

@@ -9,8 +9,10 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from skinmm.data.vocabulary import SEXES, SITES
+from skinmm.serve.cases import PATIENT, Book, find_case, judge
 from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
+from skinmm.serve.keys import who_asked
 from skinmm.serve.limits import MAX_IMAGE, check_image
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.service import MEMORY, NOTICE, Case, Service
@@ -24,33 +26,49 @@ _CSS: Final = Path(__file__).with_name("page.css")
 
 
 class Page:
-    """What the page's button does."""
+    """What the page's buttons do."""
 
-    def __init__(self, service: Service, desk: Desk) -> None:
-        """Takes what answers, and its queue."""
-        self._service, self._desk = service, desk
-        self.columns = service.predictor.columns
+    def __init__(self, service: Service, desk: Desk, book: Book) -> None:
+        """Takes what answers, its queue, and where cases are kept."""
+        self._service, self._desk, self.book = service, desk, book
 
-    async def judge(self, upload: str | None, audience: str, *cells: Any) -> tuple[str, None]:
+    def found(self, who: str, number: Any, verdict: str) -> str:
+        """Writes a verdict down, and says so or why not."""
+        store = self.book.store
+        try:
+            if store is None:
+                raise ProblemError.unusable("No cases are kept here.")
+            if not isinstance(number, int | float) or number < 1:
+                raise ProblemError.unusable("Say the number of the case.")
+            case = find_case(store, who, int(number))
+            judge(store, who, case, verdict)
+        except ProblemError as error:
+            return refusal(error.detail)
+        return f'<p role="status">Case {case["number"]}: {verdict}. Thank you.</p>'
+
+    async def judge(
+        self, who: str, upload: str | None, audience: str, *cells: Any
+    ) -> tuple[str, None]:
         """A result as HTML, and nothing in the upload's place: the file is gone.
 
         Args:
+            who: asks.
             upload: where Gradio put the file.
             audience: for whom.
-            cells: the record, in the order of `columns`.
+            cells: the fields of the form, in the order of the book's columns.
         """
         try:
             data = taken(upload)
             async with self._desk.place() as place:
-                judged = await place.run(lambda: self._judged(data, cells))
+                judged = await place.run(lambda: self._judged(who, data, cells))
         except ProblemError as error:
             return refusal(error.detail), None
         return result(judged, audience), None
 
-    def _judged(self, data: bytes | None, cells: Sequence[Any]) -> Judged:
+    def _judged(self, who: str, data: bytes | None, cells: Sequence[Any]) -> Judged:
         record = {
             name: str(cell)
-            for name, cell in zip(self.columns, cells, strict=True)
+            for name, cell in zip(self.book.columns, cells, strict=True)
             if cell not in (None, "", NOT_STATED)
         }
         case = Case(data, record)
@@ -63,6 +81,7 @@ class Page:
         row, reasons = self._service.predict_and_explain(case)
         if reasons is None:
             raise ProblemError.unusable(row["error"])
+        self.book.keep(who, [row], [case])
         return Judged(case, row, reasons, self._service.card, small)
 
 
@@ -86,8 +105,8 @@ def taken(upload: str | None) -> bytes | None:
     return data
 
 
-def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
-    """The application with the page at `/`."""
+def mount_page(app: FastAPI, service: Service, desk: Desk, book: Book | None = None) -> FastAPI:
+    """The application with the page at `/`; `book` says where cases are kept, if anywhere."""
     folder = TemporaryDirectory(prefix="skinmm-page-", dir=MEMORY if MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # also while it is imported
@@ -96,7 +115,7 @@ def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
     app.state.uploads = folder  # deleted when the application ends
     return gr.mount_gradio_app(
         app,
-        build_page(service, desk),
+        build_page(Page(service, desk, book or Book(service, None)), service),
         path="/",
         footer_links=[],
         run_history=False,
@@ -109,28 +128,35 @@ def mount_page(app: FastAPI, service: Service, desk: Desk) -> FastAPI:
     )
 
 
-def build_page(service: Service, desk: Desk) -> Any:
+def build_page(page: Page, service: Service) -> Any:
     """The page as Gradio's Blocks."""
     import gradio as gr
 
-    page = Page(service, desk)
+    async def pressed(
+        request: gr.Request, upload: str | None, audience: str, *cells: Any
+    ) -> tuple[str, None]:
+        return await page.judge(_who(request), upload, audience, *cells)
+
+    stored = page.book.store is not None
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=STALE) as blocks:
         gr.HTML(f'<header><h1>{TITLE}</h1><p class="notice">{NOTICE}</p></header>')
         with gr.Tab("Lesion"), gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = gr.File(label="Image", type="filepath", height=150)
                 gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
-                fields = [_field(gr, name) for name in page.columns]
+                fields = [_field(gr, name) for name in page.book.columns]
                 audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to the")
                 button = gr.Button("Judge this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
-                said = gr.HTML(_WAITING, elem_id="said")
+                said = gr.HTML(_WAITING.format(_KEPT if stored else ""), elem_id="said")
+        if stored:
+            _verdicts(page, service.predictor.classes)
         with gr.Tab("Learn"):
             gr.HTML(learn_html())
         with gr.Tab("Model"):
             gr.HTML(about_html(service.card))
         button.click(
-            page.judge,
+            pressed,
             [upload, audience, *fields],
             [said, upload],
             api_visibility="private",
@@ -154,8 +180,29 @@ def _theme(gr: Any) -> Any:
 
 
 _WAITING: Final = (
-    '<p class="waiting">The result comes here. The image is deleted as soon as it is there.</p>'
+    '<p class="waiting">The result comes here. The image is deleted as soon as it is there.{}</p>'
 )
+_KEPT: Final = " Record and result are kept as a case."
+
+
+def _who(request: Any) -> str:
+    return who_asked(request.request.scope)
+
+
+def _verdicts(page: Page, classes: Sequence[str]) -> None:
+    """Where clinicians say what a lesion was in the end."""
+    import gradio as gr
+
+    def pressed(request: gr.Request, number: float | None, verdict: str) -> str:
+        return page.found(_who(request), number, verdict)
+
+    with gr.Tab("Verdict"):
+        gr.HTML("<p>What was it in the end? Verdicts show how well the model does here.</p>")
+        number = gr.Number(label="Case", precision=0, value=None)
+        verdict = gr.Radio([*classes], value=classes[0], label="It was")
+        button = gr.Button("Keep this verdict", variant="primary")
+        said = gr.HTML()
+    button.click(pressed, [number, verdict], said, api_visibility="private")
 
 
 def _field(gr: Any, name: str) -> Any:
@@ -166,4 +213,4 @@ def _field(gr: Any, name: str) -> Any:
     if name in words:
         choices = [NOT_STATED, *words[name]]
         return gr.Dropdown(choices, value=NOT_STATED, label=name.capitalize())
-    return gr.Textbox(label=name)
+    return gr.Textbox(label="Patient" if name == PATIENT else name)

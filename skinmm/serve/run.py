@@ -33,8 +33,10 @@ def serve(config: ServeConfig) -> int:
         import uvicorn
 
         from skinmm.serve.app import create_app
+        from skinmm.serve.cases import Book
         from skinmm.serve.desk import Desk
         from skinmm.serve.service import Service
+        from skinmm.store import Store
     except ModuleNotFoundError as error:
         raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
     from skinmm.predict.job import checkpoints
@@ -46,11 +48,13 @@ def serve(config: ServeConfig) -> int:
         backend=config.backend,
     )
     desk = Desk(config.queue, config.timeout)
+    store = Store.open(config.store) if config.store else None
+    book = Book(service, store, images=config.store_images)
     names = {"localhost", "127.0.0.1", "::1", config.host}
     hosts = names if keys is None else None
-    app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch)
+    app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch, book=book)
     if config.page:
-        app = _with_page(app, service, desk)
+        app = _with_page(app, service, desk, book)
     print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
     hush()
     uvicorn.run(
@@ -65,11 +69,11 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def _with_page(app: Any, service: Any, desk: Any) -> Any:
+def _with_page(app: Any, service: Any, desk: Any, book: Any) -> Any:
     from skinmm.serve.page import mount_page
 
     try:
-        return mount_page(app, service, desk)
+        return mount_page(app, service, desk, book)
     except ModuleNotFoundError as error:
         raise InputError(f"page=true needs {error.name}: {INSTALL_PAGE}, or page=false") from error
 

@@ -13,7 +13,7 @@ from skinmm.data.source import FRAME
 from skinmm.data.vocabulary import CONVERTERS, is_missing
 from skinmm.predict import Predictor
 from skinmm.predict.member import Member
-from skinmm.serve.reasons import Explainer, Reasons
+from skinmm.serve.reasons import Explainer, Reasons, known_cells, record_row
 
 NOTICE: Final = (
     "Research use only. This is not a medical device and must not be used to decide on a "
@@ -45,6 +45,8 @@ class Service:
         needs_image: whether a case without an image is refused.
         side: the longest side of the square that a network looks at, in pixels; 0 of none.
         card: what /v1/model tells.
+        reference: how inputs and answers were distributed (see `skinmm.evaluation.drift`), of the
+            first checkpoint.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Service:
         self.needs_image = any(member.needs_image for member in members)
         self.side = max((member.view.size for member in members if member.view), default=0)
         self.card = _card(self.predictor, members)
+        self.reference = members[0].card.inputs
 
     def predict(self, case: Case) -> dict[str, Any]:
         """One lesion's row, as `predict.py` writes it."""
@@ -108,12 +111,17 @@ class Service:
         told = (case.image, case.record, case.frame)
         return row, Reasons.mean([each.explain(*told) for each in self._explainers])
 
+    def record_of(self, case: Case) -> dict[str, Any]:
+        """What is known of a case, as the models read it."""
+        columns = self.predictor.columns
+        return known_cells(record_row(columns, case.image, case.record), columns)
+
     def _answer(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         classes = self.predictor.classes
         listed = {name: _listed(row[name]) for name in ("prediction_set", "missing")}
         plain = {name: None if pd.isna(value) else value for name, value in row.items()}
         probabilities = {name: plain.pop(f"p_{name}") for name in classes}
-        unknown = [name for name in self.predictor.columns if _is_unknown(name, cells.get(name))]
+        unknown = [name for name in self.predictor.columns if is_unknown(name, cells.get(name))]
         return {
             **plain,
             "probabilities": None if plain["error"] else probabilities,
@@ -131,7 +139,7 @@ def _listed(names: str) -> list[str]:
     return names.split("|") if names else []
 
 
-def _is_unknown(name: str, cell: Any) -> bool:
+def is_unknown(name: str, cell: Any) -> bool:
     """Whether a cell holds a value that counts as missing because nobody knows it."""
     convert = CONVERTERS.get(name)
     return convert is not None and not is_missing(cell) and convert(cell) is None

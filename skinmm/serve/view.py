@@ -58,6 +58,8 @@ def result(judged: Judged, audience: str = AUDIENCES[0]) -> str:
         parts += [*_inputs(judged), *_meaning(judged)]
     else:
         parts.append(f"<p>{_ADVICE}</p>")
+    if "case" in judged.row:
+        parts.append(f"<p>Kept as case <b>{judged.row['case']}</b>.</p>")
     parts.append(f'<p class="notice">{escape(NOTICE)}</p>')
     return f'<article class="result" aria-label="Result">{"".join(parts)}</article>'
 

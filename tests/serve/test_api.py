@@ -3,7 +3,6 @@
 import csv
 import io
 from base64 import b64decode
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from tempfile import gettempdir
@@ -20,21 +19,12 @@ pytest.importorskip("prometheus_client", exc_type=ImportError)
 from dicom_files import dicom_from_jpeg
 from fastapi.testclient import TestClient
 from quick_runs import best
-from serving import RECORD, application, client, jpeg_of, send
+from serving import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.serve.service import NOTICE, Service
 
-
-@pytest.fixture(scope="module")
-def service(both: Path) -> Service:
-    return Service([best(both)], "cpu")
-
-
-@pytest.fixture(scope="module")
-def at(service: Service) -> Iterator[TestClient]:
-    with client(application(service)) as opened:
-        yield opened
+__all__ = ["at", "service"]  # fixtures
 
 
 def predicted(checkpoint: Any, folder: Path, rows: list[dict[str, str]]) -> pd.DataFrame:
@@ -56,7 +46,7 @@ def test_it_says_what_predict_py_says(
     if kind == "dcm":
         data = dicom_from_jpeg(data, PatientAge="061Y", PatientSex="M", BodyPartExamined="TORSO")
     (tmp_path / f"a.{kind}").write_bytes(data)
-    for record in (RECORD, {"age": "", "sex": "F"}, {"site": "nowhere"}):
+    for record in (RECORD, {"age": "", "sex": "F"}, {"site": "unknown"}):
         status, said = send(at, data, **record)
         assert status == 200
         row = predicted(best(both), tmp_path, [{"image": f"a.{kind}", **record}]).iloc[0]
@@ -67,7 +57,7 @@ def test_it_says_what_predict_py_says(
         assert said["decision"] == row["decision"]
         assert "|".join(said["prediction_set"]) == row["prediction_set"]
         assert "|".join(said["missing"]) == row["missing"]
-        assert said["unknown"] == (["site"] if record.get("site") == "nowhere" else [])
+        assert said["unknown"] == []
         assert said["notice"] == NOTICE
 
 
@@ -77,7 +67,7 @@ def test_a_batch_is_the_table(at: TestClient, both: Path, pictures: Path, tmp_pa
     for name in names:
         (tmp_path / f"{name}.jpg").write_bytes(jpeg_of(pictures, name))
     expected = predicted(best(both), tmp_path, rows)
-    rows.append({"image": "lost.jpg", **RECORD})
+    rows.append({"image": "lost.jpg", **RECORD, "site": "nowhere"})
     text = io.StringIO()
     writer = csv.DictWriter(text, [*rows[0]])
     writer.writeheader()
@@ -91,6 +81,7 @@ def test_a_batch_is_the_table(at: TestClient, both: Path, pictures: Path, tmp_pa
     found = [row["malignancy"] for row in said[:3]]
     np.testing.assert_allclose(found, expected["malignancy"].astype(float), atol=1e-6)
     assert said[3]["error"] == "image lost.jpg not found"
+    assert [row["unknown"] for row in said] == [[], [], [], ["site"]]
     assert said[3]["malignancy"] is said[3]["probabilities"] is None
 
 

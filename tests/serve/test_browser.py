@@ -3,14 +3,9 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
@@ -18,13 +13,17 @@ import pytest
 pytest.importorskip("gradio", exc_type=ImportError)
 pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 
-from quick_runs import ROOT, best
+from quick_runs import best
+from serving import process
 
 from skinmm.serve.limits import MAX_IMAGE
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-START = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+]
+SCREENSHOTS = os.environ.get("SKINMM_SCREENSHOTS")  # a folder for who wants to look
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(both: Path, folder: Path) -> Iterator[str]:
     """A service of its own process, until the tests are over."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = f"http://localhost:{port}"
     before = uploads()
-    options = [f"checkpoint={best(both)}", f"port={port}"]
-    server = subprocess.Popen(
-        [sys.executable, "-c", START, "serve", *options],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(folder)},
-    )
-    try:
-        for _ in range(300):
-            try:
-                urlopen(f"{where}/readyz", timeout=5).close()  # noqa: S310
-                break
-            except URLError:
-                assert server.poll() is None
-                time.sleep(0.4)
-        yield where
-    finally:
-        server.terminate()
-        assert server.wait(60) in (0, -15)
-        assert uploads() <= before
+    with process(best(both), f"store={folder / 'cases.db'}", TMPDIR=str(folder)) as running:
+        yield running.address
+    assert uploads() <= before
 
 
 def uploads() -> set[Path]:
@@ -89,11 +68,30 @@ def test_gradio_tells_nobody_and_offers_nothing_else(address: str) -> None:
     assert {each["api_visibility"] for each in config["dependencies"]} == {"private"}
 
 
+def looked_at(page: Any, name: str) -> None:
+    """Nobody is kept out: axe-core finds no serious violation, and nothing is cut off."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    if SCREENSHOTS:
+        page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
+    found = Axe().run(page).response["violations"]
+    serious = {
+        each["id"]: [node["html"][:200] for node in each["nodes"]]
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    }
+    assert serious == {}, f"{name}: {serious}"
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_lesion_is_judged(
-    browser: Any, address: str, pictures: Path, folder: Path, width: int
+    browser: Any, address: str, pictures: Path, folder: Path, width: int, dark: bool
 ) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
+    scheme, size = "dark" if dark else "light", {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=scheme)
+    name = f"{width}-{scheme}"
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
@@ -118,13 +116,28 @@ def test_a_lesion_is_judged(
             assert f"Predicted without {lacked}" in page.locator(outcome).inner_text()
     assert page.locator(".result img").count() == 2
     assert page.get_by_text("Research use only").first.is_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.get_by_role("tab", name="Learn").click()
-    page.get_by_text("The ABCDE rule").wait_for()
-    page.get_by_role("tab", name="Model").click()
-    page.get_by_text("Model card").wait_for()
+    looked_at(page, f"{name}-result")
+    number = page.locator(".result").get_by_text("Kept as case").locator("b").inner_text()
+    open_tab(page, "Verdict")
+    page.get_by_label("Case").fill(number)
+    page.get_by_role("button", name="Keep this verdict").click()
+    page.get_by_text(f"Case {number}: benign").wait_for(timeout=60_000)
+    looked_at(page, f"{name}-verdict")
+    for tab, words in (("Learn", "The ABCDE rule"), ("Model", "Model card")):
+        open_tab(page, tab)
+        page.get_by_text(words).wait_for()
+        looked_at(page, f"{name}-{tab.lower()}")
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
     page.close()
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Opens a tab, also where it hides behind the three dots of a narrow screen."""
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():
+        page.locator(".overflow-menu button").first.click()
+        tab = page.get_by_text(name, exact=True).last
+    tab.click()
 
 
 def test_a_file_that_is_too_large_is_refused(browser: Any, address: str, folder: Path) -> None:

@@ -12,23 +12,22 @@ pytest.importorskip("fastapi", exc_type=ImportError)
 pytest.importorskip("prometheus_client", exc_type=ImportError)
 
 from dicom_files import dicom_from_jpeg
-from quick_runs import best
-from serving import jpeg_of
+from serving import jpeg_of, service
 
 import skinmm
+from skinmm.serve.cases import Book
 from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.overlay import overlay
 from skinmm.serve.page import NOT_STATED, Page
 from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, Judged, percent, result
+from skinmm.store import Store
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def service(both: Path) -> Service:
-    return Service([best(both)], "cpu")
+__all__ = ["service"]  # fixtures
 
 
 def judged(service: Service, image: bytes, **record: str) -> Judged:
@@ -42,7 +41,9 @@ def judge(service: Service, upload: str | None, *cells: Any, audience: str = "cl
     """What the button shows."""
 
     async def press() -> str:
-        said, nothing = await Page(service, Desk(4, 60)).judge(upload, audience, *cells)
+        said, nothing = await Page(service, Desk(4, 60), Book(service, None)).judge(
+            "me", upload, audience, *cells
+        )
         assert nothing is None
         return said
 
@@ -149,3 +150,18 @@ def test_every_part_says_what_it_is_for(service: Service) -> None:
 def test_the_space_installs_this_version() -> None:
     requirement = (ROOT / "docker" / "space" / "requirements.txt").read_text()
     assert requirement.startswith(f"./skinmm-{skinmm.__version__}-")
+
+
+def test_a_verdict_on_the_page(service: Service, pictures: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "cases.db"))
+    page = Page(service, Desk(4, 60), Book(service, store))
+    upload = uploaded(tmp_path, jpeg_of(pictures))
+    said, _ = asyncio.run(page.judge("me", upload, "clinician", "55", NOT_STATED, "torso", "P1"))
+    assert "Kept as case <b>1</b>" in said
+    assert "Case 1: malignant" in page.found("you", 1.0, "malignant")
+    for number, words in ((None, "number of the case"), (7, "no case 7")):
+        assert words in page.found("you", number, "malignant")
+    (case,) = store.find("me")
+    assert (case["patient"], case["verdict"], case["verdict_who"]) == ("P1", "malignant", "you")
+    assert case["record"] == {"age": 55.0, "site": "torso"}
+    store.close()

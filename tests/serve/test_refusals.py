@@ -3,23 +3,25 @@
 import asyncio
 import hashlib
 import io
-import struct
+import socket
 import threading
-import zlib
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", exc_type=ImportError)
 pytest.importorskip("prometheus_client", exc_type=ImportError)
 
+import uvicorn
 from dicom_files import dicom, dicom_from_jpeg
 from fastapi.testclient import TestClient
-from quick_runs import best
-from serving import RECORD, application, client, jpeg_of, send
+from malformed import jpeg_bomb, malformed, png
+from quick_runs import ROOT, best
+from serving import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.errors import InputError
@@ -31,30 +33,10 @@ from skinmm.serve.service import Service
 
 KEY: Final = "5" * 64
 MALFORMED: Final = 300
+DEMO: Final = ROOT / "skinmm" / "demo" / "images"
 
 
-@pytest.fixture(scope="module")
-def service(both: Path) -> Service:
-    return Service([best(both)], "cpu")
-
-
-@pytest.fixture(scope="module")
-def at(service: Service) -> Iterator[TestClient]:
-    with client(application(service)) as opened:
-        yield opened
-
-
-def png(width: int, height: int) -> bytes:
-    """A PNG of that size whose pixels take a few bytes: a bomb, where it is large."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(min(height * (3 * width + 1), 1 << 20)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+__all__ = ["at", "service"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -64,11 +46,12 @@ def png(width: int, height: int) -> bytes:
         (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
         (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
         (png(20_000, 20_000), 413, "the limit is 200 megapixels"),
+        (jpeg_bomb(jpeg_of(DEMO)), 413, "the limit is 200 megapixels"),
         (dicom(np.zeros((4, 4, 3), np.uint8), Rows=60_000, Columns=60_000), 413, "megapixels"),
         (bytes(MAX_IMAGE + 1), 413, "20,000,000"),
         (bytes(MAX_IMAGE + 200_000), 413, "longer than"),
     ],
-    ids=["empty", "gif", "broken", "png-bomb", "dicom-bomb", "bytes", "body"],
+    ids=["empty", "gif", "broken", "png-bomb", "jpeg-bomb", "dicom-bomb", "bytes", "body"],
 )
 def test_a_file_that_cannot_be_used(at: TestClient, data: bytes, status: int, reason: str) -> None:
     said, problem = send(at, data)
@@ -94,6 +77,18 @@ def test_what_does_not_belong_in_the_form(at: TestClient, pictures: Path) -> Non
     assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
     assert answer.headers["allow"] == "POST"
     assert at.get("/v1/nothing").json()["status"] == 404
+
+
+def test_words_that_nobody_knows(at: TestClient, pictures: Path) -> None:
+    image = jpeg_of(pictures)
+    for record, allowed in (
+        ({"age": "130"}, "years, 0 to 120"),
+        ({"sex": "xyz"}, "female or male"),
+        ({"site": "nowhere"}, "head/neck, lower extremity"),
+    ):
+        status, problem = send(at, image, **{**RECORD, **record})
+        assert (status, allowed in problem["detail"]) == (422, True)
+    assert send(at, image, age="unknown", sex="", site="n/a")[0] == 200
 
 
 def test_a_frame_of_several_is_named(at: TestClient, pictures: Path) -> None:
@@ -247,6 +242,33 @@ def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
     desk.close()
 
 
+def test_a_slow_client_keeps_nobody_else_waiting(service: Service, pictures: Path) -> None:
+    """Over a real socket: a body that never ends is answered, and its place is free again."""
+    config = uvicorn.Config(application(service, seconds=0.5), port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    head = (
+        "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    )
+    slow = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(4)]
+    for each in slow:
+        each.sendall(head.encode())
+    answers = [each.recv(4096).partition(b"\r\n")[0] for each in slow]
+    assert answers == [b"HTTP/1.1 408 Request Timeout"] * 4
+    image = {"image": ("a.jpg", jpeg_of(pictures))}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/predict", files=image)
+    assert answer.status_code in (200, 503)  # where half a second is too short for this machine
+    for each in slow:
+        each.close()
+    server.should_exit = True
+    thread.join(30)
+
+
 def test_an_error_of_ours_says_nothing_of_the_patient(
     service: Service,
     pictures: Path,
@@ -264,34 +286,11 @@ def test_an_error_of_ours_says_nothing_of_the_patient(
     assert "RuntimeError at" in caplog.text
 
 
-def malformed(pictures: Path) -> Iterator[tuple[bytes, str]]:
-    """Bodies and content types of requests that are nearly right."""
-    rng = np.random.default_rng(0)
-    images = [jpeg_of(pictures), png(8, 8), dicom_from_jpeg(jpeg_of(pictures))]
-    boundary = "multipart/form-data; boundary=b"
-    for number in range(MALFORMED):
-        image = bytearray(images[number % 3])
-        field = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-        kind = number % 5
-        if kind == 0:
-            image = image[: rng.integers(0, len(image))]
-        elif kind == 1:
-            for place in rng.integers(0, min(len(image), 700), 20):
-                image[place] = rng.integers(0, 256)
-        body = bytearray(field + image + b"\r\n--b--\r\n")
-        if kind == 2:
-            for place in rng.integers(0, len(field), 4):
-                body[place] = rng.integers(0, 256)
-        elif kind == 3:
-            body = body[: rng.integers(0, len(body))]
-        yield bytes(body), boundary if kind < 4 else rng.bytes(30).decode("latin-1")
-
-
 # Starlette leaves the file of a part that does not end to the garbage collector; it is in memory.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_malformed_is_an_error_of_the_service(at: TestClient, pictures: Path) -> None:
     statuses = []
-    for body, kind in malformed(pictures):
+    for body, kind in malformed(pictures, MALFORMED):
         headers = {"content-type": kind.replace("\n", " ").replace("\r", " ")}
         try:
             answer = at.post("/v1/predict", content=io.BytesIO(body), headers=headers)

@@ -1,0 +1,212 @@
+"""`skinmm feedback`: how a model does since it is in use, and how its cases have shifted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from skinmm.config import FeedbackConfig
+from skinmm.errors import InputError
+from skinmm.evaluation.drift import Shift, compare
+from skinmm.evaluation.predictions import DECISIONS
+from skinmm.predict.job import checkpoints
+from skinmm.report import refuse_existing
+from skinmm.report.blocks import Block, Note, Section, Table
+from skinmm.report.evidence import Evidence, read_bare
+from skinmm.report.page import write_page
+from skinmm.report.sections import SECTIONS
+from skinmm.report.wording import ABSENT, estimate, metric, number, percent, plural
+from skinmm.runs import write_json
+from skinmm.store import Store
+
+FILES: Final = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
+COMPARED: Final = (
+    *("auroc", "sensitivity", "specificity", "ppv", "npv"),
+    *("calibration_slope", "calibration_intercept", "ece", "brier"),
+)
+CHAPTERS: Final = (
+    *("discrimination", "decision", "calibration", "referral", "subgroups", "metrics"),
+)
+ONE_SIDED: Final = (
+    "Performance cannot be judged yet: that needs verdicts on malignant and on benign lesions."
+)
+VERIFIED: Final = (
+    "Only lesions with a verdict are judged. Where those are chosen by what the model said, as "
+    "when only suspicious ones are cut out, sensitivity looks too high and specificity too low."
+)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A model since it is in use.
+
+    Attributes:
+        card: what the service told of it.
+        cases: all of them, as a prediction file.
+        shifts: of what is shown to it, and of its answers.
+        evidence: of the cases with a verdict; None where those are all malignant or all benign.
+    """
+
+    card: Mapping[str, Any]
+    cases: pd.DataFrame
+    shifts: Sequence[Shift]
+    evidence: Evidence | None
+
+    @property
+    def judged(self) -> pd.DataFrame:
+        """Cases with a verdict."""
+        return self.cases[self.cases["target"].notna()]
+
+
+def feedback(config: FeedbackConfig) -> Path:
+    """Writes the page, its numbers, the cases and those with a verdict.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: no store, no case of that model, or files in the way.
+    """
+    folder = Path(config.output)
+    page, facts, cases, verdicts = (folder / name for name in FILES)
+    for file in (page, facts, cases, verdicts):
+        refuse_existing(file, config.overwrite)
+    if not config.store:
+        raise InputError("store=: name the case store, as skinmm serve was given it")
+    store = Store.open(config.store, create=False)
+    try:
+        model, card = _model(store.models(), config)
+        table = store.table("skinmm feedback", model)
+    finally:
+        store.close()
+    if table.empty:
+        raise InputError(f"store={config.store}: no case of model {model[:12]} yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(cases, index=False, float_format="%.9g")
+    judged = table[table["target"].notna()]
+    judged.to_csv(verdicts, index=False, float_format="%.9g")
+    both = judged["target"].isin(card["positive"]).nunique() > 1
+    evidence = read_bare(verdicts, None, card["positive"], pictures=False) if both else None
+    use = Use(card, table, compare(card["inputs"], table), evidence)
+    write_json(facts, {"model": model, **_facts(use)})
+    return _page(use, page)
+
+
+def _model(
+    models: Mapping[str, dict[str, Any]], config: FeedbackConfig
+) -> tuple[str, dict[str, Any]]:
+    """Whose cases are looked at, and its card."""
+    if not models:
+        raise InputError(f"store={config.store}: no model was served with it yet")
+    if not config.checkpoint:
+        return list(models.items())[-1]
+    files = checkpoints(config.checkpoint)
+    model = ",".join(sha256(path.read_bytes()).hexdigest() for path in files)
+    if model not in models:
+        raise InputError(
+            f"checkpoint={config.checkpoint} was never served with this store; it knows "
+            f"{', '.join(name[:12] for name in models)} (first signs of SHA-256)"
+        )
+    return model, models[model]
+
+
+def _facts(use: Use) -> dict[str, Any]:
+    shifts = [{**asdict(each), "before": each.before.tolist()} for each in use.shifts]
+    return {
+        "cases": len(use.cases),
+        "verdicts": len(use.judged),
+        "months": _months(use),
+        "measured": None if use.evidence is None else dict(use.evidence.measured),
+        "shifts": [{**each, "now": each["now"].tolist()} for each in shifts],
+    }
+
+
+def _months(use: Use) -> list[dict[str, Any]]:
+    """Month by month: cases, verdicts, and malignant ones as expected of these and as found."""
+    rows = use.cases.assign(month=use.cases["at"].str[:7])
+    rows["malignant"] = rows["target"].isin(use.card["positive"])
+    found = []
+    for month, part in rows.groupby("month"):
+        judged = part[part["target"].notna()]
+        counts = {"cases": len(part), "verdicts": len(judged)}
+        expected = {"expected": float(judged["malignancy"].sum())}
+        found.append(
+            {"month": month, **counts, **expected, "found": int(judged["malignant"].sum())}
+        )
+    return found
+
+
+def _page(use: Use, output: Path) -> Path:
+    first, last = use.cases["at"].min()[:10], use.cases["at"].max()[:10]
+    facts = [
+        plural(len(use.cases), "case"),
+        plural(len(use.judged), "verdict"),
+        f"{first} to {last}",
+    ]
+    sections = [_since(use), _inputs(use)]
+    if use.evidence is not None:
+        made = (SECTIONS[name](use.evidence) for name in CHAPTERS)
+        sections += [section for section in made if section is not None]
+    return write_page(output, title="Since it is in use", facts=facts, sections=sections)
+
+
+def _since(use: Use) -> Section:
+    """Performance beside that of the test."""
+    blocks: list[Block] = [Note(VERIFIED, loud=True)]
+    if use.evidence is None:
+        blocks.append(Note(ONE_SIDED))
+    else:
+        members = use.card["members"]
+        tested = members[0]["test"].get("metrics", {}) if len(members) == 1 else {}
+        rows = [
+            (metric(name), estimate(tested.get(name)), estimate(use.evidence.estimate(name)))
+            for name in COMPARED
+        ]
+        blocks.append(Table("Then and now", ("", "In its test", "Since it is in use"), rows))
+    decided = [
+        (name, f"{len(part):,}", f"{part['target'].notna().sum():,}")
+        for name in DECISIONS
+        if len(part := use.cases[use.cases["decision"] == name])
+    ]
+    months = [
+        (
+            *(str(each[name]) for name in ("month", "cases", "verdicts")),
+            number(each["expected"], 1),
+            str(each["found"]),
+        )
+        for each in _months(use)
+    ]
+    header = ("Month", "Cases", "Verdicts", "Malignant: expected", "found")
+    blocks += [
+        Table("Who got a verdict", ("Decision", "Cases", "Verdicts"), decided),
+        Table("Month by month", header, months),
+    ]
+    return Section("since", "Then and now", blocks)
+
+
+def _inputs(use: Use) -> Section:
+    """What it is shown, and what it answers, beside training and test."""
+    blocks: list[Block] = []
+    if not use.shifts:
+        blocks.append(Note("This checkpoint does not know how its training data were distributed."))
+    rows = [
+        (each.column, number(each.index), ABSENT if each.p is None else number(each.p))
+        for each in use.shifts
+    ]
+    if rows:
+        blocks.append(Table("Shift of each column", ("Column", "Stability index", "p"), rows))
+    for each in use.shifts:
+        shares = [
+            (label, percent(before / max(each.before.sum(), 1)), percent(now / each.now.sum()))
+            for label, before, now in zip(each.labels, each.before, each.now, strict=True)
+        ]
+        blocks.append(Table(each.column, ("", "Then", "Now"), shares))
+    lead = (
+        "Records beside those of training; malignancy and ood (unfamiliarity) beside those of the "
+        "test. Index: below 0.1 is usually called stable, above 0.25 a shift. p: chi-squared, as "
+        "if each case were another patient."
+    )
+    return Section("inputs", "What it is shown", blocks, lead)

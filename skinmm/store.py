@@ -1,0 +1,297 @@
+"""The case store: what was said of whom, by which model, to whom; on SQLite or PostgreSQL."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+from sqlalchemy import (
+    DDL,
+    JSON,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from skinmm.errors import InputError
+
+LAST: Final = 2**31 - 1
+"""The highest number that a case can have."""
+FORMS: Final = "a SQLite file, or postgresql://USER@HOST/DATABASE (password: PGPASSWORD or .pgpass)"
+
+_TABLES: Final = MetaData()
+MODELS: Final = Table(
+    "models",
+    _TABLES,
+    Column("model", String, primary_key=True),  # its checkpoints' SHA-256 sums
+    Column("at", String, nullable=False),
+    Column("card", JSON, nullable=False),
+)
+CASES: Final = Table(
+    "cases",
+    _TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("at", String, nullable=False),  # UTC, ISO 8601
+    Column("who", String, nullable=False),
+    Column("patient", String, index=True),
+    Column("model", String, nullable=False),
+    Column("record", JSON, nullable=False),
+    Column("result", JSON, nullable=False),
+    Column("image", LargeBinary),
+    Column("verdict", String),
+    Column("verdict_at", String),
+    Column("verdict_who", String),
+    sqlite_autoincrement=True,  # the number of a deleted case is never another one's
+)
+AUDIT: Final = Table(
+    "audit",
+    _TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("at", String, nullable=False),
+    Column("who", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("cases", JSON, nullable=False),  # numbers: a trail that outlives a patient names none
+    Column("detail", String),
+    sqlite_autoincrement=True,
+)
+_SEEN: Final = [column for column in CASES.columns if column.name != "image"]
+_REFUSED: Final = "the audit trail is append-only"
+_GUARDS: Final = {
+    "sqlite": [
+        f"CREATE TRIGGER audit_no_{verb} BEFORE {verb} ON audit "
+        f"BEGIN SELECT RAISE(ABORT, '{_REFUSED}'); END"
+        for verb in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{_REFUSED}'; END $$",
+        "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
+    ],
+}
+for _dialect, _guards in _GUARDS.items():
+    for _guard in _guards:
+        event.listen(AUDIT, "after_create", DDL(_guard).execute_if(dialect=_dialect))
+
+
+class StoreError(Exception):
+    """The database did not do what it was asked; nothing of it was kept."""
+
+
+class NewCase(NamedTuple):
+    """A case to keep.
+
+    Attributes:
+        patient: as the one who asks calls the patient, if at all.
+        record: columns as the model read them.
+        result: what was answered.
+        image: its file, where images are kept.
+    """
+
+    patient: str | None
+    record: Mapping[str, Any]
+    result: Mapping[str, Any]
+    image: bytes | None = None
+
+
+class Store:
+    """Cases, verdicts and the audit trail. What a call returns is on the disk."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes a database that has the tables; `open` is the way in."""
+        self._engine = engine
+
+    @classmethod
+    def open(cls, wish: str, *, create: bool = True) -> "Store":
+        """Opens a store, and makes it where there is none.
+
+        Args:
+            wish: a file of SQLite's, or a URL of either database.
+            create: else a file that is not there is refused.
+
+        Raises:
+            InputError: no such file or database, or a package that is not installed.
+        """
+        url = _url(wish)
+        if url.get_backend_name() == "sqlite":
+            _private_file(Path(url.database or ""), wish, create=create)
+        try:
+            engine = create_engine(url, hide_parameters=True)  # no patient in an error's text
+        except ModuleNotFoundError as error:
+            extra = "pip install 'skinmm[postgresql]'"
+            raise InputError(f"store={wish}: needs {error.name}: {extra}") from error
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _careful)
+        try:
+            _TABLES.create_all(engine)
+        except SQLAlchemyError as error:
+            shown = url.render_as_string(hide_password=True)
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise InputError(f"store={shown}: cannot be used ({reason})") from error
+        return cls(engine)
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._engine.dispose()
+
+    def register(self, model: str, card: Mapping[str, Any]) -> None:
+        """Keeps the card of a model that will be asked."""
+        with self._begin() as database:
+            if database.scalar(select(MODELS.c.at).where(MODELS.c.model == model)) is None:
+                database.execute(insert(MODELS).values(model=model, at=_now(), card=dict(card)))
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The cards of all models, the latest last."""
+        with self._begin() as database:
+            rows = database.execute(select(MODELS).order_by(MODELS.c.at))
+            return {row.model: row.card for row in rows}
+
+    def keep(self, who: str, model: str, cases: Sequence[NewCase]) -> list[int]:
+        """Keeps cases, all or none, and returns their numbers."""
+        same = {"at": _now(), "who": who, "model": model}
+        rows = [{**case._asdict(), **same} for case in cases]
+        with self._begin() as database:
+            numbers = [
+                int(database.execute(insert(CASES).values(row)).inserted_primary_key[0])  # type: ignore[index]
+                for row in rows
+            ]
+            _note(database, who, "predict", numbers)
+        return numbers
+
+    def find(
+        self,
+        who: str,
+        *,
+        number: int | None = None,
+        patient: str | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """Cases in order, without their images: one, those of a patient, or all."""
+        wanted = select(*_SEEN).where(CASES.c.number > after).order_by(CASES.c.number).limit(limit)
+        wanted = wanted if number is None else wanted.where(CASES.c.number == number)
+        wanted = wanted if patient is None else wanted.where(CASES.c.patient == patient)
+        with self._begin() as database:
+            found = [dict(row) for row in database.execute(wanted).mappings()]
+            _note(database, who, "read", [row["number"] for row in found])
+        return found
+
+    def image(self, who: str, number: int) -> bytes | None:
+        """The image of a case, where it was kept."""
+        with self._begin() as database:
+            found = database.scalar(select(CASES.c.image).where(CASES.c.number == number))
+            _note(database, who, "read image", [number] if found else [])
+        return found
+
+    def judge(self, who: str, number: int, verdict: str | None) -> bool:
+        """Writes what a clinician found, in place of an earlier verdict; is there such a case?"""
+        said = {"verdict": verdict, "verdict_at": _now(), "verdict_who": who}
+        with self._begin() as database:
+            done = database.execute(update(CASES).where(CASES.c.number == number).values(said))
+            if done.rowcount:
+                _note(database, who, "verdict", [number], verdict)
+        return bool(done.rowcount)
+
+    def forget(self, who: str, patient: str) -> list[int]:
+        """Deletes all of a patient's cases, and returns their numbers, which the trail keeps."""
+        of_patient = CASES.c.patient == patient
+        with self._begin() as database:
+            numbers = [*database.scalars(delete(CASES).where(of_patient).returning(CASES.c.number))]
+            _note(database, who, "delete", sorted(numbers))
+        return sorted(numbers)
+
+    def trail(self, *, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
+        """The audit trail in order."""
+        wanted = select(AUDIT).where(AUDIT.c.number > after).order_by(AUDIT.c.number).limit(limit)
+        with self._begin() as database:
+            return [dict(row) for row in database.execute(wanted).mappings()]
+
+    def table(self, who: str, model: str | None = None) -> pd.DataFrame:
+        """The cases of a model, or all, as a prediction file has them; `target` is the verdict."""
+        wanted = select(*_SEEN).order_by(CASES.c.number)
+        wanted = wanted if model is None else wanted.where(CASES.c.model == model)
+        with self._begin() as database:
+            rows = [_row(found) for found in database.execute(wanted).mappings()]
+            _note(database, who, "export", [], f"{len(rows)} cases")
+        return pd.DataFrame(rows)
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        """A transaction: all of it is kept, or nothing."""
+        try:
+            with self._engine.begin() as database:
+                yield database
+        except SQLAlchemyError as error:
+            raise StoreError(f"the case store: {type(error).__name__}") from error
+
+
+def _url(wish: str) -> URL:
+    if "://" not in wish:
+        return URL.create("sqlite", database=str(Path(wish).absolute()))
+    try:
+        url = make_url(wish)
+    except ArgumentError as error:
+        raise InputError(f"store={wish}: no such kind of store; give {FORMS}") from error
+    if url.get_backend_name() not in _GUARDS:
+        raise InputError(f"store={url.drivername}: no such kind of store; give {FORMS}")
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _private_file(path: Path, wish: str, *, create: bool) -> None:
+    """Makes the file where it is missing, for nobody else to read."""
+    if not create and not path.is_file():
+        raise InputError(f"store={wish}: no such file")
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise InputError(f"store={wish}: cannot be written ({error.strerror})") from error
+
+
+def _careful(connection: Any, _: Any) -> None:
+    """What is written survives a loss of power, and what is deleted is overwritten."""
+    for setting in ("synchronous=EXTRA", "secure_delete=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _note(
+    database: Connection, who: str, action: str, cases: list[int], detail: str | None = None
+) -> None:
+    row = {"at": _now(), "who": who, "action": action, "cases": cases, "detail": detail}
+    database.execute(insert(AUDIT).values(row))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _row(case: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as a row of a prediction file."""
+    result = case["result"]
+    lists = {name: "|".join(result[name]) for name in ("prediction_set", "missing")}
+    said = {name: result[name] for name in ("malignancy", "decision", "threshold", "ood")}
+    return {
+        "image_id": case["number"],
+        "patient_id": case["patient"] or f"case {case['number']}",
+        "target": case["verdict"],
+        **{f"p_{name}": chance for name, chance in result["probabilities"].items()},
+        **said,
+        **lists,
+        **case["record"],
+        **{name: case[name] for name in ("at", "who", "model", "verdict_at", "verdict_who")},
+    }
