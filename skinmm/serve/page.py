@@ -15,8 +15,10 @@ from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.keys import who_asked
 from skinmm.serve.limits import MAX_IMAGE, check_image
 from skinmm.serve.problems import ProblemError
+from skinmm.serve.quality import BLURRED, sharpness
+from skinmm.serve.reasons import shown
 from skinmm.serve.service import MEMORY, NOTICE, Case, Service
-from skinmm.serve.view import AUDIENCES, Judged, refusal, result
+from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
 
 TITLE: Final = "skinmm: a lesion's probability of malignancy"
 NOT_STATED: Final = "not stated"
@@ -82,7 +84,8 @@ class Page:
         if reasons is None:
             raise ProblemError.unusable(row["error"])
         self.book.keep(who, [row], [case])
-        return Judged(case, row, reasons, self._service.card, small)
+        blurred = data is not None and sharpness(shown(data, None, SIDE)) < BLURRED
+        return Judged(case, row, reasons, self._service.card, small, blurred)
 
 
 def taken(upload: str | None) -> bytes | None:

@@ -42,6 +42,7 @@ class Judged(NamedTuple):
         reasons: why.
         card: of the model.
         small: the side of the network's square, where the image is smaller than that.
+        blurred: whether the image is.
     """
 
     case: Case
@@ -49,6 +50,7 @@ class Judged(NamedTuple):
     reasons: Reasons
     card: Mapping[str, Any]
     small: int = 0
+    blurred: bool = False
 
 
 def result(judged: Judged, audience: str = AUDIENCES[0]) -> str:
@@ -112,6 +114,8 @@ def _warnings(judged: Judged) -> Iterator[str]:
         found.append(
             f"The image is smaller than the {judged.small} pixels that the network looks at."
         )
+    if judged.blurred:
+        found.append("The image is blurred: take another one, with the lens on the skin.")
     if found:
         items = "".join(f"<li>{escape(each)}</li>" for each in found)
         yield f'<div class="warnings" role="note"><b>Mind</b><ul>{items}</ul></div>'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from dicom_files import dicom_from_jpeg
-from serving import jpeg_of
+from served import jpeg_of
 
 
 def png(width: int, height: int) -> bytes:

@@ -19,7 +19,7 @@ pytest.importorskip("prometheus_client", exc_type=ImportError)
 from dicom_files import dicom_from_jpeg
 from fastapi.testclient import TestClient
 from quick_runs import best
-from serving import RECORD, application, at, client, jpeg_of, send, service
+from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.serve.service import NOTICE, Service

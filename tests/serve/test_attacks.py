@@ -14,7 +14,7 @@ pytest.importorskip("sqlalchemy", exc_type=ImportError)
 
 from malformed import malformed
 from quick_runs import best
-from serving import RECORD, Running, jpeg_of, process
+from served import RECORD, Running, jpeg_of, process
 
 pytestmark = pytest.mark.slow
 UPLOADS = 5_000

@@ -14,7 +14,7 @@ pytest.importorskip("gradio", exc_type=ImportError)
 pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 
 from quick_runs import best
-from serving import process
+from served import process
 
 from skinmm.serve.limits import MAX_IMAGE
 

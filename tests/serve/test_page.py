@@ -1,18 +1,20 @@
 """The page's words and pictures, and that no upload outlives its result."""
 
 import asyncio
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 pytest.importorskip("fastapi", exc_type=ImportError)
 pytest.importorskip("prometheus_client", exc_type=ImportError)
 
 from dicom_files import dicom_from_jpeg
-from serving import jpeg_of, service
+from served import jpeg_of, service
 
 import skinmm
 from skinmm.serve.cases import Book
@@ -20,6 +22,7 @@ from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.overlay import overlay
 from skinmm.serve.page import NOT_STATED, Page
+from skinmm.serve.quality import BLURRED, sharpness
 from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, Judged, percent, result
 from skinmm.store import Store
@@ -125,6 +128,26 @@ def test_what_speaks_against_a_result_is_said(service: Service, pictures: Path) 
     assert "never checked" not in result(one)
     for decision, words in (("malignant", "Suspicious"), ("refer", "Not decided")):
         assert words in result(one._replace(row={**one.row, "decision": decision}))
+
+
+def test_sharpness_is_a_known_variance_and_falls_with_blur(pictures: Path) -> None:
+    checks = np.indices((64, 64)).sum(axis=0) % 2  # each pixel is 255 from its four neighbours
+    board = np.repeat((255 * checks).astype(np.uint8)[..., None], 3, axis=2)
+    assert sharpness(board) == pytest.approx((4 * 255) ** 2)
+    assert sharpness(np.full((9, 300, 3), 80, np.uint8)) == 0
+    with Image.open(pictures / "ISIC_0000166.jpg") as opened:
+        assert sharpness(np.asarray(opened)) > BLURRED
+        assert sharpness(np.asarray(opened.filter(ImageFilter.GaussianBlur(3)))) < BLURRED
+
+
+def test_a_blurred_picture_is_said_to_be(service: Service, pictures: Path, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    with Image.open(pictures / "ISIC_0000166.jpg") as opened:
+        opened.filter(ImageFilter.GaussianBlur(4)).save(file, "jpeg")
+    cells = ("", NOT_STATED, NOT_STATED)
+    assert "is blurred" in judge(service, uploaded(tmp_path, file.getvalue()), *cells)
+    sharp = uploaded(tmp_path, jpeg_of(pictures, "ISIC_0000166"))
+    assert "is blurred" not in judge(service, sharp, *cells)
 
 
 def test_the_map_is_clear_where_nothing_speaks() -> None:

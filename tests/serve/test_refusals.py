@@ -21,7 +21,7 @@ from dicom_files import dicom, dicom_from_jpeg
 from fastapi.testclient import TestClient
 from malformed import jpeg_bomb, malformed, png
 from quick_runs import ROOT, best
-from serving import RECORD, application, at, client, jpeg_of, send, service
+from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.errors import InputError

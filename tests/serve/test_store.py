@@ -19,7 +19,7 @@ pytest.importorskip("sqlalchemy", exc_type=ImportError)
 from dicom_files import dicom_from_jpeg
 from fastapi.testclient import TestClient
 from quick_runs import best
-from serving import RECORD, application, at, client, jpeg_of, place, process, send, service
+from served import RECORD, application, at, client, jpeg_of, place, process, send, service
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -40,6 +40,16 @@ RESULT = {
     "missing": [],
     "probabilities": {"benign": 0.75, "malignant": 0.25},
 }
+
+
+def change(place: str, sql: str) -> None:
+    """As somebody who is let into the database itself."""
+    engine = create_engine(place if "://" in place else f"sqlite:///{place}")
+    try:
+        with engine.begin() as database:
+            database.execute(text(sql))
+    finally:
+        engine.dispose()
 
 
 @pytest.fixture
@@ -103,20 +113,18 @@ def test_a_batch_and_a_header_are_kept(opened: TestClient, pictures: Path) -> No
 def test_the_trail_cannot_be_rewritten_by_the_database_s_user(place: str, verb: str) -> None:
     store = Store.open(place)
     store.keep("me", "m", [NewCase("p", {}, RESULT)])
-    url = place if "://" in place else f"sqlite:///{place}"
-    engine = create_engine(url)
-    with pytest.raises(DBAPIError, match="append-only"), engine.begin() as database:
-        database.execute(text(verb))
-    engine.dispose()
+    with pytest.raises(DBAPIError, match="append-only"):
+        change(place, verb)
     assert [each["action"] for each in store.trail()] == ["predict"]
     store.close()
 
 
-def test_a_batch_is_kept_whole_or_not_at_all(place: str) -> None:
+def test_a_case_and_its_trail_are_kept_together_or_not_at_all(place: str) -> None:
     store = Store.open(place)
-    unwritable = NewCase("p", {"age": object()}, RESULT)
+    change(place, "ALTER TABLE audit RENAME TO trail")
     with pytest.raises(StoreError, match="case store"):
-        store.keep("me", "m", [NewCase("p", {}, RESULT), unwritable])
+        store.keep("me", "m", [NewCase("p", {}, RESULT), NewCase("p", {}, RESULT)])
+    change(place, "ALTER TABLE trail RENAME TO audit")
     assert store.find("me") == []
     store.close()
 
@@ -167,11 +175,7 @@ def test_names_that_no_database_bears_are_refused(opened: TestClient, pictures: 
 
 
 def test_a_store_that_is_gone_is_said(opened: TestClient, pictures: Path, place: str) -> None:
-    url = place if "://" in place else f"sqlite:///{place}"
-    engine = create_engine(url)
-    with engine.begin() as database:
-        database.execute(text("ALTER TABLE cases RENAME TO others"))
-    engine.dispose()
+    change(place, "ALTER TABLE cases RENAME TO others")
     status, problem = send(opened, jpeg_of(pictures), **RECORD)
     assert (status, "does not answer" in problem["detail"]) == (503, True)
     assert opened.get("/v1/cases").status_code == 503
