@@ -91,6 +91,8 @@ def check_components(config: Config) -> None:
     inner = ("dim", "classes") if config.fusion.name == CONTEXT else ("image_dim", "record_dim")
     verify(CHOICES, "fusion", config.fusion, context=inner)
     verify(FUSIONS, "fusion", below(config.fusion), context=("image_dim", "record_dim"))
+    if config.fusion.name == CONTEXT:
+        build(CHOICES, "fusion", config.fusion, dim=1, classes=2)
     verify(TABULAR, "tabular", config.tabular, context=("widths",))
     verify(LOSSES, "loss", config.loss, context=("counts",))
     verify(AUGMENTS, "augment", config.augment, context=("size",))

@@ -201,7 +201,7 @@ class LesionData(pl.LightningDataModule):
         table = self.cohort.iloc[self.used_rows]
         records = self.encoder.transform(table) if "record" in self._inputs else None
         keys = order_keys(table["image_id"].tolist(), records)
-        return others_of(named_patients(table).tolist(), keys, most)
+        return others_of(named_patients(table), keys, most)
 
     def alone(self, part: str) -> Bool[np.ndarray, " n"] | None:
         """Which rows of a part have no others of their patient, in a second stage."""

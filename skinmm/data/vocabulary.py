@@ -169,7 +169,10 @@ def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":
     return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
 
 
-def named_patients(table: pd.DataFrame) -> "pd.Series[Any]":
+def named_patients(table: pd.DataFrame) -> list[str | None]:
     """Whose each row is, and nobody's (None) where lesion or image stands in for the patient."""
-    stands_in = [table["patient_id"] == table[name] for name in ("lesion_id", "image_id")]
-    return table["patient_id"].astype(object).mask(stands_in[0] | stands_in[1], None)
+    patients = table["patient_id"]
+    nobody = patients.isna()
+    for name in ("lesion_id", "image_id"):
+        nobody |= patients == table[name]
+    return [None if lost else str(name) for name, lost in zip(patients, nobody, strict=True)]

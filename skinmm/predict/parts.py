@@ -44,10 +44,7 @@ class Part:
     def named(self) -> list[str | None]:
         """Whose each row is, once it was looked at; None where it failed, or is nobody's."""
         names = named_patients(self.patients.table)
-        return [
-            None if error or pd.isna(name) else str(name)
-            for name, error in zip(names, self.errors, strict=True)
-        ]
+        return [None if error else name for name, error in zip(names, self.errors, strict=True)]
 
 
 class Batch(NamedTuple):

@@ -47,7 +47,7 @@ class Spool:
         Raises:
             InputError: what a killed job left is in the way, damaged, or of another job.
         """
-        self._path = path
+        self._path, self._sorted = path, False
         if overwrite and not resume:
             self._remove()
         self._file = sqlite3.connect(path or "")  # "": on disk, and gone with the connection
@@ -112,8 +112,7 @@ class Spool:
         self.rows += len(part.table)
 
     def fill(self, part: Part) -> None:
-        """Gives a part what was seen of its rows; from here on nothing is added."""
-        self._file.execute("create index if not exists by_patient on rows (named, key)")
+        """Gives a part what was seen of its rows."""
         found = self._file.execute(
             "select seen, patient, error, missing from rows where row >= ? order by row limit ?",
             (part.start, len(part.table)),
@@ -122,7 +121,7 @@ class Spool:
         part.seen = np.array([np.frombuffer(row) for row in seen])
         table = part.patients.table
         completed = pd.Series(patients, table.index, dtype=object)
-        table["patient_id"] = table["patient_id"].fillna(completed)
+        table["patient_id"] = table["patient_id"].where(table["patient_id"].notna(), completed)
         part.errors[:], part.missing[:] = errors, missing
 
     def others(
@@ -132,6 +131,10 @@ class Spool:
 
         Of more than can be compared with, those of the lowest keys are taken.
         """
+        if not self._sorted:  # nothing is added any more
+            self._file.execute("create index if not exists by_patient on rows (named, key)")
+            self._file.commit()
+            self._sorted = True
         named = part.named[rows]
         found = {name: self._first(name, most + 1) for name in set(named)}
         seen = np.zeros((len(named), most, part.seen.shape[1]))
