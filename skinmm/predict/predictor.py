@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.data.headers import completed, lacking
-from skinmm.data.vocabulary import is_missing, patients_of
+from skinmm.data.vocabulary import is_missing
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import set_names
 from skinmm.evaluation.thresholds import mean_threshold
@@ -319,7 +319,8 @@ class Predictor:
                 given = (each if each is None else each[good] for each in others)
                 values[start + good] = self._mean(part.seen[rows][good], *given)
         whole = part.patients.table
-        output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients_of(whole)})
+        patients = whole["patient_id"].fillna(whole["lesion_id"]).fillna("")
+        output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients})
         if "target" in part.table.columns:
             output["target"] = part.table["target"].to_numpy()
         said = self._said(values, part.errors, probabilities, threshold)

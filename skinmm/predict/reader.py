@@ -181,8 +181,16 @@ def _listed(place: Path) -> pd.DataFrame:
     shards = [path for path in below if path.name.lower().endswith(tfrecord.SUFFIXES)]
     if shards:
         return tfrecord.read_table(shards).drop(columns="path").astype(object)
-    images = [path.relative_to(place).as_posix() for path in below if _is_image(path)]
-    return pd.DataFrame({"image": images}, dtype=object)
+    images = [path.relative_to(place) for path in below if _is_image(path)]
+    stems = Counter(path.with_suffix("") for path in images)
+    names = [_id(path) if stems[path.with_suffix("")] == 1 else path.as_posix() for path in images]
+    return pd.DataFrame({"image": names}, dtype=object)
+
+
+def _id(path: Path) -> str:
+    """As the datasets name images: without the suffix, where `ImageFolder` finds it so."""
+    plain = path.parent == Path() and path.suffix.lower() in SUFFIXES
+    return path.stem if plain else path.as_posix()
 
 
 def _is_image(path: Path) -> bool:

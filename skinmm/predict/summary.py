@@ -43,7 +43,7 @@ class _Patient:
 
 
 def write_patients(rows: Rows, path: Path) -> None:
-    """Writes a row per patient, the highest risk first.
+    """Writes a row per patient, the highest risk first; a row of nobody's is a patient's own.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
     `malignancy` is the highest; `lesions` names the images, the highest risk first; `reasons` says
@@ -56,7 +56,7 @@ def write_patients(rows: Rows, path: Path) -> None:
     patients: dict[str, _Patient] = {}
     for table in rows:
         for row in table.to_dict("records"):
-            patient = patients.setdefault(row["patient_id"], _Patient())
+            patient = patients.setdefault(row["patient_id"] or row["image_id"], _Patient())
             patient.images += 1
             if row["error"]:
                 patient.failures.append(row["error"])

@@ -56,7 +56,7 @@ def test_the_headers_have_a_say(folder: Path, run: Path, pictures: Path) -> None
     predictor = Predictor.from_checkpoints([best(run)])
     known, unknown = (predictor.predict(names, images) for images in (folder, pictures))
     assert np.abs(known[P].to_numpy() - unknown[P].to_numpy()).max() > 1e-3
-    assert unknown["patient_id"].tolist() == names["image_id"].tolist()
+    assert set(unknown["patient_id"]) == {""}
 
 
 def test_a_record_alone_is_completed_or_the_row_says_why(

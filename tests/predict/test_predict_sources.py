@@ -94,9 +94,16 @@ def test_a_folder_of_images_is_a_table(
     for row, name in enumerate(table["image_id"]):
         shutil.copy(pictures / f"{name}.jpg", folder / ("deeper" if row % 2 else "."))
     (folder / "notes.txt").write_text("no image")
+    twins = [f"{table['image_id'][0]}{suffix}" for suffix in (".jpg", ".jpeg")]
+    shutil.copy(folder / twins[0], folder / twins[1])
     found = predicted(best(both), folder, tmp_path / "b.csv")
-    names = found["image_id"].str.removesuffix(".jpg").str.split("/").str[-1]
-    assert sorted(names) == sorted(table["image_id"])
+    # As the datasets name them, but where that would not say which file is meant.
+    plain, deep = table["image_id"][2::2], table["image_id"][1::2]
+    ids = {*twins, *plain, *(f"deeper/{name}.jpg" for name in deep)}
+    assert len(found) == len(ids)
+    assert set(found["image_id"]) == ids
+    assert set(found["patient_id"]) == {""}
+    names = found["image_id"].str.split(".").str[0].str.split("/").str[-1]
     (tmp_path / "in.csv").write_text("image\n" + "\n".join(names))
     listed = predicted(best(both), tmp_path / "in.csv", tmp_path / "c.csv", f"images={pictures}")
     assert_same(found, listed)
