@@ -16,6 +16,7 @@ from skinmm.config.schema import (
     AuditConfig,
     Config,
     DataConfig,
+    DicomConfig,
     ExportConfig,
     PackConfig,
     PredictConfig,
@@ -207,6 +208,9 @@ _WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
     ExportConfig: lambda config: _check_given(config, checkpoint="RUN/checkpoints/best.ckpt"),
     PredictConfig: lambda config: _check_given(
         config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"
+    ),
+    DicomConfig: lambda config: _check_given(
+        config, checkpoint="RUN/checkpoints/best.ckpt", input="DICOM_TREE"
     ),
     SparkConfig: lambda config: _check_given(
         config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.parquet"
