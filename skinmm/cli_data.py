@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from skinmm.cli_hydra import Job, refused, run
 from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig
-from skinmm.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,13 +90,12 @@ def _pack(config: PackConfig, _: Path) -> int:
         manifest = verify_pack(out)
         print(f"{out}: {manifest.images:,} images, all as they were packed")  # noqa: T201
         return 0
-    if data.preprocess:
-        raise InputError(
-            "data.preprocess is no setting of pack: train.py takes the steps and keeps them in the "
-            "checkpoint, so that prediction takes them too"
-        )
     settings = PackSettings(
-        size=config.size, quality=config.quality, icc="srgb" if data.icc == "srgb" else "ignore"
+        size=config.size,
+        quality=config.quality,
+        icc="srgb" if data.icc == "srgb" else "ignore",
+        steps=tuple(data.preprocess),
+        segmenter=data.segmenter,
     )
     table = _cohort(data, images=True)
     packed(table, out, read_source, settings, workers=config.workers, overwrite=config.overwrite)

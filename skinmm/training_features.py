@@ -74,7 +74,8 @@ def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
     digest = hashlib.sha256()
     model = config.model
     tokens = FUSIONS[below(config.fusion).name].tokens
-    pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess]
+    finder = data.finder.digest if data.finder else None
+    pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
     said: list[Any] = [model.name, model.args, *pixels, tokens]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)

@@ -249,7 +249,8 @@ def _module(config: Config, data: LesionData) -> Classifier:
         encoder=data.encoder.to_state(),
         initialisation=network.image.origin if network.image else "no image network",
         prior={"trained": _trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
-        preprocess=list(config.data.preprocess),
+        preprocess=list(data.steps),
+        segmenter=data.finder.state if data.finder else None,
     )
     if second:
         card = take_over(base_of(config), network, card, data)

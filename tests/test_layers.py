@@ -171,6 +171,7 @@ LATE_ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.audit",
         "data.catalog",
         "data.pack",
+        "data.pack_manifest",
         "data.source",
         "data.splits",
         "dicom_result",

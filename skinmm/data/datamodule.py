@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytorch_lightning as pl
 from jaxtyping import Bool, Float, Float32, Int
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from skinmm.config import Config, build
+from skinmm.config import Config, DataConfig, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
 from skinmm.data.dataset import Key, LesionDataset, Sample, View
 from skinmm.data.dataset_context import ContextDataset, Embedded, order_keys, others_of
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.loading import SlotLoader
-from skinmm.data.preprocess import check_steps
+from skinmm.data.pack_manifest import packed_steps
+from skinmm.data.preprocess import MASKED, check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
@@ -25,6 +27,8 @@ from skinmm.data.splits import split
 from skinmm.data.transforms import AUGMENTS
 from skinmm.data.vocabulary import named_patients
 from skinmm.errors import InputError
+from skinmm.evaluation.lesion import MEASUREMENTS
+from skinmm.segmentation import LesionFinder, measured
 
 MAX_WORKERS: Final = 8
 
@@ -42,6 +46,8 @@ class LesionData(pl.LightningDataModule):
         encoder: fitted on training rows alone.
         fitted_on: the names of their images.
         sampler: what draws the training rows.
+        steps: of preprocessing, those that a pack's images have been through first.
+        finder: what finds lesions, where `data.segmenter` names it.
         features: of the images of `used_rows`, to be given instead of them; None: images are.
         embedded: what a first stage made of `used_rows`, to be given instead of all else, or None.
     """
@@ -66,8 +72,9 @@ class LesionData(pl.LightningDataModule):
         self._transform = build(AUGMENTS, "augment", config.augment, size=size)
         self._config = config
         self._inputs = inputs
-        check_steps(config.data.preprocess)
-        self._view = View(size, config.data.icc, tuple(config.data.preprocess))
+        self.steps, self.finder = _preprocessing(config.data)
+        own = tuple(config.data.preprocess)
+        self._view = View(size, config.data.icc, own, self.finder)
         table = self._read(config)
         fold = int(config.data.fold)
         self.cohort = split(table, config.data.folds, fold, config.data.split_seed)
@@ -88,7 +95,7 @@ class LesionData(pl.LightningDataModule):
             table = require_images(table, config.data.missing)
         self.classes = classes_of(table, config.data)
         self.positive = positives_of(self.classes, config.data)
-        return table
+        return measured(table, config.data.columns, self.finder, MAX_WORKERS)
 
     @property
     def used_rows(self) -> Int[np.ndarray, " n"]:
@@ -282,6 +289,31 @@ class LesionData(pl.LightningDataModule):
         known = np.bincount(self.targets[rows], minlength=classes) > 0
         counts = np.maximum(np.bincount(self.targets[native], minlength=classes), known)
         return counts / max(counts.sum(), 1)
+
+
+def _preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
+    """All steps, those that a pack's images have been through first, and what finds the lesion.
+
+    Raises:
+        InputError: steps that cannot be taken, a checkpoint that draws no masks or is not the
+            pack's, or one that nothing asks for.
+    """
+    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
+    packed = data.name == "packed"
+    done, digest = packed_steps(Path(data.root or "")) if packed else ((), None)
+    steps = (*done, *data.preprocess)
+    check_steps(steps, finds=finder is not None)
+    if finder and digest and finder.digest != digest:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
+            f"whose SHA-256 is {digest}"
+        )
+    if finder and not {*steps} & {*MASKED} and not {*data.columns} & {*MEASUREMENTS}:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: nothing asks where the lesion is; name a step of "
+            f"{', '.join(MASKED)} or a column of {', '.join(MEASUREMENTS)}"
+        )
+    return steps, finder
 
 
 def _leave_interrupts(_: int) -> None:

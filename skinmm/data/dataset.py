@@ -13,7 +13,7 @@ from skinmm.data.decode import decode
 from skinmm.data.decode_resize import resize
 from skinmm.data.preprocess import DETAILED, preprocess
 from skinmm.data.source import Source, read_source
-from skinmm.data.transforms import Transform, seeded
+from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
 
 PIXELS: Final = 1
@@ -30,11 +30,13 @@ class View(NamedTuple):
         size: side of the square, pixels.
         icc: what to do with embedded colour profiles.
         steps: of preprocessing, in order.
+        find: what finds the lesion, for the steps that need it; hashable, and may be pickled.
     """
 
     size: int
     icc: Any = "ignore"
     steps: tuple[str, ...] = ()
+    find: Any = None
 
 
 class Sample(TypedDict, total=False):
@@ -182,7 +184,7 @@ def picture(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     """
     size = view.size * (2 if DETAILED.intersection(view.steps) else 1)
     whole = decode(source.data, size=size, frame=source.frame, icc=view.icc)
-    pixels = preprocess(whole, view.steps)
+    pixels = preprocess(whole, view.steps, view.find)
     height, width, _ = pixels.shape
     square = (view.size, view.size)
     return pixels if (height, width) == square else resize(pixels, square, (height, width))

@@ -68,15 +68,18 @@ def header_record(path: str, file: File) -> dict[str, Any]:
     return {**known, "patient_id": str(patient) if patient else None}
 
 
-def completed(table: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def completed(
+    table: pd.DataFrame, records: Sequence[Mapping[str, Any]], further: Sequence[str] = ()
+) -> pd.DataFrame:
     """The table with its empty cells filled from a header record for each row.
 
     Args:
         table: canonical rows with any of `COLUMNS`; others are not added.
         records: as `header_record` gives them.
+        further: more columns that records may have.
     """
     filled = {}
-    for name in COLUMNS:
+    for name in (*COLUMNS, *further):
         if name in table:
             found = np.array([record.get(name) for record in records], object)
             cells = np.where(table[name].notna(), table[name].to_numpy(object), found)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +26,7 @@ import simplejpeg
 from tqdm import tqdm
 
 from skinmm.data.decode import decode, probe
+from skinmm.data.decode_resize import resize
 from skinmm.data.pack_manifest import (
     FILE,
     Manifest,
@@ -33,6 +35,7 @@ from skinmm.data.pack_manifest import (
     describe,
     load_manifest,
 )
+from skinmm.data.preprocess import DETAILED, Pixels, check_steps, preprocess
 from skinmm.data.tfrecord import TFRecordFile, read_table
 from skinmm.data.tfrecord_format import whole, write_tfrecord
 from skinmm.data.vocabulary import patients_of
@@ -63,19 +66,31 @@ class PackSettings:
         quality: of JPEG, 1 to 100; colour is stored at full resolution.
         shard_images: images per shard, exceeded only by a patient who has more.
         icc: "srgb" converts through embedded colour profiles, "ignore" takes numbers as sRGB.
+        steps: of preprocessing, in order; who reads the pack is told of them by its manifest.
+        segmenter: checkpoint that finds the lesion, for the steps that need it.
     """
 
     size: int = 512
     quality: int = 95
     shard_images: int = 1024
     icc: Literal["ignore", "srgb"] = "ignore"
+    steps: tuple[str, ...] = ()
+    segmenter: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no pack can be made with."""
+        check_steps(self.steps, finds=self.segmenter is not None)
         limits = {"size": (16, 8192), "quality": (1, 100), "shard_images": (1, 1_000_000)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise PackError(f"{name}={getattr(self, name)}: allowed are {low} to {high}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As the manifest holds them: a checkpoint by its digest, steps where there are any."""
+        plain = asdict(self) | {"steps": list(self.steps)}
+        if self.segmenter:
+            plain["segmenter"] = _finder(self.segmenter).digest
+        return {name: value for name, value in plain.items() if value not in ([], None)}
 
 
 def pack(
@@ -149,9 +164,10 @@ def _manifest(
     table: pd.DataFrame, out: Path, settings: PackSettings, files: list[str], *, overwrite: bool
 ) -> Manifest:
     """The folder's own manifest if it is of this pack, a new one in an empty folder."""
-    text = table.to_csv(index=False) + json.dumps(asdict(settings))
+    described = settings.to_mapping()
+    text = table.to_csv(index=False) + json.dumps(described)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    new = Manifest(digest, asdict(settings), len(table), files)
+    new = Manifest(digest, described, len(table), files)
     out.mkdir(parents=True, exist_ok=True)
     old = load_manifest(out)
     if old is None and any(not file.name.startswith(FILE) for file in out.iterdir()):
@@ -191,16 +207,41 @@ class _Encoder:
         try:
             data, frame = self.read(path)
             info = probe(data)
-            scale = min(1.0, self.settings.size / min(info.width, info.height))
-            size = (round(info.height * scale), round(info.width * scale)) if scale < 1 else None
+            steps = self.settings.steps
+            room = self.settings.size * (2 if DETAILED.intersection(steps) else 1)
+            size = _smaller((info.height, info.width), room)
             pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
+            if steps:
+                pixels = self._preprocessed(pixels)
         except (OSError, InputError) as error:
             raise PackError(f"image {image_id} ({path}): {error}") from error
-        unchanged = size is None and info.format == "jpeg"
+        unchanged = size is None and info.format == "jpeg" and not steps
         if unchanged and (self.settings.icc == "ignore" or info.icc is None):
             return data, info.width, info.height
         jpeg = simplejpeg.encode_jpeg(pixels, self.settings.quality, colorsubsampling="444")
         return jpeg, info.width, info.height
+
+    def _preprocessed(self, pixels: Pixels) -> Pixels:
+        segmenter = self.settings.segmenter
+        find = _finder(segmenter) if segmenter else None
+        pixels = preprocess(pixels, self.settings.steps, find)
+        height, width, _ = pixels.shape
+        size = _smaller((height, width), self.settings.size)
+        return resize(pixels, size, (height, width)) if size else pixels
+
+
+@lru_cache(maxsize=1)
+def _finder(checkpoint: str) -> Any:
+    """Once in every worker; torch is loaded where it is needed alone."""
+    from skinmm.segmentation import LesionFinder
+
+    return LesionFinder.load(Path(checkpoint))
+
+
+def _smaller(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
+    """Height and width with so long a shorter side; None: they are not longer now."""
+    scale = shorter / min(sides)
+    return (round(sides[0] * scale), round(sides[1] * scale)) if scale < 1 else None
 
 
 def _write_shards(

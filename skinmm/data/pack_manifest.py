@@ -78,6 +78,17 @@ def load_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
+def packed_steps(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """Preprocessing that a pack's images have been through, and the digest of what found lesions.
+
+    Raises:
+        PackError: a manifest that cannot be understood.
+    """
+    manifest = load_manifest(folder)
+    settings = manifest.settings if manifest else {}
+    return tuple(settings.get("steps", ())), settings.get("segmenter")
+
+
 def describe(file: Path, images: int, patients: int) -> Shard:
     """Measure a finished shard."""
     with file.open("rb") as stream:

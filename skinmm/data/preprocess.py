@@ -1,4 +1,4 @@
-"""Hair, colour and borders: pure functions on uint8 RGB, chosen by `data.preprocess=[...]`."""
+"""Hair, colour, border, lesion: pure functions on uint8 RGB, chosen by `data.preprocess=[...]`."""
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -6,12 +6,15 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
+from scipy.ndimage import find_objects, label
 
 from skinmm.errors import InputError
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Mask = Bool[np.ndarray, "_ _"]
 Kernel = UInt8[np.ndarray, "side side"]
+Find = Callable[[Pixels], Mask]
+"""Where a picture shows the lesion."""
 
 HAIR_WIDTH: Final = 1 / 40
 """Of the shorter side: nothing broader is a hair."""
@@ -26,6 +29,8 @@ MINKOWSKI: Final = 6
 """The norm of Shades of Grey that its paper found best."""
 DARK: Final = 40
 """Grey level below which a corner or an edge is the instrument's, not the skin's."""
+MARGIN: Final = 0.15
+"""Of a lesion's longer side: skin that stays around it."""
 
 
 def remove_hair(image: Pixels) -> Pixels:
@@ -108,6 +113,27 @@ def crop_border(image: Pixels) -> Pixels:
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
+def crop_lesion(image: Pixels, mask: Mask) -> Pixels:
+    """Cuts a square around the mask's largest piece, with a margin, as far as there is picture.
+
+    Where nothing is marked the picture stays as it is.
+    """
+    pieces, count = label(mask)
+    if count == 0:
+        return image
+    largest = int(np.bincount(pieces.ravel())[1:].argmax())
+    rows, columns = find_objects(pieces)[largest]
+    side = round(max(rows.stop - rows.start, columns.stop - columns.start) * (1 + 2 * MARGIN))
+    top, bottom = _around(rows, side, mask.shape[0])
+    left, right = _around(columns, side, mask.shape[1])
+    return np.ascontiguousarray(image[top:bottom, left:right])
+
+
+def mask_background(image: Pixels, mask: Mask) -> Pixels:
+    """Makes all that is not lesion black; where nothing is marked the picture stays as it is."""
+    return np.where(mask[..., None], image, np.uint8(0)) if mask.any() else image
+
+
 STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
     "border": crop_border,
     "hair": remove_hair,
@@ -115,32 +141,52 @@ STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
 }
 """What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
 
+MASKED: Final[dict[str, Callable[[Pixels, Mask], Pixels]]] = {
+    "crop_lesion": crop_lesion,
+    "mask_background": mask_background,
+}
+"""Further steps, which need to know where the lesion is: `data.segmenter` finds it."""
+
 IN_PLACE: Final = frozenset({"hair", "colour"})
 """Steps that leave every pixel where it is, so that a mask still fits."""
 
-DETAILED: Final = frozenset({"border", "hair"})
+DETAILED: Final = frozenset({"border", "crop_lesion", "hair"})
 """Steps that are given twice the size: to crop from, and to tell hairs from a pigment network."""
 
 
-def check_steps(names: Sequence[str]) -> None:
+def check_steps(names: Sequence[str], *, finds: bool = False) -> None:
     """Refuses what is no step, or what this machine lacks the library for.
 
+    Args:
+        names: the steps.
+        finds: whether there is something that finds lesions.
+
     Raises:
-        InputError: an unknown or repeated step, or hair removal without OpenCV.
+        InputError: an unknown or repeated step, hair removal without OpenCV, or a step that needs a
+            mask and nothing that draws one.
     """
     for name in names:
-        if name not in STEPS:
-            raise InputError(f"data.preprocess: unknown step '{name}'; choose from {[*STEPS]}")
+        if name not in STEPS | MASKED:
+            known = [*STEPS, *MASKED]
+            raise InputError(f"data.preprocess: unknown step '{name}'; choose from {known}")
+        if name in MASKED and not finds:
+            raise InputError(
+                f"data.preprocess: '{name}' needs a checkpoint of task=segmentation that finds the "
+                "lesion: data.segmenter=CKPT"
+            )
         if list(names).count(name) > 1:
             raise InputError(f"data.preprocess names '{name}' more than once")
     if "hair" in names:
         _opencv()
 
 
-def preprocess(image: Pixels, names: Sequence[str]) -> Pixels:
-    """Takes the named steps in order."""
+def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) -> Pixels:
+    """Takes the named steps in order; `find` is asked once for each step that needs a mask."""
     for name in names:
-        image = STEPS[name](image)
+        if name in STEPS:
+            image = STEPS[name](image)
+        elif find is not None:
+            image = MASKED[name](image, find(image))
     return image
 
 
@@ -150,6 +196,13 @@ def _opencv() -> ModuleType:
     except ImportError as error:
         raise InputError("hair removal needs OpenCV: pip install 'skinmm[preprocess]'") from error
     return cv2
+
+
+def _around(span: slice, side: int, whole: int) -> tuple[int, int]:
+    """Start and stop of a span of another length about the same middle, moved inside."""
+    side = min(side, whole)
+    start = min(max((span.start + span.stop - side) // 2, 0), whole - side)
+    return start, start + side
 
 
 def _odd(length: float) -> int:

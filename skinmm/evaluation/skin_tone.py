@@ -3,7 +3,7 @@
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 
 TONES: Final[dict[str, float]] = {
     "very light": 55.0,
@@ -29,7 +29,9 @@ def tone_of(angle: float) -> str | None:
     return next((name for name, above in TONES.items() if angle > above), None)
 
 
-def typology_angle(pixels: UInt8[np.ndarray, "h w 3"]) -> float:
+def typology_angle(
+    pixels: UInt8[np.ndarray, "h w 3"], lesion: Bool[np.ndarray, "h w"] | None = None
+) -> float:
     """Individual typology angle of the skin around a lesion, in degrees.
 
     arctan((L - 50) / b) of CIELAB, as Kinyanjui et al. 2020 (arXiv:1910.13268) measure it on
@@ -38,18 +40,26 @@ def typology_angle(pixels: UInt8[np.ndarray, "h w 3"]) -> float:
 
     Args:
         pixels: sRGB, of any size; 64 pixels a side are enough.
+        lesion: where it is known, all around it is measured in place of the border.
 
     Returns:
         Degrees, higher for lighter skin; NaN where less than a tenth of the border can be skin.
     """
-    top, left = (max(1, side // _FRAME) for side in pixels.shape[:2])
-    border = np.ones(pixels.shape[:2], dtype=bool)
-    border[top:-top, left:-left] = False
+    border = _border(pixels.shape[:2]) if lesion is None else ~lesion
+    if not border.any():
+        return float("nan")
     lightness, yellow = _lightness_and_yellow(pixels[border])
     skin = (lightness > _DARKEST) & (lightness < _LIGHTEST) & (yellow > 0)
     if skin.mean() < _LEAST:
         return float("nan")
     return float(np.median(np.degrees(np.arctan((lightness[skin] - 50) / yellow[skin]))))
+
+
+def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
+    top, left = (max(1, side // _FRAME) for side in shape)
+    border = np.ones(shape, dtype=bool)
+    border[top:-top, left:-left] = False
+    return border
 
 
 def _lightness_and_yellow(

@@ -115,10 +115,10 @@ def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
     side = config.model.image_size
     try:
         with torch.inference_mode():
-            made = net.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape
+            made = net.net.eval()(torch.zeros(1, 3, side, side)).shape
     except RuntimeError:
         made = None
-    if made != (1, side, side):
+    if made != (1, 1, side, side):
         raise InputError(
             f"model.image_size={side}: segmenter '{config.segmenter.name}' needs a multiple of 32"
         )

@@ -14,6 +14,7 @@ from skinmm.data.dataset import View, picture
 from skinmm.data.headers import header_record, may_be_dicom
 from skinmm.data.source import FRAME, Source, read_source, split_frame
 from skinmm.errors import InputError
+from skinmm.segmentation import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
 
@@ -106,6 +107,7 @@ def look(
     views: Collection[View],
     *,
     needs_image: bool,
+    finder: LesionFinder | None = None,
 ) -> Seen:
     """Reads one image once, or says why not; whatever is wrong with it, the other rows go on.
 
@@ -115,8 +117,9 @@ def look(
         folder: where the images are.
         views: how the models want it; none: they look at no image.
         needs_image: whether a row without one cannot be predicted.
+        finder: what its lesion is to be measured with; the record holds what was.
     """
-    if not (views or wanted):
+    if not (views or wanted or finder):
         return Seen({}, {}, "")
     try:
         path = folder.find(name) if folder else None
@@ -125,10 +128,12 @@ def look(
             needed = "no image named, and this model needs one" if needs_image else ""
             return Seen({}, {}, lost or needed)
         wanted = wanted and may_be_dicom(path)
-        if folder is None or not (views or wanted):
+        if folder is None or not (views or wanted or finder):
             return Seen({}, {}, "")
         source = folder.read(path)
         record = header_record(path, BytesIO(source.data)) if wanted else {}
+        if finder:
+            record = {**record, **finder.measure(source)}
         return Seen({view: picture(source, view) for view in views}, record, "")
     except (OSError, InputError) as error:
         return Seen({}, {}, " ".join(str(error).split()))

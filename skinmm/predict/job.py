@@ -16,12 +16,14 @@ from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.images import ImageFolder
+from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import count_rows, read_patients, stamp
 from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
+from skinmm.segmentation import MaskCheckpointError
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
@@ -38,7 +40,7 @@ DECIDING: Final = (
 
 
 def predict_file(config: PredictConfig) -> int:
-    """Runs a prediction job.
+    """Runs a prediction job; with a checkpoint that draws masks, the output is a folder of them.
 
     Returns:
         The exit status: 0, or 3 when some rows could not be predicted; the output says why.
@@ -50,12 +52,16 @@ def predict_file(config: PredictConfig) -> int:
     """
     before, path = stamp(config.input), Path(config.output)
     _check_places(config)
-    predictor = Predictor.from_checkpoints(
-        checkpoints(config.checkpoint),
-        config.accelerator,
-        referral=config.referral,
-        backend=config.backend,
-    )
+    paths = checkpoints(config.checkpoint)
+    try:
+        predictor = Predictor.from_checkpoints(
+            paths, config.accelerator, referral=config.referral, backend=config.backend
+        )
+    except MaskCheckpointError:
+        if len(paths) > 1:
+            raise
+        images = ImageFolder(_folder(config))
+        return write_masks(config, paths[0], images, _workers(config.workers))
     job = {name: value for name, value in asdict(config).items() if name in DECIDING}
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}

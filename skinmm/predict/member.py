@@ -21,11 +21,13 @@ from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.lesion import MEASUREMENTS
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
 from skinmm.models.fusion import FUSIONS, PatientContext
 from skinmm.models.network import build_network
 from skinmm.predict.backends import Backend, TorchBackend, exported
+from skinmm.segmentation import TASK, LesionFinder, MaskCheckpointError
 
 UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)
 """Of a checkpoint that no validation followed, as an interrupted run leaves one."""
@@ -69,6 +71,7 @@ class Member:
     familiarity: Familiarity | None
     alone: Calibration
     context: PatientContext | None = None
+    finder: LesionFinder | None = None
 
     @classmethod
     def load(cls, path: Path, device: torch.device, backend: str = "torch") -> "Member":
@@ -84,11 +87,14 @@ class Member:
             InputError: there is no exported model, and one was asked for.
         """
         card, weights = load_card(path)
+        if card.config.get("task") == TASK:
+            raise MaskCheckpointError(f"{path}: this checkpoint draws masks and classifies nothing")
         digest = sha256(path.read_bytes()).hexdigest()
         found = exported(path, digest, backend, device.type)
         try:
             config = from_mapping(Config, card.config)
-            check_steps(card.preprocess)
+            finder = LesionFinder(card.segmenter) if card.segmenter else None
+            check_steps(card.preprocess, finds=finder is not None)
             encoder = RecordEncoder.from_state(card.encoder)
             runner = found or _torch_backend(config, card, encoder, weights)
         except (InputError, RuntimeError, LookupError, TypeError) as error:
@@ -111,6 +117,7 @@ class Member:
             Familiarity.from_state(card.ood) if card.ood else None,
             Calibration.from_state(card.alone) if card.alone else calibration or Calibration(),
             context.double() if context else None,
+            finder,
         )
 
     @property
@@ -122,8 +129,14 @@ class Member:
     def view(self) -> View | None:
         """How it wants images, if it looks at them."""
         steps = tuple(self.card.preprocess)
-        wish = View(self.config.model.image_size, self.config.data.icc, steps)
+        wish = View(self.config.model.image_size, self.config.data.icc, steps, self.finder)
         return wish if "image" in self.inputs else None
+
+    @property
+    def measured(self) -> list[str]:
+        """The columns of its record that it measures on the image."""
+        names = self.encoder.columns if self.finder and "record" in self.inputs else ()
+        return [name for name in names if name in MEASUREMENTS]
 
     @property
     def needs_image(self) -> bool:

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +77,13 @@ class Predictor:
         self._ends = np.cumsum([member.width for member in members])
         self._needs_image = any(member.needs_image for member in members)
         self._views = {member.view for member in members if member.view is not None}
+        finders = {member.finder for member in members if member.measured}
+        if len(finders) > 1:
+            raise InputError(
+                "the checkpoints measure lesions with different segmenters: predict with each alone"
+            )
+        self._finder = next(iter(finders), None)
+        self._measured = sorted({name for member in members for name in member.measured})
         self.classes = list(first.classes)
         self._names = [f"p_{name}" for name in self.classes]
         self.positive = list(first.positive)
@@ -270,12 +278,16 @@ class Predictor:
                 raise InputError("these models need images: name their folder, images=DIR")
             part = Part(table, patients, int(self._ends[-1]))
             wanted = lacking(patients.table)
+            measuring = patients.table[self._measured].isna().any(axis=None)
+            look_at = partial(
+                look,
+                needs_image=self._needs_image,
+                finder=self._finder if measuring else None,
+            )
             for start in range(0, max(len(table), 1), batch_size):
                 rows = slice(start, start + batch_size)
                 seen = [
-                    pool.submit(
-                        look, name, wish, folder, self._views, needs_image=self._needs_image
-                    )
+                    pool.submit(look_at, name, wish, folder, self._views)
                     for name, wish in zip(
                         patients.table["image_id"].iloc[rows], wanted.iloc[rows], strict=True
                     )
@@ -287,7 +299,7 @@ class Predictor:
         part, seen = batch.part, [each.result() for each in batch.seen]
         rows = part.patients.table.iloc[batch.rows]
         if any(one.record for one in seen):
-            rows = completed(rows, [one.record for one in seen])
+            rows = completed(rows, [one.record for one in seen], self._measured)
             part.patients.table.loc[rows.index, "patient_id"] = rows["patient_id"]
         part.errors[batch.rows] = [one.error for one in seen]
         part.missing[batch.rows] = self._lacking(seen, rows)

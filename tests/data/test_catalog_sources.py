@@ -1,5 +1,6 @@
 """What is particular to each public dataset."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from miniature_cohorts import (
     picture,
     siim_isic,
     write,
+    write_images,
     write_records,
 )
 
 from skinmm.config import DataConfig, ExtraCohort
-from skinmm.data.catalog import classes_of, load_cohort, positives_of
+from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_masks
 from skinmm.data.source import read_source
 from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.data.vocabulary import CLASSES
@@ -229,6 +231,38 @@ def test_isic_2018_groups_lesions(tmp_path: Path) -> None:
     assert table["diagnosis"].tolist() == ["mel", "nv", "akiec", "vasc"]
     with pytest.raises(InputError, match=r"Validation_GroundTruth.csv: no such file"):
         load("isic_2018", tmp_path, args={"folds": "public"})
+
+
+def test_isic_2018_task_1_is_images_with_masks(tmp_path: Path) -> None:
+    for part, names in (("Training", ["I0", "I1"]), ("Validation", ["I2"]), ("Test", ["I3"])):
+        write_images(tmp_path / f"ISIC2018_Task1-2_{part}_Input", names)
+        drawn = [f"{name}_segmentation" for name in names]
+        write_images(tmp_path / f"ISIC2018_Task1_{part}_GroundTruth", drawn, ".png")
+    data = DataConfig(name="isic_2018", root=str(tmp_path), args={"task": 1, "folds": "public"})
+    table = require_masks(load_cohort(data, labelled=False), data)
+    assert table["image_id"].tolist() == ["I0", "I1", "I2", "I3"]
+    assert table["part"].tolist() == [None, None, "val", "test"]
+    assert all(Path(mask).stem == f"{name}_segmentation" for name, mask in
+               zip(table["image_id"], table["mask"], strict=True))  # fmt: skip
+    assert set(table["target"]) == {0}
+    with pytest.raises(InputError, match="4 rows have no malignant target"):
+        load_cohort(data)
+    with pytest.raises(InputError, match="task=2: choose from 1, 3"):
+        load("isic_2018", tmp_path, args={"task": 2})
+
+
+def test_masks_may_be_missing_or_elsewhere(tmp_path: Path) -> None:
+    write_images(tmp_path / "nevi", ["a", "b"])
+    write_images(tmp_path / "drawn", ["a"], ".png")
+    (tmp_path / "masks").mkdir()
+    data = DataConfig(name="image_folder", root=str(tmp_path), masks=str(tmp_path / "drawn"))
+    table = load_cohort(data, labelled=False)
+    table = table[table["diagnosis"] == "nevi"].reset_index(drop=True)
+    with pytest.raises(InputError, match=r"1 of 2 images have no mask .* e.g. b;"):
+        require_masks(table, data)
+    assert require_masks(table, replace(data, missing="drop"))["image_id"].tolist() == ["a"]
+    with pytest.raises(InputError, match=r"name their folder, data\.masks"):
+        require_masks(table, replace(data, masks=None, missing="drop"))
 
 
 def test_a_ground_truth_row_without_class_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.shards import packed as adapter
 from skinmm.data.decode import decode
 from skinmm.data.pack import PackSettings, pack, shard_numbers
-from skinmm.data.pack_manifest import PackError, load_manifest, verify_pack
+from skinmm.data.pack_manifest import PackError, load_manifest, packed_steps, verify_pack
+from skinmm.data.preprocess import preprocess
 from skinmm.data.tfrecord import read_image, read_table
 from skinmm.errors import InputError
 
@@ -83,6 +84,27 @@ def test_pictures_are_those_that_pillow_resizes(cohort: pd.DataFrame, folder: Pa
         pixels = decode(read_image(path))
         assert pixels.shape == expected.shape
         assert np.abs(pixels - expected).mean() < 3
+
+
+def test_steps_are_taken_before_pictures_are_made_small(
+    cohort: pd.DataFrame, tmp_path: Path
+) -> None:
+    steps = ("border", "colour")
+    settings = PackSettings(size=96, steps=steps)
+    pack(cohort.iloc[:2], tmp_path, read, settings, workers=1)
+    assert packed_steps(tmp_path) == (steps, None)
+    table = adapter(DataConfig(name="packed", root=str(tmp_path)))
+    for source, path in zip(cohort["path"].iloc[:2], table["path"], strict=True):
+        made = preprocess(decode(Path(source).read_bytes(), size=192), steps)
+        size = tuple(round(side * 96 / min(made.shape[:2])) for side in made.shape[1::-1])
+        expected = np.asarray(Image.fromarray(made).resize(size, Image.Resampling.BILINEAR))
+        pixels = decode(read_image(path))
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(float) - expected).mean() < 3
+    with pytest.raises(PackError, match="pack of other rows or settings"):
+        pack(cohort.iloc[:2], tmp_path, read, PackSettings(size=96), workers=1)
+    with pytest.raises(InputError, match="'crop_lesion' needs a checkpoint"):
+        PackSettings(steps=("crop_lesion",))
 
 
 def test_a_jpeg_that_needs_no_change_keeps_its_bytes(cohort: pd.DataFrame, folder: Path) -> None:

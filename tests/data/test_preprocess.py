@@ -1,5 +1,6 @@
 """Hair, colour and borders, on pictures whose truth is known."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ from PIL import Image, ImageDraw
 
 from skinmm.data.decode import decode
 from skinmm.data.preprocess import (
+    MASKED,
     STEPS,
+    Mask,
     Pixels,
     check_steps,
     crop_border,
+    crop_lesion,
     hair_mask,
+    mask_background,
     preprocess,
     remove_hair,
     shades_of_grey,
@@ -100,6 +105,51 @@ def test_black_bars_and_dark_corners_are_cut_off() -> None:
     assert cut.min() == 180
     assert cut.shape[0] > 120
     assert cut.shape[1] > 180
+
+
+def test_a_lesion_is_cut_out_square_with_a_margin() -> None:
+    mask = np.zeros((100, 200), bool)
+    mask[40:60, 90:130] = True  # 20 by 40: with 15 % to either side 52
+    mask[5:8, 5:8] = True  # a smaller piece
+    rows, columns = np.mgrid[:100, :200]
+    picture = np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8)
+    cut = crop_lesion(picture, mask)
+    assert cut.shape == (52, 52, 3)
+    assert (cut[0, 0, :2] == (24, 84)).all()
+    at_the_edge = np.zeros_like(mask)
+    at_the_edge[90:100, 190:200] = True
+    assert crop_lesion(picture, at_the_edge)[-1, -1, :2].tolist() == [99, 199]
+    assert crop_lesion(picture, np.ones_like(mask)).shape == picture.shape
+
+
+def test_what_is_no_lesion_becomes_black() -> None:
+    picture = np.full((8, 8, 3), 120, np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 3:7] = True
+    masked = mask_background(picture, mask)
+    assert (masked[mask] == 120).all()
+    assert (masked[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("step", MASKED.values())
+def test_without_a_lesion_a_picture_stays_as_it_is(step: Callable[..., Pixels]) -> None:
+    picture = np.full((8, 9, 3), 120, np.uint8)
+    assert step(picture, np.zeros((8, 9), bool)) is picture
+
+
+def test_a_mask_is_drawn_on_what_the_step_before_made() -> None:
+    seen = []
+
+    def find(picture: Pixels) -> Mask:
+        seen.append(picture.shape)
+        mask = np.zeros(picture.shape[:2], bool)
+        mask[10:20, 10:20] = True
+        return mask
+
+    picture = np.full((60, 60, 3), 90, np.uint8)
+    made = preprocess(picture, ["crop_lesion", "mask_background"], find)
+    assert seen == [(60, 60, 3), (13, 13, 3)]
+    assert made.shape == (13, 13, 3)
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3))))

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.tv_tensors import Image, Mask
 
-from skinmm.data.transforms import AUGMENTS, seeded, standard
+from skinmm.data.transforms import AUGMENTS, standard
+from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
 
 SIZE = 24
@@ -40,6 +42,37 @@ def test_augmenting_leaves_the_gpu_s_random_numbers_alone() -> None:
     before = torch.cuda.get_rng_state()
     seeded(standard(SIZE), PICTURE, 5)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("standard", {"brightness": 0.0, "contrast": 0.0}), ("strong", {"colour": 0.0, "blur": 0.0}),
+     ("none", {})],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mask_is_moved_with_its_picture(name: str, args: dict[str, float], seed: int) -> None:
+    mask = torch.zeros(1, 96, 96, dtype=torch.uint8)
+    mask[:, 20:60, 30:80] = 1
+    picture = Image(mask.repeat(3, 1, 1) * 200)
+    transform = AUGMENTS[name](size=96, **args, **({"holes": 0.0} if name == "strong" else {}))
+    shown, moved = seeded(transform, (picture, Mask(mask)), seed)
+    assert moved.shape == mask.shape
+    assert set(moved.unique().tolist()) <= {0, 1}
+    assert (moved == 1).any()
+    # What comes into view is filled with the mean colour, below half the lesion's.
+    differ = ((shown[:1] > 100) != (moved == 1)).float().mean()
+    assert differ < 0.02
+
+
+def test_a_hole_is_in_the_picture_alone() -> None:
+    mask = Mask(torch.ones(1, 96, 96, dtype=torch.uint8))
+    picture = Image(torch.full((3, 96, 96), 200, dtype=torch.uint8))
+    transform = AUGMENTS["strong"](
+        size=96, zoom=1.0, degrees=0.0, shift=0.0, colour=0.0, blur=0.0, holes=1.0
+    )
+    shown, moved = seeded(transform, (picture, mask), 0)
+    assert (shown == 0).any()
+    assert (moved == 1).all()
 
 
 def test_seeds_differ_and_none_changes_nothing() -> None:

@@ -11,7 +11,13 @@ from skinmm.config import Component, DataConfig, ExtraCohort, build
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
 from skinmm.data.catalog.images import require_images
-from skinmm.data.catalog.isic import ham10000, isic_2017, isic_2018, isic_2019, isic_2024
+from skinmm.data.catalog.isic import (
+    ham10000,
+    isic_2017,
+    isic_2018,
+    isic_2019,
+    isic_2024,
+)
 from skinmm.data.catalog.masks import require_masks, with_masks
 from skinmm.data.catalog.own import csv
 from skinmm.data.catalog.pad_ufes import pad_ufes_20
@@ -23,6 +29,7 @@ from skinmm.data.record import refuse_columns
 from skinmm.data.splits import hold_out
 from skinmm.data.vocabulary import by_value, canonical_diagnosis, patients_of
 from skinmm.errors import InputError
+from skinmm.evaluation.lesion import MEASUREMENTS
 
 __all__ = [
     "ADAPTERS",
@@ -74,7 +81,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
     table = _read(replace(data, args=args))
     for extra in data.extra:
         table = _extended(table, data, extra)
-    refuse_columns(data.columns, list(table.columns))
+    refuse_columns(data.columns, [*table.columns, *_measurable(table, data)])
     try:
         table = with_target(table, data)
     except InputError:
@@ -82,6 +89,21 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
             raise
         table = table.assign(target=0)
     return table if fraction is None else hold_out(table, _share(fraction), data.split_seed)
+
+
+def _measurable(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
+    """Columns that can be had from the images; `skinmm.segmentation.measured` fills them.
+
+    Raises:
+        InputError: one is asked for, the table lacks it, and nothing finds the lesion.
+    """
+    wanted = [name for name in data.columns if name in MEASUREMENTS and name not in table]
+    if wanted and not data.segmenter:
+        raise InputError(
+            f"data.columns: '{wanted[0]}' is measured on the image: name a checkpoint of "
+            "task=segmentation that finds the lesion, data.segmenter=CKPT"
+        )
+    return MEASUREMENTS if data.segmenter else ()
 
 
 def _share(fraction: Any) -> float:

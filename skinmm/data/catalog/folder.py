@@ -7,6 +7,7 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
+from skinmm.data.catalog import masks
 from skinmm.data.catalog.images import root_of
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES, canonical
 from skinmm.errors import InputError, is_utf8
@@ -24,21 +25,24 @@ def image_folder(data: DataConfig) -> pd.DataFrame:
     """Class folders of any name; pictures may lie deeper. There is no record beside the image.
 
     The image's name is the file's without suffix, or its path under the root where two files share
-    a name. Where there are part folders, only they are read.
+    a name. Where there are part folders, only they are read. A folder `masks` is no class; beside
+    it one class folder is enough to learn masks from.
 
     Raises:
         InputError: fewer than two class folders, or one without a picture.
     """
     root = root_of(data)
+    least = 1 if (root / masks.FOLDER).is_dir() else 2
     tops = [folder for folder in _folders(root) if folder.name.lower() in PARTS]
     found = [
         (file, folder.name, PARTS[top.name.lower()] if tops else None)
         for top in tops or [root]
         for folder in _folders(top)
+        if folder != root / masks.FOLDER
         for file in _pictures(folder)
     ]
     classes = sorted({name for _, name, _ in found})
-    if len(classes) < 2:  # noqa: PLR2004  said in the message
+    if len(classes) < least:
         has = f"only '{classes[0]}'" if classes else "none"
         raise InputError(f"{root}: two or more folders, one per class, are needed; it has {has}")
     files, diagnosis, part = zip(*found, strict=True)

@@ -6,8 +6,8 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data.catalog.images import root_of, with_paths
-from skinmm.data.catalog.tables import canonical, choice, joined, read_table
+from skinmm.data.catalog.images import list_files, root_of, with_paths
+from skinmm.data.catalog.tables import IMAGE_SUFFIXES, canonical, choice, joined, read_table
 from skinmm.data.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
 
@@ -53,15 +53,19 @@ def isic_2019(data: DataConfig) -> pd.DataFrame:
     return with_paths(rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *FOLDERS))
 
 
-def isic_2018(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
+def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> pd.DataFrame:
     """ISIC 2018 task 3, seven classes; age, sex and site from `HAM10000_metadata.csv` if there.
 
     Args:
         data: root and format.
         folds: `stratified` deals the training set; `public` adds the official validation and test
             sets as the fixed parts.
+        task: 1 is the images that have masks of their lesions, and no diagnosis.
     """
     root = root_of(data)
+    choice("task", str(task), ("1", "3"))
+    if task == 1:
+        return _with_lesions_drawn(root, data, folds)
     groups = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
     ham = root / "HAM10000_metadata.csv"
     parts = []
@@ -126,6 +130,19 @@ def isic_2024(data: DataConfig) -> pd.DataFrame:
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     folders = ("train-image", "train-image/image", *FOLDERS)
     return with_paths(rows, root, data.format, folders)
+
+
+def _with_lesions_drawn(root: Path, data: DataConfig, folds: str) -> pd.DataFrame:
+    folders = {f"ISIC2018_Task1-2_{part}_Input": fixed for part, fixed in _official(folds).items()}
+    parts = []
+    for name, fixed in folders.items():
+        files = map(Path, list_files([root / name]) if (root / name).is_dir() else [])
+        names = [file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not names:
+            raise InputError(f"{root / name}: no such folder, or no picture in it")
+        rows = canonical(pd.DataFrame({"image_id": names}), root, data.name, data.columns)
+        parts.append(rows.assign(part=fixed))
+    return with_paths(_stacked(parts), root, data.format, list(folders))
 
 
 def _three_way(table: pd.DataFrame) -> pd.DataFrame:
