@@ -87,7 +87,8 @@ _GUARDS: Final = {
 }
 for _dialect, _guards in _GUARDS.items():
     for _guard in _guards:
-        event.listen(AUDIT, "after_create", DDL(_guard).execute_if(dialect=_dialect))
+        _made = DDL(_guard)  # type: ignore[no-untyped-call]
+        event.listen(AUDIT, "after_create", _made.execute_if(dialect=_dialect))
 
 
 class StoreError(Exception):
@@ -141,6 +142,7 @@ class Store:
         try:
             _TABLES.create_all(engine)
         except SQLAlchemyError as error:
+            engine.dispose()
             shown = url.render_as_string(hide_password=True)
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise InputError(f"store={shown}: cannot be used ({reason})") from error
@@ -227,7 +229,7 @@ class Store:
         wanted = select(*_SEEN).order_by(CASES.c.number)
         wanted = wanted if model is None else wanted.where(CASES.c.model == model)
         with self._begin() as database:
-            rows = [_row(found) for found in database.execute(wanted).mappings()]
+            rows = [_row(dict(found)) for found in database.execute(wanted).mappings()]
             _note(database, who, "export", [], f"{len(rows)} cases")
         return pd.DataFrame(rows)
 

@@ -93,8 +93,8 @@ def _counts(kept: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarr
         return np.append(found, (~known).sum()).astype(np.int64)
     known = column.notna().to_numpy()
     values = column[known].astype(str)
-    found = [int((values == value).sum()) for value in kept["values"]]
-    return np.array([*found, int(known.sum()) - sum(found), int((~known).sum())], dtype=np.int64)
+    each = [int((values == value).sum()) for value in kept["values"]]
+    return np.array([*each, int(known.sum()) - sum(each), int((~known).sum())], dtype=np.int64)
 
 
 def _labels(kept: Mapping[str, Any]) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ async def read_batch(request: Request, most: int) -> Batch:
 
 def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
     """A row of a table with the file that it names, if that was sent."""
-    cells = rename_columns(pd.DataFrame([row])).iloc[0].to_dict()
+    renamed = rename_columns(pd.DataFrame([row]))
+    cells = {str(name): str(cell) for name, cell in renamed.iloc[0].items()}
     plain = split_frame(cells.get("image_id", ""))[0]
     found = (files[name] for name in (plain, f"{plain}.dcm") if name in files)
     return Case(next(found, None), cells)
