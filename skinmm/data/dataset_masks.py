@@ -9,7 +9,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
 from skinmm.data.decode import decode
-from skinmm.data.transforms import Transform, seeded
+from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
 
 JUDGED: Final = 256

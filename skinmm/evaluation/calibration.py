@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 from scipy.special import softmax
-from sklearn.isotonic import IsotonicRegression
 
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import patient_codes
@@ -291,6 +290,8 @@ def _fit_isotonic(
     probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
 ) -> dict[str, Any]:
     """Steps per class, kept from 0 and 1 by what one row more of either kind would leave open."""
+    from sklearn.isotonic import IsotonicRegression  # a second, which a prediction need not wait
+
     rest = 1 / (len(targets) + 2)
     steps = []
     for column in range(probabilities.shape[1]):

@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtrit
 
 Statistic = Callable[[Int64[np.ndarray, "b p"]], dict[str, Float64[np.ndarray, " b"]]]
 """From how often each of b resamples drew each patient, to metrics; NaN where undefined."""
@@ -114,13 +113,13 @@ def percentile_interval(
     if len(known) == 0:
         return None, None, left_out
     reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * students_reach(confidence, units)
-    low, high = np.quantile(known, norm.cdf([-reach, reach]))
+    low, high = np.quantile(known, ndtr([-reach, reach]))
     return float(low), float(high), left_out
 
 
 def students_reach(confidence: float, units: int) -> float:
     """How many standard errors an interval reaches that were estimated from so many units."""
-    return float(t.ppf((1 + confidence) / 2, max(units, 2) - 1))
+    return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
 
 
 def skewed_interval(value: float, error: float, skew: float, reach: float) -> tuple[float, float]:
@@ -157,7 +156,9 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
         negatives: patients with benign ones, at least one.
         confidence: of the interval, whose upper end is 1.
     """
-    reach = norm.ppf((1 + confidence) / 2)
+    from scipy.optimize import brentq
+
+    reach = ndtri((1 + confidence) / 2)
 
     def excess(auroc: float) -> float:
         spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Shaped
-from scipy.special import expit, logit
-from scipy.stats import beta
+from scipy.special import betaincinv, expit, logit
 
 from skinmm.errors import InputError
 
@@ -106,7 +105,7 @@ def mean_threshold(thresholds: Sequence[Threshold]) -> Threshold:
 
 def sensitivity_bound(found: int, positives: int, confidence: float) -> float:
     """Exact one-sided lower bound of a proportion (Clopper and Pearson 1934)."""
-    return float(beta.ppf(1 - confidence, found, positives - found + 1)) if found else 0.0
+    return float(betaincinv(found, positives - found + 1, 1 - confidence)) if found else 0.0
 
 
 def _by_sensitivity(task: _Task) -> Threshold:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from scipy.linalg import eigh
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import patient_codes
@@ -89,7 +89,7 @@ def coverage_range(
     if missed == 0:
         return None
     tail = (1 - confidence) / 2
-    low, high = beta.ppf([tail, 1 - tail], rows + 1 - missed, missed)
+    low, high = betaincinv(rows + 1 - missed, missed, [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -5,11 +5,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final
 
-import timm
 import torch
 from jaxtyping import Float, UInt8
-from timm.layers.norm_act import convert_sync_batchnorm
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from skinmm.config import ModelConfig
@@ -63,6 +60,8 @@ def synchronise_batchnorm(network: nn.Module) -> None:
 
     torch's own conversion would lose the activations that timm's layers hold.
     """
+    from timm.layers.norm_act import convert_sync_batchnorm
+
     convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
@@ -130,6 +129,8 @@ class Backbone(nn.Module):
             place = {id(own): i for i, each in enumerate(modules) for own in each.parameters()}
             layers = {name: place[id(own)] for name, own in self.net.named_parameters()}
         else:
+            from timm.models import group_parameters
+
             found = group_parameters(self.net, matcher(coarse=False), return_values=False)
             layers = {name: int(layer) for layer, names in found.items() for name in names}
         last = max(layers.values())
@@ -148,6 +149,8 @@ def verify_name(name: str) -> None:
     """
     if name in OWN:
         return
+    import timm
+
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture.lower(), timm.list_models(), n=5, cutoff=0.4)
@@ -161,6 +164,8 @@ def _network(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
     verify_name(config.name)
     if config.name in OWN:
         return "from scratch", _own(config)
+    import timm
+
     published = timm.get_pretrained_cfg(config.name)
     args = dict(config.args)
     if published and published.fixed_input_size:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
 from skinmm.data.decode import decode
 from skinmm.data.preprocess import preprocess
-from skinmm.data.transforms import seeded, standard
+from skinmm.data.transforms import standard
+from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
 
 SIZE = 8
