@@ -142,16 +142,23 @@ def quote(override: str) -> str:
 def guarded(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
     """The exit status of a job, Ctrl-C included; what went wrong is said in one line."""
     try:
-        return reported(job, full=full, schema=schema)
+        status = reported(job, full=full, schema=schema)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+    except BrokenPipeError:  # who read has seen enough (`| head`); the rest is for nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def reported(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
     """As `guarded`, but Ctrl-C goes on to end a sweep."""
     try:
         return job()
+    except BrokenPipeError:
+        raise
     except Exception as error:  # the last line of defence
         if full:
             traceback.print_exc()

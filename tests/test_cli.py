@@ -1,6 +1,7 @@
 """The commands: literal paths, one line for every mistake, exit statuses, nothing left behind."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_bad_usage_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == len(mistakes)
     assert float(done.stdout.split()[0]) < 1.5
+
+
+def test_who_reads_may_leave() -> None:
+    """As `predict.py --help | head -1` does."""
+    script = [sys.executable, str(ROOT / "predict.py"), "--help"]
+    started = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert started.stdout
+    started.stdout.close()
+    _, said = started.communicate(timeout=60)
+    assert (started.returncode, said) == (1, b"")
 
 
 @pytest.mark.parametrize("script", ["train.py", "predict.py"])
