@@ -34,7 +34,7 @@ class Page:
         """Takes what answers, its queue, and where cases are kept."""
         self._service, self._desk, self.book = service, desk, book
 
-    def found(self, who: str, number: Any, verdict: str) -> str:
+    def found(self, who: str, number: Any, verdict: str | None) -> str:
         """Writes a verdict down, and says so or why not."""
         store = self.book.store
         try:
@@ -42,6 +42,8 @@ class Page:
                 raise ProblemError.unusable("No cases are kept here.")
             if not isinstance(number, int | float) or number < 1:
                 raise ProblemError.unusable("Say the number of the case.")
+            if verdict is None:
+                raise ProblemError.unusable("Say what it was.")
             case = find_case(store, who, int(number))
             judge(store, who, case, verdict)
         except ProblemError as error:
@@ -196,13 +198,13 @@ def _verdicts(page: Page, classes: Sequence[str]) -> None:
     """Where clinicians say what a lesion was in the end."""
     import gradio as gr
 
-    def pressed(request: gr.Request, number: float | None, verdict: str) -> str:
+    def pressed(request: gr.Request, number: float | None, verdict: str | None) -> str:
         return page.found(_who(request), number, verdict)
 
     with gr.Tab("Verdict"):
         gr.HTML("<p>What was it in the end? Verdicts show how well the model does here.</p>")
         number = gr.Number(label="Case", precision=0, value=None)
-        verdict = gr.Radio([*classes], value=classes[0], label="It was")
+        verdict = gr.Radio([*classes], label="It was")
         button = gr.Button("Keep this verdict", variant="primary")
         said = gr.HTML()
     button.click(pressed, [number, verdict], said, api_visibility="private")

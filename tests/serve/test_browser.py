@@ -120,6 +120,7 @@ def test_a_lesion_is_judged(
     number = page.locator(".result").get_by_text("Kept as case").locator("b").inner_text()
     open_tab(page, "Verdict")
     page.get_by_label("Case").fill(number)
+    page.get_by_label("benign").check()
     page.get_by_role("button", name="Keep this verdict").click()
     page.get_by_text(f"Case {number}: benign").wait_for(timeout=60_000)
     looked_at(page, f"{name}-verdict")

@@ -184,6 +184,7 @@ def test_a_verdict_on_the_page(service: Service, pictures: Path, tmp_path: Path)
     assert "Case 1: malignant" in page.found("you", 1.0, "malignant")
     for number, words in ((None, "number of the case"), (7, "no case 7")):
         assert words in page.found("you", number, "malignant")
+    assert "what it was" in page.found("you", 1, None)
     (case,) = store.find("me")
     assert (case["patient"], case["verdict"], case["verdict_who"]) == ("P1", "malignant", "you")
     assert case["record"] == {"age": 55.0, "site": "torso"}
