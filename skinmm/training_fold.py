@@ -81,7 +81,8 @@ class Fold:
         """
         last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
-        folder = Path(self.config.model.cache or self.shared / "features")
+        first = Path(self.config.fusion.args.get("base") or self.shared)  # has looked already
+        folder = Path(self.config.model.cache or first / "features")
         device = self.trainer.strategy.root_device
         keep_features(self.config, self.data, self.module.network, device, folder)
         if self.module.network.context is not None:

@@ -14,6 +14,7 @@ from quick_runs import best, cohort_of, files_in, metrics_of, predictions_of, tr
 from skinmm import cli
 from skinmm.checkpoint import load_card
 from skinmm.predict import Predictor
+from skinmm.predict import job as predict_job
 from skinmm.predict.spool import Spool
 
 Said = pytest.CaptureFixture[str]
@@ -24,7 +25,7 @@ QUICK = (
 )
 
 
-def ugly_ducklings(folder: Path, patients: int = 120, rows: int = 5) -> Path:
+def ugly_ducklings(folder: Path, patients: int = 100, rows: int = 5) -> Path:
     """Every patient's lesions look alike, each patient's otherwise; a malignant one differs."""
     rng = np.random.default_rng(0)
     usual = rng.normal(0, 10, (patients, 1))
@@ -139,10 +140,10 @@ def test_a_job_compares_rows_that_lie_far_apart_and_goes_on_where_it_was_killed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Said,
 ) -> None:
-    rows = pd.read_csv(run / "cohort.csv")[["image_id", "patient_id", "look"]]
+    monkeypatch.setattr(predict_job, "CHUNK", 32)
+    rows = pd.read_csv(run / "cohort.csv")[["image_id", "patient_id", "look"]].head(120)
     rows.loc[5, "patient_id"] = None
     rows.to_csv(tmp_path / "in.csv", index=False)
-    assert len(rows) > 2 * 256
     assert job(run, tmp_path / "in.csv", tmp_path / "whole.csv") == 0
     whole = (tmp_path / "whole.csv").read_bytes()
     assert files_in(tmp_path) == {"in.csv", "whole.csv"}

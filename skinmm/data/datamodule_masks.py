@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+from torch.utils.data import Dataset
 
 from skinmm.config import Config
 from skinmm.data.catalog import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import LesionData
-from skinmm.data.dataset import LesionDataset
+from skinmm.data.dataset import Sample
 from skinmm.data.dataset_masks import MaskDataset
 from skinmm.data.preprocess import IN_PLACE
 from skinmm.errors import InputError
@@ -41,7 +42,7 @@ class MaskData(LesionData):
         self.positive = ()
         return require_masks(require_images(table, config.data.missing), config.data)
 
-    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> LesionDataset:
+    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         if part not in self._datasets:
             columns: dict[str, Any] = self.cohort.iloc[rows].to_dict("list")
             self._datasets[part] = MaskDataset(

@@ -1,5 +1,7 @@
 """Whom a lesion is compared with: others of its patient, the same wherever their rows stand."""
 
+from random import Random
+
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +29,7 @@ def chosen(patients: Patients, names: list[str], most: int) -> dict[str, list[st
     st.randoms(use_true_random=False),
 )
 def test_others_are_the_patient_s_and_do_not_hang_on_the_order(
-    patients: Patients, most: int, random: st.random_module
+    patients: Patients, most: int, random: Random
 ) -> None:
     names = [f"image {number}" for number in range(len(patients))]
     found = chosen(patients, names, most)
@@ -37,7 +39,7 @@ def test_others_are_the_patient_s_and_do_not_hang_on_the_order(
         assert len(others) == len(set(others)) == (min(len(own), most) if whose[name] else 0)
         assert set(others) <= set(own)
     order = list(range(len(names)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     again = chosen([patients[i] for i in order], [names[i] for i in order], most)
     assert again == found
 

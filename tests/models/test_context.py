@@ -1,5 +1,7 @@
 """A lesion among others: what must not matter does not, and alone it is as it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ def sets() -> list[Tensor]:
     return [torch.randn(ROWS, CLASSES), torch.randn(ROWS, DIM), others, there]
 
 
-def context(**args: int) -> PatientContext:
+def context(**args: Any) -> PatientContext:
     torch.manual_seed(0)
     block = PatientContext(dim=DIM, classes=CLASSES, width=8, **args).eval()
     last = block.shift[-1].get_parameter("weight")
@@ -68,6 +70,6 @@ def test_every_parameter_learns_also_beside_rows_that_are_alone() -> None:
 
 
 @pytest.mark.parametrize("args", [{"width": 9}, {"heads": 0}, {"others": 0}])
-def test_what_cannot_be_built_is_refused(args: dict[str, int]) -> None:
+def test_what_cannot_be_built_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="fusion patient_context: width="):
         PatientContext(dim=DIM, classes=CLASSES, **args)
