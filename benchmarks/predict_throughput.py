@@ -4,11 +4,12 @@ Every leg is a process of its own; the legs take turns, so that what else the ma
 all of them alike. A leg's time starts when its model is loaded. CPU seconds a row are those of the
 leg with its loader processes: on a shared machine they tell more than the clock.
 
-    SKINMM_DATA=DIR python benchmarks/predict_throughput.py CHECKPOINT [ROWS [ROUNDS]]
+    SKINMM_DATA=DIR python benchmarks/predict_throughput.py CHECKPOINT [ROWS [ROUNDS [LARGER]]]
 
 CHECKPOINT is one of an EfficientNet-Lite0 at 224 pixels with the exported model beside it. Legs:
 `job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory), `job torch`, `network
-torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the job is run on four times the rows.
+torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the job is run on LARGER times the rows:
+10013 3 10 is all of HAM10000, and a job of 100,000 rows whose memory is to be the same; 0: none.
 """
 
 import json
@@ -38,7 +39,6 @@ from skinmm.predict.member import Member
 from skinmm.predict.predictor import Predictor
 
 BATCH: Final = 32
-LARGER: Final = 4
 HAM: Final = Path(os.environ["SKINMM_DATA"]) / "ham10000"
 
 
@@ -153,14 +153,13 @@ def measured(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
     return said
 
 
-def main(checkpoint: Path, rows: int, rounds: int) -> None:
+def main(checkpoint: Path, rows: int, rounds: int, larger: int) -> None:
     """Runs all legs in turns and prints their medians."""
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(rounds):
         for name in LEGS:
             share = SLOWER if LEGS[name][1] == "torch" else 1
             found[name].append(measured(name, checkpoint, rows // share))
-    larger = measured("job", checkpoint, LARGER * rows)
     cores = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     print(f"{cores}, torch {torch.__version__}; {rows} rows, {rounds} rounds\n")
     print(
@@ -170,10 +169,14 @@ def main(checkpoint: Path, rows: int, rounds: int) -> None:
         rates = ", ".join(f"{run['rate']:.1f}" for run in runs)
         rate, cpu, peak = (median(run[key] for run in runs) for key in ("rate", "cpu", "peak"))
         print(f"| {name} | {rate:.1f} ({rates}) | {cpu:.2f} | {peak:.2f} |")
-    print(
-        f"| job, {LARGER} times the rows | {larger['rate']:.1f} | {larger['cpu']:.2f} "
-        f"| {larger['peak']:.2f} |\n"
-    )
+    if larger:
+        long = measured("job", checkpoint, larger * rows)
+        usual = median(run["peak"] for run in found["job"])
+        print(
+            f"| job, {larger} times the rows | {long['rate']:.1f} | {long['cpu']:.2f} "
+            f"| {long['peak']:.2f}, {long['peak'] / usual:.2f} times the job's |"
+        )
+    print()
     for one, other in (("job", "eager"), ("job", "network"), ("job torch", "network torch")):
         pairs = zip(found[one], found[other], strict=True)
         ratios = [a["rate"] / b["rate"] for a, b in pairs]
@@ -187,4 +190,4 @@ if __name__ == "__main__":
         print(json.dumps(leg(arguments[3], Path(arguments[0]), int(arguments[1]))))
     else:
         numbers = [int(each) for each in arguments[1:]]
-        main(Path(arguments[0]), *(numbers + [1500, 3][len(numbers) :]))
+        main(Path(arguments[0]), *(numbers + [1500, 3, 4][len(numbers) :]))
