@@ -56,7 +56,8 @@ class LesionFinder:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"segmenter: not made by this version ({reason})") from error
         self._network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.size, self.icc = config.model.image_size, config.data.icc
+        self.size = config.model.image_size
+        self.icc: Any = config.data.icc
         self._steps = tuple(config.data.preprocess)
 
     @classmethod

@@ -33,6 +33,7 @@ def write_cohort(root: Path, count: int = 20) -> None:
         (root / folder).mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(count):
-        mask = ellipse(*random.uniform(20, 70, 2), tuple(random.uniform(90, 160, 2)))
+        height, width, down, across = random.uniform((20, 20, 90, 90), (70, 70, 160, 160))
+        mask = ellipse(height, width, (down, across))
         Image.fromarray(painted(mask)).save(root / "nevi" / f"L{number}.png")
         Image.fromarray(mask * np.uint8(255)).save(root / "masks" / f"L{number}_segmentation.png")

@@ -23,6 +23,7 @@ from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.member import Member
 from skinmm.segmentation import LesionFinder
+from skinmm.serve.reasons import Explainer
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -144,6 +145,9 @@ def test_training_prediction_and_service_see_the_same_tensor(
     row = int(data.rows("test")[0])
     path = ImageFolder(pictures).find(data.cohort["image_id"].iloc[row])
     assert path is not None
+    told = Explainer(best(classifier), "cpu").explain(Path(path).read_bytes(), {"age": "50"})
+    kept = data.cohort["asymmetry"].iloc[row]
+    assert told.record.get("asymmetry") == pytest.approx(None if np.isnan(kept) else kept)
     seen = data.evaluation_loader("test").dataset[0, None]["image"]
     assert torch.equal(
         seen.permute(1, 2, 0), torch.from_numpy(picture(read_source(path), member.view))

@@ -44,7 +44,7 @@ class MaskData(LesionData):
 
     def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         if part not in self._datasets:
-            columns: dict[str, Any] = self.cohort.iloc[rows].to_dict("list")
+            columns: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
             self._datasets[part] = MaskDataset(
                 columns["image_id"], columns["path"], columns["mask"], self._view, self._transform
             )

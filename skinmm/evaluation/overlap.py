@@ -48,16 +48,17 @@ def mean_overlaps(
     """
     codes, count = patient_codes(patients)
     rows = np.bincount(codes, minlength=count)
-    sums = {name: np.bincount(codes, scores[name], count) for name in scores}
+    names = list(map(str, scores))
+    sums = {name: np.bincount(codes, scores[name], count) for name in names}
 
     def means(drawn: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
         return {name: drawn @ total / (drawn @ rows) for name, total in sums.items()}
 
-    samples = {name: np.empty(0) for name in scores}
+    samples: dict[str, Any] = {name: np.empty(0) for name in names}
     if resamples and count > 1:
         samples = bootstrap(means, count, len(scores), resamples=resamples, seed=SEED)
     metrics = {
         name: summarise(name, float(scores[name].mean()), samples[name], None, confidence, count)
-        for name in scores
+        for name in names
     }
     return {"n": len(scores), "patients": count, "metrics": metrics}

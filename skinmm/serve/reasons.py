@@ -77,6 +77,9 @@ class Explainer:
         """Why a case that can be predicted has its probability."""
         member, network = self.member, self._backend.network
         row = record_row(member.encoder.columns, image, record)
+        if member.finder and member.measured and image is not None:
+            found_there = member.finder.measure(Source(image, frame))
+            row = completed(row, [found_there], member.measured)
         positive = [member.card.classes.index(name) for name in member.card.positive]
         pixels = self._pixels(image, frame)
         seen = None if pixels is None else torch.from_numpy(pixels).to(network.device)

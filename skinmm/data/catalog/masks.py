@@ -26,8 +26,7 @@ def with_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     Raises:
         InputError: a folder that was named is not there.
     """
-    folders = [root_of(data) / name for name in FOLDERS] if data.masks is None else _named(data)
-    files = map(Path, list_files(folder for folder in folders if folder.is_dir()))
+    files = map(Path, list_files(folder for folder in _folders(data) if folder.is_dir()))
     found = {
         file.stem.removesuffix(ENDING): str(file) for file in files if file.suffix.lower() == ".png"
     }
@@ -46,7 +45,7 @@ def require_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     if there.all() or (data.missing == "drop" and there.any()):
         return table[there].reset_index(drop=True)
     names = ", ".join(table.loc[~there, "image_id"].iloc[:3])
-    looked = data.masks or f"{data.root}, in {', '.join(FOLDERS)}"
+    looked = ", ".join(map(str, _folders(data))) or "no folder"
     advice = "data.missing=drop leaves them out" if there.any() else "name their folder, data.masks"
     raise InputError(
         f"{int((~there).sum())} of {len(table)} images have no mask (NAME.png or "
@@ -54,8 +53,10 @@ def require_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     )
 
 
-def _named(data: DataConfig) -> list[Path]:
-    folder = Path(data.masks or "").expanduser()
+def _folders(data: DataConfig) -> list[Path]:
+    if data.masks is None:  # the demo brings images and no masks
+        return [root_of(data) / name for name in FOLDERS] if data.root else []
+    folder = Path(data.masks).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.masks={data.masks}: no such folder")
     return [folder]
