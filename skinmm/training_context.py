@@ -12,7 +12,6 @@ from skinmm.checkpoint import Card, load_card
 from skinmm.config import Component, Config, below
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset_context import Embedded
-from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.models.network import Network
 
@@ -62,7 +61,7 @@ def take_over(base: Path, network: Network, card: Card, data: LesionData) -> Car
     seen = pd.read_csv(base / "cohort.csv", usecols=columns, dtype=str)[columns]
     if not np.array_equal(seen.to_numpy(), data.cohort[columns].astype(str).to_numpy()):
         raise InputError(f"{base}: the cohort has changed since, or is split otherwise")
-    data.encoder = RecordEncoder.from_state(plain.encoder)
+    data.encoder = data.encoder.from_state(plain.encoder)
     lacking, foreign = network.load_state_dict(weights, strict=False)
     if foreign or any(not name.startswith("context.") for name in lacking):
         raise InputError(f"{base}: its network is another one than its config.yaml says")
