@@ -64,8 +64,8 @@ def main(checkpoint: Path, rows: int, rounds: int) -> None:
     print(
         f"Spark / predict.py: {median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})"
     )
-    columns = [column for column in one if column.startswith("p_")]
-    worst = (one[columns] - other[columns]).abs().max(axis=None)
+    columns = [str(column) for column in one if str(column).startswith("p_")]
+    worst = float((one[columns] - other[columns]).abs().to_numpy().max())
     same = [
         column for column in ("image_id", "decision", "error") if one[column].equals(other[column])
     ]

@@ -137,7 +137,8 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
         identity: SHA-256 of the checkpoints.
     """
     from highdicom import sr
-    from pydicom.sr.codedict import Code, codes
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
     measured = {f"p_{name}": chance for name, chance in said["probabilities"].items()}
     measured["threshold"] = said["threshold"]
@@ -165,7 +166,9 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
             )
         ],
         source_images=[
-            sr.SourceImageForMeasurementGroup.from_source_image(header, frame and [frame])
+            sr.SourceImageForMeasurementGroup.from_source_image(
+                header, None if frame is None else [frame]
+            )
         ],
     )
     content = sr.MeasurementReport(
@@ -198,7 +201,7 @@ def capture(
         **_place(CAPTURE, header, frame, identity),
         patient_orientation=("L", "F"),  # asked for; of a lesion nobody knows, so it is taken out
     )
-    image.PatientOrientation = ""
+    image.PatientOrientation = []
     image.Laterality = header.get("Laterality", "")
     source = Dataset()
     source.ReferencedSOPClassUID = header.SOPClassUID

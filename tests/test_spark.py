@@ -14,6 +14,7 @@ import pytest
 from quick_runs import best
 
 from skinmm import cli
+from skinmm.cli_spark import predict_spark
 
 needs_spark = pytest.mark.skipif(
     find_spec("pyspark") is None or find_spec("pyarrow") is None, reason="needs skinmm[spark]"
@@ -113,5 +114,5 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
 
 
 def test_one_job_at_a_time(capsys: Said) -> None:
-    assert cli.predict_spark(["-m", "checkpoint=a", "input=b"]) == 2
+    assert predict_spark(["-m", "checkpoint=a", "input=b"]) == 2
     assert "skinmm predict-spark makes one table" in capsys.readouterr().err
