@@ -30,6 +30,7 @@ COMPARED: Final = (
 CHAPTERS: Final = (
     *("discrimination", "decision", "calibration", "referral", "subgroups", "metrics"),
 )
+_LEAST: Final = 0.001
 ONE_SIDED: Final = (
     "Performance cannot be judged yet: that needs verdicts on malignant and on benign lesions."
 )
@@ -187,13 +188,17 @@ def _since(use: Use) -> Section:
     return Section("since", "Then and now", blocks)
 
 
+def _chance(p: float) -> str:
+    return "below 0.001" if p < _LEAST else number(p)
+
+
 def _inputs(use: Use) -> Section:
     """What it is shown, and what it answers, beside training and test."""
     blocks: list[Block] = []
     if not use.shifts:
         blocks.append(Note("This checkpoint does not know how its training data were distributed."))
     rows = [
-        (each.column, number(each.index), ABSENT if each.p is None else number(each.p))
+        (each.column, number(each.index), ABSENT if each.p is None else _chance(each.p))
         for each in use.shifts
     ]
     if rows:

@@ -24,6 +24,7 @@ from skinmm.serve.overlay import heat_png
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.reasons import Reasons
 from skinmm.serve.service import NOTICE, Case, Service
+from skinmm.serve.together import Together
 
 SCHEMA: Final = "/v1/openapi.json"
 
@@ -96,18 +97,20 @@ class Endpoints:
         """Takes the parts."""
         self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
         self._book = book
+        self._together = Together(service)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict."""
         async with self._desk.place() as place:
             case = await self._case(request)
+            with self._together.waiting(case) as ticket:
 
-            def job() -> dict[str, Any]:
-                row = self._service.predict(case)
-                self._book.keep(who_asked(request.scope), [row], [case])
-                return row
+                def job() -> dict[str, Any]:
+                    row = self._together.row(ticket)
+                    self._book.keep(who_asked(request.scope), [row], [case])
+                    return row
 
-            row = await place.run(job)
+                row = await place.run(job)
         self._metrics.decided([row["decision"]])
         return JSONResponse(_predicted(row))
 

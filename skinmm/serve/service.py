@@ -81,9 +81,15 @@ class Service:
 
     def predict(self, case: Case) -> dict[str, Any]:
         """One lesion's row, as `predict.py` writes it."""
-        files = {} if case.image is None else {_FILE: case.image}
-        cell = "" if case.image is None else _cell(case.frame)
-        return self.predict_table([{**case.record, "image": cell}], files)[0]
+        return self.predict_cases([case])[0]
+
+    def predict_cases(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """The rows of lesions that have nothing to do with each other."""
+        names = [f"{_FILE}{number or ''}" for number in range(len(cases))]
+        both = [*zip(names, cases, strict=True)]
+        rows = [{**case.record, "image": _cell(name, case)} for name, case in both]
+        files = {name: case.image for name, case in both if case.image is not None}
+        return self.predict_table(rows, files)
 
     def predict_table(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
@@ -131,8 +137,10 @@ class Service:
         }
 
 
-def _cell(frame: int | None) -> str:
-    return _FILE if frame is None else f"{_FILE}{FRAME}{frame}"
+def _cell(name: str, case: Case) -> str:
+    """The cell that names a case's image and its frame."""
+    named = name if case.frame is None else f"{name}{FRAME}{case.frame}"
+    return "" if case.image is None else named
 
 
 def _listed(names: str) -> list[str]:

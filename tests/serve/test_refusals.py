@@ -278,7 +278,7 @@ def test_an_error_of_ours_says_nothing_of_the_patient(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("age 57")
 
-    monkeypatch.setattr(service, "predict", broken)
+    monkeypatch.setattr(service, "predict_table", broken)
     with client(application(service)) as opened:
         status, problem = send(opened, jpeg_of(pictures), age="57")
     assert status == 500
