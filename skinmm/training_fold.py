@@ -93,9 +93,7 @@ class Fold:
             if self.config.resume and not resume:
                 print("no checkpoint was written yet: the run begins again")  # noqa: T201
         # Our own checkpoints hold plain data, so they load as such.
-        interruptible(
-            self.trainer.fit, self.module, self.data, ckpt_path=resume, weights_only=True
-        )
+        interruptible(self.trainer.fit, self.module, self.data, ckpt_path=resume, weights_only=True)
         return self._conclude()
 
     def _write_facts(self) -> None:
