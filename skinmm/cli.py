@@ -112,13 +112,6 @@ def dicom_sr(argv: list[str]) -> int:
     return run(argv, "dicom", DicomConfig, _dicom_sr)
 
 
-def dicom_sr(argv: list[str]) -> int:
-    """Writes what a model says of DICOM images as DICOM: structured reports and heat maps."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm dicom-sr takes one folder; start it once for each")
-    return run(argv, "dicom", DicomConfig, _dicom_sr)
-
-
 def report(argv: list[str]) -> int:
     """Makes the page of a run folder or of any system's prediction file."""
     return _told(argv, REPORT_USAGE, _report)
@@ -134,7 +127,6 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "predict": predict,
     "predict-spark": predict_spark,
     "export": export,
-    "dicom-sr": dicom_sr,
     "dicom-sr": dicom_sr,
     "serve": serve,
     "feedback": feedback,
@@ -226,12 +218,6 @@ def _export(config: ExportConfig, _: Path) -> int:
     size = path.stat().st_size / 1e6
     print(f"model: {path} ({size:.1f} MB), equal to PyTorch on {config.rows} lesions")  # noqa: T201
     return 0
-
-
-def _dicom_sr(config: DicomConfig, _: Path) -> int:
-    from skinmm.dicom_result import write_results
-
-    return write_results(config)
 
 
 def _dicom_sr(config: DicomConfig, _: Path) -> int:

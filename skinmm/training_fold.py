@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 
@@ -18,16 +19,18 @@ from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.drift import describe
+from skinmm.evaluation.predictions import Predictions
 from skinmm.loop import build_trainer, device_name, expected_seconds, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
+from skinmm.module_learner import Learner
 from skinmm.report import write_report
 from skinmm.training_context import base_of, embed, take_over
 from skinmm.training_features import keep_features
-from skinmm.module_learner import Learner
 from skinmm.training_missing import MissingColumns
 
 MINUTE: Final = 60  # seconds
@@ -160,7 +163,8 @@ class Fold:
         if curve:
             predictions |= curve.predictions(test, verdict.calibration, card)
         metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
-        update_card(best, summary=metrics["test"])
+        inputs = _distributions(self.data, verdict.test)
+        update_card(best, summary=metrics["test"], inputs=inputs)
         log_test(self.trainer, metrics["test"])
         write_report(self.run)
         share_run(self.trainer, self.run, names=self.config.logger.images)
@@ -177,10 +181,6 @@ class Fold:
         return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy(), alone)
 
 
-def _epoch(path: Path) -> int:
-    return int(path.stem.rpartition("=")[2])
-
-
 def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Card]:
     """Gives the module the best weights of its run, and says where they are and what of them."""
     best = run / "checkpoints" / "best.ckpt"
@@ -191,6 +191,19 @@ def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Ca
     card, weights = load_card(best)
     module.network.load_state_dict(weights)
     return best, card
+
+
+def _distributions(data: LesionData, test: Predictions) -> dict[str, Any]:
+    """What a model's later use is compared with: training records, answers to unseen rows."""
+    training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]
+    answers = pd.DataFrame({"malignancy": test.malignancy})
+    if test.ood is not None:
+        answers["ood"] = test.ood
+    return describe(training, data.encoder.columns) | describe(answers, [*answers])
+
+
+def _epoch(path: Path) -> int:
+    return int(path.stem.rpartition("=")[2])
 
 
 def interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None:

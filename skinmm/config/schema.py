@@ -304,24 +304,6 @@ class DicomConfig:
 
 
 @dataclass
-class DicomConfig:
-    """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
-
-    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
-    input: str = setting("", "folder of DICOM files, or a table as predict.py reads it")
-    images: str | None = setting(None, "folder of a table's images")
-    out: str = setting("dicom", "folder to write to")
-    backend: str = setting(
-        "auto", "what predicts, as in predict.py; torch explains", choices=("auto", "torch", "onnx")
-    )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
-    )
-    overwrite: bool = setting(False, "write into a folder that holds files")
-
-
-@dataclass
 class ExportConfig:
     """A checkpoint as one ONNX file."""
 
