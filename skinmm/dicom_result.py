@@ -1,12 +1,13 @@
 """`skinmm dicom-sr`: what a model says of DICOM images, as DICOM that refers to them.
 
 Of each image a Comprehensive SR (TID 1500) and, where the model looks at images, a Secondary
-Capture of the heat map over the picture; both belong to the image's study. The same model makes the
-same UIDs again.
+Capture of the heat map over the picture; both belong to the image's study. What says the same has
+the same UID again.
 """
 
 import sys
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -69,7 +70,8 @@ def write_results(config: DicomConfig) -> int:
             for name, dataset in _results(service, folder, row).items():
                 dataset.save_as(out / name, enforce_file_format=True)
             done += 1
-        except (InputError, OSError) as error:
+        except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
+            # The latter three are highdicom's, of a header that breaks the standard.
             print(f"{row['image_id']}: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
     print(f"results: {out} (of {done} images, none of {failed})")  # noqa: T201
@@ -181,7 +183,10 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
         sr.TextContentItem(codes.DCM.Comment, NOTICE + lacking, sr.RelationshipTypeValues.CONTAINS)
     )
     return sr.ComprehensiveSR(
-        [header], content[0], **_place(REPORT, header, frame, identity), is_complete=True
+        [header],
+        content[0],
+        **_place(REPORT, header, frame, identity, repr(sorted(said.items()))),
+        is_complete=True,
     )
 
 
@@ -198,7 +203,7 @@ def capture(
         "RGB",
         8,
         "PATIENT",
-        **_place(CAPTURE, header, frame, identity),
+        **_place(CAPTURE, header, frame, identity, sha256(picture.tobytes()).hexdigest()),
         patient_orientation=("L", "F"),  # asked for; of a lesion nobody knows, so it is taken out
     )
     image.PatientOrientation = []
@@ -213,12 +218,19 @@ def capture(
     return image
 
 
-def _place(kind: str, header: Any, frame: int | None, identity: list[str]) -> dict[str, Any]:
-    """What SR and capture are told alike: their numbers, and who made them."""
+def _place(
+    kind: str, header: Any, frame: int | None, identity: list[str], content: str
+) -> dict[str, Any]:
+    """What SR and capture are told alike: their numbers, and who made them.
+
+    Other content is another object: an archive keeps the first of two that share a number.
+    """
     return {
         "series_instance_uid": _uid(kind, header.StudyInstanceUID, *identity),
         "series_number": _SERIES[kind],
-        "sop_instance_uid": _uid(kind, header.SOPInstanceUID, frame, *identity),
+        "sop_instance_uid": _uid(
+            kind, header.SOPInstanceUID, frame, __version__, *identity, content
+        ),
         "instance_number": 1,
         "manufacturer": "skinmm",
     }

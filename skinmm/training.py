@@ -74,6 +74,9 @@ def _fit_stages(config: Config, run: Path) -> dict[str, Any]:
     if plain is not None:
         if _leads():
             if not config.resume:
+                one = 0 if plain.data.fold == "all" else plain.data.fold
+                # What it would refuse is refused before anything is removed.
+                Fold.assemble(replace(plain, data=replace(plain.data, fold=one)), run)
                 runs.clear(run)
             write_config(run / "config.yaml", config)
             print(f"first stage, each lesion alone: {run / runs.PLAIN}", flush=True)  # noqa: T201

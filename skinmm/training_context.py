@@ -28,6 +28,12 @@ def first_stage(config: Config, run: Path) -> Config | None:
 def second_stage(config: Config, run: Path) -> Config:
     """The configuration over a plain run: no image is looked at again, so none is changed."""
     base = config.fusion.args.get("base") or str(run / runs.PLAIN)
+    if Path(base).resolve() != (run / runs.PLAIN).resolve() and Path(base).resolve().is_relative_to(
+        run.resolve()
+    ):
+        raise InputError(
+            f"fusion.args.base={base} lies in the run's own folder; choose another hydra.run.dir"
+        )
     args = {**config.fusion.args, "base": base, "plain": asdict(below(config.fusion))}
     return replace(
         config,

@@ -1,4 +1,4 @@
-"""Every experiment, but for the cohort and the size as it is, runs an epoch on the embedded images."""
+"""Every experiment, its cohort and size apart as it is, runs an epoch on the embedded images."""
 
 import json
 from pathlib import Path

@@ -197,7 +197,6 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "tfrecord": ("data.tfrecord",),
     "timm": ("models.backbone", "models.segmentation"),
     "segmentation_models_pytorch": ("models.segmentation",),
-    "segmentation_models_pytorch": ("models.segmentation",),
     "lightning": (),  # the same code as pytorch_lightning under a second name
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,

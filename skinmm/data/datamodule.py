@@ -262,7 +262,6 @@ class LesionData(pl.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
-            persistent_workers=workers > 0,
             pin=device == "cuda",
             worker_init_fn=_leave_interrupts,
         )

@@ -84,6 +84,8 @@ def others_of(
 ) -> Int64[np.ndarray, "n most"]:
     """Of each row the places of others of its patient, those of the lowest keys; -1 for no more.
 
+    Rows of the own number are the same row again, and no others.
+
     Args:
         patients: a name a row, or None for a row that belongs to nobody.
         keys: as `order_keys` gives them.
@@ -93,9 +95,9 @@ def others_of(
     codes = pd.factorize(np.array(patients, dtype=object))[0]  # -1: nobody's
     table = pd.DataFrame({"code": codes, "key": keys}).sort_values(["code", "key"], kind="stable")
     for _, group in table[table["code"] >= 0].groupby("code"):
-        ordered = group.index.to_numpy()
-        for row in ordered:
-            others = ordered[: most + 1]
-            others = others[others != row][:most]
+        rows, own = group.index.to_numpy(), group["key"].to_numpy()
+        first = np.unique(own, return_index=True)[1][: most + 1]  # one row of each number
+        for row, key in zip(rows, own, strict=True):
+            others = rows[first[own[first] != key]][:most]
             found[row, : len(others)] = others
     return found

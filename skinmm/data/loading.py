@@ -82,10 +82,14 @@ class SlotLoader(DataLoader[Any]):
         Args:
             dataset: of samples: dictionaries that `default_collate` takes.
             pin: copies into page-locked memory, from where a GPU fetches faster.
-            options: of DataLoader, but for `collate_fn` and `pin_memory`.
+            options: of DataLoader, but for `collate_fn`, `pin_memory` and `persistent_workers`.
         """
-        self._filling = _Filling(dataset, options.get("num_workers", 0))
-        super().__init__(self._filling, collate_fn=collated, **options)
+        workers = options.get("num_workers", 0)
+        self._filling = _Filling(dataset, workers)
+        # Processes that stay have one epoch at a time, so that its slots are nobody else's.
+        super().__init__(
+            self._filling, collate_fn=collated, persistent_workers=workers > 0, **options
+        )
         self._pin = pin
         self._held: dict[tuple[int, int], Tensor] = {}  # so that PyTorch need not map them again
 

@@ -242,8 +242,10 @@ def _fit_scale(
         parameters -= step / max(1, np.abs(step).max())
         if np.abs(step).max() < _CONVERGED:
             break
-    scale = float(np.clip(parameters[0], *_SCALES))
-    return {"scale": scale, "shifts": [0.0, *parameters[1:].tolist()]}
+    scale, shifts = float(np.clip(parameters[0], *_SCALES)), np.array([0.0, *parameters[1:]])
+    if scale != parameters[0]:
+        shifts += _fit_shifts(_log(probabilities) * scale + shifts, targets, np.inf)
+    return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
 
 
 def _fit_temperature(
@@ -258,21 +260,21 @@ def _fit_temperature(
         shifts += step
         if np.abs(step).max() < _CONVERGED:
             break
-    shifts += _fit_shifts(scaled + shifts, targets)
+    shifts += _fit_shifts(scaled + shifts, targets, _LOOSE)
     return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
 
 
 def _fit_shifts(
-    logits: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
+    logits: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"], loose: float
 ) -> Float64[np.ndarray, " c"]:
-    """What is best added to each class's logit, with a prior of deviation `_LOOSE` about 0."""
+    """What is best added to each class's logit, with a prior of deviation `loose` about 0."""
     classes = logits.shape[1]
     counts = _smoothed(targets, classes).sum(axis=0)
     shifts = np.zeros(classes)
     for _ in range(_MOST_STEPS):
         chance = softmax(logits + shifts, axis=1)
-        gradient = chance.sum(axis=0) - counts + shifts / _LOOSE**2
-        curvature = np.diag(chance.sum(axis=0) + 1 / _LOOSE**2) - chance.T @ chance
+        gradient = chance.sum(axis=0) - counts + shifts / loose**2
+        curvature = np.diag(chance.sum(axis=0) + 1 / loose**2 + 1e-9) - chance.T @ chance
         step = np.linalg.solve(curvature, gradient)
         shifts -= step / max(1, np.abs(step).max())
         if np.abs(step).max() < _CONVERGED:

@@ -114,10 +114,12 @@ class Spool:
     def fill(self, part: Part) -> None:
         """Gives a part what was seen of its rows."""
         found = self._file.execute(
-            "select seen, patient, error, missing from rows where row >= ? order by row limit ?",
+            "select key, seen, patient, error, missing from rows "
+            "where row >= ? order by row limit ?",
             (part.start, len(part.table)),
         ).fetchall()
-        seen, patients, errors, missing = zip(*found, strict=True)
+        keys, seen, patients, errors, missing = zip(*found, strict=True)
+        part.keys = np.array(keys, np.int64)
         part.seen = np.array([np.frombuffer(row) for row in seen])
         table = part.patients.table
         completed = pd.Series(patients, table.index, dtype=object)
@@ -135,13 +137,13 @@ class Spool:
             self._file.execute("create index if not exists by_patient on rows (named, key)")
             self._file.commit()
             self._sorted = True
-        named = part.named[rows]
+        named, keys = part.named[rows], part.keys[rows].tolist()
         found = {name: self._first(name, most + 1) for name in set(named)}
         seen = np.zeros((len(named), most, part.seen.shape[1]))
         there = np.zeros((len(named), most), dtype=bool)
         for place, name in enumerate(named):
-            own = part.start + rows.start + place
-            others = [row for number, row in found[name] if number != own][:most]
+            # Rows of the own key are the same row again, and no others.
+            others = [row for key, row in found[name] if key != keys[place]][:most]
             there[place, : len(others)] = True
             for slot, row in enumerate(others):
                 seen[place, slot] = row
@@ -149,9 +151,10 @@ class Spool:
 
     def _first(self, name: str | None, most: int) -> list[tuple[int, Float64[np.ndarray, " seen"]]]:
         rows = self._file.execute(
-            "select row, seen from rows where named = ? order by key, row limit ?", (name, most)
+            "select key, seen from rows where named = ? group by key order by key limit ?",
+            (name, most),
         )
-        return [(number, np.frombuffer(row)) for number, row in rows]
+        return [(key, np.frombuffer(row)) for key, row in rows]
 
     def _remove(self) -> None:
         if self._path is not None:

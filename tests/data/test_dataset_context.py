@@ -75,3 +75,11 @@ def test_a_sample_holds_a_row_and_the_others_with_zeros_where_there_are_none() -
     torch.testing.assert_close(first["own"], -first["plain"])
     assert not last["there"].any()
     assert not last["others"].any()
+
+
+def test_a_row_that_is_listed_twice_is_no_neighbour_of_itself() -> None:
+    keys = np.array([5, 5, 7, 7, 9])
+    found = others_of(["P", "P", "P", "Q", "Q"], keys, 2)
+    assert found[:2].tolist() == [[2, -1], [2, -1]]
+    assert found[2].tolist() == [0, -1]
+    assert found[3:].tolist() == [[4, -1], [3, -1]]

@@ -33,7 +33,7 @@ class Numbered(Dataset[dict[str, Any]]):
 
 
 def loader(dataset: Numbered, workers: int = 2) -> SlotLoader:
-    return SlotLoader(dataset, batch_size=4, num_workers=workers, persistent_workers=workers > 0)
+    return SlotLoader(dataset, batch_size=4, num_workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -251,3 +251,13 @@ def test_one_class_or_one_patient_leaves_only_the_prior() -> None:
         np.testing.assert_array_equal(fitted.apply(raw), correct_prior(raw, *prior))
     with pytest.raises(InputError, match="no calibration 'beta'; choose from auto, none, temp"):
         fit_calibration(raw, targets, np.arange(20), method="beta")
+
+
+def test_platt_keeps_the_mean_where_its_scale_is_at_its_bound() -> None:
+    """A network that ranks a rare class the wrong way round tells nothing but how rare it is."""
+    generator = np.random.default_rng(0)
+    targets = (generator.random(3000) < 0.02).astype(np.int64)
+    raw = two(expit(generator.normal(-4, 1, size=3000) - 2 * targets))
+    platt = fit_calibration(raw, targets, np.arange(3000), method="platt")
+    assert platt.state["scale"] == 0.01
+    assert platt.apply(raw)[:, 1].mean() == pytest.approx(targets.mean(), rel=0.02)
