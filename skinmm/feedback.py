@@ -20,7 +20,7 @@ from skinmm.report.page import write_page
 from skinmm.report.sections import SECTIONS
 from skinmm.report.wording import ABSENT, estimate, metric, number, percent, plural
 from skinmm.runs import write_json
-from skinmm.store import Store
+from skinmm.store import Store, StoreError, shown
 
 FILES: Final = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
 COMPARED: Final = (
@@ -81,10 +81,12 @@ def feedback(config: FeedbackConfig) -> Path:
     try:
         model, card = _model(store.models(), config)
         table = store.table("skinmm feedback", model)
+    except StoreError as error:
+        raise InputError(f"store={shown(config.store)}: {error}") from error
     finally:
         store.close()
     if table.empty:
-        raise InputError(f"store={config.store}: no case of model {model[:12]} yet")
+        raise InputError(f"store={shown(config.store)}: no case of model {model[:12]} yet")
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(cases, index=False, float_format="%.9g")
     judged = table[table["target"].notna()]
@@ -101,7 +103,7 @@ def _model(
 ) -> tuple[str, dict[str, Any]]:
     """Whose cases are looked at, and its card."""
     if not models:
-        raise InputError(f"store={config.store}: no model was served with it yet")
+        raise InputError(f"store={shown(config.store)}: no model was served with it yet")
     if not config.checkpoint:
         return list(models.items())[-1]
     files = checkpoints(config.checkpoint)

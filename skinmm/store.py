@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 from sqlalchemy import (
-    DDL,
     JSON,
     Column,
     Connection,
@@ -23,9 +22,11 @@ from sqlalchemy import (
     delete,
     event,
     insert,
+    inspect,
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -70,25 +71,40 @@ AUDIT: Final = Table(
     Column("detail", String),
     sqlite_autoincrement=True,
 )
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _SEEN: Final = [column for column in CASES.columns if column.name != "image"]
 _REFUSED: Final = "the audit trail is append-only"
-_GUARDS: Final = {
-    "sqlite": [
-        f"CREATE TRIGGER audit_no_{verb} BEFORE {verb} ON audit "
-        f"BEGIN SELECT RAISE(ABORT, '{_REFUSED}'); END"
-        for verb in ("UPDATE", "DELETE")
-    ],
-    "postgresql": [
-        "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN RAISE EXCEPTION '{_REFUSED}'; END $$",
-        "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
-        "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
-    ],
+_LATER: Final = {  # SQLite's REPLACE deletes without firing the trigger of a deletion
+    "update": "UPDATE ON audit",
+    "delete": "DELETE ON audit",
+    "replace": "INSERT ON audit WHEN NEW.number > 0 "
+    "AND EXISTS (SELECT 1 FROM audit WHERE number = NEW.number)",
 }
-for _dialect, _guards in _GUARDS.items():
-    for _guard in _guards:
-        _made = DDL(_guard)  # type: ignore[no-untyped-call]
-        event.listen(AUDIT, "after_create", _made.execute_if(dialect=_dialect))
+_GUARDS: Final = {
+    "sqlite": {
+        f"audit_no_{verb}": [
+            f"CREATE TRIGGER audit_no_{verb} BEFORE {when} "
+            f"BEGIN SELECT RAISE(ABORT, '{_REFUSED}'); END"
+        ]
+        for verb, when in _LATER.items()
+    },
+    "postgresql": {
+        "audit_append_only": [
+            "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{_REFUSED}'; END $$",
+            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+            "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
+        ]
+    },
+}
+_THERE: Final = {
+    "sqlite": "SELECT lower(name) FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT tgname FROM pg_trigger WHERE tgrelid = 'audit'::regclass",
+}
+_ALONE: Final = {  # Python begins no transaction of SQLite's before it makes a table
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": "SELECT pg_advisory_xact_lock(7546660)",
+}
 
 
 class StoreError(Exception):
@@ -124,28 +140,33 @@ class Store:
 
         Args:
             wish: a file of SQLite's, or a URL of either database.
-            create: else a file that is not there is refused.
+            create: else a file that is not there, or no store, is refused.
 
         Raises:
             InputError: no such file or database, or a package that is not installed.
         """
-        url = _url(wish)
+        url, name = _url(wish), shown(wish)
         if url.get_backend_name() == "sqlite":
             _private_file(Path(url.database or ""), wish, create=create)
         try:
             engine = create_engine(url, hide_parameters=True)  # no patient in an error's text
         except ModuleNotFoundError as error:
             extra = "pip install 'skinmm[postgresql]'"
-            raise InputError(f"store={wish}: needs {error.name}: {extra}") from error
+            raise InputError(f"store={name}: needs {error.name}: {extra}") from error
+        except ArgumentError as error:
+            raise InputError(f"store={name}: no such kind of store; give {FORMS}") from error
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _careful)
         try:
-            _TABLES.create_all(engine)
+            with engine.begin() as database:
+                _prepare(database, name, create=create)
+        except InputError:
+            engine.dispose()
+            raise
         except SQLAlchemyError as error:
             engine.dispose()
-            shown = url.render_as_string(hide_password=True)
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise InputError(f"store={shown}: cannot be used ({reason})") from error
+            raise InputError(f"store={name}: cannot be used ({reason})") from error
         return cls(engine)
 
     def close(self) -> None:
@@ -154,9 +175,14 @@ class Store:
 
     def register(self, model: str, card: Mapping[str, Any]) -> None:
         """Keeps the card of a model that will be asked."""
+        kinds: Any = {"sqlite": sqlite, "postgresql": postgresql}  # their inserts know conflicts
+        row = (
+            kinds[self._engine.dialect.name]
+            .insert(MODELS)
+            .values(model=model, at=_now(), card=dict(card))
+        )
         with self._begin() as database:
-            if database.scalar(select(MODELS.c.at).where(MODELS.c.model == model)) is None:
-                database.execute(insert(MODELS).values(model=model, at=_now(), card=dict(card)))
+            database.execute(row.on_conflict_do_nothing())  # another server may be first
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The cards of all models, the latest last."""
@@ -243,13 +269,32 @@ class Store:
             raise StoreError(f"the case store: {type(error).__name__}") from error
 
 
+def shown(wish: str) -> str:
+    """A store's name as it may be printed: without a password."""
+    return _url(wish).render_as_string(hide_password=True) if "://" in wish else wish
+
+
+def _prepare(database: Connection, name: str, *, create: bool) -> None:
+    """Makes what is missing of the tables and of what guards the trail, all or nothing."""
+    dialect = database.dialect.name
+    database.exec_driver_sql(_ALONE[dialect])
+    if not create and not {*_TABLES.tables} <= {*inspect(database).get_table_names()}:
+        raise InputError(f"store={name}: no case store; name it as skinmm serve was given it")
+    _TABLES.create_all(database)
+    there = {*database.exec_driver_sql(_THERE[dialect]).scalars()}
+    for guard, statements in _GUARDS[dialect].items():
+        for statement in statements if guard not in there else ():
+            database.exec_driver_sql(statement)
+
+
 def _url(wish: str) -> URL:
     if "://" not in wish:
         return URL.create("sqlite", database=str(Path(wish).absolute()))
     try:
         url = make_url(wish)
-    except ArgumentError as error:
-        raise InputError(f"store={wish}: no such kind of store; give {FORMS}") from error
+    except (ArgumentError, ValueError) as error:  # what was given may hold a password
+        kind = wish.partition("://")[0]
+        raise InputError(f"store={kind}://: no such kind of store; give {FORMS}") from error
     if url.get_backend_name() not in _GUARDS:
         raise InputError(f"store={url.drivername}: no such kind of store; give {FORMS}")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
@@ -287,7 +332,7 @@ def _row(case: Mapping[str, Any]) -> dict[str, Any]:
     result = case["result"]
     lists = {name: "|".join(result[name]) for name in ("prediction_set", "missing")}
     said = {name: result[name] for name in ("malignancy", "decision", "threshold", "ood")}
-    return {
+    row = {
         "image_id": case["number"],
         "patient_id": case["patient"] or f"case {case['number']}",
         "target": case["verdict"],
@@ -297,3 +342,9 @@ def _row(case: Mapping[str, Any]) -> dict[str, Any]:
         **case["record"],
         **{name: case[name] for name in ("at", "who", "model", "verdict_at", "verdict_who")},
     }
+    return {name: cell if name == "target" else _inert(cell) for name, cell in row.items()}
+
+
+def _inert(cell: Any) -> Any:
+    """A cell of which no spreadsheet makes a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

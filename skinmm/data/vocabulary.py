@@ -1,6 +1,7 @@
 """The words of a record: one table that catalog, predict and serve share; missing stays missing."""
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -162,6 +163,11 @@ def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
         if found:
             renames[found] = canonical
     return table.rename(columns=renames)
+
+
+def canonical_name(value: Any) -> Any:
+    """A patient's or lesion's name as names are compared: composed letters, no spaces around."""
+    return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
 
 
 def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":

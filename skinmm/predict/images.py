@@ -1,7 +1,7 @@
 """Where the images of a table are, and what reading one gives."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,6 +29,35 @@ class Seen(NamedTuple):
     error: str
 
 
+class Names:
+    """Names of files, found with or without a suffix."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Takes plain names."""
+        self._names = set(names)
+        self._files: dict[str, str] = {}
+        for name in sorted(self._names):
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in SUFFIXES:
+                self._files.setdefault(stem, name)
+
+    def __iter__(self) -> Iterator[str]:
+        """All of them, in order."""
+        return iter(sorted(self._names))
+
+    def find(self, name: str) -> str | None:
+        """The file that is meant; the very name goes before another suffix."""
+        if name in self._names:
+            return name
+        return self._files.get(name) or self._files.get(_bare(name))
+
+
+def _bare(name: str) -> str:
+    """A name without the suffix of an image."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return stem if suffix.lower() in SUFFIXES else name
+
+
 class ImageFolder:
     """Finds images by name, with or without a suffix; the folder is listed once.
 
@@ -44,12 +73,7 @@ class ImageFolder:
         """
         self._remote: Any = None
         self._folder = str(folder)
-        self._names = set(self._list())
-        self._files: dict[str, str] = {}
-        for name in sorted(self._names):
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            if suffix.lower() in SUFFIXES:
-                self._files.setdefault(stem, name)
+        self._names = Names(self._list())
         self._records = {} if self._remote else self._recorded()
 
     def find(self, cell: str) -> str | None:
@@ -58,14 +82,9 @@ class ImageFolder:
         A cell may end in `#frame=N`, and so does its path then.
         """
         name, mark, frame = cell.partition(FRAME)
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        bare = stem if suffix.lower() in SUFFIXES else name
-        if name in self._names:
-            found: str | None = name
-        else:
-            found = self._files.get(name) or self._files.get(bare)
-        if not found and bare in self._records:
-            return self._records[bare]
+        found = self._names.find(name)
+        if not found and _bare(name) in self._records:
+            return self._records[_bare(name)]
         path = os.path.join(self._folder, found or name)  # noqa: PTH118  Path is slow, and no URL
         there = (found or self._remote.isfile(path)) if self._remote else Path(path).is_file()
         return f"{path}{mark}{frame}" if name and there else None
@@ -93,7 +112,7 @@ class ImageFolder:
         return os.listdir(self._folder)  # noqa: PTH208  a million entries
 
     def _recorded(self) -> dict[str, str]:
-        files = [name for name in sorted(self._names) if name.lower().endswith(tfrecord.SUFFIXES)]
+        files = [name for name in self._names if name.lower().endswith(tfrecord.SUFFIXES)]
         containers = [tfrecord.TFRecordFile(Path(self._folder, name)) for name in files]
         return {
             name: tfrecord.location(file.path, name) for file in containers for name in file.names

@@ -12,7 +12,13 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from skinmm.data import tfrecord
-from skinmm.data.vocabulary import CONVERTERS, canonicalise, is_missing, rename_columns
+from skinmm.data.vocabulary import (
+    CONVERTERS,
+    canonical_name,
+    canonicalise,
+    is_missing,
+    rename_columns,
+)
 from skinmm.errors import InputError
 from skinmm.predict.images import SUFFIXES
 
@@ -111,8 +117,9 @@ def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: 
     renamed["image_id"] = renamed["image_id"].fillna("").astype(str)
     unknown: Counter[str] = Counter()
     for name in ("patient_id", "lesion_id"):
-        cells = renamed.get(name, pd.Series(None, renamed.index, dtype=object)).astype(object)
-        renamed[name] = cells.mask(cells.map(is_missing), None)
+        cells = renamed.get(name, pd.Series(None, renamed.index, dtype=object))
+        names = [None if is_missing(cell) else canonical_name(cell) for cell in cells]
+        renamed[name] = pd.Series(names, renamed.index, dtype=object)
     for name in columns:
         if name not in renamed.columns:
             renamed[name] = None

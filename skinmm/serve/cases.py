@@ -9,6 +9,7 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from skinmm.data.vocabulary import canonical_name
 from skinmm.serve import openapi
 from skinmm.serve.keys import who_asked
 from skinmm.serve.problems import ProblemError
@@ -84,23 +85,23 @@ class Book:
             row["case"] = number
 
     def _new(self, row: Mapping[str, Any], case: Case) -> NewCase:
-        name = row["patient_id"]
-        # Where no patient is known, the predictor names the image.
-        patient = None if not name or name == row["image_id"] else checked(name)
+        name, record = self._service.record_of(case)  # a row may name the lesion instead
+        patient = checked(name) if name else None
         image = case.image if self._images else None
         result = {name: cell for name, cell in row.items() if name not in NAMES}
-        return NewCase(patient, self._service.record_of(case), result, image)
+        return NewCase(patient, record, result, image)
 
 
 NAMES: Final = ("image_id", PATIENT, "error")
 
 
 def checked(name: str) -> str:
-    """A patient's name as it can be kept.
+    """A patient's name as it is kept.
 
     Raises:
         ProblemError: too long, or signs that cannot be printed.
     """
+    name = canonical_name(name)
     if len(name) > MAX_NAME or not name.isprintable():
         raise ProblemError.unusable(f"a {PATIENT} has at most {MAX_NAME} printable signs")
     return name

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from skinmm.data.source import split_frame
 from skinmm.data.vocabulary import COLUMN_NAMES, MAX_AGE, SEXES, SITES, rename_columns
+from skinmm.predict.images import Names
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.service import Case, is_unknown
@@ -102,8 +103,8 @@ def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
     renamed = rename_columns(pd.DataFrame([row]))
     cells = {str(name): str(cell) for name, cell in renamed.iloc[0].items()}
     plain = split_frame(cells.get("image_id", ""))[0]
-    found = (files[name] for name in (plain, f"{plain}.dcm") if name in files)
-    return Case(next(found, None), cells)
+    found = Names(files).find(plain)
+    return Case(files[found] if found else None, cells)
 
 
 @asynccontextmanager

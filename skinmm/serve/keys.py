@@ -14,6 +14,9 @@ from skinmm.errors import InputError
 
 _LINE: Final = re.compile(r"([0-9a-fA-F]{64})(\s.*)?")
 _WHO: Final = "skinmm.who"
+ANYONE: Final = "anyone"
+RESERVED: Final = (ANYONE, "skinmm feedback")
+"""Names that the audit trail gives to others."""
 HOW: Final = "make one: openssl rand -hex 32 | tee key.txt | tr -d '\\n' | sha256sum >> keys.txt"
 
 
@@ -31,13 +34,13 @@ class Keys:
         A key without a name is called by the first signs of its hash.
 
         Raises:
-            InputError: no such file, no key in it, or a line that holds none.
+            InputError: no such file, no key in it, or a line that holds none or a name twice.
         """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"keys={path}: cannot be read ({error}); {HOW}") from error
-        names = {}
+        names: dict[bytes, str] = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.startswith("#"):
                 continue
@@ -45,7 +48,10 @@ class Keys:
             if found is None:
                 raise InputError(f"keys={path}: line {number} is no SHA-256 sum; {HOW}")
             name = (found[2] or "").strip(" \t-*")
-            names[bytes.fromhex(found[1])] = name or found[1][:8].lower()
+            name = name or found[1][:8].lower()
+            if name in (*names.values(), *RESERVED):
+                raise InputError(f"keys={path}: line {number}: the name {name!r} is taken")
+            names[bytes.fromhex(found[1])] = name
         if not names:
             raise InputError(f"keys={path}: the file holds no key; {HOW}")
         return cls(names)
@@ -71,7 +77,7 @@ def let_in(scope: MutableMapping[str, Any], who: str) -> None:
 
 def who_asked(scope: Mapping[str, Any]) -> str:
     """The name of the key that opened, or that none was needed."""
-    return str(scope.get(_WHO, "anyone"))
+    return str(scope.get(_WHO, ANYONE))
 
 
 def is_loopback(host: str) -> bool:

@@ -113,7 +113,8 @@ def record_row(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, str]
 ) -> pd.DataFrame:
     """A record in canonical words, completed from a DICOM header, as in prediction."""
-    row = pd.DataFrame({name: [record.get(name)] for name in columns}, dtype=object)
+    given = {name: [record.get(name)] for name in ("patient_id", *columns)}
+    row = pd.DataFrame(given, dtype=object)
     row = canonical_patients(row.assign(image=""), [*columns], needs_image=False).table
     return row if image is None else completed(row, [header_record("", BytesIO(image))])
 

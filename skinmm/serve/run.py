@@ -20,8 +20,8 @@ def serve(config: ServeConfig) -> int:
         The exit status.
 
     Raises:
-        InputError: a checkpoint or key file that cannot be used, an address that others can reach
-            without keys, or packages that are not installed.
+        InputError: a checkpoint, key file or store that cannot be used, an address that others can
+            reach without keys, or packages that are not installed.
     """
     local = is_loopback(config.host)
     keys = None if config.keys is None else Keys.read(Path(config.keys))
@@ -36,7 +36,7 @@ def serve(config: ServeConfig) -> int:
         from skinmm.serve.cases import Book
         from skinmm.serve.desk import Desk
         from skinmm.serve.service import Service
-        from skinmm.store import Store
+        from skinmm.store import Store, StoreError, shown
     except ModuleNotFoundError as error:
         raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
     from skinmm.predict.job import checkpoints
@@ -49,7 +49,10 @@ def serve(config: ServeConfig) -> int:
     )
     desk = Desk(config.queue, config.timeout)
     store = Store.open(config.store) if config.store else None
-    book = Book(service, store, images=config.store_images)
+    try:
+        book = Book(service, store, images=config.store_images)
+    except StoreError as error:
+        raise InputError(f"store={shown(config.store or '')}: {error}") from error
     names = {"localhost", "127.0.0.1", "::1", config.host}
     hosts = names if keys is None else None
     app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch, book=book)

@@ -117,10 +117,11 @@ class Service:
         told = (case.image, case.record, case.frame)
         return row, Reasons.mean([each.explain(*told) for each in self._explainers])
 
-    def record_of(self, case: Case) -> dict[str, Any]:
-        """What is known of a case, as the models read it."""
+    def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
+        """Whose a case is, if that was said, and what is known of it, as the models read it."""
         columns = self.predictor.columns
-        return known_cells(record_row(columns, case.image, case.record), columns)
+        row = record_row(columns, case.image, case.record)
+        return row["patient_id"].iloc[0], known_cells(row, columns)
 
     def _answer(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         classes = self.predictor.classes

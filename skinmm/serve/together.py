@@ -52,7 +52,13 @@ class Together:
         if row is None:
             others = [each for each in self._waiting.copy() if each is not ticket]
             batch = [ticket, *others[: self._most - 1]]
-            rows = self._service.predict_cases([each.case for each in batch])
+            try:
+                rows = self._service.predict_cases([each.case for each in batch])
+            except Exception:
+                if len(batch) == 1:
+                    raise
+                batch = [ticket]  # whichever case it was, only its own request fails
+                rows = self._service.predict_cases([ticket.case])
             for each, said in zip(batch, rows, strict=True):
                 each.row = said
                 with suppress(ValueError):  # given up meanwhile

@@ -108,6 +108,27 @@ def test_who_waits_together_is_answered_as_if_alone(service: Service, pictures: 
             assert row["patient_id"] in ("", row["image_id"])  # nobody's but its own
 
 
+def test_a_case_that_breaks_the_table_fails_alone(
+    service: Service, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = service.predict_table
+
+    def fragile(rows: Any, files: Any) -> Any:
+        if any(row.get("age") == "13" for row in rows):
+            raise RuntimeError
+        return real(rows, files)
+
+    monkeypatch.setattr(service, "predict_table", fragile)
+    cases = [Case(jpeg_of(pictures), {**RECORD, "age": age}) for age in ("55", "13", "30")]
+    together = Together(service)
+    with ExitStack() as stack:
+        good, poisoned, other = [stack.enter_context(together.waiting(case)) for case in cases]
+        assert together.row(good)["error"] == ""
+        with pytest.raises(RuntimeError):
+            together.row(poisoned)
+        assert together.row(other)["error"] == ""
+
+
 def test_an_explanation_adds_up_to_the_prediction(at: TestClient, pictures: Path) -> None:
     _, plain = send(at, jpeg_of(pictures), **RECORD)
     status, said = send(at, jpeg_of(pictures), "/v1/explain", **RECORD)

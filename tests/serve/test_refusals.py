@@ -153,7 +153,13 @@ def test_keys_open_all_but_health(service: Service, tmp_path: Path) -> None:
 
 def test_a_key_file_that_holds_none(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
-    for text, reason in (("", "holds no key"), ("secret\n", "line 1 is no SHA-256 sum")):
+    for text, reason in (
+        ("", "holds no key"),
+        ("secret\n", "line 1 is no SHA-256 sum"),
+        (f"{KEY} ward\n{KEY[::-1][:-1]}6 ward\n", "line 2: the name 'ward' is taken"),
+        (f"{KEY} anyone\n", "'anyone' is taken"),
+        (f"{KEY} skinmm feedback\n", "'skinmm feedback' is taken"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=reason):
             Keys.read(file)

@@ -109,6 +109,21 @@ def test_a_batch_and_a_header_are_kept(opened: TestClient, pictures: Path) -> No
     assert opened.get(f"/v1/cases/{said['case']}").json()["patient"] == "D-1"
 
 
+def test_a_patient_is_who_was_named_and_nothing_else(opened: TestClient, pictures: Path) -> None:
+    table = "image,patient,lesion\nP7,P7,\nP7,\u0065\u0301 ,L1\nP7,,L1\nP7,=1+1,\n"
+    files = [("table", ("t.csv", table)), ("images", ("P7.jpg", jpeg_of(pictures)))]
+    rows = opened.post("/v1/predict/batch", files=files).json()["rows"]
+    cases = [opened.get(f"/v1/cases/{row['case']}").json() for row in rows]
+    assert [case["patient"] for case in cases] == ["P7", "\u00e9", None, "=1+1"]
+    kept = opened.get(f"/v1/cases/{rows[0]['case']}/image")
+    assert kept.content == jpeg_of(pictures)  # named without its suffix
+    exported = pd.read_csv(io.StringIO(opened.get("/v1/cases.csv").text))
+    assert exported["patient_id"][3] == "'=1+1"  # no formula
+    for name, row in (("P7 ", rows[0]), ("e\u0301", rows[1])):
+        deleted = opened.delete("/v1/cases", params={"patient_id": name}).json()["deleted"]
+        assert deleted == [row["case"]]
+
+
 @pytest.mark.parametrize("verb", ["UPDATE audit SET who = 'me'", "DELETE FROM audit"])
 def test_the_trail_cannot_be_rewritten_by_the_database_s_user(place: str, verb: str) -> None:
     store = Store.open(place)
@@ -116,6 +131,36 @@ def test_the_trail_cannot_be_rewritten_by_the_database_s_user(place: str, verb: 
     with pytest.raises(DBAPIError, match="append-only"):
         change(place, verb)
     assert [each["action"] for each in store.trail()] == ["predict"]
+    store.close()
+
+
+def test_replacing_a_line_of_the_trail_is_refused_in_older_stores_too(tmp_path: Path) -> None:
+    place = str(tmp_path / "cases.db")
+    Store.open(place).close()
+    change(place, "DROP TRIGGER audit_no_replace")
+    store = Store.open(place)
+    for _ in range(2):
+        store.keep("me", "m", [NewCase("p", {}, RESULT)])
+    with pytest.raises(DBAPIError, match="append-only"):
+        change(
+            place,
+            "INSERT OR REPLACE INTO audit (number, at, who, action, cases) "
+            "VALUES (1, '', 'other', '', '[]')",
+        )
+    assert [each["who"] for each in store.trail()] == ["me", "me"]
+    store.close()
+
+
+def test_servers_that_start_together_share_a_store(place: str) -> None:
+    def start(_: int) -> None:
+        store = Store.open(place)
+        store.register("m", {"classes": []})
+        store.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(start, range(8))] == [None] * 8
+    store = Store.open(place, create=False)
+    assert store.models() == {"m": {"classes": []}}
     store.close()
 
 
@@ -149,6 +194,9 @@ def test_what_was_forgotten_is_not_in_the_file(tmp_path: Path) -> None:
         ("mysql://localhost/x", "no such kind of store"),
         ("://", "no such kind of store"),
         ("postgresql://me:secret@localhost:1/x", "cannot be used"),
+        ("postgresql+psycopg2://me:secret@localhost:1/x", "needs psycopg2|cannot be used"),
+        ("postgresql+none://me:secret@localhost:1/x", "no such kind of store"),
+        ("postgresql://me:secret@localhost:port/x", "no such kind of store"),
         (__file__, "cannot be used"),
     ],
 )
@@ -156,6 +204,27 @@ def test_a_store_that_cannot_be_had(wish: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as refused:
         Store.open(wish)
     assert "secret" not in str(refused.value)
+
+
+def test_feedback_makes_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "other.db"
+    change(str(place), "CREATE TABLE models (name)")
+    before = place.read_bytes()
+    assert cli.main(["feedback", f"store={place}", f"output={tmp_path / 'out'}"]) == 2
+    assert "no case store" in capsys.readouterr().err
+    assert place.read_bytes() == before
+
+
+def test_a_store_that_does_not_answer_is_said_at_the_terminal(
+    tmp_path: Path, both: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "cases.db")
+    Store.open(place).close()
+    change(place, "ALTER TABLE models RENAME COLUMN card TO other")
+    for command in ("serve", "feedback"):
+        given = f"checkpoint={best(both)}"
+        assert cli.main([command, f"store={place}", given]) == 2
+        assert "the case store: OperationalError" in capsys.readouterr().err
 
 
 def test_without_a_store_nothing_is_said_of_cases(at: TestClient, pictures: Path) -> None:
