@@ -92,7 +92,10 @@ def test_a_bound_holds_itself_and_nothing_beyond(key: str, bound: float, step: i
 def test_a_choice_is_one_of_its_list(key: str) -> None:
     allowed = LEAVES[f"Config.{key}"].metadata["choices"]
     for choice in allowed:
-        check(changed(key, choice))
+        config = changed(key, choice)
+        if choice in ("segmentation", "val/dice"):  # these two go together
+            config.task, config.trainer.monitor = "segmentation", "val/dice"
+        check(config)
     with pytest.raises(InputError, match=f"^{key}=nonsense: choose from {', '.join(allowed)}"):
         check(changed(key, "nonsense"))
 
@@ -129,7 +132,7 @@ def test_a_wrong_type_is_named_by_its_key(key: str, value: Any) -> None:
         ("logger.nam", "did you mean logger.name or "),
         ("modle", "did you mean model?"),
         ("schedule.zzz", "there are schedule.name, "),
-        ("zzz", "there are data, model, "),
+        ("zzz", "there are task, data, model, "),
     ],
 )
 def test_an_unknown_key_gets_a_hint(key: str, hint: str) -> None:

@@ -24,6 +24,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow  # networks of full width
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs_an_epoch(name: str, tmp_path: Path) -> None:
     assert train(f"experiment={name}", *SMALL, f"hydra.run.dir={tmp_path}") == 0

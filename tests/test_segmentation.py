@@ -167,6 +167,8 @@ def test_a_pack_s_steps_are_those_of_prediction(
     assert cli.main(["pack", *source, *made, f"out={out}"]) == 0
     packed = ["data=packed", f"data.root={out}"]
     assert "needs a checkpoint of task=segmentation" in refused(capsys, run, *packed)
+    columns = "data.columns=[age,area_share]"
+    assert "before they were packed" in refused(capsys, run, *packed, made[1], columns)
     assert quick_train(run, *packed, made[1]) == 0
     card, _ = load_card(best(run))
     assert card.preprocess == ["mask_background"]

@@ -295,7 +295,7 @@ def _preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | No
 
     Raises:
         InputError: steps that cannot be taken, a checkpoint that draws no masks or is not the
-            pack's, or one that nothing asks for.
+            pack's, or one that nothing asks for; measurements of a pack's changed pictures.
     """
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     packed = data.name == "packed"
@@ -306,6 +306,12 @@ def _preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | No
         raise InputError(
             f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
             f"whose SHA-256 is {digest}"
+        )
+    if done and {*data.columns} & {*MEASUREMENTS}:
+        raise InputError(
+            f"data.root={data.root}: its pictures went through {', '.join(done)} before they were "
+            f"packed, prediction would measure them as they came: leave the measurements out of "
+            "data.columns, or the steps out of the pack"
         )
     if finder and not {*steps} & {*MASKED} and not {*data.columns} & {*MEASUREMENTS}:
         raise InputError(

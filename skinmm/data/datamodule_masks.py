@@ -35,6 +35,11 @@ class MaskData(LesionData):
         if config.augment.name == "randaugment":
             raise InputError("augment=randaugment cannot augment masks; use standard or strong")
         super().__init__(config, frozenset({"image"}))
+        if self.steps != (*config.data.preprocess,):
+            raise InputError(
+                f"data.root={config.data.root}: task=segmentation takes pictures as they came, and "
+                f"this pack's went through {', '.join(self.steps)}"
+            )
 
     def _read(self, config: Config) -> pd.DataFrame:
         table = load_cohort(config.data, labelled=False)

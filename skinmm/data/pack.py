@@ -80,6 +80,11 @@ class PackSettings:
     def __post_init__(self) -> None:
         """Refuse what no pack can be made with."""
         check_steps(self.steps, finds=self.segmenter is not None)
+        if "crop_lesion" in self.steps:
+            raise InputError(
+                "crop_lesion cuts a square of what a network sees, so it is taken in training: "
+                "leave it out of the pack's data.preprocess"
+            )
         limits = {"size": (16, 8192), "quality": (1, 100), "shard_images": (1, 1_000_000)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

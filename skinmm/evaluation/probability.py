@@ -1,7 +1,7 @@
 """How far probabilities can be taken at their word, for many weightings of the rows at once."""
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
 from skinmm.evaluation.ranking import Cumulated
@@ -114,9 +114,21 @@ def calibration_line(
             a, b = a + step_a * shrink, b + step_b * shrink
             if not (step > _CONVERGED).any():
                 break
-    defined = (step < 1e3 * _CONVERGED) & (hits > 0) & (hits < total) & (not free or np.ptp(x) > 0)
+    defined = (step < 1e3 * _CONVERGED) & (hits > 0) & (hits < total)
+    if free:
+        defined &= ~_separated(positives > 0, rows > positives)
     slope = b / scale
     return np.where(defined, a - slope * centre, np.nan), np.where(defined, slope, np.nan)
+
+
+def _separated(
+    malignant: Bool[np.ndarray, "b l"], benign: Bool[np.ndarray, "b l"]
+) -> Bool[np.ndarray, " b"]:
+    """Whether a value of x parts the classes, both of which may lie on it."""
+    last = malignant.shape[1] - 1
+    lowest = [held.argmax(axis=1) for held in (malignant, benign)]
+    highest = [last - held[:, ::-1].argmax(axis=1) for held in (malignant, benign)]
+    return (lowest[0] >= highest[1]) | (highest[0] <= lowest[1])
 
 
 def _newton_step(

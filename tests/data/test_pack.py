@@ -8,7 +8,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,10 @@ def test_steps_are_taken_before_pictures_are_made_small(
         assert np.abs(pixels.astype(float) - expected).mean() < 3
     with pytest.raises(PackError, match="pack of other rows or settings"):
         pack(cohort.iloc[:2], tmp_path, read, PackSettings(size=96), workers=1)
-    with pytest.raises(InputError, match="'crop_lesion' needs a checkpoint"):
-        PackSettings(steps=("crop_lesion",))
+    with pytest.raises(InputError, match="'mask_background' needs a checkpoint"):
+        PackSettings(steps=("mask_background",))
+    with pytest.raises(InputError, match="crop_lesion cuts a square of what a network sees"):
+        PackSettings(steps=("crop_lesion",), segmenter="drawing.ckpt")
 
 
 def test_a_jpeg_that_needs_no_change_keeps_its_bytes(cohort: pd.DataFrame, folder: Path) -> None:
@@ -166,7 +167,7 @@ def test_another_pack_is_replaced_only_when_told(cohort: pd.DataFrame, tmp_path:
         ["cohort.csv", "manifest.json", "shard-00000-of-00001.tfrec",
          "shard-00000-of-00001.tfrec.names.json", "shard-00000-of-00001.tfrec.tfindex"]
     )  # fmt: skip
-    assert manifest.settings == asdict(other)
+    assert manifest.settings == other.to_mapping()
 
 
 SCRIPT = """
