@@ -1,6 +1,8 @@
 """The composition root: a configuration becomes a run folder."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from skinmm.report import write_report
 from skinmm.training_context import first_stage, second_stage
 from skinmm.training_fold import Fold
 from skinmm.training_masks import MaskFold
+
+Begin = Callable[[Path, Config], None]
+"""Makes a run's folder, once everything that can be refused has been."""
 
 
 def fit(config: Config, run: Path) -> dict[str, Any]:
@@ -60,11 +65,11 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
             torch.distributed.destroy_process_group()
 
 
-def _fit(config: Config, run: Path) -> dict[str, Any]:
+def _fit(config: Config, run: Path, begin: Begin | None = None) -> dict[str, Any]:
     if config.data.fold == "all":
-        return _fit_all(config, run)
+        return _fit_all(config, run, begin or _open)
     fold = (MaskFold if config.task == "segmentation" else Fold).assemble(config, run)
-    _open(run, config)
+    (begin or _open)(run, config)
     return fold.run_through()
 
 
@@ -72,15 +77,7 @@ def _fit_stages(config: Config, run: Path) -> dict[str, Any]:
     """The plain model, a whole run in a folder of its own, unless it is there; then its context."""
     plain = first_stage(config, run)
     if plain is not None:
-        if _leads():
-            if not config.resume:
-                one = 0 if plain.data.fold == "all" else plain.data.fold
-                # What it would refuse is refused before anything is removed.
-                Fold.assemble(replace(plain, data=replace(plain.data, fold=one)), run)
-                runs.clear(run)
-            write_config(run / "config.yaml", config)
-            print(f"first stage, each lesion alone: {run / runs.PLAIN}", flush=True)  # noqa: T201
-        _fit(plain, run / runs.PLAIN)
+        _fit(plain, run / runs.PLAIN, partial(_open_stages, config, run))
     return _fit(second_stage(config, run), run)
 
 
@@ -125,7 +122,17 @@ def _open(run: Path, config: Config) -> None:
         launch.meet(run, config.trainer.timeout)
 
 
-def _fit_all(config: Config, run: Path) -> dict[str, Any]:
+def _open_stages(whole: Config, run: Path, folder: Path, plain: Config) -> None:
+    """Makes the run's folder before that of its first stage."""
+    if _leads():
+        if not whole.resume:
+            runs.clear(run)
+        write_config(run / "config.yaml", whole)
+        print(f"first stage, each lesion alone: {folder}", flush=True)  # noqa: T201
+    _open(folder, plain)
+
+
+def _fit_all(config: Config, run: Path, begin: Begin) -> dict[str, Any]:
     """Every fold in a folder of its own; those that a resumed run has finished are not repeated."""
     opened = False
     for number in range(config.data.folds):
@@ -139,7 +146,7 @@ def _fit_all(config: Config, run: Path) -> dict[str, Any]:
                 "choose one data.fold"
             )
         if not opened:
-            _open(run, config)
+            begin(run, config)
             opened = True
         if _leads():
             print(f"fold {number} of {config.data.folds}", flush=True)  # noqa: T201

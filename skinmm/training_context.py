@@ -27,10 +27,10 @@ def first_stage(config: Config, run: Path) -> Config | None:
 
 def second_stage(config: Config, run: Path) -> Config:
     """The configuration over a plain run: no image is looked at again, so none is changed."""
-    base = config.fusion.args.get("base") or str(run / runs.PLAIN)
-    if Path(base).resolve() != (run / runs.PLAIN).resolve() and Path(base).resolve().is_relative_to(
-        run.resolve()
-    ):
+    own = run / runs.PLAIN
+    base = config.fusion.args.get("base") or str(own)
+    place = Path(base).resolve()
+    if place != own.resolve() and place.is_relative_to(run.resolve()):
         raise InputError(
             f"fusion.args.base={base} lies in the run's own folder; choose another hydra.run.dir"
         )
