@@ -7,9 +7,11 @@ clears its pages, which takes longer than filling them. These slots are cleared 
 import itertools
 import multiprocessing
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 
 _SLOTS: Final = 3  # of a process: two batches wait (prefetch_factor) while the next is filled
-_SLOT: Final = "slot"
+
+
+class _Filled(NamedTuple):
+    """What a process says of a batch whose images lie in a slot; nothing of it is shared anew."""
+
+    small: dict[str, Shaped[np.ndarray, "rows ..."]]
+    worker: int
+    slot: int
+    rows: int
+    images: Tensor | None  # the whole slot, until the reader has it
 
 
 class _Filling(Dataset[Any]):
@@ -34,6 +45,8 @@ class _Filling(Dataset[Any]):
         self.free: list[list[Semaphore]] = [
             [multiprocessing.Semaphore(1) for _ in range(_SLOTS)] for _ in range(workers)
         ]
+        # Slots that the reader has; one that came with a batch that nobody took comes again.
+        self.known = torch.zeros(workers, _SLOTS, dtype=torch.int64).share_memory_()
         self._slots: dict[int, Tensor] = {}  # of this process
 
     def __len__(self) -> int:
@@ -42,20 +55,21 @@ class _Filling(Dataset[Any]):
     def __getitem__(self, key: Any) -> Any:
         return self.dataset[key]
 
-    def __getitems__(self, keys: list[Any]) -> Batch | list[Any]:
+    def __getitems__(self, keys: list[Any]) -> "_Filled | list[Any]":
         first = self.dataset[keys[0]]
         place = self._free_place() if "image" in first else None
         if place is None:
             return [first, *(self.dataset[key] for key in keys[1:])]
         worker, slot = place
-        images = self._slot(slot, len(keys), first["image"])
+        images = self._slot(worker, slot, len(keys), first["image"])
         samples = []
         for row, key in enumerate(keys):
             sample = self.dataset[key] if row else first
             images[row] = sample.pop("image")
             samples.append(sample)
-        batch: Batch = default_collate(samples)
-        return {**batch, "image": images, _SLOT: torch.tensor([worker, slot])}
+        small = {name: value.numpy() for name, value in default_collate(samples).items()}
+        known = bool(self.known[worker, slot])
+        return _Filled(small, worker, slot, len(keys), None if known else images)
 
     def _free_place(self) -> tuple[int, int] | None:
         worker = get_worker_info()
@@ -65,12 +79,13 @@ class _Filling(Dataset[Any]):
         slot = next(free, None)
         return None if slot is None else (worker.id, slot)
 
-    def _slot(self, place: int, rows: int, image: Tensor) -> Tensor:
+    def _slot(self, worker: int, place: int, rows: int, image: Tensor) -> Tensor:
         slot = self._slots.get(place)
         if slot is None or len(slot) < rows or slot[0].shape != image.shape:
             slot = self._slots[place] = torch.empty(rows, *image.shape, dtype=image.dtype)
             slot.share_memory_()  # type: ignore[no-untyped-call]
-        return slot[:rows]
+            self.known[worker, place] = 0
+        return slot
 
 
 class SlotLoader(DataLoader[Any]):
@@ -102,16 +117,19 @@ class SlotLoader(DataLoader[Any]):
         for batch in super().__iter__():
             yield self._own(batch)
 
-    def _own(self, batch: Batch) -> Batch:
-        place = batch.pop(_SLOT, None)
-        if place is not None:
-            worker, slot = place.tolist()
-            shared = self._held[worker, slot] = batch["image"]
-            batch["image"] = torch.empty_like(shared, pin_memory=self._pin).copy_(shared)
-            self._filling.free[worker][slot].release()
+    def _own(self, batch: Batch | _Filled) -> Batch:
+        if isinstance(batch, _Filled):
+            place = batch.worker, batch.slot
+            if batch.images is not None:
+                self._held[place] = batch.images
+                self._filling.known[place] = 1
+            shared = self._held[place][: batch.rows]
+            image = torch.empty_like(shared, pin_memory=self._pin).copy_(shared)
+            self._filling.free[batch.worker][batch.slot].release()
+            batch = {"image": image, **{k: torch.from_numpy(v) for k, v in batch.small.items()}}
         return {name: value.pin_memory() for name, value in batch.items()} if self._pin else batch
 
 
-def collated(fetched: Batch | list[Any]) -> Batch:
+def collated(fetched: _Filled | list[Any]) -> Batch | _Filled:
     """A batch of samples, if it is none yet."""
-    return fetched if isinstance(fetched, dict) else default_collate(fetched)
+    return fetched if isinstance(fetched, _Filled) else default_collate(fetched)
