@@ -1,13 +1,12 @@
 """Why a probability is what it is: where in the image, and what each input added."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import comb, isqrt
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def contributions(
     network: Network,
     encoder: RecordEncoder,
     malignancy: Malignancy,
-    row: pd.DataFrame,
+    row: Mapping[str, Any],
     image: UInt8[Tensor, "1 3 h w"] | None,
     *,
     views: int = 1,
@@ -75,20 +74,20 @@ def contributions(
         network: in evaluation mode.
         encoder: of its records.
         malignancy: what is explained, from the network's own probabilities.
-        row: one canonical record.
+        row: one canonical record, a cell by column.
         image: square uint8 RGB, where the network looks at images.
         views: as in prediction.
         shown: whether the image is one at all.
     """
-    columns = [name for name in encoder.columns if not is_missing(row[name].iloc[0])]
+    columns = [name for name in encoder.columns if not is_missing(row[name])]
     columns = columns if network.record is not None else []
     groups = [[name] for name in columns] if len(columns) <= MOST_COLUMNS else [columns]
     names = columns if len(columns) <= MOST_COLUMNS else [RECORD]
     subsets = _subsets(len(groups))
     records = None
     if network.record is not None:
-        table = _blanked(row, groups, subsets)
-        records = torch.from_numpy(encoder.transform(table)).to(network.device)
+        cells = _blanked({name: row[name] for name in encoder.columns}, groups, subsets)
+        records = torch.from_numpy(encoder.transform(cells)).to(network.device)
     looks = [(image, shown)]
     if image is not None and shown:
         learned = network.absent is not None
@@ -208,14 +207,16 @@ def _subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
 
 
 def _blanked(
-    row: pd.DataFrame, groups: Sequence[Sequence[str]], subsets: Bool[np.ndarray, "subsets inputs"]
-) -> pd.DataFrame:
+    row: Mapping[str, Any],
+    groups: Sequence[Sequence[str]],
+    subsets: Bool[np.ndarray, "subsets inputs"],
+) -> dict[str, np.ndarray]:
     """The record once for each subset of the groups of columns, the others missing."""
-    table = row.loc[row.index.repeat(len(subsets))].reset_index(drop=True)
+    cells = {name: np.full(len(subsets), cell, object) for name, cell in row.items()}
     for group, there in zip(groups, subsets.T, strict=True):
         for name in group:
-            table[name] = table[name].where(there)
-    return table
+            cells[name][~there] = None
+    return cells
 
 
 def _plain(image: UInt8[Tensor, "1 3 h w"]) -> UInt8[Tensor, "1 3 h w"]:

@@ -52,7 +52,7 @@ def record() -> Tensor:
 
 def of(model: Network, row: pd.DataFrame = ROW, **how: Any) -> Contributions:
     image = lesion() if model.image is not None else None
-    return contributions(model, ENCODER, last_two, row, image, **how)
+    return contributions(model, ENCODER, last_two, dict(row.iloc[0]), image, **how)
 
 
 def malignancy(model: Network, row: pd.DataFrame, image: Tensor | None, **how: Any) -> float:
@@ -118,7 +118,7 @@ def test_a_long_record_is_one_input() -> None:
     encoder = RecordEncoder.fit(training, names)
     torch.manual_seed(0)
     model = build_network(micro_config("tabular_only"), [2] * 12, 2, pretrained=False).eval()
-    found = contributions(model, encoder, last_two, training[:1], None)
+    found = contributions(model, encoder, last_two, dict(training.iloc[0]), None)
     assert found.added.keys() == {"record"}
 
 

@@ -25,7 +25,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     # NumPy and pandas only.
     "data.__init__": (),
     "data.vocabulary": (),
-    "data.record": (),
+    "data.record": ("data.vocabulary",),
     "data.decode": ("data.vocabulary",),  # a DICOM header knows the patient's age, sex and site
     "data.tfrecord": (),
     "data.splits": (),
@@ -136,7 +136,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "segmentation",  # finds the lesion, for the steps that need it
     ),
     "export": ("evaluation", "predict"),  # the calibration becomes part of the graph
-    "spark": ("evaluation", "predict"),
+    "spark": ("data.pack", "data.pack_manifest", "data.source", "evaluation", "predict"),
     "dicom_result": (
         "data.source",
         "data.vocabulary",

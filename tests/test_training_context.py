@@ -108,7 +108,7 @@ def test_a_lesion_without_others_is_judged_as_by_the_plain_model(
 
 def test_an_ensemble_averages_what_either_says(both_stages: tuple[Predictor, Predictor]) -> None:
     together, _ = both_stages
-    members = Predictor([*together._members, *both_stages[1]._members])
+    members = Predictor([*together.panel.members, *both_stages[1].panel.members])
     rows = pd.DataFrame({"patient_id": ["P", "P"], "look": [0.0, 12.0], "image": ["a", "b"]})
     pair, one = members.predict(rows), members.predict(rows[:1])
     assert differ(pair[:1], one) > 1e-3

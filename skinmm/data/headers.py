@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from skinmm.data.decode import File, dicom_record
 from skinmm.data.source import split_frame
-from skinmm.data.vocabulary import CONVERTERS
+from skinmm.data.vocabulary import CONVERTERS, Table
 from skinmm.errors import InputError
 
 COLUMNS: Final = ("age", "sex", "site", "patient_id")
@@ -26,7 +27,7 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: a file that cannot be read, by the image's name.
     """
-    wanted = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & lacking(table)
+    wanted = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & lacking(table, COLUMNS)
     if not wanted.any():
         return table
     records: list[Mapping[str, Any]] = [{}] * len(table)
@@ -37,12 +38,17 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
                 records[row] = header_record(path, file)
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
-    return completed(table, records)
+    filled = completed(table, records)
+    kinds = {name: float if name == "age" else object for name in filled}
+    return table.assign(
+        **{name: pd.Series(filled[name], table.index, kind) for name, kind in kinds.items()}
+    )
 
 
-def lacking(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows have an empty cell that a header may fill."""
-    return table[[name for name in COLUMNS if name in table]].isna().any(axis=1)
+def lacking(table: Table, names: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Which rows have an empty cell in any of some columns, of those that the table has."""
+    empty = [pd.isna(np.asarray(table[name])) for name in names if name in table]
+    return np.logical_or.reduce(empty) if empty else np.zeros(0, np.bool_)
 
 
 def may_be_dicom(path: str) -> bool:
@@ -69,9 +75,9 @@ def header_record(path: str, file: File) -> dict[str, Any]:
 
 
 def completed(
-    table: pd.DataFrame, records: Sequence[Mapping[str, Any]], further: Sequence[str] = ()
-) -> pd.DataFrame:
-    """The table with its empty cells filled from a header record for each row.
+    table: Table, records: Sequence[Mapping[str, Any]], further: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Columns whose empty cells are filled from a header record for each row.
 
     Args:
         table: canonical rows with any of `COLUMNS`; others are not added.
@@ -81,7 +87,7 @@ def completed(
     filled = {}
     for name in (*COLUMNS, *further):
         if name in table:
+            cells = np.asarray(table[name], object)
             found = np.array([record.get(name) for record in records], object)
-            cells = np.where(table[name].notna(), table[name].to_numpy(object), found)
-            filled[name] = pd.Series(cells, table.index, dtype=float if name == "age" else object)
-    return table.assign(**filled)
+            filled[name] = np.where(pd.isna(cells), found, cells)
+    return filled

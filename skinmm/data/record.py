@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from skinmm.data.vocabulary import Table, rows_of
 from skinmm.errors import InputError
 
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
@@ -81,11 +82,19 @@ class RecordEncoder:
 
     A numeric column gives its standardised value (0 where missing) and a missing flag. A
     categorical one gives a one-hot over training values, and one slot for missing or unseen.
+
+    Attributes:
+        layout: the slice of the vector that each column fills.
     """
 
     def __init__(self, columns: Sequence[_Column]) -> None:
         """Takes fitted columns; `fit` and `from_state` are the ways in."""
         self._columns = tuple(columns)
+        stops = np.cumsum([column.width for column in columns]).tolist()
+        self.layout = tuple(
+            ColumnLayout(column.name, column.kind, stop - column.width, stop)
+            for column, stop in zip(columns, stops, strict=True)
+        )
 
     @classmethod
     def fit(cls, table: pd.DataFrame, columns: Sequence[str]) -> "RecordEncoder":
@@ -114,30 +123,21 @@ class RecordEncoder:
     @property
     def blank(self) -> Float32[np.ndarray, " dim"]:
         """The encoded record of a patient of whom nothing is known."""
-        nothing = pd.DataFrame({name: [None] for name in self.columns}, dtype=object)
-        return self.transform(nothing)[0]
+        return self.transform({name: np.array([None]) for name in ("", *self.columns)})[0]
 
-    @property
-    def layout(self) -> tuple[ColumnLayout, ...]:
-        """The slice of the vector that each column fills."""
-        stops = np.cumsum([column.width for column in self._columns]).tolist()
-        return tuple(
-            ColumnLayout(column.name, column.kind, stop - column.width, stop)
-            for column, stop in zip(self._columns, stops, strict=True)
-        )
-
-    def transform(self, table: pd.DataFrame) -> Float32[np.ndarray, "n dim"]:
+    def transform(self, table: Table) -> Float32[np.ndarray, "n dim"]:
         """Encodes rows; a value that cannot be used counts as missing.
 
         Raises:
             InputError: the table lacks a column.
         """
-        encoded = np.zeros((len(table), self.dim), np.float32)
+        encoded = np.zeros((rows_of(table), self.dim), np.float32)
         for column, place in zip(self._columns, self.layout, strict=True):
-            if column.name not in table.columns:
+            if column.name not in table:
                 raise InputError(f"the table has no column '{column.name}', which the model needs")
             fill = _fill_numeric if column.kind == "numeric" else _fill_categorical
-            fill(encoded[:, place.start : place.stop], column, table[column.name])
+            cells = np.asarray(table[column.name], object)
+            fill(encoded[:, place.start : place.stop], column, cells)
         return encoded
 
     def to_state(self) -> dict[str, Any]:
@@ -153,25 +153,25 @@ class RecordEncoder:
 def _fit_column(column: "pd.Series[Any]") -> _Column:
     name = str(column.name)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        numbers = _numbers(column)
+        numbers = _numbers(np.asarray(column, object))
         numbers = numbers[np.isfinite(numbers)]
         mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
         return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
     return _Column(name, "categorical", values=tuple(sorted(column.dropna().astype(str).unique())))
 
 
-def _numbers(column: "pd.Series[Any]") -> np.ndarray:
-    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+def _numbers(cells: np.ndarray) -> np.ndarray:
+    return np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
 
 
-def _fill_numeric(out: np.ndarray, column: _Column, cells: "pd.Series[Any]") -> None:
+def _fill_numeric(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
     numbers = _numbers(cells)
     known = np.isfinite(numbers)
     out[known, 0] = (numbers[known] - column.mean) / column.scale
     out[~known, 1] = 1
 
 
-def _fill_categorical(out: np.ndarray, column: _Column, cells: "pd.Series[Any]") -> None:
-    slots = {value: index for index, value in enumerate(column.values)}
-    texts = cells.astype(object).where(cells.notna(), None).map(lambda v: slots.get(str(v), -1))
-    out[np.arange(len(out)), texts.to_numpy(np.int64)] = 1
+def _fill_categorical(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
+    slots: dict[str | None, int] = {value: index for index, value in enumerate(column.values)}
+    texts = (None if lost else str(cell) for cell, lost in zip(cells, pd.isna(cells), strict=True))
+    out[np.arange(len(out)), [slots.get(text, -1) for text in texts]] = 1

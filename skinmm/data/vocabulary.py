@@ -2,10 +2,21 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+
+Columns = Mapping[str, np.ndarray]
+"""A table column by column: for a few rows, what pandas costs a table would be most of the work."""
+Table = pd.DataFrame | Columns
+
+
+def rows_of(table: Table) -> int:
+    """How many rows a table has."""
+    return len(table) if isinstance(table, pd.DataFrame) else len(next(iter(table.values())))
+
 
 SEXES: Final = ("female", "male")
 SITES: Final = (
@@ -135,34 +146,36 @@ def by_value(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Se
     return column.map({value: function(value) for value in column.dropna().unique()})
 
 
-def canonicalise(column: "pd.Series[Any]", name: str) -> "tuple[pd.Series[Any], pd.Series[Any]]":
+def canonicalise(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Turns a column into vocabulary.
 
     Args:
-        column: cells as read from any table.
+        cells: as read from any table.
         name: `age`, `sex` or `site`.
 
     Returns:
-        The canonical column (age float64, else text), and a mask of the cells that held something
-        which is not in the vocabulary and became missing.
+        The canonical column (age float64, else text or None), and a mask of the cells that held
+        something which is not in the vocabulary and became missing.
     """
-    convert = CONVERTERS[name]
-    known = {value: convert(value) for value in column.dropna().unique()}
-    refused = [value for value, word in known.items() if word is None and not is_missing(value)]
-    canonical = column.map(known).astype("float64" if name == "age" else object)
-    if name != "age":
-        canonical = canonical.where(canonical.notna(), None)
-    return canonical, column.isin(refused)
+    convert, held = CONVERTERS[name], list(cells)
+    known = {cell: convert(cell) for cell in dict.fromkeys(held)}
+    refused = {cell for cell, word in known.items() if word is None and not is_missing(cell)}
+    canonical = np.array([known[cell] for cell in held], np.float64 if name == "age" else object)
+    return canonical, np.array([cell in refused for cell in held], np.bool_)
+
+
+def renamed(names: Iterable[Any]) -> dict[Any, str]:
+    """Public column names and their canonical ones; those that stay as they are, are not there."""
+    there, found = {*names}, {}
+    for canonical, public in COLUMN_NAMES.items():
+        if name := next((name for name in public if name in there), None):
+            found[name] = canonical
+    return found
 
 
 def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Gives public column names their canonical name; other columns stay as they are."""
-    renames = {}
-    for canonical, names in COLUMN_NAMES.items():
-        found = next((name for name in names if name in table.columns), None)
-        if found:
-            renames[found] = canonical
-    return table.rename(columns=renames)
+    return table.rename(columns=renamed(table.columns))
 
 
 def canonical_name(value: Any) -> Any:

@@ -119,10 +119,36 @@ class ImageFolder:
         }
 
 
+class HeldImages:
+    """Images in memory, found as `ImageFolder` finds files."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Takes them by their plain names."""
+        self._files, self._names = files, Names(files)
+
+    def find(self, cell: str) -> str | None:
+        """What `read` takes, or None."""
+        name, mark, frame = cell.partition(FRAME)
+        found = self._names.find(name)
+        return f"{found}{mark}{frame}" if found else None
+
+    def read(self, path: str) -> Source:
+        """The bytes behind what `find` gave.
+
+        Raises:
+            InputError: a frame that is no number.
+        """
+        name, frame = split_frame(path)
+        return Source(self._files[name], frame)
+
+
+Images = ImageFolder | HeldImages
+
+
 def look(
     name: str,
     wanted: bool,
-    folder: ImageFolder | None,
+    folder: Images | None,
     views: Collection[View],
     *,
     needs_image: bool,

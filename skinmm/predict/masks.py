@@ -47,7 +47,7 @@ def write_masks(config: PredictConfig, checkpoint: Path, images: ImageFolder, wo
     done = failed = 0
     with ThreadPoolExecutor(max(workers, 1)) as pool, tqdm(unit=" masks", disable=None) as bar:
         for table in read_patients(config.input, ROWS):
-            names = canonical_patients(table, [], needs_image=True).table["image_id"]
+            names = canonical_patients(table, [], needs_image=True).cells["image_id"]
             for error in pool.map(draw, names):
                 if error:
                     print(error, file=sys.stderr)  # noqa: T201

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 from scipy.special import softmax
@@ -19,6 +18,7 @@ from skinmm.data.dataset import View
 from skinmm.data.dataset_context import order_keys
 from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
+from skinmm.data.vocabulary import Columns
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.lesion import MEASUREMENTS
@@ -151,20 +151,20 @@ class Member:
 
     def look(
         self,
-        table: pd.DataFrame,
+        rows: Columns,
         images: UInt8[np.ndarray, "b size size 3"] | None,
         shown: Bool[np.ndarray, " b"],
     ) -> Float64[np.ndarray, "b width"]:
         """Looks at a batch in one pass: log-probabilities, unfamiliarity, projected features.
 
         Args:
-            table: canonical rows.
+            rows: canonical.
             images: their RGB pictures, if the network looks at them.
             shown: which of them are pictures at all.
         """
-        record = self.encoder.transform(table) if "record" in self.inputs else None
+        record = self.encoder.transform(rows) if "record" in self.inputs else None
         outcome, features = self.backend(images, record, shown)
-        ood = self.familiarity.score(features) if self.familiarity else np.zeros(len(table))
+        ood = self.familiarity.score(features) if self.familiarity else np.zeros(len(shown))
         if "image" in self.inputs:
             ood[~shown] = np.nan  # validation rows had images: there is nothing to compare with
         seen = [outcome.astype(np.float64), ood[:, None]]
@@ -173,10 +173,10 @@ class Member:
                 seen.append(self.context.project(torch.from_numpy(features).double()).numpy())
         return np.hstack(seen)
 
-    def keys(self, table: pd.DataFrame) -> Int64[np.ndarray, " b"]:
+    def keys(self, rows: Columns) -> Int64[np.ndarray, " b"]:
         """In which order rows of a patient are compared with, where there are too many."""
-        record = self.encoder.transform(table) if "record" in self.inputs else None
-        return order_keys(table["image_id"].tolist(), record)
+        record = self.encoder.transform(rows) if "record" in self.inputs else None
+        return order_keys(rows["image_id"].tolist(), record)
 
     def judge(
         self,

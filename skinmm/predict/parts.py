@@ -14,18 +14,24 @@ from skinmm.predict.reader import Patients
 
 
 class Predicted(NamedTuple):
-    """A table's predictions, and how many cells, by column, held no known value."""
+    """A table's predictions by column, and how many cells of the input's held no known value."""
 
-    table: pd.DataFrame
+    columns: dict[str, np.ndarray]
     unknown: Counter[str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The predictions as a table."""
+        return pd.DataFrame(self.columns)
 
 
 class Part:
     """A table that is being predicted.
 
     Attributes:
-        table: as it was given.
         patients: its canonical rows.
+        cells: of these, by column.
+        size: how many there are.
         start: the place of its first row among those of a job.
         seen: of each row what the members saw, side by side; NaN until they looked.
         keys: which rows of a patient come first, where not all can be compared.
@@ -33,17 +39,19 @@ class Part:
         missing: what it lacks.
     """
 
-    def __init__(self, table: pd.DataFrame, patients: Patients, width: int, start: int = 0) -> None:
-        """Takes a table, its canonical rows, the width of `seen` and the place in the job."""
-        self.table, self.patients, self.start = table, patients, start
-        self.seen = np.full((len(table), width), np.nan)
-        self.keys = np.zeros(len(table), np.int64)
-        self.errors, self.missing = np.full((2, len(table)), "", dtype=object)
+    def __init__(self, patients: Patients, width: int, start: int = 0) -> None:
+        """Takes a table's canonical rows, the width of `seen` and the place in the job."""
+        self.patients, self.cells, self.start = patients, patients.cells, start
+        self.size = len(self.cells["image_id"])
+        self.seen = np.full((self.size, width), np.nan)
+        self.keys = np.zeros(self.size, np.int64)
+        self.errors, self.missing = np.full((2, self.size), "", dtype=object)
 
     @cached_property
     def named(self) -> list[str | None]:
         """Whose each row is, once it was looked at; None where it failed, or is nobody's."""
-        names = named_patients(self.patients.table)
+        columns = ("patient_id", "lesion_id", "image_id")
+        names = named_patients(pd.DataFrame({name: self.cells[name] for name in columns}))
         return [None if error else name for name, error in zip(names, self.errors, strict=True)]
 
 

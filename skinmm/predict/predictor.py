@@ -1,47 +1,43 @@
 """Checkpoints in, calibrated probabilities out: the one predictor behind every way to predict."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64, Shaped
+from jaxtyping import Float64, Shaped
 
-from skinmm.data.headers import completed, lacking
-from skinmm.data.vocabulary import is_missing
+from skinmm.data.vocabulary import Table
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import set_names
 from skinmm.evaluation.thresholds import mean_threshold
 from skinmm.evaluation.uncertainty import decide
-from skinmm.predict.images import ImageFolder, Pictures, Seen, look
+from skinmm.predict.images import Images
+from skinmm.predict.looking import looked, part_of
 from skinmm.predict.member import Member
-from skinmm.predict.parts import Batch, Part, Predicted
-from skinmm.predict.reader import canonical_patients
+from skinmm.predict.panel import Panel, Verdicts
+from skinmm.predict.parts import Part, Predicted
 from skinmm.predict.spool import Spool
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most
 twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
 
-AHEAD: Final = 3
-"""Batches whose images are read before the networks are asked."""
-
 
 class Predictor:
     """One or several checkpoints that share classes; several are calibrated singly, then averaged.
 
     Attributes:
+        panel: the members.
         classes: names, in the order of the probabilities.
         positive: the classes that count as malignant.
         threshold: of the decision; the mean of the members' on the logit scale.
         inputs: what any member looks at, of {image, record}.
         columns: record columns that any member uses.
+        needs_image: whether a row without an image cannot be predicted.
         backend: what runs the networks, torch or onnx, or both.
         identity: SHA-256 of every checkpoint, in order.
         referral: decide `refer` where the prediction set does not name the side that the threshold
@@ -59,37 +55,16 @@ class Predictor:
         Raises:
             InputError: no member, or they have other classes or other positive classes.
         """
-        if not members:
-            raise InputError("no checkpoint given")
-        first = members[0].card
-        for member in members[1:]:
-            if (member.card.classes, member.card.positive) != (first.classes, first.positive):
-                raise InputError(
-                    f"the checkpoints do not predict the same: {', '.join(first.classes)} "
-                    f"(malignant: {', '.join(first.positive)}) against "
-                    f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
-                )
-        self._members = members
+        self.panel = Panel(members)
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
         self.identity = [member.digest for member in members]
-        self.others = max(member.context.others if member.context else 0 for member in members)
-        self._ends = np.cumsum([member.width for member in members])
-        self._needs_image = any(member.needs_image for member in members)
-        self._views = {member.view for member in members if member.view is not None}
-        finders = {member.finder for member in members if member.measured}
-        if len(finders) > 1:
-            raise InputError(
-                "the checkpoints measure lesions with different segmenters: predict with each alone"
-            )
-        self._finder = next(iter(finders), None)
-        self._measured = sorted({name for member in members for name in member.measured})
-        self.classes = list(first.classes)
-        self._names = [f"p_{name}" for name in self.classes]
-        self.positive = list(first.positive)
+        self.others, self.columns = self.panel.others, self.panel.columns
+        self.inputs, self.needs_image = self.panel.inputs, self.panel.needs_image
+        card = members[0].card
+        self.classes, self.positive = list(card.classes), list(card.positive)
+        self._malignant = np.isin(self.classes, self.positive)
         self.threshold = mean_threshold([member.threshold for member in members]).value
-        self.inputs = frozenset[str]().union(*(member.inputs for member in members))
-        self.columns = sorted({name for member in members for name in member.encoder.columns})
 
     @classmethod
     def from_checkpoints(
@@ -120,7 +95,7 @@ class Predictor:
     def predict(
         self,
         table: pd.DataFrame,
-        images: str | Path | ImageFolder | None = None,
+        images: str | Path | Images | None = None,
         *,
         probabilities: str = "calibrated",
         threshold: float | None = None,
@@ -139,7 +114,7 @@ class Predictor:
             threshold: of the decision, on these probabilities; None: the checkpoints', on the
                 calibrated ones.
             batch_size: rows per forward pass.
-            workers: threads that decode.
+            workers: threads that decode; 0: the caller's own.
             unknown: counts, by column, the cells that held no known value and became missing.
 
         Returns:
@@ -168,8 +143,8 @@ class Predictor:
 
     def stream(
         self,
-        tables: Iterable[pd.DataFrame],
-        images: str | Path | ImageFolder | None = None,
+        tables: Iterable[Table],
+        images: str | Path | Images | None = None,
         *,
         probabilities: str = "calibrated",
         threshold: float | None = None,
@@ -179,12 +154,12 @@ class Predictor:
         """Predicts tables one after another, as `predict` does each.
 
         While the networks look at a batch, the images of the next ones are decoded, over the ends
-        of tables too; no more than `AHEAD` batches are held.
+        of tables too; no more than `looking.AHEAD` batches are held.
 
         Raises:
             InputError: as `predict`.
         """
-        for part in self._looked(tables, images, batch_size, workers):
+        for part in looked(self.panel, tables, images, batch_size, workers):
             if not self.others:
                 yield self._told(part, probabilities, threshold, batch_size)
                 continue
@@ -194,8 +169,8 @@ class Predictor:
 
     def gather(
         self,
-        tables: Iterable[pd.DataFrame],
-        images: str | Path | ImageFolder | None,
+        tables: Iterable[Table],
+        images: str | Path | Images | None,
         spool: Spool,
         *,
         batch_size: int = 32,
@@ -213,12 +188,12 @@ class Predictor:
         Raises:
             InputError: as `predict`.
         """
-        for part in self._looked(tables, images, batch_size, workers):
+        for part in looked(self.panel, tables, images, batch_size, workers):
             spool.add(part)
 
     def stream_gathered(
         self,
-        tables: Iterable[pd.DataFrame],
+        tables: Iterable[Table],
         spool: Spool,
         done: int = 0,
         *,
@@ -237,81 +212,10 @@ class Predictor:
             batch_size: as for `predict`.
         """
         for table in tables:
-            patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
-            part = Part(table, patients, int(self._ends[-1]), done)
+            part = part_of(table, self.panel, done)
             spool.fill(part)
             yield self._told(part, probabilities, threshold, batch_size, spool)
-            done += len(table)
-
-    def _looked(
-        self,
-        tables: Iterable[pd.DataFrame],
-        images: str | Path | ImageFolder | None,
-        batch_size: int,
-        workers: int,
-    ) -> Iterator[Part]:
-        """Tables whose rows the networks have looked at."""
-        folder = images if isinstance(images, ImageFolder | None) else ImageFolder(images)
-        ahead: deque[Batch] = deque()
-        pool = ThreadPoolExecutor(max(workers, 1))
-        try:
-            for batch in self._begun(tables, folder, pool, batch_size):
-                ahead.append(batch)
-                if len(ahead) > AHEAD:
-                    yield from self._ended(ahead.popleft())
-            while ahead:
-                yield from self._ended(ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _begun(
-        self,
-        tables: Iterable[pd.DataFrame],
-        folder: ImageFolder | None,
-        pool: ThreadPoolExecutor,
-        batch_size: int,
-    ) -> Iterator[Batch]:
-        """Batches whose images are being read; each table ends a batch."""
-        for table in tables:
-            patients = canonical_patients(table, self.columns, needs_image=self._needs_image)
-            if folder is None and self._needs_image:
-                raise InputError("these models need images: name their folder, images=DIR")
-            part = Part(table, patients, int(self._ends[-1]))
-            wanted = lacking(patients.table)
-            measuring = patients.table[self._measured].isna().any(axis=None)
-            look_at = partial(
-                look,
-                needs_image=self._needs_image,
-                finder=self._finder if measuring else None,
-            )
-            for start in range(0, max(len(table), 1), batch_size):
-                rows = slice(start, start + batch_size)
-                seen = [
-                    pool.submit(look_at, name, wish, folder, self._views)
-                    for name, wish in zip(
-                        patients.table["image_id"].iloc[rows], wanted.iloc[rows], strict=True
-                    )
-                ]
-                yield Batch(part, rows, seen, last=rows.stop >= len(table))
-
-    def _ended(self, batch: Batch) -> Iterator[Part]:
-        """Lets the networks look at a batch; the last one of a table gives all its rows."""
-        part, seen = batch.part, [each.result() for each in batch.seen]
-        rows = part.patients.table.iloc[batch.rows]
-        if any(one.record for one in seen):
-            rows = completed(rows, [one.record for one in seen], self._measured)
-            part.patients.table.loc[rows.index, "patient_id"] = rows["patient_id"]
-        part.errors[batch.rows] = [one.error for one in seen]
-        part.missing[batch.rows] = self._lacking(seen, rows)
-        good = np.flatnonzero([not one.error for one in seen])
-        if len(good):
-            pictures = [seen[row].pictures for row in good]
-            part.seen[batch.rows.start + good] = self._seen(rows.iloc[good], pictures)
-        if self.others:
-            context = next(member for member in self._members if member.context)
-            part.keys[batch.rows] = context.keys(rows)
-        if batch.last:
-            yield part
+            done += part.size
 
     def _told(
         self,
@@ -322,104 +226,46 @@ class Predictor:
         spool: Spool | None = None,
     ) -> Predicted:
         """What is made of a part that was looked at."""
-        values = np.full((len(part.table), 3 * len(self.classes) + 1), np.nan)
-        for start in range(0, len(values), batch_size):
+        verdicts = Verdicts.none(part.size, len(self.classes))
+        for start in range(0, part.size, batch_size):
             rows = slice(start, start + batch_size)
             good = np.flatnonzero(part.errors[rows] == "")
             if len(good):
                 others = spool.others(part, rows, self.others) if spool else (None, None)
                 given = (each if each is None else each[good] for each in others)
-                values[start + good] = self._mean(part.seen[rows][good], *given)
-        whole = part.patients.table
-        patients = whole["patient_id"].fillna(whole["lesion_id"]).fillna("")
-        output = pd.DataFrame({"image_id": whole["image_id"], "patient_id": patients})
-        if "target" in part.table.columns:
-            output["target"] = part.table["target"].to_numpy()
-        said = self._said(values, part.errors, probabilities, threshold)
-        output = pd.concat([output, said.assign(missing=part.missing)], axis=1)
-        return Predicted(output, part.patients.unknown)
-
-    def _lacking(self, seen: Sequence[Seen], table: pd.DataFrame) -> list[str]:
-        """What the models would have used, a row each, with `|` between."""
-        used = self.columns if "record" in self.inputs else []
-        absent = [bool(self._views) and not one.pictures for one in seen]
-        blank = [absent, *(table[name].map(is_missing) for name in used)]
-        names = ("image", *used)
-        return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
-
-    def _seen(
-        self, table: pd.DataFrame, pictures: Sequence[Pictures]
-    ) -> Float64[np.ndarray, "g seen"]:
-        """What each member sees of rows that can be predicted, side by side."""
-        seen = []
-        for member in self._members:
-            view = member.view
-            images = None
-            shown = np.array([view is None or view in each for each in pictures])
-            if view is not None:
-                nothing = np.zeros((view.size, view.size, 3), np.uint8)
-                images = np.stack([each.get(view, nothing) for each in pictures])
-            seen.append(member.look(table, images, shown))
-        return np.hstack(seen)
-
-    def _mean(
-        self,
-        seen: Float64[np.ndarray, "g seen"],
-        others: Float64[np.ndarray, "g s seen"] | None,
-        there: Bool[np.ndarray, "g s"] | None,
-    ) -> Float64[np.ndarray, "g columns"]:
-        """The members' means for rows that were seen, and others of their patients.
-
-        Raw and calibrated probabilities, the share of prediction sets that hold each class, and the
-        unfamiliarity, side by side.
-        """
-        shares = (
-            [None] * len(self._members) if each is None else np.split(each, self._ends[:-1], -1)
-            for each in (seen, others)
-        )
-        opinions = [
-            member.judge(own, beside, there)
-            for member, own, beside in zip(self._members, *shares, strict=True)
-        ]
-        means = [_mean_of_known(part, len(seen)) for part in zip(*opinions, strict=True)]
-        sets = np.broadcast_to(means[2], means[1].shape)
-        return np.hstack([means[0], means[1], sets, means[3]])
+                verdicts.put(start + good, self.panel.judge(part.seen[rows][good], *given))
+        cells = zip(part.cells["patient_id"], part.cells["lesion_id"], strict=True)
+        owners = [next((name for name in names if not pd.isna(name)), "") for names in cells]
+        columns = {"image_id": part.cells["image_id"], "patient_id": np.array(owners, object)}
+        if part.patients.target is not None:
+            columns["target"] = part.patients.target
+        columns |= self._said(verdicts, part.errors, probabilities, threshold)
+        return Predicted(columns | {"missing": part.missing}, part.patients.unknown)
 
     def _said(
         self,
-        values: Float64[np.ndarray, "n columns"],
+        verdicts: Verdicts,
         errors: Shaped[np.ndarray, " n"],
         probabilities: str,
         threshold: float | None,
-    ) -> pd.DataFrame:
+    ) -> dict[str, np.ndarray]:
         """The columns from the probabilities on."""
-        raw, calibrated, votes, ood = np.split(values, len(self.classes) * np.arange(1, 4), axis=1)
-        shown = raw if probabilities == "raw" else calibrated
-        columns: dict[str, Any] = dict(zip(self._names, shown.T, strict=True))
+        shown = verdicts.raw if probabilities == "raw" else verdicts.calibrated
+        columns = {f"p_{name}": shown[:, i] for i, name in enumerate(self.classes)}
         columns["malignancy"] = self._malignancy(shown)
         limit = self.threshold if threshold is None else threshold
-        called = self._malignancy(calibrated if threshold is None else shown) >= limit
-        sets = votes >= HALF if np.isfinite(votes).any() else None
-        positive = np.isin(self.classes, self.positive)
-        checks = (sets, ood[:, 0]) if self.referral else (None, None)
-        decision = decide(called, positive, *checks)
-        columns["decision"] = np.where(errors == "", decision, "")
-        columns |= {"threshold": limit, "error": errors}
+        called = self._malignancy(verdicts.calibrated if threshold is None else shown) >= limit
+        sets = verdicts.votes >= HALF if np.isfinite(verdicts.votes).any() else None
+        checks = (sets, verdicts.ood) if self.referral else (None, None)
+        fine = errors == ""
+        columns["decision"] = np.where(fine, decide(called, self._malignant, *checks), "")
+        columns |= {"threshold": np.full(len(errors), limit), "error": errors}
         written = "" if sets is None else set_names(sets, self.classes)
-        columns["prediction_set"] = np.where(errors == "", written, "")
-        return pd.DataFrame(columns | {"ood": ood[:, 0]})
+        columns["prediction_set"] = np.where(fine, written, "")
+        return columns | {"ood": verdicts.ood}
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
-        columns = [self.classes.index(name) for name in self.positive]
-        return np.clip(values[:, columns].sum(axis=1), 0, 1)
-
-
-def _mean_of_known(
-    parts: Sequence[Shaped[np.ndarray, "..."] | None], rows: int
-) -> Float64[np.ndarray, "g columns"]:
-    """The mean of what members say, over those that do; NaN where none does."""
-    known = [part.reshape(rows, -1) for part in parts if part is not None]
-    return np.mean(known, axis=0) if known else np.full((rows, 1), np.nan)
+        return np.clip(values[:, self._malignant].sum(axis=1), 0, 1)
 
 
 def _device(accelerator: str) -> torch.device:

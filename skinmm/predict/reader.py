@@ -2,22 +2,25 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from skinmm.data import tfrecord
 from skinmm.data.vocabulary import (
     CONVERTERS,
+    Table,
     canonical_name,
     canonicalise,
     is_missing,
-    rename_columns,
+    renamed,
+    rows_of,
 )
 from skinmm.errors import InputError
 from skinmm.predict.images import SUFFIXES
@@ -29,13 +32,15 @@ class Patients(NamedTuple):
     """Rows to predict.
 
     Attributes:
-        table: `image_id` (the input cell unchanged, "" where empty), `patient_id`, `lesion_id`
-            and the models' columns, canonical.
+        cells: by column: `image_id` (the input cell unchanged, "" where empty), `patient_id`,
+            `lesion_id` and the models' columns, canonical.
         unknown: by column, how many cells held a value outside the vocabulary and became missing.
+        target: as the table has it, if it does.
     """
 
-    table: pd.DataFrame
+    cells: dict[str, np.ndarray]
     unknown: Counter[str]
+    target: np.ndarray | None
 
 
 def read_patients(source: str | Path, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
@@ -95,7 +100,7 @@ def stamp(source: str | Path) -> str:
     return f"{status.st_size}|{status.st_mtime_ns}"
 
 
-def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: bool) -> Patients:
+def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: bool) -> Patients:
     """Gives a table canonical names and values.
 
     Args:
@@ -106,30 +111,43 @@ def canonical_patients(table: pd.DataFrame, columns: list[str], *, needs_image: 
     Raises:
         InputError: no column that names the images although the model needs them.
     """
-    renamed = rename_columns(table).reset_index(drop=True)
-    if "image_id" not in renamed.columns:
-        if needs_image:
-            raise InputError(
-                "the table has no image column; call it image_name, image_id, image or path "
-                f"(it has: {', '.join(map(str, table.columns))})"
-            )
-        renamed["image_id"] = ""
-    renamed["image_id"] = renamed["image_id"].fillna("").astype(str)
+    given = {canonical: public for public, canonical in renamed(table.keys()).items()}
+    if needs_image and "image_id" not in given:
+        raise InputError(
+            "the table has no image column; call it image_name, image_id, image or path "
+            f"(it has: {', '.join(map(str, table.keys()))})"
+        )
+    empty = np.full(rows_of(table), None, dtype=object)
+    wanted = ("image_id", "patient_id", "lesion_id", *columns)
+    named = {name: given.get(name, name) for name in wanted}
+    cells = {
+        name: np.asarray(table[public], object) if public in table else empty
+        for name, public in named.items()
+    }
     unknown: Counter[str] = Counter()
-    for name in ("patient_id", "lesion_id"):
-        cells = renamed.get(name, pd.Series(None, renamed.index, dtype=object))
-        names = [None if is_missing(cell) else canonical_name(cell) for cell in cells]
-        renamed[name] = pd.Series(names, renamed.index, dtype=object)
-    for name in columns:
-        if name not in renamed.columns:
-            renamed[name] = None
-        elif name in CONVERTERS:
-            renamed[name], refused = canonicalise(renamed[name], name)
-            unknown[name] += int(refused.sum())
+    for name, held in cells.items():
+        if name in CONVERTERS:
+            cells[name], refused = canonicalise(held, name)
+            unknown.update({name: int(refused.sum())} if refused.any() else {})
         else:
-            cells = renamed[name].map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
-            renamed[name] = cells.replace("", None)
-    return Patients(renamed[["image_id", "patient_id", "lesion_id", *columns]], unknown)
+            cells[name] = np.array([_PLAIN.get(name, _stripped)(cell) for cell in held], object)
+    target = np.asarray(table["target"]) if "target" in table else None
+    return Patients(cells, unknown, target)
+
+
+def _name(cell: Any) -> Any:
+    return None if is_missing(cell) else canonical_name(cell)
+
+
+def _stripped(cell: Any) -> Any:
+    return cell.strip() or None if isinstance(cell, str) else cell
+
+
+_PLAIN: Final[dict[str, Callable[[Any], Any]]] = {
+    "image_id": lambda cell: "" if pd.isna(cell) else str(cell),
+    "patient_id": _name,
+    "lesion_id": _name,
+}
 
 
 def _open(name: str) -> Any:

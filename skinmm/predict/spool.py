@@ -93,13 +93,12 @@ class Spool:
             OSError: they could not be written; those before them are safe.
         """
         part.start = self.rows
-        patients = part.patients.table["patient_id"]
         rows = zip(
-            range(self.rows, self.rows + len(part.table)),
+            range(self.rows, self.rows + part.size),
             part.named,
             part.keys.tolist(),
             [row.tobytes() for row in part.seen],
-            [None if pd.isna(name) else str(name) for name in patients],
+            [None if pd.isna(name) else str(name) for name in part.cells["patient_id"]],
             part.errors,
             part.missing,
             strict=True,
@@ -109,21 +108,20 @@ class Spool:
             self._file.commit()
         except sqlite3.OperationalError as error:  # a full disk
             raise OSError(None, str(error), str(self._path or "temporary file")) from error
-        self.rows += len(part.table)
+        self.rows += part.size
 
     def fill(self, part: Part) -> None:
         """Gives a part what was seen of its rows."""
         found = self._file.execute(
             "select key, seen, patient, error, missing from rows "
             "where row >= ? order by row limit ?",
-            (part.start, len(part.table)),
+            (part.start, part.size),
         ).fetchall()
         keys, seen, patients, errors, missing = zip(*found, strict=True)
         part.keys = np.array(keys, np.int64)
         part.seen = np.array([np.frombuffer(row) for row in seen])
-        table = part.patients.table
-        completed = pd.Series(patients, table.index, dtype=object)
-        table["patient_id"] = table["patient_id"].where(table["patient_id"].notna(), completed)
+        own = part.cells["patient_id"]
+        part.cells["patient_id"] = np.where(pd.isna(own), np.array(patients, object), own)
         part.errors[:], part.missing[:] = errors, missing
 
     def others(

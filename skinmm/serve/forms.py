@@ -7,13 +7,12 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-import pandas as pd
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from skinmm.data.source import split_frame
-from skinmm.data.vocabulary import COLUMN_NAMES, MAX_AGE, SEXES, SITES, rename_columns
+from skinmm.data.vocabulary import COLUMN_NAMES, MAX_AGE, SEXES, SITES, renamed
 from skinmm.predict.images import Names
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
@@ -100,8 +99,8 @@ async def read_batch(request: Request, most: int) -> Batch:
 
 def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
     """A row of a table with the file that it names, if that was sent."""
-    renamed = rename_columns(pd.DataFrame([row]))
-    cells = {str(name): str(cell) for name, cell in renamed.iloc[0].items()}
+    canonical = renamed(row)
+    cells = {canonical.get(name, name): cell for name, cell in row.items()}
     plain = split_frame(cells.get("image_id", ""))[0]
     found = Names(files).find(plain)
     return Case(files[found] if found else None, cells)

@@ -17,11 +17,12 @@ from skinmm.serve.limits import MAX_IMAGE, check_image
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.quality import BLURRED, sharpness
 from skinmm.serve.reasons import shown
-from skinmm.serve.service import MEMORY, NOTICE, Case, Service
+from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
 
 TITLE: Final = "skinmm: a lesion's probability of malignancy"
 NOT_STATED: Final = "not stated"
+MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory, if there is such a folder
 STALE: Final = (60, 300)  # seconds: how often is looked for what nobody sent off, and how old it is
 _SIDES: Final = {"sex": SEXES, "site": SITES}
 _CSS: Final = Path(__file__).with_name("page.css")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float32, UInt8
 
@@ -15,7 +14,7 @@ from skinmm.data.dataset import picture
 from skinmm.data.decode import decode
 from skinmm.data.headers import completed, header_record
 from skinmm.data.source import Source
-from skinmm.data.vocabulary import is_missing
+from skinmm.data.vocabulary import Columns, is_missing
 from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
 from skinmm.predict.member import Member
 from skinmm.predict.reader import canonical_patients
@@ -79,7 +78,8 @@ class Explainer:
         row = record_row(member.encoder.columns, image, record)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
-            row = completed(row, [found_there], member.measured)
+            row |= completed(row, [found_there], member.measured)
+        cells = {name: held[0] for name, held in row.items()}
         positive = [member.card.classes.index(name) for name in member.card.positive]
         pixels = self._pixels(image, frame)
         seen = None if pixels is None else torch.from_numpy(pixels).to(network.device)
@@ -88,7 +88,7 @@ class Explainer:
             network,
             member.encoder,
             lambda raw: member.alone.apply(raw)[:, positive].sum(axis=1),
-            row,
+            cells,
             seen,
             views=self._backend.views,
             shown=image is not None,
@@ -111,18 +111,16 @@ class Explainer:
 
 def record_row(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, str]
-) -> pd.DataFrame:
+) -> dict[str, np.ndarray]:
     """A record in canonical words, completed from a DICOM header, as in prediction."""
-    given = {name: [record.get(name)] for name in ("patient_id", *columns)}
-    row = pd.DataFrame(given, dtype=object)
-    row = canonical_patients(row.assign(image=""), [*columns], needs_image=False).table
-    return row if image is None else completed(row, [header_record("", BytesIO(image))])
+    given = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
+    row = canonical_patients(given, columns, needs_image=False).cells
+    return row if image is None else row | completed(row, [header_record("", BytesIO(image))])
 
 
-def known_cells(row: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+def known_cells(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
     """What a record holds."""
-    cells = {name: row[name].iloc[0] for name in columns}
-    return {name: cell for name, cell in cells.items() if not is_missing(cell)}
+    return {name: row[name].tolist()[0] for name in columns if not is_missing(row[name][0])}
 
 
 def shown(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:

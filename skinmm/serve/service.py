@@ -1,17 +1,17 @@
 """Uploaded cases through the predictor; what they brought is gone when the call returns."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import skinmm
 from skinmm.data.source import FRAME
 from skinmm.data.vocabulary import CONVERTERS, is_missing
 from skinmm.predict import Predictor
+from skinmm.predict.images import HeldImages
 from skinmm.predict.member import Member
 from skinmm.serve.reasons import Explainer, Reasons, known_cells, record_row
 
@@ -19,7 +19,6 @@ NOTICE: Final = (
     "Research use only. This is not a medical device and must not be used to decide on a "
     "patient's care."
 )
-MEMORY: Final = Path("/dev/shm")  # noqa: S108  kept in memory, if the system has such a folder
 _FILE: Final = "image"  # what a file is called here, whatever it was called there
 
 
@@ -103,11 +102,16 @@ class Service:
         Raises:
             InputError: rows without an image column, although the model needs one.
         """
-        table = pd.DataFrame([*rows], dtype=str)
-        with _folder(files) as folder:
-            predicted = self.predictor.predict(table, folder, batch_size=8)
-        said: list[dict[str, Any]] = predicted.to_dict("records")  # type: ignore[assignment]
-        return [self._answer(cells, row) for cells, row in zip(rows, said, strict=True)]
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = {name: np.array([row.get(name) for row in rows], object) for name in names}
+        (said,) = self.predictor.stream(
+            [table], HeldImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
+        )
+        by_column = [cells.tolist() for cells in said.columns.values()]
+        answers = [
+            dict(zip(said.columns, row, strict=True)) for row in zip(*by_column, strict=True)
+        ]
+        return [self._answer(cells, row) for cells, row in zip(rows, answers, strict=True)]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Reasons | None]:
         """A lesion's row, and why it is so (see `skinmm.explain`) unless it holds an error."""
@@ -121,7 +125,7 @@ class Service:
         """Whose a case is, if that was said, and what is known of it, as the models read it."""
         columns = self.predictor.columns
         row = record_row(columns, case.image, case.record)
-        return row["patient_id"].iloc[0], known_cells(row, columns)
+        return row["patient_id"][0], known_cells(row, columns)
 
     def _answer(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         classes = self.predictor.classes
@@ -152,17 +156,6 @@ def is_unknown(name: str, cell: Any) -> bool:
     """Whether a cell holds a value that counts as missing because nobody knows it."""
     convert = CONVERTERS.get(name)
     return convert is not None and not is_missing(cell) and convert(cell) is None
-
-
-@contextmanager
-def _folder(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A private folder with the files, in memory where the system can, gone afterwards."""
-    place = MEMORY if MEMORY.is_dir() else None
-    with TemporaryDirectory(prefix="skinmm-", dir=place) as name:
-        folder = Path(name)
-        for file, data in files.items():
-            (folder / file).write_bytes(data)
-        yield folder
 
 
 def _card(predictor: Predictor, members: Sequence[Member]) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def canonical(
     rows["image_id"] = without_suffix(rows["image_id"])
     _check_names(rows["image_id"], where)
     for name, allowed in _ALLOWED.items():
-        rows[name], refused = canonicalise(rows[name], name)
-        if refused.any():
+        rows[name], found = canonicalise(rows[name], name)
+        if (refused := pd.Series(found, rows.index)).any():
             raise InputError(_message(table, refused, name, where, allowed))
     for name in ("patient_id", "lesion_id"):
         rows[name] = _known(rows[name])
