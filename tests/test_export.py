@@ -21,7 +21,8 @@ from skinmm.checkpoint import KEY, save_atomically
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
+from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.calibrators import METHODS
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor

@@ -176,9 +176,38 @@ def evaluate(
     # Patients numbered in order of score lie near each other where the metrics look them up.
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, patients = patient_codes(predictions.patient_id)
+    malignant = predictions.malignant
+    return {
+        "n": len(predictions),
+        "patients": patients,
+        "positives": int(malignant.sum()),
+        "unpredicted": predictions.unpredicted,
+        "threshold": threshold,
+        "prevalence": float(malignant.mean()) if prevalence is None else prevalence,
+        "metrics": _metrics(predictions, codes, threshold, prevalence, resamples, confidence, seed),
+        "auroc_delong": delong_interval(
+            predictions.malignancy, malignant, predictions.patient_id, confidence=confidence
+        ),
+        "confusion": confusion(predictions, threshold),
+        "support": _support(predictions),
+        "folds": _fold_aurocs(predictions),
+    }
+
+
+def _metrics(
+    predictions: Predictions,
+    codes: Int64[np.ndarray, " n"],
+    threshold: float,
+    prevalence: float | None,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Entry]:
+    """Every metric's value and interval; the arguments are those of `evaluate`."""
     measure = partial(statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
     units = independent_units(codes, predictions.malignant)
     samples, skews = _resampled(measure(), codes, units, resamples, seed)
+    everyone = np.ones((1, int(codes.max()) + 1), dtype=np.int64)
     metrics = {
         name: summarise(
             name,
@@ -188,31 +217,13 @@ def evaluate(
             confidence,
             units,
         )
-        for name, value in measure(exact=True)(np.ones((1, patients), dtype=np.int64)).items()
+        for name, value in measure(exact=True)(everyone).items()
     }
     if samples:
         shares = _denominators(predictions, threshold, prevalence)
-        metrics |= _where_resamples_agree(
-            metrics, shares, _rankings(predictions), codes, confidence
-        )
-    return {
-        "n": len(predictions),
-        "patients": patients,
-        "positives": int(predictions.malignant.sum()),
-        "unpredicted": predictions.unpredicted,
-        "threshold": threshold,
-        "prevalence": float(predictions.malignant.mean()) if prevalence is None else prevalence,
-        "metrics": metrics,
-        "auroc_delong": delong_interval(
-            predictions.malignancy,
-            predictions.malignant,
-            predictions.patient_id,
-            confidence=confidence,
-        ),
-        "confusion": confusion(predictions, threshold),
-        "support": _support(predictions),
-        "folds": _fold_aurocs(predictions),
-    }
+        ranked = _rankings(predictions)
+        metrics |= _where_resamples_agree(metrics, shares, ranked, codes, confidence)
+    return metrics
 
 
 def _resampled(
