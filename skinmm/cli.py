@@ -13,6 +13,7 @@ from typing import Final
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
 from skinmm.cli_spark import predict_spark
+from skinmm.cli_study import study
 from skinmm.config import (
     Config,
     DicomConfig,
@@ -59,18 +60,19 @@ def train(argv: list[str]) -> int:
     other = _other_process()
     if other is not None:
         return other
-    overrides = [item for item in argv if "=" in item and not item.startswith("-")]
+    studies: list[tuple[Config, Path]] = []
 
     def job(config: Config, folder: Path) -> int:
-        if config.resume is None:
-            on_base = config.fusion.args.get("base")
-            return _train(staged(config, overrides) if on_base else config, folder)
-        config = resumed(config, overrides)
-        return _train(config, Path(config.resume or folder))
+        if not config.study.arms:
+            return _begin(config, folder, argv)
+        studies.append((config, folder))
+        return 0
 
     status = 1
     try:
         status = run(argv, "config", Config, job)
+        for config, folder in studies:
+            status = max(status, study(config, folder.absolute(), argv, _begin))
     finally:
         if TORCHRUN in os.environ:
             _dismiss(status)
@@ -136,6 +138,15 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "explore": explore,
     "pack": pack,
 }
+
+
+def _begin(config: Config, folder: Path, argv: list[str]) -> int:
+    """One run: a new one, one to resume, or a second stage on another."""
+    overrides = [item for item in argv if "=" in item and not item.startswith("-")]
+    if config.resume is not None:
+        config = resumed(config, overrides)
+        return _train(config, Path(config.resume or folder))
+    return _train(staged(config, overrides) if config.fusion.args.get("base") else config, folder)
 
 
 def _train(config: Config, folder: Path) -> int:

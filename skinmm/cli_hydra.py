@@ -32,6 +32,7 @@ PATH_KEYS: Final = frozenset(
         "data.args.table",
         "data.args.images",
         "model.pretrained",
+        "model.cache",
         "fusion.args.base",
         "resume",
         "checkpoint",

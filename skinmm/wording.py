@@ -27,6 +27,12 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in line).rstrip() for line in lines)
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown."""
+    lines = (header, ["---"] * len(header), *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4g}"
 

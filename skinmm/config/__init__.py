@@ -32,6 +32,7 @@ from skinmm.config.schema import (
     ScheduleConfig,
     ServeConfig,
     SparkConfig,
+    StudyConfig,
     TrainerConfig,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "ScheduleConfig",
     "ServeConfig",
     "SparkConfig",
+    "StudyConfig",
     "TrainerConfig",
     "below",
     "build",

@@ -207,6 +207,14 @@ class LoggerConfig:
 
 
 @dataclass
+class StudyConfig:
+    """Several runs that differ in what they are compared for; without arms there is one run."""
+
+    arms: dict[str, list[str]] = setting({}, "of each run its overrides, as on the command line")
+    against: list[str] = setting([], "arms that all others are compared with; empty: the first")
+
+
+@dataclass
 class Config:
     """A training run."""
 
@@ -226,6 +234,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     seed: int = setting(0, "seed of everything but the split", low=0, high=2**32 - 1)
     resume: str | None = setting(None, "run folder to continue")
     overwrite: bool = setting(False, "replace a run that is in the folder already")

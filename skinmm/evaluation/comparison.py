@@ -1,6 +1,6 @@
 """Whether one system is better than another, on the same rows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +29,7 @@ def compare(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    against: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compares the probabilities of malignancy of several systems, each pair on the same draws.
 
@@ -43,6 +44,7 @@ def compare(
         resamples: of patients.
         confidence: of the intervals.
         seed: of the draws.
+        against: compare pairs with one of these only, and adjust for no others; empty: all.
 
     Returns:
         Plain data: `n`, `patients`, `positives`, `left_out` (name -> rows), `systems` (name ->
@@ -80,7 +82,7 @@ def compare(
             }
             for name in joined
         },
-        "pairs": _pairs(joined, values, samples, confidence, units),
+        "pairs": _pairs(joined, values, samples, confidence, units, against),
     }
 
 
@@ -90,9 +92,12 @@ def _pairs(
     samples: Mapping[str, Mapping[str, Float64[np.ndarray, " r"]]],
     confidence: float,
     units: int,
+    against: Collection[str],
 ) -> list[dict[str, Any]]:
     pairs: list[dict[str, Any]] = []
     for a, b in combinations(joined, 2):
+        if against and not {a, b} & {*against}:
+            continue
         one, other = joined[a], joined[b]
         pairs.append(
             {

@@ -41,6 +41,7 @@ def compare_page(
     labels: Path | None = None,
     *,
     positive: Sequence[str] | None = None,
+    against: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Table:
     """Writes a page with a table, curves and parallel coordinates of several systems.
@@ -50,6 +51,8 @@ def compare_page(
         output: the page to write.
         labels: truth for prediction files without it.
         positive: classes of the files that count as malignant; None: the usual ones.
+        against: systems that all others are compared with, in the table too; empty: the best few,
+            each with each.
         overwrite: replace a page that is there.
 
     Returns:
@@ -62,8 +65,10 @@ def compare_page(
     systems = _all_systems([Path(source) for source in sources], labels, positive)
     if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
         raise InputError(f"nothing to compare: found {plural(len(systems), 'system')}, needs two")
-    table = _table(systems)
-    sections = [Section("systems", "Systems", [table]), _paired(systems), _drawings(systems)]
+    found = _found(systems, against)
+    table = _table(systems, found, against)
+    paired = _paired(systems, found, against)
+    sections = [Section("systems", "Systems", [table]), paired, _drawings(systems)]
     facts = [plural(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
     return table
@@ -103,37 +108,65 @@ def _run(run: Path, name: str) -> System:
     return System(name, evidence, _flat(evidence.config))
 
 
-def _table(systems: Sequence[System]) -> Table:
+def _found(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:
+    """Differences on the images that all systems judged; None where there is no such image."""
+    best = {system.name for system in sorted(systems, key=_rank)[-PAIRED:]}
+    chosen = [system for system in systems if against or system.name in best]
+    images = (set(system.evidence.predictions.image_id) for system in chosen)
+    if not set.intersection(*images):
+        return None
+    return compare(
+        {system.name: system.evidence.predictions for system in chosen},
+        thresholds={system.name: system.evidence.threshold for system in chosen},
+        confidence=chosen[0].evidence.confidence,
+        against=against,
+    )
+
+
+def _table(
+    systems: Sequence[System], found: Mapping[str, Any] | None, against: Sequence[str]
+) -> Table:
     different = _different(systems)
+    gains = [_gains(name, found) for name in against if found]
     rows = [
         (
             system.name,
             *(estimate(system.evidence.estimate(name)) for name in SHOWN),
+            *(gain.get(system.name, "") for gain in gains),
             f"{system.evidence.measured['positives']:,} of {system.evidence.measured['n']:,}",
             "; ".join(f"{key}={_word(held[key])}" for key in different if key in held),
         )
         for system in systems
         for held in [system.settings]
     ]
-    header = ["System", *map(metric, SHOWN), "Malignant images", "Settings that differ"]
+    minus = [f"{metric(DIFFERENT[0])} minus {name}'s" for name in against if found]
+    header = ["System", *map(metric, SHOWN), *minus, "Malignant images", "Settings that differ"]
     if not different:
         header, rows = header[:-1], [row[:-1] for row in rows]
     return Table("", header, rows, stack=True)
 
 
-def _paired(systems: Sequence[System]) -> Section:
+def _gains(reference: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """What every other system ranks better by than this one."""
+    gains = {}
+    for pair in found["pairs"]:
+        entry = pair["metrics"][DIFFERENT[0]]
+        if pair["b"] == reference:
+            gains[pair["a"]] = _difference(entry)
+        elif pair["a"] == reference and entry["difference"] is not None:
+            turned = {"difference": "difference", "low": "high", "high": "low"}
+            swapped = {name: -entry[other] for name, other in turned.items()}
+            gains[pair["b"]] = _difference({**entry, **swapped})
+    return gains
+
+
+def _paired(
+    systems: Sequence[System], found: Mapping[str, Any] | None, against: Sequence[str]
+) -> Section:
     """Differences on the images that all systems judged, the only fair comparison."""
-    best = {system.name for system in sorted(systems, key=_rank)[-PAIRED:]}
-    chosen = [system for system in systems if system.name in best]
-    common = set.intersection(*(set(system.evidence.predictions.image_id) for system in chosen))
-    if not common:
+    if found is None:
         text = "No image was judged by all systems: their numbers do not compare."
         return Section("paired", "Differences", [Note(text, loud=True)])
-    found = compare(
-        {system.name: system.evidence.predictions for system in chosen},
-        thresholds={system.name: system.evidence.threshold for system in chosen},
-        confidence=chosen[0].evidence.confidence,
-    )
     rows = [
         (
             f"{pair['a']} minus {pair['b']}",
@@ -154,7 +187,7 @@ def _paired(systems: Sequence[System]) -> Section:
         "Differences on the same patients, resampled together, with intervals and p-values after "
         "Holm's adjustment over the pairs."
     )
-    if len(chosen) < len(systems):
+    if not against and len(systems) > PAIRED:
         lead += f" Only the {PAIRED} systems of highest AUROC."
     return Section("paired", "Differences", blocks, lead)
 

@@ -1,0 +1,59 @@
+"""A study: an experiment's arms, each a run of its own in one folder, and a table of them all."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from skinmm.cli_hydra import guarded, refused, run
+from skinmm.config import Config, StudyConfig
+
+Begin = Callable[[Config, Path, list[str]], int]
+
+
+def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
+    """Runs every arm that the folder does not hold, and compares them all.
+
+    An arm that was interrupted is resumed. A frozen network's features are shared by the arms that
+    have the same.
+
+    Args:
+        config: of the study.
+        folder: for a folder of each arm, `compare.html` and `compare.md`.
+        argv: as typed; an arm's overrides go behind them.
+        begin: makes one run of a configuration.
+
+    Returns:
+        The exit status of the first arm that failed.
+    """
+    if {"-m", "--multirun"} & set(argv):
+        return refused("a study runs its arms itself: leave -m out")
+    cache = config.model.cache or folder / "features"
+    for name, overrides in config.study.arms.items():
+        place = folder / name
+        if (place / "metrics.json").is_file() and not config.overwrite:
+            continue
+        print(f"\nstudy: {name}", flush=True)  # noqa: T201
+        told = [*argv, *overrides, f"model.cache={cache}", f"hydra.run.dir={place}"]
+        if (place / "config.yaml").is_file() and not config.overwrite:
+            told = [f"resume={place}"]
+
+        def job(arm: Config, where: Path, told: list[str] = told) -> int:
+            return begin(replace(arm, study=StudyConfig()), where, told)
+
+        if status := run(told, "config", Config, job):
+            return status
+    return guarded(lambda: _compared(config.study, folder))
+
+
+def _compared(study: StudyConfig, folder: Path) -> int:
+    from skinmm.report import compare_page
+    from skinmm.wording import markdown
+
+    runs = [folder / name for name in study.arms]
+    against = study.against or [runs[0].name]
+    page = folder / "compare.html"
+    table = compare_page(runs, page, against=against, overwrite=True)
+    text = markdown(table.header, table.rows)
+    (folder / "compare.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\ncomparison: {page}")  # noqa: T201
+    return 0
