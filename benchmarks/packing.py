@@ -20,7 +20,8 @@ from typing import Final
 
 import pandas as pd
 
-from skinmm.data.pack import PackSettings, _Encoder, pack
+from skinmm.data.pack import pack
+from skinmm.data.pack_shard import Encoder, PackSettings
 from skinmm.data.source import read_source
 
 WORKERS: Final = 2
@@ -48,7 +49,7 @@ def main() -> None:
     blank = dict.fromkeys(("patient_id", "lesion_id", "target", "width", "height"))
     table = pd.DataFrame({"image_id": names, "path": list(map(str, files)), **blank})
     settings = PackSettings()
-    encode = _Encoder(read_source, settings)
+    encode = Encoder(read_source, settings)
     jobs = list(zip(table["image_id"], table["path"], strict=True))
 
     def packed() -> None:

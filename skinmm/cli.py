@@ -12,7 +12,7 @@ from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, refused, run
-from skinmm.cli_spark import predict_spark
+from skinmm.cli_spark import pack_spark, predict_spark
 from skinmm.cli_study import study
 from skinmm.config import (
     Config,
@@ -137,6 +137,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "audit": audit,
     "explore": explore,
     "pack": pack,
+    "pack-spark": pack_spark,
 }
 
 

@@ -2,16 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from skinmm.cli_hydra import Job, refused, run
-from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig
+from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, PackSparkConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from skinmm.data.audit_pixels import Fingerprints
+    from skinmm.data.pack_shard import PackSettings
     from skinmm.report.cohorts import Cohort
+
+PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
 
 
 def audit(argv: list[str]) -> int:
@@ -80,16 +83,26 @@ def _explore(config: ExploreConfig, _: Path) -> int:
 
 
 def _pack(config: PackConfig, _: Path) -> int:
-    from skinmm.data.pack import PackSettings
     from skinmm.data.pack import pack as packed
     from skinmm.data.pack_manifest import verify_pack
     from skinmm.data.source import read_source
 
-    out, data = Path(config.out), config.data
+    out = Path(config.out)
     if config.verify:
         manifest = verify_pack(out)
         print(f"{out}: {manifest.images:,} images, all as they were packed")  # noqa: T201
         return 0
+    table, settings = to_pack(config)
+    packed(table, out, read_source, settings, workers=config.workers, overwrite=config.overwrite)
+    print(PACKED.format(images=len(table), out=out))  # noqa: T201
+    return 0
+
+
+def to_pack(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSettings]":
+    """The rows, all with their image, and how they are packed."""
+    from skinmm.data.pack_shard import PackSettings
+
+    data = config.data
     settings = PackSettings(
         size=config.size,
         quality=config.quality,
@@ -97,10 +110,7 @@ def _pack(config: PackConfig, _: Path) -> int:
         steps=tuple(data.preprocess),
         segmenter=data.segmenter,
     )
-    table = _cohort(data, images=True)
-    packed(table, out, read_source, settings, workers=config.workers, overwrite=config.overwrite)
-    print(f"packed {len(table):,} images; to use them: data=packed data.root={out}")  # noqa: T201
-    return 0
+    return _cohort(data, images=True), settings
 
 
 def _cohort(data: DataConfig, *, images: bool = False) -> "pd.DataFrame":

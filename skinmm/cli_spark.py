@@ -1,9 +1,10 @@
-"""The commands that leave the work of dealing out rows to Apache Spark."""
+"""The commands that leave the work to Apache Spark, which deals it out."""
 
 from pathlib import Path
 
+from skinmm.cli_data import PACKED, to_pack
 from skinmm.cli_hydra import refused, run
-from skinmm.config import SparkConfig
+from skinmm.config import PackSparkConfig, SparkConfig
 
 
 def predict_spark(argv: list[str]) -> int:
@@ -13,7 +14,23 @@ def predict_spark(argv: list[str]) -> int:
     return run(argv, "predict_spark", SparkConfig, _predict_spark)
 
 
+def pack_spark(argv: list[str]) -> int:
+    """Packs a cohort as `pack` does, its shards written on Apache Spark."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused("skinmm pack-spark takes one cohort; start it once for each")
+    return run(argv, "pack_spark", PackSparkConfig, _pack_spark)
+
+
 def _predict_spark(config: SparkConfig, _: Path) -> int:
-    from skinmm.spark import predict_spark as predicted
+    from skinmm.spark_predict import predict_spark as predicted
 
     return predicted(config)
+
+
+def _pack_spark(config: PackSparkConfig, _: Path) -> int:
+    from skinmm.spark_pack import pack_spark as packed
+
+    table, settings = to_pack(config)
+    packed(table, Path(config.out), settings, config.master, overwrite=config.overwrite)
+    print(PACKED.format(images=len(table), out=config.out))  # noqa: T201
+    return 0

@@ -17,6 +17,7 @@ from skinmm.config import (
     Config,
     ExploreConfig,
     PackConfig,
+    PackSparkConfig,
     PredictConfig,
     build,
     check,
@@ -58,7 +59,7 @@ def changed(key: str, value: Any) -> Config:
 
 LEAVES = {
     f"{schema.__name__}.{key}": item
-    for schema in (Config, AuditConfig, ExploreConfig, PackConfig, PredictConfig)
+    for schema in (Config, AuditConfig, ExploreConfig, PackConfig, PackSparkConfig, PredictConfig)
     for key, item in leaves(schema())
 }
 BOUNDED = [

@@ -1,5 +1,6 @@
-"""Prediction on Spark: what a job on one machine gives, also when what predicts is killed."""
+"""Work on Spark: what a command on one machine gives, also when what does it is killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from quick_runs import best
 
 from skinmm import cli
-from skinmm.cli_spark import predict_spark
+from skinmm.cli_spark import pack_spark, predict_spark
 
 needs_spark = pytest.mark.skipif(
     find_spec("pyspark") is None or find_spec("pyarrow") is None, reason="needs skinmm[spark]"
@@ -42,6 +43,27 @@ def workers_below(root: int) -> Iterator[int]:
             yield process
 
 
+def begun(*command: str) -> "subprocess.Popen[str]":
+    """A command on two cores, on its way."""
+    code = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+    typed = [sys.executable, "-c", code, *command, "master=local[2]"]
+    return subprocess.Popen(typed, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, pattern: str, started: "subprocess.Popen[str]") -> None:
+    deadline = monotonic() + 300
+    while not [*folder.glob(pattern)] and started.poll() is None:
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
+def kill_workers(started: "subprocess.Popen[str]") -> list[int]:
+    killed = [*workers_below(started.pid)]
+    for worker in killed:
+        os.kill(worker, signal.SIGKILL)
+    return killed
+
+
 @needs_spark
 def test_killed_workers_change_nothing(both: Path, pictures: Path, tmp_path: Path) -> None:
     """Rows that cannot be predicted are kept with their reasons."""
@@ -51,24 +73,13 @@ def test_killed_workers_change_nothing(both: Path, pictures: Path, tmp_path: Pat
     table.iloc[[5, 2000], 0] = "nowhere"
     table.to_parquet(tmp_path / "in.parquet", index=False)
     given = [f"checkpoint={best(both)}", f"input={tmp_path / 'in.parquet'}", f"images={pictures}"]
-    start = f"import sys; from skinmm.cli import main; sys.exit(main({['predict-spark', *given]}"
     out = tmp_path / "spark"
-    started = subprocess.Popen(
-        [sys.executable, "-c", f"{start} + ['output={out}', 'master=local[2]']))"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = monotonic() + 300
-    while not [*out.glob("_temporary/0/task_*")] and started.poll() is None:
-        assert monotonic() < deadline
-        sleep(0.02)
-    killed = [*workers_below(started.pid)]
-    for worker in killed:
-        os.kill(worker, signal.SIGKILL)
+    started = begun("predict-spark", *given, f"output={out}")
+    wait_for(out, "_temporary/0/task_*", started)
+    killed = kill_workers(started)
     told, said = started.communicate(timeout=300)
     assert started.returncode == 3, said
-    assert len(killed) == 2
+    assert killed
     assert "Python worker exited unexpectedly" in said
     assert told.startswith(f"predictions: {out} ({len(table)} rows: ")
     assert said.splitlines()[-1] == f"2 of {len(table)} rows not predicted; see the column error"
@@ -113,6 +124,50 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+def contents(pack: Path) -> dict[str, bytes | dict[str, object]]:
+    """Of every file; without the shards' times, which an index holds."""
+    files = {path.name: path.read_bytes() for path in pack.iterdir()}
+    indices = {name: json.loads(files[name]) for name in files if name.endswith(".names.json")}
+    return files | {name: index | {"mtime_ns": 0} for name, index in indices.items()}
+
+
+@needs_spark
+def test_a_pack_is_the_same_whoever_writes_and_dies(pictures: Path, tmp_path: Path) -> None:
+    """Workers are killed within a shard; one that cannot be packed does not hold up the others."""
+    folder, out, one = tmp_path / "images", tmp_path / "spark", tmp_path / "one"
+    folder.mkdir()
+    sources = sorted(pictures.glob("*.jpg"))
+    names = [f"I{number:04d}" for number in range(1100)]
+    for number, name in enumerate(names):
+        (folder / f"{name}.jpg").symlink_to(sources[number % len(sources)])
+    pd.DataFrame({"image_id": names, "target": [0, 1] * 550}).to_csv(
+        tmp_path / "cohort.csv", index=False
+    )
+    (folder / "I1099.jpg").unlink()
+    (folder / "I1099.jpg").write_bytes(b"nothing")
+    given = ["data=csv", f"data.root={tmp_path}", "size=64"]
+    started = begun("pack-spark", *given, f"out={out}")
+    wait_for(out, "shard-00000*.part", started)
+    assert kill_workers(started)
+    _, said = started.communicate(timeout=300)
+    assert started.returncode == 2, said
+    assert "Python worker exited unexpectedly" in said
+    assert said.splitlines()[-1].startswith("error: 1 of 2 shards not packed: image I1099 (")
+    (first,) = out.glob("*.tfrec")
+    (folder / "I1099.jpg").unlink()
+    (folder / "I1099.jpg").symlink_to(sources[0])
+    written = first.stat().st_mtime_ns
+    again = begun("pack-spark", *given, f"out={out}")
+    told, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert told == f"packed 1,100 images; to use them: data=packed data.root={out}\n"
+    assert first.stat().st_mtime_ns == written
+    assert cli.main(["pack", *given, f"out={one}"]) == 0
+    assert contents(out) == contents(one)
+
+
 def test_one_job_at_a_time(capsys: Said) -> None:
+    assert pack_spark(["-m", "out=a"]) == 2
+    assert "skinmm pack-spark takes one cohort" in capsys.readouterr().err
     assert predict_spark(["-m", "checkpoint=a", "input=b"]) == 2
     assert "skinmm predict-spark makes one table" in capsys.readouterr().err

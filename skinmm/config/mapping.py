@@ -19,6 +19,7 @@ from skinmm.config.schema import (
     DicomConfig,
     ExportConfig,
     PackConfig,
+    PackSparkConfig,
     PredictConfig,
     SparkConfig,
 )
@@ -205,6 +206,7 @@ _WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
     Config: _check_run,
     AuditConfig: lambda config: _check_fold(config.data),
     PackConfig: lambda config: _check_given(config, out="packed"),
+    PackSparkConfig: lambda config: _check_given(config, out="packed"),
     ExportConfig: lambda config: _check_given(config, checkpoint="RUN/checkpoints/best.ckpt"),
     PredictConfig: lambda config: _check_given(
         config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"

@@ -356,6 +356,18 @@ class PackConfig:
 
 
 @dataclass
+class PackSparkConfig:
+    """The same on Apache Spark; paths are such that every executor reaches them."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = setting("", "folder of the pack")
+    size: int = setting(512, "shorter side, pixels; smaller images keep theirs", low=16, high=8192)
+    quality: int = setting(95, "of JPEG", low=1, high=100)
+    master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
+    overwrite: bool = setting(False, "replace a pack of other rows or settings")
+
+
+@dataclass
 class ServeConfig:
     """A page and an API for one patient."""
 

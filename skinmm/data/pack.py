@@ -13,89 +13,28 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pandas as pd
-import simplejpeg
 from tqdm import tqdm
 
-from skinmm.data.decode import decode, probe
-from skinmm.data.decode_resize import resize
-from skinmm.data.pack_manifest import (
-    FILE,
-    Manifest,
-    PackError,
-    Shard,
-    describe,
-    load_manifest,
-)
-from skinmm.data.preprocess import DETAILED, Pixels, check_steps, preprocess
-from skinmm.data.tfrecord import TFRecordFile, read_table
-from skinmm.data.tfrecord_format import whole, write_tfrecord
+from skinmm.data.pack_manifest import FILE, Manifest, PackError, Shard, load_manifest
+from skinmm.data.pack_shard import Encoded, Encoder, Job, PackSettings, Read, write_shard
+from skinmm.data.tfrecord import read_table
+from skinmm.data.tfrecord_format import whole
 from skinmm.data.vocabulary import patients_of
-from skinmm.errors import InputError
 
 COHORT: Final = "cohort.csv"
-_FEATURES: Final[dict[str, str]] = {
-    "image_id": "image_name",
-    "age": "age_approx",
-    "site": "anatom_site_general_challenge",
-}
-"""Canonical column -> the public schema's name for it, where that is another."""
-_INTEGERS: Final = ("target", "width", "height")
 _ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index
 _CHUNK: Final = 4  # images that a worker takes at once
 
-Read = Callable[[str], tuple[bytes, int | None]]
-"""A cohort's `path` -> encoded bytes, and which DICOM frame where the path says so."""
-
-
-@dataclass(frozen=True)
-class PackSettings:
-    """How images are packed.
-
-    Attributes:
-        size: length of the shorter side in pixels; a smaller image keeps its size, and a JPEG that
-            needs no change its bytes.
-        quality: of JPEG, 1 to 100; colour is stored at full resolution.
-        shard_images: images per shard, exceeded only by a patient who has more.
-        icc: "srgb" converts through embedded colour profiles, "ignore" takes numbers as sRGB.
-        steps: of preprocessing, in order; who reads the pack is told of them by its manifest.
-        segmenter: checkpoint that finds the lesion, for the steps that need it.
-    """
-
-    size: int = 512
-    quality: int = 95
-    shard_images: int = 1024
-    icc: Literal["ignore", "srgb"] = "ignore"
-    steps: tuple[str, ...] = ()
-    segmenter: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no pack can be made with."""
-        check_steps(self.steps, finds=self.segmenter is not None)
-        if "crop_lesion" in self.steps:
-            raise InputError(
-                "crop_lesion cuts a square of what a network sees, so it is taken in training: "
-                "leave it out of the pack's data.preprocess"
-            )
-        limits = {"size": (16, 8192), "quality": (1, 100), "shard_images": (1, 1_000_000)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise PackError(f"{name}={getattr(self, name)}: allowed are {low} to {high}")
-
-    def to_mapping(self) -> dict[str, Any]:
-        """As the manifest holds them: a checkpoint by its digest, steps where there are any."""
-        plain = asdict(self) | {"steps": list(self.steps)}
-        if self.segmenter:
-            plain["segmenter"] = _finder(self.segmenter).digest
-        return {name: value for name, value in plain.items() if value not in ([], None)}
+Deal = Callable[[Mapping[str, pd.DataFrame], Path, Encoder], Iterable[tuple[str, Shard]]]
+"""Has shards written (`write_shard`), given by file name, in a folder; they come when finished."""
 
 
 def pack(
@@ -106,6 +45,7 @@ def pack(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    deal: Deal | None = None,
 ) -> Manifest:
     """Pack a cohort, or finish a pack that was stopped.
 
@@ -116,6 +56,7 @@ def pack(
         settings: how images are packed.
         workers: processes that decode and encode; None is one per core.
         overwrite: replace a pack of other rows or settings.
+        deal: who writes the shards instead of such processes.
 
     Raises:
         PackError: a row cannot be packed, the folder holds something else, or it cannot be written.
@@ -127,7 +68,15 @@ def pack(
     shards = {name.format(number): rows for number, rows in table.groupby(numbers)}
     try:
         manifest = _manifest(table, out, settings, list(shards), overwrite=overwrite)
-        _write_shards(shards, out, manifest, _Encoder(read, settings), workers)
+        pending = {
+            file: rows
+            for file, rows in shards.items()
+            if not _finished(out / file, manifest.shards.get(file))
+        }
+        deal = deal or partial(_in_processes, workers=workers)
+        for file, shard in deal(pending, out, Encoder(read, settings)):
+            manifest.shards[file] = shard
+            manifest.save(out)
         _write_cohort(table, out, manifest)
     except OSError as error:
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -184,8 +133,8 @@ def _manifest(
                 " overwrite=true"
             )
         _remove(out, old)
-    for partial in out.glob("*.part"):  # what a kill left
-        partial.unlink()
+    for left in out.glob("*.part"):  # by a kill
+        left.unlink()
     if old and old.digest == digest:
         return old
     new.save(out)
@@ -199,82 +148,24 @@ def _remove(out: Path, manifest: Manifest) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """What a worker does with one image."""
-
-    read: Read
-    settings: PackSettings
-
-    def __call__(self, job: tuple[str, str]) -> tuple[bytes, int, int]:
-        """JPEG bytes, and the original width and height in pixels."""
-        image_id, path = job
-        try:
-            data, frame = self.read(path)
-            info = probe(data)
-            steps = self.settings.steps
-            room = self.settings.size * (2 if DETAILED.intersection(steps) else 1)
-            size = _smaller((info.height, info.width), room)
-            pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
-            if steps:
-                pixels = self._preprocessed(pixels)
-        except (OSError, InputError) as error:
-            raise PackError(f"image {image_id} ({path}): {error}") from error
-        unchanged = size is None and info.format == "jpeg" and not steps
-        if unchanged and (self.settings.icc == "ignore" or info.icc is None):
-            return data, info.width, info.height
-        jpeg = simplejpeg.encode_jpeg(pixels, self.settings.quality, colorsubsampling="444")
-        return jpeg, info.width, info.height
-
-    def _preprocessed(self, pixels: Pixels) -> Pixels:
-        segmenter = self.settings.segmenter
-        find = _finder(segmenter) if segmenter else None
-        pixels = preprocess(pixels, self.settings.steps, find)
-        height, width, _ = pixels.shape
-        size = _smaller((height, width), self.settings.size)
-        return resize(pixels, size, (height, width)) if size else pixels
-
-
-@lru_cache(maxsize=1)
-def _finder(checkpoint: str) -> Any:
-    """Once in every worker; torch is loaded where it is needed alone."""
-    from skinmm.segmentation import LesionFinder
-
-    return LesionFinder.load(Path(checkpoint))
-
-
-def _smaller(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
-    """Height and width with so long a shorter side; None: they are not longer now."""
-    scale = shorter / min(sides)
-    return (round(sides[0] * scale), round(sides[1] * scale)) if scale < 1 else None
-
-
-def _write_shards(
-    shards: dict[str, pd.DataFrame],
-    out: Path,
-    manifest: Manifest,
-    encoder: _Encoder,
-    workers: int | None,
-) -> None:
-    """Write the shards that are not finished; the manifest grows by each."""
-    pending = {
-        name: rows
-        for name, rows in shards.items()
-        if not _finished(out / name, manifest.shards.get(name))
-    }
-    done = manifest.images - sum(map(len, pending.values()))
+def _in_processes(
+    pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder, workers: int | None
+) -> Iterator[tuple[str, Shard]]:
+    """One shard after the other, their images by processes of this machine."""
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_follow_parent
     )
-    bar = tqdm(total=manifest.images, initial=done, desc="packing", unit=" images", disable=None)
+    total = sum(map(len, pending.values()))
+    bar = tqdm(total=total, desc="packing", unit=" images", disable=None)
+
+    def encode(jobs: Iterable[Job]) -> Iterator[Encoded]:
+        for image in pool.map(encoder, jobs, chunksize=_CHUNK):
+            yield image
+            bar.update()
+
     try:
         for name, rows in pending.items():
-            jobs = zip(rows["image_id"], rows["path"], strict=True)
-            images = pool.map(encoder, jobs, chunksize=_CHUNK)
-            write_tfrecord(out / name, _records(rows, images, bar))
-            TFRecordFile(out / name)  # reads it back: checks every CRC, leaves the index
-            manifest.shards[name] = describe(out / name, len(rows), patients_of(rows).nunique())
-            manifest.save(out)
+            yield name, write_shard(out / name, rows, encode)
     except BrokenProcessPool as error:
         message = "a worker died, perhaps for want of memory: run the same pack with fewer workers"
         raise PackError(message) from error
@@ -298,22 +189,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _records(
-    rows: pd.DataFrame, images: Iterable[tuple[bytes, int, int]], bar: tqdm
-) -> Iterator[dict[str, Any]]:
-    """Each row and its image as the features of a record."""
-    plain = rows.drop(columns="path").to_dict("records")
-    for row, (jpeg, width, height) in zip(plain, images, strict=True):
-        known = {str(name): value for name, value in row.items() if not pd.isna(value)}
-        known = {"width": width, "height": height} | known  # the table's are the original's
-        features = {
-            _FEATURES.get(name, name): int(value) if name in _INTEGERS else value
-            for name, value in known.items()
-        }
-        yield features | {"image": jpeg}
-        bar.update()
 
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:

@@ -48,6 +48,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write `manifest.json`; what is there before is whole until the new one is."""
         content = {"schema": _SCHEMA, "complete": self.complete, **asdict(self)}
+        content["shards"] = dict(sorted(content["shards"].items()))  # in whatever order they came
         with whole(folder / FILE) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import crc32c
 import numpy as np
@@ -159,7 +160,8 @@ def _footer(data: bytes) -> bytes:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to; the file takes its own name only once the block has succeeded."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Of several machines that share a folder, two may have the same process number.
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         yield partial
         with partial.open("rb") as written:

@@ -23,8 +23,9 @@ from skinmm.config import DataConfig
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.shards import packed as adapter
 from skinmm.data.decode import decode
-from skinmm.data.pack import PackSettings, pack, shard_numbers
+from skinmm.data.pack import pack, shard_numbers
 from skinmm.data.pack_manifest import PackError, load_manifest, packed_steps, verify_pack
+from skinmm.data.pack_shard import PackSettings
 from skinmm.data.preprocess import preprocess
 from skinmm.data.tfrecord import read_image, read_table
 from skinmm.errors import InputError
@@ -175,7 +176,8 @@ import sys, time
 from pathlib import Path
 from skinmm.config import DataConfig
 from skinmm.data.catalog.embedded import demo
-from skinmm.data.pack import PackSettings, pack
+from skinmm.data.pack import pack
+from skinmm.data.pack_shard import PackSettings
 
 def read(path):
     time.sleep(0.1)

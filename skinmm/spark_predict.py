@@ -5,8 +5,6 @@ the cells are those of a job on one machine whatever pandas Spark was written fo
 output's rows is Spark's.
 """
 
-import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +24,10 @@ from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
 from skinmm.predict.writer import numbers, to_arrow
+from skinmm.spark_session import spark_session
 
-RECORDS: Final = "spark.sql.execution.arrow.maxRecordsPerBatch"
 PART: Final = 1024
 """Rows that are run again when what predicts them dies."""
-ATTEMPTS: Final = 4
-"""At a part of the rows, before the job fails; a local Spark would make one only."""
 
 
 def predict_spark(config: SparkConfig) -> int:
@@ -57,70 +53,36 @@ def predict_spark(config: SparkConfig) -> int:
         TemporaryDirectory() as folder,
         _explained(config),
     ):
-        records = max(256, config.batch_size)
-        session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(records))
-        table = session.read.parquet(config.input)
-        rows = table.count()
-        if not rows:
-            raise InputError(f"input={config.input}: the table has no rows")
-        cores = session.sparkContext.defaultParallelism
-        # As every part will be asked: what is wrong with the columns or the folder shows now.
-        empty = pd.DataFrame(columns=table.columns, dtype=object)
-        said = predictor.predict(empty, config.images)
         names = _sent(session.sparkContext, paths, predictor.identity, Path(folder))
-        with warnings.catch_warnings():  # pandas 3: Spark warns of what is not used here
-            warnings.filterwarnings(
-                "ignore", message="PySpark does not yet", category=FutureWarning
-            )
-            predicted = table.repartition(max(cores, -(-rows // PART))).mapInArrow(
-                _task(config, names), _schema(said)
-            )
-        mode = "overwrite" if config.overwrite else "error"
-        predicted.write.mode(mode).parquet(config.output)
-        found = session.read.parquet(config.output).groupBy("decision").count().collect()
-    counts = {row["decision"]: row["count"] for row in found}
+        counts = _predicted(session, config, predictor, names)
+    rows, failed = sum(counts.values()), counts.get("", 0)
     decided = ", ".join(f"{counts[name]} {name}" for name in DECISIONS if name in counts)
     print(f"predictions: {config.output} ({rows} rows: {decided}; by {predictor.backend})")  # noqa: T201
-    if failed := counts.get("", 0):
+    if failed:
         reason = f"{failed} of {rows} rows not predicted; see the column error"
         print(reason, file=sys.stderr)  # noqa: T201
     return 3 if failed else 0
 
 
-@contextmanager
-def spark_session(master: str) -> Iterator[Any]:
-    """A session, ended with the block.
-
-    Args:
-        master: local[N], or the URL of a cluster, whose settings come from spark-defaults.conf.
-
-    Raises:
-        InputError: PySpark or Java is not there, or the cluster cannot be reached.
-    """
-    try:
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise InputError("Spark needs PySpark and Java 17: pip install 'skinmm[spark]'") from error
-    builder = SparkSession.builder.appName("skinmm").config("spark.log.level", "ERROR")
-    builder = builder.config("spark.ui.showConsoleProgress", str(sys.stderr.isatty()).lower())
-    if master.startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        master = re.sub(r"^local\[([^,\]]+)\]$", rf"local[\1,{ATTEMPTS}]", master)
-        # Nobody else's business: no page, and no port but this machine's own.
-        builder = builder.config("spark.ui.enabled", "false")
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    with warnings.catch_warnings():  # of pandas 3, with which nothing here hands Spark tables
+def _predicted(
+    session: Any, config: SparkConfig, predictor: Predictor, names: Sequence[str]
+) -> dict[str, int]:
+    """Has the table predicted and written; how many rows have each decision, "" for failed ones."""
+    records = max(256, config.batch_size)
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(records))
+    table = session.read.parquet(config.input)
+    rows = table.count()
+    if not rows:
+        raise InputError(f"input={config.input}: the table has no rows")
+    # As every part will be asked: what is wrong with the columns or the folder shows now.
+    said = predictor.predict(pd.DataFrame(columns=table.columns, dtype=object), config.images)
+    parts = max(session.sparkContext.defaultParallelism, -(-rows // PART))
+    with warnings.catch_warnings():  # pandas 3: Spark warns of what is not used here
         warnings.filterwarnings("ignore", "PySpark does not yet", FutureWarning)
-        try:
-            session = builder.master(master).getOrCreate()
-        except (PySparkException, FileNotFoundError) as error:
-            hint = "Spark does not start; it needs Java 17 or later, and a master that it knows"
-            raise InputError(f"master={master}: {hint} ({one_line(error)})") from error
-        try:
-            yield session
-        finally:
-            session.stop()
+        predicted = table.repartition(parts).mapInArrow(_task(config, names), _schema(said))
+    predicted.write.mode("overwrite" if config.overwrite else "error").parquet(config.output)
+    found = session.read.parquet(config.output).groupBy("decision").count().collect()
+    return {row["decision"]: row["count"] for row in found}
 
 
 @contextmanager
