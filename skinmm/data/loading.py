@@ -46,7 +46,8 @@ class _Filling(Dataset[Any]):
             [multiprocessing.Semaphore(1) for _ in range(_SLOTS)] for _ in range(workers)
         ]
         # Slots that the reader has; one that came with a batch that nobody took comes again.
-        self.known = torch.zeros(workers, _SLOTS, dtype=torch.int64).share_memory_()
+        self.known = torch.zeros(workers, _SLOTS, dtype=torch.bool)
+        self.known.share_memory_()  # type: ignore[no-untyped-call]
         self._slots: dict[int, Tensor] = {}  # of this process
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class _Filling(Dataset[Any]):
         if slot is None or len(slot) < rows or slot[0].shape != image.shape:
             slot = self._slots[place] = torch.empty(rows, *image.shape, dtype=image.dtype)
             slot.share_memory_()  # type: ignore[no-untyped-call]
-            self.known[worker, place] = 0
+            self.known[worker, place] = False
         return slot
 
 
@@ -122,7 +123,7 @@ class SlotLoader(DataLoader[Any]):
             place = batch.worker, batch.slot
             if batch.images is not None:
                 self._held[place] = batch.images
-                self._filling.known[place] = 1
+                self._filling.known[place] = True
             shared = self._held[place][: batch.rows]
             image = torch.empty_like(shared, pin_memory=self._pin).copy_(shared)
             self._filling.free[batch.worker][batch.slot].release()
