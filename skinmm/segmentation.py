@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -135,7 +136,7 @@ def measured(
     def row(place: tuple[str, str | None]) -> list[float]:
         image_id, path = place
         try:
-            found = finder.measure(read_source(path)) if path else {}
+            found = _measured_before(finder, path) if path else {}
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
         return [found.get(name, math.nan) for name in wanted]
@@ -144,6 +145,12 @@ def measured(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         rows = list(pool.map(row, zip(table["image_id"], table["path"], strict=True)))
     return table.assign(**dict(zip(wanted, np.array(rows).T, strict=True)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _measured_before(finder: LesionFinder, path: str) -> dict[str, float]:
+    """What `finder` measures of a file; each fold of a run asks again."""
+    return finder.measure(read_source(path))
 
 
 class MaskCheckpointError(CheckpointError):

@@ -36,6 +36,7 @@ from skinmm.training_missing import MissingColumns
 MINUTE: Final = 60  # seconds
 HOUR: Final = 3600
 THREADS: Final = torch.get_num_threads()
+PLAIN: Final = 2  # dimensions of kept features that are a vector an image
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Fold:
         trainer = build_trainer(config, run)
         inputs = FUSIONS[below(config.fusion).name].inputs
         # Layers of a record are too small to share out: threads would only wait for each other.
+        # So are those above kept features.
         torch.set_num_threads(THREADS if "image" in inputs else 1)
         data = LesionData(config, inputs)
         _refuse_one_sided(data)
@@ -88,6 +90,8 @@ class Fold:
         folder = Path(self.config.model.cache or first / "features")
         device = self.trainer.strategy.root_device
         keep_features(self.config, self.data, self.module.network, device, folder)
+        if self.data.features is not None and self.data.features.ndim == PLAIN:
+            torch.set_num_threads(1)
         if self.module.network.context is not None:
             self.data.embedded = embed(self.config, self.data, self.module.network, device)
         if self.trainer.is_global_zero:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 from jaxtyping import Bool, Float, Float32, Int
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, DataConfig, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
-from skinmm.data.dataset import Key, LesionDataset, Sample, View
+from skinmm.data.dataset import Kept, Key, LesionDataset, Sample, View
 from skinmm.data.dataset_context import ContextDataset, Embedded, order_keys, others_of
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.loading import SlotLoader
@@ -244,13 +244,10 @@ class LesionData(pl.LightningDataModule):
             features=self._features_of(rows),
         )
 
-    def _features_of(
-        self, rows: Int[np.ndarray, " n"]
-    ) -> Subset[Float32[np.ndarray, "*places dim"]] | None:
+    def _features_of(self, rows: Int[np.ndarray, " n"]) -> Kept | None:
         if self.features is None:
             return None
-        places = np.searchsorted(self.used_rows, rows).tolist()
-        return Subset(self.features, places)  # type: ignore[arg-type]  # an array has all it needs
+        return Kept(self.features, np.searchsorted(self.used_rows, rows))
 
     def _loader(
         self, dataset: Dataset[Sample], sampler: Iterable[Key], batch_size: int

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from skinmm.data.dataset_withholding import Blank, Withholding
+from skinmm.data.dataset_withholding import Blank, Withheld, Withholding
 from skinmm.data.decode import decode
 from skinmm.data.decode_resize import resize
 from skinmm.data.preprocess import DETAILED, preprocess
@@ -64,6 +64,13 @@ class Sample(TypedDict, total=False):
     there: Tensor
 
 
+class Kept(NamedTuple):
+    """What a frozen network made of images: of row i it is `values[places[i]]`."""
+
+    values: Float32[np.ndarray, "all *places dim"]
+    places: Int[np.ndarray, " n"]
+
+
 class ImageError(InputError):
     """An image that cannot be used, by its id, in one line.
 
@@ -91,7 +98,7 @@ class LesionDataset(Dataset[Sample]):
         transform: Transform | None = None,
         withholding: Withholding | None = None,
         blank: Blank | None = None,
-        features: Subset[Float32[np.ndarray, "*places dim"]] | None = None,
+        features: Kept | None = None,
     ) -> None:
         """Takes the cohort column by column.
 
@@ -128,10 +135,7 @@ class LesionDataset(Dataset[Sample]):
         """
         row, seed = key
         sample = Sample(row=row, target=int(self._targets[row]))
-        columns = len(self._blank.widths) if self._blank else 0
-        without = None
-        if seed is not None and self._withholding != Withholding():
-            without = self._withholding.draw(seed, columns)
+        without = next(iter(self._withheld([seed])), None)
         if self._records is not None:
             sample["record"] = self._records[row]
             if without and self._blank:
@@ -147,9 +151,42 @@ class LesionDataset(Dataset[Sample]):
                 sample["shown"] = not hidden
         return sample
 
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:
+        """Rows; where no image has to be read, as one batch.
+
+        Raises:
+            ImageError: as for one row.
+        """
+        if self._paths is not None and self._features is None:
+            return [self[key] for key in keys]
+        rows = np.array([row for row, _ in keys])
+        batch = {"row": torch.from_numpy(rows), "target": torch.from_numpy(self._targets[rows])}
+        without = self._withheld([seed for _, seed in keys])
+        if self._records is not None:
+            batch["record"] = self._records[rows]
+            if without and self._blank:
+                hidden = np.array([each.columns for each in without])
+                batch["record"] = self._blank.fill(batch["record"], hidden)
+        if self._features is not None:
+            values, places = self._features
+            batch["image"] = torch.from_numpy(values[places[rows]])
+            if self._withholding.image:
+                batch["shown"] = torch.tensor([not each.image for each in without])
+        return batch
+
+    def _withheld(self, seeds: list[int | None]) -> list[Withheld]:
+        """What each row lacks; nothing where none lacks anything."""
+        if self._withholding == Withholding():
+            return []
+        columns = len(self._blank.widths) if self._blank else 0
+        nothing = Withheld(image=False, columns=np.zeros(columns, dtype=bool))
+        return [
+            nothing if seed is None else self._withholding.draw(seed, columns) for seed in seeds
+        ]
+
     def _image(self, row: int, path: str, seed: int | None) -> Tensor:
         if self._features is not None:
-            return torch.from_numpy(np.array(self._features[row]))
+            return torch.from_numpy(self._features.values[self._features.places[row]].copy())
         try:
             pixels = read_image(path, self._view)
         except (OSError, InputError) as error:

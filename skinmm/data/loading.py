@@ -56,7 +56,10 @@ class _Filling(Dataset[Any]):
     def __getitem__(self, key: Any) -> Any:
         return self.dataset[key]
 
-    def __getitems__(self, keys: list[Any]) -> "_Filled | list[Any]":
+    def __getitems__(self, keys: list[Any]) -> "Batch | _Filled | list[Any]":
+        whole = getattr(self.dataset, "__getitems__", None)
+        if whole and get_worker_info() is None:
+            return whole(keys)  # type: ignore[no-any-return]
         first = self.dataset[keys[0]]
         place = self._free_place() if "image" in first else None
         if place is None:
@@ -131,6 +134,6 @@ class SlotLoader(DataLoader[Any]):
         return {name: value.pin_memory() for name, value in batch.items()} if self._pin else batch
 
 
-def collated(fetched: _Filled | list[Any]) -> Batch | _Filled:
+def collated(fetched: Batch | _Filled | list[Any]) -> Batch | _Filled:
     """A batch of samples, if it is none yet."""
-    return fetched if isinstance(fetched, _Filled) else default_collate(fetched)
+    return default_collate(fetched) if isinstance(fetched, list) else fetched
