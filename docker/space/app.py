@@ -14,7 +14,7 @@ from skinmm.serve.service import Service
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 
 service = Service([CHECKPOINT])
-desk = Desk(places=8, seconds=60)
+desk = Desk(places=8, seconds=60, lanes=service.lanes)
 # The Space's own site shows it in a frame.
 app = mount_page(create_app(service, desk, framed=True), service, desk)
 

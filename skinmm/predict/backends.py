@@ -40,15 +40,19 @@ class TorchBackend:
         self.network, self.views = network, views
         self.stands_in = network.absent is not None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
+
     def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
         """Looks at a batch."""
-        device = self.network.device
         pixels = columns = None
         if record is not None:
-            columns = torch.from_numpy(record).to(device)
+            columns = torch.from_numpy(record).to(self.device)
         if image is not None:
-            pixels = torch.from_numpy(image).to(device).permute(0, 3, 1, 2)
-        seen = None if shown.all() else torch.from_numpy(shown).to(device)
+            pixels = torch.from_numpy(image).to(self.device).permute(0, 3, 1, 2)
+        seen = None if shown.all() else torch.from_numpy(shown).to(self.device)
         with torch.inference_mode():
             outcome, features = self.network.outcome(pixels, columns, self.views, seen)
         return Outcome(outcome.cpu().numpy(), features.cpu().numpy())
@@ -63,6 +67,7 @@ class OnnxBackend:
     """
 
     name: Final = "onnx"
+    device: Final = torch.device("cpu")
 
     def __init__(self, path: Path) -> None:
         """Loads an exported model.

@@ -24,7 +24,7 @@ from skinmm.serve.overlay import heat_png
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.reasons import Reasons
 from skinmm.serve.service import NOTICE, Case, Service
-from skinmm.serve.together import Together
+from skinmm.serve.together import MOST, Together
 
 SCHEMA: Final = "/v1/openapi.json"
 
@@ -97,7 +97,8 @@ class Endpoints:
         """Takes the parts."""
         self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
         self._book = book
-        self._together = Together(service)
+        alone = not service.gpu or service.predictor.others  # these would be compared
+        self._together = Together(service, 1 if alone else MOST)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict."""

@@ -1,4 +1,4 @@
-"""Who is served when: one job at a time, a few wait, the rest come again later."""
+"""Who is served when: a job or two at a time, a few wait, the rest come again later."""
 
 import asyncio
 import math
@@ -15,21 +15,22 @@ T = TypeVar("T")
 
 
 class Desk:
-    """A bounded queue before one thread: torch uses all cores for one job as it is.
+    """A bounded queue before the threads that answer.
 
     Attributes:
         taken: places that requests hold.
     """
 
-    def __init__(self, places: int, seconds: int | float) -> None:
+    def __init__(self, places: int, seconds: int | float, lanes: int = 1) -> None:
         """Opens it.
 
         Args:
-            places: requests at a time, the one that runs included.
+            places: requests at a time, those that run included.
             seconds: that a request may take, its upload included.
+            lanes: how many run at a time (see `Service.lanes`).
         """
-        self._places, self._seconds = places, seconds
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._places, self._seconds, self._lanes = places, seconds, lanes
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="predict")
         self._last = 1.0  # seconds that the last job took
         self.taken = 0
 
@@ -46,7 +47,7 @@ class Desk:
             ProblemError: no place is free, or the time is over.
         """
         if self.full:
-            wait = {"Retry-After": str(math.ceil(self.taken * self._last))}
+            wait = {"Retry-After": str(math.ceil(self.taken * self._last / self._lanes))}
             raise ProblemError(
                 HTTPStatus.TOO_MANY_REQUESTS, "all places are taken: try again", wait
             )
@@ -61,8 +62,8 @@ class Desk:
             self._free(place.job)
 
     def close(self) -> None:
-        """Lets the running job end and drops those that wait."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Lets what runs end and drops those that wait."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, job: Callable[[], T]) -> "Future[T]":
         def timed() -> T:
@@ -72,7 +73,7 @@ class Desk:
             finally:
                 self._last = time.monotonic() - start
 
-        return self._thread.submit(timed)
+        return self._threads.submit(timed)
 
     def _free(self, job: "Future[Any] | None") -> None:
         """Gives the place back, once nothing works for it any more."""

@@ -47,7 +47,7 @@ def serve(config: ServeConfig) -> int:
         referral=config.referral,
         backend=config.backend,
     )
-    desk = Desk(config.queue, config.timeout)
+    desk = Desk(config.queue, config.timeout, service.lanes)
     store = Store.open(config.store) if config.store else None
     try:
         book = Book(service, store, images=config.store_images)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import skinmm
 from skinmm.data.source import FRAME
 from skinmm.data.vocabulary import CONVERTERS, is_missing
 from skinmm.predict import Predictor
+from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.images import HeldImages
 from skinmm.predict.member import Member
 from skinmm.serve.reasons import Explainer, Reasons, known_cells, record_row
@@ -42,6 +44,9 @@ class Service:
     Attributes:
         predictor: what predicts.
         needs_image: whether a case without an image is refused.
+        gpu: whether a network runs on one.
+        lanes: how many cases are worth being judged at a time: 2 by ONNX Runtime, of which one is
+            read and told while the other's network runs; torch's threads would hinder each other.
         side: the longest side of the square that a network looks at, in pixels; 0 of none.
         card: what /v1/model tells.
         reference: how inputs and answers were distributed (see `skinmm.evaluation.drift`), of the
@@ -72,6 +77,10 @@ class Service:
             checkpoints, accelerator, referral=referral, backend=backend
         )
         self._explainers = [Explainer(path, accelerator) for path in checkpoints]
+        self._explaining = Lock()  # it hooks into the network
+        networks = [member.backend for member in self.predictor.panel.members]
+        self.gpu = any(each.device.type == "cuda" for each in networks)
+        self.lanes = 2 if self.predictor.backend == OnnxBackend.name else 1
         members = [each.member for each in self._explainers]
         self.needs_image = any(member.needs_image for member in members)
         self.side = max((member.view.size for member in members if member.view), default=0)
@@ -119,7 +128,8 @@ class Service:
         if row["error"]:
             return row, None
         told = (case.image, case.record, case.frame)
-        return row, Reasons.mean([each.explain(*told) for each in self._explainers])
+        with self._explaining:
+            return row, Reasons.mean([each.explain(*told) for each in self._explainers])
 
     def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
         """Whose a case is, if that was said, and what is known of it, as the models read it."""

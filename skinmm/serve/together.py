@@ -1,4 +1,7 @@
-"""Requests that wait at the same time are predicted as one table: half the work for each."""
+"""Requests that wait for a GPU at the same time are predicted as one table.
+
+On a CPU a row of a table costs what a row alone does, and each would wait for all.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,8 +11,7 @@ from typing import Any, Final
 from skinmm.serve.service import Case, Service
 
 MOST: Final = 8
-"""Rows of a table. Beside a network's 26 ms a table costs 30 ms of computing, be it of one row or
-of several (benchmarks/results/serving.md)."""
+"""Rows of a table."""
 
 
 class Ticket:
@@ -29,10 +31,9 @@ class Ticket:
 class Together:
     """The cases that wait for the desk's thread, in order."""
 
-    def __init__(self, service: Service) -> None:
-        """Takes what answers; models that compare a patient's lesions get each case alone."""
-        self._service = service
-        self._most = 1 if service.predictor.others else MOST
+    def __init__(self, service: Service, most: int) -> None:
+        """Takes what answers, and how many cases are one table at most."""
+        self._service, self._most = service, most
         self._waiting: deque[Ticket] = deque()
 
     @contextmanager
@@ -47,7 +48,7 @@ class Together:
                 self._waiting.remove(ticket)
 
     def row(self, ticket: Ticket) -> dict[str, Any]:
-        """What is said of a case; in the desk's thread, which runs one job at a time."""
+        """What is said of a case; in a thread of the desk's; its only one, if tables are wanted."""
         row = ticket.row
         if row is None:
             others = [each for each in self._waiting.copy() if each is not ticket]

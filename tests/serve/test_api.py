@@ -24,7 +24,7 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.serve.service import NOTICE, Case, Service
-from skinmm.serve.together import Together
+from skinmm.serve.together import MOST, Together
 
 __all__ = ["at", "service"]  # fixtures
 
@@ -91,7 +91,7 @@ def test_who_waits_together_is_answered_as_if_alone(service: Service, pictures: 
     names = [f"ISIC_{number:07d}" for number in (0, 1, 2)]
     cases = [Case(jpeg_of(pictures, name), RECORD) for name in names]
     cases.insert(1, Case(b"\xff\xd8\xff\xe0 broken", {}))
-    together = Together(service)
+    together = Together(service, MOST)
     with ExitStack() as stack:
         tickets = [stack.enter_context(together.waiting(case)) for case in cases]
         with together.waiting(cases[0]) as given_up:
@@ -120,7 +120,7 @@ def test_a_case_that_breaks_the_table_fails_alone(
 
     monkeypatch.setattr(service, "predict_table", fragile)
     cases = [Case(jpeg_of(pictures), {**RECORD, "age": age}) for age in ("55", "13", "30")]
-    together = Together(service)
+    together = Together(service, MOST)
     with ExitStack() as stack:
         good, poisoned, other = [stack.enter_context(together.waiting(case)) for case in cases]
         assert together.row(good)["error"] == ""
