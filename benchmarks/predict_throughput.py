@@ -2,14 +2,16 @@
 
 Every leg is a process of its own; the legs take turns, so that what else the machine does falls on
 all of them alike. A leg's time starts when its model is loaded. CPU seconds a row are those of the
-leg with its loader processes: on a shared machine they tell more than the clock.
+leg with its loader processes: on a shared machine they tell more than the clock. Memory is a leg's
+with all processes that it starts.
 
     SKINMM_DATA=DIR python benchmarks/predict_throughput.py CHECKPOINT [ROWS [ROUNDS [LARGER]]]
 
 CHECKPOINT is one of an EfficientNet-Lite0 at 224 pixels with the exported model beside it. Legs:
 `job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory), `job torch`, `network
-torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the job is run on LARGER times the rows:
-10013 3 10 is all of HAM10000, and a job of 100,000 rows whose memory is to be the same; 0: none.
+torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the job is run on LARGER times the rows
+(0: it is not), whose memory is to be the same. All of HAM10000: 10013 3 0. What a job of 100,130
+rows takes in memory, alone: 10013 0 10.
 """
 
 import json
@@ -19,6 +21,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -132,23 +135,45 @@ LEGS: Final[dict[str, tuple[Callable[[Path, int, str], Any], str]]] = {
     "job torch": (run_job, "torch"),
     "network torch": (run_network, "torch"),
 }
-SLOWER: Final = 4
-"""PyTorch's legs take one row of so many."""
+SHARE: Final = 4
+"""Legs other than the job take one row of so many: their rates are steady."""
 
 
 def leg(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
     """Runs one leg in this process."""
     function, backend = LEGS[name]
     seconds, cpu = function(checkpoint, rows, backend)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
     return {"rate": rows / seconds, "cpu": 1e3 * cpu / rows, "peak": peak}
+
+
+def memory(process: int, *, root: bool = True) -> float:
+    """GB in memory of a process, and what its descendants have there for themselves."""
+    place = Path(f"/proc/{process}")
+    try:
+        lines = (place / "smaps_rollup").read_text().splitlines()[1:]
+        children = [path.read_text().split() for path in place.glob("task/*/children")]
+    except OSError:  # it ended meanwhile
+        return 0
+    sizes = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
+    own = sizes["Rss"] if root else sizes["Private_Clean"] + sizes["Private_Dirty"]
+    below = (memory(int(child), root=False) for each in children for child in each)
+    return 1024 * own / 1e9 + sum(below)
 
 
 def measured(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
     """Runs one leg in a process of its own."""
     command = [sys.executable, __file__, str(checkpoint), str(rows), "leg", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    peak = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            time.sleep(0.5)
+        output = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{name} failed")
+    said: dict[str, float] = json.loads(output.splitlines()[-1])
+    said["peak"] = max(said["peak"], peak)
     print(f"{name}: {said}", file=sys.stderr, flush=True)
     return said
 
@@ -158,8 +183,9 @@ def main(checkpoint: Path, rows: int, rounds: int, larger: int) -> None:
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(rounds):
         for name in LEGS:
-            share = SLOWER if LEGS[name][1] == "torch" else 1
-            found[name].append(measured(name, checkpoint, rows // share))
+            found[name].append(measured(name, checkpoint, rows if name == "job" else rows // SHARE))
+    if larger:
+        found[f"job, {larger} times the rows"].append(measured("job", checkpoint, larger * rows))
     cores = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     print(f"{cores}, torch {torch.__version__}; {rows} rows, {rounds} rounds\n")
     print(
@@ -167,19 +193,14 @@ def main(checkpoint: Path, rows: int, rounds: int, larger: int) -> None:
     )
     for name, runs in found.items():
         rates = ", ".join(f"{run['rate']:.1f}" for run in runs)
-        rate, cpu, peak = (median(run[key] for run in runs) for key in ("rate", "cpu", "peak"))
+        rate, cpu = (median(run[key] for run in runs) for key in ("rate", "cpu"))
+        peak = max(run["peak"] for run in runs)
         print(f"| {name} | {rate:.1f} ({rates}) | {cpu:.2f} | {peak:.2f} |")
-    if larger:
-        long = measured("job", checkpoint, larger * rows)
-        usual = median(run["peak"] for run in found["job"])
-        print(
-            f"| job, {larger} times the rows | {long['rate']:.1f} | {long['cpu']:.2f} "
-            f"| {long['peak']:.2f}, {long['peak'] / usual:.2f} times the job's |"
-        )
     print()
-    for one, other in (("job", "eager"), ("job", "network"), ("job torch", "network torch")):
-        pairs = zip(found[one], found[other], strict=True)
-        ratios = [a["rate"] / b["rate"] for a, b in pairs]
+    pairs = (("job", "eager"), ("job", "network"), ("job torch", "network torch"))
+    for one, other in pairs if rounds else ():
+        both = zip(found[one], found[other], strict=True)
+        ratios = [a["rate"] / b["rate"] for a, b in both]
         cpu = median(run["cpu"] for run in found[other]) / median(run["cpu"] for run in found[one])
         print(f"{one} / {other}: {median(ratios):.2f} by the clock, {cpu:.2f} by CPU time")
 
