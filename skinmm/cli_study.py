@@ -52,8 +52,8 @@ def _compared(study: StudyConfig, folder: Path) -> int:
     runs = [folder / name for name in study.arms]
     against = study.against or [runs[0].name]
     page = folder / "compare.html"
-    table = compare_page(runs, page, against=against, overwrite=True)
-    text = markdown(table.header, table.rows)
+    tables = compare_page(runs, page, against=against, overwrite=True)
+    text = "\n".join(markdown(table.header, table.rows) for table in tables)
     (folder / "compare.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\ncomparison: {page}")  # noqa: T201
     return 0

@@ -22,6 +22,7 @@ from skinmm.config.schema import (
     PackSparkConfig,
     PredictConfig,
     SparkConfig,
+    StudyConfig,
 )
 from skinmm.errors import InputError
 
@@ -148,6 +149,7 @@ def _check_run(config: Config) -> None:
     if config.data.fold != "all":
         _check_fold(config.data, ", or all")
     _check_task(config)
+    _check_study(config.study)
     devices = config.trainer.devices
     if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
         raise InputError(f"trainer.devices={devices}: must be a number from 1, or auto")
@@ -194,6 +196,13 @@ def _check_fold(data: DataConfig, otherwise: str = "") -> None:
     if not (isinstance(data.fold, int) and 0 <= data.fold <= last):
         allowed = f"0 to {last} (data.folds={data.folds}){otherwise}"
         raise InputError(f"data.fold={data.fold}: must be {allowed}")
+
+
+def _check_study(study: StudyConfig) -> None:
+    if len(study.arms) == 1:
+        raise InputError("study.arms: there is one, and nothing to compare it with; name another")
+    if not {*study.against} <= study.arms.keys():
+        raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
 
 
 def _check_given(config: Any, **examples: str) -> None:

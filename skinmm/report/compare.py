@@ -10,6 +10,7 @@ import numpy as np
 from skinmm.errors import InputError
 from skinmm.evaluation.comparison import compare
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
+from skinmm.report.compare_tables import calibration, missing
 from skinmm.report.evidence import Evidence, read_bare, read_run
 from skinmm.report.figures import curves, grids
 from skinmm.report.figures.grids import Axis
@@ -17,6 +18,7 @@ from skinmm.report.page import refuse_existing, write_page
 from skinmm.report.points import roc_line
 from skinmm.report.wording import ABSENT, estimate, is_number, metric, number, plural
 
+MACRO: Final = "macro_auroc"  # of multi-class runs
 SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
 DIFFERENT: Final = ("auroc", "average_precision", "brier")
 PAIRED: Final = 6  # fifteen pairs
@@ -43,7 +45,7 @@ def compare_page(
     positive: Sequence[str] | None = None,
     against: Sequence[str] = (),
     overwrite: bool = False,
-) -> Table:
+) -> list[Table]:
     """Writes a page with a table, curves and parallel coordinates of several systems.
 
     Args:
@@ -56,7 +58,7 @@ def compare_page(
         overwrite: replace a page that is there.
 
     Returns:
-        The table of the systems.
+        The table of the systems, and those of calibration and missing data where there are any.
 
     Raises:
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
@@ -68,10 +70,14 @@ def compare_page(
     found = _found(systems, against)
     table = _table(systems, found, against)
     paired = _paired(systems, found, against)
+    known = {system.name: system.evidence for system in systems}
+    further = [made for made in (calibration(known), missing(known)) if made]
     sections = [Section("systems", "Systems", [table]), paired, _drawings(systems)]
+    if further:
+        sections.append(Section("further", "Calibration and missing data", further))
     facts = [plural(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
-    return table
+    return [table, *further]
 
 
 def _all_systems(
@@ -127,11 +133,13 @@ def _table(
     systems: Sequence[System], found: Mapping[str, Any] | None, against: Sequence[str]
 ) -> Table:
     different = _different(systems)
+    macro = [MACRO] if any(system.evidence.estimate(MACRO) for system in systems) else []
+    shown = [*SHOWN, *macro]
     gains = [_gains(name, found) for name in against if found]
     rows = [
         (
             system.name,
-            *(estimate(system.evidence.estimate(name)) for name in SHOWN),
+            *(estimate(system.evidence.estimate(name)) for name in shown),
             *(gain.get(system.name, "") for gain in gains),
             f"{system.evidence.measured['positives']:,} of {system.evidence.measured['n']:,}",
             "; ".join(f"{key}={_word(held[key])}" for key in different if key in held),
@@ -140,8 +148,8 @@ def _table(
         for held in [system.settings]
     ]
     minus = [f"{metric(DIFFERENT[0])} minus {name}'s" for name in against if found]
-    header = ["System", *map(metric, SHOWN), *minus, "Malignant images", "Settings that differ"]
-    if not different:
+    header = ["System", *map(metric, shown), *minus, "Malignant images", "Settings that differ"]
+    if against or not different:  # whose names say it
         header, rows = header[:-1], [row[:-1] for row in rows]
     return Table("", header, rows, stack=True)
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch.utils.data import default_collate
 
-from skinmm.data.dataset import ImageError, LesionDataset, View
+from skinmm.data.dataset import ImageError, Kept, Key, LesionDataset, View
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.record import RecordEncoder
 
@@ -80,3 +81,25 @@ def test_only_samples_with_a_seed_lack_something() -> None:
     assert len({tuple(record.tolist()) for record in seeds}) > 1
     with pytest.raises(ImageError, match=r"image I1 \(nowhere\.jpg\)"):  # so it is looked for
         rows[1, None]
+
+
+def test_rows_of_kept_features_come_as_one_batch_of_the_same_samples() -> None:
+    rng = np.random.default_rng(0)
+    rows = LesionDataset(
+        np.array([0, 2, 1, 0]),
+        [f"I{row}" for row in range(4)],
+        records=ENCODER.transform(TABLE),
+        paths=["nowhere.jpg"] * 4,
+        withholding=Withholding(image=0.4, column=0.4),
+        blank=BLANK,
+        features=Kept(rng.random((6, 2, 5), np.float32), np.array([5, 0, 3, 1])),
+    )
+    keys: list[Key] = [(row, seed) for row in (2, 0, 3, 1) for seed in (None, 1, 2, 3)]
+    whole = rows.__getitems__(keys)
+    assert isinstance(whole, dict)
+    singly = default_collate([rows[key] for key in keys])
+    assert whole.keys() == singly.keys()
+    for name, values in whole.items():
+        assert torch.equal(values, singly[name])
+        assert values.dtype == singly[name].dtype
+    assert len(whole["shown"].unique()) == 2

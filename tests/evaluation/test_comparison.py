@@ -49,6 +49,18 @@ def test_better_is_told_from_equal() -> None:
     )
 
 
+def test_only_the_pairs_that_were_asked_for_are_paid_for() -> None:
+    files = {"good": system(1, 1.5), "bad": system(2, 0.3), "good too": system(3, 1.5)}
+    result = compare(files, resamples=300, against=["bad"])
+    clear, other = (pair["metrics"]["auroc"] for pair in result["pairs"])
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [
+        ("good", "bad"),
+        ("bad", "good too"),
+    ]
+    assert clear["difference"] > 0 > other["difference"]
+    assert clear["p_holm"] == pytest.approx(2 * clear["p"])
+
+
 def test_a_system_equals_itself_in_any_order_of_rows() -> None:
     one = system(1, 1)
     other = one.select(np.random.default_rng(0).permutation(len(one)))

@@ -17,7 +17,7 @@ LISTED: Final = (*DRAWN, "calibration_slope", "calibration_intercept", "brier")
 
 def missing(evidence: Evidence) -> Section | None:
     """Ranking and calibration against the share of columns withheld, where training measured it."""
-    parts = {0.0: evidence.measured, **_parts(evidence.metrics)}
+    parts = parts_of(evidence)
     if len(parts) == 1:
         return None
     plots = [
@@ -38,10 +38,10 @@ def missing(evidence: Evidence) -> Section | None:
     return Section("missing", "Missing data", [Note(note), Row(plots), table])
 
 
-def _parts(metrics: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
-    """The measured parts by the share of columns that they lack."""
-    found = {}
-    for name, part in metrics.items():
+def parts_of(evidence: Evidence) -> dict[float, Mapping[str, Any]]:
+    """What was measured, by the share of columns that was withheld; 0 is the whole record."""
+    found = {0.0: evidence.measured}
+    for name, part in evidence.metrics.items():
         kind, *numbers = name.split("_")
         if kind == "missing":
             found[int(numbers[0]) / int(numbers[-1])] = part
