@@ -24,9 +24,10 @@ def spark_session(master: str) -> Iterator[Any]:
 
     Raises:
         InputError: PySpark or Java is not there, or the cluster cannot be reached.
+        RuntimeError: what a Python worker failed of, in the block.
     """
     try:
-        from pyspark.errors import PySparkException
+        from pyspark.errors import PySparkException, PythonException
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise InputError("Spark needs PySpark and Java 17: pip install 'skinmm[spark]'") from error
@@ -47,5 +48,8 @@ def spark_session(master: str) -> Iterator[Any]:
             raise InputError(f"master={master}: {hint} ({one_line(error)})") from error
         try:
             yield session
+        except PythonException as error:
+            reason = str(error).strip().splitlines()[-1]  # the end of its traceback
+            raise RuntimeError(f"on a Python worker of Spark: {reason}") from error
         finally:
             session.stop()

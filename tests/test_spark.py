@@ -124,6 +124,18 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+@needs_spark
+def test_why_a_worker_failed_is_said() -> None:
+    code = """
+from skinmm.spark_session import spark_session
+with spark_session("local[1]") as session:
+    session.sparkContext.parallelize([0]).map(lambda number: 1 / number).collect()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = "RuntimeError: on a Python worker of Spark: ZeroDivisionError: division by zero"
+    assert done.stderr.splitlines()[-1] == said
+
+
 def contents(pack: Path) -> dict[str, bytes | dict[str, object]]:
     """Of every file; without the shards' times, which an index holds."""
     files = {path.name: path.read_bytes() for path in pack.iterdir()}
