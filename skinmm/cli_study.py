@@ -2,10 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skinmm.cli_hydra import guarded, refused, run
-from skinmm.config import Config, StudyConfig
+from skinmm.config import Config, PredictConfig, StudyConfig
+
+if TYPE_CHECKING:
+    from skinmm.report.blocks import Table
 
 Begin = Callable[[Config, Path, list[str]], int]
 
@@ -18,7 +23,7 @@ def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
 
     Args:
         config: of the study.
-        folder: for a folder of each arm, `compare.html` and `compare.md`.
+        folder: for a folder of each arm, `compare.md` and, of one cohort, `compare.html`.
         argv: as typed; an arm's overrides go behind them.
         begin: makes one run of a configuration.
 
@@ -50,10 +55,12 @@ def _compared(study: StudyConfig, folder: Path) -> int:
     from skinmm.wording import markdown
 
     runs = [folder / name for name in study.arms]
-    against = study.against or [runs[0].name]
-    page = folder / "compare.html"
-    tables = compare_page(runs, page, against=against, overwrite=True)
+    if study.outside:
+        tables = [_outside(runs, folder / "outside")]
+    else:
+        against = study.against or [runs[0].name]
+        tables = compare_page(runs, folder / "compare.html", against=against, overwrite=True)
     text = "\n".join(markdown(table.header, table.rows) for table in tables)
     (folder / "compare.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\ncomparison: {page}")  # noqa: T201
+    print(f"\n{text}\ncomparison: {folder / 'compare.md'}")  # noqa: T201
     return 0

@@ -1,13 +1,17 @@
 """A study is one command: its arms are runs, and a table compares them."""
 
 import json
+from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from quick_runs import metrics_of, quick_train
+from quick_runs import ROOT, metrics_of, quick_train
+from sklearn.metrics import roc_auc_score
 
 from skinmm.config import read_config
 
+EMBEDDED = ROOT / "skinmm" / "demo"
 PLAIN = "fusion=tabular_only"
 ARMS = (
     PLAIN,
@@ -74,3 +78,23 @@ def test_what_is_no_study_is_refused(
 ) -> None:
     assert quick_train(tmp_path, PLAIN, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_models_are_judged_on_the_other_arms_cohorts(tmp_path: Path) -> None:
+    table = pd.read_csv(EMBEDDED / "cohort.csv", dtype=str)
+    for name, rows in (("one", table[:400]), ("other", table[300:])):
+        (tmp_path / name).mkdir()
+        rows.to_csv(tmp_path / name / "cohort.csv", index=False)
+        (tmp_path / name / "images").symlink_to(EMBEDDED / "images")
+    arms = ",".join(f"{name}:['data.root={tmp_path / name}']" for name in ("one", "other"))
+    folder = tmp_path / "run"
+    outside = ("++study.arms={" + arms + "}", "study.outside=true", "data=csv", "data.limit=32")
+    assert quick_train(folder, "fusion=concat", *outside) == 0
+    predicted = pd.read_csv(folder / "outside" / "one_on_other.csv")
+    assert [Path(cell).stem for cell in predicted["image_id"]] == [*table["image_id"][400:]]
+    lines = (folder / "compare.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ")[:4] for line in lines[2:]]
+    assert [tuple(row[:2]) for row in rows] == [*product(("one", "other"), repeat=2)]
+    expected = roc_auc_score(predicted["target"], predicted["malignancy"])
+    assert float(rows[1][3].split()[0]) == pytest.approx(expected, abs=6e-4)
+    assert rows[1][2] == f"{predicted['target'].sum()} of 300"

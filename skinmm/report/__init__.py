@@ -3,6 +3,7 @@
 from skinmm.report.audit_page import audit_page
 from skinmm.report.cohorts import Cohort
 from skinmm.report.compare import compare_page
+from skinmm.report.compare_tables import across
 from skinmm.report.explore import explore_page
 from skinmm.report.page import refuse_existing
 from skinmm.report.sharing import shared_report
@@ -10,6 +11,7 @@ from skinmm.report.write import report_predictions, write_report
 
 __all__ = [
     "Cohort",
+    "across",
     "audit_page",
     "compare_page",
     "explore_page",
