@@ -252,14 +252,26 @@ class PredictConfig:
     by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
     submission: str | None = setting(None, "CSV to write beside it: image_name,target")
     backend: str = setting(
+        "auto",
+        "what runs the network; auto: onnx where `skinmm export` put a model, else torch",
+        choices=("auto", "torch", "onnx"),
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    threshold: float | None = setting(
         None, "decision threshold; null: the checkpoint's", low=0, high=1
+    )
+    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
     referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+    batch_size: int = setting(32, "rows per step", low=1)
     workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
     resume: bool = setting(False, "go on where a job that was killed ended")
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
 @dataclass
+class SparkConfig:
     """A prediction job on Apache Spark; paths are such that every executor reaches them."""
 
     checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
@@ -268,13 +280,23 @@ class PredictConfig:
     output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
     master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
     backend: str = setting(
+        "auto", "what runs the network, as in predict.py", choices=("auto", "torch", "onnx")
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    threshold: float | None = setting(
         None, "decision threshold; null: the checkpoint's", low=0, high=1
+    )
+    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
     referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+    batch_size: int = setting(32, "rows per step", low=1)
     workers: int = setting(1, "decoding threads of each Python worker", low=1)
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
 @dataclass
+class DicomConfig:
     """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
 
     checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
@@ -283,7 +305,11 @@ class PredictConfig:
     out: str = setting("dicom", "folder to write to")
     backend: str = setting(
         "auto", "what predicts, as in predict.py; torch explains", choices=("auto", "torch", "onnx")
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
     referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
     overwrite: bool = setting(False, "write into a folder that holds files")
 
 
@@ -343,6 +369,7 @@ class PackSparkConfig:
 
 
 @dataclass
+class ServeConfig:
     """A page and an API for one patient."""
 
     checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
@@ -351,7 +378,12 @@ class PackSparkConfig:
     keys: str | None = setting(None, "file of the API keys' SHA-256 sums, one a line")
     page: bool = setting(True, "the page as well; false: the API alone")
     backend: str = setting(
+        "auto", "what predicts, as in a prediction job", choices=("auto", "torch", "onnx")
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
     referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
     store: str | None = setting(
         None, "case store: a SQLite file or a PostgreSQL URL; null: nothing is kept"
     )
