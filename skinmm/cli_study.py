@@ -64,3 +64,30 @@ def _compared(study: StudyConfig, folder: Path) -> int:
     (folder / "compare.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\ncomparison: {folder / 'compare.md'}")  # noqa: T201
     return 0
+
+
+def _outside(runs: list[Path], folder: Path) -> "Table":
+    """Every run's first model on the cohorts of the others, but for the images that it knows."""
+    import pandas as pd
+
+    from skinmm.predict import predict_file
+    from skinmm.report import across
+
+    firsts = {run.name: run / "fold_0" if (run / "fold_0").is_dir() else run for run in runs}
+    text = {"image_id": str, "patient_id": str}
+    cohorts = {
+        name: pd.read_csv(first / "cohort.csv", dtype=text) for name, first in firsts.items()
+    }
+    folder.mkdir(exist_ok=True)
+    judged = []
+    for own, (name, cohort) in product(runs, cohorts.items()):
+        place = own if name == own.name else folder / f"{own.name}_on_{name}.csv"
+        judged.append((own.name, name, place))
+        if not place.exists():
+            asked = place.with_suffix(".input.csv")
+            known = cohort["image_id"].isin(cohorts[own.name]["image_id"])
+            cohort[~known].drop(columns="image_id").to_csv(asked, index=False)
+            best = str(firsts[own.name] / "checkpoints" / "best.ckpt")
+            print(f"\n{own.name} on {name}", flush=True)  # noqa: T201
+            predict_file(PredictConfig(checkpoint=best, input=str(asked), output=str(place)))
+    return across(judged, firsts)
