@@ -143,6 +143,11 @@ class TrainerConfig:
         "training arithmetic; probabilities are always 32 bit",
         choices=("auto", "32", "bf16", "16"),
     )
+    augment_on: str = setting(
+        "auto",
+        "where pictures are augmented; auto: on the GPU where there is one",
+        choices=("auto", "workers", "device"),
+    )
     channels_last: bool = setting(True, "memory layout of images")
     compile: bool = setting(False, "torch.compile the network")
     accumulate: int = setting(1, "steps whose gradients are added up", low=1)
@@ -212,7 +217,7 @@ class StudyConfig:
 
     arms: dict[str, list[str]] = setting({}, "of each run its overrides, as on the command line")
     against: list[str] = setting([], "arms that all others are compared with; empty: the first")
-    outside: bool = setting(False, "judge each arm's first model on the other arms' cohorts instead")
+    outside: bool = setting(False, "judge each arm's first model on the others' cohorts instead")
 
 
 @dataclass
