@@ -343,3 +343,11 @@ def test_what_cannot_be_resumed_is_refused(
     assert train(f"resume={run}", *overrides) == 2
     assert message in capsys.readouterr().err
     assert files_in(run) == {"config.yaml"}
+
+
+def test_a_run_that_augments_on_its_device_is_the_same_run(tmp_path: Path) -> None:
+    for where in ("workers", "device"):
+        settings = (f"trainer.augment_on={where}", "mix=mixup", "data.limit=48")
+        assert quick_train(tmp_path / where, *settings) == 0
+    one, other = ((tmp_path / where / "history.csv").read_text() for where in ("workers", "device"))
+    assert one == other

@@ -188,6 +188,7 @@ _OF_CLASSIFIERS: Final = {
     ),
     "optimizer": ("backbone_lr_scale", "layer_decay", "head_epochs"),
     "evaluation": ("views",),
+    "trainer": ("augment_on",),
 }
 
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, DataConfig, build
@@ -25,6 +27,7 @@ from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.splits import split
 from skinmm.data.transforms import AUGMENTS
+from skinmm.data.transforms_seeded import seeded
 from skinmm.data.vocabulary import named_patients
 from skinmm.errors import InputError
 from skinmm.evaluation.lesion import MEASUREMENTS
@@ -142,6 +145,18 @@ class LesionData(pl.LightningDataModule):
         batch_size = min(self._config.trainer.batch_size, len(sampler))
         return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
 
+    def on_after_batch_transfer(
+        self,
+        batch: dict[str, Tensor],
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
+        """Augments the pictures that the loader's processes have not, each by its row's seed."""
+        seeds = batch.pop("seed", None)
+        if seeds is not None:
+            pairs = zip(batch["image"], seeds.tolist(), strict=True)
+            batch["image"] = torch.stack([seeded(self._transform, *pair) for pair in pairs])
+        return batch
+
     def state_dict(self) -> dict[str, int]:
         """Where the training draw is: an epoch, its steps that have been made, rows of a step."""
         loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]  # asked while it trains
@@ -238,11 +253,17 @@ class LesionData(pl.LightningDataModule):
             records=self.encoder.transform(table) if "record" in self._inputs else None,
             paths=table["path"].tolist() if "image" in self._inputs else None,
             view=self._view,
-            transform=self._transform,
+            transform=None if self._augments_later() else self._transform,
             withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
             blank=self.blank,
             features=self._features_of(rows),
         )
+
+    def _augments_later(self) -> bool:
+        """Whether pictures are augmented where the network is."""
+        wish = self._config.trainer.augment_on
+        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+        return wish == "device" or (wish == "auto" and device == "cuda")
 
     def _features_of(self, rows: Int[np.ndarray, " n"]) -> Kept | None:
         if self.features is None:

@@ -46,6 +46,8 @@ class Sample(TypedDict, total=False):
 
     In place of the image there may be its features, (..., dim) float32.
 
+    `seed` comes with a picture that is still to be augmented.
+
     `shown` says whether there is an image, where training withholds some.
 
     In a second stage there are, in place of all these, `plain` (classes,) logits and `own` (dim,)
@@ -57,6 +59,7 @@ class Sample(TypedDict, total=False):
     image: Tensor
     mask: Tensor
     record: Tensor
+    seed: int
     shown: bool
     plain: Tensor
     own: Tensor
@@ -108,7 +111,7 @@ class LesionDataset(Dataset[Sample]):
             records: encoded records, or None for a model without a record.
             paths: where each image's bytes are, or None for a model without an image.
             view: how images are wanted.
-            transform: augmentation.
+            transform: augmentation; None: left to others, with a training row's seed.
             withholding: what samples with a seed are shown without.
             blank: the record that withheld columns are taken from; needed if there are records.
             features: what a frozen network made of the images, to be given instead of them.
@@ -149,6 +152,8 @@ class LesionDataset(Dataset[Sample]):
             )
             if self._withholding.image:
                 sample["shown"] = not hidden
+            if seed is not None and self._transform is None and self._features is None:
+                sample["seed"] = seed
         return sample
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:

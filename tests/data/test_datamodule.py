@@ -220,3 +220,41 @@ def test_bad_arguments_are_refused_before_data_is_read(
     config = replace(micro_config(data=DataConfig(name="csv", root="/nowhere")), **changes)
     with pytest.raises(InputError, match=message):
         LesionData(config, RECORD)
+
+
+def augmented(where: str, name: str) -> dict[str, Tensor]:
+    """A training epoch as the network gets it."""
+    config = replace(micro_config(augment_on=where), augment=Component(name))
+    data = LesionData(replace(config, data=replace(config.data, limit=24)), BOTH)
+    handed = (data.on_after_batch_transfer(batch, 0) for batch in batches(data, 1))
+    return joined(handed)
+
+
+@pytest.mark.parametrize("name", ["standard", "strong", "randaugment"])
+def test_pictures_augmented_after_the_loader_are_those_of_its_processes(name: str) -> None:
+    early, late = augmented("workers", name), augmented("device", name)
+    assert early.keys() == late.keys() == {"row", "target", "image", "record"}
+    assert late["image"].dtype == torch.uint8
+    for key, values in early.items():
+        assert torch.equal(values, late[key])
+    assert not torch.equal(late["image"], augmented("device", "none")["image"])
+
+
+def test_what_is_judged_is_never_augmented() -> None:
+    data = LesionData(micro_config(augment_on="device"), BOTH)
+    batch = next(iter(data.evaluation_loader("val")))
+    before = batch["image"].clone()
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["standard", "strong", "randaugment"])
+def test_a_gpu_augments_as_a_cpu_does(name: str) -> None:
+    config = replace(micro_config(augment_on="device"), augment=Component(name))
+    data = LesionData(config, BOTH)
+    batch = next(batches(data, 0))
+    there = {key: values.cuda() for key, values in batch.items()}
+    made, expected = (data.on_after_batch_transfer(each, 0)["image"] for each in (there, batch))
+    assert (made.device.type, made.dtype) == ("cuda", torch.uint8)
+    far = (made.cpu().int() - expected.int()).abs() > 2  # rounding, and edges of a rotation
+    assert far.float().mean() < 0.02
