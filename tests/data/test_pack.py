@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,25 @@ def test_a_finished_pack_is_left_alone(cohort: pd.DataFrame, folder: Path) -> No
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
     pack(cohort, folder, read, SMALL, workers=1)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")} == before
+
+
+def test_a_shard_that_no_manifest_knows_of_is_kept_where_it_is_whole(
+    cohort: pd.DataFrame, folder: Path, tmp_path: Path
+) -> None:
+    """As a driver of Spark that was killed leaves them."""
+    out = Path(shutil.copytree(folder, tmp_path / "out"))
+    manifest = verify_pack(out)
+    whole, damaged = (out / name for name in manifest.files[:2])
+    manifest.shards = {manifest.files[2]: manifest.shards[manifest.files[2]]}
+    manifest.save(out)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    before = whole.stat().st_mtime_ns
+    pack(cohort, out, read, SMALL, workers=1)
+    assert whole.stat().st_mtime_ns == before
+    assert verify_pack(out) == verify_pack(folder)
+    assert (out / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
 
 
 def test_another_pack_is_replaced_only_when_told(cohort: pd.DataFrame, tmp_path: Path) -> None:
