@@ -93,7 +93,9 @@ def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
         source = Path(folder) / "in.csv"
         patients(rows).to_csv(source, index=False)
         output, images = str(Path(folder) / "out.csv"), str(HAM / "jpeg")
-        config = PredictConfig(str(checkpoint), str(source), images, output, backend=backend)
+        config = PredictConfig(
+            str(checkpoint), backend, input=str(source), images=images, output=output
+        )
         start = now()
         if job.predict_file(config):
             raise SystemExit("rows failed")

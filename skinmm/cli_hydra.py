@@ -44,6 +44,7 @@ PATH_KEYS: Final = frozenset(
         "out",
         "output",
         "by_patient",
+        "explain",
         "submission",
         "hydra.run.dir",
         "hydra.sweep.dir",

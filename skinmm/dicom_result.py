@@ -22,9 +22,9 @@ from skinmm.data.vocabulary import is_missing, rename_columns
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
+from skinmm.predict.overlay import overlay
 from skinmm.predict.reader import read_patients
-from skinmm.serve.overlay import overlay
-from skinmm.serve.reasons import shown
+from skinmm.predict.reasons import shown
 from skinmm.serve.service import NOTICE, Case, Service
 
 SCHEME: Final = "99SKINMM"
@@ -46,8 +46,8 @@ def write_results(config: DicomConfig) -> int:
         The exit status: 0, or 3 where there is none for some rows; the reasons are printed.
 
     Raises:
-        InputError: a missing checkpoint, table or folder, a folder with files in the way, or
-            highdicom is not installed.
+        InputError: a missing checkpoint, table or folder, nothing in it, a folder with files in the
+            way, or highdicom is not installed.
     """
     try:
         import highdicom  # noqa: F401
@@ -63,17 +63,20 @@ def write_results(config: DicomConfig) -> int:
         referral=config.referral,
         backend=config.backend,
     )
-    out.mkdir(parents=True, exist_ok=True)
     done = failed = 0
     for row in _rows(config.input):
         try:
-            for name, dataset in _results(service, folder, row).items():
+            results = _results(service, folder, row)
+            out.mkdir(parents=True, exist_ok=True)
+            for name, dataset in results.items():
                 dataset.save_as(out / name, enforce_file_format=True)
             done += 1
         except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
             # The latter three are highdicom's, of a header that breaks the standard.
             print(f"{row['image_id']}: {error}", file=sys.stderr)  # noqa: T201
             failed += 1
+    if not done + failed:
+        raise InputError(f"input={config.input}: no images to predict")
     print(f"results: {out} (of {done} images, none of {failed})")  # noqa: T201
     return 3 if failed else 0
 
@@ -142,41 +145,13 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
-    measured = {f"p_{name}": chance for name, chance in said["probabilities"].items()}
-    measured["threshold"] = said["threshold"]
-    own = [
-        sr.Measurement(Code(f"P{number}", SCHEME, name[:64]), _short(value), codes.UCUM.NoUnits)
-        for number, (name, value) in enumerate(measured.items())
-    ]
-    percent = _short(100 * said["malignancy"])
     device = sr.DeviceObserverIdentifyingAttributes(
         _uid("device", *identity), "skinmm", "skinmm", f"skinmm {__version__}", identity[0][:16]
-    )
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        sr.TrackingIdentifier(_uid("lesion", header.SOPInstanceUID, frame), "lesion"),
-        algorithm_id=sr.AlgorithmIdentification(
-            "skinmm", __version__, [f"checkpoint SHA-256 {digest}" for digest in identity]
-        ),
-        measurements=[
-            sr.Measurement(codes.DCM.ProbabilityOfCancer, percent, codes.UCUM.Percent),
-            *own,
-        ],
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(
-                Code("decision", SCHEME, "Decision"),
-                Code(said["decision"], SCHEME, said["decision"].capitalize()),
-            )
-        ],
-        source_images=[
-            sr.SourceImageForMeasurementGroup.from_source_image(
-                header, None if frame is None else [frame]
-            )
-        ],
     )
     content = sr.MeasurementReport(
         sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
         Code("446078004", "SCT", "Dermoscopic photography"),
-        [group],
+        [_group(header, frame, said, identity)],
     )
     lacking = f" Predicted without: {', '.join(said['missing'])}." if said["missing"] else ""
     content[0].ContentSequence.append(
@@ -187,6 +162,37 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
         content[0],
         **_place(REPORT, header, frame, identity, repr(sorted(said.items()))),
         is_complete=True,
+    )
+
+
+def _group(header: Any, frame: int | None, said: Mapping[str, Any], identity: list[str]) -> Any:
+    """What was measured in the image, by which algorithm."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+
+    measured = {f"p_{name}": chance for name, chance in said["probabilities"].items()}
+    measured["threshold"] = said["threshold"]
+    own = [
+        sr.Measurement(Code(f"P{number}", SCHEME, name[:64]), _short(value), codes.UCUM.NoUnits)
+        for number, (name, value) in enumerate(measured.items())
+    ]
+    percent = _short(100 * said["malignancy"])
+    decision = Code(said["decision"], SCHEME, said["decision"].capitalize())
+    frames = None if frame is None else [frame]
+    return sr.MeasurementsAndQualitativeEvaluations(
+        sr.TrackingIdentifier(_uid("lesion", header.SOPInstanceUID, frame), "lesion"),
+        algorithm_id=sr.AlgorithmIdentification(
+            "skinmm", __version__, [f"checkpoint SHA-256 {digest}" for digest in identity]
+        ),
+        measurements=[
+            sr.Measurement(codes.DCM.ProbabilityOfCancer, percent, codes.UCUM.Percent),
+            *own,
+        ],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(Code("decision", SCHEME, "Decision"), decision)
+        ],
+        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(header, frames)],
     )
 
 

@@ -8,103 +8,20 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
-from sqlalchemy import (
-    JSON,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    delete,
-    event,
-    insert,
-    inspect,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skinmm.errors import InputError
+from skinmm.store_tables import AUDIT, CASES, GUARDS, MODELS, careful, prepare
 
 LAST: Final = 2**31 - 1
 """The highest number that a case can have."""
 FORMS: Final = "a SQLite file, or postgresql://USER@HOST/DATABASE (password: PGPASSWORD or .pgpass)"
 
-_TABLES: Final = MetaData()
-MODELS: Final = Table(
-    "models",
-    _TABLES,
-    Column("model", String, primary_key=True),  # its checkpoints' SHA-256 sums
-    Column("at", String, nullable=False),
-    Column("card", JSON, nullable=False),
-)
-CASES: Final = Table(
-    "cases",
-    _TABLES,
-    Column("number", Integer, primary_key=True),
-    Column("at", String, nullable=False),  # UTC, ISO 8601
-    Column("who", String, nullable=False),
-    Column("patient", String, index=True),
-    Column("model", String, nullable=False),
-    Column("record", JSON, nullable=False),
-    Column("result", JSON, nullable=False),
-    Column("image", LargeBinary),
-    Column("verdict", String),
-    Column("verdict_at", String),
-    Column("verdict_who", String),
-    sqlite_autoincrement=True,  # the number of a deleted case is never another one's
-)
-AUDIT: Final = Table(
-    "audit",
-    _TABLES,
-    Column("number", Integer, primary_key=True),
-    Column("at", String, nullable=False),
-    Column("who", String, nullable=False),
-    Column("action", String, nullable=False),
-    Column("cases", JSON, nullable=False),  # numbers: a trail that outlives a patient names none
-    Column("detail", String),
-    sqlite_autoincrement=True,
-)
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _SEEN: Final = [column for column in CASES.columns if column.name != "image"]
-_REFUSED: Final = "the audit trail is append-only"
-_LATER: Final = {  # SQLite's REPLACE deletes without firing the trigger of a deletion
-    "update": "UPDATE ON audit",
-    "delete": "DELETE ON audit",
-    "replace": "INSERT ON audit WHEN NEW.number > 0 "
-    "AND EXISTS (SELECT 1 FROM audit WHERE number = NEW.number)",
-}
-_GUARDS: Final = {
-    "sqlite": {
-        f"audit_no_{verb}": [
-            f"CREATE TRIGGER audit_no_{verb} BEFORE {when} "
-            f"BEGIN SELECT RAISE(ABORT, '{_REFUSED}'); END"
-        ]
-        for verb, when in _LATER.items()
-    },
-    "postgresql": {
-        "audit_append_only": [
-            "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-            f"$$ BEGIN RAISE EXCEPTION '{_REFUSED}'; END $$",
-            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
-            "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
-        ]
-    },
-}
-_THERE: Final = {
-    "sqlite": "SELECT lower(name) FROM sqlite_master WHERE type = 'trigger'",
-    "postgresql": "SELECT tgname FROM pg_trigger WHERE tgrelid = 'audit'::regclass",
-}
-_ALONE: Final = {  # Python begins no transaction of SQLite's before it makes a table
-    "sqlite": "BEGIN IMMEDIATE",
-    "postgresql": "SELECT pg_advisory_xact_lock(7546660)",
-}
 
 
 class StoreError(Exception):
@@ -156,10 +73,10 @@ class Store:
         except ArgumentError as error:
             raise InputError(f"store={name}: no such kind of store; give {FORMS}") from error
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _careful)
+            event.listen(engine, "connect", careful)
         try:
             with engine.begin() as database:
-                _prepare(database, name, create=create)
+                prepare(database, name, create=create)
         except InputError:
             engine.dispose()
             raise
@@ -236,11 +153,11 @@ class Store:
                 _note(database, who, "verdict", [number], verdict)
         return bool(done.rowcount)
 
-    def forget(self, who: str, patient: str) -> list[int]:
-        """Deletes all of a patient's cases, and returns their numbers, which the trail keeps."""
-        of_patient = CASES.c.patient == patient
+    def forget(self, who: str, *, patient: str | None = None, number: int = 0) -> list[int]:
+        """Deletes a patient's cases, or a single one; the trail keeps the numbers returned."""
+        meant = CASES.c.number == number if patient is None else CASES.c.patient == patient
         with self._begin() as database:
-            numbers = [*database.scalars(delete(CASES).where(of_patient).returning(CASES.c.number))]
+            numbers = [*database.scalars(delete(CASES).where(meant).returning(CASES.c.number))]
             _note(database, who, "delete", sorted(numbers))
         return sorted(numbers)
 
@@ -274,19 +191,6 @@ def shown(wish: str) -> str:
     return _url(wish).render_as_string(hide_password=True) if "://" in wish else wish
 
 
-def _prepare(database: Connection, name: str, *, create: bool) -> None:
-    """Makes what is missing of the tables and of what guards the trail, all or nothing."""
-    dialect = database.dialect.name
-    database.exec_driver_sql(_ALONE[dialect])
-    if not create and not {*_TABLES.tables} <= {*inspect(database).get_table_names()}:
-        raise InputError(f"store={name}: no case store; name it as skinmm serve was given it")
-    _TABLES.create_all(database)
-    there = {*database.exec_driver_sql(_THERE[dialect]).scalars()}
-    for guard, statements in _GUARDS[dialect].items():
-        for statement in statements if guard not in there else ():
-            database.exec_driver_sql(statement)
-
-
 def _url(wish: str) -> URL:
     if "://" not in wish:
         return URL.create("sqlite", database=str(Path(wish).absolute()))
@@ -295,7 +199,7 @@ def _url(wish: str) -> URL:
     except (ArgumentError, ValueError) as error:  # what was given may hold a password
         kind = wish.partition("://")[0]
         raise InputError(f"store={kind}://: no such kind of store; give {FORMS}") from error
-    if url.get_backend_name() not in _GUARDS:
+    if url.get_backend_name() not in GUARDS:
         raise InputError(f"store={url.drivername}: no such kind of store; give {FORMS}")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
@@ -308,12 +212,6 @@ def _private_file(path: Path, wish: str, *, create: bool) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise InputError(f"store={wish}: cannot be written ({error.strerror})") from error
-
-
-def _careful(connection: Any, _: Any) -> None:
-    """What is written survives a loss of power, and what is deleted is overwritten."""
-    for setting in ("synchronous=EXTRA", "secure_delete=ON", "busy_timeout=30000"):
-        connection.execute(f"PRAGMA {setting}")
 
 
 def _note(

@@ -132,7 +132,7 @@ def test_the_default_is_what_the_readme_says() -> None:
 def test_the_prediction_job_composes() -> None:
     ConfigStore.instance().store(name="schema", node=PredictConfig)
     config = compose("predict", ["checkpoint=a.ckpt", "input=a.csv"])
-    assert from_mapping(PredictConfig, config) == PredictConfig("a.ckpt", "a.csv")
+    assert from_mapping(PredictConfig, config) == PredictConfig("a.ckpt", input="a.csv")
 
 
 def test_the_service_composes() -> None:

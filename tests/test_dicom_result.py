@@ -98,6 +98,14 @@ def test_a_report_says_what_was_predicted_of_which_image(
     assert {path.name for path in out.iterdir()} == names
 
 
+def test_a_folder_without_images_is_refused(both: Path, tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "tree").mkdir()
+    given = [f"checkpoint={best(both)}", f"input={tmp_path / 'tree'}", f"out={tmp_path / 'out'}"]
+    assert cli.dicom_sr(given) == 2
+    assert capsys.readouterr().err == f"error: input={tmp_path / 'tree'}: no images to predict\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_folder_at_a_time(capsys: Said) -> None:
     assert cli.dicom_sr(["-m"]) == 2
     assert "skinmm dicom-sr takes one folder" in capsys.readouterr().err

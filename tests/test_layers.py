@@ -121,6 +121,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.tfrecord",  # a folder of shards is a table
         "data.vocabulary",
         "evaluation",
+        "explain",
         "models",
         "segmentation",
     ),
@@ -141,7 +142,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.source",
         "data.vocabulary",
         "predict",
-        "serve",  # what the page shows of a case, to be kept
+        "serve",  # the model card, and what is said beside a prediction
     ),
     "serve": (
         "checkpoint",  # the model card

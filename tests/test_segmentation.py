@@ -23,7 +23,7 @@ from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.member import Member
 from skinmm.segmentation import LesionFinder
-from skinmm.serve.reasons import Explainer
+from skinmm.predict.reasons import Explainer
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -145,7 +145,7 @@ def test_training_prediction_and_service_see_the_same_tensor(
     row = int(data.rows("test")[0])
     path = ImageFolder(pictures).find(data.cohort["image_id"].iloc[row])
     assert path is not None
-    told = Explainer(best(classifier), "cpu").explain(Path(path).read_bytes(), {"age": "50"})
+    told = Explainer(member).explain(Path(path).read_bytes(), {"age": "50"})
     kept = data.cohort["asymmetry"].iloc[row]
     assert told.record.get("asymmetry") == pytest.approx(None if np.isnan(kept) else kept)
     seen = data.evaluation_loader("test").dataset[0, None]["image"]

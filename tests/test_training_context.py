@@ -99,7 +99,10 @@ def test_a_lesion_without_others_is_judged_as_by_the_plain_model(
     rows, (together, alone) = cohort_of(run), both_stages
     plain = alone.predict(rows)
     firsts = rows.drop_duplicates("patient_id")
-    assert differ(together.predict(firsts), plain.loc[firsts.index]) < 1e-6
+    lonely = together.predict(firsts)
+    assert differ(lonely, plain.loc[firsts.index]) < 1e-6
+    assert {*lonely["missing"]} == {"other images"}
+    assert "other images" not in {*together.predict(rows)["missing"]}
     assert differ(together.predict(rows.assign(patient_id=nobody)), plain) < 1e-6
     raw = together.predict(firsts, probabilities="raw")
     assert differ(raw, alone.predict(firsts, probabilities="raw")) < 1e-6

@@ -247,74 +247,66 @@ class Config:
 
 
 @dataclass
-class PredictConfig:
-    """A prediction job."""
+class JudgeConfig:
+    """What judges lesions, wherever it does."""
 
     checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    backend: str = setting(
+        "auto",
+        "what predicts; auto: onnx where `skinmm export` put a model, else torch, which explains",
+        choices=("auto", "torch", "onnx"),
+    )
+    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    referral: bool = setting(
+        True, "decide `refer` where set or features speak against; false: the threshold alone"
+    )
+
+
+@dataclass
+class ListConfig(JudgeConfig):
+    """What judges a list of lesions, in steps."""
+
+    threshold: float | None = setting(
+        None, "decision threshold; null: the checkpoint's", low=0, high=1
+    )
+    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
+    batch_size: int = setting(32, "rows per step", low=1)
+
+
+@dataclass
+class PredictConfig(ListConfig):
+    """A prediction job."""
+
     input: str = setting("", "CSV or Parquet of patients, or a folder of images; a path or a URL")
     images: str | None = setting(None, "folder of the images; default: the table's own folder")
     output: str = setting("predictions.csv", "table to write: .csv, .jsonl or .parquet")
     by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
     submission: str | None = setting(None, "CSV to write beside it: image_name,target")
-    backend: str = setting(
-        "auto",
-        "what runs the network; auto: onnx where `skinmm export` put a model, else torch",
-        choices=("auto", "torch", "onnx"),
-    )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    threshold: float | None = setting(
-        None, "decision threshold; null: the checkpoint's", low=0, high=1
-    )
-    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
-    referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
-    )
-    batch_size: int = setting(32, "rows per step", low=1)
+    explain: str | None = setting(None, "folder for heat maps and what each input added")
     workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
     resume: bool = setting(False, "go on where a job that was killed ended")
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
 @dataclass
-class SparkConfig:
+class SparkConfig(ListConfig):
     """A prediction job on Apache Spark; paths are such that every executor reaches them."""
 
-    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
     input: str = setting("", "Parquet file or folder of patients; a path or a URL of Spark's")
     images: str | None = setting(None, "folder of the images; a path or a URL")
     output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
     master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
-    backend: str = setting(
-        "auto", "what runs the network, as in predict.py", choices=("auto", "torch", "onnx")
-    )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    threshold: float | None = setting(
-        None, "decision threshold; null: the checkpoint's", low=0, high=1
-    )
-    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
-    referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
-    )
-    batch_size: int = setting(32, "rows per step", low=1)
     workers: int = setting(1, "decoding threads of each Python worker", low=1)
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
 @dataclass
-class DicomConfig:
+class DicomConfig(JudgeConfig):
     """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
 
-    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
     input: str = setting("", "folder of DICOM files, or a table as predict.py reads it")
     images: str | None = setting(None, "folder of a table's images")
     out: str = setting("dicom", "folder to write to")
-    backend: str = setting(
-        "auto", "what predicts, as in predict.py; torch explains", choices=("auto", "torch", "onnx")
-    )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
-    )
     overwrite: bool = setting(False, "write into a folder that holds files")
 
 
@@ -374,21 +366,13 @@ class PackSparkConfig:
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(JudgeConfig):
     """A page and an API for one patient."""
 
-    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
     host: str = setting("127.0.0.1", "address to listen on; other than this machine's needs keys")
     port: int = setting(8000, "port to listen on", low=1, high=65535)
     keys: str | None = setting(None, "file of the API keys' SHA-256 sums, one a line")
     page: bool = setting(True, "the page as well; false: the API alone")
-    backend: str = setting(
-        "auto", "what predicts, as in a prediction job", choices=("auto", "torch", "onnx")
-    )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
-    referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
-    )
     store: str | None = setting(
         None, "case store: a SQLite file or a PostgreSQL URL; null: nothing is kept"
     )

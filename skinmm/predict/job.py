@@ -3,7 +3,8 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,13 @@ from skinmm import __version__
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
+from skinmm.predict.explanations import Explanations
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import count_rows, read_patients, stamp
+from skinmm.predict.reasons import Explainer
 from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
@@ -35,6 +38,7 @@ DECIDING: Final = (
     "referral",
     "batch_size",
     "accelerator",
+    "explain",
 )
 """Settings that decide about the rows: a job is only gone on with if they are the same."""
 
@@ -58,7 +62,7 @@ def predict_file(config: PredictConfig) -> int:
             paths, config.accelerator, referral=config.referral, backend=config.backend
         )
     except MaskCheckpointError:
-        if len(paths) > 1:
+        if len(paths) > 1 or config.explain:
             raise
         images = ImageFolder(_folder(config))
         return write_masks(config, paths[0], images, _workers(config.workers))
@@ -66,9 +70,11 @@ def predict_file(config: PredictConfig) -> int:
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
     output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
-    with output:
+    with output, _explanations(predictor, config, paths, output.rows) as explanations:
         for predicted in _predicted(predictor, config, job, output.rows):
             _refuse_changed(config.input, before)
+            if explanations:
+                explanations.add(predicted)
             output.write(predicted.table, predicted.unknown)
         _refuse_changed(config.input, before)
         if not output.rows:
@@ -102,6 +108,20 @@ def _predicted(
         predictor.gather(tables(spool.rows), images, spool, **looking)
         wish["batch_size"] = config.batch_size
         yield from predictor.stream_gathered(tables(done), spool, done, **wish)
+
+
+def _explanations(
+    predictor: Predictor, config: PredictConfig, paths: Sequence[Path], done: int
+) -> AbstractContextManager[Explanations | None]:
+    """What explains the rows after those that are done, where that is wished for."""
+    if config.explain is None:
+        return nullcontext()
+    folder = Path(config.explain)
+    again = config.overwrite or config.resume
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not again):
+        raise InputError(f"explain={folder}: name a new or an empty folder, or overwrite=true")
+    explainers = Explainer.all_of(predictor, paths, config.accelerator)
+    return Explanations(folder, explainers, ImageFolder(_folder(config)), done)
 
 
 def checkpoints(wish: Any) -> list[Path]:
@@ -190,6 +210,7 @@ def _tell(output: Output, config: PredictConfig, backend: str) -> None:
     counts = [f"{output.decisions[name]} {name}" for name in DECISIONS if output.decisions[name]]
     decided = f": {', '.join(counts)}" if counts else ""
     print(f"predictions: {config.output} ({output.rows} rows{decided}; by {backend})")  # noqa: T201
-    for name, path in (("patients", config.by_patient), ("submission", config.submission)):
+    others = {"patients": config.by_patient, "submission": config.submission}
+    for name, path in (others | {"explanations": config.explain}).items():
         if path:
             print(f"{name}: {path}")  # noqa: T201

@@ -3,20 +3,31 @@
 from collections import Counter
 from concurrent.futures import Future
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int64
 
 from skinmm.data.vocabulary import named_patients
 from skinmm.predict.images import Seen
 from skinmm.predict.reader import Patients
 
+OTHERS: Final = "other images"
+"""What a row lacks that is judged alone by models that compare those of a patient."""
+
 
 class Predicted(NamedTuple):
-    """A table's predictions by column, and how many cells of the input's held no known value."""
+    """A table's predictions.
+
+    Attributes:
+        columns: the predictions.
+        cells: the input's canonical rows, by column.
+        unknown: how many cells of the input's held no known value, by column.
+    """
 
     columns: dict[str, np.ndarray]
+    cells: dict[str, np.ndarray]
     unknown: Counter[str]
 
     @property
@@ -46,6 +57,12 @@ class Part:
         self.seen = np.full((self.size, width), np.nan)
         self.keys = np.zeros(self.size, np.int64)
         self.errors, self.missing = np.full((2, self.size), "", dtype=object)
+
+    def lack(self, what: str, rows: Int64[np.ndarray, " k"]) -> None:
+        """Says what some rows lack, once they were looked at."""
+        for row in rows:
+            held = self.missing[row]
+            self.missing[row] = f"{held}|{what}" if held else what
 
     @cached_property
     def named(self) -> list[str | None]:

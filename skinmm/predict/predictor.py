@@ -19,7 +19,7 @@ from skinmm.predict.images import Images
 from skinmm.predict.looking import looked, part_of
 from skinmm.predict.member import Member
 from skinmm.predict.panel import Panel, Verdicts
-from skinmm.predict.parts import Part, Predicted
+from skinmm.predict.parts import OTHERS, Part, Predicted
 from skinmm.predict.spool import Spool
 
 HALF: Final = 0.5
@@ -88,7 +88,7 @@ class Predictor:
             CheckpointError: a file is missing, truncated or not ours.
             InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
-        device = _device(accelerator)
+        device = device_of(accelerator)
         members = [Member.load(Path(path), device, backend) for path in paths]
         return cls(members, referral=referral)
 
@@ -231,16 +231,19 @@ class Predictor:
             rows = slice(start, start + batch_size)
             good = np.flatnonzero(part.errors[rows] == "")
             if len(good):
-                others = spool.others(part, rows, self.others) if spool else (None, None)
-                given = (each if each is None else each[good] for each in others)
-                verdicts.put(start + good, self.panel.judge(part.seen[rows][good], *given))
+                others, there = spool.others(part, rows, self.others) if spool else (None, None)
+                if others is not None and there is not None:
+                    others, there = others[good], there[good]
+                    part.lack(OTHERS, start + good[~there.any(axis=1)])
+                judged = self.panel.judge(part.seen[rows][good], others, there)
+                verdicts.put(start + good, judged)
         cells = zip(part.cells["patient_id"], part.cells["lesion_id"], strict=True)
         owners = [next((name for name in names if not pd.isna(name)), "") for names in cells]
         columns = {"image_id": part.cells["image_id"], "patient_id": np.array(owners, object)}
         if part.patients.target is not None:
             columns["target"] = part.patients.target
         columns |= self._said(verdicts, part.errors, probabilities, threshold)
-        return Predicted(columns | {"missing": part.missing}, part.patients.unknown)
+        return Predicted(columns | {"missing": part.missing}, part.cells, part.patients.unknown)
 
     def _said(
         self,
@@ -268,7 +271,12 @@ class Predictor:
         return np.clip(values[:, self._malignant].sum(axis=1), 0, 1)
 
 
-def _device(accelerator: str) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
+    """Where `accelerator` has torch run.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise InputError("accelerator=gpu: no GPU is available here; use accelerator=cpu")

@@ -1,8 +1,8 @@
 """The API: `create_app` puts the service, its queue and its guard together."""
 
 from base64 import b64encode
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -13,6 +13,8 @@ from starlette.responses import JSONResponse
 
 import skinmm
 from skinmm.errors import InputError
+from skinmm.predict.overlay import heat_png
+from skinmm.predict.reasons import Reasons
 from skinmm.serve import openapi
 from skinmm.serve.cases import NAMES, Book, CasePaths
 from skinmm.serve.desk import Desk
@@ -20,9 +22,7 @@ from skinmm.serve.forms import named_case, read_batch, read_case
 from skinmm.serve.guard import Guard
 from skinmm.serve.keys import Keys, who_asked
 from skinmm.serve.metrics import CONTENT_TYPE, Metrics
-from skinmm.serve.overlay import heat_png
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.reasons import Reasons
 from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.together import MOST, Together
 
@@ -50,7 +50,27 @@ def create_app(
         framed: let other sites show the page in a frame.
         book: where cases are kept; None: nowhere. The application closes it.
     """
-    book = book or Book(service, None)
+    book, metrics = book or Book(service, None), Metrics(lambda: desk.taken)
+    app = FastAPI(
+        title="skinmm",
+        version=skinmm.__version__,
+        description=f"The probability that a skin lesion is malignant. {NOTICE}",
+        lifespan=_lifespan(desk, book),
+        openapi_url=SCHEMA,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    Endpoints(service, desk, metrics, book, batch).mount(app)
+    if book.store is not None:
+        CasePaths(book.store).mount(app)
+    return app
+
+
+def _lifespan(desk: Desk, book: Book) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What is closed and deleted when the application ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -61,31 +81,7 @@ def create_app(
         if book.store is not None:
             book.store.close()
 
-    metrics = Metrics(lambda: desk.taken)
-    app = FastAPI(
-        title="skinmm",
-        version=skinmm.__version__,
-        description=f"The probability that a skin lesion is malignant. {NOTICE}",
-        lifespan=lifespan,
-        openapi_url=SCHEMA,
-        docs_url=None,  # their pages load scripts from elsewhere
-        redoc_url=None,
-    )
-    app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
-    app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    form = openapi.case(book.columns, needs_image=service.needs_image)
-    ends = Endpoints(service, desk, metrics, book, batch)
-    app.post("/v1/predict", **openapi.predict(form))(ends.predict)
-    app.post("/v1/explain", **openapi.explain(form))(ends.explain)
-    app.post("/v1/predict/batch", **openapi.batch(batch))(ends.predict_batch)
-    app.get("/v1/model", **openapi.MODEL)(ends.model)
-    app.get("/healthz", **openapi.HEALTH)(ends.alive)
-    app.get("/readyz", **openapi.READY)(ends.ready)
-    app.get("/metrics", **openapi.METRICS)(ends.counts)
-    if book.store is not None:
-        CasePaths(book.store).mount(app)
-    return app
+    return lifespan
 
 
 class Endpoints:
@@ -99,6 +95,17 @@ class Endpoints:
         self._book = book
         alone = not service.gpu or service.predictor.others  # these would be compared
         self._together = Together(service, 1 if alone else MOST)
+
+    def mount(self, app: FastAPI) -> None:
+        """Adds the paths to an application."""
+        form = openapi.case(self._book.columns, needs_image=self._service.needs_image)
+        app.post("/v1/predict", **openapi.predict(form))(self.predict)
+        app.post("/v1/explain", **openapi.explain(form))(self.explain)
+        app.post("/v1/predict/batch", **openapi.batch(self._batch))(self.predict_batch)
+        app.get("/v1/model", **openapi.MODEL)(self.model)
+        app.get("/healthz", **openapi.HEALTH)(self.alive)
+        app.get("/readyz", **openapi.READY)(self.ready)
+        app.get("/metrics", **openapi.METRICS)(self.counts)
 
     async def predict(self, request: Request) -> Response:
         """POST /v1/predict."""

@@ -120,6 +120,7 @@ class CasePaths:
         app.delete("/v1/cases", **openapi.FORGET)(self.forget)
         app.get("/v1/cases.csv", **openapi.EXPORT)(self.export)
         app.get("/v1/cases/{number}", **openapi.CASE)(self.case)
+        app.delete("/v1/cases/{number}", **openapi.FORGET_ONE)(self.forget_one)
         app.get("/v1/cases/{number}/image", **openapi.IMAGE)(self.image)
         app.put("/v1/cases/{number}/verdict", **openapi.VERDICT)(self.verdict)
         app.get("/v1/audit", **openapi.AUDIT)(self.audit)
@@ -140,7 +141,16 @@ class CasePaths:
     @answered
     def forget(self, request: Request, patient_id: Patient) -> Response:
         """DELETE /v1/cases."""
-        numbers = self._store.forget(who_asked(request.scope), checked(patient_id))
+        patient = checked(patient_id)
+        numbers = self._store.forget(who_asked(request.scope), patient=patient)
+        return JSONResponse({"deleted": numbers})
+
+    @answered
+    def forget_one(self, request: Request, number: Number) -> Response:
+        """DELETE /v1/cases/NUMBER: also of a case that names no patient."""
+        numbers = self._store.forget(who_asked(request.scope), number=number)
+        if not numbers:
+            raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
         return JSONResponse({"deleted": numbers})
 
     @answered

@@ -12,18 +12,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from skinmm.data.source import split_frame
-from skinmm.data.vocabulary import COLUMN_NAMES, MAX_AGE, SEXES, SITES, renamed
+from skinmm.data.vocabulary import COLUMN_NAMES, renamed
 from skinmm.predict.images import Names
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import Case, is_unknown
+from skinmm.serve.service import Case
 
 MAX_TABLE: Final = 1_000_000  # bytes
-WORDS: Final = {
-    "age": f"years, 0 to {MAX_AGE:g}",
-    "sex": " or ".join(SEXES),
-    "site": ", ".join(SITES),
-}
 
 
 class Batch(NamedTuple):
@@ -35,6 +30,8 @@ class Batch(NamedTuple):
 
 async def read_case(request: Request, columns: Sequence[str], *, needs_image: bool) -> Case:
     """One lesion: the file `image`, and a field for each column that is known.
+
+    A word that nobody knows counts as missing, as in `predict.py`; the answer says so.
 
     Args:
         request: multipart/form-data.
@@ -57,10 +54,6 @@ async def read_case(request: Request, columns: Sequence[str], *, needs_image: bo
     if image is not None:
         check_image(image)
     frame = _frame(texts.pop("frame", ""))
-    for name, cell in texts.items():
-        if is_unknown(name, cell):
-            known = WORDS[name]
-            raise ProblemError.unusable(f"{name}={cell[:50]!r} is not known; {name} is {known}")
     return Case(image, texts, frame)
 
 

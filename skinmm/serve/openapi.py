@@ -25,10 +25,15 @@ _EXPLANATION: Final = {
     "share_of_image": 0.57,
     "heat_map_png": "iVBORw0KGgo...",
 }
+_ELSE: Final = "another word counts as missing, and is listed in `unknown`"
 _COLUMNS: Final[dict[str, dict[str, Any]]] = {
-    "age": {"type": "string", "description": "years, 0 to 120", "examples": ["55"]},
-    "sex": {"type": "string", "description": ", ".join(SEXES), "examples": [SEXES[0]]},
-    "site": {"type": "string", "description": ", ".join(SITES), "examples": [SITES[4]]},
+    name: {"type": "string", "description": f"{words}; {_ELSE}", "examples": [example]}
+    for name, words, example in (
+        ("age", "years, 0 to 120", "55"),
+        ("sex", ", ".join(SEXES), SEXES[0]),
+        ("site", ", ".join(SITES), SITES[4]),
+    )
+} | {
     "patient_id": {"type": "string", "description": "whose case it is, in the case store"},
 }
 _FILE: Final = {"type": "string", "format": "binary"}
@@ -135,5 +140,6 @@ CASE: Final = _stored("One case", _CASE)
 IMAGE: Final = _stored("The image of a case, if kept", "", "application/octet-stream")
 VERDICT: Final = _stored("What a clinician found in the end", _CASE)
 FORGET: Final = _stored("Delete all cases of a patient", {"deleted": [12]})
+FORGET_ONE: Final = _stored("Delete one case", {"deleted": [12]})
 EXPORT: Final = _stored("All cases as skinmm report reads them", _TABLE, "text/csv")
 AUDIT: Final = _stored("Who did what with which cases", {"audit": [{**_EVENT, "cases": [12]}]})

@@ -1,7 +1,7 @@
 """The page: Gradio on the same application. It keeps no upload and asks no one else."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -9,6 +9,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from skinmm.data.vocabulary import SEXES, SITES
+from skinmm.predict.reasons import shown
+from skinmm.serve.body import JAVASCRIPT, body_html
 from skinmm.serve.cases import PATIENT, Book, find_case, judge
 from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
@@ -16,7 +18,6 @@ from skinmm.serve.keys import who_asked
 from skinmm.serve.limits import MAX_IMAGE, check_image
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.quality import BLURRED, sharpness
-from skinmm.serve.reasons import shown
 from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
 
@@ -24,7 +25,8 @@ TITLE: Final = "skinmm: a lesion's probability of malignancy"
 NOT_STATED: Final = "not stated"
 MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory, if there is such a folder
 STALE: Final = (60, 300)  # seconds: how often is looked for what nobody sent off, and how old it is
-_SIDES: Final = {"sex": SEXES, "site": SITES}
+SITE: Final = "site"
+_WORDS: Final = {"sex": SEXES, SITE: SITES}
 _CSS: Final = Path(__file__).with_name("page.css")
 
 
@@ -151,6 +153,8 @@ def build_page(page: Page, service: Service) -> Any:
                 upload = gr.File(label="Image", type="filepath", height=150)
                 gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
                 fields = [_field(gr, name) for name in page.book.columns]
+                if SITE in page.book.columns:
+                    _body(gr, fields[page.book.columns.index(SITE)])
                 audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to the")
                 button = gr.Button("Judge this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
@@ -211,12 +215,19 @@ def _verdicts(page: Page, classes: Sequence[str]) -> None:
     button.click(pressed, [number, verdict], said, api_visibility="private")
 
 
+def _body(gr: Any, sites: Any) -> None:
+    """A body that chooses in the list of sites, and shows what is chosen there."""
+    same = "(site) => site"
+    body = gr.HTML(NOT_STATED, html_template=body_html(), js_on_load=JAVASCRIPT)
+    body.input(None, body, sites, js=same, api_visibility="private")
+    sites.change(None, sites, body, js=same, api_visibility="private")
+
+
 def _field(gr: Any, name: str) -> Any:
-    words: Mapping[str, tuple[str, ...]] = _SIDES
     if name == "age":
         # Text: Gradio's field of numbers shows, and sends, 0 where nobody typed anything.
         return gr.Textbox(label="Age, years", placeholder=NOT_STATED, max_length=5)
-    if name in words:
-        choices = [NOT_STATED, *words[name]]
+    if name in _WORDS:
+        choices = [NOT_STATED, *_WORDS[name]]
         return gr.Dropdown(choices, value=NOT_STATED, label=name.capitalize())
     return gr.Textbox(label="Patient" if name == PATIENT else name)

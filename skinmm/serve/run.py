@@ -32,14 +32,36 @@ def serve(config: ServeConfig) -> int:
     try:
         import uvicorn
 
-        from skinmm.serve.app import create_app
-        from skinmm.serve.cases import Book
-        from skinmm.serve.desk import Desk
-        from skinmm.serve.service import Service
-        from skinmm.store import Store, StoreError, shown
+        app = _application(config, keys)
     except ModuleNotFoundError as error:
         raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
+    print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
+    hush()
+    uvicorn.run(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,  # a query could name a patient
+        server_header=False,
+        timeout_keep_alive=5,
+    )
+    return 0
+
+
+def _application(config: ServeConfig, keys: Keys | None) -> Any:
+    """The API, and the page if it is wished for.
+
+    Raises:
+        InputError: a checkpoint or store that cannot be used.
+        ModuleNotFoundError: a package that is not installed.
+    """
     from skinmm.predict.job import checkpoints
+    from skinmm.serve.app import create_app
+    from skinmm.serve.cases import Book
+    from skinmm.serve.desk import Desk
+    from skinmm.serve.service import Service
+    from skinmm.store import Store, StoreError, shown
 
     service = Service(
         checkpoints(config.checkpoint),
@@ -56,20 +78,7 @@ def serve(config: ServeConfig) -> int:
     names = {"localhost", "127.0.0.1", "::1", config.host}
     hosts = names if keys is None else None
     app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch, book=book)
-    if config.page:
-        app = _with_page(app, service, desk, book)
-    print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
-    hush()
-    uvicorn.run(
-        app,
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,  # a query could name a patient
-        server_header=False,
-        timeout_keep_alive=5,
-    )
-    return 0
+    return _with_page(app, service, desk, book) if config.page else app
 
 
 def _with_page(app: Any, service: Any, desk: Any, book: Any) -> Any:

@@ -15,7 +15,7 @@ from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.images import HeldImages
 from skinmm.predict.member import Member
-from skinmm.serve.reasons import Explainer, Reasons, known_cells, record_row
+from skinmm.predict.reasons import Explainer, Reasons, known_cells, record_row
 
 NOTICE: Final = (
     "Research use only. This is not a medical device and must not be used to decide on a "
@@ -76,7 +76,7 @@ class Service:
         self.predictor = Predictor.from_checkpoints(
             checkpoints, accelerator, referral=referral, backend=backend
         )
-        self._explainers = [Explainer(path, accelerator) for path in checkpoints]
+        self._explainers = Explainer.all_of(self.predictor, checkpoints, accelerator)
         self._explaining = Lock()  # it hooks into the network
         networks = [member.backend for member in self.predictor.panel.members]
         self.gpu = any(each.device.type == "cuda" for each in networks)

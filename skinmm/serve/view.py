@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from skinmm.serve.overlay import overlay
-from skinmm.serve.reasons import Reasons, shown
+from skinmm.predict.overlay import overlay
+from skinmm.predict.reasons import Reasons, shown
 from skinmm.serve.service import NOTICE, Case
 
 AUDIENCES: Final = ("clinician", "patient")

@@ -13,10 +13,13 @@ import pytest
 pytest.importorskip("gradio", exc_type=ImportError)
 pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 
+from playwright.sync_api import expect
 from quick_runs import best
 from served import process
 
+from skinmm.data.vocabulary import SITES
 from skinmm.serve.limits import MAX_IMAGE
+from skinmm.serve.page import NOT_STATED
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -98,6 +101,7 @@ def test_a_lesion_is_judged(
     judge = page.get_by_role("button", name="Judge this lesion")
     judge.wait_for(timeout=60_000)
     assert page.get_by_label("Age, years").input_value() == ""
+    point_at_a_body(page)
     chosen = page.locator("input[type=file]")
     broken = folder / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 broken")
@@ -130,6 +134,26 @@ def test_a_lesion_is_judged(
         looked_at(page, f"{name}-{tab.lower()}")
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
     page.close()
+
+
+def point_at_a_body(page: Any) -> None:
+    """The drawing chooses in the list, by mouse and by keyboard, and shows what the list says."""
+    sites = page.get_by_label("Site", exact=True)
+    page.get_by_role("button", name="torso, back").click()
+    expect(sites).to_have_value("torso")
+    feet = page.get_by_role("button", name="palms/soles, back")
+    feet.focus()
+    page.keyboard.press("Enter")
+    expect(sites).to_have_value("palms/soles")
+    expect(feet).to_be_focused()
+    for side in ("front", "back"):
+        button = page.get_by_role("button", name=f"palms/soles, {side}")
+        expect(button).to_have_attribute("aria-pressed", "true")
+    assert page.locator(".body [aria-pressed=true]").count() == 2
+    assert {part.get_attribute("data-site") for part in page.locator(".body g").all()} == {*SITES}
+    sites.click()
+    page.get_by_role("option", name=NOT_STATED).click()
+    expect(page.locator(".body [aria-pressed=true]")).to_have_count(0)
 
 
 def open_tab(page: Any, name: str) -> None:

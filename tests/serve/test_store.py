@@ -93,6 +93,9 @@ def test_a_case_from_its_image_to_its_verdict_and_its_end(
     assert "P 7" not in json.dumps(trail)
     _, again = send(opened, image)
     assert again["case"] > number
+    nameless = f"/v1/cases/{again['case']}"
+    assert opened.delete(nameless).json() == {"deleted": [again["case"]]}
+    assert (opened.get(nameless).status_code, opened.delete(nameless).status_code) == (404, 404)
 
 
 def test_a_batch_and_a_header_are_kept(opened: TestClient, pictures: Path) -> None:
@@ -180,7 +183,7 @@ def test_what_was_forgotten_is_not_in_the_file(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     store.keep("me", "m", [NewCase("Erika Mustermann", {"note": "secret"}, RESULT)])
     assert b"Mustermann" in path.read_bytes()
-    store.forget("me", "Erika Mustermann")
+    store.forget("me", patient="Erika Mustermann")
     store.close()
     assert b"Mustermann" not in path.read_bytes()
     assert b"secret" not in path.read_bytes()

@@ -17,6 +17,7 @@ from skinmm.data.source import Source
 from skinmm.data.vocabulary import Columns, is_missing
 from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
 from skinmm.predict.member import Member
+from skinmm.predict.predictor import Predictor, device_of
 from skinmm.predict.reader import canonical_patients
 
 
@@ -58,24 +59,39 @@ def enlarged(
 
 
 class Explainer:
-    """A checkpoint's own network, and what its probabilities go through."""
+    """A checkpoint's own network, and what its probabilities go through.
 
-    def __init__(self, path: Path, accelerator: str = "auto") -> None:
-        """Loads it by torch, whatever predicts: an exported network tells no gradients.
+    Attributes:
+        member: run by torch, whatever predicts: an exported network tells no gradients.
+        columns: of its record.
+    """
+
+    def __init__(self, member: Member) -> None:
+        """Takes a member whose backend is torch."""
+        self.member, self.columns = member, member.encoder.columns
+        self._backend: Any = member.backend
+
+    @classmethod
+    def all_of(
+        cls, predictor: Predictor, checkpoints: Sequence[Path], accelerator: str
+    ) -> "list[Explainer]":
+        """Explainers of a predictor's members, loaded once more where torch does not run them.
 
         Raises:
-            CheckpointError: the file is not a usable checkpoint.
+            CheckpointError: a file is not a usable checkpoint.
         """
-        gpu = torch.cuda.is_available() and accelerator != "cpu"
-        self.member = Member.load(path, torch.device("cuda" if gpu else "cpu"))
-        self._backend: Any = self.member.backend
+        device = device_of(accelerator)
+        return [
+            cls(member if member.backend.name == "torch" else Member.load(path, device))
+            for member, path in zip(predictor.panel.members, checkpoints, strict=True)
+        ]
 
     def explain(
-        self, image: bytes | None, record: Mapping[str, str], frame: int | None = None
+        self, image: bytes | None, record: Mapping[str, Any], frame: int | None = None
     ) -> Reasons:
         """Why a case that can be predicted has its probability."""
         member, network = self.member, self._backend.network
-        row = record_row(member.encoder.columns, image, record)
+        row = record_row(self.columns, image, record)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
             row |= completed(row, [found_there], member.measured)
@@ -98,7 +114,7 @@ class Explainer:
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
             heat = heat_map(network, seen, encoded, positive=positive)
         seen_as = pixels if member.card.preprocess else None
-        return Reasons(found, known_cells(row, member.encoder.columns), heat, seen_as)
+        return Reasons(found, known_cells(row, self.columns), heat, seen_as)
 
     def _pixels(self, image: bytes | None, frame: int | None) -> UInt8[np.ndarray, "s s 3"] | None:
         view = self.member.view
@@ -110,7 +126,7 @@ class Explainer:
 
 
 def record_row(
-    columns: Sequence[str], image: bytes | None, record: Mapping[str, str]
+    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """A record in canonical words, completed from a DICOM header, as in prediction."""
     given = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from skinmm.serve.reasons import enlarged
+from skinmm.predict.reasons import enlarged
 
 # Viridis at a few points: lighter is more, also for who cannot tell red from green.
 _COLOURS: Final = np.array(

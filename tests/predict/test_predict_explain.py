@@ -1,0 +1,97 @@
+"""`predict.py explain=DIR`: what the service says of one lesion, for every row of a list."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from quick_runs import best, cohort_of, files_in
+
+from skinmm import cli
+from skinmm.checkpoint import load_card
+from skinmm.predict import explanations
+from skinmm.predict.overlay import overlay
+from skinmm.predict.predictor import Predictor
+from skinmm.predict.reasons import Explainer, shown
+
+Said = pytest.CaptureFixture[str]
+
+
+def explained(run: Path, images: Path, table: pd.DataFrame, into: Path, *more: str) -> int:
+    if not (into / "in.csv").is_file():
+        table.to_csv(into / "in.csv", index=False)
+    given = [f"checkpoint={best(run)}", f"input={into / 'in.csv'}", f"images={images}"]
+    where = [f"output={into / 'out.csv'}", f"explain={into / 'why'}", "batch_size=2"]
+    return cli.predict([*given, *where, *more])
+
+
+def why(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "why" / explanations.TABLE, keep_default_na=False)
+
+
+def test_each_row_gets_its_picture_and_what_each_input_added(
+    both: Path, pictures: Path, tmp_path: Path, capsys: Said
+) -> None:
+    table = cohort_of(both)[["image_id", "age", "sex", "site"]].head(5).astype(object)
+    table.loc[1, "image_id"], table.loc[2, "sex"] = "nowhere", None
+    assert explained(both, pictures, table, tmp_path) == 3
+    assert f"explanations: {tmp_path / 'why'}" in capsys.readouterr().out
+    said, rows = pd.read_csv(tmp_path / "out.csv"), why(tmp_path)
+    assert rows["row"].tolist() == [1, 2, 3, 4, 5]
+    assert rows["error"].tolist() == ["", "image nowhere not found", "", "", ""]
+    names = [f"{row:07d}_{name}.png" for row, name in enumerate(table["image_id"], 1)]
+    assert rows["picture"].tolist() == [*names[:1], "", *names[2:]]
+    assert files_in(tmp_path / "why") == {explanations.TABLE, names[0], *names[2:]}
+    good = rows["error"] == ""
+    known = rows[good].replace("", 0).filter(regex="^(added_|start)").astype(float)
+    added = [f"added_{name}" for name in ("image", "age", "sex", "site")]
+    assert known.columns.tolist() == ["start", *added]
+    np.testing.assert_allclose(known.sum(axis=1), said["malignancy"][good], atol=1e-6)
+    assert rows["added_sex"][2] == ""
+    shares = rows[good][["share_of_image", "share_of_record"]].astype(float)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    predictor = Predictor.from_checkpoints([best(both)], "cpu")
+    (explainer,) = Explainer.all_of(predictor, [best(both)], "cpu")
+    image = (pictures / f"{table['image_id'][0]}.jpg").read_bytes()
+    heat = explainer.explain(image, dict(table.iloc[0])).heat
+    assert heat is not None
+    drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
+    np.testing.assert_array_equal(drawn, overlay(shown(image, None, explanations.SIDE), heat))
+    assert explained(both, pictures, table, tmp_path) == 2
+    assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3
+
+
+def test_a_job_that_was_killed_is_gone_on_with(
+    both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = cohort_of(both)[["image_id", "age"]].head(6)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert explained(both, pictures, table, whole) == 0
+    real, seen = explanations.Explanations._explained, []
+
+    def dies(self: Any, name: str, record: Any) -> Any:
+        seen.append(name)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(self, name, record)
+
+    monkeypatch.setattr(explanations.Explanations, "_explained", dies)
+    assert explained(both, pictures, table, broken) == 130
+    assert explained(both, pictures, table, broken, "resume=true") == 0
+    for name in ("out.csv", f"why/{explanations.TABLE}"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert files_in(broken / "why") == files_in(whole / "why")
+
+
+def test_a_model_of_the_record_alone_draws_nothing(records: Path, tmp_path: Path) -> None:
+    table = cohort_of(records)[["age", "sex", "site"]].head(2)
+    assert explained(records, tmp_path, table, tmp_path) == 0
+    rows = why(tmp_path)
+    assert rows["picture"].tolist() == ["", ""]
+    assert rows["share_of_record"].tolist() == [1, 1]
+    columns = load_card(best(records))[0].encoder["columns"]
+    assert {f"added_{each['name']}" for each in columns} <= {*rows.columns}
