@@ -93,8 +93,8 @@ def test_models_are_judged_on_the_other_arms_cohorts(tmp_path: Path) -> None:
     predicted = pd.read_csv(folder / "outside" / "one_on_other.csv")
     assert [Path(cell).stem for cell in predicted["image_id"]] == [*table["image_id"][400:]]
     lines = (folder / "compare.md").read_text(encoding="utf-8").splitlines()
-    rows = [line.strip("| ").split(" | ")[:4] for line in lines[2:]]
-    assert [tuple(row[:2]) for row in rows] == [*product(("one", "other"), repeat=2)]
+    cells = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [tuple(row[:2]) for row in cells] == [*product(("one", "other"), repeat=2)]
     expected = roc_auc_score(predicted["target"], predicted["malignancy"])
-    assert float(rows[1][3].split()[0]) == pytest.approx(expected, abs=6e-4)
-    assert rows[1][2] == f"{predicted['target'].sum()} of 300"
+    assert float(cells[1][3].split()[0]) == pytest.approx(expected, abs=6e-4)
+    assert cells[1][2] == f"{predicted['target'].sum()} of 300"

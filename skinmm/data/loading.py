@@ -59,7 +59,7 @@ class _Filling(Dataset[Any]):
     def __getitems__(self, keys: list[Any]) -> "Batch | _Filled | list[Any]":
         whole = getattr(self.dataset, "__getitems__", None)
         if whole and get_worker_info() is None:
-            return whole(keys)  # type: ignore[no-any-return]
+            return whole(keys)
         first = self.dataset[keys[0]]
         place = self._free_place() if "image" in first else None
         if place is None:
