@@ -22,9 +22,9 @@ from skinmm.data.vocabulary import is_missing, rename_columns
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
+from skinmm.predict.overlay import overlay
 from skinmm.predict.reader import read_patients
-from skinmm.serve.overlay import overlay
-from skinmm.serve.reasons import shown
+from skinmm.predict.reasons import shown
 from skinmm.serve.service import NOTICE, Case, Service
 
 SCHEME: Final = "99SKINMM"
