@@ -27,6 +27,7 @@ CONTENTS: Final = (
     "report.html",
     "checkpoints",
     "predictions",
+    "explanations",
     "features",
     "tensorboard",
     "wandb",

@@ -30,6 +30,7 @@ from skinmm.module import Classifier
 from skinmm.module_learner import Learner
 from skinmm.report import write_report
 from skinmm.training_context import base_of, embed, take_over
+from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
 
@@ -170,6 +171,9 @@ class Fold:
         inputs = _distributions(self.data, verdict.test)
         update_card(best, summary=metrics["test"], inputs=inputs)
         log_test(self.trainer, metrics["test"])
+        if self.config.report.pictures and self.config.report.explain:
+            limit = verdict.threshold.value
+            explain_mistakes(self.run, best, verdict.test, limit, self.data.cohort)
         write_report(self.run)
         share_run(self.trainer, self.run, names=self.config.logger.images)
         return metrics

@@ -20,6 +20,7 @@ QUICK: Final = (
     "trainer=debug",
     "trainer.progress=false",
     "evaluation.resamples=20",
+    "report.explain=false",
 )
 
 

@@ -105,6 +105,8 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "models",
         "module",
         "optimization",
+        "predict",  # explains a run's mistakes in its report as it explains any prediction
+        "data.source",
         "report",
         "runs",
     ),

@@ -198,6 +198,7 @@ class ReportConfig:
     """What the page of a run shows."""
 
     pictures: bool = setting(True, "show lesions; false: no image of a patient leaves the cohort")
+    explain: bool = setting(True, "say why the surest mistakes were made, where lesions are shown")
 
 
 @dataclass

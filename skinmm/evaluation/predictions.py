@@ -16,6 +16,8 @@ from skinmm.evaluation.reading import BINARY, DECISIONS, REFER
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
+SUREST: Final = 8
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -154,6 +156,24 @@ def read_predictions(
         kind = "malignant" if result.malignant[0] else "benign"
         raise InputError(f"{path}: all {len(result)} rows are {kind}; judging needs both")
     return result
+
+
+def surest_mistakes(
+    predictions: Predictions, threshold: float
+) -> dict[str, Int64[np.ndarray, " k"]]:
+    """Rows called wrongly that the model was surest of, at most `SUREST` of either kind.
+
+    `missed` are malignant lesions below the threshold, the least suspected first; `flagged` are
+    benign ones from there on, the most suspected first.
+    """
+    chance, malignant = predictions.malignancy, predictions.malignant
+    above = chance >= threshold
+    kinds = {"missed": (malignant & ~above, chance), "flagged": (~malignant & above, -chance)}
+    found = {}
+    for kind, (wrong, key) in kinds.items():
+        rows = np.flatnonzero(wrong)
+        found[kind] = rows[np.argsort(key[rows], kind="stable")][:SUREST]
+    return found
 
 
 def write_predictions(path: Path | str, predictions: Predictions) -> None:

@@ -85,11 +85,12 @@ class Checklist(_Parts):
 
 @dataclass(frozen=True)
 class Card:
-    """One lesion: its picture (a `data:` address) if there is one, and its record."""
+    """One lesion: its picture and heat map (`data:` addresses) where they are, and its record."""
 
     title: str
     lines: Sequence[str]
     picture: str | None = None
+    heat: str | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Evidence:
         audit: the outcome of the cohort's audit.
         environment: versions and hardware.
         pictures: whether lesions may be shown.
+        explanations: of images by their names, what each input `added` and the `picture`'s path.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Evidence:
     audit: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     pictures: bool = True
+    explanations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float:
@@ -127,6 +129,11 @@ def read_run(run: Path, *, pictures: bool | None) -> Evidence:
         audit=_json(run / "audit.json") or _json(first / "audit.json"),
         environment=_json(run / "environment.json") or _json(first / "environment.json"),
         pictures=config.get("report", {}).get("pictures", True) if pictures is None else pictures,
+        explanations={
+            name: {**said, "picture": folder / "explanations" / said["picture"]}
+            for folder in (run, *folds)
+            for name, said in _json(folder / "explanations" / "mistakes.json").items()
+        },
     )
 
 

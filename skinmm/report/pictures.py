@@ -1,12 +1,20 @@
 """Small copies of lesion images as `data:` addresses, decoded as training decodes them."""
 
 import base64
+from pathlib import Path
 from typing import Any, Final
 
 from skinmm.errors import InputError
 
 SIDE: Final = 240  # pixels of the longer side; twice the size on the page, for dense screens
 QUALITY: Final = 80
+
+
+def embedded(path: Path) -> str | None:
+    """A JPEG that a run left, as a `data:` address; None where it is gone."""
+    if not path.is_file():
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def thumbnail(path: Any) -> str | None:

@@ -43,6 +43,7 @@ def _nameless(evidence: Evidence) -> Evidence:
         ),
         cohort=cohort,
         audit=audit,
+        explanations={},
     )
 
 

@@ -1,38 +1,37 @@
 """The surest mistakes, with picture and record: what a reader can check by eye."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
+from skinmm.evaluation.predictions import surest_mistakes
 from skinmm.report.blocks import Block, Card, Gallery, Note, Section
 from skinmm.report.evidence import Evidence
-from skinmm.report.pictures import thumbnail
+from skinmm.report.pictures import embedded, thumbnail
 from skinmm.report.wording import number
 
-SHOWN: Final = 8
+_CAPTIONS: Final = {"missed": "Malignant, called benign", "flagged": "Benign, flagged"}
+_EXPLAINED: Final = (
+    " Below a picture where it speaks for malignancy, the more yellow the more; points are what "
+    "each input added to the probability, in percent (Shapley values). They show what moved the "
+    "network, not where disease is."
+)
 
 
 def mistakes(evidence: Evidence) -> Section:
     """Malignant lesions called benign, the least suspected first; benign ones, the most."""
-    rows = evidence.predictions
-    flagged = rows.malignancy >= evidence.threshold
-    missed = _first(np.flatnonzero(rows.malignant & ~flagged), rows.malignancy)
-    alarms = _first(np.flatnonzero(~rows.malignant & flagged), -rows.malignancy)
     blocks: list[Block] = []
-    for caption, chosen in (("Malignant, called benign", missed), ("Benign, flagged", alarms)):
+    for kind, chosen in surest_mistakes(evidence.predictions, evidence.threshold).items():
+        caption = _CAPTIONS[kind]
         if len(chosen):
             blocks.append(Gallery(caption, [_card(evidence, row) for row in chosen.tolist()]))
         else:
             blocks.append(Note(f"{caption}: none."))
     lead = "The mistakes that the model was surest of, at most eight of either kind."
+    lead += _EXPLAINED if evidence.explanations else ""
     return Section("mistakes", "Most certain mistakes", blocks, lead)
-
-
-def _first(rows: Int[np.ndarray, " k"], key: "np.ndarray") -> Int[np.ndarray, " m"]:
-    return rows[np.argsort(key[rows], kind="stable")][:SHOWN]
 
 
 def _card(evidence: Evidence, row: int) -> Card:
@@ -44,8 +43,15 @@ def _card(evidence: Evidence, row: int) -> Card:
         lines.append(f"{predictions.classes[predictions.target[row]]}, likeliest {likeliest}")
         record.pop("diagnosis", None)
     lines += record_lines(record)
-    picture = thumbnail(record.get("path")) if evidence.pictures else None
-    return Card(str(predictions.image_id[row]), lines, picture)
+    title = str(predictions.image_id[row])
+    said = evidence.explanations.get(title, {})
+    if said:
+        points = (f"{name} {100 * added:+.1f}" for name, added in said["added"].items())
+        lines.append(f"points: {', '.join(points)}")
+    if not evidence.pictures:
+        return Card(title, lines)
+    heat = embedded(Path(said["picture"])) if said else None
+    return Card(title, lines, thumbnail(record.get("path")), heat)
 
 
 def record_lines(record: Mapping[Any, Any]) -> list[str]:

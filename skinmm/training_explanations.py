@@ -1,0 +1,51 @@
+"""Why a run's surest mistakes were made: pictures and numbers beside them, for its report."""
+
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from skinmm.data.source import read_source
+from skinmm.evaluation.predictions import Predictions, surest_mistakes
+from skinmm.predict.member import Member
+from skinmm.predict.overlay import overlay
+from skinmm.predict.reasons import Explainer, shown
+from skinmm.runs import write_json
+
+SIDE: Final = 240  # pixels of a picture's longer side, as the report shows it
+
+
+def explain_mistakes(
+    run: Path, checkpoint: Path, predictions: Predictions, threshold: float, cohort: pd.DataFrame
+) -> None:
+    """Writes a heat map of each mistake that the report will show, and what each input added.
+
+    A network that looks at no image, or compares those of a patient, is not explained.
+
+    Args:
+        run: its folder.
+        checkpoint: its best one, with calibration.
+        predictions: of the test part.
+        threshold: of the decision.
+        cohort: the canonical rows.
+    """
+    explainer = Explainer(Member.load(checkpoint, torch.device("cpu")))
+    if explainer.member.view is None or explainer.member.context:
+        return
+    folder, rows = run / "explanations", cohort.set_index("image_id")
+    folder.mkdir(exist_ok=True)
+    told = {}
+    for kind, chosen in surest_mistakes(predictions, threshold).items():
+        for place, image_id in enumerate(predictions.image_id[chosen]):
+            record = rows.loc[image_id].to_dict()
+            source = read_source(record["path"])
+            reasons = explainer.explain(source.data, record, source.frame)
+            picture = f"{kind}_{place}.jpg"
+            if reasons.heat is not None:
+                seen = reasons.seen
+                seen = shown(source.data, source.frame, SIDE) if seen is None else seen
+                Image.fromarray(overlay(seen, reasons.heat)).save(folder / picture, quality=80)
+            told[str(image_id)] = {"picture": picture, "added": reasons.contributions.added}
+    write_json(folder / "mistakes.json", told)

@@ -1,0 +1,52 @@
+"""The surest mistakes of a run, explained in its report as prediction explains them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
+
+from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
+from skinmm.predict.overlay import overlay
+from skinmm.predict.predictor import Predictor
+from skinmm.predict.reasons import Explainer, shown
+from skinmm.report import write_report
+from skinmm.report.sharing import shared_report
+from skinmm.training_explanations import SIDE
+
+
+def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert quick_train(run, "report.explain=true", "data.limit=48") == 0
+    told = json.loads((run / "explanations" / "mistakes.json").read_text())
+    rows = read_predictions(run / "predictions" / "test.csv")
+    chosen = surest_mistakes(rows, metrics_of(run)["threshold"]["value"])
+    names = [name for kind in chosen.values() for name in rows.image_id[kind]]
+    assert list(told) == names
+    assert len(told) > SUREST // 2
+    (explainer,) = Explainer.all_of(Predictor.from_checkpoints([best(run)]), [best(run)], "cpu")
+    records = cohort_of(run).astype(object).set_index("image_id")
+    image = (pictures / f"{names[0]}.jpg").read_bytes()
+    reasons = explainer.explain(image, dict(records.loc[names[0]]))
+    assert told[names[0]]["added"] == pytest.approx(reasons.contributions.added)
+    assert reasons.heat is not None
+    drawn = np.asarray(Image.open(run / "explanations" / told[names[0]]["picture"]), float)
+    exact = overlay(shown(image, None, SIDE), reasons.heat)
+    assert np.abs(drawn - exact).mean() < 5  # of 255: what JPEG takes away
+    chance = predictions_of(run).set_index("image_id")["p_malignant"]
+    together = reasons.contributions.start + sum(reasons.contributions.added.values())
+    assert together == pytest.approx(chance[names[0]], abs=1e-6)
+    page = (run / "report.html").read_text()
+    assert page.count('alt="Heat map of ') == len(told)
+    assert re.search(r"points: .*image [+-]\d", page)
+    assert "Heat map of" not in write_report(run, pictures=False).read_text()
+    assert "points: " not in shared_report(run, tmp_path / "shared.html").read_text()
+
+
+def test_a_run_without_pictures_explains_nothing(tmp_path: Path) -> None:
+    given = ("report.explain=true", "report.pictures=false", "data.limit=48")
+    assert quick_train(tmp_path / "run", *given) == 0
+    assert not (tmp_path / "run" / "explanations").exists()
