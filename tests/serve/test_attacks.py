@@ -48,7 +48,9 @@ def test_five_thousand_malformed_uploads(running: Running, pictures: Path) -> No
     assert is_well(running, pictures)
 
 
-def test_the_description_under_schemathesis(running: Running, pictures: Path) -> None:
+def test_the_description_under_schemathesis(
+    running: Running, pictures: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("schemathesis", exc_type=ImportError)
     done = subprocess.run(
         [
@@ -61,6 +63,7 @@ def test_the_description_under_schemathesis(running: Running, pictures: Path) ->
         text=True,
         check=False,
         timeout=1200,
+        cwd=tmp_path,  # it leaves a folder
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert is_well(running, pictures)
