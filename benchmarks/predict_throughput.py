@@ -8,10 +8,10 @@ with all processes that it starts.
     SKINMM_DATA=DIR python benchmarks/predict_throughput.py CHECKPOINT [ROWS [ROUNDS [LARGER]]]
 
 CHECKPOINT is one of an EfficientNet-Lite0 at 224 pixels with the exported model beside it. Legs:
-`job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory), `job torch`, `network
-torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the job is run on LARGER times the rows
-(0: it is not), whose memory is to be the same. All of HAM10000: 10013 3 0. What a job of 100,130
-rows takes in memory, alone: 10013 0 10.
+`job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory, as many batches at a time as
+the job has), `job torch`, `network torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the
+job is run on LARGER times the rows (0: it is not), whose memory is to be the same. All of HAM10000:
+10013 3 0. What a job of 100,130 rows takes in memory, alone: 10013 0 10.
 """
 
 import json
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -104,14 +105,15 @@ def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
 
 def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
     """Seconds of the network alone, on pixels and records that lie in memory."""
-    member = Member.load(checkpoint, torch.device("cpu"), backend)
+    member = Member.load(checkpoint, torch.device("cpu"), backend, job.LANES)
     rng = np.random.default_rng(0)
     size = member.view.size if member.view else 0
     pixels = rng.integers(0, 256, (BATCH, size, size, 3), np.uint8)
     record = np.tile(member.encoder.blank, (BATCH, 1)) if "record" in member.inputs else None
     start = now()
-    for _ in range(rows // BATCH):
-        member.backend(pixels, record, np.ones(BATCH, bool))
+    with ThreadPoolExecutor(member.backend.lanes) as lanes:
+        for _ in range(rows // BATCH):
+            lanes.submit(member.backend, pixels, record, np.ones(BATCH, bool))
     return now() - start
 
 

@@ -73,7 +73,7 @@ def test_a_mobile_model_is_small(tmp_path: Path) -> None:
 
 @needs_onnx
 def test_the_whole_cohort_is_predicted_and_decided_alike(
-    checkpoint: Path, pictures: Path, tmp_path: Path
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.export([f"checkpoint={checkpoint}"]) == 0
     table = pd.read_csv(pictures.parent / "cohort.csv", dtype=str)
@@ -88,6 +88,14 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     same = ["decision", "prediction_set", "error", "missing"]
     pd.testing.assert_frame_equal(expected[same], predicted[same])
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    lanes = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", lanes=2)
+    assert (lanes.panel.lanes, theirs.panel.lanes, ours.panel.lanes) == (2, 1, 1)
+    tables = [table[:301], table[301:301], table[301:]]
+    pieces = [each.table for each in lanes.stream(tables, pictures, batch_size=7)]
+    assert [len(piece) for piece in pieces] == [301, 0, 399]
+    together = pd.concat(pieces, ignore_index=True)
+    pd.testing.assert_frame_equal(together, predicted, check_dtype=False, atol=1e-6, rtol=1e-4)
     table.head(3).to_csv(tmp_path / "in.csv", index=False)
     sources = [f"input={tmp_path / 'in.csv'}", f"images={pictures}"]
     target = [f"output={tmp_path / 'out.csv'}", f"checkpoint={checkpoint}"]

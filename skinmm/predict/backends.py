@@ -31,9 +31,11 @@ class TorchBackend:
 
     Attributes:
         stands_in: whether it learned to do without an image.
+        lanes: batches that are looked at side by side: one has all threads.
     """
 
     name: Final = "torch"
+    lanes: Final = 1
 
     def __init__(self, network: Network, views: int) -> None:
         """Takes the network, and how many flips and transposes are averaged."""
@@ -63,14 +65,20 @@ class OnnxBackend:
 
     Attributes:
         stands_in: whether it learned to do without an image.
+        lanes: batches that are looked at side by side.
         metadata: what the file says of the model.
     """
 
     name: Final = "onnx"
     device: Final = torch.device("cpu")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lanes: int = 1) -> None:
         """Loads an exported model.
+
+        Args:
+            path: the file.
+            lanes: batches that are looked at side by side, which share the cores: fewer threads
+                wait for each other than where all work on one batch.
 
         Raises:
             InputError: ONNX Runtime is not installed, or the file is not an exported model.
@@ -80,7 +88,8 @@ class OnnxBackend:
         except ImportError as error:
             raise InputError(f"{path}: needs onnxruntime: pip install 'skinmm[onnx]'") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        self.lanes = min(lanes, torch.get_num_threads())
+        options.intra_op_num_threads = torch.get_num_threads() // self.lanes
         options.log_severity_level = 3  # errors
         # Threads that wait for their next share by spinning cost as much as those that compute.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -112,7 +121,9 @@ class OnnxBackend:
 Backend = TorchBackend | OnnxBackend
 
 
-def exported(checkpoint: Path, digest: str, wish: str, accelerator: str) -> OnnxBackend | None:
+def exported(
+    checkpoint: Path, digest: str, wish: str, accelerator: str, lanes: int = 1
+) -> OnnxBackend | None:
     """The exported model beside a checkpoint, where it is wished for.
 
     Args:
@@ -121,6 +132,7 @@ def exported(checkpoint: Path, digest: str, wish: str, accelerator: str) -> Onnx
         wish: torch, onnx, or auto: onnx if the model is there, up to date and on the CPU, and
             ONNX Runtime is installed.
         accelerator: what torch would run on: cpu or cuda.
+        lanes: batches side by side.
 
     Raises:
         InputError: onnx is wished for and cannot be had.
@@ -131,18 +143,18 @@ def exported(checkpoint: Path, digest: str, wish: str, accelerator: str) -> Onnx
     if accelerator != "cpu":
         raise InputError("backend=onnx runs on the CPU; use backend=torch or accelerator=cpu")
     try:
-        return _demanded(path, checkpoint, digest)
+        return _demanded(path, checkpoint, digest, lanes)
     except InputError:
         if wish == "auto":
             return None
         raise
 
 
-def _demanded(path: Path, checkpoint: Path, digest: str) -> OnnxBackend:
+def _demanded(path: Path, checkpoint: Path, digest: str, lanes: int) -> OnnxBackend:
     if not path.is_file():
         command = f"skinmm export checkpoint={checkpoint}"
         raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
-    backend = OnnxBackend(path)
+    backend = OnnxBackend(path, lanes)
     if backend.metadata.get(KEY) != digest:
         raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")
     return backend

@@ -30,6 +30,7 @@ from skinmm.segmentation import MaskCheckpointError
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
+LANES: Final = 4  # batches at a time: each holds some 200 MB
 DECIDING: Final = (
     "input",
     "images",
@@ -59,7 +60,11 @@ def predict_file(config: PredictConfig) -> int:
     paths = checkpoints(config.checkpoint)
     try:
         predictor = Predictor.from_checkpoints(
-            paths, config.accelerator, referral=config.referral, backend=config.backend
+            paths,
+            config.accelerator,
+            referral=config.referral,
+            backend=config.backend,
+            lanes=LANES,
         )
     except MaskCheckpointError:
         if len(paths) > 1 or config.explain:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from skinmm.predict.reader import canonical_patients
 AHEAD: Final = 3
 """Batches whose images are read before the networks are asked."""
 Submit = Callable[..., "Future[Seen]"]
+T = TypeVar("T")
 
 
 def looked(
@@ -29,20 +30,31 @@ def looked(
     batch_size: int,
     workers: int,
 ) -> Iterator[Part]:
-    """Tables whose rows the networks have looked at (see `Predictor.stream`)."""
+    """Tables whose rows the networks have looked at (see `Predictor.stream`).
+
+    Up to `panel.lanes` batches are looked at side by side; the answers come in order.
+    """
     folder = ImageFolder(images) if isinstance(images, str | Path) else images
+    readers = ThreadPoolExecutor(workers) if workers else None
+    lanes = ThreadPoolExecutor(panel.lanes) if panel.lanes > 1 else None
+    submit, ask = (pool.submit if pool else _done for pool in (readers, lanes))
     ahead: deque[Batch] = deque()
-    pool = ThreadPoolExecutor(workers) if workers else None
+    asked: deque[Future[list[Part]]] = deque()
     try:
-        for batch in _begun(panel, tables, folder, pool.submit if pool else _done, batch_size):
+        for batch in _begun(panel, tables, folder, submit, batch_size):
             ahead.append(batch)
             if len(ahead) > AHEAD:
-                yield from _ended(panel, ahead.popleft())
-        while ahead:
-            yield from _ended(panel, ahead.popleft())
+                asked.append(ask(_ended, panel, ahead.popleft()))
+            if len(asked) > panel.lanes - 1:
+                yield from asked.popleft().result()
+        for batch in ahead:
+            asked.append(ask(_ended, panel, batch))
+        for answer in asked:
+            yield from answer.result()
     finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+        for pool in (readers, lanes):
+            if pool:
+                pool.shutdown(cancel_futures=True)
 
 
 def part_of(table: Table, panel: Panel, start: int = 0) -> Part:
@@ -76,7 +88,7 @@ def _begun(
             yield Batch(part, rows, seen, last=rows.stop >= part.size)
 
 
-def _ended(panel: Panel, batch: Batch) -> Iterator[Part]:
+def _ended(panel: Panel, batch: Batch) -> list[Part]:
     """Lets the networks look at a batch; the last one of a table gives all its rows."""
     part, seen = batch.part, [each.result() for each in batch.seen]
     rows = {name: cells[batch.rows] for name, cells in part.cells.items()}
@@ -92,12 +104,11 @@ def _ended(panel: Panel, batch: Batch) -> Iterator[Part]:
         part.seen[batch.rows.start + good] = panel.look(kept, pictures)
     if panel.others:
         part.keys[batch.rows] = panel.keys(rows)
-    if batch.last:
-        yield part
+    return [part] if batch.last else []
 
 
-def _done(call: Callable[..., Seen], *args: Any) -> "Future[Seen]":
+def _done(call: Callable[..., T], *args: Any) -> "Future[T]":
     """A call that is made at once: without a thread, as for a single row."""
-    future: Future[Seen] = Future()
+    future: Future[T] = Future()
     future.set_result(call(*args))
     return future

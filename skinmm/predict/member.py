@@ -74,13 +74,16 @@ class Member:
     finder: LesionFinder | None = None
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, backend: str = "torch") -> "Member":
+    def load(
+        cls, path: Path, device: torch.device, backend: str = "torch", lanes: int = 1
+    ) -> "Member":
         """Rebuilds a network from a checkpoint alone, or takes the exported model beside it.
 
         Args:
             path: the checkpoint.
             device: where torch runs it.
             backend: auto, torch or onnx.
+            lanes: batches that ONNX Runtime is to look at side by side.
 
         Raises:
             CheckpointError: the file is not a usable checkpoint.
@@ -90,7 +93,7 @@ class Member:
         if card.config.get("task") == TASK:
             raise MaskCheckpointError(f"{path}: this checkpoint draws masks and classifies nothing")
         digest = sha256(path.read_bytes()).hexdigest()
-        found = exported(path, digest, backend, device.type)
+        found = exported(path, digest, backend, device.type, lanes)
         try:
             config = from_mapping(Config, card.config)
             finder = LesionFinder(card.segmenter) if card.segmenter else None

@@ -53,6 +53,7 @@ class Panel:
         measured: the columns that it measures.
         others: with how many others of its patient a row is compared at most; 0: with none.
         width: how many numbers they keep of a row that they looked at.
+        lanes: batches that are worth being looked at side by side.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -87,6 +88,7 @@ class Panel:
         self.others = max(member.context.others if member.context else 0 for member in members)
         self._ends = np.cumsum([member.width for member in members])
         self.width = int(self._ends[-1])
+        self.lanes = min(member.backend.lanes for member in members)
 
     def look(self, rows: Columns, pictures: Sequence[Pictures]) -> Float64[np.ndarray, "g width"]:
         """What each member sees of rows that can be predicted, side by side."""

@@ -74,6 +74,7 @@ class Predictor:
         *,
         referral: bool = True,
         backend: str = "auto",
+        lanes: int = 1,
     ) -> "Predictor":
         """Loads checkpoints.
 
@@ -83,13 +84,15 @@ class Predictor:
             referral: as the attribute.
             backend: torch, onnx, or auto: onnx on the CPU for a checkpoint that has an exported
                 model beside it.
+            lanes: batches that ONNX Runtime is to look at side by side: faster for long tables,
+                slower for a single row, and each takes memory.
 
         Raises:
             CheckpointError: a file is missing, truncated or not ours.
             InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
         device = device_of(accelerator)
-        members = [Member.load(Path(path), device, backend) for path in paths]
+        members = [Member.load(Path(path), device, backend, lanes) for path in paths]
         return cls(members, referral=referral)
 
     def predict(
