@@ -53,7 +53,7 @@ def mean_contributions(members: Sequence[Contributions]) -> Contributions:
     return Contributions(float(np.mean([member.start for member in members])), added)
 
 
-def contributions(
+def contributions(  # noqa: PLR0913  (three say what prediction does)
     network: Network,
     encoder: RecordEncoder,
     malignancy: Malignancy,
@@ -62,6 +62,7 @@ def contributions(
     *,
     views: int = 1,
     shown: bool = True,
+    among: int = 0,
 ) -> Contributions:
     """Exact Shapley values of the image and of each column of the record.
 
@@ -78,11 +79,15 @@ def contributions(
         image: square uint8 RGB, where the network looks at images.
         views: as in prediction.
         shown: whether the image is one at all.
+        among: record columns of all the models whose contributions are averaged, so that each
+            names the same inputs.
     """
     columns = [name for name in encoder.columns if not is_missing(row[name])]
     columns = columns if network.record is not None else []
-    groups = [[name] for name in columns] if len(columns) <= MOST_COLUMNS else [columns]
-    names = columns if len(columns) <= MOST_COLUMNS else [RECORD]
+    names, groups = columns, [[name] for name in columns]
+    # By what the model has, not by what the row holds: every row names the same inputs.
+    if columns and max(among, len(encoder.columns)) > MOST_COLUMNS:
+        names, groups = [RECORD], [columns]
     subsets = _subsets(len(groups))
     records = None
     if network.record is not None:

@@ -118,8 +118,17 @@ def test_a_long_record_is_one_input() -> None:
     encoder = RecordEncoder.fit(training, names)
     torch.manual_seed(0)
     model = build_network(micro_config("tabular_only"), [2] * 12, 2, pretrained=False).eval()
-    found = contributions(model, encoder, last_two, dict(training.iloc[0]), None)
-    assert found.added.keys() == {"record"}
+    whole = dict(training.iloc[0])
+    gaps = whole | dict.fromkeys(names[:5])
+    for row in (whole, gaps):
+        found = contributions(model, encoder, last_two, row, None)
+        assert found.added.keys() == {"record"}
+    empty = contributions(model, encoder, last_two, dict.fromkeys(names), None)
+    assert empty.added == {}
+
+
+def test_models_that_are_averaged_name_the_same_inputs() -> None:
+    assert of(micro(), among=11).added.keys() == {"image", "record"}
 
 
 def test_the_mean_of_models_has_the_mean_of_contributions() -> None:

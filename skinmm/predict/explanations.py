@@ -54,6 +54,7 @@ class Explanations:
         self._table.writeheader()
         if done and path.is_file():
             self._table.writerows(_rows(path, done))
+        self._flush()  # what the earlier job wrote is nowhere else once it is replaced
         fresh.replace(path)
 
     def __enter__(self) -> "Explanations":
@@ -82,8 +83,13 @@ class Explanations:
                 said = {"error": error} if error else self._explained(name, record)
             except (OSError, InputError) as lost:
                 said = {"error": " ".join(str(lost).split())}
+            except Exception as lost:  # whatever is wrong with it, the other rows go on
+                said = {"error": f"{type(lost).__name__}: {' '.join(str(lost).split())}"}
             self._table.writerow({"row": self._row + 1, "image_id": name, **said})
             self._row += 1
+        self._flush()
+
+    def _flush(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -66,8 +66,9 @@ class Explainer:
         columns: of its record.
     """
 
-    def __init__(self, member: Member) -> None:
-        """Takes a member whose backend is torch."""
+    def __init__(self, member: Member, among: int = 0) -> None:
+        """Takes a member whose backend is torch, and how many columns it and others have."""
+        self._among = among
         self.member, self.columns = member, member.encoder.columns
         self._backend: Any = member.backend
 
@@ -80,9 +81,9 @@ class Explainer:
         Raises:
             CheckpointError: a file is not a usable checkpoint.
         """
-        device = device_of(accelerator)
+        device, among = device_of(accelerator), len(predictor.columns)
         return [
-            cls(member if member.backend.name == "torch" else Member.load(path, device))
+            cls(member if member.backend.name == "torch" else Member.load(path, device), among)
             for member, path in zip(predictor.panel.members, checkpoints, strict=True)
         ]
 
@@ -108,6 +109,7 @@ class Explainer:
             seen,
             views=self._backend.views,
             shown=image is not None,
+            among=self._among,
         )
         heat = None
         if seen is not None and image is not None:

@@ -1,5 +1,6 @@
 """`predict.py explain=DIR`: what the service says of one lesion, for every row of a list."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from quick_runs import best, cohort_of, files_in
 from skinmm import cli
 from skinmm.checkpoint import load_card
 from skinmm.predict import explanations
+from skinmm.predict.images import ImageFolder
 from skinmm.predict.overlay import overlay
+from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reasons import Explainer, shown
 
@@ -85,6 +88,32 @@ def test_a_job_that_was_killed_is_gone_on_with(
     for name in ("out.csv", f"why/{explanations.TABLE}"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert files_in(broken / "why") == files_in(whole / "why")
+
+
+def test_what_is_wrong_with_one_row_is_said_there(
+    both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = explanations.Explanations._explained
+
+    def fails(self: Any, name: str, *more: Any) -> Any:
+        if name == table["image_id"][0]:
+            raise RuntimeError("out of\nmemory")
+        return real(self, name, *more)
+
+    monkeypatch.setattr(explanations.Explanations, "_explained", fails)
+    table = cohort_of(both)[["image_id", "age"]].head(2)
+    assert explained(both, pictures, table, tmp_path) == 0
+    assert why(tmp_path)["error"].tolist() == ["RuntimeError: out of memory", ""]
+
+
+def test_earlier_rows_are_there_before_new_ones_come(tmp_path: Path, pictures: Path) -> None:
+    table, images = tmp_path / explanations.TABLE, ImageFolder(pictures)
+    with explanations.Explanations(tmp_path, [], images) as first:
+        nothing = {"image_id": np.array(["a", "b"]), "error": np.array(["lost", "lost"])}
+        first.add(Predicted(nothing, {}, Counter()))
+    before = table.read_bytes()
+    with explanations.Explanations(tmp_path, [], images, 2):
+        assert table.read_bytes() == before  # what a kill would leave now
 
 
 def test_a_model_of_the_record_alone_draws_nothing(records: Path, tmp_path: Path) -> None:
