@@ -272,7 +272,7 @@ def _compare(argv: list[str]) -> int:
     labels = Path(options["labels"]) if "labels" in options else None
     output = Path(options.get("output", "compare.html"))
     positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
-    table, *_ = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
+    (table, *_), _ = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
     print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
     return 0
 

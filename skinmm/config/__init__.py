@@ -4,6 +4,7 @@ from skinmm.config.components import build, verify
 from skinmm.config.mapping import (
     check,
     explain_unknown,
+    flat,
     from_mapping,
     literal,
     one_line,
@@ -12,7 +13,15 @@ from skinmm.config.mapping import (
     unknown_key,
     write_config,
 )
-from skinmm.config.resuming import CONTEXT, below, resumed, staged
+from skinmm.config.resuming import (
+    CHANGEABLE,
+    CONTEXT,
+    OF_SECOND_STAGE,
+    among,
+    below,
+    resumed,
+    staged,
+)
 from skinmm.config.schema import (
     AuditConfig,
     Component,
@@ -38,7 +47,9 @@ from skinmm.config.schema import (
 )
 
 __all__ = [
+    "CHANGEABLE",
     "CONTEXT",
+    "OF_SECOND_STAGE",
     "AuditConfig",
     "Component",
     "Config",
@@ -60,10 +71,12 @@ __all__ = [
     "SparkConfig",
     "StudyConfig",
     "TrainerConfig",
+    "among",
     "below",
     "build",
     "check",
     "explain_unknown",
+    "flat",
     "from_mapping",
     "literal",
     "one_line",

@@ -92,6 +92,14 @@ def staged(given: Config, overrides: Sequence[str]) -> Config:
     return replace(config, fusion=Component(CONTEXT, args), resume=None, overwrite=given.overwrite)
 
 
+def among(sections: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The overrides of these sections."""
+    keys = _keys(overrides)
+    return [
+        item for item, key in zip(overrides, keys, strict=True) if key.split(".")[0] in sections
+    ]
+
+
 def _keys(overrides: Sequence[str]) -> list[str]:
     return [item.lstrip("+~").partition("=")[0] for item in overrides]
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from skinmm.config import flat
 from skinmm.errors import InputError
 from skinmm.evaluation.comparison import compare
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
@@ -45,7 +46,7 @@ def compare_page(
     positive: Sequence[str] | None = None,
     against: Sequence[str] = (),
     overwrite: bool = False,
-) -> list[Table]:
+) -> tuple[list[Table], list[Note]]:
     """Writes a page with a table, curves and parallel coordinates of several systems.
 
     Args:
@@ -58,7 +59,8 @@ def compare_page(
         overwrite: replace a page that is there.
 
     Returns:
-        The table of the systems, and those of calibration and missing data where there are any.
+        The table of the systems, and those of calibration and missing data where there are any; and
+        notes, where the systems did not judge the same images.
 
     Raises:
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
@@ -77,7 +79,7 @@ def compare_page(
         sections.append(Section("further", "Calibration and missing data", further))
     facts = [plural(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
-    return [table, *further]
+    return [table, *further], [block for block in paired.blocks if isinstance(block, Note)]
 
 
 def _all_systems(
@@ -111,7 +113,7 @@ def _systems(source: Path, labels: Path | None, positive: Sequence[str] | None) 
 
 def _run(run: Path, name: str) -> System:
     evidence = read_run(run, pictures=False)
-    return System(name, evidence, _flat(evidence.config))
+    return System(name, evidence, flat(evidence.config))
 
 
 def _found(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:
@@ -267,13 +269,3 @@ def _different(systems: Sequence[System]) -> list[str]:
         if not key.startswith(_NO_CHOICE)
         and len({str(system.settings.get(key)) for system in systems}) > 1
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -18,7 +18,7 @@ def test_files_are_compared_in_the_order_given(tmp_path: Path) -> None:
         table = fitted(C=strength)
         files.append(tmp_path / f"{name}.csv")
         table.to_csv(files[-1], index=False)
-    shown, *_ = compare_page(files, tmp_path / "page.html")
+    (shown, *_), _ = compare_page(files, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     areas = [
         roc_auc_score(table["target"], table["p_malignant"]) for table in map(pd.read_csv, files)
