@@ -223,8 +223,12 @@ def to_arrow(table: pd.DataFrame) -> Any:
     floats = numbers(table)
     kinds = [arrow.float64() if name in floats else arrow.string() for name in table]
     schema = arrow.schema([*zip(table.columns, kinds, strict=True)])
-    typed = table.assign(**{name: pd.to_numeric(table[name]) for name in floats})
-    return arrow.Table.from_pandas(typed, schema, preserve_index=False)
+    typed = {
+        # An input's names and targets may be of any type.
+        name: pd.to_numeric(cells) if name in floats else cells.map(str, na_action="ignore")
+        for name, cells in table.items()
+    }
+    return arrow.Table.from_pandas(pd.DataFrame(typed), schema, preserve_index=False)
 
 
 def _to_parquet(rows: Rows, path: Path) -> None:

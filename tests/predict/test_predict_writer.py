@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from skinmm.errors import InputError
-from skinmm.predict.writer import FORMATS, Output
+from skinmm.predict.writer import FORMATS, Output, to_arrow
 
 ROWS = pd.DataFrame({"image_id": ["a,b", "c\nd"], "p_x": [1 / 3, None], "decision": ["benign", ""]})
 LINES = ['"a,b",0.333333333,benign', '"c', 'd",,']
@@ -61,6 +61,15 @@ def test_every_format_holds_the_same_rows(tmp_path: Path, suffix: str) -> None:
     pd.testing.assert_frame_equal(read, expected, check_dtype=False, rtol=1e-8)
     assert read["p_x"].dtype == float
     assert names(tmp_path) == [path.name]
+
+
+def test_names_and_targets_of_any_type_are_text_in_arrow() -> None:
+    pytest.importorskip("pyarrow")
+    held = {"patient_id": [1, "", "P3"], "target": [0, None, 1], "p_x": [0.5, None, 1]}
+    told = to_arrow(pd.DataFrame(held, dtype=object)).to_pydict()
+    assert told == held | {"patient_id": ["1", "", "P3"], "target": ["0", None, "1"]}
+    whole = pd.DataFrame({"patient_id": [7, 8], "target": [0, 1]})
+    assert to_arrow(whole).to_pydict() == {"patient_id": ["7", "8"], "target": ["0", "1"]}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
