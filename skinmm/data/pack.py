@@ -77,6 +77,7 @@ def pack(
         for file, shard in deal(pending, out, Encoder(read, settings)):
             manifest.shards[file] = shard
             manifest.save(out)
+        _sweep(out)
         _write_cohort(table, out, manifest)
     except OSError as error:
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -133,12 +134,17 @@ def _manifest(
                 " overwrite=true"
             )
         _remove(out, old)
-    for left in out.glob("*.part"):  # by a kill
-        left.unlink()
+    _sweep(out)
     if old and old.digest == digest:
         return old
     new.save(out)
     return new
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed writers left."""
+    for left in out.glob("*.part"):
+        left.unlink(missing_ok=True)
 
 
 def _remove(out: Path, manifest: Manifest) -> None:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.shards import packed as adapter
 from skinmm.data.decode import decode
 from skinmm.data.pack import pack, shard_numbers
-from skinmm.data.pack_manifest import PackError, load_manifest, packed_steps, verify_pack
-from skinmm.data.pack_shard import PackSettings
+from skinmm.data.pack_manifest import PackError, Shard, load_manifest, packed_steps, verify_pack
+from skinmm.data.pack_shard import Encoder, PackSettings, write_shard
 from skinmm.data.preprocess import preprocess
 from skinmm.data.tfrecord import read_image, read_table
 from skinmm.errors import InputError
@@ -295,6 +296,19 @@ def die(path: str) -> tuple[bytes, int | None]:
 def test_a_worker_that_dies_is_reported(cohort: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(PackError, match="a worker died, perhaps for want of memory"):
         pack(cohort, tmp_path / "out", die, SMALL, workers=1)
+
+
+def test_what_a_killed_writer_left_is_not_kept(cohort: pd.DataFrame, tmp_path: Path) -> None:
+    def deal(
+        pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder
+    ) -> Iterator[tuple[str, Shard]]:
+        """The first writer of each shard was killed."""
+        for name, rows in pending.items():
+            (out / f"{name}.0123.part").write_bytes(b"half a sha")
+            yield name, write_shard(out / name, rows, partial(map, encoder))
+
+    pack(cohort, tmp_path, read, SMALL, deal=deal)
+    assert not [*tmp_path.glob("*.part")]
 
 
 def test_a_folder_that_cannot_be_used_is_refused(cohort: pd.DataFrame, tmp_path: Path) -> None:
