@@ -136,7 +136,7 @@ def measured(
     def row(place: tuple[str, str | None]) -> list[float]:
         image_id, path = place
         try:
-            found = _measured_before(finder, path) if path else {}
+            found = _measured_before(finder, path, _state(path)) if path else {}
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
         return [found.get(name, math.nan) for name in wanted]
@@ -148,9 +148,16 @@ def measured(
 
 
 @lru_cache(maxsize=1 << 16)
-def _measured_before(finder: LesionFinder, path: str) -> dict[str, float]:
-    """What `finder` measures of a file; each fold of a run asks again."""
+def _measured_before(finder: LesionFinder, path: str, _: tuple[int, int]) -> dict[str, float]:
+    """What `finder` measures of a file in this state; each fold of a run asks again."""
     return finder.measure(read_source(path))
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Size and time of a file, or of the container that `FILE#NAME` lies in."""
+    file = Path(path)
+    status = (file if file.exists() else Path(path.partition("#")[0])).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 class MaskCheckpointError(CheckpointError):

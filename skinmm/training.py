@@ -50,6 +50,7 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
         KeyboardInterrupt: after a usable `checkpoints/last.ckpt` was left.
     """
     quiet()
+    threads = torch.get_num_threads()
     check_components(config)
     if _leads() and not config.resume:
         runs.refuse_in_use(run, overwrite=config.overwrite)
@@ -60,6 +61,7 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
     except Exception as error:
         raise launch.failed(error, run) from error
     finally:
+        torch.set_num_threads(threads)  # small networks have changed it
         # Or the next run of a sweep would wait for ours; torchrun's processes stay together.
         if torch.distributed.is_initialized() and not launch.by_torchrun():
             torch.distributed.destroy_process_group()

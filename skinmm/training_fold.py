@@ -14,7 +14,7 @@ import torch
 from skinmm import judge, runs
 from skinmm.callbacks import SEVERAL
 from skinmm.checkpoint import Card, average_checkpoints, load_card, update_card
-from skinmm.config import CONTEXT, Config, below, build, to_mapping, write_config
+from skinmm.config import CONTEXT, Config, below, build, one_line, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
@@ -167,16 +167,25 @@ class Fold:
         predictions = {"test": verdict.test, "val": verdict.val}
         if curve:
             predictions |= curve.predictions(test, verdict.calibration, card)
+        if self.config.report.pictures and self.config.report.explain:
+            self._explain(best, verdict)
         metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
         inputs = _distributions(self.data, verdict.test)
         update_card(best, summary=metrics["test"], inputs=inputs)
         log_test(self.trainer, metrics["test"])
-        if self.config.report.pictures and self.config.report.explain:
-            limit = verdict.threshold.value
-            explain_mistakes(self.run, best, verdict.test, limit, self.data.cohort)
         write_report(self.run)
         share_run(self.trainer, self.run, names=self.config.logger.images)
         return metrics
+
+    def _explain(self, best: Path, verdict: judge.Verdict) -> None:
+        """Before metrics.json too; pictures that cannot be made are not worth a run."""
+        torch.set_num_threads(THREADS)  # the whole network looks again
+        try:
+            limit = verdict.threshold.value
+            explain_mistakes(self.run, best, verdict.test, limit, self.data.cohort)
+        except Exception as error:
+            said = f"{type(error).__name__}: {one_line(error)}"
+            print(f"WARNING: the mistakes are not explained: {said}", file=sys.stderr)  # noqa: T201
 
     def _outcomes(self, part: str, watcher: pl.Callback | None = None) -> judge.Raw:
         loader = self.data.evaluation_loader(part)

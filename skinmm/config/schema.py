@@ -144,7 +144,7 @@ class TrainerConfig:
         choices=("auto", "32", "bf16", "16"),
     )
     augment_on: str = setting(
-        "auto",
+        "workers",
         "where pictures are augmented; auto: on the GPU where there is one",
         choices=("auto", "workers", "device"),
     )

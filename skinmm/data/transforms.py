@@ -1,4 +1,4 @@
-"""Augmentation: uint8 in, uint8 out, by torchvision's v2 transforms on CPU tensors."""
+"""Augmentation: uint8 in, uint8 out, by torchvision's v2 transforms, wherever the tensor is."""
 
 from collections.abc import Callable
 from typing import Any, Final
