@@ -41,7 +41,7 @@ def explain_mistakes(
         for place, image_id in enumerate(predictions.image_id[chosen]):
             record = rows.loc[image_id].to_dict()
             source = read_source(record["path"])
-            reasons = explainer.explain(source.data, record, source.frame)
+            reasons = explainer.explain(source.data, record, source.frame, record["path"])
             picture = f"{kind}_{place}.jpg"
             if reasons.heat is not None:
                 seen = reasons.seen

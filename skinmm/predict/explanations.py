@@ -78,7 +78,8 @@ class Explanations:
         """
         names, errors = (predicted.columns[name] for name in ("image_id", "error"))
         for place, (name, error) in enumerate(zip(names, errors, strict=True)):
-            record = {column: predicted.cells[column][place] for column in self._columns}
+            known = ("patient_id", *self._columns)
+            record = {column: predicted.cells[column][place] for column in known}
             try:
                 said = {"error": error} if error else self._explained(name, record)
             except (OSError, InputError) as lost:
@@ -97,7 +98,7 @@ class Explanations:
         path = self._images.find(name)
         source = Source(b"") if path is None else self._images.read(path)
         image = source.data or None
-        each = [one.explain(image, record, source.frame) for one in self._explainers]
+        each = [one.explain(image, record, source.frame, path or "") for one in self._explainers]
         reasons = Reasons.mean(each)
         found = reasons.contributions
         share = found.share(IMAGE)

@@ -125,7 +125,8 @@ def _explanations(
     again = config.overwrite or config.resume
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not again):
         raise InputError(f"explain={folder}: name a new or an empty folder, or overwrite=true")
-    explainers = Explainer.all_of(predictor, paths, config.accelerator)
+    wish = config.accelerator, config.probabilities
+    explainers = Explainer.all_of(predictor, paths, *wish)
     return Explanations(folder, explainers, ImageFolder(_folder(config)), done)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from skinmm.data.dataset import picture
 from skinmm.data.decode import decode
-from skinmm.data.headers import completed, header_record
+from skinmm.data.headers import COLUMNS, completed, header_record, lacking, may_be_dicom
 from skinmm.data.source import Source
 from skinmm.data.vocabulary import Columns, is_missing
 from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
@@ -66,15 +66,25 @@ class Explainer:
         columns: of its record.
     """
 
-    def __init__(self, member: Member, among: int = 0) -> None:
-        """Takes a member whose backend is torch, and how many columns it and others have."""
-        self._among = among
+    def __init__(self, member: Member, among: int = 0, probabilities: str = "calibrated") -> None:
+        """Takes a member whose backend is torch.
+
+        Args:
+            member: what is explained.
+            among: how many columns it and those averaged with it have.
+            probabilities: which of its are explained, as for `Predictor.predict`.
+        """
+        self._among, self._raw = among, probabilities == "raw"
         self.member, self.columns = member, member.encoder.columns
         self._backend: Any = member.backend
 
     @classmethod
     def all_of(
-        cls, predictor: Predictor, checkpoints: Sequence[Path], accelerator: str
+        cls,
+        predictor: Predictor,
+        checkpoints: Sequence[Path],
+        accelerator: str,
+        probabilities: str = "calibrated",
     ) -> "list[Explainer]":
         """Explainers of a predictor's members, loaded once more where torch does not run them.
 
@@ -83,16 +93,24 @@ class Explainer:
         """
         device, among = device_of(accelerator), len(predictor.columns)
         return [
-            cls(member if member.backend.name == "torch" else Member.load(path, device), among)
+            cls(
+                member if member.backend.name == "torch" else Member.load(path, device),
+                among,
+                probabilities,
+            )
             for member, path in zip(predictor.panel.members, checkpoints, strict=True)
         ]
 
     def explain(
-        self, image: bytes | None, record: Mapping[str, Any], frame: int | None = None
+        self,
+        image: bytes | None,
+        record: Mapping[str, Any],
+        frame: int | None = None,
+        path: str = "",
     ) -> Reasons:
-        """Why a case that can be predicted has its probability."""
+        """Why a case that can be predicted has its probability; `path` names the image's file."""
         member, network = self.member, self._backend.network
-        row = record_row(self.columns, image, record)
+        row = record_row(self.columns, image, record, path)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
             row |= completed(row, [found_there], member.measured)
@@ -104,7 +122,7 @@ class Explainer:
         found = contributions(
             network,
             member.encoder,
-            lambda raw: member.alone.apply(raw)[:, positive].sum(axis=1),
+            lambda raw: (raw if self._raw else member.alone.apply(raw))[:, positive].sum(axis=1),
             cells,
             seen,
             views=self._backend.views,
@@ -128,12 +146,14 @@ class Explainer:
 
 
 def record_row(
-    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any]
+    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
 ) -> dict[str, np.ndarray]:
     """A record in canonical words, completed from a DICOM header, as in prediction."""
     given = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = canonical_patients(given, columns, needs_image=False).cells
-    return row if image is None else row | completed(row, [header_record("", BytesIO(image))])
+    if image is None or not may_be_dicom(path) or not lacking(row, COLUMNS).any():
+        return row
+    return row | completed(row, [header_record(path, BytesIO(image))])
 
 
 def known_cells(row: Columns, columns: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import dicom_from_jpeg
 from PIL import Image
 from quick_runs import best, cohort_of, files_in
 
@@ -88,6 +89,20 @@ def test_a_job_that_was_killed_is_gone_on_with(
     for name in ("out.csv", f"why/{explanations.TABLE}"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert files_in(broken / "why") == files_in(whole / "why")
+
+
+def test_what_is_explained_is_what_is_predicted(both: Path, pictures: Path, tmp_path: Path) -> None:
+    """The networks' own probabilities too, and whatever an image's name says of its header."""
+    stream = (pictures / "ISIC_0000166.jpg").read_bytes()
+    for name in ("a.dcm", "b.jpg"):  # by its name no DICOM file: its header is not read
+        (tmp_path / name).write_bytes(dicom_from_jpeg(stream, PatientAge="081Y", PatientSex="M"))
+    known = {"patient_id": "P", "age": 50, "sex": "male", "site": "torso"}
+    (tmp_path / "c.dcm").write_bytes(stream)  # nor is one that nothing is wanted of
+    table = pd.DataFrame([{"image_id": "a"}, {"image_id": "b"}, {"image_id": "c", **known}])
+    assert explained(both, tmp_path, table, tmp_path, "probabilities=raw") == 0
+    said = pd.read_csv(tmp_path / "out.csv")["malignancy"]
+    assert said[0] != pytest.approx(said[1], abs=1e-4)
+    np.testing.assert_allclose(why(tmp_path)["explained"], said, atol=1e-6)
 
 
 def test_what_is_wrong_with_one_row_is_said_there(
