@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from hashlib import sha256
 from io import TextIOWrapper
 from itertools import islice
@@ -121,7 +121,7 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
     wanted = ("image_id", "patient_id", "lesion_id", *columns)
     named = {name: given.get(name, name) for name in wanted}
     cells = {
-        name: np.asarray(table[public], object) if public in table else empty
+        name: _hashable(np.asarray(table[public], object)) if public in table else empty
         for name, public in named.items()
     }
     unknown: Counter[str] = Counter()
@@ -133,6 +133,11 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
             cells[name] = np.array([_PLAIN.get(name, _stripped)(cell) for cell in held], object)
     target = np.asarray(table["target"]) if "target" in table else None
     return Patients(cells, unknown, target)
+
+
+def _hashable(cells: np.ndarray) -> np.ndarray:
+    """Cells as they are; lists and structs, as Parquet has them, are text that nobody knows."""
+    return np.array([cell if isinstance(cell, Hashable) else str(cell) for cell in cells], object)
 
 
 def _name(cell: Any) -> Any:

@@ -116,6 +116,15 @@ def test_unknown_values_become_missing_and_are_counted() -> None:
     assert patients.cells["site"].tolist() == [None] * 4
 
 
+def test_a_list_in_a_cell_counts_as_not_known() -> None:
+    table = pd.DataFrame({"image": ["a", ["b"]], "age": [[5], 50], "itch": [{"no": 1}, "True"]})
+    found = canonical_patients(table, ["age", "itch"], needs_image=True)
+    assert found.cells["image_id"].tolist() == ["a", "['b']"]
+    np.testing.assert_array_equal(found.cells["age"].astype(float), [np.nan, 50])
+    assert found.cells["itch"].tolist() == ["{'no': 1}", "True"]
+    assert found.unknown == {"age": 1}
+
+
 def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:
     table = pd.DataFrame({"sex": ["male"]})
     with pytest.raises(InputError, match=r"no image column; call it image_name.*\(it has: sex\)"):
