@@ -1,6 +1,7 @@
 """Uploaded cases through the predictor; what they brought is gone when the call returns."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -12,7 +13,7 @@ import skinmm
 from skinmm.data.source import FRAME
 from skinmm.data.vocabulary import CONVERTERS, is_missing
 from skinmm.predict import Predictor
-from skinmm.predict.backends import OnnxBackend
+from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.images import HeldImages
 from skinmm.predict.member import Member
 from skinmm.predict.reasons import Explainer, Reasons, known_cells, record_row
@@ -77,11 +78,12 @@ class Service:
             checkpoints, accelerator, referral=referral, backend=backend
         )
         self._explainers = Explainer.all_of(self.predictor, checkpoints, accelerator)
-        self._explaining = Lock()  # it hooks into the network
+        self._explaining = Lock()  # it hooks into the network, and torch predicts with the same one
         networks = [member.backend for member in self.predictor.panel.members]
         self.gpu = any(each.device.type == "cuda" for each in networks)
         self.lanes = 2 if self.predictor.backend == OnnxBackend.name else 1
         members = [each.member for each in self._explainers]
+        self._shared = TorchBackend.name in {each.name for each in networks}
         self.needs_image = any(member.needs_image for member in members)
         self.side = max((member.view.size for member in members if member.view), default=0)
         self.card = _card(self.predictor, members)
@@ -113,9 +115,10 @@ class Service:
         """
         names = dict.fromkeys(name for row in rows for name in row)
         table = {name: np.array([row.get(name) for row in rows], object) for name in names}
-        (said,) = self.predictor.stream(
-            [table], HeldImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
-        )
+        with self._explaining if self._shared else nullcontext():
+            (said,) = self.predictor.stream(
+                [table], HeldImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
+            )
         by_column = [cells.tolist() for cells in said.columns.values()]
         answers = [
             dict(zip(said.columns, row, strict=True)) for row in zip(*by_column, strict=True)

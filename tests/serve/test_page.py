@@ -4,6 +4,7 @@ import asyncio
 import io
 import re
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from served import jpeg_of, service
 
 import skinmm
 from skinmm.predict.overlay import overlay
+from skinmm.predict.reasons import Explainer, Reasons
 from skinmm.serve.cases import Book
 from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
@@ -98,6 +100,25 @@ def test_an_image_that_is_not_there(service: Service, tmp_path: Path) -> None:
 )
 def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
     assert percent(float(share)) == f"{words}\N{NO-BREAK SPACE}%"
+
+
+def test_nobody_predicts_with_a_network_that_is_being_explained(
+    service: Service, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, said = Case(jpeg_of(pictures), {"age": "50"}), []
+    real = Explainer.explain
+
+    def hooked(*given: Any) -> Reasons:
+        beside.start()
+        beside.join(0.5)
+        said.append(beside.is_alive())
+        return real(*given)
+
+    beside = Thread(target=lambda: said.append(service.predict(case)))
+    monkeypatch.setattr(Explainer, "explain", hooked)
+    row, _ = service.predict_and_explain(case)
+    beside.join()
+    assert said == [True, row]
 
 
 def test_the_points_add_up(service: Service, pictures: Path) -> None:
