@@ -108,7 +108,8 @@ def to_pack(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSe
         quality=config.quality,
         icc="srgb" if data.icc == "srgb" else "ignore",
         steps=tuple(data.preprocess),
-        segmenter=data.segmenter,
+        # Workers of Spark start elsewhere.
+        segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
     return _cohort(data, images=True), settings
 

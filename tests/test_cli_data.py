@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 import skinmm
 from skinmm.cli import main
+from skinmm.cli_data import to_pack
+from skinmm.config import DataConfig, PackConfig
 from skinmm.data.tfrecord import TFRecordFile
 
 DEMO = Path(skinmm.__file__).parent / "demo"
@@ -19,6 +21,15 @@ HOSTILE = '"><img src=x onerror=alert(1)>'
 CLASS = "<script>alert(1)<&script>"
 
 Said = pytest.CaptureFixture[str]
+
+
+def test_a_pack_s_workers_find_the_checkpoint_wherever_they_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(name="demo", preprocess=["mask_background"], segmenter="drawing.ckpt")
+    _, settings = to_pack(PackConfig(data))
+    assert settings.segmenter == str(tmp_path / "drawing.ckpt")
 
 
 class Page(HTMLParser):
