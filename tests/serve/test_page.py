@@ -105,7 +105,8 @@ def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
 def test_nobody_predicts_with_a_network_that_is_being_explained(
     service: Service, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, said = Case(jpeg_of(pictures), {"age": "50"}), []
+    case = Case(jpeg_of(pictures), {"age": "50"})
+    said: list[Any] = []
     real = Explainer.explain
 
     def hooked(*given: Any) -> Reasons:
