@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
+from skinmm import training_fold
 from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
 from skinmm.predict.overlay import overlay
 from skinmm.predict.predictor import Predictor
@@ -50,3 +52,23 @@ def test_a_run_without_pictures_explains_nothing(tmp_path: Path) -> None:
     given = ("report.explain=true", "report.pictures=false", "data.limit=48")
     assert quick_train(tmp_path / "run", *given) == 0
     assert not (tmp_path / "run" / "explanations").exists()
+
+
+def test_a_run_is_finished_when_its_mistakes_are_explained_or_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def fails(run: Path, *_: object) -> None:
+        seen.append(((run / "metrics.json").exists(), torch.get_num_threads()))
+        raise RuntimeError("no heat map")
+
+    monkeypatch.setattr(training_fold, "explain_mistakes", fails)
+    monkeypatch.setattr(training_fold, "THREADS", 3)
+    before = torch.get_num_threads()
+    kept = ("model.freeze=true", "augment=none", "report.explain=true", "data.limit=48")
+    assert quick_train(tmp_path, *kept) == 0
+    assert seen == [(False, 3)]
+    assert torch.get_num_threads() == before
+    assert "the mistakes are not explained: RuntimeError: no heat map" in capsys.readouterr().err
+    assert (tmp_path / "report.html").is_file()
