@@ -125,7 +125,7 @@ def test_earlier_rows_are_there_before_new_ones_come(tmp_path: Path, pictures: P
     table, images = tmp_path / explanations.TABLE, ImageFolder(pictures)
     with explanations.Explanations(tmp_path, [], images) as first:
         nothing = {"image_id": np.array(["a", "b"]), "error": np.array(["lost", "lost"])}
-        first.add(Predicted(nothing, {}, Counter()))
+        first.add(Predicted(nothing, {"patient_id": np.array([None, None])}, Counter()))
     before = table.read_bytes()
     with explanations.Explanations(tmp_path, [], images, 2):
         assert table.read_bytes() == before  # what a kill would leave now
