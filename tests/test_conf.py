@@ -103,6 +103,15 @@ def test_an_experiment_can_be_changed_from_the_command_line(option: str) -> None
     assert (config.model.name, config.trainer.max_epochs) == ("test_efficientnet", 1)
 
 
+@pytest.mark.parametrize("option", [name for name in stems("experiment") if "_study" in name])
+def test_every_arm_of_a_study_composes(option: str) -> None:
+    told = [item for arm in composed(f"experiment={option}").study.arms.values() for item in arm]
+    dotted = [item for item in told if "." in item.partition("=")[0]]
+    chosen = {tuple(item.split("=")) for item in told} - {tuple(item.split("=")) for item in dotted}
+    assert chosen <= {*OPTIONS}
+    composed(f"experiment={option}", "data.root=/data", *dotted)
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None:
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
@@ -127,6 +136,7 @@ def test_the_default_is_what_the_readme_says() -> None:
         "concat",
     )
     assert str(config.model.pretrained) == "auto"
+    assert config.trainer.augment_on == "workers"
 
 
 def test_the_prediction_job_composes() -> None:
