@@ -40,12 +40,13 @@ def looked(
     submit, ask = (pool.submit if pool else _done for pool in (readers, lanes))
     ahead: deque[Batch] = deque()
     asked: deque[Future[list[Part]]] = deque()
+    waiting = 2 * panel.lanes if lanes else 0  # what is told meanwhile lets no lane wait
     try:
         for batch in _begun(panel, tables, folder, submit, batch_size):
             ahead.append(batch)
             if len(ahead) > AHEAD:
                 asked.append(ask(_ended, panel, ahead.popleft()))
-            if len(asked) > panel.lanes - 1:
+            if len(asked) > waiting:
                 yield from asked.popleft().result()
         for batch in ahead:
             asked.append(ask(_ended, panel, batch))
