@@ -69,7 +69,7 @@ class Predictor:
     @classmethod
     def from_checkpoints(
         cls,
-        paths: Iterable[str | Path],
+        paths: str | Path | Iterable[str | Path],
         accelerator: str = "auto",
         *,
         referral: bool = True,
@@ -79,7 +79,7 @@ class Predictor:
         """Loads checkpoints.
 
         Args:
-            paths: files that training wrote.
+            paths: files that training wrote, or one.
             accelerator: auto, cpu or gpu.
             referral: as the attribute.
             backend: torch, onnx, or auto: onnx on the CPU for a checkpoint that has an exported
@@ -92,7 +92,8 @@ class Predictor:
             InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
         device = device_of(accelerator)
-        members = [Member.load(Path(path), device, backend, lanes) for path in paths]
+        files = [paths] if isinstance(paths, str | Path) else paths
+        members = [Member.load(Path(path), device, backend, lanes) for path in files]
         return cls(members, referral=referral)
 
     def predict(

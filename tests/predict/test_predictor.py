@@ -27,7 +27,7 @@ def differ(one: pd.DataFrame, other: pd.DataFrame, columns: list[str] | None = N
 
 @pytest.fixture(scope="module")
 def predictor(both: Path) -> Predictor:
-    return Predictor.from_checkpoints([best(both)])
+    return Predictor.from_checkpoints(best(both))
 
 
 @pytest.fixture(scope="module")
