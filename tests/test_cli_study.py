@@ -1,15 +1,21 @@
 """A study is one command: its arms are runs, and a table compares them."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from quick_runs import ROOT, metrics_of, quick_train
 from sklearn.metrics import roc_auc_score
 
 from skinmm.config import read_config
+from skinmm.predict import Predictor
 
 EMBEDDED = ROOT / "skinmm" / "demo"
 PLAIN = "fusion=tabular_only"
@@ -80,21 +86,116 @@ def test_what_is_no_study_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_models_are_judged_on_the_other_arms_cohorts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "keys"),
+    [
+        (("seed=7", "sampler=weighted"), "sampler.name, sampler.args.power, seed;"),
+        (("++study.arms.age=['data.columns=[sex]']",), "data.columns;"),
+    ],
+)
+def test_an_arm_of_other_settings_is_not_gone_on_with(
+    more: tuple[str, ...], keys: str, studied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (studied / "compare.md").read_bytes()
+    assert quick_train(studied, *ARMS, *more) == 2
+    assert f"age was begun with other values of {keys}" in capsys.readouterr().err
+    assert (studied / "compare.md").read_bytes() == before
+
+
+def test_an_arm_may_be_a_second_stage_and_rows_that_differ_are_told_of(
+    studied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(studied / "age", tmp_path / "age")
+    judged = tmp_path / "age" / "predictions" / "test.csv"
+    pd.read_csv(judged, dtype=str)[:-20].to_csv(judged, index=False)
+    second = f"['fusion=patient_context','fusion.args.base={studied / 'all'}']"
+    arms = "++study.arms={age:['data.columns=[age]'],context:" + second + "}"
+    for said in ("study: context", "study:"):
+        assert quick_train(tmp_path, PLAIN, arms) == 0
+        assert (said in capsys.readouterr().out) is (said == "study: context")
+    text = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert "Not all systems judged the same images: these differences are on the 120" in text
+    assert read_config(tmp_path / "context" / "config.yaml").fusion.name == "patient_context"
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A study of two cohorts that share 100 images, a patient and a lesion, and its overrides."""
+    home = tmp_path_factory.mktemp("crossed")
     table = pd.read_csv(EMBEDDED / "cohort.csv", dtype=str)
-    for name, rows in (("one", table[:400]), ("other", table[300:])):
-        (tmp_path / name).mkdir()
-        rows.to_csv(tmp_path / name / "cohort.csv", index=False)
-        (tmp_path / name / "images").symlink_to(EMBEDDED / "images")
-    arms = ",".join(f"{name}:['data.root={tmp_path / name}']" for name in ("one", "other"))
-    folder = tmp_path / "run"
+    table["patient_id"] = table["lesion_id"] = table["image_id"]
+    known = table.copy()
+    for row, name in ((450, "patient_id"), (451, "lesion_id")):
+        known[name] = known[name].where(known.index != row, table["image_id"][0])
+    for name, rows in (("one", table[:400]), ("other", known[300:])):
+        (home / name).mkdir()
+        rows.to_csv(home / name / "cohort.csv", index=False)
+        (home / name / "images").symlink_to(EMBEDDED / "images")
+    arms = ",".join(f"{name}:['data.root={home / name}']" for name in ("one", "other"))
     outside = ("++study.arms={" + arms + "}", "study.outside=true", "data=csv", "data.limit=32")
-    assert quick_train(folder, "fusion=concat", *outside) == 0
+    assert quick_train(home / "run", "fusion=concat", *outside) == 0
+    return home / "run", ("fusion=concat", *outside)
+
+
+def test_models_are_judged_on_the_other_arms_cohorts(
+    crossed: tuple[Path, tuple[str, ...]],
+) -> None:
+    folder, _ = crossed
+    table = pd.read_csv(EMBEDDED / "cohort.csv", dtype=str)
     predicted = pd.read_csv(folder / "outside" / "one_on_other.csv")
-    assert [Path(cell).stem for cell in predicted["image_id"]] == [*table["image_id"][400:]]
+    strangers = table["image_id"].drop([*range(400), 450, 451])
+    assert [Path(cell).stem for cell in predicted["image_id"]] == [*strangers]
     lines = (folder / "compare.md").read_text(encoding="utf-8").splitlines()
     cells = [line.strip("| ").split(" | ") for line in lines[2:]]
     assert [tuple(row[:2]) for row in cells] == [*product(("one", "other"), repeat=2)]
     expected = roc_auc_score(predicted["target"], predicted["malignancy"])
     assert float(cells[1][3].split()[0]) == pytest.approx(expected, abs=6e-4)
-    assert cells[1][2] == f"{predicted['target'].sum()} of 300"
+    assert cells[1][2] == f"{predicted['target'].sum()} of 298"
+
+
+def test_a_killed_prediction_goes_on_and_another_checkpoint_predicts_again(
+    crossed: tuple[Path, tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, overrides = crossed
+    output = folder / "outside" / "one_on_other.csv"
+    whole, real = pd.read_csv(output), Predictor.stream
+    output.unlink()
+
+    def dies(*args: Any, **options: Any) -> Iterator[Any]:
+        for place, each in enumerate(real(*args, **options)):
+            if place == 1:
+                raise KeyboardInterrupt
+            yield each
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "stream", dies)
+        assert quick_train(folder, *overrides) == 130
+    assert "rows are kept" in capsys.readouterr().err
+    assert quick_train(folder, *overrides) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(output), whole)
+    best = Path("checkpoints", "best.ckpt")
+    shutil.copy(folder / "other" / best, folder / "one" / best)
+    cohort = (folder / "other" / "cohort.csv").read_text(encoding="utf-8")
+    lost = cohort.replace(whole["image_id"].iloc[-1], "lost.jpg")
+    (folder / "other" / "cohort.csv").write_text(lost, encoding="utf-8")
+    assert quick_train(folder, *overrides) == 3
+    again = pd.read_csv(output)
+    assert (again["malignancy"] != whole["malignancy"]).all()
+    assert again["error"].notna().tolist() == [False] * 297 + [True]
+
+
+def test_cohorts_in_containers_are_not_predicted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(EMBEDDED / "cohort.csv", dtype=str)[:40]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    with h5py.File(tmp_path / "images.hdf5", "w") as file:
+        for name in table["image_id"]:
+            file[name] = np.zeros(1, np.uint8)
+    boxed = f"'data=csv','data.root={tmp_path}'"
+    arms = "++study.arms={plain:[],boxed:[" + boxed + "]}"
+    assert quick_train(tmp_path / "run", arms, "study.outside=true") == 2
+    assert "arm boxed: study.outside=true needs images that are files" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "plain").exists()
