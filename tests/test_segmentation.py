@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lesion_drawings import SIDE, write_cohort
+from lesion_drawings import LESION, SIDE, SKIN, ellipse, painted, write_cohort
 from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm import cli
 from skinmm.checkpoint import CheckpointError, load_card
-from skinmm.config import Config, from_mapping
+from skinmm.config import Config, DataConfig, from_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import picture
 from skinmm.data.source import read_source
@@ -22,8 +22,8 @@ from skinmm.evaluation.lesion import MEASUREMENTS, measure
 from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.member import Member
-from skinmm.segmentation import LesionFinder
 from skinmm.predict.reasons import Explainer
+from skinmm.segmentation import LesionFinder, measured
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -131,6 +131,30 @@ def test_steps_and_measurements_are_those_of_training(classifier: Path, pictures
         result = predictor.predict(table, images=pictures)
         assert (result["error"] == "").all()
         assert np.abs(result["p_malignant"] - own["p_malignant"]).max() < 1e-6
+
+
+class Darkness(LesionFinder):
+    """Takes what is dark for the lesion."""
+
+    def __init__(self) -> None:
+        """No network."""
+        self.digest, self.icc = "dark", DataConfig().icc
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """As large as the picture."""
+        del size
+        dark: np.ndarray = image[..., 0] < (LESION[0] + SKIN[0]) // 2
+        return dark
+
+
+def test_a_file_that_has_changed_is_measured_again(tmp_path: Path) -> None:
+    file, finder = tmp_path / "one.png", Darkness()
+    table = pd.DataFrame({"image_id": ["one"], "path": [str(file)]})
+    for half_axis in (30, 60):
+        mask = ellipse(half_axis, half_axis, (128, 128))
+        Image.fromarray(painted(mask)).save(file)
+        told = measured(table, ["area_share"], finder, 1)["area_share"].tolist()
+        assert told == pytest.approx([mask.mean()])
 
 
 def test_training_prediction_and_service_see_the_same_tensor(
