@@ -20,7 +20,7 @@ from skinmm.config import Config, from_mapping, one_line, to_mapping
 from skinmm.errors import InputError
 
 FOREVER: Final = timedelta(days=365)
-PATIENCE: Final = timedelta(seconds=10)  # with a process that may have been killed
+PATIENCE: Final = timedelta(seconds=30)  # with a process that may have been killed
 _runs = count()  # that this process has led
 
 
@@ -96,6 +96,7 @@ def failed(error: Exception, run: Path) -> BaseException:
         traceback.print_exception(error)
     reason = _reason(error)
     own = json.dumps([rank, isinstance(error, InputError), reason])
+    first: Any = None
     try:
         first = json.loads(store.compare_set(f"{run} failed", "", own))
         if dist.is_initialized() and dist.get_backend() == "gloo":
@@ -106,6 +107,8 @@ def failed(error: Exception, run: Path) -> BaseException:
             return _told(error, first, store, others)
         store.wait([f"{run} heard 0"], PATIENCE)
     except RuntimeError:  # torch's errors of a lost store are of many kinds
+        if first and first[0] == 0:  # which has told it, and is gone already
+            return SystemExit(0)
         print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
         return SystemExit(1)
     return SystemExit(0)

@@ -99,7 +99,8 @@ def canonical(
     rows["image_id"] = without_suffix(rows["image_id"])
     _check_names(rows["image_id"], where)
     for name, allowed in _ALLOWED.items():
-        rows[name], found = canonicalise(rows[name], name)
+        cells, found = canonicalise(rows[name], name)
+        rows[name] = pd.Series(cells, rows.index, cells.dtype)
         if (refused := pd.Series(found, rows.index)).any():
             raise InputError(_message(table, refused, name, where, allowed))
     for name in ("patient_id", "lesion_id"):
