@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ TABLE: Final = "explanations.csv"
 SIDE: Final = 480  # pixels of a picture's longer side at most
 
 
-class Explanations:
+class Explanations(AbstractContextManager["Explanations"]):
     """A folder with a heat map over each picture, and a table of what each input added.
 
     Of the table's columns `start` and those that begin with `added_` sum up to `explained`, the
@@ -56,10 +57,6 @@ class Explanations:
             self._table.writerows(_rows(path, done))
         self._flush()  # what the earlier job wrote is nowhere else once it is replaced
         fresh.replace(path)
-
-    def __enter__(self) -> "Explanations":
-        """Nothing more to do."""
-        return self
 
     def __exit__(
         self,

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -21,7 +22,7 @@ create table if not exists rows
 """
 
 
-class Spool:
+class Spool(AbstractContextManager["Spool"]):
     """Rows in SQLite: however many there are, few are in memory.
 
     Attributes:
@@ -70,10 +71,6 @@ class Spool:
             )
         self._file.execute("delete from job")
         self._file.execute("insert into job values (?)", (said,))
-
-    def __enter__(self) -> "Spool":
-        """Nothing more to do."""
-        return self
 
     def __exit__(
         self,
