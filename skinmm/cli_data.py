@@ -41,6 +41,7 @@ def _once(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
 def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.audit import audit as audited
     from skinmm.data.audit_pixels import near_duplicates
+    from skinmm.data.catalog import absent
     from skinmm.data.splits import split
     from skinmm.report import audit_page, refuse_existing
     from skinmm.runs import write_json
@@ -50,11 +51,11 @@ def _audit(config: AuditConfig, _: Path) -> int:
     for file in (page, facts):
         refuse_existing(file, config.overwrite)
     table = _cohort(data, images=config.near)
-    near, pixels = None, {}
+    near, pixels = None, {"absent": absent(table)}
     if config.near:
         found = _fingerprints(table)
         near, table = near_duplicates(found), _with_sizes(table, found)
-        pixels = {"compared": len(found.image_id), "unreadable": found.unreadable}
+        pixels |= {"compared": len(found.image_id), "unreadable": found.unreadable}
     table = split(table, data.folds, int(data.fold), data.split_seed)
     cohort = _seen(table, data)
     findings = audited(table, positive=cohort.positive, columns=data.columns, near=near) | pixels
@@ -62,7 +63,7 @@ def _audit(config: AuditConfig, _: Path) -> int:
     write_json(facts, findings)
     audit_page(cohort, findings, page)
     print(f"audit: {page}")  # noqa: T201
-    for warning in findings["warnings"]:
+    for warning in filter(None, [*findings["warnings"], findings["absent"]]):
         print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
     if findings["leaks"]:
         print(f"leaks found: {'; '.join(findings['leaks'])}", file=sys.stderr)  # noqa: T201

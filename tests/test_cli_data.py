@@ -187,7 +187,10 @@ def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
     out = tmp_path / "packed"
     options = ["pack", "data=csv", f"data.root={tmp_path}", f"out={out}", "size=64", "workers=1"]
     assert main(options) == 2
-    assert "1 of 12 images are not on disk" in capsys.readouterr().err
+    assert (said := "1 of 12 images are not on disk") in capsys.readouterr().err
+    assert main(["audit", *options[1:3], f"output={tmp_path / 'audit'}"]) == 0
+    assert f"WARNING: {said}, e.g. {table['image_id'].iloc[0]}; " in capsys.readouterr().err
+    assert said in Page(tmp_path / "audit" / "audit.html").text
     assert main([*options, "data.missing=drop"]) == 0
     shard = TFRecordFile(next(out.glob("*.tfrec")))
     assert sorted(shard.names) == sorted(table["image_id"].iloc[1:])

@@ -24,8 +24,9 @@ def audit_page(cohort: Cohort, findings: Mapping[str, Any], output: Path) -> Pat
 
     Args:
         cohort: the rows with their `part`.
-        findings: what `audit` returned; where pixels were compared also `compared`, how many
-            images, and `unreadable`, name -> reason.
+        findings: what `audit` returned, and `absent`, what was said of images that are not there;
+            where pixels were compared also `compared`, how many images, and `unreadable`,
+            name -> reason.
         output: the page to write.
 
     Returns:
@@ -77,12 +78,10 @@ def _card(row: Mapping[Hashable, Any]) -> Card:
 
 
 def _unreadable(findings: Mapping[str, Any]) -> Section | None:
-    unreadable = findings.get("unreadable")
-    if not unreadable:
-        return None
-    rows = list(unreadable.items())[:NAMED]
-    blocks: list[Block] = [
-        Note(f"{plural(len(unreadable), 'image')} could not be read or compared.", loud=True),
-        Table("", ("Image", "Reason"), rows),
-    ]
-    return Section("unreadable", "Unreadable", blocks)
+    absent, unreadable = findings.get("absent"), findings.get("unreadable")
+    blocks: list[Block] = [Note(f"{absent}.", loud=True)] if absent else []
+    if unreadable:
+        said = f"{plural(len(unreadable), 'image')} could not be read or compared."
+        rows = list(unreadable.items())[:NAMED]
+        blocks += [Note(said, loud=True), Table("", ("Image", "Reason"), rows)]
+    return Section("unreadable", "Unreadable", blocks) if blocks else None

@@ -10,7 +10,7 @@ import pandas as pd
 from skinmm.config import Component, DataConfig, ExtraCohort, build
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
-from skinmm.data.catalog.images import require_images
+from skinmm.data.catalog.images import absent, require_images
 from skinmm.data.catalog.isic import (
     ham10000,
     isic_2017,
@@ -34,6 +34,7 @@ from skinmm.evaluation.lesion import MEASUREMENTS
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "absent",
     "classes_of",
     "load_cohort",
     "positives_of",

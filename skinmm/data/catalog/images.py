@@ -76,16 +76,18 @@ def require_images(table: pd.DataFrame, missing: str) -> pd.DataFrame:
     Raises:
         InputError: images are missing and may not be, or every image is.
     """
-    there = table["path"].notna()
-    if there.all() or (missing == "drop" and there.any()):
+    there, said = table["path"].notna(), absent(table)
+    if said is None or (missing == "drop" and there.any()):
         return table[there].reset_index(drop=True)
-    names = ", ".join(table.loc[~there, "image_id"].iloc[:3])
+    raise InputError(f"{said}; data.missing=drop leaves them out" if there.any() else said)
+
+
+def absent(table: pd.DataFrame) -> str | None:
+    """How many images are not on disk, three of them, and where they were looked for."""
+    gone = table.loc[table["path"].isna(), "image_id"]
     looked = table.attrs.get("looked_in", "the data's folder")
-    advice = "; data.missing=drop leaves them out" if there.any() else ""
-    raise InputError(
-        f"{int((~there).sum())} of {len(table)} images are not on disk, e.g. {names}; "
-        f"looked in {looked}{advice}"
-    )
+    said = f"{len(gone)} of {len(table)} images are not on disk, e.g. {', '.join(gone[:3])}"
+    return f"{said}; looked in {looked}" if len(gone) else None
 
 
 def list_files(folders: Iterable[Path]) -> list[str]:
