@@ -8,7 +8,8 @@ import torch
 from torchvision.tv_tensors import Image, Mask
 
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
-from skinmm.data.decode import decode
+from skinmm.data.decode import ImageInfo, decode, probe
+from skinmm.data.source import read_source
 from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
 
@@ -45,21 +46,32 @@ class MaskDataset(LesionDataset):
         """The sample of one row.
 
         Raises:
-            ImageError: its image or its mask cannot be read or decoded.
+            ImageError: its image or its mask cannot be read or decoded, or the mask has another
+                aspect ratio than the image, so that nobody knows what it covers.
         """
         row, seed = key
-        path, place = self._located[row]
-        pair = (
-            Image(self._image(row, path, None)),
-            self._mask(row, place, JUDGED if seed is None else self._view.size),
-        )
+        image = Image(self._image(row, self._located[row][0], None))
+        pair = image, self._mask(row, JUDGED if seed is None else self._view.size)
         image, mask = pair if seed is None else seeded(self._alike, pair, seed)
         shown = mask.as_subclass(torch.Tensor)[0].bool()
         return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=shown)
 
-    def _mask(self, row: int, path: str, side: int) -> Mask:
+    def _mask(self, row: int, side: int) -> Mask:
+        image, path = self._located[row]
         try:
-            pixels = decode(Path(path).read_bytes(), size=side)
+            data = Path(path).read_bytes()
+            _refuse_other_shape(probe(data), probe(read_source(image).data))
+            pixels = decode(data, size=side)
         except (OSError, InputError) as error:
             raise ImageError(f"mask of {self._image_ids[row]} ({path}): {error}") from error
         return Mask(torch.from_numpy((pixels[None, ..., 0] > _HALF).astype(np.uint8)))
+
+
+def _refuse_other_shape(mask: ImageInfo, image: ImageInfo) -> None:
+    """A pack's smaller images go with the masks there are: sizes agree to within a pixel."""
+    sides = (mask.width, mask.height, image.width, image.height)
+    if abs(mask.width * image.height - mask.height * image.width) > max(sides):
+        raise InputError(
+            "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
+            "another one of the same aspect ratio".format(*sides)
+        )
