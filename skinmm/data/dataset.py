@@ -216,8 +216,8 @@ def read_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
     return picture(read_source(path), view)
 
 
-def picture(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    """As `read_image`, of bytes that were read already.
+def picture(source: Source, view: View, least: int = 1) -> UInt8[np.ndarray, "size size 3"]:
+    """As `read_image`, of bytes that were read already; `least` is as for `decode`.
 
     Where a step needs detail, the steps are given twice the size.
 
@@ -225,7 +225,7 @@ def picture(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
         InputError: they are no picture that can be used.
     """
     size = view.size * (2 if DETAILED.intersection(view.steps) else 1)
-    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc)
+    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc, least=least)
     pixels = preprocess(whole, view.steps, view.find)
     height, width, _ = pixels.shape
     square = (view.size, view.size)

@@ -49,6 +49,7 @@ def decode(
     frame: int | None = None,
     icc: Icc = "ignore",
     max_pixels: int = 200_000_000,
+    least: int = 1,
 ) -> Pixels:
     """Decode a JPEG, PNG or DICOM picture to RGB.
 
@@ -59,6 +60,7 @@ def decode(
         frame: Which frame of a DICOM file with several, from 1.
         icc: "srgb" converts through the embedded ICC profile, "ignore" takes the numbers as sRGB.
         max_pixels: Pictures above this many pixels are refused before memory is taken.
+        least: Pictures whose shorter side has fewer pixels are refused.
 
     Returns:
         uint8 (height, width, 3), contiguous and writable, upright according to EXIF.
@@ -74,7 +76,8 @@ def decode(
         check_size(size[1], size[0], max_pixels)
     format_ = _sniff(data)
     try:
-        return finish(FORMATS[format_].read(data, Request(size, frame, icc, max_pixels)), size)
+        request = Request(size, frame, icc, max_pixels, least)
+        return finish(FORMATS[format_].read(data, request), size)
     except DecodeError:
         raise
     except Exception as error:

@@ -35,6 +35,7 @@ class Request:
     frame: int | None
     icc: Icc
     max_pixels: int
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,16 @@ def keep_freed_memory() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture without area or above the limit, before memory is taken for it.
+def check_size(width: int, height: int, max_pixels: int, least: int = 1) -> None:
+    """Refuse a picture without area or outside the limits, before memory is taken for it.
 
     Raises:
         DecodeError: says the size and the limit.
     """
     if width < 1 or height < 1:
         raise DecodeError(f"the header says {width}x{height} pixels: damaged, fetch the file again")
+    if min(width, height) < least:
+        raise DecodeError(f"{width}x{height} pixels are too few: it takes {least} on either side")
     if width * height > max_pixels:
         raise DecodeError(
             f"{width}x{height} is {width * height / 1e6:,.1f} megapixels, the limit is "

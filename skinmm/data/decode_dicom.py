@@ -55,7 +55,7 @@ def read_dicom(data: bytes, request: Request) -> Raster:
     dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
     index = check_frame(request.frame, frames)
-    check_size(width, height, request.max_pixels)
+    check_size(width, height, request.max_pixels, request.least)
     profile = dataset.get("ICCProfile")
     stream = _encoded_frame(dataset, index, frames)
     jpeg = jpeg_header(stream) if stream.startswith(b"\xff\xd8") else None

@@ -106,7 +106,7 @@ def read_stream(
 ) -> Raster:
     """Decode one JPEG stream whose header is known, alone or from inside a DICOM file."""
     height, width = header.height, header.width
-    check_size(width, height, request.max_pixels)
+    check_size(width, height, request.max_pixels, request.least)
     if header.precision != _BITS:
         raise DecodeError(f"JPEG of {header.precision} bits: convert it to 8 bits first")
     if header.components not in (1, 3):

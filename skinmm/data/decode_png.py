@@ -28,7 +28,7 @@ def read_png(data: bytes, request: Request) -> Raster:
     """
     check_frame(request.frame, 1)
     height, width = _size(data)
-    check_size(width, height, request.max_pixels)
+    check_size(width, height, request.max_pixels, request.least)
     # The class and not Image.open: that one warns or fails above limits of its own.
     with PngImageFile(BytesIO(data)) as image:
         profile, orientation = image.info.get("icc_profile"), _orientation(image)

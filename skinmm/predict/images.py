@@ -17,6 +17,8 @@ from skinmm.errors import InputError
 from skinmm.segmentation import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
+LEAST: Final = 32
+"""Pixels of an image's shorter side: the networks halve it five times, to this one place."""
 
 Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
 
@@ -179,8 +181,20 @@ def look(
         record = header_record(path, BytesIO(source.data)) if wanted else {}
         if finder:
             record = {**record, **finder.measure(source)}
-        return Seen({view: picture(source, view) for view in views}, record, "")
+        return Seen({view: _judged(source, view) for view in views}, record, "")
     except (OSError, InputError) as error:
         return Seen({}, {}, " ".join(str(error).split()))
     except Exception as error:
         return Seen({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _judged(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
+    """As `picture`, of an image on which there is something to judge.
+
+    Raises:
+        InputError: there is not: a few pixels, or a single colour.
+    """
+    pixels = picture(source, view, LEAST)
+    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+        raise InputError("the image is of a single colour: there is nothing to judge")
+    return pixels

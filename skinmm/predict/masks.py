@@ -13,7 +13,7 @@ from tqdm import tqdm
 from skinmm.config import PredictConfig
 from skinmm.data.decode import decode, probe
 from skinmm.errors import InputError
-from skinmm.predict.images import SUFFIXES, ImageFolder
+from skinmm.predict.images import LEAST, SUFFIXES, ImageFolder
 from skinmm.predict.reader import canonical_patients, read_patients
 from skinmm.segmentation import LesionFinder
 
@@ -75,7 +75,9 @@ def _draw(
             return f"image {name} not found"
         source = images.read(path)
         info = probe(source.data)
-        pixels = decode(source.data, size=finder.size, frame=source.frame, icc=finder.icc)
+        pixels = decode(
+            source.data, size=finder.size, frame=source.frame, icc=finder.icc, least=LEAST
+        )
         mask = finder(pixels, (info.height, info.width))
     except (OSError, InputError) as error:
         return f"image {name}: {' '.join(str(error).split())}"

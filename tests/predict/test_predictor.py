@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dicom_files import dicom
+from PIL import Image
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
 from skinmm.checkpoint import CheckpointError, load_card, update_card
@@ -170,6 +172,29 @@ def test_a_bad_row_loses_nothing_else(
     assert output.loc[bad, "ood"].isna().all()
     good = [0, 5, 6, 7]
     assert differ(output.loc[good], predicted.loc[good]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [
+        ((1, 1), "1x1 pixels are too few: it takes 32 on either side"),
+        ((900, 31), "900x31 pixels are too few: it takes 32 on either side"),
+        ((32, 32), "the image is of a single colour: there is nothing to judge"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jpg", "png", "dcm"])
+def test_what_nobody_could_judge_is_an_error_of_its_row(
+    predictor: Predictor, tmp_path: Path, size: tuple[int, int], error: str, kind: str
+) -> None:
+    plain = Image.new("RGB", size, "brown")
+    (tmp_path / "a.dcm").write_bytes(dicom(np.asarray(plain)))
+    if kind != "dcm":
+        plain.save(tmp_path / f"a.{kind}")
+    assert predictor.predict(pd.DataFrame({"image": [f"a.{kind}"]}), tmp_path)["error"][0] == error
+    one_other = Image.new("RGB", (32, 32), "brown")
+    one_other.putpixel((5, 9), (0, 0, 0))
+    one_other.save(tmp_path / "b.png")
+    assert predictor.predict(pd.DataFrame({"image": ["b"]}), tmp_path)["error"][0] == ""
 
 
 def test_a_missing_record_is_predicted(predictor: Predictor, pictures: Path) -> None:
