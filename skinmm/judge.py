@@ -3,7 +3,9 @@
 Stages talk through files: this writes the prediction files and `metrics.json` that reports read.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +15,9 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.calling import call, call_shares
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import COLUMNS, Predictions, write_predictions
+from skinmm.evaluation.predictions import BINARY, COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.thresholds import Threshold, choose_threshold
 from skinmm.evaluation.uncertainty import (
     Conformal,
@@ -44,12 +47,16 @@ class Raw:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What validation decided, as it goes into the checkpoint, and the parts' predictions."""
+    """What validation decided, as it goes into the checkpoint, and the parts' predictions.
+
+    `calibrated` makes of other raw rows what is written of them.
+    """
 
     calibration: Calibration
     threshold: Threshold
     conformal: Conformal
     familiarity: Familiarity | None
+    calibrated: Callable[[Raw], Predictions]
     val: Predictions
     test: Predictions
 
@@ -72,7 +79,7 @@ def decide(
         classes: names of the columns.
         positive: the classes that count as malignant.
         prior: `trained` and `deployed` class shares.
-        config: which calibration, which threshold, which coverage.
+        config: which calibration, which threshold, which call, which coverage.
         plain: the calibration that rows keep which are judged alone.
     """
     shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
@@ -83,7 +90,15 @@ def decide(
         prior=shares,
         method=config.calibration,
     )
-    parts = [calibrated(raw, calibration, classes, positive, plain) for raw in (val, test)]
+    calibrated = partial(
+        _calibrated,
+        calibration=calibration,
+        plain=plain or calibration,
+        classes=tuple(classes),
+        positive=tuple(positive),
+        shares=call_shares(config.call, prior["deployed"]),
+    )
+    parts = [calibrated(raw) for raw in (val, test)]
     threshold = choose_threshold(
         parts[0].malignancy,
         parts[0].malignant,
@@ -104,7 +119,7 @@ def decide(
         )
         for part, raw in zip(parts, (val, test), strict=True)
     ]
-    return Verdict(calibration, threshold, conformal, familiarity, *decided)
+    return Verdict(calibration, threshold, conformal, familiarity, calibrated, *decided)
 
 
 def write_results(
@@ -156,16 +171,18 @@ def card_entries(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def calibrated(
+def _calibrated(
     raw: Raw,
+    *,
     calibration: Calibration,
-    classes: list[str],
-    positive: list[str],
-    plain: Calibration | None = None,
+    plain: Calibration,
+    classes: tuple[str, ...],
+    positive: tuple[str, ...],
+    shares: Float[np.ndarray, " classes"],
 ) -> Predictions:
-    """A part's rows as they are written; nothing is decided yet."""
+    """A part's rows as they are written; whether one is malignant is not decided yet."""
     probabilities = calibration.apply(raw.probabilities)
-    if plain is not None and raw.alone is not None:
+    if raw.alone is not None:
         kept = plain.apply(raw.probabilities)
         probabilities = np.where(raw.alone[:, None], kept, probabilities)
     return Predictions(
@@ -174,7 +191,7 @@ def calibrated(
         target=raw.targets,
         probabilities=probabilities,
         raw=raw.probabilities,
-        classes=tuple(classes),
-        positive=tuple(positive),
-        fold=None,
+        classes=classes,
+        positive=positive,
+        called=None if classes == BINARY else call(probabilities, shares),
     )

@@ -236,6 +236,7 @@ def _row(case: Mapping[str, Any]) -> dict[str, Any]:
         "target": case["verdict"],
         **{f"p_{name}": chance for name, chance in result["probabilities"].items()},
         **said,
+        **{name: result[name] for name in ("called",) if name in result},
         **lists,
         **case["record"],
         **{name: case[name] for name in ("at", "who", "model", "verdict_at", "verdict_who")},

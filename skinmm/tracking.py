@@ -52,9 +52,7 @@ def _intervals(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     classes, scores = list(predictions.classes), predictions.probabilities
-    called = scores.argmax(axis=1)
-    if predictions.binary:
-        called = (predictions.malignancy >= threshold).astype(int)
+    called = predictions.calls(threshold)
     truth = predictions.target
     return {
         "test/confusion": wandb.plot.confusion_matrix(

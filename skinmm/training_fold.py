@@ -166,7 +166,7 @@ class Fold:
         facts = {"initialisation": card.initialisation, **names, **told}
         predictions = {"test": verdict.test, "val": verdict.val}
         if curve:
-            predictions |= curve.predictions(test, verdict.calibration, card)
+            predictions |= curve.predictions(test, verdict)
         if self.config.report.pictures and self.config.report.explain:
             self._explain(best, verdict)
         metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)

@@ -11,9 +11,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from skinmm import judge
-from skinmm.checkpoint import Card
 from skinmm.data.dataset_withholding import Blank
-from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.predictions import Predictions
 from skinmm.models.network import Network, full_precision
 from skinmm.module import Classifier, Outcomes
@@ -60,23 +58,17 @@ class MissingColumns(pl.Callback):
         (self.tested,) = self._outcomes.compute()
         self._outcomes.reset()
 
-    def predictions(
-        self, test: judge.Raw, calibration: Calibration, card: Card
-    ) -> dict[str, Predictions]:
+    def predictions(self, test: judge.Raw, verdict: judge.Verdict) -> dict[str, Predictions]:
         """What was predicted, by part: `missing_<columns withheld>_of_<columns>`.
 
         Args:
             test: the same rows with their whole record.
-            calibration: as fitted on whole records.
-            card: names of the classes.
+            verdict: as validation's whole records decided.
         """
         probabilities = self.tested.double().softmax(dim=2).cpu().numpy()
         return {
-            f"missing_{count}_of_{len(self._blank.widths)}": judge.calibrated(
-                replace(test, probabilities=probabilities[:, place]),
-                calibration,
-                card.classes,
-                card.positive,
+            f"missing_{count}_of_{len(self._blank.widths)}": verdict.calibrated(
+                replace(test, probabilities=probabilities[:, place])
             )
             for place, count in enumerate(self.counts)
         }

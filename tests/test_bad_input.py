@@ -200,7 +200,7 @@ def test_foreign_classes_are_trained_once_their_malignancy_is_said(tmp_path: Pat
     rows, metrics = predictions_of(run), metrics_of(run)
     classes = ["mel", "odd", "plain"]
     names = [f"{kind}_{name}" for kind in ("p", "raw") for name in classes]
-    later = ["decision", "prediction_set", "ood"]
+    later = ["decision", "prediction_set", "ood", "called"]
     assert rows.columns.tolist() == ["image_id", "patient_id", "target", *names, *later]
     assert set(rows["target"]) <= set(classes)
     assert (metrics["classes"], metrics["positive"]) == (classes, ["mel", "odd"])

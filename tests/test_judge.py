@@ -1,18 +1,22 @@
 """What follows training: decided on validation alone, written for others to read."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from skinmm import judge
+from skinmm.checkpoint import load_card, update_card
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
+from skinmm.predict import Predictor
 from skinmm.runs import read_metrics
 
 CLASSES = ["benign", "malignant"]
@@ -122,6 +126,38 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
         assert written.ood is not None
         np.testing.assert_allclose(written.ood, predictions.ood, rtol=1e-8)
     assert metrics["val"]["metrics"]["coverage_malignant"]["value"] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    diagnosis = rng.choice(["nv", "mel", "bcc"], 300, p=[0.7, 0.2, 0.1])
+    age = rng.normal(40 + 15 * (diagnosis == "mel") + 30 * (diagnosis == "bcc"), 12).clip(1, 99)
+    table = pd.DataFrame({"image_id": [f"I{row}" for row in range(300)], "age": age.round()})
+    table.assign(sex="male", site="torso", diagnosis=diagnosis).to_csv(tmp_path / "cohort.csv")
+    cohort = ["data=csv", f"data.root={tmp_path}", "fusion=tabular_only", "data.target=diagnosis"]
+    run = tmp_path / "run"
+    assert quick_train(run, *cohort, "evaluation.call=balanced", "evaluation.resamples=0") == 0
+
+    card, _ = load_card(best(run))
+    rows, deployed = predictions_of(run), np.array(card.prior["deployed"])
+    names = [f"p_{name}" for name in card.classes]
+    called = np.array(card.classes)[(rows[names].to_numpy() / deployed).argmax(axis=1)]
+    assert rows["called"].tolist() == called.tolist()
+    likeliest = np.array(card.classes)[rows[names].to_numpy().argmax(axis=1)]
+    assert (called != likeliest).any()
+    found = metrics_of(run)["test"]["metrics"]["class_balanced_accuracy"]["value"]
+    assert found == pytest.approx(balanced_accuracy_score(rows["target"], called))
+    assert "largest for its share of the training rows" in (run / "report.html").read_text()
+
+    patients = cohort_of(run)
+    assert Predictor.from_checkpoints(best(run)).predict(patients)["called"].tolist() == [*called]
+    other = Path(shutil.copy(best(run), tmp_path / "likeliest.ckpt"))
+    update_card(other, config={**card.config, "evaluation": {}})
+    assert Predictor.from_checkpoints(other).predict(patients)["called"].tolist() == [*likeliest]
+    both = Predictor.from_checkpoints([best(run), other]).predict(patients)
+    shares = (deployed + 1 / 3) / 2
+    expected = np.array(card.classes)[(both[names].to_numpy() / shares).argmax(axis=1)]
+    assert both["called"].tolist() == expected.tolist()
 
 
 def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:

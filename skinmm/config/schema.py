@@ -188,6 +188,11 @@ class EvaluationConfig:
     )
     sensitivity: float = setting(0.95, "target of the sensitivity rule", low=0.01, high=0.9999)
     cost_ratio: float | None = setting(None, "cost of a miss over a false alarm", low=0)
+    call: str = setting(
+        "likeliest",
+        "class called of several; balanced: by its probability over its share",
+        choices=("likeliest", "balanced"),
+    )
     coverage: float = setting(
         0.9, "share of each class whose prediction set is to hold it", low=0.5, high=0.999
     )

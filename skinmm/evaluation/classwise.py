@@ -10,8 +10,8 @@ from skinmm.evaluation.predictions import Predictions
 class ClassMetrics:
     """Per-class and macro metrics, as a function of how often patients are drawn.
 
-    The called class is the most probable one. Macro metrics average over the classes that the file
-    has rows of; a resample that lacks one of them leaves them undefined.
+    Macro metrics average over the classes that the file has rows of; a resample that lacks one of
+    them leaves them undefined.
     """
 
     def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
@@ -25,7 +25,7 @@ class ClassMetrics:
         count = len(self.classes)
         target, probabilities = predictions.target, predictions.probabilities
         self.present = np.bincount(target, minlength=count) > 0
-        cells = target * count + probabilities.argmax(axis=1)
+        cells = target * count + predictions.calls()
         self.order = np.argsort(cells, kind="stable")
         self.cells, self.starts = np.unique(cells[self.order], return_index=True)
         self.rankings = [
@@ -96,11 +96,9 @@ def confusion(predictions: Predictions, threshold: float) -> dict[str, list[str]
 
     Args:
         predictions: of a file.
-        threshold: makes the call in a binary file; else the most probable class is called.
+        threshold: makes the call in a binary file.
     """
-    called = predictions.probabilities.argmax(axis=1)
-    if predictions.binary:
-        called = (predictions.malignancy >= threshold).astype(np.int64)
     count = len(predictions.classes)
-    counts = np.bincount(predictions.target * count + called, minlength=count**2)
+    cells = predictions.target * count + predictions.calls(threshold)
+    counts = np.bincount(cells, minlength=count**2)
     return {"classes": list(predictions.classes), "counts": counts.reshape(count, count).tolist()}

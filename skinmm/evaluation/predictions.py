@@ -36,6 +36,7 @@ class Predictions:
         decision: one of `DECISIONS`, or None.
         sets: whether a row's prediction set holds a class, or None.
         ood: how unlike the validation rows a row is, 1 is the limit; NaN or None where not known.
+        called: index of the class that the row's system calls, or None; of binary files never.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -50,6 +51,7 @@ class Predictions:
     decision: Shaped[np.ndarray, " n"] | None = None
     sets: Bool[np.ndarray, "n c"] | None = None
     ood: Float64[np.ndarray, " n"] | None = None
+    called: Int64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Refuses positive classes that do not divide the classes in two."""
@@ -75,6 +77,16 @@ class Predictions:
         """Whether the true class is a positive one."""
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
+    def calls(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
+        """Index of the called class.
+
+        Binary files call malignant from the threshold on; others the class that the file says, or
+        else the most probable one.
+        """
+        if self.binary:
+            return (self.malignancy >= threshold).astype(np.int64)
+        return self.probabilities.argmax(axis=1) if self.called is None else self.called
+
     def select(self, rows: Shaped[np.ndarray, " m"]) -> "Predictions":
         """The rows of a mask or of row numbers, in that order."""
         columns = {name: getattr(self, name) for name in COLUMNS}
@@ -91,6 +103,7 @@ COLUMNS: Final = (
     "decision",
     "sets",
     "ood",
+    "called",
 )
 """Attributes that have an entry for each row."""
 
@@ -108,7 +121,8 @@ def read_predictions(
     alone is enough for a binary file. Truth is the column `target` (0/1, or a class), or else
     `diagnosis`. Rows with a reason in `error` and no probabilities are left out and counted. A
     multi-class file whose targets are 0/1 is judged as a binary one. What stands in `decision`,
-    `prediction_set` and `ood`, as `predict.py` writes them, is judged too.
+    `prediction_set`, `ood` and (several classes) `called`, as `predict.py` writes them, is judged
+    too.
 
     Args:
         path: CSV.
@@ -151,6 +165,7 @@ def read_predictions(
         decision=reading.parse_decisions(table, path),
         sets=sets,
         ood=reading.parse_unfamiliarity(table, path),
+        called=reading.parse_calls(table, classes, probabilities, path),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -195,6 +210,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns["prediction_set"] = set_names(predictions.sets, predictions.classes)
     if predictions.ood is not None:
         columns["ood"] = predictions.ood
+    if predictions.called is not None:
+        columns["called"] = names[predictions.called]
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

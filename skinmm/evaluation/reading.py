@@ -141,15 +141,19 @@ def parse_truth(table: pd.DataFrame, path: Path | str) -> "pd.Series[str]":
 
 
 def parse_targets(
-    words: "pd.Series[str]", table: pd.DataFrame, classes: tuple[str, ...], path: Path | str
+    words: "pd.Series[str]",
+    table: pd.DataFrame,
+    classes: tuple[str, ...],
+    path: Path | str,
+    column: str = "target",
 ) -> Int64[np.ndarray, " n"]:
-    """Index of each row's class."""
+    """Index of each row's class, told by the words of a column."""
     known = {word: _class_index(word, classes) for word in words.unique()}
     indices = words.map(known).astype("float64")
     if indices.isna().any():
         allowed = "0, 1, benign, malignant" if classes == BINARY else ", ".join(classes)
         raise InputError(
-            f"{path}: {_place(table, indices.isna())}: target {words[indices.isna()].iloc[0]!r} "
+            f"{path}: {_place(table, indices.isna())}: {column} {words[indices.isna()].iloc[0]!r} "
             f"is none of {allowed}"
         )
     return indices.to_numpy(dtype=np.int64)
@@ -230,6 +234,24 @@ def parse_unfamiliarity(table: pd.DataFrame, path: Path | str) -> Float64[np.nda
             "up, where 1 is the limit; rename the column if it means something else"
         )
     return values
+
+
+def parse_calls(
+    table: pd.DataFrame,
+    classes: tuple[str, ...],
+    probabilities: Float64[np.ndarray, "n c"],
+    path: Path | str,
+) -> Int64[np.ndarray, " n"] | None:
+    """Index of the class that each row calls, of an empty cell the most probable one.
+
+    None for two classes, where a threshold decides, and where no row says anything.
+    """
+    if classes == BINARY or "called" not in table or table["called"].isna().all():
+        return None
+    said, calls = table["called"].notna(), probabilities.argmax(axis=1)
+    words = table["called"][said].str.strip()
+    calls[said] = parse_targets(words, table[said], classes, path, "called")
+    return calls
 
 
 def _class_index(word: str, classes: tuple[str, ...]) -> int | None:

@@ -21,6 +21,7 @@ from skinmm.data.record import RecordEncoder
 from skinmm.data.vocabulary import Columns
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.calling import call_shares
 from skinmm.evaluation.lesion import MEASUREMENTS
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
@@ -127,6 +128,11 @@ class Member:
     def inputs(self) -> frozenset[str]:
         """What it looks at, of {image, record}."""
         return FUSIONS[below(self.config.fusion).name].inputs
+
+    @property
+    def shares(self) -> Float64[np.ndarray, " classes"]:
+        """What it divides probabilities by to say which class is called."""
+        return call_shares(self.config.evaluation.call, self.card.prior["deployed"])
 
     @property
     def view(self) -> View | None:

@@ -12,7 +12,8 @@ from jaxtyping import Float64, Shaped
 
 from skinmm.data.vocabulary import Table
 from skinmm.errors import InputError
-from skinmm.evaluation.predictions import set_names
+from skinmm.evaluation.calling import call
+from skinmm.evaluation.predictions import BINARY, set_names
 from skinmm.evaluation.thresholds import mean_threshold
 from skinmm.evaluation.uncertainty import decide
 from skinmm.predict.images import Images
@@ -65,6 +66,7 @@ class Predictor:
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._malignant = np.isin(self.classes, self.positive)
         self.threshold = mean_threshold([member.threshold for member in members]).value
+        self._shares = np.mean([member.shares for member in members], axis=0)
 
     @classmethod
     def from_checkpoints(
@@ -125,9 +127,11 @@ class Predictor:
             A row per input row, in order: image_id, patient_id, target (if the table has one),
             p_<class>, malignancy, decision, threshold, error, prediction_set (classes with `|`
             between; for several checkpoints those in at least half of the sets), ood (1 is the
-            limit; for several checkpoints the mean) and missing (what the models use and the row
-            lacks, with `|` between). A row that cannot be predicted has no probabilities and its
-            reason in `error`.
+            limit; for several checkpoints the mean), missing (what the models use and the row
+            lacks, with `|` between) and, unless the classes are benign and malignant, called (a
+            class, as `evaluation.call` of training says; for several checkpoints by the mean of
+            what they divide by). A row that cannot be predicted has no probabilities and its reason
+            in `error`.
 
         Raises:
             InputError: no image column or no folder although a model needs images.
@@ -247,7 +251,11 @@ class Predictor:
         if part.patients.target is not None:
             columns["target"] = part.patients.target
         columns |= self._said(verdicts, part.errors, probabilities, threshold)
-        return Predicted(columns | {"missing": part.missing}, part.cells, part.patients.unknown)
+        columns["missing"] = part.missing
+        if tuple(self.classes) != BINARY:
+            named = np.array(self.classes, object)[call(verdicts.calibrated, self._shares)]
+            columns["called"] = np.where(part.errors == "", named, "")
+        return Predicted(columns, part.cells, part.patients.unknown)
 
     def _said(
         self,

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skinmm.errors import InputError
+from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import (
     DECISIONS,
     Predictions,
@@ -49,6 +50,7 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
         decision=generator.choice(DECISIONS, size=n).astype(object) if n % 2 else None,
         sets=generator.random((n, len(classes))) < 0.5 if n % 3 else None,
         ood=generator.random(n) if n % 2 else None,
+        called=generator.integers(len(classes), size=n) if n % 2 and len(classes) > 2 else None,
     )
     path = tmp_path / "predictions.csv"
     write_predictions(path, written)
@@ -60,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
     assert read.positive == written.positive
     np.testing.assert_array_equal(read.target, written.target)
     np.testing.assert_allclose(read.probabilities, written.probabilities, rtol=1e-8)
-    for name in ("raw", "fold", "ood", "sets", "decision"):
+    for name in ("raw", "fold", "ood", "sets", "decision", "called"):
         one, other = getattr(read, name), getattr(written, name)
         assert (one is None) == (other is None)
         if one is not None and name == "decision":
@@ -81,6 +83,22 @@ def test_sets_of_diagnoses_are_judged_side_by_side(tmp_path: Path) -> None:
     assert read.sets.tolist() == [[False, True], [False, False]]
     assert read.decision.tolist() == ["refer", "malignant"]
     assert np.isnan(read.ood[0])
+
+
+def test_the_called_class_is_the_file_s_and_else_the_likeliest(tmp_path: Path) -> None:
+    text = "image_id,target,p_nv,p_mel,called\na,nv,0.9,0.1,melanoma\nb,mel,0.3,0.7,\n"
+    read = read_predictions(write(tmp_path, text))
+    assert read.calls().tolist() == [1, 1]
+    assert evaluate(read, resamples=0)["metrics"]["class_accuracy"]["value"] == 0.5
+    assert evaluate(read, resamples=0)["confusion"]["counts"] == [[0, 1], [0, 1]]
+    unsaid = read_predictions(write(tmp_path, text.replace("melanoma", "")))
+    assert unsaid.called is None
+    assert unsaid.calls().tolist() == [0, 1]
+    binary = read_predictions(
+        write(tmp_path, GOOD.replace("\n", ",x\n").replace(",x", ",called", 1))
+    )
+    assert binary.called is None
+    assert binary.calls(0.85).tolist() == [0, 0]
 
 
 def test_folders_called_0_and_1_are_names_and_not_answers(tmp_path: Path) -> None:
@@ -179,6 +197,9 @@ BAD = {
     ),
     r"row 1 \(image a\): ood '-3' is not a number from 0 up": (
         "image_id,target,p_malignant,ood\na,1,0.1,-3\nb,0,0.1,2\n"
+    ),
+    r"row 2 \(image b\): called 'xyz' is none of nv, mel": (
+        "image_id,target,p_nv,p_mel,called\na,nv,0.9,0.1,nv\nb,mel,0.2,0.8,xyz\n"
     ),
     "fold is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",
 }

@@ -1,12 +1,19 @@
 """What files say of a run, in words that checklists quote; an empty text where they say nothing."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import parts_of, patients_in
 from skinmm.report.sections.headline import warnings_of
 from skinmm.report.wording import estimate, number, percent, plural
+
+CALLS: Final = {
+    "likeliest": "Called is the likeliest class, whatever the threshold.",
+    "balanced": "Called is the class whose probability is largest for its share of the training "
+    "rows (evaluation.call=balanced): rare classes count as much as frequent ones.",
+    "stated": "Called is the class that the file says.",
+}
 
 
 def facts_of(evidence: Evidence) -> dict[str, str]:
@@ -20,7 +27,7 @@ def facts_of(evidence: Evidence) -> dict[str, str]:
         "groups": "See Subgroups." if evidence.records is not None else "",
         "unpredicted": f"Not predicted: {measured.get('unpredicted', 0):,}.",
         "performance": _performance(evidence),
-        "threshold": _threshold(evidence),
+        "threshold": f"{_threshold(evidence)} {call_of(evidence)}".strip(),
         "warnings": " ".join(warnings_of(evidence)),
         "calibration": _calibration(evidence),
         "initialisation": evidence.initialisation or "",
@@ -102,6 +109,14 @@ def _threshold(evidence: Evidence) -> str:
         return f"{text}, {evidence.rule['rule']}.{left}"
     bound = "guaranteed" if evidence.rule["guaranteed"] else "not guaranteed"
     return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound}).{left}"
+
+
+def call_of(evidence: Evidence) -> str:
+    """What rule said which of several classes is called; nothing of a binary file."""
+    rows = evidence.predictions
+    unsaid = "likeliest" if rows.called is None else "stated"
+    rule = evidence.config.get("evaluation", {}).get("call", unsaid)
+    return "" if rows.binary else CALLS[rule]
 
 
 def _calibration(evidence: Evidence) -> str:

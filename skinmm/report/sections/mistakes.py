@@ -39,8 +39,8 @@ def _card(evidence: Evidence, row: int) -> Card:
     record = {} if records is None else records.iloc[row].to_dict()
     lines = [f"probability {number(float(predictions.malignancy[row]))}"]
     if not predictions.binary:
-        likeliest = predictions.classes[int(predictions.probabilities[row].argmax())]
-        lines.append(f"{predictions.classes[predictions.target[row]]}, likeliest {likeliest}")
+        called = predictions.classes[predictions.calls()[row]]
+        lines.append(f"{predictions.classes[predictions.target[row]]}, called {called}")
         record.pop("diagnosis", None)
     lines += record_lines(record)
     title = str(predictions.image_id[row])

@@ -17,6 +17,7 @@ from skinmm.report.points import (
     reliability_line,
     roc_line,
 )
+from skinmm.report.sections.facts import call_of
 from skinmm.report.wording import ABSENT, named, number, percent
 
 LARGEST_MATRIX: Final = 20
@@ -92,9 +93,8 @@ def operating_point(evidence: Evidence) -> Section:
         Table("At the threshold", ("Measure", "Value (interval)"), named(evidence.measured, RATES)),
     ]
     if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
-        likeliest = rows.probabilities.argmax(axis=1)
-        counts = confusion_matrix(rows.target, likeliest, labels=range(len(rows.classes)))
-        caption = "The likeliest class, whatever the threshold; shaded by the share of the row."
+        counts = confusion_matrix(rows.target, rows.calls(), labels=range(len(rows.classes)))
+        caption = f"{call_of(evidence)} Shaded by the share of the row."
         parts.append(Plot("Classes", grids.confusion(counts, rows.classes), caption))
         parts.append(_by_class(evidence))
     return Section("decision", "The decision", [Row(parts)])
