@@ -199,8 +199,9 @@ class Familiarity:
     def _squared(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         centred = features.astype(np.float64) - self.mean
         directions = self.directions.astype(np.float64)
-        along = centred @ directions.T
-        left = centred - along @ directions
+        # Not by BLAS: on a few rows its threads wait for each other, and for those of the network.
+        along = np.einsum("nd,kd->nk", centred, directions)
+        left = centred - np.einsum("nk,kd->nd", along, directions)
         return (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.rest
 
     def to_state(self) -> dict[str, Any]:
