@@ -25,6 +25,7 @@ CONTENTS: Final = (
     "audit.json",
     "environment.json",
     "report.html",
+    "card.md",
     "checkpoints",
     "predictions",
     "explanations",

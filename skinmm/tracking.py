@@ -36,7 +36,8 @@ def share(tracked: Any, run: Path, *, names: bool) -> None:
             }
         )
     checkpoint = wandb.Artifact(f"skinmm-{tracked.id}", type="model")
-    checkpoint.add_file(str(run / "checkpoints" / "best.ckpt"))
+    for name in ("checkpoints/best.ckpt", "card.md"):
+        checkpoint.add_file(str(run / name))
     tracked.log_artifact(checkpoint)
 
 

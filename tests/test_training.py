@@ -45,6 +45,7 @@ CONTRACT = MISSING | {
     "audit.json",
     "environment.json",
     "report.html",
+    "card.md",
 }
 STRANGE = "Läsionen (1) = a, b [neu] #2"  # what a person may call a folder
 LIMIT = "data.limit=64"
@@ -204,7 +205,7 @@ def pooled(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_folds_are_pooled_into_the_parent(pooled: Path) -> None:
     folds = [pooled / f"fold_{number}" for number in range(3)]
     assert all(files_in(fold) == CONTRACT for fold in folds)
-    own = MISSING | {"config.yaml", "metrics.json", "report.html", "predictions/test.csv"}
+    own = MISSING | {"config.yaml", "metrics.json", "report.html", "card.md", "predictions/test.csv"}
     assert {name for name in files_in(pooled) if not name.startswith("fold_")} == own
     rows = predictions_of(pooled)
     assert len(rows) == rows["image_id"].nunique() == 700

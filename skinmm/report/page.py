@@ -41,6 +41,11 @@ def write_page(
     text = environment.get_template("page.html").render(
         title=title, facts=facts, sections=sections, version=skinmm.__version__
     )
+    return put(text, output)
+
+
+def put(text: str, output: Path) -> Path:
+    """Writes a file by rename; its folder is made where missing."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.partial")
     # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.

@@ -17,6 +17,8 @@ METRICS: Final[dict[str, str]] = {
     "calibration_intercept": "Calibration intercept (0 is right)",
     "ece": "Expected calibration error",
     "brier": "Brier score",
+    "macro_auroc": "AUROC, mean over the classes",
+    "class_balanced_accuracy": "Balanced accuracy: recall, mean over the classes",
     "referred": "Referred to a person",
     "unfamiliar": "Unlike the images of validation",
     "set_size": "Classes in a prediction set, mean",

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from skinmm.report.card import write_card
 from skinmm.report.evidence import Evidence, read_bare, read_run
 from skinmm.report.masks import is_mask_run, write_mask_page
 from skinmm.report.page import refuse_existing, write_page
 from skinmm.report.sections import SECTIONS
-from skinmm.report.wording import plural
+from skinmm.report.sections.facts import remarks
 
 
 def write_report(run: Path, *, pictures: bool | None = None) -> Path:
-    """Writes `report.html` into a run folder, in place of an earlier one.
+    """Writes `report.html` and `card.md` into a run folder, in place of earlier ones.
 
     Args:
         run: the folder; besides the predictions any of its files may be absent.
@@ -26,7 +27,9 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     """
     if is_mask_run(Path(run)):
         return write_mask_page(Path(run), pictures=pictures)
-    return write_evidence(read_run(Path(run), pictures=pictures), Path(run) / "report.html")
+    evidence = read_run(Path(run), pictures=pictures)
+    write_card(evidence, Path(run) / "card.md")
+    return write_evidence(evidence, Path(run) / "report.html")
 
 
 def report_predictions(
@@ -63,17 +66,6 @@ def report_predictions(
 
 def write_evidence(evidence: Evidence, output: Path) -> Path:
     """Writes the page of what was read, or made of it."""
-    rows = evidence.predictions
-    config = evidence.config
-    named = [(key, config.get(key, {}).get("name")) for key in ("data", "model", "fusion")]
-    if ("fusion", "tabular_only") in named:
-        named = [(key, name) for key, name in named if key != "model"]
-    facts = [
-        *(f"{key} {name}" for key, name in named if name),
-        plural(len(rows), "image"),
-        plural(evidence.measured["patients"], "patient"),
-        f"{int(rows.malignant.sum()):,} malignant",
-    ]
     made = (make(evidence) for make in SECTIONS.values())
     sections = [section for section in made if section is not None]
-    return write_page(output, title=evidence.title, facts=facts, sections=sections)
+    return write_page(output, title=evidence.title, facts=remarks(evidence), sections=sections)

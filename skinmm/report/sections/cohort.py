@@ -1,6 +1,6 @@
 """The data: who is in which part, what is missing, and what the audit of the split found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -10,14 +10,15 @@ from skinmm.report.evidence import Evidence
 from skinmm.report.wording import ABSENT, number, percent
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
+COLUMNS: Final = ("sex", "site", "source")
 
 
 def cohort(evidence: Evidence) -> Section | None:
     """Characteristics by part, results by fold, and the audit."""
     blocks: list[Block] = []
-    parts = parts_of(evidence)
-    if parts:
-        blocks.append(characteristics("Who is in which part", parts))
+    table = who(evidence)
+    if table is not None:
+        blocks.append(table)
     folds = evidence.measured.get("folds") or {}
     if folds:
         rows = [(f"fold {fold}", number(value)) for fold, value in folds.items()]
@@ -25,6 +26,15 @@ def cohort(evidence: Evidence) -> Section | None:
     if evidence.config or evidence.audit:
         blocks += audit_blocks(evidence.audit)
     return Section("data", "Data and split", blocks) if blocks else None
+
+
+def who(evidence: Evidence) -> Table | None:
+    """Who is in which part."""
+    parts = parts_of(evidence)
+    if not parts:
+        return None
+    classes = [] if evidence.predictions.binary else ["target"]
+    return characteristics("Who is in which part", parts, (*classes, *COLUMNS))
 
 
 def parts_of(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -49,18 +59,24 @@ def patients_in(rows: pd.DataFrame) -> int:
     return int(unit.nunique())
 
 
-def characteristics(caption: str, parts: Mapping[str, pd.DataFrame]) -> Table:
-    """Counts, age, sex, site and source of canonical rows, a column for each part of them."""
+def characteristics(
+    caption: str, parts: Mapping[str, pd.DataFrame], columns: Sequence[str] = COLUMNS
+) -> Table:
+    """Counts, age and the values of columns of canonical rows, a column for each part of them."""
     lines: list[tuple[str, ...]] = [
         ("Images", *(f"{len(rows):,}" for rows in parts.values())),
         ("Patients", *(f"{patients_in(rows):,}" for rows in parts.values())),
         ("Malignant", *(_share(rows["malignant"]) for rows in parts.values())),
     ]
     everyone = pd.concat(parts.values())
+    if "lesion_id" in everyone and everyone["lesion_id"].notna().any():
+        lines.insert(
+            2, ("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values()))
+        )
     if "age" in everyone:
         lines.append(("Age, mean (sd), years", *(_mean(rows["age"]) for rows in parts.values())))
         lines.append(("Age not known", *(_share(rows["age"].isna()) for rows in parts.values())))
-    for name in ("sex", "site", "source"):
+    for name in columns:
         if name in everyone:
             lines += _values(name, everyone[name], parts)
     return Table(caption, ("", *parts), lines)
@@ -69,7 +85,7 @@ def characteristics(caption: str, parts: Mapping[str, pd.DataFrame]) -> Table:
 def _values(
     name: str, column: "pd.Series[str]", parts: Mapping[str, pd.DataFrame]
 ) -> list[tuple[str, ...]]:
-    label = name.capitalize()
+    label = "Class" if name == "target" else name.capitalize()
     lines = [
         (f"{label}: {value}", *(_share(rows[name] == value) for rows in parts.values()))
         for value in sorted(column.dropna().unique())

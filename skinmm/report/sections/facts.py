@@ -6,6 +6,7 @@ from typing import Any, Final
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import parts_of, patients_in
 from skinmm.report.sections.headline import warnings_of
+from skinmm.report.sections.missing import parts_of as withheld
 from skinmm.report.wording import estimate, number, percent, plural
 
 CALLS: Final = {
@@ -14,6 +15,21 @@ CALLS: Final = {
     "rows (evaluation.call=balanced): rare classes count as much as frequent ones.",
     "stated": "Called is the class that the file says.",
 }
+
+
+def remarks(evidence: Evidence) -> list[str]:
+    """Short remarks under a title."""
+    rows = evidence.predictions
+    config = evidence.config
+    named = [(key, config.get(key, {}).get("name")) for key in ("data", "model", "fusion")]
+    if ("fusion", "tabular_only") in named:
+        named = [(key, name) for key, name in named if key != "model"]
+    return [
+        *(f"{key} {name}" for key, name in named if name),
+        plural(len(rows), "image"),
+        plural(evidence.measured["patients"], "patient"),
+        f"{int(rows.malignant.sum()):,} malignant",
+    ]
 
 
 def facts_of(evidence: Evidence) -> dict[str, str]:
@@ -29,6 +45,8 @@ def facts_of(evidence: Evidence) -> dict[str, str]:
         "performance": _performance(evidence),
         "threshold": f"{_threshold(evidence)} {call_of(evidence)}".strip(),
         "warnings": " ".join(warnings_of(evidence)),
+        "limits": "\n".join(_limits(evidence)),
+        "checkpoint": _checkpoint(evidence),
         "calibration": _calibration(evidence),
         "initialisation": evidence.initialisation or "",
         "command": " ".join(map(str, evidence.environment.get("command", []))),
@@ -55,7 +73,6 @@ def _configured(config: Mapping[str, Any]) -> dict[str, str]:
         f"parts, tested: {data.get('fold')}. Early stopping, calibration and threshold saw "
         "validation only.",
         "absent_images": str(data.get("missing")),
-        "checkpoint": "checkpoints/best.ckpt",
     }
     return facts if config else dict.fromkeys(facts, "")
 
@@ -111,6 +128,30 @@ def _threshold(evidence: Evidence) -> str:
     return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound}).{left}"
 
 
+def _limits(evidence: Evidence) -> list[str]:
+    """Warnings, what the audit found, what missing columns cost, and whether others judged it."""
+    found, audit = warnings_of(evidence), evidence.audit
+    if audit and not audit.get("leaks"):
+        found.append("The audit found no leak between training, validation and test.")
+    shortcuts = [f"Shortcut: {warning}." for warning in audit.get("warnings", [])]
+    if audit:
+        found += shortcuts or ["The audit found no shortcut of cameras or sources."]
+    elif evidence.config:
+        found.append("The cohort and its split were not audited.")
+    if len(parts := withheld(evidence)) > 1:
+        whole, none = (estimate(parts[share]["metrics"]["auroc"]) for share in (0.0, max(parts)))
+        found.append(f"AUROC {whole} with the whole record, {none} where it is missing.")
+    if evidence.config:
+        found.append("No external validation: training and test come from the same cohort.")
+    return found
+
+
+def _checkpoint(evidence: Evidence) -> str:
+    """Where a run keeps what predicts, from its folder on; of several folds a pattern."""
+    folds = "" if evidence.predictions.fold is None else "fold_*/"
+    return f"{folds}checkpoints/best.ckpt" if evidence.config else ""
+
+
 def call_of(evidence: Evidence) -> str:
     """What rule said which of several classes is called; nothing of a binary file."""
     rows = evidence.predictions
@@ -124,6 +165,8 @@ def _calibration(evidence: Evidence) -> str:
         return ""
     state = evidence.metrics.get("calibration")
     method = state.get("method", "none") if isinstance(state, Mapping) else "none"
+    if evidence.predictions.fold is not None:
+        method = f"{evidence.config.get('evaluation', {}).get('calibration')}, in each fold"
     return (
         "The shift of sampler and class weights is taken back in closed form; further calibration, "
         f"fitted on validation patients: {method}."

@@ -31,8 +31,8 @@ def missing(evidence: Evidence) -> Section | None:
     ]
     header = ["Missing", *map(metric, LISTED)]
     note = (
-        "The same test rows without some of their columns, drawn for each row; the calibration is "
-        "that of whole records. Trained with model.drop_columns, a model minds less."
+        "The same test rows without some of their columns, chosen by chance for each row; the "
+        "calibration is that of whole records. Trained with model.drop_columns, a model minds less."
     )
     table = Table("Columns missing", header, rows, stack=True)
     return Section("missing", "Missing data", [Note(note), Row(plots), table])
