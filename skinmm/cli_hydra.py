@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
-from skinmm.config import explain_unknown, from_mapping, literal, one_line, unknown_key
+from skinmm.config import described, explain_unknown, from_mapping, literal, one_line, unknown_key
 from skinmm.errors import InputError, is_utf8
 
 PACKAGE: Final = Path(__file__).parent
@@ -92,6 +93,8 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         return refused(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
     ConfigStore.instance().store(name="schema", node=schema)
     full = os.environ.get(FULL_ERROR) == "1"
+    if {"-h", "--help"} & {*argv}:
+        return guarded(lambda: _help(argv, name, schema), full=full, schema=schema)
     typed, own, statuses = sys.argv, os.getpid(), [0]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
@@ -203,6 +206,20 @@ def environment(**variables: str) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _help(argv: list[str], name: str, schema: type[Any]) -> int:
+    """Says what a command does, its choices, and every setting with the value it would have."""
+    overrides = [quote(item) for item in argv if not item.startswith("-")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(name, overrides, return_hydra_config=True)
+    lines = [composed.hydra.help.header]
+    groups = [each for each in composed.hydra.runtime.choices if not each.startswith("hydra/")]
+    for group in reversed(groups):
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        lines.append(f"{group}={'|'.join(options)}")
+    print(*lines, *described(schema, composed), sep="\n")  # noqa: T201
+    return 0
 
 
 def _quoted(value: str) -> str:

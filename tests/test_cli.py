@@ -181,8 +181,17 @@ def test_help_lists_the_settings(script: str) -> None:
     done = command(script, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python {script}" in done.stdout
-    listed = ("effnet_b3", "max_epochs: 10") if script == "train.py" else ("probabilities: cal",)
+    listed = ("|effnet_b3|", "max_epochs=10 ") if script == "train.py" else ("probabilities=cal",)
     assert all(text in done.stdout for text in listed)
+
+
+def test_help_shows_what_would_be_used(capsys: Said) -> None:
+    assert cli.main(["train", "model=tiny", "--help", "data.root=a (1)", "loss=focal"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ("model.image_size=64 ", "data.root=a (1) ", "loss.args.gamma=2.0 ")
+    assert all(any(line.startswith(start) for line in lines) for start in starts)
+    assert cli.main(["train", "modle=tiny", "--help"]) == 2
+    assert "did you mean model?" in only_error(capsys)
 
 
 def test_a_real_command_ends_with_the_status_of_bad_usage(tmp_path: Path) -> None:

@@ -11,14 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skinmm import cli
 from skinmm.config import (
     AuditConfig,
     Component,
     Config,
+    DicomConfig,
     ExploreConfig,
+    ExportConfig,
+    FeedbackConfig,
     PackConfig,
     PackSparkConfig,
     PredictConfig,
+    ServeConfig,
+    SparkConfig,
     build,
     check,
     from_mapping,
@@ -80,6 +86,39 @@ def test_every_setting_says_what_it_does_in_a_line(key: str) -> None:
     explanation = LEAVES[key].metadata["explanation"]
     assert explanation
     assert "\n" not in explanation
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("train", Config),
+        ("predict", PredictConfig),
+        ("predict-spark", SparkConfig),
+        ("export", ExportConfig),
+        ("dicom-sr", DicomConfig),
+        ("serve", ServeConfig),
+        ("feedback", FeedbackConfig),
+        ("audit", AuditConfig),
+        ("explore", ExploreConfig),
+        ("pack", PackConfig),
+        ("pack-spark", PackSparkConfig),
+    ],
+)
+def test_help_has_a_line_for_every_setting(
+    name: str, schema: type[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([name, "--help"]) == 0
+    pairs = (line.partition("=") for line in capsys.readouterr().out.splitlines())
+    told = {key: rest.partition("  # ")[2] for key, _, rest in pairs}
+    for key, item in leaves(schema()):
+        line = told.get(key) or next(told[each] for each in told if each.startswith(f"{key}."))
+        assert line.startswith(item.metadata["explanation"])
+        bounds = (item.metadata[end] for end in ("low", "high"))
+        allowed = [
+            *(item.metadata["choices"] or ()),
+            *(each for each in bounds if each is not None),
+        ]
+        assert all(str(each) in line for each in allowed)
 
 
 @pytest.mark.parametrize(("key", "bound", "step"), BOUNDED)

@@ -1,6 +1,7 @@
 """The typed configuration: below it nobody sees OmegaConf, and nothing in it imports torch."""
 
 from skinmm.config.components import build, verify
+from skinmm.config.describing import described
 from skinmm.config.mapping import (
     check,
     explain_unknown,
@@ -23,27 +24,29 @@ from skinmm.config.resuming import (
     staged,
 )
 from skinmm.config.schema import (
-    AuditConfig,
     Component,
     Config,
     DataConfig,
-    DicomConfig,
     EvaluationConfig,
-    ExploreConfig,
-    ExportConfig,
     ExtraCohort,
-    FeedbackConfig,
     LoggerConfig,
     ModelConfig,
     OptimizerConfig,
+    ScheduleConfig,
+    StudyConfig,
+    TrainerConfig,
+)
+from skinmm.config.schema_commands import (
+    AuditConfig,
+    DicomConfig,
+    ExploreConfig,
+    ExportConfig,
+    FeedbackConfig,
     PackConfig,
     PackSparkConfig,
     PredictConfig,
-    ScheduleConfig,
     ServeConfig,
     SparkConfig,
-    StudyConfig,
-    TrainerConfig,
 )
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "below",
     "build",
     "check",
+    "described",
     "explain_unknown",
     "flat",
     "from_mapping",

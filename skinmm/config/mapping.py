@@ -12,17 +12,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from skinmm.config.schema import (
+from skinmm.config.schema import Config, DataConfig, StudyConfig
+from skinmm.config.schema_commands import (
     AuditConfig,
-    Config,
-    DataConfig,
     DicomConfig,
     ExportConfig,
     PackConfig,
     PackSparkConfig,
     PredictConfig,
     SparkConfig,
-    StudyConfig,
 )
 from skinmm.errors import InputError
 
@@ -112,7 +110,7 @@ def check(config: Any, prefix: str = "") -> None:
         if choices and value not in choices:
             raise InputError(f"{key}={value}: choose from {', '.join(choices)}")
         if _is_number(value) and not _is_inside(value, low, high):
-            raise InputError(f"{key}={value}: must be {_bounds(low, high)}")
+            raise InputError(f"{key}={value}: must be {bounds(low, high)}")
     for schema, check_whole in _WHOLE.items():
         if isinstance(config, schema):
             check_whole(config)
@@ -252,7 +250,8 @@ def _is_inside(value: Number, low: Number | None, high: Number | None) -> bool:
     return math.isfinite(value) and above and (high is None or value <= high)
 
 
-def _bounds(low: Number | None, high: Number | None) -> str:
+def bounds(low: Number | None, high: Number | None) -> str:
+    """In words, the numbers that a setting takes."""
     if low is None and high is None:
         return "a finite number"
     if high is None:
