@@ -10,34 +10,53 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-model, picture, *known = sys.argv[1:]
-record = dict(item.split("=", 1) for item in known)
-session = onnxruntime.InferenceSession(model)
-metadata = session.get_modelmeta().custom_metadata_map
-about = {name: json.loads(text) for name, text in metadata.items()}
-if about["preprocess"]:
-    sys.exit(f"the picture must be taken through {about['preprocess']} first, as in training")
-inputs = {each.name: None for each in session.get_inputs()}
+
+def end(status: int, reason: object) -> None:
+    """Ends with one line."""
+    print("error:", *str(reason).split(), file=sys.stderr)
+    sys.exit(status)
+
+
+try:
+    model, picture, *known = sys.argv[1:]
+    record = dict(item.split("=", 1) for item in known)
+    session = onnxruntime.InferenceSession(model)
+    metadata = session.get_modelmeta().custom_metadata_map
+    about = {name: json.loads(text) for name, text in metadata.items()}
+    columns, steps = {each["name"]: each for each in about["encoder"]}, about["preprocess"]
+except Exception as error:
+    end(2, f"needs MODEL.onnx PICTURE [COLUMN=VALUE ...]: {error!r}")
+if steps:
+    end(2, f"the picture must be taken through {steps} first, as in training")
+if unknown := record.keys() - columns.keys():
+    end(2, f"no column {', '.join(unknown)}; there are {', '.join(columns)}")
 
 encoded = []  # of a number: scaled, and whether it is missing; of a category: which, the last: none
-for column in about["encoder"]:
-    given = record.get(column["name"])
-    if column["kind"] == "numeric":
-        scaled = 0.0 if given is None else (float(given) - column["mean"]) / column["scale"]
-        encoded += [scaled, float(given is None)]
-    else:
-        place = column["values"].index(given) if given in column["values"] else -1
-        encoded += np.eye(len(column["values"]) + 1)[place].tolist()
-if "record" in inputs:
-    inputs["record"] = np.array([encoded], np.float32)
-if "image" in inputs:
-    size = (about["image_size"], about["image_size"])
-    pixels = Image.open(picture).convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    inputs["image"] = np.asarray(pixels).transpose(2, 0, 1)[None]
-if "shown" in inputs:
-    inputs["shown"] = np.array([True])
+try:
+    for name, column in columns.items():
+        given = record.get(name)
+        if column["kind"] == "numeric":
+            encoded += [(float(given) - column["mean"]) / column["scale"], 0] if given else [0, 1]
+        else:
+            place = column["values"].index(given) if given in column["values"] else -1
+            encoded += np.eye(len(column["values"]) + 1)[place].tolist()
+    inputs = {"record": np.array([encoded], np.float32), "shown": np.array([True])}
+    if about["image_size"]:
+        size = (about["image_size"], about["image_size"])
+        pixels = Image.open(picture).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        inputs["image"] = np.asarray(pixels).transpose(2, 0, 1)[None]
+except Exception as error:
+    end(3, f"{picture}: {error}")
+names = [each.name for each in session.get_outputs()]
+said = session.run(names, {each.name: inputs[each.name] for each in session.get_inputs()})
+said = dict(zip(names, said, strict=True))
 
-(probabilities,) = session.run(["probabilities"], inputs)[0]
-malignancy = probabilities[np.isin(about["classes"], about["positive"])].sum()
-decision = "malignant" if malignancy >= about["threshold"] else "benign"
+(chances,), positive = said["probabilities"], np.isin(about["classes"], about["positive"])
+malignancy = chances[positive].sum()
+called = malignancy >= about["threshold"]
+refer = "ood" in said and said["ood"][0] > 1  # unlike validation
+if about["conformal"]:  # the prediction set must hold classes of the called side alone
+    held = chances >= [*about["conformal"]["limits"].values()]
+    refer |= held[positive].any() != called or held[~positive].any() == called
+decision = "refer" if refer else "malignant" if called else "benign"
 print(json.dumps({"malignancy": float(malignancy), "decision": decision}))

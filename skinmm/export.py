@@ -6,7 +6,8 @@ row has no image, of a model that learned to do without.
 
 Outputs: `probabilities` float64 (batch, classes), with the correction for the sampling and any
 calibration inside the graph (isotonic steps as well); `log_probabilities` and `features` float32,
-from which `predict.py` computes what it computes for PyTorch.
+from which `predict.py` computes what it computes for PyTorch; and, where the checkpoint knows it,
+`ood` float64 (batch,), how unlike the validation rows each row is, 1 is the limit.
 
 Metadata, each as JSON: `classes`, `positive`, `threshold`, `conformal`, `encoder`, `image_size`,
 `preprocess` (steps on the picture that are not in the graph), and the SHA-256 of the `checkpoint`.
@@ -24,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from scipy.special import softmax
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from skinmm import __version__
 from skinmm.config import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.uncertainty import Familiarity
 from skinmm.predict import Predictor
 from skinmm.predict.backends import (
     KEY,
@@ -90,17 +92,28 @@ def export(config: ExportConfig) -> Path:
 class _Exported(nn.Module):
     """A network and its calibration, with inputs by position."""
 
-    def __init__(self, backend: TorchBackend, calibration: Calibration, inputs: list[str]) -> None:
+    def __init__(self, member: Member, backend: TorchBackend, inputs: list[str]) -> None:
         super().__init__()
         self.network, self._views, self._inputs = backend.network, backend.views, inputs
-        self.calibrated = Calibrated(calibration)
+        self.calibrated, self._usual = Calibrated(member.calibration), member.familiarity
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self._inputs, inputs, strict=True))
         logarithms, features = self.network.outcome(
             given.get("image"), given.get("record"), self._views, given.get("shown")
         )
-        return self.calibrated(logarithms.double().softmax(dim=1)), logarithms, features
+        outputs = self.calibrated(logarithms.double().softmax(dim=1)), logarithms, features
+        return (*outputs, unfamiliarity(self._usual, features)) if self._usual else outputs
+
+
+def unfamiliarity(usual: Familiarity, features: Float32[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    """`Familiarity.score` in PyTorch's operations."""
+    arrays = (usual.mean, usual.directions, usual.variances)
+    mean, directions, variances = (torch.from_numpy(each).double() for each in arrays)
+    centred = features.double() - mean
+    along = centred @ directions.T
+    left = (centred - along @ directions).square().sum(dim=1) / usual.rest
+    return ((along.square() / variances).sum(dim=1) + left) / usual.limit
 
 
 class Calibrated(nn.Module):
@@ -168,15 +181,16 @@ def _write(member: Member, path: Path) -> None:
         "shown": torch.ones(2, dtype=torch.bool) if backend.stands_in else None,
     }
     given = {name: value for name, value in example.items() if value is not None}
-    module = _Exported(backend, member.calibration, list(given)).eval()
+    module = _Exported(member, backend, list(given)).eval()
+    outputs = [*OUTPUTS, *(["ood"] if member.familiarity else [])]
     with _traceable():
         torch.onnx.export(
             module,
             tuple(given.values()),
             str(path),
             input_names=list(given),
-            output_names=list(OUTPUTS),
-            dynamic_axes={name: {0: "batch"} for name in (*given, *OUTPUTS)},
+            output_names=outputs,
+            dynamic_axes={name: {0: "batch"} for name in (*given, *outputs)},
             opset_version=OPSET,
             dynamo=False,
         )

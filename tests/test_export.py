@@ -1,6 +1,7 @@
 """An exported model says what its checkpoint says, without PyTorch."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from micro_runs import micro_classifier, micro_config
+from PIL import Image
 from quick_runs import ROOT, best, cohort_of
 
 from skinmm import cli, export
-from skinmm.checkpoint import KEY, save_atomically
+from skinmm.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
@@ -31,6 +33,8 @@ needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"
 )
 P = ["p_benign", "p_malignant"]
+EXAMPLE = ROOT / "examples" / "onnx_predict.py"
+ALWAYS = [{"value": value, "rule": "given", "guaranteed": False} for value in (0.0, 1.0)]
 Said = pytest.CaptureFixture[str]
 SETUPS = [*((name, "mlp") for name in FUSIONS), *(("concat", name) for name in TABULAR)]
 
@@ -48,6 +52,16 @@ def untrained(config: Config, path: Path) -> Path:
 def checkpoint(both: Path, tmp_path: Path) -> Path:
     """A trained one, where it may be exported."""
     return Path(shutil.copy(best(both), tmp_path / "best.ckpt"))
+
+
+def example(monkeypatch: pytest.MonkeyPatch, *given: Any) -> int:
+    """The example's exit status."""
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, given)])
+    try:
+        runpy.run_path(str(EXAMPLE))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 @needs_onnx
@@ -110,18 +124,69 @@ def test_the_example_needs_no_more_than_the_file(
     row = cohort_of(both)[["image_id", "age", "sex", "site"]].dropna().head(1)
     picture = pictures / f"{row['image_id'].item()}.jpg"
     known = [f"{name}={row[name].item()}" for name in ("age", "sex", "site")]
-    script = str(ROOT / "examples" / "onnx_predict.py")
     done = subprocess.run(
-        [sys.executable, script, str(model), str(picture), *known],
+        [sys.executable, str(EXAMPLE), str(model), str(picture), *known],
         capture_output=True,
         text=True,
         check=True,
     )
     said = json.loads(done.stdout)
-    expected = Predictor.from_checkpoints([checkpoint], referral=False).predict(row, pictures)
+    expected = Predictor.from_checkpoints([checkpoint]).predict(row, pictures)
     # Pillow shrinks the whole picture, our decoder one that was decoded at a smaller scale.
     assert said["malignancy"] == pytest.approx(expected["malignancy"].item(), abs=0.02)
-    assert len(Path(script).read_text().splitlines()) < 45
+    assert len(EXAMPLE.read_text().splitlines()) < 65
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("limits", "limit"), [([0.0, 1.0], 1e9), ([1.0, 0.0], 1e9), ([0.0, 0.0], 1e9), (None, 1e-9)]
+)
+def test_the_example_decides_as_prediction_does(
+    limits: list[float] | None,
+    limit: float,
+    checkpoint: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Said,
+) -> None:
+    held = limits and {
+        "coverage": 0.9,
+        "limits": dict(zip(("benign", "malignant"), limits, strict=True)),
+        "rows": {},
+    }
+    usual = {**(load_card(checkpoint)[0].ood or {}), "limit": limit}
+    update_card(checkpoint, conformal=held, ood=usual, threshold=ALWAYS[limits == [1.0, 0.0]])
+    model = export.export(ExportConfig(str(checkpoint), rows=2))
+    picture = checkpoint.with_suffix(".png")
+    side = load_card(checkpoint)[0].config["model"]["image_size"]
+    Image.open(pictures / "ISIC_0000000.jpg").resize((side, side)).save(picture)
+    assert example(monkeypatch, model, picture, "age=55", "site=torso") == 0
+    said = json.loads(capsys.readouterr().out)
+    row = pd.DataFrame({"image": [picture.name], "age": [55], "site": ["torso"]})
+    expected = Predictor.from_checkpoints([checkpoint]).predict(row, picture.parent)
+    assert said["malignancy"] == pytest.approx(expected["malignancy"].item(), abs=1e-6)
+    assert said["decision"] == expected["decision"].item()
+
+
+@needs_onnx
+def test_the_example_says_in_one_line_what_it_cannot_do(
+    checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    model, picture = export.export(ExportConfig(str(checkpoint), rows=2)), str(checkpoint)
+    good = str(pictures / "ISIC_0000000.jpg")
+    for status, given, message in (
+        (2, [model], "needs MODEL.onnx PICTURE [COLUMN=VALUE ...]"),
+        (2, ["nowhere.onnx", good], "nowhere.onnx"),
+        (2, [picture, good], "needs MODEL.onnx"),
+        (2, [model, good, "age"], "needs MODEL.onnx"),
+        (2, [model, good, "years=5"], "no column years; there are age, sex, site"),
+        (3, [model, "nowhere.jpg"], "nowhere.jpg: "),
+        (3, [model, picture], "best.ckpt: cannot identify image file"),
+        (3, [model, good, "age=old"], "could not convert string to float: 'old'"),
+    ):
+        assert example(monkeypatch, *given) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 @needs_onnx
