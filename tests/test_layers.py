@@ -49,7 +49,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "data.sampling": (),
     "data.transforms": (),
     "data.dataset": ("data.source", "data.decode", "data.preprocess", "data.transforms"),
-    "models": (),
+    "models": ("checkpoint",),  # a network may start from a finished run's
     "losses": (),
     "checkpoint": (),
     "segmentation": (
@@ -107,6 +107,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.source",
         "report",
         "runs",
+        "segmentation",  # a run's stages and restarts find lesions with the same network
     ),
     # Prediction, and thin skins over it.
     "explain": ("data.record", "data.vocabulary", "models"),

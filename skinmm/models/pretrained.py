@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from skinmm.checkpoint import CheckpointError, load_card
 from skinmm.errors import InputError
 
 PROBE_SECONDS: Final = 2.0
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+IMAGE: Final = "image.net."  # what the image network's tensors begin with in our checkpoints
 
 State = dict[str, Tensor]
 
@@ -71,6 +73,8 @@ def _from_file(path: Path) -> Weights:
         raise InputError(
             f"model.pretrained={path}: no such file; choose auto, true, false or a weights file"
         )
+    with suppress(CheckpointError):
+        return _from_checkpoint(path)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # damaged bytes make the readers raise whatever they like
@@ -82,6 +86,18 @@ def _from_file(path: Path) -> Weights:
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"model.pretrained={path}: it holds no state dict (tensors by name)")
     return Weights(f"file {path.name}", state=state)
+
+
+def _from_checkpoint(path: Path) -> Weights:
+    """The image network of a run of ours, whatever was joined to it."""
+    card, tensors = load_card(path)
+    state = {
+        name.removeprefix(IMAGE): each for name, each in tensors.items() if name.startswith(IMAGE)
+    }
+    if not state:
+        raise InputError(f"model.pretrained={path}: it holds no image network of a classifier")
+    cohort = card.config["data"]["name"]
+    return Weights(f"{cohort}, after {card.initialisation} ({path.name})", state=state)
 
 
 def _load_plain(path: Path) -> Any:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from micro_runs import micro_config, parts
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from skinmm.checkpoint import KEY, save_atomically
 from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models import pretrained
@@ -181,6 +184,20 @@ def test_a_file_is_loaded(
     assert_loaded(network, state)
     kept = network.net.pretrained_cfg.values()
     assert not any(isinstance(value, dict) for value in kept), "the weights would be copied along"
+
+
+@pytest.mark.parametrize("fusion", ["concat", "image_only", "tabular_only"])
+def test_the_image_network_of_a_run_is_loaded(fusion: str, tmp_path: Path) -> None:
+    module, _, _ = parts(micro_config(fusion), tmp_path / "run")
+    path = tmp_path / "best.ckpt"
+    save_atomically({"state_dict": module.state_dict(), KEY: asdict(module.card)}, path)
+    if module.network.image is None:
+        with pytest.raises(InputError, match=r"best\.ckpt: it holds no image network"):
+            backbone(path)
+        return
+    network = backbone(path)
+    assert network.origin == "demo, after from scratch (best.ckpt)"
+    assert_loaded(network, module.network.image.net.state_dict())
 
 
 def renamed() -> dict[str, Tensor]:
