@@ -145,9 +145,18 @@ def _begin(config: Config, folder: Path, argv: list[str]) -> int:
     """One run: a new one, one to resume, or a second stage on another."""
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
     if config.resume is not None:
-        config = resumed(config, overrides)
-        return _train(config, Path(config.resume or folder))
+        return _resume(resumed(config, overrides))
     return _train(staged(config, overrides) if config.fusion.args.get("base") else config, folder)
+
+
+def _resume(config: Config) -> int:
+    from skinmm.training import finished
+
+    folder = Path(config.resume or "")
+    if not finished(config, folder):
+        return _train(config, folder)
+    print(f"{folder}: this run is finished; its report: {folder / 'report.html'}")  # noqa: T201
+    return 0
 
 
 def _train(config: Config, folder: Path) -> int:

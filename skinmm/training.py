@@ -10,7 +10,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm import judge, launch, runs
-from skinmm.config import CONTEXT, Component, Config, below, build, verify, write_config
+from skinmm.config import (
+    CONTEXT,
+    Component,
+    Config,
+    below,
+    build,
+    read_config,
+    verify,
+    write_config,
+)
 from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.transforms import AUGMENTS
 from skinmm.errors import InputError
@@ -83,6 +92,27 @@ def _fit_stages(config: Config, run: Path) -> dict[str, Any]:
     return _fit(second_stage(config, run), run)
 
 
+def finished(config: Config, run: Path) -> bool:
+    """Whether a run that is to be resumed has nothing left to do; missing reports are made.
+
+    Args:
+        config: as `resumed` gives it: more epochs, more patience or another logger are something
+            to do, but for folds that have finished.
+        run: its folder.
+    """
+    for metrics in sorted(run.rglob("metrics.json")):
+        if not metrics.with_name("report.html").is_file():
+            write_report(metrics.parent)
+    whole = config.data.fold == "all"
+    folds = range(config.data.folds if whole else 0)
+    places = [run, *(runs.fold_folder(run, number) for number in folds)]
+    if not all((place / "metrics.json").is_file() for place in places):
+        return False
+    kept, wanted = read_config(run / "config.yaml"), config.trainer
+    more = wanted.max_epochs > kept.trainer.max_epochs or wanted.patience > kept.trainer.patience
+    return whole or not (more or config.logger != kept.logger)
+
+
 def check_components(config: Config) -> None:
     """Refuses an unknown component or argument before any data is read.
 
@@ -117,6 +147,7 @@ def _open(run: Path, config: Config) -> None:
     if _leads():
         if not config.resume:
             runs.clear(run, keep=config.fusion.args.get("base"))
+        (run / "metrics.json").unlink(missing_ok=True)  # of a finished run that goes on
         write_config(run / "config.yaml", config)
     if launch.by_torchrun():
         if _leads():

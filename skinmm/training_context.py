@@ -9,11 +9,12 @@ import torch
 
 from skinmm import runs
 from skinmm.checkpoint import Card, load_card
-from skinmm.config import Component, Config, below
+from skinmm.config import CONTEXT, Component, Config, below
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset_context import Embedded
 from skinmm.errors import InputError
 from skinmm.models.network import Network
+from skinmm.segmentation import LesionFinder
 
 
 def first_stage(config: Config, run: Path) -> Config | None:
@@ -26,7 +27,11 @@ def first_stage(config: Config, run: Path) -> Config | None:
 
 
 def second_stage(config: Config, run: Path) -> Config:
-    """The configuration over a plain run: no image is looked at again, so none is changed."""
+    """The configuration over a plain run; the settings that shaped that one stay in it.
+
+    Raises:
+        InputError: that run lies where it would be cleared away.
+    """
     own = run / runs.PLAIN
     base = config.fusion.args.get("base") or str(own)
     place = Path(base).resolve()
@@ -35,12 +40,16 @@ def second_stage(config: Config, run: Path) -> Config:
             f"fusion.args.base={base} lies in the run's own folder; choose another hydra.run.dir"
         )
     args = {**config.fusion.args, "base": base, "plain": asdict(below(config.fusion))}
+    return replace(config, fusion=replace(config.fusion, args=args))
+
+
+def acting(config: Config) -> Config:
+    """The settings that a stage trains by: in the second one no image is looked at, or changed."""
+    if config.fusion.name != CONTEXT:
+        return config
+    still = Component("none")
     return replace(
-        config,
-        fusion=replace(config.fusion, args=args),
-        augment=Component("none"),
-        mix=Component("none"),
-        optimizer=replace(config.optimizer, head_epochs=0),
+        config, augment=still, mix=still, optimizer=replace(config.optimizer, head_epochs=0)
     )
 
 
@@ -49,6 +58,30 @@ def base_of(config: Config) -> Path:
     base = Path(config.fusion.args["base"])
     fold = runs.fold_folder(base, int(config.data.fold))
     return fold if fold.is_dir() else base
+
+
+def refuse_another_finder(config: Config, run: Path) -> None:
+    """All stages, folds and epochs of a run find its lesions with one and the same network.
+
+    Args:
+        config: of a fold.
+        run: the folder of all folds.
+
+    Raises:
+        InputError: the checkpoint that `data.segmenter` names is another one by now.
+    """
+    if not config.data.segmenter:
+        return
+    begun = sorted(run.rglob("last.ckpt"))[:1] if config.resume else []
+    if config.fusion.name == CONTEXT:
+        begun.append(base_of(config) / "checkpoints" / "best.ckpt")
+    found = LesionFinder.load(Path(config.data.segmenter)).digest
+    for card in (load_card(path)[0] for path in begun):
+        if card.segmenter and card.segmenter["digest"] != found:
+            raise InputError(
+                f"data.segmenter={config.data.segmenter}: the run was begun with another "
+                f"checkpoint, whose SHA-256 is {card.segmenter['digest']}; put that one there again"
+            )
 
 
 def take_over(base: Path, network: Network, card: Card, data: LesionData) -> Card:

@@ -29,7 +29,7 @@ from skinmm.models.network import build_network
 from skinmm.module import Classifier
 from skinmm.module_learner import Learner
 from skinmm.report import write_report
-from skinmm.training_context import base_of, embed, take_over
+from skinmm.training_context import acting, base_of, embed, refuse_another_finder, take_over
 from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
@@ -65,12 +65,13 @@ class Fold:
             InputError: data, weights or a machine that cannot be used, or a split that leaks.
         """
         pl.seed_everything(config.seed, workers=False, verbose=False)
-        trainer = build_trainer(config, run)
+        refuse_another_finder(config, shared or run)
+        trainer = build_trainer(acting(config), run)
         inputs = FUSIONS[below(config.fusion).name].inputs
         # Layers of a record are too small to share out: threads would only wait for each other.
         # So are those above kept features.
         torch.set_num_threads(THREADS if "image" in inputs else 1)
-        data = LesionData(config, inputs)
+        data = LesionData(acting(config), inputs)
         _refuse_one_sided(data)
         findings = _audited(data, config)
         return cls(config, run, data, _module(config, data), trainer, findings, shared or run)
@@ -90,7 +91,7 @@ class Fold:
         first = Path(self.config.fusion.args.get("base") or self.shared)  # has looked already
         folder = Path(self.config.model.cache or first / "features")
         device = self.trainer.strategy.root_device
-        keep_features(self.config, self.data, self.module.network, device, folder)
+        keep_features(acting(self.config), self.data, self.module.network, device, folder)
         if self.data.features is not None and self.data.features.ndim == PLAIN:
             torch.set_num_threads(1)
         if self.module.network.context is not None:
@@ -283,7 +284,7 @@ def _module(config: Config, data: LesionData) -> Classifier:
     )
     if second:
         card = take_over(base_of(config), network, card, data)
-    return Classifier(network, loss, card, config)
+    return Classifier(network, loss, card, acting(config))
 
 
 def _trained_prior(data: LesionData, loss: Loss) -> list[float]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from quick_runs import ROOT, metrics_of, quick_train
 from sklearn.metrics import roc_auc_score
 
-from skinmm.config import read_config
+from skinmm.config import Component, read_config, write_config
 from skinmm.predict import Predictor
 
 EMBEDDED = ROOT / "skinmm" / "demo"
@@ -116,6 +117,14 @@ def test_an_arm_may_be_a_second_stage_and_rows_that_differ_are_told_of(
     text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert "Not all systems judged the same images: these differences are on the 120" in text
     assert read_config(tmp_path / "context" / "config.yaml").fusion.name == "patient_context"
+
+    made_again = tmp_path / "again"
+    shutil.copytree(studied / "all", made_again)
+    config = read_config(made_again / "config.yaml")
+    write_config(made_again / "config.yaml", replace(config, augment=Component("strong")))
+    arms = arms.replace(str(studied / "all"), str(made_again))
+    assert quick_train(tmp_path, PLAIN, arms) == 2
+    assert "other values of fusion.args.base, augment.name; " in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -120,10 +120,22 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     assert_same(run, whole)
 
 
-def test_a_finished_run_is_resumed_without_a_trace(whole: Path) -> None:
+def test_a_run_killed_before_its_metrics_is_judged_without_a_trace(whole: Path) -> None:
     before = {name: (whole / name).read_bytes() for name in SAME_FILES}
+    (whole / "metrics.json").unlink()
     assert train(f"resume={whole}") == 0
     assert {name: (whole / name).read_bytes() for name in SAME_FILES} == before
+
+
+def test_a_finished_run_is_said_to_be_one_and_lacks_no_report(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, before = whole / "report.html", (whole / "predictions" / "test.csv").stat().st_mtime_ns
+    page.unlink()
+    assert train(f"resume={whole}", "trainer.max_epochs=2", "trainer.workers=0") == 0
+    assert capsys.readouterr().out == f"{whole}: this run is finished; its report: {page}\n"
+    assert page.is_file()
+    assert (whole / "predictions" / "test.csv").stat().st_mtime_ns == before
 
 
 def test_steps_within_an_epoch_keep_their_size(

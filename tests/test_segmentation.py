@@ -10,11 +10,11 @@ import pytest
 import torch
 from lesion_drawings import LESION, SIDE, SKIN, ellipse, painted, write_cohort
 from PIL import Image
-from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
+from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train, train
 
 from skinmm import cli
 from skinmm.checkpoint import CheckpointError, load_card
-from skinmm.config import Config, DataConfig, from_mapping
+from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import picture
 from skinmm.data.source import read_source
@@ -210,6 +210,21 @@ def test_a_finder_measures_what_it_draws(drawing: Path, cohort: Path) -> None:
     assert tuple(found) == MEASUREMENTS
     assert pixels.shape == (SIDE, SIDE, 3)
     assert found == pytest.approx(measure(pixels, finder(pixels)), nan_ok=True)
+
+
+def test_a_run_s_stages_and_restarts_find_lesions_with_one_network(
+    classifier: Path, any_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lent = shutil.copy(best(any_run), read_config(classifier / "config.yaml").data.segmenter or "")
+    stage = [
+        "fusion=patient_context",
+        f"fusion.args.base={classifier}",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    for given in ([f"resume={classifier}", "trainer.max_epochs=2"], stage):
+        assert train(*given) == 2
+        assert f"{lent}: the run was begun with another checkpoint" in capsys.readouterr().err
+    Path(lent).unlink()
 
 
 def refused(capsys: pytest.CaptureFixture[str], run: Path, *overrides: str) -> str:

@@ -205,7 +205,13 @@ def pooled(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_folds_are_pooled_into_the_parent(pooled: Path) -> None:
     folds = [pooled / f"fold_{number}" for number in range(3)]
     assert all(files_in(fold) == CONTRACT for fold in folds)
-    own = MISSING | {"config.yaml", "metrics.json", "report.html", "card.md", "predictions/test.csv"}
+    own = MISSING | {
+        "config.yaml",
+        "metrics.json",
+        "report.html",
+        "card.md",
+        "predictions/test.csv",
+    }
     assert {name for name in files_in(pooled) if not name.startswith("fold_")} == own
     rows = predictions_of(pooled)
     assert len(rows) == rows["image_id"].nunique() == 700
@@ -232,8 +238,10 @@ def test_resuming_all_folds_repeats_none_that_is_finished(
     run = tmp_path / "moved"
     shutil.copytree(pooled, run)
     (run / "fold_2" / "metrics.json").unlink()
+    (run / "fold_1" / "report.html").unlink()
     assert train(f"resume={run}") == 0
     assert re.findall(r"fold (\d) of 3", capsys.readouterr().out) == ["2"]
+    assert files_in(run) == files_in(pooled)
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
 
 

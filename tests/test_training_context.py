@@ -208,6 +208,22 @@ def test_another_cohort_than_the_first_stage_s_is_refused(
     assert "the run is not finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["mix=mixup", "optimizer.head_epochs=1", "sampler=balanced"])
+def test_an_arm_is_not_gone_on_with_over_a_plain_model_of_other_settings(
+    run: Path, capsys: Said, changed: str
+) -> None:
+    chosen = [
+        "fusion=patient_context",
+        "fusion.args.plain.name=tabular_only",
+        "fusion.args.others=3",
+    ]
+    arms = (f"++study.arms={{run:{chosen},other:[]}}", f"hydra.run.dir={run.parent}")
+    cohort = ["data=csv", f"data.root={run.parent / 'data'}", "data.columns=[look]"]
+    assert train(*QUICK, *cohort, *arms, changed) == 2
+    key = changed.partition("=")[0]
+    assert f"{run} was begun with other values of {key}" in capsys.readouterr().err
+
+
 def test_what_sees_one_image_at_a_time_is_not_exported(run: Path, capsys: Said) -> None:
     assert cli.export([f"checkpoint={best(run)}"]) == 2
     assert f"export the plain model: checkpoint={run / 'plain'}" in capsys.readouterr().err
