@@ -99,15 +99,7 @@ def decide(
         shares=call_shares(config.call, prior["deployed"]),
     )
     parts = [calibrated(raw) for raw in (val, test)]
-    threshold = choose_threshold(
-        parts[0].malignancy,
-        parts[0].malignant,
-        parts[0].patient_id,
-        rule=config.threshold,
-        sensitivity=config.sensitivity,
-        confidence=config.confidence,
-        cost_ratio=config.cost_ratio,
-    )
+    threshold = _threshold(parts[0], config)
     conformal = fit_conformal(parts[0], coverage=config.coverage)
     familiarity = fit_familiarity(val.features, parts[0].patient_id)
     decided = [
@@ -120,6 +112,18 @@ def decide(
         for part, raw in zip(parts, (val, test), strict=True)
     ]
     return Verdict(calibration, threshold, conformal, familiarity, calibrated, *decided)
+
+
+def _threshold(rows: Predictions, config: EvaluationConfig) -> Threshold:
+    return choose_threshold(
+        rows.malignancy,
+        rows.malignant,
+        rows.patient_id,
+        rule=config.threshold,
+        sensitivity=config.sensitivity,
+        confidence=config.confidence,
+        cost_ratio=config.cost_ratio,
+    )
 
 
 def write_results(

@@ -58,16 +58,12 @@ def compare(
     first = next(iter(joined.values()))
     codes, patients = patient_codes(first.patient_id)
     units = independent_units(codes, first.malignant)
-    once = np.ones((1, patients), dtype=np.int64)
     values, samples, skews = {}, {}, {}
-    for name, predictions in joined.items():
-        metrics = MalignancyMetrics(
-            predictions.malignancy,
-            predictions.malignant,
-            codes,
-            threshold=(thresholds or {}).get(name, DEFAULT_THRESHOLD),
-        )
-        values[name] = {key: float(value[0]) for key, value in metrics(once).items()}
+    for name, rows in joined.items():
+        threshold = (thresholds or {}).get(name, DEFAULT_THRESHOLD)
+        metrics = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
+        everyone = metrics(np.ones((1, patients), dtype=np.int64))
+        values[name] = {key: float(value[0]) for key, value in everyone.items()}
         samples[name] = bootstrap(metrics, patients, len(codes), resamples=resamples, seed=seed)
         skews[name] = skewness(metrics, patients, len(codes))
     return {

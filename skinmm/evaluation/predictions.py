@@ -134,13 +134,7 @@ def read_predictions(
     Raises:
         InputError: one line that names the file, column and row that cannot be used.
     """
-    table = reading.read_table(path)
-    if labels is not None:
-        table = reading.join_labels(table, reading.read_table(labels), path, labels)
-    table, unpredicted = reading.without_failures(table)
-    if table.empty:
-        raise InputError(f"{path} has no predicted row")
-    reading.refuse_repeats(table, path)
+    table, unpredicted = reading.read_rows(path, labels)
     classes, probabilities = reading.parse_probabilities(table, path)
     raw = reading.parse_raw(table, classes, path)
     positive = tuple(positive or reading.usual_positive(classes, path))

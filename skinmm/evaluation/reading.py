@@ -38,7 +38,26 @@ def read_table(path: Path | str) -> pd.DataFrame:
     return table.assign(image_id=table["image_id"].fillna(names))
 
 
-def join_labels(
+def read_rows(path: Path | str, labels: Path | str | None) -> tuple[pd.DataFrame, int]:
+    """The rows that were predicted, each image once, and how many were not."""
+    table = read_table(path)
+    if labels is not None:
+        table = _join_labels(table, read_table(labels), path, labels)
+    failed = pd.Series(False, index=table.index)
+    if "error" in table:
+        failed = table["error"].notna() & table.filter(regex="^p_").isna().all(axis=1)
+    table = table[~failed]
+    if table.empty:
+        raise InputError(f"{path} has no predicted row")
+    twice = table["image_id"].duplicated()
+    if twice.any():
+        name = table["image_id"][twice].iloc[0]
+        rows = ", ".join(str(row + 1) for row in table.index[table["image_id"] == name])
+        raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
+    return table, int(failed.sum())
+
+
+def _join_labels(
     table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
 ) -> pd.DataFrame:
     """Takes truth, and the patients that are not known yet, from a second table by image name."""
@@ -57,23 +76,6 @@ def join_labels(
     if found[known].isna().all(axis=None):
         raise InputError(f"{labels_path} has no label for any image of {path}")
     return table.assign(**{name: found[name].to_numpy(dtype=object) for name in wanted})
-
-
-def without_failures(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Leaves out the rows that hold a reason in `error` instead of probabilities; their number."""
-    if "error" not in table:
-        return table, 0
-    failed = table["error"].notna() & table.filter(regex="^p_").isna().all(axis=1)
-    return table[~failed], int(failed.sum())
-
-
-def refuse_repeats(table: pd.DataFrame, path: Path | str) -> None:
-    """One row per image."""
-    twice = table["image_id"].duplicated()
-    if twice.any():
-        name = table["image_id"][twice].iloc[0]
-        rows = ", ".join(str(row + 1) for row in table.index[table["image_id"] == name])
-        raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
 
 
 def parse_probabilities(

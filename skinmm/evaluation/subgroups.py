@@ -107,14 +107,8 @@ def sensitivity_gaps(
         if len(fit) <= 1:
             continue
         fit.sort(key=lambda group: float(found[group.rows].sum() / malignant[group.rows].sum()))
-        sums = np.column_stack(
-            [
-                np.bincount(codes, weights=rows & fit[end].rows)
-                for end in (-1, 0)
-                for rows in (found, malignant)
-            ]
-        )
-        statistic = _Gap(sums)
+        kinds = [rows & fit[end].rows for end in (-1, 0) for rows in (found, malignant)]
+        statistic = _Gap(np.column_stack([np.bincount(codes, weights=rows) for rows in kinds]))
         value = statistic(np.ones((1, patients), dtype=np.int64))["gap"][0]
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
         units = min(len(np.unique(codes[malignant & fit[end].rows])) for end in (-1, 0))
