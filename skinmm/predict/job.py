@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from skinmm.predict.images import ImageFolder
 from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
-from skinmm.predict.reader import count_rows, read_patients, stamp
+from skinmm.predict.reader import canonical_patients, count_rows, read_patients, stamp
 from skinmm.predict.reasons import Explainer
 from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
@@ -31,6 +32,7 @@ from skinmm.segmentation import MaskCheckpointError
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8
 LANES: Final = 4  # batches at a time: each holds some 200 MB
+FIRST: Final = 32  # rows of which one has its image beside the table, where no folder is named
 DECIDING: Final = (
     "input",
     "images",
@@ -57,7 +59,7 @@ def predict_file(config: PredictConfig) -> int:
     """
     before, path = stamp(config.input), Path(config.output)
     _check_places(config)
-    paths = checkpoints(config.checkpoint)
+    paths, images = checkpoints(config.checkpoint), ImageFolder(_folder(config))
     try:
         predictor = Predictor.from_checkpoints(
             paths,
@@ -69,14 +71,15 @@ def predict_file(config: PredictConfig) -> int:
     except MaskCheckpointError:
         if len(paths) > 1 or config.explain:
             raise
-        images = ImageFolder(_folder(config))
+        _check_images(config, images)
         return write_masks(config, paths[0], images, _workers(config.workers))
     job = {name: value for name, value in asdict(config).items() if name in DECIDING}
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
     output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
-    with output, _explanations(predictor, config, paths, output.rows) as explanations:
-        for predicted in _predicted(predictor, config, job, output.rows):
+    _check_images(config, images, predictor)
+    with output, _explanations(predictor, config, paths, images, output.rows) as explanations:
+        for predicted in _predicted(predictor, config, job, images, output.rows):
             _refuse_changed(config.input, before)
             if explanations:
                 explanations.add(predicted)
@@ -93,7 +96,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def _predicted(
-    predictor: Predictor, config: PredictConfig, job: dict[str, Any], done: int
+    predictor: Predictor, config: PredictConfig, job: dict[str, Any], images: ImageFolder, done: int
 ) -> Iterator[Predicted]:
     """The rows after those that are done, a chunk at a time."""
 
@@ -101,7 +104,6 @@ def _predicted(
         left = read_patients(config.input, _chunk(config.batch_size), skip)
         return _watched(left, config.input, skip, config.batch_size)
 
-    images = ImageFolder(_folder(config))
     looking: dict[str, Any] = {"batch_size": config.batch_size, "workers": _workers(config.workers)}
     wish: dict[str, Any] = {"probabilities": config.probabilities, "threshold": config.threshold}
     if not predictor.others:
@@ -116,7 +118,11 @@ def _predicted(
 
 
 def _explanations(
-    predictor: Predictor, config: PredictConfig, paths: Sequence[Path], done: int
+    predictor: Predictor,
+    config: PredictConfig,
+    paths: Sequence[Path],
+    images: ImageFolder,
+    done: int,
 ) -> AbstractContextManager[Explanations | None]:
     """What explains the rows after those that are done, where that is wished for."""
     if config.explain is None:
@@ -127,7 +133,7 @@ def _explanations(
         raise InputError(f"explain={folder}: name a new or an empty folder, or overwrite=true")
     wish = config.accelerator, config.probabilities
     explainers = Explainer.all_of(predictor, paths, *wish)
-    return Explanations(folder, explainers, ImageFolder(_folder(config)), done)
+    return Explanations(folder, explainers, images, done)
 
 
 def checkpoints(wish: Any) -> list[Path]:
@@ -192,6 +198,23 @@ def _check_places(config: PredictConfig) -> None:
                 raise InputError(f"{name}={place} is the {twin} as well; choose another")
             seen[Path(place).absolute()] = name
             check_place(name, Path(place), overwrite=config.overwrite)
+
+
+def _check_images(
+    config: PredictConfig, images: ImageFolder, predictor: Predictor | None = None
+) -> None:
+    """Refuses a table of images that are elsewhere, where no folder of them was named."""
+    blind = predictor and "image" not in predictor.inputs
+    if blind or config.images or Path(config.input).is_dir():
+        return
+    for table in islice(read_patients(config.input, FIRST), 1):
+        cells = canonical_patients(table, [], needs_image=False).cells["image_id"]
+        names = [name for name in cells if name]
+        if names and not any(map(images.find, names)):
+            raise InputError(
+                f"input={config.input}: {names[0]} and what follows are not beside it; name the "
+                "folder of the images, images=DIR"
+            )
 
 
 def _folder(config: PredictConfig) -> str:

@@ -117,11 +117,15 @@ def _run(run: Path, name: str) -> System:
 
 
 def _found(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:
-    """Differences on the images that all systems judged; None where there is no such image."""
+    """Differences on the images that all systems judged; None where runs have no such image.
+
+    Raises:
+        InputError: nor have files.
+    """
     best = {system.name for system in sorted(systems, key=_rank)[-PAIRED:]}
     chosen = [system for system in systems if against or system.name in best]
     images = (set(system.evidence.predictions.image_id) for system in chosen)
-    if not set.intersection(*images):
+    if not set.intersection(*images) and any(system.settings for system in chosen):
         return None
     return compare(
         {system.name: system.evidence.predictions for system in chosen},

@@ -110,6 +110,7 @@ def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
         (["images=nowhere"], "images=nowhere: no such folder"),
         (["input=nameless.csv"], "the table has no image column"),
         (["accelerator=gpu"], "no GPU is available here"),
+        ([], "and what follows are not beside it; name the folder of the images, images=DIR"),
     ],
 )
 def test_what_cannot_be_done_is_named_and_nothing_is_written(

@@ -56,9 +56,13 @@ def test_different_images_are_said_loudly(tmp_path: Path) -> None:
     page = Page(tmp_path / "page.html")
     assert "on the 350 images in common" in page.text
     table.tail(350).to_csv(files[0], index=False)
-    compare_page(files, tmp_path / "page.html", overwrite=True)
-    page = Page(tmp_path / "page.html")
-    assert "their numbers do not compare" in page.text
+    with pytest.raises(InputError, match="a, b have no image in common"):
+        compare_page(files, tmp_path / "page.html", overwrite=True)
+    run = make_run(tmp_path)  # of another fold
+    own = pd.read_csv(run / "predictions" / "test.csv")["image_id"]
+    table[~table["image_id"].isin(own)].to_csv(files[0], index=False)
+    compare_page([run, files[0]], tmp_path / "page.html", overwrite=True)
+    assert "their numbers do not compare" in Page(tmp_path / "page.html").text
 
 
 def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
