@@ -13,15 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from skinmm.config.schema import Config, DataConfig, StudyConfig
-from skinmm.config.schema_commands import (
-    AuditConfig,
-    DicomConfig,
-    ExportConfig,
-    PackConfig,
-    PackSparkConfig,
-    PredictConfig,
-    SparkConfig,
-)
+from skinmm.config.schema_commands import AuditConfig
 from skinmm.errors import InputError
 
 T = TypeVar("T")
@@ -106,7 +98,9 @@ def check(config: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check(value, f"{key}.")
             continue
-        choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
+        example, choices, low, high = (item.metadata[name] for name in _ENFORCED)
+        if example and not value:
+            raise InputError(f"{key} is missing; for example {key}={example}")
         if choices and value not in choices:
             raise InputError(f"{key}={value}: choose from {', '.join(choices)}")
         if _is_number(value) and not _is_inside(value, low, high):
@@ -114,6 +108,9 @@ def check(config: Any, prefix: str = "") -> None:
     for schema, check_whole in _WHOLE.items():
         if isinstance(config, schema):
             check_whole(config)
+
+
+_ENFORCED: Final = ("example", "choices", "low", "high")
 
 
 def unknown_key(error: BaseException | None) -> str | None:
@@ -215,27 +212,9 @@ def _check_study(study: StudyConfig) -> None:
         raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
 
 
-def _check_given(config: Any, **examples: str) -> None:
-    for key, example in examples.items():
-        if not getattr(config, key):
-            raise InputError(f"{key} is missing; for example {key}={example}")
-
-
 _WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
     Config: _check_run,
     AuditConfig: lambda config: _check_fold(config.data),
-    PackConfig: lambda config: _check_given(config, out="packed"),
-    PackSparkConfig: lambda config: _check_given(config, out="packed"),
-    ExportConfig: lambda config: _check_given(config, checkpoint="RUN/checkpoints/best.ckpt"),
-    PredictConfig: lambda config: _check_given(
-        config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.csv"
-    ),
-    DicomConfig: lambda config: _check_given(
-        config, checkpoint="RUN/checkpoints/best.ckpt", input="DICOM_TREE"
-    ),
-    SparkConfig: lambda config: _check_given(
-        config, checkpoint="RUN/checkpoints/best.ckpt", input="patients.parquet"
-    ),
 }
 """Schema -> what must hold between its settings."""
 

@@ -14,9 +14,14 @@ def setting(
     low: int | float | None = None,
     high: int | float | None = None,
     choices: tuple[str, ...] | None = None,
+    example: str | None = None,
 ) -> Any:
-    """A dataclass field with a one-line explanation, and bounds that `check` enforces."""
+    """A dataclass field with a one-line explanation, and bounds that `check` enforces.
+
+    What has an `example` has to be given.
+    """
     metadata = {"explanation": explanation, "low": low, "high": high, "choices": choices}
+    metadata["example"] = example
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -2,16 +2,20 @@
 """Every setting of the other commands: what judges lesions, and what looks at a cohort."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from skinmm.config.schema import DataConfig, setting
+
+CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
 
 
 @dataclass
 class JudgeConfig:
     """What judges lesions, wherever it does."""
 
-    checkpoint: Any = setting(None, "checkpoint: a path, a pattern, or a list of paths")
+    checkpoint: Any = setting(
+        None, "checkpoint: a path, a pattern, or a list of paths", example=CHECKPOINT
+    )
     backend: str = setting(
         "auto",
         "what predicts; auto: onnx where `skinmm export` put a model, else torch, which explains",
@@ -38,7 +42,11 @@ class ListConfig(JudgeConfig):
 class PredictConfig(ListConfig):
     """A prediction job."""
 
-    input: str = setting("", "CSV or Parquet of patients, or a folder of images; a path or a URL")
+    input: str = setting(
+        "",
+        "CSV or Parquet of patients, or a folder of images; a path or a URL",
+        example="patients.csv",
+    )
     images: str | None = setting(None, "folder of the images; default: the table's own folder")
     output: str = setting("predictions.csv", "table to write: .csv, .jsonl or .parquet")
     by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
@@ -53,7 +61,11 @@ class PredictConfig(ListConfig):
 class SparkConfig(ListConfig):
     """A prediction job on Apache Spark; paths are such that every executor reaches them."""
 
-    input: str = setting("", "Parquet file or folder of patients; a path or a URL of Spark's")
+    input: str = setting(
+        "",
+        "Parquet file or folder of patients; a path or a URL of Spark's",
+        example="patients.parquet",
+    )
     images: str | None = setting(None, "folder of the images; a path or a URL")
     output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
     master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
@@ -65,7 +77,9 @@ class SparkConfig(ListConfig):
 class DicomConfig(JudgeConfig):
     """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
 
-    input: str = setting("", "folder of DICOM files, or a table as predict.py reads it")
+    input: str = setting(
+        "", "folder of DICOM files, or a table as predict.py reads it", example="DICOM_TREE"
+    )
     images: str | None = setting(None, "folder of a table's images")
     out: str = setting("dicom", "folder to write to")
     overwrite: bool = setting(False, "write into a folder that holds files")
@@ -75,7 +89,7 @@ class DicomConfig(JudgeConfig):
 class ExportConfig:
     """A checkpoint as one ONNX file."""
 
-    checkpoint: str = setting("", "what training wrote")
+    checkpoint: str = setting("", "what training wrote", example=CHECKPOINT)
     out: str | None = setting(None, "file to write; default: beside the checkpoint, as .onnx")
     rows: int = setting(64, "embedded lesions that PyTorch is asked too", low=2, high=700)
     overwrite: bool = setting(False, "replace the file if it exists")
@@ -102,28 +116,29 @@ class ExploreConfig:
 
 
 @dataclass
-class PackConfig:
-    """A cohort's images, made small and put into TFRecord shards; or a check of such a pack."""
+class PackingConfig:
+    """A cohort's images, made small and put into TFRecord shards."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    out: str = setting("", "folder of the pack")
+    out: str = setting("", "folder of the pack", example="packed")
     size: int = setting(512, "shorter side, pixels; smaller images keep theirs", low=16, high=8192)
     quality: int = setting(95, "of JPEG", low=1, high=100)
-    workers: int | None = setting(None, "processes; null: one per core", low=1)
-    verify: bool = setting(False, "only compare the shards that are there with their checksums")
     overwrite: bool = setting(False, "replace a pack of other rows or settings")
 
 
 @dataclass
-class PackSparkConfig:
-    """The same on Apache Spark; paths are such that every executor reaches them."""
+class PackConfig(PackingConfig):
+    """On this machine; or a check of such a pack."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    out: str = setting("", "folder of the pack")
-    size: int = setting(512, "shorter side, pixels; smaller images keep theirs", low=16, high=8192)
-    quality: int = setting(95, "of JPEG", low=1, high=100)
+    workers: int | None = setting(None, "processes; null: one per core", low=1)
+    verify: bool = setting(False, "only compare the shards that are there with their checksums")
+
+
+@dataclass
+class PackSparkConfig(PackingConfig):
+    """On Apache Spark; paths are such that every executor reaches them."""
+
     master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
-    overwrite: bool = setting(False, "replace a pack of other rows or settings")
 
 
 @dataclass

@@ -41,10 +41,7 @@ def audit(
     used = table[table["part"] != UNUSED]
     pairs = pd.concat([_official(used), _near(used, near)], ignore_index=True)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
-    across = {name: _torn_groups(used, f"{name}_id") for name in ("patient", "lesion")}
-    for kind in ("official duplicate", "near duplicate"):
-        apart = torn[torn["kind"] == kind]
-        across[kind] = (apart["first"] + " and " + apart["second"]).tolist()
+    across = _across(used, torn)
     size = size_auroc(used, positive)
     return {
         "rows": len(used),
@@ -58,13 +55,22 @@ def audit(
         "leaks": [
             *(f"{_some(kind, names)} in two parts" for kind, names in across.items() if names),
             *(
-                f"column {name}: {NOT_AT_BEDSIDE[name]}"
-                for name in columns
-                if name in NOT_AT_BEDSIDE
+                f"column {each}: {NOT_AT_BEDSIDE[each]}"
+                for each in columns
+                if each in NOT_AT_BEDSIDE
             ),
             *_outside_training(table, fitted_on),
         ],
     }
+
+
+def _across(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
+    """By kind, the names of what stands in two parts."""
+    found = {name: _torn_groups(table, f"{name}_id") for name in ("patient", "lesion")}
+    for kind in ("official duplicate", "near duplicate"):
+        apart = torn[torn["kind"] == kind]
+        found[kind] = (apart["first"] + " and " + apart["second"]).tolist()
+    return found
 
 
 def _torn_groups(table: pd.DataFrame, name: str) -> list[str]:

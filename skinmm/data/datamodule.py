@@ -3,25 +3,24 @@
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.config import Config, DataConfig, build
+from skinmm.config import Config, build
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
+from skinmm.data.datamodule_rows import codes, limited, shares_in_use
+from skinmm.data.datamodule_steps import preprocessing
 from skinmm.data.dataset import Kept, Key, LesionDataset, Sample, View
 from skinmm.data.dataset_context import ContextDataset, Embedded, order_keys, others_of
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.loading import SlotLoader
-from skinmm.data.pack_manifest import packed_steps
-from skinmm.data.preprocess import MASKED, check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
@@ -30,8 +29,7 @@ from skinmm.data.transforms import AUGMENTS
 from skinmm.data.transforms_seeded import seeded
 from skinmm.data.vocabulary import named_patients
 from skinmm.errors import InputError
-from skinmm.evaluation.lesion import MEASUREMENTS
-from skinmm.segmentation import LesionFinder, measured
+from skinmm.segmentation import measured
 
 MAX_WORKERS: Final = 8
 
@@ -75,16 +73,16 @@ class LesionData(pl.LightningDataModule):
         self._transform = build(AUGMENTS, "augment", config.augment, size=size)
         self._config = config
         self._inputs = inputs
-        self.steps, self.finder = _preprocessing(config.data)
+        self.steps, self.finder = preprocessing(config.data)
         own = tuple(config.data.preprocess)
         self._view = View(size, config.data.icc, own, self.finder)
         table = self._read(config)
         fold = int(config.data.fold)
         self.cohort = split(table, config.data.folds, fold, config.data.split_seed)
-        self.targets = _codes(self.cohort["target"], self.classes)
+        self.targets = codes(self.cohort["target"], self.classes)
         whole = self.rows("train")
-        self.natural_prior = self._shares_in_use(whole)
-        self._training_rows = _limited(whole, self.targets, config.data.limit, config.seed)
+        self.natural_prior = shares_in_use(self.cohort, whole, self.targets, len(self.classes))
+        self._training_rows = limited(whole, self.targets, config.data.limit, config.seed)
         training = self.cohort.iloc[self._training_rows]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
         self.fitted_on = training["image_id"].tolist()
@@ -194,10 +192,8 @@ class LesionData(pl.LightningDataModule):
         Shares are padded to one length: whoever gathers keeps each `row` once.
         """
         own = self.rows(part)
-        dataset = self._dataset(part, own)
         rows = evaluation_shard(len(own), *self._place())
-        keys: list[Key] = [(row, None) for row in rows.tolist()]
-        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
+        return self._in_order(self._dataset(part, own), rows.tolist())
 
     def image_loader(self) -> DataLoader[Sample]:
         """Every used row's image, unaugmented, on each process: `row` is the place among them."""
@@ -209,14 +205,12 @@ class LesionData(pl.LightningDataModule):
             paths=table["path"].tolist(),
             view=self._view,
         )
-        keys: list[Key] = [(row, None) for row in range(len(rows))]
-        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
+        return self._in_order(dataset, range(len(rows)))
 
     def whole_loader(self) -> DataLoader[Sample]:
         """Every used row, unaugmented, on each process: `row` is the place among them."""
         rows = self.used_rows
-        keys: list[Key] = [(row, None) for row in range(len(rows))]
-        return self._loader(self._lesions(rows), keys, self._config.trainer.eval_batch_size)
+        return self._in_order(self._lesions(rows), range(len(rows)))
 
     def neighbours(self, most: int) -> Int[np.ndarray, "n s"]:
         """Of every used row the places, among them, of others of its patient; see `others_of`."""
@@ -262,25 +256,30 @@ class LesionData(pl.LightningDataModule):
     def _augments_later(self) -> bool:
         """Whether pictures are augmented where the network is."""
         wish = self._config.trainer.augment_on
-        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
-        return wish == "device" or (wish == "auto" and device == "cuda")
+        return wish == "device" or (wish == "auto" and self._on_gpu())
+
+    def _on_gpu(self) -> bool:
+        return bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
 
     def _features_of(self, rows: Int[np.ndarray, " n"]) -> Kept | None:
         if self.features is None:
             return None
         return Kept(self.features, np.searchsorted(self.used_rows, rows))
 
+    def _in_order(self, dataset: Dataset[Sample], rows: Iterable[int]) -> DataLoader[Sample]:
+        """Some rows of a dataset, unaugmented."""
+        keys: list[Key] = [(row, None) for row in rows]
+        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
+
     def _loader(
         self, dataset: Dataset[Sample], sampler: Iterable[Key], batch_size: int
     ) -> DataLoader[Sample]:
-        workers = self._workers()
-        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
         return SlotLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            num_workers=workers,
-            pin=device == "cuda",
+            num_workers=self._workers(),
+            pin=self._on_gpu(),
             worker_init_fn=_leave_interrupts,
         )
 
@@ -295,76 +294,7 @@ class LesionData(pl.LightningDataModule):
         neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
         return min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
 
-    def _shares_in_use(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " classes"]:
-        """Class shares of the training rows from the sources that are judged.
-
-        A class that only another cohort brought counts one row: it is learned, so it may come.
-        """
-        source, judged = self.cohort["source"], self.cohort["part"].isin(("val", "test"))
-        native = rows[source.iloc[rows].isin(source[judged].unique()).to_numpy()]
-        classes = len(self.classes)
-        known = np.bincount(self.targets[rows], minlength=classes) > 0
-        counts = np.maximum(np.bincount(self.targets[native], minlength=classes), known)
-        return counts / max(counts.sum(), 1)
-
-
-def _preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """All steps, those that a pack's images have been through first, and what finds the lesion.
-
-    Raises:
-        InputError: steps that cannot be taken, a checkpoint that draws no masks or is not the
-            pack's, or one that nothing asks for; measurements of a pack's changed pictures.
-    """
-    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
-    packed = data.name == "packed"
-    done, digest = packed_steps(Path(data.root or "")) if packed else ((), None)
-    steps = (*done, *data.preprocess)
-    check_steps(steps, finds=finder is not None)
-    if finder and digest and finder.digest != digest:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
-            f"whose SHA-256 is {digest}"
-        )
-    if done and {*data.columns} & {*MEASUREMENTS}:
-        raise InputError(
-            f"data.root={data.root}: its pictures went through {', '.join(done)} before they were "
-            f"packed, prediction would measure them as they came: leave the measurements out of "
-            "data.columns, or the steps out of the pack"
-        )
-    if finder and not {*steps} & {*MASKED} and not {*data.columns} & {*MEASUREMENTS}:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: nothing asks where the lesion is; name a step of "
-            f"{', '.join(MASKED)} or a column of {', '.join(MEASUREMENTS)}"
-        )
-    return steps, finder
-
 
 def _leave_interrupts(_: int) -> None:
     """Ctrl-C reaches loader processes too, whose batch is still needed to end the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Class indices; a target of numbers holds them already."""
-    if pd.api.types.is_integer_dtype(target):
-        return target.to_numpy(dtype=np.int64)
-    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
-
-
-def _limited(
-    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
-) -> Int[np.ndarray, " k"]:
-    """At most `limit` rows, as equal in classes as the rows allow, in their order.
-
-    Raises:
-        InputError: fewer rows than there are classes.
-    """
-    if limit is None or limit >= len(rows):
-        return rows
-    classes = len(np.unique(targets[rows]))
-    if limit < classes:
-        raise InputError(f"data.limit={limit}: {classes} classes need {classes} rows at least")
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    # A row's place within its class: taking the lowest places takes from every class in turn.
-    place = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
-    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])
