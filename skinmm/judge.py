@@ -26,7 +26,6 @@ from skinmm.evaluation.uncertainty import (
     fit_familiarity,
     refer,
 )
-from skinmm.runs import write_json
 
 SCHEMA: Final = 1
 
@@ -129,7 +128,7 @@ def _threshold(rows: Predictions, config: EvaluationConfig) -> Threshold:
 def write_results(
     run: Path, parts: dict[str, Predictions], config: EvaluationConfig, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes `predictions/<part>.csv` and, as the sign that they are whole, `metrics.json`.
+    """Writes `predictions/<part>.csv`, and judges them.
 
     Args:
         run: the run folder.
@@ -138,7 +137,7 @@ def write_results(
         facts: further entries of metrics.json: initialisation, threshold, ...
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json, which the caller writes as the sign that all is whole.
     """
     metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
     (run / "predictions").mkdir(exist_ok=True)
@@ -150,7 +149,6 @@ def write_results(
             resamples=config.resamples,
             confidence=config.confidence,
         )
-    write_json(run / "metrics.json", metrics)
     return metrics
 
 

@@ -207,5 +207,6 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
         "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
     }
     pooled = judge.write_results(run, parts, config.evaluation, facts)
+    runs.write_json(run / "metrics.json", pooled)
     write_report(run)
     return pooled

@@ -159,8 +159,7 @@ class Fold:
             plain=Calibration.from_state(card.alone) if card.alone else None,
         )
         entries = judge.card_entries(verdict)
-        # Before metrics.json: a fold that has one is finished, and is not resumed.
-        update_card(best, **entries)
+        update_card(best, **entries)  # which explanations of mistakes are made from
         names = {"classes": card.classes, "positive": card.positive}
         # The state of `ood` is thousands of numbers that no reader wants.
         told = {name: state for name, state in entries.items() if name != "ood"}
@@ -174,12 +173,14 @@ class Fold:
         inputs = _distributions(self.data, verdict.test)
         update_card(best, summary=metrics["test"], inputs=inputs)
         log_test(self.trainer, metrics["test"])
+        # Last: a fold that has it is finished, and is not resumed; only its page may be made again.
+        runs.write_json(self.run / "metrics.json", metrics)
         write_report(self.run)
         share_run(self.trainer, self.run, names=self.config.logger.images)
         return metrics
 
     def _explain(self, best: Path, verdict: judge.Verdict) -> None:
-        """Before metrics.json too; pictures that cannot be made are not worth a run."""
+        """Pictures that cannot be made are not worth a run."""
         torch.set_num_threads(THREADS)  # the whole network looks again
         try:
             limit = verdict.threshold.value

@@ -109,7 +109,7 @@ class MaskFold:
                 confidence=options.confidence,
             )
         update_card(best, summary=metrics["test"])
-        runs.write_json(self.run / "metrics.json", metrics)
         log_test(self.trainer, metrics["test"])
+        runs.write_json(self.run / "metrics.json", metrics)
         write_report(self.run)
         return metrics

@@ -85,7 +85,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "tracking": ("evaluation", "report", "runs"),
     "loop": ("averaging", "callbacks", "data.datamodule", "launch", "models", "module", "tracking"),
     "runs": (),
-    "judge": ("evaluation", "runs"),
+    "judge": ("evaluation",),
     "training": (
         "callbacks",
         "checkpoint",

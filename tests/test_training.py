@@ -17,6 +17,7 @@ import yaml
 from quick_runs import (
     QUICK,
     ROOT,
+    best,
     cohort_of,
     command,
     files_in,
@@ -27,6 +28,7 @@ from quick_runs import (
 )
 from sklearn.metrics import roc_auc_score
 
+from skinmm import training_fold
 from skinmm.checkpoint import load_card
 from skinmm.config import read_config
 
@@ -243,6 +245,21 @@ def test_resuming_all_folds_repeats_none_that_is_finished(
     assert re.findall(r"fold (\d) of 3", capsys.readouterr().out) == ["2"]
     assert files_in(run) == files_in(pooled)
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
+
+
+def test_ctrl_c_before_the_report_leaves_a_finished_run(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    def interrupts(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_fold, "write_report", interrupts)
+        assert quick_train(tmp_path, *tabular(records)) == 130
+    assert load_card(best(tmp_path))[0].summary == metrics_of(tmp_path)["test"]
+    assert train(f"resume={tmp_path}") == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert files_in(tmp_path) == CONTRACT
 
 
 def test_a_sweep_makes_a_folder_a_run_and_survives_a_bad_one(
