@@ -17,7 +17,9 @@ from skinmm.config import (
     ScheduleConfig,
     ServeConfig,
     TrainerConfig,
+    flat,
     from_mapping,
+    to_mapping,
 )
 from skinmm.data.catalog import ADAPTERS
 from skinmm.data.catalog.images import FORMATS
@@ -117,7 +119,8 @@ def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
     values = content if group in ("experiment", "task") else {group: content}
-    from_mapping(Config, values)
+    typed = flat(to_mapping(from_mapping(Config, values)))
+    assert flat(values).items() <= typed.items()
 
 
 def test_the_schema_s_choices_are_the_tables_keys() -> None:

@@ -307,9 +307,8 @@ def test_every_module_has_a_room() -> None:
 
 
 def test_no_arrow_points_back() -> None:
-    TopologicalSorter(
-        {room: (*ARROWS[room], *LATE_ARROWS.get(room, ())) for room in ARROWS}
-    ).prepare()
+    below = {room: (*ARROWS[room], *LATE_ARROWS.get(room, ())) for room in ARROWS}
+    assert {*TopologicalSorter(below).static_order()} == ARROWS.keys()
 
 
 @pytest.mark.parametrize(
@@ -363,4 +362,4 @@ def test_rooms_above_no_torch_load_without_it() -> None:
         if not name.endswith(".py") and _loads_no_torch(within(name, ARROWS) or "models")
     ]
     code = f"import sys, {', '.join(free)}; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -41,6 +41,7 @@ def test_a_folder_without_a_run_is_free(tmp_path: Path) -> None:
         runs.refuse_in_use(tmp_path / "new", overwrite=overwrite)
         (tmp_path / "notes.txt").touch()
         runs.refuse_in_use(tmp_path, overwrite=overwrite)
+    assert files_in(tmp_path) == {"notes.txt"}
 
 
 def test_only_a_run_is_overwritten(tmp_path: Path) -> None:

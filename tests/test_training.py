@@ -350,7 +350,8 @@ def test_a_run_that_was_killed_between_epochs_ends_as_if_it_had_not_been(
 def test_an_interrupt_ends_all_processes(tmp_path: Path, everyone: bool) -> None:
     run = tmp_path / "run"
     interrupted(run, LIMIT, *TWO, everyone=everyone)
-    load_card(run / "checkpoints" / "last.ckpt")
+    card, _ = load_card(run / "checkpoints" / "last.ckpt")
+    assert card.calibration is None
 
 
 @pytest.mark.parametrize(

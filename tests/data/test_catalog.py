@@ -105,4 +105,5 @@ def test_a_test_fraction_is_held_out() -> None:
 
 def test_the_cohort_table_is_plain_data() -> None:
     table = load_cohort(DataConfig(name="demo"))
-    json.dumps(table.astype(object).where(table.notna(), None).to_dict("list"))
+    columns = table.astype(object).where(table.notna(), None).to_dict("list")
+    assert json.loads(json.dumps(columns)) == columns

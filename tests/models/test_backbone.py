@@ -145,3 +145,5 @@ def test_what_cannot_be_built_is_refused_in_a_line(settings: dict[str, Any], mes
 def test_names_with_and_without_a_tag_are_known() -> None:
     for name in ("simple_cnn", "efficientnet_b3", "efficientnet_b3.ra2_in1k"):
         verify_name(name)
+        with pytest.raises(InputError, match=f"{name}x"):
+            verify_name(f"{name}x")
