@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from skinmm.cli_data import audit, explore, pack
-from skinmm.cli_hydra import environment, guarded, refused, run
+from skinmm.cli_hydra import environment, guarded, once, refused, run
+from skinmm.cli_report import compare, report
 from skinmm.cli_spark import pack_spark, predict_spark
 from skinmm.cli_study import study
 from skinmm.config import (
@@ -30,17 +31,6 @@ from skinmm.errors import InputError
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
 JOIN: Final = "SKINMM_JOIN"
 TORCHRUN: Final = "TORCHELASTIC_RUN_ID"
-REPORT_OPTIONS: Final = ("labels", "positive", "output", "report.pictures", "overwrite")
-REPORT_USAGE: Final = (
-    "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
-    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=report.html] [report.pictures=true] "
-    "[overwrite=false]"
-)
-COMPARE_OPTIONS: Final = ("labels", "positive", "output", "overwrite")
-COMPARE_USAGE: Final = (
-    "usage: skinmm compare PREDICTIONS.csv | RUN_FOLDER | FOLDER_OF_RUNS ... "
-    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=compare.html] [overwrite=false]"
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,47 +71,27 @@ def train(argv: list[str]) -> int:
 
 def predict(argv: list[str]) -> int:
     """Predicts a list of patients: `predict.py checkpoint=... input=... output=...`."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("predict.py makes one table; start it once for each")
-    return run(argv, "predict", PredictConfig, _predict)
+    return once(argv, "predict", PredictConfig, _predict, "predict.py makes one table")
 
 
 def serve(argv: list[str]) -> int:
     """Serves a page and an API for one patient: `skinmm serve checkpoint=...`."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm serve is one service; start it once for each")
-    return run(argv, "serve", ServeConfig, _serve)
+    return once(argv, "serve", ServeConfig, _serve, "skinmm serve is one service")
 
 
 def feedback(argv: list[str]) -> int:
     """Sets what clinicians found beside what a model had said, and its cases beside training."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm feedback looks at one store; start it once for each")
-    return run(argv, "feedback", FeedbackConfig, _feedback)
+    return once(argv, "feedback", FeedbackConfig, _feedback, "skinmm feedback looks at one store")
 
 
 def export(argv: list[str]) -> int:
     """Writes a checkpoint as one ONNX file, compared with PyTorch first."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm export takes one checkpoint; start it once for each")
-    return run(argv, "export", ExportConfig, _export)
+    return once(argv, "export", ExportConfig, _export, "skinmm export takes one checkpoint")
 
 
 def dicom_sr(argv: list[str]) -> int:
     """Writes what a model says of DICOM images as DICOM: structured reports and heat maps."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm dicom-sr takes one folder; start it once for each")
-    return run(argv, "dicom", DicomConfig, _dicom_sr)
-
-
-def report(argv: list[str]) -> int:
-    """Makes the page of a run folder or of any system's prediction file."""
-    return _told(argv, REPORT_USAGE, _report)
-
-
-def compare(argv: list[str]) -> int:
-    """Sets prediction files or runs side by side, or all runs in a folder."""
-    return _told(argv, COMPARE_USAGE, _compare)
+    return once(argv, "dicom", DicomConfig, _dicom_sr, "skinmm dicom-sr takes one folder")
 
 
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -245,76 +215,6 @@ def _dicom_sr(config: DicomConfig, _: Path) -> int:
     from skinmm.dicom_result import write_results
 
     return write_results(config)
-
-
-def _report(argv: list[str]) -> int:
-    from skinmm.report import report_predictions, write_report
-
-    sources, options = _options(argv, REPORT_OPTIONS)
-    if len(sources) != 1:
-        raise InputError(REPORT_USAGE)
-    source = sources[0]
-    if source.is_dir():
-        page = write_report(source, pictures=_flag(options, "report.pictures"))
-    else:
-        labels = Path(options["labels"]) if "labels" in options else None
-        output = Path(options.get("output", "report.html"))
-        page = report_predictions(
-            source,
-            output,
-            labels,
-            positive=_names(options, "positive"),
-            pictures=_flag(options, "report.pictures") is not False,
-            overwrite=_flag(options, "overwrite") is True,
-        )
-    print(f"report: {page}")  # noqa: T201
-    return 0
-
-
-def _compare(argv: list[str]) -> int:
-    from skinmm.report import compare_page
-    from skinmm.wording import aligned
-
-    sources, options = _options(argv, COMPARE_OPTIONS)
-    if not sources:
-        raise InputError(COMPARE_USAGE)
-    labels = Path(options["labels"]) if "labels" in options else None
-    output = Path(options.get("output", "compare.html"))
-    positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
-    (table, *_), _ = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
-    print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
-    return 0
-
-
-def _told(argv: list[str], usage: str, job: Callable[[list[str]], int]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(usage)  # noqa: T201
-        return 0
-    return guarded(lambda: job(argv))
-
-
-def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
-    """The files that were named, and the KEY=VALUE of known keys."""
-    pairs = [item.partition("=")[::2] for item in argv]
-    options = dict(pair for pair in pairs if pair[0] in known)
-    named = zip(argv, pairs, strict=True)
-    return [Path(item) for item, pair in named if pair[0] not in options], options
-
-
-def _flag(options: dict[str, str], name: str) -> bool | None:
-    """What was said of a switch; None where nothing was."""
-    word = options.get(name)
-    if word is None:
-        return None
-    if word.lower() not in ("true", "false"):
-        raise InputError(f"{name}={word}: must be true or false")
-    return word.lower() == "true"
-
-
-def _names(options: dict[str, str], name: str) -> list[str] | None:
-    """A list of names as `a,b` or `[a,b]`; None where nothing was said."""
-    given = options.get(name, "").strip("[]").split(",")
-    return [each.strip() for each in given if each.strip()] or None
 
 
 def _usage() -> str:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.cli_hydra import Job, refused, run
+from skinmm.cli_hydra import once
 from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, PackSparkConfig
 
 if TYPE_CHECKING:
@@ -19,23 +19,17 @@ PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={o
 
 def audit(argv: list[str]) -> int:
     """Finds leaks and shortcuts of a cohort and its split; 1 when there is a leak."""
-    return _once(argv, "audit", AuditConfig, _audit)
+    return once(argv, "audit", AuditConfig, _audit, "skinmm audit takes one cohort")
 
 
 def explore(argv: list[str]) -> int:
     """Makes a page about a cohort: counts, what is missing, ages, sites, sizes, pictures."""
-    return _once(argv, "explore", ExploreConfig, _explore)
+    return once(argv, "explore", ExploreConfig, _explore, "skinmm explore takes one cohort")
 
 
 def pack(argv: list[str]) -> int:
     """Makes a cohort's images small and puts them into TFRecord shards; or checks such a pack."""
-    return _once(argv, "pack", PackConfig, _pack)
-
-
-def _once(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
-    if {"-m", "--multirun"} & set(argv):
-        return refused(f"skinmm {name} takes one cohort; start it once for each")
-    return run(argv, name, schema, job)
+    return once(argv, "pack", PackConfig, _pack, "skinmm pack takes one cohort")
 
 
 def _audit(config: AuditConfig, _: Path) -> int:
@@ -51,7 +45,7 @@ def _audit(config: AuditConfig, _: Path) -> int:
     for file in (page, facts):
         refuse_existing(file, config.overwrite)
     table = _cohort(data, images=config.near)
-    near, pixels = None, {"absent": absent(table)}
+    near, pixels = None, dict[str, Any](absent=absent(table))
     if config.near:
         found = _fingerprints(table)
         near, table = near_duplicates(found), _with_sizes(table, found)

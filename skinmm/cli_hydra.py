@@ -126,6 +126,13 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         sys.argv = typed
 
 
+def once(argv: list[str], name: str, schema: type[Any], job: Job, what: str) -> int:
+    """As `run`, of a command that does one thing; `what` says so."""
+    if {"-m", "--multirun"} & set(argv):
+        return refused(f"{what}; start it once for each")
+    return run(argv, name, schema, job)
+
+
 def quote(override: str) -> str:
     """Quotes the value of a path key, so that Hydra takes it as it is.
 

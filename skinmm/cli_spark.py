@@ -3,22 +3,22 @@
 from pathlib import Path
 
 from skinmm.cli_data import PACKED, to_pack
-from skinmm.cli_hydra import refused, run
+from skinmm.cli_hydra import once
 from skinmm.config import PackSparkConfig, SparkConfig
 
 
 def predict_spark(argv: list[str]) -> int:
     """Predicts a list of any length on Apache Spark, Parquet in and out."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm predict-spark makes one table; start it once for each")
-    return run(argv, "predict_spark", SparkConfig, _predict_spark)
+    return once(
+        argv, "predict_spark", SparkConfig, _predict_spark, "skinmm predict-spark makes one table"
+    )
 
 
 def pack_spark(argv: list[str]) -> int:
     """Packs a cohort as `pack` does, its shards written on Apache Spark."""
-    if {"-m", "--multirun"} & set(argv):
-        return refused("skinmm pack-spark takes one cohort; start it once for each")
-    return run(argv, "pack_spark", PackSparkConfig, _pack_spark)
+    return once(
+        argv, "pack_spark", PackSparkConfig, _pack_spark, "skinmm pack-spark takes one cohort"
+    )
 
 
 def _predict_spark(config: SparkConfig, _: Path) -> int:

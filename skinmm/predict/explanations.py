@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from PIL import Image
@@ -14,7 +13,7 @@ from PIL import Image
 from skinmm.data.source import Source
 from skinmm.errors import InputError
 from skinmm.explain import IMAGE, MOST_COLUMNS, RECORD
-from skinmm.predict.images import SUFFIXES, ImageFolder
+from skinmm.predict.images import ImageFolder, bare
 from skinmm.predict.overlay import overlay
 from skinmm.predict.parts import Predicted
 from skinmm.predict.reasons import Explainer, Reasons, shown
@@ -58,12 +57,7 @@ class Explanations(AbstractContextManager["Explanations"]):
         self._flush()  # what the earlier job wrote is nowhere else once it is replaced
         fresh.replace(path)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the table."""
         self._file.close()
 
@@ -113,9 +107,7 @@ class Explanations(AbstractContextManager["Explanations"]):
         """The name of the picture that was written, if there is anything to draw."""
         if reasons.heat is None:
             return ""
-        plain = Path(name).name
-        stem = plain[: -len(Path(plain).suffix)] if plain.lower().endswith(SUFFIXES) else plain
-        picture = f"{self._row + 1:07d}_{stem[:100]}.png"
+        picture = f"{self._row + 1:07d}_{bare(Path(name).name)[:100]}.png"
         seen = shown(source.data, source.frame, SIDE) if reasons.seen is None else reasons.seen
         Image.fromarray(overlay(seen, reasons.heat)).save(self._folder / picture, "png")
         return picture

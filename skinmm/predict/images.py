@@ -51,10 +51,10 @@ class Names:
         """The file that is meant; the very name goes before another suffix."""
         if name in self._names:
             return name
-        return self._files.get(name) or self._files.get(_bare(name))
+        return self._files.get(name) or self._files.get(bare(name))
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """A name without the suffix of an image."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     return stem if suffix.lower() in SUFFIXES else name
@@ -85,8 +85,8 @@ class ImageFolder:
         """
         name, mark, frame = cell.partition(FRAME)
         found = self._names.find(name)
-        if not found and _bare(name) in self._records:
-            return self._records[_bare(name)]
+        if not found and bare(name) in self._records:
+            return self._records[bare(name)]
         path = os.path.join(self._folder, found or name)  # noqa: PTH118  Path is slow, and no URL
         there = (found or self._remote.isfile(path)) if self._remote else Path(path).is_file()
         return f"{path}{mark}{frame}" if name and there else None

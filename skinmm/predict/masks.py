@@ -13,7 +13,7 @@ from tqdm import tqdm
 from skinmm.config import PredictConfig
 from skinmm.data.decode import decode, probe
 from skinmm.errors import InputError
-from skinmm.predict.images import LEAST, SUFFIXES, ImageFolder
+from skinmm.predict.images import LEAST, ImageFolder, bare
 from skinmm.predict.reader import canonical_patients, read_patients
 from skinmm.segmentation import LesionFinder
 
@@ -63,7 +63,7 @@ def _draw(
     finder: LesionFinder, images: ImageFolder, out: Path, name: str, *, skip: bool
 ) -> str | None:
     """Writes one mask; says what was wrong, if anything was."""
-    plain = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+    plain = bare(name)
     if Path(plain).is_absolute() or ".." in Path(plain).parts:
         plain = Path(plain).name  # nothing is written beside the folder
     target = out / f"{plain}.png"

@@ -72,7 +72,7 @@ def count_rows(source: str | Path) -> int | None:
     if "://" in name:
         return None
     if name.lower().endswith(PARQUET):
-        return int(_pyarrow_parquet(name).ParquetFile(name).metadata.num_rows)
+        return int(pyarrow_parquet(name).ParquetFile(name).metadata.num_rows)
     if Path(name).is_dir() or name.lower().endswith(tfrecord.SUFFIXES):
         return len(_listed(Path(name)))
     with Path(name).open("rb") as file:
@@ -182,7 +182,7 @@ def _csv(name: str, chunk: int, skip: int) -> Iterator[pd.DataFrame]:
 
 
 def _parquet(name: str, chunk: int, skip: int) -> Iterator[pd.DataFrame]:
-    parquet = _pyarrow_parquet(name)
+    parquet = pyarrow_parquet(name)
     try:
         with _open(name) as file:
             for batch in parquet.ParquetFile(file).iter_batches(chunk):
@@ -197,7 +197,12 @@ def _parquet(name: str, chunk: int, skip: int) -> Iterator[pd.DataFrame]:
         raise InputError(f"input={name}: not a Parquet file ({error})") from error
 
 
-def _pyarrow_parquet(name: str) -> Any:
+def pyarrow_parquet(name: str) -> Any:
+    """What reads and writes Parquet.
+
+    Raises:
+        InputError: it is not installed, and `name` needs it.
+    """
     try:
         from pyarrow import parquet
     except ImportError as error:

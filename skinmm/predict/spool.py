@@ -4,7 +4,6 @@ import json
 import sqlite3
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -72,12 +71,7 @@ class Spool(AbstractContextManager["Spool"]):
         self._file.execute("delete from job")
         self._file.execute("insert into job values (?)", (said,))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Removes the file, unless something went wrong and there are rows to go on with."""
         self._file.close()
         if kind is None or not self.rows:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.predict.images import SUFFIXES
+from skinmm.predict.images import bare
 
 Rows = Iterable[pd.DataFrame]
 LISTED: Final = 20
@@ -82,13 +82,8 @@ def write_submission(rows: Rows, path: Path) -> None:
 
 
 def _submitted(table: pd.DataFrame) -> pd.DataFrame:
-    names = [_bare(cell) for cell in table["image_id"]]
+    names = [bare(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
     return pd.DataFrame({"image_name": names, "target": table["malignancy"]})
-
-
-def _bare(cell: str) -> str:
-    stem, suffix = os.path.splitext(os.path.basename(cell))  # noqa: PTH119, PTH122
-    return stem if suffix.lower() in SUFFIXES else os.path.basename(cell)  # noqa: PTH119
 
 
 def _reason(row: Mapping[Hashable, Any]) -> str:

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Final
 
 import pandas as pd
 
 from skinmm.errors import InputError
-from skinmm.predict.reader import read_patients
+from skinmm.predict.reader import pyarrow_parquet, read_patients
 
 BLOCK: Final = 16_384
 """Rows of a finished table that are held at a time."""
@@ -99,12 +98,7 @@ class Output:
         """The rows so far as text, in blocks."""
         return read_patients(self._partial, BLOCK)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Puts the file in its place; if something went wrong, keeps what can be gone on from."""
         done = False
         try:
@@ -194,7 +188,7 @@ def format_of(path: Path) -> str:
     if suffix and suffix not in FORMATS:
         raise InputError(f"output={path}: its name may end in {', '.join(FORMATS)}")
     if suffix == ".parquet":
-        _pyarrow_parquet(path)
+        pyarrow_parquet(f"output={path}")
     return suffix if suffix in FORMATS else ".csv"
 
 
@@ -232,7 +226,7 @@ def to_arrow(table: pd.DataFrame) -> Any:
 
 
 def _to_parquet(rows: Rows, path: Path) -> None:
-    parquet = _pyarrow_parquet(path)
+    parquet = pyarrow_parquet(f"output={path}")
     writer = None
     try:
         for table in map(to_arrow, rows):
@@ -241,14 +235,6 @@ def _to_parquet(rows: Rows, path: Path) -> None:
     finally:
         if writer is not None:
             writer.close()
-
-
-def _pyarrow_parquet(path: Path) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(f"output={path}: needs pyarrow: pip install 'skinmm[parquet]'") from error
-    return parquet
 
 
 FORMATS: Final[dict[str, Callable[[Rows, Path], None] | None]] = {

@@ -46,13 +46,18 @@ __all__ = ["at", "service"]  # fixtures
         (b"", 422, "holds no file"),
         (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
         (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
+        (png(31, 40), 422, "31x40 pixels are too few: it takes 32 on either side"),
+        (png(32, 40), 422, "of a single colour"),
         (png(20_000, 20_000), 413, "the limit is 200 megapixels"),
         (jpeg_bomb(jpeg_of(DEMO)), 413, "the limit is 200 megapixels"),
         (dicom(np.zeros((4, 4, 3), np.uint8), Rows=60_000, Columns=60_000), 413, "megapixels"),
         (bytes(MAX_IMAGE + 1), 413, "20,000,000"),
         (bytes(MAX_IMAGE + 200_000), 413, "longer than"),
     ],
-    ids=["empty", "gif", "broken", "png-bomb", "jpeg-bomb", "dicom-bomb", "bytes", "body"],
+    ids=[
+        *("empty", "gif", "broken", "few", "colour"),
+        *("png-bomb", "jpeg-bomb", "dicom-bomb", "bytes", "body"),
+    ],
 )
 def test_a_file_that_cannot_be_used(at: TestClient, data: bytes, status: int, reason: str) -> None:
     said, problem = send(at, data)
