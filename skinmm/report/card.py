@@ -88,9 +88,9 @@ def _item(item: Item) -> str:
     """A question of the checklist: what several lines answer becomes a list."""
     lines = [_plain(line) for line in item.known.split("\n") if line]
     listed = [f"- {line}" for line in lines]
-    known = "\n".join(["", *listed]) if len(lines) > 1 else "".join(lines)
+    known = "\n".join(["", *listed]) if len(lines) > 1 else "".join(f" {line}" for line in lines)
     left = f"*For the author to write: {_plain(item.open)}.*" if item.open else ""
-    return "\n\n".join(part for part in (f"**{item.topic}.** {known}".strip(), left) if part)
+    return "\n\n".join(part for part in (f"**{item.topic}.**{known}", left) if part)
 
 
 def _plain(text: str) -> str:

@@ -133,9 +133,12 @@ def _limits(evidence: Evidence) -> list[str]:
     found, audit = warnings_of(evidence), evidence.audit
     if audit and not audit.get("leaks"):
         found.append("The audit found no leak between training, validation and test.")
-    shortcuts = [f"Shortcut: {warning}." for warning in audit.get("warnings", [])]
-    if audit:
-        found += shortcuts or ["The audit found no shortcut of cameras or sources."]
+    found += [f"Shortcut: {warning}." for warning in audit.get("warnings", [])]
+    if audit.get("size_auroc") is not None:
+        size = number(audit["size_auroc"])
+        found.append(f"Width and height of the image alone, which are the camera: AUROC {size}.")
+    elif audit:
+        found.append("Shortcuts of cameras were not looked for: image sizes are not known.")
     elif evidence.config:
         found.append("The cohort and its split were not audited.")
     if len(parts := withheld(evidence)) > 1:
