@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,16 +92,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
 
-def expected_seconds(
+def expected_duration(
     module: Classifier, data: LesionData, trainer: pl.Trainer, epochs: int
-) -> float:
+) -> str:
     """Predicts a run's duration from three training steps of a copy of the network.
 
     Reading a batch in a loader process overlaps with computing, so the slower of the two counts.
     """
     began = time.perf_counter()
     loader = data.train_dataloader()
-    keys = _first(loader.sampler, loader.batch_size)
+    keys = islice(loader.sampler, loader.batch_size or 1)
     batch = loader.collate_fn([loader.dataset[key] for key in keys])
     reading = (time.perf_counter() - began) / max(loader.num_workers, 1)
     device = trainer.strategy.root_device
@@ -110,7 +111,7 @@ def expected_seconds(
         steps = [_timed(lambda: _step(network, loss, held, trainer), device) for _ in range(3)]
     step = max(min(steps[1:]), reading)
     evaluation = len(data.rows("val")) / (loader.batch_size or 1) * step * EVALUATION_COST
-    return (epochs * (len(loader) * step + evaluation) + evaluation) / trainer.world_size
+    return _said((epochs * (len(loader) * step + evaluation) + evaluation) / trainer.world_size)
 
 
 def device_name(trainer: pl.Trainer) -> str:
@@ -138,6 +139,13 @@ def share_run(trainer: pl.Trainer, run: Path, *, names: bool) -> None:
         if isinstance(logger, WandbLogger):
             share(logger.experiment, run, names=names)
             logger.experiment.finish()
+
+
+def _said(seconds: float) -> str:
+    """A duration in the largest unit of which there are at least two."""
+    sizes = [("h", 3600, 1), ("min", 60, 0)]
+    unit, size, digits = next((each for each in sizes if seconds >= 2 * each[1]), ("s", 1, 0))
+    return f"{seconds / size:.{digits}f} {unit}"
 
 
 def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
@@ -220,10 +228,6 @@ LOGGERS: Final[dict[str, Callable[[Config, Path], list[Logger]]]] = {
     "wandb": _wandb,
     "none": lambda _, __: [],
 }
-
-
-def _first(sampler: Any, count: int | None) -> list[Any]:
-    return [key for key, _ in zip(sampler, range(count or 1), strict=False)]
 
 
 def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:

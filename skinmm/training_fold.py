@@ -21,7 +21,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
-from skinmm.loop import build_trainer, device_name, expected_seconds, log_test, share_run
+from skinmm.loop import build_trainer, device_name, expected_duration, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.fusion import FUSIONS
@@ -34,8 +34,6 @@ from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
 
-MINUTE: Final = 60  # seconds
-HOUR: Final = 3600
 THREADS: Final = torch.get_num_threads()
 PLAIN: Final = 2  # dimensions of kept features that are a vector an image
 
@@ -123,8 +121,8 @@ class Fold:
             print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
         # A SyncBatchNorm would wait for the other processes, which do not take these steps.
         if options.progress and not options.sync_batchnorm:
-            seconds = expected_seconds(self.module, data, self.trainer, options.max_epochs)
-            print(f"expected duration: about {_duration(seconds)}", flush=True)  # noqa: T201
+            duration = expected_duration(self.module, data, self.trainer, options.max_epochs)
+            print(f"expected duration: about {duration}", flush=True)  # noqa: T201
 
     def _warnings(self) -> list[str]:
         found = [*self.findings["warnings"]]
@@ -296,12 +294,3 @@ def _trained_prior(data: LesionData, loss: Loss) -> list[float]:
     share *= loss.weights.numpy()
     normalised: list[float] = (share / share.sum()).tolist()
     return normalised
-
-
-def _duration(seconds: float) -> str:
-    """A duration in the largest unit of which there are at least two."""
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * HOUR:
-        return f"{seconds / MINUTE:.0f} min"
-    return f"{seconds / HOUR:.1f} h"

@@ -259,7 +259,7 @@ class LesionData(pl.LightningDataModule):
         return wish == "device" or (wish == "auto" and self._on_gpu())
 
     def _on_gpu(self) -> bool:
-        return bool(self.trainer) and self.trainer.strategy.root_device.type == "cuda"
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _features_of(self, rows: Int[np.ndarray, " n"]) -> Kept | None:
         if self.features is None:

@@ -18,8 +18,8 @@ def sample(folder: Path, size: tuple[int, int]) -> Sample:
     """A lying picture with its mask as `size`, (width, height), has it."""
     Image.fromarray(painted(LYING)).save(folder / "image.png")
     Image.fromarray(LYING).resize(size).save(folder / "mask.png")
-    paths = ([str(folder / name)] for name in ("image.png", "mask.png"))
-    return MaskDataset(["I"], *paths, View(32), AUGMENTS["standard"](size=32))[0, None]
+    image, mask = (str(folder / name) for name in ("image.png", "mask.png"))
+    return MaskDataset(["I"], [image], [mask], View(32), AUGMENTS["standard"](size=32))[0, None]
 
 
 @pytest.mark.parametrize("size", [(256, 192), (512, 384), (128, 96), (127, 96), (64, 48)])
