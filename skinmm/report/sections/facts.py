@@ -133,8 +133,9 @@ def _limits(evidence: Evidence) -> list[str]:
     found, audit = warnings_of(evidence), evidence.audit
     if audit and not audit.get("leaks"):
         found.append("The audit found no leak between training, validation and test.")
-    found += [f"Shortcut: {warning}." for warning in audit.get("warnings", [])]
-    if audit.get("size_auroc") is not None:
+    if warnings := audit.get("warnings"):
+        found += [f"Shortcut: {warning}." for warning in warnings]
+    elif audit.get("size_auroc") is not None:
         size = number(audit["size_auroc"])
         found.append(f"Width and height of the image alone, which are the camera: AUROC {size}.")
     elif audit:
