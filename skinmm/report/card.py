@@ -10,7 +10,7 @@ from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Section,
 from skinmm.report.evidence import Evidence
 from skinmm.report.page import put
 from skinmm.report.sections.checklists import model_card
-from skinmm.report.sections.cohort import who
+from skinmm.report.sections.cohort import unit_of, who
 from skinmm.report.sections.facts import facts_of, remarks
 from skinmm.report.sections.missing import missing
 from skinmm.report.wording import estimate, named
@@ -42,7 +42,8 @@ def write_card(evidence: Evidence, output: Path) -> Path:
 
 def _figures(evidence: Evidence) -> Section:
     lead = (
-        f"Test rows, with {100 * evidence.confidence:.0f} % intervals from resampling patients. "
+        f"Test rows, with {100 * evidence.confidence:.0f} % intervals from resampling "
+        f"{unit_of(evidence)}s. "
         "Sensitivity and specificity: of malignant and benign lesions at the threshold."
     )
     measured = Table("", ("Measure", "Value (interval)"), named(evidence.measured, FIGURES))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from skinmm.report.blocks import Block, Note, Section, Table
 from skinmm.report.evidence import Evidence
-from skinmm.report.wording import ABSENT, number, percent
+from skinmm.report.wording import ABSENT, number, percent, plural
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
 COLUMNS: Final = ("sex", "site", "source")
@@ -53,10 +53,35 @@ def parts_of(evidence: Evidence) -> dict[str, pd.DataFrame]:
 
 def patients_in(rows: pd.DataFrame) -> int:
     """Patients; lesions, then images count where the patient is not known."""
-    unit = rows["image_id"]
+    return int(_owners(rows).nunique())
+
+
+def unit_in(rows: pd.DataFrame) -> str:
+    """What `patients_in` counts: patients, or lesions or images where no patient is known."""
+    owners = _owners(rows)
+    for unit in ("image", "lesion"):
+        if f"{unit}_id" in rows and (owners == rows[f"{unit}_id"]).all():
+            return unit
+    return "patient"
+
+
+def unit_of(evidence: Evidence) -> str:
+    """What intervals resample, as `unit_in`."""
+    rows = evidence.predictions
+    named = pd.DataFrame({"image_id": rows.image_id, "patient_id": rows.patient_id})
+    return unit_in(named if evidence.cohort is None else evidence.cohort)
+
+
+def counted(images: int, patients: int, unit: str) -> list[str]:
+    """How many there are of both, or of images alone where these are the unit."""
+    return [plural(images, "image"), *([plural(patients, unit)] if unit != "image" else [])]
+
+
+def _owners(rows: pd.DataFrame) -> "pd.Series[str]":
+    owner = rows["image_id"]
     for name in ("lesion_id", "patient_id"):
-        unit = rows[name].fillna(unit) if name in rows else unit
-    return int(unit.nunique())
+        owner = rows[name].fillna(owner) if name in rows else owner
+    return owner
 
 
 def characteristics(
@@ -65,14 +90,13 @@ def characteristics(
     """Counts, age and the values of columns of canonical rows, a column for each part of them."""
     lines: list[tuple[str, ...]] = [
         ("Images", *(f"{len(rows):,}" for rows in parts.values())),
-        ("Patients", *(f"{patients_in(rows):,}" for rows in parts.values())),
-        ("Malignant", *(_share(rows["malignant"]) for rows in parts.values())),
     ]
     everyone = pd.concat(parts.values())
+    if unit_in(everyone) == "patient":
+        lines.append(("Patients", *(f"{patients_in(rows):,}" for rows in parts.values())))
     if "lesion_id" in everyone and everyone["lesion_id"].notna().any():
-        lines.insert(
-            2, ("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values()))
-        )
+        lines.append(("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values())))
+    lines.append(("Malignant", *(_share(rows["malignant"]) for rows in parts.values())))
     if "age" in everyone:
         lines.append(("Age, mean (sd), years", *(_mean(rows["age"]) for rows in parts.values())))
         lines.append(("Age not known", *(_share(rows["age"].isna()) for rows in parts.values())))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from skinmm.report.evidence import Evidence
-from skinmm.report.sections.cohort import parts_of, patients_in
+from skinmm.report.sections.cohort import counted, parts_of, patients_in, unit_of
 from skinmm.report.sections.headline import warnings_of
 from skinmm.report.sections.missing import parts_of as withheld
 from skinmm.report.wording import estimate, number, percent, plural
@@ -26,8 +26,7 @@ def remarks(evidence: Evidence) -> list[str]:
         named = [(key, name) for key, name in named if key != "model"]
     return [
         *(f"{key} {name}" for key, name in named if name),
-        plural(len(rows), "image"),
-        plural(evidence.measured["patients"], "patient"),
+        *counted(len(rows), evidence.measured["patients"], unit_of(evidence)),
         f"{int(rows.malignant.sum()):,} malignant",
     ]
 
@@ -68,13 +67,20 @@ def _configured(config: Mapping[str, Any]) -> dict[str, str]:
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
-        f"most {trainer.get('max_epochs')} epochs; the best by {trainer.get('monitor')} is kept.",
+        f"most {trainer.get('max_epochs')} epochs; {_kept(trainer)}.",
         "split": f"Patients, lesions and known duplicates stay together; {data.get('folds')} "
         f"parts, tested: {data.get('fold')}. Early stopping, calibration and threshold saw "
         "validation only.",
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
+
+
+def _kept(trainer: Mapping[str, Any]) -> str:
+    several, monitor = trainer.get("average_best") or 1, trainer.get("monitor")
+    if several == 1:
+        return f"the best by {monitor} is kept"
+    return f"the mean of the {several} best by {monitor} is kept"
 
 
 def _outcome(evidence: Evidence) -> str:
@@ -93,7 +99,7 @@ def _sizes(evidence: Evidence) -> str:
     measured = evidence.measured
     found = parts or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
     return " ".join(
-        f"{label}: {plural(images, 'image')} of {plural(patients, 'patient')}, "
+        f"{label}: {' of '.join(counted(images, patients, unit_of(evidence)))}, "
         f"{malignant:,} malignant."
         for label, (images, patients, malignant) in found.items()
     )

@@ -4,6 +4,7 @@ from typing import Final
 
 from skinmm.report.blocks import Block, Note, Section, Tile, Tiles
 from skinmm.report.evidence import Evidence
+from skinmm.report.sections.cohort import counted, unit_of
 from skinmm.report.sections.referral import unpromised
 from skinmm.report.wording import interval, number, percent, plural
 
@@ -70,7 +71,7 @@ def _tiles(evidence: Evidence) -> list[Tile]:
         Tile(
             "Malignant images",
             f"{measured['positives']:,}",
-            f"of {plural(measured['n'], 'image')}, {plural(measured['patients'], 'patient')}",
+            f"of {', '.join(counted(measured['n'], measured['patients'], unit_of(evidence)))}",
             f"{percent(measured['positives'] / measured['n'])}; mean predicted probability "
             f"{percent(_value(evidence.estimate('mean_probability')))}",
         ),
@@ -91,7 +92,8 @@ def _tile(evidence: Evidence, name: str, label: str, meaning: str) -> Tile:
 
 def _in_words(evidence: Evidence) -> str:
     found, spared = (_value(evidence.estimate(name)) for name in ("sensitivity", "specificity"))
-    intervals = f"Ranges are {100 * evidence.confidence:.0f} % intervals from resampling patients."
+    share, unit = f"{100 * evidence.confidence:.0f} %", unit_of(evidence)
+    intervals = f"Ranges are {share} intervals from resampling {unit}s."
     if found is None or spared is None:
         return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
     flagged = _value(evidence.estimate("number_needed_to_treat"))
