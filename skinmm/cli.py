@@ -14,7 +14,7 @@ from skinmm.cli_data import audit, explore, pack
 from skinmm.cli_hydra import environment, guarded, once, refused, run
 from skinmm.cli_report import compare, report
 from skinmm.cli_spark import pack_spark, predict_spark
-from skinmm.cli_study import study
+from skinmm.cli_study import anchored, study
 from skinmm.config import (
     Config,
     DicomConfig,
@@ -116,7 +116,8 @@ def _begin(config: Config, folder: Path, argv: list[str]) -> int:
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
     if config.resume is not None:
         return _resume(resumed(config, overrides))
-    return _train(staged(config, overrides) if config.fusion.args.get("base") else config, folder)
+    second = config.fusion.args.get("base")
+    return _train(staged(config, overrides) if second else anchored(config), folder)
 
 
 def _resume(config: Config) -> int:

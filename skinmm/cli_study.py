@@ -84,7 +84,7 @@ def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
     Raises:
         InputError: the folder holds one of other settings.
     """
-    config, told = replace(config, study=StudyConfig()), [*argv, *own]
+    config, told = anchored(replace(config, study=StudyConfig())), [*argv, *own]
     if config.fusion.args.get("base"):  # which has settled what else was typed for every arm
         told = [*among(OF_SECOND_STAGE, argv), *own]
     else:
@@ -104,6 +104,14 @@ def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
             "hydra.run.dir, or make every arm again with overwrite=true"
         )
     return Arm(replace(config, resume=str(place)), place, among(CHANGEABLE, told))
+
+
+def anchored(config: Config) -> Config:
+    """First weights are named from the root on, so that a run is gone on with from any folder."""
+    path = Path(str(config.model.pretrained))
+    if not path.is_file():
+        return config
+    return replace(config, model=replace(config.model, pretrained=str(path.absolute())))
 
 
 def _settled(config: Config, place: Path) -> Config:

@@ -33,6 +33,7 @@ from skinmm.training_context import acting, base_of, embed, refuse_another_finde
 from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
+from skinmm.training_pretrained import seen_before
 
 THREADS: Final = torch.get_num_threads()
 PLAIN: Final = 2  # dimensions of kept features that are a vector an image
@@ -254,9 +255,10 @@ def _audited(data: LesionData, config: Config) -> dict[str, Any]:
         columns=config.data.columns,
         fitted_on=data.fitted_on,
     )
+    findings["leaks"] += seen_before(config.model, data.cohort)
     if findings["leaks"] and not config.data.allow_leaks:
         raise InputError(
-            f"the split leaks: {'; '.join(findings['leaks'][:3])}; mend the table, or set "
+            f"the split leaks: {'; '.join(findings['leaks'][:3])}; mend that, or set "
             "data.allow_leaks=true (audit.json and the report will say so)"
         )
     return {"allow_leaks": config.data.allow_leaks, **findings}

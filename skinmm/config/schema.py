@@ -82,7 +82,9 @@ class ModelConfig:
     """The image network, and what training rows are shown without."""
 
     name: str = setting("efficientnet_b3", "any timm model, or simple_cnn")
-    pretrained: bool | str = setting("auto", "auto, true, false, or a weights file")
+    pretrained: bool | str = setting(
+        "auto", "auto, true, false, a weights file, or a run's checkpoint"
+    )
     freeze: bool = setting(False, "train the head only, on a frozen image network")
     image_size: int = setting(300, "side of the square input, pixels", low=16, high=4096)
     head_dropout: float = setting(0.0, "dropout of the fused features", low=0, high=0.95)

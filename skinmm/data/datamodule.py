@@ -24,7 +24,7 @@ from skinmm.data.loading import SlotLoader
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import EpochSampler, evaluation_shard
 from skinmm.data.sampling_draws import SAMPLERS
-from skinmm.data.splits import split
+from skinmm.data.splits import UNUSED, split
 from skinmm.data.transforms import AUGMENTS
 from skinmm.data.transforms_seeded import seeded
 from skinmm.data.vocabulary import named_patients
@@ -83,6 +83,8 @@ class LesionData(pl.LightningDataModule):
         whole = self.rows("train")
         self.natural_prior = shares_in_use(self.cohort, whole, self.targets, len(self.classes))
         self._training_rows = limited(whole, self.targets, config.data.limit, config.seed)
+        left = np.setdiff1d(whole, self._training_rows)
+        self.cohort.iloc[left, self.cohort.columns.get_loc("part")] = UNUSED
         training = self.cohort.iloc[self._training_rows]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
         self.fitted_on = training["image_id"].tolist()

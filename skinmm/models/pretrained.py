@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skinmm.checkpoint import CheckpointError, load_card
+from skinmm.checkpoint import KEY, load_card
 from skinmm.errors import InputError
 
 PROBE_SECONDS: Final = 2.0
@@ -71,10 +71,9 @@ def find_weights(
 def _from_file(path: Path) -> Weights:
     if not path.is_file():
         raise InputError(
-            f"model.pretrained={path}: no such file; choose auto, true, false or a weights file"
+            f"model.pretrained={path}: no such file; choose auto, true, false, a weights file or a "
+            "run's best.ckpt"
         )
-    with suppress(CheckpointError):
-        return _from_checkpoint(path)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # damaged bytes make the readers raise whatever they like
@@ -82,6 +81,8 @@ def _from_file(path: Path) -> Weights:
         raise InputError(
             f"model.pretrained={path}: not a weights file, or truncated ({reason})"
         ) from error
+    if isinstance(content, dict) and KEY in content:
+        return _from_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"model.pretrained={path}: it holds no state dict (tensors by name)")
@@ -97,7 +98,7 @@ def _from_checkpoint(path: Path) -> Weights:
     if not state:
         raise InputError(f"model.pretrained={path}: it holds no image network of a classifier")
     cohort = card.config["data"]["name"]
-    return Weights(f"{cohort}, after {card.initialisation} ({path.name})", state=state)
+    return Weights(f"{path.name} of {cohort}, itself from: {card.initialisation}", state=state)
 
 
 def _load_plain(path: Path) -> Any:

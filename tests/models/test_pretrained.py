@@ -196,8 +196,14 @@ def test_the_image_network_of_a_run_is_loaded(fusion: str, tmp_path: Path) -> No
             backbone(path)
         return
     network = backbone(path)
-    assert network.origin == "demo, after from scratch (best.ckpt)"
+    assert network.origin == "best.ckpt of demo, itself from: from scratch"
     assert_loaded(network, module.network.image.net.state_dict())
+
+
+def test_a_run_of_another_schema_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": weights(), KEY: {"schema": 999}}, tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=r"best\.ckpt.*999"):
+        backbone(tmp_path / "best.ckpt")
 
 
 def renamed() -> dict[str, Tensor]:

@@ -130,8 +130,13 @@ def _threshold(evidence: Evidence) -> str:
         return f"{text}, which nobody chose.{left}"
     if "guaranteed" not in evidence.rule:
         return f"{text}, {evidence.rule['rule']}.{left}"
-    bound = "guaranteed" if evidence.rule["guaranteed"] else "not guaranteed"
-    return f"{text}, chosen on validation patients by {evidence.rule.get('rule')} ({bound}).{left}"
+    wish = evidence.config.get("evaluation", {})
+    aim = f"the rule {evidence.rule.get('rule')}"
+    if evidence.rule.get("rule") == "sensitivity" and "sensitivity" in wish:
+        sure = f"with {percent(wish['confidence'])} confidence"
+        bound = sure if evidence.rule["guaranteed"] else "as an estimate without a bound"
+        aim = f"a sensitivity of {percent(wish['sensitivity'])}, {bound}"
+    return f"{text}, chosen on validation patients for {aim}.{left}"
 
 
 def _limits(evidence: Evidence) -> list[str]:

@@ -6,8 +6,9 @@ from skinmm.report.blocks import Block, Note, Section, Tile, Tiles
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import counted, unit_of
 from skinmm.report.sections.referral import unpromised
-from skinmm.report.wording import interval, number, percent, plural
+from skinmm.report.wording import estimate, interval, number, percent, plural
 
+CHANCE: Final = 0.5
 FEW: Final = (
     59  # positives below which no threshold can promise 95 % sensitivity with 95 % confidence
 )
@@ -24,13 +25,16 @@ def warnings_of(evidence: Evidence) -> list[str]:
     """Whatever would mislead a reader who saw the numbers alone."""
     found = []
     initialisation = evidence.initialisation
-    if initialisation and "scratch" in initialisation.lower():
+    if initialisation and initialisation.lower().startswith("from scratch"):
         found.append(f"The image network had no pretrained weights: {initialisation}.")
     if evidence.audit.get("leaks"):
         found.append(
-            "The split leaks: the same patient, lesion or picture is in training and test. These "
-            "numbers are too good."
+            "The split leaks: the same patient, lesion or picture is, or may be, in training and "
+            "test. These numbers are too good."
         )
+    ranked = evidence.estimate("auroc") or {}
+    if (lowest := ranked.get("low")) is not None and lowest <= CHANCE:
+        found.append(f"That it ranks better than chance is not shown: AUROC {estimate(ranked)}.")
     positives = evidence.measured["positives"]
     if positives < FEW:
         found.append(
