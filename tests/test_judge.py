@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from skinmm import judge
 from skinmm.checkpoint import load_card, update_card
 from skinmm.config import EvaluationConfig
+from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
@@ -152,7 +153,11 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     other = Path(shutil.copy(best(run), tmp_path / "likeliest.ckpt"))
     update_card(other, config={**card.config, "evaluation": {}})
     assert Predictor.from_checkpoints(other).predict(patients)["called"].tolist() == [*likeliest]
-    both = Predictor.from_checkpoints([best(run), other]).predict(patients)
+    with pytest.raises(InputError, match=r"evaluation\.call=balanced against likeliest"):
+        Predictor.from_checkpoints([best(run), other])
+    even = Path(shutil.copy(best(run), tmp_path / "even.ckpt"))
+    update_card(even, prior={**card.prior, "deployed": [1 / 3] * 3})
+    both = Predictor.from_checkpoints([best(run), even]).predict(patients)
     shares = (deployed + 1 / 3) / 2
     expected = np.array(card.classes)[(both[names].to_numpy() / shares).argmax(axis=1)]
     assert both["called"].tolist() == expected.tolist()

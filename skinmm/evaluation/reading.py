@@ -143,21 +143,15 @@ def parse_truth(table: pd.DataFrame, path: Path | str) -> "pd.Series[str]":
 
 
 def parse_targets(
-    words: "pd.Series[str]",
-    table: pd.DataFrame,
-    classes: tuple[str, ...],
-    path: Path | str,
-    column: str = "target",
+    words: "pd.Series[str]", table: pd.DataFrame, classes: tuple[str, ...], path: Path | str
 ) -> Int64[np.ndarray, " n"]:
-    """Index of each row's class, told by the words of a column."""
-    known = {word: _class_index(word, classes) for word in words.unique()}
-    indices = words.map(known).astype("float64")
-    if indices.isna().any():
+    """Index of each row's class, told by the words of its truth."""
+    indices = _class_indices(words, classes)
+    bad = indices.isna()
+    if bad.any():
         allowed = "0, 1, benign, malignant" if classes == BINARY else ", ".join(classes)
-        raise InputError(
-            f"{path}: {_place(table, indices.isna())}: {column} {words[indices.isna()].iloc[0]!r} "
-            f"is none of {allowed}"
-        )
+        said = words[bad].iloc[0]
+        raise InputError(f"{path}: {_place(table, bad)}: target {said!r} is none of {allowed}")
     return indices.to_numpy(dtype=np.int64)
 
 
@@ -181,9 +175,7 @@ def parse_folds(table: pd.DataFrame, path: Path | str) -> Int64[np.ndarray, " n"
     if "fold" not in table:
         return None
     folds = pd.to_numeric(table["fold"], errors="coerce")
-    bad = folds.isna() | (folds % 1 != 0)
-    if bad.any():
-        raise InputError(f"{path}: {_place(table, bad)}: fold is not a whole number")
+    _refuse(table, "fold", folds.isna() | (folds % 1 != 0), path, "is not a whole number")
     return folds.to_numpy(dtype=np.int64)
 
 
@@ -192,12 +184,8 @@ def parse_decisions(table: pd.DataFrame, path: Path | str) -> Shaped[np.ndarray,
     if "decision" not in table or table["decision"].isna().all():
         return None
     words = table["decision"].str.strip().str.lower()
-    bad = ~words.isin(DECISIONS)
-    if bad.any():
-        raise InputError(
-            f"{path}: {_place(table, bad)}: decision {_shown(table['decision'], bad)} is none of "
-            f"{', '.join(DECISIONS)}; rename the column if it means something else"
-        )
+    allowed = f"is none of {', '.join(DECISIONS)}; rename the column if it means something else"
+    _refuse(table, "decision", ~words.isin(DECISIONS), path, allowed)
     return words.to_numpy(dtype=object)
 
 
@@ -210,11 +198,8 @@ def parse_sets(
     codes, words = pd.factorize(table["prediction_set"].fillna(""))
     named = [[] if word == EMPTY and EMPTY not in classes else word.split("|") for word in words]
     bad = np.array([not set(names) <= set(classes) for names in named])[codes]
-    if bad.any():
-        raise InputError(
-            f"{path}: {_place(table, bad)}: prediction_set {_shown(table['prediction_set'], bad)} "
-            f"is not made of {', '.join(classes)} with | between, or {EMPTY}"
-        )
+    allowed = f"is not made of {', '.join(classes)} with | between, or {EMPTY}"
+    _refuse(table, "prediction_set", bad, path, allowed)
     held = np.array([[name in names for name in classes] for names in named], dtype=bool)
     sets: Bool[np.ndarray, "n c"] = held[codes]
     return sets
@@ -230,11 +215,8 @@ def parse_unfamiliarity(table: pd.DataFrame, path: Path | str) -> Float64[np.nda
         return None
     values = pd.to_numeric(table["ood"], errors="coerce").to_numpy(dtype=np.float64)
     bad = table["ood"].notna().to_numpy() & ~((values >= 0) & (values < np.inf))
-    if bad.any():
-        raise InputError(
-            f"{path}: {_place(table, bad)}: ood {_shown(table['ood'], bad)} is not a number from 0 "
-            "up, where 1 is the limit; rename the column if it means something else"
-        )
+    allowed = "is not a number from 0 up, where 1 is the limit"
+    _refuse(table, "ood", bad, path, f"{allowed}; rename the column if it means something else")
     return values
 
 
@@ -246,14 +228,23 @@ def parse_calls(
 ) -> Int64[np.ndarray, " n"] | None:
     """Index of the class that each row calls, of an empty cell the most probable one.
 
-    None for two classes, where a threshold decides, and where no row says anything.
+    None for two classes, where a threshold decides, and for a foreign column, without a class.
     """
-    if classes == BINARY or "called" not in table or table["called"].isna().all():
+    if classes == BINARY or "called" not in table:
         return None
-    said, calls = table["called"].notna(), probabilities.argmax(axis=1)
-    words = table["called"][said].str.strip()
-    calls[said] = parse_targets(words, table[said], classes, path, "called")
-    return calls
+    words = table["called"].fillna("").str.strip()
+    calls = _class_indices(words, classes)
+    if calls.isna().all():
+        return None
+    allowed = f"is none of {', '.join(classes)}; rename or drop the column"
+    _refuse(table, "called", calls.isna() & (words != ""), path, allowed)
+    return np.where(calls.isna(), probabilities.argmax(axis=1), calls).astype(np.int64)
+
+
+def _class_indices(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Series[float]":
+    """Of each word the class, NaN where it is none."""
+    known = {word: _class_index(word, classes) for word in words.unique()}
+    return words.map(known).astype("float64")
 
 
 def _class_index(word: str, classes: tuple[str, ...]) -> int | None:
@@ -287,22 +278,22 @@ def _numbers(
     for i, name in enumerate(columns):
         values[:, i] = pd.to_numeric(table[name], errors="coerce")
         bad = ~((values[:, i] >= 0) & (values[:, i] <= 1))
-        if bad.any():
-            raise InputError(
-                f"{path}: column {name}, {_place(table, bad)}: {_shown(table[name], bad)} is not a "
-                f"probability in [0, 1]; {int(bad.sum())} rows have none"
-            )
+        reason = f"is not a probability in [0, 1]; {int(bad.sum())} rows have none"
+        _refuse(table, name, bad, path, reason)
     return values
+
+
+def _refuse(table: pd.DataFrame, column: str, bad: Any, path: Path | str, reason: str) -> None:
+    """Names the first bad cell of a column, if there is one."""
+    if bad.any():
+        cell = table[column][bad].iloc[0]
+        shown = "empty" if pd.isna(cell) else repr(cell)
+        raise InputError(f"{path}: {_place(table, bad)}: {column} {shown} {reason}")
 
 
 def _place(table: pd.DataFrame, bad: "pd.Series[Any] | Bool[np.ndarray, ' n']") -> str:
     row = int(np.flatnonzero(bad)[0])
     return f"row {table.index[row] + 1} (image {table['image_id'].iloc[row]})"
-
-
-def _shown(column: "pd.Series[Any]", bad: "pd.Series[Any] | Bool[np.ndarray, ' n']") -> str:
-    cell = column[bad].iloc[0]
-    return "empty" if pd.isna(cell) else repr(cell)
 
 
 def _stem(names: "pd.Series[str]") -> "pd.Series[str]":

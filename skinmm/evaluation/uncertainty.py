@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ SHARE: Final = 0.95
 """Of validation rows, held out in turn, that lie below the limit of familiarity."""
 _LEAST: Final = 1e-6  # of the mean variance: what never varied is not divided by
 _TINY: Final = float(np.finfo(np.float32).tiny)
+MANY: Final = 256  # rows that BLAS multiplies
 _BLOCK: Final = 4096  # rows held in 64 bit at a time
 
 
@@ -199,9 +201,10 @@ class Familiarity:
     def _squared(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         centred = features.astype(np.float64) - self.mean
         directions = self.directions.astype(np.float64)
-        # Not by BLAS: on a few rows its threads wait for each other, and for those of the network.
-        along = np.einsum("nd,kd->nk", centred, directions)
-        left = centred - np.einsum("nk,kd->nd", along, directions)
+        # A few rows not by BLAS: its threads wait for each other, and for those of the network.
+        times = np.matmul if len(features) >= MANY else partial(np.einsum, "ij,jk")
+        along = times(centred, directions.T)
+        left = centred - times(along, directions)
         return (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.rest
 
     def to_state(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from skinmm.errors import InputError
 from skinmm.segmentation import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
-LEAST: Final = 32
-"""Pixels of an image's shorter side: the networks halve it five times, to this one place."""
+LEAST: Final = 16
+"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
 
 Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
 

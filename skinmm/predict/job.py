@@ -71,13 +71,14 @@ def predict_file(config: PredictConfig) -> int:
     except MaskCheckpointError:
         if len(paths) > 1 or config.explain:
             raise
-        _check_images(config, images)
+        _check_images(config, images, begun=config.resume and path.is_dir())
         return write_masks(config, paths[0], images, _workers(config.workers))
     job = {name: value for name, value in asdict(config).items() if name in DECIDING}
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
     output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
-    _check_images(config, images, predictor)
+    begun = output.rows > 0 or (config.resume and _gathered(path).is_file())
+    _check_images(config, images, predictor, begun=begun)
     with output, _explanations(predictor, config, paths, images, output.rows) as explanations:
         for predicted in _predicted(predictor, config, job, images, output.rows):
             _refuse_changed(config.input, before)
@@ -109,12 +110,16 @@ def _predicted(
     if not predictor.others:
         yield from predictor.stream(tables(done), images, **looking, **wish)
         return
-    output = Path(config.output)
-    place = output.with_name(f".{output.name}.patients")
+    place = _gathered(Path(config.output))
     with Spool(place, job, resume=config.resume, overwrite=config.overwrite) as spool:
         predictor.gather(tables(spool.rows), images, spool, **looking)
         wish["batch_size"] = config.batch_size
         yield from predictor.stream_gathered(tables(done), spool, done, **wish)
+
+
+def _gathered(output: Path) -> Path:
+    """Where rows are kept until the others of their patients are there."""
+    return output.with_name(f".{output.name}.patients")
 
 
 def _explanations(
@@ -201,19 +206,23 @@ def _check_places(config: PredictConfig) -> None:
 
 
 def _check_images(
-    config: PredictConfig, images: ImageFolder, predictor: Predictor | None = None
+    config: PredictConfig, images: ImageFolder, predictor: Predictor | None = None, *, begun: bool
 ) -> None:
-    """Refuses a table of images that are elsewhere, where no folder of them was named."""
+    """Refuses a new job whose table names images that are not beside it, where no folder is named.
+
+    A table that says itself where its images are is not refused.
+    """
     blind = predictor and "image" not in predictor.inputs
-    if blind or config.images or Path(config.input).is_dir():
+    if begun or blind or config.images or Path(config.input).is_dir():
         return
     for table in islice(read_patients(config.input, FIRST), 1):
         cells = canonical_patients(table, [], needs_image=False).cells["image_id"]
         names = [name for name in cells if name]
-        if names and not any(map(images.find, names)):
+        placed = any("://" in name or Path(name).is_absolute() for name in names)
+        if names and not placed and not any(map(images.find, names)):
             raise InputError(
-                f"input={config.input}: {names[0]} and what follows are not beside it; name the "
-                "folder of the images, images=DIR"
+                f"none of the first {len(names)} images is beside {config.input}: name their "
+                "folder, images=DIR"
             )
 
 

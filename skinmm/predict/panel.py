@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.data.vocabulary import Columns, is_missing
 from skinmm.errors import InputError
+from skinmm.evaluation.predictions import BINARY
 from skinmm.predict.images import Pictures
 from skinmm.predict.member import Member
 
@@ -71,6 +72,12 @@ class Panel:
                     f"the checkpoints do not predict the same: {', '.join(first.classes)} "
                     f"(malignant: {', '.join(first.positive)}) against "
                     f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
+                )
+            rules = [each.config.evaluation.call for each in (members[0], member)]
+            if rules[0] != rules[1] and tuple(first.classes) != BINARY:
+                raise InputError(
+                    "the checkpoints call classes by different rules: "
+                    f"evaluation.call={' against '.join(rules)}; predict with each alone"
                 )
         finders = {member.finder for member in members if member.measured}
         if len(finders) > 1:

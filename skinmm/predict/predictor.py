@@ -54,7 +54,8 @@ class Predictor:
             referral: as the attribute.
 
         Raises:
-            InputError: no member, or they have other classes or other positive classes.
+            InputError: no member, or they do not fit together: other classes, other positive
+                classes, or another rule by which one of several classes is called.
         """
         self.panel = Panel(members)
         self.referral = referral
@@ -129,9 +130,9 @@ class Predictor:
             between; for several checkpoints those in at least half of the sets), ood (1 is the
             limit; for several checkpoints the mean), missing (what the models use and the row
             lacks, with `|` between) and, unless the classes are benign and malignant, called (a
-            class, as `evaluation.call` of training says; for several checkpoints by the mean of
-            what they divide by). A row that cannot be predicted has no probabilities and its reason
-            in `error`.
+            class, by the rule that `evaluation.call` of training names; of several checkpoints,
+            which share it, by the mean of what they divide by). A row that cannot be predicted has
+            no probabilities and its reason in `error`.
 
         Raises:
             InputError: no image column or no folder although a model needs images.

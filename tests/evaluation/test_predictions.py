@@ -94,6 +94,11 @@ def test_the_called_class_is_the_file_s_and_else_the_likeliest(tmp_path: Path) -
     unsaid = read_predictions(write(tmp_path, text.replace("melanoma", "")))
     assert unsaid.called is None
     assert unsaid.calls().tolist() == [0, 1]
+    for foreign in ("0", "1", "True", "0.5", " "):
+        theirs = text.replace("melanoma", foreign).replace("0.7,\n", f"0.7,{foreign}\n")
+        assert read_predictions(write(tmp_path, theirs)).called is None
+    padded = read_predictions(write(tmp_path, text.replace("melanoma", " mel ")[:-1] + " \n"))
+    assert padded.calls().tolist() == [1, 1]
     binary = read_predictions(
         write(tmp_path, GOOD.replace("\n", ",x\n").replace(",x", ",called", 1))
     )
@@ -172,12 +177,12 @@ BAD = {
     "has no probabilities: it needs p_malignant": "image_id,target\na,1\n",
     "has no column target; give labels=": "image_id,p_malignant\na,0.1\n",
     "has one class only, nv": "image_id,target,p_nv\na,nv,1\n",
-    r"column p_malignant, row 2 \(image b\): '1\.2' is not a probability": GOOD.replace(
-        "0.8", "1.2"
+    r"row 2 \(image b\): p_malignant '1\.2' is not a probability": GOOD.replace("0.8", "1.2"),
+    r"row 1 \(image a\): p_benign '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
+    r"row 2 \(image b\): p_malignant 'nan' is not": GOOD.replace("0.8", "nan"),
+    r"row 2 \(image b\): p_malignant empty is not a probability in \[0, 1\]; 1 rows": (
+        GOOD.replace("0.8", "")
     ),
-    r"column p_benign, row 1 \(image a\): '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
-    r"column p_malignant, row 2 \(image b\): 'nan' is not": GOOD.replace("0.8", "nan"),
-    r"row 2 \(image b\): empty is not a probability in \[0, 1\]; 1 rows": GOOD.replace("0.8", ""),
     r"row 1 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
     r"row 1 \(image a\): no target; 1 rows have none": GOOD.replace("p1,0", "p1,"),
     r"row 1 \(image a\): target 'maybe' is none of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
@@ -198,10 +203,10 @@ BAD = {
     r"row 1 \(image a\): ood '-3' is not a number from 0 up": (
         "image_id,target,p_malignant,ood\na,1,0.1,-3\nb,0,0.1,2\n"
     ),
-    r"row 2 \(image b\): called 'xyz' is none of nv, mel": (
+    r"row 2 \(image b\): called 'xyz' is none of nv, mel; rename or drop": (
         "image_id,target,p_nv,p_mel,called\na,nv,0.9,0.1,nv\nb,mel,0.2,0.8,xyz\n"
     ),
-    "fold is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",
+    "fold 'one' is not a whole number": "image_id,target,p_malignant,fold\na,1,0.1,one\n",
 }
 
 

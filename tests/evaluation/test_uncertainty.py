@@ -17,6 +17,7 @@ from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.uncertainty import (
     FOLDS,
+    MANY,
     SHARE,
     Conformal,
     Familiarity,
@@ -173,6 +174,12 @@ def test_new_rows_stay_below_the_limit_and_far_ones_do_not() -> None:
     assert np.mean(fitted.score(near) <= 1) == pytest.approx(SHARE, abs=0.02)
     scores = fitted.score(np.vstack([near, far]))
     assert roc_auc_score(np.repeat([False, True], [4000, 400]), scores) > 0.95
+
+
+def test_a_row_s_distance_is_the_same_in_any_company() -> None:
+    fitted, seen = fitted_to(features(3, 400), components=6), features(5, MANY)
+    alone = [fitted.score(row[None])[0] for row in seen]
+    np.testing.assert_allclose(fitted.score(seen), alone, rtol=1e-12)
 
 
 def test_few_rows_of_wide_features_are_not_all_strange() -> None:

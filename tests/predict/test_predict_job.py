@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from quick_runs import best, cohort_of, command, files_in
@@ -10,7 +11,7 @@ from quick_runs import best, cohort_of, command, files_in
 from skinmm import cli
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.predict import Predictor
-from skinmm.predict.job import CHUNK
+from skinmm.predict.job import CHUNK, FIRST
 
 Said = pytest.CaptureFixture[str]
 COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
@@ -110,7 +111,7 @@ def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
         (["images=nowhere"], "images=nowhere: no such folder"),
         (["input=nameless.csv"], "the table has no image column"),
         (["accelerator=gpu"], "no GPU is available here"),
-        ([], "and what follows are not beside it; name the folder of the images, images=DIR"),
+        ([], "none of the first 30 images is beside in.csv: name their folder, images=DIR"),
     ],
 )
 def test_what_cannot_be_done_is_named_and_nothing_is_written(
@@ -135,6 +136,18 @@ def test_what_cannot_be_done_is_named_and_nothing_is_written(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert {name: Path(name).read_bytes() for name in files_in(tmp_path)} == before
+
+
+def test_images_away_from_the_table_are_no_reason_to_refuse_the_rest(
+    both: Path, pictures: Path, tmp_path: Path
+) -> None:
+    table = patients(both, tmp_path / "in.csv", FIRST + 1)
+    table["image_id"] = [str(tmp_path / "gone" / name) for name in table["image_id"]]
+    table.loc[FIRST, "image_id"] = str(min(pictures.glob("*.jpg")))
+    table.to_csv(tmp_path / "in.csv", index=False)
+    assert predict(best(both), tmp_path / "in.csv", tmp_path / "out.csv") == 3
+    errors = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)["error"]
+    assert np.flatnonzero(errors == "").tolist() == [FIRST]
 
 
 def test_an_output_is_replaced_when_asked(records: Path, tmp_path: Path) -> None:

@@ -128,6 +128,23 @@ def test_an_interrupted_job_counts_all_its_rows_when_resumed(
     assert pd.read_csv(output)["image_id"].tolist() == table["image_id"].tolist()
 
 
+def test_images_that_went_away_do_not_keep_a_job_from_going_on(
+    both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    table = cohort_of(both)[COLUMNS].head(64)
+    table.to_csv(source, index=False)
+    for name in table["image_id"][:32]:
+        shutil.copy(pictures / f"{name}.jpg", tmp_path)
+    arguments = overrides(best(both), source, output, pictures)
+    arguments = [item for item in arguments if not item.startswith("images=")]
+    assert stopped(arguments, monkeypatch, source, change=False) == 130
+    for path in tmp_path.glob("*.jpg"):
+        path.unlink()
+    assert cli.predict([*arguments, "resume=true"]) == 3
+    assert (pd.read_csv(output)["error"].isna() == ([True] * 32 + [False] * 32)).all()
+
+
 def test_one_per_cent_of_damaged_files_changes_no_other_row(
     both: Path, pictures: Path, tmp_path: Path
 ) -> None:

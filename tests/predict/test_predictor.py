@@ -14,9 +14,12 @@ from PIL import Image
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
 from skinmm.checkpoint import CheckpointError, load_card, update_card
+from skinmm.config.schema import ModelConfig
+from skinmm.config.schema_commands import PackConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.predict import Predictor
+from skinmm.predict.images import LEAST
 
 P = ["p_benign", "p_malignant"]
 
@@ -177,9 +180,9 @@ def test_a_bad_row_loses_nothing_else(
 @pytest.mark.parametrize(
     ("size", "error"),
     [
-        ((1, 1), "1x1 pixels are too few: it takes 32 on either side"),
-        ((900, 31), "900x31 pixels are too few: it takes 32 on either side"),
-        ((32, 32), "the image is of a single colour: there is nothing to judge"),
+        ((1, 1), "1x1 pixels are too few: it takes 16 on either side"),
+        ((900, 15), "900x15 pixels are too few: it takes 16 on either side"),
+        ((16, 16), "the image is of a single colour: there is nothing to judge"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jpg", "png", "dcm"])
@@ -191,10 +194,15 @@ def test_what_nobody_could_judge_is_an_error_of_its_row(
     if kind != "dcm":
         plain.save(tmp_path / f"a.{kind}")
     assert predictor.predict(pd.DataFrame({"image": [f"a.{kind}"]}), tmp_path)["error"][0] == error
-    one_other = Image.new("RGB", (32, 32), "brown")
+    one_other = Image.new("RGB", (600, 16), "brown")
     one_other.putpixel((5, 9), (0, 0, 0))
     one_other.save(tmp_path / "b.png")
     assert predictor.predict(pd.DataFrame({"image": ["b"]}), tmp_path)["error"][0] == ""
+
+
+def test_no_picture_of_a_size_that_models_are_trained_at_is_too_small() -> None:
+    assert ModelConfig.__dataclass_fields__["image_size"].metadata["low"] == LEAST
+    assert PackConfig.__dataclass_fields__["size"].metadata["low"] == LEAST
 
 
 def test_a_missing_record_is_predicted(predictor: Predictor, pictures: Path) -> None:
