@@ -25,10 +25,10 @@ try:
     about = {name: json.loads(text) for name, text in metadata.items()}
     columns, steps = {each["name"]: each for each in about["encoder"]}, about["preprocess"]
 except Exception as error:
-    end(2, f"needs MODEL.onnx PICTURE [COLUMN=VALUE ...]: {error!r}")
+    end(2, f"needs MODEL.onnx PICTURE [COLUMN=VALUE ...]: {error}")
 if steps:
     end(2, f"the picture must be taken through {steps} first, as in training")
-if unknown := record.keys() - columns.keys():
+if unknown := record.keys() - columns:
     end(2, f"no column {', '.join(unknown)}; there are {', '.join(columns)}")
 
 encoded = []  # of a number: scaled, and whether it is missing; of a category: which, the last: none
@@ -41,15 +41,18 @@ try:
             place = column["values"].index(given) if given in column["values"] else -1
             encoded += np.eye(len(column["values"]) + 1)[place].tolist()
     inputs = {"record": np.array([encoded], np.float32), "shown": np.array([True])}
-    if about["image_size"]:
-        size = (about["image_size"], about["image_size"])
-        pixels = Image.open(picture).convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    if side := about["image_size"]:
+        opened = Image.open(picture).convert("RGB")
+        plain = all(low == high for low, high in opened.getextrema())
+        if plain or min(opened.size) < 16:  # noqa: PLR2004  pixels
+            end(3, f"{picture}: a few pixels or a single colour: there is nothing to judge")
+        pixels = opened.resize((side, side), Image.Resampling.BILINEAR)
         inputs["image"] = np.asarray(pixels).transpose(2, 0, 1)[None]
 except Exception as error:
     end(3, f"{picture}: {error}")
 names = [each.name for each in session.get_outputs()]
-said = session.run(names, {each.name: inputs[each.name] for each in session.get_inputs()})
-said = dict(zip(names, said, strict=True))
+feed = {each.name: inputs[each.name] for each in session.get_inputs()}
+said = dict(zip(names, session.run(names, feed), strict=True))
 
 (chances,), positive = said["probabilities"], np.isin(about["classes"], about["positive"])
 malignancy = chances[positive].sum()
