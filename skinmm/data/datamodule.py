@@ -84,7 +84,7 @@ class LesionData(pl.LightningDataModule):
         self.natural_prior = shares_in_use(self.cohort, whole, self.targets, len(self.classes))
         self._training_rows = limited(whole, self.targets, config.data.limit, config.seed)
         left = np.setdiff1d(whole, self._training_rows)
-        self.cohort.iloc[left, self.cohort.columns.get_loc("part")] = UNUSED
+        self.cohort.loc[self.cohort.index[left], "part"] = UNUSED
         training = self.cohort.iloc[self._training_rows]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
         self.fitted_on = training["image_id"].tolist()
