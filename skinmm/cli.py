@@ -127,6 +127,9 @@ def _resume(config: Config) -> int:
     if not finished(config, folder):
         return _train(config, folder)
     print(f"{folder}: this run is finished; its report: {folder / 'report.html'}")  # noqa: T201
+    if config.logger.name == "wandb":
+        told = "what W&B lacks of it is sent when metrics.json is removed and the run resumed again"
+        print(told)  # noqa: T201
     return 0
 
 

@@ -13,6 +13,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from skinmm.config import described, explain_unknown, from_mapping, literal, one_line, unknown_key
@@ -217,7 +218,10 @@ def environment(**variables: str) -> Iterator[None]:
 
 def _help(argv: list[str], name: str, schema: type[Any]) -> int:
     """Says what a command does, its choices, and every setting with the value it would have."""
-    overrides = [quote(item) for item in argv if not item.startswith("-")]
+    typed = [quote(item) for item in argv if not item.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    # A sweep has no one value to show.
+    overrides = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(name, overrides, return_hydra_config=True)
     lines = [composed.hydra.help.header]

@@ -20,6 +20,7 @@ from skinmm.config import (
     among,
     flat,
     read_config,
+    resumed,
     staged,
     to_mapping,
 )
@@ -139,12 +140,20 @@ def _refuse_containers(data: DataConfig, name: str) -> None:
 
 def _all(study: StudyConfig, folder: Path, arms: Sequence[Arm], begin: Begin) -> int:
     for arm in arms:
-        if arm.config.resume and (arm.place / "metrics.json").is_file():
+        if arm.config.resume and _finished(arm):
             continue
         print(f"\nstudy: {arm.place.name}", flush=True)  # noqa: T201
         if status := begin(*arm):
             return status
     return _compared(study, folder)
+
+
+def _finished(arm: Arm) -> bool:
+    if not (arm.place / "metrics.json").is_file():
+        return False
+    from skinmm.training import finished
+
+    return finished(resumed(arm.config, arm.told), arm.place)
 
 
 def _compared(study: StudyConfig, folder: Path) -> int:

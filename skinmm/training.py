@@ -1,5 +1,6 @@
 """The composition root: a configuration becomes a run folder."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -110,7 +111,11 @@ def finished(config: Config, run: Path) -> bool:
         return False
     kept, wanted = read_config(run / "config.yaml"), config.trainer
     more = wanted.max_epochs > kept.trainer.max_epochs or wanted.patience > kept.trainer.patience
-    return whole or not (more or config.logger != kept.logger)
+    more = more or config.logger != kept.logger
+    if whole and more:
+        told = "finished folds are not trained on; overwrite=true starts again"
+        print(f"WARNING: {run}: {told}", file=sys.stderr)  # noqa: T201
+    return whole or not more
 
 
 def check_components(config: Config) -> None:
@@ -147,12 +152,18 @@ def _open(run: Path, config: Config) -> None:
     if _leads():
         if not config.resume:
             runs.clear(run, keep=config.fusion.args.get("base"))
-        (run / "metrics.json").unlink(missing_ok=True)  # of a finished run that goes on
+        _take_down(run)
         write_config(run / "config.yaml", config)
     if launch.by_torchrun():
         if _leads():
             launch.announce(config, run)
         launch.meet(run, config.trainer.timeout)
+
+
+def _take_down(run: Path) -> None:
+    """Of a finished run that goes on, the pages first: none may lie beside other metrics."""
+    for name in ("report.html", "card.md", "metrics.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def _open_stages(whole: Config, run: Path, folder: Path, plain: Config) -> None:
@@ -184,6 +195,7 @@ def _fit_all(config: Config, run: Path, begin: Begin) -> dict[str, Any]:
         if _leads():
             print(f"fold {number} of {config.data.folds}", flush=True)  # noqa: T201
             place.mkdir(exist_ok=True)
+            _take_down(place)
         fold.run_through()
     return _pool(config, run) if _leads() else {}
 
@@ -206,6 +218,7 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
         "threshold": asdict(mean_threshold([Threshold(**each["threshold"]) for each in metrics])),
         "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
     }
+    _take_down(run)
     pooled = judge.write_results(run, parts, config.evaluation, facts)
     runs.write_json(run / "metrics.json", pooled)
     write_report(run)

@@ -190,6 +190,10 @@ def test_help_shows_what_would_be_used(capsys: Said) -> None:
     lines = capsys.readouterr().out.splitlines()
     starts = ("model.image_size=64 ", "data.root=a (1) ", "loss.args.gamma=2.0 ")
     assert all(any(line.startswith(start) for line in lines) for start in starts)
+    assert cli.main(["train", "--help", "-m", "model=tiny,resnet50", "seed=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = ("seed=3 ", "hydra.run.dir=DIR", "-m  ")
+    assert all(any(line.startswith(start) for line in lines) for start in starts)
     assert cli.main(["train", "modle=tiny", "--help"]) == 2
     assert "did you mean model?" in only_error(capsys)
 

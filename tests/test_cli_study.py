@@ -64,9 +64,11 @@ def test_a_second_start_makes_only_what_is_not_there(
     before = (studied / "age" / "metrics.json").stat().st_mtime_ns
     whole = json.loads((studied / "focal" / "metrics.json").read_text(encoding="utf-8"))
     (studied / "focal" / "metrics.json").unlink()
+    (studied / "age" / "report.html").unlink()  # killed before it
     assert quick_train(studied, *ARMS) == 0
     assert "study: focal" in (said := capsys.readouterr().out)
     assert "study: age" not in said
+    assert (studied / "age" / "report.html").is_file()
     assert (studied / "age" / "metrics.json").stat().st_mtime_ns == before
     assert metrics_of(studied / "focal")["test"] == whole["test"]
 

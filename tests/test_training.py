@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ from quick_runs import (
 )
 from sklearn.metrics import roc_auc_score
 
-from skinmm import training_fold
+from skinmm import training, training_fold
 from skinmm.checkpoint import load_card
-from skinmm.config import read_config
+from skinmm.config import LoggerConfig, read_config, write_config
 
 Said = pytest.CaptureFixture[str]
 
@@ -235,16 +236,26 @@ def test_the_pooled_metrics_are_those_of_the_pooled_rows(pooled: Path) -> None:
 
 
 def test_resuming_all_folds_repeats_none_that_is_finished(
-    pooled: Path, tmp_path: Path, capsys: Said
+    pooled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
+    def interrupts(_: Path) -> None:
+        raise KeyboardInterrupt
+
     run = tmp_path / "moved"
     shutil.copytree(pooled, run)
+    (run / "metrics.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "write_report", interrupts)
+        assert train(f"resume={run}") == 130
+    assert files_in(pooled) - files_in(run) == {"report.html", "card.md"}
     (run / "fold_2" / "metrics.json").unlink()
     (run / "fold_1" / "report.html").unlink()
     assert train(f"resume={run}") == 0
     assert re.findall(r"fold (\d) of 3", capsys.readouterr().out) == ["2"]
     assert files_in(run) == files_in(pooled)
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
+    assert train(f"resume={run}", "trainer.max_epochs=20") == 0
+    assert "finished folds are not trained on" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_report_leaves_a_finished_run(
@@ -260,6 +271,16 @@ def test_ctrl_c_before_the_report_leaves_a_finished_run(
     assert train(f"resume={tmp_path}") == 0
     assert "this run is finished" in capsys.readouterr().out
     assert files_in(tmp_path) == CONTRACT
+
+    # Gone on with, and stopped at the same moment: no page of the shorter run is left.
+    with monkeypatch.context() as patched:
+        patched.setattr(training_fold, "write_report", interrupts)
+        assert train(f"resume={tmp_path}", "trainer.max_epochs=2") == 130
+    assert files_in(tmp_path) == CONTRACT - {"report.html", "card.md"}
+    config = read_config(tmp_path / "config.yaml")
+    write_config(tmp_path / "config.yaml", replace(config, logger=LoggerConfig("wandb")))
+    assert train(f"resume={tmp_path}") == 0
+    assert "what W&B lacks" in capsys.readouterr().out
 
 
 def test_a_sweep_makes_a_folder_a_run_and_survives_a_bad_one(
