@@ -37,7 +37,7 @@ def precision_recall(
     lines: Sequence[Line], prevalence: float, chosen: Point | None = None
 ) -> Markup:
     """Positive predictive value against sensitivity; the dotted level is chance."""
-    names = ("Sensitivity (recall)", "Positive predictive value (precision)")
+    names = ("Sensitivity (recall)", "Precision (PPV)")
     chance = (prevalence, prevalence)
     return _unit_square("Precision-recall curve", names, lines, chosen, chance=chance)
 
