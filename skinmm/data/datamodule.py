@@ -82,10 +82,9 @@ class LesionData(pl.LightningDataModule):
         self.targets = codes(self.cohort["target"], self.classes)
         whole = self.rows("train")
         self.natural_prior = shares_in_use(self.cohort, whole, self.targets, len(self.classes))
-        self._training_rows = limited(whole, self.targets, config.data.limit, config.seed)
-        left = np.setdiff1d(whole, self._training_rows)
-        self.cohort.loc[self.cohort.index[left], "part"] = UNUSED
-        training = self.cohort.iloc[self._training_rows]
+        kept = limited(whole, self.targets, config.data.limit, config.seed)
+        self.cohort.loc[self.cohort.index[np.setdiff1d(whole, kept)], "part"] = UNUSED
+        training = self.cohort.iloc[kept]
         self.encoder = RecordEncoder.fit(training, config.data.columns)
         self.fitted_on = training["image_id"].tolist()
         self._datasets: dict[str, Dataset[Sample]] = {}
@@ -103,17 +102,17 @@ class LesionData(pl.LightningDataModule):
     @property
     def used_rows(self) -> Int[np.ndarray, " n"]:
         """Row numbers of all parts, rising; a limit leaves training rows out."""
-        return np.sort([*self._training_rows, *self.rows("val"), *self.rows("test")])
+        return np.flatnonzero((self.cohort["part"] != UNUSED).to_numpy())
 
     @property
     def training_targets(self) -> Int[np.ndarray, " n"]:
         """Class index of every training row."""
-        return self.targets[self._training_rows]
+        return self.targets[self.rows("train")]
 
     @property
     def training_groups(self) -> Int[np.ndarray, " n"]:
         """A number for the patient of every training row."""
-        return pd.factorize(self.cohort["patient_id"].iloc[self._training_rows])[0]
+        return pd.factorize(self.cohort["patient_id"].iloc[self.rows("train")])[0]
 
     @property
     def record_widths(self) -> list[int]:
@@ -143,7 +142,7 @@ class LesionData(pl.LightningDataModule):
         )
         sampler.start_at(*self._start)
         batch_size = min(self._config.trainer.batch_size, len(sampler))
-        return self._loader(self._dataset("train", self._training_rows), sampler, batch_size)
+        return self._loader(self._dataset("train", self.rows("train")), sampler, batch_size)
 
     def on_after_batch_transfer(
         self,
