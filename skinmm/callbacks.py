@@ -81,11 +81,15 @@ class EpochLines(Callback):
         self._started = time.monotonic()
 
     @rank_zero_only
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Prints the line."""
         values = trainer.callback_metrics
         names = dict.fromkeys(("train/loss", "val/loss", self._monitor))
-        shown = "  ".join(f"{name} {float(values[name]):.4f}" for name in names if name in values)
+        shown = "  ".join(
+            f"{name} -" if name == pl_module.undefined else f"{name} {float(values[name]):.4f}"
+            for name in names
+            if name in values
+        )
         epoch, seconds = trainer.current_epoch + 1, time.monotonic() - self._started
         line = f"epoch {epoch}/{trainer.max_epochs}  {shown}  {seconds:.0f} s"
         print(line, flush=True)  # noqa: T201

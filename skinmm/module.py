@@ -141,7 +141,7 @@ def monitored(
     """What a run is steered by: auroc, auprc and balanced accuracy of a whole split.
 
     `auroc` (one class against the rest) and `balanced_accuracy` are means over the classes that
-    occur; `auprc` is malignant against the rest.
+    occur; `auprc` is malignant against the rest. What one class does not define is left out.
 
     Args:
         probabilities: rows sum to 1.
@@ -149,13 +149,14 @@ def monitored(
         positive: the classes that count as malignant.
     """
     present = sorted(set(targets.tolist()))
-    ranks = [binary_auroc(probabilities[:, each], (targets == each).long()) for each in present]
     classes = probabilities.shape[1]
     recalls = multiclass_accuracy(probabilities, targets, num_classes=classes, average="none")
     malignant = probabilities[:, list(positive)].sum(dim=1).clamp(max=1)
     truth = torch.isin(targets, torch.tensor(list(positive), device=targets.device)).long()
-    return {
-        "auroc": torch.stack(ranks).mean(),
-        "auprc": binary_average_precision(malignant, truth),
-        "balanced_accuracy": recalls[present].mean(),
-    }
+    found = {"balanced_accuracy": recalls[present].mean()}
+    if len(present) > 1:
+        ranks = [binary_auroc(probabilities[:, each], (targets == each).long()) for each in present]
+        found["auroc"] = torch.stack(ranks).mean()
+    if len(truth.unique()) > 1:
+        found["auprc"] = binary_average_precision(malignant, truth)
+    return found

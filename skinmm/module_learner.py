@@ -1,5 +1,6 @@
 """What every LightningModule here shares: random draws, the epoch's loss, optimiser, schedule."""
 
+import sys
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ class Learner(pl.LightningModule):
         self.network = network
         self.card = card
         self._config = config
+        self.undefined = ""  # the monitored value, where the rows validated do not define it
         # Sum of the epoch's losses and number of its rows, over all ranks.
         self._losses = torch.zeros(2, dtype=torch.float64)
         if config.trainer.channels_last:
@@ -59,12 +61,23 @@ class Learner(pl.LightningModule):
         return loss
 
     def log_validation(self, values: dict[str, Tensor]) -> None:
-        """Logs metrics of the whole validation split and, in training, the epoch's loss."""
+        """Logs metrics of the whole validation split and, in training, the epoch's loss.
+
+        Where the monitored one is not among them, the run is steered by the falling `loss`.
+        """
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("train/loss", self._losses[0] / self._losses[1])
         for name, value in values.items():
             key = f"val/{name}"
             self.log(key, value, prog_bar=key == self._config.trainer.monitor)
+        monitor = self._config.trainer.monitor
+        if monitor.removeprefix("val/") in values:
+            return
+        if not self.undefined and self.trainer.is_global_zero:
+            said = f"the rows validated are of one kind: {monitor} is undefined, val/loss stands in"
+            print(f"WARNING: {said}", file=sys.stderr)  # noqa: T201
+        self.undefined = monitor
+        self.log(monitor, -values["loss"], logger=False)  # for what stops the run or keeps its best
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser and its schedule over the whole run."""

@@ -90,6 +90,26 @@ def test_an_epoch_is_a_line_with_each_value_once(
     assert f"val/loss {trainer.callback_metrics['val/loss']:.4f}" in lines[-1]
 
 
+def test_a_value_that_one_class_does_not_define_is_not_shown_and_the_loss_steers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet()
+    watched = {"max_epochs": 4, "progress": True, "monitor": "val/auroc", "limit_batches": 1}
+    config = micro_config("tabular_only", table_cohort(tmp_path), **watched, eval_batch_size=2)
+    data = LesionData(config, frozenset({"record"}))
+    trainer = build_trainer(config, tmp_path)
+    trainer.fit(micro_classifier(config, data), data)
+    said = capsys.readouterr()
+    assert said.out.count("  val/auroc -  ") == 4
+    assert said.err.count("val/auroc is undefined, val/loss stands in") == 1
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"] for row in rows} == {"train/loss", "val/loss", "val/balanced_accuracy"}
+    losses = [float(row["value"]) for row in rows if row["name"] == "val/loss"]
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == losses.index(min(losses))
+
+
 class EndAt(pl.Callback):
     """Ends a run in the middle of a step, by a signal or a fault."""
 

@@ -60,6 +60,19 @@ def test_monitored_values_are_scikit_learn_s(classes: int, present: int, scale: 
     assert {name: float(value) for name, value in values.items()} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("targets", "defined"),
+    [
+        ([2, 2], {"balanced_accuracy"}),
+        ([1, 2], {"balanced_accuracy", "auroc"}),  # both malignant
+        ([0, 2], {"balanced_accuracy", "auroc", "auprc"}),
+    ],
+)
+def test_what_one_class_does_not_define_is_left_out(targets: list[int], defined: set[str]) -> None:
+    probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
+    assert monitored(probabilities, torch.tensor(targets), [1, 2]).keys() == defined
+
+
 @pytest.mark.parametrize("batch", [3, 64])
 def test_validation_is_of_the_whole_split_whatever_the_batches(
     batch: int, records: Config, tmp_path: Path
