@@ -1,8 +1,10 @@
 """Damaged and invented bytes: a picture or the one documented error, nothing else."""
 
-from contextlib import suppress
+import re
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from skinmm.data.decode import DecodeError, decode, dicom_record, probe
+from skinmm.data.decode import DecodeError, ImageInfo, decode, dicom_record, probe
 
 
 def _encoded(format_: str, mode: str, **options: bool) -> bytes:
@@ -42,6 +44,15 @@ EDITS = st.lists(
 )
 
 
+HEADS = {
+    b"": "neither JPEG, PNG nor DICOM|the file is empty",
+    b"\xff\xd8\xff": "JPEG|the header says|megapixels",
+    b"\x89PNG\r\n\x1a\n": "PNG|the header says|megapixels",
+    bytes(128) + b"DICM": "DICOM|the header says|megapixels",
+}
+"""How files begin, and what is said of those that go on with anything."""
+
+
 def _damaged(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
     for where, kind, value in edits:
         start = int(where * len(data))
@@ -50,17 +61,34 @@ def _damaged(data: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
     return data
 
 
-def _only_documented(data: bytes) -> None:
+def _told(read: Callable[[], Any]) -> tuple[Any, str]:
+    """What was read, or the one line that says why not: in short, the cause, what to do."""
+    try:
+        return read(), ""
+    except DecodeError as error:
+        reason = str(error)
+    assert re.fullmatch(r"\S.{10,500}\S", reason)
+    return None, reason
+
+
+def _only_documented(data: bytes) -> list[str]:
+    """Reads in every way; what decodes is as large as its header says.
+
+    Returns:
+        Why each reading was refused; empty where it was not.
+    """
+    info, no_header = _told(lambda: probe(data))
+    record, no_record = _told(lambda: dicom_record(data))
+    assert record is None or {*record} == {"age", "sex", "patient_id", "site"}
+    refusals = [no_header, no_record]
     for size in (None, 16):
-        try:
-            pixels = decode(data, size=size, max_pixels=1_000_000)
-        except DecodeError:
-            continue
-        assert pixels.dtype == np.uint8
-        assert size is None or pixels.shape == (16, 16, 3)
-    for read in (probe, dicom_record):
-        with suppress(DecodeError):
-            read(data)
+        pixels, reason = _told(lambda size=size: decode(data, size=size, max_pixels=1_000_000))
+        refusals.append(reason)
+        if pixels is not None:
+            assert isinstance(info, ImageInfo)
+            assert pixels.shape == ((info.height, info.width, 3) if size is None else (16, 16, 3))
+            assert (pixels.dtype, pixels.flags.writeable) == (np.uint8, True)
+    return refusals
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -74,8 +102,9 @@ def test_damage_is_refused_or_survived(seed: str, edits: list[tuple[float, str, 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=100, deadline=None)
 @given(
-    head=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM"]),
+    head=st.sampled_from([*HEADS]),
     tail=st.binary(max_size=200),
 )
 def test_invented_bytes_are_refused(head: bytes, tail: bytes) -> None:
-    _only_documented(head + tail)
+    for reason in _only_documented(head + tail)[2:]:
+        assert re.search(HEADS[head], reason)
