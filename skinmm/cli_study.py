@@ -62,6 +62,9 @@ def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
     """
     if {"-m", "--multirun"} & set(argv):
         return refused("a study runs its arms itself: leave -m out")
+    if {"study.arms={}", "++study.arms={}"} & set(argv):  # merged into the experiment's: nothing
+        names = ", ".join(config.study.arms)
+        return refused(f"study.arms={{}}: leave arms out by ~study.arms.NAME each; of {names}")
     arms: list[Arm] = []
     # All are looked at before the first one, which may take hours, begins.
     for name, overrides in config.study.arms.items():
