@@ -77,6 +77,15 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
     return card, weights
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file says that it is a checkpoint of ours, by a glance that reads no tensor."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whatever else it is
+        return False
+    return isinstance(content, dict) and KEY in content
+
+
 def update_card(path: Path, **changes: Any) -> Card:
     """Rewrites a checkpoint's card in place, atomically.
 

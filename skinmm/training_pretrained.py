@@ -5,7 +5,7 @@ from typing import Final
 
 import pandas as pd
 
-from skinmm.checkpoint import CheckpointError, load_card
+from skinmm.checkpoint import is_checkpoint
 from skinmm.config import ModelConfig
 
 OWNERS: Final = ("patient_id", "lesion_id")  # names that mean the same within a source only
@@ -19,9 +19,7 @@ def seen_before(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
         cohort: canonical rows with their `part`.
     """
     path = Path(str(model.pretrained))
-    try:
-        load_card(path)
-    except CheckpointError:
+    if not is_checkpoint(path):
         return []
     record = path.resolve().parents[1] / "cohort.csv"
     if not record.is_file():

@@ -1,38 +1,34 @@
 """Weights of another run: what that one has seen is not judged again without a word."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from quick_runs import best, cohort_of, metrics_of, quick_train
 
 from skinmm.config import ModelConfig
+from skinmm.models.backbone import Backbone
 from skinmm.training_pretrained import seen_before
 
 Said = pytest.CaptureFixture[str]
-LIMIT = "data.limit=64"
+LIMIT = "data.limit=48"
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("first") / "run"
-    assert quick_train(run, LIMIT) == 0
-    return run
-
-
-def test_rows_left_out_by_a_limit_are_unused_in_the_run_s_cohort(first: Path) -> None:
-    parts = pd.read_csv(first / "cohort.csv")["part"].value_counts()
-    assert parts.to_dict() == {"unused": 420 - 64, "train": 64, "val": 140, "test": 140}
+def test_rows_left_out_by_a_limit_are_unused_in_the_run_s_cohort(both: Path) -> None:
+    parts = pd.read_csv(both / "cohort.csv")["part"].value_counts()
+    assert parts.to_dict() == {"unused": 420 - 48, "train": 48, "val": 140, "test": 140}
 
 
 def test_another_fold_is_refused_until_the_leak_is_allowed(
-    first: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+    both: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(first)
+    monkeypatch.chdir(both)
     wish = ("model.pretrained=checkpoints/best.ckpt", "data.fold=1", LIMIT)
     assert quick_train(tmp_path / "run", *wish) == 2
     # Of fold 1 the test part is fold 0's validation part.
-    trained = set(cohort_of(first, "train")["image_id"])
+    trained = set(cohort_of(both, "train")["image_id"])
     said = capsys.readouterr().err
     count = int(said.split("the split leaks: ")[1].split(" of 280 rows to validate or test")[0])
     assert 140 < count < 140 + len(trained)
@@ -40,14 +36,14 @@ def test_another_fold_is_refused_until_the_leak_is_allowed(
     assert "itself from: " in metrics_of(tmp_path / "run")["initialisation"]
     assert f"{count} of 280 rows" in (tmp_path / "run" / "audit.json").read_text()
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert f"pretrained: {best(first)}" in config, "a run is gone on with from any folder"
+    assert f"pretrained: {best(both)}" in config, "a run is gone on with from any folder"
 
 
-def test_what_a_run_has_seen_is_counted_by_image_and_by_owner_within_a_source(first: Path) -> None:
-    model = ModelConfig(pretrained=str(best(first)))
-    cohort = cohort_of(first, "test")
+def test_what_a_run_has_seen_is_counted_by_image_and_by_owner_within_a_source(both: Path) -> None:
+    model = ModelConfig(pretrained=str(best(both)))
+    cohort = cohort_of(both, "test")
     assert seen_before(model, cohort) == []
-    train = cohort_of(first, "train").head(3)
+    train = cohort_of(both, "train").head(3)
     assert seen_before(model, pd.concat([cohort, train.assign(part="test")]))[0].startswith("3 of")
     alike = train.assign(part="test", image_id=["a", "b", "c"])
     assert seen_before(model, alike)[0].startswith("3 of 3")
@@ -55,9 +51,23 @@ def test_what_a_run_has_seen_is_counted_by_image_and_by_owner_within_a_source(fi
     assert seen_before(ModelConfig(pretrained="auto"), alike) == []
 
 
-def test_a_checkpoint_without_its_run_may_have_seen_anything(first: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_run_may_have_seen_anything(both: Path, tmp_path: Path) -> None:
     path = tmp_path / "moved" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)
-    path.write_bytes(best(first).read_bytes())
-    (said,) = seen_before(ModelConfig(pretrained=str(path)), cohort_of(first))
+    path.write_bytes(best(both).read_bytes())
+    (said,) = seen_before(ModelConfig(pretrained=str(path)), cohort_of(both))
     assert "is not known" in said
+
+
+def test_a_checkpoint_is_read_once(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    glances, load = [], torch.load
+
+    def noted(*args: Any, **options: Any) -> Any:
+        glances.append(options.get("mmap", False))
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    model = ModelConfig(name="test_efficientnet", pretrained=str(best(both)), image_size=32)
+    assert seen_before(model, cohort_of(both)) == []
+    assert Backbone(model, pretrained=True).origin.startswith("best.ckpt of demo")
+    assert glances.count(False) == 1

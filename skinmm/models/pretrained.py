@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skinmm.checkpoint import KEY, load_card
+from skinmm.checkpoint import is_checkpoint, load_card
 from skinmm.errors import InputError
 
 PROBE_SECONDS: Final = 2.0
@@ -74,6 +74,8 @@ def _from_file(path: Path) -> Weights:
             f"model.pretrained={path}: no such file; choose auto, true, false, a weights file or a "
             "run's best.ckpt"
         )
+    if is_checkpoint(path):
+        return _from_checkpoint(path)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # damaged bytes make the readers raise whatever they like
@@ -81,8 +83,6 @@ def _from_file(path: Path) -> Weights:
         raise InputError(
             f"model.pretrained={path}: not a weights file, or truncated ({reason})"
         ) from error
-    if isinstance(content, dict) and KEY in content:
-        return _from_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"model.pretrained={path}: it holds no state dict (tensors by name)")
