@@ -95,7 +95,7 @@ def quiet() -> None:
 def expected_duration(
     module: Classifier, data: LesionData, trainer: pl.Trainer, epochs: int
 ) -> str:
-    """Predicts a run's duration from three training steps of a copy of the network.
+    """Predicts how long a run trains from three training steps of a copy of the network.
 
     Reading a batch in a loader process overlaps with computing, so the slower of the two counts.
     """
@@ -111,7 +111,7 @@ def expected_duration(
         steps = [_timed(lambda: _step(network, loss, held, trainer), device) for _ in range(3)]
     step = max(min(steps[1:]), reading)
     evaluation = len(data.rows("val")) / (loader.batch_size or 1) * step * EVALUATION_COST
-    return _said((epochs * (len(loader) * step + evaluation) + evaluation) / trainer.world_size)
+    return _said(epochs * (len(loader) * step + evaluation) / trainer.world_size)
 
 
 def device_name(trainer: pl.Trainer) -> str:

@@ -123,7 +123,7 @@ class Fold:
         # A SyncBatchNorm would wait for the other processes, which do not take these steps.
         if options.progress and not options.sync_batchnorm:
             duration = expected_duration(self.module, data, self.trainer, options.max_epochs)
-            print(f"expected duration: about {duration}", flush=True)  # noqa: T201
+            print(f"expected duration: about {duration} to train", flush=True)  # noqa: T201
 
     def _warnings(self) -> list[str]:
         found = [*self.findings["warnings"]]
