@@ -8,10 +8,10 @@ HEADLINE: Final = 14  # metrics shown after a run; the report has all
 
 def metrics_table(evaluation: dict[str, Any]) -> str:
     """A run's test metrics with their intervals, one a line."""
-    rows = [
-        (name, _number(entry["value"]), _interval(entry))
-        for name, entry in list(evaluation["metrics"].items())[:HEADLINE]
-    ]
+    entries = dict(list(evaluation["metrics"].items())[:HEADLINE])
+    if referred := evaluation["metrics"].get("referred"):
+        entries["referred to a person"] = referred
+    rows = [(name, _number(entry["value"]), _interval(entry)) for name, entry in entries.items()]
     width = max((len(name) for name, _, _ in rows), default=0)
     counts = f"test: {evaluation['n']} rows"
     if "positives" in evaluation:

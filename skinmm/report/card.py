@@ -16,8 +16,8 @@ from skinmm.report.sections.missing import missing
 from skinmm.report.wording import estimate, named
 
 FIGURES: Final = (
-    *("auroc", "average_precision", "sensitivity", "specificity", "calibration_slope", "brier"),
-    *("macro_auroc", "class_balanced_accuracy"),
+    *("auroc", "average_precision", "sensitivity", "specificity", "referred"),
+    *("calibration_slope", "brier", "macro_auroc", "class_balanced_accuracy"),
 )
 
 

@@ -5,6 +5,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
 import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
@@ -47,6 +50,55 @@ def test_a_card_holds_the_run_s_figures_and_facts_and_names_nobody(tmp_path: Pat
     assert f"Test: {len(test)} images" in card
     assert not [name for name in demo_cohort()["image_id"] if name in card]
     assert all(len({len(row) for row in table}) == 1 for table in tables(card))
+
+
+def test_a_card_tells_what_is_referred_beside_the_sensitivity(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    card = card_of(run)
+    decision = pd.read_csv(run / "predictions" / "test.csv")["decision"]
+    share = (decision == "refer").mean()
+    assert f"| Referred to a person | {share:.3f} (" in card
+    (results,) = (line for line in card.splitlines() if line.startswith("**Results.**"))
+    assert f", referred to a person: {100 * share:.1f} % of rows (" in results
+    (threshold,) = (line for line in card.splitlines() if line.startswith("**Threshold.**"))
+    assert "referred" not in threshold
+
+
+@pytest.mark.parametrize(
+    ("sources", "kind"),
+    [
+        (["pad_ufes_20"], "smartphone photographs"),
+        (["isic_2019", "isic_2019 (2)"], "dermoscopic images"),
+        (["isic_2024", "ham10000"], "crops of total-body photographs and dermoscopic images"),
+        (["csv"], "images of skin lesions"),
+    ],
+)
+def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
+    tmp_path: Path, sources: list[str], kind: str
+) -> None:
+    run = make_run(tmp_path)
+    cohort = demo_cohort()
+    cohort.assign(source=np.resize(sources, len(cohort))).to_csv(run / "cohort.csv", index=False)
+    command = [
+        "python",
+        "/opt/x/train.py",
+        "data.root=/home/ann/my data, old",
+        "model.pretrained=/home/ann/runs/a=b/best.ckpt",
+        "data.extra=[{name:isic_2019,root:/home/ann/isic},{name:own,root:'/home/ann/o'}]",
+        "input=s3://bucket/a.csv",
+        "loss.args.alpha=1/2",
+    ]
+    (run / "environment.json").write_text(json.dumps({"command": command}))
+    card = card_of(run)
+    assert f"Research on {kind}." in card
+    assert f"of another kind than {kind};" in card
+    assert ("dermoscop" in card) == ("dermoscop" in kind)
+    typed = (
+        "python train.py data.root=DIR model.pretrained=best.ckpt "
+        "data.extra=\\[{name:isic_2019,root:DIR},{name:own,root:'DIR'}\\] "
+        "input=s3://bucket/a.csv loss.args.alpha=1/2"
+    )
+    assert f"Run by: {typed}\n" in card
 
 
 def test_a_card_of_several_classes_and_folds_counts_each(tmp_path: Path) -> None:

@@ -1,14 +1,22 @@
 """What files say of a run, in words that checklists quote; an empty text where they say nothing."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import counted, parts_of, patients_in, unit_of
 from skinmm.report.sections.headline import warnings_of
 from skinmm.report.sections.missing import parts_of as withheld
+from skinmm.report.sections.referral import referred
 from skinmm.report.wording import estimate, number, percent, plural
 
+KINDS: Final = dict.fromkeys(
+    ("demo", "siim_isic", "ham10000", "isic_2017", "isic_2018", "isic_2019"), "dermoscopic images"
+) | {"isic_2024": "crops of total-body photographs", "pad_ufes_20": "smartphone photographs"}
+"""What a cohort's pictures are."""
+ANY_KIND: Final = "images of skin lesions"
 CALLS: Final = {
     "likeliest": "Called is the likeliest class, whatever the threshold.",
     "balanced": "Called is the class whose probability is largest for its share of the training "
@@ -48,7 +56,8 @@ def facts_of(evidence: Evidence) -> dict[str, str]:
         "checkpoint": _checkpoint(evidence),
         "calibration": _calibration(evidence),
         "initialisation": evidence.initialisation or "",
-        "command": " ".join(map(str, evidence.environment.get("command", []))),
+        "images": _images(evidence),
+        "command": _placeless(evidence.environment.get("command", [])),
         **_configured(evidence.config),
     }
 
@@ -58,7 +67,7 @@ def _configured(config: Mapping[str, Any]) -> dict[str, str]:
     keys = ("data", "model", "fusion", "loss", "sampler", "optimizer", "trainer")
     data, model, fusion, loss, sampler, optimizer, trainer = (config.get(key, {}) for key in keys)
     block = fusion.get("name")
-    image = [] if block == "tabular_only" else ["the dermoscopic image"]
+    image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
     facts = {
@@ -112,6 +121,30 @@ def _sources(evidence: Evidence) -> str:
     return "; ".join(f"{name}: {plural(int(count), 'image')}" for name, count in counts.items())
 
 
+def _images(evidence: Evidence) -> str:
+    """What kind of pictures the cohorts hold."""
+    table = evidence.cohort
+    names = [evidence.config.get("data", {}).get("name")]
+    if table is not None and "source" in table:
+        names = list(table["source"].unique())
+    # The name of a cohort that was added to one like it has a number.
+    kinds = {KINDS.get(str(name).partition(" (")[0], ANY_KIND) for name in names}
+    return " and ".join(sorted(kinds))
+
+
+_ROOTED: Final = re.compile(r"""(?:^|(?<==))/(?!/).*|(?<=[:\[,{'"])/(?!/)[^,\]}'"]*""")
+
+
+def _placeless(command: Sequence[str]) -> str:
+    """A command, of absolute paths the file's name, and DIR for a folder."""
+
+    def short(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        return path.name if path.suffix else "DIR"
+
+    return " ".join(_ROOTED.sub(short, word) for word in command)
+
+
 def _performance(evidence: Evidence) -> str:
     names = ("auroc", "sensitivity", "specificity", "calibration_slope")
     labels = ("AUROC", "sensitivity", "specificity", "calibration slope")
@@ -119,24 +152,24 @@ def _performance(evidence: Evidence) -> str:
         f"{label} {estimate(evidence.estimate(name))}"
         for name, label in zip(names, labels, strict=True)
     )
-    return f"{', '.join(found)}; {100 * evidence.confidence:.0f} % intervals."
+    if left := referred(evidence):
+        left = f", referred to a person: {left}"
+    return f"{', '.join(found)}{left}; {100 * evidence.confidence:.0f} % intervals."
 
 
 def _threshold(evidence: Evidence) -> str:
     text = f"Malignant from a probability of {number(evidence.threshold)}"
-    referred = (evidence.estimate("referred") or {}).get("value")
-    left = f" {percent(referred)} are referred to a person." if referred else ""
     if not evidence.rule:
-        return f"{text}, which nobody chose.{left}"
+        return f"{text}, which nobody chose."
     if "guaranteed" not in evidence.rule:
-        return f"{text}, {evidence.rule['rule']}.{left}"
+        return f"{text}, {evidence.rule['rule']}."
     wish = evidence.config.get("evaluation", {})
     aim = f"the rule {evidence.rule.get('rule')}"
     if evidence.rule.get("rule") == "sensitivity" and "sensitivity" in wish:
         sure = f"with {percent(wish['confidence'])} confidence"
         bound = sure if evidence.rule["guaranteed"] else "as an estimate without a bound"
         aim = f"a sensitivity of {percent(wish['sensitivity'])}, {bound}"
-    return f"{text}, chosen on validation patients for {aim}.{left}"
+    return f"{text}, chosen on validation patients for {aim}."
 
 
 def _limits(evidence: Evidence) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Final
 from skinmm.report.blocks import Block, Note, Section, Tile, Tiles
 from skinmm.report.evidence import Evidence
 from skinmm.report.sections.cohort import counted, unit_of
-from skinmm.report.sections.referral import unpromised
+from skinmm.report.sections.referral import referred, unpromised
 from skinmm.report.wording import estimate, interval, number, percent, plural
 
 CHANCE: Final = 0.5
@@ -102,10 +102,12 @@ def _in_words(evidence: Evidence) -> str:
         return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
     flagged = _value(evidence.estimate("number_needed_to_treat"))
     yielded = f" One in {flagged:.1f} flagged lesions is malignant." if flagged else ""
+    if left := referred(evidence):
+        left = f" Referred to a person: {left}; they count here as the threshold calls them."
     return (
         f"With the threshold at a probability of {number(evidence.threshold)}: of 100 malignant "
         f"lesions {100 * found:.0f} are flagged and {100 - 100 * found:.0f} missed; of 100 benign "
-        f"ones {100 - 100 * spared:.0f} are flagged needlessly.{yielded} {intervals}"
+        f"ones {100 - 100 * spared:.0f} are flagged needlessly.{yielded}{left} {intervals}"
     )
 
 

@@ -25,6 +25,7 @@ CURVES: Final = 12
 RATES: Final = (
     "sensitivity",
     "specificity",
+    "referred",
     "ppv",
     "npv",
     "balanced_accuracy",

@@ -10,10 +10,9 @@ from skinmm.evaluation.uncertainty import coverage_range
 from skinmm.report.blocks import Block, Plot, Row, Section, Table
 from skinmm.report.evidence import Evidence
 from skinmm.report.figures import grids
-from skinmm.report.wording import estimate, named, percent
+from skinmm.report.wording import estimate, interval, named, percent
 
 MEASURES: Final = (
-    "referred",
     "unfamiliar",
     "set_size",
     "decided_sensitivity",
@@ -47,6 +46,14 @@ def referral(evidence: Evidence) -> Section | None:
         sized = Table("Classes in a set", ("Classes", "Images"), lines)
         blocks.append(Row([_coverage(evidence), sized]))
     return Section("referral", "Referral", blocks, LEAD)
+
+
+def referred(evidence: Evidence) -> str:
+    """`31.2 % of rows (28.0 % to 34.1 %)`; nothing where no row is referred."""
+    found = evidence.estimate("referred") or {}
+    bounds = interval(found, share=True)
+    text = f"{percent(found.get('value'))} of rows{f' ({bounds})' if bounds else ''}"
+    return text if found.get("value") else ""
 
 
 def unpromised(evidence: Evidence) -> list[str]:
