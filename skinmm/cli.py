@@ -134,6 +134,9 @@ def _resume(config: Config) -> int:
 
 
 def _train(config: Config, folder: Path) -> int:
+    from skinmm.data.catalog import verify_cohort
+
+    verify_cohort(config.data)  # before torch, which takes seconds
     from skinmm.training import fit
     from skinmm.wording import metrics_table
 

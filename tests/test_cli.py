@@ -152,6 +152,9 @@ for call in (train, *[train] * 3, predict):
     seconds = time.process_time()  # of the whole process: interpreter, imports, composition
     assert "torch" not in sys.modules and "pandas" not in sys.modules
     print(seconds)
+for data in (["ham10000"], ["ham10000", "data.root=no"], ["csv", "data.root=.", "+data.args.a=1"]):
+    assert train([f"data={data[0]}", *data[1:]]) == 2
+    assert "torch" not in sys.modules
 """
 
 
@@ -162,7 +165,11 @@ def test_bad_usage_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT)}
     done = command(str(script), *mistakes, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == len(mistakes)
+    *lines, needed, absent, argument = done.stderr.splitlines()
+    assert len(lines) == len(mistakes)
+    assert needed == "error: data=ham10000 needs data.root=DIR, the folder of the dataset"
+    assert absent == "error: data.root=no: no such folder"
+    assert argument.startswith("error: data 'csv' has no argument 'a'; it has: ")
     assert float(done.stdout.split()[0]) < 1.5
 
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import Component, DataConfig, ExtraCohort, build
+from skinmm.config import Component, DataConfig, ExtraCohort, build, verify
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.folder import image_folder
-from skinmm.data.catalog.images import absent, require_images
+from skinmm.data.catalog.images import absent, require_images, root_of
 from skinmm.data.catalog.isic import (
     ham10000,
     isic_2017,
@@ -40,6 +40,7 @@ __all__ = [
     "positives_of",
     "require_images",
     "require_masks",
+    "verify_cohort",
     "with_masks",
 ]
 
@@ -60,6 +61,16 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "packed": packed,
     "tfrecord": tfrecord,
 }
+
+
+def verify_cohort(data: DataConfig) -> None:
+    """Refuses what is wrong before anything is read: an adapter's name, its args, a folder."""
+    args = {name: value for name, value in data.args.items() if name != "test_fraction"}
+    verify(ADAPTERS, "data", Component(data.name, args), context=("data",))
+    if data.name != "demo":  # which brings its own
+        root_of(data)
+    for extra in data.extra:
+        verify_cohort(_as_data(data, extra))
 
 
 def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
@@ -122,7 +133,7 @@ def _read(data: DataConfig) -> pd.DataFrame:
 
 def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.DataFrame:
     """Adds another cohort's rows for training only, less the images that are there already."""
-    other = _read(replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[]))
+    other = _read(_as_data(data, extra))
     other = other[~other["image_id"].isin(table["image_id"])].assign(part="train")
     other["source"] = by_value(other["source"], lambda name: _another(name, set(table["source"])))
     spelling = {canonical_diagnosis(name): name for name in table["diagnosis"].dropna().unique()}
@@ -132,6 +143,10 @@ def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.D
     joined = pd.concat([table, other], ignore_index=True)
     joined.attrs = table.attrs
     return joined
+
+
+def _as_data(data: DataConfig, extra: ExtraCohort) -> DataConfig:
+    return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
 
 
 def _another(name: str, taken: Collection[str]) -> str:
