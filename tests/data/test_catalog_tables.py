@@ -158,6 +158,16 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     assert rows["image_id"].is_unique
 
 
+def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    write(tmp_path, "cohort.csv", text.split("```csv\n")[1].split("```")[0])
+    write_images(tmp_path / "images", ["a1", "a2", "b1"])
+    table = require_images(load("csv", tmp_path), "error")
+    assert table["target"].tolist() == [1, 0, 0]
+    assert table["patient_id"].tolist() == ["P1", "P1", "P2"]
+    assert table[["age", "sex", "site", "path"]].notna().all(axis=None)
+
+
 def test_the_example_of_the_datasets_page_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     settings = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
