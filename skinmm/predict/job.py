@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,13 @@ from skinmm.predict.images import ImageFolder
 from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
-from skinmm.predict.reader import canonical_patients, count_rows, read_patients, stamp
+from skinmm.predict.reader import (
+    canonical_patients,
+    count_rows,
+    read_patients,
+    stamp,
+    unfound,
+)
 from skinmm.predict.reasons import Explainer
 from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
@@ -100,10 +107,18 @@ def _predicted(
     predictor: Predictor, config: PredictConfig, job: dict[str, Any], images: ImageFolder, done: int
 ) -> Iterator[Predicted]:
     """The rows after those that are done, a chunk at a time."""
+    wanted = _wanted(predictor, config.input)
+
+    @cache  # the line is said once
+    def tell(*names: str) -> None:
+        if line := unfound(names, wanted):
+            tqdm.write(line, file=sys.stderr)
 
     def tables(skip: int) -> Iterator[pd.DataFrame]:
         left = read_patients(config.input, _chunk(config.batch_size), skip)
-        return _watched(left, config.input, skip, config.batch_size)
+        for table in _watched(left, config.input, skip, config.batch_size):
+            yield table
+            tell(*table.columns)  # not of a table that is refused
 
     looking: dict[str, Any] = {"batch_size": config.batch_size, "workers": _workers(config.workers)}
     wish: dict[str, Any] = {"probabilities": config.probabilities, "threshold": config.threshold}
@@ -115,6 +130,13 @@ def _predicted(
         predictor.gather(tables(spool.rows), images, spool, **looking)
         wish["batch_size"] = config.batch_size
         yield from predictor.stream_gathered(tables(done), spool, done, **wish)
+
+
+def _wanted(predictor: Predictor, source: str) -> list[str]:
+    """The record columns that a table is to have; the images of a folder bring their own."""
+    if "record" not in predictor.inputs or Path(source).is_dir():
+        return []
+    return [name for name in predictor.columns if name not in predictor.panel.measured]
 
 
 def _gathered(output: Path) -> Path:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from skinmm.data import tfrecord
 from skinmm.data.vocabulary import (
+    COLUMN_NAMES,
     CONVERTERS,
     Table,
     canonical_name,
@@ -26,6 +27,7 @@ from skinmm.errors import InputError
 from skinmm.predict.images import SUFFIXES
 
 PARQUET: Final = (".parquet", ".pq")
+SHOWN: Final = 10  # columns that are named
 
 
 class Patients(NamedTuple):
@@ -133,6 +135,24 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
             cells[name] = np.array([_PLAIN.get(name, _stripped)(cell) for cell in held], object)
     target = np.asarray(table["target"]) if "target" in table else None
     return Patients(cells, unknown, target)
+
+
+def unfound(names: Sequence[str], columns: Sequence[str]) -> str:
+    """One line on a table that lacks columns of the record; empty where it has them all.
+
+    Args:
+        names: of the table's columns.
+        columns: the record columns that the models use.
+    """
+    given = renamed(names)
+    lacking = [name for name in columns if name not in {*names, *given.values()}]
+    used = {"image_id", "patient_id", "lesion_id", "target", *columns}
+    unused = [str(name) for name in names if given.get(name, name) not in used]
+    more = [f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else []
+    known = (f"{name} (known: {', '.join(COLUMN_NAMES.get(name, (name,)))})" for name in lacking)
+    said = f"no column for {', '.join(known)}: missing, unless DICOM headers have it"
+    left = f"; columns not used: {', '.join([*unused[:SHOWN], *more])}" if unused else ""
+    return said + left if lacking else ""
 
 
 def _hashable(cells: np.ndarray) -> np.ndarray:

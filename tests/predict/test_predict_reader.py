@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.reader import canonical_patients, read_patients
+from skinmm.predict.reader import canonical_patients, read_patients, unfound
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
 
@@ -99,6 +99,17 @@ def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -
         "torso",
     )
     assert patients.unknown.total() == 0
+
+
+def test_columns_under_names_that_nobody_knows_are_told() -> None:
+    german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
+    assert unfound(german, ["age", "itch"]) == ""
+    assert unfound(german, ["age", "sex", "grew"]) == (
+        "no column for sex (known: sex, gender), grew (known: grew): missing, unless DICOM headers "
+        "have it; columns not used: Alter, Geschlecht, itch"
+    )
+    assert unfound([f"c{n}" for n in range(12)], ["sex"]).endswith("c8, c9, 2 more")
+    assert unfound(["image", "target"], ["sex"]).endswith("DICOM headers have it")
 
 
 def test_unknown_values_become_missing_and_are_counted() -> None:
