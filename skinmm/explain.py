@@ -82,16 +82,13 @@ def contributions(  # noqa: PLR0913  (three say what prediction does)
         among: record columns of all the models whose contributions are averaged, so that each
             names the same inputs.
     """
-    columns = [name for name in encoder.columns if not is_missing(row[name])]
-    columns = columns if network.record is not None else []
-    names, groups = columns, [[name] for name in columns]
-    # By what the model has, not by what the row holds: every row names the same inputs.
-    if columns and max(among, len(encoder.columns)) > MOST_COLUMNS:
-        names, groups = [RECORD], [columns]
+    groups: dict[str, list[str]] = {}
+    if network.record is not None:
+        groups = _grouped(encoder.columns, row, among)
     subsets = _subsets(len(groups))
     records = None
     if network.record is not None:
-        cells = _blanked({name: row[name] for name in encoder.columns}, groups, subsets)
+        cells = _blanked({name: row[name] for name in encoder.columns}, [*groups.values()], subsets)
         records = torch.from_numpy(encoder.transform(cells)).to(network.device)
     looks = [(image, shown)]
     if image is not None and shown:
@@ -102,9 +99,18 @@ def contributions(  # noqa: PLR0913  (three say what prediction does)
         raw = _probabilities(network, look, records, len(subsets), views=views, shown=there)
         values.append(malignancy(raw))
     # The image is the last input, so the subsets with it are the second half.
-    names = [*names, IMAGE] if len(looks) > 1 else names
+    names = [*groups, *[IMAGE] * (len(looks) > 1)]
     added = shapley(np.concatenate(values))
     return Contributions(float(values[0][0]), dict(zip(names, added.tolist(), strict=True)))
+
+
+def _grouped(columns: Sequence[str], row: Mapping[str, Any], among: int) -> dict[str, list[str]]:
+    """The columns that a row has, each an input, or all of them one where there are many."""
+    there = [name for name in columns if not is_missing(row[name])]
+    # By what the model has, not by what the row holds: every row names the same inputs.
+    if there and max(among, len(columns)) > MOST_COLUMNS:
+        return {RECORD: there}
+    return {name: [name] for name in there}
 
 
 def shapley(values: Float64[np.ndarray, " subsets"]) -> Float64[np.ndarray, " inputs"]:

@@ -58,26 +58,24 @@ def compare(
     first = next(iter(joined.values()))
     codes, patients = patient_codes(first.patient_id)
     units = independent_units(codes, first.malignant)
-    values, samples, skews = {}, {}, {}
+    values, samples, systems = {}, {}, {}
     for name, rows in joined.items():
         threshold = (thresholds or {}).get(name, DEFAULT_THRESHOLD)
         metrics = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
         everyone = metrics(np.ones((1, patients), dtype=np.int64))
         values[name] = {key: float(value[0]) for key, value in everyone.items()}
         samples[name] = bootstrap(metrics, patients, len(codes), resamples=resamples, seed=seed)
-        skews[name] = skewness(metrics, patients, len(codes))
+        skews = skewness(metrics, patients, len(codes))
+        systems[name] = {
+            key: summarise(key, value, samples[name][key], skews[key], confidence, units)
+            for key, value in values[name].items()
+        }
     return {
         "n": len(first),
         "patients": patients,
         "positives": int(first.malignant.sum()),
         "left_out": {name: len(files[name]) - len(first) for name in files},
-        "systems": {
-            name: {
-                key: summarise(key, value, samples[name][key], skews[name][key], confidence, units)
-                for key, value in values[name].items()
-            }
-            for name in joined
-        },
+        "systems": systems,
         "pairs": _pairs(joined, values, samples, confidence, units, against),
     }
 
