@@ -53,8 +53,8 @@ def settings(schema: object, prefix: str = "") -> Iterator[str]:
 KNOWN: Final = {
     key
     for name in config.__all__
-    if name.endswith("Config") and is_dataclass(schema := getattr(config, name))
-    for key in settings(schema())
+    if name.endswith("Config")
+    for key in settings(getattr(config, name)())
 }.union(*FILES.values())
 
 
