@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.checkpoint import save_atomically
+from skinmm.writing import whole
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")
@@ -58,10 +59,8 @@ class History(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         self._rows = [row for row in self._rows if _stays(row, place, values.keys())]
         self._rows += [[epoch, str(place), name, f"{value:.9g}"] for name, value in values.items()]
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with whole(self._path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([HISTORY_COLUMNS, *self._rows])
-        partial.replace(self._path)
 
 
 class EpochLines(Callback):
@@ -142,7 +141,7 @@ class RunCheckpoints(ModelCheckpoint):
         """Clears what was half written when a run was killed."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and stage == "fit":
-            for partial in self._last.parent.glob(".*.partial"):
+            for partial in self._last.parent.glob("*.part"):
                 partial.unlink()
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:

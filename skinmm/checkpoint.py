@@ -1,6 +1,5 @@
 """The one place that knows what a checkpoint holds: plain data, loaded with `weights_only=True`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skinmm.errors import InputError
+from skinmm.writing import whole
 
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
@@ -130,15 +130,8 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Writes beside the target and renames: a half-written checkpoint is never seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
 
 
 def _checked(path: Path) -> tuple[dict[str, Any], Card]:

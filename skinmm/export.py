@@ -14,7 +14,6 @@ Metadata, each as JSON: `classes`, `positive`, `threshold`, `conformal`, `encode
 """
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +44,7 @@ from skinmm.predict.backends import (
     TorchBackend,
 )
 from skinmm.predict.member import Member
+from skinmm.writing import whole
 
 DEMO: Final = Path(__file__).parent / "demo"
 OPSET: Final = 17
@@ -79,13 +79,9 @@ def export(config: ExportConfig) -> Path:
             "an exported model sees one image at a time, and fusion=patient_context compares those "
             f"of a patient; export the plain model: checkpoint={base}"
         )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.onnx")
-    try:
+    with whole(path) as partial:
         _write(member, partial)
         _verify(member, OnnxBackend(partial), config.rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from skinmm import __version__
 from skinmm.errors import InputError
+from skinmm.writing import whole
 
 PLAIN: Final = "plain"
 """Where a run of two stages keeps the first one."""
@@ -88,10 +89,9 @@ def fold_folder(run: Path, fold: int) -> Path:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes readable JSON, whole or not at all; missing numbers are null, never NaN."""
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_metrics(run: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
+from skinmm.writing import whole
 
 UNCHANGING: Final = "none"  # the augmentation and the mixing that leave images alone
 
@@ -53,10 +54,9 @@ def keep_features(
 
 def _write(file: Path, data: LesionData, network: Network, device: torch.device) -> None:
     """Looks at all rows, and renames the file once it is whole."""
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial.npy")
     kept: np.ndarray | None = None
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
                 seen = network.see(batch["image"].to(device)).float().cpu().numpy()
@@ -64,9 +64,6 @@ def _write(file: Path, data: LesionData, network: Network, device: torch.device)
                 shape = (len(data.used_rows), *seen.shape[1:])
                 kept = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
             kept[batch["row"].numpy()] = seen
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _digest(config: Config, data: LesionData, image: nn.Module) -> str:

@@ -103,7 +103,7 @@ def test_a_run_killed_within_an_epoch_ends_as_if_it_had_not_been(
     stopped = torch.load(last, weights_only=True)
     assert 0 < stopped["global_step"] < 12
     assert stopped["LesionData"] == {"epoch": 0, "steps": stopped["global_step"], "rows": 8}
-    (last.parent / ".last.ckpt.1.partial").write_bytes(b"half of a checkpoint")
+    (last.parent / "last.ckpt.1.part").write_bytes(b"half of a checkpoint")
     assert train(f"resume={run}") == 0
     assert_same(run, whole)
 

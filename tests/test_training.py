@@ -319,7 +319,7 @@ def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
-    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*.part"))
 
 
 def test_an_interrupted_run_leaves_a_checkpoint_and_is_resumed(

@@ -15,6 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from skinmm.config.schema import Config, DataConfig, StudyConfig
 from skinmm.config.schema_commands import AuditConfig
 from skinmm.errors import InputError
+from skinmm.writing import whole
 
 T = TypeVar("T")
 Number = int | float
@@ -82,9 +83,8 @@ def read_config(path: Path) -> Config:
 def write_config(path: Path, config: Config) -> None:
     """Writes a run's `config.yaml`, whole or not at all: without it a run cannot be resumed."""
     text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def check(config: Any, prefix: str = "") -> None:

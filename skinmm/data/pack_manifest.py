@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from skinmm.data.tfrecord_format import whole
 from skinmm.errors import InputError
+from skinmm.writing import whole
 
 FILE: Final = "manifest.json"
 _SCHEMA: Final = 1

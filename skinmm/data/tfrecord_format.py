@@ -4,18 +4,16 @@ A file is a sequence of records: length (uint64, little endian), CRC of the leng
 the payload; both CRC-32C, masked as in TensorFlow's `lib/io/record_writer.h`.
 """
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import crc32c
 import numpy as np
 
 from skinmm.errors import InputError
+from skinmm.writing import whole
 
 HEADER: Final = 12  # bytes before the payload: its length and the length's CRC
 FOOTER: Final = 4  # bytes after it: its CRC
@@ -155,17 +153,3 @@ def _message(key: str, value: Any) -> dict[str, dict[str, list[Any]]]:
 
 def _footer(data: bytes) -> bytes:
     return struct.pack("<I", _masked_crc(data))
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its own name only once the block has succeeded."""
-    # Of several machines that share a folder, two may have the same process number.
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

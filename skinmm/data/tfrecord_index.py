@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from skinmm.data.tfrecord_format import FOOTER, HEADER, TFRecordError, parse, scan, text, whole
+from skinmm.data.tfrecord_format import FOOTER, HEADER, TFRecordError, parse, scan, text
+from skinmm.writing import whole
 
 _VERSION: Final = 1
 

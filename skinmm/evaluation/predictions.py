@@ -1,6 +1,5 @@
 """Prediction files: what every stage after the model reads, whichever system wrote them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation import reading
 from skinmm.evaluation.reading import BINARY, DECISIONS, REFER
+from skinmm.writing import whole
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
@@ -206,13 +206,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns["ood"] = predictions.ood
     if predictions.called is not None:
         columns["called"] = names[predictions.called]
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(Path(path)) as partial:
         pd.DataFrame(columns).to_csv(partial, index=False, float_format="%.9g")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def set_names(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:

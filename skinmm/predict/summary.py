@@ -9,6 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.predict.images import bare
+from skinmm.writing import whole
 
 Rows = Iterable[pd.DataFrame]
 LISTED: Final = 20
@@ -103,14 +104,9 @@ def _reason(row: Mapping[Hashable, Any]) -> str:
 
 def _write(tables: pd.DataFrame | Iterator[pd.DataFrame], path: Path) -> None:
     """Under a temporary name, then renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            parts = [tables] if isinstance(tables, pd.DataFrame) else tables
-            for number, table in enumerate(parts):
-                table.to_csv(
-                    file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n"
-                )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        parts = [tables] if isinstance(tables, pd.DataFrame) else tables
+        for number, table in enumerate(parts):
+            table.to_csv(
+                file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n"
+            )

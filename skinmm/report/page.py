@@ -6,6 +6,7 @@ from pathlib import Path
 import skinmm
 from skinmm.errors import InputError
 from skinmm.report.blocks import Section
+from skinmm.writing import whole
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
@@ -47,8 +48,7 @@ def write_page(
 def put(text: str, output: Path) -> Path:
     """Writes a file by rename; its folder is made where missing."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.partial")
-    # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    partial.replace(output)
+    with whole(output) as partial:
+        # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.
+        partial.write_text(text, encoding="utf-8", errors="replace")
     return output
