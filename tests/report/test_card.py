@@ -81,7 +81,8 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
     cohort.assign(source=np.resize(sources, len(cohort))).to_csv(run / "cohort.csv", index=False)
     command = [
         "python",
-        "/opt/x/train.py",
+        "/home/ann/bin/skinmm",
+        "train",
         "data.root=/home/ann/my data, old",
         "model.pretrained=/home/ann/runs/a=b/best.ckpt",
         "data.extra=[{name:isic_2019,root:/home/ann/isic},{name:own,root:'/home/ann/o'}]",
@@ -94,7 +95,7 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
     assert f"of another kind than {kind};" in card
     assert ("dermoscop" in card) == ("dermoscop" in kind)
     typed = (
-        "python train.py data.root=DIR model.pretrained=best.ckpt "
+        "python skinmm train data.root=DIR model.pretrained=best.ckpt "
         "data.extra=\\[{name:isic_2019,root:DIR},{name:own,root:'DIR'}\\] "
         "input=s3://bucket/a.csv loss.args.alpha=1/2"
     )

@@ -136,11 +136,11 @@ _ROOTED: Final = re.compile(r"""(?:^|(?<==))/(?!/).*|(?<=[:\[,{'"])/(?!/)[^,\]}'
 
 
 def _placeless(command: Sequence[str]) -> str:
-    """A command, of absolute paths the file's name, and DIR for a folder."""
+    """A command, of absolute paths the file's name, and DIR for the folder of a setting."""
 
     def short(found: re.Match[str]) -> str:
         path = Path(found[0])
-        return path.name if path.suffix else "DIR"
+        return path.name if path.suffix or not found.start() else "DIR"
 
     return " ".join(_ROOTED.sub(short, word) for word in command)
 
