@@ -104,7 +104,8 @@ def dicom_record(data: bytes | File) -> dict[str, Any]:
     except DecodeError:
         raise
     except Exception as error:
-        raise DecodeError(f"unreadable DICOM header ({error}): fetch the file again") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DecodeError(f"unreadable DICOM header ({reason}): fetch the file again") from error
     return {name: None if value == "" else value for name, value in record.items()}
 
 
@@ -155,7 +156,7 @@ def _geometry(dataset: Dataset) -> tuple[int, Size]:
     if "PixelData" not in dataset:
         kind = "floating-point pixels" if "Rows" in dataset else "no pixels"
         raise DecodeError(
-            f"the DICOM file holds {kind} (Modality {dataset.get('Modality')}): "
+            f"the DICOM file holds {kind} (Modality {str(dataset.get('Modality'))[:16]}): "
             "leave it out, or give the file that holds the photograph"
         )
     return int(dataset.get("NumberOfFrames") or 1), (int(dataset.Rows), int(dataset.Columns))
