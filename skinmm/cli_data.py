@@ -113,8 +113,7 @@ def _cohort(data: DataConfig, *, images: bool = False) -> "pd.DataFrame":
     """The rows, as `data.missing` says where their images are needed."""
     from skinmm.data.catalog import load_cohort, require_images
 
-    table = load_cohort(data)
-    return require_images(table, data.missing) if images or data.missing == "drop" else table
+    return require_images(load_cohort(data), data.missing, needed=images)
 
 
 def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":

@@ -53,7 +53,9 @@ class DataConfig:
         "auto", "how the images are stored", choices=("auto", "jpeg", "dicom", "tfrecord")
     )
     missing: str = setting(
-        "error", "rows whose image is not on disk: refuse or drop", choices=("error", "drop")
+        "error",
+        "rows whose image is not on disk: refuse where images are used, or drop anyhow",
+        choices=("error", "drop"),
     )
     target: str = setting("malignant", "what is predicted", choices=("malignant", "diagnosis"))
     positive: list[str] = setting([], "classes that count as malignant; empty: the usual ones")

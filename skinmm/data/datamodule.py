@@ -92,9 +92,8 @@ class LesionData(pl.LightningDataModule):
 
     def _read(self, config: Config) -> pd.DataFrame:
         """The rows that can be used; says what their classes are."""
-        table = load_cohort(config.data)
-        if "image" in self._inputs:
-            table = require_images(table, config.data.missing)
+        needed = "image" in self._inputs
+        table = require_images(load_cohort(config.data), config.data.missing, needed=needed)
         self.classes = classes_of(table, config.data)
         self.positive = positives_of(self.classes, config.data)
         return measured(table, config.data.columns, self.finder, MAX_WORKERS)

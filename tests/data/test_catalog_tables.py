@@ -136,7 +136,10 @@ def test_missing_images_are_counted_with_examples(tmp_path: Path) -> None:
     expected = r"2 of 4 images are not on disk, e.g. I0, I3; looked in .*jpeg/train.*missing=drop"
     with pytest.raises(InputError, match=expected):
         require_images(table, "error")
-    assert require_images(table, "drop")["image_id"].tolist() == ["I1", "I2"]
+    for needed in (True, False):  # a model of the record has the rows of those that also look
+        kept = require_images(table, "drop", needed=needed)
+        assert kept["image_id"].tolist() == ["I1", "I2"]
+    assert len(require_images(table, "error", needed=False)) == 4
     nowhere = table.assign(path=None)
     with pytest.raises(InputError, match="4 of 4 images are not on disk"):
         require_images(nowhere, "drop")

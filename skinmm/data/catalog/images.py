@@ -66,17 +66,21 @@ def with_paths(
     return filled
 
 
-def require_images(table: pd.DataFrame, missing: str) -> pd.DataFrame:
+def require_images(table: pd.DataFrame, missing: str, *, needed: bool = True) -> pd.DataFrame:
     """The rows whose image is on disk.
 
     Args:
         table: canonical rows.
         missing: `drop` leaves the others out, `error` refuses them.
+        needed: whether images are looked at; if not, only `drop` leaves rows out, so that a model
+            of the record has the rows of one of both.
 
     Raises:
         InputError: images are missing and may not be, or every image is.
     """
     there, said = table["path"].notna(), absent(table)
+    if not needed and missing == "error":
+        return table
     if said is None or (missing == "drop" and there.any()):
         return table[there].reset_index(drop=True)
     raise InputError(f"{said}; data.missing=drop leaves them out" if there.any() else said)
