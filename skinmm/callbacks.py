@@ -137,13 +137,6 @@ class RunCheckpoints(ModelCheckpoint):
         self._saved = time.monotonic()
         self._interrupted = False
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Clears what was half written when a run was killed."""
-        super().setup(trainer, pl_module, stage)
-        if trainer.is_global_zero and stage == "fit":
-            for partial in self._last.parent.glob("*.part"):
-                partial.unlink()
-
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """From now on Ctrl-C ends the step that is being made."""
         self._saved = time.monotonic()

@@ -102,7 +102,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def write_cohort(run: Path, cohort: pd.DataFrame) -> None:
     """Writes the canonical rows with their part and fold."""
-    cohort.to_csv(run / "cohort.csv", index=False, float_format="%.9g")
+    with whole(run / "cohort.csv") as partial:
+        cohort.to_csv(partial, index=False, float_format="%.9g")
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from skinmm.training_context import acting, base_of, embed, refuse_another_finde
 from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
-from skinmm.training_pretrained import seen_before
+from skinmm.training_seen import refuse_another_split, seen_before
+from skinmm.writing import clear_partials
 
 THREADS: Final = torch.get_num_threads()
 PLAIN: Final = 2  # dimensions of kept features that are a vector an image
@@ -71,6 +72,11 @@ class Fold:
         # So are those above kept features.
         torch.set_num_threads(THREADS if "image" in inputs else 1)
         data = LesionData(acting(config), inputs)
+        if config.resume:
+            refuse_another_split(run / "cohort.csv", data.cohort, "part")
+            if shared:
+                first = runs.fold_folder(shared, 0) / "cohort.csv"
+                refuse_another_split(first, data.cohort, "fold")
         _refuse_one_sided(data)
         findings = _audited(data, config)
         return cls(config, run, data, _module(config, data), trainer, findings, shared or run)
@@ -105,6 +111,7 @@ class Fold:
         return self._conclude()
 
     def _write_facts(self) -> None:
+        clear_partials(self.run)
         write_config(self.run / "config.yaml", self.config)
         runs.write_cohort(self.run, self.data.cohort)
         runs.write_json(self.run / "audit.json", self.findings)

@@ -20,6 +20,8 @@ from skinmm.models.segmentation import build_segmenter
 from skinmm.module_masks import MaskLearner
 from skinmm.report import write_report
 from skinmm.training_fold import interruptible, take_best
+from skinmm.training_seen import refuse_another_split
+from skinmm.writing import clear_partials
 
 PARTS = ("val", "test")
 
@@ -44,6 +46,8 @@ class MaskFold:
         pl.seed_everything(config.seed, workers=False, verbose=False)
         trainer = build_trainer(config, run)
         data = MaskData(config)
+        if config.resume:
+            refuse_another_split(run / "cohort.csv", data.cohort, "part")
         network = build_segmenter(config, pretrained=True)
         card = Card(
             config=to_mapping(replace(config, resume=None, overwrite=False)),
@@ -69,6 +73,7 @@ class MaskFold:
         last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
         if self.trainer.is_global_zero:
+            clear_partials(self.run)
             facts = runs.environment(device_name(self.trainer))
             write_config(self.run / "config.yaml", self.config)
             runs.write_cohort(self.run, self.data.cohort)

@@ -94,6 +94,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.audit",
         "data.datamodule",
         "data.sampling",
+        "data.splits",
         "data.transforms",
         "evaluation",
         "judge",

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,18 @@ def test_a_run_killed_before_its_metrics_is_judged_without_a_trace(whole: Path) 
     (whole / "metrics.json").unlink()
     assert train(f"resume={whole}") == 0
     assert {name: (whole / name).read_bytes() for name in SAME_FILES} == before
+
+
+def test_a_run_whose_rows_stand_in_other_parts_now_is_not_gone_on_with(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "metrics.json").unlink()
+    cohort = (run / "cohort.csv").read_text()
+    (run / "cohort.csv").write_text(cohort.replace(",test,", ",train,", 1))
+    assert train(f"resume={run}") == 2
+    assert "1 of them in another part" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_said_to_be_one_and_lacks_no_report(

@@ -143,6 +143,7 @@ def test_missing_images_are_counted_with_examples(tmp_path: Path) -> None:
     nowhere = table.assign(path=None)
     with pytest.raises(InputError, match="4 of 4 images are not on disk"):
         require_images(nowhere, "drop")
+    assert len(require_images(nowhere, "drop", needed=False)) == 4
 
 
 @given(st.text(max_size=200))

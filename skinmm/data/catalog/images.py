@@ -72,14 +72,14 @@ def require_images(table: pd.DataFrame, missing: str, *, needed: bool = True) ->
     Args:
         table: canonical rows.
         missing: `drop` leaves the others out, `error` refuses them.
-        needed: whether images are looked at; if not, only `drop` leaves rows out, so that a model
-            of the record has the rows of one of both.
+        needed: whether images are looked at; if not, `drop` leaves out the rows that a model of
+            both would lack, unless no row has an image.
 
     Raises:
         InputError: images are missing and may not be, or every image is.
     """
     there, said = table["path"].notna(), absent(table)
-    if not needed and missing == "error":
+    if not needed and (missing == "error" or not there.any()):
         return table
     if said is None or (missing == "drop" and there.any()):
         return table[there].reset_index(drop=True)

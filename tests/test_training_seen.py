@@ -1,5 +1,6 @@
 """Weights of another run: what that one has seen is not judged again without a word."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from quick_runs import best, cohort_of, metrics_of, quick_train
 
-from skinmm.config import ModelConfig
+from skinmm.config import ModelConfig, read_config, write_config
+from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
-from skinmm.training_pretrained import seen_before
+from skinmm.runs import write_cohort
+from skinmm.training_seen import refuse_another_split, seen_before
 
 Said = pytest.CaptureFixture[str]
 LIMIT = "data.limit=48"
@@ -57,6 +60,42 @@ def test_a_checkpoint_without_its_run_may_have_seen_anything(both: Path, tmp_pat
     path.write_bytes(best(both).read_bytes())
     (said,) = seen_before(ModelConfig(pretrained=str(path)), cohort_of(both))
     assert "is not known" in said
+
+
+def test_a_run_has_seen_what_the_run_had_that_it_began_from(both: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    (later / "checkpoints").mkdir(parents=True)
+    best(later).write_bytes(best(both).read_bytes())
+    settings = read_config(both / "config.yaml")
+    began = replace(settings.model, pretrained=str(best(both)))
+    write_config(later / "config.yaml", replace(settings, model=began))
+    other = cohort_of(both, "train").assign(image_id=lambda rows: "other" + rows["image_id"])
+    write_cohort(later, other.assign(source="elsewhere"))
+    model = ModelConfig(pretrained=str(best(later)))
+    assert seen_before(model, cohort_of(both, "test")) == []
+    judged = cohort_of(both, "train").head(3).assign(part="test")
+    assert seen_before(model, judged)[0].startswith("3 of 3")
+    write_config(
+        later / "config.yaml",
+        replace(settings, model=replace(began, pretrained=str(tmp_path / "gone" / "best.ckpt"))),
+    )
+    assert "is not known" in seen_before(model, judged)[0]
+
+
+def test_a_run_goes_on_with_the_rows_and_parts_that_it_began_with(both: Path) -> None:
+    file = both / "cohort.csv"
+    cohort = pd.read_csv(file)
+    refuse_another_split(file, cohort.sample(frac=1, random_state=0), "part")
+    refuse_another_split(
+        file, cohort.assign(part=cohort["part"].replace("unused", "train")), "part"
+    )
+    refuse_another_split(both / "none.csv", cohort, "part")
+    moved = cohort.assign(fold=cohort["fold"].mask(cohort.index == 0, 9))
+    refuse_another_split(file, moved, "part")
+    with pytest.raises(InputError, match="700 rows; now there are 700, 1 of them in another part"):
+        refuse_another_split(file, moved, "fold")
+    with pytest.raises(InputError, match="begun with 700 rows; now there are 699, 0 of them"):
+        refuse_another_split(file, cohort.iloc[1:], "part")
 
 
 def test_a_checkpoint_is_read_once(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
