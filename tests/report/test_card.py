@@ -86,6 +86,14 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
         "data.root=/home/ann/my data, old",
         "model.pretrained=/home/ann/runs/a=b/best.ckpt",
         "data.extra=[{name:isic_2019,root:/home/ann/isic},{name:own,root:'/home/ann/o'}]",
+        "data.extra=[{name: own, root: /home/ann/my data, old}, {root: //nas/ann/x, name: a}]",
+        "data.extra=[{name:a,root://nas/ann},{name:b,root: 'C:\\Users\\ann\\x, y'},{root:~ann/x}]",
+        "data.args.table=file:///home/ann/X.CSV",
+        "data.root=//nas/ann/x",
+        "data.root=C:\\Users\\ann\\x",
+        "model.pretrained=../../home/ann/best.pth",
+        "data.root=/data/patient.smith",
+        "logger.args.tracking_uri=sqlite:////home/ann/m",
         "input=s3://bucket/a.csv",
         "loss.args.alpha=1/2",
     ]
@@ -97,6 +105,10 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
     typed = (
         "python skinmm train data.root=DIR model.pretrained=best.ckpt "
         "data.extra=\\[{name:isic_2019,root:DIR},{name:own,root:'DIR'}\\] "
+        "data.extra=\\[{name: own, root: DIR}, {root: DIR, name: a}\\] "
+        "data.extra=\\[{name:a,root:DIR},{name:b,root: 'DIR'},{root:DIR}\\] "
+        "data.args.table=X.CSV data.root=DIR data.root=DIR model.pretrained=best.pth "
+        "data.root=DIR logger.args.tracking_uri=DIR "
         "input=s3://bucket/a.csv loss.args.alpha=1/2"
     )
     assert f"Run by: {typed}\n" in card

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any, Final
 
 from skinmm.report.evidence import Evidence
@@ -132,15 +132,29 @@ def _images(evidence: Evidence) -> str:
     return " and ".join(sorted(kinds))
 
 
-_ROOTED: Final = re.compile(r"""(?:^|(?<==))/(?!/).*|(?<=[:\[,{'"])/(?!/)[^,\]}'"]*""")
+_ROOT: Final = (
+    r"(?:/|\\\\|[A-Za-z]:[\\/]|~\w*[\\/]|(?:\.[\\/])*\.\.[\\/]|file:/|\w+:///)"  # of a machine
+)
+# A whole word or setting; or an item of a list or mapping, up to what can only follow it.
+_ROOTED: Final = re.compile(
+    rf"""^((?:(?!{_ROOT})[^=]*=)?\s*){_ROOT}.*|((?:[=\[,{{'"]|:(?!//)|\broot:)\s*){_ROOT}"""
+    rf""".*?(?=['"\]}}]|,\s*(?:\w+\s*:|['"{{\[]|{_ROOT})|$)"""
+)
+_COMMANDS: Final = ("skinmm", "torchrun")
+_FILES: Final = {
+    *(".py", ".yaml", ".yml", ".json", ".csv", ".tsv", ".parquet", ".pq"),
+    *(".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".npz", ".onnx"),
+}
 
 
 def _placeless(command: Sequence[str]) -> str:
-    """A command, of absolute paths the file's name, and DIR for the folder of a setting."""
+    """A command, of a machine's paths the name of a usual file or command, else DIR."""
 
     def short(found: re.Match[str]) -> str:
-        path = Path(found[0])
-        return path.name if path.suffix or not found.start() else "DIR"
+        before = found[1] or found[2] or ""
+        path = PureWindowsPath(found[0].removeprefix(before))  # which knows either slash
+        known = path.name in _COMMANDS or path.suffix.lower() in _FILES
+        return before + (path.name if known else "DIR")
 
     return " ".join(_ROOTED.sub(short, word) for word in command)
 
