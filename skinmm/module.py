@@ -56,6 +56,12 @@ class Outcomes(Metric):
         first[1:] = rows[order][1:] != rows[order][:-1]
         return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
+    def taken(self) -> tuple[Tensor, ...]:
+        """What `compute` gives, and forgets it; a single row, which that squeezes, stays a row."""
+        values = tuple(torch.atleast_1d(value) for value in self.compute())
+        self.reset()
+        return values
+
 
 class Classifier(Learner):
     """Trains a `Network`; what it knows of the run is plain data in `card`.
@@ -123,13 +129,11 @@ class Classifier(Learner):
 
     def on_test_epoch_end(self) -> None:
         """Gathers the rows of all ranks while they are on devices that can talk to each other."""
-        self.tested = self.test_outcomes.compute()
-        self.test_outcomes.reset()
+        self.tested = self.test_outcomes.taken()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole validation split, equal on all ranks."""
-        logits, targets = self.outcomes.compute()
-        self.outcomes.reset()
+        logits, targets = self.outcomes.taken()
         values = monitored(logits.double().softmax(dim=1), targets, self._positive)
         values["loss"] = self.loss(logits, targets)
         self.log_validation(values)

@@ -54,16 +54,14 @@ class MaskLearner(Learner):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means of the whole validation split, equal on all ranks."""
-        *areas, loss = self.outcomes.compute()
-        self.outcomes.reset()
+        *areas, loss = self.outcomes.taken()
         overlap, drawn, true = areas
         dice = torch.where(drawn + true > 0, 2 * overlap / (drawn + true).clamp(min=1), 1)
         self.log_validation({"dice": dice.mean(), "loss": loss.mean()})
 
     def on_test_epoch_end(self) -> None:
         """Gathers the rows of all ranks while they are on devices that can talk to each other."""
-        self.tested = self.outcomes.compute()[: len(AREAS)]
-        self.outcomes.reset()
+        self.tested = self.outcomes.taken()[: len(AREAS)]
 
     def _keep(self, batch: dict[str, Tensor], logits: Float[Tensor, "b h w"]) -> None:
         drawn, true = logits > 0, batch["mask"]

@@ -55,8 +55,7 @@ class MissingColumns(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Gathers the rows of all ranks."""
-        (self.tested,) = self._outcomes.compute()
-        self._outcomes.reset()
+        (self.tested,) = self._outcomes.taken()
 
     def predictions(self, test: judge.Raw, verdict: judge.Verdict) -> dict[str, Predictions]:
         """What was predicted, by part: `missing_<columns withheld>_of_<columns>`.
