@@ -62,7 +62,8 @@ def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
     """
     if {"-m", "--multirun"} & set(argv):
         return refused("a study runs its arms itself: leave -m out")
-    if {"study.arms={}", "++study.arms={}"} & set(argv):  # merged into the experiment's: nothing
+    # Merged into the experiment's: nothing.
+    if any("".join(word.split()).lstrip("+") == "study.arms={}" for word in argv):
         names = ", ".join(config.study.arms)
         return refused(f"study.arms={{}}: leave arms out by ~study.arms.NAME each; of {names}")
     arms: list[Arm] = []

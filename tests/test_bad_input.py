@@ -79,6 +79,10 @@ def misspelt(root: Path) -> list[str]:
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no root": (lambda _: ["data=siim_isic"], "data=siim_isic needs data.root=DIR"),
+    "no root of its own": (
+        lambda _: ["data.extra=[{name:isic_2019}]"],
+        "data.extra: isic_2019 needs a root of its own, data.extra=[{name:isic_2019,root:DIR}]",
+    ),
     "missing root": (
         lambda root: ["data=siim_isic", f"data.root={root / 'nowhere'}"],
         "nowhere: no such folder",

@@ -78,6 +78,8 @@ def test_a_second_start_makes_only_what_is_not_there(
     [
         ((*ARMS, "-m"), "leave -m out"),
         ((*ARMS, "study.arms={}"), "by ~study.arms.NAME each; of age, all, focal"),
+        ((*ARMS, "study.arms={ }"), "by ~study.arms.NAME each; of age, all, focal"),
+        ((*ARMS, "+study.arms={}"), "by ~study.arms.NAME each; of age, all, focal"),
         (("++study.arms={a:['loss=none'],b:[]}",), "unknown loss 'none'"),
         (("++study.arms={a:[]}",), "study.arms: there is one"),
         ((*ARMS, "study.against=[b]"), "study.against=['b']: choose from age, all, focal"),

@@ -146,6 +146,9 @@ def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.D
 
 
 def _as_data(data: DataConfig, extra: ExtraCohort) -> DataConfig:
+    if extra.name in ADAPTERS and extra.name != "demo" and not extra.root:
+        own = f"data.extra=[{{name:{extra.name},root:DIR}}]"
+        raise InputError(f"data.extra: {extra.name} needs a root of its own, {own}")
     return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
 
 
