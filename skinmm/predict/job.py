@@ -24,6 +24,7 @@ from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import (
+    brings_records,
     canonical_patients,
     count_rows,
     read_patients,
@@ -133,8 +134,8 @@ def _predicted(
 
 
 def _wanted(predictor: Predictor, source: str) -> list[str]:
-    """The record columns that a table is to have; the images of a folder bring their own."""
-    if "record" not in predictor.inputs or Path(source).is_dir():
+    """The record columns that a table is to have, unless it is a folder with records of its own."""
+    if brings_records(Path(source)):
         return []
     return [name for name in predictor.columns if name not in predictor.panel.measured]
 

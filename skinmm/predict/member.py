@@ -130,6 +130,11 @@ class Member:
         return FUSIONS[below(self.config.fusion).name].inputs
 
     @property
+    def columns(self) -> list[str]:
+        """The record columns that it uses."""
+        return list(self.encoder.columns) if "record" in self.inputs else []
+
+    @property
     def shares(self) -> Float64[np.ndarray, " classes"]:
         """What it divides probabilities by to say which class is called."""
         return call_shares(self.config.evaluation.call, self.card.prior["deployed"])
@@ -144,8 +149,7 @@ class Member:
     @property
     def measured(self) -> list[str]:
         """The columns of its record that it measures on the image."""
-        names = self.encoder.columns if self.finder and "record" in self.inputs else ()
-        return [name for name in names if name in MEASUREMENTS]
+        return [name for name in self.columns if self.finder and name in MEASUREMENTS]
 
     @property
     def needs_image(self) -> bool:

@@ -85,7 +85,7 @@ class Panel:
                 "the checkpoints measure lesions with different segmenters: predict with each alone"
             )
         self.members = members
-        self.columns = sorted({name for member in members for name in member.encoder.columns})
+        self.columns = sorted({name for member in members for name in member.columns})
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)
         self._wishes = [member.view for member in members]
@@ -111,10 +111,9 @@ class Panel:
 
     def lacking(self, rows: Columns, shown: Sequence[bool]) -> list[str]:
         """What the members would have used, a row each, with `|` between."""
-        used = self.columns if "record" in self.inputs else []
         absent = [bool(self.views) and not there for there in shown]
-        blank = [absent, *([is_missing(cell) for cell in rows[name]] for name in used)]
-        names = ("image", *used)
+        blank = [absent, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
+        names = ("image", *self.columns)
         return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
 
     def keys(self, rows: Columns) -> Int64[np.ndarray, " n"]:

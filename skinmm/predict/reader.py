@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm.data import tfrecord
+from skinmm.data.headers import may_be_dicom
 from skinmm.data.vocabulary import (
     COLUMN_NAMES,
     CONVERTERS,
@@ -153,6 +154,15 @@ def unfound(names: Sequence[str], columns: Sequence[str]) -> str:
     said = f"no column for {', '.join(known)}: missing, unless DICOM headers have it"
     left = f"; columns not used: {', '.join([*unused[:SHOWN], *more])}" if unused else ""
     return said + left if lacking else ""
+
+
+def brings_records(folder: Path) -> bool:
+    """Whether it is a folder of DICOM or TFRecord files, some at least: these hold records."""
+    return folder.is_dir() and any(
+        path.name.lower().endswith(tfrecord.SUFFIXES)
+        or (may_be_dicom(path.name) and _is_image(path))
+        for path in folder.rglob("*")
+    )
 
 
 def _hashable(cells: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ class Explainer:
 
     Attributes:
         member: run by torch, whatever predicts: an exported network tells no gradients.
-        columns: of its record.
+        columns: of the record, that it uses.
     """
 
     def __init__(self, member: Member, among: int = 0, probabilities: str = "calibrated") -> None:
@@ -75,7 +75,7 @@ class Explainer:
             probabilities: which of its are explained, as for `Predictor.predict`.
         """
         self._among, self._raw = among, probabilities == "raw"
-        self.member, self.columns = member, member.encoder.columns
+        self.member, self.columns = member, member.columns
         self._backend: Any = member.backend
 
     @classmethod
@@ -110,7 +110,7 @@ class Explainer:
     ) -> Reasons:
         """Why a case that can be predicted has its probability; `path` names the image's file."""
         member, network = self.member, self._backend.network
-        row = record_row(self.columns, image, record, path)
+        row = record_row(member.encoder.columns, image, record, path)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
             row |= completed(row, [found_there], member.measured)

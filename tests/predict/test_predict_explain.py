@@ -67,6 +67,15 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3
 
 
+def test_a_model_of_images_alone_is_explained_by_the_image(
+    larger: Path, pictures: Path, tmp_path: Path
+) -> None:
+    assert explained(larger, pictures, cohort_of(larger).head(1), tmp_path) == 0
+    (row,) = why(tmp_path).to_dict("records")
+    assert [name for name in row if name.startswith("added_")] == ["added_image"]
+    assert row["error"] == ""
+
+
 def test_a_job_that_was_killed_is_gone_on_with(
     both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

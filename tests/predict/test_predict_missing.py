@@ -58,7 +58,7 @@ def test_among_several_models_the_most_demanding_decides(tolerant: Path, both: P
 
 
 def test_a_model_of_images_alone_lacks_no_column(larger: Path, pictures: Path) -> None:
-    predicted = Predictor.from_checkpoints([best(larger)]).predict(
-        pd.DataFrame({"image_name": ["ISIC_0000000"]}), pictures
-    )
+    predictor = Predictor.from_checkpoints([best(larger)])
+    predicted = predictor.predict(pd.DataFrame({"image_name": ["ISIC_0000000"]}), pictures)
     assert predicted["missing"].tolist() == [""]
+    assert predictor.columns == []  # so that it adds none to those of others, either

@@ -86,8 +86,8 @@ def test_a_url_that_leads_nowhere_is_named(
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_of_images_is_a_table(
-    table: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
+def test_a_folder_of_images_is_a_table_and_lacks_the_record(
+    table: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path, capsys: Said
 ) -> None:
     folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
@@ -97,6 +97,7 @@ def test_a_folder_of_images_is_a_table(
     twins = [f"{table['image_id'][0]}{suffix}" for suffix in (".jpg", ".jpeg")]
     shutil.copy(folder / twins[0], folder / twins[1])
     found = predicted(best(both), folder, tmp_path / "b.csv")
+    assert "no column for age (known" in capsys.readouterr().err
     # As the datasets name them, but where that would not say which file is meant.
     plain, deep = table["image_id"][2::2], table["image_id"][1::2]
     ids = {*twins, *plain, *(f"deeper/{name}.jpg" for name in deep)}
@@ -110,7 +111,7 @@ def test_a_folder_of_images_is_a_table(
 
 
 def test_a_dicom_tree_brings_its_records(
-    table: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
+    table: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path, capsys: Said
 ) -> None:
     study = tmp_path / "tree" / "study" / "series"
     study.mkdir(parents=True)
@@ -123,6 +124,7 @@ def test_a_dicom_tree_brings_its_records(
         (study / f"{row:04}{'' if row % 2 else '.dcm'}").write_bytes(data)
     (study / "DICOMDIR").write_text("no picture")
     found = predicted(best(both), tmp_path / "tree", tmp_path / "b.csv")
+    assert "no column" not in capsys.readouterr().err
     known.drop(columns="patient_id").to_csv(tmp_path / "in.csv", index=False)
     listed = predicted(best(both), tmp_path / "in.csv", tmp_path / "c.csv", f"images={pictures}")
     assert found["patient_id"].tolist() == [f"P{row}" for row in range(len(known))]
@@ -131,7 +133,12 @@ def test_a_dicom_tree_brings_its_records(
 
 
 def test_shards_are_a_table_and_a_folder(
-    table: pd.DataFrame, expected: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
+    table: pd.DataFrame,
+    expected: pd.DataFrame,
+    both: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: Said,
 ) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -148,6 +155,7 @@ def test_shards_are_a_table_and_a_folder(
             writer.write(features)
         writer.close()
     found = predicted(best(both), shards, tmp_path / "b.csv")
+    assert "no column" not in capsys.readouterr().err
     assert_same(found, expected, "image_id", "missing")
     named = predicted(best(both), tmp_path / "in.csv", tmp_path / "c.csv", f"images={shards}")
     assert_same(named, expected, "image_id", "patient_id")
