@@ -20,7 +20,7 @@ def seen_before(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
         model: what `pretrained` names; only a run's checkpoint has seen lesions.
         cohort: canonical rows with their `part`.
     """
-    seen = []
+    seen: list[pd.DataFrame] = []
     path = Path(str(model.pretrained))
     while is_checkpoint(path) or (seen and path.suffix == ".ckpt"):  # gone, but it had been one
         run = path.resolve().parents[1]

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
-from skinmm.data.vocabulary import Table, rows_of
+from skinmm.data.vocabulary import Table, is_missing, numbers_of, rows_of
 from skinmm.errors import InputError
 
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
@@ -140,6 +140,15 @@ class RecordEncoder:
             fill(encoded[:, place.start : place.stop], column, cells)
         return encoded
 
+    def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
+        """Which cells hold something that training has not shown, and so count as missing."""
+        column = next(each for each in self._columns if each.name == name)
+        if column.kind == "numeric":
+            unusable = ~np.isfinite(numbers_of(cells))
+        else:
+            unusable = np.array([str(cell) not in column.values for cell in cells], np.bool_)
+        return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
+
     def to_state(self) -> dict[str, Any]:
         """Plain data (text, numbers, lists) for a checkpoint."""
         return {"columns": [{**asdict(c), "values": list(c.values)} for c in self._columns]}
@@ -153,19 +162,15 @@ class RecordEncoder:
 def _fit_column(column: "pd.Series[Any]") -> _Column:
     name = str(column.name)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        numbers = _numbers(np.asarray(column, object))
+        numbers = numbers_of(column)
         numbers = numbers[np.isfinite(numbers)]
         mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
         return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
     return _Column(name, "categorical", values=tuple(sorted(column.dropna().astype(str).unique())))
 
 
-def _numbers(cells: np.ndarray) -> np.ndarray:
-    return np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
-
-
 def _fill_numeric(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
-    numbers = _numbers(cells)
+    numbers = numbers_of(cells)
     known = np.isfinite(numbers)
     out[known, 0] = (numbers[known] - column.mean) / column.scale
     out[~known, 1] = 1

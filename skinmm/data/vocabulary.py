@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
 Columns = Mapping[str, np.ndarray]
 """A table column by column: for a few rows, what pandas costs a table would be most of the work."""
@@ -144,6 +145,12 @@ CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
 def by_value(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Series[Any]":
     """Maps a column by calling the function once for each distinct value; missing cells stay so."""
     return column.map({value: function(value) for value in column.dropna().unique()})
+
+
+def numbers_of(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
+    """Numbers of a column's cells, with a decimal point or comma; NaN for what is none."""
+    plain = [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
+    return np.asarray(pd.to_numeric(pd.Series(plain, dtype=object), errors="coerce"), np.float64)
 
 
 def canonicalise(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:

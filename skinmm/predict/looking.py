@@ -65,6 +65,9 @@ def part_of(table: Table, panel: Panel, start: int = 0) -> Part:
         InputError: no column that names images, although a member needs them.
     """
     patients = canonical_patients(table, panel.columns, needs_image=panel.needs_image)
+    for name, unknown in panel.unknown(patients.cells).items():
+        patients.cells[name][unknown] = None
+        patients.unknown[name] += int(unknown.sum())
     return Part(patients, panel.width, start)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from skinmm.data.vocabulary import Columns, is_missing
+from skinmm.data.vocabulary import CONVERTERS, Columns, is_missing
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY
 from skinmm.predict.images import Pictures
@@ -108,6 +108,18 @@ class Panel:
                 images = np.stack([each.get(view, nothing) for each in pictures])
             seen.append(member.look(rows, images, shown))
         return np.hstack(seen)
+
+    def unknown(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
+        """By further column of the record, the cells of which no member has learnt anything."""
+        found = {}
+        for name in self.columns:
+            if name in CONVERTERS:  # these have a vocabulary, whatever training has shown
+                continue
+            users = [each.encoder for each in self.members if name in each.encoder.columns]
+            strange = np.logical_and.reduce([each.unknown(name, rows[name]) for each in users])
+            if strange.any():
+                found[name] = strange
+        return found
 
     def lacking(self, rows: Columns, shown: Sequence[bool]) -> list[str]:
         """What the members would have used, a row each, with `|` between."""

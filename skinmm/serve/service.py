@@ -11,7 +11,7 @@ import pandas as pd
 
 import skinmm
 from skinmm.data.source import FRAME
-from skinmm.data.vocabulary import CONVERTERS, is_missing
+from skinmm.data.vocabulary import is_missing
 from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.images import HeldImages
@@ -145,7 +145,8 @@ class Service:
         listed = {name: _listed(row[name]) for name in ("prediction_set", "missing")}
         plain = {name: None if pd.isna(value) else value for name, value in row.items()}
         probabilities = {name: plain.pop(f"p_{name}") for name in classes}
-        unknown = [name for name in self.predictor.columns if is_unknown(name, cells.get(name))]
+        lost = [name for name in listed["missing"] if name in self.predictor.columns]
+        unknown = [name for name in lost if not is_missing(cells.get(name))]
         return {
             **plain,
             "probabilities": None if plain["error"] else probabilities,
@@ -163,12 +164,6 @@ def _cell(name: str, case: Case) -> str:
 
 def _listed(names: str) -> list[str]:
     return names.split("|") if names else []
-
-
-def is_unknown(name: str, cell: Any) -> bool:
-    """Whether a cell holds a value that counts as missing because nobody knows it."""
-    convert = CONVERTERS.get(name)
-    return convert is not None and not is_missing(cell) and convert(cell) is None
 
 
 def _card(predictor: Predictor, members: Sequence[Member]) -> dict[str, Any]:

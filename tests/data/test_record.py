@@ -141,6 +141,15 @@ def test_missing_and_unseen_values_have_a_slot_of_their_own() -> None:
     np.testing.assert_array_equal(encoder.transform(rows), [[0, 1, 0, 0, 1]] * 2)
 
 
+def test_unknown_is_what_training_has_not_shown_but_not_what_is_missing() -> None:
+    encoder = RecordEncoder.fit(record(), ["age", "sex"])
+    cells = np.array([5, "4,5", "old", None, "k.A.", np.nan], object)
+    assert encoder.unknown("age", cells).tolist() == [False, False, True, False, True, False]
+    assert encoder.transform({"age": cells, "sex": cells})[1, 0] != 0
+    words = np.array(["male", "divers", "", None], object)
+    assert encoder.unknown("sex", words).tolist() == [False, True, False, False]
+
+
 def test_layout_covers_the_vector_once() -> None:
     encoder = RecordEncoder.fit(record(), ["itch", "age", "sex"])
     assert [(c.name, c.kind) for c in encoder.layout] == [

@@ -1,5 +1,6 @@
 """Predictions of rows that lack their image, their record, or some of it."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,21 @@ def test_a_row_says_what_it_lacked_and_is_predicted(tolerant: Path, pictures: Pa
     moved = (lacking["malignancy"] - whole["malignancy"]).abs()
     assert moved[0] < 1e-6
     assert (moved[1:] > 0).all()
+
+
+def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Path) -> None:
+    lines = [f"I{n};P{n};{n % 7},5;{'abc'[n % 3]};{n % 2}" for n in range(60)]
+    head = "image_id;patient_id;width_mm;grade;target"
+    (tmp_path / "cohort.csv").write_text("\n".join([head, *lines]), encoding="utf-8")
+    told = (f"data.root={tmp_path}", "data.columns=[width_mm,grade]", "fusion=tabular_only")
+    assert quick_train(tmp_path / "run", "data=csv", *told) == 0
+    rows = pd.DataFrame({"width_mm": ["1,5", "1.5", "wide", ""], "grade": ["a", "a", "d", "b"]})
+    unknown: Counter[str] = Counter()
+    predictor = Predictor.from_checkpoints([best(tmp_path / "run")])
+    found = predictor.predict(rows, unknown=unknown)
+    assert found["malignancy"][0] == found["malignancy"][1]
+    assert found["missing"].tolist() == ["", "", "grade|width_mm", "width_mm"]
+    assert unknown == {"width_mm": 1, "grade": 1}
 
 
 def test_no_folder_and_no_image_column_are_no_hindrance(tolerant: Path) -> None:
