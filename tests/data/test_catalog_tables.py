@@ -58,9 +58,17 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
     [
         ("", "not a readable CSV"),
         (HEADER, "a header and no rows"),
-        ("age,sex\n40,male\n", r"no image column; name it: data.args.columns.image_id=... of age"),
+        (
+            "age,sex\n40,male\n",
+            r"no image column; name it: \+data.args.columns.image_id=... of age",
+        ),
         ("image,target\nI0,1,\nI1,0,\n", "rows have more cells than the header"),
-        ("image,age\nI0,40\nI1,50\n", "2 rows have no malignant target, e.g. I0, I1"),
+        (
+            "image,Alter\nI0,40\nI1,50\n",
+            r"no column target or diagnosis in \S+cohort.csv: it has image, Alter; name it: "
+            r"\+data.args.columns.target=COLUMN or \+data.args.columns.diagnosis=COLUMN",
+        ),
+        ("image,target\nI0,\nI1,\n", "2 rows have no malignant target, e.g. I0, I1"),
     ],
 )
 def test_a_bad_table_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -110,6 +118,18 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert table["target"].tolist() == [1, 0]
     with pytest.raises(InputError, match=r"columns: age=Jahre, but .*cohort.csv has Datei, Alter"):
         load("csv", tmp_path, args={"columns": {"age": "Jahre"}})
+
+
+def test_further_columns_are_numbers_or_words_but_not_both(tmp_path: Path) -> None:
+    rows = "".join(f"I{n};{n % 2};{n},5;{n % 3}{'+' * (n == 1)}\n" for n in range(40))
+    folder = cohort(tmp_path, "image_id;target;width_mm;grade\n" + rows + "I40;1;;\n")
+    table = load("csv", folder, columns=["width_mm", "grade"])
+    assert table["width_mm"].head(3).tolist() == [0.5, 1.5, 2.5]
+    assert table["grade"].dropna().unique().tolist() == ["0", "1+", "2", "1"]
+    rows = rows.replace("I7;1;7,5", "I7;1;wide")
+    cohort(tmp_path, "image_id;target;width_mm;grade\n" + rows)
+    with pytest.raises(InputError, match=r"'width_mm' holds numbers, .* 1 words, e\.g\. 'wide'"):
+        load("csv", tmp_path, columns=["width_mm"])
 
 
 def test_images_by_path_under_the_root(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.data.source import FRAME
-from skinmm.data.vocabulary import SITES, by_value, canonicalise, is_missing
+from skinmm.data.vocabulary import SITES, by_value, canonicalise, is_missing, numbers_of
 from skinmm.errors import InputError
 
 CANONICAL: Final = (
@@ -17,6 +17,7 @@ CANONICAL: Final = (
 """The columns of every cohort table, in order."""
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
 """Columns that some cohorts bring beside them; `splits` says what they do."""
+CODES: Final = 20  # different numbers that a column of words may hold
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".webp")
 
 _SEPARATORS: Final = (",", ";", "\t")
@@ -143,7 +144,7 @@ def choice(key: str, value: str, allowed: Sequence[str]) -> None:
         InputError: the value is none of those allowed.
     """
     if value not in allowed:
-        raise InputError(f"data.args.{key}={value}: choose from {', '.join(allowed)}")
+        raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 
 
 def pairs(key: str, value: Any, example: str) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def pairs(key: str, value: Any, example: str) -> dict[str, Any]:
         InputError: it is no mapping.
     """
     if not isinstance(value or {}, Mapping):
-        raise InputError(f"data.args.{key}={value}: must be pairs, such as {{{example}}}")
+        raise InputError(f"+data.args.{key}={value}: must be pairs, such as {{{example}}}")
     return dict(value or {})
 
 
@@ -163,10 +164,22 @@ def without_suffix(cells: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def declared(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """A further column: numbers where every known cell is one, else text; None where not known."""
+    """A further column: numbers where every known cell is one, else text; None where not known.
+
+    Raises:
+        InputError: most cells are numbers, too many different ones to be codes, but not all.
+    """
     known = _known(column)
-    numbers = pd.to_numeric(known, errors="coerce")
-    return known.astype(object) if (numbers.isna() & known.notna()).any() else numbers.astype(float)
+    numbers = pd.Series(numbers_of(known), known.index)
+    words = known[numbers.isna() & known.notna()]
+    if words.empty:
+        return numbers
+    if numbers.count() > len(words) and numbers.nunique() > CODES:
+        raise InputError(
+            f"column '{column.name}' holds numbers, but also {len(words)} words, e.g. "
+            f"{words.iloc[0]!r}; empty the cells where nothing is known"
+        )
+    return known.astype(object)
 
 
 def _known(column: "pd.Series[Any]") -> "pd.Series[Any]":
