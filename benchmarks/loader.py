@@ -100,6 +100,8 @@ def measured() -> tuple[int, dict[str, list[Seconds]]]:
             process.start()
         for process in processes:
             process.join()
+            if process.exitcode:
+                raise RuntimeError("a process that decodes and augments failed")
         return WORKERS * REPEATS * len(keys)
 
     rounds: dict[str, list[Seconds]] = {"alone": [], "loader": [], "apart": []}
