@@ -140,7 +140,11 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("full_key:"))
     key, text = next(named, ""), lines[0] if lines else type(error).__name__
+    text = _NO_INTEGER.sub(r"must be a whole number, e.g. 10, not \1", text)
     return f"{key}: {text}" if key else text
+
+
+_NO_INTEGER: Final = re.compile(r"Value ('.*') of type '\w+' could not be converted to Integer")
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -61,10 +61,14 @@ class DataConfig:
     positive: list[str] = setting([], "classes that count as malignant; empty: the usual ones")
     columns: list[str] = setting(["age", "sex", "site"], "record columns the model sees")
     args: dict[str, Any] = setting({}, "further options of the adapter (column mapping, parts)")
-    limit: int | None = setting(None, "class-balanced subset of the training rows", low=2)
+    limit: int | None = setting(
+        None, "class-balanced subset of the training rows", low=2, high=10**9
+    )
     folds: int = setting(5, "parts the patients are dealt into", low=3, high=100)
     fold: int | str = setting(0, "which part is the test part: 0 to folds-1, or all")
-    split_seed: int = setting(0, "seed of the split alone, so that runs share it", low=0)
+    split_seed: int = setting(
+        0, "seed of the split alone, so that runs share it", low=0, high=2**32 - 1
+    )
     extra: list[ExtraCohort] = setting([], "cohorts added to training only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
     preprocess: list[str] = setting(
@@ -118,7 +122,9 @@ class ScheduleConfig:
     warmup: float = setting(0.1, "share of the steps that warm up; not of plateau", low=0, high=1)
     final: float = setting(0.01, "last rate as a share of the highest", low=0, high=1)
     factor: float = setting(0.2, "of the rate, where plateau lowers it", low=0.001, high=0.999)
-    patience: int = setting(1, "epochs without a better monitor that plateau bears", low=0)
+    patience: int = setting(
+        1, "epochs without a better monitor that plateau bears", low=0, high=1_000_000
+    )
 
 
 @dataclass
@@ -131,17 +137,21 @@ class OptimizerConfig(Component):
     layer_decay: float = setting(
         1.0, "rate of a layer of the image network over the next one's", low=0.01, high=1
     )
-    head_epochs: int = setting(0, "first epochs that leave the image network as it is", low=0)
+    head_epochs: int = setting(
+        0, "first epochs that leave the image network as it is", low=0, high=1_000_000
+    )
 
 
 @dataclass
 class TrainerConfig:
     """The machine, the loop and its loaders."""
 
-    max_epochs: int = setting(10, "epochs at most", low=1)
-    batch_size: int = setting(32, "rows per step and process", low=1)
-    eval_batch_size: int = setting(64, "rows per evaluation step and process", low=1)
-    workers: int | None = setting(None, "loader processes; null: the cores, at most 8", low=0)
+    max_epochs: int = setting(10, "epochs at most", low=1, high=1_000_000)
+    batch_size: int = setting(32, "rows per step and process", low=1, high=100_000)
+    eval_batch_size: int = setting(64, "rows per evaluation step and process", low=1, high=100_000)
+    workers: int | None = setting(
+        None, "loader processes; null: the cores, at most 8", low=0, high=1000
+    )
     accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
     devices: int | str = setting("auto", "processes per machine, or auto; torchrun has its own")
     strategy: str = setting("auto", "how processes cooperate", choices=("auto", "ddp"))
@@ -159,7 +169,7 @@ class TrainerConfig:
     )
     channels_last: bool = setting(True, "memory layout of images")
     compile: bool = setting(False, "torch.compile the network")
-    accumulate: int = setting(1, "steps whose gradients are added up", low=1)
+    accumulate: int = setting(1, "steps whose gradients are added up", low=1, high=1_000_000)
     clip: float | None = setting(1.0, "largest gradient norm", low=0)
     average_best: int = setting(
         1, "best epochs whose weights are averaged into best.ckpt", low=1, high=100
@@ -170,12 +180,16 @@ class TrainerConfig:
         "what early stopping and the best checkpoint watch; a loss is to fall, the others to rise",
         choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/dice", "val/loss"),
     )
-    patience: int = setting(5, "epochs without a better monitor before stopping", low=1)
+    patience: int = setting(
+        5, "epochs without a better monitor before stopping", low=1, high=1_000_000
+    )
     checkpoint_minutes: float = setting(
         5.0, "time between checkpoints within an epoch; 0: after every step", low=0
     )
     progress: bool = setting(True, "show a progress bar")
-    limit_batches: int | None = setting(None, "steps per epoch at most (debugging)", low=1)
+    limit_batches: int | None = setting(
+        None, "steps per epoch at most (debugging)", low=1, high=10**9
+    )
 
 
 @dataclass

@@ -35,7 +35,7 @@ class ListConfig(JudgeConfig):
         None, "decision threshold; null: the checkpoint's", low=0, high=1
     )
     probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
-    batch_size: int = setting(32, "rows per step", low=1)
+    batch_size: int = setting(32, "rows per step", low=1, high=100_000)
 
 
 @dataclass
@@ -52,7 +52,9 @@ class PredictConfig(ListConfig):
     by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
     submission: str | None = setting(None, "CSV to write beside it: image_name,target")
     explain: str | None = setting(None, "folder for heat maps and what each input added")
-    workers: int | None = setting(None, "decoding threads; null: the cores, at most 8", low=0)
+    workers: int | None = setting(
+        None, "decoding threads; null: the cores, at most 8", low=0, high=1000
+    )
     resume: bool = setting(False, "go on where a job that was killed ended")
     overwrite: bool = setting(False, "replace the output if it exists")
 
@@ -69,7 +71,7 @@ class SparkConfig(ListConfig):
     images: str | None = setting(None, "folder of the images; a path or a URL")
     output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
     master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
-    workers: int = setting(1, "decoding threads of each Python worker", low=1)
+    workers: int = setting(1, "decoding threads of each Python worker", low=1, high=1000)
     overwrite: bool = setting(False, "replace the output if it exists")
 
 
@@ -130,7 +132,7 @@ class PackingConfig:
 class PackConfig(PackingConfig):
     """On this machine; or a check of such a pack."""
 
-    workers: int | None = setting(None, "processes; null: one per core", low=1)
+    workers: int | None = setting(None, "processes; null: one per core", low=1, high=1000)
     verify: bool = setting(False, "only compare the shards that are there with their checksums")
 
 
