@@ -5,6 +5,7 @@ Nothing here imports torch before the configuration was checked.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,8 +142,14 @@ def _train(config: Config, folder: Path) -> int:
     from skinmm.wording import metrics_table
 
     folder = folder.absolute()
-    with environment(**{JOIN: str(folder)}):
-        metrics = fit(config, folder)
+    try:
+        with environment(**{JOIN: str(folder)}):
+            metrics = fit(config, folder)
+    except KeyboardInterrupt:
+        if (folder / "config.yaml").is_file():
+            again = shlex.quote(f"resume={folder}")
+            print(f"to go on: python train.py {again}", file=sys.stderr)  # noqa: T201
+        raise
     print(metrics_table(metrics["test"]))  # noqa: T201
     print(f"run folder: {folder}\nreport: {folder / 'report.html'}")  # noqa: T201
     return 0

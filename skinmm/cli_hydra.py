@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import hydra
@@ -52,6 +53,7 @@ PATH_KEYS: Final = frozenset(
         "hydra.sweep.dir",
     }
 )
+OUTPUT_KEYS: Final = ("output", "out", "by_patient", "submission", "explain")
 # The path behind `root:` in data.extra=[{name:...,root:PATH},...], up to what can only follow it.
 _EXTRA_ROOT: Final = re.compile(
     r"([{,]\s*root\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
@@ -105,13 +107,16 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         HydraConfig.instance().cfg = None
         sys.argv = typed
         with environment(**{FULL_ERROR: str(int(full))}):
-            status = reported(lambda: job(from_mapping(schema, composed), folder), full=full)
+            status = reported(
+                lambda: job(_writable(from_mapping(schema, composed)), folder), full=full
+            )
         _remove_if_empty(folder)
         statuses.append(status)
         if status and os.getpid() != own:  # a launcher's process, which can only tell by raising
             raise JobError(status)
 
     def finish() -> int:
+        _check_folders(argv)
         try:
             task()
         except JobError as error:
@@ -132,6 +137,27 @@ def once(argv: list[str], name: str, schema: type[Any], job: Job, what: str) -> 
     if {"-m", "--multirun"} & set(argv):
         return refused(f"{what}; start it once for each")
     return run(argv, name, schema, job)
+
+
+def require_writable(key: str, output: str) -> None:
+    """Refuses an output where nothing can be written, before any work is done; URLs pass.
+
+    Raises:
+        InputError: the folder, or the nearest above it that is there, takes no file.
+    """
+    if not output or ":/" in output:
+        return
+    path = Path(output).absolute()
+    place = path if path.is_dir() else path.parent
+    try:
+        while not place.exists():
+            place = place.parent
+        with TemporaryFile(dir=place):  # what `os.access` says does not bind root
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{key}={output}: nothing can be written there: {error.strerror}"
+        ) from error
 
 
 def quote(override: str) -> str:
@@ -175,6 +201,8 @@ def reported(job: Callable[[], int], *, full: bool = False, schema: type[Any] | 
     except Exception as error:  # the last line of defence
         if full:
             traceback.print_exc()
+        if isinstance(error, PermissionError) and error.filename:
+            error = InputError(f"{error.filename}: {error.strerror}")
         print(f"error: {explain(error, schema)}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, InputError | HydraException) else 1
 
@@ -239,6 +267,22 @@ def _quoted(value: str) -> str:
     # Hydra reads a backslash as itself, except in front of a quote or at the end.
     escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal(value))
     return f"'{escaped}'"
+
+
+def _check_folders(argv: list[str]) -> None:
+    """Refuses run folders that cannot be made; Hydra makes them before anything else."""
+    for item in argv:
+        key, _, value = item.lstrip("+").partition("=")
+        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+            require_writable(key, value.strip("'\""))
+
+
+def _writable(config: Any) -> Any:
+    """The configuration of a job, once its outputs are known to be such."""
+    if not getattr(config, "verify", False):  # which writes nothing
+        for key in OUTPUT_KEYS:
+            require_writable(key, getattr(config, key, None) or "")
+    return config
 
 
 def _remove_if_empty(folder: Path) -> None:

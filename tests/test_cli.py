@@ -28,11 +28,14 @@ MISTAKES = [
     ("loss.args.gama=1", "unknown key 'loss.args.gama'; to hand it to the constructor write +loss"),
     ("model=effnet_b33", "unknown model 'effnet_b33'; choose from convnext_tiny, "),
     ("experiment=none", "unknown experiment 'none'; choose from demo, "),
-    ("trainer.max_epochs=many", "trainer.max_epochs: Value 'many'"),
-    ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+    ("trainer.max_epochs=many", "trainer.max_epochs: must be a whole number, e.g. 10, not 'many'"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0: must be between 1 and 1000000"),
     ("data.format=png", "data.format=png: choose from auto, jpeg, dicom, tfrecord"),
     ("data.fold=5", "data.fold=5: must be 0 to 4 (data.folds=5), or all"),
     ("optimizer.lr=inf", "optimizer.lr=inf: must be at least 0"),
+    ("trainer.batch_size=99999999999999999999", "must be between 1 and 100000"),
+    ("trainer.max_epochs=1e9", "trainer.max_epochs: must be a whole number, e.g. 10, not "),
+    ("hydra.run.dir=/sys/x", "hydra.run.dir=/sys/x: nothing can be written there: "),
     ("seed", "seed: missing EQUAL"),
     ("data.columns=[age", "data.columns=[age: no viable alternative"),
 ]
@@ -129,6 +132,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["checkpont=a.ckpt"], "unknown key 'checkpont'; did you mean checkpoint?"),
         (["checkpoint=a", "input=b", "threshold=2"], "threshold=2.0: must be between 0 and 1"),
         (["-m", "checkpoint=a", "input=b"], "predict.py makes one table"),
+        (
+            ["checkpoint=a", "input=b", "output=/sys/x.csv"],
+            "output=/sys/x.csv: nothing can be written there: ",
+        ),
     ],
 )
 def test_a_mistake_of_a_prediction_job(
@@ -223,8 +230,8 @@ def test_a_real_command_ends_with_the_status_of_bad_usage(tmp_path: Path) -> Non
 def test_a_component_is_refused_before_data_is_looked_for(
     tmp_path: Path, capsys: Said, override: str, message: str
 ) -> None:
-    missing = ["data=siim_isic", f"data.root={tmp_path / 'nowhere'}"]
-    assert cli.train([override, *missing, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    empty = ["data=siim_isic", f"data.root={tmp_path}"]
+    assert cli.train([override, *empty, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert message in only_error(capsys)
     assert list(tmp_path.iterdir()) == []
 
@@ -270,6 +277,7 @@ def failing(error: BaseException) -> Callable[[], int]:
             1,
             "error: RuntimeError: two (HYDRA_FULL_ERROR=1 shows where)",
         ),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
