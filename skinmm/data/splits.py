@@ -70,10 +70,10 @@ def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
     """
     low, high = 0.01, 0.5
     if not low <= fraction <= high:
-        raise InputError(f"data.args.test_fraction={fraction}: must be between {low} and {high}")
+        raise InputError(f"+data.args.test_fraction={fraction}: must be between {low} and {high}")
     part = _fixed(table)
     if (part == "test").any():
-        raise InputError("data.args.test_fraction: this cohort brings a test part of its own")
+        raise InputError("+data.args.test_fraction: this cohort brings a test part of its own")
     free = np.flatnonzero(pd.isna(part))
     component = components(table)[free]
     held_out = _deal(table.iloc[free], component, np.array([1 - fraction, fraction]), seed) == 1

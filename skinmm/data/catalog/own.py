@@ -10,6 +10,7 @@ from skinmm.config import DataConfig
 from skinmm.data.catalog.folder import PARTS
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, choice, pairs, read_table, without_suffix
+from skinmm.data.catalog.targets import LACKS
 from skinmm.data.source import split_frame
 from skinmm.data.tfrecord import Schema
 from skinmm.data.vocabulary import rename_columns
@@ -44,17 +45,20 @@ def csv(
         choice("tfrecord", name, ("image", "name"))
     root = root_of(data)
     file = root / table
-    rows = _renamed(read_table(file), columns, file)
+    found = read_table(file)
+    rows = _renamed(found, columns, file)
     if "part" in rows:
         rows["part"] = _parts(rows["part"], file)
     cells = rows["image_id"]
     rows["image_id"] = _unique_names(cells)
+    unlabelled = [name for name in ("target", "diagnosis") if name not in rows]
     rows = canonical(rows, file, data.name, data.columns)
     folders = [images] if isinstance(images, str) else images
     rows = with_paths(rows, root, data.format, folders, Schema(**features))
     listed = cells.dropna()[cells.dropna().str.contains("/")]
     inside = listed[[(root / split_frame(cell)[0]).is_file() for cell in listed]]
     rows.loc[inside.index, "path"] = [str(root / cell) for cell in inside]
+    rows.attrs[LACKS] = {name: f"{file}: it has {', '.join(found)}" for name in unlabelled}
     return rows
 
 
@@ -62,14 +66,14 @@ def _renamed(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.
     for name, theirs in columns.items():
         if theirs not in table:
             has = ", ".join(table.columns)
-            raise InputError(f"data.args.columns: {name}={theirs}, but {file} has {has}")
+            raise InputError(f"+data.args.columns: {name}={theirs}, but {file} has {has}")
     shadowed = [name for name, theirs in columns.items() if name in table and name != theirs]
     back = {theirs: name for name, theirs in columns.items()}
     renamed = rename_columns(table.drop(columns=shadowed).rename(columns=back))
     if "image_id" not in renamed:
         has = ", ".join(table.columns)
         raise InputError(
-            f"{file}: no image column; name it: data.args.columns.image_id=... of {has}"
+            f"{file}: no image column; name it: +data.args.columns.image_id=... of {has}"
         )
     return renamed
 

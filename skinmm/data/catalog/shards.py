@@ -76,5 +76,5 @@ def _lists(key: str, value: Any, example: str, kind: type[str | int]) -> dict[st
     found = pairs(key, value, example)
     for name, items in found.items():
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-            raise InputError(f"data.args.{key}.{name}={items}: must be a list, as in {example}")
+            raise InputError(f"+data.args.{key}.{name}={items}: must be a list, as in {example}")
     return {name: tuple(items) for name, items in found.items()}

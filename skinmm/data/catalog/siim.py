@@ -63,7 +63,7 @@ def _with_public_folds(rows: pd.DataFrame, table: pd.DataFrame, file: Path) -> p
     fold = pd.to_numeric(table.get("tfrecord", files))
     if fold.isna().all():
         raise InputError(
-            f"data.args.folds=public: {file} is not there or has no column 'tfrecord', and the "
+            f"+data.args.folds=public: {file} is not there or has no column 'tfrecord', and the "
             "images are not read from files named train00-COUNT.tfrec to train14-COUNT.tfrec"
         )
     kept = fold >= 0

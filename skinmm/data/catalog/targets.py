@@ -10,6 +10,8 @@ from skinmm.data.vocabulary import CLASSES, MALIGNANT, canonical_diagnosis
 from skinmm.errors import InputError
 
 BINARY: Final = ("benign", "malignant")
+LACKS: Final = "lacks"
+"""Of a table's `attrs`: column of which a target is made and that its file lacks -> what it has."""
 
 
 def with_target(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
@@ -29,6 +31,8 @@ def with_target(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
         positive = _malignant(diagnosis[asked].unique().tolist(), data)
         target = own.where(~asked, diagnosis.isin(positive).astype("float64"))
     unlabelled = target.isna()
+    if unlabelled.all():
+        _refuse_lacking(table, data.target)
     if unlabelled.any():
         names = ", ".join(table.loc[unlabelled, "image_id"].iloc[:3])
         raise InputError(f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}")
@@ -37,6 +41,14 @@ def with_target(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
             f"data={data.name}: every row has the same target, {target.iloc[0]}; two are needed"
         )
     return table.assign(target=target if data.target == "diagnosis" else target.astype("int64"))
+
+
+def _refuse_lacking(table: pd.DataFrame, target: str) -> None:
+    lacks = table.attrs.get(LACKS, {})
+    wanted = ("diagnosis",) if target == "diagnosis" else ("target", "diagnosis")
+    if all(name in lacks for name in wanted):
+        typed = " or ".join(f"+data.args.columns.{name}=COLUMN" for name in wanted)
+        raise InputError(f"no column {' or '.join(wanted)} in {lacks[wanted[0]]}; name it: {typed}")
 
 
 def classes_of(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
