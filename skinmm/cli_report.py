@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from skinmm.cli_hydra import guarded
+from skinmm.cli_hydra import guarded, require_writable
 from skinmm.errors import InputError
 
 REPORT_OPTIONS: Final = ("labels", "positive", "output", "report.pictures", "overwrite")
@@ -64,8 +64,9 @@ def _compare(argv: list[str]) -> int:
     labels = Path(options["labels"]) if "labels" in options else None
     output = Path(options.get("output", "compare.html"))
     positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
-    (table, *_), _ = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
-    print(f"{aligned(table.header, table.rows)}\ncomparison: {output}")  # noqa: T201
+    tables, notes = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
+    told = "".join(f"{note.text}\n" for note in notes)
+    print(f"{aligned(tables[0].header, tables[0].rows)}\n{told}comparison: {output}")  # noqa: T201
     return 0
 
 
@@ -80,6 +81,7 @@ def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[
     """The files that were named, and the KEY=VALUE of known keys."""
     pairs = [item.partition("=")[::2] for item in argv]
     options = dict(pair for pair in pairs if pair[0] in known)
+    require_writable("output", options.get("output", ""))
     named = zip(argv, pairs, strict=True)
     return [Path(item) for item, pair in named if pair[0] not in options], options
 

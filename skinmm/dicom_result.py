@@ -77,7 +77,7 @@ def write_results(config: DicomConfig) -> int:
             failed += 1
     if not done + failed:
         raise InputError(f"input={config.input}: no images to predict")
-    print(f"results: {out} (of {done} images, none of {failed})")  # noqa: T201
+    print(f"results: {out} ({done} written, {failed} failed)")  # noqa: T201
     return 3 if failed else 0
 
 

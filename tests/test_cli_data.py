@@ -226,6 +226,10 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
     assert Page(output).is_self_contained
     assert main(["compare", *map(str, files), f"output={output}"]) == 2
     assert "exists already" in capsys.readouterr().err
+    pd.read_csv(files[1]).head(len(table) // 3).to_csv(files[1], index=False)
+    assert main(["compare", *map(str, files), f"output={output}", "overwrite=true"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[3].endswith("Less than half of the rows are in common: older (1).")
 
 
 @pytest.mark.parametrize(
@@ -238,11 +242,13 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
         (["audit", "data=image_folder", "data.root=nowhere"], "data.root=nowhere: no such folder"),
         (["explore", "examples=-1"], "examples=-1: must be between 0 and 500"),
         (["explore", "-m", "data=demo,csv"], "skinmm explore takes one cohort"),
+        (["explore", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written there: "),
         (["pack"], "out is missing; for example out=packed"),
         (["pack", "out=x", "size=8"], "size=8: must be between 16 and 8192"),
         (["pack", "out=nowhere", "verify=true"], "nowhere: no manifest.json"),
         (["compare"], "usage: skinmm compare"),
         (["compare", "nowhere.csv"], "nowhere.csv"),
+        (["compare", "a.csv", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written"),
     ],
 )
 def test_bad_usage_is_one_line(

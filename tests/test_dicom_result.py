@@ -56,7 +56,7 @@ def test_a_report_says_what_was_predicted_of_which_image(
     given = [f"checkpoint={best(both)}", f"input={tree}", f"out={out}"]
     assert cli.dicom_sr(given) == 3
     told = capsys.readouterr()
-    assert told.out == f"results: {out} (of 1 images, none of 2)\n"
+    assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
         "b: its header has no SeriesInstanceUID, StudyInstanceUID: nothing can refer to it",
         "c: no DICOM file, so a result has nothing to refer to",

@@ -196,6 +196,8 @@ def _paired(
             f"Not all systems judged the same images: these differences are on the "
             f"{plural(found['n'], 'image')} in common, the table above is not."
         )
+        if few := [name for name, rows in found["left_out"].items() if rows > found["n"]]:
+            text += f" Less than half of the rows are in common: {', '.join(few)}."
         blocks.insert(0, Note(text, loud=True))
     lead = (
         "Differences on the same patients, resampled together, with intervals and p-values after "
