@@ -120,7 +120,7 @@ def _measurable(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
 
 def _share(fraction: Any) -> float:
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-        raise InputError(f"data.args.test_fraction={fraction}: must be a number")
+        raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
     return float(fraction)
 
 

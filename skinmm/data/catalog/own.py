@@ -58,7 +58,7 @@ def csv(
     listed = cells.dropna()[cells.dropna().str.contains("/")]
     inside = listed[[(root / split_frame(cell)[0]).is_file() for cell in listed]]
     rows.loc[inside.index, "path"] = [str(root / cell) for cell in inside]
-    rows.attrs[LACKS] = {name: f"{file}: it has {', '.join(found)}" for name in unlabelled}
+    rows.attrs[LACKS] = {name: f"{file}: it has {', '.join(found.columns)}" for name in unlabelled}
     return rows
 
 
