@@ -150,7 +150,8 @@ def unfound(names: Sequence[str], columns: Sequence[str]) -> str:
     used = {"image_id", "patient_id", "lesion_id", "target", *columns}
     unused = [str(name) for name in names if given.get(name, name) not in used]
     more = [f"{len(unused) - SHOWN} more"] if len(unused) > SHOWN else []
-    known = (f"{name} (known: {', '.join(COLUMN_NAMES.get(name, (name,)))})" for name in lacking)
+    others = {name: f" (known: {', '.join(names)})" for name, names in COLUMN_NAMES.items()}
+    known = (f"{name}{others.get(name, '')}" for name in lacking)
     said = f"no column for {', '.join(known)}: missing, unless DICOM headers have it"
     left = f"; columns not used: {', '.join([*unused[:SHOWN], *more])}" if unused else ""
     return said + left if lacking else ""

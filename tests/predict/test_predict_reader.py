@@ -105,8 +105,8 @@ def test_columns_under_names_that_nobody_knows_are_told() -> None:
     german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
     assert unfound(german, ["age", "itch"]) == ""
     assert unfound(german, ["age", "sex", "grew"]) == (
-        "no column for sex (known: sex, gender), grew (known: grew): missing, unless DICOM headers "
-        "have it; columns not used: Alter, Geschlecht, itch"
+        "no column for sex (known: sex, gender), grew: missing, unless DICOM headers have it; "
+        "columns not used: Alter, Geschlecht, itch"
     )
     assert unfound([f"c{n}" for n in range(12)], ["sex"]).endswith("c8, c9, 2 more")
     assert unfound(["image", "target"], ["sex"]).endswith("DICOM headers have it")
