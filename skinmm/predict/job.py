@@ -24,6 +24,7 @@ from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import (
+    as_trained,
     brings_records,
     canonical_patients,
     count_rows,
@@ -119,7 +120,7 @@ def _predicted(
         left = read_patients(config.input, _chunk(config.batch_size), skip)
         for table in _watched(left, config.input, skip, config.batch_size):
             yield table
-            tell(*table.columns)  # not of a table that is refused
+            tell(*as_trained(table, predictor.panel.names))  # not of a table that is refused
 
     looking: dict[str, Any] = {"batch_size": config.batch_size, "workers": _workers(config.workers)}
     wish: dict[str, Any] = {"probabilities": config.probabilities, "threshold": config.threshold}
@@ -238,13 +239,15 @@ def _check_images(
     blind = predictor and "image" not in predictor.inputs
     if begun or blind or config.images or Path(config.input).is_dir():
         return
+    names = predictor.panel.names if predictor else {}
     for table in islice(read_patients(config.input, FIRST), 1):
-        cells = canonical_patients(table, [], needs_image=False).cells["image_id"]
-        names = [name for name in cells if name]
-        placed = any("://" in name or Path(name).is_absolute() for name in names)
-        if names and not placed and not any(map(images.find, names)):
+        told = as_trained(table, names)
+        cells = canonical_patients(told, [], needs_image=False).cells["image_id"]
+        wanted = [name for name in cells if name]
+        placed = any("://" in name or Path(name).is_absolute() for name in wanted)
+        if wanted and not placed and not any(map(images.find, wanted)):
             raise InputError(
-                f"none of the first {len(names)} images is beside {config.input}: name their "
+                f"none of the first {len(wanted)} images is beside {config.input}: name their "
                 "folder, images=DIR"
             )
 

@@ -15,7 +15,7 @@ from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder, Images, Seen, look
 from skinmm.predict.panel import Panel
 from skinmm.predict.parts import Batch, Part
-from skinmm.predict.reader import canonical_patients
+from skinmm.predict.reader import as_trained, canonical_patients
 
 AHEAD: Final = 3
 """Batches whose images are read before the networks are asked."""
@@ -64,6 +64,7 @@ def part_of(table: Table, panel: Panel, start: int = 0) -> Part:
     Raises:
         InputError: no column that names images, although a member needs them.
     """
+    table = as_trained(table, panel.names)
     patients = canonical_patients(table, panel.columns, needs_image=panel.needs_image)
     for name, unknown in panel.unknown(patients.cells).items():
         patients.cells[name][unknown] = None

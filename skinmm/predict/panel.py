@@ -47,6 +47,7 @@ class Panel:
     Attributes:
         members: in order.
         columns: record columns that any of them uses.
+        names: columns of tables like those of training, and what the members call them.
         inputs: what any of them looks at, of {image, record}.
         needs_image: whether one cannot do without.
         views: how they want images.
@@ -86,6 +87,13 @@ class Panel:
             )
         self.members = members
         self.columns = sorted({name for member in members for name in member.columns})
+        self.names = {
+            theirs: name
+            for member in members
+            if member.config.data.name == "csv"
+            for name, theirs in (member.config.data.args.get("columns") or {}).items()
+            if name in {"image_id", "patient_id", "lesion_id", *self.columns}
+        }
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)
         self._wishes = [member.view for member in members]

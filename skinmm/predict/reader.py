@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from io import TextIOWrapper
 from itertools import islice
@@ -101,6 +101,21 @@ def stamp(source: str | Path) -> str:
     except OSError as error:
         raise InputError(f"input={name}: no such file") from error
     return f"{status.st_size}|{status.st_mtime_ns}"
+
+
+def as_trained(table: Table, names: Mapping[str, str]) -> Table:
+    """A table with the columns that training was told of under the names it gave them.
+
+    Args:
+        table: as it was written.
+        names: of the columns, and what training calls them; what is not there is not missed.
+    """
+    there = {theirs: own for theirs, own in names.items() if theirs in table}
+    shadowed = {*there.values()} - {*there}
+    if not there:
+        return table
+    kept = ((str(name), cells) for name, cells in table.items() if name not in shadowed)
+    return {there.get(name, name): np.asarray(cells) for name, cells in kept}
 
 
 def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: bool) -> Patients:

@@ -41,10 +41,11 @@ def test_a_row_says_what_it_lacked_and_is_predicted(tolerant: Path, pictures: Pa
 
 def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Path) -> None:
     lines = [f"I{n};P{n};{n % 7},5;{'abc'[n % 3]};{n % 2}" for n in range(60)]
-    head = "image_id;patient_id;width_mm;grade;target"
+    head = "image_id;Fall;Breite;grade;target"
     (tmp_path / "cohort.csv").write_text("\n".join([head, *lines]), encoding="utf-8")
     told = (f"data.root={tmp_path}", "data.columns=[width_mm,grade]", "fusion=tabular_only")
-    assert quick_train(tmp_path / "run", "data=csv", *told) == 0
+    mapped = "+data.args.columns={patient_id: Fall, width_mm: Breite}"
+    assert quick_train(tmp_path / "run", "data=csv", *told, mapped) == 0
     rows = pd.DataFrame({"width_mm": ["1,5", "1.5", "wide", ""], "grade": ["a", "a", "d", "b"]})
     unknown: Counter[str] = Counter()
     predictor = Predictor.from_checkpoints([best(tmp_path / "run")])
@@ -52,6 +53,11 @@ def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Pat
     assert found["malignancy"][0] == found["malignancy"][1]
     assert found["missing"].tolist() == ["", "", "grade|width_mm", "width_mm"]
     assert unknown == {"width_mm": 1, "grade": 1}
+    # A table like that of training is read as that one; a column of the model's own name is not it.
+    theirs = rows.rename(columns={"width_mm": "Breite"}).assign(Fall="P1", width_mm=9)
+    again = predictor.predict(theirs)
+    assert again["patient_id"].tolist() == ["P1"] * 4
+    pd.testing.assert_series_equal(again["malignancy"], found["malignancy"])
 
 
 def test_no_folder_and_no_image_column_are_no_hindrance(tolerant: Path) -> None:
