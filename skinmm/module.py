@@ -58,7 +58,7 @@ class Outcomes(Metric):
 
     def taken(self) -> tuple[Tensor, ...]:
         """What `compute` gives, and forgets it; a single row, which that squeezes, stays a row."""
-        values = tuple(torch.atleast_1d(value) for value in self.compute())
+        values = tuple(value if value.ndim else value[None] for value in self.compute())
         self.reset()
         return values
 
