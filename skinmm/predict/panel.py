@@ -123,7 +123,7 @@ class Panel:
         for name in self.columns:
             if name in CONVERTERS:  # these have a vocabulary, whatever training has shown
                 continue
-            users = [each.encoder for each in self.members if name in each.encoder.columns]
+            users = [each.encoder for each in self.members if name in each.columns]
             strange = np.logical_and.reduce([each.unknown(name, rows[name]) for each in users])
             if strange.any():
                 found[name] = strange
