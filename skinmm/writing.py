@@ -12,7 +12,7 @@ def whole(path: Path) -> Iterator[Path]:
     """A name to write to; the file takes its own name only once the block has succeeded."""
     # Of several machines that share a folder, two may have the same process number. Names have a
     # longest length, which the file's own may have used up.
-    partial = path.with_name(f"{uuid4().hex}.part")
+    partial = path.with_name(f"{path.name[:32]}.{uuid4().hex}.part")
     try:
         yield partial
         with partial.open("r+b") as written:
