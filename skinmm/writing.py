@@ -25,4 +25,4 @@ def whole(path: Path) -> Iterator[Path]:
 def clear_partials(folder: Path) -> None:
     """Removes what was half written in a folder and those below when a process was killed."""
     for partial in folder.rglob("*.part"):
-        partial.unlink()
+        partial.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from skinmm.data.pack_manifest import FILE, Manifest, PackError, Shard, load_man
 from skinmm.data.pack_shard import Encoded, Encoder, Job, PackSettings, Read, write_shard
 from skinmm.data.tfrecord import read_table
 from skinmm.data.vocabulary import patients_of
-from skinmm.writing import whole
+from skinmm.writing import clear_partials, whole
 
 COHORT: Final = "cohort.csv"
 _ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index
@@ -77,7 +77,7 @@ def pack(
         for file, shard in deal(pending, out, Encoder(read, settings)):
             manifest.shards[file] = shard
             manifest.save(out)
-        _sweep(out)
+        clear_partials(out)  # of killed writers
         _write_cohort(table, out, manifest)
     except OSError as error:
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -134,17 +134,11 @@ def _manifest(
                 " overwrite=true"
             )
         _remove(out, old)
-    _sweep(out)
+    clear_partials(out)  # of killed writers
     if old and old.digest == digest:
         return old
     new.save(out)
     return new
-
-
-def _sweep(out: Path) -> None:
-    """Removes what killed writers left."""
-    for left in out.glob("*.part"):
-        left.unlink(missing_ok=True)
 
 
 def _remove(out: Path, manifest: Manifest) -> None:
