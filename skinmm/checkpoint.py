@@ -15,6 +15,8 @@ from skinmm.writing import whole
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
 PREFIX: Final = "network."  # the LightningModule's attribute
+REMOVED: Final = ("patient_context",)
+"""Choices of `fusion=` that there were once."""
 
 
 class CheckpointError(InputError):
@@ -39,8 +41,6 @@ class Card:
         preprocess: names of the preprocessing steps, in order.
         segmenter: state of the network that finds lesions for them; None where no step needs it.
         summary: test metrics and counts, for a model card.
-        alone: state of the calibration of rows that are judged without others of their patient,
-            where it is another one.
         inputs: how training records, and answers to test rows, were distributed.
     """
 
@@ -57,7 +57,6 @@ class Card:
     preprocess: list[str] = field(default_factory=list)
     segmenter: dict[str, Any] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
-    alone: dict[str, Any] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -66,7 +65,8 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
     """Reads a checkpoint's card and the network's weights, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
+        CheckpointError: the file is missing, damaged, not a checkpoint of this package, or of a
+            network that it no longer has.
     """
     content, card = _checked(path)
     weights = {
@@ -148,7 +148,17 @@ def _checked(path: Path) -> tuple[dict[str, Any], Card]:
     if missing or not isinstance(content.get("state_dict"), dict):
         what = ", ".join(sorted(missing)) or "state_dict"
         raise CheckpointError(f"{path}: the checkpoint lacks {what}")
+    if (fusion := _fusion(held["config"])) in REMOVED:
+        raise CheckpointError(
+            f"{path}: trained with fusion={fusion}, which this version no longer has; use the "
+            "skinmm that trained it, or train again with another fusion"
+        )
     return content, Card(**{i.name: held[i.name] for i in fields(Card) if i.name in held})
+
+
+def _fusion(config: Any) -> Any:
+    fusion = config.get("fusion") if isinstance(config, dict) else None
+    return fusion.get("name") if isinstance(fusion, dict) else None
 
 
 def _is_needed(item: Field[Any]) -> bool:

@@ -25,7 +25,6 @@ from skinmm.config import (
     ServeConfig,
     read_config,
     resumed,
-    staged,
 )
 from skinmm.errors import InputError
 
@@ -113,12 +112,11 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
 
 
 def _begin(config: Config, folder: Path, argv: list[str]) -> int:
-    """One run: a new one, one to resume, or a second stage on another."""
+    """One run: a new one, or one to resume."""
+    if config.resume is None:
+        return _train(anchored(config), folder)
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
-    if config.resume is not None:
-        return _resume(resumed(config, overrides))
-    second = config.fusion.args.get("base")
-    return _train(staged(config, overrides) if second else anchored(config), folder)
+    return _resume(resumed(config, overrides))
 
 
 def _resume(config: Config) -> int:

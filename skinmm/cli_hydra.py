@@ -36,7 +36,6 @@ PATH_KEYS: Final = frozenset(
         "data.args.images",
         "model.pretrained",
         "model.cache",
-        "fusion.args.base",
         "resume",
         "checkpoint",
         "input",

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from skinmm.cli_hydra import FULL_ERROR, guarded, refused, run
 from skinmm.config import (
     CHANGEABLE,
-    CONTEXT,
-    OF_SECOND_STAGE,
     Config,
     DataConfig,
     PredictConfig,
@@ -21,7 +19,6 @@ from skinmm.config import (
     flat,
     read_config,
     resumed,
-    staged,
     to_mapping,
 )
 from skinmm.errors import InputError
@@ -90,18 +87,11 @@ def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
         InputError: the folder holds one of other settings.
     """
     config, told = anchored(replace(config, study=StudyConfig())), [*argv, *own]
-    if config.fusion.args.get("base"):  # which has settled what else was typed for every arm
-        told = [*among(OF_SECOND_STAGE, argv), *own]
-    else:
-        cache = config.model.cache or str(place.parent / "features")
-        config = replace(config, model=replace(config.model, cache=cache))
+    cache = config.model.cache or str(place.parent / "features")
+    config = replace(config, model=replace(config.model, cache=cache))
     if not (place / "config.yaml").is_file() or config.overwrite:
         return Arm(config, place, told)
-    given = staged(config, told) if config.fusion.args.get("base") else config
-    kept, wanted = (
-        flat(to_mapping(_settled(each, place)))
-        for each in (read_config(place / "config.yaml"), given)
-    )
+    kept, wanted = (flat(to_mapping(each)) for each in (read_config(place / "config.yaml"), config))
     keys = [key for key in wanted | kept if wanted.get(key) != kept.get(key)]
     if changed := [key for key in keys if not key.startswith(FREE)]:
         raise InputError(
@@ -117,15 +107,6 @@ def anchored(config: Config) -> Config:
     if not path.is_file():
         return config
     return replace(config, model=replace(config.model, pretrained=str(path.absolute())))
-
-
-def _settled(config: Config, place: Path) -> Config:
-    """As a run in two stages leaves it behind."""
-    if config.fusion.name != CONTEXT:
-        return config
-    from skinmm.training_context import second_stage
-
-    return second_stage(config, place)
 
 
 def _refuse_containers(data: DataConfig, name: str) -> None:

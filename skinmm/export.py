@@ -73,12 +73,6 @@ def export(config: ExportConfig) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"out={path}: the folder {path.parent} does not exist")
     member = Member.load(source, torch.device("cpu"))
-    if member.context:
-        base = Path(member.config.fusion.args["base"], "checkpoints", "best.ckpt")
-        raise InputError(
-            "an exported model sees one image at a time, and fusion=patient_context compares those "
-            f"of a patient; export the plain model: checkpoint={base}"
-        )
     with whole(path) as partial:
         _write(member, partial)
         _verify(member, OnnxBackend(partial), config.rows)

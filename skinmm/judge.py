@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
@@ -32,16 +32,12 @@ SCHEMA: Final = 1
 
 @dataclass(frozen=True)
 class Raw:
-    """A part's rows before calibration; probabilities are float64, fused features float32.
-
-    `alone` says which rows were judged without other rows of their patient, where some were not.
-    """
+    """A part's rows before calibration; probabilities are float64, fused features float32."""
 
     cohort: pd.DataFrame
     targets: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"]
     features: Float32[np.ndarray, "n dim"]
-    alone: Bool[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,6 @@ def decide(
     positive: list[str],
     prior: dict[str, list[float]],
     config: EvaluationConfig,
-    plain: Calibration | None = None,
 ) -> Verdict:
     """Calibrates, picks the threshold and fits what refers rows, all on validation patients.
 
@@ -79,7 +74,6 @@ def decide(
         positive: the classes that count as malignant.
         prior: `trained` and `deployed` class shares.
         config: which calibration, which threshold, which call, which coverage.
-        plain: the calibration that rows keep which are judged alone.
     """
     shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
     calibration = fit_calibration(
@@ -92,7 +86,6 @@ def decide(
     calibrated = partial(
         _calibrated,
         calibration=calibration,
-        plain=plain or calibration,
         classes=tuple(classes),
         positive=tuple(positive),
         shares=call_shares(config.call, prior["deployed"]),
@@ -177,16 +170,12 @@ def _calibrated(
     raw: Raw,
     *,
     calibration: Calibration,
-    plain: Calibration,
     classes: tuple[str, ...],
     positive: tuple[str, ...],
     shares: Float[np.ndarray, " classes"],
 ) -> Predictions:
     """A part's rows as they are written; whether one is malignant is not decided yet."""
     probabilities = calibration.apply(raw.probabilities)
-    if raw.alone is not None:
-        kept = plain.apply(raw.probabilities)
-        probabilities = np.where(raw.alone[:, None], kept, probabilities)
     return Predictions(
         image_id=raw.cohort["image_id"].to_numpy(dtype=str),
         patient_id=raw.cohort["patient_id"].to_numpy(dtype=str),

@@ -27,7 +27,6 @@ from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, Patience, 
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.models.network import sets_of
 from skinmm.module import Classifier
 from skinmm.tracking import share
 
@@ -232,8 +231,7 @@ LOGGERS: Final[dict[str, Callable[[Config, Path], list[Logger]]]] = {
 
 def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:
     with trainer.precision_plugin.forward_context():
-        given = (batch.get(name) for name in ("image", "record", "shown"))
-        logits = network(*given, sets_of(batch))
+        logits = network(*(batch.get(name) for name in ("image", "record", "shown")))
         value = loss(logits, batch["target"])
     value.backward()
 

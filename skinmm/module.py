@@ -18,7 +18,7 @@ from skinmm.checkpoint import Card
 from skinmm.config import Config, build
 from skinmm.losses import Loss
 from skinmm.mixing import MIXES
-from skinmm.models.network import Network, sets_of
+from skinmm.models.network import Network
 from skinmm.module_learner import Learner
 
 PIXELS: Final = 4  # dimensions of a batch of pictures; cached features have fewer
@@ -95,8 +95,7 @@ class Classifier(Learner):
         image = batch.get("image")
         if image is not None and image.ndim == PIXELS and self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        record, shown = batch.get("record"), batch.get("shown")
-        logits: Tensor = self.network(image, record, shown, sets_of(batch))
+        logits: Tensor = self.network(image, batch.get("record"), batch.get("shown"))
         return logits
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -122,9 +121,7 @@ class Classifier(Learner):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Keeps a batch's log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
-        logits, features = self.network.outcome(
-            batch.get("image"), batch.get("record"), views, sets=sets_of(batch)
-        )
+        logits, features = self.network.outcome(batch.get("image"), batch.get("record"), views)
         self.test_outcomes.update(batch["row"], logits, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:

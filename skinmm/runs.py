@@ -15,10 +15,7 @@ from skinmm import __version__
 from skinmm.errors import InputError
 from skinmm.writing import whole
 
-PLAIN: Final = "plain"
-"""Where a run of two stages keeps the first one."""
 CONTENTS: Final = (
-    PLAIN,
     "config.yaml",
     "metrics.json",
     "history.csv",
@@ -65,16 +62,9 @@ def refuse_in_use(run: Path, *, overwrite: bool) -> None:
         )
 
 
-def clear(run: Path, keep: str | None = None) -> None:
-    """Makes the run's folder; of a run that was there nothing is left, other files stay.
-
-    Args:
-        run: the folder.
-        keep: what in it stays too.
-    """
+def clear(run: Path) -> None:
+    """Makes the run's folder; of a run that was there nothing is left, other files stay."""
     for path in _held(run):
-        if str(path) == keep:
-            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -44,10 +44,6 @@ def predict_spark(config: SparkConfig) -> int:
     predictor = Predictor.from_checkpoints(
         paths, config.accelerator, referral=config.referral, backend=config.backend
     )
-    if predictor.others:
-        raise InputError(
-            "these models compare a patient's rows, which Spark deals out; use predict.py"
-        )
     with (
         spark_session(config.master) as session,
         TemporaryDirectory() as folder,

@@ -1,9 +1,7 @@
 """The composition root: a configuration becomes a run folder."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm import judge, launch, runs
 from skinmm.config import (
-    CONTEXT,
     Component,
     Config,
-    below,
     build,
     read_config,
     verify,
@@ -29,17 +25,13 @@ from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.loop import quiet
 from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES
-from skinmm.models.fusion import CHOICES, FUSIONS
+from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.optimization import OPTIMIZERS
 from skinmm.report import write_report
-from skinmm.training_context import first_stage, second_stage
 from skinmm.training_fold import Fold
 from skinmm.training_masks import MaskFold
-
-Begin = Callable[[Path, Config], None]
-"""Makes a run's folder, once everything that can be refused has been."""
 
 
 def fit(config: Config, run: Path) -> dict[str, Any]:
@@ -65,8 +57,6 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
     if _leads() and not config.resume:
         runs.refuse_in_use(run, overwrite=config.overwrite)
     try:
-        if config.fusion.name == CONTEXT:
-            return _fit_stages(config, run)
         return _fit(config, run)
     except Exception as error:
         raise launch.failed(error, run) from error
@@ -77,20 +67,12 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
             torch.distributed.destroy_process_group()
 
 
-def _fit(config: Config, run: Path, begin: Begin | None = None) -> dict[str, Any]:
+def _fit(config: Config, run: Path) -> dict[str, Any]:
     if config.data.fold == "all":
-        return _fit_all(config, run, begin or _open)
+        return _fit_all(config, run)
     fold = (MaskFold if config.task == "segmentation" else Fold).assemble(config, run)
-    (begin or _open)(run, config)
+    _open(run, config)
     return fold.run_through()
-
-
-def _fit_stages(config: Config, run: Path) -> dict[str, Any]:
-    """The plain model, a whole run in a folder of its own, unless it is there; then its context."""
-    plain = first_stage(config, run)
-    if plain is not None:
-        _fit(plain, run / runs.PLAIN, partial(_open_stages, config, run))
-    return _fit(second_stage(config, run), run)
 
 
 def finished(config: Config, run: Path) -> bool:
@@ -125,11 +107,7 @@ def check_components(config: Config) -> None:
         InputError: names the component, the argument and the choices.
     """
     verify(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
-    inner = ("dim", "classes") if config.fusion.name == CONTEXT else ("image_dim", "record_dim")
-    verify(CHOICES, "fusion", config.fusion, context=inner)
-    verify(FUSIONS, "fusion", below(config.fusion), context=("image_dim", "record_dim"))
-    if config.fusion.name == CONTEXT:
-        build(CHOICES, "fusion", config.fusion, dim=1, classes=2)
+    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     verify(TABULAR, "tabular", config.tabular, context=("widths",))
     verify(LOSSES, "loss", config.loss, context=("counts",))
     verify(AUGMENTS, "augment", config.augment, context=("size",))
@@ -151,7 +129,7 @@ def _open(run: Path, config: Config) -> None:
     """Makes the folder; from here on it is a run that can be resumed."""
     if _leads():
         if not config.resume:
-            runs.clear(run, keep=config.fusion.args.get("base"))
+            runs.clear(run)
         _take_down(run)
         write_config(run / "config.yaml", config)
     if launch.by_torchrun():
@@ -166,17 +144,7 @@ def _take_down(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-def _open_stages(whole: Config, run: Path, folder: Path, plain: Config) -> None:
-    """Makes the run's folder before that of its first stage."""
-    if _leads():
-        if not whole.resume:
-            runs.clear(run)
-        write_config(run / "config.yaml", whole)
-        print(f"first stage, each lesion alone: {folder}", flush=True)  # noqa: T201
-    _open(folder, plain)
-
-
-def _fit_all(config: Config, run: Path, begin: Begin) -> dict[str, Any]:
+def _fit_all(config: Config, run: Path) -> dict[str, Any]:
     """Every fold in a folder of its own; those that a resumed run has finished are not repeated."""
     opened = False
     for number in range(config.data.folds):
@@ -190,7 +158,7 @@ def _fit_all(config: Config, run: Path, begin: Begin) -> dict[str, Any]:
                 "choose one data.fold"
             )
         if not opened:
-            begin(run, config)
+            _open(run, config)
             opened = True
         if _leads():
             print(f"fold {number} of {config.data.folds}", flush=True)  # noqa: T201

@@ -22,7 +22,7 @@ def explain_mistakes(
 ) -> None:
     """Writes a heat map of each mistake that the report will show, and what each input added.
 
-    A network that looks at no image, or compares those of a patient, is not explained.
+    A network that looks at no image is not explained.
 
     Args:
         run: its folder.
@@ -32,7 +32,7 @@ def explain_mistakes(
         cohort: the canonical rows.
     """
     explainer = Explainer(Member.load(checkpoint, torch.device("cpu")))
-    if explainer.member.view is None or explainer.member.context:
+    if explainer.member.view is None:
         return
     folder, rows = run / "explanations", cohort.set_index("image_id")
     folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skinmm.config import Config, below
+from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
 from skinmm.models.fusion import FUSIONS
@@ -70,7 +70,7 @@ def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
     """Of everything that the features are a function of."""
     digest = hashlib.sha256()
     model = config.model
-    tokens = FUSIONS[below(config.fusion).name].tokens
+    tokens = FUSIONS[config.fusion.name].tokens
     finder = data.finder.digest if data.finder else None
     pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
     said: list[Any] = [model.name, model.args, *pixels, tokens]

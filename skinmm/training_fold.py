@@ -14,11 +14,10 @@ import torch
 from skinmm import judge, runs
 from skinmm.callbacks import SEVERAL
 from skinmm.checkpoint import Card, average_checkpoints, load_card, update_card
-from skinmm.config import CONTEXT, Config, below, build, one_line, to_mapping, write_config
+from skinmm.config import Config, build, one_line, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
 from skinmm.loop import build_trainer, device_name, expected_duration, log_test, share_run
@@ -29,7 +28,7 @@ from skinmm.models.network import build_network
 from skinmm.module import Classifier
 from skinmm.module_learner import Learner
 from skinmm.report import write_report
-from skinmm.training_context import acting, base_of, embed, refuse_another_finder, take_over
+from skinmm.segmentation import LesionFinder
 from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
@@ -65,13 +64,13 @@ class Fold:
             InputError: data, weights or a machine that cannot be used, or a split that leaks.
         """
         pl.seed_everything(config.seed, workers=False, verbose=False)
-        refuse_another_finder(config, shared or run)
-        trainer = build_trainer(acting(config), run)
-        inputs = FUSIONS[below(config.fusion).name].inputs
+        _refuse_another_finder(config, shared or run)
+        trainer = build_trainer(config, run)
+        inputs = FUSIONS[config.fusion.name].inputs
         # Layers of a record are too small to share out: threads would only wait for each other.
         # So are those above kept features.
         torch.set_num_threads(THREADS if "image" in inputs else 1)
-        data = LesionData(acting(config), inputs)
+        data = LesionData(config, inputs)
         if config.resume:
             refuse_another_split(run / "cohort.csv", data.cohort, "part")
             if shared:
@@ -93,14 +92,11 @@ class Fold:
         """
         last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
-        first = Path(self.config.fusion.args.get("base") or self.shared)  # has looked already
-        folder = Path(self.config.model.cache or first / "features")
+        folder = Path(self.config.model.cache or self.shared / "features")
         device = self.trainer.strategy.root_device
-        keep_features(acting(self.config), self.data, self.module.network, device, folder)
+        keep_features(self.config, self.data, self.module.network, device, folder)
         if self.data.features is not None and self.data.features.ndim == PLAIN:
             torch.set_num_threads(1)
-        if self.module.network.context is not None:
-            self.data.embedded = embed(self.config, self.data, self.module.network, device)
         if self.trainer.is_global_zero:
             self._write_facts()
             self._announce()
@@ -139,8 +135,6 @@ class Fold:
         if self.module.card.initialisation.startswith("FROM SCRATCH"):
             found.append(f"the image network starts {self.module.card.initialisation}")
         corrections = [self.data.sampler.corrects, self.module.loss.corrects]
-        if self.data.embedded is not None and self.data.embedded.alone.all():
-            found.append("no patient has two images: nothing is compared, the plain model remains")
         if all(corrections):
             found.append(
                 f"the class imbalance is corrected more than once: {' and '.join(corrections)}"
@@ -150,8 +144,7 @@ class Fold:
     def _conclude(self) -> dict[str, Any]:
         """Tests the best network of the run, and fits what follows validation."""
         best, card = take_best(self.trainer, self.module, self.run)
-        network = self.module.network
-        curve = MissingColumns(self.data.blank) if network.record and not network.context else None
+        curve = MissingColumns(self.data.blank) if self.module.network.record else None
         val, test = self._outcomes("val"), self._outcomes("test", curve)
         if not self.trainer.is_global_zero:
             return {}
@@ -162,7 +155,6 @@ class Fold:
             positive=card.positive,
             prior=card.prior,
             config=self.config.evaluation,
-            plain=Calibration.from_state(card.alone) if card.alone else None,
         )
         entries = judge.card_entries(verdict)
         update_card(best, **entries)  # which explanations of mistakes are made from
@@ -202,8 +194,7 @@ class Fold:
         logits, targets, features = (values.cpu() for values in self.module.tested)
         probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        alone = self.data.alone(part)
-        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy(), alone)
+        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
 
 
 def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Card]:
@@ -242,6 +233,28 @@ def interruptible(stage: Callable[..., Any], *args: Any, **options: Any) -> None
         raise KeyboardInterrupt from error
 
 
+def _refuse_another_finder(config: Config, run: Path) -> None:
+    """All folds and epochs of a run find its lesions with one and the same network.
+
+    Args:
+        config: of a fold.
+        run: the folder of all folds.
+
+    Raises:
+        InputError: the checkpoint that `data.segmenter` names is another one by now.
+    """
+    if not config.data.segmenter:
+        return
+    begun = sorted(run.rglob("last.ckpt"))[:1] if config.resume else []
+    found = LesionFinder.load(Path(config.data.segmenter)).digest
+    for card in (load_card(path)[0] for path in begun):
+        if card.segmenter and card.segmenter["digest"] != found:
+            raise InputError(
+                f"data.segmenter={config.data.segmenter}: the run was begun with another "
+                f"checkpoint, whose SHA-256 is {card.segmenter['digest']}; put that one there again"
+            )
+
+
 def _refuse_one_sided(data: LesionData) -> None:
     """Every part needs both kinds: to learn, to choose a threshold, to be judged."""
     columns = [data.classes.index(name) for name in data.positive]
@@ -273,8 +286,7 @@ def _audited(data: LesionData, config: Config) -> dict[str, Any]:
 
 def _module(config: Config, data: LesionData) -> Classifier:
     classes = list(data.classes)
-    second = config.fusion.name == CONTEXT
-    network = build_network(config, data.record_widths, len(classes), pretrained=not second)
+    network = build_network(config, data.record_widths, len(classes), pretrained=True)
     if config.trainer.sync_batchnorm:
         synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
@@ -290,9 +302,7 @@ def _module(config: Config, data: LesionData) -> Classifier:
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )
-    if second:
-        card = take_over(base_of(config), network, card, data)
-    return Classifier(network, loss, card, acting(config))
+    return Classifier(network, loss, card, config)
 
 
 def _trained_prior(data: LesionData, loss: Loss) -> list[float]:

@@ -120,6 +120,25 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path: Path) -> None:
         update_card(tmp_path / "gone.ckpt")
 
 
+def test_a_network_that_is_no_longer_there_is_named(path: Path) -> None:
+    config = {**CARD.config, "fusion": {"name": "patient_context", "args": {"base": None}}}
+    save_atomically(content(replace(CARD, config=config)), path)
+    for read in (load_card, update_card):
+        with pytest.raises(CheckpointError) as refusal:
+            read(path)
+        assert str(refusal.value) == (
+            f"{path}: trained with fusion=patient_context, which this version no longer has; use "
+            "the skinmm that trained it, or train again with another fusion"
+        )
+
+
+def test_entries_that_this_version_no_longer_has_are_passed_over(path: Path) -> None:
+    for fusion in ({"name": "concat", "args": {"dropout": 0.3}}, {}, None):
+        card = replace(CARD, config={**CARD.config, "fusion": fusion})
+        save_atomically({**content(), KEY: {**asdict(card), "alone": None}}, path)
+        assert load_card(path)[0] == card
+
+
 class Payload:
     """Ends the test where it is unpickled without care."""
 

@@ -29,7 +29,7 @@ from skinmm.loop import LOGGERS, PRECISIONS
 from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES
 from skinmm.models.backbone import OWN
-from skinmm.models.fusion import CHOICES
+from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.optimization import OPTIMIZERS
@@ -38,7 +38,7 @@ from skinmm.training import check_components
 TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "augment": AUGMENTS,
     "data": ADAPTERS,
-    "fusion": CHOICES,
+    "fusion": FUSIONS,
     "logger": LOGGERS,
     "loss": LOSSES,
     "mix": MIXES,

@@ -74,7 +74,6 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.sampling",
         "data.splits",
         "data.transforms",
-        "data.vocabulary",
     ),
     "optimization": (),
     "mixing": (),
@@ -84,7 +83,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "averaging": ("checkpoint",),
     "launch": (),
     "tracking": ("evaluation", "report", "runs"),
-    "loop": ("averaging", "callbacks", "data.datamodule", "launch", "models", "module", "tracking"),
+    "loop": ("averaging", "callbacks", "data.datamodule", "launch", "module", "tracking"),
     "runs": (),
     "judge": ("evaluation",),
     "training": (
@@ -109,7 +108,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         "data.source",
         "report",
         "runs",
-        "segmentation",  # a run's stages and restarts find lesions with the same network
+        "segmentation",  # a run's folds and restarts find lesions with the same network
     ),
     # Prediction, and thin skins over it.
     "explain": ("data.record", "data.vocabulary", "models"),

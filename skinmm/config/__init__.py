@@ -14,15 +14,7 @@ from skinmm.config.mapping import (
     unknown_key,
     write_config,
 )
-from skinmm.config.resuming import (
-    CHANGEABLE,
-    CONTEXT,
-    OF_SECOND_STAGE,
-    among,
-    below,
-    resumed,
-    staged,
-)
+from skinmm.config.resuming import CHANGEABLE, among, resumed
 from skinmm.config.schema import (
     Component,
     Config,
@@ -51,8 +43,6 @@ from skinmm.config.schema_commands import (
 
 __all__ = [
     "CHANGEABLE",
-    "CONTEXT",
-    "OF_SECOND_STAGE",
     "AuditConfig",
     "Component",
     "Config",
@@ -75,7 +65,6 @@ __all__ = [
     "StudyConfig",
     "TrainerConfig",
     "among",
-    "below",
     "build",
     "check",
     "described",
@@ -86,7 +75,6 @@ __all__ = [
     "one_line",
     "read_config",
     "resumed",
-    "staged",
     "to_mapping",
     "unknown_key",
     "verify",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,7 +18,6 @@ from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_i
 from skinmm.data.datamodule_rows import codes, limited, shares_in_use
 from skinmm.data.datamodule_steps import preprocessing
 from skinmm.data.dataset import Kept, Key, LesionDataset, Sample, View
-from skinmm.data.dataset_context import ContextDataset, Embedded, order_keys, others_of
 from skinmm.data.dataset_withholding import Blank, Withholding
 from skinmm.data.loading import SlotLoader
 from skinmm.data.record import RecordEncoder
@@ -27,7 +26,6 @@ from skinmm.data.sampling_draws import SAMPLERS
 from skinmm.data.splits import UNUSED, split
 from skinmm.data.transforms import AUGMENTS
 from skinmm.data.transforms_seeded import seeded
-from skinmm.data.vocabulary import named_patients
 from skinmm.errors import InputError
 from skinmm.segmentation import measured
 
@@ -50,11 +48,9 @@ class LesionData(pl.LightningDataModule):
         steps: of preprocessing, those that a pack's images have been through first.
         finder: what finds lesions, where `data.segmenter` names it.
         features: of the images of `used_rows`, to be given instead of them; None: images are.
-        embedded: what a first stage made of `used_rows`, to be given instead of all else, or None.
     """
 
     features: Float32[np.ndarray, "n *places dim"] | None = None
-    embedded: Embedded | None = None
 
     def __init__(self, config: Config, inputs: frozenset[str]) -> None:
         """Reads and splits the cohort; what can be refused without data is refused before.
@@ -207,24 +203,6 @@ class LesionData(pl.LightningDataModule):
         )
         return self._in_order(dataset, range(len(rows)))
 
-    def whole_loader(self) -> DataLoader[Sample]:
-        """Every used row, unaugmented, on each process: `row` is the place among them."""
-        rows = self.used_rows
-        return self._in_order(self._lesions(rows), range(len(rows)))
-
-    def neighbours(self, most: int) -> Int[np.ndarray, "n s"]:
-        """Of every used row the places, among them, of others of its patient; see `others_of`."""
-        table = self.cohort.iloc[self.used_rows]
-        records = self.encoder.transform(table) if "record" in self._inputs else None
-        keys = order_keys(table["image_id"].tolist(), records)
-        return others_of(named_patients(table), keys, most)
-
-    def alone(self, part: str) -> Bool[np.ndarray, " n"] | None:
-        """Which rows of a part have no others of their patient, in a second stage."""
-        if self.embedded is None:
-            return None
-        return self.embedded.alone[np.searchsorted(self.used_rows, self.rows(part))]
-
     def _rows_of_a_step(self) -> int:
         return self._config.trainer.batch_size * self._place()[1]
 
@@ -237,9 +215,6 @@ class LesionData(pl.LightningDataModule):
         return self._datasets[part]
 
     def _lesions(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
-        if self.embedded is not None:
-            places = np.searchsorted(self.used_rows, rows)
-            return ContextDataset(self.targets[rows], self.embedded, places)
         table, model = self.cohort.iloc[rows], self._config.model
         return LesionDataset(
             self.targets[rows],
@@ -285,8 +260,7 @@ class LesionData(pl.LightningDataModule):
 
     def _workers(self) -> int:
         # Rows of an array: processes would only cost.
-        kept = self.features if self.embedded is None else self.embedded
-        if "image" not in self._inputs or kept is not None:
+        if "image" not in self._inputs or self.features is not None:
             return 0
         wish = self._config.trainer.workers
         if wish is not None:

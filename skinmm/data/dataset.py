@@ -49,9 +49,6 @@ class Sample(TypedDict, total=False):
     `seed` comes with a picture that is still to be augmented.
 
     `shown` says whether there is an image, where training withholds some.
-
-    In a second stage there are, in place of all these, `plain` (classes,) logits and `own` (dim,)
-    features of the row, and `others` (s, dim) of its patient, `there` (s,) where there are any.
     """
 
     row: int
@@ -61,10 +58,6 @@ class Sample(TypedDict, total=False):
     record: Tensor
     seed: int
     shown: bool
-    plain: Tensor
-    own: Tensor
-    others: Tensor
-    there: Tensor
 
 
 class Kept(NamedTuple):

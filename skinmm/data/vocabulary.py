@@ -193,12 +193,3 @@ def canonical_name(value: Any) -> Any:
 def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":
     """Whose each row is: without a patient the lesion stands in, without a lesion the image."""
     return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
-
-
-def named_patients(table: pd.DataFrame) -> list[str | None]:
-    """Whose each row is, and nobody's (None) where lesion or image stands in for the patient."""
-    patients = table["patient_id"]
-    nobody = patients.isna()
-    for name in ("lesion_id", "image_id"):
-        nobody |= patients == table[name]
-    return [None if lost else str(name) for name, lost in zip(patients, nobody, strict=True)]

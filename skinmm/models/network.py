@@ -4,17 +4,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skinmm.config import CONTEXT, Config, below, build, verify
+from skinmm.config import Config, build, verify
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
-from skinmm.models.fusion import FUSIONS, Fusion, PatientContext
+from skinmm.models.fusion import FUSIONS, Fusion
 from skinmm.models.tabular import TABULAR
 
 Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *places features"]
@@ -23,26 +22,8 @@ Shown = Bool[Tensor, " b"]
 Records = Float[Tensor, "b columns"]
 
 
-class Sets(NamedTuple):
-    """Lesions among others of their patients, from what a network without context made of them."""
-
-    plain: Float[Tensor, "b classes"]
-    own: Float[Tensor, "b dim"]
-    others: Float[Tensor, "b s dim"]
-    there: Bool[Tensor, "b s"]
-
-
-def sets_of(batch: dict[str, Tensor]) -> Sets | None:
-    """What a batch of a second stage holds; None: it is one of images and records."""
-    return Sets(*(batch[name] for name in Sets._fields)) if "plain" in batch else None
-
-
 class Network(nn.Module):
-    """Logits of a batch of lesions; a branch that the fusion block does not use is None.
-
-    Attributes:
-        context: what sees a lesion among others of its patient; None: each is seen alone.
-    """
+    """Logits of a batch of lesions; a branch that the fusion block does not use is None."""
 
     def __init__(
         self,
@@ -73,7 +54,6 @@ class Network(nn.Module):
         self.record = record
         self.fusion = fusion
         self.head = fusion.head(classes)
-        self.context: PatientContext | None = None
         self.absent = nn.Parameter(torch.randn(image.dim) / 10) if image and stands_in else None
 
     @property
@@ -112,16 +92,9 @@ class Network(nn.Module):
         return fused
 
     def forward(
-        self,
-        image: Images | None,
-        record: Records | None,
-        shown: Shown | None = None,
-        sets: Sets | None = None,
+        self, image: Images | None, record: Records | None, shown: Shown | None = None
     ) -> Float[Tensor, "b classes"]:
         """The logits of every class."""
-        if sets is not None and self.context is not None:
-            corrected: Tensor = self.context(*sets)
-            return corrected
         fused = self.embed(image, record, shown)
         masks = self._masks if self.training else 1
         dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(masks)]
@@ -140,7 +113,6 @@ class Network(nn.Module):
         record: Records | None,
         views: int = 1,
         shown: Shown | None = None,
-        sets: Sets | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
         """Log-probabilities and fused features of one pass, in 32 bit, averaged over views.
 
@@ -150,11 +122,7 @@ class Network(nn.Module):
             views: how many of the eight flips and transposes of a square are averaged, 1 to 8; a
                 model without an image has one, and so have features.
             shown: which rows have an image; None: all.
-            sets: in place of all these, lesions that were looked at before.
         """
-        if sets is not None:
-            with full_precision(self.device.type):
-                return self(None, None, sets=sets).log_softmax(dim=1), sets.own
         if image is None or image.is_floating_point():
             turned: Iterable[Images | None] = [image]
         else:
@@ -187,9 +155,8 @@ def build_network(
     Raises:
         InputError: an unknown component or argument, or weights that cannot be used.
     """
-    chosen = below(config.fusion)
-    verify(FUSIONS, "fusion", chosen, context=("image_dim", "record_dim"))
-    block = FUSIONS[chosen.name]
+    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    block = FUSIONS[config.fusion.name]
     inputs, tokens = block.inputs, block.tokens
     image = None
     if "image" in inputs:
@@ -200,12 +167,12 @@ def build_network(
     fusion = build(
         FUSIONS,
         "fusion",
-        chosen,
+        config.fusion,
         image_dim=image.dim if image else 0,
         record_dim=int(record.dim) if record else 0,
     )
     options = config.model
-    network = Network(
+    return Network(
         image,
         record,
         fusion,
@@ -214,10 +181,6 @@ def build_network(
         masks=options.head_masks,
         stands_in=options.drop_image > 0,
     )
-    if config.fusion.name == CONTEXT:
-        table = {CONTEXT: PatientContext}
-        network.context = build(table, "fusion", config.fusion, dim=fusion.dim, classes=classes)
-    return network
 
 
 @contextmanager

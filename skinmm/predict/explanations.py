@@ -26,7 +26,7 @@ class Explanations(AbstractContextManager["Explanations"]):
     """A folder with a heat map over each picture, and a table of what each input added.
 
     Of the table's columns `start` and those that begin with `added_` sum up to `explained`, the
-    probability of malignancy of the row judged alone.
+    row's probability of malignancy.
     """
 
     def __init__(

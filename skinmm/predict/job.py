@@ -33,7 +33,6 @@ from skinmm.predict.reader import (
     unfound,
 )
 from skinmm.predict.reasons import Explainer
-from skinmm.predict.spool import Spool
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
 from skinmm.segmentation import MaskCheckpointError
@@ -86,10 +85,9 @@ def predict_file(config: PredictConfig) -> int:
     job |= {"the input's content": before, "version": __version__}
     job |= {"checkpoint": predictor.identity, "backend": predictor.backend}
     output = Output(path, job, resume=config.resume, overwrite=config.overwrite)
-    begun = output.rows > 0 or (config.resume and _gathered(path).is_file())
-    _check_images(config, images, predictor, begun=begun)
+    _check_images(config, images, predictor, begun=output.rows > 0)
     with output, _explanations(predictor, config, paths, images, output.rows) as explanations:
-        for predicted in _predicted(predictor, config, job, images, output.rows):
+        for predicted in _predicted(predictor, config, images, output.rows):
             _refuse_changed(config.input, before)
             if explanations:
                 explanations.add(predicted)
@@ -106,7 +104,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def _predicted(
-    predictor: Predictor, config: PredictConfig, job: dict[str, Any], images: ImageFolder, done: int
+    predictor: Predictor, config: PredictConfig, images: ImageFolder, done: int
 ) -> Iterator[Predicted]:
     """The rows after those that are done, a chunk at a time."""
     wanted = _wanted(predictor, config.input)
@@ -116,22 +114,20 @@ def _predicted(
         if line := unfound(names, wanted):
             tqdm.write(line, file=sys.stderr)
 
-    def tables(skip: int) -> Iterator[pd.DataFrame]:
-        left = read_patients(config.input, _chunk(config.batch_size), skip)
-        for table in _watched(left, config.input, skip, config.batch_size):
+    def tables() -> Iterator[pd.DataFrame]:
+        left = read_patients(config.input, _chunk(config.batch_size), done)
+        for table in _watched(left, config.input, done, config.batch_size):
             yield table
             tell(*as_trained(table, predictor.panel.names))  # not of a table that is refused
 
-    looking: dict[str, Any] = {"batch_size": config.batch_size, "workers": _workers(config.workers)}
-    wish: dict[str, Any] = {"probabilities": config.probabilities, "threshold": config.threshold}
-    if not predictor.others:
-        yield from predictor.stream(tables(done), images, **looking, **wish)
-        return
-    place = _gathered(Path(config.output))
-    with Spool(place, job, resume=config.resume, overwrite=config.overwrite) as spool:
-        predictor.gather(tables(spool.rows), images, spool, **looking)
-        wish["batch_size"] = config.batch_size
-        yield from predictor.stream_gathered(tables(done), spool, done, **wish)
+    yield from predictor.stream(
+        tables(),
+        images,
+        probabilities=config.probabilities,
+        threshold=config.threshold,
+        batch_size=config.batch_size,
+        workers=_workers(config.workers),
+    )
 
 
 def _wanted(predictor: Predictor, source: str) -> list[str]:
@@ -139,11 +135,6 @@ def _wanted(predictor: Predictor, source: str) -> list[str]:
     if brings_records(Path(source)):
         return []
     return [name for name in predictor.columns if name not in predictor.panel.measured]
-
-
-def _gathered(output: Path) -> Path:
-    """Where rows are kept until the others of their patients are there."""
-    return output.with_name(f".{output.name}.patients")
 
 
 def _explanations(

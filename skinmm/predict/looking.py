@@ -58,8 +58,8 @@ def looked(
                 pool.shutdown(cancel_futures=True)
 
 
-def part_of(table: Table, panel: Panel, start: int = 0) -> Part:
-    """A table that nobody has looked at yet; `start` is the place of its first row in a job.
+def _part_of(table: Table, panel: Panel) -> Part:
+    """A table that nobody has looked at yet.
 
     Raises:
         InputError: no column that names images, although a member needs them.
@@ -69,7 +69,7 @@ def part_of(table: Table, panel: Panel, start: int = 0) -> Part:
     for name, unknown in panel.unknown(patients.cells).items():
         patients.cells[name][unknown] = None
         patients.unknown[name] += int(unknown.sum())
-    return Part(patients, panel.width, start)
+    return Part(patients, panel.width)
 
 
 def _begun(
@@ -77,7 +77,7 @@ def _begun(
 ) -> Iterator[Batch]:
     """Batches whose images are being read; each table ends a batch."""
     for table in tables:
-        part = part_of(table, panel)
+        part = _part_of(table, panel)
         if folder is None and panel.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
         wanted = lacking(part.cells, COLUMNS)
@@ -107,8 +107,6 @@ def _ended(panel: Panel, batch: Batch) -> list[Part]:
         kept = {name: cells[good] for name, cells in rows.items()}
         pictures = [seen[row].pictures for row in good]
         part.seen[batch.rows.start + good] = panel.look(kept, pictures)
-    if panel.others:
-        part.keys[batch.rows] = panel.keys(rows)
     return [part] if batch.last else []
 
 

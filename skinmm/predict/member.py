@@ -1,6 +1,5 @@
 """One checkpoint, ready to predict."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from scipy.special import softmax
 from torch import Tensor
 
 from skinmm.checkpoint import Card, CheckpointError, load_card
-from skinmm.config import Config, below, from_mapping
+from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
-from skinmm.data.dataset_context import order_keys
 from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.vocabulary import Columns
@@ -25,7 +23,7 @@ from skinmm.evaluation.calling import call_shares
 from skinmm.evaluation.lesion import MEASUREMENTS
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
-from skinmm.models.fusion import FUSIONS, PatientContext
+from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.predict.backends import Backend, TorchBackend, exported
 from skinmm.segmentation import TASK, LesionFinder, MaskCheckpointError
@@ -57,8 +55,6 @@ class Member:
     Attributes:
         backend: what runs the network.
         digest: SHA-256 of the checkpoint.
-        alone: the calibration of rows that are judged without others of their patient.
-        context: what judges the others, in 64 bit on the CPU; None: every row is judged alone.
     """
 
     backend: Backend
@@ -70,8 +66,6 @@ class Member:
     threshold: Threshold
     conformal: Conformal | None
     familiarity: Familiarity | None
-    alone: Calibration
-    context: PatientContext | None = None
     finder: LesionFinder | None = None
 
     @classmethod
@@ -104,30 +98,25 @@ class Member:
         except (InputError, RuntimeError, LookupError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{path}: not made by this version ({reason})") from error
-        context = None
         if isinstance(runner, TorchBackend):
-            context = deepcopy(runner.network.context)
             runner.network.to(device)
-        calibration = Calibration.from_state(card.calibration) if card.calibration else None
         return cls(
             runner,
             digest,
             card,
             config,
             encoder,
-            calibration or Calibration(),
+            Calibration.from_state(card.calibration) if card.calibration else Calibration(),
             Threshold(**card.threshold) if card.threshold else UNDECIDED,
             Conformal(**card.conformal) if card.conformal else None,
             Familiarity.from_state(card.ood) if card.ood else None,
-            Calibration.from_state(card.alone) if card.alone else calibration or Calibration(),
-            context.double() if context else None,
             finder,
         )
 
     @property
     def inputs(self) -> frozenset[str]:
         """What it looks at, of {image, record}."""
-        return FUSIONS[below(self.config.fusion).name].inputs
+        return FUSIONS[self.config.fusion.name].inputs
 
     @property
     def columns(self) -> list[str]:
@@ -159,8 +148,7 @@ class Member:
     @property
     def width(self) -> int:
         """How many numbers it keeps of a row that it looked at."""
-        projected = self.context.attention.embed_dim if self.context else 0
-        return len(self.card.classes) + 1 + projected
+        return len(self.card.classes) + 1
 
     def look(
         self,
@@ -168,7 +156,7 @@ class Member:
         images: UInt8[np.ndarray, "b size size 3"] | None,
         shown: Bool[np.ndarray, " b"],
     ) -> Float64[np.ndarray, "b width"]:
-        """Looks at a batch in one pass: log-probabilities, unfamiliarity, projected features.
+        """Looks at a batch in one pass: log-probabilities and unfamiliarity.
 
         Args:
             rows: canonical.
@@ -180,43 +168,14 @@ class Member:
         ood = self.familiarity.score(features) if self.familiarity else np.zeros(len(shown))
         if "image" in self.inputs:
             ood[~shown] = np.nan  # validation rows had images: there is nothing to compare with
-        seen = [outcome.astype(np.float64), ood[:, None]]
-        if self.context:
-            with torch.inference_mode():
-                seen.append(self.context.project(torch.from_numpy(features).double()).numpy())
-        return np.hstack(seen)
+        return np.hstack([outcome.astype(np.float64), ood[:, None]])
 
-    def keys(self, rows: Columns) -> Int64[np.ndarray, " b"]:
-        """In which order rows of a patient are compared with, where there are too many."""
-        record = self.encoder.transform(rows) if "record" in self.inputs else None
-        return order_keys(rows["image_id"].tolist(), record)
-
-    def judge(
-        self,
-        seen: Float64[np.ndarray, "b width"],
-        others: Float64[np.ndarray, "b s width"] | None = None,
-        there: Bool[np.ndarray, "b s"] | None = None,
-    ) -> Opinion:
-        """What follows from what was seen of rows, and of others of their patients.
-
-        Args:
-            seen: as `look` gives it.
-            others: the same of others of each row's patient; None: each is judged alone.
-            there: which of these there are.
-        """
-        plain, ood, own = np.split(seen, [len(self.card.classes), len(self.card.classes) + 1], 1)
-        raw = softmax(plain, axis=1)
-        probabilities = self.alone.apply(raw)
-        if self.context and others is not None and there is not None:
-            most = self.context.others
-            others, there = others[:, :most, -own.shape[1] :], there[:, :most]
-            with torch.inference_mode():
-                given = (torch.from_numpy(each) for each in (plain, own, others, there))
-                raw = softmax(self.context.judge(*given).numpy(), axis=1)
-            compared = there.any(axis=1, keepdims=True)
-            probabilities = np.where(compared, self.calibration.apply(raw), probabilities)
+    def judge(self, seen: Float64[np.ndarray, "b width"]) -> Opinion:
+        """What follows from what was seen of rows, as `look` gives it."""
+        raw = softmax(seen[:, :-1], axis=1)
+        probabilities = self.calibration.apply(raw)
         sets = self.conformal.sets(probabilities) if self.conformal else None
-        return Opinion(raw, probabilities, sets, ood[:, 0] if self.familiarity else None)
+        return Opinion(raw, probabilities, sets, seen[:, -1] if self.familiarity else None)
 
 
 def _torch_backend(

@@ -53,7 +53,6 @@ class Panel:
         views: how they want images.
         finder: what measures lesions for them, if anything does.
         measured: the columns that it measures.
-        others: with how many others of its patient a row is compared at most; 0: with none.
         width: how many numbers they keep of a row that they looked at.
         lanes: batches that are worth being looked at side by side.
     """
@@ -100,7 +99,6 @@ class Panel:
         self.views = {view for view in self._wishes if view is not None}
         self.finder = next(iter(finders), None)
         self.measured = sorted({name for member in members for name in member.measured})
-        self.others = max(member.context.others if member.context else 0 for member in members)
         self._ends = np.cumsum([member.width for member in members])
         self.width = int(self._ends[-1])
         self.lanes = min(member.backend.lanes for member in members)
@@ -136,25 +134,10 @@ class Panel:
         names = ("image", *self.columns)
         return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
 
-    def keys(self, rows: Columns) -> Int64[np.ndarray, " n"]:
-        """In which order rows of a patient are compared with, where there are too many."""
-        return next(member for member in self.members if member.context).keys(rows)
-
-    def judge(
-        self,
-        seen: Float64[np.ndarray, "g width"],
-        others: Float64[np.ndarray, "g s width"] | None,
-        there: Bool[np.ndarray, "g s"] | None,
-    ) -> Verdicts:
-        """The members' means for rows that were seen, and others of their patients."""
-        shares: Any = (
-            [None] * len(self.members) if each is None else np.split(each, self._ends[:-1], -1)
-            for each in (seen, others)
-        )
-        opinions = [
-            member.judge(own, beside, there)
-            for member, own, beside in zip(self.members, *shares, strict=True)
-        ]
+    def judge(self, seen: Float64[np.ndarray, "g width"]) -> Verdicts:
+        """The members' means for rows that were seen."""
+        shares = np.split(seen, self._ends[:-1], -1)
+        opinions = [member.judge(own) for member, own in zip(self.members, shares, strict=True)]
         raw, calibrated, sets, ood = map(_mean_of_known, zip(*opinions, strict=True))
         nothing = np.full(len(seen), np.nan)
         return Verdicts(

@@ -17,11 +17,10 @@ from skinmm.evaluation.predictions import BINARY, set_names
 from skinmm.evaluation.thresholds import mean_threshold
 from skinmm.evaluation.uncertainty import decide
 from skinmm.predict.images import Images
-from skinmm.predict.looking import looked, part_of
+from skinmm.predict.looking import looked
 from skinmm.predict.member import Member
 from skinmm.predict.panel import Panel, Verdicts
-from skinmm.predict.parts import OTHERS, Part, Predicted
-from skinmm.predict.spool import Spool
+from skinmm.predict.parts import Part, Predicted
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most
@@ -43,7 +42,6 @@ class Predictor:
         identity: SHA-256 of every checkpoint, in order.
         referral: decide `refer` where the prediction set does not name the side that the threshold
             calls alone, or a row is unlike those of validation; else the threshold decides alone.
-        others: with how many others of its patient a row is compared at most; 0: with none.
     """
 
     def __init__(self, members: Sequence[Member], *, referral: bool = True) -> None:
@@ -61,8 +59,8 @@ class Predictor:
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
         self.identity = [member.digest for member in members]
-        self.others, self.columns = self.panel.others, self.panel.columns
-        self.inputs, self.needs_image = self.panel.inputs, self.panel.needs_image
+        self.columns, self.inputs = self.panel.columns, self.panel.inputs
+        self.needs_image = self.panel.needs_image
         card = members[0].card
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._malignant = np.isin(self.classes, self.positive)
@@ -110,7 +108,7 @@ class Predictor:
         workers: int = 2,
         unknown: Counter[str] | None = None,
     ) -> pd.DataFrame:
-        """Predicts every row of a table; models that compare a patient's rows compare these.
+        """Predicts every row of a table.
 
         Args:
             table: a row per image: an image column and any of patient_id, sex, age, site under
@@ -169,70 +167,10 @@ class Predictor:
             InputError: as `predict`.
         """
         for part in looked(self.panel, tables, images, batch_size, workers):
-            if not self.others:
-                yield self._told(part, probabilities, threshold, batch_size)
-                continue
-            with Spool() as spool:
-                spool.add(part)
-                yield self._told(part, probabilities, threshold, batch_size, spool)
-
-    def gather(
-        self,
-        tables: Iterable[Table],
-        images: str | Path | Images | None,
-        spool: Spool,
-        *,
-        batch_size: int = 32,
-        workers: int = 2,
-    ) -> None:
-        """Looks at tables as if they were one, so that a patient's rows may lie far apart.
-
-        Args:
-            tables: the rows that the spool does not hold yet.
-            images: as for `predict`.
-            spool: is given what was seen.
-            batch_size: as for `predict`; a divisor of the number of rows that the spool holds.
-            workers: as for `predict`.
-
-        Raises:
-            InputError: as `predict`.
-        """
-        for part in looked(self.panel, tables, images, batch_size, workers):
-            spool.add(part)
-
-    def stream_gathered(
-        self,
-        tables: Iterable[Table],
-        spool: Spool,
-        done: int = 0,
-        *,
-        probabilities: str = "calibrated",
-        threshold: float | None = None,
-        batch_size: int = 32,
-    ) -> Iterator[Predicted]:
-        """Predicts the tables again that `gather` looked at, without a look.
-
-        Args:
-            tables: the rows after those that are done.
-            spool: all rows, as they were seen.
-            done: how many rows are, a multiple of `batch_size`.
-            probabilities: as for `predict`.
-            threshold: as for `predict`.
-            batch_size: as for `predict`.
-        """
-        for table in tables:
-            part = part_of(table, self.panel, done)
-            spool.fill(part)
-            yield self._told(part, probabilities, threshold, batch_size, spool)
-            done += part.size
+            yield self._told(part, probabilities, threshold, batch_size)
 
     def _told(
-        self,
-        part: Part,
-        probabilities: str,
-        threshold: float | None,
-        batch_size: int,
-        spool: Spool | None = None,
+        self, part: Part, probabilities: str, threshold: float | None, batch_size: int
     ) -> Predicted:
         """What is made of a part that was looked at."""
         verdicts = Verdicts.none(part.size, len(self.classes))
@@ -240,12 +178,7 @@ class Predictor:
             rows = slice(start, start + batch_size)
             good = np.flatnonzero(part.errors[rows] == "")
             if len(good):
-                others, there = spool.others(part, rows, self.others) if spool else (None, None)
-                if others is not None and there is not None:
-                    others, there = others[good], there[good]
-                    part.lack(OTHERS, start + good[~there.any(axis=1)])
-                judged = self.panel.judge(part.seen[rows][good], others, there)
-                verdicts.put(start + good, judged)
+                verdicts.put(start + good, self.panel.judge(part.seen[rows][good]))
         cells = zip(part.cells["patient_id"], part.cells["lesion_id"], strict=True)
         owners = [next((name for name in names if not pd.isna(name)), "") for names in cells]
         columns = {"image_id": part.cells["image_id"], "patient_id": np.array(owners, object)}

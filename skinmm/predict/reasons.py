@@ -110,6 +110,7 @@ class Explainer:
     ) -> Reasons:
         """Why a case that can be predicted has its probability; `path` names the image's file."""
         member, network = self.member, self._backend.network
+        calibration = member.calibration
         row = record_row(member.encoder.columns, image, record, path)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
@@ -122,7 +123,7 @@ class Explainer:
         found = contributions(
             network,
             member.encoder,
-            lambda raw: (raw if self._raw else member.alone.apply(raw))[:, positive].sum(axis=1),
+            lambda raw: (raw if self._raw else calibration.apply(raw))[:, positive].sum(axis=1),
             cells,
             seen,
             views=self._backend.views,

@@ -93,8 +93,7 @@ class Endpoints:
         """Takes the parts."""
         self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
         self._book = book
-        alone = not service.gpu or service.predictor.others  # these would be compared
-        self._together = Together(service, 1 if alone else MOST)
+        self._together = Together(service, MOST if service.gpu else 1)
 
     def mount(self, app: FastAPI) -> None:
         """Adds the paths to an application."""

@@ -1,18 +1,15 @@
 """How image and record become one vector: every block, by the name that `fusion=` chooses."""
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from skinmm.config import CONTEXT
 from skinmm.models.fusion.attention import CrossAttention
 from skinmm.models.fusion.bilinear import Bilinear
-from skinmm.models.fusion.context import PatientContext
 from skinmm.models.fusion.contract import Fusion
 from skinmm.models.fusion.gating import FiLM, Gated, MetaBlock, MetaNet
 from skinmm.models.fusion.joint import Concat, Late
 from skinmm.models.fusion.single import ImageOnly, TabularOnly
 
-__all__ = ["CHOICES", "FUSIONS", "Fusion", "PatientContext"]
+__all__ = ["FUSIONS", "Fusion"]
 
 FUSIONS: Final[dict[str, type[Fusion]]] = {
     "image_only": ImageOnly,
@@ -26,6 +23,3 @@ FUSIONS: Final[dict[str, type[Fusion]]] = {
     "cross_attention": CrossAttention,
     "bilinear": Bilinear,
 }
-
-CHOICES: Final[dict[str, Callable[..., Any]]] = {**FUSIONS, CONTEXT: PatientContext}
-"""What `fusion=` may name: a block, or what comes on top of one in a second stage."""
