@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinmm.data.vocabulary import canonical_site
+from skinmm.vocabulary import canonical_site
 
 INCOMPLETE_ROWS = 78
 MAX_BYTES = 6_000_000

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.checkpoint import save_atomically
-from skinmm.writing import whole
+from skinmm.files import whole
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")

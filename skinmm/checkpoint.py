@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skinmm.errors import InputError
-from skinmm.writing import whole
+from skinmm.files import whole
 
 SCHEMA: Final = 1
 KEY: Final = "skinmm"

@@ -18,7 +18,6 @@ from jaxtyping import UInt8
 from skinmm import __version__
 from skinmm.config import DicomConfig
 from skinmm.data.source import Source
-from skinmm.data.vocabulary import is_missing, rename_columns
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
@@ -26,6 +25,7 @@ from skinmm.predict.overlay import overlay
 from skinmm.predict.reader import read_patients
 from skinmm.predict.reasons import shown
 from skinmm.serve.service import NOTICE, Case, Service
+from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"
 """Of the codes that DICOM has not."""

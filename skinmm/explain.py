@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from skinmm.data.record import RecordEncoder
-from skinmm.data.vocabulary import is_missing
 from skinmm.models.network import Network, Records, full_precision, symmetries
+from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
 RECORD: Final = "record"

@@ -33,6 +33,7 @@ from skinmm.config import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.uncertainty import Familiarity
+from skinmm.files import whole
 from skinmm.predict import Predictor
 from skinmm.predict.backends import (
     KEY,
@@ -44,7 +45,6 @@ from skinmm.predict.backends import (
     TorchBackend,
 )
 from skinmm.predict.member import Member
-from skinmm.writing import whole
 
 DEMO: Final = Path(__file__).parent / "demo"
 OPSET: Final = 17

@@ -13,7 +13,7 @@ import pandas as pd
 
 from skinmm import __version__
 from skinmm.errors import InputError
-from skinmm.writing import whole
+from skinmm.files import whole
 
 CONTENTS: Final = (
     "config.yaml",

@@ -12,9 +12,9 @@ from torch import nn
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
+from skinmm.files import whole
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
-from skinmm.writing import whole
 
 UNCHANGING: Final = "none"  # the augmentation and the mixing that leave images alone
 

@@ -20,6 +20,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
+from skinmm.files import clear_partials
 from skinmm.loop import build_trainer, device_name, expected_duration, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
@@ -33,7 +34,6 @@ from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns
 from skinmm.training_seen import refuse_another_split, seen_before
-from skinmm.writing import clear_partials
 
 THREADS: Final = torch.get_num_threads()
 PLAIN: Final = 2  # dimensions of kept features that are a vector an image

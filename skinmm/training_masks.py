@@ -14,6 +14,7 @@ from skinmm.config import Config, to_mapping, write_config
 from skinmm.data.datamodule_masks import MaskData
 from skinmm.data.dataset_masks import JUDGED
 from skinmm.evaluation.overlap import mean_overlaps, overlaps
+from skinmm.files import clear_partials
 from skinmm.judge import SCHEMA
 from skinmm.loop import build_trainer, device_name, log_test
 from skinmm.models.segmentation import build_segmenter
@@ -21,7 +22,6 @@ from skinmm.module_masks import MaskLearner
 from skinmm.report import write_report
 from skinmm.training_fold import interruptible, take_best
 from skinmm.training_seen import refuse_another_split
-from skinmm.writing import clear_partials
 
 PARTS = ("val", "test")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skinmm.writing import whole
+from skinmm.files import whole
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

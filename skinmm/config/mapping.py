@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from skinmm.config.schema import Config, DataConfig, StudyConfig
 from skinmm.config.schema_commands import AuditConfig
 from skinmm.errors import InputError
-from skinmm.writing import whole
+from skinmm.files import whole
 
 T = TypeVar("T")
 Number = int | float

@@ -110,7 +110,7 @@ def dicom_record(data: bytes | File) -> dict[str, Any]:
 
 
 def _age(dataset: Dataset) -> float | None:
-    from skinmm.data.vocabulary import canonical_age
+    from skinmm.vocabulary import canonical_age
 
     age = canonical_age(dataset.get("PatientAge"))
     if age is not None:

@@ -11,8 +11,8 @@ from jaxtyping import Bool
 
 from skinmm.data.decode import File, dicom_record
 from skinmm.data.source import split_frame
-from skinmm.data.vocabulary import CONVERTERS, Table
 from skinmm.errors import InputError
+from skinmm.vocabulary import CONVERTERS, Table
 
 COLUMNS: Final = ("age", "sex", "site", "patient_id")
 _OTHERS: Final = re.compile(

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from skinmm.data.pack_manifest import FILE, Manifest, PackError, Shard, load_manifest
 from skinmm.data.pack_shard import Encoded, Encoder, Job, PackSettings, Read, write_shard
 from skinmm.data.tfrecord import read_table
-from skinmm.data.vocabulary import patients_of
-from skinmm.writing import clear_partials, whole
+from skinmm.files import clear_partials, whole
+from skinmm.vocabulary import patients_of
 
 COHORT: Final = "cohort.csv"
 _ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index

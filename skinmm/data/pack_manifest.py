@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skinmm.errors import InputError
-from skinmm.writing import whole
+from skinmm.files import whole
 
 FILE: Final = "manifest.json"
 _SCHEMA: Final = 1

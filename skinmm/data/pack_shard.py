@@ -15,8 +15,8 @@ from skinmm.data.pack_manifest import PackError, Shard, describe
 from skinmm.data.preprocess import DETAILED, Pixels, check_steps, preprocess
 from skinmm.data.tfrecord import TFRecordFile
 from skinmm.data.tfrecord_format import TFRecordError, write_tfrecord
-from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
+from skinmm.vocabulary import patients_of
 
 _FEATURES: Final[dict[str, str]] = {
     "image_id": "image_name",

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32
 
-from skinmm.data.vocabulary import Table, is_missing, numbers_of, rows_of
 from skinmm.errors import InputError
+from skinmm.vocabulary import Table, is_missing, numbers_of, rows_of
 
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
     **dict.fromkeys(

@@ -13,7 +13,7 @@ import crc32c
 import numpy as np
 
 from skinmm.errors import InputError
-from skinmm.writing import whole
+from skinmm.files import whole
 
 HEADER: Final = 12  # bytes before the payload: its length and the length's CRC
 FOOTER: Final = 4  # bytes after it: its CRC

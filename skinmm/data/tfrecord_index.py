@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from skinmm.data.tfrecord_format import FOOTER, HEADER, TFRecordError, parse, scan, text
-from skinmm.writing import whole
+from skinmm.files import whole
 
 _VERSION: Final = 1
 

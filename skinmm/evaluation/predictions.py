@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation import reading
 from skinmm.evaluation.reading import BINARY, DECISIONS, REFER
-from skinmm.writing import whole
+from skinmm.files import whole
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 

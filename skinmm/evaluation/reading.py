@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from skinmm.data.vocabulary import MALIGNANT, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
+from skinmm.vocabulary import MALIGNANT, canonical_diagnosis, rename_columns
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"

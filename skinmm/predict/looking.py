@@ -10,12 +10,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from skinmm.data.headers import COLUMNS, completed, lacking
-from skinmm.data.vocabulary import Table
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder, Images, Seen, look
 from skinmm.predict.panel import Panel
 from skinmm.predict.parts import Batch, Part
 from skinmm.predict.reader import as_trained, canonical_patients
+from skinmm.vocabulary import Table
 
 AHEAD: Final = 3
 """Batches whose images are read before the networks are asked."""

@@ -16,7 +16,6 @@ from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
 from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
-from skinmm.data.vocabulary import Columns
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.calling import call_shares
@@ -27,6 +26,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.predict.backends import Backend, TorchBackend, exported
 from skinmm.segmentation import TASK, LesionFinder, MaskCheckpointError
+from skinmm.vocabulary import Columns
 
 UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)
 """Of a checkpoint that no validation followed, as an interrupted run leaves one."""

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from skinmm.data.vocabulary import CONVERTERS, Columns, is_missing
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY
 from skinmm.predict.images import Pictures
 from skinmm.predict.member import Member
+from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 
 class Verdicts(NamedTuple):

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float64, Shaped
 
-from skinmm.data.vocabulary import Table
 from skinmm.errors import InputError
 from skinmm.evaluation.calling import call
 from skinmm.evaluation.predictions import BINARY, set_names
@@ -21,6 +20,7 @@ from skinmm.predict.looking import looked
 from skinmm.predict.member import Member
 from skinmm.predict.panel import Panel, Verdicts
 from skinmm.predict.parts import Part, Predicted
+from skinmm.vocabulary import Table
 
 HALF: Final = 0.5
 """Of several prediction sets: a class that at least half of them hold is kept, so that at most

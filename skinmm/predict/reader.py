@@ -14,7 +14,9 @@ import pandas as pd
 
 from skinmm.data import tfrecord
 from skinmm.data.headers import may_be_dicom
-from skinmm.data.vocabulary import (
+from skinmm.errors import InputError
+from skinmm.predict.images import SUFFIXES
+from skinmm.vocabulary import (
     COLUMN_NAMES,
     CONVERTERS,
     Table,
@@ -24,8 +26,6 @@ from skinmm.data.vocabulary import (
     renamed,
     rows_of,
 )
-from skinmm.errors import InputError
-from skinmm.predict.images import SUFFIXES
 
 PARQUET: Final = (".parquet", ".pq")
 SHOWN: Final = 10  # columns that are named

@@ -14,11 +14,11 @@ from skinmm.data.dataset import picture
 from skinmm.data.decode import decode
 from skinmm.data.headers import COLUMNS, completed, header_record, lacking, may_be_dicom
 from skinmm.data.source import Source
-from skinmm.data.vocabulary import Columns, is_missing
 from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
 from skinmm.predict.member import Member
 from skinmm.predict.predictor import Predictor, device_of
 from skinmm.predict.reader import canonical_patients
+from skinmm.vocabulary import Columns, is_missing
 
 
 @dataclass(frozen=True)

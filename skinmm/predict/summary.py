@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.files import whole
 from skinmm.predict.images import bare
-from skinmm.writing import whole
 
 Rows = Iterable[pd.DataFrame]
 LISTED: Final = 20

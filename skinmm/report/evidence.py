@@ -10,11 +10,11 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
-from skinmm.data.vocabulary import CONVERTERS, canonicalise
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.evaluation.reading import read_table
+from skinmm.vocabulary import CONVERTERS, canonicalise
 
 STATED: Final = "stated in the file"
 _EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"

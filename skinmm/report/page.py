@@ -5,8 +5,8 @@ from pathlib import Path
 
 import skinmm
 from skinmm.errors import InputError
+from skinmm.files import whole
 from skinmm.report.blocks import Section
-from skinmm.writing import whole
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

@@ -12,11 +12,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from skinmm.data.source import split_frame
-from skinmm.data.vocabulary import COLUMN_NAMES, renamed
 from skinmm.predict.images import Names
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.service import Case
+from skinmm.vocabulary import COLUMN_NAMES, renamed
 
 MAX_TABLE: Final = 1_000_000  # bytes
 

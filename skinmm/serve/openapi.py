@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from skinmm.data.vocabulary import SEXES, SITES
+from skinmm.vocabulary import SEXES, SITES
 
 _PROBABILITIES: Final = {"benign": 0.82, "malignant": 0.18}
 _PREDICTION: Final[dict[str, Any]] = {

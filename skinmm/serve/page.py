@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from skinmm.data.vocabulary import SEXES, SITES
 from skinmm.predict.reasons import shown
 from skinmm.serve.body import JAVASCRIPT, body_html
 from skinmm.serve.cases import PATIENT, Book, find_case, judge
@@ -20,6 +19,7 @@ from skinmm.serve.problems import ProblemError
 from skinmm.serve.quality import BLURRED, sharpness
 from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
+from skinmm.vocabulary import SEXES, SITES
 
 TITLE: Final = "skinmm: a lesion's probability of malignancy"
 NOT_STATED: Final = "not stated"

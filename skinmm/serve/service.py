@@ -11,12 +11,12 @@ import pandas as pd
 
 import skinmm
 from skinmm.data.source import FRAME
-from skinmm.data.vocabulary import is_missing
 from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.images import HeldImages
 from skinmm.predict.member import Member
 from skinmm.predict.reasons import Explainer, Reasons, known_cells, record_row
+from skinmm.vocabulary import is_missing
 
 NOTICE: Final = (
     "Research use only. This is not a medical device and must not be used to decide on a "

@@ -13,8 +13,8 @@ from skinmm.data.catalog import ADAPTERS, classes_of, load_cohort, positives_of,
 from skinmm.data.catalog.tables import CANONICAL
 from skinmm.data.source import read_source
 from skinmm.data.splits import split
-from skinmm.data.vocabulary import CLASSES, SEXES, SITES
 from skinmm.errors import InputError
+from skinmm.vocabulary import CLASSES, SEXES, SITES
 
 
 def test_every_dataset_is_here_in_miniature() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, refuse_columns
-from skinmm.data.vocabulary import (
+from skinmm.errors import InputError
+from skinmm.vocabulary import (
     CLASSES,
     MALIGNANT,
     SEXES,
@@ -22,7 +23,6 @@ from skinmm.data.vocabulary import (
     canonicalise,
     rename_columns,
 )
-from skinmm.errors import InputError
 
 HAM_SITES = {
     "back": "torso",

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm.data.vocabulary import patients_of
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.reader import canonical_patients, read_patients, unfound
+from skinmm.vocabulary import patients_of
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
 

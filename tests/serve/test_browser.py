@@ -17,9 +17,9 @@ from playwright.sync_api import expect
 from quick_runs import best
 from served import process
 
-from skinmm.data.vocabulary import SITES
 from skinmm.serve.limits import MAX_IMAGE
 from skinmm.serve.page import NOT_STATED
+from skinmm.vocabulary import SITES
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

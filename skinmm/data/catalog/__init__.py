@@ -27,9 +27,9 @@ from skinmm.data.catalog.targets import classes_of, positives_of, with_target
 from skinmm.data.headers import fill_from_headers
 from skinmm.data.record import refuse_columns
 from skinmm.data.splits import hold_out
-from skinmm.data.vocabulary import by_value, canonical_diagnosis, patients_of
 from skinmm.errors import InputError
 from skinmm.evaluation.lesion import MEASUREMENTS
+from skinmm.vocabulary import by_value, canonical_diagnosis, patients_of
 
 __all__ = [
     "ADAPTERS",

@@ -8,10 +8,10 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import list_files, root_of, with_paths
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES, canonical, choice, joined, read_table
-from skinmm.data.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
+from skinmm.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
 
-FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
+ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
 """Where images of any dataset may be, beside the folders that its zip files make."""
 _DOWNSAMPLED: Final = "_downsampled"
 _PARTS: Final = {"Training": None, "Validation": "val", "Test": "test"}
@@ -31,7 +31,7 @@ def ham10000(data: DataConfig) -> pd.DataFrame:
     table["dx"] = by_value(table["dx"], canonical_diagnosis)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-    return with_paths(rows, root, data.format, (*unpacked, *FOLDERS))
+    return with_paths(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2019(data: DataConfig) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def isic_2019(data: DataConfig) -> pd.DataFrame:
     table["duplicate_of"] = original.where(original != table["image"], None)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = "ISIC_2019_Training_Input"
-    return with_paths(rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *FOLDERS))
+    return with_paths(rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS))
 
 
 def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
         parts.append(rows.assign(part=fixed))
     rows = _stacked(parts)
     unpacked = [f"ISIC2018_Task3_{part}_Input" for part in _PARTS]
-    return with_paths(rows, root, data.format, (*unpacked, *FOLDERS))
+    return with_paths(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
@@ -109,7 +109,7 @@ def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
             parts.append(rows.assign(part=fixed))
     rows = _stacked(parts)
     unpacked = [f"ISIC-2017_{part}_Data" for part in ("Training", "Validation", "Test_v2")]
-    folders = (*unpacked, "training", "validation", "test", *FOLDERS)
+    folders = (*unpacked, "training", "validation", "test", *ISIC_FOLDERS)
     return with_paths(rows, root, data.format, folders)
 
 
@@ -128,7 +128,7 @@ def isic_2024(data: DataConfig) -> pd.DataFrame:
         paths = table["iddx_full"].fillna("").str.lower()
         table["diagnosis"] = by_value(paths, _from_iddx)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    folders = ("train-image", "train-image/image", *FOLDERS)
+    folders = ("train-image", "train-image/image", *ISIC_FOLDERS)
     return with_paths(rows, root, data.format, folders)
 
 

@@ -13,8 +13,8 @@ from skinmm.data.catalog.tables import canonical, choice, pairs, read_table, wit
 from skinmm.data.catalog.targets import LACKS
 from skinmm.data.source import split_frame
 from skinmm.data.tfrecord import Schema
-from skinmm.data.vocabulary import rename_columns
 from skinmm.errors import InputError
+from skinmm.vocabulary import rename_columns
 
 
 def csv(

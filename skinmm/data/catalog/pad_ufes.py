@@ -7,9 +7,9 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, read_table
-from skinmm.data.vocabulary import by_value, canonical_diagnosis, rename_columns
+from skinmm.vocabulary import by_value, canonical_diagnosis, rename_columns
 
-FOLDERS: Final = (
+PAD_UFES_FOLDERS: Final = (
     *(
         f"{top}imgs_part_{n}{below}"
         for n in (1, 2, 3)
@@ -32,4 +32,4 @@ def pad_ufes_20(data: DataConfig) -> pd.DataFrame:
     # Lesions are bare numbers here; other cohorts' may be too.
     table["lesion_id"] = "PAD_" + table["lesion_id"]
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    return with_paths(rows, root, data.format, FOLDERS)
+    return with_paths(rows, root, data.format, PAD_UFES_FOLDERS)

@@ -11,8 +11,8 @@ from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_p
 from skinmm.data.catalog.tables import canonical, pairs, read_table
 from skinmm.data.tfrecord import PLAIN, Schema
 from skinmm.data.tfrecord import read_table as read_records
-from skinmm.data.vocabulary import rename_columns
 from skinmm.errors import InputError
+from skinmm.vocabulary import rename_columns
 
 
 def packed(data: DataConfig) -> pd.DataFrame:

@@ -9,10 +9,19 @@ from skinmm.config import DataConfig
 from skinmm.data import tfrecord
 from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, choice, joined, read_table
-from skinmm.data.vocabulary import by_value, canonical_diagnosis, rename_columns
 from skinmm.errors import InputError
+from skinmm.vocabulary import by_value, canonical_diagnosis, rename_columns
 
-FOLDERS: Final = ("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", "")
+SIIM_FOLDERS: Final = (
+    "jpeg/train",
+    "train",
+    "jpeg",
+    "dicom/train",
+    "dicom",
+    "tfrecords",
+    "images",
+    "",
+)
 DUPLICATES: Final = "ISIC_2020_Training_Duplicates.csv"
 LESIONS: Final = "ISIC_2020_Training_GroundTruth_v2.csv"
 SIZES: Final = "image_size.csv"
@@ -44,13 +53,13 @@ def siim_isic(
     table = joined(table, "image_name", root / SIZES, ["width", "height", "tfrecord"])
     table = _paired(table, root / DUPLICATES, keep=duplicates == "keep")
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    rows = with_paths(rows, root, data.format, FOLDERS)
+    rows = with_paths(rows, root, data.format, SIIM_FOLDERS)
     return rows if folds == "stratified" else _with_public_folds(rows, table, root / SIZES)
 
 
 def _table(root: Path, file: Path) -> pd.DataFrame:
     if not file.is_file():
-        folders = [root / folder for folder in FOLDERS if (root / folder).is_dir()]
+        folders = [root / folder for folder in SIIM_FOLDERS if (root / folder).is_dir()]
         records = tfrecords_in(list_files(folders))
         training = [name for name in records if not Path(name).name.startswith("test")]
         if training:

@@ -7,8 +7,8 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.data.source import FRAME
-from skinmm.data.vocabulary import SITES, by_value, canonicalise, is_missing, numbers_of
 from skinmm.errors import InputError
+from skinmm.vocabulary import SITES, by_value, canonicalise, is_missing, numbers_of
 
 CANONICAL: Final = (
     *("image_id", "path", "patient_id", "lesion_id", "age", "sex", "site", "diagnosis", "target"),

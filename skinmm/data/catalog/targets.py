@@ -6,8 +6,8 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data.vocabulary import CLASSES, MALIGNANT, canonical_diagnosis
 from skinmm.errors import InputError
+from skinmm.vocabulary import CLASSES, MALIGNANT, canonical_diagnosis
 
 BINARY: Final = ("benign", "malignant")
 LACKS: Final = "lacks"
