@@ -30,8 +30,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize as torch_resize
 
 from skinmm.data.audit_pixels import PICTURE_SIDE, fingerprint
-from skinmm.data.decode import decode, probe
-from skinmm.data.decode_resize import resize, resize_pillow, resize_simd
+from skinmm.images.base import resize, resize_pillow, resize_simd
+from skinmm.images.decode import decode, probe
 
 T = TypeVar("T")
 SIDE: Final = 384  # pixels

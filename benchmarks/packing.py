@@ -22,7 +22,7 @@ import pandas as pd
 
 from skinmm.data.pack import pack
 from skinmm.data.pack_shard import Encoder, PackSettings
-from skinmm.data.source import read_source
+from skinmm.images.source import read_source
 
 WORKERS: Final = 2
 REPEATS: Final = 8

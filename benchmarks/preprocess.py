@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from skinmm.data.decode import decode
-from skinmm.data.preprocess import Pixels, hair_mask, remove_hair
+from skinmm.images.decode import decode
+from skinmm.images.preprocess import Pixels, hair_mask, remove_hair
 
 HAIRLESS = 0.005  # of the picture's area found to be hair by the same detector, at most
 

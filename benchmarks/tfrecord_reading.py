@@ -27,8 +27,8 @@ import numpy as np
 from tfrecord.torch.dataset import TFRecordDataset
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.data.tfrecord import TFRecordFile
-from skinmm.data.tfrecord_format import HEADER, intact, write_tfrecord
+from skinmm.images.shards import TFRecordFile
+from skinmm.images.tfrecord import HEADER, intact, write_tfrecord
 
 SIZES: Final = (128, 512, 2048)  # megabytes
 MIDDLE: Final = SIZES[1]

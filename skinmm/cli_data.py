@@ -80,7 +80,7 @@ def _explore(config: ExploreConfig, _: Path) -> int:
 def _pack(config: PackConfig, _: Path) -> int:
     from skinmm.data.pack import pack as packed
     from skinmm.data.pack_manifest import verify_pack
-    from skinmm.data.source import read_source
+    from skinmm.images.source import read_source
 
     out = Path(config.out)
     if config.verify:
@@ -128,7 +128,7 @@ def _fingerprints(table: "pd.DataFrame") -> "Fingerprints":
     from tqdm import tqdm
 
     from skinmm.data.audit_pixels import fingerprints
-    from skinmm.data.source import read_source
+    from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
         return fingerprints(table, read_source, bar.update)

@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 
 from skinmm import __version__
 from skinmm.config import DicomConfig
-from skinmm.data.source import Source
 from skinmm.errors import InputError
+from skinmm.images.source import Source
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
 from skinmm.predict.overlay import overlay

@@ -16,12 +16,12 @@ from torch.nn.functional import interpolate
 
 from skinmm.checkpoint import CheckpointError, load_card
 from skinmm.config import Config, from_mapping
-from skinmm.data.decode import decode, probe
-from skinmm.data.decode_resize import resize
-from skinmm.data.preprocess import preprocess
-from skinmm.data.source import Source, read_source
 from skinmm.errors import InputError
-from skinmm.evaluation.lesion import MEASUREMENTS, measure
+from skinmm.images.base import resize
+from skinmm.images.decode import decode, probe
+from skinmm.images.measure import MEASUREMENTS, measure
+from skinmm.images.preprocess import preprocess
+from skinmm.images.source import Source, read_source
 from skinmm.models.segmentation import build_segmenter
 
 TASK: Final = "segmentation"

@@ -14,7 +14,7 @@ import pandas as pd
 from skinmm.data.pack import pack
 from skinmm.data.pack_manifest import Manifest, PackError, Shard
 from skinmm.data.pack_shard import Encoder, PackSettings, write_shard
-from skinmm.data.source import read_source
+from skinmm.images.source import read_source
 from skinmm.spark_session import spark_session
 
 

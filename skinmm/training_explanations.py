@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from skinmm.data.source import read_source
 from skinmm.evaluation.predictions import Predictions, surest_mistakes
+from skinmm.images.source import read_source
 from skinmm.predict.member import Member
 from skinmm.predict.overlay import overlay
 from skinmm.predict.reasons import Explainer, shown

@@ -14,7 +14,7 @@ import skinmm
 from skinmm.cli import main
 from skinmm.cli_data import to_pack
 from skinmm.config import DataConfig, PackConfig
-from skinmm.data.tfrecord import TFRecordFile
+from skinmm.images.shards import TFRecordFile
 
 DEMO = Path(skinmm.__file__).parent / "demo"
 HOSTILE = '"><img src=x onerror=alert(1)>'

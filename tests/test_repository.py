@@ -145,7 +145,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 def test_signatures_are_checked_even_of_what_is_imported_late() -> None:
-    from skinmm.data.decode import decode
+    from skinmm.images.decode import decode
 
     with pytest.raises(TypeCheckError, match="decode"):
         decode("text, not bytes")  # type: ignore[arg-type]

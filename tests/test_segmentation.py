@@ -17,8 +17,8 @@ from skinmm.checkpoint import CheckpointError, load_card
 from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import picture
-from skinmm.data.source import read_source
-from skinmm.evaluation.lesion import MEASUREMENTS, measure
+from skinmm.images.measure import MEASUREMENTS, measure
+from skinmm.images.source import read_source
 from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.member import Member

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 from PIL import Image
 
-from skinmm.data.decode import decode, probe
 from skinmm.errors import InputError
+from skinmm.images.decode import decode, probe
 
 HASH_SIDE: Final = 16  # 256 bits; 64 bits take lesions, which are alike, for one another
 PICTURE_SIDE: Final = 64  # pixels, what a hash of 256 bits looks at

@@ -12,8 +12,8 @@ from skinmm.data.catalog import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import Sample
 from skinmm.data.dataset_masks import MaskDataset
-from skinmm.data.preprocess import IN_PLACE
 from skinmm.errors import InputError
+from skinmm.images.preprocess import IN_PLACE
 
 
 class MaskData(LesionData):

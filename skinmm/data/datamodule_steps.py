@@ -4,9 +4,9 @@ from pathlib import Path
 
 from skinmm.config import DataConfig
 from skinmm.data.pack_manifest import packed_steps
-from skinmm.data.preprocess import MASKED, check_steps
 from skinmm.errors import InputError
-from skinmm.evaluation.lesion import MEASUREMENTS
+from skinmm.images.measure import MEASUREMENTS
+from skinmm.images.preprocess import MASKED, check_steps
 from skinmm.segmentation import LesionFinder
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from skinmm.data.dataset_withholding import Blank, Withheld, Withholding
-from skinmm.data.decode import decode
-from skinmm.data.decode_resize import resize
-from skinmm.data.preprocess import DETAILED, preprocess
-from skinmm.data.source import Source, read_source
 from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
+from skinmm.images.base import resize
+from skinmm.images.decode import decode
+from skinmm.images.preprocess import DETAILED, preprocess
+from skinmm.images.source import Source, read_source
 
 PIXELS: Final = 1
 """Goes up whenever the same bytes and view give other pixels: kept features are made again."""

@@ -8,10 +8,10 @@ import torch
 from torchvision.tv_tensors import Image, Mask
 
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
-from skinmm.data.decode import ImageInfo, decode, probe
-from skinmm.data.source import read_source
 from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
+from skinmm.images.decode import ImageInfo, decode, probe
+from skinmm.images.source import read_source
 
 JUDGED: Final = 256
 """Side of the square at which masks are compared, pixels."""

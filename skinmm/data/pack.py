@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from skinmm.data.pack_manifest import FILE, Manifest, PackError, Shard, load_manifest
 from skinmm.data.pack_shard import Encoded, Encoder, Job, PackSettings, Read, write_shard
-from skinmm.data.tfrecord import read_table
 from skinmm.files import clear_partials, whole
+from skinmm.images.shards import read_table
 from skinmm.vocabulary import patients_of
 
 COHORT: Final = "cohort.csv"

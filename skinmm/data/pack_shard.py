@@ -9,13 +9,13 @@ from typing import Any, Final, Literal
 import pandas as pd
 import simplejpeg
 
-from skinmm.data.decode import decode, probe
-from skinmm.data.decode_resize import resize
 from skinmm.data.pack_manifest import PackError, Shard, describe
-from skinmm.data.preprocess import DETAILED, Pixels, check_steps, preprocess
-from skinmm.data.tfrecord import TFRecordFile
-from skinmm.data.tfrecord_format import TFRecordError, write_tfrecord
 from skinmm.errors import InputError
+from skinmm.images.base import resize
+from skinmm.images.decode import decode, probe
+from skinmm.images.preprocess import DETAILED, Pixels, check_steps, preprocess
+from skinmm.images.shards import TFRecordFile
+from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 from skinmm.vocabulary import patients_of
 
 _FEATURES: Final[dict[str, str]] = {

@@ -12,8 +12,8 @@ from skinmm.evaluation.intervals import bootstrap, patient_codes, skewness
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.ranking import ratio
-from skinmm.evaluation.skin_tone import TONES
 from skinmm.evaluation.summary import summarise
+from skinmm.images.measure import TONES
 
 UNKNOWN: Final = "not known"
 OTHER: Final = "other"

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from PIL import Image
 
-from skinmm.data.source import Source
 from skinmm.errors import InputError
 from skinmm.explain import IMAGE, MOST_COLUMNS, RECORD
+from skinmm.images.source import Source
 from skinmm.predict.images import ImageFolder, bare
 from skinmm.predict.overlay import overlay
 from skinmm.predict.parts import Predicted

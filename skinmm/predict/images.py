@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from skinmm.data import tfrecord
 from skinmm.data.dataset import View, picture
-from skinmm.data.headers import header_record, may_be_dicom
-from skinmm.data.source import FRAME, Source, read_source, split_frame
 from skinmm.errors import InputError
+from skinmm.images import shards
+from skinmm.images.dicom_headers import header_record, may_be_dicom
+from skinmm.images.source import FRAME, Source, read_source, split_frame
 from skinmm.segmentation import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
@@ -114,10 +114,10 @@ class ImageFolder:
         return os.listdir(self._folder)  # noqa: PTH208  a million entries
 
     def _recorded(self) -> dict[str, str]:
-        files = [name for name in self._names if name.lower().endswith(tfrecord.SUFFIXES)]
-        containers = [tfrecord.TFRecordFile(Path(self._folder, name)) for name in files]
+        files = [name for name in self._names if name.lower().endswith(shards.SUFFIXES)]
+        containers = [shards.TFRecordFile(Path(self._folder, name)) for name in files]
         return {
-            name: tfrecord.location(file.path, name) for file in containers for name in file.names
+            name: shards.location(file.path, name) for file in containers for name in file.names
         }
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from skinmm.data.headers import COLUMNS, completed, lacking
 from skinmm.errors import InputError
+from skinmm.images.dicom_headers import COLUMNS, completed, lacking
 from skinmm.predict.images import ImageFolder, Images, Seen, look
 from skinmm.predict.panel import Panel
 from skinmm.predict.parts import Batch, Part

@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from skinmm.config import PredictConfig
-from skinmm.data.decode import decode, probe
 from skinmm.errors import InputError
+from skinmm.images.decode import decode, probe
 from skinmm.predict.images import LEAST, ImageFolder, bare
 from skinmm.predict.reader import canonical_patients, read_patients
 from skinmm.segmentation import LesionFinder

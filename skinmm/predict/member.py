@@ -14,14 +14,14 @@ from torch import Tensor
 from skinmm.checkpoint import Card, CheckpointError, load_card
 from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
-from skinmm.data.preprocess import check_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.calling import call_shares
-from skinmm.evaluation.lesion import MEASUREMENTS
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
+from skinmm.images.measure import MEASUREMENTS
+from skinmm.images.preprocess import check_steps
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.predict.backends import Backend, TorchBackend, exported

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from skinmm.data import tfrecord
-from skinmm.data.headers import may_be_dicom
 from skinmm.errors import InputError
+from skinmm.images import shards as tfrecord
+from skinmm.images.dicom_headers import may_be_dicom
 from skinmm.predict.images import SUFFIXES
 from skinmm.vocabulary import (
     COLUMN_NAMES,

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from skinmm.data.dataset import picture
-from skinmm.data.decode import decode
-from skinmm.data.headers import COLUMNS, completed, header_record, lacking, may_be_dicom
-from skinmm.data.source import Source
 from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
+from skinmm.images.decode import decode
+from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
+from skinmm.images.source import Source
 from skinmm.predict.member import Member
 from skinmm.predict.predictor import Predictor, device_of
 from skinmm.predict.reader import canonical_patients

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.data.decode import probe
-from skinmm.data.source import read_source
 from skinmm.errors import InputError
+from skinmm.images.decode import probe
+from skinmm.images.source import read_source
 from skinmm.report.blocks import Block, Gallery, Note, Plot, Row, Section, Table, Tile, Tiles
 from skinmm.report.cohorts import Cohort, lesion_card
 from skinmm.report.figures import people

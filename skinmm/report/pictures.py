@@ -25,8 +25,8 @@ def thumbnail(path: Any) -> str | None:
     """
     import simplejpeg
 
-    from skinmm.data.decode import decode, probe
-    from skinmm.data.source import read_source
+    from skinmm.images.decode import decode, probe
+    from skinmm.images.source import read_source
 
     if not isinstance(path, str) or not path:
         return None

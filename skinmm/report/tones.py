@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from skinmm.errors import InputError
-from skinmm.evaluation.skin_tone import tone_of, typology_angle
+from skinmm.images.measure import tone_of, typology_angle
 
 MEASURED: Final = 500
 """Pictures at most, half of them malignant where there are so many: nobody is kept waiting."""
@@ -37,8 +37,8 @@ def with_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.D
 
 
 def _tone(path: Any) -> str | None:
-    from skinmm.data.decode import decode
-    from skinmm.data.source import read_source
+    from skinmm.images.decode import decode
+    from skinmm.images.source import read_source
 
     try:
         source = read_source(str(path))

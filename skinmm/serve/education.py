@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
-from skinmm.data.decode import decode
+from skinmm.images.decode import decode
 from skinmm.serve.service import NOTICE
 from skinmm.serve.view import picture_html
 

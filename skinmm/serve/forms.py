@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from skinmm.data.source import split_frame
+from skinmm.images.source import split_frame
 from skinmm.predict.images import Names
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError

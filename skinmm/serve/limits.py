@@ -5,9 +5,9 @@ from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Final
 
-from skinmm.data.decode import DecodeError, ImageInfo, probe
-from skinmm.data.source import split_frame
 from skinmm.errors import InputError
+from skinmm.images.decode import DecodeError, ImageInfo, probe
+from skinmm.images.source import split_frame
 from skinmm.serve.problems import ProblemError
 
 MAX_IMAGE: Final = 20_000_000  # bytes

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 import skinmm
-from skinmm.data.source import FRAME
+from skinmm.images.source import FRAME
 from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.images import HeldImages

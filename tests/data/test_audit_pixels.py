@@ -23,8 +23,8 @@ from skinmm.data.audit_pixels import (
     near_duplicates,
 )
 from skinmm.data.catalog import load_cohort, require_images
-from skinmm.data.source import read_source
 from skinmm.data.splits import split
+from skinmm.images.source import read_source
 
 FOLDER = os.environ.get("SKINMM_DATA", "")
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {

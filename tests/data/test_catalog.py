@@ -11,9 +11,9 @@ from miniature_cohorts import WRITERS, load
 from skinmm.config import DataConfig
 from skinmm.data.catalog import ADAPTERS, classes_of, load_cohort, positives_of, require_images
 from skinmm.data.catalog.tables import CANONICAL
-from skinmm.data.source import read_source
 from skinmm.data.splits import split
 from skinmm.errors import InputError
+from skinmm.images.source import read_source
 from skinmm.vocabulary import CLASSES, SEXES, SITES
 
 

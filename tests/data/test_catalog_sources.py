@@ -25,9 +25,9 @@ from miniature_cohorts import (
 
 from skinmm.config import DataConfig, ExtraCohort
 from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_masks
-from skinmm.data.source import read_source
-from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
+from skinmm.images.source import read_source
+from skinmm.images.tfrecord import write_tfrecord
 from skinmm.vocabulary import CLASSES
 
 GREY = np.arange(4, dtype=np.uint8).reshape(2, 2)

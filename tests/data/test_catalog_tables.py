@@ -11,8 +11,8 @@ from miniature_cohorts import load, picture, siim_isic, write, write_images
 
 from skinmm.data.catalog import ADAPTERS, require_images
 from skinmm.data.catalog.tables import canonical, read_table
-from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
+from skinmm.images.tfrecord import write_tfrecord
 
 HEADER = "image,patient,age,sex,site,target\n"
 GOOD = "I0,P0,40,male,torso,1\nI1,P1,50,female,torso,0\n"

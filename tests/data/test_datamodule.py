@@ -16,8 +16,8 @@ from torch import Tensor
 
 from skinmm.config import Component, Config, DataConfig, ExtraCohort
 from skinmm.data.datamodule import LesionData
-from skinmm.data.tfrecord_format import write_tfrecord
 from skinmm.errors import InputError
+from skinmm.images.tfrecord import write_tfrecord
 
 BOTH = frozenset({"image", "record"})
 RECORD = frozenset({"record"})

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
-from skinmm.data.decode import decode
-from skinmm.data.preprocess import preprocess
 from skinmm.data.transforms import standard
 from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
+from skinmm.images.decode import decode
+from skinmm.images.preprocess import preprocess
 
 SIZE = 8
 DEMO = Path(__file__).parents[2] / "skinmm" / "demo" / "images"

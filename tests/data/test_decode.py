@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 import skinmm
-from skinmm.data.decode import DecodeError, ImageInfo, decode, probe
+from skinmm.images.decode import DecodeError, ImageInfo, decode, probe
 
 RNG = np.random.default_rng(7)
 

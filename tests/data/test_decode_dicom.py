@@ -19,10 +19,10 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit, JPEGLosslessSV1
 
-from skinmm.data import decode_dicom
-from skinmm.data.decode import DecodeError, decode, dicom_record, probe
-from skinmm.data.tfrecord import read_image
-from skinmm.data.tfrecord_format import write_tfrecord
+from skinmm.images import dicom as decode_dicom
+from skinmm.images.decode import DecodeError, decode, dicom_record, probe
+from skinmm.images.shards import read_image
+from skinmm.images.tfrecord import write_tfrecord
 
 RNG = np.random.default_rng(11)
 # pydicom tells what is unusual in its test files by warnings.

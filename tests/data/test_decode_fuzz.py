@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from skinmm.data.decode import DecodeError, ImageInfo, decode, dicom_record, probe
+from skinmm.images.decode import DecodeError, ImageInfo, decode, dicom_record, probe
 
 
 def _encoded(format_: str, mode: str, **options: bool) -> bytes:

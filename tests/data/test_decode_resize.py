@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from skinmm.data.decode_resize import resize, resize_pillow, resize_simd
+from skinmm.images.base import resize, resize_pillow, resize_simd
 
 SIDES = st.integers(1, 90)
 PIXELS = st.tuples(SIDES, SIDES).flatmap(

@@ -24,13 +24,13 @@ import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.catalog.embedded import demo
 from skinmm.data.catalog.shards import packed as adapter
-from skinmm.data.decode import decode
 from skinmm.data.pack import pack, shard_numbers
 from skinmm.data.pack_manifest import PackError, Shard, load_manifest, packed_steps, verify_pack
 from skinmm.data.pack_shard import Encoder, PackSettings, write_shard
-from skinmm.data.preprocess import preprocess
-from skinmm.data.tfrecord import read_image, read_table
 from skinmm.errors import InputError
+from skinmm.images.decode import decode
+from skinmm.images.preprocess import preprocess
+from skinmm.images.shards import read_image, read_table
 
 SMALL = PackSettings(size=96, shard_images=6)
 

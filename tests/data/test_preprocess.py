@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
-from skinmm.data.decode import decode
-from skinmm.data.preprocess import (
+from skinmm.errors import InputError
+from skinmm.images.decode import decode
+from skinmm.images.preprocess import (
     MASKED,
     STEPS,
     Mask,
@@ -25,7 +26,6 @@ from skinmm.data.preprocess import (
     remove_hair,
     shades_of_grey,
 )
-from skinmm.errors import InputError
 
 SIZE = 256
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from miniature_cohorts import picture, write_records
 
-from skinmm.data.source import Source, hdf5_names, read_source
 from skinmm.errors import InputError
+from skinmm.images.source import Source, hdf5_names, read_source
 
 
 @pytest.fixture

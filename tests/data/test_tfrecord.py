@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skinmm.data.tfrecord import SIIM, Schema, TFRecordFile, read_image, read_table
-from skinmm.data.tfrecord_format import TFRecordError, write_tfrecord
+from skinmm.images.shards import SIIM, Schema, TFRecordFile, read_image, read_table
+from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 
 IMAGES = {f"ISIC_{row:07d}": bytes([255, 216, row]) * (row + 1) for row in range(9)}
 

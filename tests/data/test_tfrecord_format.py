@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tfrecord.reader import tfrecord_loader
 from tfrecord.writer import TFRecordWriter
 
-from skinmm.data.tfrecord_format import TFRecordError, parse, scan, write_tfrecord
+from skinmm.images.tfrecord import TFRecordError, parse, scan, write_tfrecord
 
 VALUES = st.one_of(
     st.lists(st.binary(max_size=50)),

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tfrecord.tools.tfrecord2idx import create_index
 
-from skinmm.data.tfrecord_format import TFRecordError, write_tfrecord
-from skinmm.data.tfrecord_index import Index, load_index
+from skinmm.images.tfrecord import Index, TFRecordError, load_index, write_tfrecord
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,7 @@ import pytest
 from jaxtyping import Bool
 from lesion_drawings import LESION, SKIN, ellipse, painted
 
-from skinmm.evaluation.lesion import MEASUREMENTS, asymmetry, measure, perimeter
-from skinmm.evaluation.skin_tone import typology_angle
+from skinmm.images.measure import MEASUREMENTS, asymmetry, measure, perimeter, typology_angle
 
 SIDE = 400
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]

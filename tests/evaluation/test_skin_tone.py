@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skinmm.evaluation.skin_tone import TONES, _lightness_and_yellow, tone_of, typology_angle
+from skinmm.images.measure import TONES, _lightness_and_yellow, tone_of, typology_angle
 
 
 @pytest.mark.parametrize(

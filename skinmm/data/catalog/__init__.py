@@ -24,11 +24,11 @@ from skinmm.data.catalog.pad_ufes import pad_ufes_20
 from skinmm.data.catalog.shards import packed, tfrecord
 from skinmm.data.catalog.siim import siim_isic
 from skinmm.data.catalog.targets import classes_of, positives_of, with_target
-from skinmm.data.headers import fill_from_headers
 from skinmm.data.record import refuse_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
-from skinmm.evaluation.lesion import MEASUREMENTS
+from skinmm.images.dicom_headers import fill_from_headers
+from skinmm.images.measure import MEASUREMENTS
 from skinmm.vocabulary import by_value, canonical_diagnosis, patients_of
 
 __all__ = [

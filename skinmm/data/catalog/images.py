@@ -8,14 +8,14 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data import tfrecord
 from skinmm.data.catalog.tables import IMAGE_SUFFIXES
-from skinmm.data.source import FRAME, HDF5_SUFFIXES, hdf5_names
 from skinmm.errors import InputError
+from skinmm.images import shards
+from skinmm.images.source import FRAME, HDF5_SUFFIXES, hdf5_names
 
 Found = dict[str, str]
 """Image name -> path, in the forms that the cohort table allows."""
-Find = Callable[[list[str], tfrecord.Schema], Found]
+Find = Callable[[list[str], shards.Schema], Found]
 
 
 def root_of(data: DataConfig) -> Path:
@@ -37,7 +37,7 @@ def with_paths(
     root: Path,
     image_format: str,
     folders: Sequence[str],
-    schema: tfrecord.Schema = tfrecord.PLAIN,
+    schema: shards.Schema = shards.PLAIN,
 ) -> pd.DataFrame:
     """Fills `path`: None where no file has the image's name.
 
@@ -105,11 +105,11 @@ def list_files(folders: Iterable[Path]) -> list[str]:
 
 def tfrecords_in(files: Iterable[str]) -> list[str]:
     """The TFRecord files among some."""
-    return [file for file in files if file.lower().endswith(tfrecord.SUFFIXES)]
+    return [file for file in files if file.lower().endswith(shards.SUFFIXES)]
 
 
 def _by_stem(suffixes: Sequence[str]) -> Find:
-    def find(files: list[str], _: tfrecord.Schema) -> Found:
+    def find(files: list[str], _: shards.Schema) -> Found:
         found: Found = {}
         for file in files:
             # Path would take six times as long, which counts at 33,126 files.
@@ -121,17 +121,15 @@ def _by_stem(suffixes: Sequence[str]) -> Find:
     return find
 
 
-def _in_hdf5(files: list[str], _: tfrecord.Schema) -> Found:
+def _in_hdf5(files: list[str], _: shards.Schema) -> Found:
     containers = [file for file in files if file.lower().endswith(HDF5_SUFFIXES)]
     return {name: f"{file}#{name}" for file in containers for name in hdf5_names(Path(file))}
 
 
-def _in_tfrecords(files: list[str], schema: tfrecord.Schema) -> Found:
-    containers = [tfrecord.TFRecordFile(file, schema) for file in tfrecords_in(files)]
+def _in_tfrecords(files: list[str], schema: shards.Schema) -> Found:
+    containers = [shards.TFRecordFile(file, schema) for file in tfrecords_in(files)]
     return {
-        name: tfrecord.location(file.path, name, schema)
-        for file in containers
-        for name in file.names
+        name: shards.location(file.path, name, schema) for file in containers for name in file.names
     }
 
 

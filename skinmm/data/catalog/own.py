@@ -11,9 +11,9 @@ from skinmm.data.catalog.folder import PARTS
 from skinmm.data.catalog.images import root_of, with_paths
 from skinmm.data.catalog.tables import canonical, choice, pairs, read_table, without_suffix
 from skinmm.data.catalog.targets import LACKS
-from skinmm.data.source import split_frame
-from skinmm.data.tfrecord import Schema
 from skinmm.errors import InputError
+from skinmm.images.shards import Schema
+from skinmm.images.source import split_frame
 from skinmm.vocabulary import rename_columns
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, pairs, read_table
-from skinmm.data.tfrecord import PLAIN, Schema
-from skinmm.data.tfrecord import read_table as read_records
 from skinmm.errors import InputError
+from skinmm.images.shards import PLAIN, Schema
+from skinmm.images.shards import read_table as read_records
 from skinmm.vocabulary import rename_columns
 
 

@@ -6,10 +6,10 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data import tfrecord
 from skinmm.data.catalog.images import list_files, root_of, tfrecords_in, with_paths
 from skinmm.data.catalog.tables import canonical, choice, joined, read_table
 from skinmm.errors import InputError
+from skinmm.images import shards
 from skinmm.vocabulary import by_value, canonical_diagnosis, rename_columns
 
 SIIM_FOLDERS: Final = (
@@ -63,7 +63,7 @@ def _table(root: Path, file: Path) -> pd.DataFrame:
         records = tfrecords_in(list_files(folders))
         training = [name for name in records if not Path(name).name.startswith("test")]
         if training:
-            return tfrecord.read_table(training, tfrecord.SIIM)
+            return shards.read_table(training, shards.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])
 
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.data.source import FRAME
 from skinmm.errors import InputError
+from skinmm.images.source import FRAME
 from skinmm.vocabulary import SITES, by_value, canonicalise, is_missing, numbers_of
 
 CANONICAL: Final = (

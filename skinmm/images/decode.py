@@ -7,7 +7,7 @@ JPEG file, a DICOM file and a TFRecord that hold the same JPEG stream.
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from skinmm.data.decode_base import (
+from skinmm.images.base import (
     DecodeError,
     Icc,
     ImageInfo,
@@ -18,10 +18,11 @@ from skinmm.data.decode_base import (
     check_size,
     finish,
     keep_freed_memory,
+    probe_png,
+    read_png,
 )
-from skinmm.data.decode_dicom import File, dicom_record, probe_dicom, read_dicom
-from skinmm.data.decode_jpeg import probe_jpeg, read_jpeg
-from skinmm.data.decode_png import probe_png, read_png
+from skinmm.images.dicom import File, dicom_record, probe_dicom, read_dicom
+from skinmm.images.jpeg import probe_jpeg, read_jpeg
 
 __all__ = ["DecodeError", "File", "ImageInfo", "decode", "dicom_record", "probe"]
 

@@ -1,4 +1,9 @@
-"""What every picture format shares: the error, limits, colour, orientation and resizing."""
+"""Antialiased resizing of decoded pictures: bilinear over an output pixel's whole footprint.
+
+The SIMD resizer computes in integers, so its result does not depend on the processor; it runs on
+the calling thread. Where it has no wheel (Linux on ARM) Pillow computes the same filter, five times
+slower and at most one level apart. Figures: benchmarks/results/decode.md.
+"""
 
 import ctypes
 import sys
@@ -10,9 +15,47 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
-from skinmm.data.decode_resize import Extent, resize
 from skinmm.errors import InputError
+
+try:
+    import cykooz_resizer as simd
+except ImportError:
+    simd = None
+else:
+    _RGB: Final = simd.PixelType.U8x3
+    _BILINEAR: Final = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
+
+Extent: TypeAlias = tuple[float | int, float | int]
+"""(height, width) in pixels that the picture covers; may end inside its last row and column."""
+
+
+def resize_simd(
+    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], extent: Extent
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize the top left `extent` of `pixels` to `size` (height, width)."""
+    height, width, _ = pixels.shape
+    encoded = pixels.tobytes()
+    del pixels  # copies that outlive their use cost more, in page faults, than the resizing itself
+    source = simd.ImageData(width, height, _RGB, encoded)
+    del encoded
+    target = simd.ImageData(size[1], size[0], _RGB)
+    box = simd.CropBox(0, 0, extent[1], extent[0])
+    simd.Resizer().resize(source, target, simd.ResizeOptions(_BILINEAR, crop_box=box))
+    return np.frombuffer(bytearray(target.get_buffer()), np.uint8).reshape(*size, 3)
+
+
+def resize_pillow(
+    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], extent: Extent
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Like `resize_simd`."""
+    box = (0, 0, extent[1], extent[0])
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, box))
+
+
+resize: Final = resize_simd if simd else resize_pillow
+
 
 Pixels: TypeAlias = UInt8[np.ndarray, "height width 3"]
 Size: TypeAlias = tuple[int, int]
@@ -190,3 +233,44 @@ def profile_name(profile: bytes | None) -> str | None:
         return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile))).strip()
     except (ImageCms.PyCMSError, OSError):
         return "unreadable"
+
+
+def read_png(data: bytes, request: Request) -> Raster:
+    """Decode a PNG: colours below transparency as stored, of 16 bits the upper eight.
+
+    Raises:
+        DecodeError: too large. Damage is reported by Pillow's errors.
+    """
+    check_frame(request.frame, 1)
+    height, width = _size(data)
+    check_size(width, height, request.max_pixels, request.least)
+    # The class and not Image.open: that one warns or fails above limits of its own.
+    with PngImageFile(BytesIO(data)) as image:
+        profile, orientation = image.info.get("icc_profile"), _orientation(image)
+        pixels = to_rgb(_opaque(image), profile, request.icc)
+    return Raster(pixels, (height, width), orientation)
+
+
+def _size(data: bytes) -> Size:
+    """Return (height, width) from the IHDR chunk, which is always the first."""
+    return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+
+
+def _orientation(image: Image.Image) -> int:
+    return exif_orientation(image.info.get("exif"))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return the picture as 8-bit grey or RGB without its transparency."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image.load()
+    image.info.pop("transparency", None)
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def probe_png(data: bytes) -> ImageInfo:
+    """Read the header only; see `skinmm.images.decode.probe`."""
+    with PngImageFile(BytesIO(data)) as image:
+        height, width = displayed(_size(data), _orientation(image))
+        return ImageInfo("png", width, height, icc=profile_name(image.info.get("icc_profile")))

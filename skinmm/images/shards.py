@@ -18,17 +18,17 @@ from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
 
-from skinmm.data.tfrecord_format import (
+from skinmm.images.tfrecord import (
     DAMAGED,
     FOOTER,
     HEADER,
     TFRecordError,
     Values,
     intact,
+    load_index,
     parse,
     text,
 )
-from skinmm.data.tfrecord_index import load_index
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from skinmm.data.decode import File, dicom_record
-from skinmm.data.source import split_frame
 from skinmm.errors import InputError
+from skinmm.images.decode import File, dicom_record
+from skinmm.images.source import split_frame
 from skinmm.vocabulary import CONVERTERS, Table
 
 COLUMNS: Final = ("age", "sex", "site", "patient_id")

@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from skinmm.data.decode_base import (
+from skinmm.images.base import (
     DecodeError,
     ImageInfo,
     Raster,
@@ -141,7 +141,7 @@ def _scale(stored: Size, wanted: Size) -> int:
 
 
 def probe_jpeg(data: bytes) -> ImageInfo:
-    """Read the header only; see `skinmm.data.decode.probe`."""
+    """Read the header only; see `skinmm.images.decode.probe`."""
     header = jpeg_header(data)
     orientation = exif_orientation(header.exif)
     height, width = displayed((header.height, header.width), orientation)

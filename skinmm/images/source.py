@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from skinmm.data import tfrecord
 from skinmm.errors import InputError
+from skinmm.images import shards
 
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
 _HDF5: Final = re.compile(r"(?P<file>.+?\.(?:hdf5|h5))#(?P<entry>.+)", re.IGNORECASE | re.DOTALL)
@@ -32,8 +32,8 @@ def read_source(location: str) -> Source:
         OSError: the file cannot be read.
         InputError: the container has no such entry, or is damaged.
     """
-    if tfrecord.is_location(location):
-        return Source(tfrecord.read_image(location))
+    if shards.is_location(location):
+        return Source(shards.read_image(location))
     if hdf5 := _HDF5.fullmatch(location):
         return Source(_hdf5_entry(hdf5["file"], hdf5["entry"]))
     file, frame = split_frame(location)

@@ -13,7 +13,7 @@ import simplejpeg
 from jaxtyping import Num, UInt8
 from PIL import Image
 
-from skinmm.data.decode_base import (
+from skinmm.images.base import (
     DecodeError,
     ImageInfo,
     Raster,
@@ -24,7 +24,7 @@ from skinmm.data.decode_base import (
     profile_name,
     to_rgb,
 )
-from skinmm.data.decode_jpeg import JpegHeader, jpeg_header, read_stream
+from skinmm.images.jpeg import JpegHeader, jpeg_header, read_stream
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -72,7 +72,7 @@ def read_dicom(data: bytes, request: Request) -> Raster:
 
 
 def probe_dicom(data: bytes) -> ImageInfo:
-    """Read the header only; see `skinmm.data.decode.probe`."""
+    """Read the header only; see `skinmm.images.decode.probe`."""
     dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
     return ImageInfo("dicom", width, height, frames, profile_name(dataset.get("ICCProfile")))

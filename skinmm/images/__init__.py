@@ -1,0 +1,1 @@
+"""Images and their headers: bytes to pixels, preprocessing, measurements."""
