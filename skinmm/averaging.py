@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from skinmm.checkpoint import PREFIX
+from skinmm.models.checkpoint import PREFIX
 
 State = dict[str, Tensor]
 

@@ -15,8 +15,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from skinmm.checkpoint import save_atomically
 from skinmm.files import whole
+from skinmm.models.checkpoint import save_atomically
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")

@@ -14,10 +14,10 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from skinmm.checkpoint import Card
 from skinmm.config import Config, build
 from skinmm.losses import Loss
 from skinmm.mixing import MIXES
+from skinmm.models.checkpoint import Card
 from skinmm.models.network import Network
 from skinmm.module_learner import Learner
 

@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from skinmm.checkpoint import KEY, Card
 from skinmm.config import Config
+from skinmm.models.checkpoint import KEY, Card
 from skinmm.optimization import build_optimizer, build_schedule
 
 EPOCH_LOSSES: Final = "epoch_losses"

@@ -5,9 +5,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from skinmm.checkpoint import Card
 from skinmm.config import Config
 from skinmm.losses import dice_bce
+from skinmm.models.checkpoint import Card
 from skinmm.models.network import full_precision
 from skinmm.models.segmentation import Segmenter
 from skinmm.module import Outcomes

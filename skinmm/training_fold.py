@@ -13,7 +13,6 @@ import torch
 
 from skinmm import judge, runs
 from skinmm.callbacks import SEVERAL
-from skinmm.checkpoint import Card, average_checkpoints, load_card, update_card
 from skinmm.config import Config, build, one_line, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
@@ -24,12 +23,13 @@ from skinmm.files import clear_partials
 from skinmm.loop import build_trainer, device_name, expected_duration, log_test, share_run
 from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
+from skinmm.models.checkpoint import Card, average_checkpoints, load_card, update_card
 from skinmm.models.fusion import FUSIONS
+from skinmm.models.lesion_finder import LesionFinder
 from skinmm.models.network import build_network
 from skinmm.module import Classifier
 from skinmm.module_learner import Learner
 from skinmm.report import write_report
-from skinmm.segmentation import LesionFinder
 from skinmm.training_explanations import explain_mistakes
 from skinmm.training_features import keep_features
 from skinmm.training_missing import MissingColumns

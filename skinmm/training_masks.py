@@ -9,7 +9,6 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from skinmm import runs
-from skinmm.checkpoint import Card, update_card
 from skinmm.config import Config, to_mapping, write_config
 from skinmm.data.datamodule_masks import MaskData
 from skinmm.data.dataset_masks import JUDGED
@@ -17,6 +16,7 @@ from skinmm.evaluation.overlap import mean_overlaps, overlaps
 from skinmm.files import clear_partials
 from skinmm.judge import SCHEMA
 from skinmm.loop import build_trainer, device_name, log_test
+from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.segmentation import build_segmenter
 from skinmm.module_masks import MaskLearner
 from skinmm.report import write_report

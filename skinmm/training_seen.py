@@ -5,10 +5,10 @@ from typing import Final
 
 import pandas as pd
 
-from skinmm.checkpoint import is_checkpoint
 from skinmm.config import ModelConfig, read_config
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError
+from skinmm.models.checkpoint import is_checkpoint
 
 OWNERS: Final = ("patient_id", "lesion_id")  # names that mean the same within a source only
 

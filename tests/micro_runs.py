@@ -9,7 +9,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from skinmm.checkpoint import Card
 from skinmm.config import (
     Component,
     Config,
@@ -23,6 +22,7 @@ from skinmm.config import (
 from skinmm.data.datamodule import LesionData
 from skinmm.loop import build_trainer, quiet
 from skinmm.losses import LOSSES
+from skinmm.models.checkpoint import Card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.module import Classifier

@@ -9,8 +9,8 @@ from quick_runs import quick_train, train
 from torch import Tensor
 
 from skinmm.averaging import KEY
-from skinmm.checkpoint import PREFIX, load_card
 from skinmm.config import Config
+from skinmm.models.checkpoint import PREFIX, load_card
 
 
 def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -12,9 +12,9 @@ import yaml
 from micro_runs import micro_config, table_cohort
 from quick_runs import ROOT, files_in, metrics_of, predictions_of, quick_train
 
-from skinmm.checkpoint import load_card
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
+from skinmm.models.checkpoint import load_card
 from skinmm.training_fold import _audited
 
 Said = pytest.CaptureFixture[str]

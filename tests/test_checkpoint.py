@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skinmm.checkpoint import (
+from skinmm.models.checkpoint import (
     KEY,
     PREFIX,
     Card,

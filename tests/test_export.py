@@ -19,12 +19,12 @@ from PIL import Image
 from quick_runs import ROOT, best, cohort_of
 
 from skinmm import cli, export
-from skinmm.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.calibrators import METHODS
+from skinmm.models.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor

@@ -11,12 +11,12 @@ from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from skinmm import judge
-from skinmm.checkpoint import load_card, update_card
 from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
+from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
 
 CLASSES = ["benign", "malignant"]

@@ -21,10 +21,10 @@ from test_training import CONTRACT
 from timm.layers.norm_act import SyncBatchNormAct
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from skinmm.checkpoint import load_card
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.models.backbone import Backbone, synchronise_batchnorm
+from skinmm.models.checkpoint import load_card
 
 TESTED: Final = 101  # a prime: no number of processes divides it
 MINUTE: Final = 60.0

@@ -13,10 +13,10 @@ from micro_runs import micro_config, parts, table_cohort
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
-from skinmm.checkpoint import KEY, load_card
 from skinmm.config import Component, Config
 from skinmm.data.sampling import epoch_draw, evaluation_shard, shard
 from skinmm.data.sampling_draws import SAMPLERS
+from skinmm.models.checkpoint import KEY, load_card
 from skinmm.module import Outcomes, monitored
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from micro_runs import micro_config, parts, with_model
 from quick_runs import quick_train
 
-from skinmm.checkpoint import load_card
 from skinmm.config import OptimizerConfig, ScheduleConfig
 from skinmm.models.backbone import Backbone
+from skinmm.models.checkpoint import load_card
 from skinmm.optimization import OPTIMIZERS, build_schedule, parameter_groups, rate
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from quick_runs import QUICK, ROOT, command, files_in, train
 
-from skinmm.checkpoint import load_card
+from skinmm.models.checkpoint import load_card
 
 # All that draws or remembers: dropout, augmentation, mixing, a sampler that repeats rows, loaders
 # that read ahead, a rate that waits for the metric, averaged weights.

@@ -13,17 +13,17 @@ from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train, train
 
 from skinmm import cli
-from skinmm.checkpoint import CheckpointError, load_card
 from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import picture
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.source import read_source
+from skinmm.models.checkpoint import CheckpointError, load_card
+from skinmm.models.lesion_finder import LesionFinder, measured
 from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.member import Member
 from skinmm.predict.reasons import Explainer
-from skinmm.segmentation import LesionFinder, measured
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"

@@ -30,8 +30,8 @@ from quick_runs import (
 from sklearn.metrics import roc_auc_score
 
 from skinmm import training, training_fold
-from skinmm.checkpoint import load_card
 from skinmm.config import LoggerConfig, read_config, write_config
+from skinmm.models.checkpoint import load_card
 
 Said = pytest.CaptureFixture[str]
 

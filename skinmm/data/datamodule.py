@@ -27,7 +27,7 @@ from skinmm.data.splits import UNUSED, split
 from skinmm.data.transforms import AUGMENTS
 from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
-from skinmm.segmentation import measured
+from skinmm.models.lesion_finder import measured
 
 MAX_WORKERS: Final = 8
 

@@ -7,7 +7,7 @@ from skinmm.data.pack_manifest import packed_steps
 from skinmm.errors import InputError
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASKED, check_steps
-from skinmm.segmentation import LesionFinder
+from skinmm.models.lesion_finder import LesionFinder
 
 
 def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:

@@ -143,7 +143,7 @@ class Encoder:
 @lru_cache(maxsize=1)
 def _finder(checkpoint: str) -> Any:
     """Once in every worker; torch is loaded where it is needed alone."""
-    from skinmm.segmentation import LesionFinder
+    from skinmm.models.lesion_finder import LesionFinder
 
     return LesionFinder.load(Path(checkpoint))
 

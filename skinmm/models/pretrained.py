@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skinmm.checkpoint import is_checkpoint, load_card
 from skinmm.errors import InputError
+from skinmm.models.checkpoint import is_checkpoint, load_card
 
 PROBE_SECONDS: Final = 2.0
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")

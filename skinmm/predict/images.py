@@ -14,7 +14,7 @@ from skinmm.errors import InputError
 from skinmm.images import shards
 from skinmm.images.dicom_headers import header_record, may_be_dicom
 from skinmm.images.source import FRAME, Source, read_source, split_frame
-from skinmm.segmentation import LesionFinder
+from skinmm.models.lesion_finder import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
 LEAST: Final = 16

@@ -18,6 +18,7 @@ from skinmm import __version__
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
+from skinmm.models.lesion_finder import MaskCheckpointError
 from skinmm.predict.explanations import Explanations
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.masks import write_masks
@@ -35,7 +36,6 @@ from skinmm.predict.reader import (
 from skinmm.predict.reasons import Explainer
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
-from skinmm.segmentation import MaskCheckpointError
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
+from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.images import LEAST, ImageFolder, bare
 from skinmm.predict.reader import canonical_patients, read_patients
-from skinmm.segmentation import LesionFinder
 
 ROWS: Final = 256  # of a table that are read at a time
 WHITE: Final = np.uint8(255)

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float64, UInt8
 from scipy.special import softmax
 from torch import Tensor
 
-from skinmm.checkpoint import Card, CheckpointError, load_card
 from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
 from skinmm.data.record import RecordEncoder
@@ -22,10 +21,11 @@ from skinmm.evaluation.thresholds import Threshold
 from skinmm.evaluation.uncertainty import Conformal, Familiarity
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
+from skinmm.models.checkpoint import Card, CheckpointError, load_card
 from skinmm.models.fusion import FUSIONS
+from skinmm.models.lesion_finder import TASK, LesionFinder, MaskCheckpointError
 from skinmm.models.network import build_network
 from skinmm.predict.backends import Backend, TorchBackend, exported
-from skinmm.segmentation import TASK, LesionFinder, MaskCheckpointError
 from skinmm.vocabulary import Columns
 
 UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)

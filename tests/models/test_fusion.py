@@ -15,9 +15,7 @@ from block_contract import (
 from torch import Tensor, nn
 
 from skinmm.errors import InputError
-from skinmm.models.fusion import FUSIONS, Fusion
-from skinmm.models.fusion.attention import CrossAttention
-from skinmm.models.fusion.joint import Concat, Late
+from skinmm.models.fusion import FUSIONS, Concat, CrossAttention, Fusion, Late
 
 WIDTHS = {"image": 12, "record": 5}
 ROWS, PLACES, CLASSES = 6, 4, 3

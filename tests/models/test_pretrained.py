@@ -19,11 +19,11 @@ from micro_runs import micro_config, parts
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from skinmm.checkpoint import KEY, save_atomically
 from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models import pretrained
 from skinmm.models.backbone import Backbone
+from skinmm.models.checkpoint import KEY, save_atomically
 from skinmm.models.pretrained import find_weights
 
 NAME = "test_efficientnet"

@@ -12,7 +12,7 @@ from PIL import Image
 from quick_runs import best, cohort_of, files_in
 
 from skinmm import cli
-from skinmm.checkpoint import load_card
+from skinmm.models.checkpoint import load_card
 from skinmm.predict import explanations
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.overlay import overlay

@@ -104,7 +104,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
 
 
 def _measurable(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
-    """Columns that can be had from the images; `skinmm.segmentation.measured` fills them.
+    """Columns that can be had from the images; `skinmm.models.lesion_finder.measured` fills them.
 
     Raises:
         InputError: one is asked for, the table lacks it, and nothing finds the lesion.

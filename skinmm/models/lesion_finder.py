@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch.nn.functional import interpolate
 
-from skinmm.checkpoint import CheckpointError, load_card
 from skinmm.config import Config, from_mapping
 from skinmm.errors import InputError
 from skinmm.images.base import resize
@@ -22,6 +21,7 @@ from skinmm.images.decode import decode, probe
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.preprocess import preprocess
 from skinmm.images.source import Source, read_source
+from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.models.segmentation import build_segmenter
 
 TASK: Final = "segmentation"
