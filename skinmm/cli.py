@@ -133,7 +133,7 @@ def _resume(config: Config) -> int:
 
 
 def _train(config: Config, folder: Path) -> int:
-    from skinmm.data.catalog import verify_cohort
+    from skinmm.data.cohorts import verify_cohort
 
     verify_cohort(config.data)  # before torch, which takes seconds
     from skinmm.training import fit

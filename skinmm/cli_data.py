@@ -10,8 +10,8 @@ from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, Pa
 if TYPE_CHECKING:
     import pandas as pd
 
-    from skinmm.data.audit_pixels import Fingerprints
-    from skinmm.data.pack_shard import PackSettings
+    from skinmm.data.near_duplicates import Fingerprints
+    from skinmm.data.shard_writer import PackSettings
     from skinmm.report.cohorts import Cohort
 
 PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
@@ -34,8 +34,8 @@ def pack(argv: list[str]) -> int:
 
 def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.audit import audit as audited
-    from skinmm.data.audit_pixels import near_duplicates
-    from skinmm.data.catalog import absent
+    from skinmm.data.cohorts import absent
+    from skinmm.data.near_duplicates import near_duplicates
     from skinmm.data.splits import split
     from skinmm.report import audit_page, refuse_existing
     from skinmm.runs import write_json
@@ -78,8 +78,8 @@ def _explore(config: ExploreConfig, _: Path) -> int:
 
 
 def _pack(config: PackConfig, _: Path) -> int:
+    from skinmm.data.manifest import verify_pack
     from skinmm.data.pack import pack as packed
-    from skinmm.data.pack_manifest import verify_pack
     from skinmm.images.source import read_source
 
     out = Path(config.out)
@@ -95,7 +95,7 @@ def _pack(config: PackConfig, _: Path) -> int:
 
 def to_pack(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """The rows, all with their image, and how they are packed."""
-    from skinmm.data.pack_shard import PackSettings
+    from skinmm.data.shard_writer import PackSettings
 
     data = config.data
     settings = PackSettings(
@@ -111,13 +111,13 @@ def to_pack(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSe
 
 def _cohort(data: DataConfig, *, images: bool = False) -> "pd.DataFrame":
     """The rows, as `data.missing` says where their images are needed."""
-    from skinmm.data.catalog import load_cohort, require_images
+    from skinmm.data.cohorts import load_cohort, require_images
 
     return require_images(load_cohort(data), data.missing, needed=images)
 
 
 def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
-    from skinmm.data.catalog import classes_of, positives_of
+    from skinmm.data.cohorts import classes_of, positives_of
     from skinmm.report import Cohort
 
     classes = classes_of(table, data)
@@ -127,7 +127,7 @@ def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
 def _fingerprints(table: "pd.DataFrame") -> "Fingerprints":
     from tqdm import tqdm
 
-    from skinmm.data.audit_pixels import fingerprints
+    from skinmm.data.near_duplicates import fingerprints
     from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:

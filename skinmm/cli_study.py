@@ -111,7 +111,7 @@ def anchored(config: Config) -> Config:
 
 def _refuse_containers(data: DataConfig, name: str) -> None:
     """Other models' prediction of a cohort takes its images from files."""
-    from skinmm.data.catalog import load_cohort
+    from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 
     paths = load_cohort(data)["path"].dropna()

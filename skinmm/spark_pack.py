@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from skinmm.data.manifest import Manifest, PackError, Shard
 from skinmm.data.pack import pack
-from skinmm.data.pack_manifest import Manifest, PackError, Shard
-from skinmm.data.pack_shard import Encoder, PackSettings, write_shard
+from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
 from skinmm.images.source import read_source
 from skinmm.spark_session import spark_session
 

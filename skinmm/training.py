@@ -17,8 +17,8 @@ from skinmm.config import (
     verify,
     write_config,
 )
-from skinmm.data.sampling_draws import SAMPLERS
-from skinmm.data.transforms import AUGMENTS
+from skinmm.data.augment import AUGMENTS
+from skinmm.data.sampling import SAMPLERS
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, mean_threshold

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from skinmm import judge
-from skinmm.data.dataset_withholding import Blank
+from skinmm.data.dataset import Blank
 from skinmm.evaluation.predictions import Predictions
 from skinmm.models.network import Network, full_precision
 from skinmm.module import Classifier, Outcomes

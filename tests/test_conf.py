@@ -21,10 +21,10 @@ from skinmm.config import (
     from_mapping,
     to_mapping,
 )
-from skinmm.data.catalog import ADAPTERS
-from skinmm.data.catalog.images import FORMATS
-from skinmm.data.sampling_draws import SAMPLERS
-from skinmm.data.transforms import AUGMENTS
+from skinmm.data.augment import AUGMENTS
+from skinmm.data.cohorts import ADAPTERS
+from skinmm.data.cohorts.find_images import FORMATS
+from skinmm.data.sampling import SAMPLERS
 from skinmm.loop import LOGGERS, PRECISIONS
 from skinmm.losses import LOSSES
 from skinmm.mixing import MIXES

@@ -14,8 +14,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from torch import Tensor
 
 from skinmm.config import Component, Config
-from skinmm.data.sampling import epoch_draw, evaluation_shard, shard
-from skinmm.data.sampling_draws import SAMPLERS
+from skinmm.data.sampling import SAMPLERS, epoch_draw, evaluation_shard, shard
 from skinmm.models.checkpoint import KEY, load_card
 from skinmm.module import Outcomes, monitored
 

@@ -1,33 +1,113 @@
-"""Reads a cohort, splits it by patient, encodes the record, and serves every stage's loader."""
+"""Which rows a fold trains on, their classes as numbers, and how frequent those are."""
 
 import os
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.config import Config, build
-from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_images
-from skinmm.data.datamodule_rows import codes, limited, shares_in_use
-from skinmm.data.datamodule_steps import preprocessing
-from skinmm.data.dataset import Kept, Key, LesionDataset, Sample, View
-from skinmm.data.dataset_withholding import Blank, Withholding
-from skinmm.data.loading import SlotLoader
+from skinmm.config import Config, DataConfig, build
+from skinmm.data.augment import AUGMENTS, seeded
+from skinmm.data.cohorts import classes_of, load_cohort, positives_of, require_images
+from skinmm.data.dataset import Blank, Kept, Key, LesionDataset, Sample, View, Withholding
+from skinmm.data.loader import SlotLoader
+from skinmm.data.manifest import packed_steps
 from skinmm.data.record import RecordEncoder
-from skinmm.data.sampling import EpochSampler, evaluation_shard
-from skinmm.data.sampling_draws import SAMPLERS
+from skinmm.data.sampling import SAMPLERS, EpochSampler, evaluation_shard
 from skinmm.data.splits import UNUSED, split
-from skinmm.data.transforms import AUGMENTS
-from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
-from skinmm.models.lesion_finder import measured
+from skinmm.images.measure import MEASUREMENTS
+from skinmm.images.preprocess import MASKED, check_steps
+from skinmm.models.lesion_finder import LesionFinder, measured
+
+
+def codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Class indices; a target of numbers holds them already."""
+    if pd.api.types.is_integer_dtype(target):
+        return target.to_numpy(dtype=np.int64)
+    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
+
+
+def limited(
+    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
+) -> Int[np.ndarray, " k"]:
+    """At most `limit` rows, as equal in classes as the rows allow, in their order.
+
+    Raises:
+        InputError: fewer rows than there are classes.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    classes = len(np.unique(targets[rows]))
+    if limit < classes:
+        raise InputError(f"data.limit={limit}: {classes} classes need {classes} rows at least")
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    # A row's place within its class: taking the lowest places takes from every class in turn.
+    place = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])
+
+
+def shares_in_use(
+    cohort: pd.DataFrame,
+    rows: Int[np.ndarray, " n"],
+    targets: Int[np.ndarray, " all"],
+    classes: int,
+) -> Float[np.ndarray, " classes"]:
+    """Class shares of the training rows from the sources that are judged.
+
+    A class that only another cohort brought counts one row: it is learned, so it may come.
+
+    Args:
+        cohort: canonical rows with their `part`.
+        rows: places of the training rows.
+        targets: class index of every row.
+        classes: how many there are.
+    """
+    judged = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
+    native = rows[cohort["source"].iloc[rows].isin(judged).to_numpy()]
+    known = np.bincount(targets[rows], minlength=classes) > 0
+    counts = np.maximum(np.bincount(targets[native], minlength=classes), known)
+    return counts / max(counts.sum(), 1)
+
+
+def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
+    """All steps, those that a pack's images have been through first, and what finds the lesion.
+
+    Raises:
+        InputError: steps that cannot be taken, a checkpoint that draws no masks or is not the
+            pack's, or one that nothing asks for; measurements of a pack's changed pictures.
+    """
+    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
+    packed = data.name == "packed"
+    done, digest = packed_steps(Path(data.root or "")) if packed else ((), None)
+    steps = (*done, *data.preprocess)
+    check_steps(steps, finds=finder is not None)
+    if finder and digest and finder.digest != digest:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
+            f"whose SHA-256 is {digest}"
+        )
+    if done and {*data.columns} & {*MEASUREMENTS}:
+        raise InputError(
+            f"data.root={data.root}: its pictures went through {', '.join(done)} before they were "
+            f"packed, prediction would measure them as they came: leave the measurements out of "
+            "data.columns, or the steps out of the pack"
+        )
+    if finder and not {*steps} & {*MASKED} and not {*data.columns} & {*MEASUREMENTS}:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: nothing asks where the lesion is; name a step of "
+            f"{', '.join(MASKED)} or a column of {', '.join(MEASUREMENTS)}"
+        )
+    return steps, finder
+
 
 MAX_WORKERS: Final = 8
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset
 
 from skinmm.config import Config
-from skinmm.data.catalog import load_cohort, require_images, require_masks
+from skinmm.data.cohorts import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import Sample
 from skinmm.data.dataset_masks import MaskDataset

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torchvision.tv_tensors import Image, Mask
 
+from skinmm.data.augment import Transform, seeded
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
-from skinmm.data.transforms_seeded import Transform, seeded
 from skinmm.errors import InputError
 from skinmm.images.decode import ImageInfo, decode, probe
 from skinmm.images.source import read_source

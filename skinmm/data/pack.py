@@ -23,8 +23,8 @@ from typing import Any, Final
 import pandas as pd
 from tqdm import tqdm
 
-from skinmm.data.pack_manifest import FILE, Manifest, PackError, Shard, load_manifest
-from skinmm.data.pack_shard import Encoded, Encoder, Job, PackSettings, Read, write_shard
+from skinmm.data.manifest import FILE, Manifest, PackError, Shard, load_manifest
+from skinmm.data.shard_writer import Encoded, Encoder, Job, PackSettings, Read, write_shard
 from skinmm.files import clear_partials, whole
 from skinmm.images.shards import read_table
 from skinmm.vocabulary import patients_of

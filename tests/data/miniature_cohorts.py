@@ -12,7 +12,7 @@ from PIL import Image
 from tfrecord import TFRecordWriter
 
 from skinmm.config import DataConfig
-from skinmm.data.catalog import load_cohort
+from skinmm.data.cohorts import load_cohort
 
 
 def picture(shade: int = 0) -> bytes:

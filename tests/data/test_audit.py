@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from skinmm.config import DataConfig
-from skinmm.data.audit import audit
-from skinmm.data.audit_shortcuts import acquisition_groups, malignant, size_auroc
-from skinmm.data.catalog import load_cohort
+from skinmm.data.audit import acquisition_groups, audit, malignant, size_auroc
+from skinmm.data.cohorts import load_cohort
 from skinmm.data.splits import split
 
 FOLDER = os.environ.get("SKINMM_DATA", "")

@@ -15,14 +15,14 @@ from PIL import Image, ImageEnhance
 
 from skinmm.config import DataConfig
 from skinmm.data.audit import audit
-from skinmm.data.audit_pixels import (
+from skinmm.data.cohorts import load_cohort, require_images
+from skinmm.data.near_duplicates import (
     DISTANCE,
     HASH_SIDE,
     Fingerprints,
     fingerprints,
     near_duplicates,
 )
-from skinmm.data.catalog import load_cohort, require_images
 from skinmm.data.splits import split
 from skinmm.images.source import read_source
 

@@ -9,8 +9,8 @@ import pytest
 from miniature_cohorts import WRITERS, load
 
 from skinmm.config import DataConfig
-from skinmm.data.catalog import ADAPTERS, classes_of, load_cohort, positives_of, require_images
-from skinmm.data.catalog.tables import CANONICAL
+from skinmm.data.cohorts import ADAPTERS, classes_of, load_cohort, positives_of, require_images
+from skinmm.data.cohorts.tables import CANONICAL
 from skinmm.data.splits import split
 from skinmm.errors import InputError
 from skinmm.images.source import read_source

@@ -6,7 +6,7 @@ import pytest
 from miniature_cohorts import load, write_images
 
 from skinmm.config import DataConfig
-from skinmm.data.catalog import classes_of, load_cohort, positives_of
+from skinmm.data.cohorts import classes_of, load_cohort, positives_of
 from skinmm.data.splits import split
 from skinmm.errors import InputError
 

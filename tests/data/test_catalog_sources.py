@@ -24,7 +24,7 @@ from miniature_cohorts import (
 )
 
 from skinmm.config import DataConfig, ExtraCohort
-from skinmm.data.catalog import classes_of, load_cohort, positives_of, require_masks
+from skinmm.data.cohorts import classes_of, load_cohort, positives_of, require_masks
 from skinmm.errors import InputError
 from skinmm.images.source import read_source
 from skinmm.images.tfrecord import write_tfrecord

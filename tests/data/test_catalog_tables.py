@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from miniature_cohorts import load, picture, siim_isic, write, write_images
 
-from skinmm.data.catalog import ADAPTERS, require_images
-from skinmm.data.catalog.tables import canonical, read_table
+from skinmm.data.cohorts import ADAPTERS, require_images
+from skinmm.data.cohorts.tables import canonical, read_table
 from skinmm.errors import InputError
 from skinmm.images.tfrecord import write_tfrecord
 

@@ -11,9 +11,8 @@ from miniature_cohorts import picture, write_records
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from skinmm.data.augment import seeded, standard
 from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
-from skinmm.data.transforms import standard
-from skinmm.data.transforms_seeded import seeded
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess

@@ -7,8 +7,7 @@ import torch
 from scipy.stats import binomtest
 from torch.utils.data import default_collate
 
-from skinmm.data.dataset import ImageError, Kept, Key, LesionDataset, View
-from skinmm.data.dataset_withholding import Blank, Withholding
+from skinmm.data.dataset import Blank, ImageError, Kept, Key, LesionDataset, View, Withholding
 from skinmm.data.record import RecordEncoder
 
 TABLE = pd.DataFrame(

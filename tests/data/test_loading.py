@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.data.loading import SlotLoader, collated
+from skinmm.data.loader import SlotLoader, collated
 
 ROWS = 46
 

@@ -22,11 +22,11 @@ from PIL import Image
 
 import skinmm
 from skinmm.config import DataConfig
-from skinmm.data.catalog.embedded import demo
-from skinmm.data.catalog.shards import packed as adapter
+from skinmm.data.cohorts.public import demo
+from skinmm.data.cohorts.user import packed as adapter
+from skinmm.data.manifest import PackError, Shard, load_manifest, packed_steps, verify_pack
 from skinmm.data.pack import pack, shard_numbers
-from skinmm.data.pack_manifest import PackError, Shard, load_manifest, packed_steps, verify_pack
-from skinmm.data.pack_shard import Encoder, PackSettings, write_shard
+from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess
@@ -196,9 +196,9 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from skinmm.config import DataConfig
-from skinmm.data.catalog.embedded import demo
+from skinmm.data.cohorts.public import demo
 from skinmm.data.pack import pack
-from skinmm.data.pack_shard import PackSettings
+from skinmm.data.shard_writer import PackSettings
 
 def read(path):
     time.sleep(0.1)

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm.data.sampling import EpochSampler, epoch_draw, evaluation_shard, shard
-from skinmm.data.sampling_draws import SAMPLERS, Labels, RowSampler, Weighted
+from skinmm.data.sampling import (
+    SAMPLERS,
+    EpochSampler,
+    Labels,
+    RowSampler,
+    Weighted,
+    epoch_draw,
+    evaluation_shard,
+    shard,
+)
 from skinmm.errors import InputError
 
 WORLDS = (1, 2, 3, 8)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import logit
 from scipy.stats import chisquare
 
-from skinmm.data.sampling_draws import (
+from skinmm.data.sampling import (
     SAMPLERS,
     Balanced,
     Draw,

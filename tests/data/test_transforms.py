@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
-from skinmm.data.transforms import AUGMENTS, standard
-from skinmm.data.transforms_seeded import seeded
+from skinmm.data.augment import AUGMENTS, seeded, standard
 from skinmm.errors import InputError
 
 SIZE = 24

@@ -1,7 +1,7 @@
-"""Augmentation: uint8 in, uint8 out, by torchvision's v2 transforms, wherever the tensor is."""
+"""How a transform is applied; what it is made of need not be imported for that."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -9,8 +9,25 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
-from skinmm.data.transforms_seeded import Transform
 from skinmm.errors import InputError
+
+Transform = Callable[[Any], Any]
+"""Of a picture, or of a pair of tv_tensors, picture and mask, which are moved alike."""
+
+T = TypeVar("T")
+
+
+def seeded(transform: Transform, image: T, seed: int) -> T:
+    """Applies a random transform as a function of the seed alone, and leaves no trace of it.
+
+    The CPU's generator is all that transforms draw from; `torch.manual_seed` would also reseed
+    the GPU's, and with it the network's dropout.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        augmented: T = transform(image)
+    return augmented
+
 
 Image = UInt8[Tensor, "3 h w"]
 

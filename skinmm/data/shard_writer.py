@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import pandas as pd
 import simplejpeg
 
-from skinmm.data.pack_manifest import PackError, Shard, describe
+from skinmm.data.manifest import PackError, Shard, describe
 from skinmm.errors import InputError
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe

@@ -8,22 +8,25 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build, verify
-from skinmm.data.catalog.embedded import demo
-from skinmm.data.catalog.folder import image_folder
-from skinmm.data.catalog.images import absent, require_images, root_of
-from skinmm.data.catalog.isic import (
+from skinmm.data.cohorts.find_images import (
+    absent,
+    require_images,
+    require_masks,
+    root_of,
+    with_masks,
+)
+from skinmm.data.cohorts.public import (
+    demo,
     ham10000,
     isic_2017,
     isic_2018,
     isic_2019,
     isic_2024,
+    pad_ufes_20,
+    siim_isic,
 )
-from skinmm.data.catalog.masks import require_masks, with_masks
-from skinmm.data.catalog.own import csv
-from skinmm.data.catalog.pad_ufes import pad_ufes_20
-from skinmm.data.catalog.shards import packed, tfrecord
-from skinmm.data.catalog.siim import siim_isic
-from skinmm.data.catalog.targets import classes_of, positives_of, with_target
+from skinmm.data.cohorts.targets import classes_of, positives_of, with_target
+from skinmm.data.cohorts.user import csv, image_folder, packed, tfrecord
 from skinmm.data.record import refuse_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
