@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from skinmm.config import Config, from_mapping
-from skinmm.loop import quiet
-from skinmm.training_fold import Fold
+from skinmm.training.fold import Fold
+from skinmm.training.trainer import quiet
 
 EPOCH = {
     "model": {"name": "tf_efficientnet_lite0", "pretrained": False},

@@ -120,7 +120,7 @@ def _begin(config: Config, folder: Path, argv: list[str]) -> int:
 
 
 def _resume(config: Config) -> int:
-    from skinmm.training import finished
+    from skinmm.training.fit import finished
 
     folder = Path(config.resume or "")
     if not finished(config, folder):
@@ -136,7 +136,7 @@ def _train(config: Config, folder: Path) -> int:
     from skinmm.data.cohorts import verify_cohort
 
     verify_cohort(config.data)  # before torch, which takes seconds
-    from skinmm.training import fit
+    from skinmm.training.fit import fit
     from skinmm.wording import metrics_table
 
     folder = folder.absolute()
@@ -170,8 +170,8 @@ def _other_process() -> int | None:
 
 def _join(folder: Path) -> int:
     """Another process of a run that rank 0 has begun; it writes nothing and says nothing."""
-    from skinmm.launch import end_with_parent
-    from skinmm.training import fit
+    from skinmm.training.distributed import end_with_parent
+    from skinmm.training.fit import fit
 
     end_with_parent()
     fit(read_config(folder / "config.yaml"), folder)
@@ -180,14 +180,14 @@ def _join(folder: Path) -> int:
 
 def _follow() -> int:
     """The same, where torchrun started it."""
-    from skinmm.launch import follow
-    from skinmm.training import fit
+    from skinmm.training.distributed import follow
+    from skinmm.training.fit import fit
 
     return follow(fit)
 
 
 def _dismiss(status: int) -> None:
-    from skinmm.launch import dismiss
+    from skinmm.training.distributed import dismiss
 
     dismiss(status)
 

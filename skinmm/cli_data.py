@@ -38,7 +38,7 @@ def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.near_duplicates import near_duplicates
     from skinmm.data.splits import split
     from skinmm.report import audit_page, refuse_existing
-    from skinmm.runs import write_json
+    from skinmm.training.run_folder import write_json
 
     data, folder = config.data, Path(config.output)
     page, facts = folder / "audit.html", folder / "audit.json"

@@ -136,7 +136,7 @@ def _all(study: StudyConfig, folder: Path, arms: Sequence[Arm], begin: Begin) ->
 def _finished(arm: Arm) -> bool:
     if not (arm.place / "metrics.json").is_file():
         return False
-    from skinmm.training import finished
+    from skinmm.training.fit import finished
 
     return finished(resumed(arm.config, arm.told), arm.place)
 

@@ -19,8 +19,8 @@ from skinmm.report.evidence import Evidence, read_bare
 from skinmm.report.page import write_page
 from skinmm.report.sections import SECTIONS
 from skinmm.report.wording import ABSENT, estimate, metric, number, percent, plural
-from skinmm.runs import write_json
 from skinmm.store import Store, StoreError, shown
+from skinmm.training.run_folder import write_json
 
 FILES: Final = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
 COMPARED: Final = (

@@ -6,12 +6,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from skinmm.config import Config
-from skinmm.losses import dice_bce
 from skinmm.models.checkpoint import Card
 from skinmm.models.network import full_precision
 from skinmm.models.segmentation import Segmenter
-from skinmm.module import Outcomes
-from skinmm.module_learner import Learner
+from skinmm.training.losses import dice_bce
+from skinmm.training.module import Learner, Outcomes
 
 AREAS = ("overlap", "drawn", "true")
 """Pixels of a row that are in both masks, in the network's, and in the true one."""

@@ -8,20 +8,20 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from skinmm import runs
 from skinmm.config import Config, to_mapping, write_config
 from skinmm.data.datamodule_masks import MaskData
 from skinmm.data.dataset_masks import JUDGED
 from skinmm.evaluation.overlap import mean_overlaps, overlaps
 from skinmm.files import clear_partials
-from skinmm.judge import SCHEMA
-from skinmm.loop import build_trainer, device_name, log_test
 from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.segmentation import build_segmenter
 from skinmm.module_masks import MaskLearner
 from skinmm.report import write_report
-from skinmm.training_fold import interruptible, take_best
-from skinmm.training_seen import refuse_another_split
+from skinmm.training import run_folder
+from skinmm.training.calibrate import SCHEMA
+from skinmm.training.fold import interruptible, take_best
+from skinmm.training.leak_guard import refuse_another_split
+from skinmm.training.trainer import build_trainer, device_name, log_test
 
 PARTS = ("val", "test")
 
@@ -74,10 +74,10 @@ class MaskFold:
         resume = last if self.config.resume and last.is_file() else None
         if self.trainer.is_global_zero:
             clear_partials(self.run)
-            facts = runs.environment(device_name(self.trainer))
+            facts = run_folder.environment(device_name(self.trainer))
             write_config(self.run / "config.yaml", self.config)
-            runs.write_cohort(self.run, self.data.cohort)
-            runs.write_json(self.run / "environment.json", facts)
+            run_folder.write_cohort(self.run, self.data.cohort)
+            run_folder.write_json(self.run / "environment.json", facts)
             train = len(self.data.training_targets)
             val, test = (len(self.data.rows(part)) for part in PARTS)
             print(f"cohort: {train} rows to train, {val} to validate, {test} to test")  # noqa: T201
@@ -115,6 +115,6 @@ class MaskFold:
             )
         update_card(best, summary=metrics["test"])
         log_test(self.trainer, metrics["test"])
-        runs.write_json(self.run / "metrics.json", metrics)
+        run_folder.write_json(self.run / "metrics.json", metrics)
         write_report(self.run)
         return metrics

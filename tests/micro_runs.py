@@ -20,12 +20,12 @@ from skinmm.config import (
     to_mapping,
 )
 from skinmm.data.datamodule import LesionData
-from skinmm.loop import build_trainer, quiet
-from skinmm.losses import LOSSES
 from skinmm.models.checkpoint import Card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
-from skinmm.module import Classifier
+from skinmm.training.losses import LOSSES
+from skinmm.training.module import Classifier
+from skinmm.training.trainer import build_trainer, quiet
 
 
 def micro_config(fusion: str = "concat", data: DataConfig | None = None, **trainer: Any) -> Config:

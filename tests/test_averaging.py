@@ -8,9 +8,9 @@ from micro_runs import micro_config, parts
 from quick_runs import quick_train, train
 from torch import Tensor
 
-from skinmm.averaging import KEY
 from skinmm.config import Config
 from skinmm.models.checkpoint import PREFIX, load_card
+from skinmm.training.averaging import KEY
 
 
 def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

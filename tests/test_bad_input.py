@@ -15,7 +15,7 @@ from quick_runs import ROOT, files_in, metrics_of, predictions_of, quick_train
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import load_card
-from skinmm.training_fold import _audited
+from skinmm.training.fold import _audited
 
 Said = pytest.CaptureFixture[str]
 DEMO = ROOT / "skinmm" / "demo"

@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 from micro_runs import micro_classifier, micro_config, table_cohort
 
-from skinmm.callbacks import AtomicCheckpointIO, History
 from skinmm.data.datamodule import LesionData
-from skinmm.loop import build_trainer, quiet
 from skinmm.models.checkpoint import load_card
+from skinmm.training.callbacks import AtomicCheckpointIO, History
+from skinmm.training.trainer import build_trainer, quiet
 
 
 def test_the_history_has_a_line_for_every_value(tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import ADAPTERS
 from skinmm.data.cohorts.find_images import FORMATS
 from skinmm.data.sampling import SAMPLERS
-from skinmm.loop import LOGGERS, PRECISIONS
-from skinmm.losses import LOSSES
-from skinmm.mixing import MIXES
 from skinmm.models.backbone import OWN
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
-from skinmm.optimization import OPTIMIZERS
-from skinmm.training import check_components
+from skinmm.training.fit import check_components
+from skinmm.training.losses import LOSSES
+from skinmm.training.mixup import MIXES
+from skinmm.training.optimizer import OPTIMIZERS
+from skinmm.training.trainer import LOGGERS, PRECISIONS
 
 TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "augment": AUGMENTS,

@@ -10,7 +10,6 @@ from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from skinmm import judge
 from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, correct_prior
@@ -18,12 +17,13 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
+from skinmm.training import calibrate
 
 CLASSES = ["benign", "malignant"]
 EVEN = {"trained": [0.5, 0.5], "deployed": [0.5, 0.5]}
 
 
-def raw(seed: int, rows: int = 400) -> judge.Raw:
+def raw(seed: int, rows: int = 400) -> calibrate.Raw:
     """Rows of a model that is informative and overconfident, two a patient."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(rows) < 0.3).astype(np.int64)
@@ -33,11 +33,11 @@ def raw(seed: int, rows: int = 400) -> judge.Raw:
         {"image_id": names, "patient_id": [f"P{row // 2}" for row in range(rows)]}
     )
     features = rng.normal(targets[:, None], 1, size=(rows, 5)).astype(np.float32)
-    return judge.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]), features)
+    return calibrate.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]), features)
 
 
-def decided(val: judge.Raw, test: judge.Raw, **options: object) -> judge.Verdict:
-    return judge.decide(
+def decided(val: calibrate.Raw, test: calibrate.Raw, **options: object) -> calibrate.Verdict:
+    return calibrate.decide(
         val,
         test,
         classes=CLASSES,
@@ -74,7 +74,7 @@ def test_without_calibration_the_sampling_is_still_corrected() -> None:
     prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
     val = raw(0)
     config = EvaluationConfig(calibration="none")
-    verdict = judge.decide(
+    verdict = calibrate.decide(
         val, raw(1), classes=CLASSES, positive=["malignant"], prior=prior, config=config
     )
     expected = correct_prior(val.probabilities, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
@@ -90,7 +90,7 @@ def test_the_threshold_reaches_its_sensitivity_on_validation() -> None:
 
 def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
     verdict = decided(raw(0), raw(1))
-    entries = judge.card_entries(verdict)
+    entries = calibrate.card_entries(verdict)
     again = Calibration.from_state(entries["calibration"])
     np.testing.assert_array_equal(again.apply(raw(1).probabilities), verdict.test.probabilities)
     assert entries["threshold"]["value"] == verdict.threshold.value
@@ -110,7 +110,7 @@ def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
     config = EvaluationConfig(resamples=20)
     facts = {"initialisation": "none", "threshold": {"value": 0.25}}
     parts = {"test": verdict.test, "val": verdict.val}
-    metrics = judge.write_results(tmp_path, parts, config, facts)
+    metrics = calibrate.write_results(tmp_path, parts, config, facts)
     assert (metrics["schema"], metrics["initialisation"]) == (1, "none")
     assert metrics["test"]["threshold"] == 0.25
     for name, predictions in parts.items():
@@ -165,7 +165,7 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
 
 def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:
     parts = [decided(raw(0), raw(seed, rows)).test for seed, rows in ((1, 10), (2, 6), (3, 8))]
-    pooled = judge.pool(parts)
+    pooled = calibrate.pool(parts)
     assert pooled.fold is not None
     assert pooled.raw is not None
     for number, part in enumerate(parts):

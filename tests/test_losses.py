@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
 from skinmm.errors import InputError
-from skinmm.losses import (
+from skinmm.training.losses import (
     LDAM,
     LOSSES,
     Asymmetric,

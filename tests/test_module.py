@@ -16,7 +16,7 @@ from torch import Tensor
 from skinmm.config import Component, Config
 from skinmm.data.sampling import SAMPLERS, epoch_draw, evaluation_shard, shard
 from skinmm.models.checkpoint import KEY, load_card
-from skinmm.module import Outcomes, monitored
+from skinmm.training.module import Outcomes, monitored
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from wandb.wandb_agent import Agent
 
 from skinmm.cli_hydra import CONF, quote
 from skinmm.config import Config, TrainerConfig, from_mapping, read_config
-from skinmm.training import check_components
+from skinmm.training.fit import check_components
 
 BLOCK = 32768
 SWEEPS = sorted(CONF.glob("sweep/*.yaml"))

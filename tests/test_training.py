@@ -29,9 +29,10 @@ from quick_runs import (
 )
 from sklearn.metrics import roc_auc_score
 
-from skinmm import training, training_fold
 from skinmm.config import LoggerConfig, read_config, write_config
 from skinmm.models.checkpoint import load_card
+from skinmm.training import fit
+from skinmm.training import fold as training_fold
 
 Said = pytest.CaptureFixture[str]
 
@@ -237,7 +238,7 @@ def test_resuming_all_folds_repeats_none_that_is_finished(
     shutil.copytree(pooled, run)
     (run / "metrics.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(training, "write_report", interrupts)
+        patched.setattr(fit, "write_report", interrupts)
         assert train(f"resume={run}") == 130
     assert files_in(pooled) - files_in(run) == {"report.html", "card.md"}
     (run / "fold_2" / "metrics.json").unlink()

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
-from skinmm import training_fold
 from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
 from skinmm.predict.overlay import overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reasons import Explainer, shown
 from skinmm.report import write_report
 from skinmm.report.sharing import shared_report
-from skinmm.training_explanations import SIDE
+from skinmm.training import fold
+from skinmm.training.explain_mistakes import SIDE
 
 
 def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_run_is_finished_when_its_mistakes_are_explained_or_cannot_be(
         seen.append(((run / "metrics.json").exists(), torch.get_num_threads()))
         raise RuntimeError("no heat map")
 
-    monkeypatch.setattr(training_fold, "explain_mistakes", fails)
-    monkeypatch.setattr(training_fold, "THREADS", 3)
+    monkeypatch.setattr(fold, "explain_mistakes", fails)
+    monkeypatch.setattr(fold, "THREADS", 3)
     before = torch.get_num_threads()
     kept = ("model.freeze=true", "augment=none", "report.explain=true", "data.limit=48")
     assert quick_train(tmp_path, *kept) == 0

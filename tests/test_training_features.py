@@ -10,11 +10,11 @@ import torch
 from micro_runs import micro_classifier, micro_config, with_model
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
-from skinmm import training_features
 from skinmm.config import Component
 from skinmm.data.datamodule import LesionData
 from skinmm.predict import Predictor
-from skinmm.training_features import keep_features, keeps_features
+from skinmm.training import frozen_features
+from skinmm.training.frozen_features import keep_features, keeps_features
 
 INPUTS = frozenset({"image", "record"})
 
@@ -32,7 +32,7 @@ def test_kept_features_train_the_same_network(
     options = (*frozen, "data.limit=48", "trainer.precision='32'")
     assert quick_train(kept, *options) == 0
     assert len(files(kept / "features")) == 1
-    monkeypatch.setattr(training_features, "keeps_features", lambda _: False)
+    monkeypatch.setattr(frozen_features, "keeps_features", lambda _: False)
     assert quick_train(looked, *options) == 0
     assert not files(looked / "features")
     one, other = (pd.read_csv(run / "history.csv") for run in (kept, looked))

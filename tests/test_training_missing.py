@@ -8,7 +8,7 @@ import pytest
 from quick_runs import best, cohort_of, metrics_of, predictions_of
 
 from skinmm.predict import Predictor
-from skinmm.training_missing import withheld_first
+from skinmm.training.missing_columns import withheld_first
 
 COLUMNS = ["age", "sex", "site"]
 

@@ -12,8 +12,8 @@ from quick_runs import best, cohort_of, metrics_of, quick_train
 from skinmm.config import ModelConfig, read_config, write_config
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
-from skinmm.runs import write_cohort
-from skinmm.training_seen import refuse_another_split, seen_before
+from skinmm.training.leak_guard import refuse_another_split, seen_before
+from skinmm.training.run_folder import write_cohort
 
 Said = pytest.CaptureFixture[str]
 LIMIT = "data.limit=48"

@@ -21,14 +21,20 @@ from pytorch_lightning.plugins.environments import LightningEnvironment  # type:
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-from skinmm import launch
-from skinmm.averaging import WeightAverage
-from skinmm.callbacks import AtomicCheckpointIO, EpochLines, History, Patience, RunCheckpoints
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.module import Classifier
-from skinmm.tracking import share
+from skinmm.training import distributed
+from skinmm.training.averaging import WeightAverage
+from skinmm.training.callbacks import (
+    AtomicCheckpointIO,
+    EpochLines,
+    History,
+    Patience,
+    RunCheckpoints,
+)
+from skinmm.training.module import Classifier
+from skinmm.training.wandb_upload import share
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 EVALUATION_COST: Final = 0.25  # of a training step's, a row: no gradients, 16-bit
@@ -51,7 +57,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     if options.sync_batchnorm and together and accelerator == "cpu":
         raise InputError("trainer.sync_batchnorm=true: torch has it for GPUs only")
     # Where torchrun did not start the processes, Lightning does, whatever a cluster's queue says.
-    started = [] if launch.by_torchrun() else [LightningEnvironment()]
+    started = [] if distributed.by_torchrun() else [LightningEnvironment()]
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -175,7 +181,7 @@ def _ddp(config: Config) -> DDPStrategy:
 
 def _processes(wish: int | str, accelerator: str) -> tuple[int, int]:
     """Processes on this machine, and machines; where torchrun started them, its numbers hold."""
-    if not launch.by_torchrun():
+    if not distributed.by_torchrun():
         return _devices(wish, accelerator), 1
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if wish not in ("auto", here):

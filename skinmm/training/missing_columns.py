@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from skinmm import judge
 from skinmm.data.dataset import Blank
 from skinmm.evaluation.predictions import Predictions
 from skinmm.models.network import Network, full_precision
-from skinmm.module import Classifier, Outcomes
+from skinmm.training import calibrate
+from skinmm.training.module import Classifier, Outcomes
 
 STEPS: Final = 4
 """Points of the curve beside the whole record; with fewer columns, one for each."""
@@ -57,7 +57,9 @@ class MissingColumns(pl.Callback):
         """Gathers the rows of all ranks."""
         (self.tested,) = self._outcomes.taken()
 
-    def predictions(self, test: judge.Raw, verdict: judge.Verdict) -> dict[str, Predictions]:
+    def predictions(
+        self, test: calibrate.Raw, verdict: calibrate.Verdict
+    ) -> dict[str, Predictions]:
         """What was predicted, by part: `missing_<columns withheld>_of_<columns>`.
 
         Args:

@@ -11,8 +11,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from skinmm import judge, runs
-from skinmm.callbacks import SEVERAL
 from skinmm.config import Config, build, one_line, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
@@ -20,20 +18,27 @@ from skinmm.errors import InputError
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
 from skinmm.files import clear_partials
-from skinmm.loop import build_trainer, device_name, expected_duration, log_test, share_run
-from skinmm.losses import LOSSES, Loss
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.checkpoint import Card, average_checkpoints, load_card, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.lesion_finder import LesionFinder
 from skinmm.models.network import build_network
-from skinmm.module import Classifier
-from skinmm.module_learner import Learner
 from skinmm.report import write_report
-from skinmm.training_explanations import explain_mistakes
-from skinmm.training_features import keep_features
-from skinmm.training_missing import MissingColumns
-from skinmm.training_seen import refuse_another_split, seen_before
+from skinmm.training import calibrate, run_folder
+from skinmm.training.callbacks import SEVERAL
+from skinmm.training.explain_mistakes import explain_mistakes
+from skinmm.training.frozen_features import keep_features
+from skinmm.training.leak_guard import refuse_another_split, seen_before
+from skinmm.training.losses import LOSSES, Loss
+from skinmm.training.missing_columns import MissingColumns
+from skinmm.training.module import Classifier, Learner
+from skinmm.training.trainer import (
+    build_trainer,
+    device_name,
+    expected_duration,
+    log_test,
+    share_run,
+)
 
 THREADS: Final = torch.get_num_threads()
 PLAIN: Final = 2  # dimensions of kept features that are a vector an image
@@ -74,7 +79,7 @@ class Fold:
         if config.resume:
             refuse_another_split(run / "cohort.csv", data.cohort, "part")
             if shared:
-                first = runs.fold_folder(shared, 0) / "cohort.csv"
+                first = run_folder.fold_folder(shared, 0) / "cohort.csv"
                 refuse_another_split(first, data.cohort, "fold")
         _refuse_one_sided(data)
         findings = _audited(data, config)
@@ -109,9 +114,11 @@ class Fold:
     def _write_facts(self) -> None:
         clear_partials(self.run)
         write_config(self.run / "config.yaml", self.config)
-        runs.write_cohort(self.run, self.data.cohort)
-        runs.write_json(self.run / "audit.json", self.findings)
-        runs.write_json(self.run / "environment.json", runs.environment(device_name(self.trainer)))
+        run_folder.write_cohort(self.run, self.data.cohort)
+        run_folder.write_json(self.run / "audit.json", self.findings)
+        run_folder.write_json(
+            self.run / "environment.json", run_folder.environment(device_name(self.trainer))
+        )
 
     def _announce(self) -> None:
         """Says before the first epoch what is about to be trained, from what, and for how long."""
@@ -148,7 +155,7 @@ class Fold:
         val, test = self._outcomes("val"), self._outcomes("test", curve)
         if not self.trainer.is_global_zero:
             return {}
-        verdict = judge.decide(
+        verdict = calibrate.decide(
             val,
             test,
             classes=card.classes,
@@ -156,7 +163,7 @@ class Fold:
             prior=card.prior,
             config=self.config.evaluation,
         )
-        entries = judge.card_entries(verdict)
+        entries = calibrate.card_entries(verdict)
         update_card(best, **entries)  # which explanations of mistakes are made from
         names = {"classes": card.classes, "positive": card.positive}
         # The state of `ood` is thousands of numbers that no reader wants.
@@ -167,17 +174,17 @@ class Fold:
             predictions |= curve.predictions(test, verdict)
         if self.config.report.pictures and self.config.report.explain:
             self._explain(best, verdict)
-        metrics = judge.write_results(self.run, predictions, self.config.evaluation, facts)
+        metrics = calibrate.write_results(self.run, predictions, self.config.evaluation, facts)
         inputs = _distributions(self.data, verdict.test)
         update_card(best, summary=metrics["test"], inputs=inputs)
         log_test(self.trainer, metrics["test"])
         # Last: a fold that has it is finished, and is not resumed; only its page may be made again.
-        runs.write_json(self.run / "metrics.json", metrics)
+        run_folder.write_json(self.run / "metrics.json", metrics)
         write_report(self.run)
         share_run(self.trainer, self.run, names=self.config.logger.images)
         return metrics
 
-    def _explain(self, best: Path, verdict: judge.Verdict) -> None:
+    def _explain(self, best: Path, verdict: calibrate.Verdict) -> None:
         """Pictures that cannot be made are not worth a run."""
         torch.set_num_threads(THREADS)  # the whole network looks again
         try:
@@ -187,14 +194,14 @@ class Fold:
             said = f"{type(error).__name__}: {one_line(error)}"
             print(f"WARNING: the mistakes are not explained: {said}", file=sys.stderr)  # noqa: T201
 
-    def _outcomes(self, part: str, watcher: pl.Callback | None = None) -> judge.Raw:
+    def _outcomes(self, part: str, watcher: pl.Callback | None = None) -> calibrate.Raw:
         loader = self.data.evaluation_loader(part)
         self.trainer.callbacks += [watcher] if watcher else []  # type: ignore[attr-defined]
         interruptible(self.trainer.test, self.module, loader, verbose=False)
         logits, targets, features = (values.cpu() for values in self.module.tested)
         probabilities = logits.double().softmax(dim=1).numpy()
         cohort = self.data.cohort.iloc[self.data.rows(part)]
-        return judge.Raw(cohort, targets.numpy(), probabilities, features.numpy())
+        return calibrate.Raw(cohort, targets.numpy(), probabilities, features.numpy())
 
 
 def take_best(trainer: pl.Trainer, module: Learner, run: Path) -> tuple[Path, Card]:

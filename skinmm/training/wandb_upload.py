@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import wandb
 
-from skinmm import runs
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.report import shared_report
+from skinmm.training import run_folder
 
 
 def share(tracked: Any, run: Path, *, names: bool) -> None:
@@ -20,7 +20,7 @@ def share(tracked: Any, run: Path, *, names: bool) -> None:
         run: the folder, judged and reported.
         names: whether pictures and the names of images and patients may leave it too.
     """
-    metrics = runs.read_metrics(run)
+    metrics = run_folder.read_metrics(run)
     tracked.summary.update(_intervals(metrics))
     file = run / "predictions" / "test.csv"
     predictions = read_predictions(file, positive=metrics["positive"])

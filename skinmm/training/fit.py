@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from skinmm import judge, launch, runs
 from skinmm.config import (
     Component,
     Config,
@@ -22,15 +21,17 @@ from skinmm.data.sampling import SAMPLERS
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, mean_threshold
-from skinmm.loop import quiet
-from skinmm.losses import LOSSES
-from skinmm.mixing import MIXES
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
-from skinmm.optimization import OPTIMIZERS
 from skinmm.report import write_report
-from skinmm.training_fold import Fold
+from skinmm.training import calibrate, run_folder
+from skinmm.training import distributed as launch
+from skinmm.training.fold import Fold
+from skinmm.training.losses import LOSSES
+from skinmm.training.mixup import MIXES
+from skinmm.training.optimizer import OPTIMIZERS
+from skinmm.training.trainer import quiet
 from skinmm.training_masks import MaskFold
 
 
@@ -55,7 +56,7 @@ def fit(config: Config, run: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     check_components(config)
     if _leads() and not config.resume:
-        runs.refuse_in_use(run, overwrite=config.overwrite)
+        run_folder.refuse_in_use(run, overwrite=config.overwrite)
     try:
         return _fit(config, run)
     except Exception as error:
@@ -88,7 +89,7 @@ def finished(config: Config, run: Path) -> bool:
             write_report(metrics.parent)
     whole = config.data.fold == "all"
     folds = range(config.data.folds if whole else 0)
-    places = [run, *(runs.fold_folder(run, number) for number in folds)]
+    places = [run, *(run_folder.fold_folder(run, number) for number in folds)]
     if not all((place / "metrics.json").is_file() for place in places):
         return False
     kept, wanted = read_config(run / "config.yaml"), config.trainer
@@ -129,7 +130,7 @@ def _open(run: Path, config: Config) -> None:
     """Makes the folder; from here on it is a run that can be resumed."""
     if _leads():
         if not config.resume:
-            runs.clear(run)
+            run_folder.clear(run)
         _take_down(run)
         write_config(run / "config.yaml", config)
     if launch.by_torchrun():
@@ -148,7 +149,7 @@ def _fit_all(config: Config, run: Path) -> dict[str, Any]:
     """Every fold in a folder of its own; those that a resumed run has finished are not repeated."""
     opened = False
     for number in range(config.data.folds):
-        place = runs.fold_folder(run, number)
+        place = run_folder.fold_folder(run, number)
         if config.resume and (place / "metrics.json").is_file():
             continue
         fold = Fold.assemble(replace(config, data=replace(config.data, fold=number)), place, run)
@@ -170,13 +171,13 @@ def _fit_all(config: Config, run: Path) -> dict[str, Any]:
 
 def _pool(config: Config, run: Path) -> dict[str, Any]:
     """The folds' test rows as one cohort, judged at the mean of their thresholds."""
-    places = [runs.fold_folder(run, number) for number in range(config.data.folds)]
-    metrics = [runs.read_metrics(place) for place in places]
+    places = [run_folder.fold_folder(run, number) for number in range(config.data.folds)]
+    metrics = [run_folder.read_metrics(place) for place in places]
     positive = metrics[0]["positive"]
     names = [name for name in metrics[0] if name == "test" or name.startswith("missing_")]
     files = {name: [place / "predictions" / f"{name}.csv" for place in places] for name in names}
     parts = {
-        name: judge.pool([read_predictions(file, positive=positive) for file in each])
+        name: calibrate.pool([read_predictions(file, positive=positive) for file in each])
         for name, each in files.items()
     }
     facts = {
@@ -187,7 +188,7 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
         "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
     }
     _take_down(run)
-    pooled = judge.write_results(run, parts, config.evaluation, facts)
-    runs.write_json(run / "metrics.json", pooled)
+    pooled = calibrate.write_results(run, parts, config.evaluation, facts)
+    run_folder.write_json(run / "metrics.json", pooled)
     write_report(run)
     return pooled

@@ -12,7 +12,7 @@ from skinmm.images.source import read_source
 from skinmm.predict.member import Member
 from skinmm.predict.overlay import overlay
 from skinmm.predict.reasons import Explainer, shown
-from skinmm.runs import write_json
+from skinmm.training.run_folder import write_json
 
 SIDE: Final = 240  # pixels of a picture's longer side, as the report shows it
 
