@@ -21,7 +21,6 @@ from skinmm.evaluation.predictions import DECISIONS
 from skinmm.models.lesion_finder import MaskCheckpointError
 from skinmm.predict.explanations import Explanations
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.masks import write_masks
 from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import (
@@ -36,6 +35,7 @@ from skinmm.predict.reader import (
 from skinmm.predict.reasons import Explainer
 from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
+from skinmm.segmentation.predict import write_masks
 
 CHUNK: Final = 256  # rows that are written at a time, about: whole batches
 MAX_WORKERS: Final = 8

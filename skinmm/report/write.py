@@ -5,10 +5,10 @@ from pathlib import Path
 
 from skinmm.report.card import write_card
 from skinmm.report.evidence import Evidence, read_bare, read_run
-from skinmm.report.masks import is_mask_run, write_mask_page
 from skinmm.report.page import refuse_existing, write_page
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.facts import remarks
+from skinmm.segmentation.report import is_mask_run, write_mask_page
 
 
 def write_report(run: Path, *, pictures: bool | None = None) -> Path:

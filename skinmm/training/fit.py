@@ -25,6 +25,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
+from skinmm.segmentation.fold import MaskFold
 from skinmm.training import calibrate, run_folder
 from skinmm.training import distributed as launch
 from skinmm.training.fold import Fold
@@ -32,7 +33,6 @@ from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS
 from skinmm.training.trainer import quiet
-from skinmm.training_masks import MaskFold
 
 
 def fit(config: Config, run: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.dataset import ImageError, Sample, View
-from skinmm.data.dataset_masks import JUDGED, MaskDataset
+from skinmm.segmentation.data import JUDGED, MaskDataset
 
 LYING = ellipse(50, 80, (100, 130))[:192]  # 256 by 192 pixels
 

@@ -1,16 +1,23 @@
 """Images with the masks of their lesions, augmented alike."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Int
+from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image, Mask
 
+from skinmm.config import Config
 from skinmm.data.augment import Transform, seeded
+from skinmm.data.cohorts import load_cohort, require_images, require_masks
+from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
 from skinmm.errors import InputError
 from skinmm.images.decode import ImageInfo, decode, probe
+from skinmm.images.preprocess import IN_PLACE
 from skinmm.images.source import read_source
 
 JUDGED: Final = 256
@@ -75,3 +82,43 @@ def _refuse_other_shape(mask: ImageInfo, image: ImageInfo) -> None:
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
+
+
+class MaskData(LesionData):
+    """The rows that have an image and a mask; targets only make the parts alike."""
+
+    def __init__(self, config: Config) -> None:
+        """Reads and splits the cohort.
+
+        Raises:
+            InputError: as `LesionData`; a row without a mask, preprocessing that moves pixels, or
+                an augmentation that knows no masks.
+        """
+        if moving := set(config.data.preprocess) - IN_PLACE:
+            raise InputError(
+                f"data.preprocess={config.data.preprocess}: task=segmentation takes only steps "
+                f"that leave pixels where they are: {', '.join(sorted(IN_PLACE))}; not "
+                f"{', '.join(sorted(moving))}"
+            )
+        if config.augment.name == "randaugment":
+            raise InputError("augment=randaugment cannot augment masks; use standard or strong")
+        super().__init__(config, frozenset({"image"}))
+        if self.steps != (*config.data.preprocess,):
+            raise InputError(
+                f"data.root={config.data.root}: task=segmentation takes pictures as they came, and "
+                f"this pack's went through {', '.join(self.steps)}"
+            )
+
+    def _read(self, config: Config) -> pd.DataFrame:
+        table = load_cohort(config.data, labelled=False)
+        self.classes = tuple(map(str, sorted(table["target"].unique())))
+        self.positive = ()
+        return require_masks(require_images(table, config.data.missing), config.data)
+
+    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
+        if part not in self._datasets:
+            columns: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
+            self._datasets[part] = MaskDataset(
+                columns["image_id"], columns["path"], columns["mask"], self._view, self._transform
+            )
+        return self._datasets[part]

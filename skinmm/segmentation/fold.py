@@ -9,14 +9,13 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from skinmm.config import Config, to_mapping, write_config
-from skinmm.data.datamodule_masks import MaskData
-from skinmm.data.dataset_masks import JUDGED
-from skinmm.evaluation.overlap import mean_overlaps, overlaps
 from skinmm.files import clear_partials
 from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.segmentation import build_segmenter
-from skinmm.module_masks import MaskLearner
 from skinmm.report import write_report
+from skinmm.segmentation.data import JUDGED, MaskData
+from skinmm.segmentation.module import MaskLearner
+from skinmm.segmentation.report import mean_overlaps, overlaps
 from skinmm.training import run_folder
 from skinmm.training.calibrate import SCHEMA
 from skinmm.training.fold import interruptible, take_best

@@ -1,0 +1,1 @@
+"""Lesion segmentation: training, prediction and report of masks."""
