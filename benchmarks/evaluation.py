@@ -30,8 +30,8 @@ from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.delong import delong_interval
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
+from skinmm.evaluation.referral import fit_conformal, refer
 from skinmm.evaluation.thresholds import choose_threshold
-from skinmm.evaluation.uncertainty import fit_conformal, refer
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 THRESHOLD: Final = 0.02

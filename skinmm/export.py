@@ -32,7 +32,7 @@ from skinmm import __version__
 from skinmm.config import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
-from skinmm.evaluation.uncertainty import Familiarity
+from skinmm.evaluation.referral import Familiarity
 from skinmm.files import whole
 from skinmm.predict import Predictor
 from skinmm.predict.backends import (

@@ -22,8 +22,7 @@ from skinmm import cli, export
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.evaluation.calibration import Calibration, fit_calibration
-from skinmm.evaluation.calibrators import METHODS
+from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
 from skinmm.models.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR

@@ -14,7 +14,7 @@ from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.evaluation.uncertainty import Conformal, Familiarity, refer
+from skinmm.evaluation.referral import Conformal, Familiarity, refer
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.training import calibrate

@@ -16,10 +16,10 @@ from skinmm.evaluation.intervals import (
     patient_codes,
     percentile_interval,
     skewness,
+    summarise,
 )
 from skinmm.evaluation.metrics import DEFAULT_THRESHOLD, MalignancyMetrics
 from skinmm.evaluation.predictions import Predictions
-from skinmm.evaluation.summary import summarise
 
 
 def compare(

@@ -8,20 +8,22 @@ from jaxtyping import Bool, Float64, Int64
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
-from skinmm.evaluation import probability, ranking
-from skinmm.evaluation.classwise import ClassMetrics, confusion
-from skinmm.evaluation.decisions import decision_metrics
+from skinmm.evaluation import ranking, reliability
+from skinmm.evaluation.confusion import ClassMetrics, confusion, decision_metrics
 from skinmm.evaluation.delong import delong_interval
 from skinmm.evaluation.intervals import (
+    Entry,
     Statistic,
+    all_or_none,
     bootstrap,
     independent_units,
     patient_codes,
+    perfect_ranking,
     skewness,
+    summarise,
 )
 from skinmm.evaluation.predictions import REFER, Predictions
-from skinmm.evaluation.summary import Entry, all_or_none, perfect_ranking, summarise
-from skinmm.evaluation.uncertainty import ReferralMetrics
+from skinmm.evaluation.referral import ReferralMetrics
 
 DEFAULT_THRESHOLD: Final = 0.5
 MANY: Final = 1000
@@ -55,8 +57,8 @@ class MalignancyMetrics:
         self.threshold, self.prevalence = threshold, prevalence
         self.called = np.searchsorted(self.scores, [threshold])
         self.levels = ranking.level_starts(self.scores, self.positives)
-        log_odds = probability.log_odds(self.scores)
-        self.cells = probability.line_cells(log_odds, None if exact else probability.GRID)
+        log_odds = reliability.log_odds(self.scores)
+        self.cells = reliability.line_cells(log_odds, None if exact else reliability.GRID)
         errors = (self.scores - self.positives) ** 2
         losses = np.logaddexp(0, np.where(self.positives, -log_odds, log_odds))
         self.sums = np.column_stack(
@@ -74,7 +76,7 @@ class MalignancyMetrics:
             "brier": brier,
             "log_loss": loss,
             "mean_probability": mean,
-            "ece": probability.calibration_error(weights, cumulated, self.scores),
+            "ece": reliability.calibration_error(weights, cumulated, self.scores),
             **self._lines(cumulated),
         }
 
@@ -105,8 +107,8 @@ class MalignancyMetrics:
     def _lines(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
         starts, x = self.cells
         rows, hits = cumulated.between(starts)
-        intercept, _ = probability.calibration_line(rows, hits, x, free=False)
-        _, slope = probability.calibration_line(rows, hits, x, free=True)
+        intercept, _ = reliability.calibration_line(rows, hits, x, free=False)
+        _, slope = reliability.calibration_line(rows, hits, x, free=True)
         return {"calibration_slope": slope, "calibration_intercept": intercept}
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.errors import InputError
-from skinmm.evaluation import reading
-from skinmm.evaluation.reading import BINARY, DECISIONS, REFER
+from skinmm.evaluation import prediction_files
+from skinmm.evaluation.prediction_files import BINARY, DECISIONS, REFER
 from skinmm.files import whole
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
@@ -55,7 +55,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         """Refuses positive classes that do not divide the classes in two."""
-        reading.refuse_positive(self.classes, self.positive)
+        prediction_files.refuse_positive(self.classes, self.positive)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -134,32 +134,32 @@ def read_predictions(
     Raises:
         InputError: one line that names the file, column and row that cannot be used.
     """
-    table, unpredicted = reading.read_rows(path, labels)
-    classes, probabilities = reading.parse_probabilities(table, path)
-    raw = reading.parse_raw(table, classes, path)
-    positive = tuple(positive or reading.usual_positive(classes, path))
-    reading.refuse_positive(classes, positive)
-    words = reading.parse_truth(table, labels or path)
-    sets = reading.parse_sets(table, classes, path)
-    if classes != BINARY and reading.speaks_binary(words, classes):
+    table, unpredicted = prediction_files.read_rows(path, labels)
+    classes, probabilities = prediction_files.parse_probabilities(table, path)
+    raw = prediction_files.parse_raw(table, classes, path)
+    positive = tuple(positive or prediction_files.usual_positive(classes, path))
+    prediction_files.refuse_positive(classes, positive)
+    words = prediction_files.parse_truth(table, labels or path)
+    sets = prediction_files.parse_sets(table, classes, path)
+    if classes != BINARY and prediction_files.speaks_binary(words, classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw = (probabilities @ sides).clip(0, 1), None
         sets = None if sets is None else sets @ sides
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
         image_id=table["image_id"].to_numpy(dtype=object),
-        patient_id=reading.parse_patients(table).to_numpy(dtype=object),
-        target=reading.parse_targets(words, table, classes, labels or path),
+        patient_id=prediction_files.parse_patients(table).to_numpy(dtype=object),
+        target=prediction_files.parse_targets(words, table, classes, labels or path),
         probabilities=probabilities,
         raw=raw,
         classes=classes,
         positive=positive,
-        fold=reading.parse_folds(table, path),
+        fold=prediction_files.parse_folds(table, path),
         unpredicted=unpredicted,
-        decision=reading.parse_decisions(table, path),
+        decision=prediction_files.parse_decisions(table, path),
         sets=sets,
-        ood=reading.parse_unfamiliarity(table, path),
-        called=reading.parse_calls(table, classes, probabilities, path),
+        ood=prediction_files.parse_unfamiliarity(table, path),
+        called=prediction_files.parse_calls(table, classes, probabilities, path),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -213,5 +213,7 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
 def set_names(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
     """Each row's set as a file holds it: its classes with `|` between, `none` where it is empty."""
     kinds, kind = np.unique(sets, axis=0, return_inverse=True)
-    names = ["|".join(np.array(classes, dtype=object)[held]) or reading.EMPTY for held in kinds]
+    names = [
+        "|".join(np.array(classes, dtype=object)[held]) or prediction_files.EMPTY for held in kinds
+    ]
     return np.array(names, dtype=object)[kind]

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
-from skinmm.evaluation.intervals import bootstrap, patient_codes, skewness
+from skinmm.evaluation.intervals import bootstrap, patient_codes, skewness, summarise
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.ranking import ratio
-from skinmm.evaluation.summary import summarise
 from skinmm.images.measure import TONES
 
 UNKNOWN: Final = "not known"

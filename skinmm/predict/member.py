@@ -16,9 +16,8 @@ from skinmm.data.dataset import View
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
-from skinmm.evaluation.calling import call_shares
-from skinmm.evaluation.thresholds import Threshold
-from skinmm.evaluation.uncertainty import Conformal, Familiarity
+from skinmm.evaluation.referral import Conformal, Familiarity
+from skinmm.evaluation.thresholds import Threshold, call_shares
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, load_card

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float64, Shaped
 
 from skinmm.errors import InputError
-from skinmm.evaluation.calling import call
 from skinmm.evaluation.predictions import BINARY, set_names
-from skinmm.evaluation.thresholds import mean_threshold
-from skinmm.evaluation.uncertainty import decide
+from skinmm.evaluation.referral import decide
+from skinmm.evaluation.thresholds import call, mean_threshold
 from skinmm.predict.images import Images
 from skinmm.predict.looking import looked
 from skinmm.predict.member import Member

@@ -12,8 +12,8 @@ import yaml
 
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.evaluation.reading import read_table
 from skinmm.vocabulary import CONVERTERS, canonicalise
 
 STATED: Final = "stated in the file"

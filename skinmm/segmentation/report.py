@@ -9,8 +9,7 @@ import pandas as pd
 import yaml
 from jaxtyping import Float64, Int64, Shaped
 
-from skinmm.evaluation.intervals import bootstrap, patient_codes
-from skinmm.evaluation.summary import summarise
+from skinmm.evaluation.intervals import bootstrap, patient_codes, summarise
 from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles
 from skinmm.report.page import write_page
 from skinmm.report.pictures import thumbnail

@@ -15,17 +15,16 @@ from jaxtyping import Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
-from skinmm.evaluation.calling import call, call_shares
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import BINARY, COLUMNS, Predictions, write_predictions
-from skinmm.evaluation.thresholds import Threshold, choose_threshold
-from skinmm.evaluation.uncertainty import (
+from skinmm.evaluation.referral import (
     Conformal,
     Familiarity,
     fit_conformal,
     fit_familiarity,
     refer,
 )
+from skinmm.evaluation.thresholds import Threshold, call, call_shares, choose_threshold
 
 SCHEMA: Final = 1
 

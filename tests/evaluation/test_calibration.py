@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import (
+    METHODS,
     Calibration,
     correct_prior,
     fit_calibration,
     group_folds,
 )
-from skinmm.evaluation.calibrators import METHODS
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from skinmm.evaluation.calling import call, call_shares
+from skinmm.evaluation.thresholds import call, call_shares
 
 GAP = 2.0
 SHARES = (0.9, 0.1)

@@ -13,16 +13,17 @@ from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.delong import delong_interval, delong_test
 from skinmm.evaluation.intervals import (
+    all_or_none,
     bootstrap,
     holm,
     percentile_interval,
     perfect_ranking_bound,
     skewed_interval,
     skewness,
+    summarise,
 )
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
-from skinmm.evaluation.summary import all_or_none, summarise
 
 SEPARATION = 1.5
 TRUE_AUROC = float(norm.cdf(SEPARATION / np.sqrt(2)))

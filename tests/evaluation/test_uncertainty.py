@@ -15,7 +15,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
-from skinmm.evaluation.uncertainty import (
+from skinmm.evaluation.referral import (
     FOLDS,
     MANY,
     SHARE,

@@ -22,7 +22,7 @@ import skinmm
 from skinmm.data.audit import audit
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions, set_names
-from skinmm.evaluation.uncertainty import Conformal, decide, fit_conformal, fit_familiarity
+from skinmm.evaluation.referral import Conformal, decide, fit_conformal, fit_familiarity
 
 THRESHOLD = 0.15
 CONFIG = {

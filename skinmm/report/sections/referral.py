@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.evaluation.uncertainty import coverage_range
+from skinmm.evaluation.referral import coverage_range
 from skinmm.report.blocks import Block, Plot, Row, Section, Table
 from skinmm.report.evidence import Evidence
 from skinmm.report.figures import grids
