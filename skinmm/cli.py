@@ -136,8 +136,8 @@ def _train(config: Config, folder: Path) -> int:
     from skinmm.data.cohorts import verify_cohort
 
     verify_cohort(config.data)  # before torch, which takes seconds
+    from skinmm.report.format import metrics_table
     from skinmm.training.fit import fit
-    from skinmm.wording import metrics_table
 
     folder = folder.absolute()
     try:

@@ -56,7 +56,7 @@ def _report(argv: list[str]) -> int:
 
 def _compare(argv: list[str]) -> int:
     from skinmm.report import compare_page
-    from skinmm.wording import aligned
+    from skinmm.report.format import aligned
 
     sources, options = _options(argv, COMPARE_OPTIONS)
     if not sources:

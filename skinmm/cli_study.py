@@ -143,7 +143,7 @@ def _finished(arm: Arm) -> bool:
 
 def _compared(study: StudyConfig, folder: Path) -> int:
     from skinmm.report import compare_page
-    from skinmm.wording import markdown
+    from skinmm.report.format import markdown
 
     runs, status = [folder / name for name in study.arms], 0
     notes: Sequence[Note] = ()

@@ -15,10 +15,10 @@ from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.job import checkpoints
 from skinmm.report import refuse_existing
 from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.evidence import Evidence, read_bare
+from skinmm.report.format import ABSENT, estimate, metric, number, percent, plural
+from skinmm.report.inputs import Evidence, read_bare
 from skinmm.report.page import write_page
 from skinmm.report.sections import SECTIONS
-from skinmm.report.wording import ABSENT, estimate, metric, number, percent, plural
 from skinmm.store import Store, StoreError, shown
 from skinmm.training.run_folder import write_json
 

@@ -15,7 +15,7 @@ from skinmm.predict.overlay import overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reasons import Explainer, shown
 from skinmm.report import write_report
-from skinmm.report.sharing import shared_report
+from skinmm.report.write import shared_report
 from skinmm.training import fold
 from skinmm.training.explain_mistakes import SIDE
 

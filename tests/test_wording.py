@@ -1,6 +1,6 @@
 """What the terminal shows after a run."""
 
-from skinmm.wording import HEADLINE, metrics_table
+from skinmm.report.format import HEADLINE, metrics_table
 
 
 def test_what_is_referred_stands_below_the_sensitivity() -> None:

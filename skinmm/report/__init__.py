@@ -2,12 +2,10 @@
 
 from skinmm.report.audit_page import audit_page
 from skinmm.report.cohorts import Cohort
-from skinmm.report.compare import compare_page
-from skinmm.report.compare_tables import across
+from skinmm.report.compare import across, compare_page
 from skinmm.report.explore import explore_page
 from skinmm.report.page import refuse_existing
-from skinmm.report.sharing import shared_report
-from skinmm.report.write import report_predictions, write_report
+from skinmm.report.write import report_predictions, shared_report, write_report
 
 __all__ = [
     "Cohort",

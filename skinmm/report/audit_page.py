@@ -8,9 +8,9 @@ import pandas as pd
 
 from skinmm.report.blocks import Block, Card, Note, Pairs, Section, Table
 from skinmm.report.cohorts import Cohort, lesion_card
+from skinmm.report.format import plural
 from skinmm.report.page import write_page
 from skinmm.report.sections.cohort import PARTS, audit_blocks, characteristics
-from skinmm.report.wording import plural
 
 SHOWN: Final = 40  # pairs of each kind
 NAMED: Final = 100  # unreadable images

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Section, Table
-from skinmm.report.evidence import Evidence
+from skinmm.report.format import estimate, named
+from skinmm.report.inputs import Evidence
 from skinmm.report.page import put
 from skinmm.report.sections.checklists import model_card
 from skinmm.report.sections.cohort import unit_of, who
 from skinmm.report.sections.facts import facts_of, remarks
 from skinmm.report.sections.missing import missing
-from skinmm.report.wording import estimate, named
 
 FIGURES: Final = (
     *("auroc", "average_precision", "sensitivity", "specificity", "referred"),

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from skinmm.report.blocks import Card
+from skinmm.report.format import plural
 from skinmm.report.pictures import thumbnail
 from skinmm.report.sections.cohort import patients_in
 from skinmm.report.sections.mistakes import record_lines
-from skinmm.report.wording import plural
 
 
 @dataclass(frozen=True)

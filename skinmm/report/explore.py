@@ -12,9 +12,9 @@ from skinmm.images.source import read_source
 from skinmm.report.blocks import Block, Gallery, Note, Plot, Row, Section, Table, Tile, Tiles
 from skinmm.report.cohorts import Cohort, lesion_card
 from skinmm.report.figures import people
+from skinmm.report.format import percent, plural
 from skinmm.report.page import write_page
 from skinmm.report.sections.cohort import characteristics, patients_in
-from skinmm.report.wording import percent, plural
 
 MEASURED: Final = 2000  # images whose header is read where the table does not say their size
 SIZES: Final = 10

@@ -1,14 +1,60 @@
-"""The two ways to a report: a run folder, or any system's prediction file."""
+"""A page that may leave the building: no picture, and no name of an image, patient or lesion."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from skinmm.report.card import write_card
-from skinmm.report.evidence import Evidence, read_bare, read_run
+from skinmm.report.inputs import Evidence, read_bare, read_run
 from skinmm.report.page import refuse_existing, write_page
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.facts import remarks
 from skinmm.segmentation.report import is_mask_run, write_mask_page
+
+
+def shared_report(run: Path, output: Path) -> Path:
+    """Writes a run's page with numbers in place of names.
+
+    Raises:
+        InputError: as `write_report`.
+    """
+    return write_evidence(_nameless(read_run(run, pictures=False)), output)
+
+
+def _nameless(evidence: Evidence) -> Evidence:
+    rows, cohort = evidence.predictions, evidence.cohort
+    given = pd.Series(rows.image_id)
+    everyone = given if cohort is None else pd.concat([given, cohort["image_id"]])
+    images = {name: f"image {place}" for place, name in enumerate(everyone.unique(), start=1)}
+    if cohort is not None:
+        others = {
+            column: _numbered(cohort[column])
+            for column in ("patient_id", "lesion_id")
+            if column in cohort
+        }
+        cohort = cohort.assign(image_id=cohort["image_id"].map(images), path=None, **others)
+    audit = dict(evidence.audit)
+    if audit.get("leaks"):  # each names its rows
+        audit["leaks"] = [f"{len(audit['leaks'])} links between parts"]
+    return replace(
+        evidence,
+        predictions=replace(
+            rows,
+            image_id=given.map(images).to_numpy(),
+            patient_id=_numbered(pd.Series(rows.patient_id)).to_numpy(),
+        ),
+        cohort=cohort,
+        audit=audit,
+        explanations={},
+    )
+
+
+def _numbered(names: "pd.Series[Any]") -> "pd.Series[Any]":
+    codes, _ = pd.factorize(names)
+    return pd.Series(codes, index=names.index).astype(str).where(codes >= 0)
 
 
 def write_report(run: Path, *, pictures: bool | None = None) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
 from skinmm.report.card import write_card
-from skinmm.report.evidence import read_run
+from skinmm.report.inputs import read_run
 
 
 def card_of(run: Path) -> str:

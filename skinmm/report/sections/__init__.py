@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from skinmm.report.blocks import Section
-from skinmm.report.evidence import Evidence
+from skinmm.report.inputs import Evidence
 from skinmm.report.sections.appendix import configuration, metrics
 from skinmm.report.sections.checklists import model_card, tripod
 from skinmm.report.sections.cohort import cohort

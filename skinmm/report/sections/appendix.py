@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from skinmm.report.blocks import Listing, Section, Table
-from skinmm.report.evidence import Evidence
-from skinmm.report.wording import estimate, metric
+from skinmm.report.format import estimate, metric
+from skinmm.report.inputs import Evidence
 
 
 def metrics(evidence: Evidence) -> Section:

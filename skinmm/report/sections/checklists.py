@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Formatter
 
 from skinmm.report.blocks import Checklist, Item, Section
-from skinmm.report.evidence import Evidence
+from skinmm.report.inputs import Evidence
 from skinmm.report.sections.facts import facts_of
 
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.evidence import Evidence
-from skinmm.report.wording import ABSENT, number, percent, plural
+from skinmm.report.format import ABSENT, number, percent, plural
+from skinmm.report.inputs import Evidence
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
 COLUMNS: Final = ("sex", "site", "source")

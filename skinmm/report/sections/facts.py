@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
-from skinmm.report.evidence import Evidence
+from skinmm.report.format import estimate, number, percent, plural
+from skinmm.report.inputs import Evidence
 from skinmm.report.sections.cohort import counted, parts_of, patients_in, unit_of
 from skinmm.report.sections.headline import warnings_of
 from skinmm.report.sections.missing import parts_of as withheld
 from skinmm.report.sections.referral import referred
-from skinmm.report.wording import estimate, number, percent, plural
 
 KINDS: Final = dict.fromkeys(
     ("demo", "siim_isic", "ham10000", "isic_2017", "isic_2018", "isic_2019"), "dermoscopic images"

@@ -3,10 +3,10 @@
 from typing import Final
 
 from skinmm.report.blocks import Block, Note, Section, Tile, Tiles
-from skinmm.report.evidence import Evidence
+from skinmm.report.format import estimate, interval, number, percent, plural
+from skinmm.report.inputs import Evidence
 from skinmm.report.sections.cohort import counted, unit_of
 from skinmm.report.sections.referral import referred, unpromised
-from skinmm.report.wording import estimate, interval, number, percent, plural
 
 CHANCE: Final = 0.5
 FEW: Final = (

@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 
 from skinmm.report.blocks import Note, Plot, Row, Section, Table
-from skinmm.report.evidence import Evidence
 from skinmm.report.figures import curves
 from skinmm.report.figures.curves import Line
-from skinmm.report.wording import estimate, metric, percent
+from skinmm.report.format import estimate, metric, percent
+from skinmm.report.inputs import Evidence
 
 DRAWN: Final = ("auroc", "ece")
 LISTED: Final = (*DRAWN, "calibration_slope", "calibration_intercept", "brier")

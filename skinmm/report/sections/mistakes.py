@@ -8,9 +8,9 @@ import pandas as pd
 
 from skinmm.evaluation.predictions import surest_mistakes
 from skinmm.report.blocks import Block, Card, Gallery, Note, Section
-from skinmm.report.evidence import Evidence
+from skinmm.report.format import number
+from skinmm.report.inputs import Evidence
 from skinmm.report.pictures import embedded, thumbnail
-from skinmm.report.wording import number
 
 _CAPTIONS: Final = {"missed": "Malignant, called benign", "flagged": "Benign, flagged"}
 _EXPLAINED: Final = (

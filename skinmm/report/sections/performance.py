@@ -8,17 +8,17 @@ from sklearn.metrics import confusion_matrix
 
 from skinmm.evaluation.predictions import BINARY
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.evidence import Evidence
-from skinmm.report.figures import curves, grids
-from skinmm.report.figures.curves import Line
-from skinmm.report.points import (
+from skinmm.report.curves_data import (
     net_benefit_lines,
     precision_line,
     reliability_line,
     roc_line,
 )
+from skinmm.report.figures import curves, grids
+from skinmm.report.figures.curves import Line
+from skinmm.report.format import ABSENT, named, number, percent
+from skinmm.report.inputs import Evidence
 from skinmm.report.sections.facts import call_of
-from skinmm.report.wording import ABSENT, named, number, percent
 
 LARGEST_MATRIX: Final = 20
 CURVES: Final = 12

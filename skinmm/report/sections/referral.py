@@ -8,9 +8,9 @@ import pandas as pd
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.evaluation.referral import coverage_range
 from skinmm.report.blocks import Block, Plot, Row, Section, Table
-from skinmm.report.evidence import Evidence
 from skinmm.report.figures import grids
-from skinmm.report.wording import estimate, interval, named, percent
+from skinmm.report.format import estimate, interval, named, percent
+from skinmm.report.inputs import Evidence
 
 MEASURES: Final = (
     "unfamiliar",

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from skinmm.report.blocks import Block, Note, Plot, Row, Section
-from skinmm.report.evidence import Evidence
 from skinmm.report.figures import curves
 from skinmm.report.figures.curves import Line
+from skinmm.report.inputs import Evidence
 
 
 def training(evidence: Evidence) -> Section | None:
