@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import PredictConfig
 from skinmm.predict import job
-from skinmm.predict.member import Member
+from skinmm.predict.model import Member
 from skinmm.predict.predictor import Predictor
 
 BATCH: Final = 32

@@ -215,7 +215,7 @@ def _feedback(config: FeedbackConfig, _: Path) -> int:
 
 
 def _export(config: ExportConfig, _: Path) -> int:
-    from skinmm.export import export as exported
+    from skinmm.predict.export_onnx import export as exported
 
     path = exported(config)
     size = path.stat().st_size / 1e6
@@ -224,7 +224,7 @@ def _export(config: ExportConfig, _: Path) -> int:
 
 
 def _dicom_sr(config: DicomConfig, _: Path) -> int:
-    from skinmm.dicom_result import write_results
+    from skinmm.predict.dicom_sr import write_results
 
     return write_results(config)
 

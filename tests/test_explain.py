@@ -13,8 +13,14 @@ from torch import Tensor
 
 from skinmm.config import Config
 from skinmm.data.record import RecordEncoder
-from skinmm.explain import Contributions, contributions, heat_map, mean_contributions, shapley
 from skinmm.models.network import Network, build_network
+from skinmm.predict.attribution import (
+    Contributions,
+    contributions,
+    heat_map,
+    mean_contributions,
+    shapley,
+)
 
 BACKBONES = ("test_efficientnet", "test_vit", "test_convnext", "test_resnet", "simple_cnn")
 TRAINING = pd.DataFrame({"age": [30.0, 50.0, 70.0], "sex": ["female", "male", None]})

@@ -18,7 +18,7 @@ from micro_runs import micro_classifier, micro_config
 from PIL import Image
 from quick_runs import ROOT, best, cohort_of
 
-from skinmm import cli, export
+from skinmm import cli
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
@@ -26,7 +26,7 @@ from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
 from skinmm.models.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
-from skinmm.predict import Predictor
+from skinmm.predict import Predictor, export_onnx
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"
@@ -71,7 +71,7 @@ def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> N
     encoder = Component(tabular, {"hidden": [8]} if tabular == "mlp" else {})
     views = replace(config.evaluation, views=2)
     config = replace(config, model=learns, tabular=encoder, evaluation=views)
-    path = export.export(ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9))
+    path = export_onnx.export(ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9))
     assert path == tmp_path / "a.onnx"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.ckpt", "a.onnx"]
 
@@ -81,7 +81,7 @@ def test_a_mobile_model_is_small(tmp_path: Path) -> None:
     config = micro_config("concat")
     model = replace(config.model, name="tf_efficientnet_lite0", image_size=224)
     path = untrained(replace(config, model=model), tmp_path / "lite0.ckpt")
-    assert export.export(ExportConfig(str(path), rows=2)).stat().st_size < 20e6
+    assert export_onnx.export(ExportConfig(str(path), rows=2)).stat().st_size < 20e6
 
 
 @needs_onnx
@@ -119,7 +119,7 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
 def test_the_example_needs_no_more_than_the_file(
     checkpoint: Path, both: Path, pictures: Path
 ) -> None:
-    model = export.export(ExportConfig(str(checkpoint)))
+    model = export_onnx.export(ExportConfig(str(checkpoint)))
     row = cohort_of(both)[["image_id", "age", "sex", "site"]].dropna().head(1)
     picture = pictures / f"{row['image_id'].item()}.jpg"
     known = [f"{name}={row[name].item()}" for name in ("age", "sex", "site")]
@@ -155,7 +155,7 @@ def test_the_example_decides_as_prediction_does(
     }
     usual = {**(load_card(checkpoint)[0].ood or {}), "limit": limit}
     update_card(checkpoint, conformal=held, ood=usual, threshold=ALWAYS[limits == [1.0, 0.0]])
-    model = export.export(ExportConfig(str(checkpoint), rows=2))
+    model = export_onnx.export(ExportConfig(str(checkpoint), rows=2))
     picture = checkpoint.with_suffix(".png")
     side = load_card(checkpoint)[0].config["model"]["image_size"]
     Image.open(pictures / "ISIC_0000000.jpg").resize((side, side)).save(picture)
@@ -171,7 +171,7 @@ def test_the_example_decides_as_prediction_does(
 def test_the_example_says_in_one_line_what_it_cannot_do(
     checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    model, picture = export.export(ExportConfig(str(checkpoint), rows=2)), str(checkpoint)
+    model, picture = export_onnx.export(ExportConfig(str(checkpoint), rows=2)), str(checkpoint)
     good, grey = str(pictures / "ISIC_0000000.jpg"), str(checkpoint.with_name("grey.png"))
     Image.new("L", (64, 64), 90).save(grey)
     for status, given, message in (
@@ -194,9 +194,9 @@ def test_the_example_says_in_one_line_what_it_cannot_do(
 def test_a_model_that_differs_is_not_left(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match=r"differs from its checkpoint: .* nothing was written"):
-        export.export(ExportConfig(str(checkpoint), rows=4))
+        export_onnx.export(ExportConfig(str(checkpoint), rows=4))
     assert [each.name for each in checkpoint.parent.iterdir()] == ["best.ckpt"]
 
 
@@ -204,7 +204,7 @@ def test_a_model_that_differs_is_not_left(
 def test_what_was_exported_from_another_checkpoint_is_not_used(
     checkpoint: Path, larger: Path
 ) -> None:
-    export.export(ExportConfig(str(checkpoint), rows=4))
+    export_onnx.export(ExportConfig(str(checkpoint), rows=4))
     shutil.copy(best(larger), checkpoint)
     assert Predictor.from_checkpoints([checkpoint], "cpu").backend == "torch"
     with pytest.raises(InputError, match="was exported from another checkpoint"):
@@ -247,5 +247,5 @@ def test_the_graph_calibrates_as_the_evaluation_does(method: str, prior: Any) ->
     fitted = fit_calibration(raw, targets, np.arange(400), method=method)
     calibration = Calibration(fitted.method, fitted.state, prior)
     values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), np.eye(3)])
-    graph = export.Calibrated(calibration)(torch.from_numpy(values)).numpy()
+    graph = export_onnx.Calibrated(calibration)(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(graph, calibration.apply(values), atol=1e-9)

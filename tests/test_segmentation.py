@@ -21,9 +21,9 @@ from skinmm.images.source import read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.models.lesion_finder import LesionFinder, measured
 from skinmm.predict import Predictor
+from skinmm.predict.explain import Explainer
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.member import Member
-from skinmm.predict.reasons import Explainer
+from skinmm.predict.model import Member
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"

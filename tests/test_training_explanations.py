@@ -11,9 +11,8 @@ from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
-from skinmm.predict.overlay import overlay
+from skinmm.predict.explain import Explainer, overlay, shown
 from skinmm.predict.predictor import Predictor
-from skinmm.predict.reasons import Explainer, shown
 from skinmm.report import write_report
 from skinmm.report.write import shared_report
 from skinmm.training import fold

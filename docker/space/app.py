@@ -5,11 +5,11 @@ from pathlib import Path
 
 import uvicorn
 
+from skinmm.predict.single_case import Service
 from skinmm.serve.app import create_app
 from skinmm.serve.desk import Desk
 from skinmm.serve.page import mount_page
 from skinmm.serve.run import hush
-from skinmm.serve.service import Service
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 

@@ -105,7 +105,7 @@ class ImageFolder:
 
     def _list(self) -> list[str]:
         if "://" in self._folder:
-            from skinmm.predict.remote import listed
+            from skinmm.predict.remote_files import listed
 
             self._remote, self._folder, names = listed(self._folder)
             return names

@@ -19,9 +19,10 @@ from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.models.lesion_finder import MaskCheckpointError
-from skinmm.predict.explanations import Explanations
+from skinmm.predict.batch import Predicted
+from skinmm.predict.explain import Explainer
+from skinmm.predict.extra_outputs import Explanations, write_patients, write_submission
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import (
     as_trained,
@@ -32,8 +33,6 @@ from skinmm.predict.reader import (
     stamp,
     unfound,
 )
-from skinmm.predict.reasons import Explainer
-from skinmm.predict.summary import write_patients, write_submission
 from skinmm.predict.writer import Output, check_place, format_of
 from skinmm.segmentation.predict import write_masks
 

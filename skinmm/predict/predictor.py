@@ -14,11 +14,11 @@ from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY, set_names
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import call, mean_threshold
+from skinmm.predict.batch import Part, Predicted
+from skinmm.predict.ensemble import Panel, Verdicts
 from skinmm.predict.images import Images
-from skinmm.predict.looking import looked
-from skinmm.predict.member import Member
-from skinmm.predict.panel import Panel, Verdicts
-from skinmm.predict.parts import Part, Predicted
+from skinmm.predict.model import Member
+from skinmm.predict.pipeline import looked
 from skinmm.vocabulary import Table
 
 HALF: Final = 0.5

@@ -91,7 +91,7 @@ def stamp(source: str | Path) -> str:
     """
     name = str(source)
     if "://" in name:
-        from skinmm.predict.remote import stamp as remote_stamp
+        from skinmm.predict.remote_files import stamp as remote_stamp
 
         return remote_stamp(name)
     if Path(name).is_dir():
@@ -203,7 +203,7 @@ _PLAIN: Final[dict[str, Callable[[Any], Any]]] = {
 
 def _open(name: str) -> Any:
     if "://" in name:
-        from skinmm.predict.remote import opened
+        from skinmm.predict.remote_files import opened
 
         return opened(name)
     return Path(name).open("rb")

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 
 import skinmm
 from skinmm.errors import InputError
-from skinmm.predict.overlay import heat_png
-from skinmm.predict.reasons import Reasons
+from skinmm.predict.explain import Reasons, heat_png
+from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve import openapi
 from skinmm.serve.cases import NAMES, Book, CasePaths
 from skinmm.serve.desk import Desk
@@ -23,7 +23,6 @@ from skinmm.serve.guard import Guard
 from skinmm.serve.keys import Keys, who_asked
 from skinmm.serve.metrics import CONTENT_TYPE, Metrics
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.together import MOST, Together
 
 SCHEMA: Final = "/v1/openapi.json"

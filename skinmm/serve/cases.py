@@ -9,10 +9,10 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from skinmm.predict.single_case import Case, Service
 from skinmm.serve import openapi
 from skinmm.serve.keys import who_asked
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import Case, Service
 from skinmm.store import LAST, NewCase, Store, StoreError
 from skinmm.vocabulary import canonical_name
 

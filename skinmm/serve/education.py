@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from skinmm.images.decode import decode
-from skinmm.serve.service import NOTICE
+from skinmm.predict.single_case import NOTICE
 from skinmm.serve.view import picture_html
 
 # Pictures of the embedded cohort (ISIC 2017, CC0), chosen by eye for the sign they show.

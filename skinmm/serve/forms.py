@@ -13,9 +13,9 @@ from starlette.requests import Request
 
 from skinmm.images.source import split_frame
 from skinmm.predict.images import Names
+from skinmm.predict.single_case import Case
 from skinmm.serve.limits import MAX_BATCH, MAX_TEXT, check_image, check_name
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import Case
 from skinmm.vocabulary import COLUMN_NAMES, renamed
 
 MAX_TABLE: Final = 1_000_000  # bytes

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from skinmm.predict.reasons import shown
+from skinmm.predict.explain import shown
+from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve.body import JAVASCRIPT, body_html
 from skinmm.serve.cases import PATIENT, Book, find_case, judge
 from skinmm.serve.desk import Desk
@@ -17,7 +18,6 @@ from skinmm.serve.keys import who_asked
 from skinmm.serve.limits import MAX_IMAGE, check_image
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.quality import BLURRED, sharpness
-from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
 from skinmm.vocabulary import SEXES, SITES
 

@@ -57,10 +57,10 @@ def _application(config: ServeConfig, keys: Keys | None) -> Any:
         ModuleNotFoundError: a package that is not installed.
     """
     from skinmm.predict.job import checkpoints
+    from skinmm.predict.single_case import Service
     from skinmm.serve.app import create_app
     from skinmm.serve.cases import Book
     from skinmm.serve.desk import Desk
-    from skinmm.serve.service import Service
     from skinmm.store import Store, StoreError, shown
 
     service = Service(

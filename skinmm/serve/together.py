@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from skinmm.serve.service import Case, Service
+from skinmm.predict.single_case import Case, Service
 
 MOST: Final = 8
 """Rows of a table."""

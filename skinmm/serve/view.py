@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from skinmm.predict.overlay import overlay
-from skinmm.predict.reasons import Reasons, shown
-from skinmm.serve.service import NOTICE, Case
+from skinmm.predict.explain import Reasons, overlay, shown
+from skinmm.predict.single_case import NOTICE, Case
 
 AUDIENCES: Final = ("clinician", "patient")
 _WHOLE, _LEAST = 9.95, 0.01  # percent: no decimals from here on, no figure below

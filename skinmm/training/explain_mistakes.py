@@ -9,9 +9,8 @@ from PIL import Image
 
 from skinmm.evaluation.predictions import Predictions, surest_mistakes
 from skinmm.images.source import read_source
-from skinmm.predict.member import Member
-from skinmm.predict.overlay import overlay
-from skinmm.predict.reasons import Explainer, shown
+from skinmm.predict.explain import Explainer, overlay, shown
+from skinmm.predict.model import Member
 from skinmm.training.run_folder import write_json
 
 SIDE: Final = 240  # pixels of a picture's longer side, as the report shows it

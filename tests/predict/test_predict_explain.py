@@ -13,12 +13,11 @@ from quick_runs import best, cohort_of, files_in
 
 from skinmm import cli
 from skinmm.models.checkpoint import load_card
-from skinmm.predict import explanations
+from skinmm.predict import extra_outputs
+from skinmm.predict.batch import Predicted
+from skinmm.predict.explain import Explainer, overlay, shown
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.overlay import overlay
-from skinmm.predict.parts import Predicted
 from skinmm.predict.predictor import Predictor
-from skinmm.predict.reasons import Explainer, shown
 
 Said = pytest.CaptureFixture[str]
 
@@ -32,7 +31,7 @@ def explained(run: Path, images: Path, table: pd.DataFrame, into: Path, *more: s
 
 
 def why(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "why" / explanations.TABLE, keep_default_na=False)
+    return pd.read_csv(folder / "why" / extra_outputs.TABLE, keep_default_na=False)
 
 
 def test_each_row_gets_its_picture_and_what_each_input_added(
@@ -47,7 +46,7 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     assert rows["error"].tolist() == ["", "image nowhere not found", "", "", ""]
     names = [f"{row:07d}_{name}.png" for row, name in enumerate(table["image_id"], 1)]
     assert rows["picture"].tolist() == [*names[:1], "", *names[2:]]
-    assert files_in(tmp_path / "why") == {explanations.TABLE, names[0], *names[2:]}
+    assert files_in(tmp_path / "why") == {extra_outputs.TABLE, names[0], *names[2:]}
     good = rows["error"] == ""
     known = rows[good].replace("", 0).filter(regex="^(added_|start)").astype(float)
     added = [f"added_{name}" for name in ("image", "age", "sex", "site")]
@@ -62,7 +61,7 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     heat = explainer.explain(image, dict(table.iloc[0])).heat
     assert heat is not None
     drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
-    np.testing.assert_array_equal(drawn, overlay(shown(image, None, explanations.SIDE), heat))
+    np.testing.assert_array_equal(drawn, overlay(shown(image, None, extra_outputs.SIDE), heat))
     assert explained(both, pictures, table, tmp_path) == 2
     assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3
 
@@ -84,7 +83,7 @@ def test_a_job_that_was_killed_is_gone_on_with(
     for folder in (whole, broken):
         folder.mkdir()
     assert explained(both, pictures, table, whole) == 0
-    real, seen = explanations.Explanations._explained, []
+    real, seen = extra_outputs.Explanations._explained, []
 
     def dies(self: Any, name: str, record: Any) -> Any:
         seen.append(name)
@@ -92,10 +91,10 @@ def test_a_job_that_was_killed_is_gone_on_with(
             raise KeyboardInterrupt
         return real(self, name, record)
 
-    monkeypatch.setattr(explanations.Explanations, "_explained", dies)
+    monkeypatch.setattr(extra_outputs.Explanations, "_explained", dies)
     assert explained(both, pictures, table, broken) == 130
     assert explained(both, pictures, table, broken, "resume=true") == 0
-    for name in ("out.csv", f"why/{explanations.TABLE}"):
+    for name in ("out.csv", f"why/{extra_outputs.TABLE}"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert files_in(broken / "why") == files_in(whole / "why")
 
@@ -117,26 +116,26 @@ def test_what_is_explained_is_what_is_predicted(both: Path, pictures: Path, tmp_
 def test_what_is_wrong_with_one_row_is_said_there(
     both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = explanations.Explanations._explained
+    real = extra_outputs.Explanations._explained
 
     def fails(self: Any, name: str, *more: Any) -> Any:
         if name == table["image_id"][0]:
             raise RuntimeError("out of\nmemory")
         return real(self, name, *more)
 
-    monkeypatch.setattr(explanations.Explanations, "_explained", fails)
+    monkeypatch.setattr(extra_outputs.Explanations, "_explained", fails)
     table = cohort_of(both)[["image_id", "age"]].head(2)
     assert explained(both, pictures, table, tmp_path) == 0
     assert why(tmp_path)["error"].tolist() == ["RuntimeError: out of memory", ""]
 
 
 def test_earlier_rows_are_there_before_new_ones_come(tmp_path: Path, pictures: Path) -> None:
-    table, images = tmp_path / explanations.TABLE, ImageFolder(pictures)
-    with explanations.Explanations(tmp_path, [], images) as first:
+    table, images = tmp_path / extra_outputs.TABLE, ImageFolder(pictures)
+    with extra_outputs.Explanations(tmp_path, [], images) as first:
         nothing = {"image_id": np.array(["a", "b"]), "error": np.array(["lost", "lost"])}
         first.add(Predicted(nothing, {"patient_id": np.array([None, None])}, Counter()))
     before = table.read_bytes()
-    with explanations.Explanations(tmp_path, [], images, 2):
+    with extra_outputs.Explanations(tmp_path, [], images, 2):
         assert table.read_bytes() == before  # what a kill would leave now
 
 

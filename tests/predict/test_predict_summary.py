@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from skinmm.predict.summary import LISTED, write_patients
+from skinmm.predict.extra_outputs import LISTED, write_patients
 
 
 def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:

@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
+from skinmm.predict.single_case import Service
 from skinmm.serve.app import create_app
 from skinmm.serve.cases import Book
 from skinmm.serve.desk import Desk
-from skinmm.serve.service import Service
 from skinmm.store import Store
 
 RECORD: Final = {"age": "55", "sex": "female", "site": "torso"}

@@ -23,7 +23,7 @@ from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
-from skinmm.serve.service import NOTICE, Case, Service
+from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve.together import MOST, Together
 
 __all__ = ["at", "service"]  # fixtures

@@ -18,14 +18,13 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
-from skinmm.predict.overlay import overlay
-from skinmm.predict.reasons import Explainer, Reasons
+from skinmm.predict.explain import Explainer, Reasons, overlay
+from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve.cases import Book
 from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.page import NOT_STATED, Page
 from skinmm.serve.quality import BLURRED, sharpness
-from skinmm.serve.service import NOTICE, Case, Service
 from skinmm.serve.view import AUDIENCES, Judged, percent, result
 from skinmm.store import Store
 

@@ -26,11 +26,11 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm import cli
 from skinmm.errors import InputError
+from skinmm.predict.single_case import Service
 from skinmm.serve.desk import Desk
 from skinmm.serve.keys import Keys, is_loopback
 from skinmm.serve.limits import MAX_IMAGE, check_name
 from skinmm.serve.problems import ProblemError
-from skinmm.serve.service import Service
 
 KEY: Final = "5" * 64
 MALFORMED: Final = 300

@@ -25,8 +25,8 @@ from sqlalchemy.exc import DBAPIError
 
 from skinmm import cli
 from skinmm.errors import InputError
+from skinmm.predict.single_case import Service
 from skinmm.serve.keys import Keys
-from skinmm.serve.service import Service
 from skinmm.store import NewCase, Store, StoreError
 
 __all__ = ["at", "place", "service"]  # fixtures

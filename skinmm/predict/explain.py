@@ -1,24 +1,49 @@
-"""Explanations of one case, from the checkpoint that is served."""
+"""Heat maps as pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
 from skinmm.data.dataset import picture
-from skinmm.explain import Contributions, contributions, heat_map, mean_contributions
 from skinmm.images.decode import decode
 from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
 from skinmm.images.source import Source
-from skinmm.predict.member import Member
+from skinmm.predict.attribution import Contributions, contributions, heat_map, mean_contributions
+from skinmm.predict.model import Member
 from skinmm.predict.predictor import Predictor, device_of
 from skinmm.predict.reader import canonical_patients
 from skinmm.vocabulary import Columns, is_missing
+
+# Viridis at a few points: lighter is more, also for who cannot tell red from green.
+_COLOURS: Final = np.array(
+    [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32
+)
+_STRENGTH: Final = 0.65  # of the colour where the map is strongest
+
+
+def heat_png(heat: Float32[np.ndarray, "down across"]) -> bytes:
+    """The map itself as an 8-bit grey PNG: a pixel a place of the network, 255 where strongest."""
+    file = BytesIO()
+    Image.fromarray(np.round(255 * heat).astype(np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def overlay(
+    picture: UInt8[np.ndarray, "height width 3"], heat: Float32[np.ndarray, "down across"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The map over the picture: clear where nothing speaks for malignancy."""
+    strong = enlarged(heat, picture.shape[:2]).clip(0, 1)
+    steps = np.linspace(0, 1, len(_COLOURS))
+    colour = np.stack([np.interp(strong, steps, part) for part in _COLOURS.T], axis=-1)
+    weight = (_STRENGTH * np.sqrt(strong))[..., None]
+    return np.round((1 - weight) * picture + weight * colour).astype(np.uint8)
 
 
 @dataclass(frozen=True)

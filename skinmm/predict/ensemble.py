@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY
 from skinmm.predict.images import Pictures
-from skinmm.predict.member import Member
+from skinmm.predict.model import Member
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 

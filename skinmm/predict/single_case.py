@@ -13,9 +13,9 @@ import skinmm
 from skinmm.images.source import FRAME
 from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend, TorchBackend
+from skinmm.predict.explain import Explainer, Reasons, known_cells, record_row
 from skinmm.predict.images import HeldImages
-from skinmm.predict.member import Member
-from skinmm.predict.reasons import Explainer, Reasons, known_cells, record_row
+from skinmm.predict.model import Member
 from skinmm.vocabulary import is_missing
 
 NOTICE: Final = (
@@ -126,7 +126,7 @@ class Service:
         return [self._answer(cells, row) for cells, row in zip(rows, answers, strict=True)]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Reasons | None]:
-        """A lesion's row, and why it is so (see `skinmm.explain`) unless it holds an error."""
+        """A lesion row and its explanation; none when the row holds an error."""
         row = self.predict(case)
         if row["error"]:
             return row, None

@@ -11,9 +11,9 @@ import numpy as np
 
 from skinmm.errors import InputError
 from skinmm.images.dicom_headers import COLUMNS, completed, lacking
+from skinmm.predict.batch import Batch, Part
+from skinmm.predict.ensemble import Panel
 from skinmm.predict.images import ImageFolder, Images, Seen, look
-from skinmm.predict.panel import Panel
-from skinmm.predict.parts import Batch, Part
 from skinmm.predict.reader import as_trained, canonical_patients
 from skinmm.vocabulary import Table
 

@@ -19,12 +19,11 @@ from skinmm import __version__
 from skinmm.config import DicomConfig
 from skinmm.errors import InputError
 from skinmm.images.source import Source
+from skinmm.predict.explain import overlay, shown
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.job import checkpoints
-from skinmm.predict.overlay import overlay
 from skinmm.predict.reader import read_patients
-from skinmm.predict.reasons import shown
-from skinmm.serve.service import NOTICE, Case, Service
+from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"

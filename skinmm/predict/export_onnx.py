@@ -44,9 +44,9 @@ from skinmm.predict.backends import (
     Shown,
     TorchBackend,
 )
-from skinmm.predict.member import Member
+from skinmm.predict.model import Member
 
-DEMO: Final = Path(__file__).parent / "demo"
+DEMO: Final = Path(__file__).parents[1] / "demo"
 OPSET: Final = 17
 """ONNX 1.12 of 2022: what every ONNX Runtime since then reads."""
 TOLERANCE: Final = 1e-4
