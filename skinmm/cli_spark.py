@@ -22,13 +22,13 @@ def pack_spark(argv: list[str]) -> int:
 
 
 def _predict_spark(config: SparkConfig, _: Path) -> int:
-    from skinmm.spark_predict import predict_spark as predicted
+    from skinmm.spark.predict import predict_spark as predicted
 
     return predicted(config)
 
 
 def _pack_spark(config: PackSparkConfig, _: Path) -> int:
-    from skinmm.spark_pack import pack_spark as packed
+    from skinmm.spark.pack import pack_spark as packed
 
     table, settings = to_pack(config)
     packed(table, Path(config.out), settings, config.master, overwrite=config.overwrite)

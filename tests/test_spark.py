@@ -127,7 +127,7 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
 @needs_spark
 def test_why_a_worker_failed_is_said() -> None:
     code = """
-from skinmm.spark_session import spark_session
+from skinmm.spark.predict import spark_session
 with spark_session("local[1]") as session:
     session.sparkContext.parallelize([0]).map(lambda number: 1 / number).collect()
 """

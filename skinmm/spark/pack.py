@@ -15,7 +15,7 @@ from skinmm.data.manifest import Manifest, PackError, Shard
 from skinmm.data.pack import pack
 from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
 from skinmm.images.source import read_source
-from skinmm.spark_session import spark_session
+from skinmm.spark.predict import spark_session
 
 
 def pack_spark(

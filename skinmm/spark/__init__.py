@@ -1,0 +1,1 @@
+"""Apache Spark: prediction and packing on a cluster."""
