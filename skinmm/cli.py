@@ -206,7 +206,7 @@ def _serve(config: ServeConfig, _: Path) -> int:
 
 def _feedback(config: FeedbackConfig, _: Path) -> int:
     try:
-        from skinmm.feedback import feedback as made
+        from skinmm.serve.feedback import feedback as made
     except ModuleNotFoundError as error:
         needs = f"skinmm feedback needs {error.name}: pip install 'skinmm[serve]'"
         raise InputError(needs) from error

@@ -7,8 +7,8 @@ import uvicorn
 
 from skinmm.predict.single_case import Service
 from skinmm.serve.app import create_app
-from skinmm.serve.desk import Desk
 from skinmm.serve.page import mount_page
+from skinmm.serve.queue import Desk
 from skinmm.serve.run import hush
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))

@@ -108,7 +108,7 @@ class Service:
 
         Args:
             rows: cells by column name, as in the table that `predict.py` takes.
-            files: images by their plain names (see `skinmm.serve.limits.check_name`).
+            files: images by their plain names (see `skinmm.serve.forms.check_name`).
 
         Raises:
             InputError: rows without an image column, although the model needs one.

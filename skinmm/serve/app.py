@@ -17,12 +17,11 @@ from skinmm.predict.explain import Reasons, heat_png
 from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve import openapi
 from skinmm.serve.cases import NAMES, Book, CasePaths
-from skinmm.serve.desk import Desk
 from skinmm.serve.forms import named_case, read_batch, read_case
-from skinmm.serve.guard import Guard
 from skinmm.serve.keys import Keys, who_asked
-from skinmm.serve.metrics import CONTENT_TYPE, Metrics
+from skinmm.serve.middleware import CONTENT_TYPE, Guard, Metrics
 from skinmm.serve.problems import ProblemError
+from skinmm.serve.queue import Desk
 from skinmm.serve.together import MOST, Together
 
 SCHEMA: Final = "/v1/openapi.json"

@@ -13,7 +13,7 @@ from skinmm.predict.single_case import Case, Service
 from skinmm.serve import openapi
 from skinmm.serve.keys import who_asked
 from skinmm.serve.problems import ProblemError
-from skinmm.store import LAST, NewCase, Store, StoreError
+from skinmm.serve.store import LAST, NewCase, Store, StoreError
 from skinmm.vocabulary import canonical_name
 
 PATIENT: Final = "patient_id"

@@ -60,8 +60,8 @@ def _application(config: ServeConfig, keys: Keys | None) -> Any:
     from skinmm.predict.single_case import Service
     from skinmm.serve.app import create_app
     from skinmm.serve.cases import Book
-    from skinmm.serve.desk import Desk
-    from skinmm.store import Store, StoreError, shown
+    from skinmm.serve.queue import Desk
+    from skinmm.serve.store import Store, StoreError, shown
 
     service = Service(
         checkpoints(config.checkpoint),

@@ -21,8 +21,8 @@ from quick_runs import ROOT, best
 from skinmm.predict.single_case import Service
 from skinmm.serve.app import create_app
 from skinmm.serve.cases import Book
-from skinmm.serve.desk import Desk
-from skinmm.store import Store
+from skinmm.serve.queue import Desk
+from skinmm.serve.store import Store
 
 RECORD: Final = {"age": "55", "sex": "female", "site": "torso"}
 POSTGRES: Final = "SKINMM_POSTGRES"

@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 from quick_runs import best
 from served import process
 
-from skinmm.serve.limits import MAX_IMAGE
+from skinmm.serve.forms import MAX_IMAGE
 from skinmm.serve.page import NOT_STATED
 from skinmm.vocabulary import SITES
 

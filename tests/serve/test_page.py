@@ -21,12 +21,11 @@ import skinmm
 from skinmm.predict.explain import Explainer, Reasons, overlay
 from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve.cases import Book
-from skinmm.serve.desk import Desk
 from skinmm.serve.education import about_html, learn_html
-from skinmm.serve.page import NOT_STATED, Page
-from skinmm.serve.quality import BLURRED, sharpness
+from skinmm.serve.page import BLURRED, NOT_STATED, Page, sharpness
+from skinmm.serve.queue import Desk
+from skinmm.serve.store import Store
 from skinmm.serve.view import AUDIENCES, Judged, percent, result
-from skinmm.store import Store
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,10 +27,10 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 from skinmm import cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import Service
-from skinmm.serve.desk import Desk
+from skinmm.serve.forms import MAX_IMAGE, check_name
 from skinmm.serve.keys import Keys, is_loopback
-from skinmm.serve.limits import MAX_IMAGE, check_name
 from skinmm.serve.problems import ProblemError
+from skinmm.serve.queue import Desk
 
 KEY: Final = "5" * 64
 MALFORMED: Final = 300

@@ -27,7 +27,7 @@ from skinmm import cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import Service
 from skinmm.serve.keys import Keys
-from skinmm.store import NewCase, Store, StoreError
+from skinmm.serve.store import NewCase, Store, StoreError
 
 __all__ = ["at", "place", "service"]  # fixtures
 KEY = "7" * 64

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skinmm.errors import InputError
-from skinmm.store_tables import AUDIT, CASES, GUARDS, MODELS, careful, prepare
+from skinmm.serve.tables import AUDIT, CASES, GUARDS, MODELS, careful, prepare
 
 LAST: Final = 2**31 - 1
 """The highest number that a case can have."""

@@ -19,7 +19,7 @@ from skinmm.report.format import ABSENT, estimate, metric, number, percent, plur
 from skinmm.report.inputs import Evidence, read_bare
 from skinmm.report.page import write_page
 from skinmm.report.sections import SECTIONS
-from skinmm.store import Store, StoreError, shown
+from skinmm.serve.store import Store, StoreError, shown
 from skinmm.training.run_folder import write_json
 
 FILES: Final = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
