@@ -1,9 +1,21 @@
 """The typed configuration: below it nobody sees OmegaConf, and nothing in it imports torch."""
 
-from skinmm.config.components import build, verify
-from skinmm.config.describing import described
-from skinmm.config.mapping import (
+from skinmm.config.commands import (
+    AuditConfig,
+    DicomConfig,
+    ExploreConfig,
+    ExportConfig,
+    FeedbackConfig,
+    PackConfig,
+    PackSparkConfig,
+    PredictConfig,
+    ServeConfig,
+    SparkConfig,
+)
+from skinmm.config.load import (
+    build,
     check,
+    described,
     explain_unknown,
     flat,
     from_mapping,
@@ -12,9 +24,10 @@ from skinmm.config.mapping import (
     read_config,
     to_mapping,
     unknown_key,
+    verify,
     write_config,
 )
-from skinmm.config.resuming import CHANGEABLE, among, resumed
+from skinmm.config.resume import CHANGEABLE, among, resumed
 from skinmm.config.schema import (
     Component,
     Config,
@@ -27,18 +40,6 @@ from skinmm.config.schema import (
     ScheduleConfig,
     StudyConfig,
     TrainerConfig,
-)
-from skinmm.config.schema_commands import (
-    AuditConfig,
-    DicomConfig,
-    ExploreConfig,
-    ExportConfig,
-    FeedbackConfig,
-    PackConfig,
-    PackSparkConfig,
-    PredictConfig,
-    ServeConfig,
-    SparkConfig,
 )
 
 __all__ = [

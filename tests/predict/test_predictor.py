@@ -13,8 +13,8 @@ from dicom_files import dicom
 from PIL import Image
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
+from skinmm.config.commands import PackConfig
 from skinmm.config.schema import ModelConfig
-from skinmm.config.schema_commands import PackConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card

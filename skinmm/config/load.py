@@ -1,9 +1,11 @@
-"""Plain mappings and YAML files to the typed configuration and back; the only user of OmegaConf."""
+"""Open choices: a name is looked up in a table, and the constructor's signature checks the args."""
 
+import inspect
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import Field, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -12,12 +14,96 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from skinmm.config.schema import Config, DataConfig, StudyConfig
-from skinmm.config.schema_commands import AuditConfig
+from skinmm.config.commands import AuditConfig
+from skinmm.config.schema import Component, Config, DataConfig, StudyConfig
 from skinmm.errors import InputError
 from skinmm.files import whole
 
 T = TypeVar("T")
+
+
+def verify(
+    table: Mapping[str, Callable[..., Any]],
+    kind: str,
+    component: Component,
+    context: Collection[str] = (),
+) -> None:
+    """Checks a component's name and the names of its args against its constructor's signature.
+
+    Args:
+        table: the components of this kind.
+        kind: named in the error.
+        component: the choice.
+        context: parameters that the program supplies itself.
+
+    Raises:
+        InputError: an unknown name or argument, with the choices.
+    """
+    if component.name not in table:
+        raise InputError(f"unknown {kind} '{component.name}'; choose from {', '.join(table)}")
+    parameters = inspect.signature(table[component.name]).parameters
+    allowed = [name for name in parameters if name not in context]
+    for name in component.args:
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise InputError(f"{kind} '{component.name}' has no argument '{name}'; it has: {known}")
+
+
+def build(
+    table: Mapping[str, Callable[..., T]], kind: str, component: Component, **context: Any
+) -> T:
+    """Calls the constructor that `component.name` names; its signature is the schema of the args.
+
+    Raises:
+        InputError: as `verify`, or an argument that the constructor refuses.
+    """
+    verify(table, kind, component, context)
+    try:
+        return table[component.name](**context, **component.args)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch's own checks
+        raise InputError(f"{kind} '{component.name}': {error}") from error
+
+
+WIDTH: Final = 36  # characters of a key and its value, before what it is
+
+
+def described(schema: type[Any], composed: Any) -> list[str]:
+    """A line for each setting, `key=value  # what it is (what it may be)`; sections stand apart.
+
+    Args:
+        schema: the dataclass of the settings.
+        composed: their values, as an OmegaConf mapping that may hold more.
+    """
+    own = OmegaConf.masked_copy(composed, [item.name for item in fields(schema)])
+    values: Any = OmegaConf.to_container(own, resolve=True)
+    return [*_lines(schema(), values)]
+
+
+def _lines(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for item in fields(settings):
+        key, value, inner = f"{prefix}{item.name}", values[item.name], getattr(settings, item.name)
+        if is_dataclass(inner):
+            yield ""
+            yield from _lines(inner, value, f"{key}.")
+            continue
+        # The arguments of a choice have keys of their own.
+        own = {f"{key}.{name}": each for name, each in value.items()} if inner == {} else {}
+        for name, each in (own or {key: value}).items():
+            typed = json.dumps(each, separators=(",", ":"), ensure_ascii=False).replace('"', "")
+            yield f"{f'{name}={typed}':<{WIDTH}}  # {_meaning(item)}"
+
+
+def _meaning(item: "Field[Any]") -> str:
+    """What a setting is, and what it may be."""
+    told = item.metadata
+    choices, low, high = told["choices"], told["low"], told["high"]
+    free = choices is low is high is None
+    allowed = ", ".join(choices) if choices else bounds(low, high)
+    return told["explanation"] if free else f"{told['explanation']} ({allowed})"
+
+
 Number = int | float
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from skinmm.config.mapping import check, read_config
+from skinmm.config.load import check, read_config
 from skinmm.config.schema import Config
 from skinmm.errors import InputError
 
