@@ -2,7 +2,7 @@
 
 import sys
 
-from skinmm.cli import predict
+from skinmm.cli.main import predict
 
 if __name__ == "__main__":
     sys.exit(predict(sys.argv[1:]))

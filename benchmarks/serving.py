@@ -33,7 +33,7 @@ import torch
 from skinmm.predict.model import Member
 
 PICTURES: Final = sorted((Path(__file__).parents[1] / "skinmm/demo/images").glob("*.jpg"))[:50]
-START: Final = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 RATE, BUSY, CROWD, PAUSE = 5, 8, 64, 0.05
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 

@@ -19,7 +19,7 @@ from typing import Final
 import pandas as pd
 
 HAM: Final = Path(os.environ["SKINMM_DATA"]) / "ham10000"
-CODE: Final = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+CODE: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 SHARE: Final = 4
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import torch
 
-from skinmm import cli
+from skinmm.cli import main
 
 ROOT: Final = Path(__file__).parents[1]
 QUICK: Final = (
@@ -27,7 +27,7 @@ QUICK: Final = (
 def train(*overrides: str) -> int:
     """`train.py` in this process."""
     try:
-        return cli.train([*overrides])
+        return main.train([*overrides])
     finally:
         torch.use_deterministic_algorithms(mode=False)  # Lightning sets it for good
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from quick_runs import ROOT, command
 
-from skinmm import cli
-from skinmm.cli_hydra import CONF, PATH_KEYS, guarded, quote
+from skinmm.cli import main as cli
+from skinmm.cli.hydra_app import CONF, PATH_KEYS, guarded, quote
 from skinmm.config import Config, from_mapping, read_config, write_config
 from skinmm.errors import InputError
 
@@ -153,7 +153,7 @@ def test_a_mistake_of_a_prediction_job(
 
 MEASURED = """
 import sys, time
-from skinmm.cli import predict, train
+from skinmm.cli.main import predict, train
 for call in (train, *[train] * 3, predict):
     assert call([sys.argv.pop(1)]) == 2
     seconds = time.process_time()  # of the whole process: interpreter, imports, composition

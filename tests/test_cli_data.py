@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import skinmm
-from skinmm.cli import main
-from skinmm.cli_data import to_pack
+from skinmm.cli.commands import to_pack
+from skinmm.cli.main import main
 from skinmm.config import DataConfig, PackConfig
 from skinmm.images.shards import TFRecordFile
 

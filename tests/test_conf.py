@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from skinmm.cli_hydra import CONF
+from skinmm.cli.hydra_app import CONF
 from skinmm.config import (
     Config,
     PredictConfig,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm import cli
+from skinmm.cli import main as cli
 from skinmm.config import (
     AuditConfig,
     Component,

@@ -11,7 +11,7 @@ from dicom_files import dicom_from_jpeg
 from pydicom import Dataset, dcmread
 from quick_runs import best
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.predict import Predictor
 
 pytestmark = pytest.mark.skipif(find_spec("highdicom") is None, reason="needs skinmm[dicom]")
@@ -54,7 +54,7 @@ def test_a_report_says_what_was_predicted_of_which_image(
 ) -> None:
     out = tree.parent / "out"
     given = [f"checkpoint={best(both)}", f"input={tree}", f"out={out}"]
-    assert cli.dicom_sr(given) == 3
+    assert main.dicom_sr(given) == 3
     told = capsys.readouterr()
     assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
@@ -92,20 +92,20 @@ def test_a_report_says_what_was_predicted_of_which_image(
                 check=False,
             )
             assert "Error" not in checked.stderr
-    assert cli.dicom_sr(given) == 2
+    assert main.dicom_sr(given) == 2
     assert f"out={out} holds files; choose another, or overwrite=true" in capsys.readouterr().err
-    assert cli.dicom_sr([*given, "overwrite=true"]) == 3
+    assert main.dicom_sr([*given, "overwrite=true"]) == 3
     assert {path.name for path in out.iterdir()} == names
 
 
 def test_a_folder_without_images_is_refused(both: Path, tmp_path: Path, capsys: Said) -> None:
     (tmp_path / "tree").mkdir()
     given = [f"checkpoint={best(both)}", f"input={tmp_path / 'tree'}", f"out={tmp_path / 'out'}"]
-    assert cli.dicom_sr(given) == 2
+    assert main.dicom_sr(given) == 2
     assert capsys.readouterr().err == f"error: input={tmp_path / 'tree'}: no images to predict\n"
     assert not (tmp_path / "out").exists()
 
 
 def test_one_folder_at_a_time(capsys: Said) -> None:
-    assert cli.dicom_sr(["-m"]) == 2
+    assert main.dicom_sr(["-m"]) == 2
     assert "skinmm dicom-sr takes one folder" in capsys.readouterr().err

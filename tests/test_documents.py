@@ -10,9 +10,10 @@ from typing import Final
 import pytest
 from quick_runs import ROOT
 
-from skinmm import cli, config
-from skinmm.cli_hydra import CONF
-from skinmm.cli_report import COMPARE_OPTIONS, REPORT_OPTIONS
+from skinmm import config
+from skinmm.cli import main as cli
+from skinmm.cli.commands import COMPARE_OPTIONS, REPORT_OPTIONS
+from skinmm.cli.hydra_app import CONF
 
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT: Final = {page: page.read_text(encoding="utf-8") for page in PAGES}

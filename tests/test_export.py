@@ -18,7 +18,7 @@ from micro_runs import micro_classifier, micro_config
 from PIL import Image
 from quick_runs import ROOT, best, cohort_of
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
@@ -88,7 +88,7 @@ def test_a_mobile_model_is_small(tmp_path: Path) -> None:
 def test_the_whole_cohort_is_predicted_and_decided_alike(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli.export([f"checkpoint={checkpoint}"]) == 0
+    assert main.export([f"checkpoint={checkpoint}"]) == 0
     table = pd.read_csv(pictures.parent / "cohort.csv", dtype=str)
     assert len(table) == 700
     ours, theirs = (
@@ -112,7 +112,7 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     table.head(3).to_csv(tmp_path / "in.csv", index=False)
     sources = [f"input={tmp_path / 'in.csv'}", f"images={pictures}"]
     target = [f"output={tmp_path / 'out.csv'}", f"checkpoint={checkpoint}"]
-    assert cli.predict([*sources, *target, "backend=onnx"]) == 0
+    assert main.predict([*sources, *target, "backend=onnx"]) == 0
 
 
 @needs_onnx
@@ -233,7 +233,7 @@ def test_onnx_without_an_exported_model_is_named(checkpoint: Path) -> None:
 def test_what_cannot_be_exported_is_named(
     checkpoint: Path, capsys: Said, given: list[str], message: str
 ) -> None:
-    assert cli.export([item.format(checkpoint) for item in given]) == 2
+    assert main.export([item.format(checkpoint) for item in given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

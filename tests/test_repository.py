@@ -195,4 +195,4 @@ def test_the_wheel_carries_licence_and_command(wheel: ZipFile) -> None:
     names = wheel.namelist()
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     (entries,) = [name for name in names if name.endswith("entry_points.txt")]
-    assert "skinmm = skinmm.cli:main" in wheel.read(entries).decode()
+    assert "skinmm = skinmm.cli.main:main" in wheel.read(entries).decode()

@@ -12,7 +12,7 @@ from lesion_drawings import LESION, SIDE, SKIN, ellipse, painted, write_cohort
 from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train, train
 
-from skinmm import cli
+from skinmm.cli import main as cli
 from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import picture

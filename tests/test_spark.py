@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from quick_runs import best
 
-from skinmm import cli
-from skinmm.cli_spark import pack_spark, predict_spark
+from skinmm.cli import main as cli
+from skinmm.cli.commands import pack_spark, predict_spark
 
 needs_spark = pytest.mark.skipif(
     find_spec("pyspark") is None or find_spec("pyarrow") is None, reason="needs skinmm[spark]"
@@ -45,7 +45,7 @@ def workers_below(root: int) -> Iterator[int]:
 
 def begun(*command: str) -> "subprocess.Popen[str]":
     """A command on two cores, on its way."""
-    code = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
     typed = [sys.executable, "-c", code, *command, "master=local[2]"]
     return subprocess.Popen(typed, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
     for each in wrong:
         calls.append([item for item in good if item.partition("=")[0] != each.partition("=")[0]])
         calls[-1].append(each)
-    code = f"from skinmm.cli import predict_spark; print([predict_spark(x) for x in {calls}])"
+    code = f"from skinmm.cli.main import predict_spark; print([predict_spark(x) for x in {calls}])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )

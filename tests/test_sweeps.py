@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from skinmm.cli_hydra import CONF, quote
+from skinmm.cli.hydra_app import CONF, quote
 from skinmm.config import Config, TrainerConfig, from_mapping, read_config
 from skinmm.training.fit import check_components
 

@@ -11,7 +11,7 @@ from dicom_files import dicom_from_jpeg
 from PIL import Image
 from quick_runs import best, cohort_of, files_in
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import extra_outputs
 from skinmm.predict.batch import Predicted
@@ -27,7 +27,7 @@ def explained(run: Path, images: Path, table: pd.DataFrame, into: Path, *more: s
         table.to_csv(into / "in.csv", index=False)
     given = [f"checkpoint={best(run)}", f"input={into / 'in.csv'}", f"images={images}"]
     where = [f"output={into / 'out.csv'}", f"explain={into / 'why'}", "batch_size=2"]
-    return cli.predict([*given, *where, *more])
+    return main.predict([*given, *where, *more])
 
 
 def why(folder: Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from quick_runs import best, cohort_of, command, files_in
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.predict import Predictor
 from skinmm.predict.job import CHUNK, FIRST
@@ -25,7 +25,7 @@ def patients(run: Path, path: Path, rows: int = 30) -> pd.DataFrame:
 
 
 def predict(checkpoint: Path | str, source: Path, output: Path, *overrides: str) -> int:
-    return cli.predict(
+    return main.predict(
         [f"checkpoint={checkpoint}", f"input={source}", f"output={output}", *overrides]
     )
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_named_and_nothing_is_written(
     given = [f"checkpoint={best(both)}", "input=in.csv", "output=new.csv"]
     replaced = {item.partition("=")[0] for item in overrides}
     given = [item for item in given if item.partition("=")[0] not in replaced]
-    assert cli.predict([*given, *overrides]) == 2
+    assert main.predict([*given, *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert {name: Path(name).read_bytes() for name in files_in(tmp_path)} == before

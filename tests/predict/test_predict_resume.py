@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from quick_runs import ROOT, best, cohort_of, files_in
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.predict import job
 
 Said = pytest.CaptureFixture[str]
@@ -48,14 +48,14 @@ def kill_after(arguments: list[str], partial: Path, size: int) -> bool:
 def written(run: Path, pictures: Path, folder: Path, times: int, kills: int) -> tuple[bytes, bytes]:
     """What a job gives that is killed at random rows and resumed, and one that was not."""
     source = patients(run, folder / "in.csv", times)
-    assert cli.predict(overrides(best(run), source, folder / "whole.csv", pictures)) == 0
+    assert main.predict(overrides(best(run), source, folder / "whole.csv", pictures)) == 0
     whole = (folder / "whole.csv").read_bytes()
     output, partial = folder / "out.csv", folder / ".out.csv.partial"
     arguments = [*overrides(best(run), source, output, pictures), "resume=true"]
     draws = sorted(random.Random(0).uniform(0, len(whole) * 0.9) for _ in range(kills))  # noqa: S311
     killed = sum(kill_after(arguments, partial, int(size)) for size in draws)
     assert killed >= kills - 1  # the last may be too late
-    assert cli.predict(arguments) == 0
+    assert main.predict(arguments) == 0
     assert files_in(folder) == {"in.csv", "whole.csv", "out.csv"}
     return output.read_bytes(), whole
 
@@ -89,7 +89,7 @@ def stopped(
 
     with monkeypatch.context() as patched:
         patched.setattr(job, "_refuse_changed", hook)
-        return cli.predict(arguments)
+        return main.predict(arguments)
 
 
 def test_an_input_that_changes_is_refused(
@@ -101,11 +101,11 @@ def test_an_input_that_changes_is_refused(
     kept, changed = capsys.readouterr().err.splitlines()
     assert kept == "32 rows are kept; the same command with resume=true goes on"
     assert "in.csv changed while it was read; overwrite=true starts again" in changed
-    assert cli.predict([*arguments, "resume=true"]) == 2
+    assert main.predict([*arguments, "resume=true"]) == 2
     assert "the input's content changed since 32 rows" in capsys.readouterr().err
-    assert cli.predict(arguments) == 2
+    assert main.predict(arguments) == 2
     assert "a job that ended early left 32 rows; resume=true goes on" in capsys.readouterr().err
-    assert cli.predict([*arguments, "overwrite=true"]) == 0
+    assert main.predict([*arguments, "overwrite=true"]) == 0
     assert len(pd.read_csv(output)) == 561
 
 
@@ -118,9 +118,9 @@ def test_an_interrupted_job_counts_all_its_rows_when_resumed(
     table.to_csv(source, index=False)
     arguments = overrides(best(both), source, output, pictures)
     assert stopped(arguments, monkeypatch, source, change=False) == 130
-    assert cli.predict([*arguments, "resume=true", "threshold=0.3"]) == 2
+    assert main.predict([*arguments, "resume=true", "threshold=0.3"]) == 2
     assert "threshold changed since 32 rows" in capsys.readouterr().err
-    assert cli.predict([*arguments, "resume=true"]) == 3
+    assert main.predict([*arguments, "resume=true"]) == 3
     assert capsys.readouterr().err.splitlines() == [
         "sex: 1 unknown values treated as missing",
         "1 of 560 rows not predicted; see the column error",
@@ -141,7 +141,7 @@ def test_images_that_went_away_do_not_keep_a_job_from_going_on(
     assert stopped(arguments, monkeypatch, source, change=False) == 130
     for path in tmp_path.glob("*.jpg"):
         path.unlink()
-    assert cli.predict([*arguments, "resume=true"]) == 3
+    assert main.predict([*arguments, "resume=true"]) == 3
     assert (pd.read_csv(output)["error"].isna() == ([True] * 32 + [False] * 32)).all()
 
 
@@ -159,7 +159,7 @@ def test_one_per_cent_of_damaged_files_changes_no_other_row(
     pd.DataFrame({"image": names}).to_csv(tmp_path / "in.csv", index=False)
     for output, images in (("good", pictures), ("bad", folder)):
         arguments = overrides(best(both), tmp_path / "in.csv", tmp_path / f"{output}.csv", images)
-        assert cli.predict(arguments) == (3 if output == "bad" else 0)
+        assert main.predict(arguments) == (3 if output == "bad" else 0)
     good, bad = (
         pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False, dtype=str)
         for name in ("good", "bad")

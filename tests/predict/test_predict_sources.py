@@ -11,7 +11,7 @@ from dicom_files import dicom_from_jpeg
 from quick_runs import best, cohort_of
 from tfrecord.writer import TFRecordWriter
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.predict.reader import count_rows, read_patients, stamp
 
 Said = pytest.CaptureFixture[str]
@@ -21,7 +21,7 @@ COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
 def predicted(checkpoint: Path, source: object, output: Path, *overrides: str) -> pd.DataFrame:
     given = {"checkpoint": checkpoint, "input": source, "output": output}
     arguments = [f"{name}={value}" for name, value in given.items()]
-    assert cli.predict([*arguments, "overwrite=true", *overrides]) == 0
+    assert main.predict([*arguments, "overwrite=true", *overrides]) == 0
     return pd.read_csv(output, keep_default_na=False, dtype={"image_id": str, "patient_id": str})
 
 
@@ -82,7 +82,7 @@ def test_a_url_that_leads_nowhere_is_named(
     both: Path, tmp_path: Path, capsys: Said, source: str, message: str
 ) -> None:
     arguments = [f"checkpoint={best(both)}", f"input={source}", f"output={tmp_path / 'b.csv'}"]
-    assert cli.predict(arguments) == 2
+    assert main.predict(arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_a_row_per_patient_and_the_competition_s_file(
     rows.to_csv(tmp_path / "in.csv", index=False)
     paths = {name: tmp_path / f"{name}.csv" for name in ("output", "by_patient", "submission")}
     arguments = [f"checkpoint={best(both)}", f"input={tmp_path / 'in.csv'}", f"images={pictures}"]
-    assert cli.predict([*arguments, *(f"{name}={path}" for name, path in paths.items())]) == 3
+    assert main.predict([*arguments, *(f"{name}={path}" for name, path in paths.items())]) == 3
     output, patients, submission = (
         pd.read_csv(path, keep_default_na=False, na_values={"malignancy": "", "target": ""})
         for path in paths.values()
@@ -201,9 +201,9 @@ def test_what_stands_beside_the_output_is_not_replaced_unasked(
     arguments = [f"checkpoint={best(both)}", f"input={tmp_path / 'in.csv'}", f"images={pictures}"]
     output = f"output={tmp_path / 'out.csv'}"
     for name in ("by_patient", "submission"):
-        assert cli.predict([*arguments, output, f"{name}={tmp_path / 'there.csv'}"]) == 2
+        assert main.predict([*arguments, output, f"{name}={tmp_path / 'there.csv'}"]) == 2
         assert "there.csv exists; choose another" in capsys.readouterr().err
-        assert cli.predict([*arguments, output, f"{name}={tmp_path / 'none' / 'a.csv'}"]) == 2
+        assert main.predict([*arguments, output, f"{name}={tmp_path / 'none' / 'a.csv'}"]) == 2
         assert "does not exist" in capsys.readouterr().err
     assert (tmp_path / "there.csv").read_text() == "precious"
     assert not (tmp_path / "out.csv").exists()

@@ -12,7 +12,7 @@ import yaml
 from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run
 from scipy.stats import beta
 
-from skinmm import cli
+from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions

@@ -26,7 +26,7 @@ from skinmm.serve.store import Store
 
 RECORD: Final = {"age": "55", "sex": "female", "site": "torso"}
 POSTGRES: Final = "SKINMM_POSTGRES"
-START: Final = "import sys; from skinmm.cli import main; sys.exit(main(sys.argv[1:]))"
+START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
-from skinmm import cli
+from skinmm.cli import main
 from skinmm.predict.single_case import NOTICE, Case, Service
 from skinmm.serve.together import MOST, Together
 
@@ -33,7 +33,7 @@ def predicted(checkpoint: Any, folder: Path, rows: list[dict[str, str]]) -> pd.D
     """What `predict.py` writes."""
     table, output = folder / "patients.csv", folder / "out.csv"
     pd.DataFrame(rows).to_csv(table, index=False)
-    status = cli.predict(
+    status = main.predict(
         [f"checkpoint={checkpoint}", f"input={table}", f"output={output}", "overwrite=true"]
     )
     assert status == 0

@@ -24,7 +24,7 @@ from malformed import jpeg_bomb, malformed, png
 from quick_runs import ROOT, best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
-from skinmm import cli
+from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import Service
 from skinmm.serve.forms import MAX_IMAGE, check_name

@@ -23,7 +23,7 @@ from served import RECORD, application, at, client, jpeg_of, place, process, sen
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from skinmm import cli
+from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import Service
 from skinmm.serve.keys import Keys

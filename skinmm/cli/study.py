@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from skinmm.cli_hydra import FULL_ERROR, guarded, refused, run
+from skinmm.cli.hydra_app import FULL_ERROR, guarded, refused, run
 from skinmm.config import (
     CHANGEABLE,
     Config,

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from skinmm.config import described, explain_unknown, from_mapping, literal, one_line, unknown_key
 from skinmm.errors import InputError, is_utf8
 
-PACKAGE: Final = Path(__file__).parent
+PACKAGE: Final = Path(__file__).parents[1]
 # In an installed wheel conf lies inside the package, in a checkout beside it.
 CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from skinmm.cli_data import audit, explore, pack
-from skinmm.cli_hydra import environment, guarded, once, refused, run
-from skinmm.cli_report import compare, report
-from skinmm.cli_spark import pack_spark, predict_spark
-from skinmm.cli_study import anchored, study
+from skinmm.cli.commands import audit, compare, explore, pack, pack_spark, predict_spark, report
+from skinmm.cli.hydra_app import environment, guarded, once, refused, run
+from skinmm.cli.study import anchored, study
 from skinmm.config import (
     Config,
     DicomConfig,

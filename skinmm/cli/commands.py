@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.cli_hydra import once
+from skinmm.cli.hydra_app import once
 from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, PackSparkConfig
 
 if TYPE_CHECKING:
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from skinmm.data.near_duplicates import Fingerprints
     from skinmm.data.shard_writer import PackSettings
     from skinmm.report.cohorts import Cohort
+from collections.abc import Callable
+
+from skinmm.cli.hydra_app import guarded, require_writable
+from skinmm.config import SparkConfig
+from skinmm.errors import InputError
 
 PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
 
@@ -144,3 +149,127 @@ def _with_sizes(table: "pd.DataFrame", found: "Fingerprints") -> "pd.DataFrame":
         width=table["width"].fillna(names.map(sizes["width"])),
         height=table["height"].fillna(names.map(sizes["height"])),
     )
+
+
+REPORT_OPTIONS: Final = ("labels", "positive", "output", "report.pictures", "overwrite")
+REPORT_USAGE: Final = (
+    "usage: skinmm report RUN_FOLDER | PREDICTIONS.csv "
+    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=report.html] [report.pictures=true] "
+    "[overwrite=false]"
+)
+COMPARE_OPTIONS: Final = ("labels", "positive", "output", "overwrite")
+COMPARE_USAGE: Final = (
+    "usage: skinmm compare PREDICTIONS.csv | RUN_FOLDER | FOLDER_OF_RUNS ... "
+    "[labels=LABELS.csv] [positive=CLASS,CLASS] [output=compare.html] [overwrite=false]"
+)
+
+
+def report(argv: list[str]) -> int:
+    """Makes the page of a run folder or of any system's prediction file."""
+    return _told(argv, REPORT_USAGE, _report)
+
+
+def compare(argv: list[str]) -> int:
+    """Sets prediction files or runs side by side, or all runs in a folder."""
+    return _told(argv, COMPARE_USAGE, _compare)
+
+
+def _report(argv: list[str]) -> int:
+    from skinmm.report import report_predictions, write_report
+
+    sources, options = _options(argv, REPORT_OPTIONS)
+    if len(sources) != 1:
+        raise InputError(REPORT_USAGE)
+    source = sources[0]
+    if source.is_dir():
+        page = write_report(source, pictures=_flag(options, "report.pictures"))
+    else:
+        labels = Path(options["labels"]) if "labels" in options else None
+        output = Path(options.get("output", "report.html"))
+        page = report_predictions(
+            source,
+            output,
+            labels,
+            positive=_names(options, "positive"),
+            pictures=_flag(options, "report.pictures") is not False,
+            overwrite=_flag(options, "overwrite") is True,
+        )
+    print(f"report: {page}")  # noqa: T201
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    from skinmm.report import compare_page
+    from skinmm.report.format import aligned
+
+    sources, options = _options(argv, COMPARE_OPTIONS)
+    if not sources:
+        raise InputError(COMPARE_USAGE)
+    labels = Path(options["labels"]) if "labels" in options else None
+    output = Path(options.get("output", "compare.html"))
+    positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
+    tables, notes = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
+    told = "".join(f"{note.text}\n" for note in notes)
+    print(f"{aligned(tables[0].header, tables[0].rows)}\n{told}comparison: {output}")  # noqa: T201
+    return 0
+
+
+def _told(argv: list[str], usage: str, job: Callable[[list[str]], int]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(usage)  # noqa: T201
+        return 0
+    return guarded(lambda: job(argv))
+
+
+def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
+    """The files that were named, and the KEY=VALUE of known keys."""
+    pairs = [item.partition("=")[::2] for item in argv]
+    options = dict(pair for pair in pairs if pair[0] in known)
+    require_writable("output", options.get("output", ""))
+    named = zip(argv, pairs, strict=True)
+    return [Path(item) for item, pair in named if pair[0] not in options], options
+
+
+def _flag(options: dict[str, str], name: str) -> bool | None:
+    """What was said of a switch; None where nothing was."""
+    word = options.get(name)
+    if word is None:
+        return None
+    if word.lower() not in ("true", "false"):
+        raise InputError(f"{name}={word}: must be true or false")
+    return word.lower() == "true"
+
+
+def _names(options: dict[str, str], name: str) -> list[str] | None:
+    """A list of names as `a,b` or `[a,b]`; None where nothing was said."""
+    given = options.get(name, "").strip("[]").split(",")
+    return [each.strip() for each in given if each.strip()] or None
+
+
+def predict_spark(argv: list[str]) -> int:
+    """Predicts a list of any length on Apache Spark, Parquet in and out."""
+    return once(
+        argv, "predict_spark", SparkConfig, _predict_spark, "skinmm predict-spark makes one table"
+    )
+
+
+def pack_spark(argv: list[str]) -> int:
+    """Packs a cohort as `pack` does, its shards written on Apache Spark."""
+    return once(
+        argv, "pack_spark", PackSparkConfig, _pack_spark, "skinmm pack-spark takes one cohort"
+    )
+
+
+def _predict_spark(config: SparkConfig, _: Path) -> int:
+    from skinmm.spark.predict import predict_spark as predicted
+
+    return predicted(config)
+
+
+def _pack_spark(config: PackSparkConfig, _: Path) -> int:
+    from skinmm.spark.pack import pack_spark as packed
+
+    table, settings = to_pack(config)
+    packed(table, Path(config.out), settings, config.master, overwrite=config.overwrite)
+    print(PACKED.format(images=len(table), out=config.out))  # noqa: T201
+    return 0
