@@ -17,7 +17,7 @@ import pytest
 import torch
 from micro_runs import micro_config
 from quick_runs import QUICK, ROOT, command, files_in, metrics_of, predictions_of, train
-from test_training import CONTRACT
+from test_fit import CONTRACT
 from timm.layers.norm_act import SyncBatchNormAct
 from torch.nn.modules.batchnorm import _BatchNorm
 
