@@ -1,4 +1,4 @@
-"""How a file is written that is there whole or not at all."""
+"""Atomic writes: a file appears under its name only when it is complete."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from uuid import uuid4
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its own name only once the block has succeeded."""
-    # Of several machines that share a folder, two may have the same process number. Names have a
-    # longest length, which the file's own may have used up.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` when the block succeeds."""
+    # Process numbers repeat across machines that share a folder, hence the UUID. File names have
+    # a maximum length, which the name of the file itself may use up.
     partial = path.with_name(f"{path.name[:32]}.{uuid4().hex}.part")
     try:
         yield partial
@@ -22,7 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def clear_partials(folder: Path) -> None:
-    """Removes what was half written in a folder and those below when a process was killed."""
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in a folder and its subfolders."""
     for partial in folder.rglob("*.part"):
         partial.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 
 FILE: Final = "manifest.json"
 _SCHEMA: Final = 1
@@ -49,7 +49,7 @@ class Manifest:
         """Write `manifest.json`; what is there before is whole until the new one is."""
         content = {"schema": _SCHEMA, "complete": self.complete, **asdict(self)}
         content["shards"] = dict(sorted(content["shards"].items()))  # in whatever order they came
-        with whole(folder / FILE) as partial:
+        with atomic_write(folder / FILE) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
     @property

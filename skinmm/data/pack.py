@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from skinmm.data.manifest import FILE, Manifest, PackError, Shard, load_manifest
 from skinmm.data.shard_writer import Encoded, Encoder, Job, PackSettings, Read, write_shard
-from skinmm.files import clear_partials, whole
+from skinmm.files import atomic_write, remove_partials
 from skinmm.images.shards import read_table
 from skinmm.vocabulary import patients_of
 
@@ -77,7 +77,7 @@ def pack(
         for file, shard in deal(pending, out, Encoder(read, settings)):
             manifest.shards[file] = shard
             manifest.save(out)
-        clear_partials(out)  # of killed writers
+        remove_partials(out)  # of killed writers
         _write_cohort(table, out, manifest)
     except OSError as error:
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -134,7 +134,7 @@ def _manifest(
                 " overwrite=true"
             )
         _remove(out, old)
-    clear_partials(out)  # of killed writers
+    remove_partials(out)  # of killed writers
     if old and old.digest == digest:
         return old
     new.save(out)
@@ -197,5 +197,5 @@ def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:
     rows = table.drop(columns="path")
     for side in ("width", "height"):
         rows[side] = rows["image_id"].map(packed[side])
-    with whole(out / COHORT) as partial:
+    with atomic_write(out / COHORT) as partial:
         rows.to_csv(partial, index=False)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation import prediction_files
 from skinmm.evaluation.prediction_files import BINARY, DECISIONS, REFER
-from skinmm.files import whole
+from skinmm.files import atomic_write
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
@@ -206,7 +206,7 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns["ood"] = predictions.ood
     if predictions.called is not None:
         columns["called"] = names[predictions.called]
-    with whole(Path(path)) as partial:
+    with atomic_write(Path(path)) as partial:
         pd.DataFrame(columns).to_csv(partial, index=False, float_format="%.9g")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 
 HEADER: Final = 12  # bytes before the payload: its length and the length's CRC
 FOOTER: Final = 4  # bytes after it: its CRC
@@ -136,7 +136,7 @@ def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
     """
     from tfrecord import example_pb2
 
-    with whole(path) as partial, partial.open("wb") as stream:
+    with atomic_write(path) as partial, partial.open("wb") as stream:
         for example in examples:
             features = {key: _message(key, value) for key, value in example.items()}
             message = example_pb2.Example(features={"feature": features})
@@ -301,5 +301,5 @@ def _remember(base: Path, keys: list[str], index: Index) -> None:
     lines = "".join(f"{offset} {length}\n" for offset, length in index.places[:, :2].tolist())
     base.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".tfindex", lines), (".names.json", json.dumps(saved))):
-        with whole(Path(f"{base}{suffix}")) as partial:
+        with atomic_write(Path(f"{base}{suffix}")) as partial:
             partial.write_text(content, "utf-8")

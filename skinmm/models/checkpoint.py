@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
@@ -130,7 +130,7 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
 def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Writes beside the target and renames: a half-written checkpoint is never seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         torch.save(content, file)
 
 

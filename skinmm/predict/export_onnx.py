@@ -33,7 +33,7 @@ from skinmm.config import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.referral import Familiarity
-from skinmm.files import whole
+from skinmm.files import atomic_write
 from skinmm.predict import Predictor
 from skinmm.predict.backends import (
     KEY,
@@ -73,7 +73,7 @@ def export(config: ExportConfig) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"out={path}: the folder {path.parent} does not exist")
     member = Member.load(source, torch.device("cpu"))
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         _write(member, partial)
         _verify(member, OnnxBackend(partial), config.rows)
     return path

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 from skinmm.images.source import Source
 from skinmm.predict.attribution import IMAGE, MOST_COLUMNS, RECORD
 from skinmm.predict.batch import Predicted
@@ -113,7 +113,7 @@ def _reason(row: Mapping[Hashable, Any]) -> str:
 
 def _write(tables: pd.DataFrame | Iterator[pd.DataFrame], path: Path) -> None:
     """Under a temporary name, then renamed."""
-    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         parts = [tables] if isinstance(tables, pd.DataFrame) else tables
         for number, table in enumerate(parts):
             table.to_csv(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import skinmm
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 from skinmm.report.blocks import Section
 
 
@@ -48,7 +48,7 @@ def write_page(
 def put(text: str, output: Path) -> Path:
     """Writes a file by rename; its folder is made where missing."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole(output) as partial:
+    with atomic_write(output) as partial:
         # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.
         partial.write_text(text, encoding="utf-8", errors="replace")
     return output

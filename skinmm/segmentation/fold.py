@@ -9,7 +9,7 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from skinmm.config import Config, to_mapping, write_config
-from skinmm.files import clear_partials
+from skinmm.files import remove_partials
 from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.segmentation import build_segmenter
 from skinmm.report import write_report
@@ -72,7 +72,7 @@ class MaskFold:
         last = self.run / "checkpoints" / "last.ckpt"
         resume = last if self.config.resume and last.is_file() else None
         if self.trainer.is_global_zero:
-            clear_partials(self.run)
+            remove_partials(self.run)
             facts = run_folder.environment(device_name(self.trainer))
             write_config(self.run / "config.yaml", self.config)
             run_folder.write_cohort(self.run, self.data.cohort)

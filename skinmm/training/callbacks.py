@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from skinmm.files import whole
+from skinmm.files import atomic_write
 from skinmm.models.checkpoint import save_atomically
 
 SEVERAL: Final = "best-epoch=*.ckpt"
@@ -59,7 +59,10 @@ class History(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         self._rows = [row for row in self._rows if _stays(row, place, values.keys())]
         self._rows += [[epoch, str(place), name, f"{value:.9g}"] for name, value in values.items()]
-        with whole(self._path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_write(self._path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file).writerows([HISTORY_COLUMNS, *self._rows])
 
 

@@ -17,7 +17,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
-from skinmm.files import clear_partials
+from skinmm.files import remove_partials
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.checkpoint import Card, average_checkpoints, load_card, update_card
 from skinmm.models.fusion import FUSIONS
@@ -112,7 +112,7 @@ class Fold:
         return self._conclude()
 
     def _write_facts(self) -> None:
-        clear_partials(self.run)
+        remove_partials(self.run)
         write_config(self.run / "config.yaml", self.config)
         run_folder.write_cohort(self.run, self.data.cohort)
         run_folder.write_json(self.run / "audit.json", self.findings)

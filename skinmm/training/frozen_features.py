@@ -12,7 +12,7 @@ from torch import nn
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
-from skinmm.files import whole
+from skinmm.files import atomic_write
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
 
@@ -56,7 +56,7 @@ def _write(file: Path, data: LesionData, network: Network, device: torch.device)
     """Looks at all rows, and renames the file once it is whole."""
     kept: np.ndarray | None = None
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as partial:
+    with atomic_write(file) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
                 seen = network.see(batch["image"].to(device)).float().cpu().numpy()

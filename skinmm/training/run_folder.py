@@ -13,7 +13,7 @@ import pandas as pd
 
 from skinmm import __version__
 from skinmm.errors import InputError
-from skinmm.files import whole
+from skinmm.files import atomic_write
 
 CONTENTS: Final = (
     "config.yaml",
@@ -80,7 +80,7 @@ def fold_folder(run: Path, fold: int) -> Path:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes readable JSON, whole or not at all; missing numbers are null, never NaN."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def write_cohort(run: Path, cohort: pd.DataFrame) -> None:
     """Writes the canonical rows with their part and fold."""
-    with whole(run / "cohort.csv") as partial:
+    with atomic_write(run / "cohort.csv") as partial:
         cohort.to_csv(partial, index=False, float_format="%.9g")
 
 
