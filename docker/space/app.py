@@ -5,7 +5,7 @@ from pathlib import Path
 
 import uvicorn
 
-from skinmm.predict.single_case import Service
+from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.app import create_app
 from skinmm.serve.page import mount_page
 from skinmm.serve.queue import Desk
@@ -13,7 +13,7 @@ from skinmm.serve.run import hush
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 
-service = Service([CHECKPOINT])
+service = CasePredictor([CHECKPOINT])
 desk = Desk(places=8, seconds=60, lanes=service.lanes)
 # The Space's own site shows it in a frame.
 app = mount_page(create_app(service, desk, framed=True), service, desk)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from skinmm.predict.images import Seen
+from skinmm.predict.images import LoadedRow
 from skinmm.predict.reader import Patients
 
 
-class Predicted(NamedTuple):
+class PredictionTable(NamedTuple):
     """A table's predictions.
 
     Attributes:
@@ -30,7 +30,7 @@ class Predicted(NamedTuple):
         return pd.DataFrame(self.columns)
 
 
-class Part:
+class TableBatch:
     """A table that is being predicted.
 
     Attributes:
@@ -53,7 +53,7 @@ class Part:
 class Batch(NamedTuple):
     """Rows of a part that go through the networks together."""
 
-    part: Part
+    part: TableBatch
     rows: slice
-    seen: list[Future[Seen]]
+    seen: list[Future[LoadedRow]]
     last: bool

@@ -19,11 +19,11 @@ from skinmm import __version__
 from skinmm.config import DicomConfig
 from skinmm.errors import InputError
 from skinmm.images.source import Source
-from skinmm.predict.explain import overlay, shown
+from skinmm.predict.explain import decode_for_display, overlay
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.job import checkpoints
-from skinmm.predict.reader import read_patients
-from skinmm.predict.single_case import NOTICE, Case, Service
+from skinmm.predict.job import find_checkpoints
+from skinmm.predict.reader import read_tables
+from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"
@@ -56,8 +56,8 @@ def write_results(config: DicomConfig) -> int:
     if out.exists() and not config.overwrite and any(out.iterdir()):
         raise InputError(f"out={out} holds files; choose another, or overwrite=true")
     folder = ImageFolder(config.images or config.input)
-    service = Service(
-        checkpoints(config.checkpoint),
+    service = CasePredictor(
+        find_checkpoints(config.checkpoint),
         config.accelerator,
         referral=config.referral,
         backend=config.backend,
@@ -81,14 +81,14 @@ def write_results(config: DicomConfig) -> int:
 
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
-    for table in read_patients(source, 256):
+    for table in read_tables(source, 256):
         named = rename_columns(table)
         if "image_id" not in named.columns:
             raise InputError(f"input={source}: no image column; call it image_name or image")
         yield from named.to_dict("records")  # type: ignore[misc]
 
 
-def _results(service: Service, folder: ImageFolder, row: Mapping[str, Any]) -> dict[str, Any]:
+def _results(service: CasePredictor, folder: ImageFolder, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's DICOM objects by file name.
 
     Raises:
@@ -109,7 +109,11 @@ def _results(service: Service, folder: ImageFolder, row: Mapping[str, Any]) -> d
     identity = service.predictor.identity
     results = {f"{name}.{REPORT}.dcm": report(header, source.frame, said, identity)}
     if reasons.heat is not None:
-        seen = shown(source.data, source.frame, _SIDE) if reasons.seen is None else reasons.seen
+        seen = (
+            decode_for_display(source.data, source.frame, _SIDE)
+            if reasons.seen is None
+            else reasons.seen
+        )
         picture = overlay(seen, reasons.heat)
         results[f"{name}.{CAPTURE}.dcm"] = capture(header, source.frame, picture, identity)
     return results
@@ -152,7 +156,7 @@ def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
         Code("446078004", "SCT", "Dermoscopic photography"),
         [_group(header, frame, said, identity)],
     )
-    lacking = f" Predicted without: {', '.join(said['missing'])}." if said["missing"] else ""
+    lacking = f" PredictionTable without: {', '.join(said['missing'])}." if said["missing"] else ""
     content[0].ContentSequence.append(
         sr.TextContentItem(codes.DCM.Comment, NOTICE + lacking, sr.RelationshipTypeValues.CONTAINS)
     )

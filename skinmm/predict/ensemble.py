@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY
 from skinmm.predict.images import Pictures
-from skinmm.predict.model import Member
+from skinmm.predict.model import CalibratedModel
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 
-class Verdicts(NamedTuple):
+class EnsembleOutput(NamedTuple):
     """The members' means, a row each, NaN where nothing was judged.
 
     Attributes:
@@ -30,18 +30,18 @@ class Verdicts(NamedTuple):
     ood: Float64[np.ndarray, " n"]
 
     @classmethod
-    def none(cls, rows: int, classes: int) -> "Verdicts":
+    def none(cls, rows: int, classes: int) -> "EnsembleOutput":
         """Of rows that nobody judged."""
         raw, calibrated, votes = np.full((3, rows, classes), np.nan)
         return cls(raw, calibrated, votes, np.full(rows, np.nan))
 
-    def put(self, rows: Int64[np.ndarray, " g"], given: "Verdicts") -> None:
+    def put(self, rows: Int64[np.ndarray, " g"], given: "EnsembleOutput") -> None:
         """Writes what was judged of some rows."""
         for own, part in zip(self, given, strict=True):
             own[rows] = part
 
 
-class Panel:
+class Ensemble:
     """Members that predict the same.
 
     Attributes:
@@ -57,7 +57,7 @@ class Panel:
         lanes: batches that are worth being looked at side by side.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[CalibratedModel]) -> None:
         """Takes the members.
 
         Raises:
@@ -134,13 +134,13 @@ class Panel:
         names = ("image", *self.columns)
         return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
 
-    def judge(self, seen: Float64[np.ndarray, "g width"]) -> Verdicts:
+    def judge(self, seen: Float64[np.ndarray, "g width"]) -> EnsembleOutput:
         """The members' means for rows that were seen."""
         shares = np.split(seen, self._ends[:-1], -1)
         opinions = [member.judge(own) for member, own in zip(self.members, shares, strict=True)]
         raw, calibrated, sets, ood = map(_mean_of_known, zip(*opinions, strict=True))
         nothing = np.full(len(seen), np.nan)
-        return Verdicts(
+        return EnsembleOutput(
             raw,
             calibrated,
             np.broadcast_to(nothing[:, None], raw.shape) if sets is None else sets,

@@ -16,7 +16,7 @@ from skinmm.images.decode import decode
 from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
 from skinmm.images.source import Source
 from skinmm.predict.attribution import Contributions, contributions, heat_map, mean_contributions
-from skinmm.predict.model import Member
+from skinmm.predict.model import CalibratedModel
 from skinmm.predict.predictor import Predictor, device_of
 from skinmm.predict.reader import canonical_patients
 from skinmm.vocabulary import Columns, is_missing
@@ -28,7 +28,7 @@ _COLOURS: Final = np.array(
 _STRENGTH: Final = 0.65  # of the colour where the map is strongest
 
 
-def heat_png(heat: Float32[np.ndarray, "down across"]) -> bytes:
+def heat_map_to_png(heat: Float32[np.ndarray, "down across"]) -> bytes:
     """The map itself as an 8-bit grey PNG: a pixel a place of the network, 255 where strongest."""
     file = BytesIO()
     Image.fromarray(np.round(255 * heat).astype(np.uint8)).save(file, "png")
@@ -47,7 +47,7 @@ def overlay(
 
 
 @dataclass(frozen=True)
-class Reasons:
+class Explanation:
     """Why a case has its probability.
 
     Attributes:
@@ -63,7 +63,7 @@ class Reasons:
     seen: UInt8[np.ndarray, "s s 3"] | None = None
 
     @classmethod
-    def mean(cls, members: "Sequence[Reasons]") -> "Reasons":
+    def mean(cls, members: "Sequence[Explanation]") -> "Explanation":
         """Of several checkpoints."""
         heats = [each.heat for each in members if each.heat is not None]
         finest = max((heat.shape for heat in heats), default=(0, 0))
@@ -91,7 +91,9 @@ class Explainer:
         columns: of the record, that it uses.
     """
 
-    def __init__(self, member: Member, among: int = 0, probabilities: str = "calibrated") -> None:
+    def __init__(
+        self, member: CalibratedModel, among: int = 0, probabilities: str = "calibrated"
+    ) -> None:
         """Takes a member whose backend is torch.
 
         Args:
@@ -104,7 +106,7 @@ class Explainer:
         self._backend: Any = member.backend
 
     @classmethod
-    def all_of(
+    def for_predictor(
         cls,
         predictor: Predictor,
         checkpoints: Sequence[Path],
@@ -119,11 +121,11 @@ class Explainer:
         device, among = device_of(accelerator), len(predictor.columns)
         return [
             cls(
-                member if member.backend.name == "torch" else Member.load(path, device),
+                member if member.backend.name == "torch" else CalibratedModel.load(path, device),
                 among,
                 probabilities,
             )
-            for member, path in zip(predictor.panel.members, checkpoints, strict=True)
+            for member, path in zip(predictor.ensemble.members, checkpoints, strict=True)
         ]
 
     def explain(
@@ -132,11 +134,11 @@ class Explainer:
         record: Mapping[str, Any],
         frame: int | None = None,
         path: str = "",
-    ) -> Reasons:
+    ) -> Explanation:
         """Why a case that can be predicted has its probability; `path` names the image's file."""
         member, network = self.member, self._backend.network
         calibration = member.calibration
-        row = record_row(member.encoder.columns, image, record, path)
+        row = canonical_record(member.encoder.columns, image, record, path)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
             row |= completed(row, [found_there], member.measured)
@@ -160,7 +162,7 @@ class Explainer:
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
             heat = heat_map(network, seen, encoded, positive=positive)
         seen_as = pixels if member.card.preprocess else None
-        return Reasons(found, known_cells(row, self.columns), heat, seen_as)
+        return Explanation(found, known_values(row, self.columns), heat, seen_as)
 
     def _pixels(self, image: bytes | None, frame: int | None) -> UInt8[np.ndarray, "s s 3"] | None:
         view = self.member.view
@@ -171,7 +173,7 @@ class Explainer:
         return picture(Source(image, frame), view)
 
 
-def record_row(
+def canonical_record(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
 ) -> dict[str, np.ndarray]:
     """A record in canonical words, completed from a DICOM header, as in prediction."""
@@ -182,12 +184,12 @@ def record_row(
     return row | completed(row, [header_record(path, BytesIO(image))])
 
 
-def known_cells(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
+def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
     """What a record holds."""
     return {name: row[name].tolist()[0] for name in columns if not is_missing(row[name][0])}
 
 
-def shown(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:
+def decode_for_display(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:
     """An image as a person wants to see it: as large as asked for on its longer side.
 
     Raises:

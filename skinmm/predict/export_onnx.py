@@ -44,7 +44,7 @@ from skinmm.predict.backends import (
     Shown,
     TorchBackend,
 )
-from skinmm.predict.model import Member
+from skinmm.predict.model import CalibratedModel
 
 DEMO: Final = Path(__file__).parents[1] / "demo"
 OPSET: Final = 17
@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
         raise InputError(f"{path} exists; choose another with out=FILE, or overwrite=true")
     if not path.parent.is_dir():
         raise InputError(f"out={path}: the folder {path.parent} does not exist")
-    member = Member.load(source, torch.device("cpu"))
+    member = CalibratedModel.load(source, torch.device("cpu"))
     with atomic_write(path) as partial:
         _write(member, partial)
         _verify(member, OnnxBackend(partial), config.rows)
@@ -82,7 +82,7 @@ def export(config: ExportConfig) -> Path:
 class _Exported(nn.Module):
     """A network and its calibration, with inputs by position."""
 
-    def __init__(self, member: Member, backend: TorchBackend, inputs: list[str]) -> None:
+    def __init__(self, member: CalibratedModel, backend: TorchBackend, inputs: list[str]) -> None:
         super().__init__()
         self.network, self._views, self._inputs = backend.network, backend.views, inputs
         self.calibrated, self._usual = Calibrated(member.calibration), member.familiarity
@@ -159,7 +159,7 @@ def _stepped(
     return y[after] + (inside - x[after]) * slopes[after]
 
 
-def _write(member: Member, path: Path) -> None:
+def _write(member: CalibratedModel, path: Path) -> None:
     try:
         import onnx
     except ImportError as error:
@@ -191,7 +191,7 @@ def _write(member: Member, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _metadata(member: Member) -> dict[str, Any]:
+def _metadata(member: CalibratedModel) -> dict[str, Any]:
     card = member.card
     return {
         "made_by": f"skinmm {__version__}",
@@ -219,7 +219,7 @@ def _traceable() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _verify(member: Member, exported: OnnxBackend, rows: int) -> None:
+def _verify(member: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
     """Refuses an exported model that differs from its checkpoint on lesions of the embedded cohort.
 
     Raises:
@@ -247,7 +247,7 @@ def _verify(member: Member, exported: OnnxBackend, rows: int) -> None:
 class _Compared(TorchBackend):
     """PyTorch, with the exported model asked the same."""
 
-    def __init__(self, member: Member, exported: OnnxBackend) -> None:
+    def __init__(self, member: CalibratedModel, exported: OnnxBackend) -> None:
         torch_backend = _torch(member)
         super().__init__(torch_backend.network, torch_backend.views)
         self._calibration, self._exported = member.calibration, exported
@@ -265,7 +265,7 @@ class _Compared(TorchBackend):
         return outcome
 
 
-def _torch(member: Member) -> TorchBackend:
+def _torch(member: CalibratedModel) -> TorchBackend:
     if not isinstance(member.backend, TorchBackend):
         raise TypeError(f"{member.backend.name} cannot be exported")
     return member.backend

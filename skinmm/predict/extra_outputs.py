@@ -16,9 +16,9 @@ from skinmm.errors import InputError
 from skinmm.files import atomic_write
 from skinmm.images.source import Source
 from skinmm.predict.attribution import IMAGE, MOST_COLUMNS, RECORD
-from skinmm.predict.batch import Predicted
-from skinmm.predict.explain import Explainer, Reasons, overlay, shown
-from skinmm.predict.images import ImageFolder, bare
+from skinmm.predict.batch import PredictionTable
+from skinmm.predict.explain import Explainer, Explanation, decode_for_display, overlay
+from skinmm.predict.images import ImageFolder, strip_image_suffix
 
 Rows = Iterable[pd.DataFrame]
 LISTED: Final = 20
@@ -52,7 +52,7 @@ class _Patient:
         }
 
 
-def write_patients(rows: Rows, path: Path) -> None:
+def write_patient_summary(rows: Rows, path: Path) -> None:
     """Writes a row per patient, the highest risk first; a row of nobody's is a patient's own.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
@@ -92,7 +92,7 @@ def write_submission(rows: Rows, path: Path) -> None:
 
 
 def _submitted(table: pd.DataFrame) -> pd.DataFrame:
-    names = [bare(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
+    names = [strip_image_suffix(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
     return pd.DataFrame({"image_name": names, "target": table["malignancy"]})
 
 
@@ -125,7 +125,7 @@ TABLE: Final = "explanations.csv"
 SIDE: Final = 480  # pixels of a picture's longer side at most
 
 
-class Explanations(AbstractContextManager["Explanations"]):
+class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
     """A folder with a heat map over each picture, and a table of what each input added.
 
     Of the table's columns `start` and those that begin with `added_` sum up to `explained`, the
@@ -164,7 +164,7 @@ class Explanations(AbstractContextManager["Explanations"]):
         """Closes the table."""
         self._file.close()
 
-    def add(self, predicted: Predicted) -> None:
+    def add(self, predicted: PredictionTable) -> None:
         """Explains rows that were predicted.
 
         Raises:
@@ -193,7 +193,7 @@ class Explanations(AbstractContextManager["Explanations"]):
         source = Source(b"") if path is None else self._images.read(path)
         image = source.data or None
         each = [one.explain(image, record, source.frame, path or "") for one in self._explainers]
-        reasons = Reasons.mean(each)
+        reasons = Explanation.mean(each)
         found = reasons.contributions
         share = found.share(IMAGE)
         parts = {f"added_{input_}": f"{value:.9g}" for input_, value in found.added.items()}
@@ -206,12 +206,16 @@ class Explanations(AbstractContextManager["Explanations"]):
             "share_of_record": "" if share is None else f"{1 - share:.9g}",
         }
 
-    def _drawn(self, name: str, source: Source, reasons: Reasons) -> str:
+    def _drawn(self, name: str, source: Source, reasons: Explanation) -> str:
         """The name of the picture that was written, if there is anything to draw."""
         if reasons.heat is None:
             return ""
-        picture = f"{self._row + 1:07d}_{bare(Path(name).name)[:100]}.png"
-        seen = shown(source.data, source.frame, SIDE) if reasons.seen is None else reasons.seen
+        picture = f"{self._row + 1:07d}_{strip_image_suffix(Path(name).name)[:100]}.png"
+        seen = (
+            decode_for_display(source.data, source.frame, SIDE)
+            if reasons.seen is None
+            else reasons.seen
+        )
         Image.fromarray(overlay(seen, reasons.heat)).save(self._folder / picture, "png")
         return picture
 

@@ -17,13 +17,13 @@ from skinmm.images.source import FRAME, Source, read_source, split_frame
 from skinmm.models.lesion_finder import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
-LEAST: Final = 16
+MIN_SIDE: Final = 16
 """Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
 
 Pictures = Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
 
 
-class Seen(NamedTuple):
+class LoadedRow(NamedTuple):
     """What reading one row's image gave: pictures, the DICOM header's record, or an error."""
 
     pictures: Pictures
@@ -51,10 +51,10 @@ class Names:
         """The file that is meant; the very name goes before another suffix."""
         if name in self._names:
             return name
-        return self._files.get(name) or self._files.get(bare(name))
+        return self._files.get(name) or self._files.get(strip_image_suffix(name))
 
 
-def bare(name: str) -> str:
+def strip_image_suffix(name: str) -> str:
     """A name without the suffix of an image."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     return stem if suffix.lower() in SUFFIXES else name
@@ -85,8 +85,8 @@ class ImageFolder:
         """
         name, mark, frame = cell.partition(FRAME)
         found = self._names.find(name)
-        if not found and bare(name) in self._records:
-            return self._records[bare(name)]
+        if not found and strip_image_suffix(name) in self._records:
+            return self._records[strip_image_suffix(name)]
         path = os.path.join(self._folder, found or name)  # noqa: PTH118  Path is slow, and no URL
         there = (found or self._remote.isfile(path)) if self._remote else Path(path).is_file()
         return f"{path}{mark}{frame}" if name and there else None
@@ -121,7 +121,7 @@ class ImageFolder:
         }
 
 
-class HeldImages:
+class InMemoryImages:
     """Images in memory, found as `ImageFolder` finds files."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -144,7 +144,7 @@ class HeldImages:
         return Source(self._files[name], frame)
 
 
-Images = ImageFolder | HeldImages
+Images = ImageFolder | InMemoryImages
 
 
 def look(
@@ -155,7 +155,7 @@ def look(
     *,
     needs_image: bool,
     finder: LesionFinder | None = None,
-) -> Seen:
+) -> LoadedRow:
     """Reads one image once, or says why not; whatever is wrong with it, the other rows go on.
 
     Args:
@@ -167,25 +167,25 @@ def look(
         finder: what its lesion is to be measured with; the record holds what was.
     """
     if not (views or wanted or finder):
-        return Seen({}, {}, "")
+        return LoadedRow({}, {}, "")
     try:
         path = folder.find(name) if folder else None
         if path is None:
             lost = f"image {name} not found" if views and name and folder else ""
             needed = "no image named, and this model needs one" if needs_image else ""
-            return Seen({}, {}, lost or needed)
+            return LoadedRow({}, {}, lost or needed)
         wanted = wanted and may_be_dicom(path)
         if folder is None or not (views or wanted or finder):
-            return Seen({}, {}, "")
+            return LoadedRow({}, {}, "")
         source = folder.read(path)
         record = header_record(path, BytesIO(source.data)) if wanted else {}
         if finder:
             record = {**record, **finder.measure(source)}
-        return Seen({view: _judged(source, view) for view in views}, record, "")
+        return LoadedRow({view: _judged(source, view) for view in views}, record, "")
     except (OSError, InputError) as error:
-        return Seen({}, {}, " ".join(str(error).split()))
+        return LoadedRow({}, {}, " ".join(str(error).split()))
     except Exception as error:
-        return Seen({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return LoadedRow({}, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _judged(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
@@ -194,7 +194,7 @@ def _judged(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     Raises:
         InputError: there is not: a few pixels, or a single colour.
     """
-    pixels = picture(source, view, LEAST)
+    pixels = picture(source, view, MIN_SIDE)
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise InputError("the image is of a single colour: there is nothing to judge")
     return pixels

@@ -19,19 +19,19 @@ from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.models.lesion_finder import MaskCheckpointError
-from skinmm.predict.batch import Predicted
+from skinmm.predict.batch import PredictionTable
 from skinmm.predict.explain import Explainer
-from skinmm.predict.extra_outputs import Explanations, write_patients, write_submission
+from skinmm.predict.extra_outputs import ExplanationWriter, write_patient_summary, write_submission
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.reader import (
-    as_trained,
-    brings_records,
     canonical_patients,
+    contains_records,
     count_rows,
-    read_patients,
-    stamp,
-    unfound,
+    describe_missing_columns,
+    fingerprint,
+    read_tables,
+    rename_training_columns,
 )
 from skinmm.predict.writer import Output, check_place, format_of
 from skinmm.segmentation.predict import write_masks
@@ -64,9 +64,9 @@ def predict_file(config: PredictConfig) -> int:
             that changed.
         OSError: the output cannot be written; the rows so far are kept.
     """
-    before, path = stamp(config.input), Path(config.output)
+    before, path = fingerprint(config.input), Path(config.output)
     _check_places(config)
-    paths, images = checkpoints(config.checkpoint), ImageFolder(_folder(config))
+    paths, images = find_checkpoints(config.checkpoint), ImageFolder(_folder(config))
     try:
         predictor = Predictor.from_checkpoints(
             paths,
@@ -95,7 +95,7 @@ def predict_file(config: PredictConfig) -> int:
         if not output.rows:
             raise InputError(f"input={config.input}: the table has no rows")
         if config.by_patient:
-            write_patients(output.finished(), Path(config.by_patient))
+            write_patient_summary(output.finished(), Path(config.by_patient))
         if config.submission:
             write_submission(output.finished(), Path(config.submission))
     _tell(output, config, predictor.backend)
@@ -104,20 +104,22 @@ def predict_file(config: PredictConfig) -> int:
 
 def _predicted(
     predictor: Predictor, config: PredictConfig, images: ImageFolder, done: int
-) -> Iterator[Predicted]:
+) -> Iterator[PredictionTable]:
     """The rows after those that are done, a chunk at a time."""
     wanted = _wanted(predictor, config.input)
 
     @cache  # the line is said once
     def tell(*names: str) -> None:
-        if line := unfound(names, wanted):
+        if line := describe_missing_columns(names, wanted):
             tqdm.write(line, file=sys.stderr)
 
     def tables() -> Iterator[pd.DataFrame]:
-        left = read_patients(config.input, _chunk(config.batch_size), done)
+        left = read_tables(config.input, _chunk(config.batch_size), done)
         for table in _watched(left, config.input, done, config.batch_size):
             yield table
-            tell(*as_trained(table, predictor.panel.names))  # not of a table that is refused
+            tell(
+                *rename_training_columns(table, predictor.ensemble.names)
+            )  # not of a table that is refused
 
     yield from predictor.stream(
         tables(),
@@ -131,9 +133,9 @@ def _predicted(
 
 def _wanted(predictor: Predictor, source: str) -> list[str]:
     """The record columns that a table is to have, unless it is a folder with records of its own."""
-    if brings_records(Path(source)):
+    if contains_records(Path(source)):
         return []
-    return [name for name in predictor.columns if name not in predictor.panel.measured]
+    return [name for name in predictor.columns if name not in predictor.ensemble.measured]
 
 
 def _explanations(
@@ -142,7 +144,7 @@ def _explanations(
     paths: Sequence[Path],
     images: ImageFolder,
     done: int,
-) -> AbstractContextManager[Explanations | None]:
+) -> AbstractContextManager[ExplanationWriter | None]:
     """What explains the rows after those that are done, where that is wished for."""
     if config.explain is None:
         return nullcontext()
@@ -151,11 +153,11 @@ def _explanations(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not again):
         raise InputError(f"explain={folder}: name a new or an empty folder, or overwrite=true")
     wish = config.accelerator, config.probabilities
-    explainers = Explainer.all_of(predictor, paths, *wish)
-    return Explanations(folder, explainers, images, done)
+    explainers = Explainer.for_predictor(predictor, paths, *wish)
+    return ExplanationWriter(folder, explainers, images, done)
 
 
-def checkpoints(wish: Any) -> list[Path]:
+def find_checkpoints(wish: Any) -> list[Path]:
     """The files that a path, a pattern or a list of either names, in order, each once.
 
     Raises:
@@ -198,7 +200,7 @@ def _watched(
 
 def _refuse_changed(source: str, before: str) -> None:
     """A folder was listed at once, so that it may change."""
-    if not Path(source).is_dir() and stamp(source) != before:
+    if not Path(source).is_dir() and fingerprint(source) != before:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
 
 
@@ -229,9 +231,9 @@ def _check_images(
     blind = predictor and "image" not in predictor.inputs
     if begun or blind or config.images or Path(config.input).is_dir():
         return
-    names = predictor.panel.names if predictor else {}
-    for table in islice(read_patients(config.input, FIRST), 1):
-        told = as_trained(table, names)
+    names = predictor.ensemble.names if predictor else {}
+    for table in islice(read_tables(config.input, FIRST), 1):
+        told = rename_training_columns(table, names)
         cells = canonical_patients(told, [], needs_image=False).cells["image_id"]
         wanted = [name for name in cells if name]
         placed = any("://" in name or Path(name).is_absolute() for name in wanted)

@@ -31,7 +31,7 @@ UNDECIDED: Final = Threshold(0.5, "even", guaranteed=False)
 """Of a checkpoint that no validation followed, as an interrupted run leaves one."""
 
 
-class Opinion(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a member says of a batch.
 
     Attributes:
@@ -48,7 +48,7 @@ class Opinion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Member:
+class CalibratedModel:
     """A network with everything that turns its output into calibrated probabilities.
 
     Attributes:
@@ -70,7 +70,7 @@ class Member:
     @classmethod
     def load(
         cls, path: Path, device: torch.device, backend: str = "torch", lanes: int = 1
-    ) -> "Member":
+    ) -> "CalibratedModel":
         """Rebuilds a network from a checkpoint alone, or takes the exported model beside it.
 
         Args:
@@ -169,12 +169,12 @@ class Member:
             ood[~shown] = np.nan  # validation rows had images: there is nothing to compare with
         return np.hstack([outcome.astype(np.float64), ood[:, None]])
 
-    def judge(self, seen: Float64[np.ndarray, "b width"]) -> Opinion:
+    def judge(self, seen: Float64[np.ndarray, "b width"]) -> ModelOutput:
         """What follows from what was seen of rows, as `look` gives it."""
         raw = softmax(seen[:, :-1], axis=1)
         probabilities = self.calibration.apply(raw)
         sets = self.conformal.sets(probabilities) if self.conformal else None
-        return Opinion(raw, probabilities, sets, seen[:, -1] if self.familiarity else None)
+        return ModelOutput(raw, probabilities, sets, seen[:, -1] if self.familiarity else None)
 
 
 def _torch_backend(

@@ -14,10 +14,10 @@ from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY, set_names
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import call, mean_threshold
-from skinmm.predict.batch import Part, Predicted
-from skinmm.predict.ensemble import Panel, Verdicts
+from skinmm.predict.batch import PredictionTable, TableBatch
+from skinmm.predict.ensemble import Ensemble, EnsembleOutput
 from skinmm.predict.images import Images
-from skinmm.predict.model import Member
+from skinmm.predict.model import CalibratedModel
 from skinmm.predict.pipeline import looked
 from skinmm.vocabulary import Table
 
@@ -30,7 +30,7 @@ class Predictor:
     """One or several checkpoints that share classes; several are calibrated singly, then averaged.
 
     Attributes:
-        panel: the members.
+        ensemble: the members.
         classes: names, in the order of the probabilities.
         positive: the classes that count as malignant.
         threshold: of the decision; the mean of the members' on the logit scale.
@@ -43,7 +43,7 @@ class Predictor:
             calls alone, or a row is unlike those of validation; else the threshold decides alone.
     """
 
-    def __init__(self, members: Sequence[Member], *, referral: bool = True) -> None:
+    def __init__(self, members: Sequence[CalibratedModel], *, referral: bool = True) -> None:
         """Takes the models, which stay on their device.
 
         Args:
@@ -54,12 +54,12 @@ class Predictor:
             InputError: no member, or they do not fit together: other classes, other positive
                 classes, or another rule by which one of several classes is called.
         """
-        self.panel = Panel(members)
+        self.ensemble = Ensemble(members)
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
         self.identity = [member.digest for member in members]
-        self.columns, self.inputs = self.panel.columns, self.panel.inputs
-        self.needs_image = self.panel.needs_image
+        self.columns, self.inputs = self.ensemble.columns, self.ensemble.inputs
+        self.needs_image = self.ensemble.needs_image
         card = members[0].card
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._malignant = np.isin(self.classes, self.positive)
@@ -93,7 +93,7 @@ class Predictor:
         """
         device = device_of(accelerator)
         files = [paths] if isinstance(paths, str | Path) else paths
-        members = [Member.load(Path(path), device, backend, lanes) for path in files]
+        members = [CalibratedModel.load(Path(path), device, backend, lanes) for path in files]
         return cls(members, referral=referral)
 
     def predict(
@@ -156,7 +156,7 @@ class Predictor:
         threshold: float | None = None,
         batch_size: int = 32,
         workers: int = 2,
-    ) -> Iterator[Predicted]:
+    ) -> Iterator[PredictionTable]:
         """Predicts tables one after another, as `predict` does each.
 
         While the networks look at a batch, the images of the next ones are decoded, over the ends
@@ -165,19 +165,19 @@ class Predictor:
         Raises:
             InputError: as `predict`.
         """
-        for part in looked(self.panel, tables, images, batch_size, workers):
+        for part in looked(self.ensemble, tables, images, batch_size, workers):
             yield self._told(part, probabilities, threshold, batch_size)
 
     def _told(
-        self, part: Part, probabilities: str, threshold: float | None, batch_size: int
-    ) -> Predicted:
+        self, part: TableBatch, probabilities: str, threshold: float | None, batch_size: int
+    ) -> PredictionTable:
         """What is made of a part that was looked at."""
-        verdicts = Verdicts.none(part.size, len(self.classes))
+        verdicts = EnsembleOutput.none(part.size, len(self.classes))
         for start in range(0, part.size, batch_size):
             rows = slice(start, start + batch_size)
             good = np.flatnonzero(part.errors[rows] == "")
             if len(good):
-                verdicts.put(start + good, self.panel.judge(part.seen[rows][good]))
+                verdicts.put(start + good, self.ensemble.judge(part.seen[rows][good]))
         cells = zip(part.cells["patient_id"], part.cells["lesion_id"], strict=True)
         owners = [next((name for name in names if not pd.isna(name)), "") for names in cells]
         columns = {"image_id": part.cells["image_id"], "patient_id": np.array(owners, object)}
@@ -188,11 +188,11 @@ class Predictor:
         if tuple(self.classes) != BINARY:
             named = np.array(self.classes, object)[call(verdicts.calibrated, self._shares)]
             columns["called"] = np.where(part.errors == "", named, "")
-        return Predicted(columns, part.cells, part.patients.unknown)
+        return PredictionTable(columns, part.cells, part.patients.unknown)
 
     def _said(
         self,
-        verdicts: Verdicts,
+        verdicts: EnsembleOutput,
         errors: Shaped[np.ndarray, " n"],
         probabilities: str,
         threshold: float | None,

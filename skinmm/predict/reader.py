@@ -46,7 +46,7 @@ class Patients(NamedTuple):
     target: np.ndarray | None
 
 
-def read_patients(source: str | Path, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
+def read_tables(source: str | Path, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
     """Reads a table in chunks: CSV (every cell as text, comma or semicolon) or Parquet.
 
     A folder becomes the table of its images, and of the columns of its TFRecord files.
@@ -83,7 +83,7 @@ def count_rows(source: str | Path) -> int | None:
     return max(ends - 1, 0)
 
 
-def stamp(source: str | Path) -> str:
+def fingerprint(source: str | Path) -> str:
     """What changes when a table does.
 
     Raises:
@@ -91,9 +91,9 @@ def stamp(source: str | Path) -> str:
     """
     name = str(source)
     if "://" in name:
-        from skinmm.predict.remote_files import stamp as remote_stamp
+        from skinmm.predict.remote_files import fingerprint as remote_fingerprint
 
-        return remote_stamp(name)
+        return remote_fingerprint(name)
     if Path(name).is_dir():
         return sha256("\0".join(_listed(Path(name)).iloc[:, 0]).encode()).hexdigest()
     try:
@@ -103,7 +103,7 @@ def stamp(source: str | Path) -> str:
     return f"{status.st_size}|{status.st_mtime_ns}"
 
 
-def as_trained(table: Table, names: Mapping[str, str]) -> Table:
+def rename_training_columns(table: Table, names: Mapping[str, str]) -> Table:
     """A table with the columns that training was told of under the names it gave them.
 
     Args:
@@ -153,7 +153,7 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
     return Patients(cells, unknown, target)
 
 
-def unfound(names: Sequence[str], columns: Sequence[str]) -> str:
+def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> str:
     """One line on a table that lacks columns of the record; empty where it has them all.
 
     Args:
@@ -172,7 +172,7 @@ def unfound(names: Sequence[str], columns: Sequence[str]) -> str:
     return said + left if lacking else ""
 
 
-def brings_records(folder: Path) -> bool:
+def contains_records(folder: Path) -> bool:
     """Whether it is a folder of DICOM or TFRecord files, some at least: these hold records."""
     return folder.is_dir() and any(
         path.name.lower().endswith(tfrecord.SUFFIXES)

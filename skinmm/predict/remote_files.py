@@ -33,7 +33,7 @@ def opened(path: str) -> Any:
     return _reached(f"input={path}", lambda: fsspec.open(path, "rb").open())
 
 
-def stamp(path: str) -> str:
+def fingerprint(path: str) -> str:
     """What changes when the file changes: its size and, where the store knows them, tag and time.
 
     Raises:

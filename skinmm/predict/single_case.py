@@ -13,9 +13,9 @@ import skinmm
 from skinmm.images.source import FRAME
 from skinmm.predict import Predictor
 from skinmm.predict.backends import OnnxBackend, TorchBackend
-from skinmm.predict.explain import Explainer, Reasons, known_cells, record_row
-from skinmm.predict.images import HeldImages
-from skinmm.predict.model import Member
+from skinmm.predict.explain import Explainer, Explanation, canonical_record, known_values
+from skinmm.predict.images import InMemoryImages
+from skinmm.predict.model import CalibratedModel
 from skinmm.vocabulary import is_missing
 
 NOTICE: Final = (
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     frame: int | None = None
 
 
-class Service:
+class CasePredictor:
     """What a checkpoint, or several, say of single patients.
 
     Attributes:
@@ -77,9 +77,9 @@ class Service:
         self.predictor = Predictor.from_checkpoints(
             checkpoints, accelerator, referral=referral, backend=backend
         )
-        self._explainers = Explainer.all_of(self.predictor, checkpoints, accelerator)
+        self._explainers = Explainer.for_predictor(self.predictor, checkpoints, accelerator)
         self._explaining = Lock()  # it hooks into the network, and torch predicts with the same one
-        networks = [member.backend for member in self.predictor.panel.members]
+        networks = [member.backend for member in self.predictor.ensemble.members]
         self.gpu = any(each.device.type == "cuda" for each in networks)
         self.lanes = 2 if self.predictor.backend == OnnxBackend.name else 1
         members = [each.member for each in self._explainers]
@@ -117,7 +117,7 @@ class Service:
         table = {name: np.array([row.get(name) for row in rows], object) for name in names}
         with self._explaining if self._shared else nullcontext():
             (said,) = self.predictor.stream(
-                [table], HeldImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
+                [table], InMemoryImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
             )
         by_column = [cells.tolist() for cells in said.columns.values()]
         answers = [
@@ -125,20 +125,20 @@ class Service:
         ]
         return [self._answer(cells, row) for cells, row in zip(rows, answers, strict=True)]
 
-    def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Reasons | None]:
+    def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Explanation | None]:
         """A lesion row and its explanation; none when the row holds an error."""
         row = self.predict(case)
         if row["error"]:
             return row, None
         told = (case.image, case.record, case.frame)
         with self._explaining:
-            return row, Reasons.mean([each.explain(*told) for each in self._explainers])
+            return row, Explanation.mean([each.explain(*told) for each in self._explainers])
 
     def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
         """Whose a case is, if that was said, and what is known of it, as the models read it."""
         columns = self.predictor.columns
-        row = record_row(columns, case.image, case.record)
-        return row["patient_id"][0], known_cells(row, columns)
+        row = canonical_record(columns, case.image, case.record)
+        return row["patient_id"][0], known_values(row, columns)
 
     def _answer(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         classes = self.predictor.classes
@@ -166,7 +166,7 @@ def _listed(names: str) -> list[str]:
     return names.split("|") if names else []
 
 
-def _card(predictor: Predictor, members: Sequence[Member]) -> dict[str, Any]:
+def _card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict[str, Any]:
     """The model card."""
     return {
         "skinmm": skinmm.__version__,

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 import pandas as pd
 
 from skinmm.errors import InputError
-from skinmm.predict.reader import pyarrow_parquet, read_patients
+from skinmm.predict.reader import pyarrow_parquet, read_tables
 
 BLOCK: Final = 16_384
 """Rows of a finished table that are held at a time."""
@@ -96,7 +96,7 @@ class Output:
 
     def finished(self) -> Iterator[pd.DataFrame]:
         """The rows so far as text, in blocks."""
-        return read_patients(self._partial, BLOCK)
+        return read_tables(self._partial, BLOCK)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Puts the file in its place; if something went wrong, keeps what can be gone on from."""

@@ -14,8 +14,8 @@ from skinmm.config import PredictConfig
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
 from skinmm.models.lesion_finder import LesionFinder
-from skinmm.predict.images import LEAST, ImageFolder, bare
-from skinmm.predict.reader import canonical_patients, read_patients
+from skinmm.predict.images import MIN_SIDE, ImageFolder, strip_image_suffix
+from skinmm.predict.reader import canonical_patients, read_tables
 
 ROWS: Final = 256  # of a table that are read at a time
 WHITE: Final = np.uint8(255)
@@ -46,7 +46,7 @@ def write_masks(config: PredictConfig, checkpoint: Path, images: ImageFolder, wo
     draw = partial(_draw, finder, images, out, skip=config.resume)
     done = failed = 0
     with ThreadPoolExecutor(max(workers, 1)) as pool, tqdm(unit=" masks", disable=None) as bar:
-        for table in read_patients(config.input, ROWS):
+        for table in read_tables(config.input, ROWS):
             names = canonical_patients(table, [], needs_image=True).cells["image_id"]
             for error in pool.map(draw, names):
                 if error:
@@ -63,7 +63,7 @@ def _draw(
     finder: LesionFinder, images: ImageFolder, out: Path, name: str, *, skip: bool
 ) -> str | None:
     """Writes one mask; says what was wrong, if anything was."""
-    plain = bare(name)
+    plain = strip_image_suffix(name)
     if Path(plain).is_absolute() or ".." in Path(plain).parts:
         plain = Path(plain).name  # nothing is written beside the folder
     target = out / f"{plain}.png"
@@ -76,7 +76,7 @@ def _draw(
         source = images.read(path)
         info = probe(source.data)
         pixels = decode(
-            source.data, size=finder.size, frame=source.frame, icc=finder.icc, least=LEAST
+            source.data, size=finder.size, frame=source.frame, icc=finder.icc, least=MIN_SIDE
         )
         mask = finder(pixels, (info.height, info.width))
     except (OSError, InputError) as error:

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 
 import skinmm
 from skinmm.errors import InputError
-from skinmm.predict.explain import Reasons, heat_png
-from skinmm.predict.single_case import NOTICE, Case, Service
+from skinmm.predict.explain import Explanation, heat_map_to_png
+from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.serve import openapi
 from skinmm.serve.cases import NAMES, Book, CasePaths
 from skinmm.serve.forms import named_case, read_batch, read_case
@@ -28,7 +28,7 @@ SCHEMA: Final = "/v1/openapi.json"
 
 
 def create_app(
-    service: Service,
+    service: CasePredictor,
     desk: Desk,
     *,
     keys: Keys | None = None,
@@ -86,7 +86,7 @@ class Endpoints:
     """What answers each path."""
 
     def __init__(
-        self, service: Service, desk: Desk, metrics: Metrics, book: Book, batch: int
+        self, service: CasePredictor, desk: Desk, metrics: Metrics, book: Book, batch: int
     ) -> None:
         """Takes the parts."""
         self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
@@ -124,7 +124,7 @@ class Endpoints:
         async with self._desk.place() as place:
             case = await self._case(request)
 
-            def job() -> tuple[dict[str, Any], Reasons | None]:
+            def job() -> tuple[dict[str, Any], Explanation | None]:
                 row, reasons = self._service.predict_and_explain(case)
                 self._book.keep(who_asked(request.scope), [row], [case])
                 return row, reasons
@@ -184,11 +184,11 @@ def _predicted(row: dict[str, Any]) -> dict[str, Any]:
     return {name: cell for name, cell in row.items() if name not in NAMES}
 
 
-def _told(reasons: Reasons | None) -> dict[str, Any]:
+def _told(reasons: Explanation | None) -> dict[str, Any]:
     if reasons is None:
         return {}
     found = reasons.contributions
-    heat = None if reasons.heat is None else b64encode(heat_png(reasons.heat)).decode()
+    heat = None if reasons.heat is None else b64encode(heat_map_to_png(reasons.heat)).decode()
     return {
         "record": reasons.record,
         "start": found.start,

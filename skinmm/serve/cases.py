@@ -9,7 +9,7 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from skinmm.predict.single_case import Case, Service
+from skinmm.predict.single_case import Case, CasePredictor
 from skinmm.serve import openapi
 from skinmm.serve.keys import who_asked
 from skinmm.serve.problems import ProblemError
@@ -54,7 +54,9 @@ def answered(call: Callable[P, T]) -> Callable[P, T]:
 class Book:
     """Where cases are written down: in a store, or nowhere."""
 
-    def __init__(self, service: Service, store: Store | None, *, images: bool = False) -> None:
+    def __init__(
+        self, service: CasePredictor, store: Store | None, *, images: bool = False
+    ) -> None:
         """Takes the store, and whether images are kept too.
 
         Raises:

@@ -12,7 +12,7 @@ from skinmm.config import FeedbackConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.drift import Shift, compare
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.predict.job import checkpoints
+from skinmm.predict.job import find_checkpoints
 from skinmm.report import refuse_existing
 from skinmm.report.blocks import Block, Note, Section, Table
 from skinmm.report.format import ABSENT, estimate, metric, number, percent, plural
@@ -106,7 +106,7 @@ def _model(
         raise InputError(f"store={shown(config.store)}: no model was served with it yet")
     if not config.checkpoint:
         return list(models.items())[-1]
-    files = checkpoints(config.checkpoint)
+    files = find_checkpoints(config.checkpoint)
     model = ",".join(sha256(path.read_bytes()).hexdigest() for path in files)
     if model not in models:
         raise InputError(

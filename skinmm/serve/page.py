@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from jaxtyping import UInt8
 from PIL import Image
 
-from skinmm.predict.explain import shown
-from skinmm.predict.single_case import NOTICE, Case, Service
+from skinmm.predict.explain import decode_for_display
+from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.serve.body import JAVASCRIPT, body_html
 from skinmm.serve.cases import PATIENT, Book, find_case, judge
 from skinmm.serve.education import about_html, learn_html
@@ -52,7 +52,7 @@ _CSS: Final = Path(__file__).with_name("page.css")
 class Page:
     """What the page's buttons do."""
 
-    def __init__(self, service: Service, desk: Desk, book: Book) -> None:
+    def __init__(self, service: CasePredictor, desk: Desk, book: Book) -> None:
         """Takes what answers, its queue, and where cases are kept."""
         self._service, self._desk, self.book = service, desk, book
 
@@ -108,7 +108,7 @@ class Page:
         if reasons is None:
             raise ProblemError.unusable(row["error"])
         self.book.keep(who, [row], [case])
-        blurred = data is not None and sharpness(shown(data, None, SIDE)) < BLURRED
+        blurred = data is not None and sharpness(decode_for_display(data, None, SIDE)) < BLURRED
         return Judged(case, row, reasons, self._service.card, small, blurred)
 
 
@@ -132,7 +132,9 @@ def taken(upload: str | None) -> bytes | None:
     return data
 
 
-def mount_page(app: FastAPI, service: Service, desk: Desk, book: Book | None = None) -> FastAPI:
+def mount_page(
+    app: FastAPI, service: CasePredictor, desk: Desk, book: Book | None = None
+) -> FastAPI:
     """The application with the page at `/`; `book` says where cases are kept, if anywhere."""
     folder = TemporaryDirectory(prefix="skinmm-page-", dir=MEMORY if MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
@@ -155,7 +157,7 @@ def mount_page(app: FastAPI, service: Service, desk: Desk, book: Book | None = N
     )
 
 
-def build_page(page: Page, service: Service) -> Any:
+def build_page(page: Page, service: CasePredictor) -> Any:
     """The page as Gradio's Blocks."""
     import gradio as gr
 

@@ -27,7 +27,7 @@ class Desk:
         Args:
             places: requests at a time, those that run included.
             seconds: that a request may take, its upload included.
-            lanes: how many run at a time (see `Service.lanes`).
+            lanes: how many run at a time (see `CasePredictor.lanes`).
         """
         self._places, self._seconds, self._lanes = places, seconds, lanes
         self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="predict")

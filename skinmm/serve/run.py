@@ -56,15 +56,15 @@ def _application(config: ServeConfig, keys: Keys | None) -> Any:
         InputError: a checkpoint or store that cannot be used.
         ModuleNotFoundError: a package that is not installed.
     """
-    from skinmm.predict.job import checkpoints
-    from skinmm.predict.single_case import Service
+    from skinmm.predict.job import find_checkpoints
+    from skinmm.predict.single_case import CasePredictor
     from skinmm.serve.app import create_app
     from skinmm.serve.cases import Book
     from skinmm.serve.queue import Desk
     from skinmm.serve.store import Store, StoreError, shown
 
-    service = Service(
-        checkpoints(config.checkpoint),
+    service = CasePredictor(
+        find_checkpoints(config.checkpoint),
         config.accelerator,
         referral=config.referral,
         backend=config.backend,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from skinmm.predict.single_case import Case, Service
+from skinmm.predict.single_case import Case, CasePredictor
 
 MOST: Final = 8
 """Rows of a table."""
@@ -31,7 +31,7 @@ class Ticket:
 class Together:
     """The cases that wait for the desk's thread, in order."""
 
-    def __init__(self, service: Service, most: int) -> None:
+    def __init__(self, service: CasePredictor, most: int) -> None:
         """Takes what answers, and how many cases are one table at most."""
         self._service, self._most = service, most
         self._waiting: deque[Ticket] = deque()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from skinmm.predict.explain import Reasons, overlay, shown
+from skinmm.predict.explain import Explanation, decode_for_display, overlay
 from skinmm.predict.single_case import NOTICE, Case
 
 AUDIENCES: Final = ("clinician", "patient")
@@ -46,7 +46,7 @@ class Judged(NamedTuple):
 
     case: Case
     row: Mapping[str, Any]
-    reasons: Reasons
+    reasons: Explanation
     card: Mapping[str, Any]
     small: int = 0
     blurred: bool = False
@@ -124,7 +124,7 @@ def _pictures(judged: Judged) -> Iterator[str]:
     image, heat = judged.case.image, judged.reasons.heat
     if image is None or heat is None:
         return
-    pixels = shown(image, judged.case.frame, SIDE)
+    pixels = decode_for_display(image, judged.case.frame, SIDE)
     seen = pixels if judged.reasons.seen is None else judged.reasons.seen
     yield '<div class="pictures"><figure>'
     yield picture_html(pixels, "The lesion as it was sent")

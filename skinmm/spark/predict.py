@@ -19,7 +19,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.job import checkpoints
+from skinmm.predict.job import find_checkpoints
 from skinmm.predict.writer import numbers, to_arrow
 
 ATTEMPTS: Final = 4
@@ -80,7 +80,7 @@ def predict_spark(config: SparkConfig) -> int:
         InputError: Spark or Java is not there, a missing checkpoint, table, folder or column, or
             an output in the way.
     """
-    paths = checkpoints(config.checkpoint)
+    paths = find_checkpoints(config.checkpoint)
     predictor = Predictor.from_checkpoints(
         paths, config.accelerator, referral=config.referral, backend=config.backend
     )

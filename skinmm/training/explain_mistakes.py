@@ -9,8 +9,8 @@ from PIL import Image
 
 from skinmm.evaluation.predictions import Predictions, surest_mistakes
 from skinmm.images.source import read_source
-from skinmm.predict.explain import Explainer, overlay, shown
-from skinmm.predict.model import Member
+from skinmm.predict.explain import Explainer, decode_for_display, overlay
+from skinmm.predict.model import CalibratedModel
 from skinmm.training.run_folder import write_json
 
 SIDE: Final = 240  # pixels of a picture's longer side, as the report shows it
@@ -30,7 +30,7 @@ def explain_mistakes(
         threshold: of the decision.
         cohort: the canonical rows.
     """
-    explainer = Explainer(Member.load(checkpoint, torch.device("cpu")))
+    explainer = Explainer(CalibratedModel.load(checkpoint, torch.device("cpu")))
     if explainer.member.view is None:
         return
     folder, rows = run / "explanations", cohort.set_index("image_id")
@@ -44,7 +44,7 @@ def explain_mistakes(
             picture = f"{kind}_{place}.jpg"
             if reasons.heat is not None:
                 seen = reasons.seen
-                seen = shown(source.data, source.frame, SIDE) if seen is None else seen
+                seen = decode_for_display(source.data, source.frame, SIDE) if seen is None else seen
                 Image.fromarray(overlay(seen, reasons.heat)).save(folder / picture, quality=80)
             told[str(image_id)] = {"picture": picture, "added": reasons.contributions.added}
     write_json(folder / "mistakes.json", told)

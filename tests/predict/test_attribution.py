@@ -1,4 +1,4 @@
-"""Explanations: closed forms, identities, and maps that depend on what was learnt."""
+"""ExplanationWriter: closed forms, identities, and maps that depend on what was learnt."""
 
 from itertools import permutations
 from typing import Any

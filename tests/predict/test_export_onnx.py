@@ -103,7 +103,7 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     lanes = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", lanes=2)
-    assert (lanes.panel.lanes, theirs.panel.lanes, ours.panel.lanes) == (2, 1, 1)
+    assert (lanes.ensemble.lanes, theirs.ensemble.lanes, ours.ensemble.lanes) == (2, 1, 1)
     tables = [table[:301], table[301:301], table[301:]]
     pieces = [each.table for each in lanes.stream(tables, pictures, batch_size=7)]
     assert [len(piece) for piece in pieces] == [301, 0, 399]

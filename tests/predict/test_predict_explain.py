@@ -14,8 +14,8 @@ from quick_runs import best, cohort_of, files_in
 from skinmm.cli import main
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import extra_outputs
-from skinmm.predict.batch import Predicted
-from skinmm.predict.explain import Explainer, overlay, shown
+from skinmm.predict.batch import PredictionTable
+from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.predictor import Predictor
 
@@ -56,12 +56,14 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     shares = rows[good][["share_of_image", "share_of_record"]].astype(float)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     predictor = Predictor.from_checkpoints([best(both)], "cpu")
-    (explainer,) = Explainer.all_of(predictor, [best(both)], "cpu")
+    (explainer,) = Explainer.for_predictor(predictor, [best(both)], "cpu")
     image = (pictures / f"{table['image_id'][0]}.jpg").read_bytes()
     heat = explainer.explain(image, dict(table.iloc[0])).heat
     assert heat is not None
     drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
-    np.testing.assert_array_equal(drawn, overlay(shown(image, None, extra_outputs.SIDE), heat))
+    np.testing.assert_array_equal(
+        drawn, overlay(decode_for_display(image, None, extra_outputs.SIDE), heat)
+    )
     assert explained(both, pictures, table, tmp_path) == 2
     assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3
 
@@ -83,7 +85,7 @@ def test_a_job_that_was_killed_is_gone_on_with(
     for folder in (whole, broken):
         folder.mkdir()
     assert explained(both, pictures, table, whole) == 0
-    real, seen = extra_outputs.Explanations._explained, []
+    real, seen = extra_outputs.ExplanationWriter._explained, []
 
     def dies(self: Any, name: str, record: Any) -> Any:
         seen.append(name)
@@ -91,7 +93,7 @@ def test_a_job_that_was_killed_is_gone_on_with(
             raise KeyboardInterrupt
         return real(self, name, record)
 
-    monkeypatch.setattr(extra_outputs.Explanations, "_explained", dies)
+    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explained", dies)
     assert explained(both, pictures, table, broken) == 130
     assert explained(both, pictures, table, broken, "resume=true") == 0
     for name in ("out.csv", f"why/{extra_outputs.TABLE}"):
@@ -116,14 +118,14 @@ def test_what_is_explained_is_what_is_predicted(both: Path, pictures: Path, tmp_
 def test_what_is_wrong_with_one_row_is_said_there(
     both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = extra_outputs.Explanations._explained
+    real = extra_outputs.ExplanationWriter._explained
 
     def fails(self: Any, name: str, *more: Any) -> Any:
         if name == table["image_id"][0]:
             raise RuntimeError("out of\nmemory")
         return real(self, name, *more)
 
-    monkeypatch.setattr(extra_outputs.Explanations, "_explained", fails)
+    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explained", fails)
     table = cohort_of(both)[["image_id", "age"]].head(2)
     assert explained(both, pictures, table, tmp_path) == 0
     assert why(tmp_path)["error"].tolist() == ["RuntimeError: out of memory", ""]
@@ -131,11 +133,11 @@ def test_what_is_wrong_with_one_row_is_said_there(
 
 def test_earlier_rows_are_there_before_new_ones_come(tmp_path: Path, pictures: Path) -> None:
     table, images = tmp_path / extra_outputs.TABLE, ImageFolder(pictures)
-    with extra_outputs.Explanations(tmp_path, [], images) as first:
+    with extra_outputs.ExplanationWriter(tmp_path, [], images) as first:
         nothing = {"image_id": np.array(["a", "b"]), "error": np.array(["lost", "lost"])}
-        first.add(Predicted(nothing, {"patient_id": np.array([None, None])}, Counter()))
+        first.add(PredictionTable(nothing, {"patient_id": np.array([None, None])}, Counter()))
     before = table.read_bytes()
-    with extra_outputs.Explanations(tmp_path, [], images, 2):
+    with extra_outputs.ExplanationWriter(tmp_path, [], images, 2):
         assert table.read_bytes() == before  # what a kill would leave now
 
 

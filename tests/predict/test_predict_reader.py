@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.reader import canonical_patients, read_patients, unfound
+from skinmm.predict.reader import canonical_patients, describe_missing_columns, read_tables
 from skinmm.vocabulary import patients_of
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
@@ -22,7 +22,7 @@ def written(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def read(path: Path, chunk: int = 100) -> pd.DataFrame:
-    return pd.concat(read_patients(path, chunk), ignore_index=True)
+    return pd.concat(read_tables(path, chunk), ignore_index=True)
 
 
 @settings(deadline=None, max_examples=100)
@@ -103,13 +103,15 @@ def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -
 
 def test_columns_under_names_that_nobody_knows_are_told() -> None:
     german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
-    assert unfound(german, ["age", "itch"]) == ""
-    assert unfound(german, ["age", "sex", "grew"]) == (
+    assert describe_missing_columns(german, ["age", "itch"]) == ""
+    assert describe_missing_columns(german, ["age", "sex", "grew"]) == (
         "no column for sex (known: sex, gender), grew: missing, unless DICOM headers have it; "
         "columns not used: Alter, Geschlecht, itch"
     )
-    assert unfound([f"c{n}" for n in range(12)], ["sex"]).endswith("c8, c9, 2 more")
-    assert unfound(["image", "target"], ["sex"]).endswith("DICOM headers have it")
+    assert describe_missing_columns([f"c{n}" for n in range(12)], ["sex"]).endswith(
+        "c8, c9, 2 more"
+    )
+    assert describe_missing_columns(["image", "target"], ["sex"]).endswith("DICOM headers have it")
 
 
 def test_unknown_values_become_missing_and_are_counted() -> None:

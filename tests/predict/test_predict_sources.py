@@ -12,7 +12,7 @@ from quick_runs import best, cohort_of
 from tfrecord.writer import TFRecordWriter
 
 from skinmm.cli import main
-from skinmm.predict.reader import count_rows, read_patients, stamp
+from skinmm.predict.reader import count_rows, fingerprint, read_tables
 
 Said = pytest.CaptureFixture[str]
 COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
@@ -50,7 +50,7 @@ def test_a_parquet_table_is_a_table(
     source = tmp_path / "in.parquet"
     found = predicted(best(both), source, tmp_path / "b.csv", f"images={pictures}")
     assert_same(found, expected, "image_id", "patient_id", "target", "missing")
-    parts = [*read_patients(source, 5, skip=3)]
+    parts = [*read_tables(source, 5, skip=3)]
     assert sum(map(len, parts)) == 9
     assert parts[0]["image_id"].iloc[0] == table["image_id"][3]
     assert count_rows(source) == 12
@@ -65,9 +65,9 @@ def test_a_url_is_a_table_and_a_folder(
         memory.pipe(f"/job/{name}.jpg", (pictures / f"{name}.jpg").read_bytes())
     found = predicted(best(both), "memory://job/in.csv", tmp_path / "b.csv")
     assert_same(found, expected, "image_id", "patient_id", "target", "missing")
-    before = stamp("memory://job/in.csv")
+    before = fingerprint("memory://job/in.csv")
     memory.pipe("/job/in.csv", b"image\na\n")
-    assert stamp("memory://job/in.csv") != before
+    assert fingerprint("memory://job/in.csv") != before
     assert count_rows("memory://job/in.csv") is None
 
 

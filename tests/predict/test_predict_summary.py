@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from skinmm.predict.extra_outputs import LISTED, write_patients
+from skinmm.predict.extra_outputs import LISTED, write_patient_summary
 
 
 def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:
 def test_a_decision_counts_however_low_its_risk(
     many: tuple[float, str], one: tuple[float, str], decided: str, tmp_path: Path
 ) -> None:
-    write_patients([rows([many] * (LISTED + 5)), rows([one])], tmp_path / "patients.csv")
+    write_patient_summary([rows([many] * (LISTED + 5)), rows([one])], tmp_path / "patients.csv")
     (patient,) = pd.read_csv(tmp_path / "patients.csv").to_dict("records")
     assert patient["decision"] == decided
     assert patient["images"] == LISTED + 6

@@ -19,7 +19,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, mean_threshold
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
-from skinmm.predict.images import LEAST
+from skinmm.predict.images import MIN_SIDE
 
 P = ["p_benign", "p_malignant"]
 
@@ -201,8 +201,8 @@ def test_what_nobody_could_judge_is_an_error_of_its_row(
 
 
 def test_no_picture_of_a_size_that_models_are_trained_at_is_too_small() -> None:
-    assert ModelConfig.__dataclass_fields__["image_size"].metadata["low"] == LEAST
-    assert PackConfig.__dataclass_fields__["size"].metadata["low"] == LEAST
+    assert ModelConfig.__dataclass_fields__["image_size"].metadata["low"] == MIN_SIDE
+    assert PackConfig.__dataclass_fields__["size"].metadata["low"] == MIN_SIDE
 
 
 def test_a_missing_record_is_predicted(predictor: Predictor, pictures: Path) -> None:

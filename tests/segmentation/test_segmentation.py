@@ -23,7 +23,7 @@ from skinmm.models.lesion_finder import LesionFinder, measured
 from skinmm.predict import Predictor
 from skinmm.predict.explain import Explainer
 from skinmm.predict.images import ImageFolder
-from skinmm.predict.model import Member
+from skinmm.predict.model import CalibratedModel
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -164,7 +164,7 @@ def test_training_prediction_and_service_see_the_same_tensor(
     config = from_mapping(Config, card.config)
     config.data.segmenter = str(drawing)
     data = LesionData(config, frozenset({"image"}))
-    member = Member.load(best(classifier), torch.device("cpu"))
+    member = CalibratedModel.load(best(classifier), torch.device("cpu"))
     assert member.view is not None
     row = int(data.rows("test")[0])
     path = ImageFolder(pictures).find(data.cohort["image_id"].iloc[row])
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_said(
     ):
         assert said in refused(capsys, run, *overrides)
     with pytest.raises(CheckpointError, match="draws masks and classifies nothing"):
-        Member.load(drawing, torch.device("cpu"))
+        CalibratedModel.load(drawing, torch.device("cpu"))
     job = [f"checkpoint={drawing}", f"input={cohort / 'nevi'}", f"output={tmp_path / 'm.csv'}"]
     assert cli.predict(job) == 2
     assert "name a folder" in capsys.readouterr().err

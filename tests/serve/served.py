@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
-from skinmm.predict.single_case import Service
+from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.app import create_app
 from skinmm.serve.cases import Book
 from skinmm.serve.queue import Desk
@@ -30,13 +30,13 @@ START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.
 
 
 @pytest.fixture(scope="module")
-def service(both: Path) -> Service:
+def service(both: Path) -> CasePredictor:
     """What a checkpoint says."""
-    return Service([best(both)], "cpu")
+    return CasePredictor([best(both)], "cpu")
 
 
 @pytest.fixture(scope="module")
-def at(service: Service) -> Iterator[TestClient]:
+def at(service: CasePredictor) -> Iterator[TestClient]:
     """The API of that checkpoint, without a store."""
     with client(application(service)) as opened:
         yield opened
@@ -63,7 +63,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def application(
-    service: Service, *, places: int = 4, seconds: float = 60, store: str | None = None, **how: Any
+    service: CasePredictor,
+    *,
+    places: int = 4,
+    seconds: float = 60,
+    store: str | None = None,
+    **how: Any,
 ) -> FastAPI:
     images = how.pop("images", False)
     book = Book(service, Store.open(store), images=images) if store else None

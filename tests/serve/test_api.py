@@ -23,7 +23,7 @@ from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main
-from skinmm.predict.single_case import NOTICE, Case, Service
+from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.serve.together import MOST, Together
 
 __all__ = ["at", "service"]  # fixtures
@@ -87,7 +87,7 @@ def test_a_batch_is_the_table(at: TestClient, both: Path, pictures: Path, tmp_pa
     assert said[3]["malignancy"] is said[3]["probabilities"] is None
 
 
-def test_who_waits_together_is_answered_as_if_alone(service: Service, pictures: Path) -> None:
+def test_who_waits_together_is_answered_as_if_alone(service: CasePredictor, pictures: Path) -> None:
     names = [f"ISIC_{number:07d}" for number in (0, 1, 2)]
     cases = [Case(jpeg_of(pictures, name), RECORD) for name in names]
     cases.insert(1, Case(b"\xff\xd8\xff\xe0 broken", {}))
@@ -109,7 +109,7 @@ def test_who_waits_together_is_answered_as_if_alone(service: Service, pictures: 
 
 
 def test_a_case_that_breaks_the_table_fails_alone(
-    service: Service, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    service: CasePredictor, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = service.predict_table
 
@@ -158,7 +158,7 @@ def test_several_checkpoints_are_one_service(
     paths = [best(run) for run in (both, larger, records)]
     (tmp_path / "a.jpg").write_bytes(jpeg_of(pictures))
     row = predicted(f"[{','.join(map(str, paths))}]", tmp_path, [{"image": "a.jpg", **RECORD}])
-    with client(application(Service(paths, "cpu"))) as opened:
+    with client(application(CasePredictor(paths, "cpu"))) as opened:
         _, said = send(opened, jpeg_of(pictures), "/v1/explain", **RECORD)
         assert len(opened.get("/v1/model").json()["members"]) == 3
     assert said["malignancy"] == pytest.approx(float(row["malignancy"][0]), abs=1e-6)
@@ -167,14 +167,14 @@ def test_several_checkpoints_are_one_service(
 
 
 def test_a_model_of_the_record_alone_takes_no_image(records: Path) -> None:
-    with client(application(Service([best(records)], "cpu"))) as opened:
+    with client(application(CasePredictor([best(records)], "cpu"))) as opened:
         status, said = send(opened, None, "/v1/explain", **RECORD)
     assert status == 200
     assert said["heat_map_png"] is None
     assert said["share_of_image"] == 0
 
 
-def test_the_card_tells_what_is_served(at: TestClient, service: Service) -> None:
+def test_the_card_tells_what_is_served(at: TestClient, service: CasePredictor) -> None:
     card = at.get("/v1/model").json()
     assert card["intended_use"] == NOTICE
     assert card["threshold"] == service.predictor.threshold

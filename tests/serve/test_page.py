@@ -18,8 +18,8 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
-from skinmm.predict.explain import Explainer, Reasons, overlay
-from skinmm.predict.single_case import NOTICE, Case, Service
+from skinmm.predict.explain import Explainer, Explanation, overlay
+from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.serve.cases import Book
 from skinmm.serve.education import about_html, learn_html
 from skinmm.serve.page import BLURRED, NOT_STATED, Page, sharpness
@@ -33,14 +33,16 @@ ROOT = Path(__file__).parents[2]
 __all__ = ["service"]  # fixtures
 
 
-def judged(service: Service, image: bytes, **record: str) -> Judged:
+def judged(service: CasePredictor, image: bytes, **record: str) -> Judged:
     case = Case(image, record)
     row, reasons = service.predict_and_explain(case)
     assert reasons is not None
     return Judged(case, row, reasons, service.card)
 
 
-def judge(service: Service, upload: str | None, *cells: Any, audience: str = "clinician") -> str:
+def judge(
+    service: CasePredictor, upload: str | None, *cells: Any, audience: str = "clinician"
+) -> str:
     """What the button shows."""
 
     async def press() -> str:
@@ -63,7 +65,7 @@ def uploaded(folder: Path, data: bytes) -> str:
 
 @pytest.mark.parametrize("audience", AUDIENCES)
 def test_the_result_is_the_service_s(
-    service: Service, pictures: Path, tmp_path: Path, audience: str
+    service: CasePredictor, pictures: Path, tmp_path: Path, audience: str
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
     said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
@@ -78,7 +80,7 @@ def test_the_result_is_the_service_s(
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0 broken"])
 def test_what_cannot_be_used_is_said_and_deleted(
-    service: Service, tmp_path: Path, data: bytes
+    service: CasePredictor, tmp_path: Path, data: bytes
 ) -> None:
     said = judge(service, uploaded(tmp_path, data), "", NOT_STATED, NOT_STATED)
     assert 'role="alert"' in said
@@ -86,7 +88,7 @@ def test_what_cannot_be_used_is_said_and_deleted(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_an_image_that_is_not_there(service: Service, tmp_path: Path) -> None:
+def test_an_image_that_is_not_there(service: CasePredictor, tmp_path: Path) -> None:
     assert "needs an image" in judge(service, None, "5", NOT_STATED, NOT_STATED)
     gone = judge(service, str(tmp_path / "gone.jpg"), "5", NOT_STATED, NOT_STATED)
     assert "choose it again" in gone
@@ -101,13 +103,13 @@ def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
 
 
 def test_nobody_predicts_with_a_network_that_is_being_explained(
-    service: Service, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    service: CasePredictor, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(jpeg_of(pictures), {"age": "50"})
     said: list[Any] = []
     real = Explainer.explain
 
-    def hooked(*given: Any) -> Reasons:
+    def hooked(*given: Any) -> Explanation:
         beside.start()
         beside.join(0.5)
         said.append(beside.is_alive())
@@ -120,7 +122,7 @@ def test_nobody_predicts_with_a_network_that_is_being_explained(
     assert said == [True, row]
 
 
-def test_the_points_add_up(service: Service, pictures: Path) -> None:
+def test_the_points_add_up(service: CasePredictor, pictures: Path) -> None:
     data = dicom_from_jpeg(jpeg_of(pictures), PatientAge="061Y")
     one = judged(service, data, sex="male")
     said = result(one)
@@ -131,14 +133,14 @@ def test_the_points_add_up(service: Service, pictures: Path) -> None:
     assert start + sum(added) == pytest.approx(together, abs=0.3)
 
 
-def test_what_a_patient_sent_is_text(service: Service, pictures: Path) -> None:
+def test_what_a_patient_sent_is_text(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="<script>alert(1)</script>")
     said = result(one)
     assert "age was not understood" in said
     assert "<script" not in said
 
 
-def test_what_speaks_against_a_result_is_said(service: Service, pictures: Path) -> None:
+def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="50")
     strange = one._replace(row={**one.row, "ood": 2.0}, small=32)
     assert "Unlike the lesions" in result(strange)
@@ -160,7 +162,9 @@ def test_sharpness_is_a_known_variance_and_falls_with_blur(pictures: Path) -> No
         assert sharpness(np.asarray(opened.filter(ImageFilter.GaussianBlur(3)))) < BLURRED
 
 
-def test_a_blurred_picture_is_said_to_be(service: Service, pictures: Path, tmp_path: Path) -> None:
+def test_a_blurred_picture_is_said_to_be(
+    service: CasePredictor, pictures: Path, tmp_path: Path
+) -> None:
     file = io.BytesIO()
     with Image.open(pictures / "ISIC_0000166.jpg") as opened:
         opened.filter(ImageFilter.GaussianBlur(4)).save(file, "jpeg")
@@ -180,7 +184,7 @@ def test_the_map_is_clear_where_nothing_speaks() -> None:
     assert (seen[-1, -1] == 100).all()
 
 
-def test_every_part_says_what_it_is_for(service: Service) -> None:
+def test_every_part_says_what_it_is_for(service: CasePredictor) -> None:
     learn, about = learn_html(), about_html(service.card)
     assert NOTICE.replace("'", "&#x27;") in learn
     assert NOTICE in about
@@ -195,7 +199,7 @@ def test_the_space_installs_this_version() -> None:
     assert requirement.startswith(f"./skinmm-{skinmm.__version__}-")
 
 
-def test_a_verdict_on_the_page(service: Service, pictures: Path, tmp_path: Path) -> None:
+def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "cases.db"))
     page = Page(service, Desk(4, 60), Book(service, store))
     upload = uploaded(tmp_path, jpeg_of(pictures))

@@ -26,7 +26,7 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.predict.single_case import Service
+from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.forms import MAX_IMAGE, check_name
 from skinmm.serve.keys import Keys, is_loopback
 from skinmm.serve.problems import ProblemError
@@ -143,7 +143,7 @@ def test_a_table_that_is_none(at: TestClient, table: str) -> None:
     assert "at most 32" in answer.json()["detail"]
 
 
-def test_keys_open_all_but_health(service: Service, tmp_path: Path) -> None:
+def test_keys_open_all_but_health(service: CasePredictor, tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"# ours\n{hashlib.sha256(KEY.encode()).hexdigest()}  -\n")
     with client(application(service, keys=Keys.read(file))) as opened:
@@ -192,7 +192,7 @@ def test_others_are_let_in_only_with_keys(
     assert "no such file" in capsys.readouterr().err
 
 
-def test_a_page_of_another_name_does_not_reach_it(service: Service) -> None:
+def test_a_page_of_another_name_does_not_reach_it(service: CasePredictor) -> None:
     app = application(service, hosts={"localhost", "127.0.0.1"})
     with client(app, base_url="http://localhost:8000") as opened:
         assert opened.get("/healthz").status_code == 200
@@ -207,7 +207,7 @@ def test_every_answer_has_security_headers(at: TestClient) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
 
 
-def test_who_finds_all_places_taken_comes_again(service: Service, pictures: Path) -> None:
+def test_who_finds_all_places_taken_comes_again(service: CasePredictor, pictures: Path) -> None:
     desk = Desk(1, 60)
     go = threading.Event()
 
@@ -257,7 +257,7 @@ def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
     desk.close()
 
 
-def test_a_slow_client_keeps_nobody_else_waiting(service: Service, pictures: Path) -> None:
+def test_a_slow_client_keeps_nobody_else_waiting(service: CasePredictor, pictures: Path) -> None:
     """Over a real socket: a body that never ends is answered, and its place is free again."""
     config = uvicorn.Config(application(service, seconds=0.5), port=0, log_level="critical")
     server = uvicorn.Server(config)
@@ -285,7 +285,7 @@ def test_a_slow_client_keeps_nobody_else_waiting(service: Service, pictures: Pat
 
 
 def test_an_error_of_ours_says_nothing_of_the_patient(
-    service: Service,
+    service: CasePredictor,
     pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.predict.single_case import Service
+from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.keys import Keys
 from skinmm.serve.store import NewCase, Store, StoreError
 
@@ -53,7 +53,7 @@ def change(place: str, sql: str) -> None:
 
 
 @pytest.fixture
-def opened(service: Service, place: str, tmp_path: Path) -> Iterator[TestClient]:
+def opened(service: CasePredictor, place: str, tmp_path: Path) -> Iterator[TestClient]:
     """The API with a store and a key that has a name."""
     file = tmp_path / "keys.txt"
     file.write_text(f"{hashlib.sha256(KEY.encode()).hexdigest()}  dermatology\n")
@@ -282,7 +282,7 @@ def test_a_kill_loses_no_case_that_was_acknowledged(both: Path, pictures: Path, 
 
 
 def test_feedback_sets_verdicts_beside_the_test(
-    service: Service, place: str, both: Path, pictures: Path, tmp_path: Path
+    service: CasePredictor, place: str, both: Path, pictures: Path, tmp_path: Path
 ) -> None:
     names = [f"ISIC_{number:07d}" for number in (0, 1, 2, 3, 4, 6)]
     output = tmp_path / "feedback"

@@ -11,7 +11,7 @@ from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
-from skinmm.predict.explain import Explainer, overlay, shown
+from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
 from skinmm.report.write import shared_report
@@ -28,14 +28,16 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     names = [name for kind in chosen.values() for name in rows.image_id[kind]]
     assert list(told) == names
     assert len(told) > SUREST // 2
-    (explainer,) = Explainer.all_of(Predictor.from_checkpoints([best(run)]), [best(run)], "cpu")
+    (explainer,) = Explainer.for_predictor(
+        Predictor.from_checkpoints([best(run)]), [best(run)], "cpu"
+    )
     records = cohort_of(run).astype(object).set_index("image_id")
     image = (pictures / f"{names[0]}.jpg").read_bytes()
     reasons = explainer.explain(image, dict(records.loc[names[0]]))
     assert told[names[0]]["added"] == pytest.approx(reasons.contributions.added)
     assert reasons.heat is not None
     drawn = np.asarray(Image.open(run / "explanations" / told[names[0]]["picture"]), float)
-    exact = overlay(shown(image, None, SIDE), reasons.heat)
+    exact = overlay(decode_for_display(image, None, SIDE), reasons.heat)
     assert np.abs(drawn - exact).mean() < 5  # of 255: what JPEG takes away
     chance = predictions_of(run).set_index("image_id")["p_malignant"]
     together = reasons.contributions.start + sum(reasons.contributions.added.values())
