@@ -1,7 +1,6 @@
 """Where each image's bytes are: folders are listed once, files are matched by name."""
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +10,8 @@ from skinmm.config import DataConfig
 from skinmm.data.cohorts.tables import IMAGE_SUFFIXES
 from skinmm.errors import InputError
 from skinmm.images import shards
-from skinmm.images.source import FRAME, HDF5_SUFFIXES, hdf5_names
-
-Found = dict[str, str]
-"""Image name -> path, in the forms that the cohort table allows."""
-Find = Callable[[list[str], shards.Schema], Found]
+from skinmm.images.finder import ImageFinder, list_files
+from skinmm.images.source import FRAME, HDF5_SUFFIXES
 
 
 def root_of(data: DataConfig) -> Path:
@@ -50,17 +46,15 @@ def with_paths(
     """
     there = [root / folder for folder in folders if (root / folder).is_dir()]
     files = list_files(there)
-    names = [name.partition(FRAME) for name in table["image_id"]]
-    wanted = {name for name, _, _ in names}
-    formats = FORMATS if image_format == "auto" else {image_format: FORMATS[image_format]}
-    best: Found = {}
-    for find in formats.values():
-        found = find(files, schema)
-        if len(wanted & found.keys()) > len(wanted & best.keys()):
-            best = found
-        if wanted <= best.keys():
+    image_ids = {name.partition(FRAME)[0] for name in table["image_id"]}
+    finder, most = ImageFinder([]), 0
+    for suffixes in FORMATS.values() if image_format == "auto" else [FORMATS[image_format]]:
+        candidate = ImageFinder(files, suffixes=suffixes, schema=schema)
+        if (count := len(image_ids & candidate.names)) > most:
+            finder, most = candidate, count
+        if most == len(image_ids):
             break
-    paths = [f"{best[name]}{mark}{frame}" if name in best else None for name, mark, frame in names]
+    paths = [finder.find(name) for name in table["image_id"]]
     filled = table.assign(path=pd.Series(paths, table.index, dtype=object))
     filled.attrs["looked_in"] = ", ".join(map(str, there)) or str(root)
     return filled
@@ -94,52 +88,18 @@ def absent(table: pd.DataFrame) -> str | None:
     return f"{said}; looked in {looked}" if len(gone) else None
 
 
-def list_files(folders: Iterable[Path]) -> list[str]:
-    """Absolute paths of the files in these folders (not below), each folder listed once."""
-    files = []
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            files += sorted(entry.path for entry in entries if not entry.name.startswith("."))
-    return files
-
-
 def tfrecords_in(files: Iterable[str]) -> list[str]:
     """The TFRecord files among some."""
     return [file for file in files if file.lower().endswith(shards.SUFFIXES)]
 
 
-def _by_stem(suffixes: Sequence[str]) -> Find:
-    def find(files: list[str], _: shards.Schema) -> Found:
-        found: Found = {}
-        for file in files:
-            # Path would take six times as long, which counts at 33,126 files.
-            stem, suffix = os.path.splitext(os.path.basename(file))  # noqa: PTH119, PTH122
-            if suffix.lower() in suffixes:
-                found.setdefault(stem, file)
-        return found
-
-    return find
-
-
-def _in_hdf5(files: list[str], _: shards.Schema) -> Found:
-    containers = [file for file in files if file.lower().endswith(HDF5_SUFFIXES)]
-    return {name: f"{file}#{name}" for file in containers for name in hdf5_names(Path(file))}
-
-
-def _in_tfrecords(files: list[str], schema: shards.Schema) -> Found:
-    containers = [shards.TFRecordFile(file, schema) for file in tfrecords_in(files)]
-    return {
-        name: shards.location(file.path, name, schema) for file in containers for name in file.names
-    }
-
-
-FORMATS: Final[dict[str, Find]] = {
-    "jpeg": _by_stem([suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"]),
-    "dicom": _by_stem([".dcm"]),
-    "hdf5": _in_hdf5,
-    "tfrecord": _in_tfrecords,
+FORMATS: Final[dict[str, tuple[str, ...]]] = {
+    "jpeg": tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"),
+    "dicom": (".dcm",),
+    "hdf5": HDF5_SUFFIXES,
+    "tfrecord": shards.SUFFIXES,
 }
-"""`data.format` -> how its files give up their images' names."""
+"""`data.format` -> suffixes of its files."""
 
 
 FOLDER: Final = "masks"

@@ -7,10 +7,11 @@ import pandas as pd
 
 import skinmm
 from skinmm.config import DataConfig
-from skinmm.data.cohorts.find_images import list_files, root_of, tfrecords_in, with_paths
+from skinmm.data.cohorts.find_images import root_of, tfrecords_in, with_paths
 from skinmm.data.cohorts.tables import IMAGE_SUFFIXES, canonical, choice, joined, read_table
 from skinmm.errors import InputError
 from skinmm.images import shards
+from skinmm.images.finder import list_files
 from skinmm.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import find_images
-from skinmm.data.cohorts.find_images import list_files, root_of, tfrecords_in, with_paths
+from skinmm.data.cohorts.find_images import root_of, tfrecords_in, with_paths
 from skinmm.data.cohorts.tables import (
     IMAGE_SUFFIXES,
     canonical,
@@ -20,6 +20,7 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.data.cohorts.targets import LACKS
 from skinmm.errors import InputError, is_utf8
+from skinmm.images.finder import list_files
 from skinmm.images.shards import PLAIN, Schema
 from skinmm.images.shards import read_table as read_records
 from skinmm.images.source import split_frame
