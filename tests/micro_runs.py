@@ -16,7 +16,7 @@ from skinmm.config import (
     ModelConfig,
     OptimizerConfig,
     TrainerConfig,
-    build,
+    build_component,
     to_mapping,
 )
 from skinmm.data.datamodule import LesionData
@@ -76,7 +76,9 @@ def micro_classifier(config: Config, data: LesionData) -> Classifier:
     torch.manual_seed(0)
     classes = list(data.classes)
     network = build_network(config, data.record_widths, len(classes), pretrained=False)
-    loss = build(LOSSES, "loss", config.loss, counts=torch.ones(len(classes), dtype=torch.long))
+    loss = build_component(
+        LOSSES, "loss", config.loss, counts=torch.ones(len(classes), dtype=torch.long)
+    )
     card = Card(
         config=to_mapping(config),
         classes=classes,

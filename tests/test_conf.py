@@ -17,7 +17,7 @@ from skinmm.config import (
     ScheduleConfig,
     ServeConfig,
     TrainerConfig,
-    flat,
+    flatten,
     from_mapping,
     to_mapping,
 )
@@ -119,8 +119,8 @@ def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
     values = content if group in ("experiment", "task") else {group: content}
-    typed = flat(to_mapping(from_mapping(Config, values)))
-    assert flat(values).items() <= typed.items()
+    typed = flatten(to_mapping(from_mapping(Config, values)))
+    assert flatten(values).items() <= typed.items()
 
 
 def test_the_schema_s_choices_are_the_tables_keys() -> None:

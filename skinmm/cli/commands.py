@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.cli.hydra_app import once
+from skinmm.cli.hydra_app import run_single
 from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, PackSparkConfig
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from skinmm.report.cohorts import Cohort
 from collections.abc import Callable
 
-from skinmm.cli.hydra_app import guarded, require_writable
-from skinmm.config import SparkConfig
+from skinmm.cli.hydra_app import require_writable, run_cli
+from skinmm.config import PredictSparkConfig
 from skinmm.errors import InputError
 
 PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
@@ -24,17 +24,17 @@ PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={o
 
 def audit(argv: list[str]) -> int:
     """Finds leaks and shortcuts of a cohort and its split; 1 when there is a leak."""
-    return once(argv, "audit", AuditConfig, _audit, "skinmm audit takes one cohort")
+    return run_single(argv, "audit", AuditConfig, _audit, "skinmm audit takes one cohort")
 
 
 def explore(argv: list[str]) -> int:
     """Makes a page about a cohort: counts, what is missing, ages, sites, sizes, pictures."""
-    return once(argv, "explore", ExploreConfig, _explore, "skinmm explore takes one cohort")
+    return run_single(argv, "explore", ExploreConfig, _explore, "skinmm explore takes one cohort")
 
 
 def pack(argv: list[str]) -> int:
     """Makes a cohort's images small and puts them into TFRecord shards; or checks such a pack."""
-    return once(argv, "pack", PackConfig, _pack, "skinmm pack takes one cohort")
+    return run_single(argv, "pack", PackConfig, _pack, "skinmm pack takes one cohort")
 
 
 def _audit(config: AuditConfig, _: Path) -> int:
@@ -218,7 +218,7 @@ def _told(argv: list[str], usage: str, job: Callable[[list[str]], int]) -> int:
     if {"-h", "--help"} & set(argv):
         print(usage)  # noqa: T201
         return 0
-    return guarded(lambda: job(argv))
+    return run_cli(lambda: job(argv))
 
 
 def _options(argv: list[str], known: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
@@ -248,19 +248,23 @@ def _names(options: dict[str, str], name: str) -> list[str] | None:
 
 def predict_spark(argv: list[str]) -> int:
     """Predicts a list of any length on Apache Spark, Parquet in and out."""
-    return once(
-        argv, "predict_spark", SparkConfig, _predict_spark, "skinmm predict-spark makes one table"
+    return run_single(
+        argv,
+        "predict_spark",
+        PredictSparkConfig,
+        _predict_spark,
+        "skinmm predict-spark makes one table",
     )
 
 
 def pack_spark(argv: list[str]) -> int:
     """Packs a cohort as `pack` does, its shards written on Apache Spark."""
-    return once(
+    return run_single(
         argv, "pack_spark", PackSparkConfig, _pack_spark, "skinmm pack-spark takes one cohort"
     )
 
 
-def _predict_spark(config: SparkConfig, _: Path) -> int:
+def _predict_spark(config: PredictSparkConfig, _: Path) -> int:
     from skinmm.spark.predict import predict_spark as predicted
 
     return predicted(config)

@@ -17,7 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
-from skinmm.config import described, explain_unknown, from_mapping, literal, one_line, unknown_key
+from skinmm.config import (
+    describe_settings,
+    escape_interpolation,
+    find_unknown_key,
+    format_config_error,
+    from_mapping,
+    suggest_key,
+)
 from skinmm.errors import InputError, is_utf8
 
 PACKAGE: Final = Path(__file__).parents[1]
@@ -76,7 +83,7 @@ Job = Callable[[Any, Path], int]
 """Takes the typed configuration and the folder that Hydra made; returns the exit status."""
 
 
-def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
+def run_hydra(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
     """Composes, checks and runs a job; with `-m` as often as the overrides say.
 
     A run of a sweep that fails says so and lets the others go on.
@@ -92,11 +99,11 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
     """
     unwritable = [item for item in argv if not is_utf8(item)]
     if unwritable:
-        return refused(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
+        return refuse(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
     ConfigStore.instance().store(name="schema", node=schema)
     full = os.environ.get(FULL_ERROR) == "1"
     if {"-h", "--help"} & {*argv}:
-        return guarded(lambda: _help(argv, name, schema), full=full, schema=schema)
+        return run_cli(lambda: _help(argv, name, schema), full=full, schema=schema)
     typed, own, statuses = sys.argv, os.getpid(), [0]
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
@@ -105,8 +112,8 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
         # What the job starts (Lightning's other ranks) sees neither Hydra nor quoted paths.
         HydraConfig.instance().cfg = None
         sys.argv = typed
-        with environment(**{FULL_ERROR: str(int(full))}):
-            status = reported(
+        with temporary_environment(**{FULL_ERROR: str(int(full))}):
+            status = report_errors(
                 lambda: job(_writable(from_mapping(schema, composed)), folder), full=full
             )
         _remove_if_empty(folder)
@@ -122,20 +129,20 @@ def run(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
             return error.status
         return max(statuses)
 
-    sys.argv = [typed[0], *map(quote, argv)]
+    sys.argv = [typed[0], *map(quote_path, argv)]
     try:
         # With the full error Hydra raises instead of printing several lines and exiting with 1.
-        with environment(**{FULL_ERROR: "1"}):
-            return guarded(finish, full=full, schema=schema)
+        with temporary_environment(**{FULL_ERROR: "1"}):
+            return run_cli(finish, full=full, schema=schema)
     finally:
         sys.argv = typed
 
 
-def once(argv: list[str], name: str, schema: type[Any], job: Job, what: str) -> int:
+def run_single(argv: list[str], name: str, schema: type[Any], job: Job, what: str) -> int:
     """As `run`, of a command that does one thing; `what` says so."""
     if {"-m", "--multirun"} & set(argv):
-        return refused(f"{what}; start it once for each")
-    return run(argv, name, schema, job)
+        return refuse(f"{what}; start it once for each")
+    return run_hydra(argv, name, schema, job)
 
 
 def require_writable(key: str, output: str) -> None:
@@ -159,7 +166,7 @@ def require_writable(key: str, output: str) -> None:
         ) from error
 
 
-def quote(override: str) -> str:
+def quote_path(override: str) -> str:
     """Quotes the value of a path key, so that Hydra takes it as it is.
 
     Left alone are null and quoted values; in a list in brackets that no file is named like, each
@@ -177,10 +184,10 @@ def quote(override: str) -> str:
     return override if is_list else f"{key}={_quoted(value)}"
 
 
-def guarded(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
+def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
     """The exit status of a job, Ctrl-C included; what went wrong is said in one line."""
     try:
-        status = reported(job, full=full, schema=schema)
+        status = report_errors(job, full=full, schema=schema)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
@@ -191,8 +198,10 @@ def guarded(job: Callable[[], int], *, full: bool = False, schema: type[Any] | N
     return status
 
 
-def reported(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
-    """As `guarded`, but Ctrl-C goes on to end a sweep."""
+def report_errors(
+    job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None
+) -> int:
+    """As `run_cli`, but Ctrl-C goes on to end a sweep."""
     try:
         return job()
     except BrokenPipeError:
@@ -202,37 +211,37 @@ def reported(job: Callable[[], int], *, full: bool = False, schema: type[Any] | 
             traceback.print_exc()
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
-        print(f"error: {explain(error, schema)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {explain_error(error, schema)}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, InputError | HydraException) else 1
 
 
-def refused(reason: str) -> int:
+def refuse(reason: str) -> int:
     """Says what is wrong with the command line and returns its exit status."""
     print(f"error: {reason}", file=sys.stderr)  # noqa: T201
     return 2
 
 
-def explain(error: Exception, schema: type[Any] | None = None) -> str:
+def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
     """One line for any error: what was given, and what could have been."""
     if isinstance(error, InputError):
-        return one_line(error)
+        return format_config_error(error)
     if not isinstance(error, HydraException):
-        return f"{type(error).__name__}: {one_line(error)} ({FULL_ERROR}=1 shows where)"
+        return f"{type(error).__name__}: {format_config_error(error)} ({FULL_ERROR}=1 shows where)"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
-    key = unknown_key(error.__cause__)
+    key = find_unknown_key(error.__cause__)
     if schema and key:
-        return explain_unknown(schema, key)
+        return suggest_key(schema, key)
     if isinstance(error, OverrideParseException):
         lines = str(error).splitlines()
         why = [line for line in lines if not line.startswith(("Error parsing", "See "))]
         return f"{error.override}: {', '.join(why)}; quote what holds signs of Hydra's own"
-    return one_line(error.__cause__ or error)
+    return format_config_error(error.__cause__ or error)
 
 
 @contextmanager
-def environment(**variables: str) -> Iterator[None]:
+def temporary_environment(**variables: str) -> Iterator[None]:
     """Environment variables for a while; whatever else the block sets is undone as well."""
     before = dict(os.environ)
     os.environ.update(variables)
@@ -245,7 +254,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 def _help(argv: list[str], name: str, schema: type[Any]) -> int:
     """Says what a command does, its choices, and every setting with the value it would have."""
-    typed = [quote(item) for item in argv if not item.startswith("-")]
+    typed = [quote_path(item) for item in argv if not item.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(typed)
     # A sweep has no one value to show.
     overrides = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
@@ -256,7 +265,7 @@ def _help(argv: list[str], name: str, schema: type[Any]) -> int:
     for group in reversed(groups):
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         lines.append(f"{group}={'|'.join(options)}")
-    print(*lines, *described(schema, composed), sep="\n")  # noqa: T201
+    print(*lines, *describe_settings(schema, composed), sep="\n")  # noqa: T201
     return 0
 
 
@@ -264,7 +273,9 @@ def _quoted(value: str) -> str:
     if value in ("", "null") or value[0] in "'\"":
         return value
     # Hydra reads a backslash as itself, except in front of a quote or at the end.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal(value))
+    escaped = re.sub(
+        r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), escape_interpolation(value)
+    )
     return f"'{escaped}'"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from skinmm.cli.commands import audit, compare, explore, pack, pack_spark, predict_spark, report
-from skinmm.cli.hydra_app import environment, guarded, once, refused, run
-from skinmm.cli.study import anchored, study
+from skinmm.cli.hydra_app import refuse, run_cli, run_hydra, run_single, temporary_environment
+from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import (
     Config,
     DicomConfig,
@@ -22,7 +22,7 @@ from skinmm.config import (
     PredictConfig,
     ServeConfig,
     read_config,
-    resumed,
+    resume_config,
 )
 from skinmm.errors import InputError
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        return refused(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")
+        return refuse(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")
     return COMMANDS[name](rest)
 
 
@@ -58,7 +58,7 @@ def train(argv: list[str]) -> int:
 
     status = 1
     try:
-        status = run(argv, "config", Config, job)
+        status = run_hydra(argv, "config", Config, job)
         for config, folder in studies:
             status = max(status, study(config, folder.absolute(), argv, _begin))
     finally:
@@ -69,27 +69,29 @@ def train(argv: list[str]) -> int:
 
 def predict(argv: list[str]) -> int:
     """Predicts a list of patients: `predict.py checkpoint=... input=... output=...`."""
-    return once(argv, "predict", PredictConfig, _predict, "predict.py makes one table")
+    return run_single(argv, "predict", PredictConfig, _predict, "predict.py makes one table")
 
 
 def serve(argv: list[str]) -> int:
     """Serves a page and an API for one patient: `skinmm serve checkpoint=...`."""
-    return once(argv, "serve", ServeConfig, _serve, "skinmm serve is one service")
+    return run_single(argv, "serve", ServeConfig, _serve, "skinmm serve is one service")
 
 
 def feedback(argv: list[str]) -> int:
     """Sets what clinicians found beside what a model had said, and its cases beside training."""
-    return once(argv, "feedback", FeedbackConfig, _feedback, "skinmm feedback looks at one store")
+    return run_single(
+        argv, "feedback", FeedbackConfig, _feedback, "skinmm feedback looks at one store"
+    )
 
 
 def export(argv: list[str]) -> int:
     """Writes a checkpoint as one ONNX file, compared with PyTorch first."""
-    return once(argv, "export", ExportConfig, _export, "skinmm export takes one checkpoint")
+    return run_single(argv, "export", ExportConfig, _export, "skinmm export takes one checkpoint")
 
 
 def dicom_sr(argv: list[str]) -> int:
     """Writes what a model says of DICOM images as DICOM: structured reports and heat maps."""
-    return once(argv, "dicom", DicomConfig, _dicom_sr, "skinmm dicom-sr takes one folder")
+    return run_single(argv, "dicom", DicomConfig, _dicom_sr, "skinmm dicom-sr takes one folder")
 
 
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -112,9 +114,9 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
 def _begin(config: Config, folder: Path, argv: list[str]) -> int:
     """One run: a new one, or one to resume."""
     if config.resume is None:
-        return _train(anchored(config), folder)
+        return _train(absolutize_paths(config), folder)
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
-    return _resume(resumed(config, overrides))
+    return _resume(resume_config(config, overrides))
 
 
 def _resume(config: Config) -> int:
@@ -139,7 +141,7 @@ def _train(config: Config, folder: Path) -> int:
 
     folder = folder.absolute()
     try:
-        with environment(**{JOIN: str(folder)}):
+        with temporary_environment(**{JOIN: str(folder)}):
             metrics = fit(config, folder)
     except KeyboardInterrupt:
         if (folder / "config.yaml").is_file():
@@ -156,13 +158,13 @@ def _other_process() -> int | None:
     if "LOCAL_RANK" in os.environ:  # one of several: of another one's end we speak ourselves
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if JOIN in os.environ:
-            return guarded(lambda: _join(Path(os.environ[JOIN])))
+            return run_cli(lambda: _join(Path(os.environ[JOIN])))
     if TORCHRUN in os.environ:
-        return guarded(_follow) if os.environ["RANK"] != "0" else None
+        return run_cli(_follow) if os.environ["RANK"] != "0" else None
     if "LOCAL_RANK" in os.environ:
-        return refused("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
+        return refuse("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return refused("srun made several processes of this; see docker/slurm.sh for how to")
+        return refuse("srun made several processes of this; see docker/slurm.sh for how to")
     return None
 
 

@@ -8,17 +8,17 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from skinmm.cli.hydra_app import FULL_ERROR, guarded, refused, run
+from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
 from skinmm.config import (
     CHANGEABLE,
     Config,
     DataConfig,
     PredictConfig,
     StudyConfig,
-    among,
-    flat,
+    filter_overrides,
+    flatten,
     read_config,
-    resumed,
+    resume_config,
     to_mapping,
 )
 from skinmm.errors import InputError
@@ -58,11 +58,11 @@ def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
         The exit status of the first arm that failed; 3 if rows of another cohort did.
     """
     if {"-m", "--multirun"} & set(argv):
-        return refused("a study runs its arms itself: leave -m out")
+        return refuse("a study runs its arms itself: leave -m out")
     # Merged into the experiment's: nothing.
     if any("".join(word.split()).lstrip("+") == "study.arms={}" for word in argv):
         names = ", ".join(config.study.arms)
-        return refused(f"study.arms={{}}: leave arms out by ~study.arms.NAME each; of {names}")
+        return refuse(f"study.arms={{}}: leave arms out by ~study.arms.NAME each; of {names}")
     arms: list[Arm] = []
     # All are looked at before the first one, which may take hours, begins.
     for name, overrides in config.study.arms.items():
@@ -74,10 +74,10 @@ def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
             return 0
 
         told = [*argv, *overrides, f"hydra.run.dir={folder / name}"]
-        if status := run(told, "config", Config, job):
+        if status := run_hydra(told, "config", Config, job):
             return status
     full = os.environ.get(FULL_ERROR) == "1"
-    return guarded(lambda: _all(config.study, folder, arms, begin), full=full)
+    return run_cli(lambda: _all(config.study, folder, arms, begin), full=full)
 
 
 def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
@@ -86,22 +86,24 @@ def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
     Raises:
         InputError: the folder holds one of other settings.
     """
-    config, told = anchored(replace(config, study=StudyConfig())), [*argv, *own]
+    config, told = absolutize_paths(replace(config, study=StudyConfig())), [*argv, *own]
     cache = config.model.cache or str(place.parent / "features")
     config = replace(config, model=replace(config.model, cache=cache))
     if not (place / "config.yaml").is_file() or config.overwrite:
         return Arm(config, place, told)
-    kept, wanted = (flat(to_mapping(each)) for each in (read_config(place / "config.yaml"), config))
+    kept, wanted = (
+        flatten(to_mapping(each)) for each in (read_config(place / "config.yaml"), config)
+    )
     keys = [key for key in wanted | kept if wanted.get(key) != kept.get(key)]
     if changed := [key for key in keys if not key.startswith(FREE)]:
         raise InputError(
             f"{place} was begun with other values of {', '.join(changed)}; choose another "
             "hydra.run.dir, or make every arm again with overwrite=true"
         )
-    return Arm(replace(config, resume=str(place)), place, among(CHANGEABLE, told))
+    return Arm(replace(config, resume=str(place)), place, filter_overrides(CHANGEABLE, told))
 
 
-def anchored(config: Config) -> Config:
+def absolutize_paths(config: Config) -> Config:
     """First weights are named from the root on, so that a run is gone on with from any folder."""
     path = Path(str(config.model.pretrained))
     if not path.is_file():
@@ -138,7 +140,7 @@ def _finished(arm: Arm) -> bool:
         return False
     from skinmm.training.fit import finished
 
-    return finished(resumed(arm.config, arm.told), arm.place)
+    return finished(resume_config(arm.config, arm.told), arm.place)
 
 
 def _compared(study: StudyConfig, folder: Path) -> int:

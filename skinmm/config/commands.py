@@ -10,7 +10,7 @@ CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
 
 
 @dataclass
-class JudgeConfig:
+class InferenceConfig:
     """What judges lesions, wherever it does."""
 
     checkpoint: Any = setting(
@@ -28,7 +28,7 @@ class JudgeConfig:
 
 
 @dataclass
-class ListConfig(JudgeConfig):
+class BatchInferenceConfig(InferenceConfig):
     """What judges a list of lesions, in steps."""
 
     threshold: float | None = setting(
@@ -39,7 +39,7 @@ class ListConfig(JudgeConfig):
 
 
 @dataclass
-class PredictConfig(ListConfig):
+class PredictConfig(BatchInferenceConfig):
     """A prediction job."""
 
     input: str = setting(
@@ -60,7 +60,7 @@ class PredictConfig(ListConfig):
 
 
 @dataclass
-class SparkConfig(ListConfig):
+class PredictSparkConfig(BatchInferenceConfig):
     """A prediction job on Apache Spark; paths are such that every executor reaches them."""
 
     input: str = setting(
@@ -76,7 +76,7 @@ class SparkConfig(ListConfig):
 
 
 @dataclass
-class DicomConfig(JudgeConfig):
+class DicomConfig(InferenceConfig):
     """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
 
     input: str = setting(
@@ -144,7 +144,7 @@ class PackSparkConfig(PackingConfig):
 
 
 @dataclass
-class ServeConfig(JudgeConfig):
+class ServeConfig(InferenceConfig):
     """A page and an API for one patient."""
 
     host: str = setting("127.0.0.1", "address to listen on; other than this machine's needs keys")

@@ -22,7 +22,7 @@ from skinmm.files import atomic_write
 T = TypeVar("T")
 
 
-def verify(
+def check_component(
     table: Mapping[str, Callable[..., Any]],
     kind: str,
     component: Component,
@@ -49,15 +49,15 @@ def verify(
             raise InputError(f"{kind} '{component.name}' has no argument '{name}'; it has: {known}")
 
 
-def build(
+def build_component(
     table: Mapping[str, Callable[..., T]], kind: str, component: Component, **context: Any
 ) -> T:
     """Calls the constructor that `component.name` names; its signature is the schema of the args.
 
     Raises:
-        InputError: as `verify`, or an argument that the constructor refuses.
+        InputError: as `check_component`, or an argument that the constructor refuses.
     """
-    verify(table, kind, component, context)
+    check_component(table, kind, component, context)
     try:
         return table[component.name](**context, **component.args)
     except InputError:
@@ -69,7 +69,7 @@ def build(
 WIDTH: Final = 36  # characters of a key and its value, before what it is
 
 
-def described(schema: type[Any], composed: Any) -> list[str]:
+def describe_settings(schema: type[Any], composed: Any) -> list[str]:
     """A line for each setting, `key=value  # what it is (what it may be)`; sections stand apart.
 
     Args:
@@ -116,22 +116,24 @@ def from_mapping(schema: type[T], mapping: Any) -> T:
     try:
         if OmegaConf.is_config(mapping):  # plain, so that a key added past the schema is refused
             mapping = OmegaConf.to_container(mapping, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(mapping))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), escape_interpolation(mapping))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        key = unknown_key(error)
-        raise InputError(explain_unknown(schema, key) if key else one_line(error)) from error
-    check(config)
+        key = find_unknown_key(error)
+        raise InputError(suggest_key(schema, key) if key else format_config_error(error)) from error
+    check_settings(config)
     return config  # type: ignore[return-value]
 
 
-def literal(value: Any) -> Any:
+def escape_interpolation(value: Any) -> Any:
     """Plain data in OmegaConf's spelling, in which a bare `${` would look something up."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
-        return {key: literal(each) for key, each in value.items()}
-    return [literal(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: escape_interpolation(each) for key, each in value.items()}
+    return (
+        [escape_interpolation(each) for each in value] if isinstance(value, list | tuple) else value
+    )
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -139,12 +141,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, by full keys."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            found |= flatten(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found
@@ -159,7 +161,9 @@ def read_config(path: Path) -> Config:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a run's configuration: {one_line(error)}") from error
+        raise InputError(
+            f"{path}: not a run's configuration: {format_config_error(error)}"
+        ) from error
     try:
         return from_mapping(Config, content)
     except InputError as error:
@@ -173,7 +177,7 @@ def write_config(path: Path, config: Config) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def check(config: Any, prefix: str = "") -> None:
+def check_settings(config: Any, prefix: str = "") -> None:
     """Enforces every field's bounds and choices.
 
     Raises:
@@ -182,7 +186,7 @@ def check(config: Any, prefix: str = "") -> None:
     for item in fields(config):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         if is_dataclass(value):
-            check(value, f"{key}.")
+            check_settings(value, f"{key}.")
             continue
         example, choices, low, high = (item.metadata[name] for name in _ENFORCED)
         if example and not value:
@@ -199,13 +203,13 @@ def check(config: Any, prefix: str = "") -> None:
 _ENFORCED: Final = ("example", "choices", "low", "high")
 
 
-def unknown_key(error: BaseException | None) -> str | None:
+def find_unknown_key(error: BaseException | None) -> str | None:
     """The full key that OmegaConf did not find, if that is what the error says."""
     missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
     return getattr(error, "full_key", None) if missing else None
 
 
-def explain_unknown(schema: type[Any], key: str) -> str:
+def suggest_key(schema: type[Any], key: str) -> str:
     """One line for a key that the schema does not have: what is like it, or what is beside it."""
     section, _, name = key.rpartition(".")
     if section.endswith("args"):
@@ -221,7 +225,7 @@ def explain_unknown(schema: type[Any], key: str) -> str:
     return f"unknown key '{key}'; there are {', '.join(map(''.join, beside))}"
 
 
-def one_line(error: BaseException) -> str:
+def format_config_error(error: BaseException) -> str:
     """An error's first line, with the full key where OmegaConf names it further down."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("full_key:"))

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from skinmm.config.load import check, read_config
+from skinmm.config.load import check_settings, read_config
 from skinmm.config.schema import Config
 from skinmm.errors import InputError
 
 CHANGEABLE: Final = ("trainer", "logger")
 
 
-def resumed(given: Config, overrides: Sequence[str]) -> Config:
+def resume_config(given: Config, overrides: Sequence[str]) -> Config:
     """The configuration of the run that `given.resume` names.
 
     Args:
@@ -35,11 +35,11 @@ def resumed(given: Config, overrides: Sequence[str]) -> Config:
     config = read_config(run / "config.yaml")
     _take(config, given, keys)
     config.resume = str(run)
-    check(config)
+    check_settings(config)
     return config
 
 
-def among(sections: Sequence[str], overrides: Sequence[str]) -> list[str]:
+def filter_overrides(sections: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """The overrides of these sections."""
     keys = _keys(overrides)
     return [

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.config import Config, DataConfig, build
+from skinmm.config import Config, DataConfig, build_component
 from skinmm.data.augment import AUGMENTS, seeded
 from skinmm.data.cohorts import classes_of, load_cohort, positives_of, require_images
 from skinmm.data.dataset import Blank, Kept, Key, LesionDataset, Sample, View, Withholding
@@ -145,8 +145,8 @@ class LesionData(pl.LightningDataModule):
         """
         super().__init__()
         size = config.model.image_size
-        self.sampler = build(SAMPLERS, "sampler", config.sampler)
-        self._transform = build(AUGMENTS, "augment", config.augment, size=size)
+        self.sampler = build_component(SAMPLERS, "sampler", config.sampler)
+        self._transform = build_component(AUGMENTS, "augment", config.augment, size=size)
         self._config = config
         self._inputs = inputs
         self.steps, self.finder = preprocessing(config.data)

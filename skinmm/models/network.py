@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skinmm.config import Config, build, verify
+from skinmm.config import Config, build_component, check_component
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
 from skinmm.models.fusion import FUSIONS, Fusion
@@ -155,16 +155,18 @@ def build_network(
     Raises:
         InputError: an unknown component or argument, or weights that cannot be used.
     """
-    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     block = FUSIONS[config.fusion.name]
     inputs, tokens = block.inputs, block.tokens
     image = None
     if "image" in inputs:
         image = Backbone(config.model, pretrained=pretrained, tokens=tokens)
     record = (
-        build(TABULAR, "tabular", config.tabular, widths=widths) if "record" in inputs else None
+        build_component(TABULAR, "tabular", config.tabular, widths=widths)
+        if "record" in inputs
+        else None
     )
-    fusion = build(
+    fusion = build_component(
         FUSIONS,
         "fusion",
         config.fusion,

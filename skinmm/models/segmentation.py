@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from skinmm.config import Config, ModelConfig, build
+from skinmm.config import Config, ModelConfig, build_component
 from skinmm.errors import InputError
 from skinmm.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
@@ -109,7 +109,7 @@ def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
         InputError: an unknown component or argument, a size that does not fit it, or weights that
             cannot be used.
     """
-    net = build(
+    net = build_component(
         SEGMENTERS, "segmenter", config.segmenter, model=config.model, pretrained=pretrained
     )
     side = config.model.image_size

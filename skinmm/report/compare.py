@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from skinmm.config import flat
+from skinmm.config import flatten
 from skinmm.errors import InputError
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
@@ -193,7 +193,7 @@ def _systems(source: Path, labels: Path | None, positive: Sequence[str] | None) 
 
 def _run(run: Path, name: str) -> System:
     evidence = read_run(run, pictures=False)
-    return System(name, evidence, flat(evidence.config))
+    return System(name, evidence, flatten(evidence.config))
 
 
 def _found(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:

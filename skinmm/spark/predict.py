@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import SparkConfig, one_line
-from skinmm.errors import InputError
+from skinmm.config import PredictSparkConfig
+from skinmm.errors import InputError, one_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict import Predictor
 from skinmm.predict.images import ImageFolder
@@ -70,7 +70,7 @@ PART: Final = 1024
 """Rows that are run again when what predicts them dies."""
 
 
-def predict_spark(config: SparkConfig) -> int:
+def predict_spark(config: PredictSparkConfig) -> int:
     """Runs a prediction job on Spark.
 
     Returns:
@@ -101,7 +101,7 @@ def predict_spark(config: SparkConfig) -> int:
 
 
 def _predicted(
-    session: Any, config: SparkConfig, predictor: Predictor, names: Sequence[str]
+    session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
 ) -> dict[str, int]:
     """Has the table predicted and written; how many rows have each decision, "" for failed ones."""
     records = max(256, config.batch_size)
@@ -122,7 +122,7 @@ def _predicted(
 
 
 @contextmanager
-def _explained(config: SparkConfig) -> Iterator[None]:
+def _explained(config: PredictSparkConfig) -> Iterator[None]:
     from pyspark.errors import AnalysisException
 
     known = {
@@ -150,7 +150,9 @@ def _sent(context: Any, paths: Sequence[Path], digests: Sequence[str], folder: P
     return [f"{digest}.ckpt" for digest in digests]
 
 
-def _task(config: SparkConfig, names: Sequence[str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def _task(
+    config: PredictSparkConfig, names: Sequence[str]
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
     """What a Python worker does with a part of the rows, as Arrow batches."""
 
     def predicted(batches: Iterator[Any]) -> Iterator[Any]:

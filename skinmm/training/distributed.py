@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import torch.distributed as dist
 
-from skinmm.config import Config, from_mapping, one_line, to_mapping
-from skinmm.errors import InputError
+from skinmm.config import Config, from_mapping, to_mapping
+from skinmm.errors import InputError, one_line
 
 FOREVER: Final = timedelta(days=365)
 PATIENCE: Final = timedelta(seconds=30)  # with a process that may have been killed

@@ -11,9 +11,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from skinmm.config import (
     Component,
     Config,
-    build,
+    build_component,
+    check_component,
     read_config,
-    verify,
     write_config,
 )
 from skinmm.data.augment import AUGMENTS
@@ -107,18 +107,18 @@ def check_components(config: Config) -> None:
     Raises:
         InputError: names the component, the argument and the choices.
     """
-    verify(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
-    verify(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
-    verify(TABULAR, "tabular", config.tabular, context=("widths",))
-    verify(LOSSES, "loss", config.loss, context=("counts",))
-    verify(AUGMENTS, "augment", config.augment, context=("size",))
-    verify(SAMPLERS, "sampler", config.sampler)
-    verify(MIXES, "mix", config.mix)
+    check_component(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
+    check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    check_component(TABULAR, "tabular", config.tabular, context=("widths",))
+    check_component(LOSSES, "loss", config.loss, context=("counts",))
+    check_component(AUGMENTS, "augment", config.augment, context=("size",))
+    check_component(SAMPLERS, "sampler", config.sampler)
+    check_component(MIXES, "mix", config.mix)
     optimizer = Component(config.optimizer.name, config.optimizer.args)
-    verify(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
+    check_component(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
     # Lightning makes the real one when the run has begun; what it would refuse is refused here.
     one = [torch.nn.Parameter(torch.zeros(1))]
-    build(OPTIMIZERS, "optimizer", config.optimizer, params=one, lr=config.optimizer.lr)
+    build_component(OPTIMIZERS, "optimizer", config.optimizer, params=one, lr=config.optimizer.lr)
 
 
 def _leads() -> bool:

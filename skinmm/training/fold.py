@@ -11,10 +11,10 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from skinmm.config import Config, build, one_line, to_mapping, write_config
+from skinmm.config import Config, build_component, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
-from skinmm.errors import InputError
+from skinmm.errors import InputError, one_line
 from skinmm.evaluation.drift import describe
 from skinmm.evaluation.predictions import Predictions
 from skinmm.files import remove_partials
@@ -297,7 +297,7 @@ def _module(config: Config, data: LesionData) -> Classifier:
     if config.trainer.sync_batchnorm:
         synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
-    loss = build(LOSSES, "loss", config.loss, counts=counts)
+    loss = build_component(LOSSES, "loss", config.loss, counts=counts)
     card = Card(
         # Where a run was resumed, and whether it replaced one, says nothing of its network.
         config=to_mapping(replace(config, resume=None, overwrite=False)),

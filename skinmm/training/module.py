@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from skinmm.config import Config, build
+from skinmm.config import Config, build_component
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
 from skinmm.training.losses import Loss
@@ -185,7 +185,7 @@ class Classifier(Learner):
         self.loss = loss
         self.outcomes = Outcomes()
         self.test_outcomes = Outcomes(("logits", "targets", "features"))
-        self._mix = build(MIXES, "mix", config.mix)
+        self._mix = build_component(MIXES, "mix", config.mix)
         self._positive = [card.classes.index(name) for name in card.positive]
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:

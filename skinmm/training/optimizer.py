@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from skinmm.config import OptimizerConfig, ScheduleConfig, build
+from skinmm.config import OptimizerConfig, ScheduleConfig, build_component
 
 OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
     "adamw": torch.optim.AdamW,
@@ -21,7 +21,7 @@ ONE_CYCLE_START: Final = 1 / 25  # of the highest rate (Smith and Topin 2018)
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     """An optimiser over everything that learns."""
-    return build(
+    return build_component(
         OPTIMIZERS, "optimizer", config, params=parameter_groups(network, config), lr=config.lr
     )
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from quick_runs import ROOT, command
 
 from skinmm.cli import main as cli
-from skinmm.cli.hydra_app import CONF, PATH_KEYS, guarded, quote
+from skinmm.cli.hydra_app import CONF, PATH_KEYS, quote_path, run_cli
 from skinmm.config import Config, from_mapping, read_config, write_config
 from skinmm.errors import InputError
 
@@ -58,7 +58,7 @@ def only_error(said: Said) -> str:
 def test_a_path_is_taken_literally(key: str, path: str) -> None:
     if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
         return  # quoted or a list already
-    parsed = OverridesParser.create().parse_override(quote(f"{key}={path}"))
+    parsed = OverridesParser.create().parse_override(quote_path(f"{key}={path}"))
     assert (parsed.key_or_group, resolved(parsed.value())) == (key, path)
 
 
@@ -75,7 +75,7 @@ def test_roots_of_extra_cohorts_are_taken_literally(roots: list[str]) -> None:
         return
     both = [f"{{name:csv,root:{root}}}" for root in roots]
     both += [f"{{ root: {root}, name: isic_2019 }}" for root in roots]
-    parsed = OverridesParser.create().parse_override(quote(f"+data.extra=[{','.join(both)}]"))
+    parsed = OverridesParser.create().parse_override(quote_path(f"+data.extra=[{','.join(both)}]"))
     expected = [{"name": name, "root": root} for name in ("csv", "isic_2019") for root in roots]
     assert resolved(parsed.value()) == expected
 
@@ -99,7 +99,7 @@ def test_dollars_in_a_path_survive_every_reading(tmp_path: Path) -> None:
     ],
 )
 def test_lists_quotes_and_null_keep_their_meaning(given_override: str, value: object) -> None:
-    parsed = OverridesParser.create().parse_override(quote(given_override))
+    parsed = OverridesParser.create().parse_override(quote_path(given_override))
     found = parsed.value()
     assert ([str(item) for item in found] if isinstance(found, list) else found) == value
 
@@ -109,7 +109,7 @@ def test_a_file_named_like_a_list_is_a_file(
 ) -> None:
     (tmp_path / "[x]").touch()
     monkeypatch.chdir(tmp_path)
-    assert quote("checkpoint=[x]") == "checkpoint='[x]'"
+    assert quote_path("checkpoint=[x]") == "checkpoint='[x]'"
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)
@@ -282,12 +282,12 @@ def failing(error: BaseException) -> Callable[[], int]:
     ],
 )
 def test_how_a_job_ends(error: BaseException, status: int, line: str, capsys: Said) -> None:
-    assert guarded(failing(error)) == status
+    assert run_cli(failing(error)) == status
     assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_the_full_error_is_shown_on_demand(capsys: Said) -> None:
-    assert guarded(failing(InputError("no such file")), full=True) == 2
+    assert run_cli(failing(InputError("no such file")), full=True) == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert said.endswith("error: no such file\n")

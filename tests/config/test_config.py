@@ -23,15 +23,15 @@ from skinmm.config import (
     PackConfig,
     PackSparkConfig,
     PredictConfig,
+    PredictSparkConfig,
     ServeConfig,
-    SparkConfig,
-    build,
-    check,
+    build_component,
+    check_component,
+    check_settings,
     from_mapping,
     read_config,
-    resumed,
+    resume_config,
     to_mapping,
-    verify,
     write_config,
 )
 from skinmm.errors import InputError
@@ -93,7 +93,7 @@ def test_every_setting_says_what_it_does_in_a_line(key: str) -> None:
     [
         ("train", Config),
         ("predict", PredictConfig),
-        ("predict-spark", SparkConfig),
+        ("predict-spark", PredictSparkConfig),
         ("export", ExportConfig),
         ("dicom-sr", DicomConfig),
         ("serve", ServeConfig),
@@ -123,9 +123,9 @@ def test_help_has_a_line_for_every_setting(
 
 @pytest.mark.parametrize(("key", "bound", "step"), BOUNDED)
 def test_a_bound_holds_itself_and_nothing_beyond(key: str, bound: float, step: int) -> None:
-    check(changed(key, bound))
+    check_settings(changed(key, bound))
     with pytest.raises(InputError, match=rf"^{key}=\S+: must be (at|between) .*{bound}"):
-        check(changed(key, bound + step))
+        check_settings(changed(key, bound + step))
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -135,9 +135,9 @@ def test_a_choice_is_one_of_its_list(key: str) -> None:
         config = changed(key, choice)
         if choice in ("segmentation", "val/dice"):  # these two go together
             config.task, config.trainer.monitor = "segmentation", "val/dice"
-        check(config)
+        check_settings(config)
     with pytest.raises(InputError, match=f"^{key}=nonsense: choose from {', '.join(allowed)}"):
-        check(changed(key, "nonsense"))
+        check_settings(changed(key, "nonsense"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -256,7 +256,7 @@ BLOCKS = {"block": Block}
 
 
 def test_a_component_is_built_from_context_and_args() -> None:
-    built = build(BLOCKS, "fusion", Component("block", {"dropout": 0.5}), width=3)
+    built = build_component(BLOCKS, "fusion", Component("block", {"dropout": 0.5}), width=3)
     assert built.size == (3, 0.5)
 
 
@@ -270,13 +270,13 @@ def test_a_component_is_built_from_context_and_args() -> None:
 )
 def test_a_component_s_signature_is_its_schema(component: Component, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        verify(BLOCKS, "fusion", component, context=("width",))
+        check_component(BLOCKS, "fusion", component, context=("width",))
 
 
 @pytest.mark.parametrize(("dropout", "reason"), [(2.0, "above 1"), (-1.0, "below 0")])
 def test_what_a_constructor_refuses_is_named(dropout: float, reason: str) -> None:
     with pytest.raises(InputError, match=f"fusion 'block': dropout {reason}"):
-        build(BLOCKS, "fusion", Component("block", {"dropout": dropout}), width=3)
+        build_component(BLOCKS, "fusion", Component("block", {"dropout": dropout}), width=3)
 
 
 def a_run(folder: Path) -> Path:
@@ -295,7 +295,7 @@ def test_a_resumed_run_takes_only_trainer_and_logger_settings(tmp_path: Path) ->
     }
     given = from_mapping(Config, composed)
     overrides = [f"resume={tmp_path}", "trainer.max_epochs=6", "logger=csv"]
-    config = resumed(given, overrides)
+    config = resume_config(given, overrides)
     assert config.seed == 3
     assert (config.trainer.max_epochs, config.trainer.batch_size) == (6, 8)
     assert config.logger == given.logger
@@ -306,10 +306,10 @@ def test_a_resumed_run_takes_only_trainer_and_logger_settings(tmp_path: Path) ->
 def test_a_resumed_run_refuses_everything_else(tmp_path: Path, override: str) -> None:
     given = from_mapping(Config, {"resume": str(a_run(tmp_path))})
     with pytest.raises(InputError, match=r"only trainer\.\* and logger\.\* may be given, not "):
-        resumed(given, ["resume=x", override])
+        resume_config(given, ["resume=x", override])
 
 
 def test_resume_names_a_folder_without_a_run(tmp_path: Path) -> None:
     given = from_mapping(Config, {"resume": str(tmp_path)})
     with pytest.raises(InputError, match=r"no run there \(config\.yaml is missing\)"):
-        resumed(given, [])
+        resume_config(given, [])

@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from skinmm.cli.hydra_app import CONF, quote
+from skinmm.cli.hydra_app import CONF, quote_path
 from skinmm.config import Config, TrainerConfig, from_mapping, read_config
 from skinmm.training.fit import check_components
 
@@ -49,7 +49,7 @@ def test_every_value_of_a_sweep_is_one_that_hydra_takes(file: Path) -> None:
         for place in range(longest):
             some = {name: {"value": held[place % len(held)]} for name, held in values.items()}
             expanded = create_sweep_command_args({"args": some})["args_no_hyphens"]
-            composed = compose("config", [quote(each) for each in [*expanded, *fixed]])
+            composed = compose("config", [quote_path(each) for each in [*expanded, *fixed]])
             config = from_mapping(Config, composed)
             check_components(config)
             assert config.logger.name == "wandb"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import Component, DataConfig, ExtraCohort, build, verify
+from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.data.cohorts.find_images import (
     absent,
     require_images,
@@ -69,7 +69,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
 def verify_cohort(data: DataConfig) -> None:
     """Refuses what is wrong before anything is read: an adapter's name, its args, a folder."""
     args = {name: value for name, value in data.args.items() if name != "test_fraction"}
-    verify(ADAPTERS, "data", Component(data.name, args), context=("data",))
+    check_component(ADAPTERS, "data", Component(data.name, args), context=("data",))
     if data.name != "demo":  # which brings its own
         root_of(data)
     for extra in data.extra:
@@ -129,7 +129,7 @@ def _share(fraction: Any) -> float:
 
 def _read(data: DataConfig) -> pd.DataFrame:
     """One cohort; without a patient the lesion stands in, without a lesion the image."""
-    table = build(ADAPTERS, "data", Component(data.name, data.args), data=data)
+    table = build_component(ADAPTERS, "data", Component(data.name, data.args), data=data)
     table = fill_from_headers(table).reset_index(drop=True)
     return table.assign(patient_id=patients_of(table))
 
