@@ -27,10 +27,10 @@ from sklearn.linear_model import LogisticRegression
 
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.comparison import compare
-from skinmm.evaluation.delong import delong_interval
+from skinmm.evaluation.intervals import delong_interval
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
-from skinmm.evaluation.referral import fit_conformal, refer
+from skinmm.evaluation.referral import add_decisions, fit_conformal
 from skinmm.evaluation.thresholds import choose_threshold
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -264,7 +264,9 @@ def conformal() -> Iterator[str]:
                 validation.malignancy, validation.malignant, validation.patient_id
             )
             test = predictions(*draw(generator, World(5_000)))
-            decided = refer(test, chosen.value, fitted.sets(test.probabilities), None)
+            decided = add_decisions(
+                test, chosen.value, fitted.predict_sets(test.probabilities), None
+            )
             metrics = evaluate(decided, resamples=0)["metrics"]
             found.append([metrics[name]["value"] for name in names])
         cells = " | ".join(f"{share:.3f}" for share in np.mean(found, axis=0))

@@ -18,7 +18,7 @@ _SMOOTH: Final = 0.5  # added to every count, so that an empty cell has a logari
 
 
 @dataclass(frozen=True)
-class Shift:
+class ColumnShift:
     """A column then and now.
 
     Attributes:
@@ -39,7 +39,7 @@ class Shift:
     p: float | None
 
 
-def describe(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+def describe_columns(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The distribution of columns, as plain data: counts, never rows.
 
     Args:
@@ -49,7 +49,9 @@ def describe(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str,
     return {name: _described(table[name]) for name in columns}
 
 
-def compare(reference: Mapping[str, Mapping[str, Any]], table: pd.DataFrame) -> list[Shift]:
+def compare_columns(
+    reference: Mapping[str, Mapping[str, Any]], table: pd.DataFrame
+) -> list[ColumnShift]:
     """Sets rows beside a distribution that was kept.
 
     Args:
@@ -107,11 +109,11 @@ def _labels(kept: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"up to {ends[0]}", *between, f"above {ends[-1]}", MISSING)
 
 
-def _shift(name: str, kept: Mapping[str, Any], now: Int64[np.ndarray, " cells"]) -> Shift:
+def _shift(name: str, kept: Mapping[str, Any], now: Int64[np.ndarray, " cells"]) -> ColumnShift:
     before = np.array(kept["counts"], dtype=np.int64)
     held = before + now > 0
     table = np.stack([before, now])[:, held]
     defined = table.shape[1] > 1 and bool((table.sum(axis=1) > 0).all())
     p = float(chi2_contingency(table, correction=False).pvalue) if defined else None
     labels = tuple(label for label, any_ in zip(_labels(kept), held, strict=True) if any_)
-    return Shift(name, labels, before[held], now[held], stability_index(*table), p)
+    return ColumnShift(name, labels, before[held], now[held], stability_index(*table), p)

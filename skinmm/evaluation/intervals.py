@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 Statistic = Callable[[Int64[np.ndarray, "b p"]], dict[str, Float64[np.ndarray, " b"]]]
 """From how often each of b resamples drew each patient, to metrics; NaN where undefined."""
@@ -114,12 +114,12 @@ def percentile_interval(
     left_out = len(samples) - len(known)
     if len(known) == 0:
         return None, None, left_out
-    reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * students_reach(confidence, units)
+    reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * student_quantile(confidence, units)
     low, high = np.quantile(known, ndtr([-reach, reach]))
     return float(low), float(high), left_out
 
 
-def students_reach(confidence: float, units: int) -> float:
+def student_quantile(confidence: float, units: int) -> float:
     """How many standard errors an interval reaches that were estimated from so many units."""
     return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
 
@@ -236,7 +236,7 @@ def summarise(
         return {"value": float(value), "low": None, "high": None, "left_out": left_out}
     if low is not None and skew is not None and not name.startswith(_STEPPED):
         spread = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
-        ends = skewed_interval(value, spread, skew, students_reach(confidence, units))
+        ends = skewed_interval(value, spread, skew, student_quantile(confidence, units))
         low, high = np.clip(ends, *_BOUNDS.get(name, (0, 1))).tolist()
     elif name == "ece" and low is not None and high is not None:
         low, high = _reflected(value, low, high)
@@ -275,3 +275,123 @@ def _reflected(value: float, low: float, high: float) -> tuple[float, float]:
     """
     turned = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
     return min(value, turned[0]), max(value, turned[1])
+
+
+def delong_interval(
+    scores: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> dict[str, float | None]:
+    """AUROC with its interval.
+
+    DeLong et al. 1988 (doi:10.2307/2531595) with the ranks of Sun and Xu 2014; with `patients`,
+    the clustered variance of Obuchowski 1997 (doi:10.2307/2533958), which is DeLong's where every
+    patient has one row. Student's quantiles, for the patients of the rarer class, and the skewness
+    of the patients' parts make it hold with a dozen malignant lesions (see `skewed_interval`).
+
+    Returns:
+        `value`, `standard_error`, `low`, `high`; None where undefined: one class only, or (but for
+        the value) fewer than two patients with either class, or an AUROC of 0 or 1 (see
+        `perfect_ranking_bound`).
+    """
+    empty: dict[str, float | None] = dict.fromkeys(("value", "standard_error", "low", "high"))
+    if positives.all() or not positives.any():
+        return empty
+    parts = _placements(scores, positives)
+    value = float(parts[positives].mean())
+    spread = _spread(parts, positives, patients)
+    if spread is None or not 0 < value < 1:
+        return {**empty, "value": value, "standard_error": spread.error if spread else None}
+    reach = student_quantile(confidence, spread.units)
+    low, high = skewed_interval(value, spread.error, spread.skew, reach)
+    return {
+        "value": value,
+        "standard_error": spread.error,
+        "low": max(low, 0.0),
+        "high": min(high, 1.0),
+    }
+
+
+def delong_test(
+    a: Float64[np.ndarray, " n"],
+    b: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
+    *,
+    confidence: float = 0.95,
+) -> dict[str, float | None]:
+    """Difference of the AUROCs of two systems on the same rows, and its two-sided p-value.
+
+    Student's distribution, for the patients of the rarer class, as in `delong_interval`.
+
+    Args:
+        a: scores of one system.
+        b: scores of the other.
+        positives: whether a row is malignant.
+        patients: clusters, as in `delong_interval`.
+        confidence: of the interval.
+
+    Returns:
+        `difference` (a - b), `low`, `high`, `p`; None where undefined.
+    """
+    empty: dict[str, float | None] = dict.fromkeys(("difference", "low", "high", "p"))
+    if positives.all() or not positives.any():
+        return empty
+    parts = _placements(a, positives) - _placements(b, positives)
+    difference = float(parts[positives].mean())
+    spread = _spread(parts, positives, patients)
+    if spread is None or spread.error == 0:
+        return {**empty, "difference": difference}
+    reach = student_quantile(confidence, spread.units) * spread.error
+    return {
+        "difference": difference,
+        "low": difference - reach,
+        "high": difference + reach,
+        "p": float(2 * stdtr(spread.units - 1, -abs(difference) / spread.error)),
+    }
+
+
+def _placements(
+    scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Share of the other class that each row is on the right side of; a tie counts half."""
+    from scipy.stats import rankdata  # takes a second to import; prediction does not need it
+
+    ranks = rankdata(scores)
+    result = np.empty(len(scores))
+    result[positives] = ranks[positives] - rankdata(scores[positives])
+    result[~positives] = positives.sum() - (ranks[~positives] - rankdata(scores[~positives]))
+    return result / np.where(positives, (~positives).sum(), positives.sum())
+
+
+class _Spread(NamedTuple):
+    """Standard error and skewness of a mean of placements, and patients of the rarer class."""
+
+    error: float
+    skew: float
+    units: int
+
+
+def _spread(
+    parts: Float64[np.ndarray, " n"],
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None,
+) -> _Spread | None:
+    codes, count = patient_codes(np.arange(len(parts)) if patients is None else patients)
+    excess = parts - parts[positives].mean()
+    sums, clusters = [], []
+    for rows in (positives, ~positives):
+        held = np.bincount(codes[rows], minlength=count)
+        sums.append(np.bincount(codes[rows], weights=excess[rows], minlength=count) / rows.sum())
+        clusters.append(int((held > 0).sum()))
+    if min(clusters) == 1:
+        return None
+    variance = sum(k / (k - 1) * (s @ s) for k, s in zip(clusters, sums, strict=True))
+    both = 2 * count / (count - 1) * (sums[0] @ sums[1])
+    error = float(np.sqrt(max(variance + both, 0)))
+    influence = sums[0] + sums[1]
+    square = float(influence @ influence)
+    skew = float((influence**3).sum()) / square**1.5 if square > 0 else 0.0
+    return _Spread(error, skew, min(clusters))

@@ -8,14 +8,12 @@ from jaxtyping import Bool, Float64, Int64
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
-from skinmm.evaluation import ranking, reliability
-from skinmm.evaluation.confusion import ClassMetrics, confusion, decision_metrics
-from skinmm.evaluation.delong import delong_interval
 from skinmm.evaluation.intervals import (
     Entry,
     Statistic,
     all_or_none,
     bootstrap,
+    delong_interval,
     independent_units,
     patient_codes,
     perfect_ranking,
@@ -23,118 +21,9 @@ from skinmm.evaluation.intervals import (
     summarise,
 )
 from skinmm.evaluation.predictions import REFER, Predictions
-from skinmm.evaluation.referral import ReferralMetrics
+from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic, confusion
 
-DEFAULT_THRESHOLD: Final = 0.5
 MANY: Final = 1000
-
-
-class MalignancyMetrics:
-    """Metrics of the probability of malignancy, as a function of how often patients are drawn."""
-
-    def __init__(
-        self,
-        scores: Float64[np.ndarray, " n"],
-        positives: Bool[np.ndarray, " n"],
-        codes: Int64[np.ndarray, " n"],
-        *,
-        threshold: float = DEFAULT_THRESHOLD,
-        prevalence: float | None = None,
-        exact: bool = False,
-    ) -> None:
-        """Sorts the rows once and adds up per patient what is a sum over rows.
-
-        Args:
-            scores: probability of malignancy.
-            positives: whether a row is malignant.
-            codes: number of each row's patient.
-            threshold: a row is called malignant at or above it.
-            prevalence: of the clinic; None: of the data.
-            exact: fit the calibration lines to every row, rather than to cells of a fine grid.
-        """
-        order = np.argsort(scores, kind="stable")
-        self.scores, self.positives, self.codes = scores[order], positives[order], codes[order]
-        self.threshold, self.prevalence = threshold, prevalence
-        self.called = np.searchsorted(self.scores, [threshold])
-        self.levels = ranking.level_starts(self.scores, self.positives)
-        log_odds = reliability.log_odds(self.scores)
-        self.cells = reliability.line_cells(log_odds, None if exact else reliability.GRID)
-        errors = (self.scores - self.positives) ** 2
-        losses = np.logaddexp(0, np.where(self.positives, -log_odds, log_odds))
-        self.sums = np.column_stack(
-            [np.bincount(self.codes, weights=column) for column in (errors, losses, self.scores)]
-        )
-
-    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
-        """Metrics of each resample."""
-        weights = np.take(draws, self.codes, axis=1)
-        cumulated = ranking.Cumulated.of(weights, self.positives)
-        brier, loss, mean = (draws @ self.sums).T / cumulated.mass[:, -1]
-        return {
-            **self._ranked(cumulated),
-            **self._decided(cumulated),
-            "brier": brier,
-            "log_loss": loss,
-            "mean_probability": mean,
-            "ece": reliability.calibration_error(weights, cumulated, self.scores),
-            **self._lines(cumulated),
-        }
-
-    def _ranked(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
-        curve = ranking.Curve.of(cumulated, self.levels)
-        return {
-            "auroc": ranking.partial_auroc(curve, 0.0),
-            "average_precision": ranking.average_precision(curve),
-            "partial_auroc": ranking.partial_auroc(curve, ranking.PARTIAL_FLOOR),
-            "sensitivity_at_90_specificity": ranking.sensitivity_at(curve, 0.90),
-            "sensitivity_at_95_specificity": ranking.sensitivity_at(curve, 0.95),
-            "specificity_at_90_sensitivity": ranking.specificity_at(curve, 0.90),
-            "specificity_at_95_sensitivity": ranking.specificity_at(curve, 0.95),
-        }
-
-    def _decided(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
-        rows, positives = cumulated.mass[:, -1], cumulated.hits[:, -1]
-        mass, hits = cumulated.before(self.called)
-        return decision_metrics(
-            (positives - hits[:, 0]).astype(np.float64),
-            (rows - mass[:, 0]).astype(np.float64),
-            positives.astype(np.float64),
-            rows.astype(np.float64),
-            threshold=self.threshold,
-            prevalence=self.prevalence,
-        )
-
-    def _lines(self, cumulated: ranking.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
-        starts, x = self.cells
-        rows, hits = cumulated.between(starts)
-        intercept, _ = reliability.calibration_line(rows, hits, x, free=False)
-        _, slope = reliability.calibration_line(rows, hits, x, free=True)
-        return {"calibration_slope": slope, "calibration_intercept": intercept}
-
-
-def statistic(
-    predictions: Predictions,
-    codes: Int64[np.ndarray, " n"],
-    *,
-    threshold: float = DEFAULT_THRESHOLD,
-    prevalence: float | None = None,
-    exact: bool = False,
-) -> Statistic:
-    """All metrics of a file as a function of how often its patients are drawn."""
-    binary = MalignancyMetrics(
-        predictions.malignancy,
-        predictions.malignant,
-        codes,
-        threshold=threshold,
-        prevalence=prevalence,
-        exact=exact,
-    )
-    parts: list[Statistic] = [binary]
-    if not predictions.binary:
-        parts.append(ClassMetrics(predictions, codes))
-    if predictions.decision is not None:
-        parts.append(ReferralMetrics(predictions, codes))
-    return lambda draws: {name: value for part in parts for name, value in part(draws).items()}
 
 
 def evaluate(
@@ -206,7 +95,9 @@ def _metrics(
     seed: int,
 ) -> dict[str, Entry]:
     """Every metric's value and interval; the arguments are those of `evaluate`."""
-    measure = partial(statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
+    measure = partial(
+        build_statistic, predictions, codes, threshold=threshold, prevalence=prevalence
+    )
     units = independent_units(codes, predictions.malignant)
     samples, skews = _resampled(measure(), codes, units, resamples, seed)
     everyone = np.ones((1, int(codes.max()) + 1), dtype=np.int64)

@@ -16,7 +16,7 @@ from skinmm.files import atomic_write
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
-SUREST: Final = 8
+MAX_MISTAKES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Predictions:
         return len(self.target)
 
     @property
-    def binary(self) -> bool:
+    def is_binary(self) -> bool:
         """Whether the classes are benign and malignant, so that targets are written 0 and 1."""
         return self.classes == BINARY
 
@@ -77,23 +77,23 @@ class Predictions:
         """Whether the true class is a positive one."""
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
-    def calls(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
+    def predicted_classes(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
         """Index of the called class.
 
         Binary files call malignant from the threshold on; others the class that the file says, or
         else the most probable one.
         """
-        if self.binary:
+        if self.is_binary:
             return (self.malignancy >= threshold).astype(np.int64)
         return self.probabilities.argmax(axis=1) if self.called is None else self.called
 
     def select(self, rows: Shaped[np.ndarray, " m"]) -> "Predictions":
         """The rows of a mask or of row numbers, in that order."""
-        columns = {name: getattr(self, name) for name in COLUMNS}
+        columns = {name: getattr(self, name) for name in ROW_COLUMNS}
         return replace(self, **{k: v[rows] for k, v in columns.items() if v is not None})
 
 
-COLUMNS: Final = (
+ROW_COLUMNS: Final = (
     "image_id",
     "patient_id",
     "target",
@@ -167,10 +167,10 @@ def read_predictions(
     return result
 
 
-def surest_mistakes(
+def find_confident_mistakes(
     predictions: Predictions, threshold: float
 ) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Rows called wrongly that the model was surest of, at most `SUREST` of either kind.
+    """Rows called wrongly that the model was surest of, at most `MAX_MISTAKES` of either kind.
 
     `missed` are malignant lesions below the threshold, the least suspected first; `flagged` are
     benign ones from there on, the most suspected first.
@@ -181,7 +181,7 @@ def surest_mistakes(
     found = {}
     for kind, (wrong, key) in kinds.items():
         rows = np.flatnonzero(wrong)
-        found[kind] = rows[np.argsort(key[rows], kind="stable")][:SUREST]
+        found[kind] = rows[np.argsort(key[rows], kind="stable")][:MAX_MISTAKES]
     return found
 
 
@@ -194,14 +194,14 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     if predictions.fold is not None:
         columns["fold"] = predictions.fold
     names = np.array(predictions.classes, dtype=object)
-    columns["target"] = predictions.target if predictions.binary else names[predictions.target]
+    columns["target"] = predictions.target if predictions.is_binary else names[predictions.target]
     for prefix, values in (("p_", predictions.probabilities), ("raw_", predictions.raw)):
         if values is not None:
             columns |= {prefix + name: values[:, i] for i, name in enumerate(predictions.classes)}
     if predictions.decision is not None:
         columns["decision"] = predictions.decision
     if predictions.sets is not None:
-        columns["prediction_set"] = set_names(predictions.sets, predictions.classes)
+        columns["prediction_set"] = format_sets(predictions.sets, predictions.classes)
     if predictions.ood is not None:
         columns["ood"] = predictions.ood
     if predictions.called is not None:
@@ -210,7 +210,7 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         pd.DataFrame(columns).to_csv(partial, index=False, float_format="%.9g")
 
 
-def set_names(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
+def format_sets(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
     """Each row's set as a file holds it: its classes with `|` between, `none` where it is empty."""
     kinds, kind = np.unique(sets, axis=0, return_inverse=True)
     names = [

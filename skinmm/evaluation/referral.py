@@ -11,9 +11,9 @@ from scipy.linalg import eigh
 from scipy.special import betaincinv
 
 from skinmm.errors import InputError
+from skinmm.evaluation.curves import ratio
 from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
-from skinmm.evaluation.ranking import ratio
 from skinmm.evaluation.thresholds import round_down
 
 COMPONENTS: Final = 64
@@ -27,7 +27,7 @@ _BLOCK: Final = 4096  # rows held in 64 bit at a time
 
 
 @dataclass(frozen=True)
-class Conformal:
+class ConformalPredictor:
     """Sets of classes that hold the true one with a stated frequency, class by class.
 
     A class belongs to a row's set when its calibrated probability reaches the class's limit. The
@@ -47,7 +47,7 @@ class Conformal:
     limits: dict[str, float]
     rows: dict[str, int]
 
-    def sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
+    def predict_sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
         """Which classes each row's set holds."""
         return probabilities >= np.array(list(self.limits.values()))
 
@@ -56,7 +56,7 @@ class Conformal:
         return asdict(self)
 
 
-def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conformal:
+def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> ConformalPredictor:
     """Limits from validation rows: per class, the probability that enough of its rows reach.
 
     Class-conditional split conformal prediction (Vovk 2012, Sadinle et al. 2019,
@@ -74,7 +74,7 @@ def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conform
         missed = _missed(len(own), coverage)
         limits[name] = round_down(float(own[missed - 1])) if missed else 0.0
         rows[name] = len(own)
-    return Conformal(coverage, limits, rows)
+    return ConformalPredictor(coverage, limits, rows)
 
 
 def coverage_range(
@@ -100,7 +100,7 @@ def _missed(rows: int, coverage: float) -> int:
     return int((1 - coverage) * (rows + 1) + 1e-9)
 
 
-def refer(
+def add_decisions(
     predictions: Predictions,
     threshold: float,
     sets: Bool[np.ndarray, "n c"] | None,
@@ -176,7 +176,7 @@ class ReferralMetrics:
 
 
 @dataclass(frozen=True)
-class Familiarity:
+class OODDetector:
     """How far features lie from those of validation: a Mahalanobis distance.
 
     Attributes:
@@ -213,7 +213,7 @@ class Familiarity:
         return {**arrays, "rest": self.rest, "limit": self.limit}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Familiarity":
+    def from_state(cls, state: dict[str, Any]) -> "OODDetector":
         """What `to_state` was called on."""
         arrays = {name: np.array(state[name], dtype=np.float32) for name in _ARRAYS}
         return cls(**arrays, rest=state["rest"], limit=state["limit"])
@@ -222,12 +222,12 @@ class Familiarity:
 _ARRAYS: Final = ("mean", "directions", "variances")
 
 
-def fit_familiarity(
+def fit_ood_detector(
     features: Float32[np.ndarray, "n d"],
     patients: Shaped[np.ndarray, " n"],
     *,
     components: int = COMPONENTS,
-) -> Familiarity | None:
+) -> OODDetector | None:
     """The distance to validation features, and the limit of what is usual.
 
     Validation rows, not training's: the network has learnt those by heart, so new skin would look
@@ -276,7 +276,7 @@ def _moments(features: Float32[np.ndarray, "n d"], centre: Float64[np.ndarray, "
 
 def _gaussian(
     parts: Sequence[_Moments], centre: Float64[np.ndarray, " d"], kept: int
-) -> Familiarity:
+) -> OODDetector:
     rows = sum(part[0] for part in parts)
     mean = np.sum([part[1] for part in parts], axis=0) / rows
     products = np.sum([part[2] for part in parts], axis=0)
@@ -287,7 +287,7 @@ def _gaussian(
     least = max(_LEAST * total / width, _TINY)
     variances = np.maximum(variances, least)
     left = max(total - float(variances.sum()), 0) / max(width - kept, 1)
-    return Familiarity(
+    return OODDetector(
         mean=(centre + mean).astype(np.float32),
         directions=directions.T.astype(np.float32),
         variances=variances.astype(np.float32),

@@ -13,7 +13,7 @@ from scipy.special import betaincinv, expit, logit
 from skinmm.errors import InputError
 
 
-def call_shares(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
+def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
     """What a rule divides each class's probability by before the largest is called.
 
     Args:
@@ -26,14 +26,14 @@ def call_shares(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c
     return shares if rule == "balanced" else np.full_like(shares, 1 / len(shares))
 
 
-def call(
+def predict_classes(
     probabilities: Float64[np.ndarray, "n c"], shares: Float64[np.ndarray, " c"]
 ) -> Int64[np.ndarray, " n"]:
     """Index of each row's called class; one whose share is 0 is never called.
 
     Args:
         probabilities: calibrated, for classes in the shares of use.
-        shares: as `call_shares` gives them; of several models the mean.
+        shares: as `decision_priors` gives them; of several models the mean.
     """
     weights = np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0)
     return (probabilities * weights).argmax(axis=1)
@@ -118,7 +118,7 @@ def choose_threshold(
     return RULES[rule](_Task(scores, positives, patients, sensitivity, confidence, cost_ratio))
 
 
-def mean_threshold(thresholds: Sequence[Threshold]) -> Threshold:
+def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
     """The threshold of averaged models: the mean on the logit scale, guaranteed where all are."""
     given = [threshold.value for threshold in thresholds]
     mean = float(expit(logit(np.clip(given, 1e-9, 1 - 1e-9)).mean()))

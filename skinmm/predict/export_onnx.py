@@ -32,7 +32,7 @@ from skinmm import __version__
 from skinmm.config import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
-from skinmm.evaluation.referral import Familiarity
+from skinmm.evaluation.referral import OODDetector
 from skinmm.files import atomic_write
 from skinmm.predict import Predictor
 from skinmm.predict.backends import (
@@ -96,8 +96,8 @@ class _Exported(nn.Module):
         return (*outputs, unfamiliarity(self._usual, features)) if self._usual else outputs
 
 
-def unfamiliarity(usual: Familiarity, features: Float32[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    """`Familiarity.score` in PyTorch's operations."""
+def unfamiliarity(usual: OODDetector, features: Float32[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    """`OODDetector.score` in PyTorch's operations."""
     arrays = (usual.mean, usual.directions, usual.variances)
     mean, directions, variances = (torch.from_numpy(each).double() for each in arrays)
     centred = features.double() - mean

@@ -16,8 +16,8 @@ from skinmm.data.dataset import View
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
-from skinmm.evaluation.referral import Conformal, Familiarity
-from skinmm.evaluation.thresholds import Threshold, call_shares
+from skinmm.evaluation.referral import ConformalPredictor, OODDetector
+from skinmm.evaluation.thresholds import Threshold, decision_priors
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, load_card
@@ -63,8 +63,8 @@ class CalibratedModel:
     encoder: RecordEncoder
     calibration: Calibration
     threshold: Threshold
-    conformal: Conformal | None
-    familiarity: Familiarity | None
+    conformal: ConformalPredictor | None
+    familiarity: OODDetector | None
     finder: LesionFinder | None = None
 
     @classmethod
@@ -107,8 +107,8 @@ class CalibratedModel:
             encoder,
             Calibration.from_state(card.calibration) if card.calibration else Calibration(),
             Threshold(**card.threshold) if card.threshold else UNDECIDED,
-            Conformal(**card.conformal) if card.conformal else None,
-            Familiarity.from_state(card.ood) if card.ood else None,
+            ConformalPredictor(**card.conformal) if card.conformal else None,
+            OODDetector.from_state(card.ood) if card.ood else None,
             finder,
         )
 
@@ -125,7 +125,7 @@ class CalibratedModel:
     @property
     def shares(self) -> Float64[np.ndarray, " classes"]:
         """What it divides probabilities by to say which class is called."""
-        return call_shares(self.config.evaluation.call, self.card.prior["deployed"])
+        return decision_priors(self.config.evaluation.call, self.card.prior["deployed"])
 
     @property
     def view(self) -> View | None:
@@ -173,7 +173,7 @@ class CalibratedModel:
         """What follows from what was seen of rows, as `look` gives it."""
         raw = softmax(seen[:, :-1], axis=1)
         probabilities = self.calibration.apply(raw)
-        sets = self.conformal.sets(probabilities) if self.conformal else None
+        sets = self.conformal.predict_sets(probabilities) if self.conformal else None
         return ModelOutput(raw, probabilities, sets, seen[:, -1] if self.familiarity else None)
 
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float64, Shaped
 
 from skinmm.errors import InputError
-from skinmm.evaluation.predictions import BINARY, set_names
+from skinmm.evaluation.predictions import BINARY, format_sets
 from skinmm.evaluation.referral import decide
-from skinmm.evaluation.thresholds import call, mean_threshold
+from skinmm.evaluation.thresholds import average_thresholds, predict_classes
 from skinmm.predict.batch import PredictionTable, TableBatch
 from skinmm.predict.ensemble import Ensemble, EnsembleOutput
 from skinmm.predict.images import Images
@@ -63,7 +63,7 @@ class Predictor:
         card = members[0].card
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._malignant = np.isin(self.classes, self.positive)
-        self.threshold = mean_threshold([member.threshold for member in members]).value
+        self.threshold = average_thresholds([member.threshold for member in members]).value
         self._shares = np.mean([member.shares for member in members], axis=0)
 
     @classmethod
@@ -186,7 +186,9 @@ class Predictor:
         columns |= self._said(verdicts, part.errors, probabilities, threshold)
         columns["missing"] = part.missing
         if tuple(self.classes) != BINARY:
-            named = np.array(self.classes, object)[call(verdicts.calibrated, self._shares)]
+            named = np.array(self.classes, object)[
+                predict_classes(verdicts.calibrated, self._shares)
+            ]
             columns["called"] = np.where(part.errors == "", named, "")
         return PredictionTable(columns, part.cells, part.patients.unknown)
 
@@ -208,7 +210,7 @@ class Predictor:
         fine = errors == ""
         columns["decision"] = np.where(fine, decide(called, self._malignant, *checks), "")
         columns |= {"threshold": np.full(len(errors), limit), "error": errors}
-        written = "" if sets is None else set_names(sets, self.classes)
+        written = "" if sets is None else format_sets(sets, self.classes)
         columns["prediction_set"] = np.where(fine, written, "")
         return columns | {"ood": verdicts.ood}
 

@@ -47,7 +47,7 @@ def _figures(evidence: Evidence) -> Section:
         "Sensitivity and specificity: of malignant and benign lesions at the threshold."
     )
     measured = Table("", ("Measure", "Value (interval)"), named(evidence.measured, FIGURES))
-    support = {} if evidence.predictions.binary else evidence.measured["support"]
+    support = {} if evidence.predictions.is_binary else evidence.measured["support"]
     rows = [
         (
             name,

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-from skinmm.evaluation.confusion import net_benefit
+from skinmm.evaluation.statistics import net_benefit
 from skinmm.report.figures.curves import Line
 
 BINS: Final = 10

@@ -10,7 +10,7 @@ import pandas as pd
 
 from skinmm.config import FeedbackConfig
 from skinmm.errors import InputError
-from skinmm.evaluation.drift import Shift, compare
+from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.job import find_checkpoints
 from skinmm.report import refuse_existing
@@ -53,7 +53,7 @@ class Use:
 
     card: Mapping[str, Any]
     cases: pd.DataFrame
-    shifts: Sequence[Shift]
+    shifts: Sequence[ColumnShift]
     evidence: Evidence | None
 
     @property
@@ -93,7 +93,7 @@ def feedback(config: FeedbackConfig) -> Path:
     judged.to_csv(verdicts, index=False, float_format="%.9g")
     both = judged["target"].isin(card["positive"]).nunique() > 1
     evidence = read_bare(verdicts, None, card["positive"], pictures=False) if both else None
-    use = Use(card, table, compare(card["inputs"], table), evidence)
+    use = Use(card, table, compare_columns(card["inputs"], table), evidence)
     write_json(facts, {"model": model, **_facts(use)})
     return _page(use, page)
 

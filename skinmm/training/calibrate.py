@@ -16,15 +16,20 @@ from jaxtyping import Float, Float32, Int
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import BINARY, COLUMNS, Predictions, write_predictions
+from skinmm.evaluation.predictions import BINARY, ROW_COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.referral import (
-    Conformal,
-    Familiarity,
+    ConformalPredictor,
+    OODDetector,
+    add_decisions,
     fit_conformal,
-    fit_familiarity,
-    refer,
+    fit_ood_detector,
 )
-from skinmm.evaluation.thresholds import Threshold, call, call_shares, choose_threshold
+from skinmm.evaluation.thresholds import (
+    Threshold,
+    choose_threshold,
+    decision_priors,
+    predict_classes,
+)
 
 SCHEMA: Final = 1
 
@@ -48,8 +53,8 @@ class Verdict:
 
     calibration: Calibration
     threshold: Threshold
-    conformal: Conformal
-    familiarity: Familiarity | None
+    conformal: ConformalPredictor
+    familiarity: OODDetector | None
     calibrated: Callable[[Raw], Predictions]
     val: Predictions
     test: Predictions
@@ -87,17 +92,17 @@ def decide(
         calibration=calibration,
         classes=tuple(classes),
         positive=tuple(positive),
-        shares=call_shares(config.call, prior["deployed"]),
+        shares=decision_priors(config.call, prior["deployed"]),
     )
     parts = [calibrated(raw) for raw in (val, test)]
     threshold = _threshold(parts[0], config)
     conformal = fit_conformal(parts[0], coverage=config.coverage)
-    familiarity = fit_familiarity(val.features, parts[0].patient_id)
+    familiarity = fit_ood_detector(val.features, parts[0].patient_id)
     decided = [
-        refer(
+        add_decisions(
             part,
             threshold.value,
-            conformal.sets(part.probabilities),
+            conformal.predict_sets(part.probabilities),
             familiarity.score(raw.features) if familiarity else None,
         )
         for part, raw in zip(parts, (val, test), strict=True)
@@ -146,7 +151,7 @@ def write_results(
 
 def pool(parts: list[Predictions]) -> Predictions:
     """The test rows of all folds, in the order of the folds, as one file with the column `fold`."""
-    columns = {name: [getattr(part, name) for part in parts] for name in COLUMNS}
+    columns = {name: [getattr(part, name) for part in parts] for name in ROW_COLUMNS}
     columns["fold"] = [np.full(len(part), fold) for fold, part in enumerate(parts)]
     joined: dict[str, Any] = {
         name: None if any(each is None for each in column) else np.concatenate(column)
@@ -183,5 +188,5 @@ def _calibrated(
         raw=raw.probabilities,
         classes=classes,
         positive=positive,
-        called=None if classes == BINARY else call(probabilities, shares),
+        called=None if classes == BINARY else predict_classes(probabilities, shares),
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from skinmm.evaluation.predictions import Predictions, surest_mistakes
+from skinmm.evaluation.predictions import Predictions, find_confident_mistakes
 from skinmm.images.source import read_source
 from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.model import CalibratedModel
@@ -36,7 +36,7 @@ def explain_mistakes(
     folder, rows = run / "explanations", cohort.set_index("image_id")
     folder.mkdir(exist_ok=True)
     told = {}
-    for kind, chosen in surest_mistakes(predictions, threshold).items():
+    for kind, chosen in find_confident_mistakes(predictions, threshold).items():
         for place, image_id in enumerate(predictions.image_id[chosen]):
             record = rows.loc[image_id].to_dict()
             source = read_source(record["path"])

@@ -20,7 +20,7 @@ from skinmm.data.augment import AUGMENTS
 from skinmm.data.sampling import SAMPLERS
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.evaluation.thresholds import Threshold, mean_threshold
+from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
@@ -184,7 +184,9 @@ def _pool(config: Config, run: Path) -> dict[str, Any]:
         "initialisation": metrics[0]["initialisation"],
         "classes": metrics[0]["classes"],
         "positive": positive,
-        "threshold": asdict(mean_threshold([Threshold(**each["threshold"]) for each in metrics])),
+        "threshold": asdict(
+            average_thresholds([Threshold(**each["threshold"]) for each in metrics])
+        ),
         "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
     }
     _take_down(run)

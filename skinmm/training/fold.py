@@ -15,7 +15,7 @@ from skinmm.config import Config, build_component, to_mapping, write_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, one_line
-from skinmm.evaluation.drift import describe
+from skinmm.evaluation.drift import describe_columns
 from skinmm.evaluation.predictions import Predictions
 from skinmm.files import remove_partials
 from skinmm.models.backbone import synchronise_batchnorm
@@ -222,7 +222,7 @@ def _distributions(data: LesionData, test: Predictions) -> dict[str, Any]:
     answers = pd.DataFrame({"malignancy": test.malignancy})
     if test.ood is not None:
         answers["ood"] = test.ood
-    return describe(training, data.encoder.columns) | describe(answers, [*answers])
+    return describe_columns(training, data.encoder.columns) | describe_columns(answers, [*answers])
 
 
 def _epoch(path: Path) -> int:

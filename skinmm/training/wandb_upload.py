@@ -53,7 +53,7 @@ def _intervals(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     classes, scores = list(predictions.classes), predictions.probabilities
-    called = predictions.calls(threshold)
+    called = predictions.predicted_classes(threshold)
     truth = predictions.target
     return {
         "test/confusion": wandb.plot.confusion_matrix(

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from skinmm.evaluation.thresholds import call, call_shares
+from skinmm.evaluation.thresholds import decision_priors, predict_classes
 
 GAP = 2.0
 SHARES = (0.9, 0.1)
@@ -26,7 +26,7 @@ def test_each_rule_is_the_best_at_what_it_is_for() -> None:
     limits = {"balanced": GAP / 2, "likeliest": GAP / 2 + np.log(SHARES[0] / SHARES[1]) / GAP}
     best = {}
     for rule, limit in limits.items():
-        called = call(probabilities, call_shares(rule, SHARES))
+        called = predict_classes(probabilities, decision_priors(rule, SHARES))
         recalls = np.array([norm.cdf(limit), norm.sf(limit, GAP)])
         found = balanced_accuracy_score(target, called), accuracy_score(target, called)
         assert found == pytest.approx((recalls.mean(), recalls @ SHARES), abs=1e-3)
@@ -38,10 +38,10 @@ def test_each_rule_is_the_best_at_what_it_is_for() -> None:
 def test_of_equally_frequent_classes_the_likeliest_is_called() -> None:
     probabilities = np.random.default_rng(0).dirichlet(np.ones(4), size=500)
     for rule, shares in (("balanced", [0.25] * 4), ("likeliest", [0.7, 0.1, 0.1, 0.1])):
-        called = call(probabilities, call_shares(rule, shares))
+        called = predict_classes(probabilities, decision_priors(rule, shares))
         np.testing.assert_array_equal(called, probabilities.argmax(axis=1))
 
 
 def test_a_class_that_nobody_has_is_never_called() -> None:
-    shares = call_shares("balanced", [0.5, 0.5, 0.0])
-    assert call(np.array([[0.2, 0.1, 0.7]]), shares).tolist() == [0]
+    shares = decision_priors("balanced", [0.5, 0.5, 0.0])
+    assert predict_classes(np.array([[0.2, 0.1, 0.7]]), shares).tolist() == [0]

@@ -7,38 +7,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from skinmm.evaluation.drift import compare, describe, stability_index
+from skinmm.evaluation.drift import compare_columns, describe_columns, stability_index
 
 SEXES = pd.DataFrame({"sex": ["female"] * 3 + ["male"] * 5 + [None] * 2})
 
 
 def test_values_are_counted_with_what_is_other_and_what_is_missing() -> None:
-    kept = describe(SEXES, ["sex"])
+    kept = describe_columns(SEXES, ["sex"])
     assert kept == {"sex": {"values": ["female", "male"], "counts": [3, 5, 0, 2]}}
     now = pd.DataFrame({"sex": ["female", "none of these", None]})
-    (shift,) = compare(kept, now)
+    (shift,) = compare_columns(kept, now)
     assert shift.labels == ("female", "male", "other", "missing")
     assert shift.now.tolist() == [1, 0, 1, 1]
 
 
 def test_numbers_are_divided_at_their_deciles() -> None:
     ages = pd.DataFrame({"age": [*np.arange(100.0), np.nan]})
-    kept = describe(ages, ["age"])
+    kept = describe_columns(ages, ["age"])
     assert kept["age"]["counts"] == [10] * 10 + [1]
-    (shift,) = compare(kept, ages)
+    (shift,) = compare_columns(kept, ages)
     assert shift.index == 0
     assert shift.p == pytest.approx(1)
-    (moved,) = compare(kept, ages + 50)
+    (moved,) = compare_columns(kept, ages + 50)
     assert moved.index > 0.25
     assert moved.p is not None
     assert moved.p < 1e-6
 
 
 def test_nothing_known_is_no_error() -> None:
-    kept = describe(pd.DataFrame({"age": [np.nan, np.nan]}), ["age"])
-    (shift,) = compare(kept, pd.DataFrame({"age": [5.0]}))
+    kept = describe_columns(pd.DataFrame({"age": [np.nan, np.nan]}), ["age"])
+    (shift,) = compare_columns(kept, pd.DataFrame({"age": [5.0]}))
     assert shift.labels == ("any", "missing")
-    assert compare(kept, pd.DataFrame({"sex": ["male"]})) == []
+    assert compare_columns(kept, pd.DataFrame({"sex": ["male"]})) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=12))

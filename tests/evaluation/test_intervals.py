@@ -11,10 +11,11 @@ from scipy.stats import binomtest, norm, skew, ttest_1samp
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from skinmm.evaluation.delong import delong_interval, delong_test
 from skinmm.evaluation.intervals import (
     all_or_none,
     bootstrap,
+    delong_interval,
+    delong_test,
     holm,
     percentile_interval,
     perfect_ranking_bound,

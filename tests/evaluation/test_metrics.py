@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression
 
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import patient_codes
-from skinmm.evaluation.metrics import evaluate, statistic
+from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.statistics import build_statistic
 
 CLASSES = ("akiec", "bkl", "mel", "nv")
 
@@ -199,7 +200,7 @@ def test_a_resample_is_its_rows_written_out(data: list[tuple[float, bool]], seed
     codes, count = patient_codes(predictions.patient_id)
     draws = generator.multinomial(count, np.full(count, 1 / count))
     written = np.repeat(np.arange(len(scores)), draws[codes])
-    weighted = statistic(predictions, codes, threshold=0.3, exact=True)(draws[None])
+    weighted = build_statistic(predictions, codes, threshold=0.3, exact=True)(draws[None])
     plain = values(binary(scores[written], truth[written]), threshold=0.3)
     for name, value in plain.items():
         expected = np.nan if value is None else value

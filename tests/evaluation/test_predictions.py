@@ -88,22 +88,22 @@ def test_sets_of_diagnoses_are_judged_side_by_side(tmp_path: Path) -> None:
 def test_the_called_class_is_the_file_s_and_else_the_likeliest(tmp_path: Path) -> None:
     text = "image_id,target,p_nv,p_mel,called\na,nv,0.9,0.1,melanoma\nb,mel,0.3,0.7,\n"
     read = read_predictions(write(tmp_path, text))
-    assert read.calls().tolist() == [1, 1]
+    assert read.predicted_classes().tolist() == [1, 1]
     assert evaluate(read, resamples=0)["metrics"]["class_accuracy"]["value"] == 0.5
     assert evaluate(read, resamples=0)["confusion"]["counts"] == [[0, 1], [0, 1]]
     unsaid = read_predictions(write(tmp_path, text.replace("melanoma", "")))
     assert unsaid.called is None
-    assert unsaid.calls().tolist() == [0, 1]
+    assert unsaid.predicted_classes().tolist() == [0, 1]
     for foreign in ("0", "1", "True", "0.5", " "):
         theirs = text.replace("melanoma", foreign).replace("0.7,\n", f"0.7,{foreign}\n")
         assert read_predictions(write(tmp_path, theirs)).called is None
     padded = read_predictions(write(tmp_path, text.replace("melanoma", " mel ")[:-1] + " \n"))
-    assert padded.calls().tolist() == [1, 1]
+    assert padded.predicted_classes().tolist() == [1, 1]
     binary = read_predictions(
         write(tmp_path, GOOD.replace("\n", ",x\n").replace(",x", ",called", 1))
     )
     assert binary.called is None
-    assert binary.calls(0.85).tolist() == [0, 0]
+    assert binary.predicted_classes(0.85).tolist() == [0, 0]
 
 
 def test_folders_called_0_and_1_are_names_and_not_answers(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from skinmm.evaluation.referral import (
     FOLDS,
     MANY,
     SHARE,
-    Conformal,
-    Familiarity,
+    ConformalPredictor,
+    OODDetector,
+    add_decisions,
     coverage_range,
     decide,
     fit_conformal,
-    fit_familiarity,
-    refer,
+    fit_ood_detector,
 )
 
 CLASSES = ("bkl", "mel", "nv")
@@ -54,7 +54,7 @@ def test_every_class_is_covered_as_often_as_the_range_says() -> None:
     coverage, inside = [], []
     for _ in range(150):
         fitted = fit_conformal(rows(generator, 500), coverage=0.9)
-        held = fitted.sets(fresh.probabilities)[np.arange(len(fresh)), fresh.target]
+        held = fitted.predict_sets(fresh.probabilities)[np.arange(len(fresh)), fresh.target]
         coverage.append([held[fresh.target == index].mean() for index in range(3)])
         bounds = coverage_range(fitted.rows["mel"], 0.9)
         assert bounds is not None
@@ -105,8 +105,8 @@ def test_what_reaches_the_threshold_is_never_decided_benign(
 ) -> None:
     generator = np.random.default_rng(seed)
     predictions = rows(generator, 100)
-    sets = fit_conformal(predictions, coverage=coverage).sets(predictions.probabilities)
-    found = refer(predictions, threshold, sets, generator.random(100) * 1.2)
+    sets = fit_conformal(predictions, coverage=coverage).predict_sets(predictions.probabilities)
+    found = add_decisions(predictions, threshold, sets, generator.random(100) * 1.2)
     assert found.decision is not None
     assert not ((predictions.malignancy >= threshold) & (found.decision == "benign")).any()
     assert not ((predictions.malignancy < threshold) & (found.decision == "malignant")).any()
@@ -115,9 +115,9 @@ def test_what_reaches_the_threshold_is_never_decided_benign(
 def test_referral_metrics_are_shares_of_rows() -> None:
     generator = np.random.default_rng(3)
     predictions = rows(generator, 300)
-    sets = fit_conformal(predictions).sets(predictions.probabilities)
+    sets = fit_conformal(predictions).predict_sets(predictions.probabilities)
     ood = generator.random(300) * 1.05
-    found = refer(predictions, 0.1, sets, ood)
+    found = add_decisions(predictions, 0.1, sets, ood)
     metrics = evaluate(found, threshold=0.1, resamples=50)["metrics"]
     decision, malignant = found.decision, found.malignant
     assert decision is not None
@@ -144,8 +144,8 @@ def features(seed: int, n: int, width: int = 12) -> Float32[np.ndarray, "n d"]:
     return drawn.astype(np.float32)
 
 
-def fitted_to(values: Float32[np.ndarray, "n d"], components: int = 64) -> Familiarity:
-    found = fit_familiarity(values, np.arange(len(values)), components=components)
+def fitted_to(values: Float32[np.ndarray, "n d"], components: int = 64) -> OODDetector:
+    found = fit_ood_detector(values, np.arange(len(values)), components=components)
     assert found is not None
     return found
 
@@ -191,8 +191,8 @@ def test_few_rows_of_wide_features_are_not_all_strange() -> None:
 
 def test_copies_of_a_row_do_not_vouch_for_each_other() -> None:
     seen = np.repeat(features(9, 40, width=30), 4, axis=0)
-    together = fit_familiarity(seen, np.repeat(np.arange(40), 4))
-    apart = fit_familiarity(seen, np.arange(160))
+    together = fit_ood_detector(seen, np.repeat(np.arange(40), 4))
+    apart = fit_ood_detector(seen, np.arange(160))
     assert together is not None
     assert apart is not None
     assert together.limit > 1.2 * apart.limit
@@ -211,12 +211,12 @@ def test_dead_features_are_no_obstacle(shape: tuple[int, int]) -> None:
 
 def test_where_nothing_can_be_compared_there_is_no_distance() -> None:
     seen = features(1, 20)
-    assert fit_familiarity(seen, np.zeros(20)) is None
-    assert fit_familiarity(np.ones_like(seen), np.arange(20)) is None
-    assert fit_familiarity(seen[:FOLDS], np.arange(FOLDS)) is None
+    assert fit_ood_detector(seen, np.zeros(20)) is None
+    assert fit_ood_detector(np.ones_like(seen), np.arange(20)) is None
+    assert fit_ood_detector(seen[:FOLDS], np.arange(FOLDS)) is None
     once = np.ones_like(seen)
     once[0] = 2
-    lone = fit_familiarity(once, np.arange(20))
+    lone = fit_ood_detector(once, np.arange(20))
     assert lone is not None
     assert np.isfinite(lone.score(seen)).all()
 
@@ -224,8 +224,8 @@ def test_where_nothing_can_be_compared_there_is_no_distance() -> None:
 def test_states_are_plain() -> None:
     fitted = fitted_to(features(1, 50), components=3)
     state = json.loads(json.dumps(fitted.to_state(), allow_nan=False))
-    again = Familiarity.from_state(state)
+    again = OODDetector.from_state(state)
     np.testing.assert_array_equal(again.score(features(3, 9)), fitted.score(features(3, 9)))
     conformal = fit_conformal(rows(np.random.default_rng(0), 100))
     state = json.loads(json.dumps(conformal.to_state(), allow_nan=False))
-    assert Conformal(**state) == conformal
+    assert ConformalPredictor(**state) == conformal

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import Predictions
-from skinmm.evaluation.subgroups import (
+from skinmm.evaluation.comparison import (
     Group,
+    build_groups,
     evaluate_subgroups,
-    groups_of,
     sensitivity_gaps,
 )
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions
 
 
 def cohort(n: int = 600) -> tuple[Predictions, pd.DataFrame]:
@@ -54,7 +54,7 @@ def cohort(n: int = 600) -> tuple[Predictions, pd.DataFrame]:
     )
 )
 def test_groups_of_a_column_divide_the_rows(records: list[dict[str, object]]) -> None:
-    groups = groups_of(pd.DataFrame(records))
+    groups = build_groups(pd.DataFrame(records))
     for column in {group.column for group in groups}:
         masks = np.array([group.rows for group in groups if group.column == column])
         assert len(masks) > 1
@@ -65,7 +65,7 @@ def test_groups_of_a_column_divide_the_rows(records: list[dict[str, object]]) ->
 def test_age_bands_and_sizes_are_named() -> None:
     records = pd.DataFrame({"age": [39.9, 40.0, np.nan], "width": [640.0, 640.0, None]})
     records["height"] = 480.0
-    names = [(group.column, group.name) for group in groups_of(records)]
+    names = [(group.column, group.name) for group in build_groups(records)]
     assert names == [
         ("age", "under 40"),
         ("age", "40 to 59"),
@@ -77,7 +77,7 @@ def test_age_bands_and_sizes_are_named() -> None:
 
 def test_each_group_is_evaluated_alone() -> None:
     predictions, records = cohort()
-    groups = groups_of(records)
+    groups = build_groups(records)
     found = evaluate_subgroups(predictions, groups, threshold=0.5, resamples=0)
     assert [entry["group"] for entry in found[:2]] == ["female", "male"]
     women = predictions.select((records["sex"] == "female").to_numpy())
@@ -89,7 +89,7 @@ def test_each_group_is_evaluated_alone() -> None:
 
 def test_gap_is_the_planted_one() -> None:
     predictions, records = cohort()
-    groups = groups_of(records)
+    groups = build_groups(records)
     gaps = sensitivity_gaps(predictions, groups, threshold=0.5, resamples=300)
     assert [gap["column"] for gap in gaps] == ["sex", "age"]
     sex, age = gaps

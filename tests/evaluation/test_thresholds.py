@@ -11,8 +11,8 @@ from sklearn.metrics import roc_curve
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import (
     Threshold,
+    average_thresholds,
     choose_threshold,
-    mean_threshold,
     sensitivity_bound,
 )
 
@@ -102,7 +102,7 @@ def test_value_is_rounded_down_to_six_digits(score: float) -> None:
 
 def test_mean_threshold_is_on_the_logit_scale() -> None:
     pair = [Threshold(0.1, "youden", guaranteed=True), Threshold(0.4, "youden", guaranteed=False)]
-    mean = mean_threshold(pair)
+    mean = average_thresholds(pair)
     assert logit(mean.value) == pytest.approx((logit(0.1) + logit(0.4)) / 2)
     assert not mean.guaranteed
 
@@ -110,8 +110,8 @@ def test_mean_threshold_is_on_the_logit_scale() -> None:
 @given(st.floats(0, 1))
 def test_the_mean_of_one_threshold_is_itself(value: float) -> None:
     alone = Threshold(value, "sensitivity", guaranteed=True)
-    assert mean_threshold([alone]) == alone
-    assert mean_threshold([alone, alone]) == alone
+    assert average_thresholds([alone]) == alone
+    assert average_thresholds([alone, alone]) == alone
 
 
 def test_what_cannot_choose_is_refused() -> None:

@@ -16,7 +16,7 @@ from quick_runs import best, cohort_of, predictions_of, quick_train
 from skinmm.config.commands import PackConfig
 from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
-from skinmm.evaluation.thresholds import Threshold, mean_threshold
+from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.predict.images import MIN_SIDE
@@ -146,7 +146,7 @@ def test_several_checkpoints_are_the_mean_of_single_calibrated_ones(
     mean = together.predict(cohort_of(both), pictures)
     np.testing.assert_allclose(mean[P], sum(each[P] for each in single) / 3, atol=1e-9)
     thresholds = [Threshold(each.threshold, "", False) for each in (predictor, *others)]
-    assert together.threshold == pytest.approx(mean_threshold(thresholds).value)
+    assert together.threshold == pytest.approx(average_thresholds(thresholds).value)
     assert together.inputs == {"image", "record"}
     np.testing.assert_allclose(mean["ood"], sum(each["ood"] for each in single) / 3, rtol=1e-5)
     for row, written in enumerate(mean["prediction_set"]):

@@ -21,8 +21,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import skinmm
 from skinmm.data.audit import audit
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import read_predictions, set_names
-from skinmm.evaluation.referral import Conformal, decide, fit_conformal, fit_familiarity
+from skinmm.evaluation.predictions import format_sets, read_predictions
+from skinmm.evaluation.referral import ConformalPredictor, decide, fit_conformal, fit_ood_detector
 
 THRESHOLD = 0.15
 CONFIG = {
@@ -125,12 +125,12 @@ def _tables() -> dict[str, pd.DataFrame]:
     raw = {f"raw_{name}": balanced[f"p_{name}"] for name in ("benign", "malignant")}
     table = fitted().assign(**raw)
     features = record_features().fit_transform(cohort).astype(np.float32)
-    usual = fit_familiarity(features[cohort["part"] == "val"], np.arange(140))
-    sets = _conformal().sets(table[["p_benign", "p_malignant"]].to_numpy())
+    usual = fit_ood_detector(features[cohort["part"] == "val"], np.arange(140))
+    sets = _conformal().predict_sets(table[["p_benign", "p_malignant"]].to_numpy())
     ood = usual.score(features) if usual else None
     called = (table["p_malignant"] >= THRESHOLD).to_numpy()
     table["decision"] = decide(called, np.array([False, True]), sets, ood)
-    table["prediction_set"] = set_names(sets, ("benign", "malignant"))
+    table["prediction_set"] = format_sets(sets, ("benign", "malignant"))
     table["ood"] = ood
     rows = {part: table[cohort["part"] == part] for part in ("test", "val")}
     files = {f"predictions/{part}.csv": part_rows for part, part_rows in rows.items()}
@@ -138,7 +138,7 @@ def _tables() -> dict[str, pd.DataFrame]:
 
 
 @cache
-def _conformal() -> Conformal:
+def _conformal() -> ConformalPredictor:
     """Sets that the validation rows give."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "val.csv"

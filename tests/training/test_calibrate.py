@@ -14,7 +14,7 @@ from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration, correct_prior
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.evaluation.referral import Conformal, Familiarity, refer
+from skinmm.evaluation.referral import ConformalPredictor, OODDetector, add_decisions
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.training import calibrate
@@ -95,10 +95,10 @@ def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
     np.testing.assert_array_equal(again.apply(raw(1).probabilities), verdict.test.probabilities)
     assert entries["threshold"]["value"] == verdict.threshold.value
     test = verdict.test
-    sets = Conformal(**entries["conformal"]).sets(test.probabilities)
+    sets = ConformalPredictor(**entries["conformal"]).predict_sets(test.probabilities)
     np.testing.assert_array_equal(sets, test.sets)
-    ood = Familiarity.from_state(entries["ood"]).score(raw(1).features)
-    again_decided = refer(test, entries["threshold"]["value"], sets, ood)
+    ood = OODDetector.from_state(entries["ood"]).score(raw(1).features)
+    again_decided = add_decisions(test, entries["threshold"]["value"], sets, ood)
     assert again_decided.decision is not None
     assert test.decision is not None
     assert again_decided.decision.tolist() == test.decision.tolist()

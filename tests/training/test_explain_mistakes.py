@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
-from skinmm.evaluation.predictions import SUREST, read_predictions, surest_mistakes
+from skinmm.evaluation.predictions import MAX_MISTAKES, find_confident_mistakes, read_predictions
 from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
@@ -24,10 +24,10 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     assert quick_train(run, "report.explain=true", "data.limit=48") == 0
     told = json.loads((run / "explanations" / "mistakes.json").read_text())
     rows = read_predictions(run / "predictions" / "test.csv")
-    chosen = surest_mistakes(rows, metrics_of(run)["threshold"]["value"])
+    chosen = find_confident_mistakes(rows, metrics_of(run)["threshold"]["value"])
     names = [name for kind in chosen.values() for name in rows.image_id[kind]]
     assert list(told) == names
-    assert len(told) > SUREST // 2
+    assert len(told) > MAX_MISTAKES // 2
     (explainer,) = Explainer.for_predictor(
         Predictor.from_checkpoints([best(run)]), [best(run)], "cpu"
     )

@@ -33,7 +33,7 @@ def who(evidence: Evidence) -> Table | None:
     parts = parts_of(evidence)
     if not parts:
         return None
-    classes = [] if evidence.predictions.binary else ["target"]
+    classes = [] if evidence.predictions.is_binary else ["target"]
     return characteristics("Who is in which part", parts, (*classes, *COLUMNS))
 
 

@@ -94,7 +94,7 @@ def _kept(trainer: Mapping[str, Any]) -> str:
 
 def _outcome(evidence: Evidence) -> str:
     rows = evidence.predictions
-    if rows.binary:
+    if rows.is_binary:
         return "whether a lesion is malignant"
     names, malignant = ", ".join(rows.classes), ", ".join(rows.positive)
     return f"the diagnosis, one of {names} (malignant: {malignant})"
@@ -219,7 +219,7 @@ def call_of(evidence: Evidence) -> str:
     rows = evidence.predictions
     unsaid = "likeliest" if rows.called is None else "stated"
     rule = evidence.config.get("evaluation", {}).get("call", unsaid)
-    return "" if rows.binary else CALLS[rule]
+    return "" if rows.is_binary else CALLS[rule]
 
 
 def _calibration(evidence: Evidence) -> str:

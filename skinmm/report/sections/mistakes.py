@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.evaluation.predictions import surest_mistakes
+from skinmm.evaluation.predictions import find_confident_mistakes
 from skinmm.report.blocks import Block, Card, Gallery, Note, Section
 from skinmm.report.format import number
 from skinmm.report.inputs import Evidence
@@ -23,7 +23,7 @@ _EXPLAINED: Final = (
 def mistakes(evidence: Evidence) -> Section:
     """Malignant lesions called benign, the least suspected first; benign ones, the most."""
     blocks: list[Block] = []
-    for kind, chosen in surest_mistakes(evidence.predictions, evidence.threshold).items():
+    for kind, chosen in find_confident_mistakes(evidence.predictions, evidence.threshold).items():
         caption = _CAPTIONS[kind]
         if len(chosen):
             blocks.append(Gallery(caption, [_card(evidence, row) for row in chosen.tolist()]))
@@ -38,8 +38,8 @@ def _card(evidence: Evidence, row: int) -> Card:
     predictions, records = evidence.predictions, evidence.records
     record = {} if records is None else records.iloc[row].to_dict()
     lines = [f"probability {number(float(predictions.malignancy[row]))}"]
-    if not predictions.binary:
-        called = predictions.classes[predictions.calls()[row]]
+    if not predictions.is_binary:
+        called = predictions.classes[predictions.predicted_classes()[row]]
         lines.append(f"{predictions.classes[predictions.target[row]]}, called {called}")
         record.pop("diagnosis", None)
     lines += record_lines(record)

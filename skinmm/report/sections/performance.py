@@ -94,7 +94,9 @@ def operating_point(evidence: Evidence) -> Section:
         Table("At the threshold", ("Measure", "Value (interval)"), named(evidence.measured, RATES)),
     ]
     if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
-        counts = confusion_matrix(rows.target, rows.calls(), labels=range(len(rows.classes)))
+        counts = confusion_matrix(
+            rows.target, rows.predicted_classes(), labels=range(len(rows.classes))
+        )
         caption = f"{call_of(evidence)} Shaded by the share of the row."
         parts.append(Plot("Classes", grids.confusion(counts, rows.classes), caption))
         parts.append(_by_class(evidence))
@@ -143,7 +145,7 @@ def _classes(
 ) -> list[tuple[str, Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """Each class against the rest, the most frequent first; none for a binary file."""
     rows = evidence.predictions
-    if rows.binary:
+    if rows.is_binary:
         return []
     frequent = np.argsort(-np.bincount(rows.target, minlength=len(rows.classes)), kind="stable")
     return [

@@ -9,7 +9,12 @@ import pandas as pd
 from jaxtyping import Bool
 
 from skinmm.errors import InputError
-from skinmm.evaluation.subgroups import FEWEST, evaluate_subgroups, groups_of, sensitivity_gaps
+from skinmm.evaluation.comparison import (
+    MIN_MALIGNANT,
+    build_groups,
+    evaluate_subgroups,
+    sensitivity_gaps,
+)
 from skinmm.images.measure import tone_of, typology_angle
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.figures import grids
@@ -69,7 +74,7 @@ def subgroups(evidence: Evidence) -> Section | None:
     if evidence.records is None:
         return None
     rows = evidence.predictions
-    groups = groups_of(with_tones(evidence.records, rows.malignant))
+    groups = build_groups(with_tones(evidence.records, rows.malignant))
     if not groups:
         return None
     settings: dict[str, Any] = {
@@ -105,7 +110,7 @@ def _forest(evidence: Evidence, measured: Sequence[Mapping[str, Any]], name: str
     rows = [
         _estimate(f"{found['group']} ({found['positives']:,})", found["metrics"][name])
         for found in measured
-        if is_number(found["metrics"][name]["value"]) and found["positives"] >= FEWEST
+        if is_number(found["metrics"][name]["value"]) and found["positives"] >= MIN_MALIGNANT
     ]
     if not rows:
         return None
@@ -113,7 +118,7 @@ def _forest(evidence: Evidence, measured: Sequence[Mapping[str, Any]], name: str
     return Plot(
         MEASURES[name],
         grids.forest(rows, _estimate(everyone, overall), label=MEASURES[name]),
-        f"In brackets: malignant images. Dotted: everyone. Groups with fewer than {FEWEST} "
+        f"In brackets: malignant images. Dotted: everyone. Groups with fewer than {MIN_MALIGNANT} "
         "malignant images are in the table only.",
     )
 

@@ -1,12 +1,17 @@
-"""What a threshold does: metrics of the four counts, for many weightings of the rows at once."""
+"""Metrics as functions of how often a bootstrap draws each patient."""
+
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from skinmm.evaluation import ranking
+from skinmm.evaluation import curves
+from skinmm.evaluation.curves import ratio
+from skinmm.evaluation.intervals import Statistic
 from skinmm.evaluation.predictions import Predictions
-from skinmm.evaluation.ranking import ratio
+from skinmm.evaluation.referral import ReferralMetrics
 
+DEFAULT_THRESHOLD: Final = 0.5
 Counts = Float64[np.ndarray, " b"]
 
 
@@ -90,7 +95,7 @@ class ClassMetrics:
         count = len(self.classes)
         target, probabilities = predictions.target, predictions.probabilities
         self.present = np.bincount(target, minlength=count) > 0
-        cells = target * count + predictions.calls()
+        cells = target * count + predictions.predicted_classes()
         self.order = np.argsort(cells, kind="stable")
         self.cells, self.starts = np.unique(cells[self.order], return_index=True)
         self.rankings = [
@@ -109,9 +114,9 @@ class ClassMetrics:
         loss, brier, rows = (draws @ self.sums).T
         counts = self._confusion(draws)
         hits = np.einsum("bcc->bc", counts)
-        recall = ranking.ratio(hits, counts.sum(axis=2))
-        precision = ranking.ratio(hits, counts.sum(axis=1))
-        f1 = ranking.ratio(2 * hits, counts.sum(axis=1) + counts.sum(axis=2))
+        recall = ratio(hits, counts.sum(axis=2))
+        precision = ratio(hits, counts.sum(axis=1))
+        f1 = ratio(2 * hits, counts.sum(axis=1) + counts.sum(axis=2))
         auroc = self._aurocs(draws)
         result = {
             "class_accuracy": hits.sum(axis=1) / rows,
@@ -131,17 +136,17 @@ class ClassMetrics:
     ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], Int64[np.ndarray, " l"]]:
         order = np.argsort(scores, kind="stable")
         positives = positives[order]
-        return self.codes[order], positives, ranking.level_starts(scores[order], positives)
+        return self.codes[order], positives, curves.level_starts(scores[order], positives)
 
     def _aurocs(self, draws: Int64[np.ndarray, "b p"]) -> Float64[np.ndarray, "b c"]:
         result = np.full((len(draws), len(self.classes)), np.nan)
         for i, (codes, positives, starts) in zip(
             np.flatnonzero(self.present), self.rankings, strict=True
         ):
-            curve = ranking.Curve.of(
-                ranking.Cumulated.of(np.take(draws, codes, axis=1), positives), starts
+            curve = curves.Curve.of(
+                curves.Cumulated.of(np.take(draws, codes, axis=1), positives), starts
             )
-            result[:, i] = ranking.partial_auroc(curve, 0.0)
+            result[:, i] = curves.partial_auroc(curve, 0.0)
         return result
 
     def _confusion(self, draws: Int64[np.ndarray, "b p"]) -> Float64[np.ndarray, "b c c"]:
@@ -164,6 +169,114 @@ def confusion(predictions: Predictions, threshold: float) -> dict[str, list[str]
         threshold: makes the call in a binary file.
     """
     count = len(predictions.classes)
-    cells = predictions.target * count + predictions.calls(threshold)
+    cells = predictions.target * count + predictions.predicted_classes(threshold)
     counts = np.bincount(cells, minlength=count**2)
     return {"classes": list(predictions.classes), "counts": counts.reshape(count, count).tolist()}
+
+
+class MalignancyMetrics:
+    """Metrics of the probability of malignancy, as a function of how often patients are drawn."""
+
+    def __init__(
+        self,
+        scores: Float64[np.ndarray, " n"],
+        positives: Bool[np.ndarray, " n"],
+        codes: Int64[np.ndarray, " n"],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        prevalence: float | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Sorts the rows once and adds up per patient what is a sum over rows.
+
+        Args:
+            scores: probability of malignancy.
+            positives: whether a row is malignant.
+            codes: number of each row's patient.
+            threshold: a row is called malignant at or above it.
+            prevalence: of the clinic; None: of the data.
+            exact: fit the calibration lines to every row, rather than to cells of a fine grid.
+        """
+        order = np.argsort(scores, kind="stable")
+        self.scores, self.positives, self.codes = scores[order], positives[order], codes[order]
+        self.threshold, self.prevalence = threshold, prevalence
+        self.called = np.searchsorted(self.scores, [threshold])
+        self.levels = curves.level_starts(self.scores, self.positives)
+        log_odds = curves.log_odds(self.scores)
+        self.cells = curves.line_cells(log_odds, None if exact else curves.GRID)
+        errors = (self.scores - self.positives) ** 2
+        losses = np.logaddexp(0, np.where(self.positives, -log_odds, log_odds))
+        self.sums = np.column_stack(
+            [np.bincount(self.codes, weights=column) for column in (errors, losses, self.scores)]
+        )
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
+        """Metrics of each resample."""
+        weights = np.take(draws, self.codes, axis=1)
+        cumulated = curves.Cumulated.of(weights, self.positives)
+        brier, loss, mean = (draws @ self.sums).T / cumulated.mass[:, -1]
+        return {
+            **self._ranked(cumulated),
+            **self._decided(cumulated),
+            "brier": brier,
+            "log_loss": loss,
+            "mean_probability": mean,
+            "ece": curves.calibration_error(weights, cumulated, self.scores),
+            **self._lines(cumulated),
+        }
+
+    def _ranked(self, cumulated: curves.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        curve = curves.Curve.of(cumulated, self.levels)
+        return {
+            "auroc": curves.partial_auroc(curve, 0.0),
+            "average_precision": curves.average_precision(curve),
+            "partial_auroc": curves.partial_auroc(curve, curves.PARTIAL_FLOOR),
+            "sensitivity_at_90_specificity": curves.sensitivity_at(curve, 0.90),
+            "sensitivity_at_95_specificity": curves.sensitivity_at(curve, 0.95),
+            "specificity_at_90_sensitivity": curves.specificity_at(curve, 0.90),
+            "specificity_at_95_sensitivity": curves.specificity_at(curve, 0.95),
+        }
+
+    def _decided(self, cumulated: curves.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        rows, positives = cumulated.mass[:, -1], cumulated.hits[:, -1]
+        mass, hits = cumulated.before(self.called)
+        return decision_metrics(
+            (positives - hits[:, 0]).astype(np.float64),
+            (rows - mass[:, 0]).astype(np.float64),
+            positives.astype(np.float64),
+            rows.astype(np.float64),
+            threshold=self.threshold,
+            prevalence=self.prevalence,
+        )
+
+    def _lines(self, cumulated: curves.Cumulated) -> dict[str, Float64[np.ndarray, " b"]]:
+        starts, x = self.cells
+        rows, hits = cumulated.between(starts)
+        intercept, _ = curves.calibration_line(rows, hits, x, free=False)
+        _, slope = curves.calibration_line(rows, hits, x, free=True)
+        return {"calibration_slope": slope, "calibration_intercept": intercept}
+
+
+def build_statistic(
+    predictions: Predictions,
+    codes: Int64[np.ndarray, " n"],
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    prevalence: float | None = None,
+    exact: bool = False,
+) -> Statistic:
+    """All metrics of a file as a function of how often its patients are drawn."""
+    binary = MalignancyMetrics(
+        predictions.malignancy,
+        predictions.malignant,
+        codes,
+        threshold=threshold,
+        prevalence=prevalence,
+        exact=exact,
+    )
+    parts: list[Statistic] = [binary]
+    if not predictions.is_binary:
+        parts.append(ClassMetrics(predictions, codes))
+    if predictions.decision is not None:
+        parts.append(ReferralMetrics(predictions, codes))
+    return lambda draws: {name: value for part in parts for name, value in part(draws).items()}
