@@ -29,7 +29,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize as torch_resize
 
-from skinmm.data.near_duplicates import PICTURE_SIDE, fingerprint
+from skinmm.data.near_duplicates import PICTURE_SIDE, compute_fingerprint
 from skinmm.images.base import resize, resize_pillow, resize_simd
 from skinmm.images.decode import decode, probe
 
@@ -188,7 +188,7 @@ def print_hashing(cohorts: dict[str, list[bytes]]) -> None:
     contenders: dict[str, Callable[[bytes], object]] = {
         f"decode to {SIDE} px": ours,
         f"decode to {PICTURE_SIDE} px": lambda data: decode(data, size=PICTURE_SIDE),
-        "fingerprint: decode, size, 256-bit hash": lambda data: fingerprint(
+        "fingerprint: decode, size, 256-bit hash": lambda data: compute_fingerprint(
             "", lambda _: (data, None)
         ),
     }

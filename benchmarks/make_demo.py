@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from skinmm.vocabulary import canonical_site
+from skinmm.vocabulary import parse_site
 
 INCOMPLETE_ROWS = 78
 MAX_BYTES = 6_000_000
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
             "lesion_id": rows.lesion_id,
             "age": rows.age_approximate,
             "sex": rows.sex,
-            "site": rows.anatom_site_general.map(canonical_site),
+            "site": rows.anatom_site_general.map(parse_site),
             "diagnosis": rows.melanoma.map({1: "mel", 0: "unknown"}),
             "target": rows.melanoma,
         }

@@ -1,4 +1,4 @@
-"""The words of a record: one table that catalog, predict and serve share; missing stays missing."""
+"""Canonical columns, words and units of a patient record; a missing value stays missing."""
 
 import re
 import unicodedata
@@ -10,12 +10,12 @@ import pandas as pd
 from jaxtyping import Float64
 
 Columns = Mapping[str, np.ndarray]
-"""A table column by column: for a few rows, what pandas costs a table would be most of the work."""
+"""Arrays by column name: cheaper than a DataFrame for a table of a few rows."""
 Table = pd.DataFrame | Columns
 
 
-def rows_of(table: Table) -> int:
-    """How many rows a table has."""
+def count_table_rows(table: Table) -> int:
+    """Return the number of rows of a table."""
     return len(table) if isinstance(table, pd.DataFrame) else len(next(iter(table.values())))
 
 
@@ -48,7 +48,7 @@ COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "diagnosis": ("diagnosis", "dx", "diagnostic"),
     "target": ("target", "malignant", "melanoma"),
 }
-"""Canonical column -> the names public tables give it, first match wins."""
+"""Canonical column -> its names in public tables, in order of precedence."""
 
 _MISSING: Final = frozenset(
     ("", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified")
@@ -80,51 +80,52 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "nv": ("nv", "nev", "nevus", "naevus", "melanocytic nevus"),
     "scc": ("scc", "squamous cell carcinoma"),
     "vasc": ("vasc", "vascular lesion", "angioma", "hemangioma"),
-    # The last two occur once each in SIIM-ISIC; its winners counted them as unknown.
+    # The last two occur once each in SIIM-ISIC; the winning solution counted them as unknown.
     "unknown": ("unknown", "unk", "cafe au lait macule", "atypical melanocytic proliferation"),
 }
 _DICOM_AGE: Final = re.compile(r"(\d{1,3})([dwmy])")
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}
 
 
-def _inverted(words: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _invert(words: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {word: name for name, synonyms in words.items() for word in synonyms}
 
 
-_SEX: Final = _inverted(_SEX_WORDS)
-_SITE: Final = _inverted(_SITE_WORDS)
-_DIAGNOSIS: Final = _inverted(_DIAGNOSIS_WORDS)
+_SEX: Final = _invert(_SEX_WORDS)
+_SITE: Final = _invert(_SITE_WORDS)
+_DIAGNOSIS: Final = _invert(_DIAGNOSIS_WORDS)
 
 
-def normalise(value: Any) -> str:
-    """Lower case, single spaces for runs of space, `_` and `-`; missing gives an empty string."""
+def _normalise(value: Any) -> str:
+    """Convert to lower case, with one space for each run of space, `_` and `-`; "" if missing."""
     return "" if pd.isna(value) else re.sub(r"[\s_-]+", " ", str(value).lower()).strip()
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty or holds a word for "not known"."""
+    """Return whether a cell is empty or contains a word for "unknown"."""
     return pd.isna(value) or str(value).strip().lower() in _MISSING
 
 
-def canonical_sex(value: Any) -> str | None:
-    """`female`, `male` or None; case does not matter, DICOM's F and M are understood."""
-    return _SEX.get(normalise(value))
+def parse_sex(value: Any) -> str | None:
+    """Return `female`, `male` or None for a word in any case, or DICOM's F or M."""
+    return _SEX.get(_normalise(value))
 
 
-def canonical_site(value: Any) -> str | None:
-    """One of `SITES` from the words of ISIC, HAM10000, PAD-UFES-20 and DICOM tables, or None."""
-    return _SITE.get(re.sub(r" ?(&|/|\band\b) ?", "/", normalise(value)))
+def parse_site(value: Any) -> str | None:
+    """Return one of `SITES` for a word of ISIC, HAM10000, PAD-UFES-20 or DICOM, or None."""
+    return _SITE.get(re.sub(r" ?(&|/|\band\b) ?", "/", _normalise(value)))
 
 
-def canonical_diagnosis(value: Any) -> str | None:
-    """One of `CLASSES` or None; `unknown` is a class, an empty cell is None."""
-    return _DIAGNOSIS.get(normalise(value))
+def parse_diagnosis(value: Any) -> str | None:
+    """Return one of `CLASSES`, which include `unknown`, or None; an empty cell gives None."""
+    return _DIAGNOSIS.get(_normalise(value))
 
 
-def canonical_age(value: Any) -> float | None:
-    """Age in years from a number, its text, or DICOM's `055Y`; None when missing or unusable.
+def parse_age(value: Any) -> float | None:
+    """Return the age in years from a number, its text, or a DICOM age such as `055Y`.
 
-    Unusable is what is no number, negative, or above `MAX_AGE`.
+    Returns:
+        Years, or None if the cell is not a number from 0 to `MAX_AGE`.
     """
     text = str(value).strip().lower()
     dicom = _DICOM_AGE.fullmatch(text)
@@ -136,60 +137,64 @@ def canonical_age(value: Any) -> float | None:
 
 
 CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "age": canonical_age,
-    "sex": canonical_sex,
-    "site": canonical_site,
+    "age": parse_age,
+    "sex": parse_sex,
+    "site": parse_site,
 }
 
 
-def by_value(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Series[Any]":
-    """Maps a column by calling the function once for each distinct value; missing cells stay so."""
+def map_unique(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Series[Any]":
+    """Map a column with one call of the function per distinct value; missing cells stay missing."""
     return column.map({value: function(value) for value in column.dropna().unique()})
 
 
-def numbers_of(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
-    """Numbers of a column's cells, with a decimal point or comma; NaN for what is none."""
-    plain = [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
-    return np.asarray(pd.to_numeric(pd.Series(plain, dtype=object), errors="coerce"), np.float64)
+def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
+    """Return cells as numbers; text may have a decimal point or comma, NaN if not a number."""
+    texts = [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
+    return np.asarray(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
 
 
-def canonicalise(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Turns a column into vocabulary.
+def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Convert a column to the vocabulary.
 
     Args:
-        cells: as read from any table.
+        cells: cells of any table.
         name: `age`, `sex` or `site`.
 
     Returns:
-        The canonical column (age float64, else text or None), and a mask of the cells that held
-        something which is not in the vocabulary and became missing.
+        The canonical column (age float64, otherwise text or None), and a mask of the cells whose
+        value is not in the vocabulary and became missing.
     """
-    convert, held = CONVERTERS[name], list(cells)
-    known = {cell: convert(cell) for cell in dict.fromkeys(held)}
-    refused = {cell for cell, word in known.items() if word is None and not is_missing(cell)}
-    canonical = np.array([known[cell] for cell in held], np.float64 if name == "age" else object)
-    return canonical, np.array([cell in refused for cell in held], np.bool_)
+    convert, cells = CONVERTERS[name], list(cells)
+    values = {cell: convert(cell) for cell in dict.fromkeys(cells)}
+    invalid = {cell for cell, value in values.items() if value is None and not is_missing(cell)}
+    column = np.array([values[cell] for cell in cells], np.float64 if name == "age" else object)
+    return column, np.array([cell in invalid for cell in cells], np.bool_)
 
 
-def renamed(names: Iterable[Any]) -> dict[Any, str]:
-    """Public column names and their canonical ones; those that stay as they are, are not there."""
-    there, found = {*names}, {}
-    for canonical, public in COLUMN_NAMES.items():
-        if name := next((name for name in public if name in there), None):
-            found[name] = canonical
-    return found
+def match_columns(names: Iterable[Any]) -> dict[Any, str]:
+    """Return the canonical name of each column with a known name; other columns are left out."""
+    present, matches = {*names}, {}
+    for canonical, public_names in COLUMN_NAMES.items():
+        if name := next((name for name in public_names if name in present), None):
+            matches[name] = canonical
+    return matches
 
 
 def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Gives public column names their canonical name; other columns stay as they are."""
-    return table.rename(columns=renamed(table.columns))
+    """Rename columns with a known name to the canonical name; others keep theirs."""
+    return table.rename(columns=match_columns(table.columns))
 
 
-def canonical_name(value: Any) -> Any:
-    """A patient's or lesion's name as names are compared: composed letters, no spaces around."""
+def normalise_name(value: Any) -> Any:
+    """Return the form in which patient and lesion names are compared: NFC, stripped of spaces."""
     return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
 
 
-def patients_of(table: pd.DataFrame) -> "pd.Series[Any]":
-    """Whose each row is: without a patient the lesion stands in, without a lesion the image."""
-    return table["patient_id"].fillna(table["lesion_id"]).fillna(table["image_id"])
+def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
+    """Return the patient of each row, or its lesion or else its image where that is unknown."""
+    names = [name for name in ("patient_id", "lesion_id", "image_id") if name in table]
+    patients = table[names[0]].astype(object)
+    for name in names[1:]:
+        patients = patients.fillna(table[name])
+    return patients

@@ -40,7 +40,7 @@ def pack(argv: list[str]) -> int:
 def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.audit import audit as audited
     from skinmm.data.cohorts import absent
-    from skinmm.data.near_duplicates import near_duplicates
+    from skinmm.data.near_duplicates import find_near_duplicates
     from skinmm.data.splits import split
     from skinmm.report import audit_page, refuse_existing
     from skinmm.training.run_folder import write_json
@@ -53,7 +53,7 @@ def _audit(config: AuditConfig, _: Path) -> int:
     near, pixels = None, dict[str, Any](absent=absent(table))
     if config.near:
         found = _fingerprints(table)
-        near, table = near_duplicates(found), _with_sizes(table, found)
+        near, table = find_near_duplicates(found), _with_sizes(table, found)
         pixels |= {"compared": len(found.image_id), "unreadable": found.unreadable}
     table = split(table, data.folds, int(data.fold), data.split_seed)
     cohort = _seen(table, data)
@@ -122,21 +122,21 @@ def _cohort(data: DataConfig, *, images: bool = False) -> "pd.DataFrame":
 
 
 def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
-    from skinmm.data.cohorts import classes_of, positives_of
+    from skinmm.data.cohorts import list_classes, list_positive_classes
     from skinmm.report import Cohort
 
-    classes = classes_of(table, data)
-    return Cohort(data.name, table, classes, positives_of(classes, data), data.columns)
+    classes = list_classes(table, data)
+    return Cohort(data.name, table, classes, list_positive_classes(classes, data), data.columns)
 
 
 def _fingerprints(table: "pd.DataFrame") -> "Fingerprints":
     from tqdm import tqdm
 
-    from skinmm.data.near_duplicates import fingerprints
+    from skinmm.data.near_duplicates import compute_fingerprints
     from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
-        return fingerprints(table, read_source, bar.update)
+        return compute_fingerprints(table, read_source, bar.update)
 
 
 def _with_sizes(table: "pd.DataFrame", found: "Fingerprints") -> "pd.DataFrame":

@@ -10,19 +10,19 @@ from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeRegressor
 
 from skinmm.data.record import NOT_AT_BEDSIDE
-from skinmm.data.splits import UNUSED, components, deal_folds
+from skinmm.data.splits import UNUSED, deal_folds, find_components
 
 FOLDS: Final = 5
 LEAF: Final = 50  # rows at least, so that no leaf is a single patient's camera
 GROUPS_SHOWN: Final = 8
 
 
-def malignant(table: pd.DataFrame, positive: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
+def is_malignant(table: pd.DataFrame, positive: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
     """Which rows count as malignant: target 1, or one of the classes `positive`."""
     return table["target"].isin([1, *positive]).to_numpy()
 
 
-def size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | None:
+def compute_size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | None:
     """AUROC of width and height alone, pooled over folds that keep patients whole.
 
     A regression tree, because the size stands for a camera rather than for a scale.
@@ -32,8 +32,8 @@ def size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | N
     """
     rows = table[table["width"].notna() & table["height"].notna()]
     sizes = rows[["width", "height"]].to_numpy(np.float64)
-    target = malignant(rows, positive)
-    independent = len(np.unique(components(rows))) if len(rows) else 0
+    target = is_malignant(rows, positive)
+    independent = len(np.unique(find_components(rows))) if len(rows) else 0
     if min(target.sum(), (~target).sum(), independent) < FOLDS or (sizes == sizes[0]).all():
         return None
     fold = deal_folds(rows, FOLDS, 0)
@@ -45,14 +45,16 @@ def size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | N
     return float(roc_auc_score(target, score))
 
 
-def acquisition_groups(table: pd.DataFrame, positive: Collection[str] = ()) -> list[dict[str, Any]]:
+def compare_acquisition_groups(
+    table: pd.DataFrame, positive: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """The most frequent image sizes, and the sources where there are several.
 
     Returns:
         For each `group`: `rows`, `malignant`, and `auroc` of belonging to it or not, whichever of
         the two points to malignancy; None where a cohort of one kind leaves nothing to tell.
     """
-    target = malignant(table, positive)
+    target = is_malignant(table, positive)
     known = table[["width", "height"]].dropna().astype(int).astype(str)
     sizes = known["width"] + "x" + known["height"]
     groups = sizes.value_counts().head(GROUPS_SHOWN).index
@@ -106,7 +108,7 @@ def audit(
     pairs = pd.concat([_official(used), _near(used, near)], ignore_index=True)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
     across = _across(used, torn)
-    size = size_auroc(used, positive)
+    size = compute_size_auroc(used, positive)
     return {
         "rows": len(used),
         "parts": {str(part): int(n) for part, n in used["part"].value_counts().items()},
@@ -114,7 +116,7 @@ def audit(
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
         "pairs": torn.head(PAIRS_KEPT).to_dict("records"),
         "size_auroc": size,
-        "acquisition": acquisition_groups(used, positive),
+        "acquisition": compare_acquisition_groups(used, positive),
         "warnings": _warnings(size),
         "leaks": [
             *(f"{_some(kind, names)} in two parts" for kind, names in across.items() if names),
@@ -153,7 +155,7 @@ def _official(table: pd.DataFrame) -> pd.DataFrame:
 def _near(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
     """Near duplicates that no known link joins already."""
     near = pd.DataFrame(columns=["first", "second"]) if near is None else near
-    group = pd.Series(components(table), index=table["image_id"])
+    group = pd.Series(find_components(table), index=table["image_id"])
     near = near[near["first"].isin(group.index) & near["second"].isin(group.index)]
     apart = group[near["first"]].to_numpy() != group[near["second"]].to_numpy()
     return _pairs(table, "near duplicate", near[apart])

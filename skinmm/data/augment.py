@@ -17,7 +17,7 @@ Transform = Callable[[Any], Any]
 T = TypeVar("T")
 
 
-def seeded(transform: Transform, image: T, seed: int) -> T:
+def apply_seeded(transform: Transform, image: T, seed: int) -> T:
     """Applies a random transform as a function of the seed alone, and leaves no trace of it.
 
     The CPU's generator is all that transforms draw from; `torch.manual_seed` would also reseed

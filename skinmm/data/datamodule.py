@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, DataConfig, build_component
-from skinmm.data.augment import AUGMENTS, seeded
-from skinmm.data.cohorts import classes_of, load_cohort, positives_of, require_images
+from skinmm.data.augment import AUGMENTS, apply_seeded
+from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
 from skinmm.data.dataset import Blank, Kept, Key, LesionDataset, Sample, View, Withholding
 from skinmm.data.loader import SlotLoader
-from skinmm.data.manifest import packed_steps
+from skinmm.data.manifest import load_packed_steps
 from skinmm.data.record import RecordEncoder
-from skinmm.data.sampling import SAMPLERS, EpochSampler, evaluation_shard
+from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.splits import UNUSED, split
 from skinmm.errors import InputError
 from skinmm.images.measure import MEASUREMENTS
@@ -87,7 +87,7 @@ def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | Non
     """
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     packed = data.name == "packed"
-    done, digest = packed_steps(Path(data.root or "")) if packed else ((), None)
+    done, digest = load_packed_steps(Path(data.root or "")) if packed else ((), None)
     steps = (*done, *data.preprocess)
     check_steps(steps, finds=finder is not None)
     if finder and digest and finder.digest != digest:
@@ -170,8 +170,8 @@ class LesionData(pl.LightningDataModule):
         """The rows that can be used; says what their classes are."""
         needed = "image" in self._inputs
         table = require_images(load_cohort(config.data), config.data.missing, needed=needed)
-        self.classes = classes_of(table, config.data)
-        self.positive = positives_of(self.classes, config.data)
+        self.classes = list_classes(table, config.data)
+        self.positive = list_positive_classes(self.classes, config.data)
         return measured(table, config.data.columns, self.finder, MAX_WORKERS)
 
     @property
@@ -228,7 +228,7 @@ class LesionData(pl.LightningDataModule):
         seeds = batch.pop("seed", None)
         if seeds is not None:
             pairs = zip(batch["image"], seeds.tolist(), strict=True)
-            batch["image"] = torch.stack([seeded(self._transform, *pair) for pair in pairs])
+            batch["image"] = torch.stack([apply_seeded(self._transform, *pair) for pair in pairs])
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -268,7 +268,7 @@ class LesionData(pl.LightningDataModule):
         Shares are padded to one length: whoever gathers keeps each `row` once.
         """
         own = self.rows(part)
-        rows = evaluation_shard(len(own), *self._place())
+        rows = shard_evaluation(len(own), *self._place())
         return self._in_order(self._dataset(part, own), rows.tolist())
 
     def image_loader(self) -> DataLoader[Sample]:

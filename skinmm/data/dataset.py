@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from skinmm.data.augment import Transform, seeded
+from skinmm.data.augment import Transform, apply_seeded
 from skinmm.errors import InputError
 from skinmm.images.base import resize
 from skinmm.images.decode import decode
@@ -250,7 +250,7 @@ class LesionDataset(Dataset[Sample]):
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if self._transform is None or seed is None:
             return image
-        return seeded(self._transform, image, seed)
+        return apply_seeded(self._transform, image, seed)
 
 
 def read_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:

@@ -107,7 +107,7 @@ class SlotLoader(DataLoader[Any]):
         self._filling = _Filling(dataset, workers)
         # Processes that stay have one epoch at a time, so that its slots are nobody else's.
         super().__init__(
-            self._filling, collate_fn=collated, persistent_workers=workers > 0, **options
+            self._filling, collate_fn=collate, persistent_workers=workers > 0, **options
         )
         self._pin = pin
         self._held: dict[tuple[int, int], Tensor] = {}  # so that PyTorch need not map them again
@@ -134,6 +134,6 @@ class SlotLoader(DataLoader[Any]):
         return {name: value.pin_memory() for name, value in batch.items()} if self._pin else batch
 
 
-def collated(fetched: Batch | _Filled | list[Any]) -> Batch | _Filled:
+def collate(fetched: Batch | _Filled | list[Any]) -> Batch | _Filled:
     """A batch of samples, if it is none yet."""
     return default_collate(fetched) if isinstance(fetched, list) else fetched

@@ -79,7 +79,7 @@ def load_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def packed_steps(folder: Path) -> tuple[tuple[str, ...], str | None]:
+def load_packed_steps(folder: Path) -> tuple[tuple[str, ...], str | None]:
     """Preprocessing that a pack's images have been through, and the digest of what found lesions.
 
     Raises:

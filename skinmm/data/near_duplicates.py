@@ -49,7 +49,7 @@ class Fingerprint(NamedTuple):
     size: tuple[int, int]
 
 
-def fingerprints(
+def compute_fingerprints(
     table: pd.DataFrame, read: Read, progress: Callable[[], None] = lambda: None
 ) -> Fingerprints:
     """Decodes and hashes every image that is on disk, on all cores.
@@ -63,7 +63,7 @@ def fingerprints(
     found: dict[str, Fingerprint] = {}
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda path: fingerprint(path, read), there["path"])
+        results = pool.map(lambda path: compute_fingerprint(path, read), there["path"])
         for name, result in zip(there["image_id"], results, strict=True):
             if isinstance(result, str):
                 unreadable[name] = result
@@ -75,7 +75,7 @@ def fingerprints(
     return Fingerprints(list(found), bits, sizes, unreadable)
 
 
-def near_duplicates(found: Fingerprints, distance: int = DISTANCE) -> pd.DataFrame:
+def find_near_duplicates(found: Fingerprints, distance: int = DISTANCE) -> pd.DataFrame:
     """Every pair of images whose hashes differ in at most `distance` bits.
 
     Returns:
@@ -100,7 +100,7 @@ def _close(
         yield np.stack([start + row, start + column, differ[row, column]], axis=1)
 
 
-def fingerprint(path: str, read: Read) -> Fingerprint | str:
+def compute_fingerprint(path: str, read: Read) -> Fingerprint | str:
     """The fingerprint of one image, or why there is none."""
     try:
         data, frame = read(path)

@@ -27,7 +27,7 @@ from skinmm.data.manifest import FILE, Manifest, PackError, Shard, load_manifest
 from skinmm.data.shard_writer import Encoded, Encoder, Job, PackSettings, Read, write_shard
 from skinmm.files import atomic_write, remove_partials
 from skinmm.images.shards import read_table
-from skinmm.vocabulary import patients_of
+from skinmm.vocabulary import resolve_patients
 
 COHORT: Final = "cohort.csv"
 _ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index
@@ -63,7 +63,7 @@ def pack(
     """
     settings = settings or PackSettings()
     _check(table)
-    numbers = shard_numbers(patients_of(table), settings.shard_images)
+    numbers = assign_shards(resolve_patients(table), settings.shard_images)
     name = f"shard-{{:05d}}-of-{numbers.max() + 1:05d}.tfrec"
     shards = {name.format(number): rows for number, rows in table.groupby(numbers)}
     try:
@@ -99,7 +99,7 @@ def _check(table: pd.DataFrame) -> None:
             raise PackError(f"{int(wrong.sum())} of {len(table)} rows {problem} (e.g. {names})")
 
 
-def shard_numbers(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
+def assign_shards(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
     """The shard of each row: patients in order of appearance, none of them in two.
 
     Args:

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import Table, is_missing, numbers_of, rows_of
+from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers
 
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
     **dict.fromkeys(
@@ -36,7 +36,7 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
 """Columns no model may see, and why: at the bedside of a new patient they do not exist."""
 
 
-def refuse_columns(columns: Sequence[str], present: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
     """Checks the record columns that were asked for.
 
     Raises:
@@ -107,7 +107,7 @@ class RecordEncoder:
         Raises:
             InputError: a column that the table lacks or that does not exist at the bedside.
         """
-        refuse_columns(columns, list(table.columns))
+        check_columns(columns, list(table.columns))
         return cls([_fit_column(table[name]) for name in columns])
 
     @property
@@ -131,7 +131,7 @@ class RecordEncoder:
         Raises:
             InputError: the table lacks a column.
         """
-        encoded = np.zeros((rows_of(table), self.dim), np.float32)
+        encoded = np.zeros((count_table_rows(table), self.dim), np.float32)
         for column, place in zip(self._columns, self.layout, strict=True):
             if column.name not in table:
                 raise InputError(f"the table has no column '{column.name}', which the model needs")
@@ -144,7 +144,7 @@ class RecordEncoder:
         """Which cells hold something that training has not shown, and so count as missing."""
         column = next(each for each in self._columns if each.name == name)
         if column.kind == "numeric":
-            unusable = ~np.isfinite(numbers_of(cells))
+            unusable = ~np.isfinite(parse_numbers(cells))
         else:
             unusable = np.array([str(cell) not in column.values for cell in cells], np.bool_)
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
@@ -162,7 +162,7 @@ class RecordEncoder:
 def _fit_column(column: "pd.Series[Any]") -> _Column:
     name = str(column.name)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        numbers = numbers_of(column)
+        numbers = parse_numbers(column)
         numbers = numbers[np.isfinite(numbers)]
         mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
         return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
@@ -170,7 +170,7 @@ def _fit_column(column: "pd.Series[Any]") -> _Column:
 
 
 def _fill_numeric(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
-    numbers = numbers_of(cells)
+    numbers = parse_numbers(cells)
     known = np.isfinite(numbers)
     out[known, 0] = (numbers[known] - column.mean) / column.scale
     out[~known, 1] = 1

@@ -50,7 +50,7 @@ class Shuffle:
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
         """A permutation."""
-        return generator(seed, epoch).permutation(len(labels))
+        return make_generator(seed, epoch).permutation(len(labels))
 
     def prior(self, labels: Labels) -> Shares:
         """The classes' own shares."""
@@ -83,7 +83,7 @@ class Weighted:
         """As many rows as the data have."""
         weights = (np.bincount(labels)[labels] / len(labels)) ** -self.power
         chances = weights / weights.sum()
-        return generator(seed, epoch).choice(len(labels), len(labels), p=chances)
+        return make_generator(seed, epoch).choice(len(labels), len(labels), p=chances)
 
     def prior(self, labels: Labels) -> Shares:
         """A class's count to the power 1 - `power`, over the sum of these."""
@@ -97,7 +97,7 @@ class _EvenClasses:
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:
         """Runs that hold each class once, in random order within the run; as long as the data."""
-        rng = generator(seed, epoch)
+        rng = make_generator(seed, epoch)
         classes = np.unique(labels)
         runs = -(-len(labels) // len(classes))
         columns = [
@@ -160,7 +160,7 @@ class Oversample:
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
         """As many rows of each class as the largest has, in random order."""
-        rng = generator(seed, epoch)
+        rng = make_generator(seed, epoch)
         largest = int(np.bincount(labels).max())
         parts = [
             _cycled(np.flatnonzero(labels == label), largest, rng) for label in np.unique(labels)
@@ -201,9 +201,9 @@ class Undersample:
             rows, size = np.flatnonzero(labels == label), int(sizes[label])
             round_, part = divmod(epoch, -(-len(rows) // size))
             # From 1: a seed sequence does not tell a 0 at its end from nothing.
-            order = generator(seed, round_, int(label) + 1).permutation(rows)
+            order = make_generator(seed, round_, int(label) + 1).permutation(rows)
             parts.append(np.resize(order, len(rows) + size)[part * size : (part + 1) * size])
-        return generator(seed, epoch).permutation(np.concatenate(parts))
+        return make_generator(seed, epoch).permutation(np.concatenate(parts))
 
     def prior(self, labels: Labels) -> Shares:
         """Shares of the subsets."""
@@ -225,7 +225,7 @@ SAMPLERS: Final[dict[str, Callable[..., RowSampler]]] = {
 }
 
 
-def generator(*place: int) -> np.random.Generator:
+def make_generator(*place: int) -> np.random.Generator:
     """Random numbers of a place (seed, epoch, ...), apart from the epoch's augmentation seeds."""
     return np.random.default_rng(np.random.SeedSequence(place).spawn(1)[0])
 
@@ -235,7 +235,7 @@ def _cycled(rows: Members, length: int, rng: np.random.Generator) -> Int[np.ndar
     return np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:length]
 
 
-def epoch_draw(
+def draw_epoch(
     sampler: RowSampler, labels: Labels, groups: Groups, seed: int, epoch: int
 ) -> tuple[Draw, Draw]:
     """One epoch's rows and one seed per drawn row (for its augmentation), for all processes.
@@ -271,7 +271,7 @@ def shard(draw: Draw, rank: int, world_size: int, batch_size: int) -> Int[np.nda
     return draw[:whole].reshape(-1, world_size, per_rank)[:, rank].ravel()
 
 
-def evaluation_shard(rows: int, rank: int, world_size: int) -> Int[np.ndarray, " share"]:
+def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, " share"]:
     """This rank's rows of an evaluation pass: all ranks equally many, the last row repeated.
 
     Whoever gathers drops the repeats by row number; every row is counted exactly once.
@@ -294,7 +294,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Takes what `epoch_draw` and `shard` need; the epoch is 0 until it is set."""
+        """Takes what `draw_epoch` and `shard` need; the epoch is 0 until it is set."""
         self._draw = (sampler, labels, groups, seed)
         self._shard = (rank, world_size, batch_size)
         self._length = len(shard(sampler.draw(labels, groups, seed, 0), *self._shard))
@@ -315,6 +315,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Draws the epoch afresh: what was drawn before changes nothing."""
-        drawn = epoch_draw(*self._draw, self.epoch)
+        drawn = draw_epoch(*self._draw, self.epoch)
         rows, seeds = (shard(part, *self._shard)[self._made :].tolist() for part in drawn)
         yield from zip(rows, seeds, strict=True)

@@ -16,7 +16,7 @@ from skinmm.images.decode import decode, probe
 from skinmm.images.preprocess import DETAILED, Pixels, check_steps, preprocess
 from skinmm.images.shards import TFRecordFile
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
-from skinmm.vocabulary import patients_of
+from skinmm.vocabulary import resolve_patients
 
 _FEATURES: Final[dict[str, str]] = {
     "image_id": "image_name",
@@ -94,7 +94,7 @@ def write_shard(
         jobs = zip(rows["image_id"], rows["path"], strict=True)
         write_tfrecord(file, _records(rows, encode(jobs)))
         TFRecordFile(file)  # reads it back: checks every CRC, leaves the index
-    return describe(file, len(rows), patients_of(rows).nunique())
+    return describe(file, len(rows), resolve_patients(rows).nunique())
 
 
 def _holds(file: Path, names: list[str]) -> bool:

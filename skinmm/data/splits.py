@@ -17,7 +17,7 @@ LINKS: Final = (("patient_id",), ("lesion_id",), ("image_id", "duplicate_of"))
 BALANCED: Final = ("age", "sex", "site")
 
 
-def components(table: pd.DataFrame) -> Int64[np.ndarray, " n"]:
+def find_components(table: pd.DataFrame) -> Int64[np.ndarray, " n"]:
     """Numbers the groups that no split may tear apart.
 
     Rows belong together when they share a patient or a lesion, when one is the other's
@@ -59,7 +59,7 @@ def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, 
     Raises:
         InputError: fewer components than folds.
     """
-    return _deal_equal(table, components(table), folds, seed)
+    return _deal_equal(table, find_components(table), folds, seed)
 
 
 def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
@@ -75,13 +75,13 @@ def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
     if (part == "test").any():
         raise InputError("+data.args.test_fraction: this cohort brings a test part of its own")
     free = np.flatnonzero(pd.isna(part))
-    component = components(table)[free]
+    component = find_components(table)[free]
     held_out = _deal(table.iloc[free], component, np.array([1 - fraction, fraction]), seed) == 1
     part[free[held_out]] = "test"
     return table.assign(part=part)
 
 
-def parts(
+def assign_parts(
     fold_of: Int64[np.ndarray, " n"],
     fold: int,
     folds: int,
@@ -116,10 +116,12 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     wanted = tuple(name for name in ("test", "val") if not (fixed == name).any())
     if not wanted and fold != 0:
         raise InputError(f"data.fold={fold}: the data fix every part, so there is only data.fold=0")
-    component = components(table)  # of all rows: a fixed one may be all that links two free ones
+    component = find_components(
+        table
+    )  # of all rows: a fixed one may be all that links two free ones
     fold_of = np.full(len(table), -1, np.int64)
     fold_of[free] = _fold_of_free(table[free], component[free], folds, seed) if wanted else -1
-    part = np.where(free, parts(fold_of, fold, folds, wanted), fixed)
+    part = np.where(free, assign_parts(fold_of, fold, folds, wanted), fixed)
     judged = np.isin(component, component[np.isin(part, ("val", "test"))])
     part[(fixed == "train") & judged] = UNUSED
     return table.assign(part=part, fold=fold_of)

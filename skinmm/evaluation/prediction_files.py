@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import MALIGNANT, canonical_diagnosis, rename_columns
+from skinmm.vocabulary import MALIGNANT, parse_diagnosis, rename_columns
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -109,7 +109,7 @@ def parse_raw(
 def usual_positive(classes: tuple[str, ...], path: Path | str) -> tuple[str, ...]:
     """The classes that count as malignant unless someone says otherwise."""
     found = tuple(
-        name for name in classes if name == BINARY[1] or canonical_diagnosis(name) in MALIGNANT
+        name for name in classes if name == BINARY[1] or parse_diagnosis(name) in MALIGNANT
     )
     if not found:
         raise InputError(
@@ -159,15 +159,6 @@ def speaks_binary(words: "pd.Series[str]", classes: tuple[str, ...]) -> bool:
     """Whether the truth is told as malignant or not, rather than by the names of the classes."""
     said = set(words.unique())
     return said <= set(_BINARY_WORDS) and not said <= set(classes)
-
-
-def parse_patients(table: pd.DataFrame) -> "pd.Series[Any]":
-    """The patient; the lesion, then the image where it is not known."""
-    patients = pd.Series(np.nan, index=table.index, dtype=object)
-    for column in ("patient_id", "lesion_id", "image_id"):
-        if column in table:
-            patients = patients.fillna(table[column])
-    return patients
 
 
 def parse_folds(table: pd.DataFrame, path: Path | str) -> Int64[np.ndarray, " n"] | None:
@@ -248,13 +239,13 @@ def _class_indices(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Ser
 
 
 def _class_index(word: str, classes: tuple[str, ...]) -> int | None:
-    diagnosis = canonical_diagnosis(word)
+    diagnosis = parse_diagnosis(word)
     if classes == BINARY:
         known = diagnosis is not None and diagnosis != "unknown"
         return _BINARY_WORDS.get(word, int(diagnosis in MALIGNANT) if known else None)
     if word in classes:
         return classes.index(word)
-    diagnoses = [canonical_diagnosis(name) for name in classes]
+    diagnoses = [parse_diagnosis(name) for name in classes]
     return diagnoses.index(diagnosis) if diagnosis and diagnosis in diagnoses else None
 
 

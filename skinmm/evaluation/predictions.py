@@ -13,6 +13,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation import prediction_files
 from skinmm.evaluation.prediction_files import BINARY, DECISIONS, REFER
 from skinmm.files import atomic_write
+from skinmm.vocabulary import resolve_patients
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
@@ -148,7 +149,7 @@ def read_predictions(
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
         image_id=table["image_id"].to_numpy(dtype=object),
-        patient_id=prediction_files.parse_patients(table).to_numpy(dtype=object),
+        patient_id=resolve_patients(table).to_numpy(dtype=object),
         target=prediction_files.parse_targets(words, table, classes, labels or path),
         probabilities=probabilities,
         raw=raw,

@@ -110,9 +110,9 @@ def dicom_record(data: bytes | File) -> dict[str, Any]:
 
 
 def _age(dataset: Dataset) -> float | None:
-    from skinmm.vocabulary import canonical_age
+    from skinmm.vocabulary import parse_age
 
-    age = canonical_age(dataset.get("PatientAge"))
+    age = parse_age(dataset.get("PatientAge"))
     if age is not None:
         return age
     dates = dataset.get("PatientBirthDate"), dataset.get("StudyDate")
@@ -120,7 +120,7 @@ def _age(dataset: Dataset) -> float | None:
         birth, study = (datetime.strptime(date or "", "%Y%m%d") for date in dates)
     except ValueError:
         return None
-    return canonical_age((study - birth).days / 365.25)
+    return parse_age((study - birth).days / 365.25)
 
 
 def _dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:

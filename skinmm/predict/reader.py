@@ -20,11 +20,11 @@ from skinmm.vocabulary import (
     COLUMN_NAMES,
     CONVERTERS,
     Table,
-    canonical_name,
-    canonicalise,
+    count_table_rows,
     is_missing,
-    renamed,
-    rows_of,
+    match_columns,
+    normalise_name,
+    parse_column,
 )
 
 PARQUET: Final = (".parquet", ".pq")
@@ -129,13 +129,13 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
     Raises:
         InputError: no column that names the images although the model needs them.
     """
-    given = {canonical: public for public, canonical in renamed(table.keys()).items()}
+    given = {canonical: public for public, canonical in match_columns(table.keys()).items()}
     if needs_image and "image_id" not in given:
         raise InputError(
             "the table has no image column; call it image_name, image_id, image or path "
             f"(it has: {', '.join(map(str, table.keys()))})"
         )
-    empty = np.full(rows_of(table), None, dtype=object)
+    empty = np.full(count_table_rows(table), None, dtype=object)
     wanted = ("image_id", "patient_id", "lesion_id", *columns)
     named = {name: given.get(name, name) for name in wanted}
     cells = {
@@ -145,7 +145,7 @@ def canonical_patients(table: Table, columns: Sequence[str], *, needs_image: boo
     unknown: Counter[str] = Counter()
     for name, held in cells.items():
         if name in CONVERTERS:
-            cells[name], refused = canonicalise(held, name)
+            cells[name], refused = parse_column(held, name)
             unknown.update({name: int(refused.sum())} if refused.any() else {})
         else:
             cells[name] = np.array([_PLAIN.get(name, _stripped)(cell) for cell in held], object)
@@ -160,7 +160,7 @@ def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> st
         names: of the table's columns.
         columns: the record columns that the models use.
     """
-    given = renamed(names)
+    given = match_columns(names)
     lacking = [name for name in columns if name not in {*names, *given.values()}]
     used = {"image_id", "patient_id", "lesion_id", "target", *columns}
     unused = [str(name) for name in names if given.get(name, name) not in used]
@@ -187,7 +187,7 @@ def _hashable(cells: np.ndarray) -> np.ndarray:
 
 
 def _name(cell: Any) -> Any:
-    return None if is_missing(cell) else canonical_name(cell)
+    return None if is_missing(cell) else normalise_name(cell)
 
 
 def _stripped(cell: Any) -> Any:

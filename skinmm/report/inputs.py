@@ -14,7 +14,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.vocabulary import CONVERTERS, canonicalise
+from skinmm.vocabulary import CONVERTERS, parse_column
 
 STATED: Final = "stated in the file"
 _EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"
@@ -149,7 +149,7 @@ def read_bare(
     table = read_table(file)
     threshold = _threshold(table)
     cohort = table if labels is None else read_table(labels)
-    known = {name: canonicalise(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
+    known = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
     return Evidence(
         title=file.name,
         predictions=predictions,

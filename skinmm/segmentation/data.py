@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image, Mask
 
 from skinmm.config import Config
-from skinmm.data.augment import Transform, seeded
+from skinmm.data.augment import Transform, apply_seeded
 from skinmm.data.cohorts import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
@@ -59,7 +59,7 @@ class MaskDataset(LesionDataset):
         row, seed = key
         image = Image(self._image(row, self._located[row][0], None))
         pair = image, self._mask(row, JUDGED if seed is None else self._view.size)
-        image, mask = pair if seed is None else seeded(self._alike, pair, seed)
+        image, mask = pair if seed is None else apply_seeded(self._alike, pair, seed)
         shown = mask.as_subclass(torch.Tensor)[0].bool()
         return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=shown)
 

@@ -14,7 +14,7 @@ from skinmm.serve import openapi
 from skinmm.serve.keys import who_asked
 from skinmm.serve.problems import ProblemError
 from skinmm.serve.store import LAST, NewCase, Store, StoreError
-from skinmm.vocabulary import canonical_name
+from skinmm.vocabulary import normalise_name
 
 PATIENT: Final = "patient_id"
 MAX_NAME: Final = 100
@@ -103,7 +103,7 @@ def checked(name: str) -> str:
     Raises:
         ProblemError: too long, or signs that cannot be printed.
     """
-    name = canonical_name(name)
+    name = normalise_name(name)
     if len(name) > MAX_NAME or not name.isprintable():
         raise ProblemError.unusable(f"a {PATIENT} has at most {MAX_NAME} printable signs")
     return name

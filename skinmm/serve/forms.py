@@ -19,7 +19,7 @@ from skinmm.images.source import split_frame
 from skinmm.predict.images import Names
 from skinmm.predict.single_case import Case
 from skinmm.serve.problems import ProblemError
-from skinmm.vocabulary import COLUMN_NAMES, renamed
+from skinmm.vocabulary import COLUMN_NAMES, match_columns
 
 MAX_IMAGE: Final = 20_000_000  # bytes
 MAX_BATCH: Final = 100_000_000
@@ -154,7 +154,7 @@ async def read_batch(request: Request, most: int) -> Batch:
 
 def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
     """A row of a table with the file that it names, if that was sent."""
-    canonical = renamed(row)
+    canonical = match_columns(row)
     cells = {canonical.get(name, name): cell for name, cell in row.items()}
     plain = split_frame(cells.get("image_id", ""))[0]
     found = Names(files).find(plain)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from skinmm.config import DataConfig
-from skinmm.data.audit import acquisition_groups, audit, malignant, size_auroc
+from skinmm.data.audit import audit, compare_acquisition_groups, compute_size_auroc, is_malignant
 from skinmm.data.cohorts import load_cohort
 from skinmm.data.splits import split
 
@@ -165,8 +165,8 @@ def test_the_audit_is_plain_data() -> None:
 
 def test_malignant_is_what_the_caller_says() -> None:
     names = pd.DataFrame({"target": ["mel", "nv", "foreign"]})
-    assert malignant(names, ("nv", "foreign")).tolist() == [False, True, True]
-    assert malignant(pd.DataFrame({"target": [0, 1]}), ("malignant",)).tolist() == [False, True]
+    assert is_malignant(names, ("nv", "foreign")).tolist() == [False, True, True]
+    assert is_malignant(pd.DataFrame({"target": [0, 1]}), ("malignant",)).tolist() == [False, True]
 
 
 def test_shortcuts_of_classes_are_those_of_the_positive_ones() -> None:
@@ -182,7 +182,7 @@ def test_the_size_probe_finds_a_camera() -> None:
     table = cohort(patients=300)
     small = (table["target"] == 1) ^ (np.random.default_rng(1).random(len(table)) < 0.1)
     table = table.assign(width=np.where(small, 640.0, 6000.0), height=480.0)
-    auroc = size_auroc(table)
+    auroc = compute_size_auroc(table)
     assert auroc == pytest.approx(roc_auc_score(table["target"], small), abs=0.03)
     report = audit(table)
     assert report["warnings"][0].startswith(
@@ -194,7 +194,7 @@ def test_the_size_probe_finds_a_camera() -> None:
 @pytest.mark.parametrize("constant", [np.nan, 600.0])
 def test_the_size_probe_says_nothing_without_sizes(constant: float) -> None:
     table = cohort().assign(width=constant, height=constant)
-    assert size_auroc(table) is None
+    assert compute_size_auroc(table) is None
     assert audit(table)["warnings"] == []
 
 
@@ -202,7 +202,7 @@ def test_acquisition_groups_are_measured_by_membership() -> None:
     table = cohort().assign(width=600.0, height=450.0)
     table.loc[table.index % 2 == 0, "width"] = 1024.0
     table.loc[table.index % 3 == 0, "source"] = "other"
-    groups = {group["group"]: group for group in acquisition_groups(table)}
+    groups = {group["group"]: group for group in compare_acquisition_groups(table)}
     assert set(groups) == {"600x450", "1024x450", "made", "other"}
     for name, member in (("600x450", table["width"] == 600), ("other", table["source"] == "other")):
         inside = roc_auc_score(table["target"], member)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
-from skinmm.data.augment import AUGMENTS, seeded, standard
+from skinmm.data.augment import AUGMENTS, apply_seeded, standard
 from skinmm.errors import InputError
 
 SIZE = 24
@@ -22,24 +22,24 @@ each_augment = pytest.mark.parametrize("name", AUGMENTS)
 @settings(max_examples=20)
 def test_a_picture_stays_a_picture_and_follows_from_its_seed(name: str, seed: int) -> None:
     transform = AUGMENTS[name](size=SIZE)
-    augmented = seeded(transform, PICTURE, seed)
+    augmented = apply_seeded(transform, PICTURE, seed)
     assert augmented.dtype == torch.uint8
     assert augmented.shape == PICTURE.shape
     torch.rand(3)  # what the process draws in between
-    assert torch.equal(seeded(transform, PICTURE, seed), augmented)
+    assert torch.equal(apply_seeded(transform, PICTURE, seed), augmented)
 
 
 @each_augment
 def test_augmenting_leaves_the_process_s_random_numbers_alone(name: str) -> None:
     before = torch.get_rng_state()
-    seeded(AUGMENTS[name](size=SIZE), PICTURE, 5)
+    apply_seeded(AUGMENTS[name](size=SIZE), PICTURE, 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.gpu
 def test_augmenting_leaves_the_gpu_s_random_numbers_alone() -> None:
     before = torch.cuda.get_rng_state()
-    seeded(standard(SIZE), PICTURE, 5)
+    apply_seeded(standard(SIZE), PICTURE, 5)
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
@@ -54,7 +54,7 @@ def test_a_mask_is_moved_with_its_picture(name: str, args: dict[str, float], see
     mask[:, 20:60, 30:80] = 1
     picture = Image(mask.repeat(3, 1, 1) * 200)
     transform = AUGMENTS[name](size=96, **args, **({"holes": 0.0} if name == "strong" else {}))
-    shown, moved = seeded(transform, (picture, Mask(mask)), seed)
+    shown, moved = apply_seeded(transform, (picture, Mask(mask)), seed)
     assert moved.shape == mask.shape
     assert set(moved.unique().tolist()) <= {0, 1}
     assert (moved == 1).any()
@@ -69,15 +69,15 @@ def test_a_hole_is_in_the_picture_alone() -> None:
     transform = AUGMENTS["strong"](
         size=96, zoom=1.0, degrees=0.0, shift=0.0, colour=0.0, blur=0.0, holes=1.0
     )
-    shown, moved = seeded(transform, (picture, mask), 0)
+    shown, moved = apply_seeded(transform, (picture, mask), 0)
     assert (shown == 0).any()
     assert (moved == 1).all()
 
 
 def test_seeds_differ_and_none_changes_nothing() -> None:
-    seen = {seeded(standard(SIZE), PICTURE, seed).numpy().tobytes() for seed in range(20)}
+    seen = {apply_seeded(standard(SIZE), PICTURE, seed).numpy().tobytes() for seed in range(20)}
     assert len(seen) == 20
-    assert torch.equal(seeded(AUGMENTS["none"](size=SIZE), PICTURE, 0), PICTURE)
+    assert torch.equal(apply_seeded(AUGMENTS["none"](size=SIZE), PICTURE, 0), PICTURE)
 
 
 def quadrants(picture: Tensor) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ def test_poses_are_the_symmetries_of_a_square(rotate: bool, poses: int) -> None:
     quarters = torch.tensor([[0, 80], [160, 240]], dtype=torch.uint8)
     picture = quarters.repeat_interleave(12, 0).repeat_interleave(12, 1).expand(3, -1, -1)
     transform = standard(SIZE, zoom=1.0, rotate=rotate, brightness=0.0, contrast=0.0)
-    seen = {quadrants(seeded(transform, picture, seed)) for seed in range(150)}
+    seen = {quadrants(apply_seeded(transform, picture, seed)) for seed in range(150)}
     by_hand = {
         quadrants(turned.flip(flips))
         for turned in ((picture, picture.transpose(-1, -2)) if rotate else (picture,))

@@ -9,7 +9,13 @@ import pytest
 from miniature_cohorts import WRITERS, load
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import ADAPTERS, classes_of, load_cohort, positives_of, require_images
+from skinmm.data.cohorts import (
+    ADAPTERS,
+    list_classes,
+    list_positive_classes,
+    load_cohort,
+    require_images,
+)
 from skinmm.data.cohorts.tables import CANONICAL
 from skinmm.data.splits import split
 from skinmm.errors import InputError
@@ -55,12 +61,12 @@ def test_every_adapter_serves_diagnoses(dataset: tuple[str, Path]) -> None:
     name, root = dataset
     data = DataConfig(name=name, root=str(root), target="diagnosis")
     table = load_cohort(data)
-    classes = classes_of(table, data)
+    classes = list_classes(table, data)
     assert set(classes) == set(table["target"])
     if name not in {"image_folder", "csv", "tfrecord"}:
         assert set(classes) <= set(CLASSES)
         assert list(classes) == sorted(classes, key=CLASSES.index)
-    assert set(positives_of(classes, data)) < set(classes)
+    assert set(list_positive_classes(classes, data)) < set(classes)
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "demo"])

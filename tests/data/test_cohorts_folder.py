@@ -6,7 +6,7 @@ import pytest
 from miniature_cohorts import load, write_images
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import classes_of, load_cohort, positives_of
+from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort
 from skinmm.data.splits import split
 from skinmm.errors import InputError
 
@@ -105,14 +105,14 @@ def test_classes_come_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
     data = DataConfig(
         name="image_folder", root=str(tmp_path), target="diagnosis", positive=["mel", "zebra"]
     )
-    classes = classes_of(load_cohort(data), data)
+    classes = list_classes(load_cohort(data), data)
     assert classes == ("melanoma", "nevus", "apple", "zebra")
-    assert positives_of(classes, data) == ("melanoma", "zebra")
+    assert list_positive_classes(classes, data) == ("melanoma", "zebra")
 
 
 def test_binary_classes_do_not_depend_on_the_names(tmp_path: Path) -> None:
     fill(tmp_path, benign=1, malignant=1)
     data = DataConfig(name="image_folder", root=str(tmp_path))
-    classes = classes_of(load_cohort(data), data)
+    classes = list_classes(load_cohort(data), data)
     assert classes == ("benign", "malignant")
-    assert positives_of(classes, data) == ("malignant",)
+    assert list_positive_classes(classes, data) == ("malignant",)

@@ -24,7 +24,7 @@ from miniature_cohorts import (
 )
 
 from skinmm.config import DataConfig, ExtraCohort
-from skinmm.data.cohorts import classes_of, load_cohort, positives_of, require_masks
+from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_masks
 from skinmm.errors import InputError
 from skinmm.images.source import read_source
 from skinmm.images.tfrecord import write_tfrecord
@@ -292,8 +292,8 @@ def test_the_nine_diagnoses_of_2019_and_2020(tmp_path: Path) -> None:
         extra=[ExtraCohort(name="isic_2019", root=str(tmp_path / "b"))],
     )
     table = load_cohort(data)
-    assert classes_of(table, data) == CLASSES
-    assert positives_of(CLASSES, data) == ("akiec", "bcc", "mel", "scc")
+    assert list_classes(table, data) == CLASSES
+    assert list_positive_classes(CLASSES, data) == ("akiec", "bcc", "mel", "scc")
     extra = table["source"] == "isic_2019"
     assert (table["part"][extra] == "train").all()
     assert table["part"][~extra].isna().all()

@@ -11,7 +11,7 @@ from miniature_cohorts import picture, write_records
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from skinmm.data.augment import seeded, standard
+from skinmm.data.augment import apply_seeded, standard
 from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
@@ -68,7 +68,7 @@ def test_only_a_sample_with_a_seed_is_augmented() -> None:
     images = dataset(demo_paths(1), transform=transform)
     plain = images[0, None]["image"]
     assert torch.equal(plain, dataset(demo_paths(1))[0, None]["image"])
-    assert torch.equal(images[0, 7]["image"], seeded(transform, plain, 7))
+    assert torch.equal(images[0, 7]["image"], apply_seeded(transform, plain, 7))
     assert not torch.equal(images[0, 7]["image"], images[0, 8]["image"])
 
 

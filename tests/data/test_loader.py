@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.data.loader import SlotLoader, collated
+from skinmm.data.loader import SlotLoader, collate
 
 ROWS = 46
 
@@ -58,4 +58,4 @@ def test_an_epoch_that_is_left_takes_no_slot_along() -> None:
 def test_one_process_collates_as_a_loader_process_does() -> None:
     dataset = Numbered()
     samples = [dataset[row] for row in range(4)]
-    torch.testing.assert_close(collated(samples), next(iter(loader(dataset))))
+    torch.testing.assert_close(collate(samples), next(iter(loader(dataset))))

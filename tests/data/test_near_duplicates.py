@@ -20,8 +20,8 @@ from skinmm.data.near_duplicates import (
     DISTANCE,
     HASH_SIDE,
     Fingerprints,
-    fingerprints,
-    near_duplicates,
+    compute_fingerprints,
+    find_near_duplicates,
 )
 from skinmm.data.splits import split
 from skinmm.images.source import read_source
@@ -50,7 +50,7 @@ def test_a_changed_copy_is_found(demo: pd.DataFrame, tmp_path: Path, change: str
         CHANGES[change](Image.open(path)).save(file, quality=60)
         paths.append(str(file))
     table = pd.concat([demo, copies.assign(path=paths)], ignore_index=True)
-    found = near_duplicates(fingerprints(table, read_source))
+    found = find_near_duplicates(compute_fingerprints(table, read_source))
     pairs = set(zip(found["first"], found["second"], strict=True))
     assert {(name, f"copy_{name}") for name in demo["image_id"].iloc[:5]} <= pairs
     assert (found["bits"] <= DISTANCE).all()
@@ -58,7 +58,7 @@ def test_a_changed_copy_is_found(demo: pd.DataFrame, tmp_path: Path, change: str
 
 def test_the_embedded_cohort_has_no_near_duplicates() -> None:
     demo = load_cohort(DataConfig(name="demo"))
-    assert near_duplicates(fingerprints(demo, read_source)).empty
+    assert find_near_duplicates(compute_fingerprints(demo, read_source)).empty
 
 
 @pytest.mark.realdata
@@ -68,7 +68,7 @@ def test_official_pairs_whose_images_are_here_are_found() -> None:
     table = require_images(load_cohort(data), "drop")
     pairs = table[table["duplicate_of"].isin(table["image_id"])]
     official = {frozenset(pair) for pair in pairs[["image_id", "duplicate_of"]].to_numpy().tolist()}
-    found = near_duplicates(fingerprints(table, read_source))
+    found = find_near_duplicates(compute_fingerprints(table, read_source))
     assert {frozenset(pair) for pair in found[["first", "second"]].to_numpy().tolist()} == official
     assert len(official) == 3
 
@@ -78,7 +78,7 @@ def test_a_copy_on_the_other_side_is_a_leak() -> None:
     table = split(demo, 5, 0, 0)
     sides = [table.index[table["part"] == part][0] for part in ("train", "test")]
     table.loc[sides[1], "path"] = table.loc[sides[0], "path"]
-    found = near_duplicates(fingerprints(table.loc[sides], read_source))
+    found = find_near_duplicates(compute_fingerprints(table.loc[sides], read_source))
     report = audit(table, near=found)
     assert report["across_parts"]["near duplicate"] == 1
     assert [pair["kind"] for pair in report["pairs"]] == ["near duplicate"]
@@ -91,7 +91,7 @@ def test_sizes_and_unreadable_images_are_told(demo: pd.DataFrame, tmp_path: Path
     table.loc[2, "path"] = str(tmp_path / "gone.jpg")
     table.loc[3, "path"] = None
     seen: list[None] = []
-    found = fingerprints(table, read_source, lambda: seen.append(None))
+    found = compute_fingerprints(table, read_source, lambda: seen.append(None))
     assert found.image_id == [table["image_id"][0]]
     assert found.sizes.tolist() == [[256, 256]]
     assert list(found.unreadable) == table["image_id"][1:3].tolist()
@@ -100,15 +100,15 @@ def test_sizes_and_unreadable_images_are_told(demo: pd.DataFrame, tmp_path: Path
 
 
 def test_no_image_at_all_has_no_pairs(demo: pd.DataFrame) -> None:
-    found = fingerprints(demo.assign(path=None), read_source)
+    found = compute_fingerprints(demo.assign(path=None), read_source)
     assert found.bits.shape == (0, HASH_SIDE**2)
-    assert near_duplicates(found).empty
+    assert find_near_duplicates(found).empty
 
 
 @given(arrays(bool, st.tuples(st.integers(0, 30), st.just(16))), st.integers(0, 16))
 def test_pairs_are_those_of_the_hamming_distance(bits: np.ndarray, distance: int) -> None:
     names = [f"{row:02}" for row in range(len(bits))]
-    found = near_duplicates(
+    found = find_near_duplicates(
         Fingerprints(names, bits, np.zeros((len(bits), 2), np.int64), {}), distance
     )
     expected = {
@@ -125,5 +125,5 @@ def test_an_image_in_a_buffer_of_another_format(demo: pd.DataFrame) -> None:
     Image.open(demo["path"].iloc[0]).save(stream, "PNG")
     twice = demo.iloc[[0, 0]].assign(image_id=["jpeg", "png"], path=["jpeg", "png"])
     data = {"jpeg": Path(demo["path"].iloc[0]).read_bytes(), "png": stream.getvalue()}
-    found = near_duplicates(fingerprints(twice, lambda path: (data[path], None)))
+    found = find_near_duplicates(compute_fingerprints(twice, lambda path: (data[path], None)))
     assert found[["first", "second"]].to_numpy().tolist() == [["jpeg", "png"]]

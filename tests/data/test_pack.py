@@ -24,8 +24,8 @@ import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.public import demo
 from skinmm.data.cohorts.user import packed as adapter
-from skinmm.data.manifest import PackError, Shard, load_manifest, packed_steps, verify_pack
-from skinmm.data.pack import pack, shard_numbers
+from skinmm.data.manifest import PackError, Shard, load_manifest, load_packed_steps, verify_pack
+from skinmm.data.pack import assign_shards, pack
 from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
@@ -94,7 +94,7 @@ def test_steps_are_taken_before_pictures_are_made_small(
     steps = ("border", "colour")
     settings = PackSettings(size=96, steps=steps)
     pack(cohort.iloc[:2], tmp_path, read, settings, workers=1)
-    assert packed_steps(tmp_path) == (steps, None)
+    assert load_packed_steps(tmp_path) == (steps, None)
     table = adapter(DataConfig(name="packed", root=str(tmp_path)))
     for source, path in zip(cohort["path"].iloc[:2], table["path"], strict=True):
         made = preprocess(decode(Path(source).read_bytes(), size=192), steps)
@@ -130,7 +130,7 @@ def test_records_speak_the_public_schema(cohort: pd.DataFrame, folder: Path) -> 
 @given(patients=st.lists(st.integers(0, 12), min_size=1, max_size=60), limit=st.integers(1, 10))
 def test_patients_never_span_shards(patients: list[int], limit: int) -> None:
     table = pd.DataFrame({"patient": patients})
-    table["shard"] = shard_numbers(table["patient"], limit)
+    table["shard"] = assign_shards(table["patient"], limit)
     assert (table.groupby("patient")["shard"].nunique() == 1).all()
     assert sorted(table["shard"].unique()) == list(range(table["shard"].max() + 1))
     for _, rows in table.groupby("shard"):

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, refuse_columns
+from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, check_columns
 from skinmm.errors import InputError
 from skinmm.vocabulary import (
     CLASSES,
     MALIGNANT,
     SEXES,
     SITES,
-    canonical_age,
-    canonical_diagnosis,
-    canonical_sex,
-    canonical_site,
-    canonicalise,
+    parse_age,
+    parse_column,
+    parse_diagnosis,
+    parse_sex,
+    parse_site,
     rename_columns,
 )
 
@@ -43,14 +43,14 @@ HAM_SITES = {
 
 @pytest.mark.parametrize(("word", "site"), HAM_SITES.items())
 def test_ham_localizations_become_sites(word: str, site: str | None) -> None:
-    assert canonical_site(word) == site
+    assert parse_site(word) == site
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_is_understood_however_it_is_written(site: str) -> None:
     spaced = site.upper().replace("/", " / ").replace(" ", "_")
-    assert canonical_site(site) == canonical_site(spaced) == site
-    assert canonical_site(site.replace("/", " and ")) == site
+    assert parse_site(site) == parse_site(spaced) == site
+    assert parse_site(site.replace("/", " and ")) == site
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_site_is_understood_however_it_is_written(site: str) -> None:
     ],
 )
 def test_diagnoses(word: str | None, known: str | None) -> None:
-    assert canonical_diagnosis(word) == known
+    assert parse_diagnosis(word) == known
 
 
 def test_malignant_classes_are_classes() -> None:
@@ -79,12 +79,12 @@ def test_malignant_classes_are_classes() -> None:
     ],
 )
 def test_ages(cell: object, years: float | None) -> None:
-    assert canonical_age(cell) == years
+    assert parse_age(cell) == years
 
 
 def test_sexes() -> None:
     cells = ["F", "m", "Female", " male ", "unknown", "x"]
-    assert [canonical_sex(cell) for cell in cells] == [
+    assert [parse_sex(cell) for cell in cells] == [
         "female",
         "male",
         "female",
@@ -92,11 +92,11 @@ def test_sexes() -> None:
         None,
         None,
     ]
-    assert [canonical_sex(name) for name in SEXES] == list(SEXES)
+    assert [parse_sex(name) for name in SEXES] == list(SEXES)
 
 
 def test_canonicalise_tells_missing_from_refused() -> None:
-    column, refused = canonicalise(pd.Series(["M", "unknown", None, "", "divers"]), "sex")
+    column, refused = parse_column(pd.Series(["M", "unknown", None, "", "divers"]), "sex")
     assert column.tolist() == ["male", None, None, None, None]
     assert refused.tolist() == [False, False, False, False, True]
 
@@ -193,12 +193,12 @@ def test_rows_are_encoded_independently(cells: list[tuple[float | None, str | No
 @pytest.mark.parametrize("name", NOT_AT_BEDSIDE)
 def test_what_does_not_exist_at_the_bedside_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' cannot be an input: it "):
-        refuse_columns(["age", name], ["age", name])
+        check_columns(["age", name], ["age", name])
 
 
 def test_histology_is_refused() -> None:
     with pytest.raises(InputError, match=r"'iddx_3' cannot be an input: .*histology"):
-        refuse_columns(["iddx_3"], ["iddx_3"])
+        check_columns(["iddx_3"], ["iddx_3"])
 
 
 def test_an_unknown_column_lists_the_usable_ones() -> None:

@@ -13,9 +13,9 @@ from skinmm.data.sampling import (
     Labels,
     RowSampler,
     Weighted,
-    epoch_draw,
-    evaluation_shard,
+    draw_epoch,
     shard,
+    shard_evaluation,
 )
 from skinmm.errors import InputError
 
@@ -74,7 +74,7 @@ def test_evaluation_sees_every_row_once_after_the_repeats_are_dropped(
     rows: int, world: int
 ) -> None:
     """Padding by repeated rows biases metrics unless they are dropped by number."""
-    parts = [evaluation_shard(rows, rank, world) for rank in range(world)]
+    parts = [shard_evaluation(rows, rank, world) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     gathered = np.concatenate(parts)
     np.testing.assert_array_equal(np.unique(gathered), np.arange(rows))
@@ -85,9 +85,9 @@ def test_evaluation_sees_every_row_once_after_the_repeats_are_dropped(
 
 def test_a_row_drawn_twice_gets_two_augmentation_seeds() -> None:
     labels, groups = np.repeat([0, 1], [190, 10]), np.arange(200)
-    rows, augmentation = epoch_draw(Weighted(), labels, groups, 0, 0)
+    rows, augmentation = draw_epoch(Weighted(), labels, groups, 0, 0)
     assert len(set(rows)) < len(rows) == len(augmentation)
     assert len(set(augmentation)) == len(rows)
     assert augmentation.min() >= 0
-    assert set(augmentation).isdisjoint(epoch_draw(Weighted(), labels, groups, 0, 1)[1])
-    np.testing.assert_array_equal(epoch_draw(Weighted(), labels, groups, 0, 0)[1], augmentation)
+    assert set(augmentation).isdisjoint(draw_epoch(Weighted(), labels, groups, 0, 1)[1])
+    np.testing.assert_array_equal(draw_epoch(Weighted(), labels, groups, 0, 0)[1], augmentation)

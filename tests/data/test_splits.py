@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm.data.splits import UNUSED, components, deal_folds, hold_out, parts, split
+from skinmm.data.splits import UNUSED, assign_parts, deal_folds, find_components, hold_out, split
 from skinmm.errors import InputError
 
 Cell = tuple[int, int | None, int | None, bool]
@@ -53,7 +53,7 @@ def test_components_are_those_of_the_links(table: pd.DataFrame) -> None:
         linked |= same | same.T
     for _ in range(len(table).bit_length()):  # paths of twice the length with every squaring
         linked = linked @ linked
-    component = components(table)
+    component = find_components(table)
     np.testing.assert_array_equal(component[:, None] == component[None, :], linked)
 
 
@@ -62,7 +62,7 @@ def test_components_are_those_of_the_links(table: pd.DataFrame) -> None:
 def test_folds_keep_components_whole_and_ignore_row_order(
     table: pd.DataFrame, folds: int, seed: int, random: Random
 ) -> None:
-    component = components(table)
+    component = find_components(table)
     if len(set(component)) < folds:
         with pytest.raises(InputError, match="independent patients"):
             deal_folds(table, folds, seed)
@@ -107,7 +107,7 @@ def test_another_seed_is_another_deal() -> None:
 def test_parts_are_cyclic_and_every_row_is_tested_once() -> None:
     fold_of = np.arange(10) % 5
     for fold in range(5):
-        part = parts(fold_of, fold, 5)
+        part = assign_parts(fold_of, fold, 5)
         assert set(fold_of[part == "test"]) == {fold}
         assert set(fold_of[part == "val"]) == {(fold + 1) % 5}
         assert (part == "train").sum() == 6
@@ -118,7 +118,7 @@ def test_split_without_fixed_rows_is_deal_and_parts() -> None:
     result = split(table, 5, 4, 0)
     fold_of = deal_folds(table, 5, 0)
     np.testing.assert_array_equal(result["fold"], fold_of)
-    np.testing.assert_array_equal(result["part"], parts(fold_of, 4, 5))
+    np.testing.assert_array_equal(result["part"], assign_parts(fold_of, 4, 5))
 
 
 def test_a_fixed_test_part_stays_and_validation_rotates() -> None:
@@ -158,7 +158,7 @@ def test_extra_rows_are_never_judged_and_never_leak() -> None:
     result = split(joined, 5, 0, 0)
     assert set(result["part"][len(table) :]) == {"train", UNUSED}
     used = result[result["part"] != UNUSED]
-    sides = used.groupby(components(used))["part"].nunique()
+    sides = used.groupby(find_components(used))["part"].nunique()
     assert sides.max() == 1
     strangers = ~extra["patient_id"].isin(table["patient_id"])
     assert (result["part"][len(table) :][strangers.to_numpy()] == "train").all()
@@ -176,7 +176,7 @@ def test_rows_that_a_fixed_row_links_stay_together(
         held = hold_out(table, 0.3, 0)
     except InputError:
         return
-    component = components(table)
+    component = find_components(table)
     for part in (result["part"][result["part"] != UNUSED], held["part"][table["part"].isna()]):
         sides = part.fillna("free").groupby(component[part.index]).nunique()
         assert sides.max() == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skinmm.errors import InputError
 from skinmm.predict.images import ImageFolder
 from skinmm.predict.reader import canonical_patients, describe_missing_columns, read_tables
-from skinmm.vocabulary import patients_of
+from skinmm.vocabulary import resolve_patients
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
 
@@ -154,9 +154,9 @@ def test_who_a_row_belongs_to() -> None:
         }
     )
     whole = pd.DataFrame(canonical_patients(table, [], needs_image=True).cells)
-    assert patients_of(whole).tolist() == ["p", "m", "c", "d"]
+    assert resolve_patients(whole).tolist() == ["p", "m", "c", "d"]
     images = pd.DataFrame(canonical_patients(table[["image_id"]], [], needs_image=True).cells)
-    assert patients_of(images).tolist() == ["a", "b", "c", "d"]
+    assert resolve_patients(images).tolist() == ["a", "b", "c", "d"]
 
 
 FILES = ("a.jpg", "b.JPEG", "c.v2.png", "d.dcm", "d.png", "e.jpg.png", "notes.txt")

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from torch import Tensor
 
 from skinmm.config import Component, Config
-from skinmm.data.sampling import SAMPLERS, epoch_draw, evaluation_shard, shard
+from skinmm.data.sampling import SAMPLERS, draw_epoch, shard, shard_evaluation
 from skinmm.models.checkpoint import KEY, load_card
 from skinmm.training.module import Outcomes, monitored
 
@@ -31,7 +31,7 @@ def test_gathered_outcomes_hold_every_row_once_in_order(rows: int, world: int, b
     """Ranks are padded to one length by repeats, which would count twice."""
     outcomes = Outcomes()
     for rank in range(world):
-        for some in torch.split(torch.from_numpy(evaluation_shard(rows, rank, world)), batch):
+        for some in torch.split(torch.from_numpy(shard_evaluation(rows, rank, world)), batch):
             outcomes.update(some, some[:, None] * torch.ones(2), some % 2)
     logits, targets = outcomes.taken()
     assert logits[:, 0].tolist() == list(range(rows))
@@ -141,7 +141,7 @@ def test_lightning_draws_each_epoch_as_the_sampler_says(
     trainer.callbacks.append(Recorder())  # type: ignore[attr-defined]
     trainer.fit(module, data)
     for epoch in range(2):
-        draw, _ = epoch_draw(data.sampler, data.training_targets, data.training_groups, 3, epoch)
+        draw, _ = draw_epoch(data.sampler, data.training_targets, data.training_groups, 3, epoch)
         assert seen[epoch] == shard(draw, 0, 1, 16).tolist()
 
 

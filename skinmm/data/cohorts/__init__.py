@@ -10,10 +10,10 @@ import pandas as pd
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.data.cohorts.find_images import (
     absent,
+    attach_masks,
     require_images,
     require_masks,
-    root_of,
-    with_masks,
+    require_root,
 )
 from skinmm.data.cohorts.public import (
     demo,
@@ -25,26 +25,26 @@ from skinmm.data.cohorts.public import (
     pad_ufes_20,
     siim_isic,
 )
-from skinmm.data.cohorts.targets import classes_of, positives_of, with_target
+from skinmm.data.cohorts.targets import add_targets, list_classes, list_positive_classes
 from skinmm.data.cohorts.user import csv, image_folder, packed, tfrecord
-from skinmm.data.record import refuse_columns
+from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
 from skinmm.images.dicom_headers import fill_from_headers
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.vocabulary import by_value, canonical_diagnosis, patients_of
+from skinmm.vocabulary import map_unique, parse_diagnosis, resolve_patients
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
     "absent",
-    "classes_of",
+    "attach_masks",
+    "list_classes",
+    "list_positive_classes",
     "load_cohort",
-    "positives_of",
     "require_images",
     "require_masks",
     "verify_cohort",
-    "with_masks",
 ]
 
 Adapter = Callable[..., pd.DataFrame]
@@ -71,7 +71,7 @@ def verify_cohort(data: DataConfig) -> None:
     args = {name: value for name, value in data.args.items() if name != "test_fraction"}
     check_component(ADAPTERS, "data", Component(data.name, args), context=("data",))
     if data.name != "demo":  # which brings its own
-        root_of(data)
+        require_root(data)
     for extra in data.extra:
         verify_cohort(_as_data(data, extra))
 
@@ -96,9 +96,9 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> pd.DataFrame:
     table = _read(replace(data, args=args))
     for extra in data.extra:
         table = _extended(table, data, extra)
-    refuse_columns(data.columns, [*table.columns, *_measurable(table, data)])
+    check_columns(data.columns, [*table.columns, *_measurable(table, data)])
     try:
-        table = with_target(table, data)
+        table = add_targets(table, data)
     except InputError:
         if labelled:
             raise
@@ -131,17 +131,17 @@ def _read(data: DataConfig) -> pd.DataFrame:
     """One cohort; without a patient the lesion stands in, without a lesion the image."""
     table = build_component(ADAPTERS, "data", Component(data.name, data.args), data=data)
     table = fill_from_headers(table).reset_index(drop=True)
-    return table.assign(patient_id=patients_of(table))
+    return table.assign(patient_id=resolve_patients(table))
 
 
 def _extended(table: pd.DataFrame, data: DataConfig, extra: ExtraCohort) -> pd.DataFrame:
     """Adds another cohort's rows for training only, less the images that are there already."""
     other = _read(_as_data(data, extra))
     other = other[~other["image_id"].isin(table["image_id"])].assign(part="train")
-    other["source"] = by_value(other["source"], lambda name: _another(name, set(table["source"])))
-    spelling = {canonical_diagnosis(name): name for name in table["diagnosis"].dropna().unique()}
+    other["source"] = map_unique(other["source"], lambda name: _another(name, set(table["source"])))
+    spelling = {parse_diagnosis(name): name for name in table["diagnosis"].dropna().unique()}
     other["diagnosis"] = other["diagnosis"].map(
-        lambda name: spelling.get(canonical_diagnosis(name), name)
+        lambda name: spelling.get(parse_diagnosis(name), name)
     )
     joined = pd.concat([table, other], ignore_index=True)
     joined.attrs = table.attrs

@@ -14,7 +14,7 @@ from skinmm.images.finder import ImageFinder, list_files
 from skinmm.images.source import FRAME, HDF5_SUFFIXES
 
 
-def root_of(data: DataConfig) -> Path:
+def require_root(data: DataConfig) -> Path:
     """The cohort's folder.
 
     Raises:
@@ -28,7 +28,7 @@ def root_of(data: DataConfig) -> Path:
     return root
 
 
-def with_paths(
+def attach_images(
     table: pd.DataFrame,
     root: Path,
     image_format: str,
@@ -113,7 +113,7 @@ ENDING: Final = "_segmentation"
 """What ISIC adds to an image's name; names without it are understood too."""
 
 
-def with_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+def attach_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Adds the column `mask`, a path; None where no file has the image's name.
 
     Raises:
@@ -133,7 +133,7 @@ def require_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     Raises:
         InputError: masks are missing and may not be, or every mask is.
     """
-    table = with_masks(table, data)
+    table = attach_masks(table, data)
     there = table["mask"].notna()
     if there.all() or (data.missing == "drop" and there.any()):
         return table[there].reset_index(drop=True)
@@ -148,7 +148,7 @@ def require_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 
 def _folders(data: DataConfig) -> list[Path]:
     if data.masks is None:  # the demo brings images and no masks
-        return [root_of(data) / name for name in FOLDERS] if data.root else []
+        return [require_root(data) / name for name in FOLDERS] if data.root else []
     folder = Path(data.masks).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.masks={data.masks}: no such folder")

@@ -7,12 +7,12 @@ import pandas as pd
 
 import skinmm
 from skinmm.config import DataConfig
-from skinmm.data.cohorts.find_images import root_of, tfrecords_in, with_paths
+from skinmm.data.cohorts.find_images import attach_images, require_root, tfrecords_in
 from skinmm.data.cohorts.tables import IMAGE_SUFFIXES, canonical, choice, joined, read_table
 from skinmm.errors import InputError
 from skinmm.images import shards
 from skinmm.images.finder import list_files
-from skinmm.vocabulary import COLUMN_NAMES, by_value, canonical_diagnosis, rename_columns
+from skinmm.vocabulary import COLUMN_NAMES, map_unique, parse_diagnosis, rename_columns
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
 """Where images of any dataset may be, beside the folders that its zip files make."""
@@ -28,13 +28,13 @@ _IDDX: Final = (
 
 def ham10000(data: DataConfig) -> pd.DataFrame:
     """HAM10000 (Tschandl et al. 2018), seven classes; the lesion stands in for the patient."""
-    root = root_of(data)
+    root = require_root(data)
     file = root / "HAM10000_metadata.csv"
     table = read_table(file, ["lesion_id", "image_id", "dx"])
-    table["dx"] = by_value(table["dx"], canonical_diagnosis)
+    table["dx"] = map_unique(table["dx"], parse_diagnosis)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-    return with_paths(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
+    return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2019(data: DataConfig) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def isic_2019(data: DataConfig) -> pd.DataFrame:
     HAM10000 is part of it, and so are older ISIC images: those named `..._downsampled` are linked
     to the image they were made from, so that no split parts the two.
     """
-    root = root_of(data)
+    root = require_root(data)
     file = root / "ISIC_2019_Training_GroundTruth.csv"
     table = read_table(file, ["image", "MEL"])
     table["diagnosis"] = _hot(table, file)
@@ -53,7 +53,9 @@ def isic_2019(data: DataConfig) -> pd.DataFrame:
     table["duplicate_of"] = original.where(original != table["image"], None)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = "ISIC_2019_Training_Input"
-    return with_paths(rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS))
+    return attach_images(
+        rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS)
+    )
 
 
 def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> pd.DataFrame:
@@ -65,7 +67,7 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
             sets as the fixed parts.
         task: 1 is the images that have masks of their lesions, and no diagnosis.
     """
-    root = root_of(data)
+    root = require_root(data)
     choice("task", str(task), ("1", "3"))
     if task == 1:
         return _with_lesions_drawn(root, data, folds)
@@ -82,7 +84,7 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
         parts.append(rows.assign(part=fixed))
     rows = _stacked(parts)
     unpacked = [f"ISIC2018_Task3_{part}_Input" for part in _PARTS]
-    return with_paths(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
+    return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
@@ -97,7 +99,7 @@ def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
         folds: `stratified` deals the training set; `public` adds the official validation and test
             sets, as far as they are there, as the fixed parts.
     """
-    root = root_of(data)
+    root = require_root(data)
     parts = []
     for part, fixed in _official(folds).items():
         official = part.replace("Test", "Test_v2")
@@ -113,7 +115,7 @@ def isic_2017(data: DataConfig, *, folds: str = "stratified") -> pd.DataFrame:
     rows = _stacked(parts)
     unpacked = [f"ISIC-2017_{part}_Data" for part in ("Training", "Validation", "Test_v2")]
     folders = (*unpacked, "training", "validation", "test", *ISIC_FOLDERS)
-    return with_paths(rows, root, data.format, folders)
+    return attach_images(rows, root, data.format, folders)
 
 
 def isic_2024(data: DataConfig) -> pd.DataFrame:
@@ -122,17 +124,17 @@ def isic_2024(data: DataConfig) -> pd.DataFrame:
     Any of its measurements (`clin_size_long_diam_mm`, `tbp_lv_areaMM2`, ...) may be named in
     `data.columns`; what histology told (`iddx_...`, `mel_...`) may not.
     """
-    root = root_of(data)
+    root = require_root(data)
     file = root / "train-metadata.csv"
     known = [name for names in COLUMN_NAMES.values() for name in names]
     wanted = [*known, "iddx_full", *data.columns]
     table = read_table(file, ["isic_id", "target", "patient_id"], only=wanted)
     if "iddx_full" in table:
         paths = table["iddx_full"].fillna("").str.lower()
-        table["diagnosis"] = by_value(paths, _from_iddx)
+        table["diagnosis"] = map_unique(paths, _from_iddx)
     rows = canonical(rename_columns(table), file, data.name, data.columns)
     folders = ("train-image", "train-image/image", *ISIC_FOLDERS)
-    return with_paths(rows, root, data.format, folders)
+    return attach_images(rows, root, data.format, folders)
 
 
 def _with_lesions_drawn(root: Path, data: DataConfig, folds: str) -> pd.DataFrame:
@@ -145,7 +147,7 @@ def _with_lesions_drawn(root: Path, data: DataConfig, folds: str) -> pd.DataFram
             raise InputError(f"{root / name}: no such folder, or no picture in it")
         rows = canonical(pd.DataFrame({"image_id": names}), root, data.name, data.columns)
         parts.append(rows.assign(part=fixed))
-    return with_paths(_stacked(parts), root, data.format, list(folders))
+    return attach_images(_stacked(parts), root, data.format, list(folders))
 
 
 def _three_way(table: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +169,7 @@ def _hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
     Raises:
         InputError: a row that does not mark exactly one class.
     """
-    classes = {name: canonical_diagnosis(name) for name in table.columns}
+    classes = {name: parse_diagnosis(name) for name in table.columns}
     names = [name for name, known in classes.items() if known]
     marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
     wrong = marks.sum(axis=1) != 1
@@ -226,16 +228,16 @@ def siim_isic(
     """
     choice("duplicates", duplicates, ("keep", "drop"))
     choice("folds", folds, ("stratified", "public"))
-    root = root_of(data)
+    root = require_root(data)
     file = root / "train.csv"
     table = _table(root, file)
     if "diagnosis" in table:
-        table["diagnosis"] = by_value(table["diagnosis"], canonical_diagnosis)
+        table["diagnosis"] = map_unique(table["diagnosis"], parse_diagnosis)
     table = joined(table, "image_name", root / LESIONS, ["lesion_id"])
     table = joined(table, "image_name", root / SIZES, ["width", "height", "tfrecord"])
     table = _paired(table, root / DUPLICATES, keep=duplicates == "keep")
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    rows = with_paths(rows, root, data.format, SIIM_FOLDERS)
+    rows = attach_images(rows, root, data.format, SIIM_FOLDERS)
     return rows if folds == "stratified" else _with_public_folds(rows, table, root / SIZES)
 
 
@@ -288,14 +290,14 @@ def pad_ufes_20(data: DataConfig) -> pd.DataFrame:
     Its clinical features (`itch`, `grew`, `bleed`, `diameter_1`, `fitspatrick`, ...) may be named
     in `data.columns`; `biopsed` may not.
     """
-    root = root_of(data)
+    root = require_root(data)
     file = root / "metadata.csv"
     table = read_table(file, ["img_id", "patient_id", "lesion_id", "diagnostic"])
-    table["diagnostic"] = by_value(table["diagnostic"], canonical_diagnosis)
+    table["diagnostic"] = map_unique(table["diagnostic"], parse_diagnosis)
     # Lesions are bare numbers here; other cohorts' may be too.
     table["lesion_id"] = "PAD_" + table["lesion_id"]
     rows = canonical(rename_columns(table), file, data.name, data.columns)
-    return with_paths(rows, root, data.format, PAD_UFES_FOLDERS)
+    return attach_images(rows, root, data.format, PAD_UFES_FOLDERS)
 
 
 FOLDER: Final = Path(skinmm.__file__).parent / "demo"
@@ -305,4 +307,4 @@ def demo(data: DataConfig) -> pd.DataFrame:
     """700 CC0 images of ISIC 2017 with age, sex and site; see `demo/README.md`."""
     file = FOLDER / "cohort.csv"
     rows = canonical(read_table(file), file, data.name, data.columns)
-    return with_paths(rows, FOLDER, "jpeg", ["images"])
+    return attach_images(rows, FOLDER, "jpeg", ["images"])

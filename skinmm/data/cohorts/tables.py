@@ -8,7 +8,7 @@ import pandas as pd
 
 from skinmm.errors import InputError
 from skinmm.images.source import FRAME
-from skinmm.vocabulary import SITES, by_value, canonicalise, is_missing, numbers_of
+from skinmm.vocabulary import SITES, is_missing, map_unique, parse_column, parse_numbers
 
 CANONICAL: Final = (
     *("image_id", "path", "patient_id", "lesion_id", "age", "sex", "site", "diagnosis", "target"),
@@ -100,7 +100,7 @@ def canonical(
     rows["image_id"] = without_suffix(rows["image_id"])
     _check_names(rows["image_id"], where)
     for name, allowed in _ALLOWED.items():
-        cells, found = canonicalise(rows[name], name)
+        cells, found = parse_column(rows[name], name)
         rows[name] = pd.Series(cells, rows.index, cells.dtype)
         if (refused := pd.Series(found, rows.index)).any():
             raise InputError(_message(table, refused, name, where, allowed))
@@ -160,7 +160,7 @@ def pairs(key: str, value: Any, example: str) -> dict[str, Any]:
 
 def without_suffix(cells: "pd.Series[Any]") -> "pd.Series[Any]":
     """Image names without .jpg and the like; `#frame=N` behind it stays."""
-    return by_value(cells, _without_suffix).astype(object)
+    return map_unique(cells, _without_suffix).astype(object)
 
 
 def declared(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -170,7 +170,7 @@ def declared(column: "pd.Series[Any]") -> "pd.Series[Any]":
         InputError: most cells are numbers, too many different ones to be codes, but not all.
     """
     known = _known(column)
-    numbers = pd.Series(numbers_of(known), known.index)
+    numbers = pd.Series(parse_numbers(known), known.index)
     words = known[numbers.isna() & known.notna()]
     if words.empty:
         return numbers

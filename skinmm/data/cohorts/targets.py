@@ -7,14 +7,14 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.errors import InputError
-from skinmm.vocabulary import CLASSES, MALIGNANT, canonical_diagnosis
+from skinmm.vocabulary import CLASSES, MALIGNANT, parse_diagnosis
 
 BINARY: Final = ("benign", "malignant")
 LACKS: Final = "lacks"
 """Of a table's `attrs`: column of which a target is made and that its file lacks -> what it has."""
 
 
-def with_target(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+def add_targets(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Gives every row its target: 0/1 when `data.target=malignant`, else the class name.
 
     Malignancy is the cohort's own 0/1 column where it has one, else it follows from the diagnosis;
@@ -51,14 +51,14 @@ def _refuse_lacking(table: pd.DataFrame, target: str) -> None:
         raise InputError(f"no column {' or '.join(wanted)} in {lacks[wanted[0]]}; name it: {typed}")
 
 
-def classes_of(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
+def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
     """Class names in the order of the logits: the vocabulary's, then foreign ones by alphabet."""
     if data.target == "malignant":
         return BINARY
     return tuple(sorted(table["target"].unique(), key=_rank))
 
 
-def positives_of(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
+def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     """The classes that count as malignant: `data.positive`, else those known to be.
 
     Raises:
@@ -73,11 +73,9 @@ def _malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     there = ", ".join(sorted(classes, key=_rank))
     if data.positive:
         return _named(classes, data.positive, there)
-    foreign = [name for name in classes if canonical_diagnosis(name) is None]
+    foreign = [name for name in classes if parse_diagnosis(name) is None]
     unclear = [name for name in foreign if name.lower() not in BINARY]
-    chosen = tuple(
-        name for name in classes if (canonical_diagnosis(name) or name.lower()) in _KNOWN
-    )
+    chosen = tuple(name for name in classes if (parse_diagnosis(name) or name.lower()) in _KNOWN)
     if unclear or not chosen:
         which = f"'{unclear[0]}' is" if unclear else "one of them is"
         raise InputError(
@@ -90,9 +88,9 @@ def _named(classes: Sequence[str], wanted: Sequence[str], there: str) -> tuple[s
     """Matches names as written, or as words for the same class of the vocabulary."""
     chosen = set()
     for word in wanted:
-        known = canonical_diagnosis(word)
+        known = parse_diagnosis(word)
         same = {name for name in classes if name == word}
-        same = same or {name for name in classes if known and canonical_diagnosis(name) == known}
+        same = same or {name for name in classes if known and parse_diagnosis(name) == known}
         if not same and known is None:
             raise InputError(f"data.positive: no class '{word}'; the classes are {there}")
         chosen |= same
@@ -105,5 +103,5 @@ _KNOWN: Final = frozenset((*MALIGNANT, BINARY[1]))
 
 
 def _rank(name: str) -> tuple[int, str]:
-    known = canonical_diagnosis(name)
+    known = parse_diagnosis(name)
     return (CLASSES.index(known) if known else len(CLASSES), name)

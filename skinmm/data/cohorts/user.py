@@ -9,7 +9,7 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import find_images
-from skinmm.data.cohorts.find_images import root_of, tfrecords_in, with_paths
+from skinmm.data.cohorts.find_images import attach_images, require_root, tfrecords_in
 from skinmm.data.cohorts.tables import (
     IMAGE_SUFFIXES,
     canonical,
@@ -53,7 +53,7 @@ def csv(
     features = pairs("tfrecord", tfrecord, "image: image/encoded, name: image/id")
     for name in features:
         choice("tfrecord", name, ("image", "name"))
-    root = root_of(data)
+    root = require_root(data)
     file = root / table
     found = read_table(file)
     rows = _renamed(found, columns, file)
@@ -64,7 +64,7 @@ def csv(
     unlabelled = [name for name in ("target", "diagnosis") if name not in rows]
     rows = canonical(rows, file, data.name, data.columns)
     folders = [images] if isinstance(images, str) else images
-    rows = with_paths(rows, root, data.format, folders, Schema(**features))
+    rows = attach_images(rows, root, data.format, folders, Schema(**features))
     listed = cells.dropna()[cells.dropna().str.contains("/")]
     inside = listed[[(root / split_frame(cell)[0]).is_file() for cell in listed]]
     rows.loc[inside.index, "path"] = [str(root / cell) for cell in inside]
@@ -124,7 +124,7 @@ def image_folder(data: DataConfig) -> pd.DataFrame:
     Raises:
         InputError: fewer than two class folders, or one without a picture.
     """
-    root = root_of(data)
+    root = require_root(data)
     least = 1 if (root / find_images.FOLDER).is_dir() else 2
     tops = [folder for folder in _folders(root) if folder.name.lower() in PARTS]
     found = [
@@ -165,11 +165,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 def packed(data: DataConfig) -> pd.DataFrame:
     """A folder that `skinmm pack` wrote: `cohort.csv` in canonical columns beside its shards."""
-    root = root_of(data)
+    root = require_root(data)
     file = root / "cohort.csv"
     table = read_table(file, ["image_id", "target", "source"])
     rows = canonical(table, file, data.name, data.columns).assign(source=table["source"])
-    return with_paths(rows, root, "tfrecord", [""])
+    return attach_images(rows, root, "tfrecord", [""])
 
 
 def tfrecord(
@@ -199,7 +199,7 @@ def tfrecord(
     columns = pairs("columns", columns, "age: patient_age")
     codes = _lists("codes", codes, "sex: [male, female]", str)
     missing = _lists("missing", missing, "age: [-1]", int)
-    root = root_of(data)
+    root = require_root(data)
     found = list_files(folder for folder in (root, root / "tfrecords") if folder.is_dir())
     chosen = [file for file in tfrecords_in(found) if fnmatch(Path(file).name, files)]
     if not chosen:

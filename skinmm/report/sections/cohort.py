@@ -8,6 +8,7 @@ import pandas as pd
 from skinmm.report.blocks import Block, Note, Section, Table
 from skinmm.report.format import ABSENT, number, percent, plural
 from skinmm.report.inputs import Evidence
+from skinmm.vocabulary import resolve_patients
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
 COLUMNS: Final = ("sex", "site", "source")
@@ -53,12 +54,12 @@ def parts_of(evidence: Evidence) -> dict[str, pd.DataFrame]:
 
 def patients_in(rows: pd.DataFrame) -> int:
     """Patients; lesions, then images count where the patient is not known."""
-    return int(_owners(rows).nunique())
+    return int(resolve_patients(rows).nunique())
 
 
 def unit_in(rows: pd.DataFrame) -> str:
     """What `patients_in` counts: patients, or lesions or images where no patient is known."""
-    owners = _owners(rows)
+    owners = resolve_patients(rows)
     for unit in ("image", "lesion"):
         if f"{unit}_id" in rows and (owners == rows[f"{unit}_id"]).all():
             return unit
@@ -75,13 +76,6 @@ def unit_of(evidence: Evidence) -> str:
 def counted(images: int, patients: int, unit: str) -> list[str]:
     """How many there are of both, or of images alone where these are the unit."""
     return [plural(images, "image"), *([plural(patients, unit)] if unit != "image" else [])]
-
-
-def _owners(rows: pd.DataFrame) -> "pd.Series[str]":
-    owner = rows["image_id"]
-    for name in ("lesion_id", "patient_id"):
-        owner = rows[name].fillna(owner) if name in rows else owner
-    return owner
 
 
 def characteristics(
