@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from skinmm.data.near_duplicates import Fingerprints
     from skinmm.data.shard_writer import PackSettings
-    from skinmm.report.cohorts import Cohort
+    from skinmm.report.cohort_pages import Cohort
 from collections.abc import Callable
 
 from skinmm.cli.hydra_app import require_writable, run_cli
 from skinmm.config import PredictSparkConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, require_new_output
 
 PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
 
@@ -42,13 +42,13 @@ def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.cohorts import absent
     from skinmm.data.near_duplicates import find_near_duplicates
     from skinmm.data.splits import split
-    from skinmm.report import audit_page, refuse_existing
+    from skinmm.report import write_audit_page
     from skinmm.training.run_folder import write_json
 
     data, folder = config.data, Path(config.output)
     page, facts = folder / "audit.html", folder / "audit.json"
     for file in (page, facts):
-        refuse_existing(file, config.overwrite)
+        require_new_output("output", file, overwrite=config.overwrite)
     table = _cohort(data, images=config.near)
     near, pixels = None, dict[str, Any](absent=absent(table))
     if config.near:
@@ -60,7 +60,7 @@ def _audit(config: AuditConfig, _: Path) -> int:
     findings = audited(table, positive=cohort.positive, columns=data.columns, near=near) | pixels
     folder.mkdir(parents=True, exist_ok=True)
     write_json(facts, findings)
-    audit_page(cohort, findings, page)
+    write_audit_page(cohort, findings, page)
     print(f"audit: {page}")  # noqa: T201
     for warning in filter(None, [*findings["warnings"], findings["absent"]]):
         print(f"WARNING: {warning}", file=sys.stderr)  # noqa: T201
@@ -72,12 +72,12 @@ def _audit(config: AuditConfig, _: Path) -> int:
 
 
 def _explore(config: ExploreConfig, _: Path) -> int:
-    from skinmm.report import explore_page, refuse_existing
+    from skinmm.report import write_cohort_page
 
     output = Path(config.output)
-    refuse_existing(output, config.overwrite)
+    require_new_output("output", output, overwrite=config.overwrite)
     cohort = _seen(_cohort(config.data), config.data)
-    explore_page(cohort, output, examples=config.examples)
+    write_cohort_page(cohort, output, examples=config.examples)
     print(f"page: {output}")  # noqa: T201
     return 0
 
@@ -175,6 +175,7 @@ def compare(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
+    import skinmm.segmentation.report  # noqa: F401 - adds the page of its task
     from skinmm.report import report_predictions, write_report
 
     sources, options = _options(argv, REPORT_OPTIONS)
@@ -199,8 +200,8 @@ def _report(argv: list[str]) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    from skinmm.report import compare_page
-    from skinmm.report.format import aligned
+    from skinmm.report import write_comparison
+    from skinmm.report.format import format_columns
 
     sources, options = _options(argv, COMPARE_OPTIONS)
     if not sources:
@@ -208,9 +209,11 @@ def _compare(argv: list[str]) -> int:
     labels = Path(options["labels"]) if "labels" in options else None
     output = Path(options.get("output", "compare.html"))
     positive, overwrite = _names(options, "positive"), _flag(options, "overwrite") is True
-    tables, notes = compare_page(sources, output, labels, positive=positive, overwrite=overwrite)
+    tables, notes = write_comparison(
+        sources, output, labels, positive=positive, overwrite=overwrite
+    )
     told = "".join(f"{note.text}\n" for note in notes)
-    print(f"{aligned(tables[0].header, tables[0].rows)}\n{told}comparison: {output}")  # noqa: T201
+    print(f"{format_columns(tables[0].header, tables[0].rows)}\n{told}comparison: {output}")  # noqa: T201
     return 0
 
 

@@ -136,7 +136,7 @@ def _train(config: Config, folder: Path) -> int:
     from skinmm.data.cohorts import verify_cohort
 
     verify_cohort(config.data)  # before torch, which takes seconds
-    from skinmm.report.format import metrics_table
+    from skinmm.report.format import format_metrics
     from skinmm.training.fit import fit
 
     folder = folder.absolute()
@@ -148,7 +148,7 @@ def _train(config: Config, folder: Path) -> int:
             again = shlex.quote(f"resume={folder}")
             print(f"to go on: python train.py {again}", file=sys.stderr)  # noqa: T201
         raise
-    print(metrics_table(metrics["test"]))  # noqa: T201
+    print(format_metrics(metrics["test"]))  # noqa: T201
     print(f"run folder: {folder}\nreport: {folder / 'report.html'}")  # noqa: T201
     return 0
 

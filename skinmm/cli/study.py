@@ -144,8 +144,8 @@ def _finished(arm: Arm) -> bool:
 
 
 def _compared(study: StudyConfig, folder: Path) -> int:
-    from skinmm.report import compare_page
-    from skinmm.report.format import markdown
+    from skinmm.report import write_comparison
+    from skinmm.report.format import format_markdown
 
     runs, status = [folder / name for name in study.arms], 0
     notes: Sequence[Note] = ()
@@ -154,9 +154,11 @@ def _compared(study: StudyConfig, folder: Path) -> int:
         tables = [table]
     else:
         against = study.against or [runs[0].name]
-        tables, notes = compare_page(runs, folder / "compare.html", against=against, overwrite=True)
+        tables, notes = write_comparison(
+            runs, folder / "compare.html", against=against, overwrite=True
+        )
     told = [f"{note.text}\n" for note in notes]
-    text = "\n".join([*(markdown(table.header, table.rows) for table in tables), *told])
+    text = "\n".join([*(format_markdown(table.header, table.rows) for table in tables), *told])
     (folder / "compare.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\ncomparison: {folder / 'compare.md'}")  # noqa: T201
     return status
@@ -166,7 +168,7 @@ def _outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
     """Every run's first model on the cohorts of the others, but for the people that it knows."""
     import pandas as pd
 
-    from skinmm.report import across
+    from skinmm.report import compare_cohorts
 
     firsts = {run.name: run / "fold_0" if (run / "fold_0").is_dir() else run for run in runs}
     text = dict.fromkeys(PERSON, str)
@@ -181,7 +183,7 @@ def _outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
         if place != own:
             best = firsts[own.name] / "checkpoints" / "best.ckpt"
             worst = max(worst, _predicted(best, _unknown(cohort, cohorts[own.name]), place))
-    return across(judged, firsts), worst
+    return compare_cohorts(judged, firsts), worst
 
 
 def _unknown(cohort: "pd.DataFrame", known: "pd.DataFrame") -> "pd.DataFrame":

@@ -1,20 +1,16 @@
-"""Prediction files and run folders become a page that a clinic can read; never a model."""
+"""HTML pages and model cards from prediction files, run folders and cohorts."""
 
-from skinmm.report.audit_page import audit_page
-from skinmm.report.cohorts import Cohort
-from skinmm.report.compare import across, compare_page
-from skinmm.report.explore import explore_page
-from skinmm.report.page import refuse_existing
-from skinmm.report.write import report_predictions, shared_report, write_report
+from skinmm.report.cohort_pages import Cohort, write_audit_page, write_cohort_page
+from skinmm.report.compare import compare_cohorts, write_comparison
+from skinmm.report.write import report_predictions, write_anonymous_report, write_report
 
 __all__ = [
     "Cohort",
-    "across",
-    "audit_page",
-    "compare_page",
-    "explore_page",
-    "refuse_existing",
+    "compare_cohorts",
     "report_predictions",
-    "shared_report",
+    "write_anonymous_report",
+    "write_audit_page",
+    "write_cohort_page",
+    "write_comparison",
     "write_report",
 ]

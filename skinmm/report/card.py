@@ -3,17 +3,15 @@
 import re
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import Final
 
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Section, Table
-from skinmm.report.format import estimate, named
-from skinmm.report.inputs import Evidence
-from skinmm.report.page import put
-from skinmm.report.sections.checklists import model_card
+from skinmm.report.format import format_estimate, metric_rows
+from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.appendix import model_card
 from skinmm.report.sections.cohort import unit_of, who
 from skinmm.report.sections.facts import facts_of, remarks
-from skinmm.report.sections.missing import missing
+from skinmm.report.sections.subgroups import missing
 
 FIGURES: Final = (
     *("auroc", "average_precision", "sensitivity", "specificity", "referred"),
@@ -21,7 +19,7 @@ FIGURES: Final = (
 )
 
 
-def write_card(evidence: Evidence, output: Path) -> Path:
+def card_text(evidence: ReportInputs) -> str:
     """Writes the card of a run folder."""
     table = who(evidence)
     sections = [
@@ -37,22 +35,22 @@ def write_card(evidence: Evidence, output: Path) -> Path:
         _plain(", ".join(remarks(evidence))),
         *written,
     ]
-    return put("\n\n".join(parts) + "\n", output)
+    return "\n\n".join(parts) + "\n"
 
 
-def _figures(evidence: Evidence) -> Section:
+def _figures(evidence: ReportInputs) -> Section:
     lead = (
         f"Test rows, with {100 * evidence.confidence:.0f} % intervals from resampling "
         f"{unit_of(evidence)}s. "
         "Sensitivity and specificity: of malignant and benign lesions at the threshold."
     )
-    measured = Table("", ("Measure", "Value (interval)"), named(evidence.measured, FIGURES))
+    measured = Table("", ("Measure", "Value (interval)"), metric_rows(evidence.measured, FIGURES))
     support = {} if evidence.predictions.is_binary else evidence.measured["support"]
     rows = [
         (
             name,
             f"{count:,}",
-            *(estimate(evidence.estimate(f"{m}_{name}")) for m in ("auroc", "recall")),
+            *(format_estimate(evidence.estimate(f"{m}_{name}")) for m in ("auroc", "recall")),
         )
         for name, count in support.items()
     ]
@@ -60,7 +58,7 @@ def _figures(evidence: Evidence) -> Section:
     return Section("figures", "Figures", [measured, *classes], lead)
 
 
-def _use(evidence: Evidence) -> Section:
+def _use(evidence: ReportInputs) -> Section:
     facts = facts_of(evidence)
     command = f"python predict.py 'checkpoint={facts['checkpoint']}' input=patients.csv images=DIR"
     lead = f"From this folder. A row of patients.csv is a lesion: {facts['inputs']} What is not "

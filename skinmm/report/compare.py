@@ -9,24 +9,32 @@ from typing import Any, Final
 import numpy as np
 
 from skinmm.config import flatten
-from skinmm.errors import InputError
+from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.curves_data import roc_line
 from skinmm.report.figures import curves, grids
+from skinmm.report.figures.curves import roc_line
 from skinmm.report.figures.grids import Axis
-from skinmm.report.format import ABSENT, estimate, is_number, metric, number, percent, plural
-from skinmm.report.inputs import Evidence, read_bare, read_run
-from skinmm.report.page import refuse_existing, write_page
-from skinmm.report.sections.missing import DRAWN, parts_of
+from skinmm.report.format import (
+    ABSENT,
+    format_count,
+    format_estimate,
+    format_number,
+    format_percent,
+    is_number,
+    metric_label,
+)
+from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
+from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
+from skinmm.report.write import write_page
 
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")
 MEAN: Final = "Mean probability over prevalence"
-WITHHELD: Final = (*DRAWN, CALIBRATION[0])
+WITHHELD: Final = (*MISSING_DRAWN, CALIBRATION[0])
 
 
-def calibration(systems: Mapping[str, Evidence]) -> Table | None:
+def calibration(systems: Mapping[str, ReportInputs]) -> Table | None:
     """Probabilities as the networks gave them, and as they were corrected and calibrated.
 
     Args:
@@ -42,25 +50,29 @@ def calibration(systems: Mapping[str, Evidence]) -> Table | None:
             [name, when, *_calibrated(part)]
             for when, part in (("before", before), ("after", evidence.measured))
         ]
-    header = ["System", "Correction", MEAN, *map(metric, CALIBRATION)]
+    header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
     return Table("Calibration", header, rows, stack=True) if rows else None
 
 
-def missing(systems: Mapping[str, Evidence]) -> Table | None:
+def missing(systems: Mapping[str, ReportInputs]) -> Table | None:
     """Ranking and calibration against the share of the record's columns that was withheld."""
-    found = {name: parts_of(evidence) for name, evidence in systems.items()}
+    found = {name: metrics_by_missing_share(evidence) for name, evidence in systems.items()}
     shares = sorted({share for parts in found.values() for share in parts})
     rows = [
-        [name, metric(key), *(estimate(_metrics(parts.get(share)).get(key)) for share in shares)]
+        [
+            name,
+            metric_label(key),
+            *(format_estimate(_metrics(parts.get(share)).get(key)) for share in shares),
+        ]
         for name, parts in found.items()
         if len(parts) > 1
         for key in WITHHELD
     ]
-    header = ["System", "Columns missing", *map(percent, shares)]
+    header = ["System", "Columns missing", *map(format_percent, shares)]
     return Table("Missing data", header, rows, stack=True) if rows else None
 
 
-def across(judged: Sequence[tuple[str, str, Path]], homes: Mapping[str, Path]) -> Table:
+def compare_cohorts(judged: Sequence[tuple[str, str, Path]], homes: Mapping[str, Path]) -> Table:
     """Models on their own cohorts and on others, beside what says that those are others.
 
     Args:
@@ -69,7 +81,11 @@ def across(judged: Sequence[tuple[str, str, Path]], homes: Mapping[str, Path]) -
     """
     rows = []
     for trained, cohort, source in judged:
-        read = read_run if source.is_dir() else partial(read_bare, labels=None, positive=None)
+        read = (
+            read_run
+            if source.is_dir()
+            else partial(read_prediction_file, labels=None, positive=None)
+        )
         found = read(source, pictures=False)
         home = read_run(homes[cohort], pictures=False)
         measured = found.measured
@@ -78,13 +94,13 @@ def across(judged: Sequence[tuple[str, str, Path]], homes: Mapping[str, Path]) -
                 trained,
                 cohort,
                 f"{measured['positives']:,} of {measured['n']:,}",
-                estimate(found.estimate("auroc")),
+                format_estimate(found.estimate("auroc")),
                 *_calibrated(measured)[:2],
-                estimate(found.estimate("unfamiliar")),
-                number(home.audit.get("size_auroc")),
+                format_estimate(found.estimate("unfamiliar")),
+                format_number(home.audit.get("size_auroc")),
             ]
         )
-    shown = (metric("auroc"), MEAN, metric(CALIBRATION[0]), metric("unfamiliar"))
+    shown = (metric_label("auroc"), MEAN, metric_label(CALIBRATION[0]), metric_label("unfamiliar"))
     header = ["Trained on", "Judged on", "Malignant images", *shown, "AUROC of image size alone"]
     return Table("Other cohorts", header, rows, stack=True)
 
@@ -92,7 +108,7 @@ def across(judged: Sequence[tuple[str, str, Path]], homes: Mapping[str, Path]) -
 def _calibrated(part: Mapping[str, Any]) -> list[str]:
     metrics = part["metrics"]
     share = metrics["mean_probability"]["value"] / (part["positives"] / part["n"])
-    return [number(share), *(estimate(metrics[name]) for name in CALIBRATION)]
+    return [format_number(share), *(format_estimate(metrics[name]) for name in CALIBRATION)]
 
 
 def _metrics(part: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -114,11 +130,11 @@ class System:
     """One row of the comparison; `settings` is its flattened configuration, if it has one."""
 
     name: str
-    evidence: Evidence
+    evidence: ReportInputs
     settings: Mapping[str, Any]
 
 
-def compare_page(
+def write_comparison(
     sources: Sequence[Path],
     output: Path,
     labels: Path | None = None,
@@ -145,10 +161,12 @@ def compare_page(
     Raises:
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
     """
-    refuse_existing(Path(output), overwrite)
+    require_new_output("output", Path(output), overwrite=overwrite)
     systems = _all_systems([Path(source) for source in sources], labels, positive)
     if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
-        raise InputError(f"nothing to compare: found {plural(len(systems), 'system')}, needs two")
+        raise InputError(
+            f"nothing to compare: found {format_count(len(systems), 'system')}, needs two"
+        )
     found = _found(systems, against)
     table = _table(systems, found, against)
     paired = _paired(systems, found, against)
@@ -157,7 +175,7 @@ def compare_page(
     sections = [Section("systems", "Systems", [table]), paired, _drawings(systems)]
     if further:
         sections.append(Section("further", "Calibration and missing data", further))
-    facts = [plural(len(systems), "system")]
+    facts = [format_count(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
     return [table, *further], [block for block in paired.blocks if isinstance(block, Note)]
 
@@ -175,7 +193,9 @@ def _all_systems(
 
 def _systems(source: Path, labels: Path | None, positive: Sequence[str] | None) -> list[System]:
     if not source.is_dir():
-        return [System(source.stem, read_bare(source, labels, positive, pictures=False), {})]
+        return [
+            System(source.stem, read_prediction_file(source, labels, positive, pictures=False), {})
+        ]
     if (source / "predictions" / "test.csv").is_file():
         return [_run(source, source.resolve().name)]
     found = sorted(
@@ -225,7 +245,7 @@ def _table(
     rows = [
         (
             system.name,
-            *(estimate(system.evidence.estimate(name)) for name in shown),
+            *(format_estimate(system.evidence.estimate(name)) for name in shown),
             *(gain.get(system.name, "") for gain in gains),
             f"{system.evidence.measured['positives']:,} of {system.evidence.measured['n']:,}",
             "; ".join(f"{key}={_word(held[key])}" for key in different if key in held),
@@ -233,8 +253,14 @@ def _table(
         for system in systems
         for held in [system.settings]
     ]
-    minus = [f"{metric(DIFFERENT[0])} minus {name}'s" for name in against if found]
-    header = ["System", *map(metric, shown), *minus, "Malignant images", "Settings that differ"]
+    minus = [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in against if found]
+    header = [
+        "System",
+        *map(metric_label, shown),
+        *minus,
+        "Malignant images",
+        "Settings that differ",
+    ]
     if against or not different:  # whose names say it
         header, rows = header[:-1], [row[:-1] for row in rows]
     return Table("", header, rows, stack=True)
@@ -269,12 +295,12 @@ def _paired(
         for pair in found["pairs"]
     ]
     blocks: list[Block] = [
-        Table("", ("Systems", *map(metric, DIFFERENT)), rows, stack=True),
+        Table("", ("Systems", *map(metric_label, DIFFERENT)), rows, stack=True),
     ]
     if any(found["left_out"].values()):
         text = (
             f"Not all systems judged the same images: these differences are on the "
-            f"{plural(found['n'], 'image')} in common, the table above is not."
+            f"{format_count(found['n'], 'image')} in common, the table above is not."
         )
         if few := [name for name, rows in found["left_out"].items() if rows > found["n"]]:
             text += f" Less than half of the rows are in common: {', '.join(few)}."
@@ -292,7 +318,7 @@ def _difference(found: Mapping[str, Any]) -> str:
     if found["difference"] is None:
         return ABSENT
     value = {"value": found["difference"], "low": found["low"], "high": found["high"]}
-    return f"{estimate(value)}, p {number(found['p_holm'])}"
+    return f"{format_estimate(value)}, p {format_number(found['p_holm'])}"
 
 
 def _rank(system: System) -> float:
@@ -322,7 +348,7 @@ def _parallel(systems: Sequence[System]) -> Any:
         for key in _different(systems)[:AXES]
     ]
     measured = SHOWN if not axes else SHOWN[:1]
-    axes += [Axis(metric(name), _values(systems, name)) for name in measured]
+    axes += [Axis(metric_label(name), _values(systems, name)) for name in measured]
     return grids.parallel(axes, auroc, label="Parallel coordinates of the systems")
 
 

@@ -30,7 +30,7 @@ _NOTHING: Final = 1e-6  # below, the decimals that follow the point are all ther
 _WHOLE: Final = 10  # from here on a decimal is enough
 
 
-def number(value: Any, digits: int = 3) -> str:
+def format_number(value: Any, digits: int = 3) -> str:
     """A number with `digits` decimals, fewer from ten on; a dash for what is missing."""
     if not is_number(value):
         return ABSENT
@@ -41,24 +41,26 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits if abs(value) < _WHOLE else 1}f}"
 
 
-def metric(name: str) -> str:
+def metric_label(name: str) -> str:
     """What a reader calls a metric."""
     plain = name.replace("_", " ").replace("auroc", "AUROC")
     return METRICS.get(name, plain[:1].upper() + plain[1:])
 
 
-def named(measured: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+def metric_rows(measured: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
     """Those of the named metrics that were measured, each with its estimate."""
     found = ((name, measured["metrics"].get(name)) for name in names)
-    return [(metric(name), estimate(value)) for name, value in found if value is not None]
+    return [
+        (metric_label(name), format_estimate(value)) for name, value in found if value is not None
+    ]
 
 
-def percent(value: Any, digits: int = 1) -> str:
+def format_percent(value: Any, digits: int = 1) -> str:
     """A share as a percentage."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
 
 
-def interval(estimate: Mapping[str, Any] | None, *, share: bool = False) -> str:
+def format_interval(estimate: Mapping[str, Any] | None, *, share: bool = False) -> str:
     """`low to high`, or nothing where no interval could be had.
 
     Where all resamples agree, as with a group that misses nothing, the bootstrap has no answer;
@@ -67,16 +69,16 @@ def interval(estimate: Mapping[str, Any] | None, *, share: bool = False) -> str:
     low, high = (estimate or {}).get("low"), (estimate or {}).get("high")
     if not (is_number(low) and is_number(high)) or low == high:
         return ""
-    show = percent if share else number
+    show = format_percent if share else format_number
     return f"{show(low)} to {show(high)}"
 
 
-def estimate(estimate: Mapping[str, Any] | None) -> str:
+def format_estimate(estimate: Mapping[str, Any] | None) -> str:
     """`value (low to high)`."""
     if not estimate:
         return ABSENT
-    bounds = interval(estimate)
-    return f"{number(estimate.get('value'))}{f' ({bounds})' if bounds else ''}"
+    bounds = format_interval(estimate)
+    return f"{format_number(estimate.get('value'))}{f' ({bounds})' if bounds else ''}"
 
 
 def is_number(value: Any) -> bool:
@@ -84,7 +86,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """`1 patient`, `2 patients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -92,7 +94,7 @@ def plural(count: int, noun: str) -> str:
 HEADLINE: Final = 14  # metrics shown after a run; the report has all
 
 
-def metrics_table(evaluation: dict[str, Any]) -> str:
+def format_metrics(evaluation: dict[str, Any]) -> str:
     """A run's test metrics with their intervals, one a line."""
     entries = dict(list(evaluation["metrics"].items())[:HEADLINE])
     if referred := evaluation["metrics"].get("referred"):
@@ -106,14 +108,14 @@ def metrics_table(evaluation: dict[str, Any]) -> str:
     return "\n".join([counts, *lines])
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text whose columns stand one below the other."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = (zip(line, widths, strict=True) for line in (header, *rows))
     return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in line).rstrip() for line in lines)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same as Markdown."""
     lines = (header, ["---"] * len(header), *rows)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

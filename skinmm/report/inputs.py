@@ -21,7 +21,7 @@ _EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportInputs:
     """Predictions, what was measured on them, and whatever else is known of their origin.
 
     Attributes:
@@ -100,7 +100,7 @@ class Evidence:
         return found
 
 
-def read_run(run: Path, *, pictures: bool | None) -> Evidence:
+def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     """Reads a run folder; only `predictions/test.csv` must be there.
 
     Where `pictures` is None, the run's own `report.pictures` says whether lesions may be shown. A
@@ -115,10 +115,10 @@ def read_run(run: Path, *, pictures: bool | None) -> Evidence:
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     first = folds[0] if folds else run
     config = _yaml(run / "config.yaml") or _yaml(first / "config.yaml")
-    metrics = _json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json")
     positive = metrics.get("positive") or config.get("data", {}).get("positive") or None
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
-    return Evidence(
+    return ReportInputs(
         title=run.resolve().name,
         predictions=predictions,
         measured=metrics.get("test") or evaluate(predictions),
@@ -126,20 +126,20 @@ def read_run(run: Path, *, pictures: bool | None) -> Evidence:
         config=config,
         history=_histories([run, *folds]),
         cohort=_cohort([run, first]),
-        audit=_json(run / "audit.json") or _json(first / "audit.json"),
-        environment=_json(run / "environment.json") or _json(first / "environment.json"),
+        audit=read_json(run / "audit.json") or read_json(first / "audit.json"),
+        environment=read_json(run / "environment.json") or read_json(first / "environment.json"),
         pictures=config.get("report", {}).get("pictures", True) if pictures is None else pictures,
         explanations={
             name: {**said, "picture": folder / "explanations" / said["picture"]}
             for folder in (run, *folds)
-            for name, said in _json(folder / "explanations" / "mistakes.json").items()
+            for name, said in read_json(folder / "explanations" / "mistakes.json").items()
         },
     )
 
 
-def read_bare(
+def read_prediction_file(
     file: Path, labels: Path | None, positive: Sequence[str] | None, *, pictures: bool
-) -> Evidence:
+) -> ReportInputs:
     """Reads any system's prediction file; records come with the labels, or stand in the file.
 
     Raises:
@@ -150,7 +150,7 @@ def read_bare(
     threshold = _threshold(table)
     cohort = table if labels is None else read_table(labels)
     known = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
-    return Evidence(
+    return ReportInputs(
         title=file.name,
         predictions=predictions,
         measured=evaluate(predictions, threshold=threshold),
@@ -168,7 +168,8 @@ def _threshold(table: pd.DataFrame) -> float | None:
     return float(values[0]) if len(values) == 1 else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file does not exist."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as error:

@@ -1,30 +1,67 @@
-"""A page that may leave the building: no picture, and no name of an image, patient or lesion."""
+"""Sections to one self-contained HTML file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.report.card import write_card
-from skinmm.report.inputs import Evidence, read_bare, read_run
-from skinmm.report.page import refuse_existing, write_page
+import skinmm
+from skinmm.errors import require_new_output
+from skinmm.files import atomic_write
+from skinmm.report.blocks import Section
+from skinmm.report.card import card_text
+from skinmm.report.inputs import ReportInputs, read_json, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.facts import remarks
-from skinmm.segmentation.report import is_mask_run, write_mask_page
 
 
-def shared_report(run: Path, output: Path) -> Path:
+def write_page(
+    output: Path, *, title: str, facts: Sequence[str], sections: Sequence[Section]
+) -> Path:
+    """Renders the page and puts it in place by rename, so no reader meets half a page.
+
+    Args:
+        output: the file to write; its folder is made where missing.
+        title: what the page is about.
+        facts: short remarks under the title (date, model, data).
+        sections: the chapters in reading order.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("skinmm.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(
+        title=title, facts=facts, sections=sections, version=skinmm.__version__
+    )
+    return write_text(text, output)
+
+
+def write_text(text: str, output: Path) -> Path:
+    """Writes a file by rename; its folder is made where missing."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output) as partial:
+        # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.
+        partial.write_text(text, encoding="utf-8", errors="replace")
+    return output
+
+
+def write_anonymous_report(run: Path, output: Path) -> Path:
     """Writes a run's page with numbers in place of names.
 
     Raises:
         InputError: as `write_report`.
     """
-    return write_evidence(_nameless(read_run(run, pictures=False)), output)
+    return write_sections(_nameless(read_run(run, pictures=False)), output)
 
 
-def _nameless(evidence: Evidence) -> Evidence:
+def _nameless(evidence: ReportInputs) -> ReportInputs:
     rows, cohort = evidence.predictions, evidence.cohort
     given = pd.Series(rows.image_id)
     everyone = given if cohort is None else pd.concat([given, cohort["image_id"]])
@@ -71,11 +108,19 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     Raises:
         InputError: no predictions there, or a file that cannot be read.
     """
-    if is_mask_run(Path(run)):
-        return write_mask_page(Path(run), pictures=pictures)
-    evidence = read_run(Path(run), pictures=pictures)
-    write_card(evidence, Path(run) / "card.md")
-    return write_evidence(evidence, Path(run) / "report.html")
+    run = Path(run)
+    return RUN_PAGES[read_json(run / "metrics.json").get("task", CLASSIFICATION)](run, pictures)
+
+
+def _write_run(run: Path, pictures: bool | None) -> Path:
+    evidence = read_run(run, pictures=pictures)
+    write_text(card_text(evidence), run / "card.md")
+    return write_sections(evidence, run / "report.html")
+
+
+CLASSIFICATION: Final = "classification"
+RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATION: _write_run}
+"""Task of a run -> writer of its page; optional tasks add themselves."""
 
 
 def report_predictions(
@@ -104,13 +149,13 @@ def report_predictions(
     Raises:
         InputError: the file cannot be used, or the page exists.
     """
-    refuse_existing(Path(output), overwrite)
+    require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
-    evidence = read_bare(Path(predictions), source, positive, pictures=pictures)
-    return write_evidence(evidence, Path(output))
+    evidence = read_prediction_file(Path(predictions), source, positive, pictures=pictures)
+    return write_sections(evidence, Path(output))
 
 
-def write_evidence(evidence: Evidence, output: Path) -> Path:
+def write_sections(evidence: ReportInputs, output: Path) -> Path:
     """Writes the page of what was read, or made of it."""
     made = (make(evidence) for make in SECTIONS.values())
     sections = [section for section in made if section is not None]

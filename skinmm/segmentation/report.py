@@ -10,9 +10,8 @@ import yaml
 from jaxtyping import Float64, Int64, Shaped
 
 from skinmm.evaluation.intervals import bootstrap, patient_codes, summarise
-from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles
-from skinmm.report.page import write_page
-from skinmm.report.pictures import thumbnail
+from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles, thumbnail
+from skinmm.report.write import RUN_PAGES, write_page
 
 SEED = 0
 Areas = Float64[np.ndarray, " n"]
@@ -77,15 +76,7 @@ _MEANING: Final = {
 }
 
 
-def is_mask_run(run: Path) -> bool:
-    """Whether a run folder's numbers are of masks."""
-    try:
-        return json.loads((run / "metrics.json").read_text()).get("task") == "segmentation"
-    except (OSError, ValueError):
-        return False
-
-
-def write_mask_page(run: Path, *, pictures: bool | None = None) -> Path:
+def write_mask_page(run: Path, pictures: bool | None = None) -> Path:
     """Writes `report.html`: Dice and Jaccard, how they spread, and the pictures that fit worst.
 
     Args:
@@ -131,3 +122,6 @@ def write_mask_page(run: Path, *, pictures: bool | None = None) -> Path:
 def _tile(name: str, entry: dict[str, Any]) -> Tile:
     interval = f"{entry['low']:.4f} to {entry['high']:.4f}" if entry["low"] is not None else ""
     return Tile(name.capitalize(), f"{entry['value']:.4f}", interval, _MEANING[name])
+
+
+RUN_PAGES["segmentation"] = write_mask_page

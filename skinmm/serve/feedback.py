@@ -9,16 +9,22 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.config import FeedbackConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.job import find_checkpoints
-from skinmm.report import refuse_existing
 from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.format import ABSENT, estimate, metric, number, percent, plural
-from skinmm.report.inputs import Evidence, read_bare
-from skinmm.report.page import write_page
+from skinmm.report.format import (
+    ABSENT,
+    format_count,
+    format_estimate,
+    format_number,
+    format_percent,
+    metric_label,
+)
+from skinmm.report.inputs import ReportInputs, read_prediction_file
 from skinmm.report.sections import SECTIONS
+from skinmm.report.write import write_page
 from skinmm.serve.store import Store, StoreError, shown
 from skinmm.training.run_folder import write_json
 
@@ -54,7 +60,7 @@ class Use:
     card: Mapping[str, Any]
     cases: pd.DataFrame
     shifts: Sequence[ColumnShift]
-    evidence: Evidence | None
+    evidence: ReportInputs | None
 
     @property
     def judged(self) -> pd.DataFrame:
@@ -74,7 +80,7 @@ def feedback(config: FeedbackConfig) -> Path:
     folder = Path(config.output)
     page, facts, cases, verdicts = (folder / name for name in FILES)
     for file in (page, facts, cases, verdicts):
-        refuse_existing(file, config.overwrite)
+        require_new_output("output", file, overwrite=config.overwrite)
     if not config.store:
         raise InputError("store=: name the case store, as skinmm serve was given it")
     store = Store.open(config.store, create=False)
@@ -92,7 +98,9 @@ def feedback(config: FeedbackConfig) -> Path:
     judged = table[table["target"].notna()]
     judged.to_csv(verdicts, index=False, float_format="%.9g")
     both = judged["target"].isin(card["positive"]).nunique() > 1
-    evidence = read_bare(verdicts, None, card["positive"], pictures=False) if both else None
+    evidence = (
+        read_prediction_file(verdicts, None, card["positive"], pictures=False) if both else None
+    )
     use = Use(card, table, compare_columns(card["inputs"], table), evidence)
     write_json(facts, {"model": model, **_facts(use)})
     return _page(use, page)
@@ -145,8 +153,8 @@ def _months(use: Use) -> list[dict[str, Any]]:
 def _page(use: Use, output: Path) -> Path:
     first, last = use.cases["at"].min()[:10], use.cases["at"].max()[:10]
     facts = [
-        plural(len(use.cases), "case"),
-        plural(len(use.judged), "verdict"),
+        format_count(len(use.cases), "case"),
+        format_count(len(use.judged), "verdict"),
         f"{first} to {last}",
     ]
     sections = [_since(use), _inputs(use)]
@@ -165,7 +173,11 @@ def _since(use: Use) -> Section:
         members = use.card["members"]
         tested = members[0]["test"].get("metrics", {}) if len(members) == 1 else {}
         rows = [
-            (metric(name), estimate(tested.get(name)), estimate(use.evidence.estimate(name)))
+            (
+                metric_label(name),
+                format_estimate(tested.get(name)),
+                format_estimate(use.evidence.estimate(name)),
+            )
             for name in COMPARED
         ]
         blocks.append(Table("Then and now", ("", "In its test", "Since it is in use"), rows))
@@ -177,7 +189,7 @@ def _since(use: Use) -> Section:
     months = [
         (
             *(str(each[name]) for name in ("month", "cases", "verdicts")),
-            number(each["expected"], 1),
+            format_number(each["expected"], 1),
             str(each["found"]),
         )
         for each in _months(use)
@@ -191,7 +203,7 @@ def _since(use: Use) -> Section:
 
 
 def _chance(p: float) -> str:
-    return "below 0.001" if p < _LEAST else number(p)
+    return "below 0.001" if p < _LEAST else format_number(p)
 
 
 def _inputs(use: Use) -> Section:
@@ -200,14 +212,18 @@ def _inputs(use: Use) -> Section:
     if not use.shifts:
         blocks.append(Note("This checkpoint does not know how its training data were distributed."))
     rows = [
-        (each.column, number(each.index), ABSENT if each.p is None else _chance(each.p))
+        (each.column, format_number(each.index), ABSENT if each.p is None else _chance(each.p))
         for each in use.shifts
     ]
     if rows:
         blocks.append(Table("Shift of each column", ("Column", "Stability index", "p"), rows))
     for each in use.shifts:
         shares = [
-            (label, percent(before / max(each.before.sum(), 1)), percent(now / each.now.sum()))
+            (
+                label,
+                format_percent(before / max(each.before.sum(), 1)),
+                format_percent(now / each.now.sum()),
+            )
             for label, before, now in zip(each.labels, each.before, each.now, strict=True)
         ]
         blocks.append(Table(each.column, ("", "Then", "Now"), shares))

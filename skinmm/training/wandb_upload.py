@@ -8,7 +8,7 @@ import pandas as pd
 import wandb
 
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.report import shared_report
+from skinmm.report import write_anonymous_report
 from skinmm.training import run_folder
 
 
@@ -27,7 +27,11 @@ def share(tracked: Any, run: Path, *, names: bool) -> None:
     table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
     hidden = [] if names else ["image_id", "patient_id"]
     with tempfile.TemporaryDirectory() as folder:
-        page = run / "report.html" if names else shared_report(run, Path(folder) / "report.html")
+        page = (
+            run / "report.html"
+            if names
+            else write_anonymous_report(run, Path(folder) / "report.html")
+        )
         tracked.log(
             {
                 "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False),

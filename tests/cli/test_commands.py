@@ -225,7 +225,7 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
     assert said[2].startswith(f"younger (1)  {1 - auroc:.3f} (")
     assert Page(output).is_self_contained
     assert main(["compare", *map(str, files), f"output={output}"]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert " exists; choose" in capsys.readouterr().err
     pd.read_csv(files[1]).head(len(table) // 3).to_csv(files[1], index=False)
     assert main(["compare", *map(str, files), f"output={output}", "overwrite=true"]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from skinmm.report.figures.canvas import PALETTE, line_style, render, short, thin
+from skinmm.report.figures import PALETTE, line_style, render, short, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
-from skinmm.report.card import write_card
+from skinmm.report.card import card_text
 from skinmm.report.inputs import read_run
 
 
 def card_of(run: Path) -> str:
-    return write_card(read_run(run, pictures=False), run / "card.md").read_text(encoding="utf-8")
+    return card_text(read_run(run, pictures=False))
 
 
 def tables(card: str) -> list[list[list[str]]]:

@@ -9,7 +9,7 @@ from report_cases import CONFIG, Page, fitted, make_run
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
-from skinmm.report import compare_page
+from skinmm.report import write_comparison
 
 
 def test_files_are_compared_in_the_order_given(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_files_are_compared_in_the_order_given(tmp_path: Path) -> None:
         table = fitted(C=strength)
         files.append(tmp_path / f"{name}.csv")
         table.to_csv(files[-1], index=False)
-    (shown, *_), _ = compare_page(files, tmp_path / "page.html")
+    (shown, *_), _ = write_comparison(files, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     areas = [
         roc_auc_score(table["target"], table["p_malignant"]) for table in map(pd.read_csv, files)
@@ -40,7 +40,7 @@ def test_a_folder_of_runs_shows_the_settings_that_differ(tmp_path: Path) -> None
             (run / file).write_bytes((source / file).read_bytes())
         config = {**CONFIG, "model": {"name": name, "image_size": 224 + number}}
         (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    compare_page([tmp_path / "sweep"], tmp_path / "page.html")
+    write_comparison([tmp_path / "sweep"], tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "model.name=resnet50; model.image_size=224" in page.text
     assert "loss.name" not in page.text
@@ -52,22 +52,22 @@ def test_different_images_are_said_loudly(tmp_path: Path) -> None:
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
     table.to_csv(files[0], index=False)
     table.head(350).to_csv(files[1], index=False)
-    compare_page(files, tmp_path / "page.html")
+    write_comparison(files, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "on the 350 images in common" in page.text
     table.tail(350).to_csv(files[0], index=False)
     with pytest.raises(InputError, match="a, b have no image in common"):
-        compare_page(files, tmp_path / "page.html", overwrite=True)
+        write_comparison(files, tmp_path / "page.html", overwrite=True)
     run = make_run(tmp_path)  # of another fold
     own = pd.read_csv(run / "predictions" / "test.csv")["image_id"]
     table[~table["image_id"].isin(own)].to_csv(files[0], index=False)
-    compare_page([run, files[0]], tmp_path / "page.html", overwrite=True)
+    write_comparison([run, files[0]], tmp_path / "page.html", overwrite=True)
     assert "their numbers do not compare" in Page(tmp_path / "page.html").text
 
 
 def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 1 system, needs two"):
-        compare_page([make_run(tmp_path)], tmp_path / "page.html")
+        write_comparison([make_run(tmp_path)], tmp_path / "page.html")
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no runs there"):
-        compare_page([tmp_path / "none"], tmp_path / "page.html")
+        write_comparison([tmp_path / "none"], tmp_path / "page.html")

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from skinmm.report.curves_data import (
+from skinmm.report.figures.curves import (
     net_benefit_lines,
     precision_line,
     reliability_line,

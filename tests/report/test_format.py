@@ -1,12 +1,12 @@
 """What the terminal shows after a run."""
 
-from skinmm.report.format import HEADLINE, metrics_table
+from skinmm.report.format import HEADLINE, format_metrics
 
 
 def test_what_is_referred_stands_below_the_sensitivity() -> None:
     plain = {f"m{number}": {"value": 0.5} for number in range(HEADLINE + 3)}
     metrics = {**plain, "referred": {"value": 0.3123, "low": 0.28, "high": 0.341}}
-    *lines, last = metrics_table({"n": 9, "metrics": metrics}).splitlines()
+    *lines, last = format_metrics({"n": 9, "metrics": metrics}).splitlines()
     assert last.split() == ["referred", "to", "a", "person", "0.3123", "[0.28,", "0.341]"]
     assert len(lines) == HEADLINE + 1
-    assert "referred" not in metrics_table({"n": 9, "metrics": plain})
+    assert "referred" not in format_metrics({"n": 9, "metrics": plain})

@@ -14,7 +14,7 @@ from skinmm.evaluation.predictions import MAX_MISTAKES, find_confident_mistakes,
 from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
-from skinmm.report.write import shared_report
+from skinmm.report.write import write_anonymous_report
 from skinmm.training import fold
 from skinmm.training.explain_mistakes import SIDE
 
@@ -46,7 +46,7 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     assert page.count('alt="Heat map of ') == len(told)
     assert re.search(r"points: .*image [+-]\d", page)
     assert "Heat map of" not in write_report(run, pictures=False).read_text()
-    assert "points: " not in shared_report(run, tmp_path / "shared.html").read_text()
+    assert "points: " not in write_anonymous_report(run, tmp_path / "shared.html").read_text()
 
 
 def test_a_run_without_pictures_explains_nothing(tmp_path: Path) -> None:

@@ -4,24 +4,20 @@ from collections.abc import Callable
 from typing import Final
 
 from skinmm.report.blocks import Section
-from skinmm.report.inputs import Evidence
-from skinmm.report.sections.appendix import configuration, metrics
-from skinmm.report.sections.checklists import model_card, tripod
+from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.appendix import configuration, metrics, model_card, training, tripod
 from skinmm.report.sections.cohort import cohort
-from skinmm.report.sections.headline import headline
-from skinmm.report.sections.missing import missing
-from skinmm.report.sections.mistakes import mistakes
+from skinmm.report.sections.headline import headline, referral
 from skinmm.report.sections.performance import (
     benefit,
     calibration,
     discrimination,
+    mistakes,
     operating_point,
 )
-from skinmm.report.sections.referral import referral
-from skinmm.report.sections.subgroups import subgroups
-from skinmm.report.sections.training import training
+from skinmm.report.sections.subgroups import missing, subgroups
 
-SECTIONS: Final[dict[str, Callable[[Evidence], Section | None]]] = {
+SECTIONS: Final[dict[str, Callable[[ReportInputs], Section | None]]] = {
     "headline": headline,
     "discrimination": discrimination,
     "decision": operating_point,

@@ -6,15 +6,15 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.format import ABSENT, number, percent, plural
-from skinmm.report.inputs import Evidence
+from skinmm.report.format import ABSENT, format_count, format_number, format_percent
+from skinmm.report.inputs import ReportInputs
 from skinmm.vocabulary import resolve_patients
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
 COLUMNS: Final = ("sex", "site", "source")
 
 
-def cohort(evidence: Evidence) -> Section | None:
+def cohort(evidence: ReportInputs) -> Section | None:
     """Characteristics by part, results by fold, and the audit."""
     blocks: list[Block] = []
     table = who(evidence)
@@ -22,14 +22,14 @@ def cohort(evidence: Evidence) -> Section | None:
         blocks.append(table)
     folds = evidence.measured.get("folds") or {}
     if folds:
-        rows = [(f"fold {fold}", number(value)) for fold, value in folds.items()]
+        rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
         blocks.append(Table("AUROC fold by fold", ("Test part", "AUROC"), rows))
     if evidence.config or evidence.audit:
         blocks += audit_blocks(evidence.audit)
     return Section("data", "Data and split", blocks) if blocks else None
 
 
-def who(evidence: Evidence) -> Table | None:
+def who(evidence: ReportInputs) -> Table | None:
     """Who is in which part."""
     parts = parts_of(evidence)
     if not parts:
@@ -38,7 +38,7 @@ def who(evidence: Evidence) -> Table | None:
     return characteristics("Who is in which part", parts, (*classes, *COLUMNS))
 
 
-def parts_of(evidence: Evidence) -> dict[str, pd.DataFrame]:
+def parts_of(evidence: ReportInputs) -> dict[str, pd.DataFrame]:
     """The cohort's rows by part with a column `malignant`; of a pooled run all are one part."""
     table = evidence.cohort
     if table is None or not {"part", "target", "image_id"} <= set(table):
@@ -66,7 +66,7 @@ def unit_in(rows: pd.DataFrame) -> str:
     return "patient"
 
 
-def unit_of(evidence: Evidence) -> str:
+def unit_of(evidence: ReportInputs) -> str:
     """What intervals resample, as `unit_in`."""
     rows = evidence.predictions
     named = pd.DataFrame({"image_id": rows.image_id, "patient_id": rows.patient_id})
@@ -75,7 +75,10 @@ def unit_of(evidence: Evidence) -> str:
 
 def counted(images: int, patients: int, unit: str) -> list[str]:
     """How many there are of both, or of images alone where these are the unit."""
-    return [plural(images, "image"), *([plural(patients, unit)] if unit != "image" else [])]
+    return [
+        format_count(images, "image"),
+        *([format_count(patients, unit)] if unit != "image" else []),
+    ]
 
 
 def characteristics(
@@ -116,7 +119,7 @@ def _values(
 
 
 def _share(mask: "pd.Series[bool]") -> str:
-    return f"{int(mask.sum()):,} ({percent(float(mask.mean()))})"
+    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()))})"
 
 
 def _mean(ages: "pd.Series[float]") -> str:
@@ -138,7 +141,9 @@ def audit_blocks(audit: Mapping[str, Any]) -> list[Block]:
         for kind, count in audit.get("across_parts", {}).items()
     ]
     if audit.get("size_auroc") is not None:
-        rows.append(("AUROC of the image's width and height alone", number(audit["size_auroc"])))
+        rows.append(
+            ("AUROC of the image's width and height alone", format_number(audit["size_auroc"]))
+        )
     if rows:
         blocks.append(Table("Audit of cohort and split", ("Check", "Outcome"), rows))
     groups = audit.get("acquisition", [])
@@ -150,4 +155,4 @@ def audit_blocks(audit: Mapping[str, Any]) -> list[Block]:
 
 def _acquisition(group: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (f"{group[name]:,}" for name in ("rows", "malignant"))
-    return (str(group["group"]), *counts, number(group["auroc"]))
+    return (str(group["group"]), *counts, format_number(group["auroc"]))

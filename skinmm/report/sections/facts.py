@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
-from skinmm.report.format import estimate, number, percent, plural
-from skinmm.report.inputs import Evidence
+from skinmm.report.format import format_count, format_estimate, format_number, format_percent
+from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import counted, parts_of, patients_in, unit_of
-from skinmm.report.sections.headline import warnings_of
-from skinmm.report.sections.missing import parts_of as withheld
-from skinmm.report.sections.referral import referred
+from skinmm.report.sections.headline import referred, warnings_of
+from skinmm.report.sections.subgroups import metrics_by_missing_share
 
 KINDS: Final = dict.fromkeys(
     ("demo", "siim_isic", "ham10000", "isic_2017", "isic_2018", "isic_2019"), "dermoscopic images"
@@ -25,7 +24,7 @@ CALLS: Final = {
 }
 
 
-def remarks(evidence: Evidence) -> list[str]:
+def remarks(evidence: ReportInputs) -> list[str]:
     """Short remarks under a title."""
     rows = evidence.predictions
     config = evidence.config
@@ -39,7 +38,7 @@ def remarks(evidence: Evidence) -> list[str]:
     ]
 
 
-def facts_of(evidence: Evidence) -> dict[str, str]:
+def facts_of(evidence: ReportInputs) -> dict[str, str]:
     """Name -> text. The checklists under `templates/` name the facts they need."""
     measured = evidence.measured
     return {
@@ -92,7 +91,7 @@ def _kept(trainer: Mapping[str, Any]) -> str:
     return f"the mean of the {several} best by {monitor} is kept"
 
 
-def _outcome(evidence: Evidence) -> str:
+def _outcome(evidence: ReportInputs) -> str:
     rows = evidence.predictions
     if rows.is_binary:
         return "whether a lesion is malignant"
@@ -100,7 +99,7 @@ def _outcome(evidence: Evidence) -> str:
     return f"the diagnosis, one of {names} (malignant: {malignant})"
 
 
-def _sizes(evidence: Evidence) -> str:
+def _sizes(evidence: ReportInputs) -> str:
     parts = {
         label: (len(rows), patients_in(rows), int(rows["malignant"].sum()))
         for label, rows in parts_of(evidence).items()
@@ -114,14 +113,16 @@ def _sizes(evidence: Evidence) -> str:
     )
 
 
-def _sources(evidence: Evidence) -> str:
+def _sources(evidence: ReportInputs) -> str:
     if evidence.cohort is None or "source" not in evidence.cohort:
         return ""
     counts = evidence.cohort["source"].value_counts()
-    return "; ".join(f"{name}: {plural(int(count), 'image')}" for name, count in counts.items())
+    return "; ".join(
+        f"{name}: {format_count(int(count), 'image')}" for name, count in counts.items()
+    )
 
 
-def _images(evidence: Evidence) -> str:
+def _images(evidence: ReportInputs) -> str:
     """What kind of pictures the cohorts hold."""
     table = evidence.cohort
     names = [evidence.config.get("data", {}).get("name")]
@@ -159,11 +160,11 @@ def _placeless(command: Sequence[str]) -> str:
     return " ".join(_ROOTED.sub(short, word) for word in command)
 
 
-def _performance(evidence: Evidence) -> str:
+def _performance(evidence: ReportInputs) -> str:
     names = ("auroc", "sensitivity", "specificity", "calibration_slope")
     labels = ("AUROC", "sensitivity", "specificity", "calibration slope")
     found = (
-        f"{label} {estimate(evidence.estimate(name))}"
+        f"{label} {format_estimate(evidence.estimate(name))}"
         for name, label in zip(names, labels, strict=True)
     )
     if left := referred(evidence):
@@ -171,8 +172,8 @@ def _performance(evidence: Evidence) -> str:
     return f"{', '.join(found)}{left}; {100 * evidence.confidence:.0f} % intervals."
 
 
-def _threshold(evidence: Evidence) -> str:
-    text = f"Malignant from a probability of {number(evidence.threshold)}"
+def _threshold(evidence: ReportInputs) -> str:
+    text = f"Malignant from a probability of {format_number(evidence.threshold)}"
     if not evidence.rule:
         return f"{text}, which nobody chose."
     if "guaranteed" not in evidence.rule:
@@ -180,13 +181,13 @@ def _threshold(evidence: Evidence) -> str:
     wish = evidence.config.get("evaluation", {})
     aim = f"the rule {evidence.rule.get('rule')}"
     if evidence.rule.get("rule") == "sensitivity" and "sensitivity" in wish:
-        sure = f"with {percent(wish['confidence'])} confidence"
+        sure = f"with {format_percent(wish['confidence'])} confidence"
         bound = sure if evidence.rule["guaranteed"] else "as an estimate without a bound"
-        aim = f"a sensitivity of {percent(wish['sensitivity'])}, {bound}"
+        aim = f"a sensitivity of {format_percent(wish['sensitivity'])}, {bound}"
     return f"{text}, chosen on validation patients for {aim}."
 
 
-def _limits(evidence: Evidence) -> list[str]:
+def _limits(evidence: ReportInputs) -> list[str]:
     """Warnings, what the audit found, what missing columns cost, and whether others judged it."""
     found, audit = warnings_of(evidence), evidence.audit
     if audit and not audit.get("leaks"):
@@ -194,27 +195,29 @@ def _limits(evidence: Evidence) -> list[str]:
     if warnings := audit.get("warnings"):
         found += [f"Shortcut: {warning}." for warning in warnings]
     elif audit.get("size_auroc") is not None:
-        size = number(audit["size_auroc"])
+        size = format_number(audit["size_auroc"])
         found.append(f"Width and height of the image alone, which are the camera: AUROC {size}.")
     elif audit:
         found.append("Shortcuts of cameras were not looked for: image sizes are not known.")
     elif evidence.config:
         found.append("The cohort and its split were not audited.")
-    if len(parts := withheld(evidence)) > 1:
-        whole, none = (estimate(parts[share]["metrics"]["auroc"]) for share in (0.0, max(parts)))
+    if len(parts := metrics_by_missing_share(evidence)) > 1:
+        whole, none = (
+            format_estimate(parts[share]["metrics"]["auroc"]) for share in (0.0, max(parts))
+        )
         found.append(f"AUROC {whole} with the whole record, {none} where it is missing.")
     if evidence.config:
         found.append("No external validation: training and test come from the same cohort.")
     return found
 
 
-def _checkpoint(evidence: Evidence) -> str:
+def _checkpoint(evidence: ReportInputs) -> str:
     """Where a run keeps what predicts, from its folder on; of several folds a pattern."""
     folds = "" if evidence.predictions.fold is None else "fold_*/"
     return f"{folds}checkpoints/best.ckpt" if evidence.config else ""
 
 
-def call_of(evidence: Evidence) -> str:
+def call_of(evidence: ReportInputs) -> str:
     """What rule said which of several classes is called; nothing of a binary file."""
     rows = evidence.predictions
     unsaid = "likeliest" if rows.called is None else "stated"
@@ -222,7 +225,7 @@ def call_of(evidence: Evidence) -> str:
     return "" if rows.is_binary else CALLS[rule]
 
 
-def _calibration(evidence: Evidence) -> str:
+def _calibration(evidence: ReportInputs) -> str:
     if not evidence.config:
         return ""
     state = evidence.metrics.get("calibration")

@@ -1,23 +1,37 @@
 """Ranking, the decision at the threshold, calibration and clinical use, drawn from the rows."""
 
-from typing import Final
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from sklearn.metrics import confusion_matrix
 
-from skinmm.evaluation.predictions import BINARY
-from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.curves_data import (
+from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
+from skinmm.report.blocks import (
+    Block,
+    Card,
+    Gallery,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
+    embedded,
+    thumbnail,
+)
+from skinmm.report.figures import curves, grids
+from skinmm.report.figures.curves import (
+    Line,
     net_benefit_lines,
     precision_line,
     reliability_line,
     roc_line,
 )
-from skinmm.report.figures import curves, grids
-from skinmm.report.figures.curves import Line
-from skinmm.report.format import ABSENT, named, number, percent
-from skinmm.report.inputs import Evidence
+from skinmm.report.format import ABSENT, format_number, format_percent, metric_rows
+from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import call_of
 
 LARGEST_MATRIX: Final = 20
@@ -44,7 +58,7 @@ PROBABILITIES: Final = (
 )
 
 
-def discrimination(evidence: Evidence) -> Section:
+def discrimination(evidence: ReportInputs) -> Section:
     """ROC and precision-recall curves; with several classes each against the rest too."""
     rows = evidence.predictions
     views = [
@@ -68,7 +82,7 @@ def discrimination(evidence: Evidence) -> Section:
         Plot(
             "Precision-recall curve",
             curves.precision_recall(precisions, share, (sensitivity, precision)),
-            f"Dotted: chance, the share of malignant images here ({number(share)}).",
+            f"Dotted: chance, the share of malignant images here ({format_number(share)}).",
         ),
     ]
     blocks: list[Block] = [Row(plots)]
@@ -77,21 +91,25 @@ def discrimination(evidence: Evidence) -> Section:
         blocks.append(
             Note(
                 f"In this cohort the width and height of the image alone reach AUROC "
-                f"{number(size)}, which is the camera and not the lesion."
+                f"{format_number(size)}, which is the camera and not the lesion."
             )
         )
     return Section("discrimination", "Ranking", blocks)
 
 
-def operating_point(evidence: Evidence) -> Section:
+def operating_point(evidence: ReportInputs) -> Section:
     """What happens at the threshold: the confusion matrix and the rates read off it."""
     rows = evidence.predictions
     decided = rows.malignancy >= evidence.threshold
     counts = confusion_matrix(rows.malignant, decided, labels=[False, True])
-    caption = f"Called malignant from a probability of {number(evidence.threshold)}."
+    caption = f"Called malignant from a probability of {format_number(evidence.threshold)}."
     parts: list[Plot | Table] = [
         Plot("Decision", grids.confusion(counts, BINARY), caption),
-        Table("At the threshold", ("Measure", "Value (interval)"), named(evidence.measured, RATES)),
+        Table(
+            "At the threshold",
+            ("Measure", "Value (interval)"),
+            metric_rows(evidence.measured, RATES),
+        ),
     ]
     if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
         counts = confusion_matrix(
@@ -103,7 +121,7 @@ def operating_point(evidence: Evidence) -> Section:
     return Section("decision", "The decision", [Row(parts)])
 
 
-def calibration(evidence: Evidence) -> Section:
+def calibration(evidence: ReportInputs) -> Section:
     """Whether a probability of 10 % means one in ten, before and after calibration."""
     rows = evidence.predictions
     title = "Reliability" if rows.raw is None else "After calibration"
@@ -120,11 +138,11 @@ def calibration(evidence: Evidence) -> Section:
         drawing = curves.reliability(reliability_line("before calibration", raw, rows.malignant))
         parts.append(Plot("Before calibration", drawing, "Mind the axes: they end with the data."))
     names = ("Measure", "Value (interval)")
-    parts.append(Table("In numbers", names, named(evidence.measured, PROBABILITIES)))
+    parts.append(Table("In numbers", names, metric_rows(evidence.measured, PROBABILITIES)))
     return Section("calibration", "Calibration", [Row(parts)])
 
 
-def benefit(evidence: Evidence) -> Section | None:
+def benefit(evidence: ReportInputs) -> Section | None:
     """The decision curve."""
     rows = evidence.predictions
     if not 0 < rows.malignant.sum() < len(rows):
@@ -141,7 +159,7 @@ def benefit(evidence: Evidence) -> Section | None:
 
 
 def _classes(
-    evidence: Evidence,
+    evidence: ReportInputs,
 ) -> list[tuple[str, Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """Each class against the rest, the most frequent first; none for a binary file."""
     rows = evidence.predictions
@@ -154,7 +172,7 @@ def _classes(
     ]
 
 
-def _chosen(evidence: Evidence) -> tuple[float, float, float]:
+def _chosen(evidence: ReportInputs) -> tuple[float, float, float]:
     """Sensitivity, false positive rate and precision at the threshold; NaN where undefined."""
     rows = evidence.predictions
     flagged = rows.malignancy >= evidence.threshold
@@ -168,7 +186,7 @@ def _chosen(evidence: Evidence) -> tuple[float, float, float]:
     )
 
 
-def _by_class(evidence: Evidence) -> Table:
+def _by_class(evidence: ReportInputs) -> Table:
     names = ("auroc", "recall", "precision", "f1")
     support = evidence.measured["support"]
     rows = [
@@ -189,8 +207,8 @@ def _by_class(evidence: Evidence) -> Table:
     )
 
 
-def _plain(evidence: Evidence, name: str) -> str:
-    return number((evidence.estimate(name) or {}).get("value"))
+def _plain(evidence: ReportInputs, name: str) -> str:
+    return format_number((evidence.estimate(name) or {}).get("value"))
 
 
 def _at(lines: list[Line]) -> list[tuple[str, ...]]:
@@ -198,8 +216,61 @@ def _at(lines: list[Line]) -> list[tuple[str, ...]]:
     places = np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]
     return [
         (
-            percent(float(lines[0].x[place])),
-            *(number(float(line.y[place]), 4) for line in lines[:2]),
+            format_percent(float(lines[0].x[place])),
+            *(format_number(float(line.y[place]), 4) for line in lines[:2]),
         )
         for place in places
     ]
+
+
+_CAPTIONS: Final = {"missed": "Malignant, called benign", "flagged": "Benign, flagged"}
+_EXPLAINED: Final = (
+    " Below a picture where it speaks for malignancy, the more yellow the more; points are what "
+    "each input added to the probability, in percent (Shapley values). They show what moved the "
+    "network, not where disease is."
+)
+
+
+def mistakes(evidence: ReportInputs) -> Section:
+    """Malignant lesions called benign, the least suspected first; benign ones, the most."""
+    blocks: list[Block] = []
+    for kind, chosen in find_confident_mistakes(evidence.predictions, evidence.threshold).items():
+        caption = _CAPTIONS[kind]
+        if len(chosen):
+            blocks.append(
+                Gallery(caption, [_mistake_card(evidence, row) for row in chosen.tolist()])
+            )
+        else:
+            blocks.append(Note(f"{caption}: none."))
+    lead = "The mistakes that the model was surest of, at most eight of either kind."
+    lead += _EXPLAINED if evidence.explanations else ""
+    return Section("mistakes", "Most certain mistakes", blocks, lead)
+
+
+def _mistake_card(evidence: ReportInputs, row: int) -> Card:
+    predictions, records = evidence.predictions, evidence.records
+    record = {} if records is None else records.iloc[row].to_dict()
+    lines = [f"probability {format_number(float(predictions.malignancy[row]))}"]
+    if not predictions.is_binary:
+        called = predictions.classes[predictions.predicted_classes()[row]]
+        lines.append(f"{predictions.classes[predictions.target[row]]}, called {called}")
+        record.pop("diagnosis", None)
+    lines += record_lines(record)
+    title = str(predictions.image_id[row])
+    said = evidence.explanations.get(title, {})
+    if said:
+        points = (f"{name} {100 * added:+.1f}" for name, added in said["added"].items())
+        lines.append(f"points: {', '.join(points)}")
+    if not evidence.pictures:
+        return Card(title, lines)
+    heat = embedded(Path(said["picture"])) if said else None
+    return Card(title, lines, thumbnail(record.get("path")), heat)
+
+
+def record_lines(record: Mapping[Any, Any]) -> list[str]:
+    """Age, sex and site of a canonical row, and its diagnosis; missing ones are left out."""
+    known = {name: value for name, value in record.items() if not pd.isna(value)}
+    age = [f"{known['age']:.0f} years"] if "age" in known else []
+    person = ", ".join([*age, *(str(known[name]) for name in ("sex", "site") if name in known)])
+    diagnosis = [f"diagnosis {known['diagnosis']}"] if "diagnosis" in known else []
+    return [line for line in (person or "no record", *diagnosis) if line]

@@ -1,4 +1,4 @@
-"""Skin tones of a cohort's pictures, decoded tiny."""
+"""How much the model loses when columns of the record are missing."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +17,61 @@ from skinmm.evaluation.comparison import (
 )
 from skinmm.images.measure import tone_of, typology_angle
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.figures import grids
+from skinmm.report.figures import curves, grids
+from skinmm.report.figures.curves import Line
 from skinmm.report.figures.grids import Estimate
-from skinmm.report.format import estimate, is_number, metric
-from skinmm.report.inputs import Evidence
+from skinmm.report.format import format_estimate, format_percent, is_number, metric_label
+from skinmm.report.inputs import ReportInputs
+
+MISSING_DRAWN: Final = ("auroc", "ece")
+MISSING_LISTED: Final = (*MISSING_DRAWN, "calibration_slope", "calibration_intercept", "brier")
+
+
+def missing(evidence: ReportInputs) -> Section | None:
+    """Ranking and calibration against the share of columns withheld, where training measured it."""
+    parts = metrics_by_missing_share(evidence)
+    if len(parts) == 1:
+        return None
+    plots = [
+        Plot(metric_label(name), curves.missing(metric_label(name), line))
+        for name in MISSING_DRAWN
+        if len((line := _missing_line(name, parts)).x) > 1
+    ]
+    rows = [
+        [
+            format_percent(share),
+            *(format_estimate(part["metrics"].get(name)) for name in MISSING_LISTED),
+        ]
+        for share, part in parts.items()
+    ]
+    header = ["Missing", *map(metric_label, MISSING_LISTED)]
+    note = (
+        "The same test rows without some of their columns, chosen by chance for each row; the "
+        "calibration is that of whole records. Trained with model.drop_columns, a model minds less."
+    )
+    table = Table("Columns missing", header, rows, stack=True)
+    return Section("missing", "Missing data", [Note(note), Row(plots), table])
+
+
+def metrics_by_missing_share(evidence: ReportInputs) -> dict[float, Mapping[str, Any]]:
+    """What was measured, by the share of columns that was withheld; 0 is the whole record."""
+    found = {0.0: evidence.measured}
+    for name, part in evidence.metrics.items():
+        kind, *numbers = name.split("_")
+        if kind == "missing":
+            found[int(numbers[0]) / int(numbers[-1])] = part
+    return found
+
+
+def _missing_line(name: str, parts: Mapping[float, Mapping[str, Any]]) -> Line:
+    known = [
+        (share, *(entry[key] for key in ("value", "low", "high")))
+        for share, part in parts.items()
+        if (entry := part["metrics"][name])["value"] is not None
+    ]
+    x, y, low, high = np.array(known, dtype=float).reshape(len(known), 4).T
+    return Line(name, x, y, low, high)
+
 
 MEASURED: Final = 500
 """Pictures at most, half of them malignant where there are so many: nobody is kept waiting."""
@@ -69,7 +120,7 @@ CLASSES: Final = 9  # as many columns as a page holds
 DRAWN: Final = ("auroc", "sensitivity")
 
 
-def subgroups(evidence: Evidence) -> Section | None:
+def subgroups(evidence: ReportInputs) -> Section | None:
     """Forest plots, gaps and a table over sex, age, site, source and image size."""
     if evidence.records is None:
         return None
@@ -103,7 +154,9 @@ def subgroups(evidence: Evidence) -> Section | None:
     return Section("subgroups", "Subgroups", blocks)
 
 
-def _forest(evidence: Evidence, measured: Sequence[Mapping[str, Any]], name: str) -> Plot | None:
+def _forest(
+    evidence: ReportInputs, measured: Sequence[Mapping[str, Any]], name: str
+) -> Plot | None:
     overall = evidence.estimate(name)
     if not overall or not is_number(overall["value"]):
         return None
@@ -124,7 +177,7 @@ def _forest(evidence: Evidence, measured: Sequence[Mapping[str, Any]], name: str
 
 
 def _gaps(gaps: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [(gap["column"], gap["lowest"], gap["highest"], estimate(gap)) for gap in gaps]
+    rows = [(gap["column"], gap["lowest"], gap["highest"], format_estimate(gap)) for gap in gaps]
     header = ("Column", "Lowest", "Highest", "Gap (interval)")
     return Table("Gaps in sensitivity at the threshold", header, rows)
 
@@ -135,7 +188,7 @@ def _table(measured: Sequence[Mapping[str, Any]]) -> Table:
             f"{found['column']}: {found['group']}",
             f"{found['n']:,}",
             f"{found['positives']:,}",
-            *(estimate(found["metrics"][name]) for name in MEASURES),
+            *(format_estimate(found["metrics"][name]) for name in MEASURES),
         )
         for found in measured
     ]
@@ -143,7 +196,7 @@ def _table(measured: Sequence[Mapping[str, Any]]) -> Table:
     return Table("By group", header, rows, stack=True)
 
 
-def _coverage(evidence: Evidence, measured: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _coverage(evidence: ReportInputs, measured: Sequence[Mapping[str, Any]]) -> list[Block]:
     """Refer rate and coverage by group; a group whose interval lies below what was stated is named.
 
     Coverage is promised for each class over everyone, and for no group.
@@ -154,14 +207,14 @@ def _coverage(evidence: Evidence, measured: Sequence[Mapping[str, Any]]) -> list
     lines, low = [], []
     for found in measured:
         group = f"{found['column']}: {found['group']}"
-        lines.append((group, *(estimate(found["metrics"][name]) for name in names)))
+        lines.append((group, *(format_estimate(found["metrics"][name]) for name in names)))
         low += [
             f"{group} ({label})"
             for label, name in zip(classes, names[1:], strict=True)
             if stated and is_number(high := found["metrics"][name]["high"]) and high < stated
         ]
     table = Table(
-        "Referral and coverage by group", ("Group", *map(metric, names)), lines, stack=True
+        "Referral and coverage by group", ("Group", *map(metric_label, names)), lines, stack=True
     )
     if not low:
         return [table]
