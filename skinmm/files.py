@@ -1,10 +1,276 @@
-"""Atomic writes: a file appears under its name only when it is complete."""
+"""Files: the reader of tables, the suffixes of images, and atomic writes."""
 
+import csv
+import gzip
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, Final
 from uuid import uuid4
+from zipfile import BadZipFile
+
+import pandas as pd
+
+from skinmm.errors import InputError
+from skinmm.vocabulary import COLUMN_NAMES
+
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
+"""Suffixes of the files that `images.decode` reads; archives also store DICOM files without one."""
+PARQUET_SUFFIXES: Final = (".parquet", ".pq")
+EXCEL_SUFFIXES: Final = (".xlsx", ".xlsm")
+SINGLE_LINE: Final = frozenset(chain.from_iterable(COLUMN_NAMES.values()))
+"""Columns whose cells never contain a line break: it would be a misplaced quotation mark."""
+
+_SEPARATORS: Final = (",", ";", "\t")
+
+
+def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
+    """Read a table as text: CSV, gzipped CSV (.gz), Parquet or Excel.
+
+    CSV means text in UTF-8, or in UTF-16 with a byte order mark. The separator is a comma, a
+    semicolon or a tab: the most frequent one in the header, or the one that a first line such as
+    `sep=;` states. Blank lines, and columns without a name at the end, are dropped. Excel files are
+    read from their first sheet.
+
+    Args:
+        path: file to read.
+        only: columns to return if the table has them; empty: all columns.
+
+    Returns:
+        Cells of dtype `str`, "" where empty; whole numbers of Parquet and Excel files without
+        decimals ("7"). Names of columns without blanks around them.
+
+    Raises:
+        InputError: the file cannot be read, two columns have the same name, a row is longer or
+            shorter than the header, or a cell of `SINGLE_LINE` contains a line break. The message
+            names the file and the row, counted as in a spreadsheet: the header is row 1.
+    """
+    if str(path).lower().endswith(PARQUET_SUFFIXES):
+        chunks = _read_parquet(path, None, size=1 << 16)
+        table = pd.concat(list(chunks), ignore_index=True).map(_to_text).astype(str)
+    elif (table := _read_plain_csv(path)) is None:
+        names, rows = _check_records(_read_records(path, None), path)
+        table = pd.DataFrame(list(rows), columns=names, dtype=str)
+    return table[[name for name in table if name in only]] if only else table
+
+
+def read_table_chunks(
+    path: Path | str, size: int, *, skip: int = 0, file: Any = None
+) -> Iterator[pd.DataFrame]:
+    """Read a table as `read_table` does, `size` rows at a time and in constant memory.
+
+    Cells of Parquet files stay Python objects, None where missing.
+
+    Args:
+        path: file to read.
+        size: maximum number of rows of a chunk.
+        skip: number of rows to leave out at the beginning.
+        file: open binary file to read instead of opening `path`, such as one behind a URL.
+
+    Yields:
+        Tables with at least one row, each with an index from 0.
+
+    Raises:
+        InputError: as for `read_table`, when the faulty row is reached.
+    """
+    if str(path).lower().endswith(PARQUET_SUFFIXES):
+        for chunk in _read_parquet(path, file, size):
+            if len(chunk) > skip:
+                yield chunk.iloc[skip:].reset_index(drop=True)
+            skip = max(skip - len(chunk), 0)
+        return
+    names, rows = _check_records(_read_records(path, file), path)
+    rows = islice(rows, skip, None)
+    while batch := list(islice(rows, size)):
+        yield pd.DataFrame(batch, columns=names, dtype=str)
+
+
+def _check_records(
+    records: Iterator[list[str]], path: Path | str
+) -> tuple[list[str], Iterator[list[str]]]:
+    """Return the names of the columns, and the rows, which are checked as they are read."""
+    start, header = next((item for item in enumerate(records, 1) if any(item[1])), (1, []))
+    names = _check_names(header, path)
+    return names, _check_rows(records, start + 1, names, len(header), path)
+
+
+def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
+    """Return the names without blanks around them, and without empty ones at the end."""
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{path}: the table is empty")
+    while not names[-1]:
+        names.pop()
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: {count} columns are called '{name}'; rename or remove them")
+    return names
+
+
+def _check_rows(
+    records: Iterator[list[str]], start: int, names: list[str], width: int, path: Path | str
+) -> Iterator[list[str]]:
+    for number, record in enumerate(records, start):
+        # In a table of one column, a blank line is a row with an empty cell.
+        row, where = record or [""] * (width == 1), f"{path}: row {number}"
+        text = "".join(row)
+        if len(row) != width and not text.strip():
+            continue
+        if len(row) != width:
+            raise InputError(f"{where} has {len(row)} cells, the header has {width}")
+        if any(row[len(names) :]):
+            raise InputError(f"{where} has a cell in a column without a name")
+        if "\n" in text or "\r" in text:
+            for name, cell in zip(names, row, strict=False):
+                if name in SINGLE_LINE and re.search(r"[\r\n]", cell):
+                    raise InputError(
+                        f"{where}, column {name}: the cell contains a line break; remove the "
+                        f"quotation mark before {cell[:40]!r}"
+                    )
+        yield row[: len(names)]
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Raise errors of a file that cannot be read as `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text (it has the byte 0x{error.object[error.start]:02x}; the "
+            "encoding is perhaps Windows-1252); save it as UTF-8, in Excel as 'CSV UTF-8'"
+        ) from error
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+@contextmanager
+def _open_csv(path: Path | str, file: Any) -> Iterator[tuple[TextIOWrapper, str]]:
+    """Open a CSV at its header; yield it with its separator."""
+    with _reading(path), file or Path(path).open("rb") as stored:
+        raw = gzip.GzipFile(fileobj=stored) if str(path).lower().endswith(".gz") else stored
+        is_utf16 = raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+        raw.seek(0)
+        text = TextIOWrapper(raw, "utf-16" if is_utf16 else "utf-8-sig", newline="")
+        yield text, _find_separator(text)
+
+
+def _find_separator(file: TextIOWrapper) -> str:
+    """Return the separator of a CSV, and leave the file at the start of the header."""
+    start, line = file.tell(), file.readline()
+    while line and not line.strip():
+        start, line = file.tell(), file.readline()
+    if stated := re.fullmatch(r'"?sep=([,;\t])"?\s*', line):
+        return stated[1]
+    while line.count('"') % 2 and len(line) < 1 << 16 and (more := file.readline()):
+        line += more  # a quoted name contains a line break
+    if "\0" in line:
+        raise ValueError("NUL in the header: perhaps UTF-16 without a byte order mark")
+    file.seek(start)
+    return max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", line).count)
+
+
+def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
+    """Read the cells of a CSV or an Excel file, one list a row, the header first."""
+    if str(path).lower().endswith(EXCEL_SUFFIXES):
+        yield from _read_excel(path, file)
+        return
+    number = 0
+    with _open_csv(path, file) as (text, separator):
+        try:
+            for row in csv.reader(text, delimiter=separator, strict=True):
+                number += 1
+                yield row
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: row {number + 1} is not CSV ({error}); close each quotation mark, and "
+                "double those inside a cell"
+            ) from error
+
+
+def _read_plain_csv(path: Path | str) -> pd.DataFrame | None:
+    """Read a CSV without quotation marks by pandas, which is faster than `_read_records`.
+
+    Returns:
+        The table; None if `_read_records` has to read it, or has to name the faulty row.
+    """
+    if str(path).lower().endswith(EXCEL_SUFFIXES):
+        return None
+    with _open_csv(path, None) as (file, separator):
+        start, separators = file.tell(), 0
+        for block in iter(lambda: file.read(1 << 20), ""):
+            if '"' in block:
+                return None
+            separators += block.count(separator)
+        file.seek(start)
+        header = file.readline().rstrip("\r\n").split(separator)
+        names, width = _check_names(header, path), len(header)
+        options: dict[str, Any] = {"names": range(width), "skip_blank_lines": width > 1}
+        try:
+            table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, **options)
+        except pd.errors.ParserError:
+            return None
+    # pandas fills rows that are too short, and uses cells of those too long as an index.
+    is_exact = separators == (width - 1) * (len(table) + 1)
+    if not isinstance(table.index, pd.RangeIndex) or not is_exact:
+        return None
+    unnamed = table.iloc[:, len(names) :]
+    table = table.iloc[:, : len(names)].set_axis(names, axis=1)
+    return None if (unnamed != "").any(axis=None) else table
+
+
+def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        advice = "pip install 'skinmm[excel]', or save the table as CSV"
+        raise InputError(f"{path}: Excel files need openpyxl: {advice}") from error
+    with _reading(path):
+        sheet, width = load_workbook(file or path, read_only=True, data_only=True).worksheets[0], 0
+        for cells in sheet.iter_rows(values_only=True):
+            row = [_to_text(cell) for cell in cells]
+            while row and not row[-1]:
+                row.pop()
+            width = width or len(row)
+            yield row + [""] * (width - len(row)) if row else []
+
+
+def import_parquet(path: Path | str) -> Any:
+    """Return the module `pyarrow.parquet`; refuse `path` if pyarrow is not installed."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{path}: Parquet needs pyarrow: pip install 'skinmm[parquet]'") from error
+    return parquet
+
+
+def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFrame]:
+    parquet = import_parquet(path)
+    with _reading(path):
+        stored = parquet.ParquetFile(file or path)
+        names = _check_names(stored.schema_arrow.names, path)
+        # Python objects: a missing number must not turn a column of integers into floats.
+        batches = (batch.to_pydict() for batch in stored.iter_batches(size))
+        empty = dict.fromkeys(stored.schema_arrow.names, ())
+        for cells in chain([next(batches, empty)], batches):
+            yield pd.DataFrame(cells, dtype=object).set_axis(names, axis=1)
+
+
+def _to_text(cell: Any) -> str:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return str(int(cell))
+    return "" if cell is None or str(cell) == "nan" else str(cell)
 
 
 @contextmanager

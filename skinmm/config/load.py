@@ -17,7 +17,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from skinmm.config.commands import AuditConfig
 from skinmm.config.schema import Component, Config, DataConfig, StudyConfig
 from skinmm.errors import InputError
-from skinmm.files import atomic_write
 
 T = TypeVar("T")
 
@@ -173,6 +172,8 @@ def read_config(path: Path) -> Config:
 def write_config(path: Path, config: Config) -> None:
     """Writes a run's `config.yaml`, whole or not at all: without it a run cannot be resumed."""
     text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    from skinmm.files import atomic_write  # here: it imports pandas, which --help does not need
+
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Columns of a prediction file, checked: the text of a table in, arrays out."""
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -7,7 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
+from skinmm import files
 from skinmm.errors import InputError
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.vocabulary import MALIGNANT, parse_diagnosis, rename_columns
 
 BINARY: Final = ("benign", "malignant")
@@ -19,19 +22,14 @@ SUM_TOLERANCE: Final = 0.01
 """How far a row's probabilities may be from adding up to 1: other systems round to few digits."""
 
 _BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
-_EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"
+_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TRUTH: Final = ("target", "diagnosis")
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """A CSV as text, its columns under their canonical names, `image_id` among them and filled."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path} is not a CSV table: {' '.join(str(error).split())}") from None
-    table = rename_columns(table)
+    """Read a table as text with canonical column names; fill empty cells of `image_id`."""
+    table = files.read_table(path)
+    table = rename_columns(table.mask(table == ""))
     if "image_id" not in table:
         raise InputError(f"{path} has no column image_id; it has {', '.join(table.columns)}")
     names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)

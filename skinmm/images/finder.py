@@ -3,12 +3,10 @@
 import os
 from collections.abc import Iterable, Iterator, KeysView, Sequence
 from pathlib import Path
-from typing import Final
 
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.source import FRAME, HDF5_SUFFIXES, hdf5_names
-
-PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
 
 
 def list_files(folders: Iterable[Path]) -> list[str]:
@@ -20,7 +18,7 @@ def list_files(folders: Iterable[Path]) -> list[str]:
     return files
 
 
-def strip_suffix(name: str, suffixes: Sequence[str] = PICTURE_SUFFIXES) -> str:
+def strip_suffix(name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
     """Return a file name without its suffix, if that is one of an image."""
     # os.path: pathlib is six times as slow, which matters for a million files.
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
@@ -40,7 +38,7 @@ class ImageFinder:
         files: Iterable[str],
         folder: str = "",
         *,
-        suffixes: Sequence[str] = (*PICTURE_SUFFIXES, *shards.SUFFIXES),
+        suffixes: Sequence[str] = (*IMAGE_SUFFIXES, *shards.SUFFIXES),
         schema: shards.Schema = shards.PLAIN,
     ) -> None:
         """Build the index; TFRecord and HDF5 files are opened to read the names in them.

@@ -1,6 +1,7 @@
 """What a page is written from: a run folder or a bare prediction file, read once."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +15,11 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.vocabulary import CONVERTERS, parse_column
 
 STATED: Final = "stated in the file"
-_EXTENSIONS: Final = r"(?i)\.(?:jpe?g|png|dcm)$"
+_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 
 
 @dataclass(frozen=True)

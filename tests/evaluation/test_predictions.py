@@ -189,8 +189,8 @@ BAD = {
     "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
     "all 2 rows are malignant; judging needs both": GOOD.replace("p1,0", "p1,1"),
     "has no predicted row": BINARY,
-    "is not a CSV table": GOOD + "c,p1,0,0.9,0.1,7,8\n",
-    "is not a CSV table: No columns": "",
+    r"\.csv: row 4 has 7 cells, the header has 5": GOOD + "c,p1,0,0.9,0.1,7,8\n",
+    r"\.csv: the table is empty": "",
     r"row 1 \(image a\): decision 'maybe' is none of benign, malignant, refer; rename": (
         "image_id,target,p_malignant,decision\na,1,0.1,maybe\nb,0,0.1,benign\n"
     ),
@@ -226,7 +226,7 @@ def test_one_class_is_read_on_request(tmp_path: Path) -> None:
 
 def test_bad_labels_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    with pytest.raises(InputError, match=r"labels\.csv does not exist"):
+    with pytest.raises(InputError, match=r"labels\.csv: no such file"):
         read_predictions(path, tmp_path / "labels.csv")
     cases = {
         "neither a column target nor a column diagnosis": "image_id,age\na,3\n",
@@ -241,10 +241,10 @@ def test_bad_labels_are_named(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    path.write_bytes(b"\xff\xfe\x00\x01image_id")
-    with pytest.raises(InputError, match="is not a CSV table"):
+    path.write_bytes(b"\xfe\xfe\x00\x01image_id")
+    with pytest.raises(InputError, match="not UTF-8 text"):
         read_predictions(path)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="no such file"):
         read_predictions(tmp_path / "nowhere.csv")
 
 

@@ -7,8 +7,8 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts.tables import IMAGE_SUFFIXES
 from skinmm.errors import InputError
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, list_files
 from skinmm.images.source import FRAME, HDF5_SUFFIXES

@@ -8,8 +8,9 @@ import pandas as pd
 import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.find_images import attach_images, require_root, tfrecords_in
-from skinmm.data.cohorts.tables import IMAGE_SUFFIXES, canonical, choice, joined, read_table
+from skinmm.data.cohorts.tables import canonical, choice, joined, read_table
 from skinmm.errors import InputError
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import list_files
 from skinmm.vocabulary import COLUMN_NAMES, map_unique, parse_diagnosis, rename_columns

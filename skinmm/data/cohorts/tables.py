@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm import files
 from skinmm.errors import InputError
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.source import FRAME
 from skinmm.vocabulary import SITES, is_missing, map_unique, parse_column, parse_numbers
 
@@ -18,9 +20,7 @@ CANONICAL: Final = (
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
 """Columns that some cohorts bring beside them; `splits` says what they do."""
 CODES: Final = 20  # different numbers that a column of words may hold
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm", ".tif", ".tiff", ".bmp", ".webp")
 
-_SEPARATORS: Final = (",", ";", "\t")
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
@@ -29,43 +29,22 @@ _ALLOWED: Final = {
 
 
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
-    """Reads a CSV as text: comma, semicolon or tab, with or without a byte-order mark.
+    """Read a table of a cohort as text; `skinmm.files` says which formats are supported.
 
     Args:
         path: the file.
         required: columns it must have.
-        only: the columns to read, of a table with many that nobody asked for.
+        only: the columns to return; empty: all columns.
 
     Returns:
         Cells as stripped text, None where empty.
 
     Raises:
-        InputError: no such file, no UTF-8 text, lines that do not match the header, no rows, or a
-            required column that is not there.
+        InputError: the table cannot be read, has no rows or lacks a required column.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-        separator = max(_SEPARATORS, key=header.count)
-        table = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            encoding="utf-8-sig",
-            keep_default_na=False,
-            usecols=(lambda name: name.strip() in only) if only else None,
-        )
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; data.root is the folder that holds it") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; save the table as CSV in UTF-8") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: not a readable CSV: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # what pandas makes of it
-        raise InputError(f"{path}: rows have more cells than the header; mend or quote them")
-    table.columns = table.columns.str.strip()
+    if not path.exists():
+        raise InputError(f"{path}: no such file; data.root must be the folder that contains it")
+    table = files.read_table(path, only=only)
     missing = [name for name in required if name not in table.columns]
     if missing:
         has = ", ".join(table.columns)

@@ -11,7 +11,6 @@ from skinmm.config import DataConfig
 from skinmm.data.cohorts import find_images
 from skinmm.data.cohorts.find_images import attach_images, require_root, tfrecords_in
 from skinmm.data.cohorts.tables import (
-    IMAGE_SUFFIXES,
     canonical,
     choice,
     pairs,
@@ -20,6 +19,7 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.data.cohorts.targets import LACKS
 from skinmm.errors import InputError, is_utf8
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import list_files
 from skinmm.images.shards import PLAIN, Schema
 from skinmm.images.shards import read_table as read_records
