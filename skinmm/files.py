@@ -53,9 +53,11 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
             names the file and the row, counted as in a spreadsheet: the header is row 1.
     """
     if str(path).lower().endswith(PARQUET_SUFFIXES):
-        chunks = _read_parquet(path, None, size=1 << 16)
-        table = pd.concat(list(chunks), ignore_index=True).map(_to_text).astype(str)
-    elif (table := _read_plain_csv(path)) is None:
+        chunks = list(_read_parquet(path, None, size=1 << 16))
+        table = pd.concat(chunks, ignore_index=True).map(_to_text).astype(str)
+    elif (plain := _read_plain_csv(path)) is not None:
+        table = plain
+    else:
         names, rows = _check_records(_read_records(path, None), path)
         table = pd.DataFrame(list(rows), columns=names, dtype=str)
     return table[[name for name in table if name in only]] if only else table

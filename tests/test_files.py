@@ -65,7 +65,7 @@ def test_what_was_written_is_read(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"table{suffix}"
-    is_clear = not re.search(r'[,;\t"]', "".join(table))
+    is_clear = not re.search(r'[,;\t"]', "".join(map(str, table)))
     lead = "" if is_clear and not states_separator else f"sep={dialect['sep']}\n"
     data = (lead + table.to_csv(index=False, **dialect)).encode(encoding)
     path.write_bytes(gzip.compress(data) if suffix == ".csv.gz" else data)
