@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from skinmm.data.record import RecordEncoder
-from skinmm.models.network import Network, Records, full_precision, symmetries
+from skinmm.models.network import Network, Records, full_precision, iterate_symmetries
 from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
@@ -188,7 +188,7 @@ def _last_layer_with_places(network: Network, image: UInt8[Tensor, "1 3 h w"]) -
     handles = [module.register_forward_hook(look) for module in net.modules()]
     try:
         with torch.inference_mode():
-            network.see(image)
+            network.encode_image(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -250,7 +250,9 @@ def _probabilities(
     with torch.inference_mode():
         if image is not None:
             with full_precision(network.device.type):
-                seen = [network.see(each) for each in islice(symmetries(image), views)]
+                seen = [
+                    network.encode_image(each) for each in islice(iterate_symmetries(image), views)
+                ]
         passes = [_passes(network, each, records, rows, shown=shown) for each in seen]
     return torch.stack(passes).mean(dim=0).cpu().numpy()
 
@@ -265,5 +267,5 @@ def _passes(
         part = None if records is None else records[start : start + size]
         view = None if seen is None else seen.expand(size, *seen.shape[1:])
         hidden = None if shown else torch.zeros(size, dtype=torch.bool, device=network.device)
-        outcomes.append(network.outcome(view, part, shown=hidden)[0].double().softmax(dim=1))
+        outcomes.append(network.predict(view, part, has_image=hidden)[0].double().softmax(dim=1))
     return torch.cat(outcomes)

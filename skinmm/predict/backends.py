@@ -56,7 +56,7 @@ class TorchBackend:
             pixels = torch.from_numpy(image).to(self.device).permute(0, 3, 1, 2)
         seen = None if shown.all() else torch.from_numpy(shown).to(self.device)
         with torch.inference_mode():
-            outcome, features = self.network.outcome(pixels, columns, self.views, seen)
+            outcome, features = self.network.predict(pixels, columns, self.views, seen)
         return Outcome(outcome.cpu().numpy(), features.cpu().numpy())
 
 

@@ -13,8 +13,14 @@ from PIL import Image
 
 from skinmm.data.dataset import picture
 from skinmm.images.decode import decode
-from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
-from skinmm.images.source import Source
+from skinmm.images.source import (
+    COLUMNS,
+    Source,
+    fill_empty_cells,
+    has_empty_cell,
+    may_be_dicom,
+    read_header_record,
+)
 from skinmm.predict.attribution import Contributions, contributions, heat_map, mean_contributions
 from skinmm.predict.model import CalibratedModel
 from skinmm.predict.predictor import Predictor, device_of
@@ -141,7 +147,7 @@ class Explainer:
         row = canonical_record(member.encoder.columns, image, record, path)
         if member.finder and member.measured and image is not None:
             found_there = member.finder.measure(Source(image, frame))
-            row |= completed(row, [found_there], member.measured)
+            row |= fill_empty_cells(row, [found_there], member.measured)
         cells = {name: held[0] for name, held in row.items()}
         positive = [member.card.classes.index(name) for name in member.card.positive]
         pixels = self._pixels(image, frame)
@@ -179,9 +185,9 @@ def canonical_record(
     """A record in canonical words, completed from a DICOM header, as in prediction."""
     given = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = canonical_patients(given, columns, needs_image=False).cells
-    if image is None or not may_be_dicom(path) or not lacking(row, COLUMNS).any():
+    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
         return row
-    return row | completed(row, [header_record(path, BytesIO(image))])
+    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
 
 
 def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:

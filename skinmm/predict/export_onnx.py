@@ -89,7 +89,7 @@ class _Exported(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self._inputs, inputs, strict=True))
-        logarithms, features = self.network.outcome(
+        logarithms, features = self.network.predict(
             given.get("image"), given.get("record"), self._views, given.get("shown")
         )
         outputs = self.calibrated(logarithms.double().softmax(dim=1)), logarithms, features

@@ -12,8 +12,14 @@ from jaxtyping import UInt8
 from skinmm.data.dataset import View, picture
 from skinmm.errors import InputError
 from skinmm.images import shards
-from skinmm.images.dicom_headers import header_record, may_be_dicom
-from skinmm.images.source import FRAME, Source, read_source, split_frame
+from skinmm.images.source import (
+    FRAME,
+    Source,
+    may_be_dicom,
+    read_header_record,
+    read_source,
+    split_frame,
+)
 from skinmm.models.lesion_finder import LesionFinder
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
@@ -117,7 +123,9 @@ class ImageFolder:
         files = [name for name in self._names if name.lower().endswith(shards.SUFFIXES)]
         containers = [shards.TFRecordFile(Path(self._folder, name)) for name in files]
         return {
-            name: shards.location(file.path, name) for file in containers for name in file.names
+            name: shards.format_location(file.path, name)
+            for file in containers
+            for name in file.names
         }
 
 
@@ -178,7 +186,7 @@ def look(
         if folder is None or not (views or wanted or finder):
             return LoadedRow({}, {}, "")
         source = folder.read(path)
-        record = header_record(path, BytesIO(source.data)) if wanted else {}
+        record = read_header_record(path, BytesIO(source.data)) if wanted else {}
         if finder:
             record = {**record, **finder.measure(source)}
         return LoadedRow({view: _judged(source, view) for view in views}, record, "")

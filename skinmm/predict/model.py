@@ -91,7 +91,7 @@ class CalibratedModel:
         try:
             config = from_mapping(Config, card.config)
             finder = LesionFinder(card.segmenter) if card.segmenter else None
-            check_steps(card.preprocess, finds=finder is not None)
+            check_steps(card.preprocess, has_finder=finder is not None)
             encoder = RecordEncoder.from_state(card.encoder)
             runner = found or _torch_backend(config, card, encoder, weights)
         except (InputError, RuntimeError, LookupError, TypeError) as error:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from skinmm.errors import InputError
-from skinmm.images.dicom_headers import COLUMNS, completed, lacking
+from skinmm.images.source import COLUMNS, fill_empty_cells, has_empty_cell
 from skinmm.predict.batch import Batch, TableBatch
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.images import ImageFolder, Images, LoadedRow, look
@@ -84,11 +84,11 @@ def _begun(
         part = _part_of(table, ensemble)
         if folder is None and ensemble.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
-        wanted = lacking(part.cells, COLUMNS)
+        wanted = has_empty_cell(part.cells, COLUMNS)
         look_at = partial(
             look,
             needs_image=ensemble.needs_image,
-            finder=ensemble.finder if lacking(part.cells, ensemble.measured).any() else None,
+            finder=ensemble.finder if has_empty_cell(part.cells, ensemble.measured).any() else None,
         )
         for start in range(0, max(part.size, 1), batch_size):
             rows = slice(start, start + batch_size)
@@ -102,7 +102,7 @@ def _ended(ensemble: Ensemble, batch: Batch) -> list[TableBatch]:
     part, seen = batch.part, [each.result() for each in batch.seen]
     rows = {name: cells[batch.rows] for name, cells in part.cells.items()}
     if any(one.record for one in seen):
-        rows |= completed(rows, [one.record for one in seen], ensemble.measured)
+        rows |= fill_empty_cells(rows, [one.record for one in seen], ensemble.measured)
         part.cells["patient_id"][batch.rows] = rows["patient_id"]
     part.errors[batch.rows] = [one.error for one in seen]
     part.missing[batch.rows] = ensemble.lacking(rows, [bool(one.pictures) for one in seen])

@@ -14,7 +14,7 @@ import pandas as pd
 
 from skinmm.errors import InputError
 from skinmm.images import shards as tfrecord
-from skinmm.images.dicom_headers import may_be_dicom
+from skinmm.images.source import may_be_dicom
 from skinmm.predict.images import SUFFIXES
 from skinmm.vocabulary import (
     COLUMN_NAMES,
@@ -261,7 +261,7 @@ def _listed(place: Path) -> pd.DataFrame:
     below = sorted(place.rglob("*")) if place.is_dir() else [place]
     shards = [path for path in below if path.name.lower().endswith(tfrecord.SUFFIXES)]
     if shards:
-        return tfrecord.read_table(shards).drop(columns="path").astype(object)
+        return tfrecord.read_records(shards).drop(columns="path").astype(object)
     images = [path.relative_to(place) for path in below if _is_image(path)]
     stems = Counter(path.with_suffix("") for path in images)
     names = [_id(path) if stems[path.with_suffix("")] == 1 else path.as_posix() for path in images]
