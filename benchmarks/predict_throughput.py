@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import PredictConfig
 from skinmm.predict import job
-from skinmm.predict.model import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.predictor import Predictor
 
 BATCH: Final = 32
@@ -105,13 +105,13 @@ def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
 
 def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
     """Seconds of the network alone, on pixels and records that lie in memory."""
-    member = CalibratedModel.load(checkpoint, torch.device("cpu"), backend, job.LANES)
+    member = CalibratedModel.load(checkpoint, torch.device("cpu"), backend, job.CONCURRENCY)
     rng = np.random.default_rng(0)
     size = member.view.size if member.view else 0
     pixels = rng.integers(0, 256, (BATCH, size, size, 3), np.uint8)
     record = np.tile(member.encoder.blank, (BATCH, 1)) if "record" in member.inputs else None
     start = now()
-    with ThreadPoolExecutor(member.backend.lanes) as lanes:
+    with ThreadPoolExecutor(member.backend.concurrency) as lanes:
         for _ in range(rows // BATCH):
             lanes.submit(member.backend, pixels, record, np.ones(BATCH, bool))
     return now() - start

@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from skinmm.predict.model import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel
 
 PICTURES: Final = sorted((Path(__file__).parents[1] / "skinmm/demo/images").glob("*.jpg"))[:50]
 START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"

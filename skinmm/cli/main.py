@@ -193,8 +193,15 @@ def _dismiss(status: int) -> None:
 
 
 def _predict(config: PredictConfig, _: Path) -> int:
-    from skinmm.predict import predict_file
+    from skinmm.models.checkpoint import read_task
+    from skinmm.predict.job import find_checkpoints, predict_file
 
+    checkpoints = find_checkpoints(config.checkpoint)
+    tasks = {read_task(path) for path in checkpoints}
+    if len(checkpoints) == 1 and tasks == {"segmentation"} and config.explain is None:
+        from skinmm.segmentation.predict import predict_masks
+
+        return predict_masks(config, checkpoints[0])
     return predict_file(config)
 
 

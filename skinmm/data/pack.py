@@ -26,7 +26,7 @@ from tqdm import tqdm
 from skinmm.data.manifest import FILE, Manifest, PackError, Shard, load_manifest
 from skinmm.data.shard_writer import Encoded, Encoder, Job, PackSettings, Read, write_shard
 from skinmm.files import atomic_write, remove_partials
-from skinmm.images.shards import read_records
+from skinmm.images.shards import read_table
 from skinmm.vocabulary import resolve_patients
 
 COHORT: Final = "cohort.csv"
@@ -193,7 +193,7 @@ def _end_with_parent() -> None:
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:
     """The cohort as `data=packed` reads it, with the original sizes that the shards know."""
-    packed = read_records(out / name for name in manifest.files).set_index("image_name")
+    packed = read_table(out / name for name in manifest.files).set_index("image_name")
     rows = table.drop(columns="path")
     for side in ("width", "height"):
         rows[side] = rows["image_id"].map(packed[side])

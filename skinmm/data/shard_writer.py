@@ -13,7 +13,7 @@ from skinmm.data.manifest import PackError, Shard, describe
 from skinmm.errors import InputError
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
-from skinmm.images.preprocess import DETAIL_STEPS, Pixels, check_steps, preprocess
+from skinmm.images.preprocess import DETAILED, Pixels, check_steps, preprocess
 from skinmm.images.shards import TFRecordFile
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 from skinmm.vocabulary import resolve_patients
@@ -57,7 +57,7 @@ class PackSettings:
 
     def __post_init__(self) -> None:
         """Refuse what no pack can be made with."""
-        check_steps(self.steps, has_finder=self.segmenter is not None)
+        check_steps(self.steps, finds=self.segmenter is not None)
         if "crop_lesion" in self.steps:
             raise InputError(
                 "crop_lesion cuts a square of what a network sees, so it is taken in training: "
@@ -118,7 +118,7 @@ class Encoder:
             data, frame = self.read(path)
             info = probe(data)
             steps = self.settings.steps
-            room = self.settings.size * (2 if DETAIL_STEPS.intersection(steps) else 1)
+            room = self.settings.size * (2 if DETAILED.intersection(steps) else 1)
             size = _smaller((info.height, info.width), room)
             pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
             if steps:

@@ -78,7 +78,7 @@ class Request:
     frame: int | None
     icc: Icc
     max_pixels: int
-    min_side: int = 1
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
-def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
+def check_size(width: int, height: int, max_pixels: int, least: int = 1) -> None:
     """Refuse a picture without area or outside the limits, before memory is taken for it.
 
     Raises:
@@ -128,10 +128,8 @@ def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> N
     """
     if width < 1 or height < 1:
         raise DecodeError(f"the header says {width}x{height} pixels: damaged, fetch the file again")
-    if min(width, height) < min_side:
-        raise DecodeError(
-            f"{width}x{height} pixels are too few: it takes {min_side} on either side"
-        )
+    if min(width, height) < least:
+        raise DecodeError(f"{width}x{height} pixels are too few: it takes {least} on either side")
     if width * height > max_pixels:
         raise DecodeError(
             f"{width}x{height} is {width * height / 1e6:,.1f} megapixels, the limit is "
@@ -182,7 +180,7 @@ def _upright(pixels: UInt8[np.ndarray, "rows columns 3"], orientation: int) -> P
     return np.ascontiguousarray(pixels)
 
 
-def read_orientation(exif: bytes | None) -> int:
+def exif_orientation(exif: bytes | None) -> int:
     """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
     if not exif:
         return 1
@@ -227,7 +225,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     )
 
 
-def read_profile_name(profile: bytes | None) -> str | None:
+def profile_name(profile: bytes | None) -> str | None:
     """Return the description inside an ICC profile, None where there is no profile."""
     if not profile:
         return None
@@ -245,7 +243,7 @@ def read_png(data: bytes, request: Request) -> Raster:
     """
     check_frame(request.frame, 1)
     height, width = _size(data)
-    check_size(width, height, request.max_pixels, request.min_side)
+    check_size(width, height, request.max_pixels, request.least)
     # The class and not Image.open: that one warns or fails above limits of its own.
     with PngImageFile(BytesIO(data)) as image:
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
@@ -259,7 +257,7 @@ def _size(data: bytes) -> Size:
 
 
 def _orientation(image: Image.Image) -> int:
-    return read_orientation(image.info.get("exif"))
+    return exif_orientation(image.info.get("exif"))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -275,4 +273,4 @@ def probe_png(data: bytes) -> ImageInfo:
     """Read the header only; see `skinmm.images.decode.probe`."""
     with PngImageFile(BytesIO(data)) as image:
         height, width = displayed(_size(data), _orientation(image))
-        return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))
+        return ImageInfo("png", width, height, icc=profile_name(image.info.get("icc_profile")))

@@ -78,12 +78,17 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file says that it is a checkpoint of ours, by a glance that reads no tensor."""
+    """Return whether a file is a checkpoint of this package, without reading its tensors."""
+    return read_task(path) is not None
+
+
+def read_task(path: Path) -> str | None:
+    """Return the task of a checkpoint, without reading its tensors; None of any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever else it is
-        return False
-    return isinstance(content, dict) and KEY in content
+        return str(content[KEY]["config"].get("task", "classification"))
+    except Exception:  # damaged or foreign files make torch raise various errors
+        return None
 
 
 def update_card(path: Path, **changes: Any) -> Card:
@@ -101,7 +106,7 @@ def update_card(path: Path, **changes: Any) -> Card:
     """
     content, card = _checked(path)
     card = replace(card, **changes)
-    save_checkpoint({**content, KEY: asdict(card)}, path)
+    save_atomically({**content, KEY: asdict(card)}, path)
     return card
 
 
@@ -122,12 +127,12 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
         else value
         for name, value in last["state_dict"].items()
     }
-    save_checkpoint({**last, "state_dict": mean}, target)
+    save_atomically({**last, "state_dict": mean}, target)
     for path in paths:
         path.unlink()
 
 
-def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+def save_atomically(content: dict[str, Any], path: Path) -> None:
     """Writes beside the target and renames: a half-written checkpoint is never seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as file:

@@ -115,7 +115,7 @@ class LesionFinder:
         return measure(pixels, self(pixels))
 
 
-def add_measurements(
+def measured(
     table: pd.DataFrame, columns: Sequence[str], finder: LesionFinder | None, workers: int
 ) -> pd.DataFrame:
     """Adds the columns among `MEASUREMENTS` that a cohort lacks; NaN where there is no image.

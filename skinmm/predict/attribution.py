@@ -1,4 +1,4 @@
-"""Why a probability is what it is: where in the image, and what each input added."""
+"""Attribution of a prediction to its inputs: Shapley values, and a heat map over the image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,40 +12,40 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from skinmm.data.record import RecordEncoder
-from skinmm.models.network import Network, Records, full_precision, iterate_symmetries
+from skinmm.models.network import Network, Records, full_precision, symmetries
 from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
 RECORD: Final = "record"
-MOST_COLUMNS: Final = 10
-"""Of a record, that are told apart: every subset of them is a prediction. More are one input."""
+MAX_COLUMNS: Final = 10
+"""Record columns with a contribution each, as every subset needs a prediction; more are one."""
 _MAP_NDIM: Final = 4
-_ROWS: Final = 64  # in a pass
+_BATCH: Final = 64  # rows per forward pass
 
 Malignancy = Callable[[Float64[np.ndarray, "n c"]], Float64[np.ndarray, " n"]]
-"""The network's own probabilities of the classes to the one that is explained."""
+"""Maps the network's class probabilities to the probability that is explained."""
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """What moved the probability of malignancy, in probability: `start` and `added` sum up to it.
+    """Contributions to the probability of malignancy; `start` and `added` sum up to it.
 
     Attributes:
-        start: of a lesion of which nothing is known.
-        added: by input that is there: its Shapley value.
+        start: probability without any input.
+        added: Shapley value of each input that is present.
     """
 
     start: float
     added: dict[str, float]
 
     def share(self, name: str) -> float | None:
-        """An input's part of all that moved the probability, up or down; None: nothing did."""
+        """Return the share of an input in all changes, up or down; None if nothing changed."""
         total = sum(map(abs, self.added.values()))
         return abs(self.added.get(name, 0.0)) / total if total else None
 
 
 def mean_contributions(members: Sequence[Contributions]) -> Contributions:
-    """Of models whose probabilities are averaged: Shapley values are linear in the prediction."""
+    """Average the contributions of an ensemble: Shapley values are linear in the prediction."""
     names = dict.fromkeys(name for member in members for name in member.added)
     added = {
         name: float(np.mean([member.added.get(name, 0.0) for member in members])) for name in names
@@ -53,7 +53,7 @@ def mean_contributions(members: Sequence[Contributions]) -> Contributions:
     return Contributions(float(np.mean([member.start for member in members])), added)
 
 
-def contributions(  # noqa: PLR0913  (three say what prediction does)
+def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction)
     network: Network,
     encoder: RecordEncoder,
     malignancy: Malignancy,
@@ -61,67 +61,72 @@ def contributions(  # noqa: PLR0913  (three say what prediction does)
     image: UInt8[Tensor, "1 3 h w"] | None,
     *,
     views: int = 1,
-    shown: bool = True,
-    among: int = 0,
+    has_image: bool = True,
+    max_columns: int = 0,
 ) -> Contributions:
-    """Exact Shapley values of the image and of each column of the record.
+    """Compute exact Shapley values of the image and of each record column.
 
     Every subset of the inputs is predicted (Shapley 1953; Lundberg and Lee 2017, arXiv:1705.07874).
-    A column that is left out is missing, as the model knows it from training. An image that is left
-    out is what the network learned to put in its place; where it did not learn that, a plain
-    picture of the image's mean colour.
+    A column outside the subset is missing, as in training. An image outside the subset is replaced
+    by the features that the network learned for a missing image, or, without these, by an image of
+    the mean colour.
 
     Args:
         network: in evaluation mode.
-        encoder: of its records.
-        malignancy: what is explained, from the network's own probabilities.
+        encoder: encoder of its records.
+        malignancy: maps the network's probabilities to the explained one.
         row: one canonical record, a cell by column.
-        image: square uint8 RGB, where the network looks at images.
-        views: as in prediction.
-        shown: whether the image is one at all.
-        among: record columns of all the models whose contributions are averaged, so that each
-            names the same inputs.
+        image: square uint8 RGB, if the network has an image branch.
+        views: number of flips and transposes, as in prediction.
+        has_image: False if `image` is blank because the row has none.
+        max_columns: record columns of all models whose contributions are averaged, so that all
+            have the same inputs.
     """
     groups: dict[str, list[str]] = {}
     if network.record is not None:
-        groups = _grouped(encoder.columns, row, among)
-    subsets = _subsets(len(groups))
+        groups = _group_columns(encoder.columns, row, max_columns)
+    subsets = _list_subsets(len(groups))
     records = None
     if network.record is not None:
-        cells = _blanked({name: row[name] for name in encoder.columns}, [*groups.values()], subsets)
+        values = {name: row[name] for name in encoder.columns}
+        cells = _remove_columns(values, [*groups.values()], subsets)
         records = torch.from_numpy(encoder.transform(cells)).to(network.device)
-    looks = [(image, shown)]
-    if image is not None and shown:
+    images = [(image, has_image)]
+    if image is not None and has_image:
         learned = network.absent is not None
-        looks = [(image, False) if learned else (_plain(image), True), (image, True)]
-    values = []
-    for look, there in looks:
-        raw = _probabilities(network, look, records, len(subsets), views=views, shown=there)
-        values.append(malignancy(raw))
+        images = [(image, False) if learned else (_mean_colour(image), True), (image, True)]
+    outputs = []
+    for pixels, present in images:
+        raw = _predict(network, pixels, records, len(subsets), views=views, has_image=present)
+        outputs.append(malignancy(raw))
     # The image is the last input, so the subsets with it are the second half.
-    names = [*groups, *[IMAGE] * (len(looks) > 1)]
-    added = shapley(np.concatenate(values))
-    return Contributions(float(values[0][0]), dict(zip(names, added.tolist(), strict=True)))
+    names = [*groups, *[IMAGE] * (len(images) > 1)]
+    added = compute_shapley_values(np.concatenate(outputs))
+    return Contributions(float(outputs[0][0]), dict(zip(names, added.tolist(), strict=True)))
 
 
-def _grouped(columns: Sequence[str], row: Mapping[str, Any], among: int) -> dict[str, list[str]]:
-    """The columns that a row has, each an input, or all of them one where there are many."""
-    there = [name for name in columns if not is_missing(row[name])]
-    # By what the model has, not by what the row holds: every row names the same inputs.
-    if there and max(among, len(columns)) > MOST_COLUMNS:
-        return {RECORD: there}
-    return {name: [name] for name in there}
+def _group_columns(
+    columns: Sequence[str], row: Mapping[str, Any], max_columns: int
+) -> dict[str, list[str]]:
+    """Return the columns with a value, one group each, or all in one group if there are many."""
+    present = [name for name in columns if not is_missing(row[name])]
+    # This depends on the model and not on the row, so that all rows have the same inputs.
+    if present and max(max_columns, len(columns)) > MAX_COLUMNS:
+        return {RECORD: present}
+    return {name: [name] for name in present}
 
 
-def shapley(values: Float64[np.ndarray, " subsets"]) -> Float64[np.ndarray, " inputs"]:
-    """Shapley values of a game with few players.
+def compute_shapley_values(
+    values: Float64[np.ndarray, " subsets"],
+) -> Float64[np.ndarray, " inputs"]:
+    """Compute Shapley values of a game with few players.
 
     Args:
-        values: of each of the 2^k subsets; the bits of its index say who is in it.
+        values: value of each of the 2^k subsets; bit i of its index: player i is a member.
     """
     index = np.arange(len(values))
     players = len(values).bit_length() - 1
-    sizes = _subsets(players).sum(axis=1)
+    sizes = _list_subsets(players).sum(axis=1)
     weights = np.array([1 / (players * comb(players - 1, size)) for size in range(players)])
     added = np.zeros(players)
     for player in range(players):
@@ -131,141 +136,137 @@ def shapley(values: Float64[np.ndarray, " subsets"]) -> Float64[np.ndarray, " in
     return added
 
 
-def heat_map(
+def compute_heat_map(
     network: Network,
     image: UInt8[Tensor, "1 3 h w"],
     record: Records | None,
     *,
     positive: Sequence[int],
 ) -> Float32[np.ndarray, "down across"]:
-    """Where the image speaks for malignancy: 1 where most, 0 where not; as coarse as the network.
+    """Compute where the image raises the malignancy, from 0 to 1, at the resolution of the network.
 
-    Gradient times activation of the last layer with places, summed over its channels, the positive
-    part (HiResCAM: Draelos and Carin 2020, arXiv:2011.08891). For a network that ends in average
-    pooling this is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391); for a transformer the layer
-    is what its last attention reads, and tokens without a place are left out.
+    Gradient times activation of the last spatial layer, summed over its channels, positive part
+    (HiResCAM: Draelos and Carin 2020, arXiv:2011.08891). For a network that ends in average pooling
+    this is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391). For a transformer the layer is the
+    input of its last attention block, without class and register tokens.
 
     Args:
         network: in evaluation mode, with an image branch.
         image: as the network takes it.
-        record: its encoded record, if the network looks at one.
-        positive: indices of the classes that count as malignant.
+        record: its encoded record, if the network has a record branch.
+        positive: indices of the malignant classes.
     """
     net: Any = network.image.net  # type: ignore[union-attr]
-    held: list[Tensor] = []
+    activations: list[Tensor] = []
 
-    def hold(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        held.append(output.detach().requires_grad_())
-        return held[-1].clone()  # what follows may work in place
+    def store(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        activations.append(output.detach().requires_grad_())
+        return activations[-1].clone()  # later layers may change it in place
 
-    layer = _last_layer_with_places(network, image)
-    handle = layer.register_forward_hook(hold)
+    handle = _find_last_spatial_layer(network, image).register_forward_hook(store)
     try:
         with torch.enable_grad(), full_precision(network.device.type):
             logits = network(image, record).log_softmax(dim=1)
     finally:
         handle.remove()
-    chosen = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    chosen[list(positive)] = True
-    odds = logits[:, chosen].logsumexp(dim=1) - logits[:, ~chosen].logsumexp(dim=1)
-    (slope,) = torch.autograd.grad(odds.sum(), held[-1])
-    seen = _grid(slope * held[-1].detach(), net)[0].relu()
-    return (seen / seen.max().clamp(min=torch.finfo(seen.dtype).tiny)).cpu().numpy()
+    is_positive = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    is_positive[list(positive)] = True
+    odds = logits[:, is_positive].logsumexp(dim=1) - logits[:, ~is_positive].logsumexp(dim=1)
+    (gradient,) = torch.autograd.grad(odds.sum(), activations[-1])
+    heat = _to_grid(gradient * activations[-1].detach(), net)[0].relu()
+    return (heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)).cpu().numpy()
 
 
-def _last_layer_with_places(network: Network, image: UInt8[Tensor, "1 3 h w"]) -> nn.Module:
+def _find_last_spatial_layer(network: Network, image: UInt8[Tensor, "1 3 h w"]) -> nn.Module:
     net: Any = network.image.net  # type: ignore[union-attr]
     last: Any = list(net.blocks)[-1] if hasattr(net, "blocks") else None
-    if hasattr(last, "norm1"):  # later layers pass on the class token alone
+    if hasattr(last, "norm1"):  # a transformer, whose later layers pass on the class token alone
         return last.norm1
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
 
-    def look(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def collect(module: nn.Module, _inputs: Any, output: Any) -> None:
         is_map = isinstance(output, Tensor) and output.ndim == _MAP_NDIM
-        if is_map and min(_places(output.shape, net)) > 1:
-            found.append(module)
+        height, width = (1, 2) if _is_channels_last(net) else (2, 3)
+        if is_map and min(output.shape[height], output.shape[width]) > 1:
+            layers.append(module)
 
-    handles = [module.register_forward_hook(look) for module in net.modules()]
+    handles = [module.register_forward_hook(collect) for module in net.modules()]
     try:
         with torch.inference_mode():
-            network.encode_image(image)
+            network.see(image)
     finally:
         for handle in handles:
             handle.remove()
-    return found[-1]
+    return layers[-1]
 
 
-def _places(shape: Sequence[int], net: Any) -> tuple[int, int]:
-    height, width = (1, 2) if _channels_last(net) else (2, 3)
-    return shape[height], shape[width]
-
-
-def _channels_last(net: Any) -> bool:
+def _is_channels_last(net: Any) -> bool:
     return getattr(net, "output_fmt", "NCHW") == "NHWC"
 
 
-def _grid(values: Tensor, net: Any) -> Float32[Tensor, "1 down across"]:
-    """The sum over channels of a map, or of a transformer's tokens."""
+def _to_grid(values: Tensor, net: Any) -> Float32[Tensor, "1 down across"]:
+    """Sum a map, or the tokens of a transformer, over its channels."""
     if values.ndim == _MAP_NDIM:
-        return values.sum(dim=-1 if _channels_last(net) else 1)
+        return values.sum(dim=-1 if _is_channels_last(net) else 1)
     tokens = values[:, getattr(net, "num_prefix_tokens", 0) :].sum(dim=-1)
-    rows = getattr(getattr(net, "patch_embed", None), "grid_size", None)
-    return tokens.reshape(1, rows[0] if rows else isqrt(tokens.shape[1]), -1)
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    return tokens.reshape(1, grid[0] if grid else isqrt(tokens.shape[1]), -1)
 
 
-def _subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
+def _list_subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
     return (np.arange(2**inputs)[:, None] >> np.arange(inputs) & 1).astype(bool)
 
 
-def _blanked(
+def _remove_columns(
     row: Mapping[str, Any],
     groups: Sequence[Sequence[str]],
     subsets: Bool[np.ndarray, "subsets inputs"],
 ) -> dict[str, np.ndarray]:
-    """The record once for each subset of the groups of columns, the others missing."""
+    """Return one record per subset, in which groups of columns outside the subset are missing."""
     cells = {name: np.full(len(subsets), cell, object) for name, cell in row.items()}
-    for group, there in zip(groups, subsets.T, strict=True):
+    for group, is_member in zip(groups, subsets.T, strict=True):
         for name in group:
-            cells[name][~there] = None
+            cells[name][~is_member] = None
     return cells
 
 
-def _plain(image: UInt8[Tensor, "1 3 h w"]) -> UInt8[Tensor, "1 3 h w"]:
-    """A picture of the mean colour, without anything to see."""
+def _mean_colour(image: UInt8[Tensor, "1 3 h w"]) -> UInt8[Tensor, "1 3 h w"]:
     colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
     return colour.expand_as(image)
 
 
-def _probabilities(
+def _predict(
     network: Network,
     image: UInt8[Tensor, "1 3 h w"] | None,
     records: Records | None,
     rows: int,
     *,
     views: int,
-    shown: bool,
+    has_image: bool,
 ) -> Float64[np.ndarray, "rows classes"]:
-    """What the network says of one image and several records; it looks at the image once."""
-    seen: list[Tensor | None] = [None]
+    """Predict one image with several records; the image branch runs once per view."""
+    features: list[Tensor | None] = [None]
     with torch.inference_mode():
         if image is not None:
             with full_precision(network.device.type):
-                seen = [
-                    network.encode_image(each) for each in islice(iterate_symmetries(image), views)
-                ]
-        passes = [_passes(network, each, records, rows, shown=shown) for each in seen]
-    return torch.stack(passes).mean(dim=0).cpu().numpy()
+                features = [network.see(view) for view in islice(symmetries(image), views)]
+        outputs = [_predict_view(network, f, records, rows, has_image=has_image) for f in features]
+    return torch.stack(outputs).mean(dim=0).cpu().numpy()
 
 
-def _passes(
-    network: Network, seen: Tensor | None, records: Records | None, rows: int, *, shown: bool
+def _predict_view(
+    network: Network,
+    features: Tensor | None,
+    records: Records | None,
+    rows: int,
+    *,
+    has_image: bool,
 ) -> Tensor:
-    """The probabilities that follow from the features of one view, a few rows at a time."""
-    outcomes = []
-    for start in range(0, rows, _ROWS):
-        size = min(_ROWS, rows - start)
-        part = None if records is None else records[start : start + size]
-        view = None if seen is None else seen.expand(size, *seen.shape[1:])
-        hidden = None if shown else torch.zeros(size, dtype=torch.bool, device=network.device)
-        outcomes.append(network.predict(view, part, has_image=hidden)[0].double().softmax(dim=1))
-    return torch.cat(outcomes)
+    outputs = []
+    for start in range(0, rows, _BATCH):
+        size = min(_BATCH, rows - start)
+        record = None if records is None else records[start : start + size]
+        image = None if features is None else features.expand(size, *features.shape[1:])
+        shown = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
+        outputs.append(network.outcome(image, record, shown=shown)[0].double().softmax(dim=1))
+    return torch.cat(outputs)

@@ -1,84 +1,97 @@
-"""What runs a network: PyTorch, or ONNX Runtime where the model was exported."""
+"""Backends that run a network: PyTorch, or ONNX Runtime for an exported model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
 
+from skinmm.config import Config
 from skinmm.errors import InputError
-from skinmm.models.network import Network
+from skinmm.models.network import Network, build_network
 
 KEY: Final = "checkpoint"
-"""The entry of an exported model's metadata that holds the SHA-256 of its checkpoint."""
+"""Metadata entry of an exported model: SHA-256 of its checkpoint."""
+OUTPUTS: Final = ("log_probabilities", "features")
 
 Image = UInt8[np.ndarray, "b size size 3"] | None
 Record = Float32[np.ndarray, "b columns"] | None
-Shown = Bool[np.ndarray, " b"]
-
-
-class Outcome(NamedTuple):
-    """Of a batch: log-probabilities and fused features, in 32 bit."""
-
-    log_probabilities: Float32[np.ndarray, "b classes"]
-    features: Float32[np.ndarray, "b dim"]
+HasImage = Bool[np.ndarray, " b"]
+NetworkOutput = tuple[Float32[np.ndarray, "b classes"], Float32[np.ndarray, "b dim"]]
+"""Log-probabilities and fused features."""
 
 
 class TorchBackend:
-    """A network on its device.
+    """Network on its device.
 
     Attributes:
-        stands_in: whether it learned to do without an image.
-        lanes: batches that are looked at side by side: one has all threads.
+        accepts_missing_image: whether the network was trained with rows without an image.
+        concurrency: batches to run at the same time; one batch already uses all threads.
     """
 
     name: Final = "torch"
-    lanes: Final = 1
+    concurrency: Final = 1
 
     def __init__(self, network: Network, views: int) -> None:
-        """Takes the network, and how many flips and transposes are averaged."""
+        """Store the network and the number of flips and transposes to average."""
         self.network, self.views = network, views
-        self.stands_in = network.absent is not None
+        self.accepts_missing_image = network.absent is not None
+
+    @classmethod
+    def build(
+        cls, config: Config, widths: Sequence[int], classes: int, weights: dict[str, Tensor]
+    ) -> "TorchBackend":
+        """Build the network that a checkpoint describes, in evaluation mode on the CPU."""
+        network = build_network(config, widths, classes, pretrained=False)
+        network.load_state_dict(weights)
+        network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        return cls(network, config.evaluation.views)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.network.device
 
-    def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
-        """Looks at a batch."""
+    def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
+        self.network.to(device)
+
+    def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
+        """Run a batch."""
         pixels = columns = None
         if record is not None:
             columns = torch.from_numpy(record).to(self.device)
         if image is not None:
             pixels = torch.from_numpy(image).to(self.device).permute(0, 3, 1, 2)
-        seen = None if shown.all() else torch.from_numpy(shown).to(self.device)
+        shown = None if has_image.all() else torch.from_numpy(has_image).to(self.device)
         with torch.inference_mode():
-            outcome, features = self.network.predict(pixels, columns, self.views, seen)
-        return Outcome(outcome.cpu().numpy(), features.cpu().numpy())
+            log_probabilities, features = self.network.outcome(pixels, columns, self.views, shown)
+        return log_probabilities.cpu().numpy(), features.cpu().numpy()
 
 
 class OnnxBackend:
-    """An exported model on the CPU.
+    """Exported model on the CPU.
 
     Attributes:
-        stands_in: whether it learned to do without an image.
-        lanes: batches that are looked at side by side.
-        metadata: what the file says of the model.
+        accepts_missing_image: whether the network was trained with rows without an image.
+        concurrency: batches to run at the same time.
+        metadata: metadata of the file, see `skinmm.predict.export_onnx`.
     """
 
     name: Final = "onnx"
     device: Final = torch.device("cpu")
 
-    def __init__(self, path: Path, lanes: int = 1) -> None:
-        """Loads an exported model.
+    def __init__(self, path: Path, concurrency: int = 1) -> None:
+        """Load an exported model.
 
         Args:
             path: the file.
-            lanes: batches that are looked at side by side, which share the cores: fewer threads
-                wait for each other than where all work on one batch.
+            concurrency: batches to run at the same time; they share the cores, so that fewer
+                threads wait for each other than if all cores worked on one batch.
 
         Raises:
             InputError: ONNX Runtime is not installed, or the file is not an exported model.
@@ -88,73 +101,79 @@ class OnnxBackend:
         except ImportError as error:
             raise InputError(f"{path}: needs onnxruntime: pip install 'skinmm[onnx]'") from error
         options = onnxruntime.SessionOptions()
-        self.lanes = min(lanes, torch.get_num_threads())
-        options.intra_op_num_threads = torch.get_num_threads() // self.lanes
+        self.concurrency = min(concurrency, torch.get_num_threads())
+        options.intra_op_num_threads = torch.get_num_threads() // self.concurrency
         options.log_severity_level = 3  # errors
-        # Threads that wait for their next share by spinning cost as much as those that compute.
+        # Threads that wait by spinning cost as much as those that compute.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime has no error of its own to catch
+        except Exception as error:  # ONNX Runtime has no base class for its errors
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not an exported model, or damaged ({reason})") from error
-        described = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = {name: json.loads(text) for name, text in described.items()}
-        self._inputs = {each.name for each in self._session.get_inputs()}
-        self.stands_in = "shown" in self._inputs
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {name: json.loads(text) for name, text in metadata.items()}
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        self.accepts_missing_image = "shown" in self._inputs
 
-    def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
-        """Looks at a batch."""
-        return Outcome(*self.run(list(Outcome._fields), image, record, shown))
+    def to(self, _: torch.device) -> None:
+        """Stay on the CPU, the only device of an exported model."""
 
-    def run(self, outputs: list[str], image: Image, record: Record, shown: Shown) -> list[Any]:
-        """Some outputs of the model for a batch."""
+    def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
+        """Run a batch."""
+        log_probabilities, features = self.run(OUTPUTS, image, record, has_image)
+        return log_probabilities, features
+
+    def run(
+        self, outputs: tuple[str, ...], image: Image, record: Record, has_image: HasImage
+    ) -> list[Any]:
+        """Return some outputs of the model for a batch."""
         pixels = None if image is None else np.ascontiguousarray(image.transpose(0, 3, 1, 2))
-        given = {"image": pixels, "record": record, "shown": shown}
-        feed = {name: value for name, value in given.items() if name in self._inputs}
-        answers: list[Any] = self._session.run(outputs, feed)
-        return answers
+        values = {"image": pixels, "record": record, "shown": has_image}
+        feed = {name: value for name, value in values.items() if name in self._inputs}
+        results: list[Any] = self._session.run(list(outputs), feed)
+        return results
 
 
 Backend = TorchBackend | OnnxBackend
 
 
-def exported(
-    checkpoint: Path, digest: str, wish: str, accelerator: str, lanes: int = 1
+def load_exported(
+    checkpoint: Path, digest: str, backend: str, device: str, concurrency: int = 1
 ) -> OnnxBackend | None:
-    """The exported model beside a checkpoint, where it is wished for.
+    """Load the exported model next to a checkpoint, if the backend asks for it.
 
     Args:
-        checkpoint: a file whose exported model would have its name with `.onnx`.
+        checkpoint: file; its exported model has the same name with `.onnx`.
         digest: SHA-256 of the checkpoint.
-        wish: torch, onnx, or auto: onnx if the model is there, up to date and on the CPU, and
-            ONNX Runtime is installed.
-        accelerator: what torch would run on: cpu or cuda.
-        lanes: batches side by side.
+        backend: torch, onnx, or auto: onnx if the model exists, belongs to the checkpoint, torch
+            would run on the CPU, and ONNX Runtime is installed.
+        device: type of torch's device, cpu or cuda.
+        concurrency: batches to run at the same time.
 
     Raises:
-        InputError: onnx is wished for and cannot be had.
+        InputError: `backend` is onnx and cannot be used.
     """
     path = checkpoint.with_suffix(".onnx")
-    if wish == "torch" or (wish == "auto" and (accelerator != "cpu" or not path.is_file())):
+    if backend == "torch" or (backend == "auto" and (device != "cpu" or not path.is_file())):
         return None
-    if accelerator != "cpu":
+    if device != "cpu":
         raise InputError("backend=onnx runs on the CPU; use backend=torch or accelerator=cpu")
     try:
-        return _demanded(path, checkpoint, digest, lanes)
+        return _load_onnx(path, checkpoint, digest, concurrency)
     except InputError:
-        if wish == "auto":
+        if backend == "auto":
             return None
         raise
 
 
-def _demanded(path: Path, checkpoint: Path, digest: str, lanes: int) -> OnnxBackend:
+def _load_onnx(path: Path, checkpoint: Path, digest: str, concurrency: int) -> OnnxBackend:
     if not path.is_file():
         command = f"skinmm export checkpoint={checkpoint}"
         raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
-    backend = OnnxBackend(path, lanes)
+    backend = OnnxBackend(path, concurrency)
     if backend.metadata.get(KEY) != digest:
         raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")
     return backend

@@ -1,11 +1,10 @@
-"""`skinmm dicom-sr`: what a model says of DICOM images, as DICOM that refers to them.
+"""`skinmm dicom-sr`: predictions of DICOM images as DICOM objects that refer to the images.
 
-Of each image a Comprehensive SR (TID 1500) and, where the model looks at images, a Secondary
-Capture of the heat map over the picture; both belong to the image's study. What says the same has
-the same UID again.
+Every image gets a Comprehensive SR (TID 1500) and, if the model has an image branch, a Secondary
+Capture of the heat map over the image; both belong to the study of the image. The same content has
+the same UID.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from io import BytesIO
@@ -17,180 +16,176 @@ from jaxtyping import UInt8
 
 from skinmm import __version__
 from skinmm.config import DicomConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
-from skinmm.predict.explain import decode_for_display, overlay
-from skinmm.predict.images import ImageFolder
+from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import find_checkpoints
-from skinmm.predict.reader import read_tables
 from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"
-"""Of the codes that DICOM has not."""
+"""Coding scheme of the codes that DICOM does not define."""
 REPORT, CAPTURE = "sr", "sc"
-_NEEDED: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_REQUIRED: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _MAY_BE_EMPTY: Final = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
-_SERIES: Final = {REPORT: 9001, CAPTURE: 9002}
-_SIDE: Final = 1024  # of the picture under the map, pixels at most
+_SERIES_NUMBERS: Final = {REPORT: 9001, CAPTURE: 9002}
+_MAX_SIDE: Final = 1024  # pixels of the image under the map
 
 
 def write_results(config: DicomConfig) -> int:
-    """Writes `UID.sr.dcm` and `UID.sc.dcm` for every DICOM image of a table or a folder.
+    """Write `UID.sr.dcm` and `UID.sc.dcm` for every DICOM image of a table or a folder.
 
     Returns:
-        The exit status: 0, or 3 where there is none for some rows; the reasons are printed.
+        Exit status: 0, or 3 if some rows have no result; the reasons are printed.
 
     Raises:
-        InputError: a missing checkpoint, table or folder, nothing in it, a folder with files in the
-            way, or highdicom is not installed.
+        InputError: a missing checkpoint, table or folder, no images, a folder that contains files,
+            or highdicom is not installed.
     """
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
         raise InputError("DICOM results need highdicom: pip install 'skinmm[dicom]'") from error
     out = Path(config.out)
-    if out.exists() and not config.overwrite and any(out.iterdir()):
-        raise InputError(f"out={out} holds files; choose another, or overwrite=true")
-    folder = ImageFolder(config.images or config.input)
-    service = CasePredictor(
+    require_new_output("out", out, overwrite=config.overwrite)
+    images = ImageFolder(config.images or config.input)
+    predictor = CasePredictor(
         find_checkpoints(config.checkpoint),
         config.accelerator,
         referral=config.referral,
         backend=config.backend,
     )
-    done = failed = 0
-    for row in _rows(config.input):
+    written = failed = 0
+    for row in _read_rows(config.input):
         try:
-            results = _results(service, folder, row)
+            results = _build_results(predictor, images, row)
             out.mkdir(parents=True, exist_ok=True)
             for name, dataset in results.items():
                 dataset.save_as(out / name, enforce_file_format=True)
-            done += 1
+            written += 1
         except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
-            # The latter three are highdicom's, of a header that breaks the standard.
-            print(f"{row['image_id']}: {error}", file=sys.stderr)  # noqa: T201
+            # highdicom raises the last three for a header that violates the standard.
+            print_error(f"{row['image_id']}: {error}")
             failed += 1
-    if not done + failed:
+    if not written + failed:
         raise InputError(f"input={config.input}: no images to predict")
-    print(f"results: {out} ({done} written, {failed} failed)")  # noqa: T201
+    print_line(f"results: {out} ({written} written, {failed} failed)")
     return 3 if failed else 0
 
 
-def _rows(source: str) -> Iterator[Mapping[str, Any]]:
-    for table in read_tables(source, 256):
-        named = rename_columns(table)
-        if "image_id" not in named.columns:
+def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
+    for table in read_input(source, 256):
+        canonical = rename_columns(table)
+        if "image_id" not in canonical.columns:
             raise InputError(f"input={source}: no image column; call it image_name or image")
-        yield from named.to_dict("records")  # type: ignore[misc]
+        yield from canonical.to_dict("records")  # type: ignore[misc]
 
 
-def _results(service: CasePredictor, folder: ImageFolder, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's DICOM objects by file name.
-
-    Raises:
-        InputError: its image is not there or no DICOM file, or it cannot be predicted.
-    """
-    path = folder.find(str(row["image_id"]))
-    if path is None:
+def _build_results(
+    predictor: CasePredictor, images: ImageFolder, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the DICOM objects of a row by file name."""
+    location = images.find(str(row["image_id"]))
+    if location is None:
         raise InputError("image not found")
-    source = folder.read(path)
-    header = _header(source)
-    record = {name: row.get(name) for name in service.predictor.columns}
-    known = {name: str(cell) for name, cell in record.items() if not is_missing(cell)}
-    said, reasons = service.predict_and_explain(Case(source.data, known, source.frame))
-    if reasons is None:
-        raise InputError(said["error"])
+    source = images.read(location)
+    header = _read_header(source)
+    cells = {name: row.get(name) for name in predictor.predictor.columns}
+    record = {name: str(cell) for name, cell in cells.items() if not is_missing(cell)}
+    case = Case(source.data, record, source.frame)
+    prediction, explanation = predictor.predict_and_explain(case)
+    if explanation is None:
+        raise InputError(prediction["error"])
     frame = "" if source.frame is None else f".{source.frame}"
     name = f"{header.SOPInstanceUID}{frame}"
-    identity = service.predictor.identity
-    results = {f"{name}.{REPORT}.dcm": report(header, source.frame, said, identity)}
-    if reasons.heat is not None:
-        seen = (
-            decode_for_display(source.data, source.frame, _SIDE)
-            if reasons.seen is None
-            else reasons.seen
-        )
-        picture = overlay(seen, reasons.heat)
-        results[f"{name}.{CAPTURE}.dcm"] = capture(header, source.frame, picture, identity)
+    digests = predictor.predictor.identity
+    results = {f"{name}.{REPORT}.dcm": build_report(header, source.frame, prediction, digests)}
+    drawing = explanation.draw(source.data, source.frame, _MAX_SIDE)
+    if drawing is not None:
+        results[f"{name}.{CAPTURE}.dcm"] = build_capture(header, source.frame, drawing, digests)
     return results
 
 
-def _header(source: Source) -> Any:
+def _read_header(source: Source) -> Any:
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
     try:
         header = dcmread(BytesIO(source.data), stop_before_pixels=True)
     except InvalidDicomError as error:
-        raise InputError("no DICOM file, so a result has nothing to refer to") from error
-    if lost := [name for name in _NEEDED if not header.get(name)]:
-        raise InputError(f"its header has no {', '.join(lost)}: nothing can refer to it")
+        raise InputError("not a DICOM file, so a result has nothing to refer to") from error
+    if missing := [name for name in _REQUIRED if not header.get(name)]:
+        raise InputError(f"its header has no {', '.join(missing)}: nothing can refer to it")
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")
     return header
 
 
-def report(header: Any, frame: int | None, said: Mapping[str, Any], identity: list[str]) -> Any:
-    """A Comprehensive SR of what was predicted.
+def build_report(
+    header: Any, frame: int | None, prediction: Mapping[str, Any], digests: list[str]
+) -> Any:
+    """Build a Comprehensive SR of a prediction.
 
     Args:
-        header: of the image.
-        frame: which of its frames, from 1.
-        said: what the service answers.
-        identity: SHA-256 of the checkpoints.
+        header: header of the image.
+        frame: frame of the image, from 1.
+        prediction: output of `CasePredictor`.
+        digests: SHA-256 of the checkpoints.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     device = sr.DeviceObserverIdentifyingAttributes(
-        _uid("device", *identity), "skinmm", "skinmm", f"skinmm {__version__}", identity[0][:16]
+        _uid("device", *digests), "skinmm", "skinmm", f"skinmm {__version__}", digests[0][:16]
     )
     content = sr.MeasurementReport(
         sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DCM.Device, device)),
         Code("446078004", "SCT", "Dermoscopic photography"),
-        [_group(header, frame, said, identity)],
+        [_build_measurements(header, frame, prediction, digests)],
     )
-    lacking = f" PredictionTable without: {', '.join(said['missing'])}." if said["missing"] else ""
+    missing = ", ".join(prediction["missing"])
+    comment = f"{NOTICE} Predicted without: {missing}." if missing else NOTICE
     content[0].ContentSequence.append(
-        sr.TextContentItem(codes.DCM.Comment, NOTICE + lacking, sr.RelationshipTypeValues.CONTAINS)
+        sr.TextContentItem(codes.DCM.Comment, comment, sr.RelationshipTypeValues.CONTAINS)
     )
     return sr.ComprehensiveSR(
         [header],
         content[0],
-        **_place(REPORT, header, frame, identity, repr(sorted(said.items()))),
+        **_identify(REPORT, header, frame, digests, repr(sorted(prediction.items()))),
         is_complete=True,
     )
 
 
-def _group(header: Any, frame: int | None, said: Mapping[str, Any], identity: list[str]) -> Any:
-    """What was measured in the image, by which algorithm."""
+def _build_measurements(
+    header: Any, frame: int | None, prediction: Mapping[str, Any], digests: list[str]
+) -> Any:
     from highdicom import sr
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
-    measured = {f"p_{name}": chance for name, chance in said["probabilities"].items()}
-    measured["threshold"] = said["threshold"]
-    own = [
-        sr.Measurement(Code(f"P{number}", SCHEME, name[:64]), _short(value), codes.UCUM.NoUnits)
-        for number, (name, value) in enumerate(measured.items())
+    values = {f"p_{name}": value for name, value in prediction["probabilities"].items()}
+    values["threshold"] = prediction["threshold"]
+    measurements = [
+        sr.Measurement(Code(f"P{number}", SCHEME, name[:64]), _round(value), codes.UCUM.NoUnits)
+        for number, (name, value) in enumerate(values.items())
     ]
-    percent = _short(100 * said["malignancy"])
-    decision = Code(said["decision"], SCHEME, said["decision"].capitalize())
+    percent = _round(100 * prediction["malignancy"])
+    word = prediction["decision"]
+    decision = Code(word, SCHEME, word.capitalize())
     frames = None if frame is None else [frame]
     return sr.MeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(_uid("lesion", header.SOPInstanceUID, frame), "lesion"),
         algorithm_id=sr.AlgorithmIdentification(
-            "skinmm", __version__, [f"checkpoint SHA-256 {digest}" for digest in identity]
+            "skinmm", __version__, [f"checkpoint SHA-256 {digest}" for digest in digests]
         ),
         measurements=[
             sr.Measurement(codes.DCM.ProbabilityOfCancer, percent, codes.UCUM.Percent),
-            *own,
+            *measurements,
         ],
         qualitative_evaluations=[
             sr.QualitativeEvaluation(Code("decision", SCHEME, "Decision"), decision)
@@ -199,21 +194,21 @@ def _group(header: Any, frame: int | None, said: Mapping[str, Any], identity: li
     )
 
 
-def capture(
-    header: Any, frame: int | None, picture: UInt8[np.ndarray, "h w 3"], identity: list[str]
+def build_capture(
+    header: Any, frame: int | None, pixels: UInt8[np.ndarray, "h w 3"], digests: list[str]
 ) -> Any:
-    """A Secondary Capture of a picture that was made of an image."""
+    """Build a Secondary Capture of pixels that were derived from an image."""
     from highdicom import sc
     from pydicom import Dataset
 
     image = sc.SCImage.from_ref_dataset(
         header,
-        picture,
+        pixels,
         "RGB",
         8,
         "PATIENT",
-        **_place(CAPTURE, header, frame, identity, sha256(picture.tobytes()).hexdigest()),
-        patient_orientation=("L", "F"),  # asked for; of a lesion nobody knows, so it is taken out
+        **_identify(CAPTURE, header, frame, digests, sha256(pixels.tobytes()).hexdigest()),
+        patient_orientation=("L", "F"),  # required here, but unknown for a lesion: removed below
     )
     image.PatientOrientation = []
     image.Laterality = header.get("Laterality", "")
@@ -223,30 +218,28 @@ def capture(
     if frame is not None:
         source.ReferencedFrameNumber = frame
     image.SourceImageSequence = [source]
-    image.DerivationDescription = f"Where the image speaks for malignancy. {NOTICE}"
+    image.DerivationDescription = (
+        f"Heat map: where the image raises the probability of malignancy. {NOTICE}"
+    )
     return image
 
 
-def _place(
-    kind: str, header: Any, frame: int | None, identity: list[str], content: str
+def _identify(
+    kind: str, header: Any, frame: int | None, digests: list[str], content: str
 ) -> dict[str, Any]:
-    """What SR and capture are told alike: their numbers, and who made them.
-
-    Other content is another object: an archive keeps the first of two that share a number.
-    """
+    """Return the identifiers of an object; other content needs another UID in an archive."""
+    parts = (frame, __version__, *digests, content)
     return {
-        "series_instance_uid": _uid(kind, header.StudyInstanceUID, *identity),
-        "series_number": _SERIES[kind],
-        "sop_instance_uid": _uid(
-            kind, header.SOPInstanceUID, frame, __version__, *identity, content
-        ),
+        "series_instance_uid": _uid(kind, header.StudyInstanceUID, *digests),
+        "series_number": _SERIES_NUMBERS[kind],
+        "sop_instance_uid": _uid(kind, header.SOPInstanceUID, *parts),
         "instance_number": 1,
         "manufacturer": "skinmm",
     }
 
 
-def _short(value: float) -> float:
-    """A number that fits into the 16 characters that DICOM has for one."""
+def _round(value: float) -> float:
+    """Round to the 16 characters of a DICOM decimal string."""
     return float(f"{value:.9g}")
 
 

@@ -1,27 +1,192 @@
-"""Several members that judge the same rows: each looks and is calibrated alone, then the mean."""
+"""Ensemble of checkpoints: run and calibrate each one separately, then average."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from itertools import compress
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Shaped
+import torch
+from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
+from scipy.special import softmax
 
-from skinmm.errors import InputError
+from skinmm.config import Config, from_mapping
+from skinmm.data.dataset import View
+from skinmm.data.record import RecordEncoder
+from skinmm.errors import InputError, one_line
+from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.predictions import BINARY
-from skinmm.predict.images import Pictures
-from skinmm.predict.model import CalibratedModel
+from skinmm.evaluation.referral import ConformalPredictor, OODDetector
+from skinmm.evaluation.thresholds import Threshold, decision_priors
+from skinmm.images.measure import MEASUREMENTS
+from skinmm.images.preprocess import check_steps
+from skinmm.models.checkpoint import Card, CheckpointError, load_card
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.lesion_finder import LesionFinder
+from skinmm.predict.backends import Backend, TorchBackend, load_exported
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
+
+TASK: Final = "classification"
+DEFAULT_THRESHOLD: Final = Threshold(0.5, "even", guaranteed=False)
+"""Threshold of a checkpoint without validation, as an interrupted run leaves it."""
+
+
+class ModelOutput(NamedTuple):
+    """Output of one calibrated model for a batch.
+
+    Attributes:
+        raw: probabilities of the network.
+        probabilities: calibrated probabilities.
+        sets: prediction sets, row by class; None if the checkpoint has no conformal calibration.
+        ood: out-of-distribution score, 1 is the limit; None if the checkpoint has no such score.
+    """
+
+    raw: Float64[np.ndarray, "b classes"]
+    probabilities: Float64[np.ndarray, "b classes"]
+    sets: Bool[np.ndarray, "b classes"] | None
+    ood: Float64[np.ndarray, " b"] | None
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """Network of one checkpoint with its calibration, threshold and record encoder.
+
+    Attributes:
+        backend: runs the network.
+        digest: SHA-256 of the checkpoint.
+    """
+
+    backend: Backend
+    digest: str
+    card: Card
+    config: Config
+    encoder: RecordEncoder
+    calibration: Calibration
+    threshold: Threshold
+    conformal: ConformalPredictor | None
+    ood_detector: OODDetector | None
+    finder: LesionFinder | None = None
+
+    @classmethod
+    def load(
+        cls, path: Path, device: torch.device, backend: str = "torch", concurrency: int = 1
+    ) -> "CalibratedModel":
+        """Load a checkpoint, or the exported model next to it.
+
+        Args:
+            path: the checkpoint.
+            device: device of PyTorch.
+            backend: auto, torch or onnx.
+            concurrency: batches that ONNX Runtime runs at the same time.
+
+        Raises:
+            CheckpointError: the file is not a usable checkpoint.
+            InputError: `backend` is onnx and there is no exported model.
+        """
+        card, weights = load_card(path)
+        if (task := card.config.get("task", TASK)) != TASK:
+            raise CheckpointError(f"{path}: checkpoint of task={task}; choose one of task={TASK}")
+        digest = sha256(path.read_bytes()).hexdigest()
+        exported = load_exported(path, digest, backend, device.type, concurrency)
+        try:
+            config = from_mapping(Config, card.config)
+            finder = LesionFinder(card.segmenter) if card.segmenter else None
+            check_steps(card.preprocess, finds=finder is not None)
+            encoder = RecordEncoder.from_state(card.encoder)
+            widths = [column.stop - column.start for column in encoder.layout]
+            runner = exported or TorchBackend.build(config, widths, len(card.classes), weights)
+        except (InputError, RuntimeError, LookupError, TypeError) as error:
+            message = f"{path}: not made by this version ({one_line(error)})"
+            raise CheckpointError(message) from error
+        runner.to(device)
+        return cls(
+            runner,
+            digest,
+            card,
+            config,
+            encoder,
+            Calibration.from_state(card.calibration) if card.calibration else Calibration(),
+            Threshold(**card.threshold) if card.threshold else DEFAULT_THRESHOLD,
+            ConformalPredictor(**card.conformal) if card.conformal else None,
+            OODDetector.from_state(card.ood) if card.ood else None,
+            finder,
+        )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """Inputs of the network: image, record or both."""
+        return FUSIONS[self.config.fusion.name].inputs
+
+    @property
+    def columns(self) -> list[str]:
+        """Record columns of the network."""
+        return list(self.encoder.columns) if "record" in self.inputs else []
+
+    @property
+    def positive(self) -> list[int]:
+        """Indices of the malignant classes."""
+        return [self.card.classes.index(name) for name in self.card.positive]
+
+    @property
+    def shares(self) -> Float64[np.ndarray, " classes"]:
+        """Class shares that probabilities are divided by to find the called class."""
+        return decision_priors(self.config.evaluation.call, self.card.prior["deployed"])
+
+    @property
+    def view(self) -> View | None:
+        """Size, colour profile and preprocessing of its images; None without an image branch."""
+        steps = tuple(self.card.preprocess)
+        view = View(self.config.model.image_size, self.config.data.icc, steps, self.finder)
+        return view if "image" in self.inputs else None
+
+    @property
+    def measured_columns(self) -> list[str]:
+        """Record columns that are measured on the image."""
+        return [name for name in self.columns if self.finder and name in MEASUREMENTS]
+
+    @property
+    def needs_image(self) -> bool:
+        """Return whether rows without an image cannot be predicted."""
+        return "image" in self.inputs and not self.backend.accepts_missing_image
+
+    def run(
+        self,
+        rows: Columns,
+        images: UInt8[np.ndarray, "b size size 3"] | None,
+        has_image: Bool[np.ndarray, " b"],
+    ) -> Float64[np.ndarray, "b width"]:
+        """Run the network on a batch; return log-probabilities and the out-of-distribution score.
+
+        Args:
+            rows: canonical records by column.
+            images: RGB pixels, if the network has an image branch.
+            has_image: which rows of `images` are images; the others are blank.
+        """
+        record = self.encoder.transform(rows) if "record" in self.inputs else None
+        log_probabilities, features = self.backend(images, record, has_image)
+        ood = self.ood_detector.score(features) if self.ood_detector else np.zeros(len(has_image))
+        if "image" in self.inputs:
+            ood[~has_image] = np.nan  # the score was fitted on validation rows with images
+        return np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
+
+    def calibrate(self, scores: Float64[np.ndarray, "b width"]) -> ModelOutput:
+        """Calibrate scores as `run` returns them."""
+        raw = softmax(scores[:, :-1], axis=1)
+        probabilities = self.calibration.apply(raw)
+        sets = self.conformal.predict_sets(probabilities) if self.conformal else None
+        return ModelOutput(raw, probabilities, sets, scores[:, -1] if self.ood_detector else None)
 
 
 class EnsembleOutput(NamedTuple):
-    """The members' means, a row each, NaN where nothing was judged.
+    """Means over the members, one row per input row; NaN for rows without a prediction.
 
     Attributes:
-        raw: the networks' own probabilities.
-        calibrated: as the checkpoints' calibrations say.
-        votes: the share of prediction sets that hold each class; NaN where no member makes sets.
-        ood: how unlike validation; NaN where no member knows.
+        raw: probabilities of the networks.
+        calibrated: calibrated probabilities.
+        votes: share of the prediction sets with each class; NaN if no member has sets.
+        ood: out-of-distribution score; NaN if no member has one.
     """
 
     raw: Float64[np.ndarray, "n classes"]
@@ -30,125 +195,141 @@ class EnsembleOutput(NamedTuple):
     ood: Float64[np.ndarray, " n"]
 
     @classmethod
-    def none(cls, rows: int, classes: int) -> "EnsembleOutput":
-        """Of rows that nobody judged."""
+    def empty(cls, rows: int, classes: int) -> "EnsembleOutput":
+        """Return an output of NaN."""
         raw, calibrated, votes = np.full((3, rows, classes), np.nan)
         return cls(raw, calibrated, votes, np.full(rows, np.nan))
 
-    def put(self, rows: Int64[np.ndarray, " g"], given: "EnsembleOutput") -> None:
-        """Writes what was judged of some rows."""
-        for own, part in zip(self, given, strict=True):
-            own[rows] = part
+    def update(self, rows: Int64[np.ndarray, " g"], output: "EnsembleOutput") -> None:
+        """Replace some rows."""
+        for target, values in zip(self, output, strict=True):
+            target[rows] = values
 
 
 class Ensemble:
-    """Members that predict the same.
+    """Models with the same classes.
 
     Attributes:
-        members: in order.
-        columns: record columns that any of them uses.
-        names: columns of tables like those of training, and what the members call them.
-        inputs: what any of them looks at, of {image, record}.
-        needs_image: whether one cannot do without.
-        views: how they want images.
-        finder: what measures lesions for them, if anything does.
-        measured: the columns that it measures.
-        width: how many numbers they keep of a row that they looked at.
-        lanes: batches that are worth being looked at side by side.
+        members: the models.
+        columns: record columns of all members.
+        inputs: inputs of all members, of {image, record}.
+        needs_image: whether rows without an image cannot be predicted.
+        views: how the members need their images.
+        finder: measures lesions for the members; None if no member uses measurements.
+        measured_columns: columns that it measures.
+        column_names: names of the columns in the training table -> canonical names.
+        score_width: number of scores per row, over all members.
+        concurrency: number of batches to run at the same time.
     """
 
     def __init__(self, members: Sequence[CalibratedModel]) -> None:
-        """Takes the members.
+        """Check that the members fit together.
 
         Raises:
-            InputError: none, or they do not fit together.
+            InputError: no members, or members with different classes, rules or lesion finders.
         """
-        if not members:
-            raise InputError("no checkpoint given")
-        first = members[0].card
-        for member in members[1:]:
-            if (member.card.classes, member.card.positive) != (first.classes, first.positive):
-                raise InputError(
-                    f"the checkpoints do not predict the same: {', '.join(first.classes)} "
-                    f"(malignant: {', '.join(first.positive)}) against "
-                    f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
-                )
-            rules = [each.config.evaluation.call for each in (members[0], member)]
-            if rules[0] != rules[1] and tuple(first.classes) != BINARY:
-                raise InputError(
-                    "the checkpoints call classes by different rules: "
-                    f"evaluation.call={' against '.join(rules)}; predict with each alone"
-                )
-        finders = {member.finder for member in members if member.measured}
-        if len(finders) > 1:
-            raise InputError(
-                "the checkpoints measure lesions with different segmenters: predict with each alone"
-            )
+        _require_compatible(members)
         self.members = members
         self.columns = sorted({name for member in members for name in member.columns})
-        self.names = {
-            theirs: name
-            for member in members
-            if member.config.data.name == "csv"
-            for name, theirs in (member.config.data.args.get("columns") or {}).items()
-            if name in {"image_id", "patient_id", "lesion_id", *self.columns}
-        }
+        self.column_names = _training_column_names(members, self.columns)
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)
-        self._wishes = [member.view for member in members]
-        self.views = {view for view in self._wishes if view is not None}
-        self.finder = next(iter(finders), None)
-        self.measured = sorted({name for member in members for name in member.measured})
-        self._ends = np.cumsum([member.width for member in members])
-        self.width = int(self._ends[-1])
-        self.lanes = min(member.backend.lanes for member in members)
+        self._member_views = [member.view for member in members]
+        self.views = {view for view in self._member_views if view is not None}
+        self.finder = next((member.finder for member in members if member.measured_columns), None)
+        self.measured_columns = sorted({n for member in members for n in member.measured_columns})
+        self.score_width = len(members) * (len(members[0].card.classes) + 1)
+        self.concurrency = min(member.backend.concurrency for member in members)
 
-    def look(self, rows: Columns, pictures: Sequence[Pictures]) -> Float64[np.ndarray, "g width"]:
-        """What each member sees of rows that can be predicted, side by side."""
-        seen = []
-        for member, view in zip(self.members, self._wishes, strict=True):
-            images = None
-            shown = np.array([view is None or view in each for each in pictures])
+    def run(
+        self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
+    ) -> Float64[np.ndarray, "g width"]:
+        """Return the scores of all members for a batch, side by side.
+
+        Args:
+            rows: canonical records by column.
+            images: pixels of each row by view; empty for rows without an image.
+        """
+        scores = []
+        for member, view in zip(self.members, self._member_views, strict=True):
+            pixels = None
+            has_image = np.array([view is None or view in image for image in images])
             if view is not None:
-                nothing = np.zeros((view.size, view.size, 3), np.uint8)
-                images = np.stack([each.get(view, nothing) for each in pictures])
-            seen.append(member.look(rows, images, shown))
-        return np.hstack(seen)
+                blank = np.zeros((view.size, view.size, 3), np.uint8)
+                pixels = np.stack([image.get(view, blank) for image in images])
+            scores.append(member.run(rows, pixels, has_image))
+        return np.hstack(scores)
 
-    def unknown(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
-        """By further column of the record, the cells of which no member has learnt anything."""
-        found = {}
-        for name in self.columns:
-            if name in CONVERTERS:  # these have a vocabulary, whatever training has shown
-                continue
-            users = [each.encoder for each in self.members if name in each.columns]
-            strange = np.logical_and.reduce([each.unknown(name, rows[name]) for each in users])
-            if strange.any():
-                found[name] = strange
-        return found
-
-    def lacking(self, rows: Columns, shown: Sequence[bool]) -> list[str]:
-        """What the members would have used, a row each, with `|` between."""
-        absent = [bool(self.views) and not there for there in shown]
-        blank = [absent, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
-        names = ("image", *self.columns)
-        return ["|".join(compress(names, row)) for row in zip(*blank, strict=True)]
-
-    def judge(self, seen: Float64[np.ndarray, "g width"]) -> EnsembleOutput:
-        """The members' means for rows that were seen."""
-        shares = np.split(seen, self._ends[:-1], -1)
-        opinions = [member.judge(own) for member, own in zip(self.members, shares, strict=True)]
-        raw, calibrated, sets, ood = map(_mean_of_known, zip(*opinions, strict=True))
-        nothing = np.full(len(seen), np.nan)
+    def calibrate(self, scores: Float64[np.ndarray, "g width"]) -> EnsembleOutput:
+        """Calibrate each member's scores and average them."""
+        parts = np.split(scores, len(self.members), axis=-1)
+        outputs = [m.calibrate(part) for m, part in zip(self.members, parts, strict=True)]
+        raw, calibrated, votes, ood = map(_mean_of_available, zip(*outputs, strict=True))
+        nan = np.full(len(scores), np.nan)
         return EnsembleOutput(
             raw,
             calibrated,
-            np.broadcast_to(nothing[:, None], raw.shape) if sets is None else sets,
-            nothing if ood is None else ood,
+            np.broadcast_to(nan[:, None], raw.shape) if votes is None else votes,
+            nan if ood is None else ood,
+        )
+
+    def unseen_cells(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
+        """Return, per extra column, a mask of cells whose value no member saw in training."""
+        masks = {}
+        for name in self.columns:
+            if name in CONVERTERS:  # columns with a fixed vocabulary
+                continue
+            encoders = [member.encoder for member in self.members if name in member.columns]
+            unseen = np.logical_and.reduce([one.unknown(name, rows[name]) for one in encoders])
+            if unseen.any():
+                masks[name] = unseen
+        return masks
+
+    def missing_inputs(self, rows: Columns, has_image: Sequence[bool]) -> list[str]:
+        """Return the inputs that each row lacks, separated by `|`."""
+        no_image = [bool(self.views) and not has for has in has_image]
+        empty = [no_image, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
+        names = ("image", *self.columns)
+        return ["|".join(compress(names, row)) for row in zip(*empty, strict=True)]
+
+
+def _require_compatible(members: Sequence[CalibratedModel]) -> None:
+    if not members:
+        raise InputError("no checkpoint given")
+    first = members[0].card
+    for member in members[1:]:
+        if (member.card.classes, member.card.positive) != (first.classes, first.positive):
+            raise InputError(
+                f"the checkpoints do not predict the same: {', '.join(first.classes)} "
+                f"(malignant: {', '.join(first.positive)}) against "
+                f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
+            )
+        rules = [model.config.evaluation.call for model in (members[0], member)]
+        if rules[0] != rules[1] and tuple(first.classes) != BINARY:
+            raise InputError(
+                "the checkpoints call classes by different rules: "
+                f"evaluation.call={' against '.join(rules)}; predict with one rule at a time"
+            )
+    if len({member.finder for member in members if member.measured_columns}) > 1:
+        raise InputError(
+            "the checkpoints measure lesions with different segmenters; predict with one segmenter "
+            "at a time"
         )
 
 
-def _mean_of_known(parts: Sequence[Shaped[np.ndarray, "..."] | None]) -> Any:
-    """The mean of what members say, over those that do."""
-    known = [part for part in parts if part is not None]
-    return np.mean(known, axis=0) if known else None
+def _training_column_names(
+    members: Sequence[CalibratedModel], columns: Sequence[str]
+) -> dict[str, str]:
+    """Map the column names of user tables in training to canonical names."""
+    return {
+        public: name
+        for member in members
+        if member.config.data.name == "csv"
+        for name, public in (member.config.data.args.get("columns") or {}).items()
+        if name in {"image_id", "patient_id", "lesion_id", *columns}
+    }
+
+
+def _mean_of_available(values: Sequence[Shaped[np.ndarray, "..."] | None]) -> Any:
+    available = [value for value in values if value is not None]
+    return np.mean(available, axis=0) if available else None

@@ -1,4 +1,4 @@
-"""Heat maps as pictures."""
+"""Explanations of single predictions: heat maps as pictures, and contributions of the inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,76 +13,91 @@ from PIL import Image
 
 from skinmm.data.dataset import picture
 from skinmm.images.decode import decode
-from skinmm.images.source import (
-    COLUMNS,
-    Source,
-    fill_empty_cells,
-    has_empty_cell,
-    may_be_dicom,
-    read_header_record,
+from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
+from skinmm.images.source import Source
+from skinmm.predict.attribution import (
+    Contributions,
+    compute_contributions,
+    compute_heat_map,
+    mean_contributions,
 )
-from skinmm.predict.attribution import Contributions, contributions, heat_map, mean_contributions
-from skinmm.predict.model import CalibratedModel
-from skinmm.predict.predictor import Predictor, device_of
-from skinmm.predict.reader import canonical_patients
+from skinmm.predict.backends import TorchBackend
+from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.pipeline import TableBatch
+from skinmm.predict.predictor import Predictor, select_device
 from skinmm.vocabulary import Columns, is_missing
 
-# Viridis at a few points: lighter is more, also for who cannot tell red from green.
+# Viridis at a few points: brighter is more, also for readers with red-green colour blindness.
 _COLOURS: Final = np.array(
     [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32
 )
-_STRENGTH: Final = 0.65  # of the colour where the map is strongest
+_OPACITY: Final = 0.65  # of the colour at the maximum of the map
 
 
 def heat_map_to_png(heat: Float32[np.ndarray, "down across"]) -> bytes:
-    """The map itself as an 8-bit grey PNG: a pixel a place of the network, 255 where strongest."""
+    """Return a heat map as an 8-bit greyscale PNG with one pixel per cell, 255 at the maximum."""
     file = BytesIO()
     Image.fromarray(np.round(255 * heat).astype(np.uint8)).save(file, "png")
     return file.getvalue()
 
 
 def overlay(
-    picture: UInt8[np.ndarray, "height width 3"], heat: Float32[np.ndarray, "down across"]
+    image: UInt8[np.ndarray, "height width 3"], heat: Float32[np.ndarray, "down across"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The map over the picture: clear where nothing speaks for malignancy."""
-    strong = enlarged(heat, picture.shape[:2]).clip(0, 1)
+    """Draw a heat map over an image, transparent where the map is 0."""
+    strength = _enlarge(heat, image.shape[:2]).clip(0, 1)
     steps = np.linspace(0, 1, len(_COLOURS))
-    colour = np.stack([np.interp(strong, steps, part) for part in _COLOURS.T], axis=-1)
-    weight = (_STRENGTH * np.sqrt(strong))[..., None]
-    return np.round((1 - weight) * picture + weight * colour).astype(np.uint8)
+    colour = np.stack([np.interp(strength, steps, part) for part in _COLOURS.T], axis=-1)
+    weight = (_OPACITY * np.sqrt(strength))[..., None]
+    return np.round((1 - weight) * image + weight * colour).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a case has its probability.
+    """Explanation of one prediction.
 
     Attributes:
-        contributions: what each input added.
-        record: the columns as the model read them, those of a DICOM header included.
-        heat: where the image speaks for malignancy, 0 to 1; None without an image.
-        seen: what the map lies over, where that is not simply the whole picture.
+        contributions: contribution of each input.
+        record: record values as the model read them, with those of a DICOM header.
+        heat: where the image raises the malignancy, 0 to 1; None without an image.
+        pixels: preprocessed image under the map; None if the map covers the whole image.
     """
 
     contributions: Contributions
     record: dict[str, Any]
     heat: Float32[np.ndarray, "down across"] | None
-    seen: UInt8[np.ndarray, "s s 3"] | None = None
+    pixels: UInt8[np.ndarray, "s s 3"] | None = None
 
     @classmethod
     def mean(cls, members: "Sequence[Explanation]") -> "Explanation":
-        """Of several checkpoints."""
-        heats = [each.heat for each in members if each.heat is not None]
+        """Average the explanations of several checkpoints."""
+        heats = [member.heat for member in members if member.heat is not None]
         finest = max((heat.shape for heat in heats), default=(0, 0))
-        record = {name: cell for each in members for name, cell in each.record.items()}
-        heat = np.mean([enlarged(each, finest) for each in heats], axis=0) if heats else None
-        seen = next((each.seen for each in members if each.seen is not None), None)
-        return cls(mean_contributions([each.contributions for each in members]), record, heat, seen)
+        heat = np.mean([_enlarge(one, finest) for one in heats], axis=0) if heats else None
+        record = {name: cell for member in members for name, cell in member.record.items()}
+        pixels = next((m.pixels for m in members if m.pixels is not None), None)
+        contributions = mean_contributions([member.contributions for member in members])
+        return cls(contributions, record, heat, pixels)
+
+    def draw(
+        self, image: bytes, frame: int | None, max_side: int
+    ) -> UInt8[np.ndarray, "_ _ 3"] | None:
+        """Draw the heat map over the image it explains; None without a heat map.
+
+        Raises:
+            DecodeError: the image cannot be used.
+        """
+        if self.heat is None:
+            return None
+        pixels = self.pixels
+        if pixels is None:
+            pixels = decode_for_display(image, frame, max_side)
+        return overlay(pixels, self.heat)
 
 
-def enlarged(
+def _enlarge(
     heat: Float32[np.ndarray, "down across"], shape: tuple[int, ...]
 ) -> Float32[np.ndarray, "_ _"]:
-    """A map between whose places is interpolated."""
     if heat.shape == shape:
         return heat
     map_ = torch.from_numpy(heat)[None, None]
@@ -90,24 +105,24 @@ def enlarged(
 
 
 class Explainer:
-    """A checkpoint's own network, and what its probabilities go through.
+    """Explains the predictions of one checkpoint.
 
     Attributes:
-        member: run by torch, whatever predicts: an exported network tells no gradients.
-        columns: of the record, that it uses.
+        member: the model, run by PyTorch, as exported models have no gradients.
+        columns: its record columns.
     """
 
     def __init__(
-        self, member: CalibratedModel, among: int = 0, probabilities: str = "calibrated"
+        self, member: CalibratedModel, max_columns: int = 0, probabilities: str = "calibrated"
     ) -> None:
-        """Takes a member whose backend is torch.
+        """Store a model whose backend is torch.
 
         Args:
-            member: what is explained.
-            among: how many columns it and those averaged with it have.
-            probabilities: which of its are explained, as for `Predictor.predict`.
+            member: the model.
+            max_columns: number of record columns of all models whose explanations are averaged.
+            probabilities: which probabilities to explain, see `Predictor.predict`.
         """
-        self._among, self._raw = among, probabilities == "raw"
+        self._max_columns, self._is_raw = max_columns, probabilities == "raw"
         self.member, self.columns = member, member.columns
         self._backend: Any = member.backend
 
@@ -119,20 +134,19 @@ class Explainer:
         accelerator: str,
         probabilities: str = "calibrated",
     ) -> "list[Explainer]":
-        """Explainers of a predictor's members, loaded once more where torch does not run them.
+        """Return an explainer per member, loaded again if torch does not run the member.
 
         Raises:
             CheckpointError: a file is not a usable checkpoint.
         """
-        device, among = device_of(accelerator), len(predictor.columns)
-        return [
-            cls(
-                member if member.backend.name == "torch" else CalibratedModel.load(path, device),
-                among,
-                probabilities,
-            )
+        device = select_device(accelerator)
+        members = [
+            member
+            if isinstance(member.backend, TorchBackend)
+            else CalibratedModel.load(path, device)
             for member, path in zip(predictor.ensemble.members, checkpoints, strict=True)
         ]
+        return [cls(member, len(predictor.columns), probabilities) for member in members]
 
     def explain(
         self,
@@ -141,36 +155,47 @@ class Explainer:
         frame: int | None = None,
         path: str = "",
     ) -> Explanation:
-        """Why a case that can be predicted has its probability; `path` names the image's file."""
+        """Explain one prediction.
+
+        Args:
+            image: bytes of the image file.
+            record: values by column.
+            frame: frame of a DICOM file, from 1.
+            path: location of the image, whose name says whether it may be a DICOM file.
+        """
         member, network = self.member, self._backend.network
-        calibration = member.calibration
         row = canonical_record(member.encoder.columns, image, record, path)
-        if member.finder and member.measured and image is not None:
-            found_there = member.finder.measure(Source(image, frame))
-            row |= fill_empty_cells(row, [found_there], member.measured)
-        cells = {name: held[0] for name, held in row.items()}
-        positive = [member.card.classes.index(name) for name in member.card.positive]
-        pixels = self._pixels(image, frame)
-        seen = None if pixels is None else torch.from_numpy(pixels).to(network.device)
-        seen = None if seen is None else seen.permute(2, 0, 1)[None]
-        found = contributions(
+        if member.finder and member.measured_columns and image is not None:
+            measured = member.finder.measure(Source(image, frame))
+            row |= completed(row, [measured], member.measured_columns)
+        pixels = self._load_pixels(image, frame)
+        tensor = None
+        if pixels is not None:
+            tensor = torch.from_numpy(pixels).to(network.device).permute(2, 0, 1)[None]
+        contributions = compute_contributions(
             network,
             member.encoder,
-            lambda raw: (raw if self._raw else calibration.apply(raw))[:, positive].sum(axis=1),
-            cells,
-            seen,
+            self._malignancy,
+            {name: cells[0] for name, cells in row.items()},
+            tensor,
             views=self._backend.views,
-            shown=image is not None,
-            among=self._among,
+            has_image=image is not None,
+            max_columns=self._max_columns,
         )
         heat = None
-        if seen is not None and image is not None:
+        if tensor is not None and image is not None:
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
-            heat = heat_map(network, seen, encoded, positive=positive)
-        seen_as = pixels if member.card.preprocess else None
-        return Explanation(found, known_values(row, self.columns), heat, seen_as)
+            heat = compute_heat_map(network, tensor, encoded, positive=member.positive)
+        under_map = pixels if member.card.preprocess else None
+        return Explanation(contributions, known_values(row, self.columns), heat, under_map)
 
-    def _pixels(self, image: bytes | None, frame: int | None) -> UInt8[np.ndarray, "s s 3"] | None:
+    def _malignancy(self, raw: np.ndarray) -> np.ndarray:
+        probabilities = raw if self._is_raw else self.member.calibration.apply(raw)
+        return probabilities[:, self.member.positive].sum(axis=1)
+
+    def _load_pixels(
+        self, image: bytes | None, frame: int | None
+    ) -> UInt8[np.ndarray, "s s 3"] | None:
         view = self.member.view
         if view is None:
             return None
@@ -182,27 +207,29 @@ class Explainer:
 def canonical_record(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
 ) -> dict[str, np.ndarray]:
-    """A record in canonical words, completed from a DICOM header, as in prediction."""
-    given = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
-    row = canonical_patients(given, columns, needs_image=False).cells
-    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
+    """Return a record in canonical words, completed from a DICOM header, as in prediction."""
+    table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
+    row = TableBatch(table, columns, needs_image=False).cells
+    if image is None or not may_be_dicom(path) or not lacking(row, COLUMNS).any():
         return row
-    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
+    return row | completed(row, [header_record(path, BytesIO(image))])
 
 
 def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
-    """What a record holds."""
+    """Return the values of a record that are not missing."""
     return {name: row[name].tolist()[0] for name in columns if not is_missing(row[name][0])}
 
 
-def decode_for_display(image: bytes, frame: int | None, side: int) -> UInt8[np.ndarray, "_ _ 3"]:
-    """An image as a person wants to see it: as large as asked for on its longer side.
+def decode_for_display(
+    image: bytes, frame: int | None, max_side: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Decode an image, reduced to at most `max_side` pixels on its longer side.
 
     Raises:
         DecodeError: it cannot be used.
     """
     pixels = decode(image, frame=frame)
-    scale = min(1.0, side / max(pixels.shape[:2]))
+    scale = min(1.0, max_side / max(pixels.shape[:2]))
     if scale == 1:
         return pixels
     size = tuple(max(1, round(scale * length)) for length in pixels.shape[:2])

@@ -1,16 +1,16 @@
-"""`skinmm export`: a checkpoint as one ONNX file, compared with PyTorch before it is left there.
+"""`skinmm export`: write a checkpoint as one ONNX file, and compare it with PyTorch.
 
-Inputs, each only where the model uses it: `image` uint8 (batch, 3, size, size) RGB, `record`
-float32 (batch, columns) as the metadata's `encoder` says, and `shown` bool (batch,), false where a
-row has no image, of a model that learned to do without.
+Inputs, each only if the model uses it: `image` uint8 (batch, 3, size, size) RGB, `record` float32
+(batch, columns) as the metadata's `encoder` describes, and `shown` bool (batch,), false for rows
+without an image, of a model that was trained with such rows.
 
-Outputs: `probabilities` float64 (batch, classes), with the correction for the sampling and any
-calibration inside the graph (isotonic steps as well); `log_probabilities` and `features` float32,
-from which `predict.py` computes what it computes for PyTorch; and, where the checkpoint knows it,
-`ood` float64 (batch,), how unlike the validation rows each row is, 1 is the limit.
+Outputs: `probabilities` float64 (batch, classes), with the prior correction and the calibration
+inside the graph; `log_probabilities` and `features` float32, from which `predict.py` computes the
+same as with PyTorch; and, if the checkpoint has it, `ood` float64 (batch,), the out-of-distribution
+score, 1 is the limit.
 
 Metadata, each as JSON: `classes`, `positive`, `threshold`, `conformal`, `encoder`, `image_size`,
-`preprocess` (steps on the picture that are not in the graph), and the SHA-256 of the `checkpoint`.
+`preprocess` (steps that are not in the graph), and the SHA-256 of the `checkpoint`.
 """
 
 import json
@@ -34,181 +34,178 @@ from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.referral import OODDetector
 from skinmm.files import atomic_write
-from skinmm.predict import Predictor
+from skinmm.predict import backends
 from skinmm.predict.backends import (
-    KEY,
+    HasImage,
     Image,
+    NetworkOutput,
     OnnxBackend,
-    Outcome,
     Record,
-    Shown,
     TorchBackend,
 )
-from skinmm.predict.model import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.predictor import Predictor
+from skinmm.predict.writer import require_output_file
 
 DEMO: Final = Path(__file__).parents[1] / "demo"
 OPSET: Final = 17
-"""ONNX 1.12 of 2022: what every ONNX Runtime since then reads."""
+"""ONNX 1.12 of 2022, which every ONNX Runtime since then reads."""
 TOLERANCE: Final = 1e-4
-"""Largest difference of a probability from PyTorch's."""
-OUTPUTS: Final = ("probabilities", "log_probabilities", "features")
+"""Maximum difference of a probability from that of PyTorch."""
+OUTPUTS: Final = ("probabilities", *backends.OUTPUTS)
 _TINY: Final = float(np.finfo(np.float64).eps)
-Probabilities = Float64[np.ndarray, "b classes"]
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes an exported model that gives what its checkpoint gives.
-
-    Returns:
-        The file.
+    """Write an exported model that agrees with its checkpoint, and return its path.
 
     Raises:
-        InputError: no such checkpoint, a file in the way, a package is not installed, or the
-            exported model gives something else; then no file is left.
+        InputError: a missing checkpoint, an existing file, a package is not installed, or the
+            exported model disagrees with its checkpoint; then no file is written.
     """
     source = Path(config.checkpoint)
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
-    if path.exists() and not config.overwrite:
-        raise InputError(f"{path} exists; choose another with out=FILE, or overwrite=true")
-    if not path.parent.is_dir():
-        raise InputError(f"out={path}: the folder {path.parent} does not exist")
-    member = CalibratedModel.load(source, torch.device("cpu"))
+    require_output_file("out", path, overwrite=config.overwrite)
+    model = CalibratedModel.load(source, torch.device("cpu"))
     with atomic_write(path) as partial:
-        _write(member, partial)
-        _verify(member, OnnxBackend(partial), config.rows)
+        _write(model, partial)
+        _verify(model, OnnxBackend(partial), config.rows)
     return path
 
 
-class _Exported(nn.Module):
-    """A network and its calibration, with inputs by position."""
+class _ExportedModule(nn.Module):
+    """Network with its calibration; inputs by position."""
 
-    def __init__(self, member: CalibratedModel, backend: TorchBackend, inputs: list[str]) -> None:
+    def __init__(self, model: CalibratedModel, backend: TorchBackend, inputs: list[str]) -> None:
         super().__init__()
         self.network, self._views, self._inputs = backend.network, backend.views, inputs
-        self.calibrated, self._usual = Calibrated(member.calibration), member.familiarity
+        self.calibration = CalibrationModule(model.calibration)
+        self._ood_detector = model.ood_detector
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self._inputs, inputs, strict=True))
-        logarithms, features = self.network.predict(
-            given.get("image"), given.get("record"), self._views, given.get("shown")
+        values = dict(zip(self._inputs, inputs, strict=True))
+        log_probabilities, features = self.network.outcome(
+            values.get("image"), values.get("record"), self._views, values.get("shown")
         )
-        outputs = self.calibrated(logarithms.double().softmax(dim=1)), logarithms, features
-        return (*outputs, unfamiliarity(self._usual, features)) if self._usual else outputs
+        probabilities = self.calibration(log_probabilities.double().softmax(dim=1))
+        outputs = (probabilities, log_probabilities, features)
+        if self._ood_detector is None:
+            return outputs
+        return (*outputs, compute_ood_score(self._ood_detector, features))
 
 
-def unfamiliarity(usual: OODDetector, features: Float32[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    """`OODDetector.score` in PyTorch's operations."""
-    arrays = (usual.mean, usual.directions, usual.variances)
-    mean, directions, variances = (torch.from_numpy(each).double() for each in arrays)
+def compute_ood_score(
+    detector: OODDetector, features: Float32[Tensor, "n d"]
+) -> Float64[Tensor, " n"]:
+    """Compute `OODDetector.score` with PyTorch operations."""
+    arrays = (detector.mean, detector.directions, detector.variances)
+    mean, directions, variances = (torch.from_numpy(array).double() for array in arrays)
     centred = features.double() - mean
     along = centred @ directions.T
-    left = (centred - along @ directions).square().sum(dim=1) / usual.rest
-    return ((along.square() / variances).sum(dim=1) + left) / usual.limit
+    residual = (centred - along @ directions).square().sum(dim=1) / detector.rest
+    return ((along.square() / variances).sum(dim=1) + residual) / detector.limit
 
 
-class Calibrated(nn.Module):
-    """`Calibration.apply` in PyTorch's operations, so that it can be part of a graph."""
+class CalibrationModule(nn.Module):
+    """`Calibration.apply` with PyTorch operations, which can be exported."""
 
     def __init__(self, calibration: Calibration) -> None:
-        """Takes a fitted calibration."""
+        """Copy the parameters of a fitted calibration."""
         super().__init__()
         self._factors, self._method = None, calibration.method
         if calibration.prior is not None:
-            trained, deployed = (np.array(part) for part in calibration.prior)
-            known = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
-            self._factors = torch.from_numpy(known)
+            trained, deployed = (np.array(shares) for shares in calibration.prior)
+            factors = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
+            self._factors = torch.from_numpy(factors)
         state = calibration.state
         if self._method in ("temperature", "platt"):
             self._scale = float(state["scale"])
             self._shifts = torch.tensor(state["shifts"], dtype=torch.float64)
         elif self._method == "isotonic":
-            kinds = ("x", "y")
             self._steps = [
-                [torch.tensor(step[kind], dtype=torch.float64) for kind in kinds]
+                [torch.tensor(step[axis], dtype=torch.float64) for axis in ("x", "y")]
                 for step in state["steps"]
             ]
         elif self._method != "none":
             raise InputError(f"calibration {self._method} cannot be exported")
 
     def forward(self, raw: Float64[Tensor, "n c"]) -> Float64[Tensor, "n c"]:
-        """Calibrated probabilities of raw ones."""
-        chances = raw
+        """Calibrate raw probabilities."""
+        values = raw
         if self._factors is not None:
             shifted = raw * self._factors
             total = shifted.sum(dim=1, keepdim=True)
-            chances = torch.where(total > 0, shifted / total.clamp_min(_TINY**2), raw)
+            values = torch.where(total > 0, shifted / total.clamp_min(_TINY**2), raw)
         if self._method in ("temperature", "platt"):
-            scaled = chances.clamp_min(_TINY).log() * self._scale + self._shifts
+            scaled = values.clamp_min(_TINY).log() * self._scale + self._shifts
             return scaled.softmax(dim=1)
         if self._method == "isotonic":
-            columns = [_stepped(chances[:, i], *step) for i, step in enumerate(self._steps)]
+            columns = [_interpolate(values[:, i], *step) for i, step in enumerate(self._steps)]
             stepped = torch.stack(columns, dim=1)
             return stepped / stepped.sum(dim=1, keepdim=True)
-        return chances
+        return values
 
 
-def _stepped(
+def _interpolate(
     values: Float64[Tensor, " n"], x: Float64[Tensor, " k"], y: Float64[Tensor, " k"]
 ) -> Float64[Tensor, " n"]:
-    """`numpy.interp`: linear between the points, constant beyond them."""
+    """Compute `numpy.interp`: linear between the points, constant beyond them."""
     if len(x) == 1:
         return torch.zeros_like(values) + y
     inside = torch.minimum(torch.maximum(values, x[0]), x[-1])
-    after = (inside[:, None] >= x[1:-1]).sum(dim=1)  # points passed: the segment's number
+    segment = (inside[:, None] >= x[1:-1]).sum(dim=1)
     slopes = (y[1:] - y[:-1]) / (x[1:] - x[:-1])
-    return y[after] + (inside - x[after]) * slopes[after]
+    return y[segment] + (inside - x[segment]) * slopes[segment]
 
 
-def _write(member: CalibratedModel, path: Path) -> None:
+def _write(model: CalibratedModel, path: Path) -> None:
     try:
         import onnx
     except ImportError as error:
         raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
-    backend, wish = _torch(member), member.view
-    example = {
-        "image": None if wish is None else torch.zeros(2, 3, wish.size, wish.size).byte(),
-        "record": torch.zeros(2, member.encoder.dim) if "record" in member.inputs else None,
-        "shown": torch.ones(2, dtype=torch.bool) if backend.stands_in else None,
+    backend, view = _torch_backend(model), model.view
+    examples = {
+        "image": None if view is None else torch.zeros(2, 3, view.size, view.size).byte(),
+        "record": torch.zeros(2, model.encoder.dim) if "record" in model.inputs else None,
+        "shown": torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None,
     }
-    given = {name: value for name, value in example.items() if value is not None}
-    module = _Exported(member, backend, list(given)).eval()
-    outputs = [*OUTPUTS, *(["ood"] if member.familiarity else [])]
+    inputs = {name: value for name, value in examples.items() if value is not None}
+    outputs = [*OUTPUTS, *(["ood"] if model.ood_detector else [])]
     with _traceable():
         torch.onnx.export(
-            module,
-            tuple(given.values()),
+            _ExportedModule(model, backend, list(inputs)).eval(),
+            tuple(inputs.values()),
             str(path),
-            input_names=list(given),
+            input_names=list(inputs),
             output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in (*given, *outputs)},
+            dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
             opset_version=OPSET,
             dynamo=False,
         )
-    model = onnx.load(path)
-    for name, value in _metadata(member).items():
-        entry = model.metadata_props.add()
+    graph = onnx.load(path)
+    for name, value in _metadata(model).items():
+        entry = graph.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value)
-    onnx.save(model, path)
+    onnx.save(graph, path)
 
 
-def _metadata(member: CalibratedModel) -> dict[str, Any]:
-    card = member.card
+def _metadata(model: CalibratedModel) -> dict[str, Any]:
     return {
         "made_by": f"skinmm {__version__}",
-        KEY: member.digest,
-        "classes": card.classes,
-        "positive": card.positive,
-        "threshold": member.threshold.value,
-        "conformal": card.conformal,
-        "encoder": card.encoder["columns"] if "record" in member.inputs else [],
-        "image_size": member.view.size if member.view else None,
-        "preprocess": card.preprocess,
+        backends.KEY: model.digest,
+        "classes": model.card.classes,
+        "positive": model.card.positive,
+        "threshold": model.threshold.value,
+        "conformal": model.card.conformal,
+        "encoder": model.card.encoder["columns"] if "record" in model.inputs else [],
+        "image_size": model.view.size if model.view else None,
+        "preprocess": model.card.preprocess,
     }
 
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """For the tracing exporter, which needs no further package; it warns of what is fixed here."""
+    """Prepare for the tracing exporter, which warns about values that are constant here."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no operator for it
     try:
@@ -219,53 +216,53 @@ def _traceable() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _verify(member: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
-    """Refuses an exported model that differs from its checkpoint on lesions of the embedded cohort.
+def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
+    """Compare probabilities and decisions for lesions of the embedded cohort.
 
     Raises:
-        InputError: a probability differs by more than `TOLERANCE`, or a decision does.
+        InputError: a probability differs by more than `TOLERANCE`, or a decision differs.
     """
     table = pd.read_csv(DEMO / "cohort.csv", dtype={"image_id": str}).head(rows)
-    compared = _Compared(member, exported)
-    twin = replace(member, backend=compared)
-    predicted = Predictor([twin]).predict(table, DEMO / "images", batch_size=7)
-    failed = predicted["error"][predicted["error"] != ""]
-    if len(failed):
-        raise InputError(f"comparing with PyTorch failed: {failed.iloc[0]}")
-    ours, theirs = np.concatenate(compared.ours), np.concatenate(compared.theirs)
-    worst = float(np.abs(ours - theirs).max())
-    positive = np.isin(member.card.classes, member.card.positive)
-    called = [each[:, positive].sum(axis=1) >= member.threshold.value for each in (ours, theirs)]
-    other = int((called[0] != called[1]).sum())
-    if not worst <= TOLERANCE or other:
+    comparison = _ComparedBackend(model, exported)
+    twin = replace(model, backend=comparison)
+    predictions = Predictor([twin]).predict(table, DEMO / "images", batch_size=7)
+    errors = predictions["error"][predictions["error"] != ""]
+    if len(errors):
+        raise InputError(f"comparing with PyTorch failed: {errors.iloc[0]}")
+    pairs = [np.concatenate(parts) for parts in (comparison.expected, comparison.actual)]
+    difference = float(np.abs(pairs[0] - pairs[1]).max())
+    decisions = [p[:, model.positive].sum(axis=1) >= model.threshold.value for p in pairs]
+    changed = int((decisions[0] != decisions[1]).sum())
+    if not difference <= TOLERANCE or changed:
         raise InputError(
-            f"the exported model differs from its checkpoint: probabilities by up to {worst:.2g}, "
-            f"{other} of {len(table)} decisions; nothing was written"
+            "the exported model differs from its checkpoint: probabilities by up to "
+            f"{difference:.2g}, {changed} of {len(table)} decisions; nothing was written"
         )
 
 
-class _Compared(TorchBackend):
-    """PyTorch, with the exported model asked the same."""
+class _ComparedBackend(TorchBackend):
+    """PyTorch backend that runs the exported model on every batch too."""
 
-    def __init__(self, member: CalibratedModel, exported: OnnxBackend) -> None:
-        torch_backend = _torch(member)
-        super().__init__(torch_backend.network, torch_backend.views)
-        self._calibration, self._exported = member.calibration, exported
-        self.ours: list[Probabilities] = []
-        self.theirs: list[Probabilities] = []
+    def __init__(self, model: CalibratedModel, exported: OnnxBackend) -> None:
+        backend = _torch_backend(model)
+        super().__init__(backend.network, backend.views)
+        self._calibration, self._exported = model.calibration, exported
+        self.expected: list[np.ndarray] = []
+        self.actual: list[np.ndarray] = []
 
-    def __call__(self, image: Image, record: Record, shown: Shown) -> Outcome:
-        outcome = super().__call__(image, record, shown)
-        raw = softmax(outcome.log_probabilities.astype(np.float64), axis=1)
-        answers = self._exported.run(list(OUTPUTS), image, record, shown)
-        again = softmax(answers[1].astype(np.float64), axis=1)
-        # The file's own probabilities, and those that `predict.py` makes of its other output.
-        self.ours += 2 * [self._calibration.apply(raw)]
-        self.theirs += [answers[0], self._calibration.apply(again)]
-        return outcome
+    def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
+        output = super().__call__(image, record, has_image)
+        probabilities, log_probabilities, _ = self._exported.run(OUTPUTS, image, record, has_image)
+        # Compare the probabilities of the file, and those that `predict.py` computes.
+        self.expected += 2 * [self._calibrate(output[0])]
+        self.actual += [probabilities, self._calibrate(log_probabilities)]
+        return output
+
+    def _calibrate(self, log_probabilities: np.ndarray) -> np.ndarray:
+        return self._calibration.apply(softmax(log_probabilities.astype(np.float64), axis=1))
 
 
-def _torch(member: CalibratedModel) -> TorchBackend:
-    if not isinstance(member.backend, TorchBackend):
-        raise TypeError(f"{member.backend.name} cannot be exported")
-    return member.backend
+def _torch_backend(model: CalibratedModel) -> TorchBackend:
+    if not isinstance(model.backend, TorchBackend):
+        raise TypeError(f"{model.backend.name} cannot be exported")
+    return model.backend

@@ -1,103 +1,190 @@
-"""What is made of a finished output: a row per patient, and the competition's file."""
+"""Further outputs of a prediction job: a row per patient, a competition file, explanations."""
 
 import csv
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pandas as pd
 from PIL import Image
 
-from skinmm.errors import InputError
+from skinmm.config import PredictConfig
+from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
+from skinmm.images.finder import strip_suffix
 from skinmm.images.source import Source
-from skinmm.predict.attribution import IMAGE, MOST_COLUMNS, RECORD
-from skinmm.predict.batch import PredictionTable
-from skinmm.predict.explain import Explainer, Explanation, decode_for_display, overlay
-from skinmm.predict.images import ImageFolder, strip_image_suffix
+from skinmm.predict.attribution import IMAGE, MAX_COLUMNS, RECORD
+from skinmm.predict.explain import Explainer, Explanation
+from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.pipeline import describe_error
+from skinmm.predict.predictor import PredictionTable, Predictor
+from skinmm.predict.writer import require_output_file, to_csv
 
 Rows = Iterable[pd.DataFrame]
-LISTED: Final = 20
-"""Lesions of a patient that are named, those of the highest risk first."""
+MAX_LESIONS: Final = 20
+"""Lesions per patient that are named, in descending order of risk."""
+
+
+class ExtraOutput(Protocol):
+    """Output that is written along with the predictions."""
+
+    label: str
+    path: Path
+
+    def add(self, predictions: PredictionTable) -> None:
+        """Write what follows from the next rows."""
+
+    def finish(self, rows: Rows) -> None:
+        """Write what follows from the complete output, given as text in blocks."""
+
+
+@dataclass
+class SummaryOutput:
+    """CSV that is made from the complete output."""
+
+    label: str
+    path: Path
+    summarize: Callable[[Rows], Rows]
+
+    def add(self, predictions: PredictionTable) -> None:
+        """Do nothing before the output is complete."""
+
+    def finish(self, rows: Rows) -> None:
+        """Write the file."""
+        with (
+            atomic_write(self.path) as partial,
+            partial.open("w", encoding="utf-8", newline="") as file,
+        ):
+            for number, table in enumerate(self.summarize(rows)):
+                file.write(to_csv(table, header=number == 0))
+
+
+@contextmanager
+def open_extra_outputs(
+    config: PredictConfig,
+    predictor: Predictor,
+    checkpoints: Sequence[Path],
+    images: ImageFolder,
+    rows_done: int,
+) -> Iterator[list[ExtraOutput]]:
+    """Open the further outputs that a job asks for; they are closed with the block.
+
+    Args:
+        config: the job.
+        predictor: the models of the job.
+        checkpoints: their files.
+        images: images of the rows.
+        rows_done: rows that an interrupted job has predicted.
+
+    Raises:
+        InputError: the folder of explanations is in use.
+    """
+    paths = {key: getattr(config, key) for key in SUMMARIES}
+    extras: list[ExtraOutput] = [
+        SummaryOutput(SUMMARIES[key][0], Path(path), SUMMARIES[key][1])
+        for key, path in paths.items()
+        if path
+    ]
+    with ExitStack() as stack:
+        if config.explain is not None:
+            folder = Path(config.explain)
+            ExplanationWriter.require_folder(folder, overwrite=config.overwrite or config.resume)
+            explainers = Explainer.for_predictor(
+                predictor, checkpoints, config.accelerator, config.probabilities
+            )
+            writer = ExplanationWriter(folder, explainers, images, rows_done)
+            extras.append(stack.enter_context(writer))
+        yield extras
+
+
+def check_summary_paths(config: PredictConfig) -> None:
+    """Refuse summaries that cannot be written, or that another setting names too.
+
+    Raises:
+        InputError: names the setting.
+    """
+    used = {Path(getattr(config, key)).absolute(): key for key in ("input", "output")}
+    for key in SUMMARIES:
+        if getattr(config, key):
+            path = Path(getattr(config, key))
+            if path.suffix.lower() != ".csv":
+                raise InputError(f"{key}={path}: name a file that ends in .csv")
+            if other := used.get(path.absolute()):
+                raise InputError(f"{key}={path} is the {other} too; choose another path")
+            used[path.absolute()] = key
+            require_output_file(key, path, overwrite=config.overwrite)
 
 
 @dataclass
 class _Patient:
-    """What a patient's rows say.
+    """Summary of a patient's rows.
 
-    `lesions` holds (malignancy, image) of the highest risks, `decisions` the reasons for each
-    decision that any row had.
+    Attributes:
+        lesions: (malignancy, image) of the lesions with the highest risk.
+        reasons: reasons for each decision of any row.
+        errors: errors of rows that could not be predicted.
+        images: number of rows.
     """
 
     lesions: list[tuple[float, str]] = field(default_factory=list)
-    decisions: dict[str, list[str]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
     images: int = 0
 
-    def row(self) -> dict[str, Any]:
-        """Decided by the worst: malignant before refer, and what was not predicted is referred."""
-        decisions = {*self.decisions} | ({"refer"} if self.failures else set())
-        decided = next(name for name in ("malignant", "refer", "benign") if name in decisions)
-        reasons = self.decisions.get(decided, [])
+    def add(self, row: Mapping[Hashable, Any]) -> None:
+        """Add a row of the output."""
+        self.images += 1
+        if row["error"]:
+            self.errors.append(row["error"])
+            return
+        lesion = (float(row["malignancy"]), row["image_id"])
+        self.lesions = sorted([*self.lesions, lesion], key=lambda one: -one[0])[:MAX_LESIONS]
+        reasons = self.reasons.setdefault(row["decision"], [])
+        if (reason := _describe_reason(row)) and len(reasons) < MAX_LESIONS:
+            reasons.append(reason)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the worst decision; malignant precedes refer, and errors count as refer."""
+        decisions = {*self.reasons} | ({"refer"} if self.errors else set())
+        decision = next(name for name in ("malignant", "refer", "benign") if name in decisions)
+        reasons = [*self.reasons.get(decision, []), *self.errors]
         return {
-            "decision": decided,
+            "decision": decision,
             "malignancy": self.lesions[0][0] if self.lesions else None,
             "images": self.images,
             "lesions": "|".join(lesion[1] for lesion in self.lesions),
-            "reasons": "; ".join([*reasons, *self.failures][:LISTED]),
+            "reasons": "; ".join(reasons[:MAX_LESIONS]),
         }
 
 
-def write_patient_summary(rows: Rows, path: Path) -> None:
-    """Writes a row per patient, the highest risk first; a row of nobody's is a patient's own.
+def summarize_patients(rows: Rows) -> Rows:
+    """Return one row per patient, in descending order of risk; rows without patient are their own.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
-    `malignancy` is the highest; `lesions` names the images, the highest risk first; `reasons` says
-    what speaks for the decision, lesion by lesion.
-
-    Args:
-        rows: an output, in parts, as text.
-        path: CSV to write.
+    `malignancy` is the highest; `lesions` names the images in descending order of risk; `reasons`
+    has the reasons for the decision, lesion by lesion.
     """
     patients: dict[str, _Patient] = {}
     for table in rows:
         for row in table.to_dict("records"):
-            patient = patients.setdefault(row["patient_id"] or row["image_id"], _Patient())
-            patient.images += 1
-            if row["error"]:
-                patient.failures.append(row["error"])
-                continue
-            lesion = (float(row["malignancy"]), row["image_id"])
-            patient.lesions = sorted([*patient.lesions, lesion], key=lambda one: -one[0])[:LISTED]
-            reasons = patient.decisions.setdefault(row["decision"], [])
-            if (reason := _reason(row)) and len(reasons) < LISTED:
-                reasons.append(reason)
-    made = pd.DataFrame({"patient_id": name, **each.row()} for name, each in patients.items())
-    ordered = made.sort_values("malignancy", ascending=False, kind="stable", na_position="last")
-    _write(ordered, path)
+            patients.setdefault(row["patient_id"] or row["image_id"], _Patient()).add(row)
+    table = pd.DataFrame({"patient_id": name, **p.to_row()} for name, p in patients.items())
+    yield table.sort_values("malignancy", ascending=False, kind="stable", na_position="last")
 
 
-def write_submission(rows: Rows, path: Path) -> None:
-    """Writes `image_name,target`: the probability of malignancy of every image.
-
-    Args:
-        rows: an output, in parts, as text.
-        path: CSV to write.
-    """
-    _write((_submitted(table) for table in rows), path)
+def _format_submission(rows: Rows) -> Rows:
+    """Return `image_name,target`: the probability of malignancy of every image."""
+    for table in rows:
+        names = [strip_suffix(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
+        yield pd.DataFrame({"image_name": names, "target": table["malignancy"]})
 
 
-def _submitted(table: pd.DataFrame) -> pd.DataFrame:
-    names = [strip_image_suffix(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
-    return pd.DataFrame({"image_name": names, "target": table["malignancy"]})
-
-
-def _reason(row: Mapping[Hashable, Any]) -> str:
-    """Why a lesion was decided as it was; nothing where it is plainly benign."""
+def _describe_reason(row: Mapping[Hashable, Any]) -> str:
+    """Return the reasons for a decision; empty for a benign lesion without doubt."""
     malignancy, threshold = float(row["malignancy"]), float(row["threshold"])
     reasons = []
     if malignancy >= threshold:
@@ -111,42 +198,41 @@ def _reason(row: Mapping[Hashable, Any]) -> str:
     return f"{row['image_id']}: {', '.join(reasons)}" if reasons else ""
 
 
-def _write(tables: pd.DataFrame | Iterator[pd.DataFrame], path: Path) -> None:
-    """Under a temporary name, then renamed."""
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        parts = [tables] if isinstance(tables, pd.DataFrame) else tables
-        for number, table in enumerate(parts):
-            table.to_csv(
-                file, index=False, header=number == 0, float_format="%.9g", lineterminator="\n"
-            )
+SUMMARIES: Final[dict[str, tuple[str, Callable[[Rows], Rows]]]] = {
+    "by_patient": ("patients", summarize_patients),
+    "submission": ("submission", _format_submission),
+}
+"""Setting -> the label of the file, and the function that makes its rows of those of the output."""
 
 
 TABLE: Final = "explanations.csv"
-SIDE: Final = 480  # pixels of a picture's longer side at most
+MAX_SIDE: Final = 480  # pixels of a picture's longer side
 
 
 class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
-    """A folder with a heat map over each picture, and a table of what each input added.
+    """Folder with a heat map over each image, and a table with the contribution of each input.
 
-    Of the table's columns `start` and those that begin with `added_` sum up to `explained`, the
-    row's probability of malignancy.
+    In the table, `start` and the columns that begin with `added_` sum up to `explained`, the
+    probability of malignancy of the row.
     """
+
+    label = "explanations"
 
     def __init__(
         self, folder: Path, explainers: Sequence[Explainer], images: ImageFolder, done: int = 0
     ) -> None:
-        """Opens the folder.
+        """Open the folder.
 
         Args:
-            folder: made where it is missing.
-            explainers: of the checkpoints.
-            images: where the rows' images are.
-            done: rows that an earlier job finished; what is there of later ones is made again.
+            folder: created if it does not exist.
+            explainers: one per checkpoint.
+            images: images of the rows.
+            done: rows that an interrupted job predicted; explanations of later rows are replaced.
         """
-        self._folder, self._explainers, self._images = folder, explainers, images
-        self._columns = sorted({name for each in explainers for name in each.columns})
-        parts = self._columns if len(self._columns) <= MOST_COLUMNS else [RECORD]
-        added = [f"added_{name}" for name in (IMAGE, *parts)]
+        self.path, self._explainers, self._images = folder, explainers, images
+        self._columns = sorted({name for one in explainers for name in one.columns})
+        record = self._columns if len(self._columns) <= MAX_COLUMNS else [RECORD]
+        added = [f"added_{name}" for name in (IMAGE, *record)]
         names = ("row", "image_id", "picture", "explained", "start", *added)
         header = [*names, "share_of_image", "share_of_record", "error"]
         self._row = done
@@ -156,71 +242,68 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
         self._table = csv.DictWriter(self._file, header, lineterminator="\n")
         self._table.writeheader()
         if done and path.is_file():
-            self._table.writerows(_rows(path, done))
-        self._flush()  # what the earlier job wrote is nowhere else once it is replaced
+            with path.open(encoding="utf-8", newline="") as file:
+                self._table.writerows(islice(csv.DictReader(file), done))
+        self._flush()  # before the only copy of the earlier rows is replaced
         fresh.replace(path)
 
-    def __exit__(self, *_: object) -> None:
-        """Closes the table."""
-        self._file.close()
-
-    def add(self, predicted: PredictionTable) -> None:
-        """Explains rows that were predicted.
+    @staticmethod
+    def require_folder(folder: Path, *, overwrite: bool) -> None:
+        """Refuse a file, or a folder that contains files unless they may be replaced.
 
         Raises:
-            OSError: they cannot be written.
+            InputError: names the setting.
         """
-        names, errors = (predicted.columns[name] for name in ("image_id", "error"))
-        for place, (name, error) in enumerate(zip(names, errors, strict=True)):
-            known = ("patient_id", *self._columns)
-            record = {column: predicted.cells[column][place] for column in known}
+        if folder.is_file():
+            raise InputError(f"explain={folder} is a file; name a folder")
+        require_new_output("explain", folder, overwrite=overwrite)
+
+    def __exit__(self, *_: object) -> None:
+        """Close the table."""
+        self._file.close()
+
+    def add(self, predictions: PredictionTable) -> None:
+        """Explain predicted rows; an error becomes part of the table.
+
+        Raises:
+            OSError: the explanations cannot be written.
+        """
+        names, errors = (predictions.columns[name] for name in ("image_id", "error"))
+        for row, (name, error) in enumerate(zip(names, errors, strict=True)):
+            columns = ("patient_id", *self._columns)
+            record = {column: predictions.cells[column][row] for column in columns}
             try:
-                said = {"error": error} if error else self._explained(name, record)
-            except (OSError, InputError) as lost:
-                said = {"error": " ".join(str(lost).split())}
-            except Exception as lost:  # whatever is wrong with it, the other rows go on
-                said = {"error": f"{type(lost).__name__}: {' '.join(str(lost).split())}"}
-            self._table.writerow({"row": self._row + 1, "image_id": name, **said})
+                cells = {"error": error} if error else self._explain(name, record)
+            except Exception as failure:  # the other rows continue
+                cells = {"error": describe_error(failure)}
+            self._table.writerow({"row": self._row + 1, "image_id": name, **cells})
             self._row += 1
         self._flush()
+
+    def finish(self, rows: Any) -> None:
+        """Do nothing: every row is written as it is explained."""
 
     def _flush(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _explained(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
-        path = self._images.find(name)
-        source = Source(b"") if path is None else self._images.read(path)
-        image = source.data or None
-        each = [one.explain(image, record, source.frame, path or "") for one in self._explainers]
-        reasons = Explanation.mean(each)
-        found = reasons.contributions
-        share = found.share(IMAGE)
-        parts = {f"added_{input_}": f"{value:.9g}" for input_, value in found.added.items()}
+    def _explain(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        location = self._images.find(name)
+        source = Source(b"") if location is None else self._images.read(location)
+        args = (source.data or None, record, source.frame, location or "")
+        explanation = Explanation.mean([one.explain(*args) for one in self._explainers])
+        contributions = explanation.contributions
+        share = contributions.share(IMAGE)
+        added = {f"added_{name}": f"{value:.9g}" for name, value in contributions.added.items()}
+        picture_name, drawing = "", explanation.draw(source.data, source.frame, MAX_SIDE)
+        if drawing is not None:
+            picture_name = f"{self._row + 1:07d}_{strip_suffix(Path(name).name)[:100]}.png"
+            Image.fromarray(drawing).save(self.path / picture_name, "png")
         return {
-            "picture": self._drawn(name, source, reasons),
-            "explained": f"{found.start + sum(found.added.values()):.9g}",
-            "start": f"{found.start:.9g}",
-            **parts,
+            "picture": picture_name,
+            "explained": f"{contributions.start + sum(contributions.added.values()):.9g}",
+            "start": f"{contributions.start:.9g}",
+            **added,
             "share_of_image": "" if share is None else f"{share:.9g}",
             "share_of_record": "" if share is None else f"{1 - share:.9g}",
         }
-
-    def _drawn(self, name: str, source: Source, reasons: Explanation) -> str:
-        """The name of the picture that was written, if there is anything to draw."""
-        if reasons.heat is None:
-            return ""
-        picture = f"{self._row + 1:07d}_{strip_image_suffix(Path(name).name)[:100]}.png"
-        seen = (
-            decode_for_display(source.data, source.frame, SIDE)
-            if reasons.seen is None
-            else reasons.seen
-        )
-        Image.fromarray(overlay(seen, reasons.heat)).save(self._folder / picture, "png")
-        return picture
-
-
-def _rows(path: Path, most: int) -> Iterator[dict[str, str]]:
-    """The first rows of a table that an earlier job left."""
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from islice(csv.DictReader(file), most)

@@ -1,121 +1,277 @@
-"""Tables, batch by batch: images are read, and the networks look at them."""
+"""Prediction pipeline: images are decoded in advance while the networks run, batch by batch."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
 
+from skinmm.data.dataset import View, picture
 from skinmm.errors import InputError
-from skinmm.images.source import COLUMNS, fill_empty_cells, has_empty_cell
-from skinmm.predict.batch import Batch, TableBatch
+from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
+from skinmm.images.source import Source
+from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.ensemble import Ensemble
-from skinmm.predict.images import ImageFolder, Images, LoadedRow, look
-from skinmm.predict.reader import canonical_patients, rename_training_columns
-from skinmm.vocabulary import Table
+from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
+from skinmm.vocabulary import (
+    CONVERTERS,
+    Table,
+    count_table_rows,
+    is_missing,
+    match_columns,
+    normalise_name,
+    parse_column,
+)
 
-AHEAD: Final = 3
-"""Batches whose images are read before the networks are asked."""
+PREFETCH: Final = 3
+"""Batches whose images are decoded before the networks run on them."""
+MIN_SIDE: Final = 16
+"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
+
 Submit = Callable[..., "Future[LoadedRow]"]
 T = TypeVar("T")
 
 
-def looked(
+class TableBatch:
+    """Rows of one table while they are predicted.
+
+    Attributes:
+        cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
+            `patient_id`, `lesion_id` and the columns of the models.
+        unknown: per column, number of cells with an unknown value, which became missing.
+        target: the column `target` as the table has it, or None.
+        size: number of rows.
+        scores: scores of the ensemble; NaN until the networks ran.
+        errors: why a row cannot be predicted; empty otherwise.
+        missing: inputs that a row lacks.
+    """
+
+    def __init__(
+        self, table: Table, columns: Sequence[str], *, needs_image: bool, score_width: int = 0
+    ) -> None:
+        """Give a table canonical column names and values.
+
+        Args:
+            table: table with any of the usual column names.
+            columns: record columns of the models.
+            needs_image: whether the table must have a column of images.
+            score_width: number of scores per row.
+
+        Raises:
+            InputError: the table has no column of images although the models need one.
+        """
+        public_names = {
+            canonical: public for public, canonical in match_columns(table.keys()).items()
+        }
+        if needs_image and "image_id" not in public_names:
+            raise InputError(
+                "the table has no image column; call it image_name, image_id, image or path "
+                f"(it has: {', '.join(map(str, table.keys()))})"
+            )
+        self.size = count_table_rows(table)
+        self.unknown = Counter[str]()
+        self.target = np.asarray(table["target"]) if "target" in table else None
+        self.cells = {}
+        for name in ("image_id", "patient_id", "lesion_id", *columns):
+            public = public_names.get(name, name)
+            self.cells[name] = np.full(self.size, None, dtype=object)
+            if public in table:
+                self.cells[name] = _hashable(np.asarray(table[public], object))
+            if name in CONVERTERS:
+                self.cells[name], is_unknown = parse_column(self.cells[name], name)
+                self.unknown.update({name: int(is_unknown.sum())} if is_unknown.any() else {})
+            else:
+                convert = _CONVERTERS.get(name, _strip)
+                self.cells[name] = np.array([convert(c) for c in self.cells[name]], object)
+        self.scores = np.full((self.size, score_width), np.nan)
+        self.errors, self.missing = np.full((2, self.size), "", dtype=object)
+
+
+def _hashable(cells: np.ndarray) -> np.ndarray:
+    """Turn lists and structs, as Parquet has them, into text, which counts as an unknown value."""
+    return np.array([cell if isinstance(cell, Hashable) else str(cell) for cell in cells], object)
+
+
+def _canonical_name(cell: Any) -> Any:
+    return None if is_missing(cell) else normalise_name(cell)
+
+
+def _strip(cell: Any) -> Any:
+    return cell.strip() or None if isinstance(cell, str) else cell
+
+
+_CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "image_id": lambda cell: "" if pd.isna(cell) else str(cell),
+    "patient_id": _canonical_name,
+    "lesion_id": _canonical_name,
+}
+
+
+class LoadedRow(NamedTuple):
+    """Image of one row: pixels by view, values of the DICOM header or measured, or an error."""
+
+    pixels: Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
+    record: Mapping[str, Any]
+    error: str
+
+
+def load_row(
+    name: str,
+    read_header: bool,
+    images: Images | None,
+    views: Collection[View],
+    *,
+    needs_image: bool,
+    finder: LesionFinder | None = None,
+) -> LoadedRow:
+    """Load the image of one row; an error becomes part of the result, so that a job continues.
+
+    Args:
+        name: cell of the table.
+        read_header: whether to read the record of a DICOM header.
+        images: where to find the image.
+        views: sizes and preprocessing of the pixels; empty if no model has an image branch.
+        needs_image: whether a row without an image is an error.
+        finder: measures the lesion; its values are added to the record.
+    """
+    if not (views or read_header or finder):
+        return LoadedRow({}, {}, "")
+    try:
+        location = images.find(name) if images else None
+        if images is None or location is None:
+            not_found = f"image {name} not found" if views and name and images else ""
+            no_name = "no image named, and this model needs one" if needs_image else ""
+            return LoadedRow({}, {}, not_found or no_name)
+        read_header = read_header and may_be_dicom(location)
+        if not (views or read_header or finder):
+            return LoadedRow({}, {}, "")
+        source = images.read(location)
+        record = header_record(location, BytesIO(source.data)) if read_header else {}
+        if finder:
+            record = {**record, **finder.measure(source)}
+        return LoadedRow({view: _decode(source, view) for view in views}, record, "")
+    except Exception as error:  # whatever is wrong with one image, the other rows continue
+        return LoadedRow({}, {}, describe_error(error))
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error in one line, with the name of its class if it is unexpected."""
+    message = " ".join(str(error).split())
+    expected = isinstance(error, OSError | InputError)
+    return message if expected else f"{type(error).__name__}: {message}"
+
+
+def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
+    pixels = picture(source, view, MIN_SIDE)
+    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+        raise InputError("the image has a single colour: it shows nothing")
+    return pixels
+
+
+def run_pipeline(
     ensemble: Ensemble,
     tables: Iterable[Table],
     images: str | Path | Images | None,
     batch_size: int,
     workers: int,
 ) -> Iterator[TableBatch]:
-    """Tables whose rows the networks have looked at (see `Predictor.stream`).
+    """Run the networks on tables (see `Predictor.stream`).
 
-    Up to `ensemble.lanes` batches are looked at side by side; the answers come in order.
+    Up to `ensemble.concurrency` batches run at the same time; the results come in order.
     """
-    folder = ImageFolder(images) if isinstance(images, str | Path) else images
-    readers = ThreadPoolExecutor(workers) if workers else None
-    lanes = ThreadPoolExecutor(ensemble.lanes) if ensemble.lanes > 1 else None
-    submit, ask = (pool.submit if pool else _done for pool in (readers, lanes))
-    ahead: deque[Batch] = deque()
-    asked: deque[Future[list[TableBatch]]] = deque()
-    waiting = 2 * ensemble.lanes if lanes else 0  # what is told meanwhile lets no lane wait
+    images = ImageFolder(images) if isinstance(images, str | Path) else images
+    decoders = ThreadPoolExecutor(workers) if workers else None
+    runners = ThreadPoolExecutor(ensemble.concurrency) if ensemble.concurrency > 1 else None
+    submit, start = (pool.submit if pool else _call_now for pool in (decoders, runners))
+    loading: deque[_Step] = deque()
+    running: deque[Future[list[TableBatch]]] = deque()
+    # Twice as many as run, so that no runner waits while the caller uses a result.
+    max_running = 2 * ensemble.concurrency if runners else 0
     try:
-        for batch in _begun(ensemble, tables, folder, submit, batch_size):
-            ahead.append(batch)
-            if len(ahead) > AHEAD:
-                asked.append(ask(_ended, ensemble, ahead.popleft()))
-            if len(asked) > waiting:
-                yield from asked.popleft().result()
-        for batch in ahead:
-            asked.append(ask(_ended, ensemble, batch))
-        for answer in asked:
-            yield from answer.result()
+        for step in _submit(ensemble, tables, images, submit, batch_size):
+            loading.append(step)
+            if len(loading) > PREFETCH:
+                running.append(start(_collect, ensemble, loading.popleft()))
+            if len(running) > max_running:
+                yield from running.popleft().result()
+        for step in loading:
+            running.append(start(_collect, ensemble, step))
+        for batches in running:
+            yield from batches.result()
     finally:
-        for pool in (readers, lanes):
+        for pool in (decoders, runners):
             if pool:
                 pool.shutdown(cancel_futures=True)
 
 
-def _part_of(table: Table, ensemble: Ensemble) -> TableBatch:
-    """A table that nobody has looked at yet.
-
-    Raises:
-        InputError: no column that names images, although a member needs them.
-    """
-    table = rename_training_columns(table, ensemble.names)
-    patients = canonical_patients(table, ensemble.columns, needs_image=ensemble.needs_image)
-    for name, unknown in ensemble.unknown(patients.cells).items():
-        patients.cells[name][unknown] = None
-        patients.unknown[name] += int(unknown.sum())
-    return TableBatch(patients, ensemble.width)
+_Step = tuple[TableBatch, slice, "list[Future[LoadedRow]]"]
+"""Rows of a table that go through the networks together, and their images."""
 
 
-def _begun(
+def _submit(
     ensemble: Ensemble,
     tables: Iterable[Table],
-    folder: Images | None,
+    images: Images | None,
     submit: Submit,
     batch_size: int,
-) -> Iterator[Batch]:
-    """Batches whose images are being read; each table ends a batch."""
+) -> Iterator[_Step]:
+    """Start to load the images; a step never has rows of two tables."""
     for table in tables:
-        part = _part_of(table, ensemble)
-        if folder is None and ensemble.needs_image:
+        batch = _to_batch(table, ensemble)
+        if images is None and ensemble.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
-        wanted = has_empty_cell(part.cells, COLUMNS)
-        look_at = partial(
-            look,
+        read_header = lacking(batch.cells, COLUMNS)
+        measures = lacking(batch.cells, ensemble.measured_columns).any()
+        load = partial(
+            load_row,
             needs_image=ensemble.needs_image,
-            finder=ensemble.finder if has_empty_cell(part.cells, ensemble.measured).any() else None,
+            finder=ensemble.finder if measures else None,
         )
-        for start in range(0, max(part.size, 1), batch_size):
+        for start in range(0, max(batch.size, 1), batch_size):
             rows = slice(start, start + batch_size)
-            wishes = zip(part.cells["image_id"][rows], wanted[rows].tolist(), strict=True)
-            seen = [submit(look_at, name, wish, folder, ensemble.views) for name, wish in wishes]
-            yield Batch(part, rows, seen, last=rows.stop >= part.size)
+            args = zip(batch.cells["image_id"][rows], read_header[rows].tolist(), strict=True)
+            yield batch, rows, [submit(load, *each, images, ensemble.views) for each in args]
 
 
-def _ended(ensemble: Ensemble, batch: Batch) -> list[TableBatch]:
-    """Lets the networks look at a batch; the last one of a table gives all its rows."""
-    part, seen = batch.part, [each.result() for each in batch.seen]
-    rows = {name: cells[batch.rows] for name, cells in part.cells.items()}
-    if any(one.record for one in seen):
-        rows |= fill_empty_cells(rows, [one.record for one in seen], ensemble.measured)
-        part.cells["patient_id"][batch.rows] = rows["patient_id"]
-    part.errors[batch.rows] = [one.error for one in seen]
-    part.missing[batch.rows] = ensemble.lacking(rows, [bool(one.pictures) for one in seen])
-    good = np.flatnonzero([not one.error for one in seen])
+def _to_batch(table: Table, ensemble: Ensemble) -> TableBatch:
+    batch = TableBatch(
+        rename_training_columns(table, ensemble.column_names),
+        ensemble.columns,
+        needs_image=ensemble.needs_image,
+        score_width=ensemble.score_width,
+    )
+    for name, unseen in ensemble.unseen_cells(batch.cells).items():
+        batch.cells[name][unseen] = None
+        batch.unknown[name] += int(unseen.sum())
+    return batch
+
+
+def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
+    """Run the networks on the loaded rows; return the table after its last rows."""
+    batch, rows, futures = step
+    loaded = [future.result() for future in futures]
+    cells = {name: column[rows] for name, column in batch.cells.items()}
+    if any(row.record for row in loaded):
+        cells |= completed(cells, [row.record for row in loaded], ensemble.measured_columns)
+        batch.cells["patient_id"][rows] = cells["patient_id"]
+    batch.errors[rows] = [row.error for row in loaded]
+    batch.missing[rows] = ensemble.missing_inputs(cells, [bool(row.pixels) for row in loaded])
+    good = np.flatnonzero([not row.error for row in loaded])
     if len(good):
-        kept = {name: cells[good] for name, cells in rows.items()}
-        pictures = [seen[row].pictures for row in good]
-        part.seen[batch.rows.start + good] = ensemble.look(kept, pictures)
-    return [part] if batch.last else []
+        records = {name: column[good] for name, column in cells.items()}
+        pixels = [loaded[row].pixels for row in good]
+        batch.scores[rows.start + good] = ensemble.run(records, pixels)
+    return [batch] if rows.stop >= batch.size else []
 
 
-def _done(call: Callable[..., T], *args: Any) -> "Future[T]":
-    """A call that is made at once: without a thread, as for a single row."""
+def _call_now(call: Callable[..., T], *args: Any) -> "Future[T]":
+    """Call without a thread, which is faster for a single row."""
     future: Future[T] = Future()
     future.set_result(call(*args))
     return future

@@ -1,58 +1,75 @@
-"""Checkpoints in, calibrated probabilities out: the one predictor behind every way to predict."""
+"""Predictor: calibrated probabilities and decisions for tables of patients."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64
 
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import average_thresholds, predict_classes
-from skinmm.predict.batch import PredictionTable, TableBatch
-from skinmm.predict.ensemble import Ensemble, EnsembleOutput
-from skinmm.predict.images import Images
-from skinmm.predict.model import CalibratedModel
-from skinmm.predict.pipeline import looked
+from skinmm.predict.ensemble import CalibratedModel, Ensemble, EnsembleOutput
+from skinmm.predict.inputs import Images
+from skinmm.predict.pipeline import TableBatch, run_pipeline
 from skinmm.vocabulary import Table
 
-HALF: Final = 0.5
-"""Of several prediction sets: a class that at least half of them hold is kept, so that at most
-twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
+MIN_VOTES: Final = 0.5
+"""Share of several prediction sets that must have a class for it to stay in their union, so that at
+most twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
+
+
+class PredictionTable(NamedTuple):
+    """Predictions of one table.
+
+    Attributes:
+        columns: columns of the output.
+        cells: canonical rows of the input, by column.
+        unknown: per column, number of input cells with an unknown value.
+    """
+
+    columns: dict[str, np.ndarray]
+    cells: dict[str, np.ndarray]
+    unknown: Counter[str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The output as a table."""
+        return pd.DataFrame(self.columns)
 
 
 class Predictor:
-    """One or several checkpoints that share classes; several are calibrated singly, then averaged.
+    """One checkpoint, or several with the same classes, which are calibrated and then averaged.
 
     Attributes:
-        ensemble: the members.
+        ensemble: the models.
         classes: names, in the order of the probabilities.
-        positive: the classes that count as malignant.
-        threshold: of the decision; the mean of the members' on the logit scale.
-        inputs: what any member looks at, of {image, record}.
-        columns: record columns that any member uses.
+        positive: classes that count as malignant.
+        threshold: threshold of the decision; the mean of the members' on the logit scale.
+        inputs: inputs of the models, of {image, record}.
+        columns: record columns of the models.
         needs_image: whether a row without an image cannot be predicted.
-        backend: what runs the networks, torch or onnx, or both.
+        backend: what runs the networks: torch, onnx, or both.
         identity: SHA-256 of every checkpoint, in order.
-        referral: decide `refer` where the prediction set does not name the side that the threshold
-            calls alone, or a row is unlike those of validation; else the threshold decides alone.
+        referral: decide `refer` if the prediction set contradicts the threshold, or the
+            out-of-distribution score is above 1; False: decide by the threshold alone.
     """
 
     def __init__(self, members: Sequence[CalibratedModel], *, referral: bool = True) -> None:
-        """Takes the models, which stay on their device.
+        """Combine models, which stay on their device.
 
         Args:
-            members: checkpoints that predict the same.
-            referral: as the attribute.
+            members: models with the same classes.
+            referral: see the attribute.
 
         Raises:
-            InputError: no member, or they do not fit together: other classes, other positive
-                classes, or another rule by which one of several classes is called.
+            InputError: no members, or members with different classes, malignant classes or rules
+                to call one of several classes.
         """
         self.ensemble = Ensemble(members)
         self.referral = referral
@@ -62,7 +79,7 @@ class Predictor:
         self.needs_image = self.ensemble.needs_image
         card = members[0].card
         self.classes, self.positive = list(card.classes), list(card.positive)
-        self._malignant = np.isin(self.classes, self.positive)
+        self._is_malignant = np.isin(self.classes, self.positive)
         self.threshold = average_thresholds([member.threshold for member in members]).value
         self._shares = np.mean([member.shares for member in members], axis=0)
 
@@ -74,26 +91,26 @@ class Predictor:
         *,
         referral: bool = True,
         backend: str = "auto",
-        lanes: int = 1,
+        concurrency: int = 1,
     ) -> "Predictor":
-        """Loads checkpoints.
+        """Load checkpoints.
 
         Args:
-            paths: files that training wrote, or one.
+            paths: one or several checkpoints.
             accelerator: auto, cpu or gpu.
-            referral: as the attribute.
-            backend: torch, onnx, or auto: onnx on the CPU for a checkpoint that has an exported
-                model beside it.
-            lanes: batches that ONNX Runtime is to look at side by side: faster for long tables,
-                slower for a single row, and each takes memory.
+            referral: see the attribute.
+            backend: torch, onnx, or auto: onnx on the CPU if there is an exported model next to
+                the checkpoint.
+            concurrency: batches that ONNX Runtime runs at the same time: faster for long tables,
+                slower for a single row, and each needs memory.
 
         Raises:
-            CheckpointError: a file is missing, truncated or not ours.
+            CheckpointError: a file is missing, damaged or not a checkpoint.
             InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
-        device = device_of(accelerator)
+        device = select_device(accelerator)
         files = [paths] if isinstance(paths, str | Path) else paths
-        members = [CalibratedModel.load(Path(path), device, backend, lanes) for path in files]
+        members = [CalibratedModel.load(Path(p), device, backend, concurrency) for p in files]
         return cls(members, referral=referral)
 
     def predict(
@@ -107,34 +124,35 @@ class Predictor:
         workers: int = 2,
         unknown: Counter[str] | None = None,
     ) -> pd.DataFrame:
-        """Predicts every row of a table.
+        """Predict every row of a table.
 
         Args:
-            table: a row per image: an image column and any of patient_id, sex, age, site under
-                their usual names.
-            images: folder of the images; where the models use the record alone, only the headers
-                of DICOM files are read, for what the table lacks.
-            probabilities: calibrated, or raw: the networks' own.
-            threshold: of the decision, on these probabilities; None: the checkpoints', on the
-                calibrated ones.
+            table: one row per image, with an image column and any of patient_id, sex, age, site
+                under their usual names.
+            images: folder of the images. Models of the record alone read only the headers of
+                DICOM files, for values that the table lacks.
+            probabilities: calibrated, or raw: the probabilities of the networks.
+            threshold: threshold of the decision on these probabilities; None: that of the
+                checkpoints, on calibrated probabilities.
             batch_size: rows per forward pass.
-            workers: threads that decode; 0: the caller's own.
-            unknown: counts, by column, the cells that held no known value and became missing.
+            workers: threads that decode images; 0: decode in the calling thread.
+            unknown: counter to update with the number of unknown values per column, which count
+                as missing.
 
         Returns:
-            A row per input row, in order: image_id, patient_id, target (if the table has one),
-            p_<class>, malignancy, decision, threshold, error, prediction_set (classes with `|`
-            between; for several checkpoints those in at least half of the sets), ood (1 is the
-            limit; for several checkpoints the mean), missing (what the models use and the row
-            lacks, with `|` between) and, unless the classes are benign and malignant, called (a
-            class, by the rule that `evaluation.call` of training names; of several checkpoints,
-            which share it, by the mean of what they divide by). A row that cannot be predicted has
-            no probabilities and its reason in `error`.
+            One row per input row, in order: image_id, patient_id, target (if the table has one),
+            p_<class>, malignancy, decision, threshold, error, prediction_set (classes separated by
+            `|`; for several checkpoints the classes in at least half of their sets), ood (1 is the
+            limit; for several checkpoints the mean), missing (inputs of the models that the row
+            lacks, separated by `|`) and, unless the classes are benign and malignant, called (a
+            class, by the rule `evaluation.call` of training; for several checkpoints by the mean
+            of their class shares). A row that cannot be predicted has no probabilities, and the
+            reason in `error`.
 
         Raises:
             InputError: no image column or no folder although a model needs images.
         """
-        stream = self.stream(
+        predictions = self.stream(
             [table],
             images,
             probabilities=probabilities,
@@ -142,10 +160,10 @@ class Predictor:
             batch_size=batch_size,
             workers=workers,
         )
-        (predicted,) = stream
+        (prediction,) = predictions
         if unknown is not None:
-            unknown.update(predicted.unknown)
-        return predicted.table
+            unknown.update(prediction.unknown)
+        return prediction.table
 
     def stream(
         self,
@@ -157,72 +175,59 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
     ) -> Iterator[PredictionTable]:
-        """Predicts tables one after another, as `predict` does each.
+        """Predict tables one after another, see `predict`.
 
-        While the networks look at a batch, the images of the next ones are decoded, over the ends
-        of tables too; no more than `looking.AHEAD` batches are held.
+        While the networks run on a batch, the images of the next ones are decoded, also those of
+        the next table; no more than `pipeline.PREFETCH` batches are in memory.
 
         Raises:
-            InputError: as `predict`.
+            InputError: see `predict`.
         """
-        for part in looked(self.ensemble, tables, images, batch_size, workers):
-            yield self._told(part, probabilities, threshold, batch_size)
+        for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers):
+            yield self._to_predictions(batch, probabilities, threshold)
 
-    def _told(
-        self, part: TableBatch, probabilities: str, threshold: float | None, batch_size: int
+    def _to_predictions(
+        self, batch: TableBatch, probabilities: str, threshold: float | None
     ) -> PredictionTable:
-        """What is made of a part that was looked at."""
-        verdicts = EnsembleOutput.none(part.size, len(self.classes))
-        for start in range(0, part.size, batch_size):
-            rows = slice(start, start + batch_size)
-            good = np.flatnonzero(part.errors[rows] == "")
-            if len(good):
-                verdicts.put(start + good, self.ensemble.judge(part.seen[rows][good]))
-        cells = zip(part.cells["patient_id"], part.cells["lesion_id"], strict=True)
-        owners = [next((name for name in names if not pd.isna(name)), "") for names in cells]
-        columns = {"image_id": part.cells["image_id"], "patient_id": np.array(owners, object)}
-        if part.patients.target is not None:
-            columns["target"] = part.patients.target
-        columns |= self._said(verdicts, part.errors, probabilities, threshold)
-        columns["missing"] = part.missing
-        if tuple(self.classes) != BINARY:
-            named = np.array(self.classes, object)[
-                predict_classes(verdicts.calibrated, self._shares)
-            ]
-            columns["called"] = np.where(part.errors == "", named, "")
-        return PredictionTable(columns, part.cells, part.patients.unknown)
-
-    def _said(
-        self,
-        verdicts: EnsembleOutput,
-        errors: Shaped[np.ndarray, " n"],
-        probabilities: str,
-        threshold: float | None,
-    ) -> dict[str, np.ndarray]:
-        """The columns from the probabilities on."""
-        shown = verdicts.raw if probabilities == "raw" else verdicts.calibrated
-        columns = {f"p_{name}": shown[:, i] for i, name in enumerate(self.classes)}
-        columns["malignancy"] = self._malignancy(shown)
+        output = EnsembleOutput.empty(batch.size, len(self.classes))
+        is_good = batch.errors == ""
+        if is_good.any():
+            good = np.flatnonzero(is_good)
+            output.update(good, self.ensemble.calibrate(batch.scores[good]))
+        names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
+        patients = [next((name for name in pair if not pd.isna(name)), "") for pair in names]
+        columns = {"image_id": batch.cells["image_id"], "patient_id": np.array(patients, object)}
+        if batch.target is not None:
+            columns["target"] = batch.target
+        values = output.raw if probabilities == "raw" else output.calibrated
+        columns |= {f"p_{name}": values[:, i] for i, name in enumerate(self.classes)}
+        columns["malignancy"] = self._malignancy(values)
         limit = self.threshold if threshold is None else threshold
-        called = self._malignancy(verdicts.calibrated if threshold is None else shown) >= limit
-        sets = verdicts.votes >= HALF if np.isfinite(verdicts.votes).any() else None
-        checks = (sets, verdicts.ood) if self.referral else (None, None)
-        fine = errors == ""
-        columns["decision"] = np.where(fine, decide(called, self._malignant, *checks), "")
-        columns |= {"threshold": np.full(len(errors), limit), "error": errors}
-        written = "" if sets is None else format_sets(sets, self.classes)
-        columns["prediction_set"] = np.where(fine, written, "")
-        return columns | {"ood": verdicts.ood}
+        compared = output.calibrated if threshold is None else values
+        sets = output.votes >= MIN_VOTES if np.isfinite(output.votes).any() else None
+        evidence = (sets, output.ood) if self.referral else (None, None)
+        is_above = self._malignancy(compared) >= limit
+        columns["decision"] = np.where(is_good, decide(is_above, self._is_malignant, *evidence), "")
+        columns |= {"threshold": np.full(batch.size, limit), "error": batch.errors}
+        set_column = "" if sets is None else format_sets(sets, self.classes)
+        columns["prediction_set"] = np.where(is_good, set_column, "")
+        columns |= {"ood": output.ood, "missing": batch.missing}
+        if tuple(self.classes) != BINARY:
+            called = np.array(self.classes, object)[
+                predict_classes(output.calibrated, self._shares)
+            ]
+            columns["called"] = np.where(is_good, called, "")
+        return PredictionTable(columns, batch.cells, batch.unknown)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
-        return np.clip(values[:, self._malignant].sum(axis=1), 0, 1)
+        return np.clip(values[:, self._is_malignant].sum(axis=1), 0, 1)
 
 
-def device_of(accelerator: str) -> torch.device:
-    """Where `accelerator` has torch run.
+def select_device(accelerator: str) -> torch.device:
+    """Return torch's device for a setting `accelerator`: auto, cpu or gpu.
 
     Raises:
-        InputError: a GPU is asked for and there is none.
+        InputError: `accelerator` is gpu and there is no GPU.
     """
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:

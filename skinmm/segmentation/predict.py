@@ -1,6 +1,5 @@
 """`predict.py` with a checkpoint of `task=segmentation`: a folder of masks."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,51 +10,59 @@ from PIL import Image
 from tqdm import tqdm
 
 from skinmm.config import PredictConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.decode import decode, probe
+from skinmm.images.finder import strip_suffix
 from skinmm.models.lesion_finder import LesionFinder
-from skinmm.predict.images import MIN_SIDE, ImageFolder, strip_image_suffix
-from skinmm.predict.reader import canonical_patients, read_tables
+from skinmm.predict.inputs import ImageFolder, read_input
+from skinmm.predict.job import (
+    check_paths,
+    count_workers,
+    find_image_folder,
+    require_images,
+)
+from skinmm.predict.pipeline import MIN_SIDE, TableBatch
 
 ROWS: Final = 256  # of a table that are read at a time
 WHITE: Final = np.uint8(255)
 
 
-def write_masks(config: PredictConfig, checkpoint: Path, images: ImageFolder, workers: int) -> int:
-    """Writes a PNG for every row, white where the lesion is, at the image's size and named by it.
+def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
+    """Write a PNG mask for every row, white inside the lesion, with the size and name of the image.
 
     Args:
-        config: the job; `output` is the folder, made where missing.
-        checkpoint: what draws the masks.
-        images: where they are.
-        workers: threads.
+        config: the job; `output` is the folder, created if it does not exist.
+        checkpoint: checkpoint of `task=segmentation`.
 
     Returns:
-        The exit status: 0, or 3 when some images could not be used; what was wrong is said.
+        Exit status: 0, or 3 if some images could not be used; the reasons are printed.
 
     Raises:
-        InputError: an output that is no folder or holds files, or a table that cannot be used.
+        InputError: the output is a file or contains files, or the table cannot be used.
     """
-    out = Path(config.output)
+    check_paths(config)
+    images, out = ImageFolder(find_image_folder(config)), Path(config.output)
+    if not (config.resume and out.is_dir()):
+        require_images(config, images)
     if out.suffix or out.is_file():
         raise InputError(f"output={out}: this checkpoint draws masks; name a folder, output=masks")
-    if out.is_dir() and any(out.iterdir()) and not (config.overwrite or config.resume):
-        raise InputError(f"output={out} holds files; choose another, or overwrite=true")
+    require_new_output("output", out, overwrite=config.overwrite or config.resume)
     out.mkdir(parents=True, exist_ok=True)
     finder = LesionFinder.load(checkpoint)
     draw = partial(_draw, finder, images, out, skip=config.resume)
     done = failed = 0
-    with ThreadPoolExecutor(max(workers, 1)) as pool, tqdm(unit=" masks", disable=None) as bar:
-        for table in read_tables(config.input, ROWS):
-            names = canonical_patients(table, [], needs_image=True).cells["image_id"]
+    workers = max(count_workers(config.workers), 1)
+    with ThreadPoolExecutor(workers) as pool, tqdm(unit=" masks", disable=None) as bar:
+        for table in read_input(config.input, ROWS):
+            names = TableBatch(table, [], needs_image=True).cells["image_id"]
             for error in pool.map(draw, names):
                 if error:
-                    print(error, file=sys.stderr)  # noqa: T201
+                    print_error(error)
                 done, failed = done + 1, failed + bool(error)
                 bar.update()
     if not done:
         raise InputError(f"input={config.input}: the table has no rows")
-    print(f"masks: {out} ({done - failed} of {done})")  # noqa: T201
+    print_line(f"masks: {out} ({done - failed} of {done})")
     return 3 if failed else 0
 
 
@@ -63,7 +70,7 @@ def _draw(
     finder: LesionFinder, images: ImageFolder, out: Path, name: str, *, skip: bool
 ) -> str | None:
     """Writes one mask; says what was wrong, if anything was."""
-    plain = strip_image_suffix(name)
+    plain = strip_suffix(name)
     if Path(plain).is_absolute() or ".." in Path(plain).parts:
         plain = Path(plain).name  # nothing is written beside the folder
     target = out / f"{plain}.png"
@@ -76,7 +83,7 @@ def _draw(
         source = images.read(path)
         info = probe(source.data)
         pixels = decode(
-            source.data, size=finder.size, frame=source.frame, icc=finder.icc, min_side=MIN_SIDE
+            source.data, size=finder.size, frame=source.frame, icc=finder.icc, least=MIN_SIDE
         )
         mask = finder(pixels, (info.height, info.width))
     except (OSError, InputError) as error:

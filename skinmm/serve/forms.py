@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from skinmm.errors import InputError
 from skinmm.images.decode import DecodeError, ImageInfo, probe
+from skinmm.images.finder import ImageFinder
 from skinmm.images.source import split_frame
-from skinmm.predict.images import Names
 from skinmm.predict.single_case import Case
 from skinmm.serve.problems import ProblemError
 from skinmm.vocabulary import COLUMN_NAMES, match_columns
@@ -157,7 +157,7 @@ def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
     canonical = match_columns(row)
     cells = {canonical.get(name, name): cell for name, cell in row.items()}
     plain = split_frame(cells.get("image_id", ""))[0]
-    found = Names(files).find(plain)
+    found = ImageFinder(sorted(files)).find_cell(plain)
     return Case(files[found] if found else None, cells)
 
 

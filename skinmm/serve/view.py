@@ -125,7 +125,7 @@ def _pictures(judged: Judged) -> Iterator[str]:
     if image is None or heat is None:
         return
     pixels = decode_for_display(image, judged.case.frame, SIDE)
-    seen = pixels if judged.reasons.seen is None else judged.reasons.seen
+    seen = pixels if judged.reasons.pixels is None else judged.reasons.pixels
     yield '<div class="pictures"><figure>'
     yield picture_html(pixels, "The lesion as it was sent")
     yield "<figcaption>As it was sent.</figcaption></figure><figure>"

@@ -18,9 +18,9 @@ from skinmm.config import PredictSparkConfig
 from skinmm.errors import InputError, one_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict import Predictor
-from skinmm.predict.images import ImageFolder
+from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.job import find_checkpoints
-from skinmm.predict.writer import numbers, to_arrow
+from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
 """At a part of the work, before the job fails; a local Spark would make one only."""
@@ -136,7 +136,7 @@ def _explained(config: PredictSparkConfig) -> Iterator[None]:
 
 
 def _schema(said: pd.DataFrame) -> str:
-    floats = numbers(said)
+    floats = number_columns(said)
     return ", ".join(f"`{name}` {'double' if name in floats else 'string'}" for name in said)
 
 

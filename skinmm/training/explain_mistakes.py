@@ -9,8 +9,8 @@ from PIL import Image
 
 from skinmm.evaluation.predictions import Predictions, find_confident_mistakes
 from skinmm.images.source import read_source
-from skinmm.predict.explain import Explainer, decode_for_display, overlay
-from skinmm.predict.model import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.explain import Explainer
 from skinmm.training.run_folder import write_json
 
 SIDE: Final = 240  # pixels of a picture's longer side, as the report shows it
@@ -42,9 +42,8 @@ def explain_mistakes(
             source = read_source(record["path"])
             reasons = explainer.explain(source.data, record, source.frame, record["path"])
             picture = f"{kind}_{place}.jpg"
-            if reasons.heat is not None:
-                seen = reasons.seen
-                seen = decode_for_display(source.data, source.frame, SIDE) if seen is None else seen
-                Image.fromarray(overlay(seen, reasons.heat)).save(folder / picture, quality=80)
+            drawing = reasons.draw(source.data, source.frame, SIDE)
+            if drawing is not None:
+                Image.fromarray(drawing).save(folder / picture, quality=80)
             told[str(image_id)] = {"picture": picture, "added": reasons.contributions.added}
     write_json(folder / "mistakes.json", told)

@@ -172,7 +172,7 @@ def test_a_killed_prediction_goes_on_and_another_checkpoint_predicts_again(
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "stream", dies)
         assert quick_train(folder, *overrides) == 130
-    assert "rows are kept" in capsys.readouterr().err
+    assert "rows are saved" in capsys.readouterr().err
     assert quick_train(folder, *overrides) == 0
     pd.testing.assert_frame_equal(pd.read_csv(output), whole)
     best = Path("checkpoints", "best.ckpt")

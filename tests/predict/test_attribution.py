@@ -16,10 +16,10 @@ from skinmm.data.record import RecordEncoder
 from skinmm.models.network import Network, build_network
 from skinmm.predict.attribution import (
     Contributions,
-    contributions,
-    heat_map,
+    compute_contributions,
+    compute_heat_map,
+    compute_shapley_values,
     mean_contributions,
-    shapley,
 )
 
 BACKBONES = ("test_efficientnet", "test_vit", "test_convnext", "test_resnet", "simple_cnn")
@@ -58,11 +58,11 @@ def record() -> Tensor:
 
 def of(model: Network, row: pd.DataFrame = ROW, **how: Any) -> Contributions:
     image = lesion() if model.image is not None else None
-    return contributions(model, ENCODER, last_two, dict(row.iloc[0]), image, **how)
+    return compute_contributions(model, ENCODER, last_two, dict(row.iloc[0]), image, **how)
 
 
 def malignancy(model: Network, row: pd.DataFrame, image: Tensor | None, **how: Any) -> float:
-    said = model.predict(image, torch.from_numpy(ENCODER.transform(row)), **how)[0]
+    said = model.outcome(image, torch.from_numpy(ENCODER.transform(row)), **how)[0]
     return float(said.double().softmax(dim=1)[0, 1:].sum())
 
 
@@ -75,14 +75,14 @@ def test_shapley_values_are_the_mean_over_all_orders() -> None:
         for player in order:
             gains[player] += values[there | 1 << player] - values[there]
             there |= 1 << player
-    np.testing.assert_allclose(shapley(values), gains / len(orders), atol=1e-12)
+    np.testing.assert_allclose(compute_shapley_values(values), gains / len(orders), atol=1e-12)
 
 
 def test_shapley_values_of_the_glove_game() -> None:
     # One left glove, two right ones: a pair is worth 1 (Shapley's own example).
     values = np.array([0, 0, 0, 1, 0, 1, 0, 1], float)
-    np.testing.assert_allclose(shapley(values), [2 / 3, 1 / 6, 1 / 6])
-    assert shapley(np.array([0.3])).shape == (0,)
+    np.testing.assert_allclose(compute_shapley_values(values), [2 / 3, 1 / 6, 1 / 6])
+    assert compute_shapley_values(np.array([0.3])).shape == (0,)
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -99,11 +99,11 @@ def test_contributions_add_up_to_the_prediction(fusion: str, views: int) -> None
 def test_what_is_missing_adds_nothing_and_is_where_all_begins() -> None:
     model = micro(drop_image=0.5)
     empty = ROW.assign(age=np.nan, sex=None)
-    assert of(model, empty, shown=False).added == {}
+    assert of(model, empty, has_image=False).added == {}
     hidden = {"shown": torch.tensor([False])}
     nothing = malignancy(model, empty, lesion(), **hidden)
     assert of(model).start == pytest.approx(nothing, abs=1e-6)
-    half = of(model, ROW.assign(sex=None), shown=False)
+    half = of(model, ROW.assign(sex=None), has_image=False)
     assert half.added.keys() == {"age"}
     told = malignancy(model, ROW.assign(sex=None), lesion(), **hidden)
     assert half.start + half.added["age"] == pytest.approx(told, abs=1e-6)
@@ -127,14 +127,14 @@ def test_a_long_record_is_one_input() -> None:
     whole = dict(training.iloc[0])
     gaps = whole | dict.fromkeys(names[:5])
     for row in (whole, gaps):
-        found = contributions(model, encoder, last_two, row, None)
+        found = compute_contributions(model, encoder, last_two, row, None)
         assert found.added.keys() == {"record"}
-    empty = contributions(model, encoder, last_two, dict.fromkeys(names), None)
+    empty = compute_contributions(model, encoder, last_two, dict.fromkeys(names), None)
     assert empty.added == {}
 
 
 def test_models_that_are_averaged_name_the_same_inputs() -> None:
-    assert of(micro(), among=11).added.keys() == {"image", "record"}
+    assert of(micro(), max_columns=11).added.keys() == {"image", "record"}
 
 
 def test_the_mean_of_models_has_the_mean_of_contributions() -> None:
@@ -150,7 +150,7 @@ def test_every_kind_of_network_shows_where(name: str, fusion: str) -> None:
     model = micro(name, fusion)
     image = lesion()
     before = model(image, record())
-    seen = heat_map(model, image, record(), positive=[1, 2])
+    seen = compute_heat_map(model, image, record(), positive=[1, 2])
     assert min(seen.shape) > 1
     assert seen.min() >= 0
     assert seen.max() in (0, pytest.approx(1))
@@ -168,7 +168,7 @@ def test_the_map_of_average_pooling_is_the_class_activation_map() -> None:
     head: Any = model.head
     weights = share @ head.weight[1:] - head.weight[0]
     expected = torch.einsum("chw,c->hw", maps[0][0], weights).relu()
-    seen = heat_map(model, lesion(), None, positive=[1, 2])
+    seen = compute_heat_map(model, lesion(), None, positive=[1, 2])
     np.testing.assert_allclose(seen, (expected / expected.max()).numpy(), atol=1e-5)
 
 
@@ -180,12 +180,12 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
 def test_the_map_changes_when_what_was_learnt_is_lost(name: str) -> None:
     """Adebayo et al. 2018, arXiv:1810.03292: with random weights throughout, or in the head."""
     model = micro(name)
-    before = heat_map(model, lesion(), record(), positive=[1, 2])
-    again = heat_map(model, lesion(), record(), positive=[1, 2])
+    before = compute_heat_map(model, lesion(), record(), positive=[1, 2])
+    again = compute_heat_map(model, lesion(), record(), positive=[1, 2])
     np.testing.assert_array_equal(before, again)
     others = [micro(name, seed=seed) for seed in range(1, 6)]
-    maps = [heat_map(other, lesion(), record(), positive=[1, 2]) for other in others]
+    maps = [compute_heat_map(other, lesion(), record(), positive=[1, 2]) for other in others]
     assert np.nanmean([abs(agreement(before, each)) for each in maps]) < 0.5
     model.head = others[0].head
-    headless = heat_map(model, lesion(), record(), positive=[1, 2])
+    headless = compute_heat_map(model, lesion(), record(), positive=[1, 2])
     assert np.abs(headless - before).max() > 0.05

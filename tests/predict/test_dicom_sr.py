@@ -59,7 +59,7 @@ def test_a_report_says_what_was_predicted_of_which_image(
     assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
         "b: its header has no SeriesInstanceUID, StudyInstanceUID: nothing can refer to it",
-        "c: no DICOM file, so a result has nothing to refer to",
+        "c: not a DICOM file, so a result has nothing to refer to",
     ]
     source = dcmread(tree / "a.dcm")
     expected = Predictor.from_checkpoints([best(both)]).predict(
@@ -93,7 +93,10 @@ def test_a_report_says_what_was_predicted_of_which_image(
             )
             assert "Error" not in checked.stderr
     assert main.dicom_sr(given) == 2
-    assert f"out={out} holds files; choose another, or overwrite=true" in capsys.readouterr().err
+    assert (
+        f"out={out} contains files; choose another path or set overwrite=true"
+        in capsys.readouterr().err
+    )
     assert main.dicom_sr([*given, "overwrite=true"]) == 3
     assert {path.name for path in out.iterdir()} == names
 

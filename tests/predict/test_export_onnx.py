@@ -23,7 +23,7 @@ from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
-from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, update_card
+from skinmm.models.checkpoint import KEY, load_card, save_atomically, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor, export_onnx
@@ -43,7 +43,7 @@ def untrained(config: Config, path: Path) -> Path:
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
     classifier = micro_classifier(config, data)
     content = {"state_dict": classifier.state_dict(), KEY: asdict(classifier.card)}
-    save_checkpoint(content, path)
+    save_atomically(content, path)
     return path
 
 
@@ -102,8 +102,12 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     pd.testing.assert_frame_equal(expected[same], predicted[same])
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    lanes = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", lanes=2)
-    assert (lanes.ensemble.lanes, theirs.ensemble.lanes, ours.ensemble.lanes) == (2, 1, 1)
+    lanes = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", concurrency=2)
+    assert (lanes.ensemble.concurrency, theirs.ensemble.concurrency, ours.ensemble.concurrency) == (
+        2,
+        1,
+        1,
+    )
     tables = [table[:301], table[301:301], table[301:]]
     pieces = [each.table for each in lanes.stream(tables, pictures, batch_size=7)]
     assert [len(piece) for piece in pieces] == [301, 0, 399]
@@ -226,7 +230,10 @@ def test_onnx_without_an_exported_model_is_named(checkpoint: Path) -> None:
         ([], "checkpoint is missing; for example"),
         (["checkpoint=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["checkpoint={}", "out=nowhere/a.onnx"], "the folder nowhere does not exist"),
-        (["checkpoint={}", "out={}"], "best.ckpt exists; choose another with out=FILE"),
+        (
+            ["checkpoint={}", "out={}"],
+            "best.ckpt exists; choose another path or set overwrite=true",
+        ),
         (["-m", "checkpoint={}"], "skinmm export takes one checkpoint"),
     ],
 )
@@ -247,5 +254,5 @@ def test_the_graph_calibrates_as_the_evaluation_does(method: str, prior: Any) ->
     fitted = fit_calibration(raw, targets, np.arange(400), method=method)
     calibration = Calibration(fitted.method, fitted.state, prior)
     values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), np.eye(3)])
-    graph = export_onnx.Calibrated(calibration)(torch.from_numpy(values)).numpy()
+    graph = export_onnx.CalibrationModule(calibration)(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(graph, calibration.apply(values), atol=1e-9)

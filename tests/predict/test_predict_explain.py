@@ -14,10 +14,9 @@ from quick_runs import best, cohort_of, files_in
 from skinmm.cli import main
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import extra_outputs
-from skinmm.predict.batch import PredictionTable
 from skinmm.predict.explain import Explainer, decode_for_display, overlay
-from skinmm.predict.images import ImageFolder
-from skinmm.predict.predictor import Predictor
+from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.predictor import PredictionTable, Predictor
 
 Said = pytest.CaptureFixture[str]
 
@@ -62,7 +61,7 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     assert heat is not None
     drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
     np.testing.assert_array_equal(
-        drawn, overlay(decode_for_display(image, None, extra_outputs.SIDE), heat)
+        drawn, overlay(decode_for_display(image, None, extra_outputs.MAX_SIDE), heat)
     )
     assert explained(both, pictures, table, tmp_path) == 2
     assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3
@@ -85,7 +84,7 @@ def test_a_job_that_was_killed_is_gone_on_with(
     for folder in (whole, broken):
         folder.mkdir()
     assert explained(both, pictures, table, whole) == 0
-    real, seen = extra_outputs.ExplanationWriter._explained, []
+    real, seen = extra_outputs.ExplanationWriter._explain, []
 
     def dies(self: Any, name: str, record: Any) -> Any:
         seen.append(name)
@@ -93,7 +92,7 @@ def test_a_job_that_was_killed_is_gone_on_with(
             raise KeyboardInterrupt
         return real(self, name, record)
 
-    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explained", dies)
+    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explain", dies)
     assert explained(both, pictures, table, broken) == 130
     assert explained(both, pictures, table, broken, "resume=true") == 0
     for name in ("out.csv", f"why/{extra_outputs.TABLE}"):
@@ -118,14 +117,14 @@ def test_what_is_explained_is_what_is_predicted(both: Path, pictures: Path, tmp_
 def test_what_is_wrong_with_one_row_is_said_there(
     both: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = extra_outputs.ExplanationWriter._explained
+    real = extra_outputs.ExplanationWriter._explain
 
     def fails(self: Any, name: str, *more: Any) -> Any:
         if name == table["image_id"][0]:
             raise RuntimeError("out of\nmemory")
         return real(self, name, *more)
 
-    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explained", fails)
+    monkeypatch.setattr(extra_outputs.ExplanationWriter, "_explain", fails)
     table = cohort_of(both)[["image_id", "age"]].head(2)
     assert explained(both, pictures, table, tmp_path) == 0
     assert why(tmp_path)["error"].tolist() == ["RuntimeError: out of memory", ""]

@@ -11,7 +11,7 @@ from quick_runs import best, cohort_of, command, files_in
 from skinmm.cli import main
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.predict import Predictor
-from skinmm.predict.job import CHUNK, FIRST
+from skinmm.predict.job import CHUNK, PROBED_ROWS
 
 Said = pytest.CaptureFixture[str]
 COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
@@ -101,20 +101,23 @@ def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["input=nowhere.csv"], "input=nowhere.csv: no such file"),
-        (["output=out.csv"], "output=out.csv exists; choose another, or overwrite=true"),
+        (["output=out.csv"], "output=out.csv exists; choose another path or set overwrite=true"),
         (["output=in.csv", "overwrite=true"], "output=in.csv is the input itself"),
-        (["output=out.xlsx"], "output=out.xlsx: its name may end in .csv"),
+        (["output=out.xlsx"], "output=out.xlsx: the suffix must be one of .csv"),
         (["by_patient=true"], "by_patient=true: name a file that ends in .csv"),
-        (["by_patient=in.csv", "overwrite=true"], "by_patient=in.csv is the input as well"),
-        (["by_patient=a.csv", "submission=a.csv"], "submission=a.csv is the by_patient as well"),
+        (["by_patient=in.csv", "overwrite=true"], "by_patient=in.csv is the input too"),
+        (["by_patient=a.csv", "submission=a.csv"], "submission=a.csv is the by_patient too"),
         (["output=nowhere/out.csv"], "the folder nowhere does not exist"),
-        (["checkpoint=nowhere.ckpt"], "checkpoint=nowhere.ckpt: no such file, and as a pattern"),
+        (
+            ["checkpoint=nowhere.ckpt"],
+            "checkpoint=nowhere.ckpt: no such file, and no file matches it",
+        ),
         (["checkpoint=in.csv"], "in.csv: not a checkpoint, or damaged"),
         (["input=empty.csv"], "input=empty.csv: the table has no rows"),
         (["images=nowhere"], "images=nowhere: no such folder"),
         (["input=nameless.csv"], "the table has no image column"),
         (["accelerator=gpu"], "no GPU is available here"),
-        ([], "none of the first 30 images is beside in.csv: name their folder, images=DIR"),
+        ([], "none of the first 30 images is next to in.csv; name their folder, images=DIR"),
     ],
 )
 def test_what_cannot_be_done_is_named_and_nothing_is_written(
@@ -144,13 +147,13 @@ def test_what_cannot_be_done_is_named_and_nothing_is_written(
 def test_images_away_from_the_table_are_no_reason_to_refuse_the_rest(
     both: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    table = patients(both, tmp_path / "in.csv", FIRST + 1)
+    table = patients(both, tmp_path / "in.csv", PROBED_ROWS + 1)
     table["image_id"] = [str(tmp_path / "gone" / name) for name in table["image_id"]]
-    table.loc[FIRST, "image_id"] = str(min(pictures.glob("*.jpg")))
+    table.loc[PROBED_ROWS, "image_id"] = str(min(pictures.glob("*.jpg")))
     table.to_csv(tmp_path / "in.csv", index=False)
     assert predict(best(both), tmp_path / "in.csv", tmp_path / "out.csv") == 3
     errors = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)["error"]
-    assert np.flatnonzero(errors == "").tolist() == [FIRST]
+    assert np.flatnonzero(errors == "").tolist() == [PROBED_ROWS]
 
 
 def test_an_output_is_replaced_when_asked(records: Path, tmp_path: Path) -> None:

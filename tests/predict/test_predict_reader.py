@@ -5,77 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from skinmm.errors import InputError
-from skinmm.predict.images import ImageFolder
-from skinmm.predict.reader import canonical_patients, describe_missing_columns, read_tables
+from skinmm.predict.inputs import ImageFolder, describe_missing_columns
+from skinmm.predict.pipeline import TableBatch
 from skinmm.vocabulary import resolve_patients
-
-cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=6)
-
-
-def written(path: Path, text: str, encoding: str = "utf-8") -> Path:
-    path.write_text(text, encoding=encoding, newline="")
-    return path
-
-
-def read(path: Path, chunk: int = 100) -> pd.DataFrame:
-    return pd.concat(read_tables(path, chunk), ignore_index=True)
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    rows=st.lists(st.tuples(cell, cell), min_size=1, max_size=7),
-    separator=st.sampled_from(",;"),
-    chunk=st.integers(1, 9),
-    mark=st.booleans(),
-)
-def test_what_was_written_is_read(
-    rows: list[tuple[str, str]],
-    separator: str,
-    chunk: int,
-    mark: bool,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    path = tmp_path_factory.mktemp("tables") / "patients.csv"
-    table = pd.DataFrame(rows, columns=["image", "sex"])
-    table.to_csv(path, sep=separator, index=False, encoding="utf-8-sig" if mark else "utf-8")
-    pd.testing.assert_frame_equal(read(path, chunk), table, check_dtype=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "the table is empty"),
-        (",,\n", "the table is empty"),
-        ("image,sex\na,male\nb\n", "row 3 has 1 cells, the header has 2"),
-        ("image,sex\na,male,55\n", "row 2 has 3 cells, the header has 2"),
-        ("image,sex,sex\na,male,male\n", "two columns are called 'sex'"),
-        ('image,sex\n"a,male\n', "not a CSV in UTF-8"),
-    ],
-)
-def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = written(tmp_path / "patients.csv", text)
-    with pytest.raises(InputError, match=rf"patients\.csv: .*{message}"):
-        read(path)
-
-
-def test_another_encoding_is_named(tmp_path: Path) -> None:
-    path = written(tmp_path / "patients.csv", "image,site\na,Rücken\n", "latin-1")
-    with pytest.raises(InputError, match="not a CSV in UTF-8"):
-        read(path)
-
-
-def test_a_missing_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"input=.*nowhere\.csv: no such file"):
-        read(tmp_path / "nowhere.csv")
-
-
-def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    path = written(tmp_path / "patients.csv", "image,sex\n\na,male\n\n")
-    assert read(path).to_numpy().tolist() == [["a", "male"]]
 
 
 @pytest.mark.parametrize("name", ["image_name", "image_id", "image", "path"])
@@ -90,7 +24,7 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
 )
 def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -> None:
     table = pd.DataFrame({name: [" A.jpg "], age: ["55"], "sex": ["M"], site: ["Torso"]})
-    patients = canonical_patients(table, ["age", "sex", "site"], needs_image=True)
+    patients = TableBatch(table, ["age", "sex", "site"], needs_image=True)
     row = {column: cells[0] for column, cells in patients.cells.items()}
     assert (row["image_id"], row["age"], row["sex"], row["site"]) == (
         " A.jpg ",
@@ -122,7 +56,7 @@ def test_unknown_values_become_missing_and_are_counted() -> None:
             "age": ["old", "-3", "40", ""],
         }
     )
-    patients = canonical_patients(table, ["age", "sex", "site"], needs_image=True)
+    patients = TableBatch(table, ["age", "sex", "site"], needs_image=True)
     assert patients.unknown == {"sex": 2, "age": 2}
     assert patients.cells["sex"].tolist() == [None, "female", None, None]
     assert np.isnan(patients.cells["age"]).tolist() == [True, True, False, True]
@@ -131,7 +65,7 @@ def test_unknown_values_become_missing_and_are_counted() -> None:
 
 def test_a_list_in_a_cell_counts_as_not_known() -> None:
     table = pd.DataFrame({"image": ["a", ["b"]], "age": [[5], 50], "itch": [{"no": 1}, "True"]})
-    found = canonical_patients(table, ["age", "itch"], needs_image=True)
+    found = TableBatch(table, ["age", "itch"], needs_image=True)
     assert found.cells["image_id"].tolist() == ["a", "['b']"]
     np.testing.assert_array_equal(found.cells["age"].astype(float), [np.nan, 50])
     assert found.cells["itch"].tolist() == ["{'no': 1}", "True"]
@@ -141,8 +75,8 @@ def test_a_list_in_a_cell_counts_as_not_known() -> None:
 def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:
     table = pd.DataFrame({"sex": ["male"]})
     with pytest.raises(InputError, match=r"no image column; call it image_name.*\(it has: sex\)"):
-        canonical_patients(table, ["sex"], needs_image=True)
-    assert canonical_patients(table, ["sex"], needs_image=False).cells["image_id"].tolist() == [""]
+        TableBatch(table, ["sex"], needs_image=True)
+    assert TableBatch(table, ["sex"], needs_image=False).cells["image_id"].tolist() == [""]
 
 
 def test_who_a_row_belongs_to() -> None:
@@ -153,9 +87,9 @@ def test_who_a_row_belongs_to() -> None:
             "patient_id": ["p", "", None, "-"],
         }
     )
-    whole = pd.DataFrame(canonical_patients(table, [], needs_image=True).cells)
+    whole = pd.DataFrame(TableBatch(table, [], needs_image=True).cells)
     assert resolve_patients(whole).tolist() == ["p", "m", "c", "d"]
-    images = pd.DataFrame(canonical_patients(table[["image_id"]], [], needs_image=True).cells)
+    images = pd.DataFrame(TableBatch(table[["image_id"]], [], needs_image=True).cells)
     assert resolve_patients(images).tolist() == ["a", "b", "c", "d"]
 
 

@@ -77,7 +77,7 @@ def stopped(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, source: Path, *, change: bool
 ) -> int:
     """Runs the command up to its second chunk, and changes its input or ends it there."""
-    refuse, seen = job._refuse_changed, []
+    refuse, seen = job._require_unchanged, []
 
     def hook(name: str, before: str) -> None:
         seen.append(name)
@@ -88,7 +88,7 @@ def stopped(
         refuse(name, before)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "_refuse_changed", hook)
+        patched.setattr(job, "_require_unchanged", hook)
         return main.predict(arguments)
 
 
@@ -99,12 +99,12 @@ def test_an_input_that_changes_is_refused(
     arguments = overrides(best(both), source, output, pictures)
     assert stopped(arguments, monkeypatch, source, change=True) == 2
     kept, changed = capsys.readouterr().err.splitlines()
-    assert kept == "32 rows are kept; the same command with resume=true goes on"
+    assert kept == "32 rows are saved; run the same command with resume=true to continue"
     assert "in.csv changed while it was read; overwrite=true starts again" in changed
     assert main.predict([*arguments, "resume=true"]) == 2
     assert "the input's content changed since 32 rows" in capsys.readouterr().err
     assert main.predict(arguments) == 2
-    assert "a job that ended early left 32 rows; resume=true goes on" in capsys.readouterr().err
+    assert "an interrupted job left 32 rows; resume=true continues" in capsys.readouterr().err
     assert main.predict([*arguments, "overwrite=true"]) == 0
     assert len(pd.read_csv(output)) == 561
 

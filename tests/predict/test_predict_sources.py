@@ -12,7 +12,7 @@ from quick_runs import best, cohort_of
 from tfrecord.writer import TFRecordWriter
 
 from skinmm.cli import main
-from skinmm.predict.reader import count_rows, fingerprint, read_tables
+from skinmm.predict.inputs import count_rows, fingerprint, read_input
 
 Said = pytest.CaptureFixture[str]
 COLUMNS = ["image_id", "age", "sex", "site", "patient_id", "target"]
@@ -50,10 +50,10 @@ def test_a_parquet_table_is_a_table(
     source = tmp_path / "in.parquet"
     found = predicted(best(both), source, tmp_path / "b.csv", f"images={pictures}")
     assert_same(found, expected, "image_id", "patient_id", "target", "missing")
-    parts = [*read_tables(source, 5, skip=3)]
+    parts = [*read_input(str(source), 5, skip=3)]
     assert sum(map(len, parts)) == 9
     assert parts[0]["image_id"].iloc[0] == table["image_id"][3]
-    assert count_rows(source) == 12
+    assert count_rows(str(source)) == 12
 
 
 def test_a_url_is_a_table_and_a_folder(

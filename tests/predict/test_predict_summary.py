@@ -1,11 +1,9 @@
 """A row per patient: the worst decision of all lesions, however many there are."""
 
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
-from skinmm.predict.extra_outputs import LISTED, write_patient_summary
+from skinmm.predict.extra_outputs import MAX_LESIONS, summarize_patients
 
 
 def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:
@@ -32,12 +30,12 @@ def rows(decisions: list[tuple[float, str]]) -> pd.DataFrame:
     ],
 )
 def test_a_decision_counts_however_low_its_risk(
-    many: tuple[float, str], one: tuple[float, str], decided: str, tmp_path: Path
+    many: tuple[float, str], one: tuple[float, str], decided: str
 ) -> None:
-    write_patient_summary([rows([many] * (LISTED + 5)), rows([one])], tmp_path / "patients.csv")
-    (patient,) = pd.read_csv(tmp_path / "patients.csv").to_dict("records")
+    (table,) = summarize_patients([rows([many] * (MAX_LESIONS + 5)), rows([one])])
+    (patient,) = table.to_dict("records")
     assert patient["decision"] == decided
-    assert patient["images"] == LISTED + 6
+    assert patient["images"] == MAX_LESIONS + 6
     assert patient["malignancy"] == many[0]
-    assert len(patient["lesions"].split("|")) == LISTED
+    assert len(patient["lesions"].split("|")) == MAX_LESIONS
     assert "I0" in patient["reasons"]

@@ -19,7 +19,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
-from skinmm.predict.images import MIN_SIDE
+from skinmm.predict.pipeline import MIN_SIDE
 
 P = ["p_benign", "p_malignant"]
 
@@ -182,7 +182,7 @@ def test_a_bad_row_loses_nothing_else(
     [
         ((1, 1), "1x1 pixels are too few: it takes 16 on either side"),
         ((900, 15), "900x15 pixels are too few: it takes 16 on either side"),
-        ((16, 16), "the image is of a single colour: there is nothing to judge"),
+        ((16, 16), "the image has a single colour: it shows nothing"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jpg", "png", "dcm"])

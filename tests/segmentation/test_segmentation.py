@@ -19,11 +19,11 @@ from skinmm.data.dataset import picture
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
-from skinmm.models.lesion_finder import LesionFinder, add_measurements
+from skinmm.models.lesion_finder import LesionFinder, measured
 from skinmm.predict import Predictor
+from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer
-from skinmm.predict.images import ImageFolder
-from skinmm.predict.model import CalibratedModel
+from skinmm.predict.inputs import ImageFolder
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -153,7 +153,7 @@ def test_a_file_that_has_changed_is_measured_again(tmp_path: Path) -> None:
     for half_axis in (30, 60):
         mask = ellipse(half_axis, half_axis, (128, 128))
         Image.fromarray(painted(mask)).save(file)
-        told = add_measurements(table, ["area_share"], finder, 1)["area_share"].tolist()
+        told = measured(table, ["area_share"], finder, 1)["area_share"].tolist()
         assert told == pytest.approx([mask.mean()])
 
 
@@ -248,7 +248,9 @@ def test_what_cannot_be_is_said(
         ((*DRAWN, root, "segmenter.args.channels=[8]"), "must be 5 numbers"),
     ):
         assert said in refused(capsys, run, *overrides)
-    with pytest.raises(CheckpointError, match="draws masks and classifies nothing"):
+    with pytest.raises(
+        CheckpointError, match="checkpoint of task=segmentation; choose one of task=classification"
+    ):
         CalibratedModel.load(drawing, torch.device("cpu"))
     job = [f"checkpoint={drawing}", f"input={cohort / 'nevi'}", f"output={tmp_path / 'm.csv'}"]
     assert cli.predict(job) == 2

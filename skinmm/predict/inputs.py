@@ -1,0 +1,262 @@
+"""Inputs of a prediction job: the table or folder of patients, and the folder of their images."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from skinmm.errors import InputError
+from skinmm.files import (
+    EXCEL_SUFFIXES,
+    IMAGE_SUFFIXES,
+    PARQUET_SUFFIXES,
+    import_parquet,
+    read_table_chunks,
+)
+from skinmm.images import shards
+from skinmm.images.dicom_headers import may_be_dicom
+from skinmm.images.finder import ImageFinder
+from skinmm.images.source import FRAME, Source, read_source, split_frame
+from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
+
+MAX_NAMED: Final = 10  # unused columns in a message
+T = TypeVar("T")
+
+
+def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
+    """Read the input of a prediction job in chunks.
+
+    Args:
+        source: table, TFRecord file or URL; or a folder, which becomes the table of its images
+            with the columns of its TFRecord files.
+        chunk: rows per chunk.
+        skip: rows to skip at the start.
+
+    Raises:
+        InputError: the table is missing or damaged.
+    """
+    if not _is_listed(source):
+        file = _open_remote(source) if "://" in source else None
+        return read_table_chunks(source, chunk, skip=skip, file=file)
+    table = _list_images(Path(source))
+    return (table.iloc[row : row + chunk] for row in range(skip, len(table), chunk))
+
+
+def count_rows(source: str) -> int | None:
+    """Return the approximate number of rows; None if the whole file would have to be read."""
+    if "://" in source or source.lower().endswith((".gz", *EXCEL_SUFFIXES)):
+        return None
+    if source.lower().endswith(PARQUET_SUFFIXES):
+        return int(import_parquet(source).ParquetFile(source).metadata.num_rows)
+    if _is_listed(source):
+        return len(_list_images(Path(source)))
+    with Path(source).open("rb") as file:
+        ends = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return max(ends - 1, 0)
+
+
+def fingerprint(source: str) -> str:
+    """Return a text that changes when an input changes: size and time, or the names of a folder.
+
+    Raises:
+        InputError: the input does not exist, or cannot be reached.
+    """
+    if "://" in source:
+        return _remote(f"input={source}", lambda fsspec: _remote_state(fsspec, source))
+    if Path(source).is_dir():
+        return sha256("\0".join(_list_images(Path(source)).iloc[:, 0]).encode()).hexdigest()
+    try:
+        status = Path(source).stat()
+    except OSError as error:
+        raise InputError(f"input={source}: no such file") from error
+    return f"{status.st_size}|{status.st_mtime_ns}"
+
+
+def contains_records(folder: Path) -> bool:
+    """Return whether a folder has DICOM or TFRecord files, which contain records."""
+    return folder.is_dir() and any(
+        path.name.lower().endswith(shards.SUFFIXES) or (may_be_dicom(path.name) and _is_image(path))
+        for path in folder.rglob("*")
+    )
+
+
+def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:
+    """Rename the columns of a table that has the column names of the training table.
+
+    Args:
+        table: table of patients.
+        column_names: name in the training table -> canonical name; columns may be absent.
+    """
+    renames = {public: name for public, name in column_names.items() if public in table}
+    replaced = {*renames.values()} - {*renames}
+    if not renames:
+        return table
+    columns = ((str(name), cells) for name, cells in table.items() if name not in replaced)
+    return {renames.get(name, name): np.asarray(cells) for name, cells in columns}
+
+
+def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> str:
+    """Return a warning about record columns that a table lacks; empty if it has them all.
+
+    Args:
+        names: columns of the table.
+        columns: record columns of the models.
+    """
+    canonical = match_columns(names)
+    missing = [name for name in columns if name not in {*names, *canonical.values()}]
+    if not missing:
+        return ""
+    used = {"image_id", "patient_id", "lesion_id", "target", *columns}
+    unused = [str(name) for name in names if canonical.get(name, name) not in used]
+    more = [f"{len(unused) - MAX_NAMED} more"] if len(unused) > MAX_NAMED else []
+    synonyms = {name: f" (known: {', '.join(public)})" for name, public in COLUMN_NAMES.items()}
+    named = ", ".join(f"{name}{synonyms.get(name, '')}" for name in missing)
+    rest = f"; columns not used: {', '.join([*unused[:MAX_NAMED], *more])}" if unused else ""
+    return f"no column for {named}: missing, unless DICOM headers have it{rest}"
+
+
+def _is_listed(source: str) -> bool:
+    return source.lower().endswith(shards.SUFFIXES) or Path(source).is_dir()
+
+
+def _list_images(source: Path) -> pd.DataFrame:
+    """Return the table of the images in a folder, or of the records in TFRecord files."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    records = [path for path in files if path.name.lower().endswith(shards.SUFFIXES)]
+    if records:
+        return shards.read_table(records).drop(columns="path").astype(object)
+    images = [path.relative_to(source) for path in files if _is_image(path)]
+    stems = Counter(path.with_suffix("") for path in images)
+    names = [_to_id(p) if stems[p.with_suffix("")] == 1 else p.as_posix() for p in images]
+    return pd.DataFrame({"image": names}, dtype=object)
+
+
+def _to_id(path: Path) -> str:
+    """Drop the suffix, as public datasets do, of files directly in the folder."""
+    is_plain = path.parent == Path() and path.suffix.lower() in IMAGE_SUFFIXES
+    return path.stem if is_plain else path.as_posix()
+
+
+def _is_image(path: Path) -> bool:
+    """Check the suffix; DICOM files of archives often have none, so check their first bytes."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return path.is_file()
+    if not path.is_file() or (path.suffix and not path.suffix[1:].isdigit()):
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+class ImageFolder:
+    """Images of a folder or URL of fsspec (`s3://`, ...), found by name; the folder is listed once.
+
+    Images in TFRecord files of a local folder are found by their names too.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """List the folder.
+
+        Raises:
+            InputError: the folder does not exist, or cannot be reached.
+        """
+        self._folder = str(folder)
+        self._filesystem: Any = None
+        if "://" in self._folder:
+            self._filesystem, self._folder, names = _remote(
+                f"images={folder}", lambda fsspec: _list_remote(fsspec, str(folder))
+            )
+            self._finder = ImageFinder(sorted(names), self._folder, suffixes=IMAGE_SUFFIXES)
+            return
+        if not Path(folder).is_dir():
+            raise InputError(f"images={folder}: no such folder")
+        self._finder = ImageFinder(sorted(os.listdir(folder)), self._folder)  # noqa: PTH208  fast
+
+    def find(self, cell: str) -> str | None:
+        """Return the location that the cell of a table names, or None.
+
+        A cell may end in `#frame=N`, and so does its location then.
+        """
+        name, mark, frame = cell.partition(FRAME)
+        location = self._finder.find_cell(cell)
+        if location and (self._filesystem or shards.is_location(location)):
+            return location
+        path = os.path.join(self._folder, name)  # noqa: PTH118  pathlib is slow, and no URL
+        location = location or f"{path}{mark}{frame}"
+        file = location.removesuffix(f"{mark}{frame}")
+        is_file = self._filesystem.isfile if self._filesystem else os.path.isfile
+        return location if name and is_file(file) else None
+
+    def read(self, location: str) -> Source:
+        """Read the bytes at a location that `find` returned.
+
+        Raises:
+            OSError: they cannot be read.
+            InputError: a damaged container.
+        """
+        if self._filesystem is None:
+            return read_source(location)
+        file, frame = split_frame(location)
+        return Source(self._filesystem.cat_file(file), frame)
+
+
+class InMemoryImages:
+    """Images in memory, with the interface of `ImageFolder`."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Store the files by name."""
+        self._files = files
+        self._finder = ImageFinder(sorted(files), suffixes=IMAGE_SUFFIXES)
+
+    def find(self, cell: str) -> str | None:
+        """Return the location that the cell of a table names, or None."""
+        return self._finder.find_cell(cell)
+
+    def read(self, location: str) -> Source:
+        """Return the bytes at a location that `find` returned.
+
+        Raises:
+            InputError: the frame is not a number.
+        """
+        name, frame = split_frame(location)
+        return Source(self._files[name], frame)
+
+
+Images = ImageFolder | InMemoryImages
+
+
+def _open_remote(path: str) -> Any:
+    return _remote(f"input={path}", lambda fsspec: fsspec.open(path, "rb").open())
+
+
+def _list_remote(fsspec: Any, folder: str) -> tuple[Any, str, list[str]]:
+    """Return the file system of a folder, its path there, and the names of its files."""
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    names = [name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)]
+    return filesystem, path, names
+
+
+def _remote_state(fsspec: Any, path: str) -> str:
+    filesystem, inner_path = fsspec.core.url_to_fs(path)
+    info = filesystem.info(inner_path)
+    keys = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
+    return "|".join(str(info.get(name)) for name in keys)
+
+
+def _remote(setting: str, call: Callable[[Any], T]) -> T:
+    """Call a function with fsspec, and translate the errors of all storage services."""
+    try:
+        import fsspec
+
+        return call(fsspec)
+    except FileNotFoundError as error:
+        raise InputError(f"{setting}: no such file or folder") from error
+    except ImportError as error:
+        raise InputError(f"{setting}: {error}") from error
+    except Exception as error:  # each service has its own errors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{setting}: cannot be reached ({reason})") from error
