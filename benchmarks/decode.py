@@ -29,7 +29,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize as torch_resize
 
-from skinmm.data.near_duplicates import PICTURE_SIDE, compute_fingerprint
+from skinmm.data.audit import PICTURE_SIDE, compute_fingerprint
 from skinmm.images.base import resize, resize_pillow, resize_simd
 from skinmm.images.decode import decode, probe
 

@@ -21,7 +21,7 @@ from typing import Final
 import pandas as pd
 
 from skinmm.data.pack import pack
-from skinmm.data.shard_writer import Encoder, PackSettings
+from skinmm.data.packed import Encoder, PackSettings
 from skinmm.images.source import read_source
 
 WORKERS: Final = 2

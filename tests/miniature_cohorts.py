@@ -12,7 +12,7 @@ from PIL import Image
 from tfrecord import TFRecordWriter
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import load_cohort
+from skinmm.data.cohorts import CohortTable, load_cohort
 
 
 def picture(shade: int = 0) -> bytes:
@@ -189,5 +189,9 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
 }
 
 
-def load(name: str, root: Path, **settings: object) -> pd.DataFrame:
+def load_table(name: str, root: Path, **settings: object) -> CohortTable:
     return load_cohort(DataConfig(name=name, root=str(root), **settings))  # type: ignore[arg-type]
+
+
+def load(name: str, root: Path, **settings: object) -> pd.DataFrame:
+    return load_table(name, root, **settings).rows

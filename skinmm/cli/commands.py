@@ -10,8 +10,8 @@ from skinmm.config import AuditConfig, DataConfig, ExploreConfig, PackConfig, Pa
 if TYPE_CHECKING:
     import pandas as pd
 
-    from skinmm.data.near_duplicates import Fingerprints
-    from skinmm.data.shard_writer import PackSettings
+    from skinmm.data.audit import Fingerprints
+    from skinmm.data.packed import PackSettings
     from skinmm.report.cohort_pages import Cohort
 from collections.abc import Callable
 
@@ -39,8 +39,8 @@ def pack(argv: list[str]) -> int:
 
 def _audit(config: AuditConfig, _: Path) -> int:
     from skinmm.data.audit import audit as audited
-    from skinmm.data.cohorts import absent
-    from skinmm.data.near_duplicates import find_near_duplicates
+    from skinmm.data.audit import find_near_duplicates
+    from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
     from skinmm.data.splits import split
     from skinmm.report import write_audit_page
     from skinmm.training.run_folder import write_json
@@ -49,8 +49,10 @@ def _audit(config: AuditConfig, _: Path) -> int:
     page, facts = folder / "audit.html", folder / "audit.json"
     for file in (page, facts):
         require_new_output("output", file, overwrite=config.overwrite)
-    table = _cohort(data, images=config.near)
-    near, pixels = None, dict[str, Any](absent=absent(table))
+    loaded = load_cohort(data)
+    table = require_images(loaded, data.missing, needed=config.near)
+    absent = describe_missing_images(table, loaded.searched)
+    near, pixels = None, dict[str, Any](absent=absent)
     if config.near:
         found = _fingerprints(table)
         near, table = find_near_duplicates(found), _with_sizes(table, found)
@@ -83,8 +85,8 @@ def _explore(config: ExploreConfig, _: Path) -> int:
 
 
 def _pack(config: PackConfig, _: Path) -> int:
-    from skinmm.data.manifest import verify_pack
     from skinmm.data.pack import pack as packed
+    from skinmm.data.packed import verify_pack
     from skinmm.images.source import read_source
 
     out = Path(config.out)
@@ -100,7 +102,7 @@ def _pack(config: PackConfig, _: Path) -> int:
 
 def to_pack(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """The rows, all with their image, and how they are packed."""
-    from skinmm.data.shard_writer import PackSettings
+    from skinmm.data.packed import PackSettings
 
     data = config.data
     settings = PackSettings(
@@ -132,7 +134,7 @@ def _seen(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
 def _fingerprints(table: "pd.DataFrame") -> "Fingerprints":
     from tqdm import tqdm
 
-    from skinmm.data.near_duplicates import compute_fingerprints
+    from skinmm.data.audit import compute_fingerprints
     from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:

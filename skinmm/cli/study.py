@@ -116,7 +116,7 @@ def _refuse_containers(data: DataConfig, name: str) -> None:
     from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 
-    paths = load_cohort(data)["path"].dropna()
+    paths = load_cohort(data).rows["path"].dropna()
     inside = next((path for path in paths if not Path(split_frame(path)[0]).is_file()), None)
     if inside:
         raise InputError(

@@ -19,7 +19,7 @@ from skinmm.data.augment import AUGMENTS, apply_seeded
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
 from skinmm.data.dataset import Blank, Kept, Key, LesionDataset, Sample, View, Withholding
 from skinmm.data.loader import SlotLoader
-from skinmm.data.manifest import load_packed_steps
+from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.splits import UNUSED, split

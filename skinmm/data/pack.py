@@ -1,10 +1,10 @@
-"""Any cohort as resized JPEGs in TFRecord shards: written in parallel, resumed after a kill.
+"""Pack a cohort into TFRecord shards of resized JPEGs, in parallel; a stopped pack is resumed.
 
 A pack is a folder: shards with their indices, `manifest.json` (settings, and size and SHA-256 of
-every finished shard) and, once every shard is there, `cohort.csv`. A shard appears under its name
-when it is whole, and in the manifest when it was read back, so whatever stops a pack, the same
-call goes on where it stopped. The same cohort and settings give the same bytes. Records follow the
-public SIIM-ISIC schema, with text for its codes and the original width and height.
+every finished shard) and, once all shards are finished, `cohort.csv`. A shard gets its name when it
+is complete, and enters the manifest when it was read back. The same call therefore resumes a pack,
+whatever stopped it. The same cohort and settings give the same bytes. Records follow the public
+SIIM-ISIC schema, with text instead of codes, and the original width and height.
 """
 
 import hashlib
@@ -23,18 +23,29 @@ from typing import Any, Final
 import pandas as pd
 from tqdm import tqdm
 
-from skinmm.data.manifest import FILE, Manifest, PackError, Shard, load_manifest
-from skinmm.data.shard_writer import Encoded, Encoder, Job, PackSettings, Read, write_shard
+from skinmm.data.packed import (
+    FILE,
+    Encoded,
+    Encoder,
+    Job,
+    Manifest,
+    PackError,
+    PackSettings,
+    Read,
+    Shard,
+    load_manifest,
+    write_shard,
+)
 from skinmm.files import atomic_write, remove_partials
 from skinmm.images.shards import read_table
 from skinmm.vocabulary import resolve_patients
 
 COHORT: Final = "cohort.csv"
 _ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index
-_CHUNK: Final = 4  # images that a worker takes at once
+_CHUNK: Final = 4  # images per task of a worker
 
-Deal = Callable[[Mapping[str, pd.DataFrame], Path, Encoder], Iterable[tuple[str, Shard]]]
-"""Has shards written (`write_shard`), given by file name, in a folder; they come when finished."""
+WriteShards = Callable[[Mapping[str, pd.DataFrame], Path, Encoder], Iterable[tuple[str, Shard]]]
+"""Writes shards (rows by file name) to a folder with `write_shard`; yields each when finished."""
 
 
 def pack(
@@ -45,96 +56,99 @@ def pack(
     *,
     workers: int | None = None,
     overwrite: bool = False,
-    deal: Deal | None = None,
+    write_shards: WriteShards | None = None,
 ) -> Manifest:
-    """Pack a cohort, or finish a pack that was stopped.
+    """Pack a cohort, or resume a pack that was stopped.
 
     Args:
-        table: canonical cohort table, every row with a path and a 0/1 or missing target.
-        out: the folder; made where it is not there.
-        read: a function of a module (workers import it) that gives the bytes of a path.
+        table: canonical rows, each with a path and a target of 0, 1 or missing.
+        out: folder of the pack; created if missing.
+        read: module-level function (workers import it) that returns the bytes at a path.
         settings: how images are packed.
-        workers: processes that decode and encode; None is one per core.
+        workers: number of processes that decode and encode; None: one per core.
         overwrite: replace a pack of other rows or settings.
-        deal: who writes the shards instead of such processes.
+        write_shards: replaces the local processes, for example by a cluster.
 
     Raises:
-        PackError: a row cannot be packed, the folder holds something else, or it cannot be written.
+        PackError: a row cannot be packed, or the folder contains other files or is not writable.
     """
     settings = settings or PackSettings()
-    _check(table)
+    _require_packable(table)
     numbers = assign_shards(resolve_patients(table), settings.shard_images)
     name = f"shard-{{:05d}}-of-{numbers.max() + 1:05d}.tfrec"
     shards = {name.format(number): rows for number, rows in table.groupby(numbers)}
     try:
-        manifest = _manifest(table, out, settings, list(shards), overwrite=overwrite)
+        manifest = _start_manifest(table, out, settings, list(shards), overwrite=overwrite)
         pending = {
             file: rows
             for file, rows in shards.items()
-            if not _finished(out / file, manifest.shards.get(file))
+            if not _is_finished(out / file, manifest.shards.get(file))
         }
-        deal = deal or partial(_in_processes, workers=workers)
-        for file, shard in deal(pending, out, Encoder(read, settings)):
+        write_shards = write_shards or partial(_write_in_processes, workers=workers)
+        for file, shard in write_shards(pending, out, Encoder(read, settings)):
             manifest.shards[file] = shard
             manifest.save(out)
-        remove_partials(out)  # of killed writers
+        remove_partials(out)
         _write_cohort(table, out, manifest)
     except OSError as error:
         raise PackError(f"{out}: cannot be written: {error.strerror or error}") from error
     return manifest
 
 
-def _check(table: pd.DataFrame) -> None:
-    """Refuse what would fail hours later."""
+def _require_packable(table: pd.DataFrame) -> None:
+    """Check at once for rows that would fail hours later."""
     if table.empty:
-        raise PackError("the cohort has no rows: nothing to pack")
+        raise PackError("the cohort has no rows to pack")
     for wrong, problem in (
-        (table["path"].isna(), "have no image on disk: data.missing=drop leaves them out"),
-        (table["image_id"].duplicated(), "repeat an image_id: keep one row per image"),
-        (~table["target"].isin((0, 1)) & table["target"].notna(), "have a target other than 0 or 1:"
-         " pack with data.target=malignant, the diagnosis comes along"),
-    ):  # fmt: skip
+        (table["path"].isna(), "have no image on disk: set data.missing=drop to leave them out"),
+        (table["image_id"].duplicated(), "repeat an image_id: use one row per image"),
+        (
+            ~table["target"].isin((0, 1)) & table["target"].notna(),
+            "have a target other than 0 or 1: pack with data.target=malignant; the diagnosis is "
+            "packed as well",
+        ),
+    ):
         if wrong.any():
             names = ", ".join(table.loc[wrong, "image_id"].iloc[:3])
             raise PackError(f"{int(wrong.sum())} of {len(table)} rows {problem} (e.g. {names})")
 
 
 def assign_shards(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
-    """The shard of each row: patients in order of appearance, none of them in two.
+    """Return the shard of each row: patients in order of appearance, each in a single shard.
 
     Args:
-        patients: the patient of each row.
-        limit: rows per shard, exceeded only by a patient who has more.
+        patients: patient of each row.
+        limit: maximum rows per shard, exceeded only by a patient with more rows.
     """
-    number, room, numbers = 0, limit, {}
+    number, free, numbers = 0, limit, {}
     for patient, rows in patients.groupby(patients, sort=False).size().items():
-        if rows > room and room < limit:
-            number, room = number + 1, limit
+        if rows > free and free < limit:
+            number, free = number + 1, limit
         numbers[patient] = number
-        room -= rows
+        free -= rows
     return patients.map(numbers)
 
 
-def _manifest(
+def _start_manifest(
     table: pd.DataFrame, out: Path, settings: PackSettings, files: list[str], *, overwrite: bool
 ) -> Manifest:
-    """The folder's own manifest if it is of this pack, a new one in an empty folder."""
-    described = settings.to_mapping()
-    text = table.to_csv(index=False) + json.dumps(described)
+    """Return the manifest of a pack to be resumed, or write a new one to an empty folder."""
+    mapping = settings.to_mapping()
+    text = table.to_csv(index=False) + json.dumps(mapping)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    new = Manifest(digest, described, len(table), files)
+    new = Manifest(digest, mapping, len(table), files)
     out.mkdir(parents=True, exist_ok=True)
     old = load_manifest(out)
     if old is None and any(not file.name.startswith(FILE) for file in out.iterdir()):
-        raise PackError(f"{out}: holds files that are no pack: choose a new or empty folder")
+        raise PackError(f"{out}: contains files that are not a pack: choose a new or empty folder")
     if old and old.digest != digest:
         if not overwrite:
             raise PackError(
-                f"{out}: holds a pack of other rows or settings: choose a new folder or"
-                " overwrite=true"
+                f"{out}: contains a pack of other rows or settings: choose a new folder or set "
+                "overwrite=true"
             )
         _remove(out, old)
-    remove_partials(out)  # of killed writers
+    remove_partials(out)
     if old and old.digest == digest:
         return old
     new.save(out)
@@ -142,16 +156,16 @@ def _manifest(
 
 
 def _remove(out: Path, manifest: Manifest) -> None:
-    """Remove a pack, its manifest last, and nothing else."""
+    """Remove the files of a pack and no others, the manifest last."""
     shards = [f"{file}{ending}" for file in manifest.files for ending in _ENDINGS]
     for name in (*shards, COHORT, FILE):
         (out / name).unlink(missing_ok=True)
 
 
-def _in_processes(
+def _write_in_processes(
     pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder, workers: int | None
 ) -> Iterator[tuple[str, Shard]]:
-    """One shard after the other, their images by processes of this machine."""
+    """Write one shard after the other; local processes decode and encode the images."""
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_follow_parent
     )
@@ -167,19 +181,19 @@ def _in_processes(
         for name, rows in pending.items():
             yield name, write_shard(out / name, rows, encode)
     except BrokenProcessPool as error:
-        message = "a worker died, perhaps for want of memory: run the same pack with fewer workers"
+        message = "a worker died, perhaps out of memory: run the same command with fewer workers"
         raise PackError(message) from error
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(file: Path, shard: Shard | None) -> bool:
+def _is_finished(file: Path, shard: Shard | None) -> bool:
     return shard is not None and file.is_file() and file.stat().st_size == shard.bytes
 
 
 def _follow_parent() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it even where that was killed."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -192,7 +206,7 @@ def _end_with_parent() -> None:
 
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:
-    """The cohort as `data=packed` reads it, with the original sizes that the shards know."""
+    """Write the table that `data=packed` reads, with the original image sizes from the shards."""
     packed = read_table(out / name for name in manifest.files).set_index("image_name")
     rows = table.drop(columns="path")
     for side in ("width", "height"):

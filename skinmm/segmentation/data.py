@@ -110,10 +110,10 @@ class MaskData(LesionData):
             )
 
     def _read(self, config: Config) -> pd.DataFrame:
-        table = load_cohort(config.data, labelled=False)
-        self.classes = tuple(map(str, sorted(table["target"].unique())))
+        cohort = load_cohort(config.data, labelled=False)
+        self.classes = tuple(map(str, sorted(cohort.rows["target"].unique())))
         self.positive = ()
-        return require_masks(require_images(table, config.data.missing), config.data)
+        return require_masks(require_images(cohort, config.data.missing), config.data)
 
     def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         if part not in self._datasets:

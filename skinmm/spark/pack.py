@@ -11,9 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from skinmm.data.manifest import Manifest, PackError, Shard
 from skinmm.data.pack import pack
-from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
+from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
 from skinmm.images.source import read_source
 from skinmm.spark.predict import spark_session
 
@@ -35,8 +34,10 @@ def pack_spark(
             else, or it cannot be written.
     """
     with spark_session(master) as session:
-        deal = partial(_dealt, session.sparkContext)
-        return pack(table, out, read_source, settings, overwrite=overwrite, deal=deal)
+        write_shards = partial(_dealt, session.sparkContext)
+        return pack(
+            table, out, read_source, settings, overwrite=overwrite, write_shards=write_shards
+        )
 
 
 def _dealt(

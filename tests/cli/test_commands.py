@@ -205,7 +205,7 @@ def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
         file.seek(100)
         file.write(b"changed")
     assert main(check) == 2
-    assert "not as it was packed" in capsys.readouterr().err
+    assert "changed since it was packed" in capsys.readouterr().err
 
 
 def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys: Said) -> None:

@@ -217,7 +217,7 @@ class TestReal:
     def test_siim_is_read_split_and_audited_in_seconds(self) -> None:
         start = time.process_time()
         data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
-        report = audit(split(load_cohort(data), 5, 0, 0), columns=data.columns)
+        report = audit(split(load_cohort(data).rows, 5, 0, 0), columns=data.columns)
         assert time.process_time() - start < 5
         assert report["duplicates"] == {"official duplicate": 425}
         assert report["leaks"] == []
@@ -228,7 +228,7 @@ class TestReal:
 
     def test_a_split_by_image_leaks_patients_and_pairs(self) -> None:
         data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
-        table = load_cohort(data)
+        table = load_cohort(data).rows
         sides = np.random.default_rng(0).choice(["train", "val", "test"], len(table))
         report = audit(table.assign(part=sides))
         assert report["across_parts"]["official duplicate"] == pytest.approx(425 * 2 / 3, abs=40)

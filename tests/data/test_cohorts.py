@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from miniature_cohorts import WRITERS, load
+from miniature_cohorts import WRITERS, load, load_table
 
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import (
@@ -49,7 +49,7 @@ def test_every_adapter_yields_the_canonical_table(dataset: tuple[str, Path]) -> 
 
 def test_every_adapter_says_where_bytes_are(dataset: tuple[str, Path]) -> None:
     name, root = dataset
-    table = require_images(load(name, root), "error")
+    table = require_images(load_table(name, root), "error")
     for location in table["path"].iloc[:5]:
         assert Path(location.partition("#")[0]).is_absolute()
         data, frame = read_source(location)
@@ -60,7 +60,7 @@ def test_every_adapter_says_where_bytes_are(dataset: tuple[str, Path]) -> None:
 def test_every_adapter_serves_diagnoses(dataset: tuple[str, Path]) -> None:
     name, root = dataset
     data = DataConfig(name=name, root=str(root), target="diagnosis")
-    table = load_cohort(data)
+    table = load_cohort(data).rows
     classes = list_classes(table, data)
     assert set(classes) == set(table["target"])
     if name not in {"image_folder", "csv", "tfrecord"}:
@@ -89,7 +89,7 @@ def test_an_unknown_dataset_or_option_lists_the_choices(tmp_path: Path) -> None:
 
 
 def test_the_demo_matches_its_readme() -> None:
-    table = load_cohort(DataConfig(name="demo"))
+    table = load_cohort(DataConfig(name="demo")).rows
     assert len(table) == 700
     assert table["target"].sum() == 142
     complete = table[["age", "sex", "site"]].notna().all(axis=1)
@@ -102,7 +102,7 @@ def test_the_demo_matches_its_readme() -> None:
 
 
 def test_a_test_fraction_is_held_out() -> None:
-    table = load_cohort(DataConfig(name="demo", args={"test_fraction": 0.2}))
+    table = load_cohort(DataConfig(name="demo", args={"test_fraction": 0.2})).rows
     assert (table["part"] == "test").mean() == pytest.approx(0.2, abs=0.01)
     part = split(table, 5, 1, 0)["part"]
     np.testing.assert_array_equal(part == "test", table["part"] == "test")
@@ -110,6 +110,6 @@ def test_a_test_fraction_is_held_out() -> None:
 
 
 def test_the_cohort_table_is_plain_data() -> None:
-    table = load_cohort(DataConfig(name="demo"))
+    table = load_cohort(DataConfig(name="demo")).rows
     columns = table.astype(object).where(table.notna(), None).to_dict("list")
     assert json.loads(json.dumps(columns)) == columns

@@ -71,7 +71,7 @@ def test_too_few_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"two or more folders.*it has only 'nevus'"):
         load("image_folder", fill(tmp_path, nevus=2))
     (tmp_path / "melanoma").mkdir()
-    with pytest.raises(InputError, match=r"melanoma: no picture in this class folder"):
+    with pytest.raises(InputError, match=r"melanoma: no image in this class folder"):
         load("image_folder", tmp_path)
 
 
@@ -88,7 +88,8 @@ def test_positive_folders_make_a_binary_target(tmp_path: Path) -> None:
 def test_unclear_classes_ask_for_positive(tmp_path: Path) -> None:
     fill(tmp_path, melanoma=1, other=1)
     asked = (
-        r"nothing says whether 'other' is malignant: set data.positive=\[...\] from melanoma, other"
+        r"cannot determine whether 'other' is malignant: "
+        r"set data.positive=\[...\] from melanoma, other"
     )
     with pytest.raises(InputError, match=asked):
         load("image_folder", tmp_path)
@@ -105,7 +106,7 @@ def test_classes_come_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
     data = DataConfig(
         name="image_folder", root=str(tmp_path), target="diagnosis", positive=["mel", "zebra"]
     )
-    classes = list_classes(load_cohort(data), data)
+    classes = list_classes(load_cohort(data).rows, data)
     assert classes == ("melanoma", "nevus", "apple", "zebra")
     assert list_positive_classes(classes, data) == ("melanoma", "zebra")
 
@@ -113,6 +114,6 @@ def test_classes_come_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
 def test_binary_classes_do_not_depend_on_the_names(tmp_path: Path) -> None:
     fill(tmp_path, benign=1, malignant=1)
     data = DataConfig(name="image_folder", root=str(tmp_path))
-    classes = list_classes(load_cohort(data), data)
+    classes = list_classes(load_cohort(data).rows, data)
     assert classes == ("benign", "malignant")
     assert list_positive_classes(classes, data) == ("malignant",)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import load_cohort, require_images
+from skinmm.data.cohorts import CohortTable, load_cohort, require_images
 from skinmm.data.splits import split
 
 FOLDER = os.environ.get("SKINMM_DATA", "")
@@ -22,12 +22,12 @@ ROOTS = {name: str(Path(FOLDER) / name) for name in ("siim_isic_2020", "ham10000
 
 @pytest.fixture(scope="module")
 def siim() -> pd.DataFrame:
-    return load_cohort(DataConfig(name="siim_isic", root=ROOTS["siim_isic_2020"]))
+    return load_cohort(DataConfig(name="siim_isic", root=ROOTS["siim_isic_2020"])).rows
 
 
 @pytest.fixture(scope="module")
 def ham() -> pd.DataFrame:
-    return load_cohort(DataConfig(name="ham10000", root=ROOTS["ham10000"]))
+    return load_cohort(DataConfig(name="ham10000", root=ROOTS["ham10000"])).rows
 
 
 def test_siim_is_the_whole_cohort(siim: pd.DataFrame) -> None:
@@ -35,7 +35,7 @@ def test_siim_is_the_whole_cohort(siim: pd.DataFrame) -> None:
     assert siim["target"].sum() == 584
     assert siim["patient_id"].nunique() == 2056
     assert siim[["sex", "age", "site"]].isna().sum().tolist() == [65, 68, 527]
-    with_images = require_images(siim, "drop")
+    with_images = require_images(CohortTable(siim), "drop")
     assert (len(with_images), with_images["target"].sum()) == (775, 405)
 
 
@@ -45,7 +45,7 @@ def test_siim_official_pairs_are_linked(siim: pd.DataFrame) -> None:
     assert linked["duplicate_of"].isin(siim["image_id"]).all()
     args = {"duplicates": "drop"}
     data = DataConfig(name="siim_isic", root=ROOTS["siim_isic_2020"], args=args)
-    dropped = load_cohort(data)
+    dropped = load_cohort(data).rows
     assert (len(dropped), dropped["target"].sum()) == (32_701, 581)
 
 
@@ -65,7 +65,7 @@ def test_no_split_of_siim_parts_a_patient_or_a_pair(siim: pd.DataFrame, seed: in
 def test_public_folds_are_patient_disjoint() -> None:
     args = {"folds": "public"}
     data = DataConfig(name="siim_isic", root=ROOTS["siim_isic_2020"], args=args)
-    table = split(load_cohort(data), 15, 3, 0)
+    table = split(load_cohort(data).rows, 15, 3, 0)
     assert set(table.loc[table["part"] == "test", "public_fold"]) == {3}
     assert table.groupby("patient_id")["fold"].nunique().max() == 1
 
@@ -90,7 +90,7 @@ def test_ham10000_counts(ham: pd.DataFrame) -> None:
     assert ham["diagnosis"].value_counts().to_dict() == counts
     assert ham[["age", "sex", "site"]].isna().sum().tolist() == [57, 57, 234]
     assert ham["target"].sum() == 1113 + 514 + 327
-    assert len(require_images(ham, "drop")) == 10_013
+    assert len(require_images(CohortTable(ham), "drop")) == 10_013
 
 
 def test_isic_2017_as_one_table_a_part() -> None:
@@ -101,8 +101,8 @@ def test_isic_2017_as_one_table_a_part() -> None:
 
 
 def test_the_embedded_cohort_is_isic_2017() -> None:
-    demo = load_cohort(DataConfig(name="demo")).set_index("image_id")
-    whole = load_cohort(DataConfig(name="isic_2017", root=ROOTS["isic_2017_cc0"]))
+    demo = load_cohort(DataConfig(name="demo")).rows.set_index("image_id")
+    whole = load_cohort(DataConfig(name="isic_2017", root=ROOTS["isic_2017_cc0"])).rows
     whole = whole.set_index("image_id").loc[demo.index]
     for name in ("age", "sex", "site", "target", "diagnosis"):
         assert (
@@ -118,7 +118,7 @@ def test_the_demo_script_makes_the_embedded_cohort_again() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "make_demo.py"
     choose = runpy.run_path(str(script))["choose"]
     chosen = choose(pd.read_csv(Path(ROOTS["isic_2017_cc0"]) / "training.csv"))
-    demo = load_cohort(DataConfig(name="demo"))
+    demo = load_cohort(DataConfig(name="demo")).rows
     assert chosen["image_id"].tolist() == demo["image_id"].tolist()
 
 

@@ -62,7 +62,7 @@ def test_siim_needs_train_csv_alone(tmp_path: Path) -> None:
     table = load("siim_isic", tmp_path)
     assert len(table) == 4
     assert table[["lesion_id", "width", "height"]].isna().all(axis=None)
-    with pytest.raises(InputError, match=r"folds=public: .*image_size.csv is not there"):
+    with pytest.raises(InputError, match=r"folds=public: .*image_size.csv is missing"):
         load("siim_isic", tmp_path, args={"folds": "public"})
 
 
@@ -158,7 +158,7 @@ def test_public_folds_are_the_numbers_of_the_public_tfrecords(tmp_path: Path) ->
     table = load("siim_isic", tmp_path, **public)
     assert table["image_id"].tolist() == ["I0", "I1", "I3"]
     assert table["public_fold"].tolist() == [0, 0, 14]
-    with pytest.raises(InputError, match=r"not read from files named train00-COUNT.tfrec"):
+    with pytest.raises(InputError, match=r"not in files named train00-COUNT.tfrec"):
         load("siim_isic", tmp_path, args={"folds": "public"}, format="jpeg")
 
 
@@ -202,7 +202,7 @@ def test_a_table_beside_tfrecords_of_another_schema(tmp_path: Path) -> None:
         ({"codes": {"sex": "male"}}, r"codes.sex=male: must be a list, as in sex: \[male"),
         ({"missing": {"age": ["x"]}}, r"missing.age=\['x'\]: must be a list"),
         ({"columns": "age"}, "columns=age: must be pairs, such as {age: patient_age}"),
-        ({"files": "test*"}, r"no TFRecord file named test\* there or in tfrecords/"),
+        ({"files": "test*"}, r"no TFRecord file named test\* in it or in tfrecords/"),
     ],
 )
 def test_a_mapping_that_does_not_fit_is_named(
@@ -239,7 +239,7 @@ def test_isic_2018_task_1_is_images_with_masks(tmp_path: Path) -> None:
         drawn = [f"{name}_segmentation" for name in names]
         write_images(tmp_path / f"ISIC2018_Task1_{part}_GroundTruth", drawn, ".png")
     data = DataConfig(name="isic_2018", root=str(tmp_path), args={"task": 1, "folds": "public"})
-    table = require_masks(load_cohort(data, labelled=False), data)
+    table = require_masks(load_cohort(data, labelled=False).rows, data)
     assert table["image_id"].tolist() == ["I0", "I1", "I2", "I3"]
     assert table["part"].tolist() == [None, None, "val", "test"]
     assert all(Path(mask).stem == f"{name}_segmentation" for name, mask in
@@ -257,11 +257,11 @@ def test_masks_may_be_missing_or_elsewhere(tmp_path: Path) -> None:
     write_images(drawn, ["a"], ".png")
     (root / "masks").mkdir()
     data = DataConfig(name="image_folder", root=str(root), masks=str(drawn))
-    table = load_cohort(data, labelled=False)
+    table = load_cohort(data, labelled=False).rows
     with pytest.raises(InputError, match=r"1 of 2 images have no mask .* e.g. b;"):
         require_masks(table, data)
     assert require_masks(table, replace(data, missing="drop"))["image_id"].tolist() == ["a"]
-    with pytest.raises(InputError, match=r"name their folder, data\.masks"):
+    with pytest.raises(InputError, match=r"set data\.masks=DIR"):
         require_masks(table, replace(data, masks=None, missing="drop"))
 
 
@@ -291,7 +291,7 @@ def test_the_nine_diagnoses_of_2019_and_2020(tmp_path: Path) -> None:
         target="diagnosis",
         extra=[ExtraCohort(name="isic_2019", root=str(tmp_path / "b"))],
     )
-    table = load_cohort(data)
+    table = load_cohort(data).rows
     assert list_classes(table, data) == CLASSES
     assert list_positive_classes(CLASSES, data) == ("akiec", "bcc", "mel", "scc")
     extra = table["source"] == "isic_2019"

@@ -1,5 +1,6 @@
 """Tables that someone else wrote: what is forgiven, and what is named by file and row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,10 +8,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from miniature_cohorts import load, picture, siim_isic, write, write_images
+from miniature_cohorts import load, load_table, picture, siim_isic, write, write_images
 
 from skinmm.data.cohorts import ADAPTERS, require_images
-from skinmm.data.cohorts.tables import canonical, read_table
+from skinmm.data.cohorts.tables import read_table, to_canonical
 from skinmm.errors import InputError
 from skinmm.images.tfrecord import write_tfrecord
 
@@ -128,7 +129,7 @@ def test_further_columns_are_numbers_or_words_but_not_both(tmp_path: Path) -> No
     assert table["grade"].dropna().unique().tolist() == ["0", "1+", "2", "1"]
     rows = rows.replace("I7;1;7,5", "I7;1;wide")
     cohort(tmp_path, "image_id;target;width_mm;grade\n" + rows)
-    with pytest.raises(InputError, match=r"'width_mm' holds numbers, .* 1 words, e\.g\. 'wide'"):
+    with pytest.raises(InputError, match=r"'width_mm' contains numbers, .* 1 words, e\.g\. 'wide'"):
         load("csv", tmp_path, columns=["width_mm"])
 
 
@@ -152,15 +153,15 @@ def test_missing_images_are_counted_with_examples(tmp_path: Path) -> None:
     siim_isic(tmp_path)
     for number in (0, 3):
         (tmp_path / "jpeg" / "train" / f"I{number}.jpg").unlink()
-    table = load("siim_isic", tmp_path)
-    expected = r"2 of 4 images are not on disk, e.g. I0, I3; looked in .*jpeg/train.*missing=drop"
+    cohort = load_table("siim_isic", tmp_path)
+    expected = r"2 of 4 images are not on disk, e.g. I0, I3; searched in .*jpeg/train.*missing=drop"
     with pytest.raises(InputError, match=expected):
-        require_images(table, "error")
+        require_images(cohort, "error")
     for needed in (True, False):  # a model of the record has the rows of those that also look
-        kept = require_images(table, "drop", needed=needed)
+        kept = require_images(cohort, "drop", needed=needed)
         assert kept["image_id"].tolist() == ["I1", "I2"]
-    assert len(require_images(table, "error", needed=False)) == 4
-    nowhere = table.assign(path=None)
+    assert len(require_images(cohort, "error", needed=False)) == 4
+    nowhere = replace(cohort, rows=cohort.rows.assign(path=None))
     with pytest.raises(InputError, match="4 of 4 images are not on disk"):
         require_images(nowhere, "drop")
     assert len(require_images(nowhere, "drop", needed=False)) == 4
@@ -172,7 +173,7 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     file.write_text(text, encoding="utf-8", errors="replace")
     try:
         table = read_table(file)
-        rows = canonical(table.assign(image_id=table.iloc[:, 0]), file, "any", [])
+        rows = to_canonical(table.assign(image_id=table.iloc[:, 0]), file, "any", [])
     except InputError as error:
         refusal = str(error)
         rows = pd.DataFrame({"image_id": [str(file)]})
@@ -186,7 +187,7 @@ def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     write(tmp_path, "cohort.csv", text.split("```csv\n")[1].split("```")[0])
     write_images(tmp_path / "images", ["a1", "a2", "b1"])
-    table = require_images(load("csv", tmp_path), "error")
+    table = require_images(load_table("csv", tmp_path), "error")
     assert table["target"].tolist() == [1, 0, 0]
     assert table["patient_id"].tolist() == ["P1", "P1", "P2"]
     assert table[["age", "sex", "site", "path"]].notna().all(axis=None)

@@ -14,15 +14,15 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageEnhance
 
 from skinmm.config import DataConfig
-from skinmm.data.audit import audit
-from skinmm.data.cohorts import load_cohort, require_images
-from skinmm.data.near_duplicates import (
+from skinmm.data.audit import (
     DISTANCE,
     HASH_SIDE,
     Fingerprints,
+    audit,
     compute_fingerprints,
     find_near_duplicates,
 )
+from skinmm.data.cohorts import load_cohort, require_images
 from skinmm.data.splits import split
 from skinmm.images.source import read_source
 
@@ -38,7 +38,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @pytest.fixture(scope="module")
 def demo() -> pd.DataFrame:
-    return load_cohort(DataConfig(name="demo")).iloc[:60]
+    return load_cohort(DataConfig(name="demo")).rows.iloc[:60]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -57,7 +57,7 @@ def test_a_changed_copy_is_found(demo: pd.DataFrame, tmp_path: Path, change: str
 
 
 def test_the_embedded_cohort_has_no_near_duplicates() -> None:
-    demo = load_cohort(DataConfig(name="demo"))
+    demo = load_cohort(DataConfig(name="demo")).rows
     assert find_near_duplicates(compute_fingerprints(demo, read_source)).empty
 
 
@@ -74,7 +74,7 @@ def test_official_pairs_whose_images_are_here_are_found() -> None:
 
 
 def test_a_copy_on_the_other_side_is_a_leak() -> None:
-    demo = load_cohort(DataConfig(name="demo"))
+    demo = load_cohort(DataConfig(name="demo")).rows
     table = split(demo, 5, 0, 0)
     sides = [table.index[table["part"] == part][0] for part in ("train", "test")]
     table.loc[sides[1], "path"] = table.loc[sides[0], "path"]

@@ -24,9 +24,17 @@ import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.public import demo
 from skinmm.data.cohorts.user import packed as adapter
-from skinmm.data.manifest import PackError, Shard, load_manifest, load_packed_steps, verify_pack
 from skinmm.data.pack import assign_shards, pack
-from skinmm.data.shard_writer import Encoder, PackSettings, write_shard
+from skinmm.data.packed import (
+    Encoder,
+    PackError,
+    PackSettings,
+    Shard,
+    load_manifest,
+    load_packed_steps,
+    verify_pack,
+    write_shard,
+)
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess
@@ -45,7 +53,7 @@ def read(path: str) -> tuple[bytes, int | None]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Sixteen images of the demo: a PNG that is not square, a small JPEG, one with a profile."""
     folder = tmp_path_factory.mktemp("images")
-    table = demo(DataConfig()).iloc[:16].copy()
+    table = demo(DataConfig()).rows.iloc[:16].copy()
     table["patient_id"] = [None, None, *"abcabcabcabcde"]
     table["thickness"] = np.linspace(0.1, 0.8, 16)
     picture = Image.open(table["path"].iloc[2])
@@ -65,7 +73,7 @@ def folder(cohort: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_the_adapter_reads_the_cohort_back(cohort: pd.DataFrame, folder: Path) -> None:
     config = DataConfig(name="packed", root=str(folder), columns=["age", "thickness"])
-    table = adapter(config)
+    table = adapter(config).rows
     same = ["image_id", "patient_id", "age", "sex", "site", "diagnosis", "target", "thickness"]
     got, expected = (
         rows[same].astype(object).where(rows[same].notna(), None) for rows in (table, cohort)
@@ -77,7 +85,7 @@ def test_the_adapter_reads_the_cohort_back(cohort: pd.DataFrame, folder: Path) -
 
 
 def test_pictures_are_those_that_pillow_resizes(cohort: pd.DataFrame, folder: Path) -> None:
-    table = adapter(DataConfig(name="packed", root=str(folder)))
+    table = adapter(DataConfig(name="packed", root=str(folder))).rows
     for source, path in zip(cohort["path"], table["path"], strict=True):
         original = Image.open(source).convert("RGB")
         scale = min(1, 96 / min(original.size))
@@ -95,7 +103,7 @@ def test_steps_are_taken_before_pictures_are_made_small(
     settings = PackSettings(size=96, steps=steps)
     pack(cohort.iloc[:2], tmp_path, read, settings, workers=1)
     assert load_packed_steps(tmp_path) == (steps, None)
-    table = adapter(DataConfig(name="packed", root=str(tmp_path)))
+    table = adapter(DataConfig(name="packed", root=str(tmp_path))).rows
     for source, path in zip(cohort["path"].iloc[:2], table["path"], strict=True):
         made = preprocess(decode(Path(source).read_bytes(), size=192), steps)
         size = tuple(round(side * 96 / min(made.shape[:2])) for side in made.shape[1::-1])
@@ -107,12 +115,12 @@ def test_steps_are_taken_before_pictures_are_made_small(
         pack(cohort.iloc[:2], tmp_path, read, PackSettings(size=96), workers=1)
     with pytest.raises(InputError, match="'mask_background' needs a checkpoint"):
         PackSettings(steps=("mask_background",))
-    with pytest.raises(InputError, match="crop_lesion cuts a square of what a network sees"):
+    with pytest.raises(InputError, match="crop_lesion cuts out the square that a network gets"):
         PackSettings(steps=("crop_lesion",), segmenter="drawing.ckpt")
 
 
 def test_a_jpeg_that_needs_no_change_keeps_its_bytes(cohort: pd.DataFrame, folder: Path) -> None:
-    table = adapter(DataConfig(name="packed", root=str(folder)))
+    table = adapter(DataConfig(name="packed", root=str(folder))).rows
     assert read_image(table["path"].iloc[3]) == Path(cohort["path"].iloc[3]).read_bytes()
 
 
@@ -146,7 +154,7 @@ def test_a_copy_is_verified(folder: Path, tmp_path: Path) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(PackError, match=rf"{name}: missing, or not as it was packed"):
+    with pytest.raises(PackError, match=rf"{name}: missing or changed since it was packed"):
         verify_pack(copy)
     (copy / name).unlink()
     with pytest.raises(PackError, match=rf"{name}: missing"):
@@ -182,7 +190,7 @@ def test_another_pack_is_replaced_only_when_told(cohort: pd.DataFrame, tmp_path:
     out = tmp_path / "out"
     pack(cohort.iloc[:8], out, read, SMALL, workers=1)
     other = PackSettings(size=32, shard_images=100)
-    with pytest.raises(PackError, match="holds a pack of other rows or settings: choose a new"):
+    with pytest.raises(PackError, match="contains a pack of other rows or settings: choose a new"):
         pack(cohort.iloc[:8], out, read, other)
     manifest = pack(cohort.iloc[:8], out, read, other, workers=1, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -198,14 +206,15 @@ from pathlib import Path
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.public import demo
 from skinmm.data.pack import pack
-from skinmm.data.shard_writer import PackSettings
+from skinmm.data.packed import PackSettings
 
 def read(path):
     time.sleep(0.1)
     return Path(path).read_bytes(), None
 
 if __name__ == "__main__":
-    pack(demo(DataConfig()).iloc[:40], Path(sys.argv[1]), read, PackSettings(48, 95, 10), workers=2)
+    rows = demo(DataConfig()).rows.iloc[:40]
+    pack(rows, Path(sys.argv[1]), read, PackSettings(48, 95, 10), workers=2)
 """
 
 
@@ -225,13 +234,13 @@ def test_a_killed_pack_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert re.search(r"\d/40 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+( images/s|s/ images)", shown), shown
     assert len(workers) >= 2
     _wait(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
-    with pytest.raises(PackError, match=r"out: \d of 4 shards packed: run the same pack again"):
+    with pytest.raises(PackError, match=r"out: \d of 4 shards packed: run the same command again"):
         verify_pack(out)
     with pytest.raises(InputError, match=r"cohort\.csv"):
         adapter(DataConfig(name="packed", root=str(out)))
 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.tfrec")}
-    table, fresh = demo(DataConfig()).iloc[:40], tmp_path / "fresh"
+    table, fresh = demo(DataConfig()).rows.iloc[:40], tmp_path / "fresh"
     for folder in (out, fresh):
         pack(table, folder, read, PackSettings(48, 95, 10), workers=1)
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -261,7 +270,10 @@ def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": None}, r"1 of 16 rows have no image on disk: data\.missing=drop .*ISIC_0000000"),
+        (
+            {"path": None},
+            r"1 of 16 rows have no image on disk: set data\.missing=drop .*ISIC_0000000",
+        ),
         ({"target": "mel"}, r"a target other than 0 or 1: pack with data\.target=malignant"),
         ({"image_id": "ISIC_0000001"}, "repeat an image_id"),
     ],
@@ -294,7 +306,7 @@ def die(path: str) -> tuple[bytes, int | None]:
 
 
 def test_a_worker_that_dies_is_reported(cohort: pd.DataFrame, tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="a worker died, perhaps for want of memory"):
+    with pytest.raises(PackError, match="a worker died, perhaps out of memory"):
         pack(cohort, tmp_path / "out", die, SMALL, workers=1)
 
 
@@ -307,14 +319,16 @@ def test_what_a_killed_writer_left_is_not_kept(cohort: pd.DataFrame, tmp_path: P
             (out / f"{name}.0123.part").write_bytes(b"half a sha")
             yield name, write_shard(out / name, rows, partial(map, encoder))
 
-    pack(cohort, tmp_path, read, SMALL, deal=deal)
+    pack(cohort, tmp_path, read, SMALL, write_shards=deal)
     assert not [*tmp_path.glob("*.part")]
 
 
 def test_a_folder_that_cannot_be_used_is_refused(cohort: pd.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "download.part").write_text("mine too")
-    with pytest.raises(PackError, match="holds files that are no pack: choose a new or empty"):
+    with pytest.raises(
+        PackError, match="contains files that are not a pack: choose a new or empty"
+    ):
         pack(cohort, tmp_path, read)
     with pytest.raises(PackError, match="cannot be written: File exists"):
         pack(cohort, tmp_path / "notes.txt", read)
@@ -334,5 +348,5 @@ def test_a_folder_that_cannot_be_used_is_refused(cohort: pd.DataFrame, tmp_path:
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"quality": 101}, {"shard_images": 0}])
 def test_settings_have_bounds(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
-    with pytest.raises(PackError, match=f"{name}={value}: allowed are"):
+    with pytest.raises(PackError, match=f"{name}={value}: must be between"):
         PackSettings(**wrong)

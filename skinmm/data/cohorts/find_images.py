@@ -1,4 +1,4 @@
-"""Where each image's bytes are: folders are listed once, files are matched by name."""
+"""Find the images and lesion masks of a cohort by name."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,18 +7,36 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import DataConfig
+from skinmm.data.cohorts.tables import CohortTable
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, list_files
 from skinmm.images.source import FRAME, HDF5_SUFFIXES
 
+FORMATS: Final[dict[str, tuple[str, ...]]] = {
+    "jpeg": tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"),
+    "dicom": (".dcm",),
+    "hdf5": HDF5_SUFFIXES,
+    "tfrecord": shards.SUFFIXES,
+}
+"""`data.format` -> suffixes of its files."""
+MASK_FOLDER: Final = "masks"
+MASK_FOLDERS: Final = (
+    MASK_FOLDER,
+    "HAM10000_segmentations_lesion_tschandl",
+    *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
+)
+"""Folders of masks, of any dataset, under its root."""
+MASK_ENDING: Final = "_segmentation"
+"""Optional ending of a mask's name after the name of its image, as in ISIC."""
+
 
 def require_root(data: DataConfig) -> Path:
-    """The cohort's folder.
+    """Return the folder of the cohort.
 
     Raises:
-        InputError: it is not set, or no folder.
+        InputError: `data.root` is not set, or not a folder.
     """
     if not data.root:
         raise InputError(f"data={data.name} needs data.root=DIR, the folder of the dataset")
@@ -29,24 +47,24 @@ def require_root(data: DataConfig) -> Path:
 
 
 def attach_images(
-    table: pd.DataFrame,
+    rows: pd.DataFrame,
     root: Path,
     image_format: str,
     folders: Sequence[str],
     schema: shards.Schema = shards.PLAIN,
-) -> pd.DataFrame:
-    """Fills `path`: None where no file has the image's name.
+) -> CohortTable:
+    """Fill the column `path` with the location of each image; None if it is not found.
 
     Args:
-        table: canonical rows.
+        rows: canonical rows.
         root: folder of the dataset.
-        image_format: a key of `FORMATS`, or auto: the one that holds most of the images.
-        folders: where to look under the root; those that are not there are skipped.
-        schema: which features of a TFRecord hold the name and the image.
+        image_format: a key of `FORMATS`, or auto: the one with most of the images.
+        folders: folders to search under the root; missing ones are skipped.
+        schema: features of TFRecord files that contain the name and the image.
     """
-    there = [root / folder for folder in folders if (root / folder).is_dir()]
-    files = list_files(there)
-    image_ids = {name.partition(FRAME)[0] for name in table["image_id"]}
+    searched = tuple(root / folder for folder in folders if (root / folder).is_dir())
+    files = list_files(searched)
+    image_ids = {name.partition(FRAME)[0] for name in rows["image_id"]}
     finder, most = ImageFinder([]), 0
     for suffixes in FORMATS.values() if image_format == "auto" else [FORMATS[image_format]]:
         candidate = ImageFinder(files, suffixes=suffixes, schema=schema)
@@ -54,101 +72,88 @@ def attach_images(
             finder, most = candidate, count
         if most == len(image_ids):
             break
-    paths = [finder.find(name) for name in table["image_id"]]
-    filled = table.assign(path=pd.Series(paths, table.index, dtype=object))
-    filled.attrs["looked_in"] = ", ".join(map(str, there)) or str(root)
-    return filled
+    paths = [finder.find(name) for name in rows["image_id"]]
+    rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
+    return CohortTable(rows, searched or (root,))
 
 
-def require_images(table: pd.DataFrame, missing: str, *, needed: bool = True) -> pd.DataFrame:
-    """The rows whose image is on disk.
+def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> pd.DataFrame:
+    """Return the rows whose image was found.
 
     Args:
-        table: canonical rows.
-        missing: `drop` leaves the others out, `error` refuses them.
-        needed: whether images are looked at; if not, `drop` leaves out the rows that a model of
-            both would lack, unless no row has an image.
+        cohort: as `load_cohort` returns it.
+        missing: `drop` leaves out rows without an image, `error` refuses them.
+        needed: whether images are used. If not, `drop` leaves out the same rows, so that models
+            with and without images are comparable, unless no row has an image.
 
     Raises:
-        InputError: images are missing and may not be, or every image is.
+        InputError: images are missing and `missing` is `error`, or no image was found.
     """
-    there, said = table["path"].notna(), absent(table)
-    if not needed and (missing == "error" or not there.any()):
-        return table
-    if said is None or (missing == "drop" and there.any()):
-        return table[there].reset_index(drop=True)
-    raise InputError(f"{said}; data.missing=drop leaves them out" if there.any() else said)
+    rows = cohort.rows
+    has_image = rows["path"].notna()
+    if not needed and (missing == "error" or not has_image.any()):
+        return rows
+    if has_image.all() or (missing == "drop" and has_image.any()):
+        return rows[has_image].reset_index(drop=True)
+    problem = describe_missing_images(rows, cohort.searched)
+    advice = "; set data.missing=drop to leave them out" if has_image.any() else ""
+    raise InputError(f"{problem}{advice}")
 
 
-def absent(table: pd.DataFrame) -> str | None:
-    """How many images are not on disk, three of them, and where they were looked for."""
-    gone = table.loc[table["path"].isna(), "image_id"]
-    looked = table.attrs.get("looked_in", "the data's folder")
-    said = f"{len(gone)} of {len(table)} images are not on disk, e.g. {', '.join(gone[:3])}"
-    return f"{said}; looked in {looked}" if len(gone) else None
-
-
-def tfrecords_in(files: Iterable[str]) -> list[str]:
-    """The TFRecord files among some."""
-    return [file for file in files if file.lower().endswith(shards.SUFFIXES)]
-
-
-FORMATS: Final[dict[str, tuple[str, ...]]] = {
-    "jpeg": tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"),
-    "dicom": (".dcm",),
-    "hdf5": HDF5_SUFFIXES,
-    "tfrecord": shards.SUFFIXES,
-}
-"""`data.format` -> suffixes of its files."""
-
-
-FOLDER: Final = "masks"
-FOLDERS: Final = (
-    FOLDER,
-    "HAM10000_segmentations_lesion_tschandl",
-    *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
-)
-"""Where masks of any dataset may be under its root."""
-ENDING: Final = "_segmentation"
-"""What ISIC adds to an image's name; names without it are understood too."""
-
-
-def attach_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Adds the column `mask`, a path; None where no file has the image's name.
-
-    Raises:
-        InputError: a folder that was named is not there.
-    """
-    files = map(Path, list_files(folder for folder in _folders(data) if folder.is_dir()))
-    found = {
-        file.stem.removesuffix(ENDING): str(file) for file in files if file.suffix.lower() == ".png"
-    }
-    masks = [found.get(name) for name in table["image_id"]]
-    return table.assign(mask=pd.Series(masks, table.index, dtype=object))
-
-
-def require_masks(table: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """The rows that have a mask; `data.missing` says whether others are refused.
-
-    Raises:
-        InputError: masks are missing and may not be, or every mask is.
-    """
-    table = attach_masks(table, data)
-    there = table["mask"].notna()
-    if there.all() or (data.missing == "drop" and there.any()):
-        return table[there].reset_index(drop=True)
-    names = ", ".join(table.loc[~there, "image_id"].iloc[:3])
-    looked = ", ".join(map(str, _folders(data))) or "no folder"
-    advice = "data.missing=drop leaves them out" if there.any() else "name their folder, data.masks"
-    raise InputError(
-        f"{int((~there).sum())} of {len(table)} images have no mask (NAME.png or "
-        f"NAME{ENDING}.png), e.g. {names}; looked in {looked}; {advice}"
+def describe_missing_images(rows: pd.DataFrame, searched: Iterable[Path]) -> str | None:
+    """Describe how many images were not found, with examples; None if all were found."""
+    missing = rows.loc[rows["path"].isna(), "image_id"]
+    if missing.empty:
+        return None
+    return (
+        f"{len(missing)} of {len(rows)} images are not on disk, e.g. {', '.join(missing[:3])}; "
+        f"searched in {', '.join(map(str, searched))}"
     )
 
 
-def _folders(data: DataConfig) -> list[Path]:
-    if data.masks is None:  # the demo brings images and no masks
-        return [require_root(data) / name for name in FOLDERS] if data.root else []
+def filter_tfrecords(files: Iterable[str]) -> list[str]:
+    """Return the TFRecord files among some files."""
+    return [file for file in files if file.lower().endswith(shards.SUFFIXES)]
+
+
+def attach_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Add the column `mask` with the path of each mask; None if it is not found.
+
+    Raises:
+        InputError: the folder `data.masks` does not exist.
+    """
+    files = map(Path, list_files(folder for folder in _mask_folders(data) if folder.is_dir()))
+    masks = {
+        file.stem.removesuffix(MASK_ENDING): str(file)
+        for file in files
+        if file.suffix.lower() == ".png"
+    }
+    paths = [masks.get(name) for name in rows["image_id"]]
+    return rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
+
+
+def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return the rows that have a mask; `data.missing=error` refuses the others.
+
+    Raises:
+        InputError: masks are missing and may not be, or no mask was found.
+    """
+    rows = attach_masks(rows, data)
+    has_mask = rows["mask"].notna()
+    if has_mask.all() or (data.missing == "drop" and has_mask.any()):
+        return rows[has_mask].reset_index(drop=True)
+    names = ", ".join(rows.loc[~has_mask, "image_id"].iloc[:3])
+    folders = ", ".join(map(str, _mask_folders(data))) or "no folder"
+    advice = "leave them out with data.missing=drop" if has_mask.any() else "set data.masks=DIR"
+    raise InputError(
+        f"{int((~has_mask).sum())} of {len(rows)} images have no mask (NAME.png or "
+        f"NAME{MASK_ENDING}.png), e.g. {names}; searched in {folders}; {advice}"
+    )
+
+
+def _mask_folders(data: DataConfig) -> list[Path]:
+    if data.masks is None:  # the demo cohort has no root
+        return [require_root(data) / name for name in MASK_FOLDERS] if data.root else []
     folder = Path(data.masks).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.masks={data.masks}: no such folder")

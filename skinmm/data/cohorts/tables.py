@@ -1,6 +1,7 @@
-"""A CSV that someone else wrote -> canonical rows; what cannot be used is named by file and row."""
+"""From a user's CSV to canonical rows; an error names the file and the row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,23 +19,41 @@ CANONICAL: Final = (
 )
 """The columns of every cohort table, in order."""
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
-"""Columns that some cohorts bring beside them; `splits` says what they do."""
-CODES: Final = 20  # different numbers that a column of words may hold
+"""Columns of some cohorts, which `splits` uses."""
+MAX_CODES: Final = 20  # distinct numbers in a column of words
+
 
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
-    "site": f"{', '.join(SITES)}, a word for one of them, or empty",
+    "site": f"{', '.join(SITES)}, a synonym, or empty",
 }
 
 
+@dataclass(frozen=True)
+class CohortTable:
+    """Rows of a cohort, and facts for error messages.
+
+    Attributes:
+        rows: canonical rows.
+        searched: folders that were searched for images.
+        unlabelled: which of `target` and `diagnosis` a user's table lacks.
+        description: path and columns of that table.
+    """
+
+    rows: pd.DataFrame
+    searched: tuple[Path, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    description: str = ""
+
+
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table of a cohort as text; `skinmm.files` says which formats are supported.
+    """Read a table of a cohort as text; see `skinmm.files` for the formats.
 
     Args:
-        path: the file.
-        required: columns it must have.
-        only: the columns to return; empty: all columns.
+        path: file to read.
+        required: columns that the table must have.
+        only: columns to read; empty: all columns.
 
     Returns:
         Cells as stripped text, None where empty.
@@ -47,169 +66,161 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
     table = files.read_table(path, only=only)
     missing = [name for name in required if name not in table.columns]
     if missing:
-        has = ", ".join(table.columns)
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {has}")
+        columns = ", ".join(table.columns)
+        raise InputError(f"{path}: no column {', '.join(missing)}; it has {columns}")
     if table.empty:
         raise InputError(f"{path}: the table has a header and no rows")
     table = table.apply(lambda column: column.str.strip())
     return table.astype(object).where(table != "", None)
 
 
-def canonical(
-    table: pd.DataFrame, where: Path, source: str, columns: Sequence[str]
+def to_canonical(
+    table: pd.DataFrame, file: Path, source: str, columns: Sequence[str]
 ) -> pd.DataFrame:
-    """Turns text cells under canonical column names into canonical rows.
+    """Convert text cells under canonical column names to canonical rows.
 
     Args:
-        table: text; `image_id` is needed, of the other canonical columns what there is.
-        where: the file, for messages.
+        table: text; must have `image_id`, may have any other canonical column.
+        file: path for error messages.
         source: name of the cohort.
-        columns: record columns the model will ask for; those that are not canonical are kept too,
-            as numbers where every cell is one, else as text.
+        columns: record columns of the model; those that are not canonical are added, as numbers if
+            every cell is one, otherwise as text.
 
     Returns:
-        The columns `CANONICAL`, the `OPTIONAL` ones that the table has, and the kept ones. `target`
-        is NaN where not given.
+        The columns `CANONICAL`, those of `OPTIONAL` that the table has, and the added ones.
+        `target` is NaN where missing.
 
     Raises:
-        InputError: an image named twice or not at all, or a cell outside the vocabulary.
+        InputError: a missing or repeated image name, or a cell outside the vocabulary.
     """
-    blank = pd.Series(None, index=table.index, dtype=object)
-    rows = pd.DataFrame({name: table.get(name, blank) for name in CANONICAL}).assign(source=source)
-    rows["image_id"] = without_suffix(rows["image_id"])
-    _check_names(rows["image_id"], where)
+    empty = pd.Series(None, index=table.index, dtype=object)
+    rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL}).assign(source=source)
+    rows["image_id"] = strip_suffixes(rows["image_id"])
+    _check_names(rows["image_id"], file)
     for name, allowed in _ALLOWED.items():
-        cells, found = parse_column(rows[name], name)
+        cells, mask = parse_column(rows[name], name)
         rows[name] = pd.Series(cells, rows.index, cells.dtype)
-        if (refused := pd.Series(found, rows.index)).any():
-            raise InputError(_message(table, refused, name, where, allowed))
+        _check_cells(table, pd.Series(mask, rows.index), name, file, allowed)
     for name in ("patient_id", "lesion_id"):
-        rows[name] = _known(rows[name])
-    for name in ("target", "width", "height"):
-        rows[name] = _numbers(table, rows[name], name, where)
+        rows[name] = _clear_missing(rows[name])
+    for name, allowed in {"target": "0 or 1", **_PIXELS}.items():
+        numbers = pd.to_numeric(rows[name], errors="coerce").astype("float64")
+        valid = numbers.isin((0, 1)) if name == "target" else numbers > 0
+        _check_cells(table, rows[name].notna() & ~valid, name, file, allowed)
+        rows[name] = numbers
     for name in OPTIONAL:
         if name in table:
             rows[name] = table[name]
     if "duplicate_of" in rows:
-        rows["duplicate_of"] = without_suffix(_known(rows["duplicate_of"]))
-    kept = [name for name in columns if name in table and name not in rows]
-    return rows.assign(**{name: declared(table[name]) for name in kept})
+        rows["duplicate_of"] = strip_suffixes(_clear_missing(rows["duplicate_of"]))
+    extra = [name for name in columns if name in table and name not in rows]
+    return rows.assign(**{name: to_extra_column(table[name]) for name in extra})
 
 
-def joined(
-    table: pd.DataFrame, key: str, file: Path, columns: Sequence[str], their_key: str = ""
+_PIXELS: Final = dict.fromkeys(("width", "height"), "a number of pixels")
+
+
+def merge_companion(
+    table: pd.DataFrame, key: str, file: Path, columns: Sequence[str], file_key: str = ""
 ) -> pd.DataFrame:
-    """Adds the columns of a companion table, as far as it and they are there.
+    """Add columns of a companion table; a missing file or column adds nothing.
 
     Args:
         table: rows with the column `key`.
-        key: what rows are matched by.
-        file: the companion; its first row for a key counts.
-        columns: what to add.
-        their_key: the companion's name for `key`, where it is another.
+        key: column by which rows are matched.
+        file: the companion, whose first row for a key is used.
+        columns: columns to add.
+        file_key: name of the key in the companion, if it differs.
     """
     if not file.is_file():
         return table
-    other = read_table(file, [their_key or key]).drop_duplicates(their_key or key)
-    other = other.set_index(their_key or key)
-    found = [name for name in columns if name in other]
-    return table.assign(**{name: table[key].map(other[name]) for name in found})
+    file_key = file_key or key
+    other = read_table(file, [file_key]).drop_duplicates(file_key).set_index(file_key)
+    return table.assign(**{c: table[key].map(other[c]) for c in columns if c in other})
 
 
-def choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Checks an option of an adapter.
+def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Check an option of an adapter.
 
     Raises:
-        InputError: the value is none of those allowed.
+        InputError: the value is not allowed.
     """
     if value not in allowed:
         raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 
 
-def pairs(key: str, value: Any, example: str) -> dict[str, Any]:
-    """An option of an adapter that maps names.
+def require_mapping(key: str, value: Any, example: str) -> dict[str, Any]:
+    """Return an option of an adapter that maps names.
 
     Raises:
-        InputError: it is no mapping.
+        InputError: the value is not a mapping.
     """
     if not isinstance(value or {}, Mapping):
         raise InputError(f"+data.args.{key}={value}: must be pairs, such as {{{example}}}")
     return dict(value or {})
 
 
-def without_suffix(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Image names without .jpg and the like; `#frame=N` behind it stays."""
-    return map_unique(cells, _without_suffix).astype(object)
+def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Remove the suffixes of image names; `#frame=N` after the suffix is kept."""
+    return map_unique(cells, _strip_suffix).astype(object)
 
 
-def declared(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """A further column: numbers where every known cell is one, else text; None where not known.
+def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Convert a column of the user's: to numbers if every known cell is one, otherwise to text.
 
     Raises:
-        InputError: most cells are numbers, too many different ones to be codes, but not all.
+        InputError: a few words among many different numbers.
     """
-    known = _known(column)
-    numbers = pd.Series(parse_numbers(known), known.index)
-    words = known[numbers.isna() & known.notna()]
+    cells = _clear_missing(column)
+    numbers = pd.Series(parse_numbers(cells), cells.index)
+    words = cells[numbers.isna() & cells.notna()]
     if words.empty:
         return numbers
-    if numbers.count() > len(words) and numbers.nunique() > CODES:
+    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
         raise InputError(
-            f"column '{column.name}' holds numbers, but also {len(words)} words, e.g. "
-            f"{words.iloc[0]!r}; empty the cells where nothing is known"
+            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
+            f"{words.iloc[0]!r}; empty the cells with unknown values"
         )
-    return known.astype(object)
+    return cells.astype(object)
 
 
-def _known(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """None in place of words for "not known"."""
+def _clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Replace words for "unknown" by None."""
     words = [value for value in column.dropna().unique() if is_missing(value)]
     return column.where(column.notna() & ~column.isin(words), None)
 
 
-def _without_suffix(cell: str) -> str:
+def _strip_suffix(cell: str) -> str:
     name, mark, frame = cell.partition(FRAME)
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}{mark}{frame}" if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else cell
 
 
-def _check_names(names: "pd.Series[Any]", where: Path) -> None:
+def _check_names(names: "pd.Series[Any]", file: Path) -> None:
     if names.isna().any():
-        raise InputError(
-            f"{where}: row {_line(names.isna())}: no image name; fill or remove the row"
-        )
-    twice = names.duplicated()
-    if twice.any():
-        name = names[twice].iloc[0]
+        row = _row_number(names.isna())
+        raise InputError(f"{file}: row {row}: no image name; fill or remove the row")
+    repeated = names.duplicated()
+    if repeated.any():
+        name = names[repeated].iloc[0]
         rows = ", ".join(str(index + 2) for index in names.index[names == name][:3])
         raise InputError(
-            f"{where}: {int(twice.sum())} rows repeat an image, first '{name}' (rows {rows}); "
-            "keep one row per image"
+            f"{file}: {int(repeated.sum())} rows repeat an image, first '{name}' (rows {rows}); "
+            "use one row per image"
         )
 
 
-def _numbers(
-    table: pd.DataFrame, column: "pd.Series[Any]", name: str, where: Path
-) -> "pd.Series[Any]":
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    allowed = numbers.isin((0, 1)) if name == "target" else numbers > 0
-    refused = column.notna() & ~allowed
-    if refused.any():
-        words = "0 or 1" if name == "target" else "a number of pixels"
-        raise InputError(_message(table, refused, name, where, words))
-    return numbers
+def _check_cells(
+    table: pd.DataFrame, invalid: "pd.Series[Any]", name: str, file: Path, allowed: str
+) -> None:
+    if invalid.any():
+        first = table.loc[invalid].iloc[0]
+        raise InputError(
+            f"{file}: row {_row_number(invalid)} ('{first['image_id']}'): {name} '{first[name]}' "
+            f"is not understood ({int(invalid.sum())} such rows); allowed: {allowed}"
+        )
 
 
-def _message(
-    table: pd.DataFrame, refused: "pd.Series[Any]", name: str, where: Path, allowed: str
-) -> str:
-    first = table.loc[refused].iloc[0]
-    return (
-        f"{where}: row {_line(refused)} ('{first['image_id']}'): {name} '{first[name]}' is not "
-        f"understood ({int(refused.sum())} such rows); allowed: {allowed}"
-    )
-
-
-def _line(mask: "pd.Series[Any]") -> int:
-    """The spreadsheet's number of the first marked row; the header is row 1."""
+def _row_number(mask: "pd.Series[Any]") -> int:
+    """Return the spreadsheet's number of the first marked row; the header is row 1."""
     return int(mask.index[mask][0]) + 2

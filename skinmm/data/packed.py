@@ -1,0 +1,278 @@
+"""Files of a pack: `manifest.json` (settings, progress, checksums) and the shards."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pandas as pd
+import simplejpeg
+
+from skinmm.errors import InputError
+from skinmm.files import atomic_write
+from skinmm.images.base import resize
+from skinmm.images.decode import decode, probe
+from skinmm.images.preprocess import DETAILED, Pixels, check_steps, preprocess
+from skinmm.images.shards import TFRecordFile
+from skinmm.images.tfrecord import TFRecordError, write_tfrecord
+from skinmm.vocabulary import resolve_patients
+
+FILE: Final = "manifest.json"
+_SCHEMA: Final = 1
+
+
+class PackError(InputError):
+    """A pack that cannot be written or used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Finished shard; size in bytes and SHA-256 were measured on the file that was read back."""
+
+    images: int
+    patients: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """Plan and progress of a pack.
+
+    Attributes:
+        digest: SHA-256 of the cohort and the settings, which identifies the pack.
+        settings: how images are packed.
+        images: number of images in the complete pack.
+        files: names of all shards.
+        shards: finished shards by file name.
+    """
+
+    digest: str
+    settings: dict[str, Any]
+    images: int
+    files: list[str]
+    shards: dict[str, Shard] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` atomically."""
+        content = {"schema": _SCHEMA, "complete": self.complete, **asdict(self)}
+        content["shards"] = dict(
+            sorted(content["shards"].items())
+        )  # whatever their order of completion
+        with atomic_write(folder / FILE) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+    @property
+    def complete(self) -> bool:
+        """Return whether every shard is finished."""
+        return set(self.files) == set(self.shards)
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder, or None if it contains no pack.
+
+    Raises:
+        PackError: the manifest is not valid.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        schema, _ = content.pop("schema"), content.pop("complete")
+        shards = {name: Shard(**shard) for name, shard in content.pop("shards").items()}
+        manifest = Manifest(**content, shards=shards)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PackError(f"{file}: not the manifest of a pack: choose another folder") from error
+    if schema != _SCHEMA:
+        raise PackError(f"{file}: written by another version of skinmm: choose another folder")
+    return manifest
+
+
+def load_packed_steps(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """Return the preprocessing steps of a pack, and the digest of its segmentation checkpoint.
+
+    Raises:
+        PackError: the manifest is not valid.
+    """
+    manifest = load_manifest(folder)
+    settings = manifest.settings if manifest else {}
+    return tuple(settings.get("steps", ())), settings.get("segmenter")
+
+
+def describe_shard(file: Path, images: int, patients: int) -> Shard:
+    """Measure size and SHA-256 of a finished shard."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Shard(images, patients, file.stat().st_size, digest)
+
+
+def verify_pack(folder: Path) -> Manifest:
+    """Compare every shard of a pack with its checksum, for example after copying it.
+
+    Raises:
+        PackError: no pack, an unfinished one, or a missing or changed shard.
+    """
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise PackError(f"{folder}: no {FILE}: name a folder that skinmm pack wrote")
+    if not manifest.complete:
+        done, planned = len(manifest.shards), len(manifest.files)
+        raise PackError(f"{folder}: {done} of {planned} shards packed: run the same command again")
+    for name, shard in manifest.shards.items():
+        file = folder / name
+        if not file.is_file() or describe_shard(file, shard.images, shard.patients) != shard:
+            raise PackError(f"{file}: missing or changed since it was packed: copy it again")
+    return manifest
+
+
+_FEATURES: Final[dict[str, str]] = {
+    "image_id": "image_name",
+    "age": "age_approx",
+    "site": "anatom_site_general_challenge",
+}
+"""Canonical column -> its name in the public schema, where the two differ."""
+_INTEGERS: Final = ("target", "width", "height")
+
+Read = Callable[[str], tuple[bytes, int | None]]
+"""Maps a cohort's `path` to encoded bytes, and the DICOM frame that the path names, if any."""
+Job = tuple[str, str]
+"""Name and path of an image."""
+Encoded = tuple[bytes, int, int]
+"""JPEG bytes, and the original width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How images are packed.
+
+    Attributes:
+        size: length of the shorter side in pixels; smaller images are not enlarged, and the bytes
+            of a JPEG that needs no change are copied.
+        quality: JPEG quality, 1 to 100; colour is stored at full resolution.
+        shard_images: images per shard, exceeded only by a patient with more images.
+        icc: "srgb" converts through embedded colour profiles, "ignore" treats values as sRGB.
+        steps: preprocessing steps, in order; the manifest passes them on to readers of the pack.
+        segmenter: segmentation checkpoint, for the steps that need the lesion.
+    """
+
+    size: int = 512
+    quality: int = 95
+    shard_images: int = 1024
+    icc: Literal["ignore", "srgb"] = "ignore"
+    steps: tuple[str, ...] = ()
+    segmenter: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_steps(self.steps, finds=self.segmenter is not None)
+        if "crop_lesion" in self.steps:
+            raise InputError(
+                "crop_lesion cuts out the square that a network gets, so training applies it: "
+                "remove it from data.preprocess of the pack"
+            )
+        limits = {"size": (16, 8192), "quality": (1, 100), "shard_images": (1, 1_000_000)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise PackError(f"{name}={getattr(self, name)}: must be between {low} and {high}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the settings as the manifest stores them, with the digest of the checkpoint."""
+        settings = asdict(self) | {"steps": list(self.steps)}
+        if self.segmenter:
+            settings["segmenter"] = _load_finder(self.segmenter).digest
+        return {name: value for name, value in settings.items() if value not in ([], None)}
+
+
+def write_shard(
+    file: Path, rows: pd.DataFrame, encode: Callable[[Iterable[Job]], Iterable[Encoded]]
+) -> Shard:
+    """Write a shard, unless a complete one exists that is not yet in the manifest.
+
+    Args:
+        file: path of the shard.
+        rows: rows of the cohort table.
+        encode: yields the encoded images of jobs, in order.
+
+    Raises:
+        PackError: an image cannot be packed.
+        OSError: the file cannot be written.
+    """
+    if not _contains(file, list(rows["image_id"])):
+        jobs = zip(rows["image_id"], rows["path"], strict=True)
+        write_tfrecord(file, _to_records(rows, encode(jobs)))
+        TFRecordFile(file)  # reads the file back: checks every CRC and writes the index
+    return describe_shard(file, len(rows), resolve_patients(rows).nunique())
+
+
+def _contains(file: Path, names: list[str]) -> bool:
+    try:
+        return TFRecordFile(file).names == names
+    except TFRecordError:
+        return False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encode one image; runs in a worker."""
+
+    read: Read
+    settings: PackSettings
+
+    def __call__(self, job: Job) -> Encoded:
+        """Return the image as stored in its record."""
+        image_id, path = job
+        try:
+            data, frame = self.read(path)
+            info = probe(data)
+            steps = self.settings.steps
+            shorter = self.settings.size * (2 if DETAILED.intersection(steps) else 1)
+            size = _shrink((info.height, info.width), shorter)
+            pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
+            if steps:
+                pixels = self._preprocess(pixels)
+        except (OSError, InputError) as error:
+            raise PackError(f"image {image_id} ({path}): {error}") from error
+        unchanged = size is None and info.format == "jpeg" and not steps
+        if unchanged and (self.settings.icc == "ignore" or info.icc is None):
+            return data, info.width, info.height
+        jpeg = simplejpeg.encode_jpeg(pixels, self.settings.quality, colorsubsampling="444")
+        return jpeg, info.width, info.height
+
+    def _preprocess(self, pixels: Pixels) -> Pixels:
+        segmenter = self.settings.segmenter
+        find = _load_finder(segmenter) if segmenter else None
+        pixels = preprocess(pixels, self.settings.steps, find)
+        height, width, _ = pixels.shape
+        size = _shrink((height, width), self.settings.size)
+        return resize(pixels, size, (height, width)) if size else pixels
+
+
+@lru_cache(maxsize=1)
+def _load_finder(checkpoint: str) -> Any:
+    """Load the checkpoint once per worker; only then is torch imported."""
+    from skinmm.models.lesion_finder import LesionFinder
+
+    return LesionFinder.load(Path(checkpoint))
+
+
+def _shrink(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
+    """Return height and width for a length of the shorter side; None if it is not longer now."""
+    scale = shorter / min(sides)
+    return (round(sides[0] * scale), round(sides[1] * scale)) if scale < 1 else None
+
+
+def _to_records(rows: pd.DataFrame, images: Iterable[Encoded]) -> Iterator[dict[str, Any]]:
+    """Yield the features of a record for each row and its image."""
+    records = rows.drop(columns="path").to_dict("records")
+    for row, (jpeg, width, height) in zip(records, images, strict=True):
+        cells = {str(name): value for name, value in row.items() if not pd.isna(value)}
+        cells = {"width": width, "height": height} | cells  # the table has the original size
+        features = {
+            _FEATURES.get(name, name): int(value) if name in _INTEGERS else value
+            for name, value in cells.items()
+        }
+        yield features | {"image": jpeg}
