@@ -22,7 +22,6 @@ OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
 """Columns of some cohorts, which `splits` uses."""
 MAX_CODES: Final = 20  # distinct numbers in a column of words
 
-
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
