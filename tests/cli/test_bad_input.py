@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "a file name that is not UTF-8": (
         misspelt,
-        "a file name that is not UTF-8; rename it",
+        "the file name is not UTF-8; rename the file",
     ),
     "a root that is not UTF-8": (
         lambda root: ["data=csv", f"data.root={root}/\udce9"],
