@@ -1,4 +1,4 @@
-"""Whether one system is better than another, on the same rows."""
+"""Comparisons on the same rows: systems with each other, and subgroups of one system's rows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from skinmm.evaluation.curves import ratio
 from skinmm.evaluation.intervals import (
     bootstrap,
     delong_test,
-    holm,
     independent_units,
     patient_codes,
     percentile_interval,
@@ -24,7 +23,15 @@ from skinmm.evaluation.intervals import (
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, MalignancyMetrics
-from skinmm.images.measure import TONES
+
+UNKNOWN: Final = "not known"
+OTHER: Final = "other"
+MIN_MALIGNANT: Final = 10
+"""Malignant rows that a group needs for its sensitivity to be compared with that of others."""
+
+_AGES: Final = (0, 40, 60, 80, np.inf)  # years
+_AGE_NAMES: Final = ("under 40", "40 to 59", "60 to 79", "80 and over")
+_MAX_VALUES: Final = 6
 
 
 def compare(
@@ -36,20 +43,20 @@ def compare(
     seed: int = 0,
     against: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Compares the probabilities of malignancy of several systems, each pair on the same draws.
+    """Compare the probabilities of malignancy of several systems, each pair on the same resamples.
 
-    Rows are joined by image; those that a file lacks are left out of all and counted. The p-value
-    of a difference is twice the share of resamples (of patients, as in `evaluate`) on the far side
-    of zero, and at least 2 / (resamples + 1). Holm's adjustment is over the pairs, per metric: it
-    does not pay for looking at many metrics.
+    Rows are joined by image; rows that a file lacks are excluded for all files and counted. The
+    p-value of a difference is twice the share of resamples (of patients, as in `evaluate`) on the
+    far side of zero, and at least 2 / (resamples + 1). Holm's adjustment is over the pairs, for
+    each metric separately: it does not correct for the number of metrics.
 
     Args:
-        files: name -> predictions, two at least; binary and multi-class may meet.
-        thresholds: name -> decision threshold; 0.5 where not given.
-        resamples: of patients.
-        confidence: of the intervals.
-        seed: of the draws.
-        against: compare pairs with one of these only, and adjust for no others; empty: all.
+        files: name -> predictions, at least two; binary and multi-class files can be mixed.
+        thresholds: name -> decision threshold; 0.5 by default.
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals.
+        seed: seed of the resamples.
+        against: compare and adjust only pairs that contain one of these names; empty: all pairs.
 
     Returns:
         Plain data: `n`, `patients`, `positives`, `left_out` (name -> rows), `systems` (name ->
@@ -66,11 +73,11 @@ def compare(
     values, samples, systems = {}, {}, {}
     for name, rows in joined.items():
         threshold = (thresholds or {}).get(name, DEFAULT_THRESHOLD)
-        metrics = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
-        everyone = metrics(np.ones((1, patients), dtype=np.int64))
-        values[name] = {key: float(value[0]) for key, value in everyone.items()}
-        samples[name] = bootstrap(metrics, patients, len(codes), resamples=resamples, seed=seed)
-        skews = skewness(metrics, patients, len(codes))
+        statistic = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
+        metrics = statistic(np.ones((1, patients), dtype=np.int64))
+        values[name] = {key: float(value[0]) for key, value in metrics.items()}
+        samples[name] = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+        skews = skewness(statistic, patients, len(codes))
         systems[name] = {
             key: summarise(key, value, samples[name][key], skews[key], confidence, units)
             for key, value in values[name].items()
@@ -81,11 +88,34 @@ def compare(
         "positives": int(first.malignant.sum()),
         "left_out": {name: len(files[name]) - len(first) for name in files},
         "systems": systems,
-        "pairs": _pairs(joined, values, samples, confidence, units, against),
+        "pairs": _compare_pairs(joined, values, samples, confidence, units, against),
     }
 
 
-def _pairs(
+def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Return the rows that all files have, in the order of the first file."""
+    if len(files) <= 1:
+        raise InputError(f"compare needs at least two prediction files, got {len(files)}")
+    common = set.intersection(*(set(map(str, rows.image_id)) for rows in files.values()))
+    if not common:
+        raise InputError(f"{', '.join(files)} have no image in common")
+    image_ids = [name for name in map(str, next(iter(files.values())).image_id) if name in common]
+    joined = {}
+    for name, rows in files.items():
+        positions = {image_id: row for row, image_id in enumerate(map(str, rows.image_id))}
+        joined[name] = rows.select(np.array([positions[image_id] for image_id in image_ids]))
+    first, *others = joined
+    for other in others:
+        differs = joined[first].malignant != joined[other].malignant
+        if differs.any():
+            raise InputError(
+                f"image {image_ids[int(np.argmax(differs))]} is malignant in one of {first} and "
+                f"{other} and benign in the other; {int(differs.sum())} rows differ"
+            )
+    return joined
+
+
+def _compare_pairs(
     joined: Mapping[str, Predictions],
     values: Mapping[str, Mapping[str, float]],
     samples: Mapping[str, Mapping[str, Float64[np.ndarray, " r"]]],
@@ -97,31 +127,22 @@ def _pairs(
     for a, b in combinations(joined, 2):
         if against and not {a, b} & {*against}:
             continue
-        one, other = joined[a], joined[b]
-        pairs.append(
-            {
-                "a": a,
-                "b": b,
-                "metrics": {
-                    key: _difference(
-                        value - values[b][key], samples[a][key] - samples[b][key], confidence, units
-                    )
-                    for key, value in values[a].items()
-                },
-                "delong": delong_test(
-                    one.malignancy,
-                    other.malignancy,
-                    one.malignant,
-                    one.patient_id,
-                    confidence=confidence,
-                ),
-            }
-        )
+        metrics = {
+            key: _difference(
+                value - values[b][key], samples[a][key] - samples[b][key], confidence, units
+            )
+            for key, value in values[a].items()
+        }
+        scores = joined[a].malignancy, joined[b].malignancy
+        truth = joined[a].malignant, joined[a].patient_id
+        delong = delong_test(*scores, *truth, confidence=confidence)
+        pairs.append({"a": a, "b": b, "metrics": metrics, "delong": delong})
     for key in next(iter(values.values())):
-        entries: list[dict[str, Any]] = [pair["metrics"][key] for pair in pairs]
-        known = [entry for entry in entries if entry["p"] is not None]
-        for entry, adjusted in zip(known, holm([entry["p"] for entry in known]), strict=True):
-            entry["p_holm"] = adjusted
+        entries = [pair["metrics"][key] for pair in pairs]
+        tested = [entry for entry in entries if entry["p"] is not None]
+        adjusted = adjust_holm([entry["p"] for entry in tested])
+        for entry, p in zip(tested, adjusted, strict=True):
+            entry["p_holm"] = p
     return pairs
 
 
@@ -132,48 +153,25 @@ def _difference(
     result = {"difference": None, "low": None, "high": None, "p": None, "p_holm": None}
     if np.isnan(value) or low is None:
         return {**result, "left_out": left_out}
-    known = len(samples) - left_out
+    defined = len(samples) - left_out
     far = min(np.sum(samples <= 0), np.sum(samples >= 0))
-    p = min(1.0, 2 * (float(far) + 1) / (known + 1))
+    p = min(1.0, 2 * (float(far) + 1) / (defined + 1))
     return {**result, "difference": value, "low": low, "high": high, "p": p, "left_out": left_out}
 
 
-def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """The rows that all files have, in the order of the first."""
-    if len(files) <= 1:
-        raise InputError(f"comparing needs two prediction files or more, not {len(files)}")
-    common = set.intersection(*(set(map(str, part.image_id)) for part in files.values()))
-    if not common:
-        raise InputError(f"{', '.join(files)} have no image in common")
-    names = [name for name in map(str, next(iter(files.values())).image_id) if name in common]
-    joined = {}
-    for name, part in files.items():
-        places = {image: row for row, image in enumerate(map(str, part.image_id))}
-        joined[name] = part.select(np.array([places[image] for image in names]))
-    first, *others = joined
-    for other in others:
-        differs = joined[first].malignant != joined[other].malignant
-        if differs.any():
-            raise InputError(
-                f"image {names[int(np.argmax(differs))]} is malignant in one of {first} and "
-                f"{other} and benign in the other; {int(differs.sum())} rows differ"
-            )
-    return joined
-
-
-UNKNOWN: Final = "not known"
-OTHER: Final = "other"
-MIN_MALIGNANT: Final = 10
-"""Malignant rows that a group needs before its sensitivity is held against another's."""
-
-_AGES: Final = (0, 40, 60, 80, np.inf)  # years
-_AGE_NAMES: Final = ("under 40", "40 to 59", "60 to 79", "80 and over")
-_MOST: Final = 6
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values with Holm's step-down adjustment (Holm 1979), in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.maximum.accumulate(np.asarray(p_values)[order] * factors)
+    result = np.empty(len(p_values))
+    result[order] = np.minimum(adjusted, 1)
+    return result.tolist()
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that share a value of a column."""
+    """Mask of the rows that share a value of a column."""
 
     column: str
     name: str
@@ -181,42 +179,58 @@ class Group:
 
 
 def build_groups(records: pd.DataFrame) -> list[Group]:
-    """Groups by sex, age band, site, source, image size and skin tone; one value makes none.
+    """Group rows by sex, age band, site, source, image size and skin tone.
 
-    Image sizes beyond the six most frequent are one group.
+    A column with one value gives no group. Values beyond the six most frequent are one group.
+    Categorical columns give groups in the order of their categories.
 
     Args:
-        records: canonical rows, in the order of the predictions; columns may be absent, cells
-            missing.
+        records: canonical rows, in the order of the predictions; columns and cells may be missing.
     """
     columns = {name: records[name] for name in ("sex", "age", "site", "source") if name in records}
     if "age" in columns:
-        columns["age"] = pd.cut(_numbers(columns["age"]), _AGES, right=False, labels=_AGE_NAMES)
+        columns["age"] = pd.cut(_to_float(columns["age"]), _AGES, right=False, labels=_AGE_NAMES)
     if {"width", "height"} <= set(records):
-        columns["image size"] = _sizes(records)
+        sides = records[["width", "height"]].apply(_to_float)
+        text = sides.fillna(0).astype(int).astype(str)
+        sizes = text["width"].str.cat(text["height"], sep="x")
+        columns["image size"] = sizes.where(sides.notna().all(axis=1))
     if "skin_tone" in records:
         columns["skin tone (estimated)"] = records["skin_tone"]
     return [group for name, values in columns.items() for group in _split(name, values)]
 
 
+def _to_float(column: "pd.Series[Any]") -> "pd.Series[float]":
+    return pd.to_numeric(column, errors="coerce").astype(float)
+
+
+def _split(column: str, values: "pd.Series[Any]") -> list[Group]:
+    words = values.astype(object).where(values.notna(), UNKNOWN).astype(str)
+    frequent = [word for word in words.value_counts().index if word != UNKNOWN][:_MAX_VALUES]
+    words = words.where(words.isin([*frequent, UNKNOWN]), OTHER)
+    has_order = isinstance(values.dtype, pd.CategoricalDtype)
+    order = [*(values.cat.categories if has_order else sorted(frequent)), OTHER, UNKNOWN]
+    names = [name for name in dict.fromkeys(order) if (words == name).any()]
+    if len(names) <= 1:
+        return []
+    return [Group(column, name, (words == name).to_numpy(bool)) for name in names]
+
+
 def evaluate_subgroups(
     predictions: Predictions, groups: Sequence[Group], **settings: Any
 ) -> list[dict[str, Any]]:
-    """`evaluate` of each group, with `column` and `group` before it.
+    """Return the result of `evaluate` for each group, with its `column` and `group`.
 
     Args:
-        predictions: of all rows.
-        groups: masks of them.
-        **settings: of `evaluate`.
+        predictions: all rows.
+        groups: masks of these rows.
+        **settings: arguments of `evaluate`.
     """
-    return [
-        {
-            "column": group.column,
-            "group": group.name,
-            **evaluate(predictions.select(group.rows), **settings),
-        }
-        for group in groups
-    ]
+    results = []
+    for group in groups:
+        metrics = evaluate(predictions.select(group.rows), **settings)
+        results.append({"column": group.column, "group": group.name, **metrics})
+    return results
 
 
 def sensitivity_gaps(
@@ -228,72 +242,52 @@ def sensitivity_gaps(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Highest minus lowest sensitivity at the threshold, per column.
+    """Return the highest minus the lowest sensitivity at the threshold, for each column.
 
-    Among groups with a known value and at least `MIN_MALIGNANT` malignant rows. The interval
-    resamples patients but keeps the two groups, which were picked for being far apart: it is no
-    test of whether any gap exists.
+    Only groups with a known value and at least `MIN_MALIGNANT` malignant rows are compared. The
+    interval is from a bootstrap over patients with the two groups fixed. As these were selected for
+    their difference, it is not a test of whether a gap exists.
 
     Returns:
-        Per column with two such groups: `column`, `lowest` and `highest` (names), and `value`,
+        For each column with two such groups: `column`, `lowest` and `highest` (names), and `value`,
         `low`, `high`, `left_out`.
     """
     malignant = predictions.malignant
-    found = malignant & (predictions.malignancy >= threshold)
+    hits = malignant & (predictions.malignancy >= threshold)
     codes, patients = patient_codes(predictions.patient_id)
+
+    def sensitivity(group: Group) -> float:
+        return float(hits[group.rows].sum() / malignant[group.rows].sum())
+
     gaps = []
     for column in dict.fromkeys(group.column for group in groups):
-        fit = [
+        candidates = [
             group
             for group in groups
             if group.column == column
             and group.name not in (UNKNOWN, OTHER)
             and malignant[group.rows].sum() >= MIN_MALIGNANT
         ]
-        if len(fit) <= 1:
+        if len(candidates) <= 1:
             continue
-        fit.sort(key=lambda group: float(found[group.rows].sum() / malignant[group.rows].sum()))
-        kinds = [rows & fit[end].rows for end in (-1, 0) for rows in (found, malignant)]
-        statistic = _Gap(np.column_stack([np.bincount(codes, weights=rows) for rows in kinds]))
+        lowest, *_, highest = sorted(candidates, key=sensitivity)
+        masks = [rows & group.rows for group in (highest, lowest) for rows in (hits, malignant)]
+        statistic = _Gap(np.column_stack([np.bincount(codes, weights=rows) for rows in masks]))
         value = statistic(np.ones((1, patients), dtype=np.int64))["gap"][0]
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-        units = min(len(np.unique(codes[malignant & fit[end].rows])) for end in (-1, 0))
-        names = {"column": column, "lowest": fit[0].name, "highest": fit[-1].name}
+        units = min(len(np.unique(codes[malignant & end.rows])) for end in (highest, lowest))
         skew = skewness(statistic, patients, len(codes))["gap"]
         entry = summarise("gap", float(value), drawn["gap"], skew, confidence, units)
-        gaps.append({**names, **entry})
+        gaps.append({"column": column, "lowest": lowest.name, "highest": highest.name, **entry})
     return gaps
 
 
 @dataclass(frozen=True)
 class _Gap:
-    """Found and malignant rows of each patient, in one group and in another."""
+    """Difference of two sensitivities, from the hits and malignant rows of each patient."""
 
     sums: Float64[np.ndarray, "p 4"]
 
     def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
-        one, all_one, other, all_other = (draws @ self.sums).T
-        return {"gap": ratio(one, all_one) - ratio(other, all_other)}
-
-
-def _sizes(records: pd.DataFrame) -> "pd.Series[str]":
-    sides = records[["width", "height"]].apply(_numbers)
-    known = sides.notna().all(axis=1)
-    text = sides.fillna(0).astype(int).astype(str)
-    sizes: pd.Series[str] = text["width"].str.cat(text["height"], sep="x").where(known)
-    return sizes
-
-
-def _numbers(column: "pd.Series[Any]") -> "pd.Series[float]":
-    return pd.to_numeric(column, errors="coerce").astype(float)
-
-
-def _split(column: str, values: "pd.Series[str]") -> list[Group]:
-    words = values.astype(object).where(values.notna(), UNKNOWN).astype(str)
-    common = [word for word in words.value_counts().index if word != UNKNOWN]
-    words = words.where(words.isin([*common[:_MOST], UNKNOWN]), OTHER)
-    order = [*_AGE_NAMES, *TONES, *sorted(common[:_MOST]), OTHER, UNKNOWN]
-    present = [name for name in dict.fromkeys(order) if (words == name).any()]
-    if len(present) <= 1:
-        return []
-    return [Group(column, name, (words == name).to_numpy(bool)) for name in present]
+        hits, malignant, other_hits, other_malignant = (draws @ self.sums).T
+        return {"gap": ratio(hits, malignant) - ratio(other_hits, other_malignant)}

@@ -1,125 +1,134 @@
-"""How well scores rank malignant above benign, for many weightings of the rows at once.
+"""Metrics of ROC, precision-recall and calibration curves, for many weightings of the rows at once.
 
-Weights are how often a resample drew each row; ones give the plain metric. An undefined metric is
-NaN inside this package and None where it leaves it.
+The weights of b resamples are how often each of them drew each of n rows; ones give the plain
+metric. An undefined metric is NaN inside this package and None in its results.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit
 
-PARTIAL_FLOOR = 0.8
-"""Sensitivity above which the ISIC 2024 challenge measures the area under the curve."""
-_TIE = 1e-12
+Samples = Float64[np.ndarray, " b"]
+Levels = Float64[np.ndarray, "b l"]
+_Axis = Float64[np.ndarray, " l"]
+_Lines = Float64[np.ndarray, "2 b"]
+
+PARTIAL_FLOOR: Final = 0.8
+"""Sensitivity above which the ISIC 2024 challenge measures the area under the ROC curve."""
+GRID: Final = 128
+"""Cells per unit of log odds into which the calibration lines of resamples gather their rows. The
+cells move a slope by less than 1e-4 and make its cost independent of the number of rows."""
+_BINS: Final = 15
+_TIE: Final = 1e-12
+_MAX_STEPS: Final = 40
+_LONGEST_STEP: Final = 2.0
+_CONVERGED: Final = 1e-10
 
 
 def ratio(
     numerator: Float64[np.ndarray, "..."], denominator: Float64[np.ndarray, "..."]
 ) -> Float64[np.ndarray, "..."]:
-    """Division that gives NaN, silently, where the denominator is zero."""
+    """Divide, with NaN and no warning where the denominator is zero."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
 
 
-def level_starts(
+def find_levels(
     scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " l"]:
-    """Where the levels of a ranking start.
+    """Return the first row of each level of a ranking of scores in ascending order.
 
-    Tied scores are one level. Neighbouring levels without a positive are joined too: between them
-    the curves run flat, so that no metric here can tell them apart, in any resample.
-
-    Args:
-        scores: rising.
-        positives: of the same rows.
+    Tied scores form one level. Adjacent levels without a positive are merged: the curves are flat
+    between them, so no metric of this module depends on the split in any resample.
     """
     starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
-    holds = np.logical_or.reduceat(positives, starts)
-    return starts[np.r_[True, holds[1:] | holds[:-1]]]
+    has_positive = np.logical_or.reduceat(positives, starts)
+    return starts[np.r_[True, has_positive[1:] | has_positive[:-1]]]
 
 
 @dataclass(frozen=True)
-class Cumulated:
-    """Whole weights added up in rising order of score: what lies before each of n rows, and in all.
+class CumulativeWeights:
+    """Cumulative sums of integer weights, over rows in ascending order of score.
 
-    Integers, as their cumulated sums are exact and eight times faster than those of floats.
+    Integer sums are exact, and eight times faster than sums of floats.
 
     Attributes:
-        mass: of all rows.
-        hits: of the positives, by their number k, as most data has few.
-        found: how many positives lie before each row.
+        rows: weight of the rows before each of n + 1 positions.
+        positives: weight of the first 0 to k positives. Positives are few, so the sums are indexed
+            by their number and not by row.
+        count: number of positives before each of n + 1 positions, which indexes `positives`.
     """
 
-    mass: Int64[np.ndarray, "b n"]
-    hits: Int64[np.ndarray, "b k"]
-    found: Int64[np.ndarray, " n"]
+    rows: Int64[np.ndarray, "b n"]
+    positives: Int64[np.ndarray, "b k"]
+    count: Int64[np.ndarray, " n"]
 
     @classmethod
-    def of(
+    def from_weights(
         cls, weights: Int64[np.ndarray, "b n"], positives: Bool[np.ndarray, " n"]
-    ) -> "Cumulated":
-        """Adds up weights of rows in rising order of score."""
+    ) -> "CumulativeWeights":
+        """Sum the weights of rows in ascending order of score."""
         return cls(
-            _add_up(weights),
-            _add_up(weights[:, positives]),
+            _cumulate(weights),
+            _cumulate(weights[:, positives]),
             np.r_[0, np.cumsum(positives, dtype=np.int64)],
         )
 
     def before(
-        self, rows: Int64[np.ndarray, " l"]
+        self, positions: Int64[np.ndarray, " l"]
     ) -> tuple[Int64[np.ndarray, "b l"], Int64[np.ndarray, "b l"]]:
-        """Weight of all rows, and of the positives, before each of these rows."""
-        return self.mass[:, rows], self.hits[:, self.found[rows]]
+        """Return the weight of all rows and of the positives before each position."""
+        return self.rows[:, positions], self.positives[:, self.count[positions]]
 
-    def between(
-        self, starts: Int64[np.ndarray, " l"]
-    ) -> tuple[Float64[np.ndarray, "b l"], Float64[np.ndarray, "b l"]]:
-        """Weight of all rows, and of the positives, of the levels that start at these rows."""
-        mass, hits = self.before(np.r_[starts, len(self.found) - 1])
-        return np.diff(mass, axis=1).astype(np.float64), np.diff(hits, axis=1).astype(np.float64)
+    def between(self, starts: Int64[np.ndarray, " l"]) -> tuple[Levels, Levels]:
+        """Return the weight of all rows and of the positives in each interval of rows.
 
-
-@dataclass(frozen=True)
-class Curve:
-    """Positives and negatives at or above each level, from the highest level down."""
-
-    positives: Float64[np.ndarray, "b l"]
-    negatives: Float64[np.ndarray, "b l"]
-
-    @classmethod
-    def of(cls, cumulated: Cumulated, starts: Int64[np.ndarray, " l"]) -> "Curve":
-        """Levels that start at these rows."""
-        mass, hits = cumulated.before(starts)
-        positives = (cumulated.hits[:, -1:] - hits)[:, ::-1]
-        negatives = (cumulated.mass[:, -1:] - mass)[:, ::-1] - positives
-        return cls(positives.astype(np.float64), negatives.astype(np.float64))
-
-    def sensitivity(self) -> Float64[np.ndarray, "b m"]:
-        """At the threshold above everything, then at each level."""
-        return _from_zero(ratio(self.positives, self.positives[:, -1:]))
-
-    def specificity(self) -> Float64[np.ndarray, "b m"]:
-        """At the threshold above everything, then at each level."""
-        return 1 - _from_zero(ratio(self.negatives, self.negatives[:, -1:]))
+        An interval reaches from one start to the next, the last one to the end. Its weights are
+        differences of cumulative sums at its ends (summed-area tables, Crow 1984,
+        doi:10.1145/800031.808600), so their cost does not depend on its length.
+        """
+        rows, positives = self.before(np.r_[starts, len(self.count) - 1])
+        return np.diff(rows, axis=1).astype(float), np.diff(positives, axis=1).astype(float)
 
 
-def _add_up(weights: Int64[np.ndarray, "b n"]) -> Int64[np.ndarray, "b m"]:
+def _cumulate(weights: Int64[np.ndarray, "b n"]) -> Int64[np.ndarray, "b m"]:
     sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=np.int64)
     np.cumsum(weights, axis=1, out=sums[:, 1:])
     return sums
 
 
-def _from_zero(values: Float64[np.ndarray, "b l"]) -> Float64[np.ndarray, "b m"]:
-    return np.pad(values, ((0, 0), (1, 0)))
+@dataclass(frozen=True)
+class Curve:
+    """Positives and negatives at or above each level, from the highest level to the lowest."""
+
+    positives: Levels
+    negatives: Levels
+
+    @classmethod
+    def from_levels(cls, cumulative: CumulativeWeights, starts: Int64[np.ndarray, " l"]) -> "Curve":
+        """Count the rows at or above each level that `find_levels` found."""
+        rows_below, positives_below = cumulative.before(starts)
+        positives = (cumulative.positives[:, -1:] - positives_below)[:, ::-1]
+        negatives = (cumulative.rows[:, -1:] - rows_below)[:, ::-1] - positives
+        return cls(positives.astype(np.float64), negatives.astype(np.float64))
+
+    def sensitivity(self) -> Float64[np.ndarray, "b m"]:
+        """Return the sensitivity at a threshold above all scores, then at each level."""
+        return np.pad(ratio(self.positives, self.positives[:, -1:]), ((0, 0), (1, 0)))
+
+    def specificity(self) -> Float64[np.ndarray, "b m"]:
+        """Return the specificity at a threshold above all scores, then at each level."""
+        return 1 - np.pad(ratio(self.negatives, self.negatives[:, -1:]), ((0, 0), (1, 0)))
 
 
-def partial_auroc(curve: Curve, floor: float) -> Float64[np.ndarray, " b"]:
-    """Area under the ROC curve and above a sensitivity, from 0 to 1 - floor; floor 0: the AUROC.
+def partial_auroc(curve: Curve, floor: float) -> Samples:
+    """Return the area under the ROC curve and above a sensitivity, from 0 to 1 - floor.
 
-    With floor 0.8 it is the score of the ISIC 2024 challenge. It is not the partial area up to a
-    false positive rate that scikit-learn calls `max_fpr`.
+    Floor 0 gives the AUROC, floor 0.8 the score of the ISIC 2024 challenge. scikit-learn's
+    `max_fpr` differs: it bounds the false positive rate.
     """
     sensitivity, specificity = curve.sensitivity(), curve.specificity()
     rise = np.diff(sensitivity, axis=1)
@@ -131,171 +140,177 @@ def partial_auroc(curve: Curve, floor: float) -> Float64[np.ndarray, " b"]:
     return np.where(defined, area, np.nan)
 
 
-def average_precision(curve: Curve) -> Float64[np.ndarray, " b"]:
-    """Precision averaged over the steps of recall, as scikit-learn does; undefined without both."""
-    chosen = curve.positives + curve.negatives
-    precision = np.divide(curve.positives, chosen, out=np.zeros_like(chosen), where=chosen > 0)
+def average_precision(curve: Curve) -> Samples:
+    """Return the precision averaged over the steps of recall, as scikit-learn defines it.
+
+    Unlike there, it is undefined without a negative row.
+    """
+    selected = curve.positives + curve.negatives
+    precision = np.divide(
+        curve.positives, selected, out=np.zeros_like(selected), where=selected > 0
+    )
     area = np.sum(np.diff(curve.sensitivity(), axis=1) * precision, axis=1)
     return np.where(curve.negatives[:, -1] > 0, area, np.nan)
 
 
-def sensitivity_at(curve: Curve, specificity: float) -> Float64[np.ndarray, " b"]:
-    """Highest sensitivity of a threshold that keeps at least this specificity."""
+def sensitivity_at(curve: Curve, specificity: float) -> Samples:
+    """Return the highest sensitivity among thresholds with at least this specificity."""
     return _highest(curve.sensitivity(), curve.specificity(), specificity)
 
 
-def specificity_at(curve: Curve, sensitivity: float) -> Float64[np.ndarray, " b"]:
-    """Highest specificity of a threshold that keeps at least this sensitivity."""
+def specificity_at(curve: Curve, sensitivity: float) -> Samples:
+    """Return the highest specificity among thresholds with at least this sensitivity."""
     return _highest(curve.specificity(), curve.sensitivity(), sensitivity)
 
 
-def _highest(
-    wanted: Float64[np.ndarray, "b l"], kept: Float64[np.ndarray, "b l"], least: float
-) -> Float64[np.ndarray, " b"]:
-    best = np.where(kept >= least - _TIE, wanted, -1).max(axis=1)
-    return np.where(np.isnan(kept[:, -1]) | np.isnan(wanted[:, -1]), np.nan, best)
-
-
-BINS = 15
-GRID = 128
-"""Cells per unit of log odds in which the calibration lines of resamples gather their rows: moves a
-slope by less than 1e-4, and makes its cost independent of the number of rows."""
-_MOST_STEPS = 40
-_LONGEST_STEP = 2.0
-_CONVERGED = 1e-10
+def _highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
+    best = np.where(constraint >= minimum - _TIE, values, -1).max(axis=1)
+    return np.where(np.isnan(constraint[:, -1]) | np.isnan(values[:, -1]), np.nan, best)
 
 
 def log_odds(probabilities: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Log odds; 0 and 1 are moved inside by the smallest step of a double, as log loss does."""
-    tiny = np.finfo(np.float64).eps
-    inside = np.clip(probabilities, tiny, 1 - tiny)
+    """Return log(p / (1 - p)), with 0 and 1 moved inside by the machine epsilon, as in log loss."""
+    epsilon = np.finfo(np.float64).eps
+    inside = np.clip(probabilities, epsilon, 1 - epsilon)
     return np.log(inside) - np.log1p(-inside)
 
 
 def calibration_error(
     weights: Int64[np.ndarray, "b n"],
-    cumulated: Cumulated,
+    cumulative: CumulativeWeights,
     probabilities: Float64[np.ndarray, " n"],
-    bins: int = BINS,
-) -> Float64[np.ndarray, " b"]:
-    """Expected calibration error: |mean probability - frequency|, averaged over equal-mass bins.
+) -> Samples:
+    """Return the expected calibration error: |mean probability - frequency|, averaged over bins.
 
-    The bins are those of scikit-learn's `calibration_curve(strategy="quantile")` on the rows that
-    a resample drew: between quantiles of the probability, ties together.
-
-    Args:
-        weights: of the rows.
-        cumulated: the same weights, with the truth.
-        probabilities: rising.
-        bins: number of bins.
+    The 15 bins have equal mass: their edges are quantiles of the probabilities that a resample
+    drew, as in scikit-learn's `calibration_curve(strategy="quantile")`. Ties share a bin. Rows are
+    in ascending order of probability; `cumulative` are the sums of `weights`.
     """
-    edges = _quantiles(cumulated, probabilities, np.linspace(0, 1, bins + 1)[1:-1] * 100 / 100)
+    # numpy.percentile, which scikit-learn calls, divides by 100: "* 100 / 100" rounds as it does.
+    quantiles = np.linspace(0, 1, _BINS + 1)[1:-1] * 100 / 100
+    edges = _weighted_quantiles(cumulative, probabilities, quantiles)
     ends = np.searchsorted(probabilities, edges, side="right")
     ends = np.pad(ends, ((0, 0), (1, 1)), constant_values=(0, len(probabilities)))
-    expected = np.empty((len(weights), bins))
-    padded = np.zeros(len(probabilities) + 1)
+    expected = np.empty((len(weights), _BINS))
+    products = np.zeros(len(probabilities) + 1)
     for row, starts in enumerate(ends[:, :-1]):
-        np.multiply(weights[row], probabilities, out=padded[:-1])
-        expected[row] = np.add.reduceat(padded, starts)
+        np.multiply(weights[row], probabilities, out=products[:-1])
+        expected[row] = np.add.reduceat(products, starts)
     expected[np.diff(ends, axis=1) == 0] = 0  # reduceat gives an empty bin its first row
-    seen = np.diff(np.take_along_axis(cumulated.hits, cumulated.found[ends], axis=1), axis=1)
-    return np.abs(expected - seen).sum(axis=1) / cumulated.mass[:, -1]
+    observed = np.take_along_axis(cumulative.positives, cumulative.count[ends], axis=1)
+    return np.abs(expected - np.diff(observed, axis=1)).sum(axis=1) / cumulative.rows[:, -1]
 
 
-def line_cells(
+def _weighted_quantiles(
+    cumulative: CumulativeWeights,
+    values: Float64[np.ndarray, " n"],
+    shares: Float64[np.ndarray, " k"],
+) -> Float64[np.ndarray, "b k"]:
+    """Return what numpy.percentile returns for each resample written out row by row."""
+    sums = cumulative.rows[:, 1:]
+    last = sums[:, -1:] - 1
+    rank = last * shares
+    below = np.floor(rank).astype(np.int64)
+    ranks = np.hstack([below, np.minimum(below + 1, last)])
+    rows = np.array([np.searchsorted(s, r, side="right") for s, r in zip(sums, ranks, strict=True)])
+    low, high = np.split(values[rows], 2, axis=1)
+    part = rank - below
+    return np.where(part < 1 / 2, low + (high - low) * part, high - (high - low) * (1 - part))
+
+
+def group_log_odds(
     x: Float64[np.ndarray, " n"], grid: int | None
 ) -> tuple[Int64[np.ndarray, " l"], Float64[np.ndarray, " l"]]:
-    """Where runs of (nearly) equal log odds start, and their means.
+    """Return the first row and the mean of each run of (nearly) equal log odds.
 
     Args:
-        x: log odds, rising.
-        grid: cells per unit, or None for exact ties only.
+        x: log odds, in ascending order.
+        grid: cells per unit of log odds; None: exact ties only.
     """
     cells = x if grid is None else np.floor(x * grid)
     starts = np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]])
     return starts, np.add.reduceat(x, starts) / np.diff(np.r_[starts, len(x)])
 
 
-def _quantiles(
-    cumulated: Cumulated, values: Float64[np.ndarray, " n"], shares: Float64[np.ndarray, " k"]
-) -> Float64[np.ndarray, "b k"]:
-    """What numpy.percentile says of each resample written out row by row."""
-    mass = cumulated.mass[:, 1:]
-    last = mass[:, -1:] - 1
-    rank = last * shares
-    below = np.floor(rank).astype(np.int64)
-    ranks = np.hstack([below, np.minimum(below + 1, last)])
-    rows = np.array([np.searchsorted(m, r, side="right") for m, r in zip(mass, ranks, strict=True)])
-    low, high = np.split(values[rows], 2, axis=1)
-    part = rank - below
-    return np.where(part < 1 / 2, low + (high - low) * part, high - (high - low) * (1 - part))
-
-
 def calibration_line(
-    rows: Float64[np.ndarray, "b l"],
-    positives: Float64[np.ndarray, "b l"],
-    x: Float64[np.ndarray, " l"],
-    *,
-    free: bool,
-) -> tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
-    """Logistic regression of the truth on the log odds: intercept and slope by Newton's method.
+    rows: Levels, positives: Levels, x: _Axis, *, free: bool
+) -> tuple[Samples, Samples]:
+    """Return intercept and slope of a logistic regression of the truth on the log odds.
 
-    Perfect calibration is (0, 1). NaN where no finite answer exists: one class only, or classes
-    that the log odds separate.
+    Perfect calibration is (0, 1). The line is NaN where no finite maximum of the likelihood exists:
+    with rows of one class only, or where the log odds separate the classes.
 
     Args:
         rows: weight of the rows at each value of x.
-        positives: weight of the malignant ones among them.
+        positives: weight of the malignant rows among them.
         x: log odds.
-        free: fit the slope; else it is 1, and the intercept is the calibration in the large
-            (Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7).
+        free: fit the slope; false: the slope is 1, and the intercept is the calibration in the
+            large (Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7).
     """
     centre, scale = (x.mean(), x.std() or 1.0) if free else (0.0, 1.0)
     z = (x - centre) / scale
     total, hits = rows.sum(axis=1), positives.sum(axis=1)
-    start = np.log((hits + 0.5) / (total - hits + 0.5))
-    a, b = (start, np.zeros_like(start)) if free else (np.zeros_like(start), np.ones_like(start))
-    step = np.full_like(a, np.inf)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no finite answer: NaN
-        for _ in range(_MOST_STEPS):
-            step_a, step_b = _newton_step(rows, positives, z, (a, b), free=free)
-            step = np.maximum(np.abs(step_a), np.abs(step_b))
-            shrink = _LONGEST_STEP / np.maximum(step, _LONGEST_STEP)
-            a, b = a + step_a * shrink, b + step_b * shrink
-            if not (step > _CONVERGED).any():
-                break
-    defined = (step < 1e3 * _CONVERGED) & (hits > 0) & (hits < total)
+    intercept = np.log((hits + 0.5) / (total - hits + 0.5)) if free else np.zeros_like(hits)
+    line = np.stack([intercept, np.full_like(intercept, 0 if free else 1)])
+    line, converged = _newton(rows, positives, z, line, free=free)
+    defined = (hits > 0) & (hits < total)
     if free:
-        defined &= ~_separated(positives > 0, rows > positives)
-    slope = b / scale
-    return np.where(defined, a - slope * centre, np.nan), np.where(defined, slope, np.nan)
+        defined &= ~_separates(positives > 0, rows > positives)
+        for i in np.flatnonzero(defined & ~converged):
+            one = slice(i, i + 1)
+            near = _search_line(rows[i], positives[i], z)
+            line[:, one], converged[one] = _newton(rows[one], positives[one], z, near, free=True)
+    defined &= converged
+    slope = line[1] / scale
+    return np.where(defined, line[0] - slope * centre, np.nan), np.where(defined, slope, np.nan)
 
 
-def _separated(
+def _separates(
     malignant: Bool[np.ndarray, "b l"], benign: Bool[np.ndarray, "b l"]
 ) -> Bool[np.ndarray, " b"]:
-    """Whether a value of x parts the classes, both of which may lie on it."""
+    """Return whether a value of x divides the classes; both may have rows at that value."""
     last = malignant.shape[1] - 1
-    lowest = [held.argmax(axis=1) for held in (malignant, benign)]
-    highest = [last - held[:, ::-1].argmax(axis=1) for held in (malignant, benign)]
+    lowest = [present.argmax(axis=1) for present in (malignant, benign)]
+    highest = [last - present[:, ::-1].argmax(axis=1) for present in (malignant, benign)]
     return (lowest[0] >= highest[1]) | (highest[0] <= lowest[1])
 
 
-def _newton_step(
-    rows: Float64[np.ndarray, "b l"],
-    positives: Float64[np.ndarray, "b l"],
-    z: Float64[np.ndarray, " l"],
-    line: tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]],
-    *,
-    free: bool,
-) -> tuple[Float64[np.ndarray, " b"], Float64[np.ndarray, " b"]]:
-    a, b = line
-    chance = expit(a[:, None] + b[:, None] * z)
-    residual = positives - rows * chance
-    spread = rows * chance * (1 - chance)
-    g0, h00 = residual.sum(axis=1), spread.sum(axis=1)
+def _newton(
+    rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool
+) -> tuple[_Lines, Bool[np.ndarray, " b"]]:
+    """Return the lines after Newton's method for all resamples at once, and which converged."""
+    size = np.full(line.shape[1], np.inf)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # diverges to NaN
+        for _ in range(_MAX_STEPS):
+            step = _newton_step(rows, positives, z, line, free=free)
+            size = np.abs(step).max(axis=0)
+            line = line + step * (_LONGEST_STEP / np.maximum(size, _LONGEST_STEP))
+            if not (size > _CONVERGED).any():
+                break
+    return line, size < 1e3 * _CONVERGED
+
+
+def _newton_step(rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool) -> _Lines:
+    p = expit(line[0][:, None] + line[1][:, None] * z)
+    residual = positives - rows * p
+    variance = rows * p * (1 - p)
+    g0, h00 = residual.sum(axis=1), variance.sum(axis=1)
     if not free:
-        return g0 / h00, np.zeros_like(b)
-    g1, h01, h11 = residual @ z, spread @ z, spread @ z**2
+        return np.stack([g0 / h00, np.zeros_like(h00)])
+    g1, h01, h11 = residual @ z, variance @ z, variance @ z**2
     determinant = h00 * h11 - h01**2
-    return (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
+    return np.stack([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
+
+
+def _search_line(rows: _Axis, positives: _Axis, z: _Axis) -> _Lines:
+    """Fit the line of one resample by line searches, where the steps of Newton overshoot."""
+    from scipy.optimize import minimize  # rarely needed, and slow to import
+
+    def loss(line: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:
+        eta = line[0] + line[1] * z
+        residual = (rows * expit(eta) - positives) / rows.sum()
+        value = (rows * np.logaddexp(0, eta) - positives * eta).sum() / rows.sum()
+        return value, np.array([residual.sum(), residual @ z])
+
+    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x
+    return np.asarray(found, dtype=np.float64)[:, None]

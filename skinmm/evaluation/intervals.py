@@ -1,7 +1,7 @@
-"""Intervals and tests that know that rows of one patient are not independent."""
+"""Intervals and tests that account for several rows of one patient."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, NamedTuple
@@ -9,179 +9,20 @@ from typing import Final, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
-Statistic = Callable[[Int64[np.ndarray, "b p"]], dict[str, Float64[np.ndarray, " b"]]]
-"""From how often each of b resamples drew each patient, to metrics; NaN where undefined."""
+Draws = Int64[np.ndarray, "b p"]
+Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, " b"]]]
+"""Metrics of b resamples, given how often each drew each of p patients; NaN where undefined."""
+Entry = dict[str, float | int | None]
+"""`value`, `low` and `high` of a metric, and `left_out`: resamples in which it is undefined."""
 
 _BLOCK: Final = 2**20
 _THREADS: Final = 2
 _GROUPS: Final = 100
 _TINY: Final = 1e-30
-_FLAT: Final = 1e-6  # skewness below makes no difference
-_STEEP: Final = 0.35  # with more, the longer end runs away
-
-
-def patient_codes(
-    patients: Shaped[np.ndarray, " n"],
-) -> tuple[Int64[np.ndarray, " n"], int]:
-    """Numbers the patients in order of appearance: each row's number, and how many there are."""
-    codes, names = pd.factorize(patients)
-    return codes.astype(np.int64), len(names)
-
-
-def bootstrap(
-    statistic: Statistic, patients: int, rows: int, *, resamples: int, seed: int
-) -> dict[str, Float64[np.ndarray, " r"]]:
-    """Metrics of resamples that draw whole patients with replacement.
-
-    Args:
-        statistic: of a block of resamples; called from several threads.
-        patients: how many there are to draw from.
-        rows: how many there are.
-        resamples: how many.
-        seed: the same seed and sizes give the same draws, so that two statistics can be paired.
-    """
-
-    def drawn(start: int, size: int) -> Int64[np.ndarray, "b p"]:
-        chosen = np.random.default_rng([seed, start]).integers(patients, size=(size, patients))
-        chosen += np.arange(size)[:, None] * patients
-        return np.bincount(chosen.ravel(), minlength=size * patients).reshape(size, patients)
-
-    return _measured(statistic, drawn, resamples, max(rows, patients))
-
-
-def skewness(statistic: Statistic, patients: int, rows: int) -> dict[str, float]:
-    """Skewness of metrics' sampling distributions, from leaving out a group of patients in turn.
-
-    The groups' influences added up to the third power over those to the second, as in the
-    acceleration of Efron's BCa interval (1987), which is a sixth of it.
-    """
-    count = min(patients, _GROUPS)
-    group = np.random.default_rng(0).permutation(patients) % count
-
-    def all_but_one(start: int, size: int) -> Int64[np.ndarray, "b p"]:
-        return (group != np.arange(start, start + size)[:, None]).astype(np.int64)
-
-    left = _measured(statistic, all_but_one, count, max(rows, patients))
-    skews = {}
-    for name, values in left.items():
-        known = values[~np.isnan(values)]
-        influence = known.mean() - known if len(known) else known
-        square = float(influence @ influence)
-        skews[name] = float((influence**3).sum()) / square**1.5 if square > _TINY else 0.0
-    return skews
-
-
-def _measured(
-    statistic: Statistic,
-    counts: Callable[[int, int], Int64[np.ndarray, "b p"]],
-    total: int,
-    width: int,
-) -> dict[str, Float64[np.ndarray, " r"]]:
-    """The metrics of `total` weightings of the patients, in blocks that fit the caches."""
-    block = max(1, _BLOCK // width)
-
-    def measure(start: int) -> dict[str, Float64[np.ndarray, " b"]]:
-        return statistic(counts(start, min(block, total - start)))
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(measure, range(0, total, block)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def independent_units(codes: Int64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]) -> int:
-    """Patients of the rarer class; of the only one, where there is one."""
-    counts = [len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any()]
-    return min(counts)
-
-
-def percentile_interval(
-    samples: Float64[np.ndarray, " r"], confidence: float, units: int
-) -> tuple[float | None, float | None, int]:
-    """Percentile interval of a bootstrap, and the number of resamples left out as undefined.
-
-    The percentiles lie further out the fewer units there are, as Student's quantiles do, since
-    percentile intervals of small samples are too narrow (Hesterberg 2015,
-    doi:10.1080/00031305.2015.1089789).
-
-    Args:
-        samples: NaN where undefined.
-        confidence: of the interval.
-        units: independent units behind the samples, see `independent_units`.
-    """
-    known = samples[~np.isnan(samples)]
-    left_out = len(samples) - len(known)
-    if len(known) == 0:
-        return None, None, left_out
-    reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * student_quantile(confidence, units)
-    low, high = np.quantile(known, ndtr([-reach, reach]))
-    return float(low), float(high), left_out
-
-
-def student_quantile(confidence: float, units: int) -> float:
-    """How many standard errors an interval reaches that were estimated from so many units."""
-    return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
-
-
-def skewed_interval(value: float, error: float, skew: float, reach: float) -> tuple[float, float]:
-    """An interval of a skewed estimate: Hall's transformation makes it symmetric first.
-
-    Where few malignant lesions decide, an estimate that is high by chance also has too small a
-    standard error, and plain, logit and percentile intervals miss the truth below it far more often
-    than above (Hall 1992, On the removal of skewness by transformation, J. R. Stat. Soc. B 54).
-
-    Args:
-        value: the estimate.
-        error: its standard error.
-        skew: of its sampling distribution, see `skewness`; counted up to 0.35, from where on a
-            dozen lesions would widen the interval several times for hardly more coverage.
-        reach: standard errors to either side where there is no skew.
-    """
-    if abs(skew) < _FLAT:
-        return value - reach * error, value + reach * error
-    skew = min(max(skew, -_STEEP), _STEEP)
-    lean = skew / 6
-    low, high = ((np.cbrt(1 + skew * (x - lean)) - 1) * 3 / skew for x in (reach, -reach))
-    return value - float(low) * error, value - float(high) * error
-
-
-def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
-    """The lower end of an AUROC's interval where a sample is ranked without a mistake.
-
-    Resamples of such a sample are all perfect too, and its standard error is 0. Newcombe's method 5
-    (2006, doi:10.1002/sim.2324) asks instead from which true AUROC on 1 is not surprising, with the
-    variance that Hanley and McNeil gave it.
-
-    Args:
-        positives: patients with malignant lesions, at least one.
-        negatives: patients with benign ones, at least one.
-        confidence: of the interval, whose upper end is 1.
-    """
-    from scipy.optimize import brentq
-
-    reach = ndtri((1 + confidence) / 2)
-
-    def excess(auroc: float) -> float:
-        spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)
-        pairs = 1 + ((positives + negatives) / 2 - 1) * spread
-        return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
-
-    return float(brentq(excess, 0, 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment of p-values (Holm 1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.maximum.accumulate(np.asarray(p_values)[order] * factors)
-    result = np.empty(len(p_values))
-    result[order] = np.minimum(adjusted, 1)
-    return result.tolist()
-
-
-Entry = dict[str, float | int | None]
-
+_FLAT: Final = 1e-6  # a smaller skewness makes no difference
+_MAX_SKEW: Final = 0.35
 _STEPPED: Final = (
     "average_precision",
     "sensitivity_at",
@@ -189,22 +30,143 @@ _STEPPED: Final = (
     "ece",
     "number_needed_to_treat",
 )
-"""Read off a step curve, folded at zero or a reciprocal: leaving out rows says little of their
-spread (Efron and Tibshirani 1993, section 11.6), so that their intervals are percentiles."""
-
-_EVERYWHERE: Final = (-math.inf, math.inf)
+"""Metrics that are read off a step curve, folded at zero, or a reciprocal. Leaving out rows says
+little about their spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile
+intervals."""
+_UNBOUNDED: Final = (-math.inf, math.inf)
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "partial_auroc": (0, 0.2),
     "log_loss": (0, math.inf),
     "class_log_loss": (0, math.inf),
     "class_brier": (0, 2),
-    "net_benefit": _EVERYWHERE,
-    "calibration_slope": _EVERYWHERE,
-    "calibration_intercept": _EVERYWHERE,
+    "net_benefit": _UNBOUNDED,
+    "calibration_slope": _UNBOUNDED,
+    "calibration_intercept": _UNBOUNDED,
     "set_size": (0, math.inf),
     "gap": (-1, 1),
 }
-"""Where a metric can lie; between 0 and 1 unless it is named here."""
+"""Range of each metric; that of all others is 0 to 1."""
+
+
+def patient_codes(patients: Shaped[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], int]:
+    """Number the patients in order of appearance; return each row's number and their count."""
+    codes, names = pd.factorize(patients)
+    return codes.astype(np.int64), len(names)
+
+
+def independent_units(codes: Int64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]) -> int:
+    """Return the number of patients of the rarer class that has rows."""
+    return min(len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any())
+
+
+def bootstrap(
+    statistic: Statistic, patients: int, rows: int, *, resamples: int, seed: int
+) -> dict[str, Float64[np.ndarray, " r"]]:
+    """Compute metrics of resamples that draw whole patients with replacement.
+
+    Args:
+        statistic: called with a block of resamples, from several threads.
+        patients: number of patients to draw from.
+        rows: number of rows, which sets the size of a block.
+        resamples: number of resamples.
+        seed: the same seed and sizes give the same draws, so that two statistics can be paired.
+    """
+
+    def draw(start: int, size: int) -> Draws:
+        drawn = np.random.default_rng([seed, start]).integers(patients, size=(size, patients))
+        drawn += np.arange(size)[:, None] * patients
+        return np.bincount(drawn.ravel(), minlength=size * patients).reshape(size, patients)
+
+    return _compute_in_blocks(statistic, draw, resamples, max(rows, patients))
+
+
+def skewness(statistic: Statistic, patients: int, rows: int) -> dict[str, float]:
+    """Estimate the skewness of the sampling distribution of metrics, by a grouped jackknife.
+
+    sum(u**3) / sum(u**2)**1.5 over the influences u of up to 100 groups of patients: six times the
+    acceleration of Efron's BCa interval (1987, doi:10.1080/01621459.1987.10478410).
+    """
+    count = min(patients, _GROUPS)
+    group = np.random.default_rng(0).permutation(patients) % count
+
+    def leave_one_out(start: int, size: int) -> Draws:
+        return (group != np.arange(start, start + size)[:, None]).astype(np.int64)
+
+    jackknife = _compute_in_blocks(statistic, leave_one_out, count, max(rows, patients))
+    skews = {}
+    for name, values in jackknife.items():
+        defined = values[~np.isnan(values)]
+        skews[name] = _skew(defined.mean() - defined, _TINY) if len(defined) else 0.0
+    return skews
+
+
+def _skew(influence: Float64[np.ndarray, " k"], least: float) -> float:
+    square = float(influence @ influence)
+    return float((influence**3).sum()) / square**1.5 if square > least else 0.0
+
+
+def _compute_in_blocks(
+    statistic: Statistic, draw: Callable[[int, int], Draws], total: int, width: int
+) -> dict[str, Float64[np.ndarray, " r"]]:
+    """Compute the metrics of `total` weightings of the patients, in blocks that fit the caches."""
+    block = max(1, _BLOCK // width)
+
+    def compute(start: int) -> dict[str, Float64[np.ndarray, " b"]]:
+        return statistic(draw(start, min(block, total - start)))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(compute, range(0, total, block)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def student_quantile(confidence: float, units: int) -> float:
+    """Return the half-width of a two-sided interval in standard errors, from `units` units."""
+    return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
+
+
+def percentile_interval(
+    samples: Float64[np.ndarray, " r"], confidence: float, units: int
+) -> tuple[float | None, float | None, int]:
+    """Return the percentile interval of a bootstrap, and how many undefined resamples it ignores.
+
+    The percentiles are widened as Student's quantiles are, because percentile intervals of few
+    units are too narrow (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
+
+    Args:
+        samples: NaN where undefined.
+        confidence: confidence level.
+        units: number of independent units behind the samples, see `independent_units`.
+    """
+    defined = samples[~np.isnan(samples)]
+    left_out = len(samples) - len(defined)
+    if len(defined) == 0:
+        return None, None, left_out
+    reach = np.sqrt(max(units, 2) / (max(units, 2) - 1)) * student_quantile(confidence, units)
+    low, high = np.quantile(defined, ndtr([-reach, reach]))
+    return float(low), float(high), left_out
+
+
+def skewed_interval(value: float, error: float, skew: float, reach: float) -> tuple[float, float]:
+    """Return the interval of an estimate with a skewed sampling distribution.
+
+    Hall's transformation makes the distribution symmetric first (Hall 1992, On the removal of
+    skewness by transformation, J. R. Stat. Soc. B 54). With few malignant lesions, an estimate that
+    is high by chance also has too small a standard error: plain, logit and percentile intervals
+    then miss the truth below them far more often than above.
+
+    Args:
+        value: the estimate.
+        error: its standard error.
+        skew: see `skewness`; limited to 0.35, beyond which a dozen lesions would widen the interval
+            several times for hardly more coverage.
+        reach: standard errors to either side without skew.
+    """
+    if abs(skew) < _FLAT:
+        return value - reach * error, value + reach * error
+    skew = min(max(skew, -_MAX_SKEW), _MAX_SKEW)
+    shift = skew / 6
+    low, high = ((np.cbrt(1 + skew * (x - shift)) - 1) * 3 / skew for x in (reach, -reach))
+    return value - float(low) * error, value - float(high) * error
 
 
 def summarise(
@@ -215,63 +177,43 @@ def summarise(
     confidence: float,
     units: int,
 ) -> Entry:
-    """Value, interval and resamples left out; all None where the value is undefined.
+    """Return value and interval of a metric; None where undefined.
 
-    Where a metric is at its very best or worst all resamples agree with it, and know nothing of the
-    truth: no interval, but for those that `all_or_none` and `perfect_ranking` can bound.
+    There is no interval where a metric is at its best or worst possible value and all resamples
+    agree with it, because their agreement says nothing about the truth.
 
     Args:
-        name: of the metric.
+        name: name of the metric.
         value: NaN where undefined.
-        samples: of a bootstrap, NaN where undefined; none: no interval.
+        samples: of a bootstrap, NaN where undefined; without samples there is no interval.
         skew: see `skewness`; None: a percentile interval.
-        confidence: of the interval.
-        units: independent units behind the value, see `independent_units`.
+        confidence: confidence level.
+        units: number of independent units behind the value, see `independent_units`.
     """
     if np.isnan(value):
         return {"value": None, "low": None, "high": None, "left_out": len(samples)}
+    bounds = _BOUNDS.get(name, (0, 1))
     low, high, left_out = percentile_interval(samples, confidence, units)
-    agree = low is not None and high is not None and math.isclose(low, high)
-    if agree and any(map(partial(math.isclose, value, abs_tol=1e-12), _BOUNDS.get(name, (0, 1)))):
-        return {"value": float(value), "low": None, "high": None, "left_out": left_out}
-    if low is not None and skew is not None and not name.startswith(_STEPPED):
+    entry: Entry = {"value": float(value), "low": low, "high": high, "left_out": left_out}
+    if low is None or high is None:
+        return entry
+    if math.isclose(low, high) and any(map(partial(math.isclose, value, abs_tol=1e-12), bounds)):
+        low, high = None, None
+    elif skew is not None and not name.startswith(_STEPPED):
         spread = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
         ends = skewed_interval(value, spread, skew, student_quantile(confidence, units))
-        low, high = np.clip(ends, *_BOUNDS.get(name, (0, 1))).tolist()
-    elif name == "ece" and low is not None and high is not None:
-        low, high = _reflected(value, low, high)
-    return {"value": float(value), "low": low, "high": high, "left_out": left_out}
+        low, high = np.clip(ends, *bounds).tolist()
+    elif name == "ece":
+        low, high = _reflect(value, low, high)
+    return {**entry, "low": low, "high": high}
 
 
-def all_or_none(entry: Entry, units: int, confidence: float) -> Entry:
-    """A share of exactly 0 or 1, about which resamples agree, with the bound that units give.
-
-    Clopper and Pearson 1934, a patient counting as one: 46 of 46 may well be 92 %.
-    """
-    value = entry["value"]
-    if value not in (0, 1) or units == 0:
-        return entry
-    other = ((1 - confidence) / 2) ** (1 / units)
-    ends = (other, 1.0) if value == 1 else (0.0, 1 - other)
-    return {**entry, "low": ends[0], "high": ends[1]}
-
-
-def perfect_ranking(entry: Entry, positives: int, negatives: int, confidence: float) -> Entry:
-    """An AUROC of exactly 0 or 1 with the bound that so many patients give."""
-    value = entry["value"]
-    if value not in (0, 1):
-        return entry
-    bound = perfect_ranking_bound(positives, negatives, confidence)
-    ends = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    return {**entry, "low": ends[0], "high": ends[1]}
-
-
-def _reflected(value: float, low: float, high: float) -> tuple[float, float]:
-    """Turns a percentile interval about its value (the basic bootstrap), for a biased metric.
+def _reflect(value: float, low: float, high: float) -> tuple[float, float]:
+    """Reflect a percentile interval about the value (the basic bootstrap), for a biased metric.
 
     A calibration error cannot be negative, so noise raises it: in the data above the truth, and in
-    a resample above the data, each time by adding to its square. So the squares are turned. The
-    interval still holds the value.
+    a resample above the data, each time by adding to its square. Hence the squares are reflected.
+    The interval still contains the value.
     """
     turned = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
     return min(value, turned[0]), max(value, turned[1])
@@ -284,34 +226,31 @@ def delong_interval(
     *,
     confidence: float = 0.95,
 ) -> dict[str, float | None]:
-    """AUROC with its interval.
+    """Return the AUROC with its interval in closed form.
 
     DeLong et al. 1988 (doi:10.2307/2531595) with the ranks of Sun and Xu 2014; with `patients`,
-    the clustered variance of Obuchowski 1997 (doi:10.2307/2533958), which is DeLong's where every
-    patient has one row. Student's quantiles, for the patients of the rarer class, and the skewness
-    of the patients' parts make it hold with a dozen malignant lesions (see `skewed_interval`).
+    the clustered variance of Obuchowski 1997 (doi:10.2307/2533958), which is DeLong's where each
+    patient has one row. Student's quantiles for the patients of the rarer class, and the skewness
+    of the patients' contributions, make it valid with a dozen malignant lesions (see
+    `skewed_interval`).
 
     Returns:
-        `value`, `standard_error`, `low`, `high`; None where undefined: one class only, or (but for
-        the value) fewer than two patients with either class, or an AUROC of 0 or 1 (see
-        `perfect_ranking_bound`).
+        `value`, `standard_error`, `low`, `high`. All are None with rows of one class only. All but
+        the value are None with fewer than two patients of either class; `low` and `high` are None
+        for an AUROC of 0 or 1 (see `perfect_ranking_bound`).
     """
     empty: dict[str, float | None] = dict.fromkeys(("value", "standard_error", "low", "high"))
     if positives.all() or not positives.any():
         return empty
-    parts = _placements(scores, positives)
-    value = float(parts[positives].mean())
-    spread = _spread(parts, positives, patients)
+    placements = _placements(scores, positives)
+    value = float(placements[positives].mean())
+    spread = _spread(placements, positives, patients)
     if spread is None or not 0 < value < 1:
         return {**empty, "value": value, "standard_error": spread.error if spread else None}
     reach = student_quantile(confidence, spread.units)
     low, high = skewed_interval(value, spread.error, spread.skew, reach)
-    return {
-        "value": value,
-        "standard_error": spread.error,
-        "low": max(low, 0.0),
-        "high": min(high, 1.0),
-    }
+    low, high = max(low, 0.0), min(high, 1.0)
+    return {"value": value, "standard_error": spread.error, "low": low, "high": high}
 
 
 def delong_test(
@@ -322,16 +261,10 @@ def delong_test(
     *,
     confidence: float = 0.95,
 ) -> dict[str, float | None]:
-    """Difference of the AUROCs of two systems on the same rows, and its two-sided p-value.
+    """Test the difference of the AUROCs of two systems on the same rows.
 
-    Student's distribution, for the patients of the rarer class, as in `delong_interval`.
-
-    Args:
-        a: scores of one system.
-        b: scores of the other.
-        positives: whether a row is malignant.
-        patients: clusters, as in `delong_interval`.
-        confidence: of the interval.
+    The variance is that of `delong_interval`, for the paired differences a - b. The two-sided
+    p-value is from Student's distribution, for the patients of the rarer class.
 
     Returns:
         `difference` (a - b), `low`, `high`, `p`; None where undefined.
@@ -339,25 +272,22 @@ def delong_test(
     empty: dict[str, float | None] = dict.fromkeys(("difference", "low", "high", "p"))
     if positives.all() or not positives.any():
         return empty
-    parts = _placements(a, positives) - _placements(b, positives)
-    difference = float(parts[positives].mean())
-    spread = _spread(parts, positives, patients)
+    placements = _placements(a, positives) - _placements(b, positives)
+    difference = float(placements[positives].mean())
+    spread = _spread(placements, positives, patients)
     if spread is None or spread.error == 0:
         return {**empty, "difference": difference}
     reach = student_quantile(confidence, spread.units) * spread.error
-    return {
-        "difference": difference,
-        "low": difference - reach,
-        "high": difference + reach,
-        "p": float(2 * stdtr(spread.units - 1, -abs(difference) / spread.error)),
-    }
+    p = float(2 * stdtr(spread.units - 1, -abs(difference) / spread.error))
+    low, high = difference - reach, difference + reach
+    return {"difference": difference, "low": low, "high": high, "p": p}
 
 
 def _placements(
     scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Share of the other class that each row is on the right side of; a tie counts half."""
-    from scipy.stats import rankdata  # takes a second to import; prediction does not need it
+    """Return the share of the other class that each row is ranked correctly against; ties: 1/2."""
+    from scipy.stats import rankdata  # slow to import, and not needed for prediction
 
     ranks = rankdata(scores)
     result = np.empty(len(scores))
@@ -367,7 +297,7 @@ def _placements(
 
 
 class _Spread(NamedTuple):
-    """Standard error and skewness of a mean of placements, and patients of the rarer class."""
+    """Standard error and skewness of a mean of placements; patients of the rarer class."""
 
     error: float
     skew: float
@@ -375,23 +305,19 @@ class _Spread(NamedTuple):
 
 
 def _spread(
-    parts: Float64[np.ndarray, " n"],
+    placements: Float64[np.ndarray, " n"],
     positives: Bool[np.ndarray, " n"],
     patients: Shaped[np.ndarray, " n"] | None,
 ) -> _Spread | None:
-    codes, count = patient_codes(np.arange(len(parts)) if patients is None else patients)
-    excess = parts - parts[positives].mean()
+    codes, count = patient_codes(np.arange(len(placements)) if patients is None else patients)
+    excess = placements - placements[positives].mean()
     sums, clusters = [], []
     for rows in (positives, ~positives):
-        held = np.bincount(codes[rows], minlength=count)
         sums.append(np.bincount(codes[rows], weights=excess[rows], minlength=count) / rows.sum())
-        clusters.append(int((held > 0).sum()))
+        clusters.append(len(np.unique(codes[rows])))
     if min(clusters) == 1:
         return None
     variance = sum(k / (k - 1) * (s @ s) for k, s in zip(clusters, sums, strict=True))
-    both = 2 * count / (count - 1) * (sums[0] @ sums[1])
-    error = float(np.sqrt(max(variance + both, 0)))
-    influence = sums[0] + sums[1]
-    square = float(influence @ influence)
-    skew = float((influence**3).sum()) / square**1.5 if square > 0 else 0.0
-    return _Spread(error, skew, min(clusters))
+    covariance = 2 * count / (count - 1) * (sums[0] @ sums[1])
+    error = float(np.sqrt(max(variance + covariance, 0)))
+    return _Spread(error, _skew(sums[0] + sums[1], 0.0), min(clusters))

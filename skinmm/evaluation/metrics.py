@@ -1,29 +1,29 @@
-"""Every metric of a prediction file, with intervals: one function for binary and multi-class."""
+"""Every metric of a prediction file with its interval, for binary and multi-class files."""
 
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from scipy.optimize import brentq
+from scipy.special import ndtri
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import (
     Entry,
     Statistic,
-    all_or_none,
     bootstrap,
     delong_interval,
     independent_units,
     patient_codes,
-    perfect_ranking,
     skewness,
     summarise,
 )
 from skinmm.evaluation.predictions import REFER, Predictions
-from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic, confusion
+from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic
 
-MANY: Final = 1000
+_MANY_UNITS: Final = 1000  # of so many independent units hardly any skewness is left
 
 
 def evaluate(
@@ -35,36 +35,36 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every metric of a prediction file, with intervals of a bootstrap over patients.
+    """Compute every metric of a prediction file, with intervals from a bootstrap over patients.
 
-    The names without a prefix are about malignancy in every file, so that binary and multi-class
-    runs compare; `class_*`, `macro_*` and `<metric>_<class>` exist in multi-class files only, those
-    of `ReferralMetrics` where the file says what was decided. Rows
-    of several folds are pooled as if one model had made them, which calibration makes fair; were
-    the folds not comparable, the pooled AUROC would be lower than that of the folds, so those are
-    given beside it (Airola et al. 2011, doi:10.1016/j.csda.2010.11.023).
+    Names without a prefix are about malignancy, so that binary and multi-class files can be
+    compared. Multi-class files also have `class_*`, `macro_*` and `<metric>_<class>`; files with
+    decisions have the metrics of `ReferralMetrics`. Rows of several folds are pooled as if one
+    model had predicted them, which requires calibrated probabilities. If the folds are not
+    comparable, the pooled AUROC is lower than the AUROCs in `folds` (Airola et al. 2011,
+    doi:10.1016/j.csda.2010.11.023).
 
     Args:
         predictions: at least one row.
         threshold: rows at or above it are called malignant; None: 0.5.
         prevalence: of the clinic, for `ppv`, `npv` and `number_needed_to_treat` (lesions called
             malignant per malignant one); None: of the data.
-        resamples: of patients; 0: no intervals.
-        confidence: of the intervals.
-        seed: of the draws.
+        resamples: number of bootstrap resamples; 0: no intervals.
+        confidence: confidence level of the intervals.
+        seed: seed of the resamples.
 
     Returns:
         Plain data: `n`, `patients`, `positives`, `unpredicted`, `threshold`, `prevalence`,
         `metrics` (name -> value, low, high, left_out), `auroc_delong` (see `delong_interval`),
         `confusion`, `support` (rows of each class) and `folds` (AUROC of each). A metric that is
-        undefined in the data is None; resamples in which it is undefined are left out and counted.
+        undefined for the data is None; `left_out` counts the resamples where it is undefined.
 
     Raises:
-        InputError: no rows, or a threshold or prevalence outside [0, 1].
+        InputError: there are no rows, or the threshold or prevalence is outside [0, 1].
     """
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-    _refuse(predictions, threshold, prevalence)
-    # Patients numbered in order of score lie near each other where the metrics look them up.
+    _check_input(predictions, threshold, prevalence)
+    # Numbering patients in order of score keeps the memory accesses of the metrics local.
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, patients = patient_codes(predictions.patient_id)
     malignant = predictions.malignant
@@ -79,10 +79,18 @@ def evaluate(
         "auroc_delong": delong_interval(
             predictions.malignancy, malignant, predictions.patient_id, confidence=confidence
         ),
-        "confusion": confusion(predictions, threshold),
+        "confusion": _confusion(predictions, threshold),
         "support": _support(predictions),
         "folds": _fold_aurocs(predictions),
     }
+
+
+def _check_input(predictions: Predictions, threshold: float, prevalence: float | None) -> None:
+    if len(predictions) == 0:
+        raise InputError("no rows to evaluate")
+    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} {value} is outside [0, 1]")
 
 
 def _metrics(
@@ -94,13 +102,11 @@ def _metrics(
     confidence: float,
     seed: int,
 ) -> dict[str, Entry]:
-    """Every metric's value and interval; the arguments are those of `evaluate`."""
-    measure = partial(
-        build_statistic, predictions, codes, threshold=threshold, prevalence=prevalence
-    )
+    """Return value and interval of every metric."""
+    build = partial(build_statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
     units = independent_units(codes, predictions.malignant)
-    samples, skews = _resampled(measure(), codes, units, resamples, seed)
-    everyone = np.ones((1, int(codes.max()) + 1), dtype=np.int64)
+    samples, skews = _resample(build(), codes, units, resamples, seed)
+    all_patients = np.ones((1, int(codes.max()) + 1), dtype=np.int64)
     metrics = {
         name: summarise(
             name,
@@ -110,38 +116,47 @@ def _metrics(
             confidence,
             units,
         )
-        for name, value in measure(exact=True)(everyone).items()
+        for name, value in build(exact=True)(all_patients).items()
     }
     if samples:
-        shares = _denominators(predictions, threshold, prevalence)
-        ranked = _rankings(predictions)
-        metrics |= _where_resamples_agree(metrics, shares, ranked, codes, confidence)
+        for name, rows in _denominators(predictions, threshold, prevalence).items():
+            if name in metrics:
+                patients = len(np.unique(codes[rows]))
+                metrics[name] = bound_extreme_share(metrics[name], patients, confidence)
+        for name, rows in _ranked_rows(predictions).items():
+            if name in metrics:
+                counts = len(np.unique(codes[rows])), len(np.unique(codes[~rows]))
+                metrics[name] = _bound_perfect_ranking(metrics[name], *counts, confidence)
     return metrics
 
 
-def _resampled(
-    measure: Statistic, codes: Int64[np.ndarray, " n"], units: int, resamples: int, seed: int
+def _resample(
+    statistic: Statistic, codes: Int64[np.ndarray, " n"], units: int, resamples: int, seed: int
 ) -> tuple[dict[str, Float64[np.ndarray, " r"]], dict[str, float]]:
-    """Every metric's resamples and skewness; of one patient none, as they would be all alike."""
+    """Return resamples and skewness of every metric; none for one patient, as all would agree."""
     patients = int(codes.max()) + 1
     if resamples == 0 or patients == 1:
         return {}, {}
-    samples = bootstrap(measure, patients, len(codes), resamples=resamples, seed=seed)
-    # Of many units hardly any skewness is left.
-    return samples, skewness(measure, patients, len(codes)) if units <= MANY else {}
+    samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
+    return samples, skews
 
 
 def _denominators(
     predictions: Predictions, threshold: float, prevalence: float | None
 ) -> dict[str, Bool[np.ndarray, " n"]]:
-    """The rows that a share is of."""
+    """Return the rows in the denominator of each metric that is a share of rows.
+
+    Their number of patients bounds a share of exactly 0 or 1 (Clopper and Pearson 1934,
+    doi:10.1093/biomet/26.4.404), where all resamples agree.
+    """
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
     shares |= {"specificity": ~malignant, "precision": called}
     shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}
     shares |= {f"specificity_at_{level}_sensitivity": ~malignant for level in (90, 95)}
     shares["accuracy"] = np.ones(len(predictions), dtype=bool)
-    if prevalence is None:  # else they are no shares of rows
+    if prevalence is None:  # with a stated prevalence they are not shares of rows
         shares |= {"ppv": called, "npv": ~called}
     if predictions.decision is not None:
         decided = predictions.decision != REFER
@@ -153,41 +168,70 @@ def _denominators(
     return shares
 
 
-def _where_resamples_agree(
-    metrics: dict[str, Entry],
-    shares: dict[str, Bool[np.ndarray, " n"]],
-    ranked: dict[str, Bool[np.ndarray, " n"]],
-    codes: Int64[np.ndarray, " n"],
-    confidence: float,
-) -> dict[str, Entry]:
-    """Intervals of shares of 0 and 1 and of perfect rankings, from how many patients there are."""
-    patients = {
-        name: (len(np.unique(codes[rows])), len(np.unique(codes[~rows])))
-        for name, rows in {**shares, **ranked}.items()
-        if name in metrics
+def _ranked_rows(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Return the positive rows of each AUROC."""
+    positives = {
+        f"auroc_{name}": predictions.target == i for i, name in enumerate(predictions.classes)
     }
-    return {
-        name: perfect_ranking(metrics[name], *counts, confidence)
-        if name in ranked
-        else all_or_none(metrics[name], counts[0], confidence)
-        for name, counts in patients.items()
-    }
+    return {"auroc": predictions.malignant, **positives}
 
 
-def _rankings(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
-    """The rows that an AUROC ranks above the others."""
-    ranked = {"auroc": predictions.malignant}
-    for index, name in enumerate(predictions.classes):
-        ranked[f"auroc_{name}"] = predictions.target == index
-    return ranked
+def bound_extreme_share(entry: Entry, units: int, confidence: float) -> Entry:
+    """Add the exact interval of a share of 0 or 1: n of n units give ((a / 2) ** (1 / n), 1).
+
+    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404, with a = 1 - confidence. Each patient
+    counts as one unit: 46 of 46 may well be 92 %.
+    """
+    value = entry["value"]
+    if value not in (0, 1) or units == 0:
+        return entry
+    other = ((1 - confidence) / 2) ** (1 / units)
+    low, high = (other, 1.0) if value == 1 else (0.0, 1 - other)
+    return {**entry, "low": low, "high": high}
 
 
-def _refuse(predictions: Predictions, threshold: float, prevalence: float | None) -> None:
-    if len(predictions) == 0:
-        raise InputError("no rows to evaluate")
-    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{name} {value} is outside [0, 1]")
+def _bound_perfect_ranking(
+    entry: Entry, positives: int, negatives: int, confidence: float
+) -> Entry:
+    """Add the interval of an AUROC of exactly 0 or 1 for so many patients."""
+    value = entry["value"]
+    if value not in (0, 1):
+        return entry
+    bound = perfect_ranking_bound(positives, negatives, confidence)
+    low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+    return {**entry, "low": low, "high": high}
+
+
+def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
+    """Return the lower end of the interval of an AUROC of 1, whose upper end is 1.
+
+    All resamples of a perfect ranking are perfect too, and its standard error is 0. Method 5 of
+    Newcombe (2006, doi:10.1002/sim.2324) finds instead the lowest true AUROC for which 1 is not
+    surprising, with the variance of Hanley and McNeil.
+
+    Args:
+        positives: number of patients with malignant lesions, at least 1.
+        negatives: number of patients with benign lesions, at least 1.
+        confidence: confidence level.
+    """
+    reach = ndtri((1 + confidence) / 2)
+
+    def excess(auroc: float) -> float:
+        spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)
+        pairs = 1 + ((positives + negatives) / 2 - 1) * spread
+        return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
+
+    return float(brentq(excess, 0, 1))
+
+
+def _confusion(
+    predictions: Predictions, threshold: float
+) -> dict[str, list[str] | list[list[int]]]:
+    """Count the rows of each true class (rows) by predicted class (columns)."""
+    count = len(predictions.classes)
+    cells = predictions.target * count + predictions.predicted_classes(threshold)
+    counts = np.bincount(cells, minlength=count**2)
+    return {"classes": list(predictions.classes), "counts": counts.reshape(count, count).tolist()}
 
 
 def _support(predictions: Predictions) -> dict[str, int]:

@@ -91,7 +91,7 @@ def test_thresholds_are_each_systems_own() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     one = system(1, 1)
-    with pytest.raises(InputError, match="two prediction files or more, not 1"):
+    with pytest.raises(InputError, match="at least two prediction files, got 1"):
         compare({"a": one})
     with pytest.raises(InputError, match="a, b have no image in common"):
         compare({"a": one, "b": replace(one, image_id=np.char.add(one.image_id, "x"))})

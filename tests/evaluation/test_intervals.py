@@ -11,19 +11,17 @@ from scipy.stats import binomtest, norm, skew, ttest_1samp
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from skinmm.evaluation.comparison import adjust_holm
 from skinmm.evaluation.intervals import (
-    all_or_none,
     bootstrap,
     delong_interval,
     delong_test,
-    holm,
     percentile_interval,
-    perfect_ranking_bound,
     skewed_interval,
     skewness,
     summarise,
 )
-from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.metrics import bound_extreme_share, evaluate, perfect_ranking_bound
 from skinmm.evaluation.predictions import Predictions
 
 SEPARATION = 1.5
@@ -47,7 +45,7 @@ def binormal(
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
 def test_holm_steps_down(p_values: list[float]) -> None:
-    adjusted = np.array(holm(p_values))
+    adjusted = np.array(adjust_holm(p_values))
     order = np.argsort(p_values, kind="stable")
     for rank, place in enumerate(order):
         worst = max((len(p_values) - j) * p_values[order[j]] for j in range(rank + 1))
@@ -56,7 +54,7 @@ def test_holm_steps_down(p_values: list[float]) -> None:
 
 
 def test_holm_gives_what_r_gives() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -180,10 +178,10 @@ def test_an_interval_stays_where_its_metric_can_lie() -> None:
 def test_all_or_none_is_clopper_and_pearson(value: float, found: int) -> None:
     entry = summarise("sensitivity", value, np.full(100, value), 0.0, 0.95, 46)
     assert entry["low"] is entry["high"] is None  # resamples that agree know nothing
-    bounded = all_or_none(entry, 46, 0.95)
+    bounded = bound_extreme_share(entry, 46, 0.95)
     expected = binomtest(found, 46).proportion_ci(0.95, method="exact")
     assert (bounded["low"], bounded["high"]) == pytest.approx((expected.low, expected.high))
-    assert all_or_none({**entry, "value": 0.5}, 46, 0.95)["low"] is None
+    assert bound_extreme_share({**entry, "value": 0.5}, 46, 0.95)["low"] is None
 
 
 @pytest.mark.parametrize("auroc", [0.9, 0.97, 0.99])

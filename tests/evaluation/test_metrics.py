@@ -314,3 +314,12 @@ def test_numbers_out_of_bounds_are_refused() -> None:
         evaluate(predictions, prevalence=-0.1)
     with pytest.raises(InputError, match="no rows"):
         evaluate(predictions.select(np.zeros(len(predictions), dtype=bool)))
+
+
+def test_an_overconfident_system_has_a_slope_where_newton_overshoots() -> None:
+    scores = np.r_[expit(np.linspace(-6, -1, 100)), np.ones(10)]
+    truth = np.r_[np.arange(100) >= 98, np.arange(10) < 5]
+    inside = logit(np.clip(scores, 0, 1 - np.finfo(np.float64).eps))
+    line = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000).fit(inside[:, None], truth)
+    found = values(binary(scores, truth))["calibration_slope"]
+    assert found == pytest.approx(line.coef_[0, 0], rel=1e-6)

@@ -15,7 +15,7 @@ from skinmm.evaluation.comparison import (
     evaluate_subgroups,
     sensitivity_gaps,
 )
-from skinmm.images.measure import tone_of, typology_angle
+from skinmm.images.measure import TONES, tone_of, typology_angle
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.figures import curves, grids
 from skinmm.report.figures.curves import Line
@@ -96,7 +96,7 @@ def with_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.D
         found = list(pool.map(_tone, records["path"].to_numpy(dtype=object)[rows]))
     tones = np.full(len(records), None, dtype=object)
     tones[rows] = found
-    return records.assign(skin_tone=tones)
+    return records.assign(skin_tone=pd.Categorical(tones, categories=[*TONES]))
 
 
 def _tone(path: Any) -> str | None:
