@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from skinmm.images.decode import decode
-from skinmm.images.preprocess import Pixels, hair_mask, remove_hair
+from skinmm.images.preprocess import Pixels, find_hair, remove_hair
 
 HAIRLESS = 0.005  # of the picture's area found to be hair by the same detector, at most
 
@@ -52,7 +52,7 @@ def main(folder: Path, count: int, size: int) -> None:
         error = [np.abs(each.astype(float) - image)[inside].mean() for each in (hairy, cleaned)]
         falls.append(1 - error[1] / error[0])
         every.append(np.abs(remove_hair(image).astype(float) - image).mean())
-        if hair_mask(image).mean() < HAIRLESS:
+        if find_hair(image).mean() < HAIRLESS:
             changes.append(every[-1])
     print(
         f"| {size} | {count} | {np.mean(falls):.1%} "

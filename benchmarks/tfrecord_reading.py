@@ -28,7 +28,7 @@ from tfrecord.torch.dataset import TFRecordDataset
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.images.shards import TFRecordFile
-from skinmm.images.tfrecord import HEADER, intact, write_tfrecord
+from skinmm.images.tfrecord import HEADER, has_valid_crc, write_tfrecord
 
 SIZES: Final = (128, 512, 2048)  # megabytes
 MIDDLE: Final = SIZES[1]
@@ -70,7 +70,9 @@ class Mapped(Ours):
     def image(self, file: TFRecordFile, name: str) -> bytes:
         """An image, as `TFRecordFile.image` gets it."""
         place = file.place(name)
-        if not intact(self._content[place.record + HEADER : place.record + place.record_size]):
+        if not has_valid_crc(
+            self._content[place.record + HEADER : place.record + place.record_size]
+        ):
             raise ValueError(name)
         return self._content[place.image : place.image + place.image_size]
 

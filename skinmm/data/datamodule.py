@@ -25,8 +25,8 @@ from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.splits import UNUSED, split
 from skinmm.errors import InputError
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.images.preprocess import MASKED, check_steps
-from skinmm.models.lesion_finder import LesionFinder, measured
+from skinmm.images.preprocess import MASK_STEPS, check_steps
+from skinmm.models.lesion_finder import LesionFinder, add_measurements
 
 
 def codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
@@ -89,7 +89,7 @@ def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | Non
     packed = data.name == "packed"
     done, digest = load_packed_steps(Path(data.root or "")) if packed else ((), None)
     steps = (*done, *data.preprocess)
-    check_steps(steps, finds=finder is not None)
+    check_steps(steps, has_finder=finder is not None)
     if finder and digest and finder.digest != digest:
         raise InputError(
             f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
@@ -101,10 +101,10 @@ def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | Non
             f"packed, prediction would measure them as they came: leave the measurements out of "
             "data.columns, or the steps out of the pack"
         )
-    if finder and not {*steps} & {*MASKED} and not {*data.columns} & {*MEASUREMENTS}:
+    if finder and not {*steps} & {*MASK_STEPS} and not {*data.columns} & {*MEASUREMENTS}:
         raise InputError(
             f"data.segmenter={data.segmenter}: nothing asks where the lesion is; name a step of "
-            f"{', '.join(MASKED)} or a column of {', '.join(MEASUREMENTS)}"
+            f"{', '.join(MASK_STEPS)} or a column of {', '.join(MEASUREMENTS)}"
         )
     return steps, finder
 
@@ -172,7 +172,7 @@ class LesionData(pl.LightningDataModule):
         table = require_images(load_cohort(config.data), config.data.missing, needed=needed)
         self.classes = list_classes(table, config.data)
         self.positive = list_positive_classes(self.classes, config.data)
-        return measured(table, config.data.columns, self.finder, MAX_WORKERS)
+        return add_measurements(table, config.data.columns, self.finder, MAX_WORKERS)
 
     @property
     def used_rows(self) -> Int[np.ndarray, " n"]:

@@ -14,7 +14,7 @@ from skinmm.data.augment import Transform, apply_seeded
 from skinmm.errors import InputError
 from skinmm.images.base import resize
 from skinmm.images.decode import decode
-from skinmm.images.preprocess import DETAILED, preprocess
+from skinmm.images.preprocess import DETAIL_STEPS, preprocess
 from skinmm.images.source import Source, read_source
 
 _STREAM = 1
@@ -275,8 +275,8 @@ def picture(source: Source, view: View, least: int = 1) -> UInt8[np.ndarray, "si
     Raises:
         InputError: they are no picture that can be used.
     """
-    size = view.size * (2 if DETAILED.intersection(view.steps) else 1)
-    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc, least=least)
+    size = view.size * (2 if DETAIL_STEPS.intersection(view.steps) else 1)
+    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc, min_side=least)
     pixels = preprocess(whole, view.steps, view.find)
     height, width, _ = pixels.shape
     square = (view.size, view.size)

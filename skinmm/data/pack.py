@@ -37,7 +37,7 @@ from skinmm.data.packed import (
     write_shard,
 )
 from skinmm.files import atomic_write, remove_partials
-from skinmm.images.shards import read_table
+from skinmm.images.shards import read_records
 from skinmm.vocabulary import resolve_patients
 
 COHORT: Final = "cohort.csv"
@@ -207,7 +207,7 @@ def _end_with_parent() -> None:
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:
     """Write the table that `data=packed` reads, with the original image sizes from the shards."""
-    packed = read_table(out / name for name in manifest.files).set_index("image_name")
+    packed = read_records(out / name for name in manifest.files).set_index("image_name")
     rows = table.drop(columns="path")
     for side in ("width", "height"):
         rows[side] = rows["image_id"].map(packed[side])

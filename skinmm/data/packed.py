@@ -15,7 +15,7 @@ from skinmm.errors import InputError
 from skinmm.files import atomic_write
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
-from skinmm.images.preprocess import DETAILED, Pixels, check_steps, preprocess
+from skinmm.images.preprocess import DETAIL_STEPS, Pixels, check_steps, preprocess
 from skinmm.images.shards import TFRecordFile
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 from skinmm.vocabulary import resolve_patients
@@ -168,7 +168,7 @@ class PackSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_steps(self.steps, finds=self.segmenter is not None)
+        check_steps(self.steps, has_finder=self.segmenter is not None)
         if "crop_lesion" in self.steps:
             raise InputError(
                 "crop_lesion cuts out the square that a network gets, so training applies it: "
@@ -229,7 +229,7 @@ class Encoder:
             data, frame = self.read(path)
             info = probe(data)
             steps = self.settings.steps
-            shorter = self.settings.size * (2 if DETAILED.intersection(steps) else 1)
+            shorter = self.settings.size * (2 if DETAIL_STEPS.intersection(steps) else 1)
             size = _shrink((info.height, info.width), shorter)
             pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
             if steps:

@@ -78,7 +78,7 @@ class Request:
     frame: int | None
     icc: Icc
     max_pixels: int
-    least: int = 1
+    min_side: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
             libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
-def check_size(width: int, height: int, max_pixels: int, least: int = 1) -> None:
+def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
     """Refuse a picture without area or outside the limits, before memory is taken for it.
 
     Raises:
@@ -128,8 +128,10 @@ def check_size(width: int, height: int, max_pixels: int, least: int = 1) -> None
     """
     if width < 1 or height < 1:
         raise DecodeError(f"the header says {width}x{height} pixels: damaged, fetch the file again")
-    if min(width, height) < least:
-        raise DecodeError(f"{width}x{height} pixels are too few: it takes {least} on either side")
+    if min(width, height) < min_side:
+        raise DecodeError(
+            f"{width}x{height} pixels are too few: it takes {min_side} on either side"
+        )
     if width * height > max_pixels:
         raise DecodeError(
             f"{width}x{height} is {width * height / 1e6:,.1f} megapixels, the limit is "
@@ -180,7 +182,7 @@ def _upright(pixels: UInt8[np.ndarray, "rows columns 3"], orientation: int) -> P
     return np.ascontiguousarray(pixels)
 
 
-def exif_orientation(exif: bytes | None) -> int:
+def read_orientation(exif: bytes | None) -> int:
     """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
     if not exif:
         return 1
@@ -225,7 +227,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     )
 
 
-def profile_name(profile: bytes | None) -> str | None:
+def read_profile_name(profile: bytes | None) -> str | None:
     """Return the description inside an ICC profile, None where there is no profile."""
     if not profile:
         return None
@@ -243,7 +245,7 @@ def read_png(data: bytes, request: Request) -> Raster:
     """
     check_frame(request.frame, 1)
     height, width = _size(data)
-    check_size(width, height, request.max_pixels, request.least)
+    check_size(width, height, request.max_pixels, request.min_side)
     # The class and not Image.open: that one warns or fails above limits of its own.
     with PngImageFile(BytesIO(data)) as image:
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
@@ -257,7 +259,7 @@ def _size(data: bytes) -> Size:
 
 
 def _orientation(image: Image.Image) -> int:
-    return exif_orientation(image.info.get("exif"))
+    return read_orientation(image.info.get("exif"))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -273,4 +275,4 @@ def probe_png(data: bytes) -> ImageInfo:
     """Read the header only; see `skinmm.images.decode.probe`."""
     with PngImageFile(BytesIO(data)) as image:
         height, width = displayed(_size(data), _orientation(image))
-        return ImageInfo("png", width, height, icc=profile_name(image.info.get("icc_profile")))
+        return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))

@@ -21,10 +21,10 @@ from skinmm.images.base import (
     probe_png,
     read_png,
 )
-from skinmm.images.dicom import File, dicom_record, probe_dicom, read_dicom
+from skinmm.images.dicom import File, probe_dicom, read_dicom, read_dicom_record
 from skinmm.images.jpeg import probe_jpeg, read_jpeg
 
-__all__ = ["DecodeError", "File", "ImageInfo", "decode", "dicom_record", "probe"]
+__all__ = ["DecodeError", "File", "ImageInfo", "decode", "probe", "read_dicom_record"]
 
 keep_freed_memory()
 
@@ -50,7 +50,7 @@ def decode(
     frame: int | None = None,
     icc: Icc = "ignore",
     max_pixels: int = 200_000_000,
-    least: int = 1,
+    min_side: int = 1,
 ) -> Pixels:
     """Decode a JPEG, PNG or DICOM picture to RGB.
 
@@ -61,7 +61,7 @@ def decode(
         frame: Which frame of a DICOM file with several, from 1.
         icc: "srgb" converts through the embedded ICC profile, "ignore" takes the numbers as sRGB.
         max_pixels: Pictures above this many pixels are refused before memory is taken.
-        least: Pictures whose shorter side has fewer pixels are refused.
+        min_side: Pictures whose shorter side has fewer pixels are refused.
 
     Returns:
         uint8 (height, width, 3), contiguous and writable, upright according to EXIF.
@@ -73,11 +73,11 @@ def decode(
         size = (size, size)
     if size is not None:
         if min(size) < 1:
-            raise DecodeError(f"size={size}: each side takes at least one pixel")
+            raise DecodeError(f"size={size}: each side must be at least one pixel")
         check_size(size[1], size[0], max_pixels)
     format_ = _sniff(data)
     try:
-        request = Request(size, frame, icc, max_pixels, least)
+        request = Request(size, frame, icc, max_pixels, min_side)
         return finish(FORMATS[format_].read(data, request), size)
     except DecodeError:
         raise

@@ -21,7 +21,7 @@ from skinmm.images.base import (
     Size,
     check_frame,
     check_size,
-    profile_name,
+    read_profile_name,
     to_rgb,
 )
 from skinmm.images.jpeg import JpegHeader, jpeg_header, read_stream
@@ -55,7 +55,7 @@ def read_dicom(data: bytes, request: Request) -> Raster:
     dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
     index = check_frame(request.frame, frames)
-    check_size(width, height, request.max_pixels, request.least)
+    check_size(width, height, request.max_pixels, request.min_side)
     profile = dataset.get("ICCProfile")
     stream = _encoded_frame(dataset, index, frames)
     jpeg = jpeg_header(stream) if stream.startswith(b"\xff\xd8") else None
@@ -75,10 +75,10 @@ def probe_dicom(data: bytes) -> ImageInfo:
     """Read the header only; see `skinmm.images.decode.probe`."""
     dataset = _dataset(BytesIO(data))
     frames, (height, width) = _geometry(dataset)
-    return ImageInfo("dicom", width, height, frames, profile_name(dataset.get("ICCProfile")))
+    return ImageInfo("dicom", width, height, frames, read_profile_name(dataset.get("ICCProfile")))
 
 
-def dicom_record(data: bytes | File) -> dict[str, Any]:
+def read_dicom_record(data: bytes | File) -> dict[str, Any]:
     """Read what the header tells about the patient, for tables that lack it.
 
     Args:

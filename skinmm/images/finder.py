@@ -6,7 +6,7 @@ from pathlib import Path
 
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.source import FRAME, HDF5_SUFFIXES, hdf5_names
+from skinmm.images.source import FRAME, HDF5_SUFFIXES, list_hdf5_names
 
 
 def list_files(folders: Iterable[Path]) -> list[str]:
@@ -63,11 +63,11 @@ class ImageFinder:
                 continue
             if suffix in shards.SUFFIXES:
                 records = shards.TFRecordFile(self._location(file), schema)
-                locate = shards.location
+                locate = shards.format_location
                 self._entries |= {n: locate(records.path, n, schema) for n in records.names}
             elif suffix in HDF5_SUFFIXES:
                 path = self._location(file)
-                self._entries |= {name: f"{path}#{name}" for name in hdf5_names(Path(path))}
+                self._entries |= {name: f"{path}#{name}" for name in list_hdf5_names(Path(path))}
             else:
                 self._by_name.setdefault(stem, file)
 

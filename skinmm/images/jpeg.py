@@ -18,8 +18,8 @@ from skinmm.images.base import (
     check_frame,
     check_size,
     displayed,
-    exif_orientation,
-    profile_name,
+    read_orientation,
+    read_profile_name,
     to_rgb,
 )
 
@@ -98,7 +98,7 @@ def read_jpeg(data: bytes, request: Request) -> Raster:
     """
     check_frame(request.frame, 1)
     header = jpeg_header(data)
-    return read_stream(data, header, request, header.profile, exif_orientation(header.exif))
+    return read_stream(data, header, request, header.profile, read_orientation(header.exif))
 
 
 def read_stream(
@@ -106,7 +106,7 @@ def read_stream(
 ) -> Raster:
     """Decode one JPEG stream whose header is known, alone or from inside a DICOM file."""
     height, width = header.height, header.width
-    check_size(width, height, request.max_pixels, request.least)
+    check_size(width, height, request.max_pixels, request.min_side)
     if header.precision != _BITS:
         raise DecodeError(f"JPEG of {header.precision} bits: convert it to 8 bits first")
     if header.components not in (1, 3):
@@ -143,6 +143,6 @@ def _scale(stored: Size, wanted: Size) -> int:
 def probe_jpeg(data: bytes) -> ImageInfo:
     """Read the header only; see `skinmm.images.decode.probe`."""
     header = jpeg_header(data)
-    orientation = exif_orientation(header.exif)
+    orientation = read_orientation(header.exif)
     height, width = displayed((header.height, header.width), orientation)
-    return ImageInfo("jpeg", width, height, icc=profile_name(header.profile))
+    return ImageInfo("jpeg", width, height, icc=read_profile_name(header.profile))

@@ -32,7 +32,7 @@ def measure(pixels: UInt8[np.ndarray, "h w 3"], mask: Mask) -> dict[str, float]:
         mask: where the lesion is.
     """
     measured = dict.fromkeys(MEASUREMENTS, float("nan"))
-    measured["skin_tone_angle"] = typology_angle(pixels, mask)
+    measured["skin_tone_angle"] = measure_skin_tone(pixels, mask)
     if mask.any():
         measured |= {
             "area_share": float(mask.mean()),
@@ -91,12 +91,12 @@ _TO_Y: Final = np.array([0.2126729, 0.7151522, 0.0721750])  # linear sRGB, D65
 _TO_Z: Final = np.array([0.0193339, 0.1191920, 0.9503041]) / 1.08883
 
 
-def tone_of(angle: float) -> str | None:
+def name_skin_tone(angle: float) -> str | None:
     """The name of a typology angle's tone; None for NaN."""
     return next((name for name, above in TONES.items() if angle > above), None)
 
 
-def typology_angle(
+def measure_skin_tone(
     pixels: UInt8[np.ndarray, "h w 3"], lesion: Bool[np.ndarray, "h w"] | None = None
 ) -> float:
     """Individual typology angle of the skin around a lesion, in degrees.

@@ -41,7 +41,7 @@ def remove_hair(image: Pixels) -> Pixels:
     length is tested by opening with long lines, and the gap is filled by a weighted mean of the
     skin around it instead of along one line.
     """
-    mask = hair_mask(image)
+    mask = find_hair(image)
     if not mask.any():
         return image
     cv2 = _opencv()
@@ -55,7 +55,7 @@ def remove_hair(image: Pixels) -> Pixels:
     return result
 
 
-def hair_mask(image: Pixels) -> Mask:
+def find_hair(image: Pixels) -> Mask:
     """Where a picture shows hairs."""
     cv2 = _opencv()
     side = min(image.shape[:2])
@@ -141,35 +141,35 @@ STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
 }
 """What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
 
-MASKED: Final[dict[str, Callable[[Pixels, Mask], Pixels]]] = {
+MASK_STEPS: Final[dict[str, Callable[[Pixels, Mask], Pixels]]] = {
     "crop_lesion": crop_lesion,
     "mask_background": mask_background,
 }
 """Further steps, which need to know where the lesion is: `data.segmenter` finds it."""
 
-IN_PLACE: Final = frozenset({"hair", "colour"})
+ALIGNED_STEPS: Final = frozenset({"hair", "colour"})
 """Steps that leave every pixel where it is, so that a mask still fits."""
 
-DETAILED: Final = frozenset({"border", "crop_lesion", "hair"})
+DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 """Steps that are given twice the size: to crop from, and to tell hairs from a pigment network."""
 
 
-def check_steps(names: Sequence[str], *, finds: bool = False) -> None:
+def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
     """Refuses what is no step, or what this machine lacks the library for.
 
     Args:
         names: the steps.
-        finds: whether there is something that finds lesions.
+        has_finder: whether there is something that finds lesions.
 
     Raises:
         InputError: an unknown or repeated step, hair removal without OpenCV, or a step that needs a
             mask and nothing that draws one.
     """
     for name in names:
-        if name not in STEPS | MASKED:
-            known = [*STEPS, *MASKED]
+        if name not in STEPS | MASK_STEPS:
+            known = [*STEPS, *MASK_STEPS]
             raise InputError(f"data.preprocess: unknown step '{name}'; choose from {known}")
-        if name in MASKED and not finds:
+        if name in MASK_STEPS and not has_finder:
             raise InputError(
                 f"data.preprocess: '{name}' needs a checkpoint of task=segmentation that finds the "
                 "lesion: data.segmenter=CKPT"
@@ -186,7 +186,7 @@ def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) ->
         if name in STEPS:
             image = STEPS[name](image)
         elif find is not None:
-            image = MASKED[name](image, find(image))
+            image = MASK_STEPS[name](image, find(image))
     return image
 
 

@@ -24,9 +24,9 @@ from skinmm.images.tfrecord import (
     HEADER,
     TFRecordError,
     Values,
-    intact,
+    has_valid_crc,
     load_index,
-    parse,
+    parse_example,
     text,
 )
 
@@ -123,7 +123,7 @@ class TFRecordFile:
             TFRecordError: no record of that name, or the file was damaged or changed.
         """
         place = self.place(name)
-        return parse(memoryview(self._body(place))[:-FOOTER], self._where(place))
+        return parse_example(memoryview(self._body(place))[:-FOOTER], self._where(place))
 
     def image(self, name: str) -> bytes:
         """The encoded image of one record.
@@ -152,7 +152,7 @@ class TFRecordFile:
             body = os.pread(self._open(), place.record_size - HEADER, place.record + HEADER)
         except OSError as error:
             raise TFRecordError(f"{self._where(place)}: {error.strerror or error}") from error
-        if not intact(body):
+        if not has_valid_crc(body):
             raise TFRecordError(f"{self._where(place)}: wrong checksum: {DAMAGED}")
         return body
 
@@ -174,7 +174,7 @@ class TFRecordFile:
         return self.__dict__ | {"_descriptor": None}
 
 
-def location(path: Path, name: str, schema: Schema = PLAIN) -> str:
+def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
     """Where an image is: `FILE#image_name`, with `?image=FEATURE&name=FEATURE` if they are others.
 
     So a path in a cohort's table says all that is needed to read the image.
@@ -183,12 +183,12 @@ def location(path: Path, name: str, schema: Schema = PLAIN) -> str:
     return f"{path}{keys}#{name}"
 
 
-def is_location(text: str) -> bool:
+def is_tfrecord_location(text: str) -> bool:
     """Whether a path of a cohort leads into a TFRecord file."""
     return _LOCATION.fullmatch(text) is not None
 
 
-def read_image(text: str) -> bytes:
+def read_tfrecord_image(text: str) -> bytes:
     """The encoded image at a `location`; files stay open.
 
     Raises:
@@ -211,7 +211,7 @@ def _keys(schema: Schema) -> dict[str, str]:
     return {"image": schema.image, "name": schema.name}
 
 
-def read_table(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
+def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
     """Every record of some files as a row, without its image.
 
     Args:
@@ -231,7 +231,7 @@ def _rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
     file = TFRecordFile(path, schema)
     for name in file.names:
         features = file.read(name)
-        row = {"image_name": name, "path": location(path.absolute(), name, schema)}
+        row = {"image_name": name, "path": format_location(path.absolute(), name, schema)}
         for feature in sorted(features.keys() - {schema.name, schema.image}):
             column = schema.columns.get(feature, feature)
             value = _value(feature, features[feature], schema, f"{path}: {name}")

@@ -40,7 +40,7 @@ class TFRecordError(InputError):
     """A TFRecord file cannot be used; the message names the file, the record and what to do."""
 
 
-def scan(path: Path) -> Iterator[tuple[int, bytes]]:
+def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
     """Offset and payload of each record, checked, one in memory at a time.
 
     Raises:
@@ -53,7 +53,7 @@ def scan(path: Path) -> Iterator[tuple[int, bytes]]:
             where = f"{path}: record {number} at byte {offset}"
             length = _length(header, size - offset - HEADER - FOOTER, where)
             body = stream.read(length + FOOTER)
-            if not intact(body):
+            if not has_valid_crc(body):
                 raise TFRecordError(f"{where}: wrong checksum: {DAMAGED}")
             yield offset, body[:length]
             offset += HEADER + length + FOOTER
@@ -78,7 +78,7 @@ def _length(header: bytes, left: int, where: str) -> int:
     return int(length)
 
 
-def intact(body: bytes) -> bool:
+def has_valid_crc(body: bytes) -> bool:
     """Whether a payload agrees with the CRC that follows it."""
     return _masked_crc(memoryview(body)[:-FOOTER]) == int.from_bytes(body[-FOOTER:], "little")
 
@@ -88,7 +88,7 @@ def _masked_crc(data: bytes | memoryview) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def parse(payload: memoryview | bytes, where: str) -> dict[str, Values]:
+def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
     """The features of a `tf.train.Example`, each a list of one type.
 
     Raises:
@@ -228,7 +228,7 @@ def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
     """Read the whole file once."""
     names: dict[str, int] = {}
     places = []
-    for number, (offset, payload) in enumerate(scan(path)):
+    for number, (offset, payload) in enumerate(scan_records(path)):
         where = f"{path}: record {number} at byte {offset}"
         name, image = _name_and_image(payload, keys, where)
         if names.setdefault(name, number) != number:
@@ -243,7 +243,7 @@ def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
 
 def _name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, bytes]:
     """The two features that random access needs."""
-    features = parse(payload, where)
+    features = parse_example(payload, where)
     name, image = ([*features.get(key, []), None][0] for key in keys)
     for key, value, kinds in zip(keys, (name, image), (bytes | int, bytes), strict=True):
         if not isinstance(value, kinds) or value == b"":

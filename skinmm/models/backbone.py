@@ -121,7 +121,7 @@ class Backbone(nn.Module):
             self.requires_grad_(not frozen)
             self.train(not frozen)
 
-    def depths(self) -> dict[str, int]:
+    def layer_depths(self) -> dict[str, int]:
         """How many layers lie between each parameter, by its name, and the features."""
         matcher = getattr(self.net, "group_matcher", None)
         if matcher is None:  # ours: every module that holds parameters is a layer
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-def verify_name(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Refuses what is neither ours nor timm's.
 
     Raises:
@@ -161,7 +161,7 @@ def verify_name(name: str) -> None:
 
 
 def _network(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
-    verify_name(config.name)
+    check_model_name(config.name)
     if config.name in OWN:
         return "from scratch", _own(config)
     import timm

@@ -106,7 +106,7 @@ def update_card(path: Path, **changes: Any) -> Card:
     """
     content, card = _checked(path)
     card = replace(card, **changes)
-    save_atomically({**content, KEY: asdict(card)}, path)
+    save_checkpoint({**content, KEY: asdict(card)}, path)
     return card
 
 
@@ -127,12 +127,12 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
         else value
         for name, value in last["state_dict"].items()
     }
-    save_atomically({**last, "state_dict": mean}, target)
+    save_checkpoint({**last, "state_dict": mean}, target)
     for path in paths:
         path.unlink()
 
 
-def save_atomically(content: dict[str, Any], path: Path) -> None:
+def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Writes beside the target and renames: a half-written checkpoint is never seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as file:

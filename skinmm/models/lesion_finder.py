@@ -115,7 +115,7 @@ class LesionFinder:
         return measure(pixels, self(pixels))
 
 
-def measured(
+def add_measurements(
     table: pd.DataFrame, columns: Sequence[str], finder: LesionFinder | None, workers: int
 ) -> pd.DataFrame:
     """Adds the columns among `MEASUREMENTS` that a cohort lacks; NaN where there is no image.

@@ -18,7 +18,7 @@ from skinmm.models.tabular import TABULAR
 
 Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *places features"]
 """Pixels, or what the image network made of them: features pass it by."""
-Shown = Bool[Tensor, " b"]
+HasImage = Bool[Tensor, " b"]
 Records = Float[Tensor, "b columns"]
 
 
@@ -61,41 +61,47 @@ class Network(nn.Module):
         """Where it is."""
         return next(self.parameters()).device
 
-    def see(self, image: Images, shown: Shown | None = None) -> Float[Tensor, "b *places dim"]:
+    def encode_image(
+        self, image: Images, has_image: HasImage | None = None
+    ) -> Float[Tensor, "b *places dim"]:
         """The image's features, before fusion.
 
         Args:
             image: square uint8 RGB, or features already.
-            shown: which rows have an image; None: all.
+            has_image: which rows have an image; None: all.
 
         Raises:
             InputError: one has none, and the network has not learned what stands in for it.
         """
         seen: Tensor = image if image.is_floating_point() else self.image(image)  # type: ignore[misc]
-        if shown is None:
+        if has_image is None:
             return seen
         if self.absent is None:
             raise InputError("this model needs an image: it was trained with model.drop_image=0")
-        return torch.where(shown.view(-1, *[1] * (seen.ndim - 1)), seen, self.absent.to(seen.dtype))
+        return torch.where(
+            has_image.view(-1, *[1] * (seen.ndim - 1)), seen, self.absent.to(seen.dtype)
+        )
 
     def embed(
-        self, image: Images | None, record: Records | None, shown: Shown | None = None
+        self, image: Images | None, record: Records | None, has_image: HasImage | None = None
     ) -> Float[Tensor, "b dim"]:
         """The fused features, before the head.
 
         Raises:
             InputError: an input is None that the fusion block needs.
         """
-        pixels = None if self.image is None or image is None else self.see(image, shown)
+        pixels = (
+            None if self.image is None or image is None else self.encode_image(image, has_image)
+        )
         columns = None if self.record is None or record is None else self.record(record)
         fused: Tensor = self.fusion(pixels, columns)
         return fused
 
     def forward(
-        self, image: Images | None, record: Records | None, shown: Shown | None = None
+        self, image: Images | None, record: Records | None, has_image: HasImage | None = None
     ) -> Float[Tensor, "b classes"]:
         """The logits of every class."""
-        fused = self.embed(image, record, shown)
+        fused = self.embed(image, record, has_image)
         masks = self._masks if self.training else 1
         dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(masks)]
         logits: Tensor = self.head(torch.stack(dropped)).mean(dim=0)
@@ -104,15 +110,15 @@ class Network(nn.Module):
     def log_probabilities(
         self, image: Images | None, record: Records | None, views: int = 1
     ) -> Float[Tensor, "b classes"]:
-        """The classes' log-probabilities, as `outcome` gives them."""
-        return self.outcome(image, record, views)[0]
+        """The classes' log-probabilities, as `predict` gives them."""
+        return self.predict(image, record, views)[0]
 
-    def outcome(
+    def predict(
         self,
         image: Images | None,
         record: Records | None,
         views: int = 1,
-        shown: Shown | None = None,
+        has_image: HasImage | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
         """Log-probabilities and fused features of one pass, in 32 bit, averaged over views.
 
@@ -121,19 +127,19 @@ class Network(nn.Module):
             record: encoded records, or None.
             views: how many of the eight flips and transposes of a square are averaged, 1 to 8; a
                 model without an image has one, and so have features.
-            shown: which rows have an image; None: all.
+            has_image: which rows have an image; None: all.
         """
         if image is None or image.is_floating_point():
             turned: Iterable[Images | None] = [image]
         else:
-            turned = islice(symmetries(image), views)
+            turned = islice(iterate_symmetries(image), views)
         with full_precision(self.device.type):
-            features = torch.stack([self.embed(view, record, shown) for view in turned])
+            features = torch.stack([self.embed(view, record, has_image) for view in turned])
             seen = self.head(features).log_softmax(dim=2)
         return seen.logsumexp(dim=0) - math.log(len(seen)), features.mean(dim=0)
 
 
-def symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
+def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
     """The pictures themselves, then their seven other flips and quarter turns."""
     for turned in (image, image.transpose(-1, -2)):
         yield turned

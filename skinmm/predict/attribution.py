@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from skinmm.data.record import RecordEncoder
-from skinmm.models.network import Network, Records, full_precision, symmetries
+from skinmm.models.network import Network, Records, full_precision, iterate_symmetries
 from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
@@ -193,7 +193,7 @@ def _find_last_spatial_layer(network: Network, image: UInt8[Tensor, "1 3 h w"]) 
     handles = [module.register_forward_hook(collect) for module in net.modules()]
     try:
         with torch.inference_mode():
-            network.see(image)
+            network.encode_image(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -249,7 +249,9 @@ def _predict(
     with torch.inference_mode():
         if image is not None:
             with full_precision(network.device.type):
-                features = [network.see(view) for view in islice(symmetries(image), views)]
+                features = [
+                    network.encode_image(view) for view in islice(iterate_symmetries(image), views)
+                ]
         outputs = [_predict_view(network, f, records, rows, has_image=has_image) for f in features]
     return torch.stack(outputs).mean(dim=0).cpu().numpy()
 
@@ -268,5 +270,5 @@ def _predict_view(
         record = None if records is None else records[start : start + size]
         image = None if features is None else features.expand(size, *features.shape[1:])
         shown = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
-        outputs.append(network.outcome(image, record, shown=shown)[0].double().softmax(dim=1))
+        outputs.append(network.predict(image, record, has_image=shown)[0].double().softmax(dim=1))
     return torch.cat(outputs)

@@ -69,7 +69,7 @@ class TorchBackend:
             pixels = torch.from_numpy(image).to(self.device).permute(0, 3, 1, 2)
         shown = None if has_image.all() else torch.from_numpy(has_image).to(self.device)
         with torch.inference_mode():
-            log_probabilities, features = self.network.outcome(pixels, columns, self.views, shown)
+            log_probabilities, features = self.network.predict(pixels, columns, self.views, shown)
         return log_probabilities.cpu().numpy(), features.cpu().numpy()
 
 

@@ -93,7 +93,7 @@ class CalibratedModel:
         try:
             config = from_mapping(Config, card.config)
             finder = LesionFinder(card.segmenter) if card.segmenter else None
-            check_steps(card.preprocess, finds=finder is not None)
+            check_steps(card.preprocess, has_finder=finder is not None)
             encoder = RecordEncoder.from_state(card.encoder)
             widths = [column.stop - column.start for column in encoder.layout]
             runner = exported or TorchBackend.build(config, widths, len(card.classes), weights)

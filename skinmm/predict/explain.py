@@ -13,8 +13,14 @@ from PIL import Image
 
 from skinmm.data.dataset import picture
 from skinmm.images.decode import decode
-from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
-from skinmm.images.source import Source
+from skinmm.images.source import (
+    COLUMNS,
+    Source,
+    fill_empty_cells,
+    has_empty_cell,
+    may_be_dicom,
+    read_header_record,
+)
 from skinmm.predict.attribution import (
     Contributions,
     compute_contributions,
@@ -167,7 +173,7 @@ class Explainer:
         row = canonical_record(member.encoder.columns, image, record, path)
         if member.finder and member.measured_columns and image is not None:
             measured = member.finder.measure(Source(image, frame))
-            row |= completed(row, [measured], member.measured_columns)
+            row |= fill_empty_cells(row, [measured], member.measured_columns)
         pixels = self._load_pixels(image, frame)
         tensor = None
         if pixels is not None:
@@ -210,9 +216,9 @@ def canonical_record(
     """Return a record in canonical words, completed from a DICOM header, as in prediction."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
-    if image is None or not may_be_dicom(path) or not lacking(row, COLUMNS).any():
+    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
         return row
-    return row | completed(row, [header_record(path, BytesIO(image))])
+    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
 
 
 def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class _ExportedModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = dict(zip(self._inputs, inputs, strict=True))
-        log_probabilities, features = self.network.outcome(
+        log_probabilities, features = self.network.predict(
             values.get("image"), values.get("record"), self._views, values.get("shown")
         )
         probabilities = self.calibration(log_probabilities.double().softmax(dim=1))

@@ -19,9 +19,8 @@ from skinmm.files import (
     read_table_chunks,
 )
 from skinmm.images import shards
-from skinmm.images.dicom_headers import may_be_dicom
 from skinmm.images.finder import ImageFinder
-from skinmm.images.source import FRAME, Source, read_source, split_frame
+from skinmm.images.source import FRAME, Source, may_be_dicom, read_source, split_frame
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
 
 MAX_NAMED: Final = 10  # unused columns in a message
@@ -129,7 +128,7 @@ def _list_images(source: Path) -> pd.DataFrame:
     files = sorted(source.rglob("*")) if source.is_dir() else [source]
     records = [path for path in files if path.name.lower().endswith(shards.SUFFIXES)]
     if records:
-        return shards.read_table(records).drop(columns="path").astype(object)
+        return shards.read_records(records).drop(columns="path").astype(object)
     images = [path.relative_to(source) for path in files if _is_image(path)]
     stems = Counter(path.with_suffix("") for path in images)
     names = [_to_id(p) if stems[p.with_suffix("")] == 1 else p.as_posix() for p in images]
@@ -183,7 +182,7 @@ class ImageFolder:
         """
         name, mark, frame = cell.partition(FRAME)
         location = self._finder.find_cell(cell)
-        if location and (self._filesystem or shards.is_location(location)):
+        if location and (self._filesystem or shards.is_tfrecord_location(location)):
             return location
         path = os.path.join(self._folder, name)  # noqa: PTH118  pathlib is slow, and no URL
         location = location or f"{path}{mark}{frame}"

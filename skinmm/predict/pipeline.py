@@ -14,8 +14,14 @@ from jaxtyping import UInt8
 
 from skinmm.data.dataset import View, picture
 from skinmm.errors import InputError
-from skinmm.images.dicom_headers import COLUMNS, completed, header_record, lacking, may_be_dicom
-from skinmm.images.source import Source
+from skinmm.images.source import (
+    COLUMNS,
+    Source,
+    fill_empty_cells,
+    has_empty_cell,
+    may_be_dicom,
+    read_header_record,
+)
 from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
@@ -152,7 +158,7 @@ def load_row(
         if not (views or read_header or finder):
             return LoadedRow({}, {}, "")
         source = images.read(location)
-        record = header_record(location, BytesIO(source.data)) if read_header else {}
+        record = read_header_record(location, BytesIO(source.data)) if read_header else {}
         if finder:
             record = {**record, **finder.measure(source)}
         return LoadedRow({view: _decode(source, view) for view in views}, record, "")
@@ -226,8 +232,8 @@ def _submit(
         batch = _to_batch(table, ensemble)
         if images is None and ensemble.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
-        read_header = lacking(batch.cells, COLUMNS)
-        measures = lacking(batch.cells, ensemble.measured_columns).any()
+        read_header = has_empty_cell(batch.cells, COLUMNS)
+        measures = has_empty_cell(batch.cells, ensemble.measured_columns).any()
         load = partial(
             load_row,
             needs_image=ensemble.needs_image,
@@ -258,7 +264,7 @@ def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
     loaded = [future.result() for future in futures]
     cells = {name: column[rows] for name, column in batch.cells.items()}
     if any(row.record for row in loaded):
-        cells |= completed(cells, [row.record for row in loaded], ensemble.measured_columns)
+        cells |= fill_empty_cells(cells, [row.record for row in loaded], ensemble.measured_columns)
         batch.cells["patient_id"][rows] = cells["patient_id"]
     batch.errors[rows] = [row.error for row in loaded]
     batch.missing[rows] = ensemble.missing_inputs(cells, [bool(row.pixels) for row in loaded])

@@ -17,7 +17,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
 from skinmm.errors import InputError
 from skinmm.images.decode import ImageInfo, decode, probe
-from skinmm.images.preprocess import IN_PLACE
+from skinmm.images.preprocess import ALIGNED_STEPS
 from skinmm.images.source import read_source
 
 JUDGED: Final = 256
@@ -94,10 +94,10 @@ class MaskData(LesionData):
             InputError: as `LesionData`; a row without a mask, preprocessing that moves pixels, or
                 an augmentation that knows no masks.
         """
-        if moving := set(config.data.preprocess) - IN_PLACE:
+        if moving := set(config.data.preprocess) - ALIGNED_STEPS:
             raise InputError(
                 f"data.preprocess={config.data.preprocess}: task=segmentation takes only steps "
-                f"that leave pixels where they are: {', '.join(sorted(IN_PLACE))}; not "
+                f"that leave pixels where they are: {', '.join(sorted(ALIGNED_STEPS))}; not "
                 f"{', '.join(sorted(moving))}"
             )
         if config.augment.name == "randaugment":

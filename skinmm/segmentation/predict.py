@@ -83,7 +83,7 @@ def _draw(
         source = images.read(path)
         info = probe(source.data)
         pixels = decode(
-            source.data, size=finder.size, frame=source.frame, icc=finder.icc, least=MIN_SIDE
+            source.data, size=finder.size, frame=source.frame, icc=finder.icc, min_side=MIN_SIDE
         )
         mask = finder(pixels, (info.height, info.width))
     except (OSError, InputError) as error:

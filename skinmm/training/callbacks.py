@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.files import atomic_write
-from skinmm.models.checkpoint import save_atomically
+from skinmm.models.checkpoint import save_checkpoint
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")
@@ -195,7 +195,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
         """Saves atomically."""
-        save_atomically(checkpoint, Path(path))
+        save_checkpoint(checkpoint, Path(path))
 
 
 def _rows_of(path: Path) -> list[list[str]]:

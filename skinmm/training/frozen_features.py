@@ -59,7 +59,7 @@ def _write(file: Path, data: LesionData, network: Network, device: torch.device)
     with atomic_write(file) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
-                seen = network.see(batch["image"].to(device)).float().cpu().numpy()
+                seen = network.encode_image(batch["image"].to(device)).float().cpu().numpy()
             if kept is None:
                 shape = (len(data.used_rows), *seen.shape[1:])
                 kept = np.lib.format.open_memmap(partial, "w+", np.float32, shape)

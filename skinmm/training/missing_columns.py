@@ -80,7 +80,7 @@ class MissingColumns(pl.Callback):
         image, record = batch.get("image"), batch["record"]
         if image is not None:
             with full_precision(network.device.type):
-                image = network.see(image)
+                image = network.encode_image(image)
         shown = [self._blank.fill(record, order < count) for count in self.counts]
         return torch.stack([network.log_probabilities(image, each) for each in shown], dim=1)
 

@@ -219,7 +219,7 @@ class Classifier(Learner):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Keeps a batch's log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
-        logits, features = self.network.outcome(batch.get("image"), batch.get("record"), views)
+        logits, features = self.network.predict(batch.get("image"), batch.get("record"), views)
         self.test_outcomes.update(batch["row"], logits, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:

@@ -34,7 +34,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
     rates: Howard and Ruder 2018, doi:10.18653/v1/P18-1031).
     """
     image = getattr(network, "image", None)  # a network of masks has none
-    depths = image.depths() if image else {}
+    depths = image.layer_depths() if image else {}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:

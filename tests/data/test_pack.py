@@ -38,7 +38,7 @@ from skinmm.data.packed import (
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess
-from skinmm.images.shards import read_image, read_table
+from skinmm.images.shards import read_records, read_tfrecord_image
 
 SMALL = PackSettings(size=96, shard_images=6)
 
@@ -91,7 +91,7 @@ def test_pictures_are_those_that_pillow_resizes(cohort: pd.DataFrame, folder: Pa
         scale = min(1, 96 / min(original.size))
         size = round(original.width * scale), round(original.height * scale)
         expected = np.asarray(original.resize(size, Image.Resampling.BILINEAR), dtype=float)
-        pixels = decode(read_image(path))
+        pixels = decode(read_tfrecord_image(path))
         assert pixels.shape == expected.shape
         assert np.abs(pixels - expected).mean() < 3
 
@@ -108,7 +108,7 @@ def test_steps_are_taken_before_pictures_are_made_small(
         made = preprocess(decode(Path(source).read_bytes(), size=192), steps)
         size = tuple(round(side * 96 / min(made.shape[:2])) for side in made.shape[1::-1])
         expected = np.asarray(Image.fromarray(made).resize(size, Image.Resampling.BILINEAR))
-        pixels = decode(read_image(path))
+        pixels = decode(read_tfrecord_image(path))
         assert pixels.shape == expected.shape
         assert np.abs(pixels.astype(float) - expected).mean() < 3
     with pytest.raises(PackError, match="pack of other rows or settings"):
@@ -121,11 +121,11 @@ def test_steps_are_taken_before_pictures_are_made_small(
 
 def test_a_jpeg_that_needs_no_change_keeps_its_bytes(cohort: pd.DataFrame, folder: Path) -> None:
     table = adapter(DataConfig(name="packed", root=str(folder))).rows
-    assert read_image(table["path"].iloc[3]) == Path(cohort["path"].iloc[3]).read_bytes()
+    assert read_tfrecord_image(table["path"].iloc[3]) == Path(cohort["path"].iloc[3]).read_bytes()
 
 
 def test_records_speak_the_public_schema(cohort: pd.DataFrame, folder: Path) -> None:
-    table = read_table(sorted(folder.glob("*.tfrec"))).set_index("image_name")
+    table = read_records(sorted(folder.glob("*.tfrec"))).set_index("image_name")
     expected = cohort.set_index("image_id")
     names = {"age": "age_approx", "site": "anatom_site_general_challenge", "sex": "sex"}
     for ours, public in names.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from skinmm.images.decode import DecodeError, ImageInfo, decode, dicom_record, probe
+from skinmm.images.decode import DecodeError, ImageInfo, decode, probe, read_dicom_record
 
 
 def _encoded(format_: str, mode: str, **options: bool) -> bytes:
@@ -79,7 +79,7 @@ def _only_documented(data: bytes) -> list[str]:
         Why each reading was refused; empty where it was not.
     """
     info, no_header = _told(partial(probe, data))
-    record, no_record = _told(partial(dicom_record, data))
+    record, no_record = _told(partial(read_dicom_record, data))
     assert record is None or {*record} == {"age", "sex", "patient_id", "site"}
     refusals = [no_header, no_record]
     for size in (None, 16):

@@ -20,8 +20,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit, JPEGLosslessSV1
 
 from skinmm.images import dicom as decode_dicom
-from skinmm.images.decode import DecodeError, decode, dicom_record, probe
-from skinmm.images.shards import read_image
+from skinmm.images.decode import DecodeError, decode, probe, read_dicom_record
+from skinmm.images.shards import read_tfrecord_image
 from skinmm.images.tfrecord import write_tfrecord
 
 RNG = np.random.default_rng(11)
@@ -109,7 +109,7 @@ def test_dicom_and_tfrecord_made_from_camera_jpegs_equal_them_to_the_bit(tmp_pat
         np.testing.assert_array_equal(decode(wrapped), decode(data))
         np.testing.assert_array_equal(decode(wrapped, size=300), decode(data, size=300))
         write_tfrecord(tmp_path / f"{file.stem}.tfrec", [{"image_name": "a", "image": data}])
-        assert read_image(f"{tmp_path}/{file.stem}.tfrec#a") == data
+        assert read_tfrecord_image(f"{tmp_path}/{file.stem}.tfrec#a") == data
 
 
 @pytest.mark.parametrize("size", [None, 30, (60, 200)])
@@ -307,12 +307,12 @@ def test_deflated_file_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_age_comes_in_years(elements: dict[str, str], age: float | None) -> None:
-    assert dicom_record(dicom(PIXELS, **elements))["age"] == pytest.approx(age, abs=0.01)
+    assert read_dicom_record(dicom(PIXELS, **elements))["age"] == pytest.approx(age, abs=0.01)
 
 
 def test_record_is_read_as_written() -> None:
     named = dicom(PIXELS, PatientSex="F", PatientID="IP_7279968", BodyPartExamined="HEAD/NECK")
-    assert dicom_record(named) == {
+    assert read_dicom_record(named) == {
         "age": None,
         "sex": "F",
         "patient_id": "IP_7279968",
@@ -320,7 +320,9 @@ def test_record_is_read_as_written() -> None:
     }
     region = Dataset()
     region.CodeMeaning = "Trunk"
-    coded = dicom_record(dicom(PIXELS, AnatomicRegionSequence=Sequence([region]), PatientSex=""))
+    coded = read_dicom_record(
+        dicom(PIXELS, AnatomicRegionSequence=Sequence([region]), PatientSex="")
+    )
     assert coded == {"age": None, "sex": None, "patient_id": None, "site": "Trunk"}
 
 
@@ -328,10 +330,10 @@ def test_a_site_as_siim_writes_it_is_read_without_a_warning() -> None:
     data = dicom(PIXELS, BodyPartExamined="HEAD/NECK")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dicom_record(data)["site"] == "HEAD/NECK"
+        assert read_dicom_record(data)["site"] == "HEAD/NECK"
 
 
 @pytest.mark.parametrize("data", [b"", b"text" * 99, dicom(PIXELS)[:130], STREAM])
 def test_record_of_no_dicom_file_is_an_error(data: bytes) -> None:
     with pytest.raises(DecodeError, match="DICOM"):
-        dicom_record(data)
+        read_dicom_record(data)

@@ -5,7 +5,7 @@ import pytest
 from jaxtyping import Bool
 from lesion_drawings import LESION, SKIN, ellipse, painted
 
-from skinmm.images.measure import MEASUREMENTS, asymmetry, measure, perimeter, typology_angle
+from skinmm.images.measure import MEASUREMENTS, asymmetry, measure, measure_skin_tone, perimeter
 
 SIDE = 400
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -78,7 +78,7 @@ def test_colours_are_those_of_the_lesion_alone() -> None:
     share = upper.sum() / mask.sum()
     spread = np.sqrt(3 * share * (1 - share)) * 50 / 255
     assert measure(two, mask)["colour_variegation"] == pytest.approx(spread)
-    angle = typology_angle(np.full((8, 8, 3), SKIN, np.uint8))
+    angle = measure_skin_tone(np.full((8, 8, 3), SKIN, np.uint8))
     assert measure(two, mask)["skin_tone_angle"] == pytest.approx(angle)
 
 

@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import (
-    MASKED,
+    MASK_STEPS,
     STEPS,
     Mask,
     Pixels,
     check_steps,
     crop_border,
     crop_lesion,
-    hair_mask,
+    find_hair,
     mask_background,
     preprocess,
     remove_hair,
@@ -59,7 +59,7 @@ def test_drawn_hairs_are_removed_and_little_else(pictures: Path) -> None:
         before = np.abs(hairy.astype(float) - lesion)[inside].mean()
         after = np.abs(remove_hair(hairy).astype(float) - lesion)[inside].mean()
         falls.append(1 - after / before)
-        if hair_mask(lesion).mean() < 0.01:
+        if find_hair(lesion).mean() < 0.01:
             changes.append(np.abs(remove_hair(lesion).astype(float) - lesion).mean())
     assert np.mean(falls) > 0.6
     assert len(changes) >= 3
@@ -71,7 +71,7 @@ def test_a_spot_is_no_hair() -> None:
     picture = np.full((SIZE, SIZE, 3), 200, np.uint8)
     picture[100:140, 90:150] = (90, 60, 50)
     picture[30:34, 30:34] = (90, 60, 50)
-    assert not hair_mask(picture).any()
+    assert not find_hair(picture).any()
     assert remove_hair(picture) is picture
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_lesion_becomes_black() -> None:
     assert (masked[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("step", MASKED.values())
+@pytest.mark.parametrize("step", MASK_STEPS.values())
 def test_without_a_lesion_a_picture_stays_as_it_is(step: Callable[..., Pixels]) -> None:
     picture = np.full((8, 9, 3), 120, np.uint8)
     assert step(picture, np.zeros((8, 9), bool)) is picture

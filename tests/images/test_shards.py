@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skinmm.images.shards import SIIM, Schema, TFRecordFile, read_image, read_table
+from skinmm.images.shards import SIIM, Schema, TFRecordFile, read_records, read_tfrecord_image
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 
 IMAGES = {f"ISIC_{row:07d}": bytes([255, 216, row]) * (row + 1) for row in range(9)}
@@ -43,12 +43,12 @@ def test_images_come_by_name_in_any_order(path: Path) -> None:
     for name in np.random.default_rng(0).permutation(file.names).tolist():
         assert file.image(name) == IMAGES[name]
         assert file.read(name) == {"image": [IMAGES[name]], "image_name": [name.encode()]}
-        assert read_image(f"{path}#{name}") == IMAGES[name]
+        assert read_tfrecord_image(f"{path}#{name}") == IMAGES[name]
 
 
 def test_reading_leaves_the_process_s_random_numbers_alone(path: Path) -> None:
     before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    read_table([path])
+    read_records([path])
     assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
 
 
@@ -131,10 +131,10 @@ def test_a_table_has_everything_but_the_images(tmp_path: Path) -> None:
     files = [tmp_path / "a.tfrec", tmp_path / "b.tfrec"]
     write_tfrecord(files[0], MIXED[:1])
     write_tfrecord(files[1], MIXED[1:])
-    table = read_table(files)
+    table = read_records(files)
     assert sorted(map(str, table)) == ["age", "boxes", "image_name", "path", "patient_id", "sex"]
     assert table["path"].tolist() == [f"{files[0]}#a", f"{files[1]}#b"]
-    assert [read_image(path) for path in table["path"]] == [b"1", b"2"]
+    assert [read_tfrecord_image(path) for path in table["path"]] == [b"1", b"2"]
     assert table.loc[0].drop("path").to_dict() == {
         "image_name": "a", "age": 49, "boxes": [1, 2], "patient_id": "7", "sex": "male"
     }  # fmt: skip
@@ -156,17 +156,17 @@ def test_other_names_and_codes_are_mapped(tmp_path: Path) -> None:
         columns={"gender": "sex"},
         codes={"gender": ("female", "male"), "grade": ("low", "high")},
     )
-    (row,) = read_table([tmp_path / "a.tfrec"], schema).to_dict("records")
+    (row,) = read_records([tmp_path / "a.tfrec"], schema).to_dict("records")
     assert (row["image_name"], row["sex"], row["grade"], row["other"]) == (
         "x",
         "male",
         None,
         "text",
     )
-    assert read_image(row["path"]) == b"\xff"
+    assert read_tfrecord_image(row["path"]) == b"\xff"
     write_tfrecord(tmp_path / "b.tfrec", [record])
     with pytest.raises(TFRecordError, match=r"b\.tfrec: x: .* is not UTF-8 text"):
-        read_table([tmp_path / "b.tfrec"], schema)
+        read_records([tmp_path / "b.tfrec"], schema)
 
 
 SIIM_TEXT = ["sex", "anatom_site_general_challenge", "diagnosis"]
@@ -189,7 +189,7 @@ def test_the_siim_codes_are_those_of_the_public_recipe(tmp_path: Path) -> None:
     sample = pd.concat([train[train.isna().any(axis=1)], train.drop_duplicates(SIIM_TEXT)]).index
     rows = coded.loc[sample.unique()].astype({"diagnosis": int, "target": int}).iterrows()
     write_tfrecord(tmp_path / "train.tfrec", ({**row, "image": b"\xff"} for _, row in rows))
-    table = read_table([tmp_path / "train.tfrec"], SIIM).set_index("image_name")
+    table = read_records([tmp_path / "train.tfrec"], SIIM).set_index("image_name")
     columns = [*SIIM_TEXT, "age_approx", "target"]
     expected = train.loc[sample.unique()].set_index("image_name")
     pd.testing.assert_frame_equal(table[columns], expected[columns], check_dtype=False)
@@ -202,14 +202,14 @@ def test_codes_that_contradict_the_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         TFRecordError, match=r"ISIC_1 is 'nevus' and has target 1.*other integer codes"
     ):
-        read_table([tmp_path / "a.tfrec"], SIIM)
+        read_records([tmp_path / "a.tfrec"], SIIM)
 
 
 def _everything(path: Path) -> None:
     file = TFRecordFile(path)
     for name in file.names:
         file.read(name), file.image(name)
-    read_table([path], SIIM)
+    read_records([path], SIIM)
 
 
 @given(data=st.data())

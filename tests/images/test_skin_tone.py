@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skinmm.images.measure import TONES, _lightness_and_yellow, tone_of, typology_angle
+from skinmm.images.measure import TONES, _lightness_and_yellow, measure_skin_tone, name_skin_tone
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def picture(skin: tuple[int, int, int], lesion: tuple[int, int, int]) -> "np.nda
 
 def test_the_skin_around_the_lesion_is_what_counts() -> None:
     light, dark = (240, 210, 190), (90, 60, 45)
-    bright, brown = (typology_angle(picture(*pair)) for pair in ((light, dark), (dark, light)))
-    assert tone_of(bright) == "very light"
-    assert tone_of(brown) == "dark"
-    assert typology_angle(picture(light, light)) == bright
+    bright, brown = (measure_skin_tone(picture(*pair)) for pair in ((light, dark), (dark, light)))
+    assert name_skin_tone(bright) == "very light"
+    assert name_skin_tone(brown) == "dark"
+    assert measure_skin_tone(picture(light, light)) == bright
 
 
 def test_dark_corners_hairs_and_glare_do_not_move_it() -> None:
@@ -46,16 +46,16 @@ def test_dark_corners_hairs_and_glare_do_not_move_it() -> None:
     spoilt[np.hypot(rows, columns) > 36] = 5
     spoilt[:, 20:22] = (40, 25, 20)
     spoilt[0:4, 28:36] = 255
-    assert typology_angle(spoilt) == pytest.approx(typology_angle(plain), abs=1e-9)
+    assert measure_skin_tone(spoilt) == pytest.approx(measure_skin_tone(plain), abs=1e-9)
 
 
 def test_a_border_without_skin_has_no_tone() -> None:
     for colour in ((0, 0, 0), (255, 255, 255), (60, 90, 200)):
-        angle = typology_angle(picture(colour, (90, 60, 45)))
+        angle = measure_skin_tone(picture(colour, (90, 60, 45)))
         assert np.isnan(angle)
-        assert tone_of(angle) is None
+        assert name_skin_tone(angle) is None
 
 
 def test_tones_follow_each_other() -> None:
-    names = [tone_of(angle) for angle in (60.0, 50.0, 30.0, 20.0, 0.0, -60.0)]
+    names = [name_skin_tone(angle) for angle in (60.0, 50.0, 30.0, 20.0, 0.0, -60.0)]
     assert names == list(TONES)

@@ -9,7 +9,7 @@ import pytest
 from miniature_cohorts import picture, write_records
 
 from skinmm.errors import InputError
-from skinmm.images.source import Source, hdf5_names, read_source
+from skinmm.images.source import Source, list_hdf5_names, read_source
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_tfrecord_entry_is_read(tmp_path: Path) -> None:
 
 
 def test_an_hdf5_entry_is_read_to_the_last_byte(hdf5: Path) -> None:
-    assert hdf5_names(hdf5) == ["I0", "I1", "I2", "I3"]
+    assert list_hdf5_names(hdf5) == ["I0", "I1", "I2", "I3"]
     assert read_source(f"{hdf5}#I2").data == picture(2) + b"\0"
     with pytest.raises(InputError, match="no image 'I9'"):
         read_source(f"{hdf5}#I9")
@@ -55,7 +55,7 @@ def test_an_open_hdf5_file_is_not_shared_with_a_forked_worker(hdf5: Path) -> Non
 def test_what_is_no_hdf5_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "images.h5").write_text("text")
     with pytest.raises(InputError, match=r"images.h5: not a readable HDF5 file"):
-        hdf5_names(tmp_path / "images.h5")
+        list_hdf5_names(tmp_path / "images.h5")
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:

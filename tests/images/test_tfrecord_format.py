@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tfrecord.reader import tfrecord_loader
 from tfrecord.writer import TFRecordWriter
 
-from skinmm.images.tfrecord import TFRecordError, parse, scan, write_tfrecord
+from skinmm.images.tfrecord import TFRecordError, parse_example, scan_records, write_tfrecord
 
 VALUES = st.one_of(
     st.lists(st.binary(max_size=50)),
@@ -33,7 +33,7 @@ def frame(payload: bytes, length: int | None = None) -> bytes:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [parse(payload, "") for _, payload in scan(path)]
+    return [parse_example(payload, "") for _, payload in scan_records(path)]
 
 
 @given(examples=EXAMPLES)
@@ -68,13 +68,13 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, length: int) -
     with pytest.raises(
         TFRecordError, match=rf"record 1 at byte 21: {length} bytes announced where 10"
     ):
-        list(scan(path))
+        list(scan_records(path))
 
 
 def test_a_length_that_looks_like_gzip_is_a_length(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrec"
     path.write_bytes(frame(bytes(0x8B1F)))
-    assert [len(payload) for _, payload in scan(path)] == [0x8B1F]
+    assert [len(payload) for _, payload in scan_records(path)] == [0x8B1F]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_what_is_wrong_is_said(tmp_path: Path, content: bytes, message: str) -> 
     path = tmp_path / "bad.tfrec"
     path.write_bytes(content)
     with pytest.raises(TFRecordError, match=rf"bad\.tfrec: {message}"):
-        list(scan(path))
+        list(scan_records(path))
 
 
 def test_another_message_is_refused() -> None:
     with pytest.raises(TFRecordError, match=r"record 7: not a tf\.train\.Example"):
-        parse(b"\x0a\xff", "record 7")
+        parse_example(b"\x0a\xff", "record 7")
 
 
 WITH_TENSORFLOW = """

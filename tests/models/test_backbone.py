@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skinmm.config import ModelConfig
 from skinmm.errors import InputError
-from skinmm.models.backbone import Backbone, verify_name
+from skinmm.models.backbone import Backbone, check_model_name
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MODELS = {path.stem: path for path in sorted(CONF.glob("*.yaml"))}
@@ -144,6 +144,6 @@ def test_what_cannot_be_built_is_refused_in_a_line(settings: dict[str, Any], mes
 
 def test_names_with_and_without_a_tag_are_known() -> None:
     for name in ("simple_cnn", "efficientnet_b3", "efficientnet_b3.ra2_in1k"):
-        verify_name(name)
+        check_model_name(name)
         with pytest.raises(InputError, match=f"{name}x"):
-            verify_name(f"{name}x")
+            check_model_name(f"{name}x")

@@ -20,7 +20,7 @@ from skinmm.models.checkpoint import (
     CheckpointError,
     average_checkpoints,
     load_card,
-    save_atomically,
+    save_checkpoint,
     update_card,
 )
 
@@ -44,7 +44,7 @@ def content(card: Card = CARD) -> dict[str, Any]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    save_atomically(content(), tmp_path / "deep" / "best.ckpt")
+    save_checkpoint(content(), tmp_path / "deep" / "best.ckpt")
     return tmp_path / "deep" / "best.ckpt"
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path: Path) -> None:
 
 def test_a_network_that_is_no_longer_there_is_named(path: Path) -> None:
     config = {**CARD.config, "fusion": {"name": "patient_context", "args": {"base": None}}}
-    save_atomically(content(replace(CARD, config=config)), path)
+    save_checkpoint(content(replace(CARD, config=config)), path)
     for read in (load_card, update_card):
         with pytest.raises(CheckpointError) as refusal:
             read(path)
@@ -135,7 +135,7 @@ def test_a_network_that_is_no_longer_there_is_named(path: Path) -> None:
 def test_entries_that_this_version_no_longer_has_are_passed_over(path: Path) -> None:
     for fusion in ({"name": "concat", "args": {"dropout": 0.3}}, {}, None):
         card = replace(CARD, config={**CARD.config, "fusion": fusion})
-        save_atomically({**content(), KEY: {**asdict(card), "alone": None}}, path)
+        save_checkpoint({**content(), KEY: {**asdict(card), "alone": None}}, path)
         assert load_card(path)[0] == card
 
 
@@ -163,7 +163,7 @@ def test_the_mean_of_several_checkpoints_takes_their_place(path: Path, tmp_path:
             for name, value in whole["state_dict"].items()
         }
         paths.append(tmp_path / f"best-epoch={number}.ckpt")
-        save_atomically({**whole, "state_dict": state}, paths[-1])
+        save_checkpoint({**whole, "state_dict": state}, paths[-1])
     average_checkpoints(paths, tmp_path / "best.ckpt")
     assert not any(each.exists() for each in paths)
     mean = torch.load(tmp_path / "best.ckpt", weights_only=True)
@@ -176,6 +176,6 @@ def test_the_mean_of_several_checkpoints_takes_their_place(path: Path, tmp_path:
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        save_atomically({**content(), "callbacks": lambda: None}, path)
+        save_checkpoint({**content(), "callbacks": lambda: None}, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

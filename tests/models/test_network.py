@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from skinmm.config import Component
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
-from skinmm.models.network import Network, build_network, symmetries
+from skinmm.models.network import Network, build_network, iterate_symmetries
 from skinmm.models.tabular import TABULAR
 
 WIDTHS = [2, 3, 4]
@@ -78,7 +78,7 @@ def test_learned_features_stand_in_for_an_absent_image(fusion: str) -> None:
     torch.testing.assert_close(together[~SHOWN], other[~SHOWN])
     assert not torch.allclose(together[SHOWN], other[SHOWN])
     torch.testing.assert_close(together[SHOWN], built(IMAGES, RECORDS)[SHOWN])
-    written = built.outcome(IMAGES, RECORDS, views=2, shown=SHOWN)[0]
+    written = built.predict(IMAGES, RECORDS, views=2, has_image=SHOWN)[0]
     torch.testing.assert_close(written[~SHOWN], together[~SHOWN].log_softmax(dim=1))
 
 
@@ -90,7 +90,7 @@ def test_a_network_that_never_lacked_an_image_refuses_to() -> None:
 @pytest.mark.parametrize("fusion", ["concat", "metablock"])
 def test_features_pass_the_image_network_by(fusion: str) -> None:
     built = network(fusion, model="test_vit").eval()
-    features = built.see(IMAGES)
+    features = built.encode_image(IMAGES)
     torch.testing.assert_close(built(features, RECORDS), built(IMAGES, RECORDS))
     outcome = built.log_probabilities(features, RECORDS, views=8)
     torch.testing.assert_close(outcome, built.log_probabilities(IMAGES, RECORDS))
@@ -104,12 +104,12 @@ def test_an_unknown_block_is_refused_by_name() -> None:
 
 
 def test_a_picture_has_eight_views_and_each_of_them_the_same_eight() -> None:
-    views = list(symmetries(IMAGES))
+    views = list(iterate_symmetries(IMAGES))
     assert torch.equal(views[0], IMAGES)
     orbit = {view.numpy().tobytes() for view in views}
     assert len(orbit) == 8
     for view in views:
-        assert {again.numpy().tobytes() for again in symmetries(view)} == orbit
+        assert {again.numpy().tobytes() for again in iterate_symmetries(view)} == orbit
 
 
 def test_one_view_is_the_network_itself() -> None:
@@ -120,7 +120,7 @@ def test_one_view_is_the_network_itself() -> None:
 
 def test_several_views_average_probabilities() -> None:
     built = network().eval()
-    shown = [built(view, RECORDS).softmax(dim=1) for view in symmetries(IMAGES)][:3]
+    shown = [built(view, RECORDS).softmax(dim=1) for view in iterate_symmetries(IMAGES)][:3]
     averaged = built.log_probabilities(IMAGES, RECORDS, views=3).exp()
     torch.testing.assert_close(averaged, torch.stack(shown).mean(dim=0))
     alone = network("tabular_only").eval()

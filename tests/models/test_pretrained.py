@@ -23,7 +23,7 @@ from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models import pretrained
 from skinmm.models.backbone import Backbone
-from skinmm.models.checkpoint import KEY, save_atomically
+from skinmm.models.checkpoint import KEY, save_checkpoint
 from skinmm.models.pretrained import find_weights
 
 NAME = "test_efficientnet"
@@ -190,7 +190,7 @@ def test_a_file_is_loaded(
 def test_the_image_network_of_a_run_is_loaded(fusion: str, tmp_path: Path) -> None:
     module, _, _ = parts(micro_config(fusion), tmp_path / "run")
     path = tmp_path / "best.ckpt"
-    save_atomically({"state_dict": module.state_dict(), KEY: asdict(module.card)}, path)
+    save_checkpoint({"state_dict": module.state_dict(), KEY: asdict(module.card)}, path)
     if module.network.image is None:
         with pytest.raises(InputError, match=r"best\.ckpt: it holds no image network"):
             backbone(path)

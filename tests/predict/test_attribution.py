@@ -62,7 +62,7 @@ def of(model: Network, row: pd.DataFrame = ROW, **how: Any) -> Contributions:
 
 
 def malignancy(model: Network, row: pd.DataFrame, image: Tensor | None, **how: Any) -> float:
-    said = model.outcome(image, torch.from_numpy(ENCODER.transform(row)), **how)[0]
+    said = model.predict(image, torch.from_numpy(ENCODER.transform(row)), **how)[0]
     return float(said.double().softmax(dim=1)[0, 1:].sum())
 
 

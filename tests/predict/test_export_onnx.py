@@ -23,7 +23,7 @@ from skinmm.config import Component, Config, ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
-from skinmm.models.checkpoint import KEY, load_card, save_atomically, update_card
+from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor, export_onnx
@@ -43,7 +43,7 @@ def untrained(config: Config, path: Path) -> Path:
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
     classifier = micro_classifier(config, data)
     content = {"state_dict": classifier.state_dict(), KEY: asdict(classifier.card)}
-    save_atomically(content, path)
+    save_checkpoint(content, path)
     return path
 
 

@@ -19,7 +19,7 @@ from skinmm.data.dataset import picture
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
-from skinmm.models.lesion_finder import LesionFinder, measured
+from skinmm.models.lesion_finder import LesionFinder, add_measurements
 from skinmm.predict import Predictor
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer
@@ -153,7 +153,7 @@ def test_a_file_that_has_changed_is_measured_again(tmp_path: Path) -> None:
     for half_axis in (30, 60):
         mask = ellipse(half_axis, half_axis, (128, 128))
         Image.fromarray(painted(mask)).save(file)
-        told = measured(table, ["area_share"], finder, 1)["area_share"].tolist()
+        told = add_measurements(table, ["area_share"], finder, 1)["area_share"].tolist()
         assert told == pytest.approx([mask.mean()])
 
 

@@ -88,7 +88,7 @@ def test_the_one_cycle_is_torch_s() -> None:
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "simple_cnn"])
 def test_earlier_layers_learn_slower(name: str) -> None:
     backbone = Backbone(with_model(micro_config(), name=name).model)
-    depths = backbone.depths()
+    depths = backbone.layer_depths()
     assert depths.keys() == dict(backbone.named_parameters()).keys()
     assert min(depths.values()) == 0
     first, *_, last = depths.values()
@@ -100,7 +100,7 @@ def test_a_layer_s_rate_is_the_next_one_s_times_the_decay(tmp_path: Path) -> Non
     options = OptimizerConfig(lr=0.1, backbone_lr_scale=0.5, layer_decay=0.5)
     image = module.network.image
     assert image is not None
-    depths = {f"image.{name}": depth for name, depth in image.depths().items()}
+    depths = {f"image.{name}": depth for name, depth in image.layer_depths().items()}
     names = {id(parameter): name for name, parameter in module.network.named_parameters()}
     for group in parameter_groups(module.network, options):
         for name in (names[id(parameter)] for parameter in group["params"]):

@@ -30,8 +30,8 @@ from skinmm.data.cohorts.user import csv, image_folder, packed, tfrecord
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
-from skinmm.images.dicom_headers import fill_from_headers
 from skinmm.images.measure import MEASUREMENTS
+from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
 
 __all__ = [

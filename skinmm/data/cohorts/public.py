@@ -253,7 +253,7 @@ def _read_siim_table(root: Path, file: Path) -> pd.DataFrame:
         records = filter_tfrecords(list_files(folders))
         training = [name for name in records if not Path(name).name.startswith("test")]
         if training:
-            return shards.read_table(training, shards.SIIM)
+            return shards.read_records(training, shards.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])
 
 

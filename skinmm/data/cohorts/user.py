@@ -26,8 +26,7 @@ from skinmm.data.cohorts.tables import (
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import list_files
-from skinmm.images.shards import PLAIN, Schema
-from skinmm.images.shards import read_table as read_records
+from skinmm.images.shards import PLAIN, Schema, read_records
 from skinmm.images.source import split_frame
 from skinmm.vocabulary import rename_columns
 

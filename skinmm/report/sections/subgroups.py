@@ -15,7 +15,7 @@ from skinmm.evaluation.comparison import (
     evaluate_subgroups,
     sensitivity_gaps,
 )
-from skinmm.images.measure import TONES, tone_of, typology_angle
+from skinmm.images.measure import TONES, measure_skin_tone, name_skin_tone
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.figures import curves, grids
 from skinmm.report.figures.curves import Line
@@ -105,7 +105,9 @@ def _tone(path: Any) -> str | None:
 
     try:
         source = read_source(str(path))
-        return tone_of(typology_angle(decode(source.data, size=_SIDE, frame=source.frame)))
+        return name_skin_tone(
+            measure_skin_tone(decode(source.data, size=_SIDE, frame=source.frame))
+        )
     except (OSError, InputError):
         return None
 
