@@ -8,17 +8,17 @@ import uvicorn
 from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.app import create_app
 from skinmm.serve.page import mount_page
-from skinmm.serve.queue import Desk
-from skinmm.serve.run import hush
+from skinmm.serve.queue import RequestQueue
+from skinmm.serve.run import silence_libraries
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 
-service = CasePredictor([CHECKPOINT])
-desk = Desk(places=8, seconds=60, lanes=service.lanes)
-# The Space's own site shows it in a frame.
-app = mount_page(create_app(service, desk, framed=True), service, desk)
+predictor = CasePredictor([CHECKPOINT])
+queue = RequestQueue(slots=8, seconds=60, threads=predictor.lanes)
+# The site of the Space shows the page in a frame.
+app = mount_page(create_app(predictor, queue, framed=True), predictor, queue)
 
 if __name__ == "__main__":
-    hush()
+    silence_libraries()
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
     uvicorn.run(app, host="0.0.0.0", port=port, log_level="warning", access_log=False)  # noqa: S104

@@ -1,5 +1,1 @@
-"""A page and an API for one patient at a time, over the same predictor as `predict.py`."""
-
-from skinmm.serve.run import serve
-
-__all__ = ["serve"]
+"""Web page and REST API for single patients, on the same predictor as `predict.py`."""

@@ -1,10 +1,10 @@
-"""The API: `create_app` puts the service, its queue and its guard together."""
+"""REST API: `create_app` combines the predictor, the request queue, the store and middleware."""
 
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,198 +15,226 @@ import skinmm
 from skinmm.errors import InputError
 from skinmm.predict.explain import Explanation, heat_map_to_png
 from skinmm.predict.single_case import NOTICE, Case, CasePredictor
-from skinmm.serve import openapi
-from skinmm.serve.cases import NAMES, Book, CasePaths
-from skinmm.serve.forms import named_case, read_batch, read_case
-from skinmm.serve.keys import Keys, who_asked
-from skinmm.serve.middleware import CONTENT_TYPE, Guard, Metrics
-from skinmm.serve.problems import ProblemError
-from skinmm.serve.queue import Desk
-from skinmm.serve.together import MOST, Together
+from skinmm.serve import responses
+from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
+from skinmm.serve.forms import (
+    BatchForm,
+    body_limit,
+    case_form,
+    describe_form,
+    read_batch,
+    read_case,
+    to_case,
+)
+from skinmm.serve.middleware import METRICS_TYPE, Keys, Metrics, ServiceMiddleware, get_user
+from skinmm.serve.queue import RequestQueue
+from skinmm.serve.responses import REFUSALS, ProblemError
 
 SCHEMA: Final = "/v1/openapi.json"
+T = TypeVar("T")
 
 
 def create_app(
-    service: CasePredictor,
-    desk: Desk,
+    predictor: CasePredictor,
+    queue: RequestQueue,
     *,
     keys: Keys | None = None,
     hosts: Collection[str] | None = None,
     batch: int = 32,
     framed: bool = False,
-    book: Book | None = None,
+    recorder: CaseRecorder | None = None,
 ) -> FastAPI:
-    """The API as an ASGI application; the page is mounted on it by `skinmm.serve.page`.
+    """Return the API as an ASGI application; `skinmm.serve.page` mounts the page on it.
 
     Args:
-        service: what answers.
-        desk: its queue; closed when the application ends.
-        keys: who is let in; None: everyone.
-        hosts: names by which it may be called; None: any.
-        batch: patients of a batch at most.
-        framed: let other sites show the page in a frame.
-        book: where cases are kept; None: nowhere. The application closes it.
+        predictor: predictor of single cases.
+        queue: request queue; closed when the application ends.
+        keys: accepted API keys; None: everyone may connect.
+        hosts: accepted host names; None: any.
+        batch: rows of a batch at most.
+        framed: allow other sites to show the page in a frame.
+        recorder: recorder of cases, whose store is closed when the application ends; None: cases
+            are not stored.
     """
-    book, metrics = book or Book(service, None), Metrics(lambda: desk.taken)
+    recorder = recorder or CaseRecorder(predictor, None)
+    metrics = Metrics(lambda: queue.taken)
     app = FastAPI(
         title="skinmm",
         version=skinmm.__version__,
         description=f"The probability that a skin lesion is malignant. {NOTICE}",
-        lifespan=_lifespan(desk, book),
+        lifespan=_lifespan(queue, recorder),
+        responses=REFUSALS,
         openapi_url=SCHEMA,
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # their pages load scripts from other sites
         redoc_url=None,
     )
-    app.add_middleware(Guard, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
-    app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    Endpoints(service, desk, metrics, book, batch).mount(app)
-    if book.store is not None:
-        CasePaths(book.store).mount(app)
+    app.add_middleware(
+        ServiceMiddleware,
+        keys=keys,
+        hosts=hosts,
+        metrics=metrics,
+        body_limit=body_limit,
+        framed=framed,
+    )
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(RequestValidationError, _refuse_parameters)
+    _Endpoints(predictor, queue, metrics, recorder, batch).mount(app)
+    if recorder.store is not None:
+        app.state.store = recorder.store
+        app.include_router(case_routes)
     return app
 
 
-def _lifespan(desk: Desk, book: Book) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """What is closed and deleted when the application ends."""
+def _lifespan(
+    queue: RequestQueue, recorder: CaseRecorder
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return the context that closes and deletes everything when the application ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
-        if hasattr(app.state, "uploads"):  # the page's, where something may not have been sent off
+        queue.close()
+        if hasattr(app.state, "uploads"):  # the page may have uploads that were never submitted
             app.state.uploads.cleanup()
-        if book.store is not None:
-            book.store.close()
+        if recorder.store is not None:
+            recorder.store.close()
 
     return lifespan
 
 
-class Endpoints:
-    """What answers each path."""
+class _Endpoints:
+    """Handlers of the paths; the first line of each docstring appears in the API description."""
 
     def __init__(
-        self, service: CasePredictor, desk: Desk, metrics: Metrics, book: Book, batch: int
+        self,
+        predictor: CasePredictor,
+        queue: RequestQueue,
+        metrics: Metrics,
+        recorder: CaseRecorder,
+        batch: int,
     ) -> None:
-        """Takes the parts."""
-        self._service, self._desk, self._metrics, self._batch = service, desk, metrics, batch
-        self._book = book
-        self._together = Together(service, MOST if service.gpu else 1)
+        self._predictor, self._queue, self._metrics = predictor, queue, metrics
+        self._recorder, self._batch = recorder, batch
+        self._form = case_form(recorder.columns, needs_image=predictor.needs_image)
 
     def mount(self, app: FastAPI) -> None:
-        """Adds the paths to an application."""
-        form = openapi.case(self._book.columns, needs_image=self._service.needs_image)
-        app.post("/v1/predict", **openapi.predict(form))(self.predict)
-        app.post("/v1/explain", **openapi.explain(form))(self.explain)
-        app.post("/v1/predict/batch", **openapi.batch(self._batch))(self.predict_batch)
-        app.get("/v1/model", **openapi.MODEL)(self.model)
-        app.get("/healthz", **openapi.HEALTH)(self.alive)
-        app.get("/readyz", **openapi.READY)(self.ready)
-        app.get("/metrics", **openapi.METRICS)(self.counts)
+        """Add the paths to an application."""
+        case, batch = describe_form(self._form), describe_form(BatchForm)
+        predicted, explained = responses.Prediction, responses.Explanation
+        app.post("/v1/predict", response_model=predicted, openapi_extra=case)(self.predict)
+        app.post("/v1/explain", response_model=explained, openapi_extra=case)(self.explain)
+        app.post("/v1/predict/batch", response_model=responses.Batch, openapi_extra=batch)(
+            self.predict_batch
+        )
+        app.get("/v1/model", response_model=dict[str, Any])(self.model)
+        app.get("/healthz", response_model=responses.Status)(self.alive)
+        app.get("/readyz", response_model=responses.Status)(self.ready)
+        app.get("/metrics", response_class=Response)(self.read_metrics)
 
     async def predict(self, request: Request) -> Response:
-        """POST /v1/predict."""
-        async with self._desk.place() as place:
-            case = await self._case(request)
-            with self._together.waiting(case) as ticket:
+        """Predict one lesion."""
 
-                def job() -> dict[str, Any]:
-                    row = self._together.row(ticket)
-                    self._book.keep(who_asked(request.scope), [row], [case])
-                    return row
+        def job(case: Case) -> dict[str, Any]:
+            row = self._predictor.predict(case)
+            self._recorder.record(get_user(request.scope), [row], [case])
+            return row
 
-                row = await place.run(job)
-        self._metrics.decided([row["decision"]])
-        return JSONResponse(_predicted(row))
+        row = await self._run(request, job)
+        self._metrics.count_decisions([row["decision"]])
+        return JSONResponse(_to_prediction(row))
 
     async def explain(self, request: Request) -> Response:
-        """POST /v1/explain."""
-        async with self._desk.place() as place:
-            case = await self._case(request)
+        """Predict one lesion and explain what moved its probability.
 
-            def job() -> tuple[dict[str, Any], Explanation | None]:
-                row, reasons = self._service.predict_and_explain(case)
-                self._book.keep(who_asked(request.scope), [row], [case])
-                return row, reasons
+        Each input has a Shapley value; a heat map shows the regions of the image that raise the
+        probability.
+        """
 
-            row, reasons = await place.run(job)
-        return JSONResponse(_predicted(row) | _told(reasons))
+        def job(case: Case) -> tuple[dict[str, Any], Explanation | None]:
+            row, explanation = self._predictor.predict_and_explain(case)
+            self._recorder.record(get_user(request.scope), [row], [case])
+            return row, explanation
+
+        row, explanation = await self._run(request, job)
+        return JSONResponse(_to_prediction(row) | _to_json(explanation))
 
     async def predict_batch(self, request: Request) -> Response:
-        """POST /v1/predict/batch."""
-        async with self._desk.place() as place:
+        """Predict a table of lesions."""
+        async with self._queue.slot() as slot:
             rows, files = await read_batch(request, self._batch)
 
             def job() -> list[dict[str, Any]]:
-                said = self._service.predict_table(rows, files)
-                cases = [named_case(row, files) for row in rows]
-                self._book.keep(who_asked(request.scope), said, cases)
-                return said
+                predictions = self._predictor.predict_table(rows, files)
+                cases = [to_case(row, files) for row in rows]
+                self._recorder.record(get_user(request.scope), predictions, cases)
+                return predictions
 
             try:
-                said = await place.run(job)
+                predictions = await slot.run(job)
             except InputError as error:
                 raise ProblemError.unusable(str(error)) from None
-        self._metrics.decided(row["decision"] for row in said)
-        return JSONResponse({"rows": said, "notice": NOTICE})
+        self._metrics.count_decisions(row["decision"] for row in predictions)
+        return JSONResponse({"rows": predictions, "notice": NOTICE})
 
     async def model(self) -> Response:
-        """GET /v1/model."""
-        return JSONResponse(self._service.card)
+        """Return the model card."""
+        return JSONResponse(self._predictor.card)
 
     async def alive(self) -> Response:
-        """GET /healthz."""
+        """Return whether the process is alive."""
         return JSONResponse({"status": "alive"})
 
     async def ready(self) -> Response:
-        """GET /readyz: whether a request would be taken."""
-        if self._desk.full:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "all places are taken")
+        """Return whether a request would be accepted."""
+        if self._queue.is_full:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "the queue is full")
         return JSONResponse({"status": "ready"})
 
-    async def counts(self) -> Response:
-        """GET /metrics."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+    async def read_metrics(self) -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(self._metrics.to_text(), media_type=METRICS_TYPE)
 
-    async def _case(self, request: Request) -> Case:
-        columns, needed = self._book.columns, self._service.needs_image
-        return await read_case(request, columns, needs_image=needed)
+    async def _run(self, request: Request, job: Callable[[Case], T]) -> T:
+        """Read the form of one lesion and run a job on it."""
+        async with self._queue.slot() as slot:
+            case = await read_case(request, self._form)
+            return await slot.run(lambda: job(case))
 
 
-def _predicted(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of one lesion, which has no name.
+def _to_prediction(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a single lesion without its names.
 
     Raises:
-        ProblemError: it could not be predicted.
+        ProblemError: the lesion could not be predicted.
     """
     if row["error"]:
         raise ProblemError.unusable(row["error"])
     return {name: cell for name, cell in row.items() if name not in NAMES}
 
 
-def _told(reasons: Explanation | None) -> dict[str, Any]:
-    if reasons is None:
+def _to_json(explanation: Explanation | None) -> dict[str, Any]:
+    if explanation is None:
         return {}
-    found = reasons.contributions
-    heat = None if reasons.heat is None else b64encode(heat_map_to_png(reasons.heat)).decode()
+    contributions, heat = explanation.contributions, explanation.heat
     return {
-        "record": reasons.record,
-        "start": found.start,
-        "added": found.added,
-        "share_of_image": found.share("image"),
-        "heat_map_png": heat,
+        "record": explanation.record,
+        "start": contributions.start,
+        "added": contributions.added,
+        "share_of_image": contributions.share("image"),
+        "heat_map_png": None if heat is None else b64encode(heat_map_to_png(heat)).decode(),
     }
 
 
-async def _http_problem(_: Request, error: Exception) -> Response:
-    """What the router refuses: no such path, or another method."""
+async def _refuse_route(_: Request, error: Exception) -> Response:
+    """Refuse an unknown path or method."""
     status = HTTPStatus(getattr(error, "status_code", HTTPStatus.BAD_REQUEST))
     headers = getattr(error, "headers", None)
-    return ProblemError(status, str(getattr(error, "detail", status.phrase)), headers).response()
+    detail = str(getattr(error, "detail", status.phrase))
+    return ProblemError(status, detail, headers).to_response()
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
-    """What is not as the description says: which part, and why, without what was sent."""
-    found = error.errors() if isinstance(error, RequestValidationError) else []
-    reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found]
-    return ProblemError.unusable("; ".join(reasons)[:500]).response()
+async def _refuse_parameters(_: Request, error: Exception) -> Response:
+    """Refuse invalid parameters without repeating the values that were sent."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
+    return ProblemError.unusable("; ".join(reasons)[:500]).to_response()

@@ -1,211 +1,197 @@
-"""Cases of the API: kept where a store was named, found again, judged, forgotten."""
+"""Recording of cases in the case store, and the API routes that read, label and delete them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Path, Query, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from skinmm.predict.single_case import Case, CasePredictor
-from skinmm.serve import openapi
-from skinmm.serve.keys import who_asked
-from skinmm.serve.problems import ProblemError
-from skinmm.serve.store import LAST, NewCase, Store, StoreError
+from skinmm.serve import responses
+from skinmm.serve.middleware import get_user
+from skinmm.serve.responses import ProblemError
+from skinmm.serve.store import MAX_NUMBER, NewCase, Store
 from skinmm.vocabulary import normalise_name
 
 PATIENT: Final = "patient_id"
-MAX_NAME: Final = 100
-P = ParamSpec("P")
-T = TypeVar("T")
-Number = Annotated[int, Path(ge=1, le=LAST, description="of the case")]
-After = Annotated[int, Query(ge=0, le=LAST, description="the last number that was seen")]
-Limit = Annotated[int, Query(ge=1, le=1000)]
+NAMES: Final = ("image_id", PATIENT, "error")
+MAX_NAME: Final = 100  # characters
+Number = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="number of the case")]
+After = Annotated[int, Query(ge=0, le=MAX_NUMBER, description="last number already read")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="entries at most")]
 Patient = Annotated[str, Query(min_length=1, max_length=MAX_NAME)]
 
 
 class Verdict(BaseModel):
-    """What a clinician found.
+    """Confirmed diagnosis of a case."""
+
+    verdict: str | None = Field(description="one of the model's classes; null: none yet")
+
+
+class CaseRecorder:
+    """Writer of predicted cases to a store, if there is one.
 
     Attributes:
-        verdict: one of the model's classes; None: nothing yet, after all.
+        store: case store, or None.
+        model: SHA-256 digests of the checkpoints.
     """
 
-    verdict: str | None
-
-
-def answered(call: Callable[P, T]) -> Callable[P, T]:
-    """A store that does not answer is no error of the request's."""
-
-    @wraps(call)
-    def guarded(*args: P.args, **named: P.kwargs) -> T:
-        try:
-            return call(*args, **named)
-        except StoreError:
-            raise ProblemError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "the case store does not answer: try again"
-            ) from None
-
-    return guarded
-
-
-class Book:
-    """Where cases are written down: in a store, or nowhere."""
-
     def __init__(
-        self, service: CasePredictor, store: Store | None, *, images: bool = False
+        self, predictor: CasePredictor, store: Store | None, *, images: bool = False
     ) -> None:
-        """Takes the store, and whether images are kept too.
+        """Register the model in the store.
+
+        Args:
+            predictor: predictor whose cases are recorded.
+            store: None: nothing is recorded.
+            images: record images as well.
 
         Raises:
             StoreError: the store does not answer.
         """
-        self._service, self.store, self._images = service, store, images
-        self.model = ",".join(service.predictor.identity)
+        self._predictor, self.store, self._images = predictor, store, images
+        self.model = ",".join(predictor.predictor.identity)
         if store is not None:
-            store.register(self.model, service.card | {"inputs": service.reference})
+            store.register(self.model, predictor.card | {"inputs": predictor.reference})
 
     @property
     def columns(self) -> list[str]:
-        """The fields of one lesion's form."""
-        return [*self._service.predictor.columns, *([PATIENT] if self.store else [])]
+        """Columns in the form of one lesion."""
+        return [*self._predictor.predictor.columns, *([PATIENT] if self.store else [])]
 
-    @answered
-    def keep(self, who: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
-        """Writes predicted rows down, each of which then says its `case`; all, or none.
+    def record(self, user: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
+        """Store predicted rows, all or none, and add the number `case` to each.
 
         Raises:
-            ProblemError: a patient's name that cannot be kept, or no answer of the store.
+            ProblemError: a patient's name cannot be stored, or the store does not answer.
         """
         if self.store is None:
             return
-        both = [(row, case) for row, case in zip(rows, cases, strict=True) if not row["error"]]
-        new = [self._new(row, case) for row, case in both]
-        for (row, _), number in zip(both, self.store.keep(who, self.model, new), strict=True):
+        pairs = [(row, case) for row, case in zip(rows, cases, strict=True) if not row["error"]]
+        new = [self._new_case(row, case) for row, case in pairs]
+        numbers = self.store.add(user, self.model, new)
+        for (row, _), number in zip(pairs, numbers, strict=True):
             row["case"] = number
 
-    def _new(self, row: Mapping[str, Any], case: Case) -> NewCase:
-        name, record = self._service.record_of(case)  # a row may name the lesion instead
-        patient = checked(name) if name else None
-        image = case.image if self._images else None
+    def _new_case(self, row: Mapping[str, Any], case: Case) -> NewCase:
+        # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
+        name, record = self._predictor.record_of(case)
+        patient = check_patient(name) if name else None
         result = {name: cell for name, cell in row.items() if name not in NAMES}
-        return NewCase(patient, record, result, image)
+        return NewCase(patient, record, result, case.image if self._images else None)
 
 
-NAMES: Final = ("image_id", PATIENT, "error")
-
-
-def checked(name: str) -> str:
-    """A patient's name as it is kept.
+def check_patient(name: str) -> str:
+    """Return the canonical name of a patient.
 
     Raises:
-        ProblemError: too long, or signs that cannot be printed.
+        ProblemError: the name is too long or has characters that cannot be printed.
     """
     name = normalise_name(name)
     if len(name) > MAX_NAME or not name.isprintable():
-        raise ProblemError.unusable(f"a {PATIENT} has at most {MAX_NAME} printable signs")
+        raise ProblemError.unusable(f"{PATIENT}: at most {MAX_NAME} printable characters")
     return name
 
 
-class CasePaths:
-    """What answers the paths that need a store."""
-
-    def __init__(self, store: Store) -> None:
-        """Takes the store."""
-        self._store = store
-
-    def mount(self, app: FastAPI) -> None:
-        """Adds the paths to an application."""
-        app.get("/v1/cases", **openapi.CASES)(self.cases)
-        app.delete("/v1/cases", **openapi.FORGET)(self.forget)
-        app.get("/v1/cases.csv", **openapi.EXPORT)(self.export)
-        app.get("/v1/cases/{number}", **openapi.CASE)(self.case)
-        app.delete("/v1/cases/{number}", **openapi.FORGET_ONE)(self.forget_one)
-        app.get("/v1/cases/{number}/image", **openapi.IMAGE)(self.image)
-        app.put("/v1/cases/{number}/verdict", **openapi.VERDICT)(self.verdict)
-        app.get("/v1/audit", **openapi.AUDIT)(self.audit)
-
-    @answered
-    def cases(
-        self,
-        request: Request,
-        after: After = 0,
-        limit: Limit = 100,
-        patient_id: Patient | None = None,
-    ) -> Response:
-        """GET /v1/cases."""
-        who, patient = who_asked(request.scope), patient_id and checked(patient_id)
-        found = self._store.find(who, patient=patient, after=after, limit=limit)
-        return JSONResponse({"cases": found})
-
-    @answered
-    def forget(self, request: Request, patient_id: Patient) -> Response:
-        """DELETE /v1/cases."""
-        patient = checked(patient_id)
-        numbers = self._store.forget(who_asked(request.scope), patient=patient)
-        return JSONResponse({"deleted": numbers})
-
-    @answered
-    def forget_one(self, request: Request, number: Number) -> Response:
-        """DELETE /v1/cases/NUMBER: also of a case that names no patient."""
-        numbers = self._store.forget(who_asked(request.scope), number=number)
-        if not numbers:
-            raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
-        return JSONResponse({"deleted": numbers})
-
-    @answered
-    def export(self, request: Request) -> Response:
-        """GET /v1/cases.csv."""
-        table = self._store.table(who_asked(request.scope))
-        return Response(table.to_csv(index=False, float_format="%.9g"), media_type="text/csv")
-
-    def case(self, request: Request, number: Number) -> Response:
-        """GET /v1/cases/NUMBER."""
-        return JSONResponse(find_case(self._store, who_asked(request.scope), number))
-
-    @answered
-    def image(self, request: Request, number: Number) -> Response:
-        """GET /v1/cases/NUMBER/image."""
-        data = self._store.image(who_asked(request.scope), number)
-        if data is None:
-            raise ProblemError(HTTPStatus.NOT_FOUND, f"no image of a case {number} was kept")
-        return Response(data, media_type="application/octet-stream")
-
-    def verdict(self, request: Request, number: Number, said: Verdict) -> Response:
-        """PUT /v1/cases/NUMBER/verdict."""
-        who = who_asked(request.scope)
-        judge(self._store, who, find_case(self._store, who, number), said.verdict)
-        return JSONResponse(find_case(self._store, who, number))
-
-    @answered
-    def audit(self, after: After = 0, limit: Limit = 100) -> Response:
-        """GET /v1/audit."""
-        return JSONResponse({"audit": self._store.trail(after=after, limit=limit)})
-
-
-@answered
-def find_case(store: Store, who: str, number: int) -> dict[str, Any]:
-    """One case.
+def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
+    """Return a stored case.
 
     Raises:
-        ProblemError: there is none of that number.
+        ProblemError: there is no case with that number.
     """
-    found = store.find(who, number=min(number, LAST))
-    if not found:
+    cases = store.find(user, number=min(number, MAX_NUMBER))
+    if not cases:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
-    return found[0]
+    return cases[0]
 
 
-@answered
-def judge(store: Store, who: str, case: Mapping[str, Any], verdict: str | None) -> None:
-    """Writes a verdict down.
+def set_verdict(store: Store, user: str, number: int, verdict: str | None) -> dict[str, Any]:
+    """Store the confirmed diagnosis of a case and return the case.
 
     Raises:
-        ProblemError: it is not among the classes of the model that was asked.
+        ProblemError: there is no such case, or the diagnosis is not one of its model's classes.
     """
-    classes = [*case["result"]["probabilities"]]
+    classes = [*read_case(store, user, number)["result"]["probabilities"]]
     if verdict is not None and verdict not in classes:
-        raise ProblemError.unusable(f"a verdict is {', '.join(classes)}, or null: none yet")
-    store.judge(who, case["number"], verdict)
+        raise ProblemError.unusable(f"verdict must be {', '.join(classes)}, or null for none yet")
+    store.set_verdict(user, number, verdict)
+    return read_case(store, user, number)
+
+
+async def _get_store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+async def _get_user(request: Request) -> str:
+    return get_user(request.scope)
+
+
+CaseStore = Annotated[Store, Depends(_get_store)]
+User = Annotated[str, Depends(_get_user)]
+case_routes = APIRouter(prefix="/v1")
+"""Routes of an application whose `state.store` is a case store."""
+
+
+@case_routes.get("/cases", response_model=responses.Cases)
+def list_cases(
+    store: CaseStore,
+    user: User,
+    after: After = 0,
+    limit: Limit = 100,
+    patient_id: Patient | None = None,
+) -> Response:
+    """List cases, all or those of one patient, in order."""
+    patient = patient_id and check_patient(patient_id)
+    return JSONResponse({"cases": store.find(user, patient=patient, after=after, limit=limit)})
+
+
+@case_routes.delete("/cases", response_model=responses.Deleted)
+def delete_patient(store: CaseStore, user: User, patient_id: Patient) -> Response:
+    """Delete all cases of a patient."""
+    return JSONResponse({"deleted": store.delete(user, patient=check_patient(patient_id))})
+
+
+@case_routes.get("/cases.csv", response_class=Response)
+def export_cases(store: CaseStore, user: User) -> Response:
+    """Export all cases as a CSV that `skinmm report` reads."""
+    text = store.to_table(user).to_csv(index=False, float_format="%.9g")
+    return Response(text, media_type="text/csv")
+
+
+@case_routes.get("/cases/{number}", response_model=responses.Case)
+def get_case(store: CaseStore, user: User, number: Number) -> Response:
+    """Return one case."""
+    return JSONResponse(read_case(store, user, number))
+
+
+@case_routes.delete("/cases/{number}", response_model=responses.Deleted)
+def delete_case(store: CaseStore, user: User, number: Number) -> Response:
+    """Delete one case, which need not name a patient."""
+    numbers = store.delete(user, number=number)
+    if not numbers:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
+    return JSONResponse({"deleted": numbers})
+
+
+@case_routes.get("/cases/{number}/image", response_class=Response)
+def get_image(store: CaseStore, user: User, number: Number) -> Response:
+    """Return the image of a case, if images are stored."""
+    image = store.read_image(user, number)
+    if image is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"no image is stored for case {number}")
+    return Response(image, media_type="application/octet-stream")
+
+
+@case_routes.put("/cases/{number}/verdict", response_model=responses.Case)
+def put_verdict(store: CaseStore, user: User, number: Number, body: Verdict) -> Response:
+    """Set the confirmed diagnosis of a case."""
+    return JSONResponse(set_verdict(store, user, number, body.verdict))
+
+
+@case_routes.get("/audit", response_model=responses.Audit)
+def list_audit(store: CaseStore, after: After = 0, limit: Limit = 100) -> Response:
+    """List which key did what with which cases."""
+    return JSONResponse({"audit": store.read_audit(after=after, limit=limit)})

@@ -1,4 +1,4 @@
-"""`skinmm feedback`: how a model does since it is in use, and how its cases have shifted."""
+"""`skinmm feedback`: performance since deployment, and shifts of inputs and predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,36 +25,37 @@ from skinmm.report.format import (
 from skinmm.report.inputs import ReportInputs, read_prediction_file
 from skinmm.report.sections import SECTIONS
 from skinmm.report.write import write_page
-from skinmm.serve.store import Store, StoreError, shown
+from skinmm.serve.store import Store, StoreError, hide_password
 from skinmm.training.run_folder import write_json
 
 FILES: Final = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
-COMPARED: Final = (
+_METRICS: Final = (
     *("auroc", "sensitivity", "specificity", "ppv", "npv"),
     *("calibration_slope", "calibration_intercept", "ece", "brier"),
 )
-CHAPTERS: Final = (
+_SECTIONS: Final = (
     *("discrimination", "decision", "calibration", "referral", "subgroups", "metrics"),
 )
-_LEAST: Final = 0.001
-ONE_SIDED: Final = (
-    "Performance cannot be judged yet: that needs verdicts on malignant and on benign lesions."
+_ONE_CLASS: Final = (
+    "Performance cannot be evaluated yet: confirmed diagnoses of malignant and of benign lesions "
+    "are needed."
 )
-VERIFIED: Final = (
-    "Only lesions with a verdict are judged. Where those are chosen by what the model said, as "
-    "when only suspicious ones are cut out, sensitivity looks too high and specificity too low."
+_SELECTED: Final = (
+    "Only lesions with a confirmed diagnosis are evaluated. If they were selected by the "
+    "prediction, for example because only suspicious lesions are excised, sensitivity appears too "
+    "high and specificity too low."
 )
 
 
 @dataclass(frozen=True)
-class Use:
-    """A model since it is in use.
+class Deployment:
+    """Cases of a model since deployment.
 
     Attributes:
-        card: what the service told of it.
-        cases: all of them, as a prediction file.
-        shifts: of what is shown to it, and of its answers.
-        evidence: of the cases with a verdict; None where those are all malignant or all benign.
+        card: model card.
+        cases: all cases in the columns of a prediction file.
+        shifts: shifts of inputs and predictions.
+        evidence: cases with a confirmed diagnosis; None if all of them are malignant or benign.
     """
 
     card: Mapping[str, Any]
@@ -63,173 +64,181 @@ class Use:
     evidence: ReportInputs | None
 
     @property
-    def judged(self) -> pd.DataFrame:
-        """Cases with a verdict."""
+    def confirmed(self) -> pd.DataFrame:
+        """Cases with a confirmed diagnosis."""
         return self.cases[self.cases["target"].notna()]
 
 
 def feedback(config: FeedbackConfig) -> Path:
-    """Writes the page, its numbers, the cases and those with a verdict.
+    """Write the page, its numbers, all cases and those with a confirmed diagnosis.
 
     Returns:
         The page.
 
     Raises:
-        InputError: no store, no case of that model, or files in the way.
+        InputError: no store, no case of the model, or an output exists.
     """
     folder = Path(config.output)
-    page, facts, cases, verdicts = (folder / name for name in FILES)
-    for file in (page, facts, cases, verdicts):
+    page, facts, cases, verdicts = files = [folder / name for name in FILES]
+    for file in files:
         require_new_output("output", file, overwrite=config.overwrite)
     if not config.store:
-        raise InputError("store=: name the case store, as skinmm serve was given it")
+        raise InputError("store= is empty: give the store= of skinmm serve")
     store = Store.open(config.store, create=False)
+    name = hide_password(config.store)
     try:
-        model, card = _model(store.models(), config)
-        table = store.table("skinmm feedback", model)
+        model, card = _select_model(store.models(), config)
+        table = store.to_table("skinmm feedback", model)
     except StoreError as error:
-        raise InputError(f"store={shown(config.store)}: {error}") from error
+        raise InputError(f"store={name}: {error}") from error
     finally:
         store.close()
     if table.empty:
-        raise InputError(f"store={shown(config.store)}: no case of model {model[:12]} yet")
+        raise InputError(f"store={name}: no cases of model {model[:12]} yet")
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(cases, index=False, float_format="%.9g")
-    judged = table[table["target"].notna()]
-    judged.to_csv(verdicts, index=False, float_format="%.9g")
-    both = judged["target"].isin(card["positive"]).nunique() > 1
+    confirmed = table[table["target"].notna()]
+    confirmed.to_csv(verdicts, index=False, float_format="%.9g")
+    has_both = confirmed["target"].isin(card["positive"]).nunique() > 1
     evidence = (
-        read_prediction_file(verdicts, None, card["positive"], pictures=False) if both else None
+        read_prediction_file(verdicts, None, card["positive"], pictures=False) if has_both else None
     )
-    use = Use(card, table, compare_columns(card["inputs"], table), evidence)
-    write_json(facts, {"model": model, **_facts(use)})
-    return _page(use, page)
+    deployment = Deployment(card, table, compare_columns(card["inputs"], table), evidence)
+    write_json(facts, {"model": model, **_to_facts(deployment)})
+    return _write_page(deployment, page)
 
 
-def _model(
+def _select_model(
     models: Mapping[str, dict[str, Any]], config: FeedbackConfig
 ) -> tuple[str, dict[str, Any]]:
-    """Whose cases are looked at, and its card."""
+    """Return the configured model, or the latest one, and its card."""
     if not models:
-        raise InputError(f"store={shown(config.store)}: no model was served with it yet")
+        raise InputError(f"store={hide_password(config.store)}: no model was served with it yet")
     if not config.checkpoint:
         return list(models.items())[-1]
     files = find_checkpoints(config.checkpoint)
     model = ",".join(sha256(path.read_bytes()).hexdigest() for path in files)
     if model not in models:
         raise InputError(
-            f"checkpoint={config.checkpoint} was never served with this store; it knows "
-            f"{', '.join(name[:12] for name in models)} (first signs of SHA-256)"
+            f"checkpoint={config.checkpoint} was never served with this store; SHA-256 of the "
+            f"models in it: {', '.join(name[:12] for name in models)}"
         )
     return model, models[model]
 
 
-def _facts(use: Use) -> dict[str, Any]:
-    shifts = [{**asdict(each), "before": each.before.tolist()} for each in use.shifts]
+def _to_facts(deployment: Deployment) -> dict[str, Any]:
+    evidence = deployment.evidence
     return {
-        "cases": len(use.cases),
-        "verdicts": len(use.judged),
-        "months": _months(use),
-        "measured": None if use.evidence is None else dict(use.evidence.measured),
-        "shifts": [{**each, "now": each["now"].tolist()} for each in shifts],
+        "cases": len(deployment.cases),
+        "verdicts": len(deployment.confirmed),
+        "months": _count_months(deployment),
+        "measured": None if evidence is None else dict(evidence.measured),
+        "shifts": [
+            {**asdict(shift), "before": shift.before.tolist(), "now": shift.now.tolist()}
+            for shift in deployment.shifts
+        ],
     }
 
 
-def _months(use: Use) -> list[dict[str, Any]]:
-    """Month by month: cases, verdicts, and malignant ones as expected of these and as found."""
-    rows = use.cases.assign(month=use.cases["at"].str[:7])
-    rows["malignant"] = rows["target"].isin(use.card["positive"])
-    found = []
+def _count_months(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return cases, diagnoses, and expected and confirmed malignant lesions of each month."""
+    rows = deployment.cases.assign(month=deployment.cases["at"].str[:7])
+    months = []
     for month, part in rows.groupby("month"):
-        judged = part[part["target"].notna()]
-        counts = {"cases": len(part), "verdicts": len(judged)}
-        expected = {"expected": float(judged["malignancy"].sum())}
-        found.append(
-            {"month": month, **counts, **expected, "found": int(judged["malignant"].sum())}
+        confirmed = part[part["target"].notna()]
+        malignant = confirmed["target"].isin(deployment.card["positive"])
+        months.append(
+            {
+                "month": month,
+                "cases": len(part),
+                "verdicts": len(confirmed),
+                "expected": float(confirmed["malignancy"].sum()),
+                "found": int(malignant.sum()),
+            }
         )
-    return found
+    return months
 
 
-def _page(use: Use, output: Path) -> Path:
-    first, last = use.cases["at"].min()[:10], use.cases["at"].max()[:10]
+def _write_page(deployment: Deployment, output: Path) -> Path:
+    first, last = deployment.cases["at"].min()[:10], deployment.cases["at"].max()[:10]
     facts = [
-        format_count(len(use.cases), "case"),
-        format_count(len(use.judged), "verdict"),
+        format_count(len(deployment.cases), "case"),
+        f"{len(deployment.confirmed):,} with a confirmed diagnosis",
         f"{first} to {last}",
     ]
-    sections = [_since(use), _inputs(use)]
-    if use.evidence is not None:
-        made = (SECTIONS[name](use.evidence) for name in CHAPTERS)
-        sections += [section for section in made if section is not None]
-    return write_page(output, title="Since it is in use", facts=facts, sections=sections)
+    sections = [_performance_section(deployment), _inputs_section(deployment)]
+    if deployment.evidence is not None:
+        chapters = (SECTIONS[name](deployment.evidence) for name in _SECTIONS)
+        sections += [section for section in chapters if section is not None]
+    return write_page(output, title="Performance in use", facts=facts, sections=sections)
 
 
-def _since(use: Use) -> Section:
-    """Performance beside that of the test."""
-    blocks: list[Block] = [Note(VERIFIED, loud=True)]
-    if use.evidence is None:
-        blocks.append(Note(ONE_SIDED))
+def _performance_section(deployment: Deployment) -> Section:
+    """Compare performance in use with the test."""
+    blocks: list[Block] = [Note(_SELECTED, loud=True)]
+    evidence = deployment.evidence
+    if evidence is None:
+        blocks.append(Note(_ONE_CLASS))
     else:
-        members = use.card["members"]
+        members = deployment.card["members"]
         tested = members[0]["test"].get("metrics", {}) if len(members) == 1 else {}
         rows = [
             (
                 metric_label(name),
                 format_estimate(tested.get(name)),
-                format_estimate(use.evidence.estimate(name)),
+                format_estimate(evidence.estimate(name)),
             )
-            for name in COMPARED
+            for name in _METRICS
         ]
-        blocks.append(Table("Then and now", ("", "In its test", "Since it is in use"), rows))
-    decided = [
+        blocks.append(Table("Test and use", ("", "In its test", "In use"), rows))
+    decisions = [
         (name, f"{len(part):,}", f"{part['target'].notna().sum():,}")
         for name in DECISIONS
-        if len(part := use.cases[use.cases["decision"] == name])
+        if len(part := deployment.cases[deployment.cases["decision"] == name])
     ]
     months = [
         (
-            *(str(each[name]) for name in ("month", "cases", "verdicts")),
-            format_number(each["expected"], 1),
-            str(each["found"]),
+            *(str(month[name]) for name in ("month", "cases", "verdicts")),
+            format_number(month["expected"], 1),
+            str(month["found"]),
         )
-        for each in _months(use)
+        for month in _count_months(deployment)
     ]
-    header = ("Month", "Cases", "Verdicts", "Malignant: expected", "found")
+    header = ("Month", "Cases", "Diagnoses", "Malignant: expected", "confirmed")
     blocks += [
-        Table("Who got a verdict", ("Decision", "Cases", "Verdicts"), decided),
-        Table("Month by month", header, months),
+        Table("Confirmed diagnoses by decision", ("Decision", "Cases", "Diagnoses"), decisions),
+        Table("By month", header, months),
     ]
-    return Section("since", "Then and now", blocks)
+    return Section("since", "Test and use", blocks)
 
 
-def _chance(p: float) -> str:
-    return "below 0.001" if p < _LEAST else format_number(p)
-
-
-def _inputs(use: Use) -> Section:
-    """What it is shown, and what it answers, beside training and test."""
+def _inputs_section(deployment: Deployment) -> Section:
+    """Compare inputs and predictions with training and test."""
     blocks: list[Block] = []
-    if not use.shifts:
-        blocks.append(Note("This checkpoint does not know how its training data were distributed."))
+    if not deployment.shifts:
+        blocks.append(Note("This checkpoint does not contain the distribution of its inputs."))
     rows = [
-        (each.column, format_number(each.index), ABSENT if each.p is None else _chance(each.p))
-        for each in use.shifts
+        (shift.column, format_number(shift.index), _format_p(shift.p))
+        for shift in deployment.shifts
     ]
     if rows:
         blocks.append(Table("Shift of each column", ("Column", "Stability index", "p"), rows))
-    for each in use.shifts:
+    for shift in deployment.shifts:
+        before, now = max(shift.before.sum(), 1), shift.now.sum()
         shares = [
-            (
-                label,
-                format_percent(before / max(each.before.sum(), 1)),
-                format_percent(now / each.now.sum()),
+            (label, format_percent(rows_before / before), format_percent(rows_now / now))
+            for label, rows_before, rows_now in zip(
+                shift.labels, shift.before, shift.now, strict=True
             )
-            for label, before, now in zip(each.labels, each.before, each.now, strict=True)
         ]
-        blocks.append(Table(each.column, ("", "Then", "Now"), shares))
+        blocks.append(Table(shift.column, ("", "Before", "In use"), shares))
     lead = (
-        "Records beside those of training; malignancy and ood (unfamiliarity) beside those of the "
-        "test. Index: below 0.1 is usually called stable, above 0.25 a shift. p: chi-squared, as "
-        "if each case were another patient."
+        "Records are compared with training, malignancy and ood (out-of-distribution score) with "
+        "the test. Index: below 0.1 is usually called stable, above 0.25 a shift. p: chi-squared "
+        "test that treats each case as a different patient."
     )
-    return Section("inputs", "What it is shown", blocks, lead)
+    return Section("inputs", "Inputs and predictions", blocks, lead)
+
+
+def _format_p(p: float | None) -> str:
+    return ABSENT if p is None else "below 0.001" if p < 0.001 else format_number(p)  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""What a request may weigh, and what a file or a cell may be called."""
+"""Forms of the API: their fields, limits and checks; uploads stay in memory."""
 
 import csv
 import io
@@ -7,41 +7,151 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from fastapi import UploadFile
+from pydantic import BaseModel, Field, ValidationError, create_model
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 
 from skinmm.errors import InputError
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.decode import DecodeError, ImageInfo, probe
 from skinmm.images.finder import ImageFinder
 from skinmm.images.source import split_frame
 from skinmm.predict.single_case import Case
-from skinmm.serve.problems import ProblemError
-from skinmm.vocabulary import COLUMN_NAMES, match_columns
+from skinmm.serve.responses import ProblemError
+from skinmm.vocabulary import COLUMN_NAMES, SEXES, SITES, match_columns
 
 MAX_IMAGE: Final = 20_000_000  # bytes
-MAX_BATCH: Final = 100_000_000
-MAX_PIXELS: Final = 200_000_000
+MAX_BATCH: Final = 100_000_000  # bytes
+MAX_TABLE: Final = 1_000_000  # bytes
 MAX_TEXT: Final = 1_000  # bytes of a field
-_ROOM: Final = 100_000  # bytes around an image: boundaries, headers, fields
-_NAME: Final = re.compile(r"(?!\.)[\w .()+-]{1,200}")
-_SUFFIXES: Final = frozenset({"", ".jpg", ".jpeg", ".png", ".dcm"})
+MAX_PIXELS: Final = 200_000_000
+_FORM_OVERHEAD: Final = 100_000  # bytes of boundaries, headers and fields next to an image
+_FILE_NAME: Final = re.compile(r"(?!\.)[\w .()+-]{1,200}")
+_UNKNOWN: Final = "; another value counts as missing and is listed in `unknown`"
+_COLUMNS: Final[dict[str, dict[str, Any]]] = {
+    "age": {"description": f"years, 0 to 120{_UNKNOWN}", "examples": ["55"]},
+    "sex": {"description": f"{', '.join(SEXES)}{_UNKNOWN}", "examples": [SEXES[0]]},
+    "site": {"description": f"{', '.join(SITES)}{_UNKNOWN}", "examples": [SITES[4]]},
+    "patient_id": {"description": "patient of the stored case"},
+}
+_BINARY: Final[dict[str, Any]] = {"format": "binary"}
+M = TypeVar("M", bound=BaseModel)
+MultiPartParser.spool_max_size = 2 * MAX_BATCH  # uploads are never written to a disk
 
 
-def longest_body(path: str) -> int:
-    """How many bytes a request may have."""
+class CaseForm(BaseModel, extra="forbid"):
+    """Form of one lesion; `case_form` adds a field for each column of the record."""
+
+    image: UploadFile | None = None
+    frame: int | None = None
+
+
+class BatchForm(BaseModel, extra="forbid"):
+    """Form of several lesions."""
+
+    table: UploadFile = Field(description="CSV as `predict.py` reads it", json_schema_extra=_BINARY)
+    images: list[UploadFile] = Field([], description="image files that the table names")
+
+
+class BatchCases(NamedTuple):
+    """Rows of a table and the images that they name."""
+
+    rows: list[dict[str, str]]
+    files: dict[str, bytes]
+
+
+def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
+    """Return the form of one lesion for a model that reads `columns`."""
+    default = ... if needs_image else None
+    fields: dict[str, Any] = {
+        f"column_{number}": (str, Field(None, alias=name, **_COLUMNS.get(name, {})))
+        for number, name in enumerate(columns)
+    }
+    fields["image"] = (
+        UploadFile,
+        Field(default, description="JPEG, PNG or DICOM", json_schema_extra=_BINARY),
+    )
+    fields["frame"] = (int, Field(None, ge=1, description="frame of a DICOM file with several"))
+    return create_model("CaseForm", __base__=CaseForm, **fields)
+
+
+def describe_form(form: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI description of a form."""
+    content = {"multipart/form-data": {"schema": form.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def body_limit(path: str) -> int:
+    """Return the largest body of a request in bytes."""
     if path.startswith("/v1/cases"):
         return MAX_TEXT
-    return MAX_BATCH if path == "/v1/predict/batch" else MAX_IMAGE + _ROOM
+    return MAX_BATCH if path == "/v1/predict/batch" else MAX_IMAGE + _FORM_OVERHEAD
+
+
+async def read_case(request: Request, model: type[CaseForm]) -> Case:
+    """Read the form of one lesion.
+
+    A value that is not understood counts as missing, as in `predict.py`.
+
+    Raises:
+        ProblemError: the form is invalid or something in it cannot be used.
+    """
+    async with _open_form(request, files=1, fields=len(model.model_fields)) as form:
+        for name in form:
+            if len(form.getlist(name)) > 1:
+                raise ProblemError.unusable(f"the field {name[:50]} is given twice")
+        cells = {name: cell for name, cell in form.items() if name != "frame" or cell != ""}
+        values = _validate(model, cells)
+        image = await values.image.read() if values.image else None
+    if image == b"":
+        raise ProblemError.unusable("the field image has no file")
+    if image is not None:
+        check_image(image)
+    record = {str(f.alias): getattr(values, n) for n, f in model.model_fields.items() if f.alias}
+    record = {name: cell for name, cell in record.items() if cell is not None}
+    return Case(image, record, values.frame)
+
+
+async def read_batch(request: Request, max_rows: int) -> BatchCases:
+    """Read the form of several lesions.
+
+    Raises:
+        ProblemError: the form is invalid, or the table is not a CSV, too long or names a path.
+    """
+    files: dict[str, bytes] = {}
+    async with _open_form(request, files=max_rows + 1, fields=0) as form:
+        if len(form.getlist("table")) > 1:
+            raise ProblemError.unusable("send a single file as table")
+        cells = {name: form.get(name) for name in form}
+        values = _validate(BatchForm, {**cells, "images": form.getlist("images")})
+        for upload in values.images:
+            name = check_name(upload.filename or "")
+            if name in files:
+                raise ProblemError.unusable(f"two images are named {name!r}")
+            files[name] = await upload.read()
+        rows = _read_rows(await values.table.read(), max_rows)
+    return BatchCases(rows, files)
+
+
+def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
+    """Return a row of a table as a case, with the image that it names if that was sent."""
+    canonical = match_columns(row)
+    cells = {canonical.get(name, name): cell for name, cell in row.items()}
+    name = split_frame(cells.get("image_id", ""))[0]
+    file = ImageFinder(sorted(files), suffixes=IMAGE_SUFFIXES).find_cell(name)
+    return Case(None if file is None else files[file], cells)
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Looks at an image's header, before anything is decoded.
+    """Check the size of a file and the header of its image before anything is decoded.
 
     Raises:
-        ProblemError: too many bytes or pixels, or no picture that can be used.
+        ProblemError: too many bytes or pixels, or not a usable image.
     """
     if len(data) > MAX_IMAGE:
         raise ProblemError(
@@ -62,142 +172,61 @@ def check_image(data: bytes) -> ImageInfo:
 
 
 def check_name(name: str) -> str:
-    """Takes the plain name of an image file, with `#frame=N` behind it or not.
+    """Return the name of an image file, which may end in `#frame=N`.
 
     Raises:
-        ProblemError: a path, a hidden file, or a name that could mean another kind of file.
+        ProblemError: a path, a hidden file, or a name with the suffix of another type of file.
     """
     try:
-        plain, _ = split_frame(name)
+        file, _ = split_frame(name)
     except InputError as error:
         raise ProblemError.unusable(str(error)) from None
-    suffix = PurePosixPath(plain).suffix.lower()
-    if _NAME.fullmatch(plain) and (suffix in _SUFFIXES or suffix[1:].isdecimal()):
+    suffix = PurePosixPath(file).suffix.lower()
+    if _FILE_NAME.fullmatch(file) and (suffix in ("", *IMAGE_SUFFIXES) or suffix[1:].isdecimal()):
         return name
     raise ProblemError.unusable(
-        f"{name[:100]!r} is not the plain name of a .jpg, .jpeg, .png or .dcm file: letters, "
-        "digits and ' .()+-_', no folders",
+        f"{name[:100]!r} is not the name of a .jpg, .jpeg, .png or .dcm file: letters, digits "
+        "and ' .()+-_' are allowed, folders are not",
     )
 
 
-MAX_TABLE: Final = 1_000_000  # bytes
-
-
-class Batch(NamedTuple):
-    """Rows of a table, and the images that they name."""
-
-    rows: list[dict[str, str]]
-    files: dict[str, bytes]
-
-
-async def read_case(request: Request, columns: Sequence[str], *, needs_image: bool) -> Case:
-    """One lesion: the file `image`, and a field for each column that is known.
-
-    A word that nobody knows counts as missing, as in `predict.py`; the answer says so.
-
-    Args:
-        request: multipart/form-data.
-        columns: of the record.
-        needs_image: whether there must be one.
-
-    Raises:
-        ProblemError: no such form, or something in it cannot be used.
-    """
-    allowed = ("image", "frame", *columns)
-    async with _form(request, files=1, fields=len(allowed)) as form:
-        _check_fields(form, allowed)
-        upload = form.get("image")
-        image = await upload.read() if isinstance(upload, UploadFile) else None
-        texts = {name: cell for name, cell in form.items() if isinstance(cell, str)}
-    if upload is not None and not image:
-        raise ProblemError.unusable("the field image holds no file")
-    if image is None and needs_image:
-        raise ProblemError.unusable("this model needs an image: send the file as the field image")
-    if image is not None:
-        check_image(image)
-    frame = _frame(texts.pop("frame", ""))
-    return Case(image, texts, frame)
-
-
-def _check_fields(form: FormData, allowed: Sequence[str]) -> None:
-    for name, cell in form.multi_items():
-        if name not in allowed:
-            known = ", ".join(allowed)
-            raise ProblemError.unusable(f"unknown field {name[:50]!r}; there are {known}")
-        if len(form.getlist(name)) > 1:
-            raise ProblemError.unusable(f"the field {name} is there twice")
-        if name != "image" and isinstance(cell, UploadFile):
-            raise ProblemError.unusable("only the field image holds a file")
-
-
-async def read_batch(request: Request, most: int) -> Batch:
-    """Several lesions: `table`, a CSV as `predict.py` takes it, and the `images` that it names.
-
-    Raises:
-        ProblemError: no such form, a table that is no CSV, too long, or names a path.
-    """
-    files: dict[str, bytes] = {}
-    async with _form(request, files=most + 1, fields=0) as form:
-        tables = form.getlist("table")
-        if set(form) - {"table", "images"} or len(tables) != 1:
-            raise ProblemError.unusable("send one file as table (a CSV), and any number as images")
-        for name, upload in form.multi_items():
-            if name == "images" and isinstance(upload, UploadFile):
-                plain = check_name(upload.filename or "")
-                if plain in files:
-                    raise ProblemError.unusable(f"two images are called {plain!r}")
-                files[plain] = await upload.read()
-            elif isinstance(upload, UploadFile):
-                rows = _rows(await upload.read(), most)
-    return Batch(rows, files)
-
-
-def named_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
-    """A row of a table with the file that it names, if that was sent."""
-    canonical = match_columns(row)
-    cells = {canonical.get(name, name): cell for name, cell in row.items()}
-    plain = split_frame(cells.get("image_id", ""))[0]
-    found = ImageFinder(sorted(files)).find_cell(plain)
-    return Case(files[found] if found else None, cells)
-
-
 @asynccontextmanager
-async def _form(request: Request, files: int, fields: int) -> AsyncIterator[FormData]:
-    """The parsed body, whose files are closed afterwards."""
+async def _open_form(request: Request, files: int, fields: int) -> AsyncIterator[FormData]:
+    """Parse a form within its limits and close its files afterwards."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise ProblemError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the body is {kind[:50] or 'of no stated type'}; send multipart/form-data",
+            f"the content type is {kind[:50] or 'missing'}; send multipart/form-data",
         )
-    parser = MultiPartParser(
-        request.headers,
-        request.stream(),
-        max_files=files,
-        max_fields=fields,
-        max_part_size=MAX_TEXT,
-    )
-    parser.spool_max_size = 2 * MAX_BATCH  # never on a disk
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"not a form: {error.message}") from None
+        form = await request.form(max_files=files, max_fields=fields, max_part_size=MAX_TEXT)
+    except HTTPException as error:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, f"not a form: {error.detail}") from None
     try:
         yield form
     finally:
         await form.close()
 
 
-def _frame(text: str) -> int | None:
-    if not text.strip():
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise ProblemError.unusable(f"frame={text[:20]!r} is not a number from 1")
-    return int(text)
+def _validate(model: type[M], cells: Mapping[str, Any]) -> M:
+    """Return a valid form; a refusal does not repeat the values that were sent."""
+    try:
+        return model.model_validate(cells)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = ".".join(map(str, problem["loc"]))[:50]
+    message = f"{name}: {problem['msg']}"
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(field.alias or key for key, field in model.model_fields.items())
+        message = f"unknown field {name!r}; the fields are {allowed}"
+    elif problem["type"] == "missing":
+        message = f"the field {name} is required: send a file"
+    raise ProblemError.unusable(message)
 
 
-def _rows(data: bytes, most: int) -> list[dict[str, str]]:
-    """The rows of a CSV, whose images have plain names."""
+def _read_rows(data: bytes, max_rows: int) -> list[dict[str, str]]:
+    """Return the rows of a CSV whose images are named without folders."""
     if len(data) > MAX_TABLE:
         raise ProblemError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the table is longer than {MAX_TABLE:,} bytes"
@@ -208,20 +237,15 @@ def _rows(data: bytes, most: int) -> list[dict[str, str]]:
         raise ProblemError.unusable(f"the table is not a CSV in UTF-8 ({error})") from None
     header, *body = [line for line in lines if line] or [[]]
     names = [name.strip() for name in header]
-    wrong = next((line for line in body if len(line) != len(names)), None)
-    if not body or wrong is not None or len(set(names)) < len(names):
+    if not body or len(set(names)) < len(names) or any(len(line) != len(names) for line in body):
         raise ProblemError.unusable(
-            "the table has no rows, a row of another length, or a column twice"
+            "the table has no rows, rows of different lengths, or a repeated column"
         )
-    if len(body) > most:
-        raise ProblemError.unusable(f"the table has {len(body)} rows, at most {most} are taken")
+    if len(body) > max_rows:
+        raise ProblemError.unusable(f"the table has {len(body)} rows, at most {max_rows} are taken")
     rows = [dict(zip(names, line, strict=True)) for line in body]
-    _check_cells(rows)
-    return rows
-
-
-def _check_cells(rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         for name in COLUMN_NAMES["image_id"]:
             if row.get(name):
                 check_name(row[name])
+    return rows

@@ -1,122 +1,245 @@
-"""Is a picture sharp enough to be judged?"""
+"""Web page: a Gradio application that analyses one lesion and renders the result from templates."""
 
 import os
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import simplejpeg
 from fastapi import FastAPI
 from jaxtyping import UInt8
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from skinmm.predict.explain import decode_for_display
+from skinmm.images.decode import decode
+from skinmm.predict.explain import Explanation, decode_for_display, overlay
 from skinmm.predict.single_case import NOTICE, Case, CasePredictor
-from skinmm.serve.body import JAVASCRIPT, body_html
-from skinmm.serve.cases import PATIENT, Book, find_case, judge
-from skinmm.serve.education import about_html, learn_html
+from skinmm.report.format import format_estimate
+from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image
-from skinmm.serve.keys import who_asked
-from skinmm.serve.problems import ProblemError
-from skinmm.serve.queue import Desk
-from skinmm.serve.view import AUDIENCES, SIDE, Judged, refusal, result
+from skinmm.serve.middleware import get_user
+from skinmm.serve.queue import RequestQueue
+from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import SEXES, SITES
 
-SHORTEST: Final = 224  # pixels that the shorter side is brought to
-BLURRED: Final = 5.0
-"""Below, a picture is called blurred. Of 350 pictures of the embedded cohort and 22 camera files
-none is (the least are 7.5 and 10.5), of 400 of HAM10000 fewer than 1 in 100; blurred with a
-standard deviation of 2 pixels, more than 90 in 100 of the first are."""
+TITLE: Final = "skinmm: a lesion's probability of malignancy"
+AUDIENCES: Final = ("clinician", "patient")
+NOT_STATED: Final = "not stated"
+MIN_SHARPNESS: Final = 5.0
+"""An image below is reported as blurred. Of 350 images of the embedded cohort and 22 camera files
+none is below (minimum 7.5 and 10.5), of 400 of HAM10000 fewer than 1 %; blurred with a standard
+deviation of 2 pixels, more than 90 % of the first are."""
+_SHARPNESS_SIDE: Final = 224  # pixels to which the shorter side is reduced
+_DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
+_CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
+_SITE: Final = "site"
+_CHOICES: Final = {"sex": SEXES, _SITE: SITES}
+_TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
-def sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
-    """The variance of the Laplacian (Pech-Pacheco et al. 2000, doi:10.1109/ICPR.2000.903548)."""
+class Result(NamedTuple):
+    """Prediction of a case with everything that the page displays.
+
+    Attributes:
+        case: case as it was sent.
+        row: prediction.
+        explanation: explanation of the prediction.
+        card: model card.
+        min_side: side of the network's input in pixels if the image is smaller, else 0.
+        blurred: whether the image is blurred.
+    """
+
+    case: Case
+    row: Mapping[str, Any]
+    explanation: Explanation
+    card: Mapping[str, Any]
+    min_side: int = 0
+    blurred: bool = False
+
+    @property
+    def prevalence(self) -> float:
+        """Share of malignant lesions for which the probability is calibrated."""
+        shares = self.card["members"][0]["prior"]["deployed"]
+        named = zip(self.card["classes"], shares, strict=True)
+        return float(sum(share for name, share in named if name in self.card["positive"]))
+
+
+def format_probability(share: float) -> str:
+    """Return a percentage with two significant digits, without decimals from 10 % on."""
+    value = 100 * share
+    text = "under 0.01" if value < 0.01 else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"  # noqa: PLR2004
+    return f"{text}\N{NO-BREAK SPACE}%"
+
+
+def to_data_uri(pixels: UInt8[np.ndarray, "_ _ 3"]) -> str:
+    """Return an image as the `data:` URI of a JPEG."""
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=88, colorspace="RGB")
+    return f"data:image/jpeg;base64,{b64encode(data).decode()}"
+
+
+def _demo_image(name: str) -> str:
+    return to_data_uri(decode((files("skinmm") / "demo" / "images" / f"{name}.jpg").read_bytes()))
+
+
+_ENVIRONMENT: Final = Environment(
+    loader=PackageLoader("skinmm.serve"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["probability"] = format_probability
+_ENVIRONMENT.globals.update(notice=NOTICE, demo_image=_demo_image, estimate=format_estimate)
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a rendered template."""
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def render_refusal(reason: str) -> str:
+    """Return a refusal as HTML."""
+    return render("refusal.html", reason=reason)
+
+
+def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
+    """Return a result as HTML."""
+    added, record = result.explanation.contributions.added, result.explanation.record
+    values = {
+        name: "as sent" if name == "image" else _format_value(record.get(name)) for name in added
+    }
+    return render(
+        "result.html",
+        result=result,
+        audience=audience,
+        warnings=_list_warnings(result),
+        images=_render_images(result),
+        changes=sorted(added.items(), key=lambda item: -abs(item[1])),
+        values=values,
+    )
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _render_images(result: Result) -> dict[str, str] | None:
+    image, heat, network_input = (
+        result.case.image,
+        result.explanation.heat,
+        result.explanation.pixels,
+    )
+    if image is None or heat is None:
+        return None
+    pixels = decode_for_display(image, result.case.frame, _DISPLAY_SIDE)
+    background = pixels if network_input is None else network_input
+    return {"original": to_data_uri(pixels), "heat_map": to_data_uri(overlay(background, heat))}
+
+
+def _list_warnings(result: Result) -> list[str]:
+    """Return what limits the reliability of a result."""
+    row, members = result.row, result.card["members"]
+    warnings = [f"{name} was not understood and counts as missing." for name in row["unknown"]]
+    missing = [name for name in row["missing"] if name not in row["unknown"]]
+    if missing:
+        warnings.append(f"Not provided: {', '.join(missing)}.")
+    if (row["ood"] or 0) > 1:
+        warnings.append("Unlike the lesions that the model was tested on: do not rely on it here.")
+    if any(member["calibration"] is None for member in members):
+        warnings.append("The model was never tested: probability and threshold are uncalibrated.")
+    if result.min_side:
+        warnings.append(
+            f"The image is smaller than the network's input of {result.min_side} pixels."
+        )
+    if result.blurred:
+        warnings.append("The image is blurred: take another one, with the lens on the skin.")
+    return warnings
+
+
+def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
+    """Return the variance of the Laplacian (Pech-Pacheco 2000, doi:10.1109/ICPR.2000.903548)."""
     grey = Image.fromarray(pixels).convert("L")
-    scale = min(1.0, SHORTEST / min(grey.size))
+    scale = min(1.0, _SHARPNESS_SIDE / min(grey.size))
     size = (max(3, round(scale * grey.width)), max(3, round(scale * grey.height)))
     light = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), np.float64)
-    around = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
-    return float((around - 4 * light[1:-1, 1:-1]).var())
-
-
-TITLE: Final = "skinmm: a lesion's probability of malignancy"
-NOT_STATED: Final = "not stated"
-MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory, if there is such a folder
-STALE: Final = (60, 300)  # seconds: how often is looked for what nobody sent off, and how old it is
-SITE: Final = "site"
-_WORDS: Final = {"sex": SEXES, SITE: SITES}
-_CSS: Final = Path(__file__).with_name("page.css")
+    neighbours = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
+    return float((neighbours - 4 * light[1:-1, 1:-1]).var())
 
 
 class Page:
-    """What the page's buttons do."""
+    """Actions of the page's buttons."""
 
-    def __init__(self, service: CasePredictor, desk: Desk, book: Book) -> None:
-        """Takes what answers, its queue, and where cases are kept."""
-        self._service, self._desk, self.book = service, desk, book
+    def __init__(
+        self, predictor: CasePredictor, queue: RequestQueue, recorder: CaseRecorder
+    ) -> None:
+        """Store the predictor, its queue and the recorder of cases."""
+        self._predictor, self._queue, self.recorder = predictor, queue, recorder
 
-    def found(self, who: str, number: Any, verdict: str | None) -> str:
-        """Writes a verdict down, and says so or why not."""
-        store = self.book.store
+    def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
+        """Store the confirmed diagnosis of a case and return a confirmation or refusal as HTML."""
         try:
-            if store is None:
-                raise ProblemError.unusable("No cases are kept here.")
+            if self.recorder.store is None:
+                raise ProblemError.unusable("This service does not store cases.")
             if not isinstance(number, int | float) or number < 1:
-                raise ProblemError.unusable("Say the number of the case.")
+                raise ProblemError.unusable("Enter the number of the case.")
             if verdict is None:
-                raise ProblemError.unusable("Say what it was.")
-            case = find_case(store, who, int(number))
-            judge(store, who, case, verdict)
+                raise ProblemError.unusable("Choose the diagnosis.")
+            case = set_verdict(self.recorder.store, user, int(number), verdict)
         except ProblemError as error:
-            return refusal(error.detail)
-        return f'<p role="status">Case {case["number"]}: {verdict}. Thank you.</p>'
+            return render_refusal(error.detail)
+        return f'<p role="status">Case {case["number"]}: {case["verdict"]}. Thank you.</p>'
 
-    async def judge(
-        self, who: str, upload: str | None, audience: str, *cells: Any
+    async def analyse(
+        self, user: str, upload: str | None, audience: str, *cells: Any
     ) -> tuple[str, None]:
-        """A result as HTML, and nothing in the upload's place: the file is gone.
+        """Return a result or refusal as HTML, and None to empty the upload field.
 
         Args:
-            who: asks.
-            upload: where Gradio put the file.
-            audience: for whom.
-            cells: the fields of the form, in the order of the book's columns.
+            user: name of the API key.
+            upload: path where Gradio stored the file; the file is deleted.
+            audience: one of `AUDIENCES`.
+            cells: values of the form, in the order of the recorder's columns.
         """
         try:
-            data = taken(upload)
-            async with self._desk.place() as place:
-                judged = await place.run(lambda: self._judged(who, data, cells))
+            data = read_upload(upload)
+            async with self._queue.slot() as slot:
+                result = await slot.run(lambda: self._predict(user, data, cells))
         except ProblemError as error:
-            return refusal(error.detail), None
-        return result(judged, audience), None
+            return render_refusal(error.detail), None
+        return render_result(result, audience), None
 
-    def _judged(self, who: str, data: bytes | None, cells: Sequence[Any]) -> Judged:
+    def _predict(self, user: str, data: bytes | None, cells: Sequence[Any]) -> Result:
         record = {
             name: str(cell)
-            for name, cell in zip(self.book.columns, cells, strict=True)
+            for name, cell in zip(self.recorder.columns, cells, strict=True)
             if cell not in (None, "", NOT_STATED)
         }
-        case = Case(data, record)
-        small = 0
+        case, side, is_small = Case(data, record), self._predictor.side, False
         if data is not None:
             info = check_image(data)
-            small = self._service.side if min(info.width, info.height) < self._service.side else 0
-        elif self._service.needs_image:
+            is_small = min(info.width, info.height) < side
+        elif self._predictor.needs_image:
             raise ProblemError.unusable("This model needs an image: choose one first.")
-        row, reasons = self._service.predict_and_explain(case)
-        if reasons is None:
+        row, explanation = self._predictor.predict_and_explain(case)
+        if explanation is None:
             raise ProblemError.unusable(row["error"])
-        self.book.keep(who, [row], [case])
-        blurred = data is not None and sharpness(decode_for_display(data, None, SIDE)) < BLURRED
-        return Judged(case, row, reasons, self._service.card, small, blurred)
+        self.recorder.record(user, [row], [case])
+        pixels = None if data is None else decode_for_display(data, None, _DISPLAY_SIDE)
+        blurred = pixels is not None and measure_sharpness(pixels) < MIN_SHARPNESS
+        card = self._predictor.card
+        return Result(case, row, explanation, card, side if is_small else 0, blurred)
 
 
-def taken(upload: str | None) -> bytes | None:
-    """An upload's bytes; the file and its folder are deleted.
+def read_upload(upload: str | None) -> bytes | None:
+    """Return the content of an upload and delete the file and its folder.
 
     Raises:
-        ProblemError: it is gone.
+        ProblemError: the file no longer exists.
     """
     if upload is None:
         return None
@@ -127,24 +250,35 @@ def taken(upload: str | None) -> bytes | None:
         path.parent.rmdir()
     except FileNotFoundError:
         raise ProblemError.unusable("The file was deleted here; choose it again.") from None
-    except OSError:  # another upload is in the same folder
+    except OSError:  # the folder has another upload
         pass
     return data
 
 
 def mount_page(
-    app: FastAPI, service: CasePredictor, desk: Desk, book: Book | None = None
+    app: FastAPI,
+    predictor: CasePredictor,
+    queue: RequestQueue,
+    recorder: CaseRecorder | None = None,
 ) -> FastAPI:
-    """The application with the page at `/`; `book` says where cases are kept, if anywhere."""
-    folder = TemporaryDirectory(prefix="skinmm-page-", dir=MEMORY if MEMORY.is_dir() else None)
+    """Return an application with the page at `/`; without a recorder, cases are not stored."""
+    folder = TemporaryDirectory(prefix="skinmm-page-", dir=_MEMORY if _MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # also while it is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reports as well
     import gradio as gr
 
     app.state.uploads = folder  # deleted when the application ends
+    theme = gr.themes.Default(  # fonts of the system and a button with enough contrast
+        primary_hue="teal",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    fill, hover = "button_primary_background_fill", "button_primary_background_fill_hover"
+    colours = {f"{fill}{mode}": "*primary_700" for mode in ("", "_dark")}
+    colours |= {f"{hover}{mode}": "*primary_800" for mode in ("", "_dark")}
     return gr.mount_gradio_app(
         app,
-        build_page(Page(service, desk, book or Book(service, None)), service),
+        build_page(Page(predictor, queue, recorder or CaseRecorder(predictor, None)), predictor),
         path="/",
         footer_links=[],
         run_history=False,
@@ -152,103 +286,81 @@ def mount_page(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=_theme(gr),
-        css_paths=_CSS,
+        theme=theme.set(**colours),
+        css_paths=_TEMPLATES / "page.css",
     )
 
 
-def build_page(page: Page, service: CasePredictor) -> Any:
-    """The page as Gradio's Blocks."""
+def build_page(page: Page, predictor: CasePredictor) -> Any:
+    """Return the page as Gradio Blocks."""
     import gradio as gr
 
-    async def pressed(
+    async def analyse(
         request: gr.Request, upload: str | None, audience: str, *cells: Any
     ) -> tuple[str, None]:
-        return await page.judge(_who(request), upload, audience, *cells)
+        user = get_user(request.request.scope)
+        return await page.analyse(user, upload, audience, *cells)
 
-    stored = page.book.store is not None
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=STALE) as blocks:
-        gr.HTML(f'<header><h1>{TITLE}</h1><p class="notice">{NOTICE}</p></header>')
+    columns, has_store = page.recorder.columns, page.recorder.store is not None
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE) as blocks:
+        gr.HTML(render("header.html", title=TITLE))
         with gr.Tab("Lesion"), gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = gr.File(label="Image", type="filepath", height=150)
                 gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
-                fields = [_field(gr, name) for name in page.book.columns]
-                if SITE in page.book.columns:
-                    _body(gr, fields[page.book.columns.index(SITE)])
-                audience = gr.Radio(list(AUDIENCES), value=AUDIENCES[0], label="Explain it to the")
-                button = gr.Button("Judge this lesion", variant="primary")
+                fields = [_add_field(gr, name) for name in columns]
+                if _SITE in columns:
+                    _add_body_map(gr, fields[columns.index(_SITE)])
+                audience = gr.Radio([*AUDIENCES], value=AUDIENCES[0], label="Wording for")
+                button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
-                said = gr.HTML(_WAITING.format(_KEPT if stored else ""), elem_id="said")
-        if stored:
-            _verdicts(page, service.predictor.classes)
+                output = gr.HTML(render("waiting.html", has_store=has_store))
+        if has_store:
+            _add_verdicts(page, predictor.predictor.classes)
         with gr.Tab("Learn"):
-            gr.HTML(learn_html())
+            gr.HTML(render("learn.html"))
         with gr.Tab("Model"):
-            gr.HTML(about_html(service.card))
+            gr.HTML(render("model.html", card=predictor.card))
         button.click(
-            pressed,
+            analyse,
             [upload, audience, *fields],
-            [said, upload],
+            [output, upload],
             api_visibility="private",
-            concurrency_limit=None,  # the desk counts
+            concurrency_limit=None,  # the request queue has its own limit
         )
     return blocks
 
 
-def _theme(gr: Any) -> Any:
-    """Gradio's own, with fonts that need not be fetched and a button that is easy to read."""
-    theme = gr.themes.Default(
-        primary_hue="teal",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-    dark = {f"button_primary_background_fill{mode}": "*primary_700" for mode in ("", "_dark")}
-    dark |= {
-        f"button_primary_background_fill_hover{mode}": "*primary_800" for mode in ("", "_dark")
-    }
-    return theme.set(**dark)
-
-
-_WAITING: Final = (
-    '<p class="waiting">The result comes here. The image is deleted as soon as it is there.{}</p>'
-)
-_KEPT: Final = " Record and result are kept as a case."
-
-
-def _who(request: Any) -> str:
-    return who_asked(request.request.scope)
-
-
-def _verdicts(page: Page, classes: Sequence[str]) -> None:
-    """Where clinicians say what a lesion was in the end."""
+def _add_verdicts(page: Page, classes: Sequence[str]) -> None:
+    """Add the tab for confirmed diagnoses."""
     import gradio as gr
 
-    def pressed(request: gr.Request, number: float | None, verdict: str | None) -> str:
-        return page.found(_who(request), number, verdict)
+    def save(request: gr.Request, number: float | None, verdict: str | None) -> str:
+        return page.save_verdict(get_user(request.request.scope), number, verdict)
 
-    with gr.Tab("Verdict"):
-        gr.HTML("<p>What was it in the end? Verdicts show how well the model does here.</p>")
+    with gr.Tab("Confirmed diagnosis"):
+        gr.HTML("<p>Confirmed diagnosis (histology or follow-up).</p>")
         number = gr.Number(label="Case", precision=0, value=None)
-        verdict = gr.Radio([*classes], label="It was")
-        button = gr.Button("Keep this verdict", variant="primary")
-        said = gr.HTML()
-    button.click(pressed, [number, verdict], said, api_visibility="private")
+        verdict = gr.Radio([*classes], label="Diagnosis")
+        button = gr.Button("Save", variant="primary")
+        output = gr.HTML()
+    button.click(save, [number, verdict], output, api_visibility="private")
 
 
-def _body(gr: Any, sites: Any) -> None:
-    """A body that chooses in the list of sites, and shows what is chosen there."""
-    same = "(site) => site"
-    body = gr.HTML(NOT_STATED, html_template=body_html(), js_on_load=JAVASCRIPT)
-    body.input(None, body, sites, js=same, api_visibility="private")
-    sites.change(None, sites, body, js=same, api_visibility="private")
+def _add_body_map(gr: Any, sites: Any) -> None:
+    """Add a body map that chooses in the list of sites and marks the chosen one."""
+    script = (_TEMPLATES / "body_map.js").read_text(encoding="utf-8")
+    identity = "(site) => site"
+    body = gr.HTML(NOT_STATED, html_template=render("body_map.html"), js_on_load=script)
+    body.input(None, body, sites, js=identity, api_visibility="private")
+    sites.change(None, sites, body, js=identity, api_visibility="private")
 
 
-def _field(gr: Any, name: str) -> Any:
+def _add_field(gr: Any, name: str) -> Any:
     if name == "age":
-        # Text: Gradio's field of numbers shows, and sends, 0 where nobody typed anything.
+        # Text, because Gradio's number field shows and sends 0 when it is empty.
         return gr.Textbox(label="Age, years", placeholder=NOT_STATED, max_length=5)
-    if name in _WORDS:
-        choices = [NOT_STATED, *_WORDS[name]]
+    if name in _CHOICES:
+        choices = [NOT_STATED, *_CHOICES[name]]
         return gr.Dropdown(choices, value=NOT_STATED, label=name.capitalize())
     return gr.Textbox(label="Patient" if name == PATIENT else name)

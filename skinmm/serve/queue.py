@@ -1,4 +1,4 @@
-"""Who is served when: a job or two at a time, a few wait, the rest come again later."""
+"""Bounded request queue: a few jobs run at a time, a few wait, further requests are refused."""
 
 import asyncio
 import math
@@ -9,63 +9,63 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from skinmm.serve.problems import ProblemError
+from skinmm.serve.responses import ProblemError
 
 T = TypeVar("T")
 
 
-class Desk:
-    """A bounded queue before the threads that answer.
+class RequestQueue:
+    """Bounded queue in front of the prediction threads.
 
     Attributes:
-        taken: places that requests hold.
+        taken: slots in use.
     """
 
-    def __init__(self, places: int, seconds: int | float, lanes: int = 1) -> None:
-        """Opens it.
+    def __init__(self, slots: int, seconds: int | float, threads: int = 1) -> None:
+        """Start the threads.
 
         Args:
-            places: requests at a time, those that run included.
-            seconds: that a request may take, its upload included.
-            lanes: how many run at a time (see `CasePredictor.lanes`).
+            slots: requests at a time, running ones included.
+            seconds: time limit of a request, upload included.
+            threads: jobs that run at a time.
         """
-        self._places, self._seconds, self._lanes = places, seconds, lanes
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="predict")
+        self._slots, self._seconds, self._workers = slots, seconds, threads
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="predict")
         self._last = 1.0  # seconds that the last job took
         self.taken = 0
 
     @property
-    def full(self) -> bool:
-        """Whether the next request would be refused."""
-        return self.taken >= self._places
+    def is_full(self) -> bool:
+        """Return whether the next request would be refused."""
+        return self.taken >= self._slots
 
     @asynccontextmanager
-    async def place(self) -> "AsyncIterator[Place]":
-        """A place in the queue, for as long as the request lasts and its job runs.
+    async def slot(self) -> "AsyncIterator[Slot]":
+        """Occupy a slot until the request ends and its job has stopped.
 
         Raises:
-            ProblemError: no place is free, or the time is over.
+            ProblemError: no slot is free, or the time limit is exceeded.
         """
-        if self.full:
-            wait = {"Retry-After": str(math.ceil(self.taken * self._last / self._lanes))}
+        if self.is_full:
+            wait = {"Retry-After": str(math.ceil(self.taken * self._last / self._workers))}
             raise ProblemError(
-                HTTPStatus.TOO_MANY_REQUESTS, "all places are taken: try again", wait
+                HTTPStatus.TOO_MANY_REQUESTS, "the queue is full: try again later", wait
             )
         self.taken += 1
-        place = Place(self._run)
+        slot = Slot(self._submit)
         try:
             async with asyncio.timeout(self._seconds):
-                yield place
+                yield slot
         except TimeoutError:
-            raise self._late(place) from None
+            raise self._late(slot) from None
         finally:
-            self._free(place.job)
+            self._free(slot.job)
 
     def close(self) -> None:
-        """Lets what runs end and drops those that wait."""
+        """Wait for running jobs and cancel waiting ones."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, job: Callable[[], T]) -> "Future[T]":
+    def _submit(self, job: Callable[[], T]) -> "Future[T]":
         def timed() -> T:
             start = time.monotonic()
             try:
@@ -76,33 +76,30 @@ class Desk:
         return self._threads.submit(timed)
 
     def _free(self, job: "Future[Any] | None") -> None:
-        """Gives the place back, once nothing works for it any more."""
+        """Free a slot, after its job has stopped if that cannot be cancelled."""
         if job is None or job.done() or job.cancel():
             self.taken -= 1
             return
         loop = asyncio.get_running_loop()
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free, None))
 
-    def _left(self) -> None:
-        self.taken -= 1
-
-    def _late(self, place: "Place") -> ProblemError:
+    def _late(self, slot: "Slot") -> ProblemError:
         limit = f"within {self._seconds:g} seconds"
-        if place.job is None:
+        if slot.job is None:
             return ProblemError(HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive {limit}")
         wait = {"Retry-After": str(math.ceil(self._seconds))}
         return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, f"no answer {limit}: try again", wait)
 
 
-class Place:
-    """A request's place in the queue."""
+class Slot:
+    """Slot of a request in the queue."""
 
     def __init__(self, submit: Callable[[Callable[[], Any]], "Future[Any]"]) -> None:
-        """Takes what hands a job to the thread."""
+        """Store the function that submits a job to the threads."""
         self._submit = submit
         self.job: Future[Any] | None = None
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Runs a job when its turn comes, and waits for it."""
+        """Run a job in a thread and wait for its result."""
         self.job = self._submit(job)
         return await asyncio.wrap_future(self.job)

@@ -1,42 +1,44 @@
-"""`skinmm serve`: loads, checks who may listen, and runs until it is stopped."""
+"""`skinmm serve`: load the model, check who may connect, and run until stopped."""
 
 import logging
 import warnings
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 from skinmm.config import ServeConfig
-from skinmm.errors import InputError
-from skinmm.serve.keys import HOW, Keys, is_loopback
+from skinmm.errors import InputError, print_line
 
 INSTALL: Final = "pip install 'skinmm[serve]'"
 INSTALL_PAGE: Final = "pip install 'skinmm[serve,page]'"
 
 
 def serve(config: ServeConfig) -> int:
-    """Serves until Ctrl-C.
+    """Serve until Ctrl-C.
 
     Returns:
         The exit status.
 
     Raises:
-        InputError: a checkpoint, key file or store that cannot be used, an address that others can
-            reach without keys, or packages that are not installed.
+        InputError: a checkpoint, key file or store cannot be used, others could connect without a
+            key, or a package is not installed.
     """
-    local = is_loopback(config.host)
-    keys = None if config.keys is None else Keys.read(Path(config.keys))
-    if keys is None and not local:
-        raise InputError(
-            f"host={config.host}: others can reach this address, so it needs keys=FILE; {HOW}"
-        )
     try:
         import uvicorn
 
-        app = _application(config, keys)
+        from skinmm.serve.middleware import KEY_HELP, Keys
+
+        keys = None if config.keys is None else Keys.read(Path(config.keys))
+        if keys is None and not is_loopback(config.host):
+            raise InputError(
+                f"host={config.host}: other machines can reach this address, so it needs "
+                f"keys=FILE; {KEY_HELP}"
+            )
+        app = _build_app(config, keys)
     except ModuleNotFoundError as error:
         raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
-    print(f"skinmm: http://{config.host}:{config.port}/ (research use only)")  # noqa: T201
-    hush()
+    print_line(f"skinmm: http://{config.host}:{config.port}/ (research use only)")
+    silence_libraries()
     uvicorn.run(
         app,
         host=config.host,
@@ -49,49 +51,57 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def _application(config: ServeConfig, keys: Keys | None) -> Any:
-    """The API, and the page if it is wished for.
+def _build_app(config: ServeConfig, keys: Any) -> Any:
+    """Return the API, and the page if `page=true`.
 
     Raises:
-        InputError: a checkpoint or store that cannot be used.
-        ModuleNotFoundError: a package that is not installed.
+        InputError: a checkpoint or store cannot be used.
+        ModuleNotFoundError: a package is not installed.
     """
     from skinmm.predict.job import find_checkpoints
     from skinmm.predict.single_case import CasePredictor
     from skinmm.serve.app import create_app
-    from skinmm.serve.cases import Book
-    from skinmm.serve.queue import Desk
-    from skinmm.serve.store import Store, StoreError, shown
+    from skinmm.serve.cases import CaseRecorder
+    from skinmm.serve.queue import RequestQueue
+    from skinmm.serve.store import Store, StoreError, hide_password
 
-    service = CasePredictor(
+    predictor = CasePredictor(
         find_checkpoints(config.checkpoint),
         config.accelerator,
         referral=config.referral,
         backend=config.backend,
     )
-    desk = Desk(config.queue, config.timeout, service.lanes)
+    queue = RequestQueue(config.queue, config.timeout, predictor.lanes)
     store = Store.open(config.store) if config.store else None
     try:
-        book = Book(service, store, images=config.store_images)
+        recorder = CaseRecorder(predictor, store, images=config.store_images)
     except StoreError as error:
-        raise InputError(f"store={shown(config.store or '')}: {error}") from error
+        raise InputError(f"store={hide_password(config.store or '')}: {error}") from error
     names = {"localhost", "127.0.0.1", "::1", config.host}
     hosts = names if keys is None else None
-    app = create_app(service, desk, keys=keys, hosts=hosts, batch=config.batch, book=book)
-    return _with_page(app, service, desk, book) if config.page else app
-
-
-def _with_page(app: Any, service: Any, desk: Any, book: Any) -> Any:
-    from skinmm.serve.page import mount_page
-
+    app = create_app(
+        predictor, queue, keys=keys, hosts=hosts, batch=config.batch, recorder=recorder
+    )
+    if not config.page:
+        return app
     try:
-        return mount_page(app, service, desk, book)
+        from skinmm.serve.page import mount_page
+
+        return mount_page(app, predictor, queue, recorder)
     except ModuleNotFoundError as error:
         raise InputError(f"page=true needs {error.name}: {INSTALL_PAGE}, or page=false") from error
 
 
-def hush() -> None:
-    """Lets no library say what it finds in a file: it could be a patient's name."""
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def silence_libraries() -> None:
+    """Switch off messages of libraries about files: they could contain a patient's name."""
     warnings.simplefilter("ignore")
     for name in ("pydicom", "python_multipart", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,41 +1,115 @@
-"""The case store: what was said of whom, by which model, to whom; on SQLite or PostgreSQL."""
+"""Case store on SQLite or PostgreSQL: predicted cases, confirmed diagnoses and an audit trail."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, create_engine, delete, event, insert, select, update
+import sqlalchemy as sql
+from sqlalchemy import Column, Connection, Engine, Integer, String, event, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from skinmm.errors import InputError
-from skinmm.serve.tables import AUDIT, CASES, GUARDS, MODELS, careful, prepare
+from skinmm.serve.responses import ProblemError
 
-LAST: Final = 2**31 - 1
-"""The highest number that a case can have."""
-FORMS: Final = "a SQLite file, or postgresql://USER@HOST/DATABASE (password: PGPASSWORD or .pgpass)"
+MAX_NUMBER: Final = 2**31 - 1
+"""Highest number of a case."""
+_FORMATS: Final = (
+    "a SQLite file, or postgresql://USER@HOST/DATABASE (password: PGPASSWORD or .pgpass)"
+)
+_TABLES: Final = sql.MetaData()
+_MODELS: Final = sql.Table(
+    "models",
+    _TABLES,
+    Column("model", String, primary_key=True),  # SHA-256 digests of the checkpoints
+    Column("at", String, nullable=False),
+    Column("card", sql.JSON, nullable=False),
+)
+_CASES: Final = sql.Table(
+    "cases",
+    _TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("at", String, nullable=False),  # UTC, ISO 8601
+    Column("who", String, nullable=False),
+    Column("patient", String, index=True),
+    Column("model", String, nullable=False),
+    Column("record", sql.JSON, nullable=False),
+    Column("result", sql.JSON, nullable=False),
+    Column("image", sql.LargeBinary),
+    Column("verdict", String),
+    Column("verdict_at", String),
+    Column("verdict_who", String),
+    sqlite_autoincrement=True,  # the number of a deleted case is never used again
+)
+_AUDIT: Final = sql.Table(
+    "audit",
+    _TABLES,
+    Column("number", Integer, primary_key=True),
+    Column("at", String, nullable=False),
+    Column("who", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("cases", sql.JSON, nullable=False),  # numbers only: the trail must not name patients
+    Column("detail", String),
+    sqlite_autoincrement=True,
+)
+_WITHOUT_IMAGE: Final = [column for column in _CASES.columns if column.name != "image"]
+_APPEND_ONLY: Final = "the audit trail is append-only"
+_CHANGES: Final = {  # SQLite's REPLACE deletes without firing the trigger of a deletion
+    "update": "UPDATE ON audit",
+    "delete": "DELETE ON audit",
+    "replace": "INSERT ON audit WHEN NEW.number > 0 "
+    "AND EXISTS (SELECT 1 FROM audit WHERE number = NEW.number)",
+}
+_TRIGGERS: Final = {
+    "sqlite": {
+        f"audit_no_{verb}": [
+            f"CREATE TRIGGER audit_no_{verb} BEFORE {change} "
+            f"BEGIN SELECT RAISE(ABORT, '{_APPEND_ONLY}'); END"
+        ]
+        for verb, change in _CHANGES.items()
+    },
+    "postgresql": {
+        "audit_append_only": [
+            "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{_APPEND_ONLY}'; END $$",
+            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+            "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
+        ]
+    },
+}
+_LIST_TRIGGERS: Final = {
+    "sqlite": "SELECT lower(name) FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT tgname FROM pg_trigger WHERE tgrelid = 'audit'::regclass",
+}
+_LOCK: Final = {  # Python's SQLite driver does not begin a transaction before it creates a table
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": "SELECT pg_advisory_xact_lock(7546660)",
+}
 
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-_SEEN: Final = [column for column in CASES.columns if column.name != "image"]
 
+class StoreError(ProblemError):
+    """Failure of the database; the transaction was rolled back."""
 
-class StoreError(Exception):
-    """The database did not do what it was asked; nothing of it was kept."""
+    def __init__(self, reason: str) -> None:
+        """Store the reason."""
+        message = f"the case store does not answer ({reason}): try again"
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message)
 
 
 class NewCase(NamedTuple):
-    """A case to keep.
+    """Case to store.
 
     Attributes:
-        patient: as the one who asks calls the patient, if at all.
-        record: columns as the model read them.
-        result: what was answered.
-        image: its file, where images are kept.
+        patient: name of the patient, if known.
+        record: values by column as the model read them.
+        result: prediction.
+        image: image file, if images are stored.
     """
 
     patient: str | None
@@ -45,38 +119,38 @@ class NewCase(NamedTuple):
 
 
 class Store:
-    """Cases, verdicts and the audit trail. What a call returns is on the disk."""
+    """Cases, confirmed diagnoses and the audit trail; calls return after data is on the disk."""
 
     def __init__(self, engine: Engine) -> None:
-        """Takes a database that has the tables; `open` is the way in."""
+        """Store the engine of a database that has the tables; use `open` to get one."""
         self._engine = engine
 
     @classmethod
-    def open(cls, wish: str, *, create: bool = True) -> "Store":
-        """Opens a store, and makes it where there is none.
+    def open(cls, location: str, *, create: bool = True) -> "Store":
+        """Open a store.
 
         Args:
-            wish: a file of SQLite's, or a URL of either database.
-            create: else a file that is not there, or no store, is refused.
+            location: path of a SQLite file, or URL of a database.
+            create: create a missing file and missing tables; false: refuse them.
 
         Raises:
-            InputError: no such file or database, or a package that is not installed.
+            InputError: the database cannot be used, or a package is not installed.
         """
-        url, name = _url(wish), shown(wish)
+        url, name = _to_url(location), hide_password(location)
         if url.get_backend_name() == "sqlite":
-            _private_file(Path(url.database or ""), wish, create=create)
+            _require_private_file(Path(url.database or ""), location, create=create)
         try:
-            engine = create_engine(url, hide_parameters=True)  # no patient in an error's text
+            engine = sql.create_engine(url, hide_parameters=True)  # no patients in error messages
         except ModuleNotFoundError as error:
             extra = "pip install 'skinmm[postgresql]'"
             raise InputError(f"store={name}: needs {error.name}: {extra}") from error
         except ArgumentError as error:
-            raise InputError(f"store={name}: no such kind of store; give {FORMS}") from error
+            raise InputError(f"store={name}: unsupported database; use {_FORMATS}") from error
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", careful)
+            event.listen(engine, "connect", _configure_sqlite)
         try:
             with engine.begin() as database:
-                prepare(database, name, create=create)
+                _create_tables(database, name, create=create)
         except InputError:
             engine.dispose()
             raise
@@ -87,163 +161,181 @@ class Store:
         return cls(engine)
 
     def close(self) -> None:
-        """Lets go of the database."""
+        """Close all connections."""
         self._engine.dispose()
 
     def register(self, model: str, card: Mapping[str, Any]) -> None:
-        """Keeps the card of a model that will be asked."""
-        kinds: Any = {"sqlite": sqlite, "postgresql": postgresql}  # their inserts know conflicts
-        row = (
-            kinds[self._engine.dialect.name]
-            .insert(MODELS)
-            .values(model=model, at=_now(), card=dict(card))
-        )
+        """Store the card of a model unless it is already stored."""
+        dialects: Any = {"sqlite": sqlite, "postgresql": postgresql}  # for ON CONFLICT
+        row = {"model": model, "at": _now(), "card": dict(card)}
+        statement = dialects[self._engine.dialect.name].insert(_MODELS).values(row)
         with self._begin() as database:
-            database.execute(row.on_conflict_do_nothing())  # another server may be first
+            database.execute(statement.on_conflict_do_nothing())
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """The cards of all models, the latest last."""
+        """Return the cards of all models, the latest last."""
         with self._begin() as database:
-            rows = database.execute(select(MODELS).order_by(MODELS.c.at))
+            rows = database.execute(select(_MODELS).order_by(_MODELS.c.at))
             return {row.model: row.card for row in rows}
 
-    def keep(self, who: str, model: str, cases: Sequence[NewCase]) -> list[int]:
-        """Keeps cases, all or none, and returns their numbers."""
-        same = {"at": _now(), "who": who, "model": model}
-        rows = [{**case._asdict(), **same} for case in cases]
+    def add(self, user: str, model: str, cases: Sequence[NewCase]) -> list[int]:
+        """Store cases, all or none, and return their numbers."""
+        common = {"at": _now(), "who": user, "model": model}
         with self._begin() as database:
             numbers = [
-                int(database.execute(insert(CASES).values(row)).inserted_primary_key[0])  # type: ignore[index]
-                for row in rows
+                int(database.execute(insert(_CASES).values(row)).inserted_primary_key[0])  # type: ignore[index]
+                for row in ({**case._asdict(), **common} for case in cases)
             ]
-            _note(database, who, "predict", numbers)
+            _log(database, user, "predict", numbers)
         return numbers
 
     def find(
         self,
-        who: str,
+        user: str,
         *,
         number: int | None = None,
         patient: str | None = None,
         after: int = 0,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """Cases in order, without their images: one, those of a patient, or all."""
-        wanted = select(*_SEEN).where(CASES.c.number > after).order_by(CASES.c.number).limit(limit)
-        wanted = wanted if number is None else wanted.where(CASES.c.number == number)
-        wanted = wanted if patient is None else wanted.where(CASES.c.patient == patient)
+        """Return cases in order without their images: one, those of a patient, or all."""
+        query = select(*_WITHOUT_IMAGE).where(_CASES.c.number > after)
+        query = query if number is None else query.where(_CASES.c.number == number)
+        query = query if patient is None else query.where(_CASES.c.patient == patient)
         with self._begin() as database:
-            found = [dict(row) for row in database.execute(wanted).mappings()]
-            _note(database, who, "read", [row["number"] for row in found])
-        return found
+            rows = database.execute(query.order_by(_CASES.c.number).limit(limit)).mappings()
+            cases = [dict(row) for row in rows]
+            _log(database, user, "read", [case["number"] for case in cases])
+        return cases
 
-    def image(self, who: str, number: int) -> bytes | None:
-        """The image of a case, where it was kept."""
+    def read_image(self, user: str, number: int) -> bytes | None:
+        """Return the image of a case, if it is stored."""
         with self._begin() as database:
-            found = database.scalar(select(CASES.c.image).where(CASES.c.number == number))
-            _note(database, who, "read image", [number] if found else [])
-        return found
+            image = database.scalar(select(_CASES.c.image).where(_CASES.c.number == number))
+            _log(database, user, "read image", [number] if image else [])
+        return image
 
-    def judge(self, who: str, number: int, verdict: str | None) -> bool:
-        """Writes what a clinician found, in place of an earlier verdict; is there such a case?"""
-        said = {"verdict": verdict, "verdict_at": _now(), "verdict_who": who}
+    def set_verdict(self, user: str, number: int, verdict: str | None) -> None:
+        """Store the confirmed diagnosis of a case, replacing an earlier one."""
+        values = {"verdict": verdict, "verdict_at": _now(), "verdict_who": user}
+        statement = sql.update(_CASES).where(_CASES.c.number == number).values(values)
         with self._begin() as database:
-            done = database.execute(update(CASES).where(CASES.c.number == number).values(said))
-            if done.rowcount:
-                _note(database, who, "verdict", [number], verdict)
-        return bool(done.rowcount)
+            if database.execute(statement).rowcount:
+                _log(database, user, "verdict", [number], verdict)
 
-    def forget(self, who: str, *, patient: str | None = None, number: int = 0) -> list[int]:
-        """Deletes a patient's cases, or a single one; the trail keeps the numbers returned."""
-        meant = CASES.c.number == number if patient is None else CASES.c.patient == patient
+    def delete(self, user: str, *, patient: str | None = None, number: int = 0) -> list[int]:
+        """Delete the cases of a patient, or a single one, and return their numbers."""
+        rows = _CASES.c.number == number if patient is None else _CASES.c.patient == patient
+        statement = sql.delete(_CASES).where(rows).returning(_CASES.c.number)
         with self._begin() as database:
-            numbers = [*database.scalars(delete(CASES).where(meant).returning(CASES.c.number))]
-            _note(database, who, "delete", sorted(numbers))
-        return sorted(numbers)
+            numbers = sorted(database.scalars(statement))
+            _log(database, user, "delete", numbers)
+        return numbers
 
-    def trail(self, *, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
-        """The audit trail in order."""
-        wanted = select(AUDIT).where(AUDIT.c.number > after).order_by(AUDIT.c.number).limit(limit)
+    def read_audit(self, *, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the audit trail in order."""
+        query = select(_AUDIT).where(_AUDIT.c.number > after).order_by(_AUDIT.c.number)
         with self._begin() as database:
-            return [dict(row) for row in database.execute(wanted).mappings()]
+            return [dict(row) for row in database.execute(query.limit(limit)).mappings()]
 
-    def table(self, who: str, model: str | None = None) -> pd.DataFrame:
-        """The cases of a model, or all, as a prediction file has them; `target` is the verdict."""
-        wanted = select(*_SEEN).order_by(CASES.c.number)
-        wanted = wanted if model is None else wanted.where(CASES.c.model == model)
+    def to_table(self, user: str, model: str | None = None) -> pd.DataFrame:
+        """Return the cases, all or those of a model, in the columns of a prediction file.
+
+        The column `target` is the confirmed diagnosis.
+        """
+        query = select(*_WITHOUT_IMAGE).order_by(_CASES.c.number)
+        query = query if model is None else query.where(_CASES.c.model == model)
         with self._begin() as database:
-            rows = [_row(dict(found)) for found in database.execute(wanted).mappings()]
-            _note(database, who, "export", [], f"{len(rows)} cases")
+            rows = [_to_row(dict(case)) for case in database.execute(query).mappings()]
+            _log(database, user, "export", [], f"{len(rows)} cases")
         return pd.DataFrame(rows)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
-        """A transaction: all of it is kept, or nothing."""
+        """Open a transaction: everything in it is stored, or nothing."""
         try:
             with self._engine.begin() as database:
                 yield database
         except SQLAlchemyError as error:
-            raise StoreError(f"the case store: {type(error).__name__}") from error
+            raise StoreError(type(error).__name__) from error
 
 
-def shown(wish: str) -> str:
-    """A store's name as it may be printed: without a password."""
-    return _url(wish).render_as_string(hide_password=True) if "://" in wish else wish
+def hide_password(location: str) -> str:
+    """Return the location of a store without its password."""
+    return _to_url(location).render_as_string() if "://" in location else location
 
 
-def _url(wish: str) -> URL:
-    if "://" not in wish:
-        return URL.create("sqlite", database=str(Path(wish).absolute()))
+def _to_url(location: str) -> URL:
+    if "://" not in location:
+        return URL.create("sqlite", database=str(Path(location).absolute()))
     try:
-        url = make_url(wish)
-    except (ArgumentError, ValueError) as error:  # what was given may hold a password
-        kind = wish.partition("://")[0]
-        raise InputError(f"store={kind}://: no such kind of store; give {FORMS}") from error
-    if url.get_backend_name() not in GUARDS:
-        raise InputError(f"store={url.drivername}: no such kind of store; give {FORMS}")
+        url = make_url(location)
+    except (ArgumentError, ValueError) as error:  # the location may contain a password
+        scheme = location.partition("://")[0]
+        raise InputError(f"store={scheme}://: unsupported database; use {_FORMATS}") from error
+    if url.get_backend_name() not in _TRIGGERS:
+        raise InputError(f"store={url.drivername}: unsupported database; use {_FORMATS}")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
 
-def _private_file(path: Path, wish: str, *, create: bool) -> None:
-    """Makes the file where it is missing, for nobody else to read."""
+def _require_private_file(path: Path, location: str, *, create: bool) -> None:
+    """Create a missing file that only its owner can read."""
     if not create and not path.is_file():
-        raise InputError(f"store={wish}: no such file")
+        raise InputError(f"store={location}: no such file")
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise InputError(f"store={wish}: cannot be written ({error.strerror})") from error
+        raise InputError(f"store={location}: cannot be written ({error.strerror})") from error
 
 
-def _note(
-    database: Connection, who: str, action: str, cases: list[int], detail: str | None = None
+def _create_tables(database: Connection, name: str, *, create: bool) -> None:
+    """Create missing tables and triggers, all or none."""
+    dialect = database.dialect.name
+    database.exec_driver_sql(_LOCK[dialect])
+    if not create and not {*_TABLES.tables} <= {*sql.inspect(database).get_table_names()}:
+        raise InputError(f"store={name}: not a case store; give the store= of skinmm serve")
+    _TABLES.create_all(database)
+    existing = {*database.exec_driver_sql(_LIST_TRIGGERS[dialect]).scalars()}
+    for trigger, statements in _TRIGGERS[dialect].items():
+        for statement in statements if trigger not in existing else ():
+            database.exec_driver_sql(statement)
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    """Make writes survive a loss of power and overwrite deleted data."""
+    for setting in ("synchronous=EXTRA", "secure_delete=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _log(
+    database: Connection, user: str, action: str, cases: list[int], detail: str | None = None
 ) -> None:
-    row = {"at": _now(), "who": who, "action": action, "cases": cases, "detail": detail}
-    database.execute(insert(AUDIT).values(row))
+    row = {"at": _now(), "who": user, "action": action, "cases": cases, "detail": detail}
+    database.execute(insert(_AUDIT).values(row))
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _row(case: Mapping[str, Any]) -> dict[str, Any]:
-    """A case as a row of a prediction file."""
+def _to_row(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a case as a row of a prediction file."""
     result = case["result"]
-    lists = {name: "|".join(result[name]) for name in ("prediction_set", "missing")}
-    said = {name: result[name] for name in ("malignancy", "decision", "threshold", "ood")}
+    scalars = ("malignancy", "decision", "threshold", "ood", "called")
     row = {
         "image_id": case["number"],
         "patient_id": case["patient"] or f"case {case['number']}",
         "target": case["verdict"],
-        **{f"p_{name}": chance for name, chance in result["probabilities"].items()},
-        **said,
-        **{name: result[name] for name in ("called",) if name in result},
-        **lists,
+        **{f"p_{name}": probability for name, probability in result["probabilities"].items()},
+        **{name: result[name] for name in scalars if name in result},
+        **{name: "|".join(result[name]) for name in ("prediction_set", "missing")},
         **case["record"],
         **{name: case[name] for name in ("at", "who", "model", "verdict_at", "verdict_who")},
     }
-    return {name: cell if name == "target" else _inert(cell) for name, cell in row.items()}
+    return {name: cell if name == "target" else _escape(cell) for name, cell in row.items()}
 
 
-def _inert(cell: Any) -> Any:
-    """A cell of which no spreadsheet makes a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+def _escape(cell: Any) -> Any:
+    """Return a cell that no spreadsheet evaluates as a formula."""
+    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if is_formula else cell

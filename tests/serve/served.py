@@ -20,8 +20,8 @@ from quick_runs import ROOT, best
 
 from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.app import create_app
-from skinmm.serve.cases import Book
-from skinmm.serve.queue import Desk
+from skinmm.serve.cases import CaseRecorder
+from skinmm.serve.queue import RequestQueue
 from skinmm.serve.store import Store
 
 RECORD: Final = {"age": "55", "sex": "female", "site": "torso"}
@@ -71,8 +71,8 @@ def application(
     **how: Any,
 ) -> FastAPI:
     images = how.pop("images", False)
-    book = Book(service, Store.open(store), images=images) if store else None
-    return create_app(service, Desk(places, seconds), book=book, **how)
+    recorder = CaseRecorder(service, Store.open(store), images=images) if store else None
+    return create_app(service, RequestQueue(places, seconds), recorder=recorder, **how)
 
 
 def client(app: FastAPI, **how: Any) -> TestClient:

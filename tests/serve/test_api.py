@@ -3,7 +3,6 @@
 import csv
 import io
 from base64 import b64decode
-from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from tempfile import gettempdir
@@ -23,8 +22,7 @@ from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main
-from skinmm.predict.single_case import NOTICE, Case, CasePredictor
-from skinmm.serve.together import MOST, Together
+from skinmm.predict.single_case import NOTICE, CasePredictor
 
 __all__ = ["at", "service"]  # fixtures
 
@@ -85,48 +83,6 @@ def test_a_batch_is_the_table(at: TestClient, both: Path, pictures: Path, tmp_pa
     assert said[3]["error"] == "image lost.jpg not found"
     assert [row["unknown"] for row in said] == [[], [], [], ["site"]]
     assert said[3]["malignancy"] is said[3]["probabilities"] is None
-
-
-def test_who_waits_together_is_answered_as_if_alone(service: CasePredictor, pictures: Path) -> None:
-    names = [f"ISIC_{number:07d}" for number in (0, 1, 2)]
-    cases = [Case(jpeg_of(pictures, name), RECORD) for name in names]
-    cases.insert(1, Case(b"\xff\xd8\xff\xe0 broken", {}))
-    together = Together(service, MOST)
-    with ExitStack() as stack:
-        tickets = [stack.enter_context(together.waiting(case)) for case in cases]
-        with together.waiting(cases[0]) as given_up:
-            pass
-        first = together.row(tickets[0])
-        assert [ticket.row is None for ticket in tickets] == [False] * 4  # one table
-        assert given_up.row is None
-        said = [first, *map(together.row, tickets[1:])]
-    for case, row in zip(cases, said, strict=True):
-        alone = service.predict(case)
-        assert bool(row["error"]) == bool(alone["error"])
-        if not row["error"]:
-            assert row["malignancy"] == pytest.approx(alone["malignancy"], abs=1e-6)
-            assert row["patient_id"] in ("", row["image_id"])  # nobody's but its own
-
-
-def test_a_case_that_breaks_the_table_fails_alone(
-    service: CasePredictor, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = service.predict_table
-
-    def fragile(rows: Any, files: Any) -> Any:
-        if any(row.get("age") == "13" for row in rows):
-            raise RuntimeError
-        return real(rows, files)
-
-    monkeypatch.setattr(service, "predict_table", fragile)
-    cases = [Case(jpeg_of(pictures), {**RECORD, "age": age}) for age in ("55", "13", "30")]
-    together = Together(service, MOST)
-    with ExitStack() as stack:
-        good, poisoned, other = [stack.enter_context(together.waiting(case)) for case in cases]
-        assert together.row(good)["error"] == ""
-        with pytest.raises(RuntimeError):
-            together.row(poisoned)
-        assert together.row(other)["error"] == ""
 
 
 def test_an_explanation_adds_up_to_the_prediction(at: TestClient, pictures: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real command in a real browser: upload, result, learning, refusals, on a desk and a phone."""
+"""The page in Chromium, on a desktop and a phone: upload, result, education, refusals."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_a_lesion_is_judged(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    judge = page.get_by_role("button", name="Judge this lesion")
+    judge = page.get_by_role("button", name="Analyse this lesion")
     judge.wait_for(timeout=60_000)
     assert page.get_by_label("Age, years").input_value() == ""
     point_at_a_body(page)
@@ -115,17 +115,17 @@ def test_a_lesion_is_judged(
         page.get_by_text(file.stem).first.wait_for(state="detached", timeout=60_000)
         page.locator(outcome).wait_for(timeout=60_000)
         assert kept() == []
-        lacked = "sex and site" if age else "age and sex and site"
+        lacked = "sex, site" if age else "age, sex, site"
         if outcome == ".result":
-            assert f"Predicted without {lacked}" in page.locator(outcome).inner_text()
+            assert f"Not provided: {lacked}" in page.locator(outcome).inner_text()
     assert page.locator(".result img").count() == 2
     assert page.get_by_text("Research use only").first.is_visible()
     looked_at(page, f"{name}-result")
-    number = page.locator(".result").get_by_text("Kept as case").locator("b").inner_text()
-    open_tab(page, "Verdict")
+    number = page.locator(".result").get_by_text("Saved as case").locator("b").inner_text()
+    open_tab(page, "Confirmed diagnosis")
     page.get_by_label("Case").fill(number)
     page.get_by_label("benign").check()
-    page.get_by_role("button", name="Keep this verdict").click()
+    page.get_by_role("button", name="Save").click()
     page.get_by_text(f"Case {number}: benign").wait_for(timeout=60_000)
     looked_at(page, f"{name}-verdict")
     for tab, words in (("Learn", "The ABCDE rule"), ("Model", "Model card")):
@@ -168,7 +168,7 @@ def open_tab(page: Any, name: str) -> None:
 def test_a_file_that_is_too_large_is_refused(browser: Any, address: str, folder: Path) -> None:
     page = browser.new_page()
     page.goto(address)
-    page.get_by_role("button", name="Judge this lesion").wait_for(timeout=60_000)
+    page.get_by_role("button", name="Analyse this lesion").wait_for(timeout=60_000)
     large = folder / "large.jpg"
     large.write_bytes(b"\xff\xd8\xff" + bytes(MAX_IMAGE))
     page.locator("input[type=file]").set_input_files(str(large))

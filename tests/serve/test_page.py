@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+from html import unescape
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,12 +21,20 @@ from served import jpeg_of, service
 import skinmm
 from skinmm.predict.explain import Explainer, Explanation, overlay
 from skinmm.predict.single_case import NOTICE, Case, CasePredictor
-from skinmm.serve.cases import Book
-from skinmm.serve.education import about_html, learn_html
-from skinmm.serve.page import BLURRED, NOT_STATED, Page, sharpness
-from skinmm.serve.queue import Desk
+from skinmm.serve.cases import CaseRecorder
+from skinmm.serve.page import (
+    AUDIENCES,
+    MIN_SHARPNESS,
+    NOT_STATED,
+    Page,
+    Result,
+    format_probability,
+    measure_sharpness,
+    render,
+    render_result,
+)
+from skinmm.serve.queue import RequestQueue
 from skinmm.serve.store import Store
-from skinmm.serve.view import AUDIENCES, Judged, percent, result
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +42,11 @@ ROOT = Path(__file__).parents[2]
 __all__ = ["service"]  # fixtures
 
 
-def judged(service: CasePredictor, image: bytes, **record: str) -> Judged:
+def judged(service: CasePredictor, image: bytes, **record: str) -> Result:
     case = Case(image, record)
     row, reasons = service.predict_and_explain(case)
     assert reasons is not None
-    return Judged(case, row, reasons, service.card)
+    return Result(case, row, reasons, service.card)
 
 
 def judge(
@@ -46,9 +55,9 @@ def judge(
     """What the button shows."""
 
     async def press() -> str:
-        said, nothing = await Page(service, Desk(4, 60), Book(service, None)).judge(
-            "me", upload, audience, *cells
-        )
+        said, nothing = await Page(
+            service, RequestQueue(4, 60), CaseRecorder(service, None)
+        ).analyse("me", upload, audience, *cells)
         assert nothing is None
         return said
 
@@ -70,10 +79,10 @@ def test_the_result_is_the_service_s(
     upload = uploaded(tmp_path, jpeg_of(pictures))
     said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
     row = service.predict(Case(jpeg_of(pictures), {"age": "55", "site": "torso"}))
-    assert f"{percent(row['malignancy'])}</b> probability" in said
-    assert "Predicted without sex." in said
+    assert f"{format_probability(row['malignancy'])}</b> probability" in said
+    assert "Not provided: sex." in said
     assert said.count("<img") == 2
-    assert NOTICE in said.replace("&#x27;", "'")
+    assert NOTICE in unescape(said)
     assert ("What moved" in said) == (audience == "clinician")
     assert [*tmp_path.iterdir()] == []
 
@@ -99,7 +108,7 @@ def test_an_image_that_is_not_there(service: CasePredictor, tmp_path: Path) -> N
     [(1, "100"), (0.996, "100"), (0.0996, "10"), (0.0934, "9.3"), (0.0, "under 0.01")],
 )
 def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
-    assert percent(float(share)) == f"{words}\N{NO-BREAK SPACE}%"
+    assert format_probability(float(share)) == f"{words}\N{NO-BREAK SPACE}%"
 
 
 def test_nobody_predicts_with_a_network_that_is_being_explained(
@@ -125,7 +134,7 @@ def test_nobody_predicts_with_a_network_that_is_being_explained(
 def test_the_points_add_up(service: CasePredictor, pictures: Path) -> None:
     data = dicom_from_jpeg(jpeg_of(pictures), PatientAge="061Y")
     one = judged(service, data, sex="male")
-    said = result(one)
+    said = render_result(one)
     assert '<th scope="row">age</th><td>61</td>' in said
     points = [float(found) for found in re.findall(r"<td>(?:<b>)?([+-]?\d+\.\d)", said)]
     start, *added, together = points
@@ -135,31 +144,34 @@ def test_the_points_add_up(service: CasePredictor, pictures: Path) -> None:
 
 def test_what_a_patient_sent_is_text(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="<script>alert(1)</script>")
-    said = result(one)
+    said = render_result(one)
     assert "age was not understood" in said
     assert "<script" not in said
 
 
 def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="50")
-    strange = one._replace(row={**one.row, "ood": 2.0}, small=32)
-    assert "Unlike the lesions" in result(strange)
-    assert "smaller than the 32 pixels" in result(strange)
+    strange = one._replace(row={**one.row, "ood": 2.0}, min_side=32)
+    assert "Unlike the lesions" in render_result(strange)
+    assert "network&#39;s input of 32 pixels" in render_result(strange)
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
-    assert "never checked" in result(one._replace(card=unchecked))
-    assert "never checked" not in result(one)
-    for decision, words in (("malignant", "Suspicious"), ("refer", "Not decided")):
-        assert words in result(one._replace(row={**one.row, "decision": decision}))
+    assert "never tested" in render_result(one._replace(card=unchecked))
+    assert "never tested" not in render_result(one)
+    for decision, words in (("malignant", "Suspicious"), ("refer", "Needs review")):
+        assert words in render_result(one._replace(row={**one.row, "decision": decision}))
 
 
 def test_sharpness_is_a_known_variance_and_falls_with_blur(pictures: Path) -> None:
     checks = np.indices((64, 64)).sum(axis=0) % 2  # each pixel is 255 from its four neighbours
     board = np.repeat((255 * checks).astype(np.uint8)[..., None], 3, axis=2)
-    assert sharpness(board) == pytest.approx((4 * 255) ** 2)
-    assert sharpness(np.full((9, 300, 3), 80, np.uint8)) == 0
+    assert measure_sharpness(board) == pytest.approx((4 * 255) ** 2)
+    assert measure_sharpness(np.full((9, 300, 3), 80, np.uint8)) == 0
     with Image.open(pictures / "ISIC_0000166.jpg") as opened:
-        assert sharpness(np.asarray(opened)) > BLURRED
-        assert sharpness(np.asarray(opened.filter(ImageFilter.GaussianBlur(3)))) < BLURRED
+        assert measure_sharpness(np.asarray(opened)) > MIN_SHARPNESS
+        assert (
+            measure_sharpness(np.asarray(opened.filter(ImageFilter.GaussianBlur(3))))
+            < MIN_SHARPNESS
+        )
 
 
 def test_a_blurred_picture_is_said_to_be(
@@ -185,9 +197,9 @@ def test_the_map_is_clear_where_nothing_speaks() -> None:
 
 
 def test_every_part_says_what_it_is_for(service: CasePredictor) -> None:
-    learn, about = learn_html(), about_html(service.card)
-    assert NOTICE.replace("'", "&#x27;") in learn
-    assert NOTICE in about
+    learn, about = render("learn.html"), render("model.html", card=service.card)
+    assert NOTICE in unescape(learn)
+    assert NOTICE in unescape(about)
     assert learn.count("<img") == 6
     assert service.card["members"][0]["sha256"] in about
     for part in (learn, about):
@@ -201,14 +213,14 @@ def test_the_space_installs_this_version() -> None:
 
 def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "cases.db"))
-    page = Page(service, Desk(4, 60), Book(service, store))
+    page = Page(service, RequestQueue(4, 60), CaseRecorder(service, store))
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said, _ = asyncio.run(page.judge("me", upload, "clinician", "55", NOT_STATED, "torso", "P1"))
-    assert "Kept as case <b>1</b>" in said
-    assert "Case 1: malignant" in page.found("you", 1.0, "malignant")
+    said, _ = asyncio.run(page.analyse("me", upload, "clinician", "55", NOT_STATED, "torso", "P1"))
+    assert "Saved as case <b>1</b>" in said
+    assert "Case 1: malignant" in page.save_verdict("you", 1.0, "malignant")
     for number, words in ((None, "number of the case"), (7, "no case 7")):
-        assert words in page.found("you", number, "malignant")
-    assert "what it was" in page.found("you", 1, None)
+        assert words in page.save_verdict("you", number, "malignant")
+    assert "Choose the diagnosis" in page.save_verdict("you", 1, None)
     (case,) = store.find("me")
     assert (case["patient"], case["verdict"], case["verdict_who"]) == ("P1", "malignant", "you")
     assert case["record"] == {"age": 55.0, "site": "torso"}

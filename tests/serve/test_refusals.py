@@ -28,9 +28,10 @@ from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import CasePredictor
 from skinmm.serve.forms import MAX_IMAGE, check_name
-from skinmm.serve.keys import Keys, is_loopback
-from skinmm.serve.problems import ProblemError
-from skinmm.serve.queue import Desk
+from skinmm.serve.middleware import Keys
+from skinmm.serve.queue import RequestQueue
+from skinmm.serve.responses import ProblemError
+from skinmm.serve.run import is_loopback
 
 KEY: Final = "5" * 64
 MALFORMED: Final = 300
@@ -43,7 +44,7 @@ __all__ = ["at", "service"]  # fixtures
 @pytest.mark.parametrize(
     ("data", "status", "reason"),
     [
-        (b"", 422, "holds no file"),
+        (b"", 422, "has no file"),
         (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
         (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
         (png(15, 40), 422, "15x40 pixels are too few: it takes 16 on either side"),
@@ -70,7 +71,10 @@ def test_what_does_not_belong_in_the_form(at: TestClient, pictures: Path) -> Non
     image = jpeg_of(pictures)
     assert send(at, None, **RECORD)[0] == 422
     assert "unknown field 'diagnosis'" in send(at, image, diagnosis="nv")[1]["detail"]
-    assert "not a number from 1" in send(at, image, frame="-1")[1]["detail"]
+    assert (
+        "frame: Input should be greater than or equal to 1"
+        in send(at, image, frame="-1")[1]["detail"]
+    )
     assert "#frame=2 does not exist" in send(at, image, frame="2")[1]["detail"]
     assert at.post("/v1/predict", json={}).status_code == 415
     twice = at.post("/v1/predict", files=[("image", ("a", image)), ("image", ("b", image))])
@@ -163,8 +167,8 @@ def test_keys_open_all_but_health(service: CasePredictor, tmp_path: Path) -> Non
 def test_a_key_file_that_holds_none(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     for text, reason in (
-        ("", "holds no key"),
-        ("secret\n", "line 1 is no SHA-256 sum"),
+        ("", "has no key"),
+        ("secret\n", "line 1 is not a SHA-256 digest"),
         (f"{KEY} ward\n{KEY[::-1][:-1]}6 ward\n", "line 2: the name 'ward' is taken"),
         (f"{KEY} anyone\n", "'anyone' is taken"),
         (f"{KEY} skinmm feedback\n", "'skinmm feedback' is taken"),
@@ -208,53 +212,53 @@ def test_every_answer_has_security_headers(at: TestClient) -> None:
 
 
 def test_who_finds_all_places_taken_comes_again(service: CasePredictor, pictures: Path) -> None:
-    desk = Desk(1, 60)
+    queue = RequestQueue(1, 60)
     go = threading.Event()
 
     async def both_at_once() -> None:
-        async with desk.place() as place:
-            running = asyncio.create_task(place.run(lambda: go.wait(60)))
+        async with queue.slot() as slot:
+            running = asyncio.create_task(slot.run(lambda: go.wait(60)))
             await asyncio.sleep(0)
-            assert desk.full
+            assert queue.is_full
             with pytest.raises(ProblemError) as refused:
-                async with desk.place():
+                async with queue.slot():
                     pass
             assert int(refused.value.headers["Retry-After"]) >= 1
             assert refused.value.status == 429
             go.set()
             assert await running
-        assert desk.taken == 0
+        assert queue.taken == 0
 
     asyncio.run(both_at_once())
-    desk.close()
+    queue.close()
     full = application(service, places=1)
     with client(full) as opened:
         assert send(opened, jpeg_of(pictures))[0] == 200
 
 
 def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
-    desk = Desk(1, 0.05)
+    queue = RequestQueue(1, 0.05)
     go = threading.Event()
 
     async def late() -> None:
         with pytest.raises(ProblemError) as over:
-            async with desk.place() as place:
-                await place.run(lambda: go.wait(60))
+            async with queue.slot() as slot:
+                await slot.run(lambda: go.wait(60))
         assert over.value.status == 503
-        assert desk.taken == 1
+        assert queue.taken == 1
         go.set()
         for _ in range(500):
             await asyncio.sleep(0.01)
-            if not desk.taken:
+            if not queue.taken:
                 break
-        assert desk.taken == 0
+        assert queue.taken == 0
         with pytest.raises(ProblemError) as slow:
-            async with desk.place():
+            async with queue.slot():
                 await asyncio.sleep(60)
         assert slow.value.status == 408
 
     asyncio.run(late())
-    desk.close()
+    queue.close()
 
 
 def test_a_slow_client_keeps_nobody_else_waiting(service: CasePredictor, pictures: Path) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.single_case import CasePredictor
-from skinmm.serve.keys import Keys
+from skinmm.serve.middleware import Keys
 from skinmm.serve.store import NewCase, Store, StoreError
 
 __all__ = ["at", "place", "service"]  # fixtures
@@ -130,10 +130,10 @@ def test_a_patient_is_who_was_named_and_nothing_else(opened: TestClient, picture
 @pytest.mark.parametrize("verb", ["UPDATE audit SET who = 'me'", "DELETE FROM audit"])
 def test_the_trail_cannot_be_rewritten_by_the_database_s_user(place: str, verb: str) -> None:
     store = Store.open(place)
-    store.keep("me", "m", [NewCase("p", {}, RESULT)])
+    store.add("me", "m", [NewCase("p", {}, RESULT)])
     with pytest.raises(DBAPIError, match="append-only"):
         change(place, verb)
-    assert [each["action"] for each in store.trail()] == ["predict"]
+    assert [each["action"] for each in store.read_audit()] == ["predict"]
     store.close()
 
 
@@ -143,14 +143,14 @@ def test_replacing_a_line_of_the_trail_is_refused_in_older_stores_too(tmp_path: 
     change(place, "DROP TRIGGER audit_no_replace")
     store = Store.open(place)
     for _ in range(2):
-        store.keep("me", "m", [NewCase("p", {}, RESULT)])
+        store.add("me", "m", [NewCase("p", {}, RESULT)])
     with pytest.raises(DBAPIError, match="append-only"):
         change(
             place,
             "INSERT OR REPLACE INTO audit (number, at, who, action, cases) "
             "VALUES (1, '', 'other', '', '[]')",
         )
-    assert [each["who"] for each in store.trail()] == ["me", "me"]
+    assert [each["who"] for each in store.read_audit()] == ["me", "me"]
     store.close()
 
 
@@ -171,7 +171,7 @@ def test_a_case_and_its_trail_are_kept_together_or_not_at_all(place: str) -> Non
     store = Store.open(place)
     change(place, "ALTER TABLE audit RENAME TO trail")
     with pytest.raises(StoreError, match="case store"):
-        store.keep("me", "m", [NewCase("p", {}, RESULT), NewCase("p", {}, RESULT)])
+        store.add("me", "m", [NewCase("p", {}, RESULT), NewCase("p", {}, RESULT)])
     change(place, "ALTER TABLE trail RENAME TO audit")
     assert store.find("me") == []
     store.close()
@@ -181,9 +181,9 @@ def test_what_was_forgotten_is_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cases.db"
     store = Store.open(str(path))
     assert path.stat().st_mode & 0o077 == 0
-    store.keep("me", "m", [NewCase("Erika Mustermann", {"note": "secret"}, RESULT)])
+    store.add("me", "m", [NewCase("Erika Mustermann", {"note": "secret"}, RESULT)])
     assert b"Mustermann" in path.read_bytes()
-    store.forget("me", patient="Erika Mustermann")
+    store.delete("me", patient="Erika Mustermann")
     store.close()
     assert b"Mustermann" not in path.read_bytes()
     assert b"secret" not in path.read_bytes()
@@ -194,12 +194,12 @@ def test_what_was_forgotten_is_not_in_the_file(tmp_path: Path) -> None:
     ("wish", "reason"),
     [
         ("none/cases.db", "cannot be written"),
-        ("mysql://localhost/x", "no such kind of store"),
-        ("://", "no such kind of store"),
+        ("mysql://localhost/x", "unsupported database"),
+        ("://", "unsupported database"),
         ("postgresql://me:secret@localhost:1/x", "cannot be used"),
         ("postgresql+psycopg2://me:secret@localhost:1/x", "needs psycopg2|cannot be used"),
-        ("postgresql+none://me:secret@localhost:1/x", "no such kind of store"),
-        ("postgresql://me:secret@localhost:port/x", "no such kind of store"),
+        ("postgresql+none://me:secret@localhost:1/x", "unsupported database"),
+        ("postgresql://me:secret@localhost:port/x", "unsupported database"),
         (__file__, "cannot be used"),
     ],
 )
@@ -214,7 +214,7 @@ def test_feedback_makes_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
     change(str(place), "CREATE TABLE models (name)")
     before = place.read_bytes()
     assert cli.main(["feedback", f"store={place}", f"output={tmp_path / 'out'}"]) == 2
-    assert "no case store" in capsys.readouterr().err
+    assert "not a case store" in capsys.readouterr().err
     assert place.read_bytes() == before
 
 
@@ -227,7 +227,7 @@ def test_a_store_that_does_not_answer_is_said_at_the_terminal(
     for command in ("serve", "feedback"):
         given = f"checkpoint={best(both)}"
         assert cli.main([command, f"store={place}", given]) == 2
-        assert "the case store: OperationalError" in capsys.readouterr().err
+        assert "the case store does not answer (OperationalError)" in capsys.readouterr().err
 
 
 def test_without_a_store_nothing_is_said_of_cases(at: TestClient, pictures: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_kill_loses_no_case_that_was_acknowledged(both: Path, pictures: Path, 
     kept = {each["number"]: each["patient"] for each in store.find("me", limit=1000)}
     assert len(acknowledged) >= 20
     assert set(acknowledged) <= set(kept.items())
-    told = {number for each in store.trail(limit=1000) for number in each["cases"]}
+    told = {number for each in store.read_audit(limit=1000) for number in each["cases"]}
     assert kept.keys() <= told
     store.close()
 
@@ -305,7 +305,7 @@ def test_feedback_sets_verdicts_beside_the_test(
     now = dict(zip(shifts["site"]["labels"], shifts["site"]["now"], strict=True))
     assert now["torso"] == 6
     page = (output / "feedback.html").read_text()
-    assert "Since it is in use" in page
-    assert "Who got a verdict" in page
+    assert "Performance in use" in page
+    assert "Confirmed diagnoses by decision" in page
     (tmp_path / "other.ckpt").write_bytes(b"")
     assert cli.main([*command, f"checkpoint={tmp_path / 'other.ckpt'}"]) == 2
