@@ -137,6 +137,7 @@ def _render_images(result: Result) -> dict[str, str] | None:
     if image is None or heat is None:
         return None
     pixels = decode_for_display(image, result.case.frame, _DISPLAY_SIDE)
+    network_input = result.explanation.pixels
     background = pixels if network_input is None else network_input
     return {"original": to_data_uri(pixels), "heat_map": to_data_uri(overlay(background, heat))}
 
