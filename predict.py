@@ -1,4 +1,4 @@
-"""Predicts a list: `python predict.py checkpoint=best.ckpt input=patients.csv images=DIR`."""
+"""Predict a table: `python predict.py checkpoint=best.ckpt input=patients.csv images=DIR`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Trains a model: `python train.py model=effnet_b3 fusion=concat data=siim_isic data.root=DIR`."""
+"""Train a model: `python train.py model=effnet_b3 fusion=concat data=siim_isic data.root=DIR`."""
 
 import sys
 

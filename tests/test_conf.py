@@ -8,9 +8,9 @@ import pytest
 import timm
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
-from skinmm.cli.hydra_app import CONF
+from skinmm.cli.hydra_app import CONF, store_config
+from skinmm.cli.main import COMMANDS
 from skinmm.config import (
     Config,
     PredictConfig,
@@ -67,7 +67,7 @@ def _hydra() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    store_config(COMMANDS["train"])
     return from_mapping(Config, compose("config", list(overrides)))
 
 
@@ -143,14 +143,14 @@ def test_the_default_is_what_the_readme_says() -> None:
 
 
 def test_the_prediction_job_composes() -> None:
-    ConfigStore.instance().store(name="schema", node=PredictConfig)
-    config = compose("predict", ["checkpoint=a.ckpt", "input=a.csv"])
+    store_config(COMMANDS["predict"])
+    config = compose("command", ["checkpoint=a.ckpt", "input=a.csv"])
     assert from_mapping(PredictConfig, config) == PredictConfig("a.ckpt", input="a.csv")
 
 
 def test_the_service_composes() -> None:
-    ConfigStore.instance().store(name="schema", node=ServeConfig)
-    config = compose("serve", ["checkpoint=a.ckpt", "port=80"])
+    store_config(COMMANDS["serve"])
+    config = compose("command", ["checkpoint=a.ckpt", "port=80"])
     assert from_mapping(ServeConfig, config) == ServeConfig("a.ckpt", port=80)
 
 

@@ -1,11 +1,14 @@
-"""Hydra behind the commands: paths are taken literally, errors are one line, jobs see no Hydra."""
+"""Hydra behind the commands: literal paths, one-line errors, typed configurations for the jobs."""
 
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
@@ -17,111 +20,107 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
-from skinmm.config import (
+from skinmm.config import from_mapping, keys_with
+from skinmm.config.load import (
     describe_settings,
     escape_interpolation,
+    explain_unknown_key,
     find_unknown_key,
     format_config_error,
-    from_mapping,
-    suggest_key,
 )
-from skinmm.errors import InputError, is_utf8
+from skinmm.errors import InputError, is_utf8, one_line, print_error, print_line
 
 PACKAGE: Final = Path(__file__).parents[1]
-# In an installed wheel conf lies inside the package, in a checkout beside it.
+# An installed wheel has conf inside the package, a checkout next to it.
 CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
+FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
+GENERATED: Final = "command"  # name of the primary configuration that is made from a schema
+_HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}}
+_NO_LOGS: Final = [{f"override hydra/{name}_logging": "none"} for name in ("job", "hydra")]
 
-# Values of these keys are taken literally, whatever characters a path holds.
-PATH_KEYS: Final = frozenset(
-    {
-        "data.root",
-        "data.masks",
-        "data.segmenter",
-        "data.args.root",
-        "data.args.table",
-        "data.args.images",
-        "model.pretrained",
-        "model.cache",
-        "resume",
-        "checkpoint",
-        "input",
-        "images",
-        "keys",
-        "master",
-        "store",
-        "out",
-        "output",
-        "by_patient",
-        "explain",
-        "submission",
-        "hydra.run.dir",
-        "hydra.sweep.dir",
-    }
-)
-OUTPUT_KEYS: Final = ("output", "out", "by_patient", "submission", "explain")
-# The path behind `root:` in data.extra=[{name:...,root:PATH},...], up to what can only follow it.
-_EXTRA_ROOT: Final = re.compile(
-    r"([{,]\s*root\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
-)
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `skinmm`.
+
+    Attributes:
+        name: its name on the command line.
+        schema: dataclass of its settings.
+        function: "module:function", imported when the command runs; it takes the configuration and
+            returns the exit status.
+        help: what it does, in one line.
+        usage: examples for its own help.
+        config_name: primary configuration: a file in conf, or generated from the schema.
+    """
+
+    name: str
+    schema: type[Any]
+    function: str
+    help: str
+    usage: str
+    config_name: str = GENERATED
+
+    def __call__(self, config: Any) -> int:
+        """Import the function and call it."""
+        module, _, name = self.function.partition(":")
+        return int(getattr(import_module(module), name)(config))
 
 
 class JobError(Exception):
-    """A run that has said why it failed.
+    """A job that failed in a process of its own and has reported why.
 
     Attributes:
         status: its exit status.
     """
 
     def __init__(self, status: int) -> None:
-        """Takes the exit status."""
+        """Store the exit status."""
         super().__init__(status)
         self.status = status
 
 
 Job = Callable[[Any, Path], int]
-"""Takes the typed configuration and the folder that Hydra made; returns the exit status."""
+"""Function of the typed configuration and the folder that Hydra made; returns the exit status."""
 
 
-def run_hydra(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
-    """Composes, checks and runs a job; with `-m` as often as the overrides say.
+def run_hydra(argv: list[str], command: Command, job: Job) -> int:
+    """Compose, check and run a job; with `-m` once for each combination of overrides.
 
-    A run of a sweep that fails says so and lets the others go on.
+    A job that fails in a sweep is reported, and the others continue.
 
     Args:
-        argv: overrides and Hydra's flags.
-        name: the primary configuration under conf.
-        schema: its dataclass.
+        argv: overrides and flags of Hydra.
+        command: its schema and primary configuration.
         job: called with every composed configuration.
 
     Returns:
-        The worst exit status; of runs in processes of their own, that of the first that failed.
+        The highest exit status; for jobs in processes of their own, that of the first failure.
     """
-    unwritable = [item for item in argv if not is_utf8(item)]
-    if unwritable:
-        return refuse(f"{unwritable[0]!r}: a name that is not UTF-8; rename the file or folder")
-    ConfigStore.instance().store(name="schema", node=schema)
-    full = os.environ.get(FULL_ERROR) == "1"
+    if unreadable := [item for item in argv if not is_utf8(item)]:
+        return refuse(f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder")
+    schema, full = command.schema, os.environ.get(FULL_ERROR) == "1"
+    store_config(command)
     if {"-h", "--help"} & {*argv}:
-        return run_cli(lambda: _help(argv, name, schema), full=full, schema=schema)
-    typed, own, statuses = sys.argv, os.getpid(), [0]
+        return run_cli(lambda: _print_help(argv, command), full=full, schema=schema)
+    original_argv, process, statuses = sys.argv, os.getpid(), [0]
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.config_name)
     def task(composed: Any) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        # What the job starts (Lightning's other ranks) sees neither Hydra nor quoted paths.
+        # Processes that the job starts, such as Lightning's, see neither Hydra nor quoted paths.
         HydraConfig.instance().cfg = None
-        sys.argv = typed
+        sys.argv = original_argv
         with temporary_environment(**{FULL_ERROR: str(int(full))}):
             status = report_errors(
-                lambda: job(_writable(from_mapping(schema, composed)), folder), full=full
+                lambda: job(_check_outputs(from_mapping(schema, composed)), folder), full=full
             )
         _remove_if_empty(folder)
         statuses.append(status)
-        if status and os.getpid() != own:  # a launcher's process, which can only tell by raising
+        if status and os.getpid() != process:  # a launcher's process can only report by raising
             raise JobError(status)
 
-    def finish() -> int:
+    def compose_and_run() -> int:
         _check_folders(argv)
         try:
             task()
@@ -129,36 +128,40 @@ def run_hydra(argv: list[str], name: str, schema: type[Any], job: Job) -> int:
             return error.status
         return max(statuses)
 
-    sys.argv = [typed[0], *map(quote_path, argv)]
+    sys.argv = [original_argv[0], *(quote_path(item, schema) for item in argv)]
     try:
-        # With the full error Hydra raises instead of printing several lines and exiting with 1.
+        # With the full error Hydra raises, instead of printing several lines and exiting with 1.
         with temporary_environment(**{FULL_ERROR: "1"}):
-            return run_cli(finish, full=full, schema=schema)
+            return run_cli(compose_and_run, full=full, schema=schema)
     finally:
-        sys.argv = typed
+        sys.argv = original_argv
 
 
-def run_single(argv: list[str], name: str, schema: type[Any], job: Job, what: str) -> int:
-    """As `run`, of a command that does one thing; `what` says so."""
-    if {"-m", "--multirun"} & set(argv):
-        return refuse(f"{what}; start it once for each")
-    return run_hydra(argv, name, schema, job)
+def store_config(command: Command) -> None:
+    """Store the schema in Hydra, and the primary configuration unless it is a file in conf."""
+    store, schema = ConfigStore.instance(), command.schema
+    store.store(name="schema", node=schema)
+    if command.config_name == GENERATED:
+        names = [item.name for item in fields(schema) if (CONF / item.name).is_dir()]
+        groups = [{name: getattr(schema(), name).name} for name in names]
+        defaults = ["schema", *groups, "_self_", *_NO_LOGS]
+        store.store(name=GENERATED, node={"defaults": defaults, "hydra": _HYDRA_SETTINGS})
 
 
 def require_writable(key: str, output: str) -> None:
-    """Refuses an output where nothing can be written, before any work is done; URLs pass.
+    """Refuse an output to which nothing can be written, before any work is done; URLs pass.
 
     Raises:
-        InputError: the folder, or the nearest above it that is there, takes no file.
+        InputError: no file can be made in the folder, or in the nearest existing folder above it.
     """
     if not output or ":/" in output:
         return
     path = Path(output).absolute()
-    place = path if path.is_dir() else path.parent
+    folder = path if path.is_dir() else path.parent
     try:
-        while not place.exists():
-            place = place.parent
-        with TemporaryFile(dir=place):  # what `os.access` says does not bind root
+        while not folder.exists():
+            folder = folder.parent
+        with TemporaryFile(dir=folder):  # `os.access` is always true for root
             pass
     except OSError as error:
         raise InputError(
@@ -166,33 +169,55 @@ def require_writable(key: str, output: str) -> None:
         ) from error
 
 
-def quote_path(override: str) -> str:
-    """Quotes the value of a path key, so that Hydra takes it as it is.
+def quote_path(override: str, schema: type[Any]) -> str:
+    """Quote the value of an override whose setting is a path, so that Hydra reads it literally.
 
-    Left alone are null and quoted values; in a list in brackets that no file is named like, each
-    item is quoted. In `data.extra` the roots are.
+    Null and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
+    has that name, and so are the paths within a list of mappings such as `data.extra`.
     """
-    key, separator, value = override.partition("=")
-    if key.lstrip("+") == "data.extra":
-        return f"{key}={_EXTRA_ROOT.sub(lambda m: m[1] + _quoted(m[2]), value)}"
-    if not separator or key.lstrip("+") not in PATH_KEYS:
+    prefixed, separator, value = override.partition("=")
+    key, paths = prefixed.lstrip("+"), (*keys_with(schema, "path"), *FOLDER_KEYS)
+    if names := [path.removeprefix(f"{key}[].") for path in paths if path.startswith(f"{key}[].")]:
+        pattern = _PATH_IN_LIST.replace("NAMES", "|".join(names))
+        return f"{prefixed}={re.sub(pattern, lambda match: match[1] + quote(match[2]), value)}"
+    if not separator or key not in paths:
         return override
     is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
     if is_list and "'" not in value and '"' not in value:
-        items = ",".join(_quoted(item.strip()) for item in value[1:-1].split(","))
-        return f"{key}=[{items}]"
-    return override if is_list else f"{key}={_quoted(value)}"
+        return f"{prefixed}={quote_list(item.strip() for item in value[1:-1].split(','))}"
+    return override if is_list else f"{prefixed}={quote(value)}"
+
+
+# PATH in [{name:...,root:PATH},...]: it ends where only a key, a mapping or the end can follow.
+_PATH_IN_LIST: Final = (
+    r"([{,]\s*(?:NAMES)\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
+)
+
+
+def quote(value: str) -> str:
+    """Quote a value, so that Hydra reads it literally; null and quoted values are unchanged."""
+    if value in ("", "null") or value[0] in "'\"":
+        return value
+    # Hydra reads a backslash as itself, except before a quote and at the end.
+    text = escape_interpolation(value)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def quote_list(values: Iterable[str]) -> str:
+    """Return a list of values, each quoted."""
+    return f"[{','.join(map(quote, values))}]"
 
 
 def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
-    """The exit status of a job, Ctrl-C included; what went wrong is said in one line."""
+    """Return the exit status of a job, also after Ctrl-C; print one line about an error."""
     try:
         status = report_errors(job, full=full, schema=schema)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        print_error("interrupted")
         return 130
-    except BrokenPipeError:  # who read has seen enough (`| head`); the rest is for nobody
+    except BrokenPipeError:  # the reader has ended, as `| head` does; discard the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
@@ -201,48 +226,48 @@ def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | N
 def report_errors(
     job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None
 ) -> int:
-    """As `run_cli`, but Ctrl-C goes on to end a sweep."""
+    """Return the exit status of a job; unlike in `run_cli`, Ctrl-C ends a sweep."""
     try:
         return job()
     except BrokenPipeError:
         raise
-    except Exception as error:  # the last line of defence
+    except Exception as error:  # the last resort
         if full:
             traceback.print_exc()
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
-        print(f"error: {explain_error(error, schema)}", file=sys.stderr)  # noqa: T201
+        print_error(f"error: {explain_error(error, schema)}")
         return 2 if isinstance(error, InputError | HydraException) else 1
 
 
 def refuse(reason: str) -> int:
-    """Says what is wrong with the command line and returns its exit status."""
-    print(f"error: {reason}", file=sys.stderr)  # noqa: T201
+    """Print what is wrong with the command line and return its exit status."""
+    print_error(f"error: {reason}")
     return 2
 
 
 def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
-    """One line for any error: what was given, and what could have been."""
+    """Return one line about any error: what was given, and what is allowed."""
     if isinstance(error, InputError):
-        return format_config_error(error)
+        return one_line(error)
     if not isinstance(error, HydraException):
-        return f"{type(error).__name__}: {format_config_error(error)} ({FULL_ERROR}=1 shows where)"
+        return f"{type(error).__name__}: {one_line(error)} (set {FULL_ERROR}=1 for the traceback)"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
     key = find_unknown_key(error.__cause__)
     if schema and key:
-        return suggest_key(schema, key)
+        return explain_unknown_key(schema, key)
     if isinstance(error, OverrideParseException):
         lines = str(error).splitlines()
-        why = [line for line in lines if not line.startswith(("Error parsing", "See "))]
-        return f"{error.override}: {', '.join(why)}; quote what holds signs of Hydra's own"
+        reasons = [line for line in lines if not line.startswith(("Error parsing", "See "))]
+        return f"{error.override}: {', '.join(reasons)}; quote values with special characters"
     return format_config_error(error.__cause__ or error)
 
 
 @contextmanager
 def temporary_environment(**variables: str) -> Iterator[None]:
-    """Environment variables for a while; whatever else the block sets is undone as well."""
+    """Set environment variables for a block, and undo every change that the block makes."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -252,50 +277,44 @@ def temporary_environment(**variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _help(argv: list[str], name: str, schema: type[Any]) -> int:
-    """Says what a command does, its choices, and every setting with the value it would have."""
-    typed = [quote_path(item) for item in argv if not item.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(typed)
-    # A sweep has no one value to show.
-    overrides = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+def _print_help(argv: list[str], command: Command) -> int:
+    """Print what a command does, its groups, and every setting with the value it would have."""
+    overrides = [quote_path(item, command.schema) for item in argv if not item.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    # A sweep has several values for a setting; show the default.
+    single = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose(name, overrides, return_hydra_config=True)
-    lines = [composed.hydra.help.header]
-    groups = [each for each in composed.hydra.runtime.choices if not each.startswith("hydra/")]
+        composed = compose(command.config_name, single, return_hydra_config=True)
+    lines = [f"{command.help}:", command.usage, ""]
+    groups = [name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")]
     for group in reversed(groups):
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         lines.append(f"{group}={'|'.join(options)}")
-    print(*lines, *describe_settings(schema, composed), sep="\n")  # noqa: T201
+    print_line("\n".join([*lines, *describe_settings(command.schema, composed)]))
     return 0
 
 
-def _quoted(value: str) -> str:
-    if value in ("", "null") or value[0] in "'\"":
-        return value
-    # Hydra reads a backslash as itself, except in front of a quote or at the end.
-    escaped = re.sub(
-        r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), escape_interpolation(value)
-    )
-    return f"'{escaped}'"
-
-
 def _check_folders(argv: list[str]) -> None:
-    """Refuses run folders that cannot be made; Hydra makes them before anything else."""
+    """Refuse run folders that cannot be made; Hydra makes them before it runs the job."""
     for item in argv:
         key, _, value = item.lstrip("+").partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if key in FOLDER_KEYS:
             require_writable(key, value.strip("'\""))
 
 
-def _writable(config: Any) -> Any:
-    """The configuration of a job, once its outputs are known to be such."""
-    if not getattr(config, "verify", False):  # which writes nothing
-        for key in OUTPUT_KEYS:
-            require_writable(key, getattr(config, key, None) or "")
+def _check_outputs(config: Any) -> Any:
+    """Return the configuration of a job if all of its outputs are writable."""
+
+    def value(key: str) -> Any:
+        return reduce(getattr, key.split("."), config)
+
+    if not any(map(value, keys_with(type(config), "disables_output"))):
+        for key in keys_with(type(config), "output"):
+            require_writable(key, value(key) or "")
     return config
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes the run folder before anything was checked; a refused run leaves none behind."""
+    """Remove the folder that Hydra made for a job that was refused."""
     if folder != Path.cwd() and not any(folder.iterdir()):
         folder.rmdir()

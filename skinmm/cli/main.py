@@ -1,50 +1,203 @@
-"""The commands. An exit status says how one ended, a single line what was wrong.
+"""The `skinmm` command: the table of commands, and training.
 
-0 all done, 1 failure, 2 bad usage or input, 3 some rows not predicted, 130 Ctrl-C.
-Nothing here imports torch before the configuration was checked.
+Exit status: 0 success, 1 failure, 2 bad usage or input, 3 some rows not predicted, 130 Ctrl-C.
+Nothing here imports torch before the configuration has been checked.
 """
 
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from dataclasses import fields
+from functools import reduce
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from skinmm.cli.commands import audit, compare, explore, pack, pack_spark, predict_spark, report
-from skinmm.cli.hydra_app import refuse, run_cli, run_hydra, run_single, temporary_environment
+from skinmm import __version__
+from skinmm.cli.hydra_app import (
+    Command,
+    quote,
+    quote_list,
+    refuse,
+    run_cli,
+    run_hydra,
+    temporary_environment,
+)
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import (
+    AuditConfig,
+    CompareConfig,
     Config,
     DicomConfig,
+    ExploreConfig,
     ExportConfig,
     FeedbackConfig,
+    PackConfig,
+    PackSparkConfig,
     PredictConfig,
+    PredictSparkConfig,
+    ReportPageConfig,
     ServeConfig,
+    keys_with,
     read_config,
     resume_config,
 )
-from skinmm.errors import InputError
+from skinmm.errors import print_error, print_line
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
 JOIN: Final = "SKINMM_JOIN"
 TORCHRUN: Final = "TORCHELASTIC_RUN_ID"
 
+TRAIN: Final = Command(
+    "train",
+    Config,
+    "skinmm.cli.main:train",
+    "Train, evaluate and report one model",
+    """\
+  python train.py experiment=demo
+  python train.py model=effnet_b3 fusion=concat data=siim_isic data.root=DIR
+  python train.py -m model=effnet_b0,resnet50 fusion=image_only,concat
+hydra.run.dir=DIR  run folder; default: runs/DATE_MODEL_FUSION
+-m                 train every combination of values with commas, in hydra.sweep.dir=DIR""",
+    config_name="config",
+)
+_OTHERS: Final = (
+    Command(
+        "predict",
+        PredictConfig,
+        "skinmm.cli.commands:run_predict",
+        "Predict a table of patients or a folder of images",
+        "  python predict.py checkpoint=best.ckpt input=patients.csv images=DIR output=out.csv",
+    ),
+    Command(
+        "predict-spark",
+        PredictSparkConfig,
+        "skinmm.spark.predict:predict_spark",
+        "Predict a table of any length on Apache Spark, from Parquet to Parquet",
+        "  skinmm predict-spark checkpoint=best.ckpt input=patients.parquet images=DIR "
+        "output=predictions master=spark://HOST:7077",
+    ),
+    Command(
+        "export",
+        ExportConfig,
+        "skinmm.cli.commands:run_export",
+        "Write a checkpoint as one ONNX file, after a comparison with PyTorch",
+        "  skinmm export checkpoint=RUN/checkpoints/best.ckpt",
+    ),
+    Command(
+        "dicom-sr",
+        DicomConfig,
+        "skinmm.predict.dicom_sr:write_results",
+        "Predict DICOM images and write DICOM structured reports and heat maps",
+        "  skinmm dicom-sr checkpoint=best.ckpt input=DICOM_TREE out=DIR",
+    ),
+    Command(
+        "serve",
+        ServeConfig,
+        "skinmm.serve.run:serve",
+        "Serve a web page and a REST API for one patient at a time (research use only)",
+        "  skinmm serve checkpoint=best.ckpt\n"
+        "  skinmm serve checkpoint=best.ckpt host=0.0.0.0 keys=keys.txt",
+    ),
+    Command(
+        "feedback",
+        FeedbackConfig,
+        "skinmm.cli.commands:run_feedback",
+        "Compare predictions with verified diagnoses, and recent cases with the training data",
+        "  skinmm feedback store=cases.db\n"
+        "  skinmm feedback store=postgresql://USER@HOST/DATABASE checkpoint=best.ckpt",
+    ),
+    Command(
+        "report",
+        ReportPageConfig,
+        "skinmm.cli.commands:run_report",
+        "Write the report of a run folder, or of the predictions of any system",
+        "  skinmm report RUN_FOLDER report.pictures=false\n"
+        "  skinmm report PREDICTIONS.csv labels=LABELS.csv positive=CLASS,CLASS",
+    ),
+    Command(
+        "compare",
+        CompareConfig,
+        "skinmm.cli.commands:run_compare",
+        "Compare runs or prediction files, with paired tests",
+        "  skinmm compare A.csv B.csv labels=LABELS.csv\n  skinmm compare FOLDER_OF_RUNS",
+    ),
+    Command(
+        "audit",
+        AuditConfig,
+        "skinmm.cli.commands:run_audit",
+        "Find leaks and shortcuts in a cohort and its split; exit status 1 if there is a leak",
+        "  skinmm audit data=siim_isic data.root=DIR\n"
+        "  skinmm audit data=image_folder data.root=DIR near=true output=audit",
+    ),
+    Command(
+        "explore",
+        ExploreConfig,
+        "skinmm.cli.commands:run_explore",
+        "Show the classes, missing values, ages, sites, sizes and images of a cohort on one page",
+        "  skinmm explore data=ham10000 data.root=DIR output=explore.html",
+    ),
+    Command(
+        "pack",
+        PackConfig,
+        "skinmm.cli.commands:run_pack",
+        "Resize the images of a cohort into TFRecord shards; the same command resumes",
+        "  skinmm pack data=siim_isic data.root=DIR out=packed size=512\n"
+        "  skinmm pack out=packed verify=true",
+    ),
+    Command(
+        "pack-spark",
+        PackSparkConfig,
+        "skinmm.cli.commands:run_pack_spark",
+        "Pack a cohort on Apache Spark; the shards are those of skinmm pack",
+        "  skinmm pack-spark data=siim_isic data.root=DIR out=packed master=spark://HOST:7077",
+    ),
+)
+COMMANDS: Final = {command.name: command for command in (TRAIN, *_OTHERS)}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """The `skinmm` command."""
+    """Run the `skinmm` command and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())  # noqa: T201
+        rows = [f"  {command.name:<15}{command.help}" for command in COMMANDS.values()]
+        print_line("\n".join(["usage: skinmm COMMAND ...", "", *rows]))
         return 0
     name, *rest = arguments
+    if name == "--version":
+        print_line(f"skinmm {__version__}")
+        return 0
     if name not in COMMANDS:
         return refuse(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")
-    return COMMANDS[name](rest)
+    return train(rest) if name == TRAIN.name else run_single(rest, COMMANDS[name])
+
+
+def run_single(argv: list[str], command: Command) -> int:
+    """Run a command once; file names without KEY= become values of its positional setting."""
+    if {"-m", "--multirun"} & {*argv}:
+        return refuse(f"skinmm {command.name} does not accept -m; start it once for each value")
+    schema = command.schema
+    for key in keys_with(schema, "positional"):
+        names = {item.name for item in fields(schema)}
+        paths = [item for item in argv if _is_positional(item, names)]
+        argv = [item for item in argv if item not in paths]
+        if paths and isinstance(getattr(schema(), key), list):
+            argv.append(f"{key}={quote_list(paths)}")
+        elif len(paths) > 1:
+            return refuse(f"skinmm {command.name} takes one path, not {', '.join(paths)}")
+        else:
+            argv += [f"{key}={quote(path)}" for path in paths]
+    argv = [_bracket_list(item, schema()) for item in argv]
+    return run_hydra(argv, command, lambda config, _: command(config))
+
+
+def predict(argv: list[str]) -> int:
+    """Predict: `predict.py checkpoint=... input=... output=...`."""
+    return run_single(argv, COMMANDS["predict"])
 
 
 def train(argv: list[str]) -> int:
-    """Trains, tests and reports: `train.py KEY=VALUE ...`, `-m` for several runs."""
+    """Train, evaluate and report: `train.py KEY=VALUE ...`, `-m` for several runs."""
     other = _other_process()
     if other is not None:
         return other
@@ -52,67 +205,43 @@ def train(argv: list[str]) -> int:
 
     def job(config: Config, folder: Path) -> int:
         if not config.study.arms:
-            return _begin(config, folder, argv)
+            return _start(config, folder, argv)
         studies.append((config, folder))
         return 0
 
     status = 1
     try:
-        status = run_hydra(argv, "config", Config, job)
+        status = run_hydra(argv, TRAIN, job)
         for config, folder in studies:
-            status = max(status, study(config, folder.absolute(), argv, _begin))
+            status = max(status, study(config, folder.absolute(), argv, TRAIN, _start))
     finally:
         if TORCHRUN in os.environ:
             _dismiss(status)
     return status
 
 
-def predict(argv: list[str]) -> int:
-    """Predicts a list of patients: `predict.py checkpoint=... input=... output=...`."""
-    return run_single(argv, "predict", PredictConfig, _predict, "predict.py makes one table")
+def _is_positional(item: str, names: set[str]) -> bool:
+    """Return whether an item of the command line is a file name, not a flag or an override."""
+    key, separator, _ = item.partition("=")
+    if item.startswith("-") or not separator:
+        return not item.startswith("-")
+    is_key = re.fullmatch(r"[+~]{0,2}\w+([./@]\w+)*", key) is not None
+    is_setting = key.lstrip("+~").partition(".")[0] in names
+    return not is_setting and (not is_key or Path(item).exists())
 
 
-def serve(argv: list[str]) -> int:
-    """Serves a page and an API for one patient: `skinmm serve checkpoint=...`."""
-    return run_single(argv, "serve", ServeConfig, _serve, "skinmm serve is one service")
+def _bracket_list(item: str, settings: Any) -> str:
+    """Return `key=a,b` as a list, if the setting is one; without -m the comma has no other use."""
+    key, _, value = item.partition("=")
+    default = reduce(lambda part, name: getattr(part, name, None), key.split("."), settings)
+    if not isinstance(default, list) or value in ("", "null") or value[0] in "[{'\"":
+        return item
+    values = [value] if Path(value).exists() else value.split(",")
+    return f"{key}={quote_list(text.strip() for text in values)}"
 
 
-def feedback(argv: list[str]) -> int:
-    """Sets what clinicians found beside what a model had said, and its cases beside training."""
-    return run_single(
-        argv, "feedback", FeedbackConfig, _feedback, "skinmm feedback looks at one store"
-    )
-
-
-def export(argv: list[str]) -> int:
-    """Writes a checkpoint as one ONNX file, compared with PyTorch first."""
-    return run_single(argv, "export", ExportConfig, _export, "skinmm export takes one checkpoint")
-
-
-def dicom_sr(argv: list[str]) -> int:
-    """Writes what a model says of DICOM images as DICOM: structured reports and heat maps."""
-    return run_single(argv, "dicom", DicomConfig, _dicom_sr, "skinmm dicom-sr takes one folder")
-
-
-COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
-    "train": train,
-    "predict": predict,
-    "predict-spark": predict_spark,
-    "export": export,
-    "dicom-sr": dicom_sr,
-    "serve": serve,
-    "feedback": feedback,
-    "report": report,
-    "compare": compare,
-    "audit": audit,
-    "explore": explore,
-    "pack": pack,
-    "pack-spark": pack_spark,
-}
-
-
-def _begin(config: Config, folder: Path, argv: list[str]) -> int:
-    """One run: a new one, or one to resume."""
+def _start(config: Config, folder: Path, argv: list[str]) -> int:
+    """Start a new run, or resume one."""
     if config.resume is None:
         return _train(absolutize_paths(config), folder)
     overrides = [item for item in argv if "=" in item and not item.startswith("-")]
@@ -125,10 +254,9 @@ def _resume(config: Config) -> int:
     folder = Path(config.resume or "")
     if not finished(config, folder):
         return _train(config, folder)
-    print(f"{folder}: this run is finished; its report: {folder / 'report.html'}")  # noqa: T201
+    print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
     if config.logger.name == "wandb":
-        told = "what W&B lacks of it is sent when metrics.json is removed and the run resumed again"
-        print(told)  # noqa: T201
+        print_line("to upload it to W&B again, remove its metrics.json and resume it")
     return 0
 
 
@@ -145,11 +273,11 @@ def _train(config: Config, folder: Path) -> int:
             metrics = fit(config, folder)
     except KeyboardInterrupt:
         if (folder / "config.yaml").is_file():
-            again = shlex.quote(f"resume={folder}")
-            print(f"to go on: python train.py {again}", file=sys.stderr)  # noqa: T201
+            override = shlex.quote(f"resume={folder}")
+            print_error(f"to resume: python train.py {override}")
         raise
-    print(format_metrics(metrics["test"]))  # noqa: T201
-    print(f"run folder: {folder}\nreport: {folder / 'report.html'}")  # noqa: T201
+    print_line(format_metrics(metrics["test"]))
+    print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
 
 
@@ -190,54 +318,3 @@ def _dismiss(status: int) -> None:
     from skinmm.training.distributed import dismiss
 
     dismiss(status)
-
-
-def _predict(config: PredictConfig, _: Path) -> int:
-    from skinmm.models.checkpoint import read_task
-    from skinmm.predict.job import find_checkpoints, predict_file
-
-    checkpoints = find_checkpoints(config.checkpoint)
-    tasks = {read_task(path) for path in checkpoints}
-    if len(checkpoints) == 1 and tasks == {"segmentation"} and config.explain is None:
-        from skinmm.segmentation.predict import predict_masks
-
-        return predict_masks(config, checkpoints[0])
-    return predict_file(config)
-
-
-def _serve(config: ServeConfig, _: Path) -> int:
-    from skinmm.serve.run import serve as served
-
-    return served(config)
-
-
-def _feedback(config: FeedbackConfig, _: Path) -> int:
-    try:
-        from skinmm.serve.feedback import feedback as made
-    except ModuleNotFoundError as error:
-        needs = f"skinmm feedback needs {error.name}: pip install 'skinmm[serve]'"
-        raise InputError(needs) from error
-    print(f"feedback: {made(config)}")  # noqa: T201
-    return 0
-
-
-def _export(config: ExportConfig, _: Path) -> int:
-    from skinmm.predict.export_onnx import export as exported
-
-    path = exported(config)
-    size = path.stat().st_size / 1e6
-    print(f"model: {path} ({size:.1f} MB), equal to PyTorch on {config.rows} lesions")  # noqa: T201
-    return 0
-
-
-def _dicom_sr(config: DicomConfig, _: Path) -> int:
-    from skinmm.predict.dicom_sr import write_results
-
-    return write_results(config)
-
-
-def _usage() -> str:
-    lines = [
-        f"  {name:<15}{(call.__doc__ or '').splitlines()[0]}" for name, call in COMMANDS.items()
-    ]
-    return "\n".join(["usage: skinmm COMMAND ...", "", *lines])

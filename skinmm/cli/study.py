@@ -1,4 +1,4 @@
-"""A study: an experiment's arms, each a run of its own in one folder, and a table of them all."""
+"""A study: the runs of an experiment, called arms, each in its own folder, and their comparison."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,111 +8,111 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
+from skinmm.cli.hydra_app import FULL_ERROR, Command, refuse, run_cli, run_hydra
 from skinmm.config import (
-    CHANGEABLE,
     Config,
     DataConfig,
     PredictConfig,
     StudyConfig,
     filter_overrides,
     flatten,
+    keys_with,
     read_config,
     resume_config,
     to_mapping,
 )
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from skinmm.report.blocks import Note, Table
 
-Begin = Callable[[Config, Path, list[str]], int]
-FREE: Final = ("trainer.", "logger.", "overwrite", "resume", "study.", "model.cache")
-"""Settings that an arm may be gone on with by other values of."""
-PERSON: Final = ("image_id", "lesion_id", "patient_id")
+Start = Callable[[Config, Path, list[str]], int]
+ID_COLUMNS: Final = ("image_id", "lesion_id", "patient_id")
 
 
 class Arm(NamedTuple):
-    """One run of a study: its configuration, its folder, and the overrides that `begin` takes."""
+    """One run of a study, and the overrides that start it."""
 
     config: Config
-    place: Path
-    told: list[str]
+    folder: Path
+    overrides: list[str]
 
 
-def study(config: Config, folder: Path, argv: list[str], begin: Begin) -> int:
-    """Runs every arm that the folder does not hold, and compares them all.
+def study(config: Config, folder: Path, argv: list[str], command: Command, start: Start) -> int:
+    """Run every arm that has not finished, and compare all arms.
 
-    An arm that was interrupted is resumed. A frozen network's features are shared by the arms that
-    have the same.
+    An interrupted arm is resumed. Arms with the same frozen network share its cached features.
 
     Args:
-        config: of the study.
-        folder: for a folder of each arm, `compare.md` and, of one cohort, `compare.html`.
-        argv: as typed; an arm's overrides go behind them.
-        begin: makes one run of a configuration.
+        config: configuration of the study.
+        folder: contains a folder per arm, `compare.md` and, for one cohort, `compare.html`.
+        argv: the command line; the overrides of an arm follow it.
+        command: the command that trains.
+        start: starts or resumes one run.
 
     Returns:
-        The exit status of the first arm that failed; 3 if rows of another cohort did.
+        The exit status of the first arm that failed; 3 if some rows could not be predicted.
     """
     if {"-m", "--multirun"} & set(argv):
-        return refuse("a study runs its arms itself: leave -m out")
-    # Merged into the experiment's: nothing.
+        return refuse("a study runs its own arms; remove -m")
+    # Hydra merges an empty mapping into the arms of the experiment, which changes nothing.
     if any("".join(word.split()).lstrip("+") == "study.arms={}" for word in argv):
         names = ", ".join(config.study.arms)
-        return refuse(f"study.arms={{}}: leave arms out by ~study.arms.NAME each; of {names}")
+        return refuse(f"study.arms={{}}: remove each arm with ~study.arms.NAME; arms: {names}")
     arms: list[Arm] = []
-    # All are looked at before the first one, which may take hours, begins.
+    # Check all arms before the first starts, which may take hours.
     for name, overrides in config.study.arms.items():
 
-        def job(composed: Config, place: Path, own: list[str] = overrides) -> int:
+        def job(composed: Config, arm_folder: Path, overrides: list[str] = overrides) -> int:
             if config.study.outside:
-                _refuse_containers(composed.data, place.name)
-            arms.append(_arm(composed, place, argv, own))
+                _require_image_files(composed.data, arm_folder.name)
+            arms.append(_prepare_arm(composed, arm_folder, [*argv, *overrides]))
             return 0
 
-        told = [*argv, *overrides, f"hydra.run.dir={folder / name}"]
-        if status := run_hydra(told, "config", Config, job):
+        status = run_hydra([*argv, *overrides, f"hydra.run.dir={folder / name}"], command, job)
+        if status:
             return status
     full = os.environ.get(FULL_ERROR) == "1"
-    return run_cli(lambda: _all(config.study, folder, arms, begin), full=full)
-
-
-def _arm(config: Config, place: Path, argv: list[str], own: list[str]) -> Arm:
-    """An arm that is to begin, to be gone on with, or that is there.
-
-    Raises:
-        InputError: the folder holds one of other settings.
-    """
-    config, told = absolutize_paths(replace(config, study=StudyConfig())), [*argv, *own]
-    cache = config.model.cache or str(place.parent / "features")
-    config = replace(config, model=replace(config.model, cache=cache))
-    if not (place / "config.yaml").is_file() or config.overwrite:
-        return Arm(config, place, told)
-    kept, wanted = (
-        flatten(to_mapping(each)) for each in (read_config(place / "config.yaml"), config)
-    )
-    keys = [key for key in wanted | kept if wanted.get(key) != kept.get(key)]
-    if changed := [key for key in keys if not key.startswith(FREE)]:
-        raise InputError(
-            f"{place} was begun with other values of {', '.join(changed)}; choose another "
-            "hydra.run.dir, or make every arm again with overwrite=true"
-        )
-    return Arm(replace(config, resume=str(place)), place, filter_overrides(CHANGEABLE, told))
+    return run_cli(lambda: _run_arms(config.study, folder, arms, start), full=full)
 
 
 def absolutize_paths(config: Config) -> Config:
-    """First weights are named from the root on, so that a run is gone on with from any folder."""
+    """Return a configuration with the absolute path of the initial weights.
+
+    A run can then be resumed from any working folder.
+    """
     path = Path(str(config.model.pretrained))
     if not path.is_file():
         return config
     return replace(config, model=replace(config.model, pretrained=str(path.absolute())))
 
 
-def _refuse_containers(data: DataConfig, name: str) -> None:
-    """Other models' prediction of a cohort takes its images from files."""
+def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
+    """Return an arm to start, or to resume if its folder contains a run of the same settings."""
+    config = absolutize_paths(replace(config, study=StudyConfig()))
+    cache = config.model.cache or str(folder.parent / "features")
+    config = replace(config, model=replace(config.model, cache=cache))
+    if not (folder / "config.yaml").is_file() or config.overwrite:
+        return Arm(config, folder, overrides)
+    before, now = (
+        flatten(to_mapping(run)) for run in (read_config(folder / "config.yaml"), config)
+    )
+    resumable = keys_with(Config, "resumable")
+    ignored = (*resumable, *keys_with(Config, "per_start"))
+    changed = [key for key in now | before if now.get(key) != before.get(key)]
+    if fixed := [key for key in changed if not key.startswith(ignored)]:
+        raise InputError(
+            f"{folder} was started with other values of {', '.join(fixed)}; choose another "
+            "hydra.run.dir, or replace every arm with overwrite=true"
+        )
+    config = replace(config, resume=str(folder))
+    return Arm(config, folder, filter_overrides(resumable, overrides))
+
+
+def _require_image_files(data: DataConfig, name: str) -> None:
+    """Refuse a cohort whose images are inside containers, which prediction does not read."""
     from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 
@@ -120,103 +120,105 @@ def _refuse_containers(data: DataConfig, name: str) -> None:
     inside = next((path for path in paths if not Path(split_frame(path)[0]).is_file()), None)
     if inside:
         raise InputError(
-            f"arm {name}: study.outside=true needs images that are files, not {inside}; name the "
-            "folder of the images themselves"
+            f"arm {name}: study.outside=true needs images that are files, not {inside}; give the "
+            "folder of the images"
         )
 
 
-def _all(study: StudyConfig, folder: Path, arms: Sequence[Arm], begin: Begin) -> int:
+def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Start) -> int:
     for arm in arms:
-        if arm.config.resume and _finished(arm):
+        if arm.config.resume and _is_finished(arm):
             continue
-        print(f"\nstudy: {arm.place.name}", flush=True)  # noqa: T201
-        if status := begin(*arm):
+        print_line(f"\nstudy: {arm.folder.name}")
+        if status := start(*arm):
             return status
-    return _compared(study, folder)
+    return _compare_arms(study, folder)
 
 
-def _finished(arm: Arm) -> bool:
-    if not (arm.place / "metrics.json").is_file():
+def _is_finished(arm: Arm) -> bool:
+    if not (arm.folder / "metrics.json").is_file():
         return False
     from skinmm.training.fit import finished
 
-    return finished(resume_config(arm.config, arm.told), arm.place)
+    return finished(resume_config(arm.config, arm.overrides), arm.folder)
 
 
-def _compared(study: StudyConfig, folder: Path) -> int:
+def _compare_arms(study: StudyConfig, folder: Path) -> int:
     from skinmm.report import write_comparison
     from skinmm.report.format import format_markdown
 
     runs, status = [folder / name for name in study.arms], 0
     notes: Sequence[Note] = ()
     if study.outside:
-        table, status = _outside(runs, folder / "outside")
+        table, status = _evaluate_outside(runs, folder / "outside")
         tables = [table]
     else:
-        against = study.against or [runs[0].name]
         tables, notes = write_comparison(
-            runs, folder / "compare.html", against=against, overwrite=True
+            runs,
+            folder / "compare.html",
+            against=study.against or [runs[0].name],
+            overwrite=True,
         )
-    told = [f"{note.text}\n" for note in notes]
-    text = "\n".join([*(format_markdown(table.header, table.rows) for table in tables), *told])
+    text = "\n".join(
+        [
+            *(format_markdown(table.header, table.rows) for table in tables),
+            *(f"{note.text}\n" for note in notes),
+        ]
+    )
     (folder / "compare.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\ncomparison: {folder / 'compare.md'}")  # noqa: T201
+    print_line(f"\n{text}\ncomparison: {folder / 'compare.md'}")
     return status
 
 
-def _outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
-    """Every run's first model on the cohorts of the others, but for the people that it knows."""
+def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
+    """Evaluate the first model of every run on the cohorts of the others, without shared patients.
+
+    Returns:
+        The table, and the highest exit status of the predictions.
+    """
     import pandas as pd
 
     from skinmm.report import compare_cohorts
 
-    firsts = {run.name: run / "fold_0" if (run / "fold_0").is_dir() else run for run in runs}
-    text = dict.fromkeys(PERSON, str)
-    cohorts = {
-        name: pd.read_csv(first / "cohort.csv", dtype=text) for name, first in firsts.items()
-    }
+    folds = {run.name: run / "fold_0" if (run / "fold_0").is_dir() else run for run in runs}
+    dtypes = dict.fromkeys(ID_COLUMNS, str)
+    cohorts = {name: pd.read_csv(fold / "cohort.csv", dtype=dtypes) for name, fold in folds.items()}
     folder.mkdir(exist_ok=True)
-    judged, worst = [], 0
-    for own, (name, cohort) in product(runs, cohorts.items()):
-        place = own if name == own.name else folder / f"{own.name}_on_{name}.csv"
-        judged.append((own.name, name, place))
-        if place != own:
-            best = firsts[own.name] / "checkpoints" / "best.ckpt"
-            worst = max(worst, _predicted(best, _unknown(cohort, cohorts[own.name]), place))
-    return compare_cohorts(judged, firsts), worst
+    sources, status = [], 0
+    for run, (name, cohort) in product(runs, cohorts.items()):
+        source = run if name == run.name else folder / f"{run.name}_on_{name}.csv"
+        sources.append((run.name, name, source))
+        if source != run:
+            best = folds[run.name] / "checkpoints" / "best.ckpt"
+            rows = _drop_shared_rows(cohort, cohorts[run.name])
+            status = max(status, _predict_rows(best, rows, source))
+    return compare_cohorts(sources, folds), status
 
 
-def _unknown(cohort: "pd.DataFrame", known: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows of a cohort that share neither image, lesion nor patient with another one."""
-    shared = cohort["image_id"].isin(known["image_id"])
-    for name in {*PERSON} & {*cohort} & {*known}:
-        shared |= cohort[name].notna() & cohort[name].isin(known[name])
-    return cohort[~shared]
+def _drop_shared_rows(cohort: "pd.DataFrame", other: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the rows of a cohort that share no image, lesion or patient with the other."""
+    is_shared = cohort["image_id"].isin(other["image_id"])
+    for name in {*ID_COLUMNS} & {*cohort} & {*other}:
+        is_shared |= cohort[name].notna() & cohort[name].isin(other[name])
+    return cohort[~is_shared]
 
 
-def _predicted(checkpoint: Path, rows: "pd.DataFrame", output: Path) -> int:
-    """Predicts rows, unless this checkpoint has; a prediction that was killed goes on.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        InputError: there are no rows.
-    """
+def _predict_rows(checkpoint: Path, rows: "pd.DataFrame", output: Path) -> int:
+    """Predict rows, unless the output has this checkpoint's predictions; resume if interrupted."""
     from skinmm.predict import predict_file
 
     if rows.empty:
-        raise InputError(f"{output.stem}: the model knows the patients of every row")
-    asked, note = output.with_suffix(".input.csv"), output.with_suffix(".sha256")
+        raise InputError(f"{output.stem}: every row shares a patient with the training cohort")
+    table, digest_file = output.with_suffix(".input.csv"), output.with_suffix(".sha256")
     text = rows.drop(columns="image_id").to_csv(index=False)  # `path` names the images
-    made_of = sha256(checkpoint.read_bytes() + text.encode()).hexdigest()
-    fresh = not note.is_file() or note.read_text(encoding="utf-8") != made_of
-    if fresh:
+    digest = sha256(checkpoint.read_bytes() + text.encode()).hexdigest()
+    is_new = not digest_file.is_file() or digest_file.read_text(encoding="utf-8") != digest
+    if is_new:
         output.unlink(missing_ok=True)
-        asked.write_text(text, encoding="utf-8")
-        note.write_text(made_of, encoding="utf-8")
+        table.write_text(text, encoding="utf-8")
+        digest_file.write_text(digest, encoding="utf-8")
     if output.exists():
         return 0
-    print(f"\n{output.stem.replace('_on_', ' on ')}", flush=True)  # noqa: T201
-    job = PredictConfig(checkpoint=str(checkpoint), input=str(asked), output=str(output))
-    return predict_file(replace(job, resume=not fresh, overwrite=fresh))
+    print_line(f"\n{output.stem.replace('_on_', ' on ')}")
+    job = PredictConfig(checkpoint=str(checkpoint), input=str(table), output=str(output))
+    return predict_file(replace(job, resume=not is_new, overwrite=is_new))

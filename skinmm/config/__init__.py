@@ -1,7 +1,8 @@
-"""The typed configuration: below it nobody sees OmegaConf, and nothing in it imports torch."""
+"""Typed configuration of every command; imports neither torch nor Hydra."""
 
 from skinmm.config.commands import (
     AuditConfig,
+    CompareConfig,
     DicomConfig,
     ExploreConfig,
     ExportConfig,
@@ -10,26 +11,20 @@ from skinmm.config.commands import (
     PackSparkConfig,
     PredictConfig,
     PredictSparkConfig,
+    ReportPageConfig,
     ServeConfig,
 )
 from skinmm.config.load import (
-    build_component,
-    check_component,
     check_settings,
-    describe_settings,
-    escape_interpolation,
-    find_unknown_key,
+    filter_overrides,
     flatten,
-    format_config_error,
     from_mapping,
     read_config,
-    suggest_key,
+    resume_config,
     to_mapping,
     write_config,
 )
-from skinmm.config.resume import CHANGEABLE, filter_overrides, resume_config
 from skinmm.config.schema import (
-    Component,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -41,10 +36,11 @@ from skinmm.config.schema import (
     StudyConfig,
     TrainerConfig,
 )
+from skinmm.config.setting import Component, build_component, check_component, keys_with
 
 __all__ = [
-    "CHANGEABLE",
     "AuditConfig",
+    "CompareConfig",
     "Component",
     "Config",
     "DataConfig",
@@ -61,6 +57,7 @@ __all__ = [
     "PackSparkConfig",
     "PredictConfig",
     "PredictSparkConfig",
+    "ReportPageConfig",
     "ScheduleConfig",
     "ServeConfig",
     "StudyConfig",
@@ -68,16 +65,12 @@ __all__ = [
     "build_component",
     "check_component",
     "check_settings",
-    "describe_settings",
-    "escape_interpolation",
     "filter_overrides",
-    "find_unknown_key",
     "flatten",
-    "format_config_error",
     "from_mapping",
+    "keys_with",
     "read_config",
     "resume_config",
-    "suggest_key",
     "to_mapping",
     "write_config",
 ]

@@ -1,172 +1,212 @@
-# ruff: noqa: RUF009  (`setting` makes a field of its own for each)
-"""Every setting of the other commands: what judges lesions, and what looks at a cohort."""
+"""Every setting of the commands other than training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from skinmm.config.schema import DataConfig, setting
+from skinmm.config.schema import DataConfig
+from skinmm.config.setting import fraction, literal_path, output_path, section, setting
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
+MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
 
 
 @dataclass
 class InferenceConfig:
-    """What judges lesions, wherever it does."""
+    """Model and device of a prediction."""
 
-    checkpoint: Any = setting(
-        None, "checkpoint: a path, a pattern, or a list of paths", example=CHECKPOINT
+    checkpoint: Any = literal_path(
+        None, "checkpoint: a path, a pattern, or a list (an ensemble)", example=CHECKPOINT
     )
     backend: str = setting(
         "auto",
-        "what predicts; auto: onnx where `skinmm export` put a model, else torch, which explains",
+        "inference library; auto: onnx after `skinmm export`, else torch",
         choices=("auto", "torch", "onnx"),
     )
-    accelerator: str = setting("auto", "where it runs", choices=("auto", "cpu", "gpu"))
+    accelerator: str = setting(
+        "auto", "device to predict on", choices=("auto", "cpu", "gpu"), decides_rows=True
+    )
     referral: bool = setting(
-        True, "decide `refer` where set or features speak against; false: the threshold alone"
+        True,
+        "decide `refer` for ambiguous or unfamiliar rows; false: by the threshold only",
+        decides_rows=True,
     )
 
 
 @dataclass
 class BatchInferenceConfig(InferenceConfig):
-    """What judges a list of lesions, in steps."""
+    """Prediction of many rows."""
 
-    threshold: float | None = setting(
-        None, "decision threshold; null: the checkpoint's", low=0, high=1
+    threshold: float | None = fraction(
+        None, "decision threshold; null: the checkpoint's", decides_rows=True
     )
-    probabilities: str = setting("calibrated", "which probabilities", choices=("calibrated", "raw"))
-    batch_size: int = setting(32, "rows per step", low=1, high=100_000)
+    probabilities: str = setting(
+        "calibrated", "probabilities to write", choices=("calibrated", "raw"), decides_rows=True
+    )
+    batch_size: int = setting(32, "rows per batch", low=1, high=100_000, decides_rows=True)
 
 
 @dataclass
 class PredictConfig(BatchInferenceConfig):
-    """A prediction job."""
+    """Prediction of a table or a folder of images."""
 
-    input: str = setting(
+    input: str = literal_path(
         "",
-        "CSV or Parquet of patients, or a folder of images; a path or a URL",
+        "CSV or Parquet table, or folder of images; path or URL",
         example="patients.csv",
+        decides_rows=True,
     )
-    images: str | None = setting(None, "folder of the images; default: the table's own folder")
-    output: str = setting("predictions.csv", "table to write: .csv, .jsonl or .parquet")
-    by_patient: str | None = setting(None, "CSV to write beside it: a row per patient")
-    submission: str | None = setting(None, "CSV to write beside it: image_name,target")
-    explain: str | None = setting(None, "folder for heat maps and what each input added")
+    images: str | None = literal_path(
+        None, "folder of the images; null: the table's folder", decides_rows=True
+    )
+    output: str = output_path("predictions.csv", "table to write: .csv, .jsonl or .parquet")
+    by_patient: str | None = output_path(None, "further CSV to write: one row per patient")
+    submission: str | None = output_path(None, "further CSV to write: image_name,target")
+    explain: str | None = output_path(
+        None, "folder for heat maps and contributions", decides_rows=True
+    )
     workers: int | None = setting(
-        None, "decoding threads; null: the cores, at most 8", low=0, high=1000
+        None, "decoding threads; null: CPU cores, at most 8", low=0, high=1000
     )
-    resume: bool = setting(False, "go on where a job that was killed ended")
-    overwrite: bool = setting(False, "replace the output if it exists")
+    resume: bool = setting(False, "continue a job that was interrupted")
+    overwrite: bool = setting(False, "replace existing output")
 
 
 @dataclass
 class PredictSparkConfig(BatchInferenceConfig):
-    """A prediction job on Apache Spark; paths are such that every executor reaches them."""
+    """Prediction on Apache Spark; every executor must be able to read the paths."""
 
-    input: str = setting(
-        "",
-        "Parquet file or folder of patients; a path or a URL of Spark's",
-        example="patients.parquet",
-    )
-    images: str | None = setting(None, "folder of the images; a path or a URL")
-    output: str = setting("predictions", "folder of Parquet files to write; a path or a URL")
-    master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
-    workers: int = setting(1, "decoding threads of each Python worker", low=1, high=1000)
-    overwrite: bool = setting(False, "replace the output if it exists")
+    input: str = literal_path("", "Parquet file or folder; path or URL", example="patients.parquet")
+    images: str | None = literal_path(None, "folder of the images; path or URL")
+    output: str = output_path("predictions", "folder of Parquet files to write; path or URL")
+    master: str = literal_path("local[*]", MASTER)
+    workers: int = setting(1, "decoding threads per Python worker", low=1, high=1000)
+    overwrite: bool = setting(False, "replace existing output")
 
 
 @dataclass
 class DicomConfig(InferenceConfig):
-    """What a model says of DICOM images, as DICOM: a structured report, and a heat map."""
+    """Prediction of DICOM images as DICOM structured reports and heat maps."""
 
-    input: str = setting(
-        "", "folder of DICOM files, or a table as predict.py reads it", example="DICOM_TREE"
-    )
-    images: str | None = setting(None, "folder of a table's images")
-    out: str = setting("dicom", "folder to write to")
-    overwrite: bool = setting(False, "write into a folder that holds files")
+    input: str = literal_path("", "folder of DICOM files, or a table", example="DICOM_TREE")
+    images: str | None = literal_path(None, "folder of the images of a table")
+    out: str = output_path("dicom", "folder to write")
+    overwrite: bool = setting(False, "write into a folder that contains files")
 
 
 @dataclass
 class ExportConfig:
-    """A checkpoint as one ONNX file."""
+    """Export of a checkpoint to one ONNX file."""
 
-    checkpoint: str = setting("", "what training wrote", example=CHECKPOINT)
-    out: str | None = setting(None, "file to write; default: beside the checkpoint, as .onnx")
-    rows: int = setting(64, "embedded lesions that PyTorch is asked too", low=2, high=700)
-    overwrite: bool = setting(False, "replace the file if it exists")
+    checkpoint: str = literal_path("", "checkpoint to export", example=CHECKPOINT)
+    out: str | None = output_path(None, "file to write; null: next to the checkpoint")
+    rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
+    overwrite: bool = setting(False, "replace an existing file")
+
+
+@dataclass
+class ReportPicturesConfig:
+    """Content of a report."""
+
+    pictures: bool | None = setting(None, "show lesion images; null: as in the run's configuration")
+
+
+@dataclass
+class ReportPageConfig:
+    """Report of one run or prediction file."""
+
+    input: str = literal_path(
+        "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
+    )
+    labels: str | None = literal_path(None, "CSV of labels by image_id")
+    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    output: str = output_path("report.html", "page to write; unused for a run folder")
+    report: ReportPicturesConfig = section(ReportPicturesConfig)
+    overwrite: bool = setting(False, "replace an existing page")
+
+
+@dataclass
+class CompareConfig:
+    """Comparison of several runs or prediction files."""
+
+    inputs: list[str] = literal_path(
+        [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
+    )
+    labels: str | None = literal_path(None, "CSV of labels by image_id")
+    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    output: str = output_path("compare.html", "page to write")
+    overwrite: bool = setting(False, "replace an existing page")
 
 
 @dataclass
 class AuditConfig:
-    """A search for leaks and shortcuts in a cohort and its split."""
+    """Search for leaks and shortcuts in a cohort and its split."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = section(DataConfig)
     near: bool = setting(False, "also compare the pixels of all images, to find near duplicates")
-    output: str = setting("audit", "folder for audit.json and audit.html")
-    overwrite: bool = setting(False, "replace an audit that is in the folder already")
+    output: str = output_path("audit", "folder for audit.json and audit.html")
+    overwrite: bool = setting(False, "replace an existing audit")
 
 
 @dataclass
 class ExploreConfig:
-    """A page about a cohort."""
+    """Overview of a cohort."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    examples: int = setting(12, "pictures of each class", low=0, high=500)
-    output: str = setting("explore.html", "page to write")
-    overwrite: bool = setting(False, "replace the page if it exists")
+    data: DataConfig = section(DataConfig)
+    examples: int = setting(12, "images shown per class", low=0, high=500)
+    output: str = output_path("explore.html", "page to write")
+    overwrite: bool = setting(False, "replace an existing page")
 
 
 @dataclass
 class PackingConfig:
-    """A cohort's images, made small and put into TFRecord shards."""
+    """Resized copies of the images of a cohort in TFRecord shards."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    out: str = setting("", "folder of the pack", example="packed")
-    size: int = setting(512, "shorter side, pixels; smaller images keep theirs", low=16, high=8192)
-    quality: int = setting(95, "of JPEG", low=1, high=100)
+    data: DataConfig = section(DataConfig)
+    out: str = output_path("", "folder to write", example="packed")
+    size: int = setting(512, "shorter side in pixels; images are not enlarged", low=16, high=8192)
+    quality: int = setting(95, "JPEG quality", low=1, high=100)
     overwrite: bool = setting(False, "replace a pack of other rows or settings")
 
 
 @dataclass
 class PackConfig(PackingConfig):
-    """On this machine; or a check of such a pack."""
+    """Packing on this machine, or verification of a pack."""
 
-    workers: int | None = setting(None, "processes; null: one per core", low=1, high=1000)
-    verify: bool = setting(False, "only compare the shards that are there with their checksums")
+    workers: int | None = setting(None, "processes; null: number of CPU cores", low=1, high=1000)
+    verify: bool = setting(
+        False, "only compare existing shards with their checksums", disables_output=True
+    )
 
 
 @dataclass
 class PackSparkConfig(PackingConfig):
-    """On Apache Spark; paths are such that every executor reaches them."""
+    """Packing on Apache Spark; every executor must be able to read and write the paths."""
 
-    master: str = setting("local[*]", "local[CORES], or the URL of a cluster")
+    master: str = literal_path("local[*]", MASTER)
 
 
 @dataclass
 class ServeConfig(InferenceConfig):
-    """A page and an API for one patient."""
+    """Web page and REST API for one patient at a time."""
 
-    host: str = setting("127.0.0.1", "address to listen on; other than this machine's needs keys")
+    host: str = setting("127.0.0.1", "address to listen on; a public address needs keys")
     port: int = setting(8000, "port to listen on", low=1, high=65535)
-    keys: str | None = setting(None, "file of the API keys' SHA-256 sums, one a line")
-    page: bool = setting(True, "the page as well; false: the API alone")
-    store: str | None = setting(
-        None, "case store: a SQLite file or a PostgreSQL URL; null: nothing is kept"
-    )
-    store_images: bool = setting(False, "images are kept in the store too")
-    queue: int = setting(8, "requests at a time, the running one included", low=1, high=1000)
-    timeout: float = setting(60.0, "seconds a request may take", low=0.1, high=3600)
-    batch: int = setting(32, "patients of a batch at most", low=1, high=1000)
+    keys: str | None = literal_path(None, "file of SHA-256 digests of API keys, one per line")
+    page: bool = setting(True, "serve the web page; false: the API only")
+    store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
+    store_images: bool = setting(False, "also store the images of the cases")
+    queue: int = setting(8, "maximum waiting and running requests", low=1, high=1000)
+    timeout: float = setting(60.0, "maximum duration of a request in seconds", low=0.1, high=3600)
+    batch: int = setting(32, "maximum number of patients per batch request", low=1, high=1000)
 
 
 @dataclass
 class FeedbackConfig:
-    """What clinicians found in the end, beside what a model had said."""
+    """Performance of a model on the cases of a store."""
 
-    store: str = setting("", "case store, as `skinmm serve` was given it")
-    checkpoint: Any = setting(
-        None, "whose cases: a path, a pattern, or a list of paths; null: the latest model's"
+    store: str = literal_path("", "case store: SQLite file or PostgreSQL URL")
+    checkpoint: Any = literal_path(
+        None, "checkpoint whose cases to evaluate: a path, a pattern, or a list; null: the latest"
     )
-    output: str = setting("feedback", "folder for feedback.html, feedback.json and cases.csv")
-    overwrite: bool = setting(False, "replace what is in the folder already")
+    output: str = output_path("feedback", "folder for feedback.html, feedback.json and cases.csv")
+    overwrite: bool = setting(False, "replace existing output")

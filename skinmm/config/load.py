@@ -1,12 +1,11 @@
-"""Open choices: a name is looked up in a table, and the constructor's signature checks the args."""
+"""Typed configurations from mappings, files and resumed runs; the only user of OmegaConf."""
 
-import inspect
 import json
-import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, fields, is_dataclass
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,154 +14,83 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from skinmm.config.commands import AuditConfig
-from skinmm.config.schema import Component, Config, DataConfig, StudyConfig
-from skinmm.errors import InputError
+from skinmm.config.schema import Config, DataConfig, StudyConfig
+from skinmm.config.setting import check_values, flag_values, format_bounds, keys_with
+from skinmm.errors import InputError, one_line
 
 T = TypeVar("T")
-
-
-def check_component(
-    table: Mapping[str, Callable[..., Any]],
-    kind: str,
-    component: Component,
-    context: Collection[str] = (),
-) -> None:
-    """Checks a component's name and the names of its args against its constructor's signature.
-
-    Args:
-        table: the components of this kind.
-        kind: named in the error.
-        component: the choice.
-        context: parameters that the program supplies itself.
-
-    Raises:
-        InputError: an unknown name or argument, with the choices.
-    """
-    if component.name not in table:
-        raise InputError(f"unknown {kind} '{component.name}'; choose from {', '.join(table)}")
-    parameters = inspect.signature(table[component.name]).parameters
-    allowed = [name for name in parameters if name not in context]
-    for name in component.args:
-        if name not in allowed:
-            known = ", ".join(allowed) or "none"
-            raise InputError(f"{kind} '{component.name}' has no argument '{name}'; it has: {known}")
-
-
-def build_component(
-    table: Mapping[str, Callable[..., T]], kind: str, component: Component, **context: Any
-) -> T:
-    """Calls the constructor that `component.name` names; its signature is the schema of the args.
-
-    Raises:
-        InputError: as `check_component`, or an argument that the constructor refuses.
-    """
-    check_component(table, kind, component, context)
-    try:
-        return table[component.name](**context, **component.args)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:  # of torch's own checks
-        raise InputError(f"{kind} '{component.name}': {error}") from error
-
-
-WIDTH: Final = 36  # characters of a key and its value, before what it is
-
-
-def describe_settings(schema: type[Any], composed: Any) -> list[str]:
-    """A line for each setting, `key=value  # what it is (what it may be)`; sections stand apart.
-
-    Args:
-        schema: the dataclass of the settings.
-        composed: their values, as an OmegaConf mapping that may hold more.
-    """
-    own = OmegaConf.masked_copy(composed, [item.name for item in fields(schema)])
-    values: Any = OmegaConf.to_container(own, resolve=True)
-    return [*_lines(schema(), values)]
-
-
-def _lines(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for item in fields(settings):
-        key, value, inner = f"{prefix}{item.name}", values[item.name], getattr(settings, item.name)
-        if is_dataclass(inner):
-            yield ""
-            yield from _lines(inner, value, f"{key}.")
-            continue
-        # The arguments of a choice have keys of their own.
-        own = {f"{key}.{name}": each for name, each in value.items()} if inner == {} else {}
-        for name, each in (own or {key: value}).items():
-            typed = json.dumps(each, separators=(",", ":"), ensure_ascii=False).replace('"', "")
-            yield f"{f'{name}={typed}':<{WIDTH}}  # {_meaning(item)}"
-
-
-def _meaning(item: "Field[Any]") -> str:
-    """What a setting is, and what it may be."""
-    told = item.metadata
-    choices, low, high = told["choices"], told["low"], told["high"]
-    free = choices is low is high is None
-    allowed = ", ".join(choices) if choices else bounds(low, high)
-    return told["explanation"] if free else f"{told['explanation']} ({allowed})"
-
-
-Number = int | float
+HELP_COLUMN: Final = 36  # width of KEY=VALUE in the help
 
 
 def from_mapping(schema: type[T], mapping: Any) -> T:
-    """Types and checks a plain or OmegaConf mapping.
+    """Return the configuration of a plain or OmegaConf mapping, typed and checked.
 
     Raises:
         InputError: an unknown key, a wrong type or a value out of bounds, by its full key.
     """
     try:
-        if OmegaConf.is_config(mapping):  # plain, so that a key added past the schema is refused
+        if OmegaConf.is_config(mapping):  # a plain mapping, so that keys outside the schema fail
             mapping = OmegaConf.to_container(mapping, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(schema), escape_interpolation(mapping))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = find_unknown_key(error)
-        raise InputError(suggest_key(schema, key) if key else format_config_error(error)) from error
+        message = explain_unknown_key(schema, key) if key else format_config_error(error)
+        raise InputError(message) from error
     check_settings(config)
     return config  # type: ignore[return-value]
 
 
+def check_settings(config: Any) -> None:
+    """Check the value of every setting, and settings that depend on each other.
+
+    Raises:
+        InputError: names the key, the value given and the values allowed.
+    """
+    check_values(config)
+    if isinstance(config, Config):
+        _check_run(config)
+    elif isinstance(config, AuditConfig):
+        _check_fold(config.data)
+
+
 def escape_interpolation(value: Any) -> Any:
-    """Plain data in OmegaConf's spelling, in which a bare `${` would look something up."""
+    """Escape `${` in all strings of plain data, which OmegaConf would interpolate."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
-        return {key: escape_interpolation(each) for key, each in value.items()}
-    return (
-        [escape_interpolation(each) for each in value] if isinstance(value, list | tuple) else value
-    )
+        return {key: escape_interpolation(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escape_interpolation(item) for item in value]
+    return value
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The configuration as plain nested dictionaries, ready for YAML, JSON or a checkpoint."""
+    """Return the configuration as nested dictionaries, ready for YAML, JSON or a checkpoint."""
     return asdict(config)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by full keys."""
-    found: dict[str, Any] = {}
+    """Return nested mappings as one mapping by full keys."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def read_config(path: Path) -> Config:
-    """Reads a run's `config.yaml`.
+    """Read the `config.yaml` of a run.
 
     Raises:
-        InputError: there is none, or it is not a configuration of this version.
+        InputError: the file is missing, or is not a configuration of this version.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path}: not a run's configuration: {format_config_error(error)}"
-        ) from error
+        raise InputError(f"{path}: not the configuration of a run: {one_line(error)}") from error
     try:
         return from_mapping(Config, content)
     except InputError as error:
@@ -170,80 +98,139 @@ def read_config(path: Path) -> Config:
 
 
 def write_config(path: Path, config: Config) -> None:
-    """Writes a run's `config.yaml`, whole or not at all: without it a run cannot be resumed."""
-    text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    """Write the `config.yaml` of a run atomically; a run cannot be resumed without it."""
     from skinmm.files import atomic_write  # here: it imports pandas, which --help does not need
 
+    text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def check_settings(config: Any, prefix: str = "") -> None:
-    """Enforces every field's bounds and choices.
+def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
+    """Return the configuration of the run that `composed.resume` names.
+
+    Args:
+        composed: source of the trainer and logger settings that the overrides name, and of whole
+            sections whose option the overrides choose; all other settings are the run's.
+        overrides: `KEY=VALUE`, as on the command line.
 
     Raises:
-        InputError: names the key, the value given and what is allowed.
+        InputError: the folder contains no run, or an override is not allowed on resume.
     """
-    for item in fields(config):
-        key, value = f"{prefix}{item.name}", getattr(config, item.name)
-        if is_dataclass(value):
-            check_settings(value, f"{key}.")
-            continue
-        example, choices, low, high = (item.metadata[name] for name in _ENFORCED)
-        if example and not value:
-            raise InputError(f"{key} is missing; for example {key}={example}")
-        if choices and value not in choices:
-            raise InputError(f"{key}={value}: choose from {', '.join(choices)}")
-        if _is_number(value) and not _is_inside(value, low, high):
-            raise InputError(f"{key}={value}: must be {bounds(low, high)}")
-    for schema, check_whole in _WHOLE.items():
-        if isinstance(config, schema):
-            check_whole(config)
+    keys = [key for key in map(_key_of, overrides) if key != "resume"]
+    resumable = keys_with(Config, "resumable")
+    if fixed := [key for key in keys if key not in resumable]:
+        allowed = " and ".join(f"{key}.*" for key in resumable if "." not in key)
+        raise InputError(
+            f"resume=RUN takes the settings of RUN/config.yaml; only {allowed} may be given, "
+            f"not {', '.join(fixed)}"
+        )
+    run = Path(composed.resume or "").absolute()
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"resume={composed.resume}: not a run folder (config.yaml is missing)")
+    config = read_config(run / "config.yaml")
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            setattr(getattr(config, section), name, getattr(getattr(composed, section), name))
+        else:
+            setattr(config, section, getattr(composed, section))
+    config.resume = str(run)
+    check_settings(config)
+    return config
 
 
-_ENFORCED: Final = ("example", "choices", "low", "high")
+def filter_overrides(keys: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of the given keys."""
+    return [item for item in overrides if _key_of(item) in keys]
+
+
+def describe_settings(schema: type[Any], composed: Any) -> list[str]:
+    """Return the lines of the help: `key=value  # explanation (allowed values)`.
+
+    Args:
+        schema: dataclass of the settings.
+        composed: their values, as an OmegaConf mapping that may have further keys.
+    """
+    settings = OmegaConf.masked_copy(composed, [item.name for item in fields(schema)])
+    values: Any = OmegaConf.to_container(settings, resolve=True)
+    return [*_describe(schema(), values, "")]
 
 
 def find_unknown_key(error: BaseException | None) -> str | None:
-    """The full key that OmegaConf did not find, if that is what the error says."""
-    missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
-    return getattr(error, "full_key", None) if missing else None
+    """Return the full key if the error is OmegaConf's error for an unknown key."""
+    is_missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
+    return getattr(error, "full_key", None) if is_missing else None
 
 
-def suggest_key(schema: type[Any], key: str) -> str:
-    """One line for a key that the schema does not have: what is like it, or what is beside it."""
+def explain_unknown_key(schema: type[Any], key: str) -> str:
+    """Return one line about an unknown key: similar keys, or the keys of the same section."""
     section, _, name = key.rpartition(".")
     if section.endswith("args"):
-        return f"unknown key '{key}'; to hand it to the constructor write +{key}=..."
-    known = [each.rpartition(".") for each in _keys(schema())]
-    like = get_close_matches(name, dict.fromkeys(each[2] for each in known), cutoff=0.75)
-    like = [name] if name in like else like
-    near = [each for each in known if each[2] in like]
-    near.sort(key=lambda each: (each[0] != section, like.index(each[2])))
-    if near:
-        return f"unknown key '{key}'; did you mean {' or '.join(map(''.join, near[:3]))}?"
-    beside = [each for each in known if each[0] == section] or [e for e in known if not e[0]]
-    return f"unknown key '{key}'; there are {', '.join(map(''.join, beside))}"
+        return f"unknown key '{key}'; to pass it to the constructor write +{key}=..."
+    keys = [known.rpartition(".") for known in _list_keys(schema())]
+    names = get_close_matches(name, dict.fromkeys(known[2] for known in keys), cutoff=0.75)
+    names = [name] if name in names else names
+    similar = [known for known in keys if known[2] in names]
+    similar.sort(key=lambda known: (known[0] != section, names.index(known[2])))
+    if similar:
+        return f"unknown key '{key}'; did you mean {' or '.join(map(''.join, similar[:3]))}?"
+    siblings = [known for known in keys if known[0] == section]
+    siblings = siblings or [known for known in keys if not known[0]]
+    return f"unknown key '{key}'; choose from {', '.join(map(''.join, siblings))}"
 
 
 def format_config_error(error: BaseException) -> str:
-    """An error's first line, with the full key where OmegaConf names it further down."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("full_key:"))
-    key, text = next(named, ""), lines[0] if lines else type(error).__name__
-    text = _NO_INTEGER.sub(r"must be a whole number, e.g. 10, not \1", text)
-    return f"{key}: {text}" if key else text
+    """Return the first line of an OmegaConf error, preceded by the key it concerns."""
+    keys = re.findall(r"^\s*full_key:[ \t]*(\S.*)$", str(error), re.MULTILINE)
+    text = one_line(error)
+    for pattern, replacement in _PLAIN_WORDS.items():
+        text = re.sub(pattern, replacement, text)
+    return f"{keys[0]}: {text}" if keys else text
 
 
-_NO_INTEGER: Final = re.compile(r"Value ('.*') of type '\w+' could not be converted to Integer")
+_PLAIN_WORDS: Final = {
+    r"Value ('.*') of type '\w+' could not be converted to Integer": (
+        r"must be a whole number, e.g. 10, not \1"
+    ),
+    r"Value ('.*') is not a valid bool.*": r"must be true or false, not \1",
+}
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _list_keys(config: Any, prefix: str = "") -> Iterator[str]:
     for item in fields(config):
         yield f"{prefix}{item.name}"
         value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from _keys(value, f"{prefix}{item.name}.")
+            yield from _list_keys(value, f"{prefix}{item.name}.")
+
+
+def _describe(settings: Any, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for item in fields(settings):
+        key, value = f"{prefix}{item.name}", values[item.name]
+        default = getattr(settings, item.name)
+        if is_dataclass(default):
+            yield ""
+            yield from _describe(default, value, f"{key}.")
+            continue
+        # A mapping such as `args` has a line for each of its entries.
+        entries = {f"{key}.{name}": entry for name, entry in value.items()} if default == {} else {}
+        for name, entry in (entries or {key: value}).items():
+            text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False).replace('"', "")
+            yield f"{f'{name}={text}':<{HELP_COLUMN}}  # {_explain(item)}"
+
+
+def _explain(item: "Field[Any]") -> str:
+    metadata = item.metadata
+    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
+    if choices is low is high is None:
+        return str(metadata["explanation"])
+    allowed = ", ".join(choices) if choices else format_bounds(low, high)
+    return f"{metadata['explanation']} ({allowed})"
 
 
 def _check_run(config: Config) -> None:
@@ -253,7 +240,7 @@ def _check_run(config: Config) -> None:
     _check_study(config.study)
     devices = config.trainer.devices
     if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
-        raise InputError(f"trainer.devices={devices}: must be a number from 1, or auto")
+        raise InputError(f"trainer.devices={devices}: must be a positive integer, or auto")
     if not config.data.columns:
         raise InputError(
             "data.columns is empty; for a model without a record use fusion=image_only"
@@ -263,71 +250,32 @@ def _check_run(config: Config) -> None:
 
 
 def _check_task(config: Config) -> None:
-    """Refuses what the task would pass over without a word."""
-    drawing = config.task == "segmentation"
-    monitor = config.trainer.monitor
-    if monitor != "val/loss" and drawing != (monitor == "val/dice"):
-        watched = "val/dice" if drawing else "val/auroc"
-        raise InputError(f"trainer.monitor={monitor}: task={config.task} has it not; try {watched}")
-    if not drawing:
-        return
-    if config.data.fold == "all":
+    """Refuse settings that the task would silently ignore."""
+    task, monitor = config.task, config.trainer.monitor
+    is_segmentation = task == "segmentation"
+    if monitor != "val/loss" and is_segmentation != (monitor == "val/dice"):
+        monitor_of_task = "val/dice" if is_segmentation else "val/auroc"
+        raise InputError(
+            f"trainer.monitor={monitor}: not available for task={task}; use {monitor_of_task}"
+        )
+    if is_segmentation and config.data.fold == "all":
         raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
-    for section, names in _OF_CLASSIFIERS.items():
-        given, usual = getattr(config, section), getattr(Config(), section)
-        for name in names:
-            if getattr(given, name) != getattr(usual, name):
-                raise InputError(
-                    f"{section}.{name}={getattr(given, name)}: task=segmentation has no use for it"
-                )
+    defaults = type(config)()
+    for key, task_of_setting in flag_values(type(config), "task").items():
+        value, default = (reduce(getattr, key.split("."), each) for each in (config, defaults))
+        if task_of_setting != task and value != default:
+            raise InputError(f"{key}={value}: not used by task={task}; remove it")
 
 
-_OF_CLASSIFIERS: Final = {
-    "model": (
-        *("freeze", "head_dropout", "head_masks", "drop_image", "drop_record", "drop_columns"),
-        "cache",
-    ),
-    "optimizer": ("backbone_lr_scale", "layer_decay", "head_epochs"),
-    "evaluation": ("views",),
-    "trainer": ("augment_on",),
-}
-
-
-def _check_fold(data: DataConfig, otherwise: str = "") -> None:
+def _check_fold(data: DataConfig, alternative: str = "") -> None:
     last = data.folds - 1
     if not (isinstance(data.fold, int) and 0 <= data.fold <= last):
-        allowed = f"0 to {last} (data.folds={data.folds}){otherwise}"
+        allowed = f"0 to {last} (data.folds={data.folds}){alternative}"
         raise InputError(f"data.fold={data.fold}: must be {allowed}")
 
 
 def _check_study(study: StudyConfig) -> None:
     if len(study.arms) == 1:
-        raise InputError("study.arms: there is one, and nothing to compare it with; name another")
+        raise InputError("study.arms: a study compares two or more runs; add another arm")
     if not {*study.against} <= study.arms.keys():
         raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
-
-
-_WHOLE: Final[dict[type[Any], Callable[[Any], None]]] = {
-    Config: _check_run,
-    AuditConfig: lambda config: _check_fold(config.data),
-}
-"""Schema -> what must hold between its settings."""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_inside(value: Number, low: Number | None, high: Number | None) -> bool:
-    """Not-a-number and the infinities are nowhere inside."""
-    above = low is None or value >= low
-    return math.isfinite(value) and above and (high is None or value <= high)
-
-
-def bounds(low: Number | None, high: Number | None) -> str:
-    """In words, the numbers that a setting takes."""
-    if low is None and high is None:
-        return "a finite number"
-    if high is None:
-        return f"at least {low}"
-    return f"at most {high}" if low is None else f"between {low} and {high}"

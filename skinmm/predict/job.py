@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from skinmm import __version__
-from skinmm.config import PredictConfig
+from skinmm.config import PredictConfig, keys_with
 from skinmm.errors import InputError, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
@@ -34,17 +34,6 @@ CHUNK: Final = 256  # rows written at a time, rounded up to whole batches
 MAX_WORKERS: Final = 8
 CONCURRENCY: Final = 4  # batches at a time; each needs about 200 MB
 PROBED_ROWS: Final = 32  # one of these must have its image next to the table, if no folder is named
-DECIDING: Final = (
-    "input",
-    "images",
-    "probabilities",
-    "threshold",
-    "referral",
-    "batch_size",
-    "accelerator",
-    "explain",
-)
-"""Settings that determine the rows: a job is only resumed if they are the same."""
 
 
 def predict_file(config: PredictConfig) -> int:
@@ -168,7 +157,8 @@ def count_workers(setting: int | None) -> int:
 
 def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str) -> dict[str, Any]:
     """Return everything that determines the rows, under the names that messages use."""
-    settings = {name: value for name, value in asdict(config).items() if name in DECIDING}
+    decisive = keys_with(PredictConfig, "decides_rows")
+    settings = {name: value for name, value in asdict(config).items() if name in decisive}
     return settings | {
         "the input's content": input_state,
         "version": __version__,

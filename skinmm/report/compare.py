@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from skinmm.config import flatten
+from skinmm.config import Config, flatten, keys_with
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
@@ -121,8 +121,6 @@ DIFFERENT: Final = ("auroc", "average_precision", "brier")
 PAIRED: Final = 6  # fifteen pairs
 CURVES: Final = 7  # colours that can be told apart
 AXES: Final = 6
-# What differs from run to run without being a choice, or says where rather than what.
-_NO_CHOICE: Final = ("resume", "overwrite", "data.root", "logger")
 
 
 @dataclass(frozen=True)
@@ -378,6 +376,6 @@ def _different(systems: Sequence[System]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(_NO_CHOICE)
+        if not key.startswith(keys_with(Config, "incidental"))
         and len({str(system.settings.get(key)) for system in systems}) > 1
     ]

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import skinmm
-from skinmm.cli.commands import to_pack
+from skinmm.cli.commands import load_pack_input
 from skinmm.cli.main import main
 from skinmm.config import DataConfig, PackConfig
 from skinmm.images.shards import TFRecordFile
@@ -28,7 +28,7 @@ def test_a_pack_s_workers_find_the_checkpoint_wherever_they_start(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = DataConfig(name="demo", preprocess=["mask_background"], segmenter="drawing.ckpt")
-    _, settings = to_pack(PackConfig(data))
+    _, settings = load_pack_input(PackConfig(data))
     assert settings.segmenter == str(tmp_path / "drawing.ckpt")
 
 
@@ -196,7 +196,7 @@ def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
     assert sorted(shard.names) == sorted(table["image_id"].iloc[1:])
     check = ["pack", f"out={out}", "verify=true"]
     assert main(check) == 0
-    assert "11 images, all as they were packed" in capsys.readouterr().out
+    assert "11 images, all equal to their checksums" in capsys.readouterr().out
     page = tmp_path / "explore.html"
     used = ["explore", "data=packed", f"data.root={out}", f"output={page}", "examples=20"]
     assert main(used) == 0
@@ -241,12 +241,12 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
         (["audit", "data=siim"], "unknown data 'siim'; choose from csv, demo"),
         (["audit", "data=image_folder", "data.root=nowhere"], "data.root=nowhere: no such folder"),
         (["explore", "examples=-1"], "examples=-1: must be between 0 and 500"),
-        (["explore", "-m", "data=demo,csv"], "skinmm explore takes one cohort"),
+        (["explore", "-m", "data=demo,csv"], "skinmm explore does not accept -m"),
         (["explore", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written there: "),
         (["pack"], "out is missing; for example out=packed"),
         (["pack", "out=x", "size=8"], "size=8: must be between 16 and 8192"),
         (["pack", "out=nowhere", "verify=true"], "nowhere: no manifest.json"),
-        (["compare"], "usage: skinmm compare"),
+        (["compare"], "inputs is missing; for example inputs=[a.csv,b.csv]"),
         (["compare", "nowhere.csv"], "nowhere.csv"),
         (["compare", "a.csv", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written"),
     ],

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,19 +14,26 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from quick_runs import ROOT, command
 
+from skinmm import __version__
 from skinmm.cli import main as cli
-from skinmm.cli.hydra_app import CONF, PATH_KEYS, quote_path, run_cli
-from skinmm.config import Config, from_mapping, read_config, write_config
+from skinmm.cli.hydra_app import CONF, quote_path, run_cli
+from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config, write_config
 from skinmm.errors import InputError
 
 Said = pytest.CaptureFixture[str]
+PATHS: Final = [
+    (schema, key)
+    for schema in (Config, PredictConfig)
+    for key in (*keys_with(schema, "path"), "hydra.run.dir", "hydra.sweep.dir")
+    if "[]" not in key
+]
 
 # What is wrong on the command line alone, the option that is wrong, and what the line says.
 MISTAKES = [
     ("modle=tiny", "unknown key 'modle'; did you mean model?"),
     ("trainer.max_epoch=3", "unknown key 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
     ("+trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
-    ("loss.args.gama=1", "unknown key 'loss.args.gama'; to hand it to the constructor write +loss"),
+    ("loss.args.gama=1", "unknown key 'loss.args.gama'; to pass it to the constructor write +loss"),
     ("model=effnet_b33", "unknown model 'effnet_b33'; choose from convnext_tiny, "),
     ("experiment=none", "unknown experiment 'none'; choose from demo, "),
     ("trainer.max_epochs=many", "trainer.max_epochs: must be a whole number, e.g. 10, not 'many'"),
@@ -50,15 +58,16 @@ def only_error(said: Said) -> str:
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from(sorted(PATH_KEYS)),
+    st.sampled_from(PATHS),
     st.text("ab \\'\"(){}[],=#:éü皮$/.~*@!?%&;<>|`^", min_size=1),
 )
-@example("input", "a\\'b")
-@example("input", "ends in a backslash\\")
-def test_a_path_is_taken_literally(key: str, path: str) -> None:
+@example((PredictConfig, "input"), "a\\'b")
+@example((PredictConfig, "input"), "ends in a backslash\\")
+def test_a_path_is_taken_literally(setting: tuple[type, str], path: str) -> None:
+    schema, key = setting
     if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
         return  # quoted or a list already
-    parsed = OverridesParser.create().parse_override(quote_path(f"{key}={path}"))
+    parsed = OverridesParser.create().parse_override(quote_path(f"{key}={path}", schema))
     assert (parsed.key_or_group, resolved(parsed.value())) == (key, path)
 
 
@@ -75,7 +84,8 @@ def test_roots_of_extra_cohorts_are_taken_literally(roots: list[str]) -> None:
         return
     both = [f"{{name:csv,root:{root}}}" for root in roots]
     both += [f"{{ root: {root}, name: isic_2019 }}" for root in roots]
-    parsed = OverridesParser.create().parse_override(quote_path(f"+data.extra=[{','.join(both)}]"))
+    quoted = quote_path(f"+data.extra=[{','.join(both)}]", Config)
+    parsed = OverridesParser.create().parse_override(quoted)
     expected = [{"name": name, "root": root} for name in ("csv", "isic_2019") for root in roots]
     assert resolved(parsed.value()) == expected
 
@@ -99,7 +109,8 @@ def test_dollars_in_a_path_survive_every_reading(tmp_path: Path) -> None:
     ],
 )
 def test_lists_quotes_and_null_keep_their_meaning(given_override: str, value: object) -> None:
-    parsed = OverridesParser.create().parse_override(quote_path(given_override))
+    schema = PredictConfig if given_override.startswith("checkpoint") else Config
+    parsed = OverridesParser.create().parse_override(quote_path(given_override, schema))
     found = parsed.value()
     assert ([str(item) for item in found] if isinstance(found, list) else found) == value
 
@@ -109,7 +120,7 @@ def test_a_file_named_like_a_list_is_a_file(
 ) -> None:
     (tmp_path / "[x]").touch()
     monkeypatch.chdir(tmp_path)
-    assert quote_path("checkpoint=[x]") == "checkpoint='[x]'"
+    assert quote_path("checkpoint=[x]", PredictConfig) == "checkpoint='[x]'"
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)
@@ -131,7 +142,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["checkpoint=a.ckpt"], "input is missing; for example input=patients.csv"),
         (["checkpont=a.ckpt"], "unknown key 'checkpont'; did you mean checkpoint?"),
         (["checkpoint=a", "input=b", "threshold=2"], "threshold=2.0: must be between 0 and 1"),
-        (["-m", "checkpoint=a", "input=b"], "predict.py makes one table"),
+        (["-m", "checkpoint=a", "input=b"], "skinmm predict does not accept -m"),
         (
             ["checkpoint=a", "input=b", "output=/sys/x.csv"],
             "output=/sys/x.csv: nothing can be written there: ",
@@ -146,16 +157,16 @@ def test_a_mistake_of_a_prediction_job(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.predict(overrides) == 2
+    assert cli.main(["predict", *overrides]) == 2
     assert message in only_error(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
 MEASURED = """
 import sys, time
-from skinmm.cli.main import predict, train
-for call in (train, *[train] * 3, predict):
-    assert call([sys.argv.pop(1)]) == 2
+from skinmm.cli.main import main, train
+for command in (*["train"] * 4, "predict"):
+    assert main([command, sys.argv.pop(1)]) == 2
     seconds = time.process_time()  # of the whole process: interpreter, imports, composition
     assert "torch" not in sys.modules and "pandas" not in sys.modules
     print(seconds)
@@ -251,12 +262,12 @@ def test_the_process_is_left_as_it_was(tmp_path: Path, capsys: Said) -> None:
     assert only_error(capsys)
 
 
-@pytest.mark.parametrize("call", [cli.train, cli.predict])
+@pytest.mark.parametrize("name", ["train", "predict"])
 def test_an_empty_working_folder_is_not_taken_away(
-    call: Callable[[list[str]], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(["hydra.run.dir=.", "+nonsense=1"]) == 2
+    assert cli.main([name, "hydra.run.dir=.", "+nonsense=1"]) == 2
     assert tmp_path.is_dir()
 
 
@@ -271,11 +282,11 @@ def failing(error: BaseException) -> Callable[[], int]:
     ("error", "status", "line"),
     [
         (InputError("no such file"), 2, "error: no such file"),
-        (KeyError("x"), 1, "error: KeyError: 'x' (HYDRA_FULL_ERROR=1 shows where)"),
+        (KeyError("x"), 1, "error: KeyError: 'x' (set HYDRA_FULL_ERROR=1 for the traceback)"),
         (
             RuntimeError("two\nlines"),
             1,
-            "error: RuntimeError: two (HYDRA_FULL_ERROR=1 shows where)",
+            "error: RuntimeError: two (set HYDRA_FULL_ERROR=1 for the traceback)",
         ),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -304,10 +315,23 @@ def test_an_unknown_command_gets_the_list(capsys: Said) -> None:
     assert only_error(capsys).startswith("unknown command 'trian'; choose from train, predict")
 
 
-@pytest.mark.parametrize("arguments", [[], ["a.csv", "b.csv"], ["a.csv", "lables=b.csv"]])
-def test_a_report_says_how_it_is_used(arguments: list[str], capsys: Said) -> None:
+def test_the_command_prints_its_version(capsys: Said) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"skinmm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "input is missing; for example input=predictions.csv"),
+        (["a.csv", "b.csv"], "skinmm report takes one path, not a.csv, b.csv"),
+        (["a.csv", "lables=b.csv"], "unknown key 'lables'; did you mean labels?"),
+        (["a.csv", "--multirun"], "skinmm report does not accept -m"),
+    ],
+)
+def test_bad_usage_of_a_report(arguments: list[str], message: str, capsys: Said) -> None:
     assert cli.main(["report", *arguments]) == 2
-    assert only_error(capsys).startswith("usage: skinmm report ")
+    assert only_error(capsys).startswith(message)
 
 
 def test_a_report_names_what_is_missing(tmp_path: Path, capsys: Said) -> None:

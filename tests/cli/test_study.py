@@ -75,12 +75,12 @@ def test_a_second_start_makes_only_what_is_not_there(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((*ARMS, "-m"), "leave -m out"),
-        ((*ARMS, "study.arms={}"), "by ~study.arms.NAME each; of age, all, focal"),
-        ((*ARMS, "study.arms={ }"), "by ~study.arms.NAME each; of age, all, focal"),
-        ((*ARMS, "+study.arms={}"), "by ~study.arms.NAME each; of age, all, focal"),
+        ((*ARMS, "-m"), "remove -m"),
+        ((*ARMS, "study.arms={}"), "with ~study.arms.NAME; arms: age, all, focal"),
+        ((*ARMS, "study.arms={ }"), "with ~study.arms.NAME; arms: age, all, focal"),
+        ((*ARMS, "+study.arms={}"), "with ~study.arms.NAME; arms: age, all, focal"),
         (("++study.arms={a:['loss=none'],b:[]}",), "unknown loss 'none'"),
-        (("++study.arms={a:[]}",), "study.arms: there is one"),
+        (("++study.arms={a:[]}",), "study.arms: a study compares two or more runs"),
         ((*ARMS, "study.against=[b]"), "study.against=['b']: choose from age, all, focal"),
     ],
 )
@@ -103,7 +103,7 @@ def test_an_arm_of_other_settings_is_not_gone_on_with(
 ) -> None:
     before = (studied / "compare.md").read_bytes()
     assert quick_train(studied, *ARMS, *more) == 2
-    assert f"age was begun with other values of {keys}" in capsys.readouterr().err
+    assert f"age was started with other values of {keys}" in capsys.readouterr().err
     assert (studied / "compare.md").read_bytes() == before
 
 

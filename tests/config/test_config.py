@@ -16,15 +16,10 @@ from skinmm.config import (
     AuditConfig,
     Component,
     Config,
-    DicomConfig,
     ExploreConfig,
-    ExportConfig,
-    FeedbackConfig,
     PackConfig,
     PackSparkConfig,
     PredictConfig,
-    PredictSparkConfig,
-    ServeConfig,
     build_component,
     check_component,
     check_settings,
@@ -88,22 +83,7 @@ def test_every_setting_says_what_it_does_in_a_line(key: str) -> None:
     assert "\n" not in explanation
 
 
-@pytest.mark.parametrize(
-    ("name", "schema"),
-    [
-        ("train", Config),
-        ("predict", PredictConfig),
-        ("predict-spark", PredictSparkConfig),
-        ("export", ExportConfig),
-        ("dicom-sr", DicomConfig),
-        ("serve", ServeConfig),
-        ("feedback", FeedbackConfig),
-        ("audit", AuditConfig),
-        ("explore", ExploreConfig),
-        ("pack", PackConfig),
-        ("pack-spark", PackSparkConfig),
-    ],
-)
+@pytest.mark.parametrize(("name", "schema"), [(c.name, c.schema) for c in cli.COMMANDS.values()])
 def test_help_has_a_line_for_every_setting(
     name: str, schema: type[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,8 +151,8 @@ def test_a_wrong_type_is_named_by_its_key(key: str, value: Any) -> None:
         ("trainer.lr", "did you mean optimizer.lr?"),
         ("logger.nam", "did you mean logger.name or "),
         ("modle", "did you mean model?"),
-        ("schedule.zzz", "there are schedule.name, "),
-        ("zzz", "there are task, data, model, "),
+        ("schedule.zzz", "choose from schedule.name, "),
+        ("zzz", "choose from task, data, model, "),
     ],
 )
 def test_an_unknown_key_gets_a_hint(key: str, hint: str) -> None:
@@ -311,5 +291,5 @@ def test_a_resumed_run_refuses_everything_else(tmp_path: Path, override: str) ->
 
 def test_resume_names_a_folder_without_a_run(tmp_path: Path) -> None:
     given = from_mapping(Config, {"resume": str(tmp_path)})
-    with pytest.raises(InputError, match=r"no run there \(config\.yaml is missing\)"):
+    with pytest.raises(InputError, match=r"not a run folder \(config\.yaml is missing\)"):
         resume_config(given, [])

@@ -54,7 +54,7 @@ def test_a_report_says_what_was_predicted_of_which_image(
 ) -> None:
     out = tree.parent / "out"
     given = [f"checkpoint={best(both)}", f"input={tree}", f"out={out}"]
-    assert main.dicom_sr(given) == 3
+    assert main.main(["dicom-sr", *given]) == 3
     told = capsys.readouterr()
     assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
@@ -92,23 +92,23 @@ def test_a_report_says_what_was_predicted_of_which_image(
                 check=False,
             )
             assert "Error" not in checked.stderr
-    assert main.dicom_sr(given) == 2
+    assert main.main(["dicom-sr", *given]) == 2
     assert (
         f"out={out} contains files; choose another path or set overwrite=true"
         in capsys.readouterr().err
     )
-    assert main.dicom_sr([*given, "overwrite=true"]) == 3
+    assert main.main(["dicom-sr", *given, "overwrite=true"]) == 3
     assert {path.name for path in out.iterdir()} == names
 
 
 def test_a_folder_without_images_is_refused(both: Path, tmp_path: Path, capsys: Said) -> None:
     (tmp_path / "tree").mkdir()
     given = [f"checkpoint={best(both)}", f"input={tmp_path / 'tree'}", f"out={tmp_path / 'out'}"]
-    assert main.dicom_sr(given) == 2
+    assert main.main(["dicom-sr", *given]) == 2
     assert capsys.readouterr().err == f"error: input={tmp_path / 'tree'}: no images to predict\n"
     assert not (tmp_path / "out").exists()
 
 
 def test_one_folder_at_a_time(capsys: Said) -> None:
-    assert main.dicom_sr(["-m"]) == 2
-    assert "skinmm dicom-sr takes one folder" in capsys.readouterr().err
+    assert main.main(["dicom-sr", "-m"]) == 2
+    assert "skinmm dicom-sr does not accept -m" in capsys.readouterr().err

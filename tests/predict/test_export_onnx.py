@@ -88,7 +88,7 @@ def test_a_mobile_model_is_small(tmp_path: Path) -> None:
 def test_the_whole_cohort_is_predicted_and_decided_alike(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main.export([f"checkpoint={checkpoint}"]) == 0
+    assert main.main(["export", f"checkpoint={checkpoint}"]) == 0
     table = pd.read_csv(pictures.parent / "cohort.csv", dtype=str)
     assert len(table) == 700
     ours, theirs = (
@@ -234,13 +234,13 @@ def test_onnx_without_an_exported_model_is_named(checkpoint: Path) -> None:
             ["checkpoint={}", "out={}"],
             "best.ckpt exists; choose another path or set overwrite=true",
         ),
-        (["-m", "checkpoint={}"], "skinmm export takes one checkpoint"),
+        (["-m", "checkpoint={}"], "skinmm export does not accept -m"),
     ],
 )
 def test_what_cannot_be_exported_is_named(
     checkpoint: Path, capsys: Said, given: list[str], message: str
 ) -> None:
-    assert main.export([item.format(checkpoint) for item in given]) == 2
+    assert main.main(["export", *(item.format(checkpoint) for item in given)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

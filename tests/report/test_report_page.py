@@ -291,7 +291,7 @@ def test_a_switch_is_true_or_false_and_nothing_else(
     for name in ("overwrite", *(["report.pictures"] if command == "report" else [])):
         assert cli.main([command, str(file), str(file), f"output={out}", f"{name}=flase"]) == 2
         assert cli.main([command, str(file), f"output={out}", f"{name}=flase"]) == 2
-        assert f"{name}=flase: must be true or false" in capsys.readouterr().err
+        assert f"{name}: must be true or false, not 'flase'" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -15,7 +15,6 @@ import pytest
 from quick_runs import best
 
 from skinmm.cli import main as cli
-from skinmm.cli.commands import pack_spark, predict_spark
 
 needs_spark = pytest.mark.skipif(
     find_spec("pyspark") is None or find_spec("pyarrow") is None, reason="needs skinmm[spark]"
@@ -112,7 +111,9 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
     for each in wrong:
         calls.append([item for item in good if item.partition("=")[0] != each.partition("=")[0]])
         calls[-1].append(each)
-    code = f"from skinmm.cli.main import predict_spark; print([predict_spark(x) for x in {calls}])"
+    code = (
+        f"from skinmm.cli.main import main; print([main(['predict-spark', *x]) for x in {calls}])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -179,7 +180,7 @@ def test_a_pack_is_the_same_whoever_writes_and_dies(pictures: Path, tmp_path: Pa
 
 
 def test_one_job_at_a_time(capsys: Said) -> None:
-    assert pack_spark(["-m", "out=a"]) == 2
-    assert "skinmm pack-spark takes one cohort" in capsys.readouterr().err
-    assert predict_spark(["-m", "checkpoint=a", "input=b"]) == 2
-    assert "skinmm predict-spark makes one table" in capsys.readouterr().err
+    assert cli.main(["pack-spark", "-m", "out=a"]) == 2
+    assert "skinmm pack-spark does not accept -m" in capsys.readouterr().err
+    assert cli.main(["predict-spark", "-m", "checkpoint=a", "input=b"]) == 2
+    assert "skinmm predict-spark does not accept -m" in capsys.readouterr().err

@@ -318,7 +318,7 @@ def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
     (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-2:] == [f"to go on: python train.py resume={run}", "interrupted"]
+    assert errors.splitlines()[-2:] == [f"to resume: python train.py resume={run}", "interrupted"]
     assert "Traceback" not in errors
     assert not list(run.rglob("*.part"))
 

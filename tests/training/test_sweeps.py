@@ -49,7 +49,7 @@ def test_every_value_of_a_sweep_is_one_that_hydra_takes(file: Path) -> None:
         for place in range(longest):
             some = {name: {"value": held[place % len(held)]} for name, held in values.items()}
             expanded = create_sweep_command_args({"args": some})["args_no_hyphens"]
-            composed = compose("config", [quote_path(each) for each in [*expanded, *fixed]])
+            composed = compose("config", [quote_path(each, Config) for each in [*expanded, *fixed]])
             config = from_mapping(Config, composed)
             check_components(config)
             assert config.logger.name == "wandb"
