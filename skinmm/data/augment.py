@@ -1,4 +1,4 @@
-"""How a transform is applied; what it is made of need not be imported for that."""
+"""Image augmentations, and their application as a function of a seed."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -12,16 +12,16 @@ from torchvision.tv_tensors import Mask
 from skinmm.errors import InputError
 
 Transform = Callable[[Any], Any]
-"""Of a picture, or of a pair of tv_tensors, picture and mask, which are moved alike."""
+"""Function of an image, or of a pair of tv_tensors (image, mask) with the same geometry."""
 
 T = TypeVar("T")
 
 
 def apply_seeded(transform: Transform, image: T, seed: int) -> T:
-    """Applies a random transform as a function of the seed alone, and leaves no trace of it.
+    """Apply a random transform as a function of the seed, and restore the random state.
 
-    The CPU's generator is all that transforms draw from; `torch.manual_seed` would also reseed
-    the GPU's, and with it the network's dropout.
+    Transforms use the generator of the CPU only; `torch.manual_seed` would also reseed the
+    generator of the GPU, and with it the dropout of the network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -41,27 +41,27 @@ def standard(
     brightness: float = 0.2,
     contrast: float = 0.2,
 ) -> Transform:
-    """Flips, quarter turns, zoom with shift, and mild colour: what a dermatoscope's pose changes.
+    """Build flips, quarter turns, zoom with shift, and mild changes of brightness and contrast.
 
     Args:
         size: side of the square output, pixels.
-        zoom: smallest share of the picture's area that is kept, above 0.
-        rotate: quarter turns (together with the flips: the eight symmetries of a square).
-        brightness: largest relative change, 0 to 1.
-        contrast: largest relative change, 0 to 1.
+        zoom: minimum share of the image area in a crop, above 0.
+        rotate: quarter turns (with the flips: the eight symmetries of a square).
+        brightness: maximum relative change, 0 to 1.
+        contrast: maximum relative change, 0 to 1.
 
     Raises:
         InputError: a share out of bounds.
     """
     _check_shares(zoom=zoom, brightness=brightness, contrast=contrast)
     steps: list[torch.nn.Module] = [
-        _zoomed(size, zoom),
+        _crop(size, zoom),
         v2.RandomHorizontalFlip(),
         v2.RandomVerticalFlip(),
         v2.ColorJitter(brightness=brightness, contrast=contrast),
     ]
     if rotate:
-        steps.append(v2.RandomApply([v2.Lambda(_transposed)], p=0.5))
+        steps.append(v2.RandomApply([v2.Lambda(_transpose)], p=0.5))
     return v2.Compose(steps)
 
 
@@ -74,16 +74,16 @@ def strong(
     blur: float = 0.2,
     holes: float = 0.3,
 ) -> Transform:
-    """The standard poses with any rotation and shift, hue, blur, and a hole (coarse dropout).
+    """Build flips, zoom, any rotation and shift, changes of colour, blur, and a hole.
 
     Args:
         size: side of the square output, pixels.
-        zoom: smallest share of the picture's area that is kept, above 0.
-        degrees: largest rotation to either side; corners get the picture's mean colour.
-        shift: largest shift, a share of the side.
-        colour: largest change of brightness, contrast and saturation, and five times that of hue.
-        blur: share of pictures that are blurred.
-        holes: share of pictures with a hole of 2 to 20 % of their area.
+        zoom: minimum share of the image area in a crop, above 0.
+        degrees: maximum rotation to either side; corners get the mean colour of the image.
+        shift: maximum shift, as a share of the side.
+        colour: maximum change of brightness, contrast and saturation, and five times that of hue.
+        blur: share of images that are blurred.
+        holes: share of images with a hole of 2 to 20 % of their area (coarse dropout).
 
     Raises:
         InputError: a share out of bounds.
@@ -92,23 +92,23 @@ def strong(
     gaussian = v2.GaussianBlur(kernel_size=2 * (size // 40) + 1, sigma=(0.1, max(size / 100, 0.2)))
     return v2.Compose(
         [
-            _zoomed(size, zoom),
+            _crop(size, zoom),
             v2.RandomHorizontalFlip(),
-            _Turned(degrees, shift),
+            _RotateAndShift(degrees, shift),
             v2.ColorJitter(colour, colour, colour, colour / 5),
             v2.RandomApply([gaussian], p=blur),
-            _OfPictures(v2.RandomErasing(p=holes, scale=(0.02, 0.2))),
+            _ImageOnly(v2.RandomErasing(p=holes, scale=(0.02, 0.2))),
         ]
     )
 
 
 def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform:
-    """Flips, then operations drawn at random (Cubuk et al. 2020, arXiv:1909.13719).
+    """Build flips and random operations, RandAugment (Cubuk et al. 2020, arXiv:1909.13719).
 
     Args:
         size: side of the square output, pixels.
-        operations: drawn for each picture.
-        magnitude: of each, 0 to 30.
+        operations: number of operations per image.
+        magnitude: strength of each operation, 0 to 30.
 
     Raises:
         InputError: an argument out of bounds.
@@ -120,7 +120,7 @@ def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform
         )
     return v2.Compose(
         [
-            _zoomed(size, 0.7),
+            _crop(size, 0.7),
             v2.RandomHorizontalFlip(),
             v2.RandomVerticalFlip(),
             v2.RandAugment(operations, magnitude, num_magnitude_bins=_MAGNITUDES),
@@ -128,8 +128,8 @@ def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform
     )
 
 
-def none(size: int) -> Transform:  # noqa: ARG001  every entry is told the size
-    """No augmentation; images arrive at their size already."""
+def none(size: int) -> Transform:  # noqa: ARG001  the contract of AUGMENTS
+    """Build the identity; images already have their size."""
     return torch.nn.Identity()
 
 
@@ -141,8 +141,8 @@ AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
 }
 
 
-class _OfPictures(torch.nn.Module):
-    """A transform that leaves masks alone."""
+class _ImageOnly(torch.nn.Module):
+    """Transform that does not change masks."""
 
     def __init__(self, transform: torch.nn.Module) -> None:
         super().__init__()
@@ -155,38 +155,38 @@ class _OfPictures(torch.nn.Module):
         return self._transform(image), mask
 
 
-class _Turned(torch.nn.Module):
-    """Rotates and shifts, and fills what comes into view with the picture's mean colour."""
+class _RotateAndShift(torch.nn.Module):
+    """Rotation and shift; new corners get the mean colour of the image."""
 
     def __init__(self, degrees: float, shift: float) -> None:
         super().__init__()
         self._degrees, self._shift = degrees, shift
 
     def forward(self, sample: Any) -> Any:
-        """Of a picture (3, height, width), or of picture and mask."""
+        """Transform an image (3, height, width), or a pair of image and mask."""
         move = (2 * torch.rand(3) - 1).tolist()
         if isinstance(sample, tuple):
-            return tuple(self._moved(each, *move) for each in sample)
-        return self._moved(sample, *move)
+            return tuple(self._move(image, *move) for image in sample)
+        return self._move(sample, *move)
 
-    def _moved(self, image: Tensor, angle: float, right: float, down: float) -> Tensor:
+    def _move(self, image: Tensor, angle: float, right: float, down: float) -> Tensor:
         height, width = image.shape[-2:]
-        masked = isinstance(image, Mask)  # nothing is lesion that comes into view
-        turned: Tensor = v2.functional.affine(
+        is_mask = isinstance(image, Mask)  # new corners are not lesion
+        moved: Tensor = v2.functional.affine(
             image,
             angle=angle * self._degrees,
             translate=[right * self._shift * width, down * self._shift * height],
             scale=1.0,
             shear=[0.0, 0.0],
             interpolation=v2.InterpolationMode.BILINEAR,
-            fill=[0.0] if masked else image.float().mean(dim=(-2, -1)).tolist(),
+            fill=[0.0] if is_mask else image.float().mean(dim=(-2, -1)).tolist(),
         )
-        return turned
+        return moved
 
 
-def _zoomed(size: int, least: float) -> torch.nn.Module:
-    """A crop of at least this share of the area, almost square, at the size."""
-    return v2.RandomResizedCrop(size, scale=(least, 1.0), ratio=(0.9, 1.1), antialias=True)
+def _crop(size: int, minimum: float) -> torch.nn.Module:
+    """Build an almost square crop of a minimum share of the area, resized to `size`."""
+    return v2.RandomResizedCrop(size, scale=(minimum, 1.0), ratio=(0.9, 1.1), antialias=True)
 
 
 def _check_shares(**shares: float) -> None:
@@ -195,5 +195,5 @@ def _check_shares(**shares: float) -> None:
             raise InputError(f"augment argument {name}={share}: must be a share between 0 and 1")
 
 
-def _transposed(image: Tensor) -> Tensor:
+def _transpose(image: Tensor) -> Tensor:
     return image.transpose(-1, -2)

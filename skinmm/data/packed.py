@@ -59,9 +59,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write `manifest.json` atomically."""
         content = {"schema": _SCHEMA, "complete": self.complete, **asdict(self)}
-        content["shards"] = dict(
-            sorted(content["shards"].items())
-        )  # whatever their order of completion
+        content["shards"] = dict(sorted(content["shards"].items()))  # completed in any order
         with atomic_write(folder / FILE) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 

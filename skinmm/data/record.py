@@ -1,4 +1,4 @@
-"""The patient's record: which columns a model may see, and their encoding as a vector."""
+"""Patient record: the columns that a model may use, and their encoding as a vector."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("target", "diagnosis", "benign_malignant", "malignant", "melanoma", "dx"),
-        "it is the answer, or the answer in other words",
+        "it is the answer, or a synonym of it",
     ),
     **dict.fromkeys(
         ("dx_type", "diagnosis_confirm_type", "biopsed", "mel_thick_mm", "mel_mitotic_index"),
@@ -33,14 +33,14 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
         "it describes how the data were collected, not the patient",
     ),
 }
-"""Columns no model may see, and why: at the bedside of a new patient they do not exist."""
+"""Columns that no model may use, with the reason: they do not exist for a new patient."""
 
 
 def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
-    """Checks the record columns that were asked for.
+    """Check the record columns of a model.
 
     Raises:
-        InputError: a column that does not exist at the bedside, or not in the table.
+        InputError: a column that no model may use, or that is not in the table.
     """
     for name in columns:
         reason = NOT_AT_BEDSIDE.get(name)
@@ -54,7 +54,7 @@ def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """Where a column sits in the encoded vector: `[start, stop)`."""
+    """Slice `[start, stop)` of a column in the encoded vector."""
 
     name: str
     kind: str
@@ -64,7 +64,7 @@ class ColumnLayout:
 
 @dataclass(frozen=True)
 class _Column:
-    """Fitted state of one column: `mean` and `scale`, or `values` when it is categorical."""
+    """Fitted state of one column: `mean` and `scale`, or `values` if it is categorical."""
 
     name: str
     kind: str
@@ -78,17 +78,18 @@ class _Column:
 
 
 class RecordEncoder:
-    """Turns record columns into a vector, with statistics of the training rows only.
+    """Encoder of record columns as a vector, with statistics of the training rows only.
 
-    A numeric column gives its standardised value (0 where missing) and a missing flag. A
-    categorical one gives a one-hot over training values, and one slot for missing or unseen.
+    A numeric column becomes its standardised value (0 if missing) and a flag for missing. A
+    categorical column becomes a one-hot vector over the training values and one slot for missing
+    or unknown.
 
     Attributes:
         layout: the slice of the vector that each column fills.
     """
 
     def __init__(self, columns: Sequence[_Column]) -> None:
-        """Takes fitted columns; `fit` and `from_state` are the ways in."""
+        """Store fitted columns; use `fit` or `from_state` to create an encoder."""
         self._columns = tuple(columns)
         stops = np.cumsum([column.width for column in columns]).tolist()
         self.layout = tuple(
@@ -98,21 +99,21 @@ class RecordEncoder:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, columns: Sequence[str]) -> "RecordEncoder":
-        """Learns means, scales and values.
+        """Fit means, scales and values.
 
         Args:
             table: canonical training rows; a column of numbers is numeric, any other categorical.
             columns: names of the columns, in the order of the vector.
 
         Raises:
-            InputError: a column that the table lacks or that does not exist at the bedside.
+            InputError: a column that the table lacks or that no model may use.
         """
         check_columns(columns, list(table.columns))
         return cls([_fit_column(table[name]) for name in columns])
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that `transform` reads."""
+        """Names of the encoded columns."""
         return tuple(column.name for column in self._columns)
 
     @property
@@ -122,27 +123,27 @@ class RecordEncoder:
 
     @property
     def blank(self) -> Float32[np.ndarray, " dim"]:
-        """The encoded record of a patient of whom nothing is known."""
+        """Encoded record with every value missing."""
         return self.transform({name: np.array([None]) for name in ("", *self.columns)})[0]
 
     def transform(self, table: Table) -> Float32[np.ndarray, "n dim"]:
-        """Encodes rows; a value that cannot be used counts as missing.
+        """Encode rows; an unusable value counts as missing.
 
         Raises:
             InputError: the table lacks a column.
         """
         encoded = np.zeros((count_table_rows(table), self.dim), np.float32)
-        for column, place in zip(self._columns, self.layout, strict=True):
+        for column, layout in zip(self._columns, self.layout, strict=True):
             if column.name not in table:
                 raise InputError(f"the table has no column '{column.name}', which the model needs")
             fill = _fill_numeric if column.kind == "numeric" else _fill_categorical
             cells = np.asarray(table[column.name], object)
-            fill(encoded[:, place.start : place.stop], column, cells)
+            fill(encoded[:, layout.start : layout.stop], column, cells)
         return encoded
 
     def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
-        """Which cells hold something that training has not shown, and so count as missing."""
-        column = next(each for each in self._columns if each.name == name)
+        """Return a mask of cells whose value was not in training and so counts as missing."""
+        column = next(column for column in self._columns if column.name == name)
         if column.kind == "numeric":
             unusable = ~np.isfinite(parse_numbers(cells))
         else:
@@ -150,12 +151,12 @@ class RecordEncoder:
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
 
     def to_state(self) -> dict[str, Any]:
-        """Plain data (text, numbers, lists) for a checkpoint."""
+        """Return the fitted state as plain data (text, numbers, lists) for a checkpoint."""
         return {"columns": [{**asdict(c), "values": list(c.values)} for c in self._columns]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "RecordEncoder":
-        """The encoder that `to_state` described."""
+        """Restore an encoder from the result of `to_state`."""
         return cls([_Column(**{**c, "values": tuple(c["values"])}) for c in state["columns"]])
 
 
@@ -171,12 +172,12 @@ def _fit_column(column: "pd.Series[Any]") -> _Column:
 
 def _fill_numeric(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
     numbers = parse_numbers(cells)
-    known = np.isfinite(numbers)
-    out[known, 0] = (numbers[known] - column.mean) / column.scale
-    out[~known, 1] = 1
+    is_known = np.isfinite(numbers)
+    out[is_known, 0] = (numbers[is_known] - column.mean) / column.scale
+    out[~is_known, 1] = 1
 
 
 def _fill_categorical(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
     slots: dict[str | None, int] = {value: index for index, value in enumerate(column.values)}
-    texts = (None if lost else str(cell) for cell, lost in zip(cells, pd.isna(cells), strict=True))
+    texts = (None if empty else str(c) for c, empty in zip(cells, pd.isna(cells), strict=True))
     out[np.arange(len(out)), [slots.get(text, -1) for text in texts]] = 1

@@ -195,7 +195,7 @@ def test_hold_out_takes_about_the_fraction_of_everything(fraction: float) -> Non
 def test_hold_out_refuses_nonsense() -> None:
     with pytest.raises(InputError, match=r"between 0\.01 and 0\.5"):
         hold_out(plain(), 0.9, 0)
-    with pytest.raises(InputError, match="test part of its own"):
+    with pytest.raises(InputError, match="already has a test part"):
         hold_out(plain().assign(part="test"), 0.2, 0)
 
 
