@@ -1,5 +1,7 @@
-"""The commands that combine rooms of the package; each takes its configuration."""
+"""What a command is, and the commands that combine several rooms of the package."""
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +26,38 @@ if TYPE_CHECKING:
     from skinmm.data.packed import PackSettings
     from skinmm.report.cohort_pages import Cohort
 
+GENERATED: Final = "command"  # name of the primary configuration that is made from a schema
 PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `skinmm`.
+
+    Attributes:
+        name: its name on the command line.
+        schema: dataclass of its settings; the docstring is the help of the command.
+        function: "module:function", imported when the command runs; it takes the configuration and
+            returns the exit status.
+        config_name: primary configuration: a file in conf, or generated from the schema.
+        usage: examples for the help; by default one with the required settings.
+    """
+
+    name: str
+    schema: type[Any]
+    function: str
+    config_name: str = GENERATED
+    usage: str = ""
+
+    @property
+    def help(self) -> str:
+        """Return what the command does, in one line."""
+        return (self.schema.__doc__ or "").partition("\n")[0].rstrip(".")
+
+    def __call__(self, config: Any) -> int:
+        """Import the function and call it."""
+        module, _, name = self.function.partition(":")
+        return int(getattr(import_module(module), name)(config))
 
 
 def run_predict(config: PredictConfig) -> int:

@@ -6,9 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import reduce
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
@@ -20,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
+from skinmm.cli.commands import GENERATED, Command
 from skinmm.config import from_mapping, keys_with
 from skinmm.config.load import (
     describe_settings,
@@ -35,36 +35,8 @@ PACKAGE: Final = Path(__file__).parents[1]
 CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
-GENERATED: Final = "command"  # name of the primary configuration that is made from a schema
 _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}}
 _NO_LOGS: Final = [{f"override hydra/{name}_logging": "none"} for name in ("job", "hydra")]
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of `skinmm`.
-
-    Attributes:
-        name: its name on the command line.
-        schema: dataclass of its settings.
-        function: "module:function", imported when the command runs; it takes the configuration and
-            returns the exit status.
-        help: what it does, in one line.
-        usage: examples for its own help.
-        config_name: primary configuration: a file in conf, or generated from the schema.
-    """
-
-    name: str
-    schema: type[Any]
-    function: str
-    help: str
-    usage: str
-    config_name: str = GENERATED
-
-    def __call__(self, config: Any) -> int:
-        """Import the function and call it."""
-        module, _, name = self.function.partition(":")
-        return int(getattr(import_module(module), name)(config))
 
 
 class JobError(Exception):
@@ -285,13 +257,27 @@ def _print_help(argv: list[str], command: Command) -> int:
     single = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(command.config_name, single, return_hydra_config=True)
-    lines = [f"{command.help}:", command.usage, ""]
+    lines = [f"{command.help}:", command.usage or _format_usage(command), ""]
     groups = [name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")]
     for group in reversed(groups):
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         lines.append(f"{group}={'|'.join(options)}")
     print_line("\n".join([*lines, *describe_settings(command.schema, composed)]))
     return 0
+
+
+def _format_usage(command: Command) -> str:
+    """Return a command line with an example of each required setting."""
+    words = ["  skinmm", command.name]
+    for item in fields(command.schema):
+        if example := item.metadata.get("example"):
+            is_positional = item.name in keys_with(command.schema, "positional")
+            words.append(
+                re.sub(r"[\[\],]", " ", example).strip()
+                if is_positional
+                else f"{item.name}={example}"
+            )
+    return " ".join(words)
 
 
 def _check_folders(argv: list[str]) -> None:

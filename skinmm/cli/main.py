@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from skinmm import __version__
+from skinmm.cli.commands import Command
 from skinmm.cli.hydra_app import (
-    Command,
     quote,
     quote_list,
     refuse,
@@ -24,24 +24,8 @@ from skinmm.cli.hydra_app import (
     temporary_environment,
 )
 from skinmm.cli.study import absolutize_paths, study
-from skinmm.config import (
-    AuditConfig,
-    CompareConfig,
-    Config,
-    DicomConfig,
-    ExploreConfig,
-    ExportConfig,
-    FeedbackConfig,
-    PackConfig,
-    PackSparkConfig,
-    PredictConfig,
-    PredictSparkConfig,
-    ReportPageConfig,
-    ServeConfig,
-    keys_with,
-    read_config,
-    resume_config,
-)
+from skinmm.config import Config, keys_with, read_config, resume_config
+from skinmm.config import commands as schemas
 from skinmm.errors import print_error, print_line
 
 # Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
@@ -52,108 +36,30 @@ TRAIN: Final = Command(
     "train",
     Config,
     "skinmm.cli.main:train",
-    "Train, evaluate and report one model",
-    """\
+    config_name="config",
+    usage="""\
   python train.py experiment=demo
   python train.py model=effnet_b3 fusion=concat data=siim_isic data.root=DIR
   python train.py -m model=effnet_b0,resnet50 fusion=image_only,concat
 hydra.run.dir=DIR  run folder; default: runs/DATE_MODEL_FUSION
 -m                 train every combination of values with commas, in hydra.sweep.dir=DIR""",
-    config_name="config",
 )
-_OTHERS: Final = (
-    Command(
-        "predict",
-        PredictConfig,
-        "skinmm.cli.commands:run_predict",
-        "Predict a table of patients or a folder of images",
-        "  python predict.py checkpoint=best.ckpt input=patients.csv images=DIR output=out.csv",
-    ),
-    Command(
-        "predict-spark",
-        PredictSparkConfig,
-        "skinmm.spark.predict:predict_spark",
-        "Predict a table of any length on Apache Spark, from Parquet to Parquet",
-        "  skinmm predict-spark checkpoint=best.ckpt input=patients.parquet images=DIR "
-        "output=predictions master=spark://HOST:7077",
-    ),
-    Command(
-        "export",
-        ExportConfig,
-        "skinmm.cli.commands:run_export",
-        "Write a checkpoint as one ONNX file, after a comparison with PyTorch",
-        "  skinmm export checkpoint=RUN/checkpoints/best.ckpt",
-    ),
-    Command(
-        "dicom-sr",
-        DicomConfig,
-        "skinmm.predict.dicom_sr:write_results",
-        "Predict DICOM images and write DICOM structured reports and heat maps",
-        "  skinmm dicom-sr checkpoint=best.ckpt input=DICOM_TREE out=DIR",
-    ),
-    Command(
-        "serve",
-        ServeConfig,
-        "skinmm.serve.run:serve",
-        "Serve a web page and a REST API for one patient at a time (research use only)",
-        "  skinmm serve checkpoint=best.ckpt\n"
-        "  skinmm serve checkpoint=best.ckpt host=0.0.0.0 keys=keys.txt",
-    ),
-    Command(
-        "feedback",
-        FeedbackConfig,
-        "skinmm.cli.commands:run_feedback",
-        "Compare predictions with verified diagnoses, and recent cases with the training data",
-        "  skinmm feedback store=cases.db\n"
-        "  skinmm feedback store=postgresql://USER@HOST/DATABASE checkpoint=best.ckpt",
-    ),
-    Command(
-        "report",
-        ReportPageConfig,
-        "skinmm.cli.commands:run_report",
-        "Write the report of a run folder, or of the predictions of any system",
-        "  skinmm report RUN_FOLDER report.pictures=false\n"
-        "  skinmm report PREDICTIONS.csv labels=LABELS.csv positive=CLASS,CLASS",
-    ),
-    Command(
-        "compare",
-        CompareConfig,
-        "skinmm.cli.commands:run_compare",
-        "Compare runs or prediction files, with paired tests",
-        "  skinmm compare A.csv B.csv labels=LABELS.csv\n  skinmm compare FOLDER_OF_RUNS",
-    ),
-    Command(
-        "audit",
-        AuditConfig,
-        "skinmm.cli.commands:run_audit",
-        "Find leaks and shortcuts in a cohort and its split; exit status 1 if there is a leak",
-        "  skinmm audit data=siim_isic data.root=DIR\n"
-        "  skinmm audit data=image_folder data.root=DIR near=true output=audit",
-    ),
-    Command(
-        "explore",
-        ExploreConfig,
-        "skinmm.cli.commands:run_explore",
-        "Show the classes, missing values, ages, sites, sizes and images of a cohort on one page",
-        "  skinmm explore data=ham10000 data.root=DIR output=explore.html",
-    ),
-    Command(
-        "pack",
-        PackConfig,
-        "skinmm.cli.commands:run_pack",
-        "Resize the images of a cohort into TFRecord shards; the same command resumes",
-        "  skinmm pack data=siim_isic data.root=DIR out=packed size=512\n"
-        "  skinmm pack out=packed verify=true",
-    ),
-    Command(
-        "pack-spark",
-        PackSparkConfig,
-        "skinmm.cli.commands:run_pack_spark",
-        "Pack a cohort on Apache Spark; the shards are those of skinmm pack",
-        "  skinmm pack-spark data=siim_isic data.root=DIR out=packed master=spark://HOST:7077",
-    ),
+_TABLE: Final = (
+    TRAIN,
+    Command("predict", schemas.PredictConfig, "skinmm.cli.commands:run_predict"),
+    Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark.predict:predict_spark"),
+    Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
+    Command("dicom-sr", schemas.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
+    Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),
+    Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback"),
+    Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report"),
+    Command("compare", schemas.CompareConfig, "skinmm.cli.commands:run_compare"),
+    Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
+    Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
+    Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),
+    Command("pack-spark", schemas.PackSparkConfig, "skinmm.cli.commands:run_pack_spark"),
 )
-COMMANDS: Final = {command.name: command for command in (TRAIN, *_OTHERS)}
+COMMANDS: Final = {command.name: command for command in _TABLE}
 
 
 def main(argv: list[str] | None = None) -> int:

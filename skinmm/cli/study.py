@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from skinmm.cli.hydra_app import FULL_ERROR, Command, refuse, run_cli, run_hydra
+from skinmm.cli.commands import Command
+from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
 from skinmm.config import (
     Config,
     DataConfig,

@@ -1,4 +1,4 @@
-"""Every setting of the commands other than training."""
+"""Every setting of the commands other than training; a docstring is the help of its command."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -47,7 +47,7 @@ class BatchInferenceConfig(InferenceConfig):
 
 @dataclass
 class PredictConfig(BatchInferenceConfig):
-    """Prediction of a table or a folder of images."""
+    """Predict a table of patients or a folder of images."""
 
     input: str = literal_path(
         "",
@@ -73,7 +73,7 @@ class PredictConfig(BatchInferenceConfig):
 
 @dataclass
 class PredictSparkConfig(BatchInferenceConfig):
-    """Prediction on Apache Spark; every executor must be able to read the paths."""
+    """Predict a table of any length on Apache Spark; executors must be able to read all paths."""
 
     input: str = literal_path("", "Parquet file or folder; path or URL", example="patients.parquet")
     images: str | None = literal_path(None, "folder of the images; path or URL")
@@ -85,7 +85,7 @@ class PredictSparkConfig(BatchInferenceConfig):
 
 @dataclass
 class DicomConfig(InferenceConfig):
-    """Prediction of DICOM images as DICOM structured reports and heat maps."""
+    """Predict DICOM images, and write DICOM structured reports and heat maps."""
 
     input: str = literal_path("", "folder of DICOM files, or a table", example="DICOM_TREE")
     images: str | None = literal_path(None, "folder of the images of a table")
@@ -95,7 +95,7 @@ class DicomConfig(InferenceConfig):
 
 @dataclass
 class ExportConfig:
-    """Export of a checkpoint to one ONNX file."""
+    """Write a checkpoint as one ONNX file, after a comparison with PyTorch."""
 
     checkpoint: str = literal_path("", "checkpoint to export", example=CHECKPOINT)
     out: str | None = output_path(None, "file to write; null: next to the checkpoint")
@@ -112,7 +112,7 @@ class ReportPicturesConfig:
 
 @dataclass
 class ReportPageConfig:
-    """Report of one run or prediction file."""
+    """Write the report of a run folder or of a prediction file."""
 
     input: str = literal_path(
         "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
@@ -126,7 +126,7 @@ class ReportPageConfig:
 
 @dataclass
 class CompareConfig:
-    """Comparison of several runs or prediction files."""
+    """Compare runs or prediction files, with paired tests."""
 
     inputs: list[str] = literal_path(
         [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
@@ -139,7 +139,7 @@ class CompareConfig:
 
 @dataclass
 class AuditConfig:
-    """Search for leaks and shortcuts in a cohort and its split."""
+    """Find leaks and shortcuts in a cohort; exit status 1 if its split leaks."""
 
     data: DataConfig = section(DataConfig)
     near: bool = setting(False, "also compare the pixels of all images, to find near duplicates")
@@ -149,7 +149,7 @@ class AuditConfig:
 
 @dataclass
 class ExploreConfig:
-    """Overview of a cohort."""
+    """Show the classes, missing values and images of a cohort on one page."""
 
     data: DataConfig = section(DataConfig)
     examples: int = setting(12, "images shown per class", low=0, high=500)
@@ -170,7 +170,7 @@ class PackingConfig:
 
 @dataclass
 class PackConfig(PackingConfig):
-    """Packing on this machine, or verification of a pack."""
+    """Write resized images of a cohort into TFRecord shards; the same command resumes."""
 
     workers: int | None = setting(None, "processes; null: number of CPU cores", low=1, high=1000)
     verify: bool = setting(
@@ -180,14 +180,14 @@ class PackConfig(PackingConfig):
 
 @dataclass
 class PackSparkConfig(PackingConfig):
-    """Packing on Apache Spark; every executor must be able to read and write the paths."""
+    """Write the shards of `skinmm pack` on Apache Spark; executors must reach all paths."""
 
     master: str = literal_path("local[*]", MASTER)
 
 
 @dataclass
 class ServeConfig(InferenceConfig):
-    """Web page and REST API for one patient at a time."""
+    """Serve a web page and a REST API for one patient at a time (research use only)."""
 
     host: str = setting("127.0.0.1", "address to listen on; a public address needs keys")
     port: int = setting(8000, "port to listen on", low=1, high=65535)
@@ -202,9 +202,9 @@ class ServeConfig(InferenceConfig):
 
 @dataclass
 class FeedbackConfig:
-    """Performance of a model on the cases of a store."""
+    """Compare predictions with verified diagnoses, and cases with the training data."""
 
-    store: str = literal_path("", "case store: SQLite file or PostgreSQL URL")
+    store: str = literal_path("", "case store: SQLite file or PostgreSQL URL", example="cases.db")
     checkpoint: Any = literal_path(
         None, "checkpoint whose cases to evaluate: a path, a pattern, or a list; null: the latest"
     )

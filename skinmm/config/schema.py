@@ -234,7 +234,7 @@ class StudyConfig:
 
 @dataclass
 class Config:
-    """A training run."""
+    """Train, evaluate and report one model."""
 
     task: str = setting("classification", "task of the model", choices=TASKS)
     data: DataConfig = section(DataConfig)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from skinmm.cli.hydra_app import Command, quote_path
+from skinmm.cli.commands import Command
+from skinmm.cli.hydra_app import quote_path
 from skinmm.cli.main import COMMANDS, run_single
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with
 from skinmm.config.setting import output_path, section, setting
@@ -55,7 +56,7 @@ def print_files(config: Extended) -> int:
     return 0
 
 
-COMMAND = Command("extended", Extended, f"{__name__}:print_files", "Print", "  skinmm extended")
+COMMAND = Command("extended", Extended, f"{__name__}:print_files")
 GIVEN = ["checkpoint=a.ckpt", "input=a.csv"]
 
 
@@ -94,7 +95,9 @@ def test_file_names_without_a_key_are_positional(
 
 def test_the_help_explains_it(capsys: Captured) -> None:
     assert run_single(["--help"], COMMAND) == 0
-    assert "  # figure to write\n" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("The prediction job with more settings:\n  skinmm extended checkpoint=")
+    assert "  # figure to write\n" in text
 
 
 def test_the_flag_of_a_section_applies_to_its_settings() -> None:
