@@ -1,31 +1,37 @@
-"""What a page is made of: plain values that know nothing of HTML.
+"""Blocks of a page as plain values without HTML, and images as `data:` addresses.
 
-Text stays text until the template escapes it; only `Plot.svg` is markup, and only
-`skinmm.report.figures` makes it.
+The template escapes all text. Only `Plot.svg` is markup, and only `skinmm.report.figures` makes it.
 """
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
 from markupsafe import Markup
 
 from skinmm.errors import InputError
+from skinmm.images.decode import decode, probe
+from skinmm.images.source import Source, read_source
+
+THUMBNAIL_SIDE: Final = 240  # pixels of the longer side; twice the size on the page
+QUALITY: Final = 80
 
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph; `loud` is for what nobody may overlook."""
+    """Paragraph; a `warning` is highlighted."""
 
     text: str
-    loud: bool = False
+    warning: bool = False
     kind: ClassVar[str] = "note"
 
 
 class Tile(NamedTuple):
-    """One headline number: what it is, its value, its interval, what it means."""
+    """Headline number: label, value, interval and meaning."""
 
     label: str
     value: str
@@ -34,18 +40,18 @@ class Tile(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One question of a checklist: what is known, and what is left for the author to write."""
+    """Question of a checklist: the answer from the files, and what the author has to add."""
 
     number: str
     topic: str
-    asks: str
-    known: str = ""
+    question: str
+    answer: str = ""
     open: str = ""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One drawing with its title and a caption that says how to read it."""
+    """Figure with a title and a caption."""
 
     title: str
     svg: Markup
@@ -70,50 +76,50 @@ class _Parts:
 
 
 class Tiles(_Parts):
-    """The headline numbers, side by side."""
+    """Headline numbers in a row."""
 
     kind: ClassVar[str] = "tiles"
 
 
 class Row(_Parts):
-    """Drawings and tables side by side, as many columns as fit."""
+    """Figures and tables next to each other, in as many columns as fit."""
 
     kind: ClassVar[str] = "row"
 
 
 class Checklist(_Parts):
-    """Questions with their answers; gaps are marked."""
+    """Questions and answers; open points are highlighted."""
 
     kind: ClassVar[str] = "checklist"
 
 
 @dataclass(frozen=True)
 class Card:
-    """One lesion: its picture and heat map (`data:` addresses) where they are, and its record."""
+    """One lesion: its record, and its image and heat map as `data:` addresses if available."""
 
     title: str
     lines: Sequence[str]
     picture: str | None = None
-    heat: str | None = None
+    heat_map: str | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Lesions side by side."""
+    """Cards of lesions in a grid."""
 
     caption: str
     cards: Sequence[Card]
     kind: ClassVar[str] = "gallery"
 
     @property
-    def illustrated(self) -> bool:
-        """Whether any card has a picture, so that a missing one is told."""
+    def has_pictures(self) -> bool:
+        """Return whether any card has an image; cards without one then say so."""
         return any(card.picture for card in self.cards)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Lesions two by two, to be told apart or not."""
+    """Pairs of lesions to compare."""
 
     caption: str
     pairs: Sequence[tuple[Card, Card]]
@@ -122,7 +128,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Listing:
-    """Text whose spaces matter, such as YAML."""
+    """Preformatted text, such as YAML."""
 
     caption: str
     text: str
@@ -134,7 +140,7 @@ Block = Note | Tiles | Plot | Table | Row | Checklist | Gallery | Pairs | Listin
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page; `anchor` is its address within the page."""
+    """Chapter of a page; `anchor` is its address within the page."""
 
     anchor: str
     title: str
@@ -142,37 +148,35 @@ class Section:
     lead: str = ""
 
 
-SIDE: Final = 240  # pixels of the longer side; twice the size on the page, for dense screens
-QUALITY: Final = 80
+def decode_thumbnail(source: Source, side: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode an image with at most `side` pixels on its longer side.
+
+    Raises:
+        InputError: the image cannot be decoded.
+    """
+    info = probe(source.data)
+    scale = min(1.0, side / max(info.width, info.height))
+    size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
+    return decode(source.data, size=size, frame=source.frame)
 
 
-def embedded(path: Path) -> str | None:
-    """A JPEG that a run left, as a `data:` address; None where it is gone."""
-    if not path.is_file():
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = QUALITY) -> str:
+    """Return a JPEG file, or RGB pixels to be encoded as JPEG, as a `data:` address."""
+    is_file = isinstance(image, bytes)
+    jpeg = image if is_file else simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB")
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def thumbnail(path: Any) -> str | None:
-    """The picture behind a cohort's path as a JPEG `data:` address.
+    """Return the image at a path of a cohort as a small `data:` address.
 
-    A report is read long after a run, often elsewhere: an image that is gone or broken is no
-    reason to lose the page, so it gives None, as does a missing path.
+    Returns:
+        None if the path is missing or the image cannot be read: reports are often made later and
+        on another machine than the run, and a missing image must not prevent the page.
     """
-    import simplejpeg
-
-    from skinmm.images.decode import decode, probe
-    from skinmm.images.source import read_source
-
     if not isinstance(path, str) or not path:
         return None
     try:
-        source = read_source(path)
-        info = probe(source.data)
-        scale = min(1.0, SIDE / max(info.width, info.height))
-        size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
-        pixels = decode(source.data, size=size, frame=source.frame)
+        return to_data_url(decode_thumbnail(read_source(path), THUMBNAIL_SIDE))
     except (OSError, InputError):
         return None
-    jpeg = simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB")
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

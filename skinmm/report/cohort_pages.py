@@ -1,4 +1,4 @@
-"""A cohort as its pages see it: named rows with their class, and what is said of every one."""
+"""Pages about a cohort without a model: exploration of the rows, and the audit of their split."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,23 +26,35 @@ from skinmm.report.blocks import (
     Tiles,
     thumbnail,
 )
-from skinmm.report.figures import grids
-from skinmm.report.format import format_count, format_percent
-from skinmm.report.sections.cohort import PARTS, audit_blocks, characteristics, patients_in
-from skinmm.report.sections.performance import record_lines
+from skinmm.report.figures.grids import draw_ages, draw_class_bars
+from skinmm.report.format import format_count, format_percent, format_share
+from skinmm.report.sections.cohort import (
+    PARTS,
+    build_audit,
+    characteristics_table,
+    count_patients,
+)
+from skinmm.report.sections.performance import describe_record
 from skinmm.report.write import write_page
+
+ALL: Final = "All"
+PAIRS: Final = 40  # listed pairs of each kind
+UNREADABLE: Final = 100  # listed images that cannot be read
+HEADERS: Final = 2000  # image headers to read if the table lacks sizes
+SIZES: Final = 10  # listed image sizes
+_NOT_KNOWN: Final = "not known"
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Canonical rows and what their targets mean.
+    """Canonical rows with the meaning of their targets.
 
     Attributes:
-        name: of the dataset.
-        table: the rows; `target` holds an index into `classes`, or one of them.
-        classes: names, in order.
-        positive: those that count as malignant.
-        columns: of the record, that a model would see.
+        name: name of the dataset.
+        table: canonical rows; `target` is an index into `classes`, or a class.
+        classes: class names, in order.
+        positive: classes that count as malignant.
+        columns: record columns of a model.
     """
 
     name: str
@@ -61,84 +73,95 @@ class Cohort:
 
     @property
     def by_class(self) -> dict[str, pd.DataFrame]:
-        """The rows of each class that has any."""
-        found = {name: self.rows[self.rows["class"] == name] for name in self.classes}
-        return {name: rows for name, rows in found.items() if len(rows)}
+        """Rows of each class that occurs."""
+        groups = {name: self.rows[self.rows["class"] == name] for name in self.classes}
+        return {name: rows for name, rows in groups.items() if len(rows)}
+
+    @property
+    def groups(self) -> dict[str, pd.DataFrame]:
+        """All rows, then those of each class."""
+        return {ALL: self.rows, **self.by_class}
 
     @property
     def facts(self) -> list[str]:
-        """Short remarks for the head of a page."""
+        """Short facts for the head of a page."""
         return [
             f"data {self.name}",
             format_count(len(self.rows), "image"),
-            format_count(patients_in(self.rows), "patient"),
+            format_count(count_patients(self.rows), "patient"),
             f"{int(self.rows['malignant'].sum()):,} malignant",
         ]
 
 
-def lesion_card(row: Mapping[Hashable, Any], *remarks: str) -> Card:
-    """A canonical row with its picture; `remarks` stand first."""
-    return Card(str(row["image_id"]), [*remarks, *record_lines(row)], thumbnail(row["path"]))
-
-
-PAIRS_PER_KIND: Final = 40  # pairs of each kind
-UNREADABLE_LISTED: Final = 100  # unreadable images
-NOT_COMPARED: Final = (
-    "Pixels were not compared: near=true also looks for images that are nearly the same."
-)
-
-
 def write_audit_page(cohort: Cohort, findings: Mapping[str, Any], output: Path) -> Path:
-    """Writes the page, in place of an earlier one.
+    """Write the page of an audit; replace an existing page.
 
     Args:
-        cohort: the rows with their `part`.
-        findings: what `audit` returned, and `absent`, what was said of images that are not there;
-            where pixels were compared also `compared`, how many images, and `unreadable`,
-            name -> reason.
-        output: the page to write.
+        cohort: rows with their `part`.
+        findings: result of the audit, and `absent`, a description of missing images; if pixels
+            were compared also `compared`, the number of images, and `unreadable`, name -> reason.
+        output: page to write.
 
     Returns:
         The page.
     """
-    sections = [_findings(cohort, findings), _pair_section(cohort, findings), _unreadable(findings)]
-    made = [section for section in sections if section is not None]
-    return write_page(output, title="Audit", facts=cohort.facts, sections=made)
+    sections = [
+        _build_findings(cohort, findings),
+        _build_pairs(cohort, findings),
+        _build_unreadable(findings),
+    ]
+    return write_page(output, title="Audit", facts=cohort.facts, sections=sections)
 
 
-def _findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
-    compared = findings.get("compared")
-    lead = (
-        NOT_COMPARED
-        if compared is None
-        else f"{format_count(compared, 'image')} compared by pixels."
-    )
+def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Path:
+    """Write the exploration page of a cohort; replace an existing page.
+
+    Args:
+        cohort: rows; images that are not on disk are counted.
+        output: page to write.
+        examples: images of each class, a fixed random choice.
+
+    Returns:
+        The page.
+    """
+    sections = [_build_counts(cohort), _build_missing(cohort), _build_people(cohort)]
+    sections.append(_build_sizes(cohort))
+    if examples:
+        sections.append(_build_examples(cohort, examples))
+    return write_page(output, title="Cohort", facts=cohort.facts, sections=sections)
+
+
+def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
+    lead = "Pixels were not compared: near=true also searches for near-duplicate images."
+    if (compared := findings.get("compared")) is not None:
+        lead = f"{format_count(compared, 'image')} compared by pixels."
     rows = cohort.rows
     parts = {label: rows[rows["part"] == part] for part, label in PARTS.items()}
     parts = {label: part for label, part in parts.items() if len(part)}
-    blocks = [*audit_blocks(findings), characteristics("The split", parts)]
+    blocks = [*build_audit(findings), characteristics_table("The split", parts)]
     return Section("findings", "Findings", blocks, lead)
 
 
-def _pair_section(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
+def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     for kind, total in findings["across_parts"].items():
-        pairs = _pairs_of(kind, cohort.rows, findings)[:PAIRS_PER_KIND]
-        rows = cohort.rows[cohort.rows["image_id"].isin({name for pair in pairs for name in pair})]
+        pairs = _find_pairs(kind, cohort.rows, findings)[:PAIRS]
+        image_ids = {image_id for pair in pairs for image_id in pair}
+        rows = cohort.rows[cohort.rows["image_id"].isin(image_ids)]
         cards = {row["image_id"]: _pair_card(row) for row in rows.to_dict("records")}
         if pairs:
             caption = f"{kind.capitalize()} in two parts: {len(pairs)} of {total:,}"
-            blocks.append(
-                Pairs(caption, [(cards[first], cards[second]) for first, second in pairs])
-            )
-    lead = "Left and right are in different parts: a model would be asked what it has seen before."
+            blocks.append(Pairs(caption, [(cards[left], cards[right]) for left, right in pairs]))
+    lead = "Left and right are in different parts: a model would be tested on its training data."
     return Section("pairs", "The images", blocks, lead) if blocks else None
 
 
-def _pairs_of(kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The found pairs of a kind; of every torn patient or lesion an image of either part."""
+def _find_pairs(
+    kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Return pairs of a kind; for a patient or lesion in two parts, an image of each part."""
     if f"{kind}_id" not in rows:
-        return [(one["first"], one["second"]) for one in findings["pairs"] if one["kind"] == kind]
+        return [(p["first"], p["second"]) for p in findings["pairs"] if p["kind"] == kind]
     used = rows[rows["part"].isin(PARTS)].dropna(subset=[f"{kind}_id"])
     by_group = used.drop_duplicates([f"{kind}_id", "part"]).groupby(f"{kind}_id", sort=False)
     images = by_group["image_id"].agg(list)
@@ -147,127 +170,103 @@ def _pairs_of(kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]) -> lis
 
 def _pair_card(row: Mapping[Hashable, Any]) -> Card:
     patient = [] if row["patient_id"] == row["image_id"] else [f"patient {row['patient_id']}"]
-    return lesion_card(row, f"{PARTS[row['part']].lower()}, {row['class']}", *patient)
+    return _lesion_card(row, f"{PARTS[row['part']].lower()}, {row['class']}", *patient)
 
 
-def _unreadable(findings: Mapping[str, Any]) -> Section | None:
+def _lesion_card(row: Mapping[Hashable, Any], *facts: str) -> Card:
+    return Card(str(row["image_id"]), [*facts, *describe_record(row)], thumbnail(row["path"]))
+
+
+def _build_unreadable(findings: Mapping[str, Any]) -> Section | None:
     absent, unreadable = findings.get("absent"), findings.get("unreadable")
-    blocks: list[Block] = [Note(f"{absent}.", loud=True)] if absent else []
+    blocks: list[Block] = [Note(f"{absent}.", warning=True)] if absent else []
     if unreadable:
-        said = f"{format_count(len(unreadable), 'image')} could not be read or compared."
-        rows = list(unreadable.items())[:UNREADABLE_LISTED]
-        blocks += [Note(said, loud=True), Table("", ("Image", "Reason"), rows)]
-    return Section("unreadable", "Unreadable", blocks) if blocks else None
+        text = f"{format_count(len(unreadable), 'image')} could not be read or compared."
+        rows = list(unreadable.items())[:UNREADABLE]
+        blocks += [Note(text, warning=True), Table("", ("Image", "Reason"), rows)]
+    return Section("unreadable", "Unreadable images", blocks) if blocks else None
 
 
-SIZES_READ: Final = 2000  # images whose header is read where the table does not say their size
-SIZES: Final = 10
-ALL: Final = "All"
-_NOT_KNOWN: Final = "not known"
-
-
-def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Path:
-    """Writes the page, in place of an earlier one.
-
-    Args:
-        cohort: the rows; images that are not on disk are counted.
-        output: the page to write.
-        examples: pictures of each class, chosen by chance but the same every time.
-
-    Returns:
-        The page.
-    """
-    made = [_counts(cohort), _missing_section(cohort), _people(cohort), _sizes(cohort)]
-    if examples:
-        made.append(_contact_sheets(cohort, examples))
-    sections = [section for section in made if section is not None]
-    return write_page(output, title="Cohort", facts=cohort.facts, sections=sections)
-
-
-def _counts(cohort: Cohort) -> Section:
+def _build_counts(cohort: Cohort) -> Section:
     rows = cohort.rows
-    there, malignant = int(rows["path"].notna().sum()), int(rows["malignant"].sum())
-    patients, lesions = patients_in(rows), int(rows["lesion_id"].nunique())
-    named = f"named for {format_count(int(rows['lesion_id'].notna().sum()), 'image')}"
-    per_patient = f"{len(rows) / patients:.1f} images each"
+    on_disk, malignant = int(rows["path"].notna().sum()), int(rows["malignant"].sum())
+    patients, lesions = count_patients(rows), int(rows["lesion_id"].nunique())
+    with_lesion = f"known for {format_count(int(rows['lesion_id'].notna().sum()), 'image')}"
     tiles = Tiles(
         [
-            Tile("Images", f"{len(rows):,}", f"{there:,} on disk"),
+            Tile("Images", f"{len(rows):,}", f"{on_disk:,} on disk"),
             Tile(
                 "Patients",
                 f"{patients:,}",
-                per_patient,
-                "lesions, then images, where no patient is named",
+                f"{len(rows) / patients:.1f} images each",
+                "an unknown patient counts as its lesion, or else as its image",
             ),
-            Tile("Lesions", f"{lesions:,}" if lesions else _NOT_KNOWN, named if lesions else ""),
+            Tile("Lesions", f"{lesions:,}" if lesions else _NOT_KNOWN, with_lesion * bool(lesions)),
             Tile(
                 "Malignant", format_percent(malignant / len(rows)), format_count(malignant, "image")
             ),
         ]
     )
-    parts = {ALL: rows, **cohort.by_class}
-    blocks: list[Block] = [tiles, characteristics("Who is in which class", parts)]
+    blocks: list[Block] = [tiles, characteristics_table("Characteristics by class", cohort.groups)]
     if rows["diagnosis"].nunique() > len(cohort.classes):
         blocks.append(_crosstab("Diagnoses", rows["diagnosis"], cohort))
     return Section("counts", "Counts", blocks)
 
 
-def _missing_section(cohort: Cohort) -> Section:
-    """By class, because what is missing more often in one class gives it away."""
-    parts = {ALL: cohort.rows, **cohort.by_class}
-    named = {"path": "image on disk", "width": "image size in the table"}
-    columns = dict.fromkeys((*cohort.columns, "diagnosis", "lesion_id", *named))
+def _build_missing(cohort: Cohort) -> Section:
+    labels = {"path": "image on disk", "width": "image size in the table"}
+    columns = dict.fromkeys((*cohort.columns, "diagnosis", "lesion_id", *labels))
     lines = [
-        (named.get(name, name), *(_share(rows[name].isna()) for rows in parts.values()))
+        (
+            labels.get(name, name),
+            *(format_share(rows[name].isna()) for rows in cohort.groups.values()),
+        )
         for name in columns
     ]
-    lead = "A column that is missing more often in one class than in another gives the class away."
-    return Section("missing", "Missing", [Table("", ("Not known", *parts), lines)], lead)
+    lead = "A column that is missing more often in one class than in another reveals the class."
+    table = Table("", ("Not known", *cohort.groups), lines)
+    return Section("missing", "Missing", [table], lead)
 
 
-def _people(cohort: Cohort) -> Section | None:
+def _build_people(cohort: Cohort) -> Section | None:
     plots = []
     if cohort.rows["age"].notna().any():
-        parts = {ALL: cohort.rows, **cohort.by_class}
-        ages = {name: rows["age"].dropna().to_numpy(float) for name, rows in parts.items()}
-        text = "Diamond: median; thick: the middle half; thin: the middle 90 %."
-        plots.append(Plot("Age by class", grids.ages(ages), text))
+        ages = {name: rows["age"].dropna().to_numpy(float) for name, rows in cohort.groups.items()}
+        text = "Diamond: median. Thick: middle half. Thin: middle 90 %."
+        plots.append(Plot("Age by class", draw_ages(ages), text))
     if cohort.rows["site"].notna().any():
         sites = cohort.rows["site"].fillna(_NOT_KNOWN)
         counts = pd.crosstab(sites, cohort.rows["class"])[list(cohort.by_class)]
         counts = counts.loc[sites.value_counts().index]
-        drawn = grids.shares(counts.to_numpy("int64"), list(counts.index), list(counts.columns))
-        plots.append(Plot("Sites by class", drawn))
+        figure = draw_class_bars(counts.to_numpy("int64"), list(counts.index), list(counts.columns))
+        plots.append(Plot("Sites by class", figure))
     return Section("people", "Age and site", [Row(plots)]) if plots else None
 
 
-def _sizes(cohort: Cohort) -> Section:
-    known = cohort.rows[["width", "height"]].astype(float)
+def _build_sizes(cohort: Cohort) -> Section:
+    sides = cohort.rows[["width", "height"]].astype(float)
     blocks: list[Block] = []
-    if known.isna().any(axis=None):
-        asked = cohort.rows[known.isna().any(axis=1) & cohort.rows["path"].notna()]
-        asked = asked.sample(min(SIZES_READ, len(asked)), random_state=0)
-        known.update(_measured(asked))
-        text = (
-            f"The table lacks sizes; those of {format_count(len(asked), 'image')} were looked up."
-        )
-        blocks.append(Note(text))
-    known = known.dropna().astype(int)
-    sizes = known["width"].astype(str) + "x" + known["height"].astype(str)
+    if sides.isna().any(axis=None):
+        rows = cohort.rows[sides.isna().any(axis=1) & cohort.rows["path"].notna()]
+        rows = rows.sample(min(HEADERS, len(rows)), random_state=0)
+        sides.update(_read_sizes(rows))
+        text = "The table lacks some sizes; they were read from the headers of "
+        blocks.append(Note(f"{text}{format_count(len(rows), 'image')}."))
+    sides = sides.dropna().astype(int)
+    sizes = sides["width"].astype(str) + "x" + sides["height"].astype(str)
     if sizes.empty:
-        blocks.append(Note("No size is known."))
+        blocks.append(Note("No image size is known."))
     else:
-        common = sizes.value_counts().index[:SIZES]
-        sizes = sizes.where(sizes.isin(common), "other")
+        sizes = sizes.where(sizes.isin(sizes.value_counts().index[:SIZES]), "other")
         blocks.append(_crosstab("Width and height, pixels", sizes, cohort))
-    lead = "Where sizes differ between classes, a model can tell cameras instead of lesions."
+    lead = "If sizes differ between classes, a model can recognise cameras instead of lesions."
     return Section("sizes", "Image sizes", blocks, lead)
 
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
-    """Width and height as the files' headers say; missing where there is none to read."""
+def _read_sizes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return width and height from the headers of the files; missing if unreadable."""
 
-    def measure(path: str) -> tuple[int | None, int | None]:
+    def read_size(path: str) -> tuple[int | None, int | None]:
         try:
             info = probe(read_source(path).data)
         except (OSError, InputError):
@@ -275,30 +274,28 @@ def _measured(rows: pd.DataFrame) -> pd.DataFrame:
         return info.width, info.height
 
     with ThreadPoolExecutor() as pool:
-        sides = list(pool.map(measure, rows["path"]))
+        sides = list(pool.map(read_size, rows["path"]))
     return pd.DataFrame(sides, rows.index, ["width", "height"], dtype=float)
 
 
 def _crosstab(caption: str, values: "pd.Series[Any]", cohort: Cohort) -> Table:
-    """How often each value occurs, in all and as a share of each class; the common ones first."""
-    groups = cohort.by_class.items()
-    parts = {ALL: values, **{name: values[values.index.isin(rows.index)] for name, rows in groups}}
+    """Return counts and shares of each value, over all rows and by class, most common first."""
+    groups = {name: values[values.index.isin(rows.index)] for name, rows in cohort.groups.items()}
     lines = [
-        (str(value), *(_share(part == value) if len(part) else "" for part in parts.values()))
+        (
+            str(value),
+            *(format_share(part == value) if len(part) else "" for part in groups.values()),
+        )
         for value in values.value_counts().index
     ]
-    return Table(caption, ("", *parts), lines)
+    return Table(caption, ("", *groups), lines)
 
 
-def _contact_sheets(cohort: Cohort, examples: int) -> Section:
+def _build_examples(cohort: Cohort, examples: int) -> Section:
     galleries: list[Block] = []
     for name, rows in cohort.by_class.items():
-        there = rows[rows["path"].notna()]
-        chosen = there.sample(min(examples, len(there)), random_state=0)
-        caption = f"{name}: {len(chosen):,} of {len(rows):,}"
-        galleries.append(Gallery(caption, [lesion_card(row) for row in chosen.to_dict("records")]))
-    return Section("pictures", "Contact sheets", galleries, "Chosen by chance.")
-
-
-def _share(mask: "pd.Series[bool]") -> str:
-    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()))})"
+        on_disk = rows[rows["path"].notna()]
+        chosen = on_disk.sample(min(examples, len(on_disk)), random_state=0)
+        cards = [_lesion_card(row) for row in chosen.to_dict("records")]
+        galleries.append(Gallery(f"{name}: {len(chosen):,} of {len(rows):,}", cards))
+    return Section("pictures", "Example images", galleries, "Chosen at random.")

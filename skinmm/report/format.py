@@ -1,8 +1,13 @@
-"""Numbers as a reader wants them; what is missing says so."""
+"""Number and table formatting for pages, cards and the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from skinmm.report.blocks import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABSENT: Final = "\N{EM DASH}"
 METRICS: Final[dict[str, str]] = {
@@ -12,119 +17,126 @@ METRICS: Final[dict[str, str]] = {
     "ppv": "Positive predictive value",
     "npv": "Negative predictive value",
     "f1": "F1",
-    "number_needed_to_treat": "Flagged lesions for one malignant",
-    "calibration_slope": "Calibration slope (1 is right)",
-    "calibration_intercept": "Calibration intercept (0 is right)",
+    "number_needed_to_treat": "Flagged lesions per malignant lesion",
+    "calibration_slope": "Calibration slope (ideal: 1)",
+    "calibration_intercept": "Calibration intercept (ideal: 0)",
     "ece": "Expected calibration error",
     "brier": "Brier score",
-    "macro_auroc": "AUROC, mean over the classes",
-    "class_balanced_accuracy": "Balanced accuracy: recall, mean over the classes",
+    "macro_auroc": "AUROC, mean over classes",
+    "class_balanced_accuracy": "Balanced accuracy: recall, mean over classes",
     "referred": "Referred to a person",
-    "unfamiliar": "Unlike the images of validation",
+    "unfamiliar": "Unlike the validation images",
     "set_size": "Classes in a prediction set, mean",
-    "decided_sensitivity": "Sensitivity among the decided",
-    "decided_specificity": "Specificity among the decided",
-    "found_or_referred": "Malignant ones found or referred",
+    "decided_sensitivity": "Sensitivity among decided lesions",
+    "decided_specificity": "Specificity among decided lesions",
+    "found_or_referred": "Malignant lesions flagged or referred",
 }
-_NOTHING: Final = 1e-6  # below, the decimals that follow the point are all there is to say
-_WHOLE: Final = 10  # from here on a decimal is enough
+HEADLINE: Final = 14  # metrics printed after a run; the report lists all
+_ZERO: Final = 1e-6  # smaller values are printed with fixed decimals
+_LARGE: Final = 10  # from here on, one decimal is enough
+_WHOLE_PERCENT: Final = 9.95  # from here on, a short percentage has no decimals
+_SMALLEST_PERCENT: Final = 0.01
+
+
+def is_number(value: Any) -> bool:
+    """Return whether the value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """A number with `digits` decimals, fewer from ten on; a dash for what is missing."""
+    """Format with `digits` decimals, or one from ten on; a dash if the value is not a number."""
     if not is_number(value):
         return ABSENT
     if isinstance(value, int):
         return f"{value:,}"
-    if _NOTHING < abs(value) < 0.5 * 10.0**-digits:
+    if _ZERO < abs(value) < 0.5 * 10.0**-digits:
         return f"{value:.1g}"
-    return f"{value:,.{digits if abs(value) < _WHOLE else 1}f}"
-
-
-def metric_label(name: str) -> str:
-    """What a reader calls a metric."""
-    plain = name.replace("_", " ").replace("auroc", "AUROC")
-    return METRICS.get(name, plain[:1].upper() + plain[1:])
-
-
-def metric_rows(measured: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    """Those of the named metrics that were measured, each with its estimate."""
-    found = ((name, measured["metrics"].get(name)) for name in names)
-    return [
-        (metric_label(name), format_estimate(value)) for name, value in found if value is not None
-    ]
+    return f"{value:,.{digits if abs(value) < _LARGE else 1}f}"
 
 
 def format_percent(value: Any, digits: int = 1) -> str:
-    """A share as a percentage."""
+    """Format a fraction as a percentage with fixed decimals."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
 
 
-def format_interval(estimate: Mapping[str, Any] | None, *, share: bool = False) -> str:
-    """`low to high`, or nothing where no interval could be had.
-
-    Where all resamples agree, as with a group that misses nothing, the bootstrap has no answer;
-    a width of zero would claim certainty.
-    """
-    low, high = (estimate or {}).get("low"), (estimate or {}).get("high")
-    if not (is_number(low) and is_number(high)) or low == high:
-        return ""
-    show = format_percent if share else format_number
-    return f"{show(low)} to {show(high)}"
-
-
-def format_estimate(estimate: Mapping[str, Any] | None) -> str:
-    """`value (low to high)`."""
-    if not estimate:
-        return ABSENT
-    bounds = format_interval(estimate)
-    return f"{format_number(estimate.get('value'))}{f' ({bounds})' if bounds else ''}"
-
-
-def is_number(value: Any) -> bool:
-    """Whether there is a finite number to show."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def format_short_percent(fraction: float) -> str:
+    """Format a probability as a percentage with at most two significant digits below 10 %."""
+    value = 100 * fraction
+    digits = f"{value:.0f}" if value >= _WHOLE_PERCENT else f"{value:.2g}"
+    text = digits if value >= _SMALLEST_PERCENT else f"under {_SMALLEST_PERCENT}"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def format_count(count: int, noun: str) -> str:
-    """`1 patient`, `2 patients`."""
+    """Format `1 patient`, `2 patients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-HEADLINE: Final = 14  # metrics shown after a run; the report has all
+def format_share(mask: "pd.Series[bool]") -> str:
+    """Format `count (percentage)` of the true rows."""
+    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()))})"
 
 
-def format_metrics(evaluation: dict[str, Any]) -> str:
-    """A run's test metrics with their intervals, one a line."""
-    entries = dict(list(evaluation["metrics"].items())[:HEADLINE])
-    if referred := evaluation["metrics"].get("referred"):
-        entries["referred to a person"] = referred
-    rows = [(name, _number(entry["value"]), _interval(entry)) for name, entry in entries.items()]
-    width = max((len(name) for name, _, _ in rows), default=0)
-    counts = f"test: {evaluation['n']} rows"
+def format_interval(entry: Mapping[str, Any] | None, *, percent: bool = False) -> str:
+    """Format `low to high`; empty if the interval is undefined.
+
+    The interval of a bootstrap in which all resamples agree is empty too: a width of zero would
+    claim certainty.
+    """
+    low, high = (entry or {}).get("low"), (entry or {}).get("high")
+    if not (is_number(low) and is_number(high)) or low == high:
+        return ""
+    format_bound = format_percent if percent else format_number
+    return f"{format_bound(low)} to {format_bound(high)}"
+
+
+def format_estimate(entry: Mapping[str, Any] | None) -> str:
+    """Format `value (low to high)`."""
+    if not entry:
+        return ABSENT
+    interval = format_interval(entry)
+    return f"{format_number(entry.get('value'))}{f' ({interval})' if interval else ''}"
+
+
+def metric_label(name: str) -> str:
+    """Return the name of a metric in words."""
+    words = name.replace("_", " ").replace("auroc", "AUROC")
+    return METRICS.get(name, words[:1].upper() + words[1:])
+
+
+def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """Return a table of the named metrics; those that were not measured are left out."""
+    entries = [(name, measured["metrics"].get(name)) for name in names]
+    rows = [(metric_label(name), format_estimate(entry)) for name, entry in entries if entry]
+    return Table(caption, ("Measure", "Value (interval)"), rows)
+
+
+def format_metrics(evaluation: Mapping[str, Any]) -> str:
+    """Format a run's test metrics with intervals for the terminal, one per line."""
+    metrics = evaluation["metrics"]
+    entries = dict(list(metrics.items())[:HEADLINE])
+    if metrics.get("referred"):
+        entries["referred to a person"] = metrics["referred"]
+    width = max(map(len, entries), default=0)
+    lines = [f"test: {evaluation['n']} rows"]
     if "positives" in evaluation:
-        counts += f", {evaluation['positives']} malignant"
-    lines = [f"  {name:<{width}}  {value:>8}  {interval}" for name, value, interval in rows]
-    return "\n".join([counts, *lines])
+        lines[0] += f", {evaluation['positives']} malignant"
+    for name, entry in entries.items():
+        value, low, high = (entry.get(key) for key in ("value", "low", "high"))
+        text = "undefined" if value is None else f"{value:.4g}"
+        interval = "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"
+        lines.append(f"  {name:<{width}}  {text:>8}  {interval}")
+    return "\n".join(lines)
 
 
 def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text whose columns stand one below the other."""
+    """Format a table as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = (zip(line, widths, strict=True) for line in (header, *rows))
     return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in line).rstrip() for line in lines)
 
 
 def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as Markdown."""
+    """Format a table as Markdown."""
     lines = (header, ["---"] * len(header), *rows)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    low, high = entry.get("low"), entry.get("high")
-    return "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"

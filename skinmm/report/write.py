@@ -1,4 +1,4 @@
-"""Sections to one self-contained HTML file."""
+"""Writers of self-contained pages: one page per run folder or prediction file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,119 +8,33 @@ from typing import Any, Final
 import pandas as pd
 
 import skinmm
-from skinmm.errors import require_new_output
+from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
 from skinmm.report.blocks import Section
-from skinmm.report.card import card_text
+from skinmm.report.card import build_card
 from skinmm.report.inputs import ReportInputs, read_json, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.facts import remarks
-
-
-def write_page(
-    output: Path, *, title: str, facts: Sequence[str], sections: Sequence[Section]
-) -> Path:
-    """Renders the page and puts it in place by rename, so no reader meets half a page.
-
-    Args:
-        output: the file to write; its folder is made where missing.
-        title: what the page is about.
-        facts: short remarks under the title (date, model, data).
-        sections: the chapters in reading order.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("skinmm.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("page.html").render(
-        title=title, facts=facts, sections=sections, version=skinmm.__version__
-    )
-    return write_text(text, output)
-
-
-def write_text(text: str, output: Path) -> Path:
-    """Writes a file by rename; its folder is made where missing."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as partial:
-        # Ids read from odd file systems may hold lone surrogates, which UTF-8 cannot.
-        partial.write_text(text, encoding="utf-8", errors="replace")
-    return output
-
-
-def write_anonymous_report(run: Path, output: Path) -> Path:
-    """Writes a run's page with numbers in place of names.
-
-    Raises:
-        InputError: as `write_report`.
-    """
-    return write_sections(_nameless(read_run(run, pictures=False)), output)
-
-
-def _nameless(evidence: ReportInputs) -> ReportInputs:
-    rows, cohort = evidence.predictions, evidence.cohort
-    given = pd.Series(rows.image_id)
-    everyone = given if cohort is None else pd.concat([given, cohort["image_id"]])
-    images = {name: f"image {place}" for place, name in enumerate(everyone.unique(), start=1)}
-    if cohort is not None:
-        others = {
-            column: _numbered(cohort[column])
-            for column in ("patient_id", "lesion_id")
-            if column in cohort
-        }
-        cohort = cohort.assign(image_id=cohort["image_id"].map(images), path=None, **others)
-    audit = dict(evidence.audit)
-    if audit.get("leaks"):  # each names its rows
-        audit["leaks"] = [f"{len(audit['leaks'])} links between parts"]
-    return replace(
-        evidence,
-        predictions=replace(
-            rows,
-            image_id=given.map(images).to_numpy(),
-            patient_id=_numbered(pd.Series(rows.patient_id)).to_numpy(),
-        ),
-        cohort=cohort,
-        audit=audit,
-        explanations={},
-    )
-
-
-def _numbered(names: "pd.Series[Any]") -> "pd.Series[Any]":
-    codes, _ = pd.factorize(names)
-    return pd.Series(codes, index=names.index).astype(str).where(codes >= 0)
+from skinmm.report.sections.facts import describe_run
 
 
 def write_report(run: Path, *, pictures: bool | None = None) -> Path:
-    """Writes `report.html` and `card.md` into a run folder, in place of earlier ones.
+    """Write `report.html`, and the card of a classifier, into a run folder; replace earlier ones.
 
     Args:
-        run: the folder; besides the predictions any of its files may be absent.
-        pictures: show lesions, or let the page hold no image of a patient; None: as the run's own
-            configuration says.
+        run: run folder; all files but the predictions are optional.
+        pictures: show lesions; None: as the configuration of the run says.
 
     Returns:
         The page.
 
     Raises:
-        InputError: no predictions there, or a file that cannot be read.
+        InputError: the predictions are missing, or a file cannot be read.
     """
     run = Path(run)
-    return RUN_PAGES[read_json(run / "metrics.json").get("task", CLASSIFICATION)](run, pictures)
-
-
-def _write_run(run: Path, pictures: bool | None) -> Path:
-    evidence = read_run(run, pictures=pictures)
-    write_text(card_text(evidence), run / "card.md")
-    return write_sections(evidence, run / "report.html")
-
-
-CLASSIFICATION: Final = "classification"
-RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATION: _write_run}
-"""Task of a run -> writer of its page; optional tasks add themselves."""
+    task = read_json(run / "metrics.json").get("task", CLASSIFICATION)
+    if task not in RUN_PAGES:
+        raise InputError(f"{run}: task={task} has no report; known: {', '.join(RUN_PAGES)}")
+    return RUN_PAGES[task](run, pictures)
 
 
 def report_predictions(
@@ -132,31 +46,112 @@ def report_predictions(
     pictures: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the page for any system's prediction file.
+    """Write the page of a prediction file from any system.
 
     Args:
-        predictions: CSV with probabilities, and with truth unless `labels` has it. A constant
-            column `threshold`, as `predict.py` writes it, is the decision threshold.
-        output: the page to write.
-        labels: CSV with truth by image; its age, sex and site, where there, make the subgroups.
-        positive: classes that count as malignant; None: the usual ones.
-        pictures: show lesions, where their files are known.
-        overwrite: replace a page that is there.
+        predictions: CSV with probabilities, and with the target unless `labels` has it. A column
+            `threshold` with one value, as `predict.py` writes it, is the decision threshold.
+        output: page to write.
+        labels: CSV with the target of each image; its age, sex and site define subgroups.
+        positive: classes that count as malignant; None: the default ones.
+        pictures: show lesions whose image files are known.
+        overwrite: replace an existing page.
 
     Returns:
         The page.
 
     Raises:
-        InputError: the file cannot be used, or the page exists.
+        InputError: a file cannot be used, or the page exists.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
-    evidence = read_prediction_file(Path(predictions), source, positive, pictures=pictures)
-    return write_sections(evidence, Path(output))
+    inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures)
+    return _write_sections(inputs, Path(output))
 
 
-def write_sections(evidence: ReportInputs, output: Path) -> Path:
-    """Writes the page of what was read, or made of it."""
-    made = (make(evidence) for make in SECTIONS.values())
-    sections = [section for section in made if section is not None]
-    return write_page(output, title=evidence.title, facts=remarks(evidence), sections=sections)
+def write_anonymous_report(run: Path, output: Path) -> Path:
+    """Write the page of a run without images and with numbers instead of names.
+
+    Raises:
+        InputError: as `write_report`.
+    """
+    return _write_sections(_anonymize(read_run(run, pictures=False)), output)
+
+
+def write_page(
+    output: Path, *, title: str, facts: Sequence[str], sections: Sequence[Section | None]
+) -> Path:
+    """Render a page and write it atomically.
+
+    Args:
+        output: file to write; its folder is created if needed.
+        title: heading of the page.
+        facts: short facts below the title, such as model and data.
+        sections: chapters in reading order; None is left out.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("skinmm.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(
+        title=title,
+        facts=facts,
+        sections=[section for section in sections if section is not None],
+        version=skinmm.__version__,
+    )
+    return _write_text(text, output)
+
+
+def _write_run(run: Path, pictures: bool | None) -> Path:
+    inputs = read_run(run, pictures=pictures)
+    _write_text(build_card(inputs), run / "card.md")
+    return _write_sections(inputs, run / "report.html")
+
+
+CLASSIFICATION: Final = "classification"
+RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATION: _write_run}
+"""Task of a run -> writer of its page; optional tasks register theirs."""
+
+
+def _write_sections(inputs: ReportInputs, output: Path) -> Path:
+    sections = [build(inputs) for build in SECTIONS.values()]
+    return write_page(output, title=inputs.title, facts=describe_run(inputs), sections=sections)
+
+
+def _write_text(text: str, output: Path) -> Path:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output) as partial:
+        # Names from some file systems contain lone surrogates, which UTF-8 cannot encode.
+        partial.write_text(text, encoding="utf-8", errors="replace")
+    return output
+
+
+def _anonymize(inputs: ReportInputs) -> ReportInputs:
+    """Replace the names of images, patients and lesions by numbers; remove paths."""
+    rows, cohort = inputs.predictions, inputs.cohort
+    image_ids = pd.Series(rows.image_id)
+    all_ids = image_ids if cohort is None else pd.concat([image_ids, cohort["image_id"]])
+    numbers = {name: f"image {index}" for index, name in enumerate(all_ids.unique(), start=1)}
+    if cohort is not None:
+        columns = [name for name in ("patient_id", "lesion_id") if name in cohort]
+        numbered = {name: _number_names(cohort[name]) for name in columns}
+        cohort = cohort.assign(image_id=cohort["image_id"].map(numbers), path=None, **numbered)
+    audit = dict(inputs.audit)
+    if audit.get("leaks"):  # the text of a leak names its rows
+        audit["leaks"] = [f"{len(audit['leaks'])} links between parts"]
+    predictions = replace(
+        rows,
+        image_id=image_ids.map(numbers).to_numpy(),
+        patient_id=_number_names(pd.Series(rows.patient_id)).to_numpy(),
+    )
+    return replace(inputs, predictions=predictions, cohort=cohort, audit=audit, explanations={})
+
+
+def _number_names(names: "pd.Series[Any]") -> "pd.Series[Any]":
+    codes, _ = pd.factorize(names)
+    return pd.Series(codes, index=names.index).astype(str).where(codes >= 0)

@@ -175,7 +175,7 @@ def _write_page(deployment: Deployment, output: Path) -> Path:
 
 def _performance_section(deployment: Deployment) -> Section:
     """Compare performance in use with the test."""
-    blocks: list[Block] = [Note(_SELECTED, loud=True)]
+    blocks: list[Block] = [Note(_SELECTED, warning=True)]
     evidence = deployment.evidence
     if evidence is None:
         blocks.append(Note(_ONE_CLASS))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from skinmm.report.figures import PALETTE, line_style, render, short, thin
+from skinmm.report.figures import PALETTE, line_style, render, shorten, thin_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def test_lines_differ_beyond_the_palette() -> None:
 
 @given(st.text(max_size=80), st.integers(6, 40))
 def test_short_names_fit_and_keep_their_ends(name: str, letters: int) -> None:
-    result, plain = short(name, letters), " ".join(name.split())
+    result, plain = shorten(name, letters), " ".join(name.split())
     assert len(result) <= letters
     if len(plain) <= letters:
         assert result == plain
@@ -79,7 +79,7 @@ def test_thinned_curve_keeps_its_ends_and_strays_little(
 ) -> None:
     size = min(len(across), len(up))
     x, y = np.sort(across[:size]), np.sort(up[:size])
-    kept = thin(x, y, points=400)
+    kept = thin_curve(x, y, points=400)
     assert kept[0] == 0
     assert kept[-1] == size - 1
     assert (np.diff(kept) > 0).all()

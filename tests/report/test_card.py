@@ -11,12 +11,12 @@ import pytest
 import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
-from skinmm.report.card import card_text
+from skinmm.report.card import build_card
 from skinmm.report.inputs import read_run
 
 
 def card_of(run: Path) -> str:
-    return card_text(read_run(run, pictures=False))
+    return build_card(read_run(run, pictures=False))
 
 
 def tables(card: str) -> list[list[list[str]]]:
@@ -42,7 +42,7 @@ def test_a_card_holds_the_run_s_figures_and_facts_and_names_nobody(tmp_path: Pat
         "Sampler balanced, loss cross_entropy",
         "Not a medical device",
         "No external validation",
-        "with the whole record, 0.500 where it is missing",
+        "with the complete record, 0.500 without it",
         "predict.py 'checkpoint=checkpoints/best.ckpt'",
     ):
         assert words in card, words

@@ -62,12 +62,12 @@ def test_different_images_are_said_loudly(tmp_path: Path) -> None:
     own = pd.read_csv(run / "predictions" / "test.csv")["image_id"]
     table[~table["image_id"].isin(own)].to_csv(files[0], index=False)
     write_comparison([run, files[0]], tmp_path / "page.html", overwrite=True)
-    assert "their numbers do not compare" in Page(tmp_path / "page.html").text
+    assert "their metrics are not comparable" in Page(tmp_path / "page.html").text
 
 
 def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found 1 system, needs two"):
+    with pytest.raises(InputError, match="found 1 system; name at least two"):
         write_comparison([make_run(tmp_path)], tmp_path / "page.html")
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="no runs there"):
+    with pytest.raises(InputError, match="no run found"):
         write_comparison([tmp_path / "none"], tmp_path / "page.html")

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_cases import fitted
-from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -14,7 +13,6 @@ from skinmm.report.figures.curves import (
     precision_line,
     reliability_line,
     roc_line,
-    wilson,
 )
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -56,15 +54,6 @@ def test_reliability_keeps_ties_together(values: list[float]) -> None:
     assert line.high is not None
     assert (line.low <= line.y).all()
     assert (line.y <= line.high).all()
-
-
-@given(st.integers(1, 500), st.floats(0, 1))
-def test_wilson_interval_equals_scipy(count: int, share: float) -> None:
-    hits = round(share * count)
-    low, high = wilson(np.array([hits / count]), np.array([count]))
-    expected = binomtest(hits, count).proportion_ci(method="wilson")
-    assert low[0] == pytest.approx(expected.low, abs=1e-6)
-    assert high[0] == pytest.approx(expected.high, abs=1e-6)
 
 
 def test_net_benefit_is_its_definition(rows: Rows) -> None:

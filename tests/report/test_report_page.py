@@ -19,7 +19,7 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
 from skinmm.report.compare import DIFFERENT, SHOWN
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.headline import MEASURES as REFERRAL
+from skinmm.report.sections.headline import REFERRAL
 from skinmm.report.sections.performance import PROBABILITIES, RATES
 from skinmm.report.sections.subgroups import MEASURES
 
@@ -145,7 +145,7 @@ def test_without_pictures_no_lesion_is_shown(run: Path) -> None:
     page = Page(write_report(run, pictures=False))
     assert page.count("img") == 0
     assert "data:image" not in page.source
-    assert "Malignant, called benign" in page.text
+    assert "Malignant, classified as benign" in page.text
 
 
 def test_a_run_s_own_wish_about_pictures_holds_until_another_is_said(run: Path) -> None:
@@ -177,7 +177,7 @@ def test_predictions_alone_make_a_page(run: Path) -> None:
             path.unlink()
     page = Page(write_report(run))
     assert "Subgroups" not in page.text
-    assert "For the author to write" in page.text
+    assert "To be completed by the author" in page.text
 
 
 def test_a_folder_without_predictions_is_refused(run: Path) -> None:

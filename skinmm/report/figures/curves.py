@@ -1,30 +1,30 @@
-"""Curves between axes of probabilities: ROC, precision-recall, reliability, decision, training."""
+"""Curves of scores and targets, and their figures: ROC, calibration, decision, training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from markupsafe import Markup
-
-from skinmm.report.figures import GREY, PALETTE, line_style, render, short, thin
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-from typing import Final
-
-from jaxtyping import Bool, Int
+from scipy.stats import binomtest
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from skinmm.evaluation.statistics import net_benefit
+from skinmm.report.figures import GREY, PALETTE, REFERENCE, line_style, render, shorten, thin_curve
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BINS: Final = 10
 Point = tuple[float, float]
+Scores = Float[np.ndarray, " n"]
+Mask = Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve; `low` and `high`, where given, bound `y` point by point."""
+    """Named curve; `low` and `high` are the bounds of `y`, point by point."""
 
     name: str
     x: Float[np.ndarray, " n"]
@@ -33,44 +33,97 @@ class Line:
     high: Float[np.ndarray, " n"] | None = None
 
 
-def roc(lines: Sequence[Line], chosen: Point | None = None) -> Markup:
-    """Sensitivity against the false positive rate; a ring marks the chosen threshold."""
+def roc_line(name: str, scores: Scores, positives: Mask) -> Line:
+    """Return sensitivity against the false positive rate; the name includes the area under it."""
+    false_positive_rate, sensitivity, _ = roc_curve(positives, scores)
+    area = auc(false_positive_rate, sensitivity)
+    return Line(f"{name} ({area:.3f})", false_positive_rate, sensitivity)
+
+
+def precision_line(name: str, scores: Scores, positives: Mask) -> Line:
+    """Return precision against sensitivity, without the arbitrary point at sensitivity 0."""
+    precision, recall, _ = precision_recall_curve(positives, scores)
+    return Line(name, recall[-2::-1], precision[-2::-1])
+
+
+def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = BINS) -> Line:
+    """Return the observed share against the mean probability, with 95 % Wilson (1927) intervals.
+
+    The bins have equal numbers of rows. Equal scores share a bin, so a model with few distinct
+    probabilities has fewer bins.
+    """
+    edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_index = np.searchsorted(edges, scores, side="left")
+    rows = np.bincount(bin_index, minlength=len(edges) + 1)
+    filled = rows > 0
+    rows = rows[filled]
+    mean = np.bincount(bin_index, scores, minlength=len(filled))[filled] / rows
+    hits = np.bincount(bin_index[positives], minlength=len(filled))[filled]
+    intervals = [
+        binomtest(k, n).proportion_ci(method="wilson")
+        for k, n in zip(hits.tolist(), rows.tolist(), strict=True)
+    ]
+    low, high = np.array(intervals, dtype=float).T
+    return Line(name, mean, hits / rows, low, high)
+
+
+def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
+    """Return the net benefit of the model, of treating all lesions as malignant, and of none.
+
+    The thresholds end where a decision is no longer in question: at three times the share of
+    malignant lesions, between 0.1 and 0.8 (Vickers and Elkin 2006, doi:10.1177/0272989X06295361).
+    """
+    share = float(positives.mean())
+    thresholds = np.linspace(0, min(0.8, max(0.1, 3 * share)), 200)
+    hits, false_alarms = (
+        (mask.sum() - np.searchsorted(np.sort(scores[mask]), thresholds)).astype(np.float64)
+        for mask in (positives, ~positives)
+    )
+    model = net_benefit(hits / len(scores), false_alarms / len(scores), thresholds)
+    treat_all = net_benefit(np.full_like(thresholds, share), np.asarray(1 - share), thresholds)
+    return [
+        Line("model", thresholds, model),
+        Line("call all malignant", thresholds, treat_all),
+        Line("call none", thresholds, np.zeros_like(thresholds)),
+    ]
+
+
+def draw_roc(lines: Sequence[Line], chosen: Point | None = None) -> Markup:
+    """Draw sensitivity against the false positive rate; a ring marks the chosen threshold."""
     names = ("False positive rate (1 - specificity)", "Sensitivity")
-    return _unit_square("ROC curve", names, lines, chosen, chance=(0.0, 1.0))
+    return _draw_unit_square("ROC curve", names, lines, chosen, chance=(0.0, 1.0))
 
 
-def precision_recall(
+def draw_precision_recall(
     lines: Sequence[Line], prevalence: float, chosen: Point | None = None
 ) -> Markup:
-    """Positive predictive value against sensitivity; the dotted level is chance."""
+    """Draw precision against sensitivity; the dotted line at the prevalence is chance."""
     names = ("Sensitivity (recall)", "Precision (PPV)")
     chance = (prevalence, prevalence)
-    return _unit_square("Precision-recall curve", names, lines, chosen, chance=chance)
+    return _draw_unit_square("Precision-recall curve", names, lines, chosen, chance=chance)
 
 
-def reliability(line: Line) -> Markup:
-    """Observed frequency against mean predicted probability, bin by bin.
+def draw_reliability(line: Line) -> Markup:
+    """Draw the observed share against the mean predicted probability of each bin.
 
-    The axes end where the data end: at a prevalence of 2 % most bins lie below 0.1.
+    The axes end at the largest value: at a prevalence of 2 % most bins lie below 0.1.
     """
     sides = [side for side in (line.x, line.y, line.high) if side is not None]
     end = min(1.0, 1.08 * max(float(side.max()) for side in sides)) or 1.0
 
-    def paint(axes: "Axes") -> None:
-        axes.plot([0, end], [0, end], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        if line.low is not None and line.high is not None:
-            axes.vlines(line.x, line.low, line.high, color=PALETTE[0], linewidth=0.9, alpha=0.7)
-        axes.plot(line.x, line.y, marker="o", markersize=4.5, clip_on=False, **line_style(0))
+    def draw(axes: "Axes") -> None:
+        axes.plot([0, end], [0, end], **REFERENCE)
+        _plot_with_intervals(axes, line, markersize=4.5)
         axes.set(xlim=(0, end), ylim=(0, end))
         axes.set(xlabel="Mean predicted probability", ylabel="Observed share malignant")
 
-    return render(paint, label=f"Reliability diagram, {line.name}")
+    return render(draw, label=f"Reliability diagram, {line.name}")
 
 
-def decision(lines: Sequence[Line], chosen: float | None = None) -> Markup:
-    """Net benefit against the threshold probability (Vickers and Elkin 2006)."""
+def draw_decision(lines: Sequence[Line], chosen: float | None = None) -> Markup:
+    """Draw the net benefit against the threshold probability (Vickers and Elkin 2006)."""
 
-    def paint(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> None:
         for index, line in enumerate(lines):
             axes.plot(line.x, line.y, label=line.name, **line_style(index))
         best = max(float(line.y.max()) for line in lines)
@@ -79,41 +132,45 @@ def decision(lines: Sequence[Line], chosen: float | None = None) -> Markup:
         if chosen is not None and chosen <= lines[0].x[-1]:
             axes.axvline(chosen, color=GREY, linewidth=0.9, linestyle="--")
         axes.set(xlabel="Threshold probability", ylabel="Net benefit")
-        _legend(axes)
+        _add_legend(axes)
 
-    return render(paint, label="Decision curve")
+    return render(draw, label="Decision curve")
 
 
-def missing(name: str, line: Line) -> Markup:
-    """A metric against the share of the record's columns that the model was not shown."""
+def draw_missing(name: str, line: Line) -> Markup:
+    """Draw a metric against the share of withheld record columns."""
 
-    def paint(axes: "Axes") -> None:
-        if line.low is not None and line.high is not None:
-            axes.vlines(line.x, line.low, line.high, color=PALETTE[0], linewidth=0.9, alpha=0.7)
-        axes.plot(line.x, line.y, marker="o", markersize=4.5, **line_style(0))
+    def draw(axes: "Axes") -> None:
+        _plot_with_intervals(axes, line, markersize=4)
         axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
 
-    return render(paint, label=f"{name} against missing columns", height=2.8)
+    return render(draw, label=f"{name} against missing columns", height=2.8)
 
 
-def training(name: str, lines: Sequence[Line]) -> Markup:
-    """One quantity over the epochs, one line per part of the data (or fold)."""
+def draw_training(name: str, lines: Sequence[Line]) -> Markup:
+    """Draw one quantity over the epochs, with one line per part of the data and fold."""
     from matplotlib.ticker import MaxNLocator
 
-    def paint(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> None:
         for index, line in enumerate(lines):
-            marker = "o" if len(line.x) < 30 else ""  # noqa: PLR2004 - more marks would merge
-            axes.plot(
-                line.x, line.y, label=line.name, marker=marker, markersize=3, **line_style(index)
-            )
+            marker = "o" if len(line.x) < 30 else ""  # noqa: PLR2004 - more markers overlap
+            style = line_style(index)
+            axes.plot(line.x, line.y, label=line.name, marker=marker, markersize=3, **style)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="Epoch", ylabel=short(name))
-        _legend(axes)
+        axes.set(xlabel="Epoch", ylabel=shorten(name))
+        _add_legend(axes)
 
-    return render(paint, label=f"Training: {name}", height=2.8)
+    return render(draw, label=f"Training: {name}", height=2.8)
 
 
-def _unit_square(
+def _plot_with_intervals(axes: "Axes", line: Line, markersize: float) -> None:
+    if line.low is not None and line.high is not None:
+        axes.vlines(line.x, line.low, line.high, color=PALETTE[0], linewidth=0.9, alpha=0.7)
+    style = line_style(0)
+    axes.plot(line.x, line.y, marker="o", markersize=markersize, clip_on=False, **style)
+
+
+def _draw_unit_square(
     label: str,
     names: tuple[str, str],
     lines: Sequence[Line],
@@ -121,96 +178,28 @@ def _unit_square(
     *,
     chance: Point,
 ) -> Markup:
-    """Curves between two shares; dotted the heights of chance at the left and the right."""
+    """Draw curves on axes from 0 to 1; `chance` has the heights of the dotted line at 0 and 1."""
 
-    def paint(axes: "Axes") -> None:
-        axes.plot([0, 1], chance, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+    def draw(axes: "Axes") -> None:
+        axes.plot([0, 1], chance, **REFERENCE)
         for index, line in enumerate(lines):
-            kept = thin(line.x, line.y)
-            axes.plot(line.x[kept], line.y[kept], label=line.name, **line_style(index))
+            vertices = thin_curve(line.x, line.y)
+            axes.plot(line.x[vertices], line.y[vertices], label=line.name, **line_style(index))
         if chosen is not None and np.isfinite(chosen).all():
             axes.plot(
                 *chosen, "o", markersize=8, markerfacecolor="white", markeredgecolor="black",
                 markeredgewidth=1.5, linestyle="none", label="chosen threshold", clip_on=False,
             )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=names[0], ylabel=names[1])
-        _legend(axes)
+        _add_legend(axes)
 
-    return render(paint, label=label)
+    return render(draw, label=label)
 
 
-def _legend(axes: "Axes") -> None:
-    """Below the drawing, where no curve runs."""
+def _add_legend(axes: "Axes") -> None:
+    """Add a legend below the axes, away from the curves."""
     handles, names = axes.get_legend_handles_labels()
-    labels = [short(name, 30) for name in names]
+    labels = [shorten(name, 30) for name in names]
     widest = max(map(len, labels), default=0) * 5.2 + 38  # points
     columns = min(len(labels), max(1, int(300 / widest)))
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
-
-
-BINS: Final = 10
-_Z: Final = 1.959964  # two-sided 95 % of the normal distribution
-
-Scores = Float[np.ndarray, " n"]
-Truth = Bool[np.ndarray, " n"]
-
-
-def roc_line(name: str, scores: Scores, positives: Truth) -> Line:
-    """Sensitivity over the false positive rate; the name says the area under it."""
-    false_alarms, sensitivity, _ = roc_curve(positives, scores)
-    return Line(f"{name} ({auc(false_alarms, sensitivity):.3f})", false_alarms, sensitivity)
-
-
-def precision_line(name: str, scores: Scores, positives: Truth) -> Line:
-    """Positive predictive value over sensitivity, without the arbitrary point at sensitivity 0."""
-    precision, recall, _ = precision_recall_curve(positives, scores)
-    return Line(name, recall[-2::-1], precision[-2::-1])
-
-
-def reliability_line(name: str, scores: Scores, positives: Truth, bins: int = BINS) -> Line:
-    """Observed share over mean probability in bins of equal mass, with Wilson 95 % intervals.
-
-    Ties stay in one bin, so that a model of few distinct probabilities has fewer bins.
-    """
-    edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
-    place = np.searchsorted(edges, scores, side="left")
-    count = np.bincount(place, minlength=len(edges) + 1)
-    held = count > 0
-    count = count[held]
-    mean = np.bincount(place, scores, minlength=len(held))[held] / count
-    observed = np.bincount(place, positives, minlength=len(held))[held] / count
-    return Line(name, mean, observed, *wilson(observed, count))
-
-
-def wilson(
-    share: Float[np.ndarray, " k"], count: Int[np.ndarray, " k"]
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The 95 % interval of a share of `count` rows (Wilson 1927)."""
-    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * np.sqrt(share * (1 - share) / count + (_Z / count / 2) ** 2)
-    # Rounding must not push a bound past the share itself, 0 and 1 above all.
-    return np.clip(centre - half, 0, share), np.clip(centre + half, share, 1)
-
-
-def net_benefit_lines(scores: Scores, positives: Truth) -> list[Line]:
-    """Net benefit of the model, of calling every lesion malignant, and of calling none.
-
-    The thresholds run up to where a decision is still in question: three times the share of
-    malignant lesions, from 0.1 to 0.8 (Vickers and Elkin 2006, doi:10.1177/0272989X06295361).
-    """
-    share = float(positives.mean())
-    thresholds = np.linspace(0, min(0.8, max(0.1, 3 * share)), 200)
-    hits, alarms = (
-        _at_least(np.sort(scores[mask]), thresholds) for mask in (positives, ~positives)
-    )
-    ours = net_benefit(hits / len(scores), alarms / len(scores), thresholds)
-    everyone = net_benefit(np.full_like(thresholds, share), np.asarray(1 - share), thresholds)
-    return [
-        Line("model", thresholds, ours),
-        Line("call all malignant", thresholds, everyone),
-        Line("call none", thresholds, np.zeros_like(thresholds)),
-    ]
-
-
-def _at_least(rising: Scores, thresholds: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    return (len(rising) - np.searchsorted(rising, thresholds, side="left")).astype(np.float64)

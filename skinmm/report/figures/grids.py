@@ -1,6 +1,6 @@
-"""Drawings over rows and columns: confusion, forest plot, parallel coordinates."""
+"""Figures with rows and columns: confusion matrix, forest plot, parallel coordinates, bars."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -8,20 +8,23 @@ import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup
 
-from skinmm.report.figures import GREY, PALETTE, line_style, render, short
+from skinmm.report.figures import GREY, PALETTE, REFERENCE, line_style, render, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-_LONGEST: Final = 16
-_LIGHT: Final = 0.6
+_LABEL_LETTERS: Final = 16
+_DARK: Final = 0.6  # share from which a cell has white text
+_SMALL: Final = 3  # classes up to which zeros are printed, in large digits
+_UPRIGHT: Final = 4  # classes up to which labels are horizontal
+_FULL_SIZE: Final = 9  # classes that fit at the full font size
+_PERCENTILES: Final = (5, 25, 50, 75, 95)
+_ROW: Final = 0.27  # inches
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One row of a forest plot; `low` and `high` may be absent where none can be had."""
+    """Row of a forest plot; the interval is None if it is undefined."""
 
     name: str
     value: float
@@ -31,172 +34,163 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Axis:
-    """One upright of a parallel-coordinates plot: numbers, or places with names."""
+    """Axis of a parallel-coordinates plot: numbers, or indices into `labels`."""
 
     name: str
     values: Float[np.ndarray, " runs"]
     labels: Sequence[str] | None = None
 
 
-def confusion(
-    counts: Int[np.ndarray, "r c"], classes: Sequence[str], decided: Sequence[str] | None = None
+def draw_confusion(
+    counts: Int[np.ndarray, "r c"], classes: Sequence[str], decisions: Sequence[str] | None = None
 ) -> Markup:
-    """Counts of true class (down) against decided class (across), shaded by the row's share."""
+    """Draw counts of true class (rows) by decision (columns), shaded by the share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = len(classes)
-    small = 9.0 if size <= 9 else max(4.5, 81 / size)  # noqa: PLR2004 - a page holds nine at 9 pt
+    size, columns = len(classes), decisions or classes
+    font_size = 9.0 if size <= _FULL_SIZE else max(4.5, 81 / size)
 
-    def paint(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> None:
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=1)
         for row, column in np.ndindex(*counts.shape):
-            if counts[row, column] or size <= 3:  # noqa: PLR2004 - zeros clutter a large table
-                ink = "white" if shares[row, column] > _LIGHT else "black"
-                text = f"{counts[row, column]:,}"
+            if counts[row, column] or size <= _SMALL:
                 axes.text(
-                    column + 0.5, row + 0.5, text, color=ink, ha="center", va="center",
-                    fontsize=11 if size <= 3 else small * 0.85,  # noqa: PLR2004
+                    column + 0.5, row + 0.5, f"{counts[row, column]:,}", ha="center", va="center",
+                    color="white" if shares[row, column] > _DARK else "black",
+                    fontsize=11 if size <= _SMALL else font_size * 0.85,
                 )  # fmt: skip
-        down, across = (
-            [short(name, _LONGEST) for name in names] for names in (classes, decided or classes)
+        across, down = (
+            [shorten(name, _LABEL_LETTERS) for name in names] for names in (columns, classes)
         )
-        turned: dict[str, Any] = {"rotation": 90} if size > 4 else {}  # noqa: PLR2004
-        axes.set_xticks(np.arange(len(across)) + 0.5, across, fontsize=small, **turned)
-        axes.set_yticks(np.arange(size) + 0.5, down, fontsize=small)
+        rotation: dict[str, Any] = {"rotation": 90} if size > _UPRIGHT else {}
+        axes.set_xticks(np.arange(len(across)) + 0.5, across, fontsize=font_size, **rotation)
+        axes.set_yticks(np.arange(size) + 0.5, down, fontsize=font_size)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.tick_params(length=0)
-        axes.set(xlabel="Decided", ylabel="True")
+        axes.set(xlabel="Decision", ylabel="True class")
 
-    label = f"Confusion matrix: {', '.join(decided or classes)}"
-    return render(paint, label=label, height=3.4 if size <= 9 else 4.4)  # noqa: PLR2004
+    label = f"Confusion matrix: {', '.join(columns)}"
+    return render(draw, label=label, height=3.4 if size <= _FULL_SIZE else 4.4)
 
 
-def forest(groups: Sequence[Estimate], overall: Estimate, *, label: str) -> Markup:
-    """Estimates with intervals one below the other, against the overall value (dotted)."""
+def draw_forest(groups: Sequence[Estimate], overall: Estimate, *, label: str) -> Markup:
+    """Draw estimates with intervals, one per row; the dotted line is the overall value."""
     rows = [overall, *groups]
+    values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    margin = 0.05 * (max(values) - min(values)) or 0.05
 
-    def paint(axes: "Axes") -> None:
-        axes.axvline(overall.value, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        for place, row in enumerate(rows):
-            color = "black" if place == 0 else PALETTE[0]
+    def draw(axes: "Axes") -> None:
+        axes.axvline(overall.value, **REFERENCE)
+        for index, row in enumerate(rows):
+            color = PALETTE[0] if index else "black"
             if row.low is not None and row.high is not None:
-                axes.hlines(place, row.low, row.high, color=color, linewidth=1.5)
-            axes.plot(row.value, place, "s" if place else "D", color=color, markersize=5)
-        axes.set_yticks(range(len(rows)), [short(row.name) for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(*_span(rows))
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+                axes.hlines(index, row.low, row.high, color=color, linewidth=1.5)
+            axes.plot(row.value, index, "s" if index else "D", color=color, markersize=5)
+        _label_rows(axes, [row.name for row in rows])
+        axes.set_xlim(min(values) - margin, max(values) + margin)
         axes.set_xlabel(label)
 
-    return render(paint, label=f"Forest plot: {label}", height=0.9 + 0.2 * len(rows))
+    return render(draw, label=f"Forest plot: {label}", height=0.9 + 0.2 * len(rows))
 
 
-def parallel(axes_: Sequence[Axis], rank: Float[np.ndarray, " systems"], *, label: str) -> Markup:
-    """One line per system across scaled uprights.
+def draw_parallel(
+    axis_list: Sequence[Axis], rank: Float[np.ndarray, " systems"], *, label: str
+) -> Markup:
+    """Draw one line per system across scaled vertical axes.
 
-    Few systems have the colours of the other drawings; with many, the brighter (cividis) the
-    higher their `rank`.
+    A few systems have the colours of the other figures. Otherwise brighter lines (cividis) have a
+    higher `rank`.
     """
 
-    def paint(axes: "Axes") -> None:
-        heights = np.stack([_scaled(axis.values) for axis in axes_])  # (axes, systems)
-        styles = _styles(rank)
+    def draw(axes: "Axes") -> None:
+        heights = np.stack([_scale(axis.values) for axis in axis_list])  # (axes, systems)
+        styles = _system_styles(rank)
         for system in np.argsort(rank).tolist():
             axes.plot(heights[:, system], marker="o", markersize=3, **styles[system])
-        for place, axis in enumerate(axes_):
-            _upright(axes, place, axis)
-        axes.set_xticks(range(len(axes_)), [short(axis.name, _LONGEST) for axis in axes_])
-        axes.set(xlim=(-0.3, len(axes_) - 0.5), ylim=(-0.08, 1.08), yticks=[])
+        for position, axis in enumerate(axis_list):
+            _draw_vertical_axis(axes, position, axis)
+        names = [shorten(axis.name, _LABEL_LETTERS) for axis in axis_list]
+        axes.set_xticks(range(len(axis_list)), names)
+        axes.set(xlim=(-0.3, len(axis_list) - 0.5), ylim=(-0.08, 1.08), yticks=[])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
 
-    return render(paint, label=label, width=max(4.2, 1.1 * len(axes_)), height=3.6)
+    return render(draw, label=label, width=max(4.2, 1.1 * len(axis_list)), height=3.6)
 
 
-def _styles(rank: Float[np.ndarray, " systems"]) -> list[dict[str, Any]]:
-    from matplotlib import colormaps
+def draw_ages(groups: Mapping[str, Float[np.ndarray, " n"]]) -> Markup:
+    """Draw median, middle half (thick) and middle 90 % (thin) of the ages of each group."""
 
-    if len(rank) <= len(PALETTE):
-        return [line_style(system) for system in range(len(rank))]
-    # The top of the scale is too pale for white paper.
-    return [{"color": shade} for shade in colormaps["cividis"](_scaled(rank) * 0.9)]
-
-
-def _upright(axes: "Axes", place: int, axis: Axis) -> None:
-    axes.axvline(place, color=GREY, linewidth=0.8, zorder=0)
-    known = np.unique(axis.values[np.isfinite(axis.values)])
-    ticks = known if axis.labels is not None else known[[0, -1]] if known.size else known
-    for value, height in zip(ticks, _scaled(ticks), strict=True):
-        text = axis.labels[int(value)] if axis.labels is not None else f"{value:.4g}"
-        axes.text(
-            place + 0.04, height + 0.01, short(text, _LONGEST), fontsize=7.5, va="bottom",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-        )  # fmt: skip
-
-
-def _scaled(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """To [0, 1]; a constant stands in the middle, what is missing at the foot."""
-    finite = np.isfinite(values)
-    known = values[finite]
-    scaled = np.zeros(len(values))
-    scaled[finite] = (known - known.min()) / np.ptp(known) if known.size and np.ptp(known) else 0.5
-    return scaled
-
-
-def _span(rows: Sequence[Estimate]) -> tuple[float, float]:
-    values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
-    margin = 0.05 * (max(values) - min(values)) or 0.05
-    return min(values) - margin, max(values) + margin
-
-
-_SHARES: Final = (5, 25, 50, 75, 95)
-_ROW: Final = 0.27  # inches
-
-
-def ages(groups: Mapping[str, Float[np.ndarray, " n"]]) -> Markup:
-    """Of each group the median, the middle half (thick) and the middle 90 % (thin) of its ages."""
-
-    def paint(axes: "Axes") -> None:
-        for place, values in enumerate(groups.values()):
-            if not len(values):
+    def draw(axes: "Axes") -> None:
+        for row, ages in enumerate(groups.values()):
+            if not len(ages):
                 continue
-            lowest, low, median, high, highest = np.percentile(values, _SHARES).tolist()
-            axes.hlines(place, lowest, highest, color=PALETTE[0], linewidth=1.2)
-            axes.hlines(place, low, high, color=PALETTE[0], linewidth=7, alpha=0.45)
-            axes.plot(median, place, "D", color="black", markersize=4.5)
+            lowest, low, median, high, highest = np.percentile(ages, _PERCENTILES).tolist()
+            axes.hlines(row, lowest, highest, color=PALETTE[0], linewidth=1.2)
+            axes.hlines(row, low, high, color=PALETTE[0], linewidth=7, alpha=0.45)
+            axes.plot(median, row, "D", color="black", markersize=4.5)
         _label_rows(axes, list(groups))
         axes.set_xlim(left=0)
         axes.set_xlabel("Age (years)")
 
-    return render(paint, label="Age by class", height=0.9 + _ROW * len(groups))
+    return render(draw, label="Age by class", height=0.9 + _ROW * len(groups))
 
 
-def shares(
+def draw_class_bars(
     counts: Int[np.ndarray, "values classes"], values: Sequence[str], classes: Sequence[str]
 ) -> Markup:
-    """One bar for each value, as long as it has images, coloured by class."""
+    """Draw one bar per value with its number of images, coloured by class."""
 
-    def paint(axes: "Axes") -> None:
+    def draw(axes: "Axes") -> None:
         ends = counts.cumsum(axis=1)
-        for place, name in enumerate(classes):
-            shade = PALETTE[place % len(PALETTE)]
-            hatch = "////" if place >= len(PALETTE) else None
+        for index, name in enumerate(classes):
             axes.barh(
-                np.arange(len(values)), counts[:, place], 0.7, ends[:, place] - counts[:, place],
-                color=shade, hatch=hatch, edgecolor="white", linewidth=0, label=short(name),
+                np.arange(len(values)), counts[:, index], 0.7, ends[:, index] - counts[:, index],
+                color=PALETTE[index % len(PALETTE)], edgecolor="white", linewidth=0,
+                hatch="////" if index >= len(PALETTE) else None, label=shorten(name),
             )  # fmt: skip
         _label_rows(axes, values)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("Images")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
-    return render(paint, label="Images by site and class", height=1.4 + _ROW * len(values))
+    return render(draw, label="Images by site and class", height=1.4 + _ROW * len(values))
 
 
 def _label_rows(axes: "Axes", names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+
+
+def _system_styles(rank: Float[np.ndarray, " systems"]) -> list[dict[str, Any]]:
+    from matplotlib import colormaps
+
+    if len(rank) <= len(PALETTE):
+        return [line_style(system) for system in range(len(rank))]
+    # The top of the colour map is too pale for white paper.
+    return [{"color": shade} for shade in colormaps["cividis"](_scale(rank) * 0.9)]
+
+
+def _draw_vertical_axis(axes: "Axes", position: int, axis: Axis) -> None:
+    axes.axvline(position, color=GREY, linewidth=0.8, zorder=0)
+    values = np.unique(axis.values[np.isfinite(axis.values)])
+    ticks = values if axis.labels is not None or not values.size else values[[0, -1]]
+    for value, height in zip(ticks, _scale(ticks), strict=True):
+        text = axis.labels[int(value)] if axis.labels is not None else f"{value:.4g}"
+        axes.text(
+            position + 0.04, height + 0.01, shorten(text, _LABEL_LETTERS), fontsize=7.5,
+            va="bottom", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
+
+
+def _scale(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Scale to [0, 1]; constants become 0.5 and missing values 0."""
+    is_finite = np.isfinite(values)
+    finite = values[is_finite]
+    scaled = np.zeros(len(values))
+    spread = np.ptp(finite) if finite.size else 0.0
+    scaled[is_finite] = (finite - finite.min()) / spread if spread else 0.5
+    return scaled

@@ -1,4 +1,8 @@
-"""How training went, and what the model started from."""
+"""Sections on training, all metrics, checklists and configuration.
+
+The checklists are tables under `templates/`. The column `answer` names facts in braces; if one of
+them is unknown, the item is left to the author.
+"""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -11,106 +15,110 @@ import pandas as pd
 import yaml
 
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Plot, Row, Section, Table
-from skinmm.report.figures import curves
-from skinmm.report.figures.curves import Line
+from skinmm.report.figures.curves import Line, draw_training
 from skinmm.report.format import format_estimate, metric_label
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.facts import facts_of
+from skinmm.report.sections.facts import collect_facts
 
 
-def training(evidence: ReportInputs) -> Section | None:
-    """One drawing per logged quantity; training and validation share one where both have it."""
+def build_training(inputs: ReportInputs) -> Section | None:
+    """Build one figure per logged quantity, with training and validation together."""
     blocks: list[Block] = []
-    if evidence.initialisation:
-        blocks.append(Note(f"Initialisation: {evidence.initialisation}."))
-    if evidence.history is not None:
-        plots = [_plot(name, rows) for name, rows in _quantities(evidence.history)]
-        blocks.append(Row(plots))
+    if inputs.initialisation:
+        blocks.append(Note(f"Initial weights: {inputs.initialisation}."))
+    if inputs.history is not None:
+        quantities = _split_quantities(inputs.history)
+        blocks.append(Row([_plot_quantity(name, rows) for name, rows in quantities]))
     return Section("training", "Training", blocks) if blocks else None
 
 
-def _quantities(history: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    parts = history["name"].str.partition("/")
-    table = history.assign(part=parts[0], quantity=parts[2].where(parts[2] != "", parts[0]))
-    # What was measured once, on the test part, has no course.
+def _split_quantities(history: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    names = history["name"].str.partition("/")
+    table = history.assign(part=names[0], quantity=names[2].where(names[2] != "", names[0]))
+    # The test part is measured once: it has no curve.
     table = table[np.isfinite(table["value"]) & table["epoch"].notna() & (table["part"] != "test")]
     quantities = [(str(name), rows) for name, rows in table.groupby("quantity", sort=False)]
     return sorted(quantities, key=lambda item: item[0] != "loss")
 
 
-def _plot(name: str, rows: pd.DataFrame) -> Plot:
-    several = rows["run"].nunique() > 1
+def _plot_quantity(name: str, rows: pd.DataFrame) -> Plot:
+    has_folds = rows["run"].nunique() > 1
     lines = []
     for (part, run), values in rows.groupby(["part", "run"]):
         means = values.groupby("epoch")["value"].mean()
-        label = f"{part} {run}" if several else str(part)
+        label = f"{part} {run}" if has_folds else str(part)
         lines.append(Line(label, means.index.to_numpy(float), means.to_numpy(float)))
-    return Plot(name, curves.training(name, lines))
+    return Plot(name, draw_training(name, lines))
 
 
-def metrics(evidence: ReportInputs) -> Section:
-    """Every metric of the test rows, beside those of validation where there are any."""
-    validation = evidence.metrics.get("val", {}).get("metrics", {})
+def build_metrics(inputs: ReportInputs) -> Section:
+    """Build the table of all test metrics, next to those of validation if available."""
+    validation = inputs.metrics.get("val", {}).get("metrics", {})
     header = ("Metric", "Test", "Validation") if validation else ("Metric", "Test")
-    rows = []
-    for name, found in evidence.measured["metrics"].items():
-        beside = [format_estimate(validation.get(name))] if validation else []
-        rows.append((metric_label(name), format_estimate(found), *beside))
-    lead = "Values with intervals; a dash means that the data do not define the metric."
+    rows = [
+        (
+            metric_label(name),
+            format_estimate(entry),
+            *([format_estimate(validation.get(name))] if validation else []),
+        )
+        for name, entry in inputs.measured["metrics"].items()
+    ]
+    lead = "Values with intervals. A dash means that the metric is undefined for these data."
     return Section("metrics", "All metrics", [Table("", header, rows)], lead)
 
 
-def configuration(evidence: ReportInputs) -> Section | None:
-    """The composed configuration and the machine."""
+def build_configuration(inputs: ReportInputs) -> Section | None:
+    """Build the table of the environment and the configuration."""
     blocks: list[Listing | Table] = []
-    if evidence.environment:
-        rows = list(_flat(evidence.environment))
-        blocks.append(Table("Environment", ("What", "Value"), rows))
-    if evidence.config:
-        text = yaml.safe_dump(dict(evidence.config), sort_keys=False, allow_unicode=True)
+    if inputs.environment:
+        blocks.append(
+            Table("Environment", ("Item", "Value"), list(_flatten_values(inputs.environment)))
+        )
+    if inputs.config:
+        text = yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True)
         blocks.append(Listing("Configuration", text))
     return Section("configuration", "Configuration", blocks) if blocks else None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
+            yield from _flatten_values(value, f"{prefix}{name} ")
         else:
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield f"{prefix}{name}", text
 
 
-def model_card(evidence: ReportInputs) -> Section:
-    """What the model is, for whom, how it was judged (Mitchell et al. 2019)."""
-    return Section("card", "Model card", [Checklist(_items("model_card.csv", evidence))])
+def build_model_card(inputs: ReportInputs) -> Section:
+    """Build the model card: purpose, data, performance and limits (Mitchell et al. 2019)."""
+    return Section("card", "Model card", [Checklist(_load_items("model_card.csv", inputs))])
 
 
-def tripod(evidence: ReportInputs) -> Section:
-    """TRIPOD+AI item by item (Collins et al. 2024, doi:10.1136/bmj-2023-078378)."""
-    items = _items("tripod_ai_2024.csv", evidence)
+def build_tripod(inputs: ReportInputs) -> Section:
+    """Build the TRIPOD+AI checklist (Collins et al. 2024, doi:10.1136/bmj-2023-078378)."""
+    items = _load_items("tripod_ai_2024.csv", inputs)
     lead = (
-        f"{sum(bool(item.known) for item in items)} of {len(items)} items are answered from the "
-        "files, wholly or in part; the others are the author's to write. Wording shortened from "
-        "the published checklist."
+        f"{sum(bool(item.answer) for item in items)} of {len(items)} items are answered from the "
+        "files, completely or in part; the author completes the others. The wording is shortened "
+        "from the published checklist."
     )
     return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead)
 
 
-def _items(name: str, evidence: ReportInputs) -> list[Item]:
-    facts = facts_of(evidence)
+def _load_items(name: str, inputs: ReportInputs) -> list[Item]:
+    facts = collect_facts(inputs)
     with (files("skinmm.report") / "templates" / name).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     items = []
     for row in rows:
-        known = _filled(row["known"], facts)
-        left = row["left"] if known else row["left"] or "the whole item"
-        items.append(Item(row["item"], row["topic"], row["asks"], known, left))
+        answer = _fill_in(row["answer"], facts)
+        left_open = row["open"] if answer else row["open"] or "the whole item"
+        items.append(Item(row["item"], row["topic"], row["question"], answer, left_open))
     return items
 
 
-def _filled(text: str, facts: Mapping[str, str]) -> str:
-    """The text with its facts, or nothing where one of them is not known."""
-    needed = [name for _, name, _, _ in Formatter().parse(text) if name]
-    filled = text.format_map(facts) if all(facts[name] for name in needed) else ""
+def _fill_in(text: str, facts: Mapping[str, str]) -> str:
+    """Fill facts into the text; empty if one of them is unknown."""
+    names = [name for _, name, _, _ in Formatter().parse(text) if name]
+    filled = text.format_map(facts) if all(facts[name] for name in names) else ""
     return filled[:1].upper() + filled[1:]

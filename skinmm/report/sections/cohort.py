@@ -1,4 +1,4 @@
-"""The data: who is in which part, what is missing, and what the audit of the split found."""
+"""Section on the data: who is in which part, what is missing, and the audit of the split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.format import ABSENT, format_count, format_number, format_percent
+from skinmm.report.format import ABSENT, format_count, format_number, format_share
 from skinmm.report.inputs import ReportInputs
 from skinmm.vocabulary import resolve_patients
 
@@ -14,128 +14,116 @@ PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test"
 COLUMNS: Final = ("sex", "site", "source")
 
 
-def cohort(evidence: ReportInputs) -> Section | None:
-    """Characteristics by part, results by fold, and the audit."""
-    blocks: list[Block] = []
-    table = who(evidence)
-    if table is not None:
-        blocks.append(table)
-    folds = evidence.measured.get("folds") or {}
+def build_cohort(inputs: ReportInputs) -> Section | None:
+    """Build the section with characteristics by part, results by fold, and the audit."""
+    table = build_characteristics(inputs)
+    blocks: list[Block] = [] if table is None else [table]
+    folds = inputs.measured.get("folds") or {}
     if folds:
         rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
-        blocks.append(Table("AUROC fold by fold", ("Test part", "AUROC"), rows))
-    if evidence.config or evidence.audit:
-        blocks += audit_blocks(evidence.audit)
+        blocks.append(Table("AUROC by fold", ("Test part", "AUROC"), rows))
+    if inputs.config or inputs.audit:
+        blocks += build_audit(inputs.audit)
     return Section("data", "Data and split", blocks) if blocks else None
 
 
-def who(evidence: ReportInputs) -> Table | None:
-    """Who is in which part."""
-    parts = parts_of(evidence)
+def build_characteristics(inputs: ReportInputs) -> Table | None:
+    """Return the table of characteristics by part; None without a cohort."""
+    parts = split_parts(inputs)
     if not parts:
         return None
-    classes = [] if evidence.predictions.is_binary else ["target"]
-    return characteristics("Who is in which part", parts, (*classes, *COLUMNS))
+    classes = [] if inputs.predictions.is_binary else ["target"]
+    return characteristics_table("Characteristics by part", parts, (*classes, *COLUMNS))
 
 
-def parts_of(evidence: ReportInputs) -> dict[str, pd.DataFrame]:
-    """The cohort's rows by part with a column `malignant`; of a pooled run all are one part."""
-    table = evidence.cohort
+def split_parts(inputs: ReportInputs) -> dict[str, pd.DataFrame]:
+    """Return the cohort by part with a column `malignant`; pooled folds are one part."""
+    table = inputs.cohort
     if table is None or not {"part", "target", "image_id"} <= set(table):
         return {}
-    positive = {"1", "1.0", *evidence.predictions.positive}
+    positive = {"1", "1.0", *inputs.predictions.positive}
     table = table.assign(malignant=table["target"].astype(str).isin(positive))
-    if evidence.predictions.fold is not None:
+    if inputs.predictions.fold is not None:
         return {"All folds": table}
     return {
         label: rows for part, label in PARTS.items() if len(rows := table[table["part"] == part])
     }
 
 
-def patients_in(rows: pd.DataFrame) -> int:
-    """Patients; lesions, then images count where the patient is not known."""
+def count_patients(rows: pd.DataFrame) -> int:
+    """Return the number of patients; an unknown patient counts as its lesion, or else image."""
     return int(resolve_patients(rows).nunique())
 
 
-def unit_in(rows: pd.DataFrame) -> str:
-    """What `patients_in` counts: patients, or lesions or images where no patient is known."""
-    owners = resolve_patients(rows)
+def patient_unit(rows: pd.DataFrame) -> str:
+    """Return what `count_patients` counts: `patient`, or `lesion` or `image` if none is known."""
+    patients = resolve_patients(rows)
     for unit in ("image", "lesion"):
-        if f"{unit}_id" in rows and (owners == rows[f"{unit}_id"]).all():
+        if f"{unit}_id" in rows and (patients == rows[f"{unit}_id"]).all():
             return unit
     return "patient"
 
 
-def unit_of(evidence: ReportInputs) -> str:
-    """What intervals resample, as `unit_in`."""
-    rows = evidence.predictions
-    named = pd.DataFrame({"image_id": rows.image_id, "patient_id": rows.patient_id})
-    return unit_in(named if evidence.cohort is None else evidence.cohort)
+def resampling_unit(inputs: ReportInputs) -> str:
+    """Return the unit that intervals resample: `patient`, `lesion` or `image`."""
+    rows = inputs.predictions
+    ids = pd.DataFrame({"image_id": rows.image_id, "patient_id": rows.patient_id})
+    return patient_unit(ids if inputs.cohort is None else inputs.cohort)
 
 
-def counted(images: int, patients: int, unit: str) -> list[str]:
-    """How many there are of both, or of images alone where these are the unit."""
-    return [
-        format_count(images, "image"),
-        *([format_count(patients, unit)] if unit != "image" else []),
-    ]
+def format_counts(images: int, patients: int, unit: str) -> list[str]:
+    """Format numbers of images and patients; images alone if they are the unit."""
+    units = [] if unit == "image" else [format_count(patients, unit)]
+    return [format_count(images, "image"), *units]
 
 
-def characteristics(
+def characteristics_table(
     caption: str, parts: Mapping[str, pd.DataFrame], columns: Sequence[str] = COLUMNS
 ) -> Table:
-    """Counts, age and the values of columns of canonical rows, a column for each part of them."""
-    lines: list[tuple[str, ...]] = [
-        ("Images", *(f"{len(rows):,}" for rows in parts.values())),
-    ]
-    everyone = pd.concat(parts.values())
-    if unit_in(everyone) == "patient":
-        lines.append(("Patients", *(f"{patients_in(rows):,}" for rows in parts.values())))
-    if "lesion_id" in everyone and everyone["lesion_id"].notna().any():
+    """Return counts, age and the values of `columns`, with one column per part."""
+    table = pd.concat(parts.values())
+    lines = [("Images", *(f"{len(rows):,}" for rows in parts.values()))]
+    if patient_unit(table) == "patient":
+        lines.append(("Patients", *(f"{count_patients(rows):,}" for rows in parts.values())))
+    if "lesion_id" in table and table["lesion_id"].notna().any():
         lines.append(("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values())))
-    lines.append(("Malignant", *(_share(rows["malignant"]) for rows in parts.values())))
-    if "age" in everyone:
-        lines.append(("Age, mean (sd), years", *(_mean(rows["age"]) for rows in parts.values())))
-        lines.append(("Age not known", *(_share(rows["age"].isna()) for rows in parts.values())))
+    lines.append(("Malignant", *(format_share(rows["malignant"]) for rows in parts.values())))
+    if "age" in table:
+        ages = (_format_ages(rows["age"]) for rows in parts.values())
+        unknown = (format_share(rows["age"].isna()) for rows in parts.values())
+        lines += [("Age, mean (sd), years", *ages), ("Age not known", *unknown)]
     for name in columns:
-        if name in everyone:
-            lines += _values(name, everyone[name], parts)
+        if name in table:
+            lines += _value_lines(name, table[name], parts)
     return Table(caption, ("", *parts), lines)
 
 
-def _values(
+def _value_lines(
     name: str, column: "pd.Series[str]", parts: Mapping[str, pd.DataFrame]
 ) -> list[tuple[str, ...]]:
     label = "Class" if name == "target" else name.capitalize()
     lines = [
-        (f"{label}: {value}", *(_share(rows[name] == value) for rows in parts.values()))
+        (f"{label}: {value}", *(format_share(rows[name] == value) for rows in parts.values()))
         for value in sorted(column.dropna().unique())
     ]
     if column.isna().any():
-        lines.append(
-            (f"{label} not known", *(_share(rows[name].isna()) for rows in parts.values()))
-        )
+        unknown = (format_share(rows[name].isna()) for rows in parts.values())
+        lines.append((f"{label} not known", *unknown))
     return lines
 
 
-def _share(mask: "pd.Series[bool]") -> str:
-    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()))})"
+def _format_ages(ages: "pd.Series[float]") -> str:
+    years = pd.to_numeric(ages, errors="coerce").dropna()
+    return f"{years.mean():.1f} ({years.std(ddof=0):.1f})" if len(years) else ABSENT
 
 
-def _mean(ages: "pd.Series[float]") -> str:
-    known = pd.to_numeric(ages, errors="coerce").dropna()
-    return f"{known.mean():.1f} ({known.std(ddof=0):.1f})" if len(known) else ABSENT
-
-
-def audit_blocks(audit: Mapping[str, Any]) -> list[Block]:
-    """What an audit found, in words and tables; empty means that there was none."""
+def build_audit(audit: Mapping[str, Any]) -> list[Block]:
+    """Return the findings of an audit as notes and tables; empty findings mean no audit."""
     if not audit:
         return [Note("The cohort and its split were not audited.")]
-    leaks, warnings = list(audit.get("leaks", [])), list(audit.get("warnings", []))
-    blocks: list[Block] = [Note(f"Leak: {leak}.", loud=True) for leak in leaks]
-    if not leaks:
-        blocks.append(Note("The audit found no leak between the parts."))
-    blocks += [Note(f"Shortcut: {warning}.", loud=True) for warning in warnings]
+    leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]
+    blocks: list[Block] = [*(leaks or [Note("The audit found no leak between the parts.")])]
+    blocks += [Note(f"Shortcut: {text}.", warning=True) for text in audit.get("warnings", [])]
     rows = [
         (f"{kind.capitalize()}s in two parts", f"{count:,}")
         for kind, count in audit.get("across_parts", {}).items()
@@ -145,14 +133,17 @@ def audit_blocks(audit: Mapping[str, Any]) -> list[Block]:
             ("AUROC of the image's width and height alone", format_number(audit["size_auroc"]))
         )
     if rows:
-        blocks.append(Table("Audit of cohort and split", ("Check", "Outcome"), rows))
+        blocks.append(Table("Audit of cohort and split", ("Check", "Result"), rows))
     groups = audit.get("acquisition", [])
     if len(groups) > 1:
-        header = ("Image size or source", "Images", "Malignant", "AUROC of belonging to it")
-        blocks.append(Table("Where images come from", header, list(map(_acquisition, groups))))
+        header = ("Image size or source", "Images", "Malignant", "AUROC of membership")
+        lines = [
+            (
+                str(group["group"]),
+                *(f"{group[name]:,}" for name in ("rows", "malignant")),
+                format_number(group["auroc"]),
+            )
+            for group in groups
+        ]
+        blocks.append(Table("Origin of the images", header, lines))
     return blocks
-
-
-def _acquisition(group: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = (f"{group[name]:,}" for name in ("rows", "malignant"))
-    return (str(group["group"]), *counts, format_number(group["auroc"]))

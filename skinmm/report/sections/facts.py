@@ -1,4 +1,4 @@
-"""What files say of a run, in words that checklists quote; an empty text where they say nothing."""
+"""Facts about a run in words, quoted by checklists and the card; empty text if unknown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,134 +7,128 @@ from typing import Any, Final
 
 from skinmm.report.format import format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import counted, parts_of, patients_in, unit_of
-from skinmm.report.sections.headline import referred, warnings_of
+from skinmm.report.sections.cohort import (
+    count_patients,
+    format_counts,
+    resampling_unit,
+    split_parts,
+)
+from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
 
 KINDS: Final = dict.fromkeys(
     ("demo", "siim_isic", "ham10000", "isic_2017", "isic_2018", "isic_2019"), "dermoscopic images"
 ) | {"isic_2024": "crops of total-body photographs", "pad_ufes_20": "smartphone photographs"}
-"""What a cohort's pictures are."""
+"""Cohort -> kind of its images."""
 ANY_KIND: Final = "images of skin lesions"
 CALLS: Final = {
-    "likeliest": "Called is the likeliest class, whatever the threshold.",
-    "balanced": "Called is the class whose probability is largest for its share of the training "
-    "rows (evaluation.call=balanced): rare classes count as much as frequent ones.",
-    "stated": "Called is the class that the file says.",
+    "likeliest": "The predicted class is the most probable one, whatever the threshold.",
+    "balanced": "The predicted class has the largest probability relative to its share of the "
+    "training rows (evaluation.call=balanced): rare classes count as much as frequent ones.",
+    "stated": "The predicted class is the one in the file.",
 }
 
 
-def remarks(evidence: ReportInputs) -> list[str]:
-    """Short remarks under a title."""
-    rows = evidence.predictions
-    config = evidence.config
-    named = [(key, config.get(key, {}).get("name")) for key in ("data", "model", "fusion")]
-    if ("fusion", "tabular_only") in named:
-        named = [(key, name) for key, name in named if key != "model"]
+def describe_run(inputs: ReportInputs) -> list[str]:
+    """Return short facts for the head of a page: data, model, numbers of images and patients."""
+    rows = inputs.predictions
+    names = {key: inputs.config.get(key, {}).get("name") for key in ("data", "model", "fusion")}
+    if names["fusion"] == "tabular_only":
+        names["model"] = None
     return [
-        *(f"{key} {name}" for key, name in named if name),
-        *counted(len(rows), evidence.measured["patients"], unit_of(evidence)),
+        *(f"{key} {name}" for key, name in names.items() if name),
+        *format_counts(len(rows), inputs.measured["patients"], resampling_unit(inputs)),
         f"{int(rows.malignant.sum()):,} malignant",
     ]
 
 
-def facts_of(evidence: ReportInputs) -> dict[str, str]:
-    """Name -> text. The checklists under `templates/` name the facts they need."""
-    measured = evidence.measured
+def collect_facts(inputs: ReportInputs) -> dict[str, str]:
+    """Return name -> text of the facts that the checklists under `templates/` name."""
     return {
-        "outcome": _outcome(evidence),
-        "sizes": _sizes(evidence),
-        "sources": _sources(evidence),
-        "table": "See Data and split." if parts_of(evidence) else "",
-        "groups": "See Subgroups." if evidence.records is not None else "",
-        "unpredicted": f"Not predicted: {measured.get('unpredicted', 0):,}.",
-        "performance": _performance(evidence),
-        "threshold": f"{_threshold(evidence)} {call_of(evidence)}".strip(),
-        "warnings": " ".join(warnings_of(evidence)),
-        "limits": "\n".join(_limits(evidence)),
-        "checkpoint": _checkpoint(evidence),
-        "calibration": _calibration(evidence),
-        "initialisation": evidence.initialisation or "",
-        "images": _images(evidence),
-        "command": _placeless(evidence.environment.get("command", [])),
-        **_configured(evidence.config),
+        "outcome": _describe_outcome(inputs),
+        "sizes": _describe_sizes(inputs),
+        "sources": _describe_sources(inputs),
+        "table": "See Data and split." if split_parts(inputs) else "",
+        "groups": "See Subgroups." if inputs.records is not None else "",
+        "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
+        "performance": _describe_performance(inputs),
+        "threshold": f"{_describe_threshold(inputs)} {describe_call_rule(inputs)}".strip(),
+        "warnings": " ".join(collect_warnings(inputs)),
+        "limits": "\n".join(_collect_limits(inputs)),
+        "checkpoint": _checkpoint_path(inputs),
+        "calibration": _describe_calibration(inputs),
+        "initialisation": inputs.initialisation,
+        "images": _describe_images(inputs),
+        "command": _anonymize_command(inputs.environment.get("command", [])),
+        **_describe_config(inputs.config),
     }
 
 
-def _configured(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the configuration says."""
+def _describe_config(config: Mapping[str, Any]) -> dict[str, str]:
     keys = ("data", "model", "fusion", "loss", "sampler", "optimizer", "trainer")
     data, model, fusion, loss, sampler, optimizer, trainer = (config.get(key, {}) for key in keys)
     block = fusion.get("name")
     image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
+    averaged, monitor = trainer.get("average_best") or 1, trainer.get("monitor")
+    best = "the best epoch" if averaged == 1 else f"the mean of the {averaged} best epochs"
     facts = {
         "inputs": f"{', '.join([*image, *record])}.",
         "network": f"{network if image else ''}fusion {block}.",
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
-        f"most {trainer.get('max_epochs')} epochs; {_kept(trainer)}.",
-        "split": f"Patients, lesions and known duplicates stay together; {data.get('folds')} "
-        f"parts, tested: {data.get('fold')}. Early stopping, calibration and threshold saw "
-        "validation only.",
+        f"most {trainer.get('max_epochs')} epochs; weights of {best} by {monitor}.",
+        "split": "Patients, lesions and known duplicates stay in one part; "
+        f"{data.get('folds')} parts, tested: {data.get('fold')}. Early stopping, calibration and "
+        "threshold use the validation part only.",
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
 
 
-def _kept(trainer: Mapping[str, Any]) -> str:
-    several, monitor = trainer.get("average_best") or 1, trainer.get("monitor")
-    if several == 1:
-        return f"the best by {monitor} is kept"
-    return f"the mean of the {several} best by {monitor} is kept"
-
-
-def _outcome(evidence: ReportInputs) -> str:
-    rows = evidence.predictions
+def _describe_outcome(inputs: ReportInputs) -> str:
+    rows = inputs.predictions
     if rows.is_binary:
         return "whether a lesion is malignant"
     names, malignant = ", ".join(rows.classes), ", ".join(rows.positive)
     return f"the diagnosis, one of {names} (malignant: {malignant})"
 
 
-def _sizes(evidence: ReportInputs) -> str:
-    parts = {
-        label: (len(rows), patients_in(rows), int(rows["malignant"].sum()))
-        for label, rows in parts_of(evidence).items()
-    }
-    measured = evidence.measured
-    found = parts or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
+def _describe_sizes(inputs: ReportInputs) -> str:
+    measured, unit = inputs.measured, resampling_unit(inputs)
+    counts = {
+        label: (len(rows), count_patients(rows), int(rows["malignant"].sum()))
+        for label, rows in split_parts(inputs).items()
+    } or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
     return " ".join(
-        f"{label}: {' of '.join(counted(images, patients, unit_of(evidence)))}, "
-        f"{malignant:,} malignant."
-        for label, (images, patients, malignant) in found.items()
+        f"{label}: {' of '.join(format_counts(images, patients, unit))}, {malignant:,} malignant."
+        for label, (images, patients, malignant) in counts.items()
     )
 
 
-def _sources(evidence: ReportInputs) -> str:
-    if evidence.cohort is None or "source" not in evidence.cohort:
+def _describe_sources(inputs: ReportInputs) -> str:
+    if inputs.cohort is None or "source" not in inputs.cohort:
         return ""
-    counts = evidence.cohort["source"].value_counts()
+    counts = inputs.cohort["source"].value_counts()
     return "; ".join(
         f"{name}: {format_count(int(count), 'image')}" for name, count in counts.items()
     )
 
 
-def _images(evidence: ReportInputs) -> str:
-    """What kind of pictures the cohorts hold."""
-    table = evidence.cohort
-    names = [evidence.config.get("data", {}).get("name")]
+def _describe_images(inputs: ReportInputs) -> str:
+    table = inputs.cohort
+    names = [inputs.config.get("data", {}).get("name")]
     if table is not None and "source" in table:
         names = list(table["source"].unique())
-    # The name of a cohort that was added to one like it has a number.
+    # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
     kinds = {KINDS.get(str(name).partition(" (")[0], ANY_KIND) for name in names}
     return " and ".join(sorted(kinds))
 
 
-_ROOT: Final = (
-    r"(?:/|\\\\|[A-Za-z]:[\\/]|~\w*[\\/]|(?:\.[\\/])*\.\.[\\/]|file:/|\w+:///)"  # of a machine
+_ROOT: Final = (  # start of a path that identifies a machine
+    r"(?:/|\\\\|[A-Za-z]:[\\/]|~\w*[\\/]|(?:\.[\\/])*\.\.[\\/]|file:/|\w+:///)"
 )
 # A whole word or setting; or an item of a list or mapping, up to what can only follow it.
 _ROOTED: Final = re.compile(
@@ -148,91 +142,93 @@ _FILES: Final = {
 }
 
 
-def _placeless(command: Sequence[str]) -> str:
-    """A command, of a machine's paths the name of a usual file or command, else DIR."""
+def _anonymize_command(command: Sequence[str]) -> str:
+    """Shorten the paths of a command to the name of a command or file, or else to `DIR`."""
 
-    def short(found: re.Match[str]) -> str:
-        before = found[1] or found[2] or ""
-        path = PureWindowsPath(found[0].removeprefix(before))  # which knows either slash
-        known = path.name in _COMMANDS or path.suffix.lower() in _FILES
-        return before + (path.name if known else "DIR")
+    def shorten_path(match: re.Match[str]) -> str:
+        before = match[1] or match[2] or ""
+        path = PureWindowsPath(match[0].removeprefix(before))  # accepts both slashes
+        is_shown = path.name in _COMMANDS or path.suffix.lower() in _FILES
+        return before + (path.name if is_shown else "DIR")
 
-    return " ".join(_ROOTED.sub(short, word) for word in command)
+    return " ".join(_ROOTED.sub(shorten_path, word) for word in command)
 
 
-def _performance(evidence: ReportInputs) -> str:
-    names = ("auroc", "sensitivity", "specificity", "calibration_slope")
+def _describe_performance(inputs: ReportInputs) -> str:
     labels = ("AUROC", "sensitivity", "specificity", "calibration slope")
-    found = (
-        f"{label} {format_estimate(evidence.estimate(name))}"
-        for name, label in zip(names, labels, strict=True)
-    )
-    if left := referred(evidence):
-        left = f", referred to a person: {left}"
-    return f"{', '.join(found)}{left}; {100 * evidence.confidence:.0f} % intervals."
+    parts = [
+        f"{label} {format_estimate(inputs.estimate(label.lower().replace(' ', '_')))}"
+        for label in labels
+    ]
+    if share := describe_referred(inputs):
+        parts.append(f"referred to a person: {share}")
+    return f"{', '.join(parts)}; {100 * inputs.confidence:.0f} % intervals."
 
 
-def _threshold(evidence: ReportInputs) -> str:
-    text = f"Malignant from a probability of {format_number(evidence.threshold)}"
-    if not evidence.rule:
-        return f"{text}, which nobody chose."
-    if "guaranteed" not in evidence.rule:
-        return f"{text}, {evidence.rule['rule']}."
-    wish = evidence.config.get("evaluation", {})
-    aim = f"the rule {evidence.rule.get('rule')}"
-    if evidence.rule.get("rule") == "sensitivity" and "sensitivity" in wish:
-        sure = f"with {format_percent(wish['confidence'])} confidence"
-        bound = sure if evidence.rule["guaranteed"] else "as an estimate without a bound"
-        aim = f"a sensitivity of {format_percent(wish['sensitivity'])}, {bound}"
+def _describe_threshold(inputs: ReportInputs) -> str:
+    text = f"Malignant from a probability of {format_number(inputs.threshold)}"
+    rule = inputs.threshold_rule
+    if not rule:
+        return f"{text}, the default; it was not chosen on data."
+    if "guaranteed" not in rule:
+        return f"{text}, {rule['rule']}."
+    options = inputs.evaluation
+    aim = f"the rule {rule.get('rule')}"
+    if rule.get("rule") == "sensitivity" and "sensitivity" in options:
+        bound = "as an estimate without a bound"
+        if rule["guaranteed"]:
+            bound = f"with {format_percent(options['confidence'])} confidence"
+        aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
     return f"{text}, chosen on validation patients for {aim}."
 
 
-def _limits(evidence: ReportInputs) -> list[str]:
-    """Warnings, what the audit found, what missing columns cost, and whether others judged it."""
-    found, audit = warnings_of(evidence), evidence.audit
+def _collect_limits(inputs: ReportInputs) -> list[str]:
+    """Return warnings, audit findings, the effect of missing columns, and lack of validation."""
+    limits, audit = collect_warnings(inputs), inputs.audit
     if audit and not audit.get("leaks"):
-        found.append("The audit found no leak between training, validation and test.")
+        limits.append("The audit found no leak between training, validation and test.")
     if warnings := audit.get("warnings"):
-        found += [f"Shortcut: {warning}." for warning in warnings]
+        limits += [f"Shortcut: {warning}." for warning in warnings]
     elif audit.get("size_auroc") is not None:
         size = format_number(audit["size_auroc"])
-        found.append(f"Width and height of the image alone, which are the camera: AUROC {size}.")
+        limits.append(
+            f"Width and height of the image alone, which reflect the camera: AUROC {size}."
+        )
     elif audit:
-        found.append("Shortcuts of cameras were not looked for: image sizes are not known.")
-    elif evidence.config:
-        found.append("The cohort and its split were not audited.")
-    if len(parts := metrics_by_missing_share(evidence)) > 1:
-        whole, none = (
+        limits.append("Camera shortcuts were not checked: image sizes are not known.")
+    elif inputs.config:
+        limits.append("The cohort and its split were not audited.")
+    if len(parts := metrics_by_missing_share(inputs)) > 1:
+        complete, without = (
             format_estimate(parts[share]["metrics"]["auroc"]) for share in (0.0, max(parts))
         )
-        found.append(f"AUROC {whole} with the whole record, {none} where it is missing.")
-    if evidence.config:
-        found.append("No external validation: training and test come from the same cohort.")
-    return found
+        limits.append(f"AUROC {complete} with the complete record, {without} without it.")
+    if inputs.config:
+        limits.append("No external validation: training and test come from the same cohort.")
+    return limits
 
 
-def _checkpoint(evidence: ReportInputs) -> str:
-    """Where a run keeps what predicts, from its folder on; of several folds a pattern."""
-    folds = "" if evidence.predictions.fold is None else "fold_*/"
-    return f"{folds}checkpoints/best.ckpt" if evidence.config else ""
+def _checkpoint_path(inputs: ReportInputs) -> str:
+    """Return the checkpoint relative to the run folder; a pattern for several folds."""
+    folds = "" if inputs.predictions.fold is None else "fold_*/"
+    return f"{folds}checkpoints/best.ckpt" if inputs.config else ""
 
 
-def call_of(evidence: ReportInputs) -> str:
-    """What rule said which of several classes is called; nothing of a binary file."""
-    rows = evidence.predictions
-    unsaid = "likeliest" if rows.called is None else "stated"
-    rule = evidence.config.get("evaluation", {}).get("call", unsaid)
-    return "" if rows.is_binary else CALLS[rule]
+def describe_call_rule(inputs: ReportInputs) -> str:
+    """Return the rule that selects one of several classes; empty for binary predictions."""
+    rows = inputs.predictions
+    default = "likeliest" if rows.called is None else "stated"
+    return "" if rows.is_binary else CALLS[inputs.evaluation.get("call", default)]
 
 
-def _calibration(evidence: ReportInputs) -> str:
-    if not evidence.config:
+def _describe_calibration(inputs: ReportInputs) -> str:
+    if not inputs.config:
         return ""
-    state = evidence.metrics.get("calibration")
+    state = inputs.metrics.get("calibration")
     method = state.get("method", "none") if isinstance(state, Mapping) else "none"
-    if evidence.predictions.fold is not None:
-        method = f"{evidence.config.get('evaluation', {}).get('calibration')}, in each fold"
+    if inputs.predictions.fold is not None:
+        method = f"{inputs.evaluation.get('calibration')}, in each fold"
     return (
-        "The shift of sampler and class weights is taken back in closed form; further calibration, "
-        f"fitted on validation patients: {method}."
+        "The prior shift from sampler and class weights is corrected in closed form. Further "
+        f"calibration, fitted on validation patients: {method}."
     )

@@ -1,4 +1,4 @@
-"""What is left to a person: prediction sets, images unlike those of validation, and their price."""
+"""Sections on the headline numbers with their warnings, and on referral to a person."""
 
 from typing import Final
 
@@ -8,209 +8,201 @@ import pandas as pd
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.evaluation.referral import coverage_range
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table, Tile, Tiles
-from skinmm.report.figures import grids
+from skinmm.report.figures.grids import draw_confusion
 from skinmm.report.format import (
     format_count,
     format_estimate,
     format_interval,
     format_number,
     format_percent,
-    metric_rows,
+    metric_table,
 )
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import counted, unit_of
+from skinmm.report.sections.cohort import format_counts, resampling_unit
 
-MEASURES: Final = (
+CHANCE: Final = 0.5
+FEW: Final = (
+    59  # positives below which no threshold can guarantee 95 % sensitivity with 95 % confidence
+)
+REFERRAL: Final = (
     "unfamiliar",
     "set_size",
     "decided_sensitivity",
     "decided_specificity",
     "found_or_referred",
 )
-LOOSE: Final = 0.05  # coverage that may be so much lower than stated is said loudly
+LOOSE: Final = 0.05  # warn if the coverage may be lower than stated by more than this
 LEAD: Final = (
-    "A lesion is decided where threshold and prediction set agree and it is not unlike those of "
-    "validation; all others are referred to a person. So nothing that reaches the threshold is "
-    "decided to be benign."
+    "A lesion is decided if threshold and prediction set agree and the lesion is not unlike the "
+    "validation images; all others are referred to a person. Therefore no lesion that reaches the "
+    "threshold is decided to be benign."
 )
 
 
-def referral(evidence: ReportInputs) -> Section | None:
-    """Decisions with referral, and whether prediction sets hold what they promise."""
-    rows = evidence.predictions
+def build_headline(inputs: ReportInputs) -> Section:
+    """Build the section with the main numbers, in tiles and in words, and all warnings."""
+    blocks: list[Block] = [Note(text, warning=True) for text in collect_warnings(inputs)]
+    blocks += [Tiles(_build_tiles(inputs)), Note(_summarise(inputs))]
+    return Section("headline", "At a glance", blocks)
+
+
+def collect_warnings(inputs: ReportInputs) -> list[str]:
+    """Return warnings about everything that makes the numbers alone misleading."""
+    warnings = []
+    if inputs.initialisation.lower().startswith("from scratch"):
+        warnings.append(f"The image network had no pretrained weights: {inputs.initialisation}.")
+    if inputs.audit.get("leaks"):
+        warnings.append(
+            "The split leaks: the same patient, lesion or image is, or may be, in training and "
+            "test. These numbers are too optimistic."
+        )
+    auroc = inputs.estimate("auroc")
+    if (low := auroc.get("low")) is not None and low <= CHANCE:
+        warnings.append(
+            f"The ranking is not shown to be better than chance: AUROC {format_estimate(auroc)}."
+        )
+    if (positives := inputs.measured["positives"]) < FEW:
+        warnings.append(
+            f"Only {format_count(positives, 'malignant image')} in the test set: rely on the "
+            "intervals, not on the values."
+        )
+    if not inputs.threshold_rule:
+        threshold = format_number(inputs.threshold)
+        warnings.append(f"The decision threshold is not known: {threshold} is assumed.")
+    if inputs.threshold_rule.get("guaranteed") is False:
+        warnings.append(
+            "The sensitivity at the threshold is an estimate, not a guaranteed lower bound."
+        )
+    warnings += _coverage_warnings(inputs)
+    if unpredicted := inputs.measured.get("unpredicted", 0):
+        warnings.append(
+            f"{format_count(unpredicted, 'row')} could not be predicted and are not counted here."
+        )
+    return warnings
+
+
+def _coverage_warnings(inputs: ReportInputs) -> list[str]:
+    """Return warnings about classes with too few validation images for the stated coverage."""
+    warnings, loose = [], []
+    for name, count in inputs.conformal.get("rows", {}).items():
+        bounds = coverage_range(count, inputs.conformal["coverage"])
+        if bounds is None:
+            warnings.append(
+                f"Coverage of {name} cannot be set: {count} validation images are too few. "
+                f"Therefore {name} is in every prediction set, and no lesion can be decided to be "
+                "anything else."
+            )
+        elif bounds[0] < inputs.conformal["coverage"] - LOOSE:
+            ends = " to ".join(format_percent(end, 0) for end in bounds)
+            loose.append(f"{count} validation images of {name} ({ends})")
+    if loose:
+        warnings.append(
+            f"The prediction sets were fitted on {', '.join(loose)}: the true coverage may be "
+            "anywhere in the range in brackets."
+        )
+    return warnings
+
+
+def _build_tiles(inputs: ReportInputs) -> list[Tile]:
+    measured = inputs.measured
+    positives, rows = measured["positives"], measured["n"]
+    counts = format_counts(rows, measured["patients"], resampling_unit(inputs))
+    predicted = format_percent(inputs.value("mean_probability"))
+    return [
+        _build_tile(
+            inputs, "auroc", "AUROC", "chance that a malignant lesion ranks above a benign one"
+        ),
+        _build_tile(inputs, "sensitivity", "Sensitivity", "of the malignant lesions are flagged"),
+        _build_tile(inputs, "specificity", "Specificity", "of the benign lesions are not flagged"),
+        Tile(
+            "Calibration slope",
+            format_number(inputs.value("calibration_slope"), 2),
+            format_interval(inputs.estimate("calibration_slope")) or "no interval",
+            f"ideal: 1; expected calibration error {format_number(inputs.value('ece'))}",
+        ),
+        Tile(
+            "Malignant images",
+            f"{positives:,}",
+            f"of {', '.join(counts)}",
+            f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
+        ),
+    ]
+
+
+def _build_tile(inputs: ReportInputs, name: str, label: str, meaning: str) -> Tile:
+    percent = name != "auroc"
+    value = inputs.value(name)
+    interval = format_interval(inputs.estimate(name), percent=percent) or "no interval"
+    return Tile(
+        label, format_percent(value) if percent else format_number(value), interval, meaning
+    )
+
+
+def _summarise(inputs: ReportInputs) -> str:
+    sensitivity, specificity = inputs.value("sensitivity"), inputs.value("specificity")
+    intervals = (
+        f"Ranges are {100 * inputs.confidence:.0f} % intervals from resampling "
+        f"{resampling_unit(inputs)}s."
+    )
+    if sensitivity is None or specificity is None:
+        return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
+    sentences = [
+        f"With the threshold at a probability of {format_number(inputs.threshold)}: of 100 "
+        f"malignant lesions, {100 * sensitivity:.0f} are flagged and "
+        f"{100 - 100 * sensitivity:.0f} missed; of 100 benign lesions, "
+        f"{100 - 100 * specificity:.0f} are flagged unnecessarily."
+    ]
+    if flagged := inputs.value("number_needed_to_treat"):
+        sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
+    if share := describe_referred(inputs):
+        sentences.append(
+            f"Referred to a person: {share}; here they are counted by the threshold alone."
+        )
+    return " ".join([*sentences, intervals])
+
+
+def describe_referred(inputs: ReportInputs) -> str:
+    """Return `31.2 % of rows (28.0 % to 34.1 %)`; empty if no row is referred."""
+    entry = inputs.estimate("referred")
+    if not entry.get("value"):
+        return ""
+    interval = format_interval(entry, percent=True)
+    return f"{format_percent(entry['value'])} of rows{f' ({interval})' if interval else ''}"
+
+
+def build_referral(inputs: ReportInputs) -> Section | None:
+    """Build the section with decisions including referral, and coverage of prediction sets."""
+    rows = inputs.predictions
     if rows.decision is None or (rows.sets is None and "refer" not in rows.decision):
         return None
     names = [name for name in DECISIONS if name in rows.decision]
     counts = pd.crosstab(np.where(rows.malignant, "malignant", "benign"), rows.decision)
-    drawing = grids.confusion(counts[names].to_numpy(), list(counts.index), names)
+    figure = draw_confusion(counts[names].to_numpy(), list(counts.index), names)
     parts: list[Plot | Table] = [
-        Plot("Decision", drawing, "True class (down) against what was decided (across)."),
-        Table(
-            "With referral",
-            ("Measure", "Value (interval)"),
-            metric_rows(evidence.measured, MEASURES),
-        ),
+        Plot("Decision", figure, "Rows: true class. Columns: decision."),
+        metric_table("With referral", inputs.measured, REFERRAL),
     ]
     blocks: list[Block] = [Row(parts)]
     if rows.sets is not None:
         sizes = np.bincount(rows.sets.sum(axis=1))
         lines = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
-        sized = Table("Classes in a set", ("Classes", "Images"), lines)
-        blocks.append(Row([_coverage(evidence), sized]))
+        size_table = Table("Classes in a prediction set", ("Classes", "Images"), lines)
+        blocks.append(Row([_coverage_table(inputs), size_table]))
     return Section("referral", "Referral", blocks, LEAD)
 
 
-def referred(evidence: ReportInputs) -> str:
-    """`31.2 % of rows (28.0 % to 34.1 %)`; nothing where no row is referred."""
-    found = evidence.estimate("referred") or {}
-    bounds = format_interval(found, share=True)
-    text = f"{format_percent(found.get('value'))} of rows{f' ({bounds})' if bounds else ''}"
-    return text if found.get("value") else ""
-
-
-def unpromised(evidence: ReportInputs) -> list[str]:
-    """Where validation was too small for the stated coverage to mean much."""
-    found, loose = [], []
-    for name, count in evidence.conformal.get("rows", {}).items():
-        bounds = coverage_range(count, evidence.conformal["coverage"])
-        if bounds is None:
-            found.append(
-                f"Coverage of {name} cannot be set: {count} validation images are too few, so that "
-                f"{name} is in every prediction set and nothing else can be decided."
-            )
-        elif bounds[0] < evidence.conformal["coverage"] - LOOSE:
-            ends = " to ".join(format_percent(end, 0) for end in bounds)
-            loose.append(f"{count} validation images of {name} ({ends})")
-    if loose:
-        text = f"The prediction sets rest on {', '.join(loose)}: coverage may lie anywhere there."
-        found.append(text)
-    return found
-
-
-def _coverage(evidence: ReportInputs) -> Table:
-    """By class: what was stated, what validation of that size can promise, what came out."""
-    state = evidence.conformal
-    header = ["Class", "Sets that hold it (interval)"]
-    lines = []
-    for name in evidence.predictions.classes:
-        line = [name, format_estimate(evidence.estimate(f"coverage_{name}"))]
-        if state:
-            bounds = coverage_range(state["rows"][name], state["coverage"])
-            promise = "none" if bounds is None else " to ".join(f"{end:.2f}" for end in bounds)
-            line += [f"{state['rows'][name]:,}", promise]
-        lines.append(line)
+def _coverage_table(inputs: ReportInputs) -> Table:
+    """Return the observed coverage by class, and the range expected from the validation rows."""
+    state = inputs.conformal
+    header = ["Class", "Sets that contain it (interval)"]
     if state:
         header += ["Validation images", f"Expected, for {format_percent(state['coverage'], 0)}"]
+    lines = []
+    for name in inputs.predictions.classes:
+        line = [name, format_estimate(inputs.estimate(f"coverage_{name}"))]
+        if state:
+            bounds = coverage_range(state["rows"][name], state["coverage"])
+            expected = "none" if bounds is None else " to ".join(f"{end:.2f}" for end in bounds)
+            line += [f"{state['rows'][name]:,}", expected]
+        lines.append(line)
     return Table("Coverage of the prediction sets", header, lines, stack=True)
-
-
-CHANCE: Final = 0.5
-FEW: Final = (
-    59  # positives below which no threshold can promise 95 % sensitivity with 95 % confidence
-)
-
-
-def headline(evidence: ReportInputs) -> Section:
-    """The numbers with their intervals, in words too, and every warning about them."""
-    blocks: list[Block] = [Note(text, loud=True) for text in warnings_of(evidence)]
-    blocks += [Tiles(_tiles(evidence)), Note(_in_words(evidence))]
-    return Section("headline", "At a glance", blocks)
-
-
-def warnings_of(evidence: ReportInputs) -> list[str]:
-    """Whatever would mislead a reader who saw the numbers alone."""
-    found = []
-    initialisation = evidence.initialisation
-    if initialisation and initialisation.lower().startswith("from scratch"):
-        found.append(f"The image network had no pretrained weights: {initialisation}.")
-    if evidence.audit.get("leaks"):
-        found.append(
-            "The split leaks: the same patient, lesion or picture is, or may be, in training and "
-            "test. These numbers are too good."
-        )
-    ranked = evidence.estimate("auroc") or {}
-    if (lowest := ranked.get("low")) is not None and lowest <= CHANCE:
-        found.append(
-            f"That it ranks better than chance is not shown: AUROC {format_estimate(ranked)}."
-        )
-    positives = evidence.measured["positives"]
-    if positives < FEW:
-        found.append(
-            f"Only {format_count(positives, 'malignant image')} in the test set: read the "
-            "intervals, not the numbers."
-        )
-    if not evidence.rule:
-        found.append(
-            f"No decision threshold is known: {format_number(evidence.threshold)} is assumed."
-        )
-    if evidence.rule.get("guaranteed") is False:
-        found.append(
-            "The sensitivity at the threshold is an estimate, not a guaranteed lower bound."
-        )
-    found += unpromised(evidence)
-    unpredicted = evidence.measured.get("unpredicted", 0)
-    if unpredicted:
-        found.append(
-            f"{format_count(unpredicted, 'row')} could not be predicted and are not counted here."
-        )
-    return found
-
-
-def _tiles(evidence: ReportInputs) -> list[Tile]:
-    slope, error = evidence.estimate("calibration_slope"), evidence.estimate("ece")
-    measured = evidence.measured
-    bounds = format_interval(slope)
-    return [
-        _tile(
-            evidence, "auroc", "AUROC", "chance that a malignant lesion ranks above a benign one"
-        ),
-        _tile(evidence, "sensitivity", "Sensitivity", "of the malignant lesions are flagged"),
-        _tile(evidence, "specificity", "Specificity", "of the benign lesions are left alone"),
-        Tile(
-            "Calibration slope",
-            format_number(_value(slope), 2),
-            bounds or "no interval",
-            f"1 is right; expected calibration error {format_number(_value(error))}",
-        ),
-        Tile(
-            "Malignant images",
-            f"{measured['positives']:,}",
-            f"of {', '.join(counted(measured['n'], measured['patients'], unit_of(evidence)))}",
-            f"{format_percent(measured['positives'] / measured['n'])}; mean predicted probability "
-            f"{format_percent(_value(evidence.estimate('mean_probability')))}",
-        ),
-    ]
-
-
-def _tile(evidence: ReportInputs, name: str, label: str, meaning: str) -> Tile:
-    share = name != "auroc"
-    found = evidence.estimate(name)
-    value = _value(found)
-    return Tile(
-        label,
-        format_percent(value) if share else format_number(value),
-        format_interval(found, share=share) or "no interval",
-        meaning,
-    )
-
-
-def _in_words(evidence: ReportInputs) -> str:
-    found, spared = (_value(evidence.estimate(name)) for name in ("sensitivity", "specificity"))
-    share, unit = f"{100 * evidence.confidence:.0f} %", unit_of(evidence)
-    intervals = f"Ranges are {share} intervals from resampling {unit}s."
-    if found is None or spared is None:
-        return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
-    flagged = _value(evidence.estimate("number_needed_to_treat"))
-    yielded = f" One in {flagged:.1f} flagged lesions is malignant." if flagged else ""
-    if left := referred(evidence):
-        left = f" Referred to a person: {left}; they count here as the threshold calls them."
-    return (
-        f"With the threshold at a probability of {format_number(evidence.threshold)}: of 100 "
-        f"malignant lesions {100 * found:.0f} are flagged and {100 - 100 * found:.0f} missed; of "
-        f"100 benign ones {100 - 100 * spared:.0f} are flagged "
-        f"needlessly.{yielded}{left} {intervals}"
-    )
-
-
-def _value(found: object) -> float | None:
-    return found["value"] if isinstance(found, dict) else None
