@@ -174,7 +174,7 @@ def test_a_page_escapes_names_and_goes_without_records(folder: Path, tmp_path: P
     assert page.pictures == 2 * (9 + 6 + 6) + 1
     assert f"{CLASS}: 21 of 21" in page.text
     assert HOSTILE in page.text
-    assert "no picture" in page.text
+    assert "no image" in page.text
 
 
 def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:

@@ -100,7 +100,7 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
     (run / "environment.json").write_text(json.dumps({"command": command}))
     card = card_of(run)
     assert f"Research on {kind}." in card
-    assert f"of another kind than {kind};" in card
+    assert f"images other than {kind};" in card
     assert ("dermoscop" in card) == ("dermoscop" in kind)
     typed = (
         "python skinmm train data.root=DIR model.pretrained=best.ckpt "
@@ -111,7 +111,7 @@ def test_a_card_names_the_kind_of_pictures_and_no_folder_of_the_machine(
         "data.root=DIR logger.args.tracking_uri=DIR "
         "input=s3://bucket/a.csv loss.args.alpha=1/2"
     )
-    assert f"Run by: {typed}\n" in card
+    assert f"Command: {typed}\n" in card
 
 
 def test_a_card_of_several_classes_and_folds_counts_each(tmp_path: Path) -> None:
@@ -133,6 +133,6 @@ def test_a_card_of_several_classes_and_folds_counts_each(tmp_path: Path) -> None
         assert rows[name][1] == str(count)
         assert rows[name][3].startswith("1.000" if name == "mel" else "0.000")
         assert rows[f"Class: {name}"][1].startswith(f"{count} (")
-    assert "largest for its share of the training rows" in card
+    assert "largest probability relative to its share of the training rows" in card
     assert "with 90 % intervals" in card
     assert "'checkpoint=fold_*/checkpoints/best.ckpt'" in card

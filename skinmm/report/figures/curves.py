@@ -141,7 +141,7 @@ def draw_missing(name: str, line: Line) -> Markup:
     """Draw a metric against the share of withheld record columns."""
 
     def draw(axes: "Axes") -> None:
-        _plot_with_intervals(axes, line, markersize=4)
+        _plot_with_intervals(axes, line, markersize=4.0)
         axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
 
     return render(draw, label=f"{name} against missing columns", height=2.8)
