@@ -162,8 +162,10 @@ def decode_thumbnail(source: Source, side: int) -> UInt8[np.ndarray, "height wid
 
 def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = QUALITY) -> str:
     """Return a JPEG file, or RGB pixels to be encoded as JPEG, as a `data:` address."""
-    is_file = isinstance(image, bytes)
-    jpeg = image if is_file else simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB")
+    if isinstance(image, bytes):
+        jpeg = image
+    else:
+        jpeg = simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB")
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
