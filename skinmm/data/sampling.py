@@ -13,7 +13,7 @@ from skinmm.errors import InputError
 Labels = Int[np.ndarray, " rows"]
 Groups = Int[np.ndarray, " rows"]
 Draw = Int[np.ndarray, " drawn"]
-Members = Int[np.ndarray, " members"]
+Rows = Int[np.ndarray, " members"]
 Shares = Float[np.ndarray, " classes"]
 
 STRONGEST_POWER: Final = 2.0
@@ -92,17 +92,19 @@ class Weighted:
         return share / share.sum()
 
 
-class _EvenClasses:
-    """Draw blocks in which each class occurs once."""
+@dataclass(frozen=True)
+class Balanced:
+    """Draw every class equally often; its rows are permuted again whenever all were drawn."""
+
+    corrects: ClassVar[str] = "balanced sampler"
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:
         """Return blocks of each class once, in random order; as many rows as the data have."""
         rng = make_generator(seed, epoch)
         classes = np.unique(labels)
         blocks = -(-len(labels) // len(classes))
-        columns = [
-            self._members(np.flatnonzero(labels == label), groups, blocks, rng) for label in classes
-        ]
+        members = [np.flatnonzero(labels == label) for label in classes]
+        columns = [self._draw_class(rows, groups, blocks, rng) for rows in members]
         return rng.permuted(np.stack(columns, axis=1), axis=1).ravel()[: len(labels)]
 
     def prior(self, labels: Labels) -> Shares:
@@ -110,21 +112,9 @@ class _EvenClasses:
         present = np.bincount(labels) > 0
         return present / present.sum()
 
-    def _members(
-        self, rows: Members, groups: Groups, length: int, rng: np.random.Generator
-    ) -> Draw:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Balanced(_EvenClasses):
-    """Draw every class equally often; its rows are permuted again whenever all were drawn."""
-
-    corrects: ClassVar[str] = "balanced sampler"
-
-    def _members(
+    def _draw_class(
         self,
-        rows: Members,
+        rows: Rows,
         groups: Groups,  # noqa: ARG002
         length: int,
         rng: np.random.Generator,
@@ -133,7 +123,7 @@ class Balanced(_EvenClasses):
 
 
 @dataclass(frozen=True)
-class PatientBalanced(_EvenClasses):
+class PatientBalanced(Balanced):
     """Draw every class equally often, within it every patient, within a patient every row.
 
     A row is drawn with probability 1 / (classes * patients with the class * rows of the patient
@@ -142,8 +132,8 @@ class PatientBalanced(_EvenClasses):
 
     corrects: ClassVar[str] = "patient-balanced sampler"
 
-    def _members(
-        self, rows: Members, groups: Groups, length: int, rng: np.random.Generator
+    def _draw_class(
+        self, rows: Rows, groups: Groups, length: int, rng: np.random.Generator
     ) -> Draw:
         """Return a random row of each patient; patients are permuted again when all were drawn."""
         ordered = rows[np.argsort(groups[rows], kind="stable")]
@@ -153,7 +143,7 @@ class PatientBalanced(_EvenClasses):
 
 
 @dataclass(frozen=True)
-class Oversample:
+class Oversample(Balanced):
     """Draw every row once, and rows of smaller classes again until all classes are equal."""
 
     corrects: ClassVar[str] = "oversampling"
@@ -162,14 +152,8 @@ class Oversample:
         """Return as many rows of each class as the largest has, in random order."""
         rng = make_generator(seed, epoch)
         largest = int(np.bincount(labels).max())
-        parts = [
-            _cycle(np.flatnonzero(labels == label), largest, rng) for label in np.unique(labels)
-        ]
-        return rng.permutation(np.concatenate(parts))
-
-    def prior(self, labels: Labels) -> Shares:
-        """Return equal shares for the classes that occur."""
-        return Balanced().prior(labels)
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        return rng.permutation(np.concatenate([_cycle(rows, largest, rng) for rows in members]))
 
 
 @dataclass(frozen=True)
@@ -230,7 +214,7 @@ def make_generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key).spawn(1)[0])
 
 
-def _cycle(rows: Members, length: int, rng: np.random.Generator) -> Int[np.ndarray, " length"]:
+def _cycle(rows: Rows, length: int, rng: np.random.Generator) -> Int[np.ndarray, " length"]:
     rounds = -(-length // len(rows))
     return np.concatenate([rng.permutation(rows) for _ in range(rounds)])[:length]
 
