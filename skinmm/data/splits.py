@@ -115,7 +115,7 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     free = pd.isna(fixed)
     names = tuple(name for name in ("test", "val") if not (fixed == name).any())
     if not names and fold != 0:
-        raise InputError(f"data.fold={fold}: the data fix every part, so there is only data.fold=0")
+        raise InputError(f"data.fold={fold}: the cohort fixes every part; set data.fold=0")
     component = find_components(
         table
     )  # of all rows: a fixed one may be all that links two free ones
@@ -143,7 +143,7 @@ def _assign_free(
     public = table["public_fold"].to_numpy(np.int64)
     count = int(public.max()) + 1
     if count % folds:
-        raise InputError(f"data.folds={folds}: the {count} public folds need a divisor of {count}")
+        raise InputError(f"data.folds={folds}: must be a divisor of the {count} public folds")
     return public % folds
 
 

@@ -146,7 +146,7 @@ def test_two_fixed_parts_leave_one_split() -> None:
     table.loc[:29, "part"] = "val"
     table.loc[30:59, "part"] = "test"
     assert (split(table, 5, 0, 0)["part"][60:] == "train").all()
-    with pytest.raises(InputError, match=r"data.fold=1.*only data.fold=0"):
+    with pytest.raises(InputError, match=r"data.fold=1.*set data.fold=0"):
         split(table, 5, 1, 0)
 
 

@@ -119,7 +119,7 @@ def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
 
 
 def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
-    """Return the classes that count as malignant: `data.positive`, otherwise the known ones.
+    """Return the classes that count as malignant: `data.positive`, or those of the vocabulary.
 
     Raises:
         InputError: `data.positive` matches no class, or is empty and a class is not in the
@@ -222,12 +222,12 @@ def _add_targets(cohort: CohortTable, data: DataConfig) -> pd.DataFrame:
 def _select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     if not classes:
         return ()
-    known = {name: parse_diagnosis(name) for name in classes}
+    diagnoses = {name: parse_diagnosis(name) for name in classes}
     available = ", ".join(sorted(classes, key=_sort_key))
     if data.positive:
-        return _match_classes(known, data.positive, available)
-    unclear = [name for name in classes if known[name] is None and name.lower() not in BINARY]
-    chosen = tuple(n for n in classes if (known[n] or n.lower()) in _MALIGNANT_NAMES)
+        return _match_classes(diagnoses, data.positive, available)
+    unclear = [name for name in classes if diagnoses[name] is None and name.lower() not in BINARY]
+    chosen = tuple(n for n in classes if (diagnoses[n] or n.lower()) in _MALIGNANT_NAMES)
     if unclear or not chosen:
         which = f"'{unclear[0]}' is" if unclear else "one of them is"
         raise InputError(
@@ -237,14 +237,16 @@ def _select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ..
 
 
 def _match_classes(
-    known: dict[str, str | None], positive: Sequence[str], available: str
+    diagnoses: dict[str, str | None], positive: Sequence[str], available: str
 ) -> tuple[str, ...]:
     """Match names as written, or as words for the same class of the vocabulary."""
     chosen: set[str] = set()
     for word in positive:
         diagnosis = parse_diagnosis(word)
-        matches = {word} & known.keys()
-        matches = matches or {n for n, value in known.items() if diagnosis and value == diagnosis}
+        matches = {word} & diagnoses.keys()
+        matches = matches or {
+            n for n, value in diagnoses.items() if diagnosis and value == diagnosis
+        }
         if not matches and diagnosis is None:
             raise InputError(f"data.positive: no class '{word}'; the classes are {available}")
         chosen |= matches
@@ -252,7 +254,7 @@ def _match_classes(
         raise InputError(
             f"data.positive: none of {', '.join(positive)} is among the classes {available}"
         )
-    return tuple(name for name in known if name in chosen)
+    return tuple(name for name in diagnoses if name in chosen)
 
 
 def _sort_key(name: str) -> tuple[int, str]:

@@ -165,7 +165,7 @@ def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Convert a column of the user's: to numbers if every known cell is one, otherwise to text.
+    """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
 
     Raises:
         InputError: a few words among many different numbers.
