@@ -204,5 +204,5 @@ def test_public_folds_replace_the_deal() -> None:
     public = table["patient_id"].str.removeprefix("patient").astype(int) % 15
     result = split(table.assign(public_fold=public), 5, 3, 0)
     np.testing.assert_array_equal(result["fold"], public % 5)
-    with pytest.raises(InputError, match="divisor of 15"):
+    with pytest.raises(InputError, match="divisor of the 15 public folds"):
         split(table.assign(public_fold=public), 4, 0, 0)
