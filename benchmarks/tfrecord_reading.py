@@ -69,12 +69,12 @@ class Mapped(Ours):
 
     def image(self, file: TFRecordFile, name: str) -> bytes:
         """An image, as `TFRecordFile.image` gets it."""
-        place = file.place(name)
+        span = file.span(name)
         if not has_valid_crc(
-            self._content[place.record + HEADER : place.record + place.record_size]
+            self._content[span.record + HEADER : span.record + span.record_size]
         ):
             raise ValueError(name)
-        return self._content[place.image : place.image + place.image_size]
+        return self._content[span.image : span.image + span.image_size]
 
 
 class Images(Dataset[bytes]):

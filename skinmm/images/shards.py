@@ -83,7 +83,7 @@ PLAIN: Final = Schema()
 """Text and numbers as they are."""
 
 
-class Place(NamedTuple):
+class RecordSpan(NamedTuple):
     """Where one record and its image lie, bytes from the start of the file."""
 
     number: int
@@ -122,8 +122,8 @@ class TFRecordFile:
         Raises:
             TFRecordError: no record of that name, or the file was damaged or changed.
         """
-        place = self.place(name)
-        return parse_example(memoryview(self._body(place))[:-FOOTER], self._where(place))
+        span = self.span(name)
+        return parse_example(memoryview(self._body(span))[:-FOOTER], self._where(span))
 
     def image(self, name: str) -> bytes:
         """The encoded image of one record.
@@ -131,11 +131,11 @@ class TFRecordFile:
         Raises:
             TFRecordError: no record of that name, or the file was damaged or changed.
         """
-        place = self.place(name)
-        start = place.image - place.record - HEADER
-        return self._body(place)[start : start + place.image_size]
+        span = self.span(name)
+        start = span.image - span.record - HEADER
+        return self._body(span)[start : start + span.image_size]
 
-    def place(self, name: str) -> Place:
+    def span(self, name: str) -> RecordSpan:
         """Where a record and its image lie.
 
         Raises:
@@ -144,20 +144,20 @@ class TFRecordFile:
         row = self._rows.get(name)
         if row is None:
             raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
-        return Place(row, *self._index.places[row].tolist())
+        return RecordSpan(row, *self._index.spans[row].tolist())
 
-    def _body(self, place: Place) -> bytes:
+    def _body(self, span: RecordSpan) -> bytes:
         """A record's payload and its CRC, compared."""
         try:
-            body = os.pread(self._open(), place.record_size - HEADER, place.record + HEADER)
+            body = os.pread(self._open(), span.record_size - HEADER, span.record + HEADER)
         except OSError as error:
-            raise TFRecordError(f"{self._where(place)}: {error.strerror or error}") from error
+            raise TFRecordError(f"{self._where(span)}: {error.strerror or error}") from error
         if not has_valid_crc(body):
-            raise TFRecordError(f"{self._where(place)}: wrong checksum: {DAMAGED}")
+            raise TFRecordError(f"{self._where(span)}: wrong checksum: {DAMAGED}")
         return body
 
-    def _where(self, place: Place) -> str:
-        return f"{self.path}: record {place.number} at byte {place.record}"
+    def _where(self, span: RecordSpan) -> str:
+        return f"{self.path}: record {span.number} at byte {span.record}"
 
     def _open(self) -> int:
         """The descriptor, opened on first use."""

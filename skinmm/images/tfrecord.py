@@ -170,14 +170,14 @@ class Index:
 
     Attributes:
         names: the image name of each record, unique.
-        places: of each record and of its image, offset in the file and length, bytes; the record's
+        spans: of each record and of its image, offset in the file and length, bytes; the record's
             include its framing.
         size: of the file when it was indexed, bytes.
         mtime_ns: its modification time then, nanoseconds.
     """
 
     names: list[str]
-    places: Int64[np.ndarray, "n 4"]
+    spans: Int64[np.ndarray, "n 4"]
     size: int
     mtime_ns: int
 
@@ -187,8 +187,8 @@ class Index:
 
     def fills_file(self) -> bool:
         """Whether the records leave no gap and each image lies within its record."""
-        starts, ends = self.places[:, 0], self.places[:, :2].sum(axis=1)
-        first, last = self.places[:, 2], self.places[:, 2:].sum(axis=1)
+        starts, ends = self.spans[:, 0], self.spans[:, :2].sum(axis=1)
+        first, last = self.spans[:, 2], self.spans[:, 2:].sum(axis=1)
         return (
             len(set(self.names)) == len(self.names) == len(starts) > 0
             and np.array_equal(starts, [0, *ends[:-1]])
@@ -227,17 +227,17 @@ def load_index(path: Path, name_key: str, image_key: str) -> Index:
 def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
     """Read the whole file once."""
     names: dict[str, int] = {}
-    places = []
+    spans = []
     for number, (offset, payload) in enumerate(scan_records(path)):
         where = f"{path}: record {number} at byte {offset}"
         name, image = _name_and_image(payload, keys, where)
         if names.setdefault(name, number) != number:
             raise TFRecordError(f"{where}: named {name!r} like record {names[name]}: rename one")
         start = offset + HEADER + _position(payload, image)
-        places.append((offset, HEADER + len(payload) + FOOTER, start, len(image)))
-    if not places:
+        spans.append((offset, HEADER + len(payload) + FOOTER, start, len(image)))
+    if not spans:
         raise TFRecordError(f"{path}: the file is empty: download or copy it again")
-    table = np.array(places, dtype=np.int64)
+    table = np.array(spans, dtype=np.int64)
     return Index(list(names), table, status.st_size, status.st_mtime_ns)
 
 
@@ -277,7 +277,7 @@ def _remembered(base: Path, keys: list[str]) -> Index | None:
             return None
         index = Index(
             names=[str(name) for name in saved["names"]],
-            places=np.hstack(
+            spans=np.hstack(
                 [np.array(part, dtype=np.int64).reshape(-1, 2) for part in (words, saved["images"])]
             ),
             size=int(saved["size"]),
@@ -296,9 +296,9 @@ def _remember(base: Path, keys: list[str], index: Index) -> None:
         "size": index.size,
         "mtime_ns": index.mtime_ns,
         "names": index.names,
-        "images": index.places[:, 2:].tolist(),
+        "images": index.spans[:, 2:].tolist(),
     }
-    lines = "".join(f"{offset} {length}\n" for offset, length in index.places[:, :2].tolist())
+    lines = "".join(f"{offset} {length}\n" for offset, length in index.spans[:, :2].tolist())
     base.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".tfindex", lines), (".names.json", json.dumps(saved))):
         with atomic_write(Path(f"{base}{suffix}")) as partial:

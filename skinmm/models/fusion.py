@@ -1,11 +1,7 @@
-"""What every fusion block answers.
+"""Fusion blocks, which combine the features of an image with those of the patient's record.
 
-- `inputs` names what the block uses; what it does not name is neither built, read nor decoded;
-- `tokens` says whether the image comes as one vector or as a vector a place (of a convolutional
-  network's last map, or a transformer's tokens);
-- the constructor takes `image_dim` and `record_dim` (0 where unused) and its own arguments;
-- `forward(image, record)` gives (batch, `dim`), each row from its own row alone;
-- `head(classes)` makes what turns that into logits.
+To add a block, write a class with the contract of `Fusion`, add it to `FUSIONS` and add a YAML file
+to `conf/fusion/`; `tests/models/test_fusion.py` checks the contract for every block of the table.
 """
 
 from abc import ABC, abstractmethod
@@ -19,113 +15,111 @@ from torch.nn.functional import logsigmoid
 from skinmm.errors import InputError
 
 Features = Float[Tensor, "b _"]
-Seen = Float[Tensor, "b *places _"]
+ImageFeatures = Float[Tensor, "b *tokens _"]
 
 
 class Fusion(nn.Module, ABC):
-    """Base of every block; see the module's contract."""
+    """Base class of the fusion blocks.
+
+    The constructor takes `image_dim` and `record_dim`, 0 for a branch that is not used, and the
+    arguments that `fusion.args` may set.
+
+    Attributes:
+        inputs: branches that the block uses; the other one is not built, read or decoded.
+        tokens: shape of the image features: False for a vector an image, (batch, image_dim); True
+            for a vector for each position of the last feature map, or for each transformer token,
+            (batch, tokens, image_dim). Record features are always (batch, record_dim).
+        dim: width of the fused features.
+    """
 
     inputs: ClassVar[frozenset[str]] = frozenset({"image", "record"})
     tokens: ClassVar[bool] = False
-    dim: int
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        """Store the width of the output, and a dropout layer for the block to use."""
+        super().__init__()
+        self.dim = dim
+        self.dropout = nn.Dropout(dropout)
 
     @abstractmethod
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Fuses the features of a batch.
-
-        Raises:
-            InputError: one of `inputs` is None.
-        """
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Return the fused features, (batch, dim); each row depends on its own inputs only."""
 
     def head(self, classes: int) -> nn.Module:
-        """A linear layer, unless the block keeps its branches apart to the end."""
+        """Return the layer from fused features to logits, (batch, dim) -> (batch, classes)."""
         return nn.Linear(self.dim, classes)
 
 
-def both(image: Seen | None, record: Features | None) -> tuple[Tensor, Tensor]:
-    """Image and record.
-
-    Raises:
-        InputError: one of them is None.
-    """
-    return given(image, "an image"), given(record, "a record")
-
-
-def given(features: Tensor | None, what: str) -> Tensor:
-    """Features that are there.
-
-    Raises:
-        InputError: they are not.
-    """
+def _require(features: Tensor | None, name: str) -> Tensor:
     if features is None:
-        raise InputError(f"this model needs {what}")
+        raise InputError(f"this model needs {name}")
     return features
 
 
+def _require_both(image: Tensor | None, record: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _require(image, "an image"), _require(record, "a record")
+
+
 class ImageOnly(Fusion):
-    """The image's features alone."""
+    """The features of the image with dropout; the record is not used."""
 
     inputs = frozenset({"image"})
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Takes both widths, as every block; the record's is 0."""
-        super().__init__()
-        self.dim = image_dim + record_dim
-        self.dropout = nn.Dropout(dropout)
+        """Build the block; `record_dim` is 0."""
+        super().__init__(image_dim + record_dim, dropout)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:  # noqa: ARG002
-        """Passes the image's features on."""
-        return self.dropout(given(image, "an image"))
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:  # noqa: ARG002
+        """Apply dropout: (batch, image_dim) -> (batch, image_dim)."""
+        return self.dropout(_require(image, "an image"))
 
 
 class TabularOnly(Fusion):
-    """The record's features alone: no image is asked for."""
+    """The features of the record; the image is not used."""
 
     inputs = frozenset({"record"})
 
     def __init__(self, image_dim: int, record_dim: int) -> None:
-        """Takes both widths, as every block; the image's is 0."""
-        super().__init__()
-        self.dim = image_dim + record_dim
+        """Build the block; `image_dim` is 0."""
+        super().__init__(image_dim + record_dim)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:  # noqa: ARG002
-        """Passes the record's features on."""
-        return given(record, "a record")
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:  # noqa: ARG002
+        """Return the record's features: (batch, record_dim) -> (batch, record_dim)."""
+        return _require(record, "a record")
 
 
 class Concat(Fusion):
-    """Both feature vectors side by side, with dropout on the image's."""
+    """Concatenation of both feature vectors, with dropout on the image's."""
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Adds up the widths."""
-        super().__init__()
-        self.dim = image_dim + record_dim
-        self.dropout = nn.Dropout(dropout)
+        """Build the block."""
+        super().__init__(image_dim + record_dim, dropout)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Concatenates."""
-        pixels, columns = both(image, record)
-        return torch.cat([self.dropout(pixels), columns], dim=1)
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Concatenate to (batch, image_dim + record_dim)."""
+        image, record = _require_both(image, record)
+        return torch.cat([self.dropout(image), record], dim=1)
 
 
 class Late(Concat):
-    """A head for each branch, and a learned convex combination of their probabilities.
+    """One head for each branch, and a learned convex combination of their probabilities.
 
-    The weighted sum rule of Kittler et al. 1998, "On combining classifiers", doi:10.1109/34.667881.
+    This is the weighted sum rule of Kittler et al. 1998, "On combining classifiers",
+    doi:10.1109/34.667881.
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Keeps the widths for the head."""
+        """Build the block."""
         super().__init__(image_dim, record_dim, dropout)
         self._widths = (image_dim, record_dim)
 
     def head(self, classes: int) -> nn.Module:
-        """The two heads and their weight."""
-        return _Mixture(*self._widths, classes)
+        """Return the two heads with their weight."""
+        return _MixtureHead(*self._widths, classes)
 
 
-class _Mixture(nn.Module):
-    """Log-probabilities of the mixture, which are logits; the weight starts at one half."""
+class _MixtureHead(nn.Module):
+    """Log-probabilities of a mixture of two classifiers; its weight starts at one half."""
 
     def __init__(self, image_dim: int, record_dim: int, classes: int) -> None:
         super().__init__()
@@ -135,123 +129,113 @@ class _Mixture(nn.Module):
         self.balance = nn.Parameter(torch.zeros(()))  # log odds of the image's weight
 
     def forward(self, features: Float[Tensor, "*b _"]) -> Float[Tensor, "*b classes"]:
-        pixels, columns = torch.split(features, self.widths, dim=-1)
+        image, record = torch.split(features, self.widths, dim=-1)
         parts = (
-            self.image(pixels).log_softmax(dim=-1) + logsigmoid(self.balance),
-            self.record(columns).log_softmax(dim=-1) + logsigmoid(-self.balance),
+            self.image(image).log_softmax(dim=-1) + logsigmoid(self.balance),
+            self.record(record).log_softmax(dim=-1) + logsigmoid(-self.balance),
         )
         return torch.stack(parts).logsumexp(dim=0)  # ONNX has no logaddexp
 
 
 class Gated(Fusion):
-    """Gated multimodal unit: a learned share of each, feature by feature.
+    """Gated multimodal unit: for each feature, a learned weighted mean of image and record.
 
-    Arevalo et al. 2017, "Gated multimodal units for information fusion", arXiv:1702.01992; with
-    LayerNorm on both inputs, so that no network's scale saturates the gate.
+    Arevalo et al. 2017, "Gated multimodal units for information fusion", arXiv:1702.01992. Both
+    inputs pass LayerNorm first, so that the scale of no branch saturates the gate.
     """
 
     def __init__(
         self, image_dim: int, record_dim: int, width: int = 128, dropout: float = 0.3
     ) -> None:
-        """Takes the width of the output and the dropout on the image."""
-        super().__init__()
-        self.dim = width
+        """Build the block; `width` is the width of its output."""
+        super().__init__(width, dropout)
         self.norms = nn.ModuleList([nn.LayerNorm(image_dim), nn.LayerNorm(record_dim)])
-        self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_dim, width)
         self.record = nn.Linear(record_dim, width)
         self.gate = nn.Linear(image_dim + record_dim, width)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Mixes the two, each through tanh."""
-        given = both(image, record)
-        pixels, columns = (norm(each) for norm, each in zip(self.norms, given, strict=True))
-        pixels = self.dropout(pixels)
-        share = self.gate(torch.cat([pixels, columns], dim=1)).sigmoid()
-        return share * self.image(pixels).tanh() + (1 - share) * self.record(columns).tanh()
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Return the weighted mean: (batch, image_dim), (batch, record_dim) -> (batch, width)."""
+        image, record = _require_both(image, record)
+        image, record = self.dropout(self.norms[0](image)), self.norms[1](record)
+        weight = self.gate(torch.cat([image, record], dim=1)).sigmoid()  # (batch, width)
+        return weight * self.image(image).tanh() + (1 - weight) * self.record(record).tanh()
 
 
 class FiLM(Fusion):
-    """Feature-wise linear modulation: the record scales and shifts each channel.
+    """Feature-wise linear modulation: the record scales and shifts each channel of the image.
 
     Perez et al. 2018, "FiLM: visual reasoning with a general conditioning layer", arXiv:1709.07871.
-    On the pooled vector, where it is what it would be on the map: pooling is linear too.
+    Applied to the pooled vector, which equals pooling the modulated map, as both are linear.
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Takes the dropout on the image."""
-        super().__init__()
-        self.dim = image_dim
-        self.dropout = nn.Dropout(dropout)
+        """Build the block; `dropout` is applied to the image."""
+        super().__init__(image_dim, dropout)
         self.modulate = nn.Linear(record_dim, 2 * image_dim)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Scales by one and a little, and shifts."""
-        pixels, columns = both(image, record)
-        scale, shift = self.modulate(columns).chunk(2, dim=1)
-        return self.dropout(pixels) * (1 + scale) + shift
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Modulate the image: (batch, image_dim), (batch, record_dim) -> (batch, image_dim)."""
+        image, record = _require_both(image, record)
+        scale, shift = self.modulate(record).chunk(2, dim=1)  # each (batch, image_dim)
+        return self.dropout(image) * (1 + scale) + shift
 
 
 class MetaNet(Fusion):
-    """The record opens and closes each channel by a factor between 0 and 1.
+    """Multiplication of each image channel by a factor in (0, 1) computed from the record.
 
     Li et al. 2020, "Fusing metadata and dermoscopy images for skin disease diagnosis",
-    doi:10.1109/ISBI45749.2020.9098645. On the pooled vector, where it is what it would be on the
-    map: pooling is linear.
+    doi:10.1109/ISBI45749.2020.9098645. Applied to the pooled vector, which equals pooling the
+    scaled map.
     """
 
     def __init__(
         self, image_dim: int, record_dim: int, width: int = 128, dropout: float = 0.3
     ) -> None:
-        """Takes the width of the hidden layer and the dropout on the image."""
-        super().__init__()
-        self.dim = image_dim
-        self.dropout = nn.Dropout(dropout)
+        """Build the block; `width` is the width of the hidden layer."""
+        super().__init__(image_dim, dropout)
         self.gate = nn.Sequential(
             nn.Linear(record_dim, width), nn.ReLU(), nn.Linear(width, image_dim), nn.Sigmoid()
         )
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Multiplies."""
-        pixels, columns = both(image, record)
-        opened: Features = self.dropout(pixels) * self.gate(columns)
-        return opened
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Scale the image: (batch, image_dim), (batch, record_dim) -> (batch, image_dim)."""
+        image, record = _require_both(image, record)
+        return self.dropout(image) * self.gate(record)
 
 
 class MetaBlock(Fusion):
-    """The record scales and shifts the image's map as an LSTM's gates would, then it is pooled.
+    """Scaling and shifting of the feature map by the record with the gates of an LSTM, then a mean.
 
     Pacheco & Krohling 2021, "An attention-based mechanism to combine images and metadata in deep
-    learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002; with
-    LayerNorm for BatchNorm, so that a patient's output does not hang on the batch.
+    learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002. LayerNorm
+    replaces BatchNorm, so that a patient's output does not depend on the batch.
     """
 
     tokens = True
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Takes the dropout on the output."""
-        super().__init__()
-        self.dim = image_dim
-        self.dropout = nn.Dropout(dropout)
+        """Build the block; `dropout` is applied to its output."""
+        super().__init__(image_dim, dropout)
         self.scale, self.shift = (
             nn.Sequential(nn.Linear(record_dim, image_dim), nn.LayerNorm(image_dim))
             for _ in range(2)
         )
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """sigmoid(tanh(scale * map) + shift), averaged over the map."""
-        pixels, columns = both(image, record)
-        scale, shift = self.scale(columns)[:, None], self.shift(columns)[:, None]
-        return self.dropout(((pixels * scale).tanh() + shift).sigmoid().mean(dim=1))
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Gate and pool: (batch, tokens, image_dim), (batch, record_dim) -> (batch, image_dim)."""
+        image, record = _require_both(image, record)
+        scale, shift = self.scale(record)[:, None], self.shift(record)[:, None]
+        return self.dropout(((image * scale).tanh() + shift).sigmoid().mean(dim=1))
 
 
 class CrossAttention(Fusion):
-    """The record's vector attends to the image's places, beside their mean.
+    """Attention from the record to the tokens of the image, concatenated with the tokens' mean.
 
     Multi-head attention of Vaswani et al. 2017, arXiv:1706.03762, from record to image as in the
     mutual attention of Cai et al. 2023, "A multimodal transformer to fuse images and metadata for
-    skin disease classification", doi:10.1007/s00371-022-02492-4. The way back, from one record to
-    many places, would add the same to each and is left out.
+    skin disease classification", doi:10.1007/s00371-022-02492-4. The opposite direction is left
+    out: attention to a single record vector would add the same vector to every token.
     """
 
     tokens = True
@@ -264,48 +248,48 @@ class CrossAttention(Fusion):
         heads: int = 4,
         dropout: float = 0.3,
     ) -> None:
-        """Takes the shape of the attention.
+        """Build the block.
 
         Args:
-            image_dim: of each place.
-            record_dim: of the record.
-            width: of queries, keys and values; the output is twice as wide.
-            heads: they share the width evenly.
-            dropout: on the places' mean.
+            image_dim: width of an image token.
+            record_dim: width of the record's features.
+            width: width of queries, keys and values; the output is twice as wide.
+            heads: number of attention heads; divides `width`.
+            dropout: dropout on the mean of the tokens.
 
         Raises:
-            InputError: a width that the heads do not divide.
+            InputError: `heads` does not divide `width`.
         """
-        super().__init__()
+        super().__init__(2 * width, dropout)
         if heads < 1 or width % heads:
             raise InputError(f"fusion cross_attention: width={width} is not divided by {heads=}")
-        self.dim = 2 * width
         self.image = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, width))
         self.record = nn.Sequential(nn.LayerNorm(record_dim), nn.Linear(record_dim, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """The record with what it found, and the places' mean."""
-        pixels, columns = both(image, record)
-        places, query = self.image(pixels), self.record(columns)
-        found, _ = self.attention(query[:, None], places, places, need_weights=False)
-        return torch.cat([query + found[:, 0], self.dropout(places.mean(dim=1))], dim=1)
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Attend: (batch, tokens, image_dim), (batch, record_dim) -> (batch, 2 * width)."""
+        image, record = _require_both(image, record)
+        tokens, query = (
+            self.image(image),
+            self.record(record),
+        )  # queries: (batch, width)
+        attended, _ = self.attention(query[:, None], tokens, tokens, need_weights=False)
+        return torch.cat([query + attended[:, 0], self.dropout(tokens.mean(dim=1))], dim=1)
 
 
 class Bilinear(Fusion):
-    """Low-rank bilinear pooling: the product of two projections, feature by feature.
+    """Low-rank bilinear pooling: the elementwise product of two projections.
 
     Kim et al. 2017, "Hadamard product for low-rank bilinear pooling", arXiv:1610.04325, equation 9;
-    the paper's last projection is the head. With LayerNorm on both inputs.
+    the paper's last projection is the head. Both inputs pass LayerNorm first.
     """
 
     def __init__(
         self, image_dim: int, record_dim: int, rank: int = 128, dropout: float = 0.3
     ) -> None:
-        """Takes the rank, which is the width of the output, and the dropout on the image."""
-        super().__init__()
-        self.dim = rank
+        """Build the block; `rank` is the width of its output, `dropout` is applied to the image."""
+        super().__init__(rank)
         self.image = nn.Sequential(
             nn.LayerNorm(image_dim), nn.Dropout(dropout), nn.Linear(image_dim, rank), nn.Tanh()
         )
@@ -313,14 +297,11 @@ class Bilinear(Fusion):
             nn.LayerNorm(record_dim), nn.Linear(record_dim, rank), nn.Tanh()
         )
 
-    def forward(self, image: Seen | None, record: Features | None) -> Features:
-        """Multiplies the projections."""
-        pixels, columns = both(image, record)
-        fused: Features = self.image(pixels) * self.record(columns)
-        return fused
+    def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
+        """Multiply the projections: (batch, image_dim), (batch, record_dim) -> (batch, rank)."""
+        image, record = _require_both(image, record)
+        return self.image(image) * self.record(record)
 
-
-__all__ = ["FUSIONS", "Fusion"]
 
 FUSIONS: Final[dict[str, type[Fusion]]] = {
     "image_only": ImageOnly,
@@ -334,3 +315,4 @@ FUSIONS: Final[dict[str, type[Fusion]]] = {
     "cross_attention": CrossAttention,
     "bilinear": Bilinear,
 }
+"""The fusion blocks by the name that `fusion=` selects."""

@@ -52,7 +52,7 @@ def test_the_offsets_are_the_packages(file: Path, tmp_path: Path) -> None:
     create_index(str(file), str(tmp_path / "theirs"))
     assert (tmp_path / "a.tfrec.tfindex").read_text() == (tmp_path / "theirs").read_text()
     content = file.read_bytes()
-    images = [content[start : start + size] for start, size in index.places[:, 2:]]
+    images = [content[start : start + size] for start, size in index.spans[:, 2:]]
     assert images == [b"\xff\xd8" + bytes(80 * row) for row in range(3)]
     assert index.names == ["a", "b", "c"]
 
@@ -61,7 +61,7 @@ def test_an_image_whose_start_occurs_before_it_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrec"
     start, image = bytes(range(70)), bytes(range(70)) + b"image"
     write_tfrecord(path, [{"a_thumbnail": start, "image": image, "image_name": "x"}])
-    ((*_, offset, size),) = load(path).places
+    ((*_, offset, size),) = load(path).spans
     assert path.read_bytes()[offset : offset + size] == image
 
 
@@ -71,7 +71,7 @@ def test_a_current_index_is_believed(file: Path) -> None:
     spoil(file)
     second = load(file)
     assert second.names == first.names
-    np.testing.assert_array_equal(second.places, first.places)
+    np.testing.assert_array_equal(second.spans, first.spans)
 
 
 @pytest.mark.parametrize("names", ["abcd", "xyz"])
@@ -90,7 +90,7 @@ def test_an_index_for_other_features_is_not_used(tmp_path: Path) -> None:
     load(path)
     index = load_index(path, "id", "crop")
     assert index.names == ["7"]
-    assert path.read_bytes()[int(index.places[0, 2])] == ord("2")
+    assert path.read_bytes()[int(index.spans[0, 2])] == ord("2")
 
 
 def test_where_the_folder_cannot_be_written_the_cache_is_used(file: Path, cache: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_index_is_built_again(file: Path, which: str, content: bytes) 
     Path(f"{file}{which}").write_bytes(content)
     index = load(file)
     assert index.names == expected.names
-    np.testing.assert_array_equal(index.places, expected.places)
+    np.testing.assert_array_equal(index.spans, expected.spans)
 
 
 @pytest.mark.parametrize("key", ["names", "images", "size", "mtime_ns", "version", "features"])
@@ -140,7 +140,7 @@ def test_an_index_that_does_not_add_up_is_built_again(file: Path, key: str, valu
     names.write_text(json.dumps(json.loads(names.read_text()) | {key: value}))
     index = load(file)
     assert index.names == expected.names
-    np.testing.assert_array_equal(index.places, expected.places)
+    np.testing.assert_array_equal(index.spans, expected.spans)
 
 
 @pytest.mark.parametrize(
