@@ -25,7 +25,7 @@ from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import ADAPTERS
 from skinmm.data.cohorts.find_images import FORMATS
 from skinmm.data.sampling import SAMPLERS
-from skinmm.models.backbone import OWN
+from skinmm.models.backbone import CUSTOM
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
@@ -96,7 +96,7 @@ def test_every_option_composes_and_its_components_exist(group: str, option: str)
 @pytest.mark.parametrize("option", stems("model"))
 def test_every_model_is_known(option: str) -> None:
     name = composed(f"model={option}").model.name
-    assert name in OWN or timm.is_model(name)
+    assert name in CUSTOM or timm.is_model(name)
 
 
 @pytest.mark.parametrize("option", stems("experiment"))

@@ -1,4 +1,4 @@
-"""The image branch: uint8 RGB in, a feature vector an image out, or one for each of its places."""
+"""Image encoder: a network of timm, or the package's own baseline, with its pixel normalisation."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -15,21 +15,21 @@ from skinmm.models.pretrained import Weights, find_weights
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-MAP_NDIM: Final = 4
+MAP_NDIM: Final = 4  # (batch, channels, height, width)
 
 
 class SimpleCNN(nn.Sequential):
-    """The from-scratch baseline of student projects: convolution, pooling, dropout, dense."""
+    """Small baseline without pretrained weights: convolutions, pooling, dropout, one dense layer."""
 
     def __init__(
         self, widths: Sequence[int] = (32, 64, 128), dense: int = 128, drop_rate: float = 0.3
     ) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            widths: channels of each block; every block halves the picture.
+            widths: channels of each block; every block halves height and width.
             dense: width of the last layer, the feature vector.
-            drop_rate: dropout before it.
+            drop_rate: dropout before the last layer.
         """
         layers: list[nn.Module] = []
         for before, after in zip((3, *widths), widths, strict=False):
@@ -46,32 +46,32 @@ class SimpleCNN(nn.Sequential):
         self.head_hidden_size = dense
 
     def reset_classifier(self, num_classes: int, global_pool: str) -> None:  # noqa: ARG002
-        """Ends in the last block's map: what timm's networks do at `global_pool=""`."""
+        """Return the last feature map, as networks of timm do with `global_pool=""`."""
         del self[-5:]
         self.head_hidden_size = self.num_features
 
 
-# Networks of our own; every other name is timm's.
-OWN: Final[dict[str, Callable[..., nn.Module]]] = {"simple_cnn": SimpleCNN}
+CUSTOM: Final[dict[str, Callable[..., nn.Module]]] = {"simple_cnn": SimpleCNN}
+"""Networks of this package; every other name is one of timm's."""
 
 
 def synchronise_batchnorm(network: nn.Module) -> None:
-    """Lets every BatchNorm below a network see the rows of all processes.
-
-    torch's own conversion would lose the activations that timm's layers hold.
-    """
+    """Make every BatchNorm of a network use the rows of all processes, in place."""
+    # torch's conversion would drop the activations inside timm's layers.
     from timm.layers.norm_act import convert_sync_batchnorm
 
     convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 class Backbone(nn.Module):
-    """An encoder that owns its normalisation, so that training, export and serving cannot differ.
+    """Image encoder: uint8 RGB (batch, 3, height, width) -> features (batch, *tokens, dim).
+
+    Normalisation is part of the encoder, so that training, export and serving cannot differ.
 
     Attributes:
-        origin: what its weights are.
+        origin: description of the weights that the network started from.
         dim: width of a feature vector.
-        frozen: whether weights and BatchNorm statistics stay as they are.
+        frozen: whether weights and BatchNorm statistics stay constant.
     """
 
     mean: Tensor
@@ -80,20 +80,21 @@ class Backbone(nn.Module):
     def __init__(
         self, config: ModelConfig, *, pretrained: bool = False, tokens: bool = False
     ) -> None:
-        """Builds the network, and loads weights if they are wanted.
+        """Build the network and load pretrained weights.
 
         Args:
             config: name, image size and arguments of the network.
-            tokens: a vector for each place of the last map, or each token, instead of one an image.
-            pretrained: look for weights as `config.pretrained` says; False builds the bare network,
-                as when a checkpoint is about to be loaded into it.
+            pretrained: load weights as `config.pretrained` states; False if a checkpoint is loaded
+                afterwards.
+            tokens: return a vector for each position of the last feature map, or each transformer
+                token, instead of one for each image.
 
         Raises:
-            InputError: an unknown network or argument, a size it cannot take, or weights that do
-                not fit.
+            InputError: an unknown network or argument, an image size that the network does not
+                accept, or weights that do not fit.
         """
         super().__init__()
-        self.origin, self.net = _network(config, pretrained=pretrained)
+        self.origin, self.net = _build(config, pretrained=pretrained)
         normalisation = getattr(self.net, "pretrained_cfg", {})
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             value = torch.tensor(normalisation.get(key, default)) * 255
@@ -106,64 +107,65 @@ class Backbone(nn.Module):
         self.freeze(config.freeze)
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b *places dim"]:
-        """Encodes a batch of uint8 RGB images."""
+        """Encode a batch of uint8 RGB images."""
         normalised = (image.to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.net(normalised)
-        if features.ndim != MAP_NDIM:  # a vector an image, or a transformer's tokens
+        if features.ndim != MAP_NDIM:  # (batch, dim), or (batch, tokens, dim) of a transformer
             return features
         channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def freeze(self, frozen: bool) -> None:
-        """Holds weights and BatchNorm statistics as they are, or lets them learn again."""
+        """Freeze weights and BatchNorm statistics, or let them change again."""
         if frozen != self.frozen:
             self.frozen = frozen
             self.requires_grad_(not frozen)
             self.train(not frozen)
 
     def layer_depths(self) -> dict[str, int]:
-        """How many layers lie between each parameter, by its name, and the features."""
+        """Return, by name of the parameter, the number of layers between it and the features."""
         matcher = getattr(self.net, "group_matcher", None)
-        if matcher is None:  # ours: every module that holds parameters is a layer
-            modules = [each for each in self.net.modules() if [*each.parameters(recurse=False)]]
-            place = {id(own): i for i, each in enumerate(modules) for own in each.parameters()}
-            layers = {name: place[id(own)] for name, own in self.net.named_parameters()}
+        if matcher is None:  # not of timm: every module with parameters is a layer
+            modules = [layer for layer in self.net.modules() if [*layer.parameters(recurse=False)]]
+            numbers = {id(p): i for i, layer in enumerate(modules) for p in layer.parameters()}
+            layers = {name: numbers[id(p)] for name, p in self.net.named_parameters()}
         else:
             from timm.models import group_parameters
 
-            found = group_parameters(self.net, matcher(coarse=False), return_values=False)
-            layers = {name: int(layer) for layer, names in found.items() for name in names}
+            groups = group_parameters(self.net, matcher(coarse=False), return_values=False)
+            layers = {name: int(layer) for layer, names in groups.items() for name in names}
         last = max(layers.values())
         return {f"net.{name}": last - layer for name, layer in layers.items()}
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Keeps a frozen network in evaluation mode: its BatchNorm statistics are frozen too."""
+        """Set the mode; a frozen network stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
 
 def check_model_name(name: str) -> None:
-    """Refuses what is neither ours nor timm's.
-
-    Raises:
-        InputError: an unknown network or tag, with the nearest names.
-    """
-    if name in OWN:
+    """Raise `InputError` with similar names if no network, or no weights, have this name."""
+    if name in CUSTOM:
         return
     import timm
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = get_close_matches(architecture.lower(), timm.list_models(), n=5, cutoff=0.4)
-        choices = ", ".join([*OWN, *near])
-        raise InputError(f"unknown model.name '{name}'; timm has no such model. Near: {choices}")
+        similar = get_close_matches(architecture.lower(), timm.list_models(), n=5, cutoff=0.4)
+        choices = ", ".join([*CUSTOM, *similar])
+        raise InputError(f"unknown model.name '{name}'; timm has no such model. Similar: {choices}")
     if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        raise InputError(f"unknown weights model.name '{name}'; there are {', '.join(tagged)}")
+        raise InputError(f"unknown weights model.name '{name}'; timm has {', '.join(tagged)}")
 
 
-def _network(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
+def _build(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
+    """Return the origin of the weights, and the network."""
     check_model_name(config.name)
-    if config.name in OWN:
-        return "from scratch", _own(config)
+    if config.name in CUSTOM:
+        if str(config.pretrained).lower() not in ("auto", "false"):
+            raise InputError(
+                f"model.name={config.name} has no pretrained weights; set model.pretrained=false"
+            )
+        return "from scratch", _create(config, partial(CUSTOM[config.name], **config.args))
     import timm
 
     published = timm.get_pretrained_cfg(config.name)
@@ -171,29 +173,22 @@ def _network(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
     if published and published.fixed_input_size:
         args.setdefault("img_size", config.image_size)
     create = partial(timm.create_model, config.name, **args)
-    net = _bare(config, partial(create, num_classes=0))
+    net = _create(config, partial(create, num_classes=0))
     if not pretrained:
         return "from scratch", net
     hub_id = published.hf_hub_id if published else None
     weights = find_weights(config.name, hub_id, config.pretrained, create)
     if weights.file is None and weights.state is None:
         return weights.origin, net
-    return weights.origin, _loaded(config, weights, create, net)
+    return weights.origin, _load_weights(config, weights, create, net)
 
 
-def _own(config: ModelConfig) -> nn.Module:
-    if str(config.pretrained).lower() not in ("auto", "false"):
-        raise InputError(
-            f"model.name={config.name} has no pretrained weights; set model.pretrained=false"
-        )
-    return _bare(config, partial(OWN[config.name], **config.args))
-
-
-def _bare(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
+def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
+    """Create the network without weights, and check that it accepts the image size."""
     try:
         net = create()
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
-        raise InputError(f"model.args of {config.name}: {_line(error)}") from error
+        raise InputError(f"model.args of {config.name}: {_shorten(error)}") from error
     patches: Any = getattr(net, "patch_embed", None)
     patch = (getattr(patches, "patch_size", None) or (1,))[0]
     if config.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
@@ -203,28 +198,27 @@ def _bare(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
     return net
 
 
-def _loaded(
-    config: ModelConfig, weights: Weights, create: Callable[..., nn.Module], bare: nn.Module
+def _load_weights(
+    config: ModelConfig, weights: Weights, create: Callable[..., nn.Module], empty: nn.Module
 ) -> nn.Module:
-    """The network with weights, through timm, which knows how to adapt them to its versions."""
+    """Return the network with weights, loaded by timm, which adapts older formats."""
     try:
         source: dict[str, Any] = {"file": weights.file}
         if weights.state is not None:
-            head = create().state_dict().keys() - bare.state_dict().keys()
+            head = create().state_dict().keys() - empty.state_dict().keys()
             state = {name: value for name, value in weights.state.items() if name not in head}
-            # Said to be without a head, they are loaded strictly: left to itself timm passes over
-            # every tensor that the file lacks, and a foreign file would leave a random network.
+            # num_classes=0 makes timm load strictly; otherwise it ignores every tensor that the
+            # file lacks, and a file of another network would leave the weights random.
             source = {"state_dict": state, "num_classes": 0, "label_offset": 0}
         net: Any = create(num_classes=0, pretrained=True, pretrained_cfg_overlay=source)
-    except Exception as error:  # of timm, of the adaption, of the readers of files
+    except Exception as error:  # timm and the readers of files raise many types
         raise InputError(
-            f"model.pretrained={config.pretrained} does not fit {config.name}: {_line(error)}"
+            f"model.pretrained={config.pretrained} does not fit {config.name}: {_shorten(error)}"
         ) from error
-    for name in source:  # or every copy of the network would hold the weights twice
+    for name in source:  # otherwise every copy of the network contains the weights twice
         net.pretrained_cfg.pop(name, None)
     return net
 
 
-def _line(error: Exception) -> str:
-    """An error's text in a line of readable length."""
+def _shorten(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

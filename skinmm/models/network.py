@@ -1,4 +1,9 @@
-"""The one network class: image branch, record branch, fusion, head."""
+"""The classifier: an image encoder and a record encoder, a fusion block and a head.
+
+- image, uint8 (batch, 3, height, width) -> `Backbone` -> (batch, *tokens, image_dim)
+- record, float (batch, columns) -> an encoder of `TABULAR` -> (batch, record_dim)
+- both -> a block of `FUSIONS` -> (batch, dim) -> the head -> logits (batch, classes)
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +21,18 @@ from skinmm.models.backbone import Backbone
 from skinmm.models.fusion import FUSIONS, Fusion
 from skinmm.models.tabular import TABULAR
 
-Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *places features"]
-"""Pixels, or what the image network made of them: features pass it by."""
+Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *tokens features"]
+"""RGB pixels, or image features that `Network.encode_image` returned earlier."""
 HasImage = Bool[Tensor, " b"]
 Records = Float[Tensor, "b columns"]
 
 
 class Network(nn.Module):
-    """Logits of a batch of lesions; a branch that the fusion block does not use is None."""
+    """Classifier of lesions by image, patient record or both.
+
+    In every method, `image` and `record` are None if the fusion block does not use them, and
+    `has_image` marks the rows with an image, None meaning all.
+    """
 
     def __init__(
         self,
@@ -33,85 +42,75 @@ class Network(nn.Module):
         classes: int,
         *,
         dropout: float = 0.0,
-        masks: int = 1,
-        stands_in: bool = False,
+        dropout_samples: int = 1,
+        accepts_missing_image: bool = False,
     ) -> None:
-        """Puts the fusion block's head behind it.
+        """Join the parts, and add the head of the fusion block.
 
         Args:
-            image: encoder of pictures.
-            record: encoder of records.
-            fusion: joins what they give.
+            image: image encoder.
+            record: record encoder.
+            fusion: block that combines their features.
             classes: number of classes.
-            dropout: of the fused features.
-            masks: how many draws of it are averaged in training (multi-sample dropout: Inoue 2019,
-                arXiv:1905.09788; here their logits).
-            stands_in: learn features that stand in for an image that is not there.
+            dropout: dropout on the fused features.
+            dropout_samples: number of dropout masks whose logits are averaged in training
+                (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
+            accepts_missing_image: learn features that replace those of a missing image.
         """
         super().__init__()
-        self._dropout, self._masks = dropout, masks
+        self._dropout, self._dropout_samples = dropout, dropout_samples
         self.image = image
         self.record = record
         self.fusion = fusion
         self.head = fusion.head(classes)
-        self.absent = nn.Parameter(torch.randn(image.dim) / 10) if image and stands_in else None
+        self.absent = None  # features of a missing image
+        if image and accepts_missing_image:
+            self.absent = nn.Parameter(torch.randn(image.dim) / 10)
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
-
-    def encode_image(
-        self, image: Images, has_image: HasImage | None = None
-    ) -> Float[Tensor, "b *places dim"]:
-        """The image's features, before fusion.
-
-        Args:
-            image: square uint8 RGB, or features already.
-            has_image: which rows have an image; None: all.
-
-        Raises:
-            InputError: one has none, and the network has not learned what stands in for it.
-        """
-        seen: Tensor = image if image.is_floating_point() else self.image(image)  # type: ignore[misc]
-        if has_image is None:
-            return seen
-        if self.absent is None:
-            raise InputError("this model needs an image: it was trained with model.drop_image=0")
-        return torch.where(
-            has_image.view(-1, *[1] * (seen.ndim - 1)), seen, self.absent.to(seen.dtype)
-        )
-
-    def embed(
-        self, image: Images | None, record: Records | None, has_image: HasImage | None = None
-    ) -> Float[Tensor, "b dim"]:
-        """The fused features, before the head.
-
-        Raises:
-            InputError: an input is None that the fusion block needs.
-        """
-        pixels = (
-            None if self.image is None or image is None else self.encode_image(image, has_image)
-        )
-        columns = None if self.record is None or record is None else self.record(record)
-        fused: Tensor = self.fusion(pixels, columns)
-        return fused
 
     def forward(
         self, image: Images | None, record: Records | None, has_image: HasImage | None = None
     ) -> Float[Tensor, "b classes"]:
-        """The logits of every class."""
+        """Return the logits of a batch."""
         fused = self.embed(image, record, has_image)
-        masks = self._masks if self.training else 1
-        dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(masks)]
-        logits: Tensor = self.head(torch.stack(dropped)).mean(dim=0)
-        return logits
+        samples = self._dropout_samples if self.training else 1
+        dropped = [functional.dropout(fused, self._dropout, self.training) for _ in range(samples)]
+        return self.head(torch.stack(dropped)).mean(dim=0)
 
-    def log_probabilities(
-        self, image: Images | None, record: Records | None, views: int = 1
-    ) -> Float[Tensor, "b classes"]:
-        """The classes' log-probabilities, as `predict` gives them."""
-        return self.predict(image, record, views)[0]
+    def embed(
+        self, image: Images | None, record: Records | None, has_image: HasImage | None = None
+    ) -> Float[Tensor, "b dim"]:
+        """Return the fused features of a batch, the input of the head.
+
+        Raises:
+            InputError: an input is None that the fusion block needs.
+        """
+        pixels = columns = None
+        if self.image is not None and image is not None:
+            pixels = self.encode_image(image, has_image)
+        if self.record is not None and record is not None:
+            columns = self.record(record)
+        return self.fusion(pixels, columns)
+
+    def encode_image(
+        self, image: Images, has_image: HasImage | None = None
+    ) -> Float[Tensor, "b *tokens dim"]:
+        """Return the image features of a batch; features given as `image` are not encoded again.
+
+        Raises:
+            InputError: a row has no image, and the network has not learned to replace it.
+        """
+        features: Tensor = image if image.is_floating_point() else self.image(image)  # type: ignore[misc]
+        if has_image is None:
+            return features
+        if self.absent is None:
+            raise InputError("this model needs an image: it was trained with model.drop_image=0")
+        mask = has_image.view(-1, *[1] * (features.ndim - 1))
+        return torch.where(mask, features, self.absent.to(features.dtype))
 
     def predict(
         self,
@@ -120,27 +119,34 @@ class Network(nn.Module):
         views: int = 1,
         has_image: HasImage | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
-        """Log-probabilities and fused features of one pass, in 32 bit, averaged over views.
+        """Return log-probabilities and fused features in 32 bit, averaged over views of the image.
 
         Args:
-            image: square uint8 RGB, features, or None.
+            image: square uint8 RGB, image features, or None.
             record: encoded records, or None.
-            views: how many of the eight flips and transposes of a square are averaged, 1 to 8; a
-                model without an image has one, and so have features.
-            has_image: which rows have an image; None: all.
+            views: number of the flips and transposes of a square to average, 1 to 8; there is
+                always one view of image features and of rows without an image.
+            has_image: rows with an image; None: all.
         """
         if image is None or image.is_floating_point():
-            turned: Iterable[Images | None] = [image]
+            inputs: Iterable[Images | None] = [image]
         else:
-            turned = islice(iterate_symmetries(image), views)
+            inputs = islice(iterate_symmetries(image), views)
         with full_precision(self.device.type):
-            features = torch.stack([self.embed(view, record, has_image) for view in turned])
-            seen = self.head(features).log_softmax(dim=2)
-        return seen.logsumexp(dim=0) - math.log(len(seen)), features.mean(dim=0)
+            features = torch.stack([self.embed(view, record, has_image) for view in inputs])
+            logarithms = self.head(features).log_softmax(dim=2)  # (views, batch, classes)
+        mean = logarithms.logsumexp(dim=0) - math.log(len(logarithms))
+        return mean, features.mean(dim=0)
+
+    def log_probabilities(
+        self, image: Images | None, record: Records | None, views: int = 1
+    ) -> Float[Tensor, "b classes"]:
+        """Return the log-probabilities of `predict`."""
+        return self.predict(image, record, views)[0]
 
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
-    """The pictures themselves, then their seven other flips and quarter turns."""
+    """Yield a batch of images, then its seven other flips and quarter turns."""
     for turned in (image, image.transpose(-1, -2)):
         yield turned
         for flips in ((-1,), (-2,), (-1, -2)):
@@ -150,28 +156,25 @@ def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
 def build_network(
     config: Config, widths: Sequence[int], classes: int, *, pretrained: bool
 ) -> Network:
-    """Composes the network that a configuration names.
+    """Build the network of a configuration.
 
     Args:
-        config: the whole configuration.
-        widths: width of each record column's block (see `skinmm.models.tabular`).
+        config: configuration of a run.
+        widths: width of each record column (see `skinmm.models.tabular`).
         classes: number of classes.
-        pretrained: look for pretrained weights; False where a checkpoint follows.
+        pretrained: load pretrained weights as `model.pretrained` states; False if a checkpoint is
+            loaded afterwards.
 
     Raises:
         InputError: an unknown component or argument, or weights that cannot be used.
     """
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     block = FUSIONS[config.fusion.name]
-    inputs, tokens = block.inputs, block.tokens
-    image = None
-    if "image" in inputs:
-        image = Backbone(config.model, pretrained=pretrained, tokens=tokens)
-    record = (
-        build_component(TABULAR, "tabular", config.tabular, widths=widths)
-        if "record" in inputs
-        else None
-    )
+    image = record = None
+    if "image" in block.inputs:
+        image = Backbone(config.model, pretrained=pretrained, tokens=block.tokens)
+    if "record" in block.inputs:
+        record = build_component(TABULAR, "tabular", config.tabular, widths=widths)
     fusion = build_component(
         FUSIONS,
         "fusion",
@@ -179,21 +182,20 @@ def build_network(
         image_dim=image.dim if image else 0,
         record_dim=int(record.dim) if record else 0,
     )
-    options = config.model
     return Network(
         image,
         record,
         fusion,
         classes,
-        dropout=options.head_dropout,
-        masks=options.head_masks,
-        stands_in=options.drop_image > 0,
+        dropout=config.model.head_dropout,
+        dropout_samples=config.model.head_masks,
+        accepts_missing_image=config.model.drop_image > 0,
     )
 
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """Neither autocast nor the GPU's 19-bit TF32 convolutions, which torch allows by default."""
+    """Disable autocast and the GPU's TF32 convolutions (10 bits of mantissa, torch's default)."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
