@@ -19,7 +19,7 @@ MAP_NDIM: Final = 4  # (batch, channels, height, width)
 
 
 class SimpleCNN(nn.Sequential):
-    """Small baseline without pretrained weights: convolutions, pooling, dropout, one dense layer."""
+    """Small baseline without pretrained weights: convolutions, pooling, dropout, dense layer."""
 
     def __init__(
         self, widths: Sequence[int] = (32, 64, 128), dense: int = 128, drop_rate: float = 0.3
