@@ -70,9 +70,7 @@ class Mapped(Ours):
     def image(self, file: TFRecordFile, name: str) -> bytes:
         """An image, as `TFRecordFile.image` gets it."""
         span = file.span(name)
-        if not has_valid_crc(
-            self._content[span.record + HEADER : span.record + span.record_size]
-        ):
+        if not has_valid_crc(self._content[span.record + HEADER : span.record + span.record_size]):
             raise ValueError(name)
         return self._content[span.image : span.image + span.image_size]
 
