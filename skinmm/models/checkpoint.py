@@ -1,7 +1,11 @@
-"""The one place that knows what a checkpoint holds: plain data, loaded with `weights_only=True`."""
+"""The format of checkpoints: the network's weights and a `Card` of plain data.
+
+A checkpoint is the dictionary that Lightning saves, with the card under the key `skinmm`. It is
+always loaded with `weights_only=True`, which executes no code.
+"""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
@@ -14,34 +18,34 @@ from skinmm.files import atomic_write
 
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
-PREFIX: Final = "network."  # the LightningModule's attribute
+PREFIX: Final = "network."  # attribute of the LightningModule
 REMOVED: Final = ("patient_context",)
-"""Choices of `fusion=` that there were once."""
+"""Former choices of `fusion=`."""
 
 
 class CheckpointError(InputError):
-    """A file that is not a usable checkpoint of ours."""
+    """A file that is not a usable checkpoint of this package."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint says of its network, beside the weights.
+    """Description of a checkpoint's network, and all that prediction needs besides the weights.
 
     Attributes:
-        config: the configuration as plain dictionaries.
-        classes: names, in the order of the logits.
-        positive: the classes that count as malignant.
+        config: configuration of the run as plain dictionaries.
+        classes: names of the classes, in the order of the logits.
+        positive: classes that count as malignant.
         encoder: state of the fitted record encoder.
-        initialisation: what the image network started from.
-        prior: `trained` and `deployed` class shares, for the closed-form correction.
-        calibration: state of the fitted calibration; None before it was fitted.
-        threshold: `value`, `rule` and `guaranteed` of the decision; None before it was chosen.
-        conformal: state of the prediction sets; None where there are none.
-        ood: state of the out-of-distribution score; None where there is none.
+        initialisation: origin of the weights that the image network started from.
+        prior: class shares `trained` and `deployed`, for the closed-form correction.
+        calibration: state of the fitted calibration; None before it is fitted.
+        threshold: `value`, `rule` and `guaranteed` of the decision; None before it is chosen.
+        conformal: state of the prediction sets; None without them.
+        ood: state of the out-of-distribution score; None without it.
         preprocess: names of the preprocessing steps, in order.
-        segmenter: state of the network that finds lesions for them; None where no step needs it.
-        summary: test metrics and counts, for a model card.
-        inputs: how training records, and answers to test rows, were distributed.
+        segmenter: state of the network that finds lesions for these steps; None if none needs it.
+        summary: test metrics and counts for the model card.
+        inputs: distributions of the training records, and of the outputs for the test rows.
     """
 
     config: dict[str, Any]
@@ -62,13 +66,13 @@ class Card:
 
 
 def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """Reads a checkpoint's card and the network's weights, on the CPU.
+    """Load the card and the weights of a network, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not a checkpoint of this package, or of a
-            network that it no longer has.
+        CheckpointError: the file is missing, damaged, not a checkpoint of this package, or its
+            network no longer exists.
     """
-    content, card = _checked(path)
+    content, card = _load(path)
     weights = {
         name.removeprefix(PREFIX): tensor
         for name, tensor in content["state_dict"].items()
@@ -79,47 +83,46 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a file is a checkpoint of this package, without reading its tensors."""
-    return read_task(path) is not None
+    return _peek(path) is not None
 
 
 def read_task(path: Path) -> str | None:
-    """Return the task of a checkpoint, without reading its tensors; None of any other file."""
+    """Return the task of a checkpoint, without reading its tensors; None for any other file."""
+    config = (_peek(path) or {}).get("config")
+    return str(config.get("task", "classification")) if isinstance(config, dict) else None
+
+
+def _peek(path: Path) -> dict[str, Any] | None:
+    """Return the card of a checkpoint as stored, without reading tensors; None for other files."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return str(content[KEY]["config"].get("task", "classification"))
-    except Exception:  # damaged or foreign files make torch raise various errors
+    except Exception:  # torch raises various errors for other and damaged files
         return None
+    return content.get(KEY) if isinstance(content, dict) else None
 
 
 def update_card(path: Path, **changes: Any) -> Card:
-    """Rewrites a checkpoint's card in place, atomically.
-
-    Args:
-        path: the checkpoint.
-        changes: new values of the card's attributes.
-
-    Returns:
-        The new card.
+    """Change attributes of a checkpoint's card in the file, and return the new card.
 
     Raises:
         CheckpointError: as `load_card`.
     """
-    content, card = _checked(path)
+    content, card = _load(path)
     card = replace(card, **changes)
     save_checkpoint({**content, KEY: asdict(card)}, path)
     return card
 
 
 def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
-    """Writes a checkpoint with the mean of several checkpoints' weights, and removes those.
+    """Write a checkpoint with the mean weights of several checkpoints, and remove these.
 
-    The mean of a run's last epochs is often better than each (Izmailov et al. 2018,
-    arXiv:1803.05407). BatchNorm's statistics are averaged too; the rest is the last one's.
+    The mean of a run's last epochs is often better than each of them (Izmailov et al. 2018,
+    arXiv:1803.05407). Statistics of BatchNorm are averaged too; all else is from the last one.
 
     Raises:
         CheckpointError: as `load_card`.
     """
-    *others, last = (_checked(path)[0] for path in paths)
+    *others, last = (_load(path)[0] for path in paths)
     states = [content["state_dict"] for content in (*others, last)]
     mean = {
         name: torch.stack([state[name] for state in states]).mean(dim=0)
@@ -133,56 +136,52 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Writes beside the target and renames: a half-written checkpoint is never seen."""
+    """Write a checkpoint atomically: a reader never finds an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as file:
         torch.save(content, file)
 
 
-def _checked(path: Path) -> tuple[dict[str, Any], Card]:
-    """A checkpoint's whole content, and its card."""
+def _load(path: Path) -> tuple[dict[str, Any], Card]:
+    """Return the whole content of a checkpoint, and its card."""
     content = _read(path)
-    held = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(held, dict):
+    card = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(card, dict):
         raise CheckpointError(f"{path}: not a skinmm checkpoint (it holds no '{KEY}' entry)")
-    if held.get("schema") != SCHEMA:
+    if card.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path}: schema {held.get('schema')}; this version reads schema {SCHEMA}"
+            f"{path}: schema {card.get('schema')}; this version reads schema {SCHEMA}"
         )
-    missing = {item.name for item in fields(Card) if _is_needed(item)} - set(held)
+    required = {
+        item.name for item in fields(Card) if MISSING is item.default is item.default_factory
+    }
+    missing = required - set(card)
     if missing or not isinstance(content.get("state_dict"), dict):
-        what = ", ".join(sorted(missing)) or "state_dict"
-        raise CheckpointError(f"{path}: the checkpoint lacks {what}")
-    if (fusion := _fusion(held["config"])) in REMOVED:
+        names = ", ".join(sorted(missing)) or "state_dict"
+        raise CheckpointError(f"{path}: the checkpoint lacks {names}")
+    config = card["config"]
+    fusion = config.get("fusion") if isinstance(config, dict) else None
+    if isinstance(fusion, dict) and (name := fusion.get("name")) in REMOVED:
         raise CheckpointError(
-            f"{path}: trained with fusion={fusion}, which this version no longer has; use the "
+            f"{path}: trained with fusion={name}, which this version no longer has; use the "
             "skinmm that trained it, or train again with another fusion"
         )
-    return content, Card(**{i.name: held[i.name] for i in fields(Card) if i.name in held})
-
-
-def _fusion(config: Any) -> Any:
-    fusion = config.get("fusion") if isinstance(config, dict) else None
-    return fusion.get("name") if isinstance(fusion, dict) else None
-
-
-def _is_needed(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
+    return content, Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        _compare_checksums(path)
+        _check_checksums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the readers raise whatever they like
+    except Exception as error:  # torch raises various errors for damaged files
         reason = (str(error).strip().splitlines() or ["empty file"])[0][:120]
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
 
 
-def _compare_checksums(path: Path) -> None:
-    """Looks at the checksums that torch writes and never reads: a changed weight goes unseen."""
+def _check_checksums(path: Path) -> None:
+    """Compare the checksums of the file, which torch writes and never reads."""
     with ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

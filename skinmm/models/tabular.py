@@ -1,7 +1,8 @@
-"""The record branch: the encoded columns of a patient's record in, one feature vector out.
+"""Record encoders: the encoded columns of a patient's record -> one feature vector.
 
-Every encoder is built from `widths`, the width of each column's block in the encoded record
-(a number and its missing flag: 2; a category: its values and one slot for missing or unseen).
+Every encoder takes `widths`, the number of values that encode each column of the record: 2 for a
+number (the value and its missing flag), and for a category the number of its values plus one for
+missing or unseen. A record is the concatenation of all columns, (batch, sum(widths)).
 """
 
 from abc import ABC, abstractmethod
@@ -18,50 +19,45 @@ Record = Float[Tensor, "b columns"]
 
 
 class Tabular(nn.Module, ABC):
-    """Base of every encoder.
-
-    Attributes:
-        dim: width of the feature vector.
-    """
+    """Base class of the record encoders; `dim` is the width of the feature vector."""
 
     dim: int
 
     @abstractmethod
     def forward(self, record: Record) -> Float[Tensor, "b dim"]:
-        """Encodes a batch of encoded records."""
+        """Encode a batch of records."""
 
 
 class MLP(Tabular):
-    """Layers of linear, LayerNorm, GELU and dropout over the concatenated columns."""
+    """Multilayer perceptron over all columns: linear, LayerNorm, GELU and dropout in each layer."""
 
     def __init__(
         self, widths: Sequence[int], hidden: Sequence[int] = (64, 64), dropout: float = 0.1
     ) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            widths: width of each column's block.
-            hidden: width of each layer; the last is the feature vector's.
-            dropout: after every layer.
+            widths: width of each encoded column.
+            hidden: width of each layer; the last one is that of the feature vector.
+            dropout: dropout after every layer.
 
         Raises:
-            InputError: no layer.
+            InputError: `hidden` is empty.
         """
         super().__init__()
         self.layers = _layers(sum(widths), hidden, dropout)
         self.dim = hidden[-1]
 
     def forward(self, record: Record) -> Float[Tensor, "b dim"]:
-        """Encodes a batch of encoded records."""
-        features: Tensor = self.layers(record)
-        return features
+        """Encode a batch of records."""
+        return self.layers(record)
 
 
 class Embedding(Tabular):
-    """A learned vector for each column's value, then layers over all of them.
+    """Learned embedding of each column, then a multilayer perceptron over all embeddings.
 
-    Guo & Berkhahn 2016, "Entity embeddings of categorical variables", arXiv:1604.06737; a number's
-    vector is a linear function of it.
+    Guo & Berkhahn 2016, "Entity embeddings of categorical variables", arXiv:1604.06737; the
+    embedding of a number is a linear function of it.
     """
 
     def __init__(
@@ -71,16 +67,16 @@ class Embedding(Tabular):
         hidden: Sequence[int] = (64,),
         dropout: float = 0.1,
     ) -> None:
-        """Builds the embeddings and the layers.
+        """Build the embeddings and the layers.
 
         Args:
-            widths: width of each column's block.
-            width: of each column's vector.
-            hidden: width of each layer; the last is the feature vector's.
-            dropout: after every layer.
+            widths: width of each encoded column.
+            width: width of each embedding.
+            hidden: width of each layer; the last one is that of the feature vector.
+            dropout: dropout after every layer.
 
         Raises:
-            InputError: no layer.
+            InputError: `hidden` is empty.
         """
         super().__init__()
         self.columns = _Columns(widths, width)
@@ -88,16 +84,15 @@ class Embedding(Tabular):
         self.dim = hidden[-1]
 
     def forward(self, record: Record) -> Float[Tensor, "b dim"]:
-        """Encodes a batch of encoded records."""
-        features: Tensor = self.layers(self.columns(record).flatten(1))
-        return features
+        """Encode a batch of records."""
+        return self.layers(self.columns(record).flatten(1))
 
 
 class FTTransformer(Tabular):
-    """Every column a token, a class token beside them, and pre-norm transformer layers.
+    """Transformer over one token for each column and a class token.
 
     Gorishniy et al. 2021, "Revisiting deep learning models for tabular data", arXiv:2106.11959;
-    with GELU for ReGLU.
+    with GELU instead of ReGLU.
     """
 
     def __init__(
@@ -108,17 +103,17 @@ class FTTransformer(Tabular):
         heads: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
-            widths: width of each column's block.
-            width: of every token, and of the feature vector.
-            layers: 1 or more.
-            heads: they share the width evenly.
-            dropout: in every layer.
+            widths: width of each encoded column.
+            width: width of every token and of the feature vector.
+            layers: number of layers, at least 1.
+            heads: number of attention heads; divides `width`.
+            dropout: dropout in every layer.
 
         Raises:
-            InputError: a width that the heads do not divide, or no layer.
+            InputError: `heads` does not divide `width`, or there is no layer.
         """
         super().__init__()
         if heads < 1 or width % heads or layers < 1:
@@ -136,25 +131,24 @@ class FTTransformer(Tabular):
         self.layers = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
 
     def forward(self, record: Record) -> Float[Tensor, "b dim"]:
-        """Encodes a batch of encoded records: what the class token has become."""
-        summary = self.summary.expand(record.shape[0], 1, -1)  # len would be fixed in ONNX
+        """Encode a batch of records: return the class token of the last layer."""
+        # shape[0]: len() would fix the batch size in ONNX.
+        summary = self.summary.expand(record.shape[0], 1, -1)
         tokens: Tensor = self.layers(torch.cat([summary, self.columns(record)], dim=1))
         return tokens[:, 0]
 
 
 class _Columns(nn.Module):
-    """A vector for each column: of a category a row of a table, of a number a linear function."""
+    """Embeddings of the columns: linear, which selects a row of a table for a category."""
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()
         self.widths = list(widths)
         self.each = nn.ModuleList(nn.Linear(block, width) for block in widths)
 
-    def forward(self, record: Record) -> Float[Tensor, "b blocks width"]:
-        blocks = torch.split(record, self.widths, dim=1)
-        return torch.stack(
-            [layer(block) for layer, block in zip(self.each, blocks, strict=True)], dim=1
-        )
+    def forward(self, record: Record) -> Float[Tensor, "b n_columns width"]:
+        columns = zip(self.each, torch.split(record, self.widths, dim=1), strict=True)
+        return torch.stack([layer(column) for layer, column in columns], dim=1)
 
 
 TABULAR: Final[dict[str, type[Tabular]]] = {
@@ -162,11 +156,12 @@ TABULAR: Final[dict[str, type[Tabular]]] = {
     "embedding": Embedding,
     "ft_transformer": FTTransformer,
 }
+"""The record encoders by the name that `tabular=` selects."""
 
 
 def _layers(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     if not hidden:
-        raise InputError("tabular argument hidden=[]: give the width of one layer or more")
+        raise InputError("tabular argument hidden=[]: give the width of at least one layer")
     layers: list[nn.Module] = []
     for before, after in zip((width, *hidden), hidden, strict=False):
         layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.GELU(), nn.Dropout(dropout)]

@@ -30,7 +30,8 @@ def features(block: type[Fusion], inputs: frozenset[str]) -> list[Tensor | None]
 
 def new(block: type[Fusion]) -> Fusion:
     widths = {name: width if name in block.inputs else 0 for name, width in WIDTHS.items()}
-    return block(image_dim=widths["image"], record_dim=widths["record"])
+    build: Callable[..., Fusion] = block
+    return build(image_dim=widths["image"], record_dim=widths["record"])
 
 
 @pytest.mark.parametrize("name", FUSIONS)

@@ -116,10 +116,10 @@ def test_auto_decides_within_three_seconds_and_without_a_word(
 def test_a_proxy_is_asked_instead_of_the_hub(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"127.0.0.1:{proxy.getsockname()[1]}"
-        assert not pretrained._reachable("https://hub.invalid")
+        assert not pretrained._is_reachable("https://hub.invalid")
         monkeypatch.setenv("HTTPS_PROXY", written.format(address))
-        assert pretrained._reachable("https://hub.invalid")
-    assert not pretrained._reachable("https://hub.invalid")
+        assert pretrained._is_reachable("https://hub.invalid")
+    assert not pretrained._is_reachable("https://hub.invalid")
 
 
 def test_a_hub_that_fails_halfway_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_the_image_network_of_a_run_is_loaded(fusion: str, tmp_path: Path) -> No
     path = tmp_path / "best.ckpt"
     save_checkpoint({"state_dict": module.state_dict(), KEY: asdict(module.card)}, path)
     if module.network.image is None:
-        with pytest.raises(InputError, match=r"best\.ckpt: it holds no image network"):
+        with pytest.raises(InputError, match=r"best\.ckpt: it contains no image network"):
             backbone(path)
         return
     network = backbone(path)
@@ -250,7 +250,7 @@ def test_what_is_no_weights_file_is_named(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(InputError, match=f"model.pretrained={path}: (not a weights|it holds no)"):
+    with pytest.raises(InputError, match=f"={path}: (not a weights|it contains no)"):
         backbone(path)
     assert not (tmp_path / "hacked").exists()
 
