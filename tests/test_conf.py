@@ -77,11 +77,11 @@ def choices(schema: type[Any], name: str) -> Collection[str]:
 
 
 @pytest.mark.parametrize("group", TABLES)
-def test_a_group_s_files_are_its_table_s_keys(group: str) -> None:
+def test_the_files_of_a_group_are_the_keys_of_its_table(group: str) -> None:
     assert stems(group) == sorted(TABLES[group])
 
 
-def test_every_group_is_looked_at() -> None:
+def test_every_group_is_tested() -> None:
     assert {*GROUPS} == {*TABLES, "experiment", "model", "schedule", "task", "trainer"}
 
 
@@ -94,7 +94,7 @@ def test_every_option_composes_and_its_components_exist(group: str, option: str)
 
 
 @pytest.mark.parametrize("option", stems("model"))
-def test_every_model_is_known(option: str) -> None:
+def test_every_model_exists(option: str) -> None:
     name = composed(f"model={option}").model.name
     assert name in CUSTOM or timm.is_model(name)
 
@@ -115,7 +115,7 @@ def test_every_arm_of_a_study_composes(option: str) -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None:
+def test_a_file_contains_values_of_the_schema_only(group: str, option: str) -> None:
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
     values = content if group in ("experiment", "task") else {group: content}
@@ -123,7 +123,7 @@ def test_a_file_holds_values_of_the_schema_only(group: str, option: str) -> None
     assert flatten(values).items() <= typed.items()
 
 
-def test_the_schema_s_choices_are_the_tables_keys() -> None:
+def test_the_choices_of_the_schema_are_the_keys_of_the_tables() -> None:
     assert {*choices(type(Config().logger), "name")} == LOGGERS.keys()
     assert {*choices(ScheduleConfig, "name")} == {*stems("schedule")}
     assert [*choices(Config, "task")] == stems("task")
@@ -131,7 +131,7 @@ def test_the_schema_s_choices_are_the_tables_keys() -> None:
     assert {*choices(type(Config().data), "format")} - {"auto"} <= FORMATS.keys()
 
 
-def test_the_default_is_what_the_readme_says() -> None:
+def test_the_defaults_are_those_of_the_readme() -> None:
     config = composed()
     assert (config.data.name, config.model.name, config.fusion.name) == (
         "demo",

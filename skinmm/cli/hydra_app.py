@@ -121,7 +121,7 @@ def store_config(command: Command) -> None:
 
 
 def require_writable(key: str, output: str) -> None:
-    """Refuse an output to which nothing can be written, before any work is done; URLs pass.
+    """Refuse an output that is not writable, before any work is done; URLs pass.
 
     Raises:
         InputError: no file can be made in the folder, or in the nearest existing folder above it.
@@ -136,9 +136,7 @@ def require_writable(key: str, output: str) -> None:
         with TemporaryFile(dir=folder):  # `os.access` is always true for root
             pass
     except OSError as error:
-        raise InputError(
-            f"{key}={output}: nothing can be written there: {error.strerror}"
-        ) from error
+        raise InputError(f"{key}={output}: not writable: {error.strerror}") from error
 
 
 def quote_path(override: str, schema: type[Any]) -> str:
@@ -177,7 +175,7 @@ def quote(value: str) -> str:
 
 
 def quote_list(values: Iterable[str]) -> str:
-    """Return a list of values, each quoted."""
+    """Return a list of quoted values."""
     return f"[{','.join(map(quote, values))}]"
 
 

@@ -168,15 +168,15 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
     section, _, name = key.rpartition(".")
     if section.endswith("args"):
         return f"unknown key '{key}'; to pass it to the constructor write +{key}=..."
-    keys = [known.rpartition(".") for known in _list_keys(schema())]
-    names = get_close_matches(name, dict.fromkeys(known[2] for known in keys), cutoff=0.75)
+    keys = [candidate.rpartition(".") for candidate in _list_keys(schema())]
+    names = get_close_matches(name, dict.fromkeys(last for *_, last in keys), cutoff=0.75)
     names = [name] if name in names else names
-    similar = [known for known in keys if known[2] in names]
-    similar.sort(key=lambda known: (known[0] != section, names.index(known[2])))
+    similar = [parts for parts in keys if parts[2] in names]
+    similar.sort(key=lambda parts: (parts[0] != section, names.index(parts[2])))
     if similar:
         return f"unknown key '{key}'; did you mean {' or '.join(map(''.join, similar[:3]))}?"
-    siblings = [known for known in keys if known[0] == section]
-    siblings = siblings or [known for known in keys if not known[0]]
+    siblings = [parts for parts in keys if parts[0] == section]
+    siblings = siblings or [parts for parts in keys if not parts[0]]
     return f"unknown key '{key}'; choose from {', '.join(map(''.join, siblings))}"
 
 
@@ -262,7 +262,7 @@ def _check_task(config: Config) -> None:
         raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
     defaults = type(config)()
     for key, task_of_setting in flag_values(type(config), "task").items():
-        value, default = (reduce(getattr, key.split("."), each) for each in (config, defaults))
+        value, default = (reduce(getattr, key.split("."), run) for run in (config, defaults))
         if task_of_setting != task and value != default:
             raise InputError(f"{key}={value}: not used by task={task}; remove it")
 

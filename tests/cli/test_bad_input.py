@@ -17,7 +17,7 @@ from skinmm.errors import InputError
 from skinmm.models.checkpoint import load_card
 from skinmm.training.fold import _audited
 
-Said = pytest.CaptureFixture[str]
+Captured = pytest.CaptureFixture[str]
 DEMO = ROOT / "skinmm" / "demo"
 
 
@@ -145,8 +145,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_nothing_is_written(
-    case: str, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+def test_bad_input_is_one_line_and_nothing_is_written(
+    case: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     prepare, message = BAD[case]
@@ -161,7 +161,7 @@ def test_bad_input_is_named_and_nothing_is_written(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named_from_any_process(
-    workers: int, tmp_path: Path, capsys: Said
+    workers: int, tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "data"
     root.mkdir()
@@ -175,7 +175,7 @@ def test_an_unreadable_image_is_named_from_any_process(
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
-def test_an_encoder_fitted_on_judged_rows_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_fitted_on_test_rows_is_refused(tmp_path: Path) -> None:
     config = micro_config(data=table_cohort(tmp_path))
     data = LesionData(config, frozenset({"record"}))
     assert _audited(data, config)["leaks"] == []
@@ -185,7 +185,7 @@ def test_an_encoder_fitted_on_judged_rows_is_refused(tmp_path: Path) -> None:
         _audited(data, config)
 
 
-def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Said) -> None:
+def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Captured) -> None:
     overrides = with_csv(in_two_parts(), "data.allow_leaks=true")(tmp_path)
     assert quick_train(tmp_path / "run", *overrides) == 0
     assert "WARNING: the split leaks (data.allow_leaks): 1 patient (P1)" in capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Said) -> 
     assert audit["leaks"] == ["1 patient (P1) in two parts"]
 
 
-def test_foreign_classes_are_trained_once_their_malignancy_is_said(tmp_path: Path) -> None:
+def test_other_classes_need_data_positive(tmp_path: Path) -> None:
     root = tmp_path / "data (1) = ä"
     root.mkdir()
     overrides = with_folders(16, "plain", "odd", "mel")(root)

@@ -20,10 +20,10 @@ DEMO = Path(skinmm.__file__).parent / "demo"
 HOSTILE = '"><img src=x onerror=alert(1)>'
 CLASS = "<script>alert(1)<&script>"
 
-Said = pytest.CaptureFixture[str]
+Captured = pytest.CaptureFixture[str]
 
 
-def test_a_pack_s_workers_find_the_checkpoint_wherever_they_start(
+def test_workers_of_a_pack_get_an_absolute_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,8 +88,8 @@ def of(folder: Path) -> list[str]:
     return ["data=image_folder", f"data.root={folder}", "data.positive=[mel]"]
 
 
-def test_an_audit_shows_a_picture_that_is_on_both_sides(
-    folder: Path, tmp_path: Path, capsys: Said
+def test_an_audit_shows_an_image_that_is_in_two_parts(
+    folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     output = tmp_path / "out (1), a=b"
     assert main(["audit", *of(folder), "near=true", f"output={output}"]) == 1
@@ -106,7 +106,7 @@ def test_an_audit_shows_a_picture_that_is_on_both_sides(
         assert words in page.text
 
 
-def test_a_clean_split_is_said_to_be_one(tmp_path: Path, capsys: Said) -> None:
+def test_an_audit_reports_a_split_without_leaks(tmp_path: Path, capsys: Captured) -> None:
     output = tmp_path / "audit"
     assert main(["audit", f"output={output}"]) == 0
     assert "no leaks found" in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_a_clean_split_is_said_to_be_one(tmp_path: Path, capsys: Said) -> None:
     assert "near=true" in page.text
 
 
-def test_a_torn_patient_is_shown_from_both_parts(tmp_path: Path) -> None:
+def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path) -> None:
     table = demo_table().groupby("target").head(8)
     table["patient"] = [f"p{number // 2}" for number in range(len(table))]
     table["part"] = (["train", "train", "val", "test"] * len(table))[: len(table)]
@@ -133,7 +133,7 @@ def test_a_torn_patient_is_shown_from_both_parts(tmp_path: Path) -> None:
     assert page.pictures == 8
 
 
-def test_cohorts_under_strange_paths_are_read(tmp_path: Path, capsys: Said) -> None:
+def test_paths_with_special_characters_are_read(tmp_path: Path, capsys: Captured) -> None:
     places = [tmp_path / name for name in ("${HOME} (1), a=b #c é", "Läsionen {2}, d=e")]
     for number, place in enumerate(places):
         place.mkdir()
@@ -165,7 +165,7 @@ def test_a_page_about_the_embedded_cohort(tmp_path: Path) -> None:
         assert words in text
 
 
-def test_a_page_escapes_names_and_goes_without_records(folder: Path, tmp_path: Path) -> None:
+def test_a_page_escapes_names_and_needs_no_records(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "explore.html"
     target = "data.target=diagnosis"
     assert main(["explore", *of(folder), target, f"output={output}", "examples=50"]) == 0
@@ -177,7 +177,7 @@ def test_a_page_escapes_names_and_goes_without_records(folder: Path, tmp_path: P
     assert "no image" in page.text
 
 
-def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
+def test_a_pack_is_written_verified_and_used(tmp_path: Path, capsys: Captured) -> None:
     table = demo_table().groupby("target").head(6)
     table.to_csv(tmp_path / "cohort.csv", index=False)
     (tmp_path / "images").mkdir()
@@ -208,7 +208,7 @@ def test_a_pack_is_made_checked_and_used(tmp_path: Path, capsys: Said) -> None:
     assert "changed since it was packed" in capsys.readouterr().err
 
 
-def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys: Said) -> None:
+def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys: Captured) -> None:
     table = demo_table().dropna(subset=["age"])
     files = []
     for name, score in (("older", table["age"] / 100), ("younger", 1 - table["age"] / 100)):
@@ -242,13 +242,13 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
         (["audit", "data=image_folder", "data.root=nowhere"], "data.root=nowhere: no such folder"),
         (["explore", "examples=-1"], "examples=-1: must be between 0 and 500"),
         (["explore", "-m", "data=demo,csv"], "skinmm explore does not accept -m"),
-        (["explore", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written there: "),
+        (["explore", "output=/sys/x.html"], "output=/sys/x.html: not writable: "),
         (["pack"], "out is missing; for example out=packed"),
         (["pack", "out=x", "size=8"], "size=8: must be between 16 and 8192"),
         (["pack", "out=nowhere", "verify=true"], "nowhere: no manifest.json"),
         (["compare"], "inputs is missing; for example inputs=[a.csv,b.csv]"),
         (["compare", "nowhere.csv"], "nowhere.csv"),
-        (["compare", "a.csv", "output=/sys/x.html"], "output=/sys/x.html: nothing can be written"),
+        (["compare", "a.csv", "output=/sys/x.html"], "output=/sys/x.html: not writable"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -256,7 +256,7 @@ def test_bad_usage_is_one_line(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: Said,
+    capsys: Captured,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -265,7 +265,7 @@ def test_bad_usage_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_kept(tmp_path: Path, capsys: Said) -> None:
+def test_existing_output_is_not_replaced(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "audit.html").write_text("mine")
     assert main(["audit", f"output={tmp_path}"]) == 2
     assert main(["explore", f"output={tmp_path / 'audit.html'}"]) == 2
@@ -275,6 +275,6 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: Said) -> None:
 
 
 @pytest.mark.parametrize("command", ["audit", "explore", "pack", "compare", "report"])
-def test_help_names_the_command(command: str, capsys: Said) -> None:
+def test_help_names_the_command(command: str, capsys: Captured) -> None:
     assert main([command, "--help"]) == 0
     assert f"skinmm {command}" in capsys.readouterr().out

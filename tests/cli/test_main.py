@@ -20,7 +20,7 @@ from skinmm.cli.hydra_app import CONF, quote_path, run_cli
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config, write_config
 from skinmm.errors import InputError
 
-Said = pytest.CaptureFixture[str]
+Captured = pytest.CaptureFixture[str]
 PATHS: Final = [
     (schema, key)
     for schema in (Config, PredictConfig)
@@ -43,13 +43,13 @@ MISTAKES = [
     ("optimizer.lr=inf", "optimizer.lr=inf: must be at least 0"),
     ("trainer.batch_size=99999999999999999999", "must be between 1 and 100000"),
     ("trainer.max_epochs=1e9", "trainer.max_epochs: must be a whole number, e.g. 10, not "),
-    ("hydra.run.dir=/sys/x", "hydra.run.dir=/sys/x: nothing can be written there: "),
+    ("hydra.run.dir=/sys/x", "hydra.run.dir=/sys/x: not writable: "),
     ("seed", "seed: missing EQUAL"),
     ("data.columns=[age", "data.columns=[age: no viable alternative"),
 ]
 
 
-def only_error(said: Said) -> str:
+def only_error(said: Captured) -> str:
     """The one line on standard error, without its prefix."""
     (line,) = said.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -63,7 +63,7 @@ def only_error(said: Said) -> str:
 )
 @example((PredictConfig, "input"), "a\\'b")
 @example((PredictConfig, "input"), "ends in a backslash\\")
-def test_a_path_is_taken_literally(setting: tuple[type, str], path: str) -> None:
+def test_a_path_is_read_literally(setting: tuple[type, str], path: str) -> None:
     schema, key = setting
     if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
         return  # quoted or a list already
@@ -79,7 +79,7 @@ def resolved(value: object) -> object:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.text("ab \\'\"()=#:éü皮$/{.", min_size=1).map(str.strip), max_size=3))
 @example(["/a b/(c), d=e#f", "${oc.env:HOME}/Läsionen", "ends }"])
-def test_roots_of_extra_cohorts_are_taken_literally(roots: list[str]) -> None:
+def test_roots_of_extra_cohorts_are_read_literally(roots: list[str]) -> None:
     if any(not root or root[0] in "'\"" or root in ("null", "}") for root in roots):
         return
     both = [f"{{name:csv,root:{root}}}" for root in roots]
@@ -125,7 +125,7 @@ def test_a_file_named_like_a_list_is_a_file(
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    tmp_path: Path, capsys: Said, override: str, message: str
+    tmp_path: Path, capsys: Captured, override: str, message: str
 ) -> None:
     assert cli.train([override, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert message in only_error(capsys)
@@ -145,14 +145,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["-m", "checkpoint=a", "input=b"], "skinmm predict does not accept -m"),
         (
             ["checkpoint=a", "input=b", "output=/sys/x.csv"],
-            "output=/sys/x.csv: nothing can be written there: ",
+            "output=/sys/x.csv: not writable: ",
         ),
     ],
 )
 def test_a_mistake_of_a_prediction_job(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: Said,
+    capsys: Captured,
     overrides: list[str],
     message: str,
 ) -> None:
@@ -191,7 +191,7 @@ def test_bad_usage_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     assert float(done.stdout.split()[0]) < 1.5
 
 
-def test_who_reads_may_leave() -> None:
+def test_the_reader_of_a_pipe_may_end() -> None:
     """As `predict.py --help | head -1` does."""
     script = [sys.executable, str(ROOT / "predict.py"), "--help"]
     started = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -210,7 +210,7 @@ def test_help_lists_the_settings(script: str) -> None:
     assert all(text in done.stdout for text in listed)
 
 
-def test_help_shows_what_would_be_used(capsys: Said) -> None:
+def test_help_shows_the_composed_values(capsys: Captured) -> None:
     assert cli.main(["train", "model=tiny", "--help", "data.root=a (1)", "loss=focal"]) == 0
     lines = capsys.readouterr().out.splitlines()
     starts = ("model.image_size=64 ", "data.root=a (1) ", "loss.args.gamma=2.0 ")
@@ -238,8 +238,8 @@ def test_a_real_command_ends_with_the_status_of_bad_usage(tmp_path: Path) -> Non
         ("+optimizer.args.lr=1", "optimizer 'adamw' has no argument 'lr'"),
     ],
 )
-def test_a_component_is_refused_before_data_is_looked_for(
-    tmp_path: Path, capsys: Said, override: str, message: str
+def test_a_component_is_refused_before_data_is_read(
+    tmp_path: Path, capsys: Captured, override: str, message: str
 ) -> None:
     empty = ["data=siim_isic", f"data.root={tmp_path}"]
     assert cli.train([override, *empty, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
@@ -248,14 +248,14 @@ def test_a_component_is_refused_before_data_is_looked_for(
 
 
 def test_processes_that_another_launcher_started_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: Said
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.train(["trainer=ddp"]) == 2
     assert "not by torchrun" in capsys.readouterr().err
 
 
-def test_the_process_is_left_as_it_was(tmp_path: Path, capsys: Said) -> None:
+def test_environment_and_arguments_are_restored(tmp_path: Path, capsys: Captured) -> None:
     environment, argv = dict(os.environ), list(sys.argv)
     assert cli.train(["loss.name=nonsense", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
     assert (dict(os.environ), sys.argv) == (environment, argv)
@@ -263,7 +263,7 @@ def test_the_process_is_left_as_it_was(tmp_path: Path, capsys: Said) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "predict"])
-def test_an_empty_working_folder_is_not_taken_away(
+def test_an_empty_working_folder_is_not_removed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -292,30 +292,32 @@ def failing(error: BaseException) -> Callable[[], int]:
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_how_a_job_ends(error: BaseException, status: int, line: str, capsys: Said) -> None:
+def test_exit_status_and_message_of_an_error(
+    error: BaseException, status: int, line: str, capsys: Captured
+) -> None:
     assert run_cli(failing(error)) == status
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_the_full_error_is_shown_on_demand(capsys: Said) -> None:
+def test_the_full_error_is_shown_on_demand(capsys: Captured) -> None:
     assert run_cli(failing(InputError("no such file")), full=True) == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback")
     assert said.endswith("error: no such file\n")
 
 
-def test_the_command_says_what_it_can_do(capsys: Said) -> None:
+def test_the_command_lists_its_commands(capsys: Captured) -> None:
     assert cli.main([]) == cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in cli.COMMANDS)
 
 
-def test_an_unknown_command_gets_the_list(capsys: Said) -> None:
+def test_an_unknown_command_gets_the_list(capsys: Captured) -> None:
     assert cli.main(["trian"]) == 2
     assert only_error(capsys).startswith("unknown command 'trian'; choose from train, predict")
 
 
-def test_the_command_prints_its_version(capsys: Said) -> None:
+def test_the_command_prints_its_version(capsys: Captured) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"skinmm {__version__}\n"
 
@@ -329,17 +331,17 @@ def test_the_command_prints_its_version(capsys: Said) -> None:
         (["a.csv", "--multirun"], "skinmm report does not accept -m"),
     ],
 )
-def test_bad_usage_of_a_report(arguments: list[str], message: str, capsys: Said) -> None:
+def test_bad_usage_of_a_report(arguments: list[str], message: str, capsys: Captured) -> None:
     assert cli.main(["report", *arguments]) == 2
     assert only_error(capsys).startswith(message)
 
 
-def test_a_report_names_what_is_missing(tmp_path: Path, capsys: Said) -> None:
+def test_a_report_names_the_missing_file(tmp_path: Path, capsys: Captured) -> None:
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "predictions/test.csv is missing" in only_error(capsys)
     assert cli.main(["report", str(tmp_path / "a=b.csv"), f"output={tmp_path / 'r.html'}"]) == 2
     assert "a=b.csv" in only_error(capsys)
 
 
-def test_the_values_are_found_beside_the_code() -> None:
+def test_conf_is_next_to_the_package() -> None:
     assert (CONF / "config.yaml").is_file()

@@ -44,7 +44,7 @@ def test_every_arm_is_a_run_of_its_own(studied: Path) -> None:
     assert not configs["age"].study.arms
 
 
-def test_the_table_names_what_each_arm_gains(studied: Path) -> None:
+def test_the_table_has_the_gain_of_each_arm(studied: Path) -> None:
     first, *tables = (studied / "compare.md").read_text(encoding="utf-8").split("\n\n")
     header, _, *rows = [line.strip("| ").split(" | ") for line in first.splitlines()]
     gain = header.index("AUROC minus all's")
@@ -57,7 +57,7 @@ def test_the_table_names_what_each_arm_gains(studied: Path) -> None:
     assert [table.split(" | ")[1] for table in tables] == ["Correction", "Columns missing"]
 
 
-def test_a_second_start_makes_only_what_is_not_there(
+def test_a_second_start_runs_only_unfinished_arms(
     studied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (studied / "age" / "metrics.json").stat().st_mtime_ns
@@ -84,7 +84,7 @@ def test_a_second_start_makes_only_what_is_not_there(
         ((*ARMS, "study.against=[b]"), "study.against=['b']: choose from age, all, focal"),
     ],
 )
-def test_what_is_no_study_is_refused(
+def test_an_invalid_study_is_refused(
     more: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert quick_train(tmp_path, PLAIN, *more) == 2
@@ -98,7 +98,7 @@ def test_what_is_no_study_is_refused(
         (("++study.arms.age=['data.columns=[sex]']",), "data.columns;"),
     ],
 )
-def test_an_arm_of_other_settings_is_not_gone_on_with(
+def test_an_arm_of_other_settings_is_not_resumed(
     more: tuple[str, ...], keys: str, studied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (studied / "compare.md").read_bytes()
@@ -107,7 +107,7 @@ def test_an_arm_of_other_settings_is_not_gone_on_with(
     assert (studied / "compare.md").read_bytes() == before
 
 
-def test_rows_that_differ_are_told_of(studied: Path, tmp_path: Path) -> None:
+def test_different_test_rows_are_reported(studied: Path, tmp_path: Path) -> None:
     for name in ("age", "all"):
         shutil.copytree(studied / name, tmp_path / name)
     judged = tmp_path / "age" / "predictions" / "test.csv"
@@ -137,7 +137,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, 
     return home / "run", ("fusion=concat", *outside)
 
 
-def test_models_are_judged_on_the_other_arms_cohorts(
+def test_models_are_evaluated_on_the_cohorts_of_other_arms(
     crossed: tuple[Path, tuple[str, ...]],
 ) -> None:
     folder, _ = crossed
@@ -153,7 +153,7 @@ def test_models_are_judged_on_the_other_arms_cohorts(
     assert cells[1][2] == f"{predicted['target'].sum()} of 298"
 
 
-def test_a_killed_prediction_goes_on_and_another_checkpoint_predicts_again(
+def test_an_interrupted_prediction_resumes_and_a_new_checkpoint_predicts_again(
     crossed: tuple[Path, tuple[str, ...]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

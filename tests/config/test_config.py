@@ -77,7 +77,7 @@ def test_the_defaults_are_within_their_own_bounds() -> None:
 
 
 @pytest.mark.parametrize("key", LEAVES)
-def test_every_setting_says_what_it_does_in_a_line(key: str) -> None:
+def test_every_setting_has_a_line_of_help(key: str) -> None:
     explanation = LEAVES[key].metadata["explanation"]
     assert explanation
     assert "\n" not in explanation
@@ -102,7 +102,7 @@ def test_help_has_a_line_for_every_setting(
 
 
 @pytest.mark.parametrize(("key", "bound", "step"), BOUNDED)
-def test_a_bound_holds_itself_and_nothing_beyond(key: str, bound: float, step: int) -> None:
+def test_a_bound_is_inclusive(key: str, bound: float, step: int) -> None:
     check_settings(changed(key, bound))
     with pytest.raises(InputError, match=rf"^{key}=\S+: must be (at|between) .*{bound}"):
         check_settings(changed(key, bound + step))
@@ -121,7 +121,7 @@ def test_a_choice_is_one_of_its_list(key: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_is_finite(value: float) -> None:
+def test_a_number_must_be_finite(value: float) -> None:
     with pytest.raises(InputError, match=r"^optimizer\.lr="):
         from_mapping(Config, nested("optimizer.lr", value))
 
@@ -197,21 +197,21 @@ def test_a_prediction_job_needs_checkpoint_and_input(missing: str) -> None:
         seed=st.integers(0, 2**32 - 1),
     )
 )
-def test_mapping_and_config_are_the_same_thing(values: dict[str, Any]) -> None:
+def test_a_mapping_round_trip(values: dict[str, Any]) -> None:
     config = from_mapping(Config, values)
     assert config.data.root == values["data"]["root"]
     assert config.optimizer.args == values["optimizer"]["args"]
     assert from_mapping(Config, to_mapping(config)) == config
 
 
-def test_a_run_s_file_gives_its_configuration_back(tmp_path: Path) -> None:
+def test_a_config_file_round_trip(tmp_path: Path) -> None:
     config = from_mapping(Config, {"data": {"root": "Hautläsionen (1) = a, b"}, "seed": 7})
     write_config(tmp_path / "config.yaml", config)
     assert read_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("content", ["seed: [", "seed: x\n", "sed: 1\n", None])
-def test_a_run_s_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+def test_an_invalid_config_file_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "config.yaml"
     if content is not None:
         path.write_text(content, encoding="utf-8")
@@ -248,13 +248,13 @@ def test_a_component_is_built_from_context_and_args() -> None:
         (Component("block", {"width": 1}), "has no argument 'width'"),
     ],
 )
-def test_a_component_s_signature_is_its_schema(component: Component, message: str) -> None:
+def test_the_signature_of_a_component_is_its_schema(component: Component, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_component(BLOCKS, "fusion", component, context=("width",))
 
 
 @pytest.mark.parametrize(("dropout", "reason"), [(2.0, "above 1"), (-1.0, "below 0")])
-def test_what_a_constructor_refuses_is_named(dropout: float, reason: str) -> None:
+def test_an_error_of_a_constructor_names_the_component(dropout: float, reason: str) -> None:
     with pytest.raises(InputError, match=f"fusion 'block': dropout {reason}"):
         build_component(BLOCKS, "fusion", Component("block", {"dropout": dropout}), width=3)
 

@@ -74,7 +74,7 @@ def test_the_output_must_be_writable(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_single([*GIVEN, "figure=/sys/x.png"], COMMAND) == 2
-    error = "error: figure=/sys/x.png: nothing can be written there: "
+    error = "error: figure=/sys/x.png: not writable: "
     assert capsys.readouterr().err.startswith(error)
     assert run_single([*GIVEN, "figure=/sys/x.png", "dry=true"], COMMAND) == 0
 
