@@ -83,9 +83,10 @@ def measured() -> tuple[int, dict[str, list[Seconds]]]:
     config = from_mapping(Config, CONFIG)
     config.data.root = str(Path(os.environ["SKINMM_DATA"], "siim_isic_2020"))
     data = LesionData(config, frozenset({"image", "record"}))
+    data.setup()
     training: Any = data.train_dataloader()
     dataset, keys = training.dataset, list(training.sampler)
-    loader: Any = data._loader(dataset, keys * REPEATS, config.trainer.batch_size)
+    loader: Any = data.build_loader(dataset, keys * REPEATS, config.trainer.batch_size)
 
     def alone(repeats: int = 1) -> int:
         return sum("image" in dataset[key] for key in keys * repeats)

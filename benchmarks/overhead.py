@@ -19,8 +19,11 @@ import torch
 from torch import nn
 
 from skinmm.config import Config, from_mapping
-from skinmm.training.fold import Fold
-from skinmm.training.trainer import quiet
+from skinmm.data.datamodule import LesionData
+from skinmm.models.fusion import FUSIONS
+from skinmm.training.fold import build_classifier
+from skinmm.training.module import Classifier
+from skinmm.training.trainer import build_trainer, silence_libraries
 
 EPOCH = {
     "model": {"name": "tf_efficientnet_lite0", "pretrained": False},
@@ -48,20 +51,29 @@ class Clock(pl.Callback):
         self.seconds = time.perf_counter() - self.began
 
 
+def build(config: Config, folder: Path) -> tuple[pl.Trainer, LesionData, Classifier]:
+    """Return what `train_fold` trains."""
+    pl.seed_everything(config.seed, verbose=False)
+    trainer = build_trainer(config, folder)
+    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data.setup()
+    return trainer, data, build_classifier(config, data)
+
+
 def ours(config: Config, folder: Path) -> float:
     """Seconds of an epoch through `skinmm`."""
-    fold = Fold.assemble(config, folder)
+    trainer, data, module = build(config, folder)
     clock = Clock()
-    fold.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-    fold.trainer.fit(fold.module, fold.data)
+    trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+    trainer.fit(module, data)
     return clock.seconds
 
 
 def bare(config: Config, folder: Path) -> float:
     """Seconds of the same epoch in a plain loop."""
-    fold = Fold.assemble(config, folder)
-    network, loss = copy.deepcopy(fold.module.network), fold.module.loss
-    loader, precision = fold.data.train_dataloader(), fold.trainer.precision
+    trainer, data, module = build(config, folder)
+    network, loss = copy.deepcopy(module.network), module.loss
+    loader, precision = data.train_dataloader(), trainer.precision
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr)
     network.train()
     began = time.perf_counter()
@@ -78,7 +90,7 @@ def bare(config: Config, folder: Path) -> float:
 
 def main(pairs: int, size: int) -> None:
     """Prints a line a pair and the medians."""
-    quiet()
+    silence_libraries()
     config = from_mapping(Config, EPOCH)
     config.model.image_size = size
     ratios = []

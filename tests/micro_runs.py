@@ -25,7 +25,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.training.losses import LOSSES
 from skinmm.training.module import Classifier
-from skinmm.training.trainer import build_trainer, quiet
+from skinmm.training.trainer import build_trainer, silence_libraries
 
 
 def micro_config(fusion: str = "concat", data: DataConfig | None = None, **trainer: Any) -> Config:
@@ -90,9 +90,16 @@ def micro_classifier(config: Config, data: LesionData) -> Classifier:
     return Classifier(network, loss, card, config)
 
 
+def read_data(config: Config, inputs: frozenset[str]) -> LesionData:
+    """A data module whose cohort is read and split."""
+    data = LesionData(config, inputs)
+    data.setup()
+    return data
+
+
 def parts(config: Config, run: Path) -> tuple[Classifier, LesionData, pl.Trainer]:
     """Everything a fold needs to train, without its files."""
-    quiet()
+    silence_libraries()
     run.mkdir(exist_ok=True)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = read_data(config, FUSIONS[config.fusion.name].inputs)
     return micro_classifier(config, data), data, build_trainer(config, run)

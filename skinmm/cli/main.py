@@ -28,7 +28,7 @@ from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
 from skinmm.errors import print_error, print_line
 
-# Set while a run trains: what rank 0 starts joins the run in this folder instead of making one.
+# Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
 TORCHRUN: Final = "TORCHELASTIC_RUN_ID"
 
@@ -147,49 +147,62 @@ def _bracket_list(item: str, settings: Any) -> str:
 
 
 def _start(config: Config, folder: Path, argv: list[str]) -> int:
-    """Start a new run, or resume one."""
-    if config.resume is None:
-        return _train(absolutize_paths(config), folder)
-    overrides = [item for item in argv if "=" in item and not item.startswith("-")]
-    return _resume(resume_config(config, overrides))
-
-
-def _resume(config: Config) -> int:
-    from skinmm.training.fit import finished
-
-    folder = Path(config.resume or "")
-    if not finished(config, folder):
-        return _train(config, folder)
-    print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
-    if config.logger.name == "wandb":
-        print_line("to upload it to W&B again, remove its metrics.json and resume it")
-    return 0
-
-
-def _train(config: Config, folder: Path) -> int:
+    """Start a run, or resume one."""
     from skinmm.data.cohorts import verify_cohort
 
-    verify_cohort(config.data)  # before torch, which takes seconds
+    if config.resume is None:
+        config, folder = absolutize_paths(config), folder.absolute()
+    else:
+        overrides = [item for item in argv if "=" in item and not item.startswith("-")]
+        config = resume_config(config, overrides)
+        folder = Path(config.resume or "").absolute()
+        if _is_finished(config, folder):
+            return 0
+    verify_cohort(config.data)  # before torch, whose import takes seconds
     from skinmm.report.format import format_metrics
-    from skinmm.training.fit import fit
 
-    folder = folder.absolute()
     try:
         with temporary_environment(**{JOIN: str(folder)}):
-            metrics = fit(config, folder)
+            metrics = _fit(config, folder)
     except KeyboardInterrupt:
         if (folder / "config.yaml").is_file():
-            override = shlex.quote(f"resume={folder}")
-            print_error(f"to resume: python train.py {override}")
+            print_error(f"to resume: python train.py {shlex.quote(f'resume={folder}')}")
         raise
     print_line(format_metrics(metrics["test"]))
     print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
 
 
+def _is_finished(config: Config, folder: Path) -> bool:
+    """Return whether a run to be resumed has nothing left to do, and print that."""
+    from skinmm.training.fit import is_finished
+
+    _import_task(config)
+    if not is_finished(config, folder):
+        return False
+    print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
+    if config.logger.name == "wandb":
+        print_line("to upload it to W&B again, remove its metrics.json and resume it")
+    return True
+
+
+def _fit(config: Config, folder: Path) -> dict[str, Any]:
+    from skinmm.training.fit import fit
+
+    _import_task(config)
+    return fit(config, folder)
+
+
+def _import_task(config: Config) -> None:
+    """Import the optional room of a task, which adds its training and its report page."""
+    if config.task == "segmentation":
+        import skinmm.segmentation.train  # noqa: F401
+
+
 def _other_process() -> int | None:
-    """What a process does that somebody started beside rank 0; None: it is rank 0, or alone."""
-    if "LOCAL_RANK" in os.environ:  # one of several: of another one's end we speak ourselves
+    """Run a process that Lightning or torchrun started; None: this is rank 0, or the only one."""
+    if "LOCAL_RANK" in os.environ:
+        # Our own message reports that another process ended.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if JOIN in os.environ:
             return run_cli(lambda: _join(Path(os.environ[JOIN])))
@@ -198,26 +211,24 @@ def _other_process() -> int | None:
     if "LOCAL_RANK" in os.environ:
         return refuse("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return refuse("srun made several processes of this; see docker/slurm.sh for how to")
+        return refuse("srun started several processes; docker/slurm.sh shows how to use srun")
     return None
 
 
 def _join(folder: Path) -> int:
-    """Another process of a run that rank 0 has begun; it writes nothing and says nothing."""
+    """Take part in a run that rank 0 has started, in a process that Lightning started."""
     from skinmm.training.distributed import end_with_parent
-    from skinmm.training.fit import fit
 
     end_with_parent()
-    fit(read_config(folder / "config.yaml"), folder)
+    _fit(read_config(folder / "config.yaml"), folder)
     return 0
 
 
 def _follow() -> int:
-    """The same, where torchrun started it."""
+    """Take part in the runs of rank 0, in a process that torchrun started."""
     from skinmm.training.distributed import follow
-    from skinmm.training.fit import fit
 
-    return follow(fit)
+    return follow(_fit)
 
 
 def _dismiss(status: int) -> None:

@@ -139,9 +139,9 @@ def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Star
 def _is_finished(arm: Arm) -> bool:
     if not (arm.folder / "metrics.json").is_file():
         return False
-    from skinmm.training.fit import finished
+    from skinmm.training.fit import is_finished
 
-    return finished(resume_config(arm.config, arm.overrides), arm.folder)
+    return is_finished(resume_config(arm.config, arm.overrides), arm.folder)
 
 
 def _compare_arms(study: StudyConfig, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Which rows a fold trains on, their classes as numbers, and how frequent those are."""
+"""Lightning data modules: one fold of a cohort as loaders for training and evaluation."""
 
 import os
 import signal
@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 from skinmm.config import Config, DataConfig, build_component
 from skinmm.data.augment import AUGMENTS, apply_seeded
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
-from skinmm.data.dataset import Blank, Kept, Key, LesionDataset, Sample, View, Withholding
+from skinmm.data.dataset import (
+    CachedFeatures,
+    EmptyRecord,
+    Key,
+    LesionDataset,
+    ModalityDropout,
+    Sample,
+    View,
+)
 from skinmm.data.loader import SlotLoader
 from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
@@ -28,156 +36,61 @@ from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASK_STEPS, check_steps
 from skinmm.models.lesion_finder import LesionFinder, add_measurements
 
-
-def codes(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Class indices; a target of numbers holds them already."""
-    if pd.api.types.is_integer_dtype(target):
-        return target.to_numpy(dtype=np.int64)
-    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
-
-
-def limited(
-    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
-) -> Int[np.ndarray, " k"]:
-    """At most `limit` rows, as equal in classes as the rows allow, in their order.
-
-    Raises:
-        InputError: fewer rows than there are classes.
-    """
-    if limit is None or limit >= len(rows):
-        return rows
-    classes = len(np.unique(targets[rows]))
-    if limit < classes:
-        raise InputError(f"data.limit={limit}: {classes} classes need {classes} rows at least")
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    # A row's place within its class: taking the lowest places takes from every class in turn.
-    place = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
-    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])
-
-
-def shares_in_use(
-    cohort: pd.DataFrame,
-    rows: Int[np.ndarray, " n"],
-    targets: Int[np.ndarray, " all"],
-    classes: int,
-) -> Float[np.ndarray, " classes"]:
-    """Class shares of the training rows from the sources that are judged.
-
-    A class that only another cohort brought counts one row: it is learned, so it may come.
-
-    Args:
-        cohort: canonical rows with their `part`.
-        rows: places of the training rows.
-        targets: class index of every row.
-        classes: how many there are.
-    """
-    judged = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
-    native = rows[cohort["source"].iloc[rows].isin(judged).to_numpy()]
-    known = np.bincount(targets[rows], minlength=classes) > 0
-    counts = np.maximum(np.bincount(targets[native], minlength=classes), known)
-    return counts / max(counts.sum(), 1)
-
-
-def preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """All steps, those that a pack's images have been through first, and what finds the lesion.
-
-    Raises:
-        InputError: steps that cannot be taken, a checkpoint that draws no masks or is not the
-            pack's, or one that nothing asks for; measurements of a pack's changed pictures.
-    """
-    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
-    packed = data.name == "packed"
-    done, digest = load_packed_steps(Path(data.root or "")) if packed else ((), None)
-    steps = (*done, *data.preprocess)
-    check_steps(steps, has_finder=finder is not None)
-    if finder and digest and finder.digest != digest:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
-            f"whose SHA-256 is {digest}"
-        )
-    if done and {*data.columns} & {*MEASUREMENTS}:
-        raise InputError(
-            f"data.root={data.root}: its pictures went through {', '.join(done)} before they were "
-            f"packed, prediction would measure them as they came: leave the measurements out of "
-            "data.columns, or the steps out of the pack"
-        )
-    if finder and not {*steps} & {*MASK_STEPS} and not {*data.columns} & {*MEASUREMENTS}:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: nothing asks where the lesion is; name a step of "
-            f"{', '.join(MASK_STEPS)} or a column of {', '.join(MEASUREMENTS)}"
-        )
-    return steps, finder
-
-
 MAX_WORKERS: Final = 8
 
 
-class LesionData(pl.LightningDataModule):
-    """One fold of a cohort, ready to be loaded.
+class FoldData(pl.LightningDataModule):
+    """Base of the data modules: the loaders of one fold, exact under DDP and after a resume.
+
+    `setup` of a subclass reads the cohort, calls `split_cohort` and defines `build_dataset`.
 
     Attributes:
         cohort: canonical rows with the columns `fold` and `part`, in the table's order.
-        classes: names, in the order of the logits.
-        positive: the classes that count as malignant.
         targets: class index of every row.
-        natural_prior: class shares of the training part, before any limit or sampling, and without
-            the rows of other cohorts (`data.extra`): those of use.
-        encoder: fitted on training rows alone.
-        fitted_on: the names of their images.
-        sampler: what draws the training rows.
-        steps: of preprocessing, those that a pack's images have been through first.
-        finder: what finds lesions, where `data.segmenter` names it.
-        features: of the images of `used_rows`, to be given instead of them; None: images are.
+        classes: names, in the order of the logits.
+        natural_prior: class shares of the training part in use; see `shares_in_use`.
+        sampler: draws the training rows.
     """
 
-    features: Float32[np.ndarray, "n *places dim"] | None = None
+    cohort: pd.DataFrame
+    targets: Int[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    natural_prior: Float[np.ndarray, " classes"]
+    decodes_images = True
 
-    def __init__(self, config: Config, inputs: frozenset[str]) -> None:
-        """Reads and splits the cohort; what can be refused without data is refused before.
-
-        Args:
-            config: the whole configuration.
-            inputs: what the fusion block uses, of {image, record}; nothing else is asked for.
+    def __init__(self, config: Config) -> None:
+        """Store the configuration; build sampler and augmentation, which need no data.
 
         Raises:
-            InputError: an argument of the sampler or the augmentation out of bounds, a missing
-                root, table, column or image, an empty cohort, or a single class.
+            InputError: an argument of the sampler or the augmentation out of bounds.
         """
         super().__init__()
-        size = config.model.image_size
+        self.config = config
         self.sampler = build_component(SAMPLERS, "sampler", config.sampler)
-        self._transform = build_component(AUGMENTS, "augment", config.augment, size=size)
-        self._config = config
-        self._inputs = inputs
-        self.steps, self.finder = preprocessing(config.data)
-        own = tuple(config.data.preprocess)
-        self._view = View(size, config.data.icc, own, self.finder)
-        table = self._read(config)
-        fold = int(config.data.fold)
-        self.cohort = split(table, config.data.folds, fold, config.data.split_seed)
-        self.targets = codes(self.cohort["target"], self.classes)
-        whole = self.rows("train")
-        self.natural_prior = shares_in_use(self.cohort, whole, self.targets, len(self.classes))
-        kept = limited(whole, self.targets, config.data.limit, config.seed)
-        self.cohort.loc[self.cohort.index[np.setdiff1d(whole, kept)], "part"] = UNUSED
-        training = self.cohort.iloc[kept]
-        self.encoder = RecordEncoder.fit(training, config.data.columns)
-        self.fitted_on = training["image_id"].tolist()
+        self.transform = build_component(
+            AUGMENTS, "augment", config.augment, size=config.model.image_size
+        )
         self._datasets: dict[str, Dataset[Sample]] = {}
         self._start = (0, 0)
 
-    def _read(self, config: Config) -> pd.DataFrame:
-        """The rows that can be used; says what their classes are."""
-        needed = "image" in self._inputs
-        table = require_images(load_cohort(config.data), config.data.missing, needed=needed)
-        self.classes = list_classes(table, config.data)
-        self.positive = list_positive_classes(self.classes, config.data)
-        return add_measurements(table, config.data.columns, self.finder, MAX_WORKERS)
+    def split_cohort(self, table: pd.DataFrame) -> None:
+        """Assign every row of a cohort to a part, and its target to a class index."""
+        data = self.config.data
+        cohort = split(table, data.folds, int(data.fold), data.split_seed)
+        self.targets = class_indices(cohort["target"], self.classes)
+        training = np.flatnonzero((cohort["part"] == "train").to_numpy())
+        self.natural_prior = shares_in_use(cohort, training, self.targets, len(self.classes))
+        kept = limit_rows(training, self.targets, data.limit, self.config.seed)
+        cohort.loc[cohort.index[np.setdiff1d(training, kept)], "part"] = UNUSED
+        self.cohort = cohort
 
-    @property
-    def used_rows(self) -> Int[np.ndarray, " n"]:
-        """Row numbers of all parts, rising; a limit leaves training rows out."""
-        return np.flatnonzero((self.cohort["part"] != UNUSED).to_numpy())
+    def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
+        """Return the samples of some rows of the cohort."""
+        raise NotImplementedError
+
+    def rows(self, part: str) -> Int[np.ndarray, " n"]:
+        """Return the row numbers of a part, in the cohort's order."""
+        return np.flatnonzero((self.cohort["part"] == part).to_numpy())
 
     @property
     def training_targets(self) -> Int[np.ndarray, " n"]:
@@ -186,8 +99,153 @@ class LesionData(pl.LightningDataModule):
 
     @property
     def training_groups(self) -> Int[np.ndarray, " n"]:
-        """A number for the patient of every training row."""
+        """Number of the patient of every training row."""
         return pd.factorize(self.cohort["patient_id"].iloc[self.rows("train")])[0]
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return this process's augmented training batches, as the sampler draws them."""
+        rank, world_size = self._rank_and_world_size()
+        sampler = EpochSampler(
+            self.sampler,
+            self.training_targets,
+            self.training_groups,
+            seed=self.config.seed,
+            batch_size=self.config.trainer.batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        sampler.start_at(*self._start)
+        batch_size = min(self.config.trainer.batch_size, len(sampler))
+        return self.build_loader(self._dataset("train"), sampler, batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return every validation row."""
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return every test row."""
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, part: str) -> DataLoader[Sample]:
+        """Return every row of a part, unaugmented; under DDP this process's share.
+
+        Shares are padded to one length, so a collector has to drop repeated row numbers.
+        """
+        rows = shard_evaluation(len(self.rows(part)), *self._rank_and_world_size())
+        keys: list[Key] = [(row, None) for row in rows.tolist()]
+        return self.build_loader(self._dataset(part), keys, self.config.trainer.eval_batch_size)
+
+    def build_loader(
+        self, dataset: Dataset[Sample], keys: Iterable[Key], batch_size: int
+    ) -> DataLoader[Sample]:
+        """Return a loader with as many worker processes as the machine and the data need."""
+        workers = self.config.trainer.workers
+        if workers is None:
+            neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
+            workers = min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
+        return SlotLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=keys,
+            num_workers=workers if self.decodes_images else 0,  # arrays need no processes
+            pin=self.is_on_gpu,
+            worker_init_fn=_ignore_interrupts,
+        )
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the trainer runs on a GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the training draw: epoch, finished steps, rows a step."""
+        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]  # called in training only
+        epoch = loop.epoch_progress.current
+        # After the last batch of an epoch the position is the first row of the next one.
+        is_within = epoch.ready > epoch.processed
+        steps = loop.epoch_loop.batch_progress.current.processed if is_within else 0
+        return {"epoch": epoch.processed, "steps": steps, "rows": self._rows_per_step()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader continue from a saved position.
+
+        Raises:
+            InputError: the position is within an epoch whose steps had another size.
+        """
+        rows, saved_rows = self._rows_per_step(), state_dict["rows"]
+        if state_dict["steps"] and rows != saved_rows:
+            raise InputError(
+                f"the run stopped within an epoch of {saved_rows} rows a step: trainer.batch_size "
+                f"times the number of processes is {rows} now; set it to {saved_rows} to resume"
+            )
+        self._start = (state_dict["epoch"], state_dict["steps"])
+
+    def _rows_per_step(self) -> int:
+        return self.config.trainer.batch_size * self._rank_and_world_size()[1]
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _dataset(self, part: str) -> Dataset[Sample]:
+        """Return the dataset of a part, the same in every epoch."""
+        if part not in self._datasets:
+            self._datasets[part] = self.build_dataset(self.rows(part))
+        return self._datasets[part]
+
+
+class LesionData(FoldData):
+    """Images and records of one fold.
+
+    Attributes:
+        positive: the classes that count as malignant.
+        encoder: of the record, fitted on training rows alone.
+        fitted_on: image ids of the rows that `encoder` was fitted on.
+        steps: of preprocessing; those of a pack's images come first.
+        finder: finds lesions, if `data.segmenter` names its checkpoint.
+    """
+
+    positive: tuple[str, ...]
+    encoder: RecordEncoder
+    fitted_on: list[str]
+
+    def __init__(self, config: Config, inputs: frozenset[str]) -> None:
+        """Store the configuration, and check what needs no cohort.
+
+        Args:
+            config: the whole configuration.
+            inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
+
+        Raises:
+            InputError: an argument of sampler, augmentation or preprocessing that cannot be used.
+        """
+        super().__init__(config)
+        self.inputs = inputs
+        self.steps, self.finder = build_preprocessing(config.data)
+        own_steps = tuple(config.data.preprocess)
+        self._view = View(config.model.image_size, config.data.icc, own_steps, self.finder)
+        self._features: Float32[np.ndarray, "n *tokens dim"] | None = None
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Read and split the cohort, and fit the record encoder; a second call does nothing.
+
+        Raises:
+            InputError: a missing root, table, column or image, an empty cohort, a single class.
+        """
+        if hasattr(self, "cohort"):
+            return
+        data = self.config.data
+        table = require_images(load_cohort(data), data.missing, needed="image" in self.inputs)
+        self.classes = list_classes(table, data)
+        self.positive = list_positive_classes(self.classes, data)
+        self.split_cohort(add_measurements(table, data.columns, self.finder, MAX_WORKERS))
+        training = self.cohort.iloc[self.rows("train")]
+        self.encoder = RecordEncoder.fit(training, data.columns)
+        self.fitted_on = training["image_id"].tolist()
+
+    @property
+    def used_rows(self) -> Int[np.ndarray, " n"]:
+        """Row numbers of all parts, ascending; `data.limit` leaves training rows out."""
+        return np.flatnonzero((self.cohort["part"] != UNUSED).to_numpy())
 
     @property
     def record_widths(self) -> list[int]:
@@ -195,160 +253,144 @@ class LesionData(pl.LightningDataModule):
         return [column.stop - column.start for column in self.encoder.layout]
 
     @property
-    def blank(self) -> Blank:
-        """The encoded record of a patient of whom nothing is known."""
-        return Blank(self.encoder.blank, self.record_widths)
+    def empty_record(self) -> EmptyRecord:
+        """Encoding of a record in which every value is missing."""
+        return EmptyRecord(self.encoder.blank, self.record_widths)
 
-    def rows(self, part: str) -> Int[np.ndarray, " n"]:
-        """Row numbers of a part in the cohort's order."""
-        return np.flatnonzero((self.cohort["part"] == part).to_numpy())
+    @property
+    def decodes_images(self) -> bool:  # type: ignore[override]
+        """Whether loaders decode images."""
+        return "image" in self.inputs and self._features is None
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Augmented training batches of this process, drawn by the sampler."""
-        rank, world_size = self._place()
-        sampler = EpochSampler(
-            self.sampler,
-            self.training_targets,
-            self.training_groups,
-            seed=self._config.seed,
-            batch_size=self._config.trainer.batch_size,
-            rank=rank,
-            world_size=world_size,
+    def use_features(self, features: Float32[np.ndarray, "n *tokens dim"]) -> None:
+        """Load cached features of the images of `used_rows` instead of the images."""
+        self._features = features
+
+    def image_loader(self) -> DataLoader[Sample]:
+        """Return the images of `used_rows` on every process; `row` is the position among them."""
+        table = self.cohort.iloc[self.used_rows]
+        dataset = LesionDataset(
+            self.targets[self.used_rows],
+            table["image_id"].tolist(),
+            paths=table["path"].tolist(),
+            view=self._view,
         )
-        sampler.start_at(*self._start)
-        batch_size = min(self._config.trainer.batch_size, len(sampler))
-        return self._loader(self._dataset("train", self.rows("train")), sampler, batch_size)
+        keys: list[Key] = [(row, None) for row in range(len(table))]
+        return self.build_loader(dataset, keys, self.config.trainer.eval_batch_size)
+
+    def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
+        """Return the samples of some rows of the cohort."""
+        table, model, features = self.cohort.iloc[rows], self.config.model, None
+        if self._features is not None:
+            features = CachedFeatures(self._features, np.searchsorted(self.used_rows, rows))
+        augment_on = self.config.trainer.augment_on
+        augments_later = augment_on == "device" or (augment_on == "auto" and self.is_on_gpu)
+        return LesionDataset(
+            self.targets[rows],
+            table["image_id"].tolist(),
+            records=self.encoder.transform(table) if "record" in self.inputs else None,
+            paths=table["path"].tolist() if "image" in self.inputs else None,
+            view=self._view,
+            transform=None if augments_later else self.transform,
+            dropout=ModalityDropout(model.drop_image, model.drop_record, model.drop_columns),
+            empty=self.empty_record,
+            features=features,
+        )
 
     def on_after_batch_transfer(
         self,
         batch: dict[str, Tensor],
         dataloader_idx: int,  # noqa: ARG002
     ) -> dict[str, Tensor]:
-        """Augments the pictures that the loader's processes have not, each by its row's seed."""
+        """Augment images that the loader has not augmented, each with its row's seed."""
         seeds = batch.pop("seed", None)
         if seeds is not None:
             pairs = zip(batch["image"], seeds.tolist(), strict=True)
-            batch["image"] = torch.stack([apply_seeded(self._transform, *pair) for pair in pairs])
+            batch["image"] = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
         return batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the training draw is: an epoch, its steps that have been made, rows of a step."""
-        loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]  # asked while it trains
-        epoch = loop.epoch_progress.current
-        # After an epoch's last batch the next one is due, from its first row.
-        within = epoch.ready > epoch.processed
-        steps = loop.epoch_loop.batch_progress.current.processed if within else 0
-        return {"epoch": epoch.processed, "steps": steps, "rows": self._rows_of_a_step()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on there, in the loader that is made next.
+def class_indices(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Return class indices; a numeric target already contains them."""
+    if pd.api.types.is_integer_dtype(target):
+        return target.to_numpy(dtype=np.int64)
+    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
 
-        Raises:
-            InputError: within an epoch that was begun with steps of another size.
-        """
-        rows, before = self._rows_of_a_step(), state_dict["rows"]
-        if state_dict["steps"] and rows != before:
-            raise InputError(
-                f"the run stopped within an epoch of {before} rows a step: trainer.batch_size "
-                f"times the number of processes is {rows} now, and must be {before} to resume it"
-            )
-        self._start = (state_dict["epoch"], state_dict["steps"])
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Every validation row."""
-        return self.evaluation_loader("val")
+def limit_rows(
+    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
+) -> Int[np.ndarray, " k"]:
+    """Return at most `limit` rows, with classes as equal as possible, in the original order.
 
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Every test row."""
-        return self.evaluation_loader("test")
+    Raises:
+        InputError: `limit` is below the number of classes.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    classes = len(np.unique(targets[rows]))
+    if limit < classes:
+        raise InputError(f"data.limit={limit}: must be at least the number of classes ({classes})")
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    # The n-th row of every class comes before the (n+1)-th row of any.
+    rank = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:limit]])
 
-    def evaluation_loader(self, part: str) -> DataLoader[Sample]:
-        """Every row of a part, unaugmented; under DDP this process's share.
 
-        Shares are padded to one length: whoever gathers keeps each `row` once.
-        """
-        own = self.rows(part)
-        rows = shard_evaluation(len(own), *self._place())
-        return self._in_order(self._dataset(part, own), rows.tolist())
+def shares_in_use(
+    cohort: pd.DataFrame,
+    rows: Int[np.ndarray, " n"],
+    targets: Int[np.ndarray, " all"],
+    classes: int,
+) -> Float[np.ndarray, " classes"]:
+    """Return the class shares of training rows from the sources that are evaluated.
 
-    def image_loader(self) -> DataLoader[Sample]:
-        """Every used row's image, unaugmented, on each process: `row` is the place among them."""
-        rows = self.used_rows
-        table = self.cohort.iloc[rows]
-        dataset = LesionDataset(
-            self.targets[rows],
-            table["image_id"].tolist(),
-            paths=table["path"].tolist(),
-            view=self._view,
+    A class that occurs only in another source counts as one row, because the model learns it.
+
+    Args:
+        cohort: canonical rows with their `part`.
+        rows: row numbers of the training part, before `data.limit`.
+        targets: class index of every row.
+        classes: number of classes.
+    """
+    evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
+    native = rows[cohort["source"].iloc[rows].isin(evaluated).to_numpy()]
+    occurs = np.bincount(targets[rows], minlength=classes) > 0
+    counts = np.maximum(np.bincount(targets[native], minlength=classes), occurs)
+    return counts / max(counts.sum(), 1)
+
+
+def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
+    """Return the preprocessing steps, those of a pack's images first, and the lesion finder.
+
+    Raises:
+        InputError: steps in an order that is not allowed, a segmenter that cannot be used or is
+            not needed, or measurements of a pack's preprocessed images.
+    """
+    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
+    packed = data.name == "packed"
+    done, digest = load_packed_steps(Path(data.root or "")) if packed else ((), None)
+    steps = (*done, *data.preprocess)
+    check_steps(steps, has_finder=finder is not None)
+    measures = bool({*data.columns} & {*MEASUREMENTS})
+    if finder and digest and finder.digest != digest:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
+            f"whose SHA-256 is {digest}"
         )
-        return self._in_order(dataset, range(len(rows)))
-
-    def _rows_of_a_step(self) -> int:
-        return self._config.trainer.batch_size * self._place()[1]
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _dataset(self, part: str, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
-        if part not in self._datasets:
-            self._datasets[part] = self._lesions(rows)
-        return self._datasets[part]
-
-    def _lesions(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
-        table, model = self.cohort.iloc[rows], self._config.model
-        return LesionDataset(
-            self.targets[rows],
-            table["image_id"].tolist(),
-            records=self.encoder.transform(table) if "record" in self._inputs else None,
-            paths=table["path"].tolist() if "image" in self._inputs else None,
-            view=self._view,
-            transform=None if self._augments_later() else self._transform,
-            withholding=Withholding(model.drop_image, model.drop_record, model.drop_columns),
-            blank=self.blank,
-            features=self._features_of(rows),
+    if done and measures:
+        raise InputError(
+            f"data.root={data.root}: its images were preprocessed ({', '.join(done)}) before they "
+            "were packed, but prediction measures original images; remove the measurements from "
+            "data.columns, or pack without these steps"
         )
-
-    def _augments_later(self) -> bool:
-        """Whether pictures are augmented where the network is."""
-        wish = self._config.trainer.augment_on
-        return wish == "device" or (wish == "auto" and self._on_gpu())
-
-    def _on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    def _features_of(self, rows: Int[np.ndarray, " n"]) -> Kept | None:
-        if self.features is None:
-            return None
-        return Kept(self.features, np.searchsorted(self.used_rows, rows))
-
-    def _in_order(self, dataset: Dataset[Sample], rows: Iterable[int]) -> DataLoader[Sample]:
-        """Some rows of a dataset, unaugmented."""
-        keys: list[Key] = [(row, None) for row in rows]
-        return self._loader(dataset, keys, self._config.trainer.eval_batch_size)
-
-    def _loader(
-        self, dataset: Dataset[Sample], sampler: Iterable[Key], batch_size: int
-    ) -> DataLoader[Sample]:
-        return SlotLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self._workers(),
-            pin=self._on_gpu(),
-            worker_init_fn=_leave_interrupts,
+    if finder and not {*steps} & {*MASK_STEPS} and not measures:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: no step or column uses the lesion's mask; add a "
+            f"step ({', '.join(MASK_STEPS)}) or a column ({', '.join(MEASUREMENTS)})"
         )
-
-    def _workers(self) -> int:
-        # Rows of an array: processes would only cost.
-        if "image" not in self._inputs or self.features is not None:
-            return 0
-        wish = self._config.trainer.workers
-        if wish is not None:
-            return wish
-        neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
-        return min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
+    return steps, finder
 
 
-def _leave_interrupts(_: int) -> None:
-    """Ctrl-C reaches loader processes too, whose batch is still needed to end the step."""
+def _ignore_interrupts(_: int) -> None:
+    """Let only the main process handle Ctrl-C; it needs the batches to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a training row is not shown, so that a model learns to do without."""
+"""Rows of a cohort as tensors: decoded images, encoded records, and modality dropout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,49 +17,50 @@ from skinmm.images.decode import decode
 from skinmm.images.preprocess import DETAIL_STEPS, preprocess
 from skinmm.images.source import Source, read_source
 
-_STREAM = 1
-"""Apart from the stream that the row's augmentation draws from."""
+_DROPOUT_STREAM: Final = 1
+"""Separates the random numbers of modality dropout from those of the row's augmentation."""
 
 
-class Withheld(NamedTuple):
-    """Whether the image is withheld, and which columns are."""
+class Dropped(NamedTuple):
+    """Inputs of a row that modality dropout removes: the image, and columns of the record."""
 
     image: bool
     columns: Bool[np.ndarray, " columns"]
 
 
 @dataclass(frozen=True)
-class Withholding:
-    """Draws from a row's seed alone, so that a resumed or a distributed run withholds the same.
+class ModalityDropout:
+    """Random removal of inputs in training; depends on the row's seed alone.
 
     Attributes:
-        image: probability that a row has no image.
-        record: probability that a row has no record.
-        column: probability of each column that a row lacks it.
+        image: probability that a row loses its image.
+        record: probability that a row loses its whole record.
+        column: probability that a row loses a column, for each column.
     """
 
     image: float = 0.0
     record: float = 0.0
     column: float = 0.0
 
-    def draw(self, seed: int, columns: int) -> Withheld:
-        """What a row lacks; the three are independent.
+    def draw(self, seed: int, columns: int) -> Dropped:
+        """Draw the inputs that a row loses; the three draws are independent.
 
         Args:
             seed: of the row in its epoch.
             columns: number of the record's columns.
         """
-        image, record, *each = np.random.default_rng((seed, _STREAM)).random(2 + columns)
-        without = np.array(each, dtype=float).reshape(columns) < self.column
-        return Withheld(image < self.image, without | (record < self.record))
+        generator = np.random.default_rng((seed, _DROPOUT_STREAM))
+        image, record, *each_column = generator.random(2 + columns)
+        dropped = np.array(each_column, dtype=float).reshape(columns) < self.column
+        return Dropped(image < self.image, dropped | (record < self.record))
 
 
 @dataclass(frozen=True)
-class Blank:
-    """A record without any value, to take columns from.
+class EmptyRecord:
+    """Encoding of a record in which every value is missing.
 
     Attributes:
-        row: the encoded record of a patient of whom nothing is known.
+        row: the encoded record.
         widths: width of each column's block.
     """
 
@@ -67,28 +68,29 @@ class Blank:
     widths: Sequence[int]
 
     def fill(
-        self, record: Float32[Tensor, "*b encoded"], withheld: Bool[np.ndarray, "*b columns"]
+        self, record: Float32[Tensor, "*b encoded"], dropped: Bool[np.ndarray, "*b columns"]
     ) -> Float32[Tensor, "*b encoded"]:
-        """The record as if the withheld columns had no value."""
-        places = torch.from_numpy(np.repeat(withheld, self.widths, axis=-1)).to(record.device)
-        return torch.where(places, torch.from_numpy(self.row).to(record.device), record)
+        """Return the record with the dropped columns encoded as missing."""
+        positions = torch.from_numpy(np.repeat(dropped, self.widths, axis=-1)).to(record.device)
+        return torch.where(positions, torch.from_numpy(self.row).to(record.device), record)
 
 
 PIXELS: Final = 1
-"""Goes up whenever the same bytes and view give other pixels: kept features are made again."""
+"""Version of the pixels; increase it when the same bytes and view decode to other pixels, so that
+cached features are computed again."""
 
 Key = tuple[int, int | None]
-"""A row, and the seed of its augmentation; without a seed it is not augmented."""
+"""Row and seed of its augmentation; rows without a seed are not augmented."""
 
 
 class View(NamedTuple):
-    """How a network wants its images.
+    """Size, colour and preprocessing of the images that a network takes.
 
     Attributes:
         size: side of the square, pixels.
-        icc: what to do with embedded colour profiles.
-        steps: of preprocessing, in order.
-        find: what finds the lesion, for the steps that need it; hashable, and may be pickled.
+        icc: treatment of embedded colour profiles.
+        steps: names of the preprocessing steps, in order.
+        find: finds the lesion, for the steps that need it; hashable, and can be pickled.
     """
 
     size: int
@@ -98,15 +100,16 @@ class View(NamedTuple):
 
 
 class Sample(TypedDict, total=False):
-    """One row; image (3, size, size) uint8 and record (columns,) float32 where they are used.
+    """One row of a cohort; keys that the network does not use are absent.
 
-    `mask`, (side, side) bool, is where the lesion is, in place of a target.
-
-    In place of the image there may be its features, (..., dim) float32.
-
-    `seed` comes with a picture that is still to be augmented.
-
-    `shown` says whether there is an image, where training withholds some.
+    Attributes:
+        row: position in the split.
+        target: class index.
+        image: (3, size, size) uint8, or the image's cached features, (..., dim) float32.
+        record: (encoded,) float32.
+        mask: (side, side) bool, True inside the lesion.
+        seed: of the augmentation, where the image is still to be augmented.
+        shown: False where modality dropout has removed the image.
     """
 
     row: int
@@ -118,22 +121,22 @@ class Sample(TypedDict, total=False):
     shown: bool
 
 
-class Kept(NamedTuple):
-    """What a frozen network made of images: of row i it is `values[places[i]]`."""
+class CachedFeatures(NamedTuple):
+    """Features of images from a frozen network: those of row i are `values[positions[i]]`."""
 
-    values: Float32[np.ndarray, "all *places dim"]
-    places: Int[np.ndarray, " n"]
+    values: Float32[np.ndarray, "all *tokens dim"]
+    positions: Int[np.ndarray, " n"]
 
 
 class ImageError(InputError):
-    """An image that cannot be used, by its id, in one line.
+    """Image that cannot be used; the message is one line that names the image.
 
-    A loader process hands over only the text of its traceback, which becomes the argument of the
-    same error here: its last line is the message.
+    A loader process passes only the text of its traceback, which becomes the argument of the same
+    error here; the traceback's last line is the message.
     """
 
     def __init__(self, message: str) -> None:
-        """Takes the message, or a traceback that ends in it."""
+        """Initialise with a message, or with a traceback that ends in it."""
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
@@ -146,26 +149,26 @@ class LesionDataset(Dataset[Sample]):
         targets: Int[np.ndarray, " n"],
         image_ids: list[str],
         *,
-        records: Float32[np.ndarray, "n columns"] | None = None,
+        records: Float32[np.ndarray, "n encoded"] | None = None,
         paths: list[str] | None = None,
         view: View = View(0),  # noqa: B008  (immutable)
         transform: Transform | None = None,
-        withholding: Withholding | None = None,
-        blank: Blank | None = None,
-        features: Kept | None = None,
+        dropout: ModalityDropout | None = None,
+        empty: EmptyRecord | None = None,
+        features: CachedFeatures | None = None,
     ) -> None:
-        """Takes the cohort column by column.
+        """Store the cohort column by column.
 
         Args:
             targets: class index of every row.
             image_ids: named in errors.
-            records: encoded records, or None for a model without a record.
-            paths: where each image's bytes are, or None for a model without an image.
-            view: how images are wanted.
-            transform: augmentation; None: left to others, with a training row's seed.
-            withholding: what samples with a seed are shown without.
-            blank: the record that withheld columns are taken from; needed if there are records.
-            features: what a frozen network made of the images, to be given instead of them.
+            records: encoded records; None for a model without a record.
+            paths: sources of the images; None for a model without an image.
+            view: size, colour and preprocessing of the images.
+            transform: augmentation; None: samples carry the seed, and are augmented later.
+            dropout: modality dropout for samples with a seed.
+            empty: the source of dropped columns; required if there are records.
+            features: cached features, returned instead of images.
         """
         self._targets = targets
         self._image_ids = image_ids
@@ -173,42 +176,42 @@ class LesionDataset(Dataset[Sample]):
         self._paths = paths
         self._view = view
         self._transform = transform
-        self._withholding = withholding or Withholding()
-        self._blank = blank
+        self._dropout = dropout or ModalityDropout()
+        self._empty = empty
         self._features = features
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self._targets)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of one row.
+        """Return the sample of one row.
 
         Raises:
             ImageError: its image cannot be read or decoded.
         """
         row, seed = key
         sample = Sample(row=row, target=int(self._targets[row]))
-        without = next(iter(self._withheld([seed])), None)
+        dropped = next(iter(self._draw_dropout([seed])), None)
         if self._records is not None:
             sample["record"] = self._records[row]
-            if without and self._blank:
-                sample["record"] = self._blank.fill(sample["record"], without.columns)
+            if dropped and self._empty:
+                sample["record"] = self._empty.fill(sample["record"], dropped.columns)
         if self._paths is not None:
-            hidden = without is not None and without.image
+            is_dropped = dropped is not None and dropped.image
             sample["image"] = (
                 torch.zeros(3, self._view.size, self._view.size, dtype=torch.uint8)
-                if hidden and self._features is None
-                else self._image(row, self._paths[row], seed)
+                if is_dropped and self._features is None
+                else self._load_image(row, self._paths[row], seed)
             )
-            if self._withholding.image:
-                sample["shown"] = not hidden
+            if self._dropout.image:
+                sample["shown"] = not is_dropped
             if seed is not None and self._transform is None and self._features is None:
                 sample["seed"] = seed
         return sample
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:
-        """Rows; where no image has to be read, as one batch.
+        """Return rows, as one batch if no image has to be decoded.
 
         Raises:
             ImageError: as for one row.
@@ -217,34 +220,32 @@ class LesionDataset(Dataset[Sample]):
             return [self[key] for key in keys]
         rows = np.array([row for row, _ in keys])
         batch = {"row": torch.from_numpy(rows), "target": torch.from_numpy(self._targets[rows])}
-        without = self._withheld([seed for _, seed in keys])
+        dropped = self._draw_dropout([seed for _, seed in keys])
         if self._records is not None:
             batch["record"] = self._records[rows]
-            if without and self._blank:
-                hidden = np.array([each.columns for each in without])
-                batch["record"] = self._blank.fill(batch["record"], hidden)
+            if dropped and self._empty:
+                columns = np.array([row.columns for row in dropped])
+                batch["record"] = self._empty.fill(batch["record"], columns)
         if self._features is not None:
-            values, places = self._features
-            batch["image"] = torch.from_numpy(values[places[rows]])
-            if self._withholding.image:
-                batch["shown"] = torch.tensor([not each.image for each in without])
+            values, positions = self._features
+            batch["image"] = torch.from_numpy(values[positions[rows]])
+            if self._dropout.image:
+                batch["shown"] = torch.tensor([not row.image for row in dropped])
         return batch
 
-    def _withheld(self, seeds: list[int | None]) -> list[Withheld]:
-        """What each row lacks; nothing where none lacks anything."""
-        if self._withholding == Withholding():
+    def _draw_dropout(self, seeds: list[int | None]) -> list[Dropped]:
+        """Draw the dropped inputs of each row; empty where there is no dropout."""
+        if self._dropout == ModalityDropout():
             return []
-        columns = len(self._blank.widths) if self._blank else 0
-        nothing = Withheld(image=False, columns=np.zeros(columns, dtype=bool))
-        return [
-            nothing if seed is None else self._withholding.draw(seed, columns) for seed in seeds
-        ]
+        columns = len(self._empty.widths) if self._empty else 0
+        nothing = Dropped(image=False, columns=np.zeros(columns, dtype=bool))
+        return [nothing if seed is None else self._dropout.draw(seed, columns) for seed in seeds]
 
-    def _image(self, row: int, path: str, seed: int | None) -> Tensor:
+    def _load_image(self, row: int, path: str, seed: int | None) -> Tensor:
         if self._features is not None:
-            return torch.from_numpy(self._features.values[self._features.places[row]].copy())
+            return torch.from_numpy(self._features.values[self._features.positions[row]].copy())
         try:
-            pixels = read_image(path, self._view)
+            pixels = load_image(path, self._view)
         except (OSError, InputError) as error:
             raise ImageError(f"image {self._image_ids[row]} ({path}): {error}") from error
         image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -253,27 +254,32 @@ class LesionDataset(Dataset[Sample]):
         return apply_seeded(self._transform, image, seed)
 
 
-def read_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    """Reads and decodes what a cohort's path names, resized to a square.
+def load_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
+    """Read, decode and preprocess the image of a cohort's row.
 
     Args:
-        path: as in the cohort table: a file, or an entry of one behind a `#`.
-        view: how it is wanted.
+        path: as in the cohort table: a file, or `FILE#NAME` for an entry of a container.
+        view: size, colour and preprocessing.
 
     Raises:
         OSError: the bytes cannot be read.
-        InputError: they are no picture that can be used.
+        InputError: the bytes are not a usable image.
     """
-    return picture(read_source(path), view)
+    return decode_image(read_source(path), view)
 
 
-def picture(source: Source, view: View, least: int = 1) -> UInt8[np.ndarray, "size size 3"]:
-    """As `read_image`, of bytes that were read already; `least` is as for `decode`.
+def decode_image(source: Source, view: View, least: int = 1) -> UInt8[np.ndarray, "size size 3"]:
+    """Decode and preprocess an image whose bytes were read already.
 
-    Where a step needs detail, the steps are given twice the size.
+    Steps that need detail get the image at twice the size.
+
+    Args:
+        source: bytes, and the frame to decode.
+        view: size, colour and preprocessing.
+        least: shortest allowed side, as for `decode`.
 
     Raises:
-        InputError: they are no picture that can be used.
+        InputError: the bytes are not a usable image.
     """
     size = view.size * (2 if DETAIL_STEPS.intersection(view.steps) else 1)
     whole = decode(source.data, size=size, frame=source.frame, icc=view.icc, min_side=least)

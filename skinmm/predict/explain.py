@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from skinmm.data.dataset import picture
+from skinmm.data.dataset import decode_image
 from skinmm.images.decode import decode
 from skinmm.images.source import (
     COLUMNS,
@@ -207,7 +207,7 @@ class Explainer:
             return None
         if image is None:
             return np.zeros((view.size, view.size, 3), np.uint8)
-        return picture(Source(image, frame), view)
+        return decode_image(Source(image, frame), view)
 
 
 def canonical_record(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt8
 
-from skinmm.data.dataset import View, picture
+from skinmm.data.dataset import View, decode_image
 from skinmm.errors import InputError
 from skinmm.images.source import (
     COLUMNS,
@@ -174,7 +174,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    pixels = picture(source, view, MIN_SIDE)
+    pixels = decode_image(source, view, MIN_SIDE)
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise InputError("the image has a single colour: it shows nothing")
     return pixels

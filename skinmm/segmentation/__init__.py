@@ -1,1 +1,1 @@
-"""Lesion segmentation: training, prediction and report of masks."""
+"""Optional task: networks that draw lesion masks, from training to prediction and report."""

@@ -1,11 +1,9 @@
-"""What follows training: calibration and threshold from validation, then the test part's numbers.
+"""Fit calibration and decision rules on validation rows, and evaluate the predictions.
 
-Stages talk through files: this writes the prediction files and `metrics.json` that reports read.
+The prediction files that this module writes, and `metrics.json`, are what reports read.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,8 +33,15 @@ SCHEMA: Final = 1
 
 
 @dataclass(frozen=True)
-class Raw:
-    """A part's rows before calibration; probabilities are float64, fused features float32."""
+class SplitOutputs:
+    """Network outputs of a split, before calibration.
+
+    Attributes:
+        cohort: canonical rows of the split.
+        targets: class index of each row.
+        probabilities: uncalibrated, float64.
+        features: fused features, float32.
+    """
 
     cohort: pd.DataFrame
     targets: Int[np.ndarray, " n"]
@@ -45,73 +50,78 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What validation decided, as it goes into the checkpoint, and the parts' predictions.
+class FittedDecision:
+    """Calibration, decision threshold, prediction sets and OOD score, fitted on validation rows.
 
-    `calibrated` makes of other raw rows what is written of them.
+    Attributes:
+        classes: names, in the order of the probabilities.
+        positive: the classes that count as malignant.
+        call_shares: class shares that divide the probabilities before the most probable class is
+            called.
+        calibration: from raw to calibrated probabilities.
+        threshold: on the probability of malignancy.
+        conformal: prediction sets.
+        ood: out-of-distribution score; None if it could not be fitted.
     """
 
+    classes: tuple[str, ...]
+    positive: tuple[str, ...]
+    call_shares: Float[np.ndarray, " classes"]
     calibration: Calibration
     threshold: Threshold
     conformal: ConformalPredictor
-    familiarity: OODDetector | None
-    calibrated: Callable[[Raw], Predictions]
-    val: Predictions
-    test: Predictions
+    ood: OODDetector | None
+
+    def apply(self, outputs: SplitOutputs) -> Predictions:
+        """Return calibrated predictions with prediction sets, OOD scores and referrals."""
+        rows = self.calibrate(outputs)
+        ood = self.ood.score(outputs.features) if self.ood else None
+        return add_decisions(
+            rows, self.threshold.value, self.conformal.predict_sets(rows.probabilities), ood
+        )
+
+    def calibrate(self, outputs: SplitOutputs) -> Predictions:
+        """Return calibrated predictions only."""
+        return calibrate(outputs, self.calibration, self.classes, self.positive, self.call_shares)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return the entries of the checkpoint's card, as plain data."""
+        return {
+            "calibration": self.calibration.to_state(),
+            "threshold": asdict(self.threshold),
+            "conformal": self.conformal.to_state(),
+            "ood": self.ood.to_state() if self.ood else None,
+        }
 
 
-def decide(
-    val: Raw,
-    test: Raw,
+def fit_decision(
+    val: SplitOutputs,
     *,
     classes: list[str],
     positive: list[str],
     prior: dict[str, list[float]],
     config: EvaluationConfig,
-) -> Verdict:
-    """Calibrates, picks the threshold and fits what refers rows, all on validation patients.
+) -> FittedDecision:
+    """Fit the calibration, then the threshold and the referral rules, on validation rows alone.
 
     Args:
-        val: validation rows.
-        test: test rows; they decide nothing.
-        classes: names of the columns.
+        val: outputs of the validation split.
+        classes: names, in the order of the probabilities.
         positive: the classes that count as malignant.
-        prior: `trained` and `deployed` class shares.
-        config: which calibration, which threshold, which call, which coverage.
+        prior: class shares in training and in use, under `trained` and `deployed`.
+        config: method of calibration, rule of the threshold, rule of the call, coverage.
     """
-    shares = (np.array(prior["trained"]), np.array(prior["deployed"]))
     calibration = fit_calibration(
         val.probabilities,
         val.targets,
         val.cohort["patient_id"].to_numpy(dtype=str),
-        prior=shares,
+        prior=(np.array(prior["trained"]), np.array(prior["deployed"])),
         method=config.calibration,
     )
-    calibrated = partial(
-        _calibrated,
-        calibration=calibration,
-        classes=tuple(classes),
-        positive=tuple(positive),
-        shares=decision_priors(config.call, prior["deployed"]),
-    )
-    parts = [calibrated(raw) for raw in (val, test)]
-    threshold = _threshold(parts[0], config)
-    conformal = fit_conformal(parts[0], coverage=config.coverage)
-    familiarity = fit_ood_detector(val.features, parts[0].patient_id)
-    decided = [
-        add_decisions(
-            part,
-            threshold.value,
-            conformal.predict_sets(part.probabilities),
-            familiarity.score(raw.features) if familiarity else None,
-        )
-        for part, raw in zip(parts, (val, test), strict=True)
-    ]
-    return Verdict(calibration, threshold, conformal, familiarity, calibrated, *decided)
-
-
-def _threshold(rows: Predictions, config: EvaluationConfig) -> Threshold:
-    return choose_threshold(
+    names = (tuple(classes), tuple(positive))
+    shares = decision_priors(config.call, prior["deployed"])
+    rows = calibrate(val, calibration, *names, shares)
+    threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,
         rows.patient_id,
@@ -120,21 +130,45 @@ def _threshold(rows: Predictions, config: EvaluationConfig) -> Threshold:
         confidence=config.confidence,
         cost_ratio=config.cost_ratio,
     )
+    conformal = fit_conformal(rows, coverage=config.coverage)
+    ood = fit_ood_detector(val.features, rows.patient_id)
+    return FittedDecision(*names, shares, calibration, threshold, conformal, ood)
 
 
-def write_results(
+def calibrate(
+    outputs: SplitOutputs,
+    calibration: Calibration,
+    classes: tuple[str, ...],
+    positive: tuple[str, ...],
+    shares: Float[np.ndarray, " classes"],
+) -> Predictions:
+    """Return a split's calibrated predictions, with the called class where there are several."""
+    probabilities = calibration.apply(outputs.probabilities)
+    return Predictions(
+        image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
+        patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
+        target=outputs.targets,
+        probabilities=probabilities,
+        raw=outputs.probabilities,
+        classes=classes,
+        positive=positive,
+        called=None if classes == BINARY else predict_classes(probabilities, shares),
+    )
+
+
+def write_evaluation(
     run: Path, parts: dict[str, Predictions], config: EvaluationConfig, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes `predictions/<part>.csv`, and judges them.
+    """Write `predictions/<part>.csv` for every part, and evaluate each.
 
     Args:
         run: the run folder.
-        parts: predictions by part (test, val).
-        config: intervals.
+        parts: predictions by the name of their part: test, val, missing_1_of_3, ...
+        config: resamples and confidence of the intervals.
         facts: further entries of metrics.json: initialisation, threshold, ...
 
     Returns:
-        The content of metrics.json, which the caller writes as the sign that all is whole.
+        The content of metrics.json. The caller writes it last, as the mark of a finished run.
     """
     metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
     (run / "predictions").mkdir(exist_ok=True)
@@ -149,44 +183,12 @@ def write_results(
     return metrics
 
 
-def pool(parts: list[Predictions]) -> Predictions:
-    """The test rows of all folds, in the order of the folds, as one file with the column `fold`."""
-    columns = {name: [getattr(part, name) for part in parts] for name in ROW_COLUMNS}
-    columns["fold"] = [np.full(len(part), fold) for fold, part in enumerate(parts)]
-    joined: dict[str, Any] = {
-        name: None if any(each is None for each in column) else np.concatenate(column)
+def pool_folds(folds: list[Predictions]) -> Predictions:
+    """Concatenate the test rows of all folds, with the fold's number in the column `fold`."""
+    columns = {name: [getattr(rows, name) for rows in folds] for name in ROW_COLUMNS}
+    columns["fold"] = [np.full(len(rows), number) for number, rows in enumerate(folds)]
+    pooled: dict[str, Any] = {
+        name: None if any(values is None for values in column) else np.concatenate(column)
         for name, column in columns.items()
     }
-    return replace(parts[0], **joined)
-
-
-def card_entries(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as the checkpoint keeps it: plain data."""
-    return {
-        "calibration": verdict.calibration.to_state(),
-        "threshold": asdict(verdict.threshold),
-        "conformal": verdict.conformal.to_state(),
-        "ood": verdict.familiarity.to_state() if verdict.familiarity else None,
-    }
-
-
-def _calibrated(
-    raw: Raw,
-    *,
-    calibration: Calibration,
-    classes: tuple[str, ...],
-    positive: tuple[str, ...],
-    shares: Float[np.ndarray, " classes"],
-) -> Predictions:
-    """A part's rows as they are written; whether one is malignant is not decided yet."""
-    probabilities = calibration.apply(raw.probabilities)
-    return Predictions(
-        image_id=raw.cohort["image_id"].to_numpy(dtype=str),
-        patient_id=raw.cohort["patient_id"].to_numpy(dtype=str),
-        target=raw.targets,
-        probabilities=probabilities,
-        raw=raw.probabilities,
-        classes=classes,
-        positive=positive,
-        called=None if classes == BINARY else predict_classes(probabilities, shares),
-    )
+    return replace(folds[0], **pooled)

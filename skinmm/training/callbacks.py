@@ -1,22 +1,31 @@
-"""What watches a run: its history, a line an epoch, when it stops, and its checkpoints."""
+"""Callbacks and loggers of a run: history, progress, early stopping, EMA and checkpoints."""
 
 import csv
 import signal
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+import torch
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
+from skinmm.errors import print_line
 from skinmm.files import atomic_write
-from skinmm.models.checkpoint import save_checkpoint
+from skinmm.models.checkpoint import PREFIX, save_checkpoint
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")
@@ -26,39 +35,39 @@ class History(Logger):
     """Writes `history.csv`, a line for every logged value: epoch, step, name, value."""
 
     def __init__(self, path: Path) -> None:
-        """Takes the file, which is made with the first value."""
+        """Store the path; the file is created with the first value."""
         super().__init__()
         self._path = path
         self._rows: list[list[str]] | None = None
 
     @property
     def name(self) -> str:
-        """The logger's name."""
+        """Name of the logger."""
         return "history"
 
     @property
     def version(self) -> str:
-        """There is one history a run."""
+        """Empty: a run has one history."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: the configuration has a file of its own."""
+        """Do nothing: config.yaml contains the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds values, in place of what a run that was killed had logged from this step on.
+        """Add values, and remove those that a killed run had logged from this step on.
 
-        The file is whole at any time, whatever comes next.
+        The file is rewritten atomically.
         """
         if self._rows is None:
-            self._rows = _rows_of(self._path)
-        place, epoch = step or 0, str(int(metrics.get("epoch", 0)))
+            self._rows = _read_history(self._path)
+        step, epoch = step or 0, str(int(metrics.get("epoch", 0)))
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._rows = [row for row in self._rows if _stays(row, place, values.keys())]
-        self._rows += [[epoch, str(place), name, f"{value:.9g}"] for name, value in values.items()]
+        self._rows = [row for row in self._rows if _is_valid(row, step, values.keys())]
+        self._rows += [[epoch, str(step), name, f"{value:.9g}"] for name, value in values.items()]
         with (
             atomic_write(self._path) as partial,
             partial.open("w", newline="", encoding="utf-8") as file,
@@ -67,64 +76,64 @@ class History(Logger):
 
 
 class EpochLines(Callback):
-    """Prints a line an epoch: training loss, the monitored value, the time it took."""
+    """Prints a line an epoch: training loss, validation loss, monitored value and duration."""
 
     def __init__(self, monitor: str) -> None:
-        """Takes the name of the monitored value."""
+        """Store the name of the monitored value."""
         self._monitor = monitor
         self._started = 0.0
 
     def on_train_start(self, *_: Any) -> None:
-        """Starts the clock of an epoch that a resumed run goes on with."""
+        """Start the clock; a run resumed within an epoch calls only this hook."""
         self._started = time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._started = time.monotonic()
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Prints the line."""
+        """Print the line."""
         values = trainer.callback_metrics
         names = dict.fromkeys(("train/loss", "val/loss", self._monitor))
-        shown = "  ".join(
+        values_text = "  ".join(
             f"{name} -" if name == pl_module.undefined else f"{name} {float(values[name]):.4f}"
             for name in names
             if name in values
         )
         epoch, seconds = trainer.current_epoch + 1, time.monotonic() - self._started
-        line = f"epoch {epoch}/{trainer.max_epochs}  {shown}  {seconds:.0f} s"
-        print(line, flush=True)  # noqa: T201
+        line = f"epoch {epoch}/{trainer.max_epochs}  {values_text}  {seconds:.0f} s"
+        print_line(line)
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run keeps to, with the patience of its own configuration."""
+    """Early stopping that a resumed run continues, with the patience of its configuration."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what was seen, not how patient the interrupted run was."""
+        """Restore the state, except for the patience of the interrupted run."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """A run that had stopped before it was killed trains no further."""
+        """Stop at once if the interrupted run had already stopped."""
         trainer.should_stop = self.wait_count >= self.patience
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Keeps `best.ckpt` by the monitored value, and `last.ckpt` for `resume=`.
+    """Writes `best.ckpt` by the monitored value, and `last.ckpt` for `resume=`.
 
-    The last one is written after every epoch and, within an epoch, every so many minutes and on
-    Ctrl-C, always between two steps. Rank 0 decides and writes alone: it waits for no other
-    process. No absolute path is kept, so a folder that was moved is resumed with its best score.
+    `last.ckpt` is written after every epoch and, within an epoch, every so many minutes and on
+    Ctrl-C, always between two steps. Rank 0 writes it without waiting for other processes. No
+    absolute path is stored, so a folder that was moved is resumed with its best score.
     """
 
     def __init__(self, folder: Path, monitor: str, minutes: float, best: int = 1) -> None:
-        """Takes the folder, what the best checkpoint watches, and the time between two.
+        """Initialise with the folder, the criterion and the interval.
 
         Args:
             folder: of both checkpoints.
-            monitor: name of a logged value; a loss is to fall, others are to rise.
-            minutes: at least between two checkpoints within an epoch; 0 is after every step.
-            best: how many epochs to keep; several are named by their epoch (`SEVERAL`).
+            monitor: name of a logged value; a loss should fall, other values should rise.
+            minutes: least time between two checkpoints within an epoch; 0: after every step.
+            best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
         """
         mode = "min" if monitor.endswith("loss") else "max"
         super().__init__(
@@ -141,46 +150,46 @@ class RunCheckpoints(ModelCheckpoint):
         self._interrupted = False
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """From now on Ctrl-C ends the step that is being made."""
+        """Let Ctrl-C end the run after the current step, and at once if it is pressed again."""
         self._saved = time.monotonic()
 
         def interrupt(*_: Any) -> None:
             if not trainer.is_global_zero:
-                return  # rank 0 was told as well, and ends the others
+                return  # rank 0 receives it too, and ends the others
             if not trainer.training or self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)  # Lightning puts the former one back
+            signal.signal(signal.SIGINT, interrupt)  # Lightning restores the earlier handler
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Saves where the run is, if it is time to.
+        """Save `last.ckpt` if it is due.
 
-        Never after an epoch's last batch: a run resumed there would miss the validation.
+        Never after an epoch's last batch: a run resumed there would skip the validation.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # gradients are not saved
             return
-        leaves = self._interrupted or trainer.received_sigterm
-        due = leaves or time.monotonic() - self._saved >= self._seconds
-        if due and not loop.batch_progress.is_last_batch:
+        is_ending = self._interrupted or trainer.received_sigterm
+        is_due = is_ending or time.monotonic() - self._saved >= self._seconds
+        if is_due and not loop.batch_progress.is_last_batch:
             self._save_last(trainer)
         if self._interrupted:
             raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the best one, and the last one whether or not it is the best."""
+        """Save `best.ckpt` if the epoch is the best, and `last.ckpt` always."""
         super().on_train_epoch_end(trainer, pl_module)
         self._save_last(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, its files by their names."""
-        return _moved(super().state_dict(), Path())
+        """Return the state, with file names instead of paths."""
+        return _in_folder(super().state_dict(), Path())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state over, its files in this run's folder."""
-        super().load_state_dict(_moved(state_dict, Path(self.dirpath or "")))
+        """Restore the state, with the files in this run's folder."""
+        super().load_state_dict(_in_folder(state_dict, Path(self.dirpath or "")))
         self.current_score = state_dict["current_score"]
 
     def _save_last(self, trainer: pl.Trainer) -> None:
@@ -190,34 +199,86 @@ class RunCheckpoints(ModelCheckpoint):
             self._saved = time.monotonic()
 
 
+class AverageWeights(WeightAveraging):
+    """Exponential moving average of weights and BatchNorm statistics, updated after every step.
+
+    Validation, `best.ckpt` and prediction use the average, which starts with the initial weights.
+    At step n the decay is at most (1 + n) / (10 + n), as in timm and TensorFlow (Polyak and
+    Juditsky 1992, doi:10.1137/0330046).
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Initialise with the decay of late steps, below 1."""
+        super().__init__(multi_avg_fn=partial(_update_average, decay))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Start the average with the initial weights, not with those after the first step."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self._average_model is not None:
+            self._average_model.n_averaged += 1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Move the average to the device, which the module was not yet on in `setup`."""
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore average and training weights, also those that earlier versions have saved."""
+        if "training_weights" in checkpoint:
+            weights = checkpoint["training_weights"].items()
+            steps = checkpoint["global_step"]
+            checkpoint["current_model_state"] = {
+                f"{PREFIX}{name}": value for name, value in weights
+            }
+            checkpoint["averaging_state"] = {"n_averaged": torch.tensor(steps + 1)}
+            self._latest_update_step = steps
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _update_average(
+    decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], step: Tensor
+) -> None:
+    """Update tensors of one type in place; integers, such as counters, are copied."""
+    decay = min(decay, (1 + int(step)) / (10 + int(step)))
+    for average, value in zip(averages, values, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, 1 - decay)
+        else:
+            average.copy_(value)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes every checkpoint beside its place and renames it."""
+    """Writes every checkpoint to a temporary file and renames it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
-        """Saves atomically."""
+        """Save atomically."""
         save_checkpoint(checkpoint, Path(path))
 
 
-def _rows_of(path: Path) -> list[list[str]]:
+def _read_history(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))[1:]
 
 
-def _stays(row: list[str], step: int, names: Set[str]) -> bool:
-    """Whether a line is still true once values of a step are logged."""
+def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
+    """Return whether a row remains valid when values of a step are logged."""
     _, earlier, name, _ = row
     if int(earlier) < step:
-        return not name.startswith("test/")  # of a run that has been resumed since
+        return not name.startswith("test/")  # logged before the run was resumed
     return int(earlier) == step and name not in names
 
 
-def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def here(path: str) -> str:
+def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a checkpoint callback's state with all files in another folder."""
+
+    def moved(path: str) -> str:
         return str(folder / Path(path).name) if path else ""
 
     names = ("best_model_path", "kth_best_model_path", "last_model_path")
-    models = {here(path): score for path, score in state["best_k_models"].items()}
-    files = {name: here(state[name]) for name in names}
+    models = {moved(path): score for path, score in state["best_k_models"].items()}
+    files = {name: moved(state[name]) for name in names}
     return {**state, **files, "best_k_models": models, "dirpath": str(folder)}

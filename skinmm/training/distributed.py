@@ -1,8 +1,12 @@
-"""One run by several processes: rank 0 leads, the others follow, and the first to fail says why."""
+"""Runs of several processes: how they learn what to train, and how a failure ends all of them.
+
+Rank 0 reads the configuration and writes the run folder. Processes that Lightning starts read the
+configuration from that folder. Processes that torchrun starts wait until rank 0 publishes a run in
+torchrun's key-value store. The first process that fails stores its reason; rank 0 reports it.
+"""
 
 import json
 import os
-import sys
 import threading
 import time
 import traceback
@@ -12,110 +16,91 @@ from datetime import timedelta
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.config import Config, from_mapping, to_mapping
-from skinmm.errors import InputError, one_line
+from skinmm.errors import InputError, one_line, print_error
+from skinmm.training.run_folder import RunFolder
 
 FOREVER: Final = timedelta(days=365)
-PATIENCE: Final = timedelta(seconds=30)  # with a process that may have been killed
-_runs = count()  # that this process has led
+PATIENCE: Final = timedelta(seconds=30)  # for the answer of a process that may have been killed
+_run_numbers = count()  # of the runs that rank 0 has published
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun started this process and others, none of which knows of a run folder."""
+def is_leader() -> bool:
+    """Return whether this process is rank 0, the only one that writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def is_torchrun() -> bool:
+    """Return whether torchrun started this process and others."""
     return dist.is_torchelastic_launched() and _world_size() > 1
 
 
-def announce(config: Config, run: Path) -> None:
-    """Rank 0 tells those that torchrun started beside it what to train, and where."""
-    told = {"config": to_mapping(config), "run": str(run), "cwd": str(Path.cwd())}
-    _meeting_place().set(f"run {next(_runs)}", json.dumps(told))
+def open_run(run: RunFolder, minutes: float) -> None:
+    """Prepare the folder of a run whose settings have been checked, and gather all processes.
 
+    Args:
+        run: folder of the run, or of one of its folds.
+        minutes: how long to wait for the other processes.
 
-def dismiss(status: int) -> None:
-    """Rank 0 lets them go, and waits until they have heard: it may be where they meet."""
-    if by_torchrun():
-        store = _meeting_place()
-        store.set(f"run {next(_runs)}", json.dumps({"status": status}))
-        with suppress(RuntimeError):  # whoever was killed does not answer
-            store.wait([f"left {rank}" for rank in range(1, _world_size())], PATIENCE)
+    Raises:
+        RuntimeError: another process failed, or was not ready in time.
+    """
+    if run.is_open:
+        return
+    if run.parent:
+        open_run(run.parent, minutes)
+    if is_leader():
+        run.prepare()
+    if is_torchrun() and not run.parent:
+        if is_leader():
+            folders = {"run": str(run.path), "cwd": str(Path.cwd())}
+            _publish({"config": to_mapping(run.config), **folders})
+        _wait_for_all(run.path, minutes)
+    run.is_open = True
 
 
 def follow(train: Callable[[Config, Path], object]) -> int:
-    """Another process that torchrun started joins every run that rank 0 announces.
+    """Join every run that rank 0 publishes, in a process that torchrun started.
 
-    It makes no folder, and paths mean what they mean where rank 0 was started.
+    Args:
+        train: trains a configuration in a run folder. Paths are relative to rank 0's directory.
 
     Returns:
-        The exit status that rank 0 has.
+        The exit status of rank 0.
     """
     for number in count():
-        told = json.loads(_meeting_place().get(f"run {number}"))
-        if "status" in told:
-            _meeting_place().set(f"left {os.environ['RANK']}", "")
-            return int(told["status"])
-        os.chdir(told["cwd"])
+        message = json.loads(_torchrun_store().get(f"run {number}"))
+        if "status" in message:
+            _torchrun_store().set(f"left {os.environ['RANK']}", "")
+            return int(message["status"])
+        os.chdir(message["cwd"])
         try:
-            train(from_mapping(Config, told["config"]), Path(told["run"]))
+            train(from_mapping(Config, message["config"]), Path(message["run"]))
         except SystemExit as error:
             if error.code:
                 raise
     raise AssertionError
 
 
-def meet(run: Path, minutes: float) -> None:
-    """Waits until all processes are ready to train: one that is not ends the run here.
+def dismiss(status: int) -> None:
+    """Let the processes that torchrun started exit, and wait until they have read that.
 
-    Raises:
-        RuntimeError: another process failed, or did not come in time.
+    The wait is needed because rank 0 may host the store.
     """
-    rank, store = int(os.environ["RANK"]), _meeting_place()
-    store.set(f"{run} {rank}", "")
-    everyone = [f"{run} {each}" for each in range(_world_size())]
-    ends = time.monotonic() + 60 * minutes
-    while not store.check(everyone):
-        if store.check([f"{run} failed"]) or time.monotonic() > ends:
-            raise RuntimeError(f"not all processes were ready within {minutes:g} minutes")
-        time.sleep(0.1)
-
-
-def failed(error: Exception, run: Path) -> BaseException:
-    """What a process raises in place of its error: the reason of the one that failed first.
-
-    The others' errors only say that they were left alone. Rank 0 speaks for all; another process
-    speaks for itself only where rank 0 did not hear of it.
-    """
-    store = _store()
-    if store is None:
-        return error
-    rank, size = _place()
-    if rank and os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
-    reason = _reason(error)
-    own = json.dumps([rank, isinstance(error, InputError), reason])
-    first: Any = None
-    try:
-        first = json.loads(store.compare_set(f"{run} failed", "", own))
-        if dist.is_initialized() and dist.get_backend() == "gloo":
-            dist.destroy_process_group()  # so that the others notice; NCCL's would wait for them
-        store.set(f"{run} heard {rank}", "")
-        if rank == 0:
-            others = [f"{run} heard {each}" for each in range(1, size)]
-            return _told(error, first, store, others)
-        store.wait([f"{run} heard 0"], PATIENCE)
-    except RuntimeError:  # torch's errors of a lost store are of many kinds
-        if first and first[0] == 0:  # which has told it, and is gone already
-            return SystemExit(0)
-        print(f"error: process {rank}: {reason}", file=sys.stderr)  # noqa: T201
-        return SystemExit(1)
-    return SystemExit(0)
+    if is_torchrun():
+        _publish({"status": status})
+        with suppress(RuntimeError):  # a killed process does not answer
+            ranks = range(1, _world_size())
+            _torchrun_store().wait([f"left {rank}" for rank in ranks], PATIENCE)
 
 
 def end_with_parent() -> None:
-    """Ends this process once the one that started it has been killed: nobody else would."""
+    """End this process if the one that started it is killed."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -126,8 +111,95 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _place() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
+class Failure(NamedTuple):
+    """Reason why a process failed, as the store contains it."""
+
+    rank: int
+    is_input_error: bool
+    reason: str
+
+
+def shared_failure(error: Exception, run: Path) -> BaseException:
+    """Share a failure with the other processes, and return what this process has to raise.
+
+    The processes that fail later only report a lost connection. So the first failure counts, and
+    rank 0 reports it. Another process reports its own only if rank 0 cannot have received it.
+
+    Args:
+        error: the failure of this process.
+        run: the run folder, which identifies the run.
+    """
+    store = _store()
+    if store is None:
+        return error
+    rank, world_size = _rank_and_world_size()
+    if rank and os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    own, first = Failure(rank, isinstance(error, InputError), _reason(error)), None
+    try:
+        first = Failure(*json.loads(store.compare_set(f"{run} failed", "", json.dumps(own))))
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            dist.destroy_process_group()  # the others notice; with NCCL this would wait for them
+        store.set(f"{run} heard {rank}", "")
+        if rank == 0:
+            others = [f"{run} heard {other}" for other in range(1, world_size)]
+            return _reported(error, first, store, others)
+        store.wait([f"{run} heard 0"], PATIENCE)
+    except RuntimeError:  # torch has several errors for a lost store
+        if first and first.rank == 0:  # rank 0 has reported its own failure, and ended
+            return SystemExit(0)
+        print_error(f"error: process {rank}: {own.reason}")
+        return SystemExit(1)
+    return SystemExit(0)
+
+
+def _reported(error: Exception, first: Failure, store: Any, others: list[str]) -> Exception:
+    """Return the error that rank 0 raises, after all living processes know of the failure."""
+    if first.rank == 0 and _is_connection_error(error):
+        return RuntimeError(first.reason)
+    with suppress(RuntimeError):
+        store.wait(others, PATIENCE)
+    if first.rank == 0:
+        return error
+    kind = InputError if first.is_input_error else RuntimeError
+    return kind(f"process {first.rank}: {first.reason}")
+
+
+def _reason(error: Exception) -> str:
+    line = one_line(error)
+    if not _is_connection_error(error):
+        return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
+    return (
+        f"another process was killed, or did not answer within trainer.timeout ({line[:120]}); "
+        "resume= continues from the last checkpoint"
+    )
+
+
+def _is_connection_error(error: Exception) -> bool:
+    """Return whether an error reports the loss of another process."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _publish(message: dict[str, Any]) -> None:
+    _torchrun_store().set(f"run {next(_run_numbers)}", json.dumps(message))
+
+
+def _wait_for_all(run: Path, minutes: float) -> None:
+    """Wait until every process is ready to train.
+
+    Raises:
+        RuntimeError: a process failed, or was not ready in time.
+    """
+    store, deadline = _torchrun_store(), time.monotonic() + 60 * minutes
+    store.set(f"{run} {os.environ['RANK']}", "")
+    ready = [f"{run} {rank}" for rank in range(_world_size())]
+    while not store.check(ready):
+        if store.check([f"{run} failed"]) or time.monotonic() > deadline:
+            raise RuntimeError(f"not all processes were ready within {minutes:g} minutes")
+        time.sleep(0.1)
+
+
+def _rank_and_world_size() -> tuple[int, int]:
     if dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return int(os.environ["RANK"]), _world_size()
@@ -138,41 +210,15 @@ def _world_size() -> int:
 
 
 @cache
-def _meeting_place() -> Any:
-    """Where the processes that torchrun started find each other, before and between the runs."""
+def _torchrun_store() -> Any:
+    """Return the store of the processes that torchrun started; it outlives a run."""
     store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     store.set_timeout(FOREVER)
     return dist.PrefixStore("skinmm", store)  # type: ignore[attr-defined]
 
 
 def _store() -> Any:
-    if by_torchrun():
-        return _meeting_place()
+    """Return the store that all processes of a run share; None where there is one process."""
+    if is_torchrun():
+        return _torchrun_store()
     return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
-
-
-def _told(error: Exception, first: list[Any], store: Any, others: list[str]) -> Exception:
-    """The reason that rank 0 gives, once all who are alive have heard that there is one."""
-    rank, is_input, reason = first
-    if rank == 0 and _is_lost(error):
-        return RuntimeError(reason)
-    with suppress(RuntimeError):
-        store.wait(others, PATIENCE)
-    if rank == 0:
-        return error
-    return (InputError if is_input else RuntimeError)(f"process {rank}: {reason}")
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether the network speaks: of another process, not of a fault of this one."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-
-
-def _reason(error: Exception) -> str:
-    line = one_line(error)
-    if not _is_lost(error):
-        return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
-    return (
-        f"another process was killed, or did not answer within trainer.timeout ({line[:120]}); "
-        "resume= goes on from the last checkpoint"
-    )

@@ -1,108 +1,73 @@
-"""The composition root: a configuration becomes a run folder."""
+"""Start a run: check the configuration, train one fold or all of them, and pool the folds."""
 
-import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from pytorch_lightning.utilities import rank_zero_only
 
-from skinmm.config import (
-    Component,
-    Config,
-    build_component,
-    check_component,
-    read_config,
-    write_config,
-)
+from skinmm.config import Component, Config, build_component, check_component, read_config
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.sampling import SAMPLERS
-from skinmm.errors import InputError
+from skinmm.errors import warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
-from skinmm.segmentation.fold import MaskFold
-from skinmm.training import calibrate, run_folder
-from skinmm.training import distributed as launch
-from skinmm.training.fold import Fold
+from skinmm.training.calibrate import pool_folds, write_evaluation
+from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
+from skinmm.training.fold import train_fold
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS
-from skinmm.training.trainer import quiet
+from skinmm.training.run_folder import RunFolder, read_metrics, write_json
+from skinmm.training.trainer import silence_libraries
+
+TASKS: Final[dict[str, Callable[[Config, RunFolder], dict[str, Any]]]] = {
+    "classification": train_fold
+}
+"""Functions that train one fold, by `task`; optional tasks add themselves."""
 
 
-def fit(config: Config, run: Path) -> dict[str, Any]:
-    """Trains, tests and reports what a configuration asks for.
+def fit(config: Config, path: Path) -> dict[str, Any]:
+    """Train, test and report a configuration.
 
-    What was in the folder is only touched once everything that can be refused has been.
+    An existing run in the folder is only changed when all checks have passed.
 
     Args:
         config: the checked configuration; `data.fold=all` runs every fold and pools the test rows,
-            `resume` continues from what the folder holds.
-        run: the run folder; made here.
+            `resume` continues the run in the folder.
+        path: the run folder; created if missing.
 
     Returns:
-        The content of the run's metrics.json; in another process than rank 0 nothing.
+        The content of the run's metrics.json; empty on other processes than rank 0.
 
     Raises:
         InputError: an unknown component or argument, data that cannot be used, a folder in use.
-        KeyboardInterrupt: after a usable `checkpoints/last.ckpt` was left.
+        KeyboardInterrupt: a usable `checkpoints/last.ckpt` was written before.
     """
-    quiet()
-    threads = torch.get_num_threads()
+    silence_libraries()
     check_components(config)
-    if _leads() and not config.resume:
-        run_folder.refuse_in_use(run, overwrite=config.overwrite)
+    run = RunFolder(path, config)
+    if is_leader() and not run.is_resumed:
+        run.require_unused()
+    threads = torch.get_num_threads()
     try:
-        return _fit(config, run)
+        return fit_all_folds(run) if config.data.fold == "all" else TASKS[config.task](config, run)
     except Exception as error:
-        raise launch.failed(error, run) from error
+        raise shared_failure(error, path) from error
     finally:
-        torch.set_num_threads(threads)  # small networks have changed it
-        # Or the next run of a sweep would wait for ours; torchrun's processes stay together.
-        if torch.distributed.is_initialized() and not launch.by_torchrun():
+        torch.set_num_threads(threads)
+        # The next run of a sweep starts its own processes; those of torchrun stay together.
+        if torch.distributed.is_initialized() and not is_torchrun():
             torch.distributed.destroy_process_group()
 
 
-def _fit(config: Config, run: Path) -> dict[str, Any]:
-    if config.data.fold == "all":
-        return _fit_all(config, run)
-    fold = (MaskFold if config.task == "segmentation" else Fold).assemble(config, run)
-    _open(run, config)
-    return fold.run_through()
-
-
-def finished(config: Config, run: Path) -> bool:
-    """Whether a run that is to be resumed has nothing left to do; missing reports are made.
-
-    Args:
-        config: as `resumed` gives it: more epochs, more patience or another logger are something
-            to do, but for folds that have finished.
-        run: its folder.
-    """
-    for metrics in sorted(run.rglob("metrics.json")):
-        if not metrics.with_name("report.html").is_file():
-            write_report(metrics.parent)
-    whole = config.data.fold == "all"
-    folds = range(config.data.folds if whole else 0)
-    places = [run, *(run_folder.fold_folder(run, number) for number in folds)]
-    if not all((place / "metrics.json").is_file() for place in places):
-        return False
-    kept, wanted = read_config(run / "config.yaml"), config.trainer
-    more = wanted.max_epochs > kept.trainer.max_epochs or wanted.patience > kept.trainer.patience
-    more = more or config.logger != kept.logger
-    if whole and more:
-        told = "finished folds are not trained on; overwrite=true starts again"
-        print(f"WARNING: {run}: {told}", file=sys.stderr)  # noqa: T201
-    return whole or not more
-
-
 def check_components(config: Config) -> None:
-    """Refuses an unknown component or argument before any data is read.
+    """Check the names and arguments of all components before any data is read.
 
     Raises:
         InputError: names the component, the argument and the choices.
@@ -116,81 +81,72 @@ def check_components(config: Config) -> None:
     check_component(MIXES, "mix", config.mix)
     optimizer = Component(config.optimizer.name, config.optimizer.args)
     check_component(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
-    # Lightning makes the real one when the run has begun; what it would refuse is refused here.
-    one = [torch.nn.Parameter(torch.zeros(1))]
-    build_component(OPTIMIZERS, "optimizer", config.optimizer, params=one, lr=config.optimizer.lr)
+    # Lightning builds the optimiser after the run has started; bad arguments have to fail here.
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    build_component(
+        OPTIMIZERS, "optimizer", config.optimizer, params=parameters, lr=config.optimizer.lr
+    )
 
 
-def _leads() -> bool:
-    """Whether this process is rank 0, the only one that writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def is_finished(config: Config, path: Path) -> bool:
+    """Return whether a run to be resumed has nothing left to do; write missing reports.
+
+    Args:
+        config: as `resumed` returns it. More epochs, more patience or another logger are work to
+            do, except for the finished folds of `data.fold=all`.
+        path: the run folder.
+    """
+    for metrics in sorted(path.rglob("metrics.json")):
+        if not metrics.with_name("report.html").is_file():
+            write_report(metrics.parent)
+    run = RunFolder(path, config)
+    has_folds = config.data.fold == "all"
+    folds = [run.fold(number) for number in range(config.data.folds if has_folds else 0)]
+    if not all(folder.is_finished for folder in (run, *folds)):
+        return False
+    before, now = read_config(path / "config.yaml"), config
+    is_longer = now.trainer.max_epochs > before.trainer.max_epochs
+    is_longer = is_longer or now.trainer.patience > before.trainer.patience
+    has_more = is_longer or now.logger != before.logger
+    if has_folds and has_more:
+        warn(f"{path}: finished folds are not trained further; overwrite=true starts again")
+    return has_folds or not has_more
 
 
-def _open(run: Path, config: Config) -> None:
-    """Makes the folder; from here on it is a run that can be resumed."""
-    if _leads():
-        if not config.resume:
-            run_folder.clear(run)
-        _take_down(run)
-        write_config(run / "config.yaml", config)
-    if launch.by_torchrun():
-        if _leads():
-            launch.announce(config, run)
-        launch.meet(run, config.trainer.timeout)
+def fit_all_folds(run: RunFolder) -> dict[str, Any]:
+    """Train every fold that a resumed run has not finished, and pool the test rows."""
+    for number in range(run.config.data.folds):
+        fold = run.fold(number)
+        if not (run.is_resumed and fold.is_finished):
+            train_fold(fold.config, fold)
+    return evaluate_all_folds(run) if is_leader() else {}
 
 
-def _take_down(run: Path) -> None:
-    """Of a finished run that goes on, the pages first: none may lie beside other metrics."""
-    for name in ("report.html", "card.md", "metrics.json"):
-        (run / name).unlink(missing_ok=True)
-
-
-def _fit_all(config: Config, run: Path) -> dict[str, Any]:
-    """Every fold in a folder of its own; those that a resumed run has finished are not repeated."""
-    opened = False
-    for number in range(config.data.folds):
-        place = run_folder.fold_folder(run, number)
-        if config.resume and (place / "metrics.json").is_file():
-            continue
-        fold = Fold.assemble(replace(config, data=replace(config.data, fold=number)), place, run)
-        if (fold.data.cohort.loc[fold.data.rows("test"), "fold"] < 0).all():
-            raise InputError(
-                "data.fold=all pools the folds' test rows, but these data fix the test part; "
-                "choose one data.fold"
-            )
-        if not opened:
-            _open(run, config)
-            opened = True
-        if _leads():
-            print(f"fold {number} of {config.data.folds}", flush=True)  # noqa: T201
-            place.mkdir(exist_ok=True)
-            _take_down(place)
-        fold.run_through()
-    return _pool(config, run) if _leads() else {}
-
-
-def _pool(config: Config, run: Path) -> dict[str, Any]:
-    """The folds' test rows as one cohort, judged at the mean of their thresholds."""
-    places = [run_folder.fold_folder(run, number) for number in range(config.data.folds)]
-    metrics = [run_folder.read_metrics(place) for place in places]
+def evaluate_all_folds(run: RunFolder) -> dict[str, Any]:
+    """Evaluate the folds' test rows as one cohort, at the mean of the folds' thresholds."""
+    folds = [run.fold(number).path for number in range(run.config.data.folds)]
+    metrics = [read_metrics(fold) for fold in folds]
     positive = metrics[0]["positive"]
     names = [name for name in metrics[0] if name == "test" or name.startswith("missing_")]
-    files = {name: [place / "predictions" / f"{name}.csv" for place in places] for name in names}
     parts = {
-        name: calibrate.pool([read_predictions(file, positive=positive) for file in each])
-        for name, each in files.items()
+        name: pool_folds(
+            [
+                read_predictions(fold / "predictions" / f"{name}.csv", positive=positive)
+                for fold in folds
+            ]
+        )
+        for name in names
     }
+    thresholds = [Threshold(**fold["threshold"]) for fold in metrics]
     facts = {
         "initialisation": metrics[0]["initialisation"],
         "classes": metrics[0]["classes"],
         "positive": positive,
-        "threshold": asdict(
-            average_thresholds([Threshold(**each["threshold"]) for each in metrics])
-        ),
-        "folds": [{"fold": number, "test": each["test"]} for number, each in enumerate(metrics)],
+        "threshold": asdict(average_thresholds(thresholds)),
+        "folds": [{"fold": number, "test": fold["test"]} for number, fold in enumerate(metrics)],
     }
-    _take_down(run)
-    pooled = calibrate.write_results(run, parts, config.evaluation, facts)
-    run_folder.write_json(run / "metrics.json", pooled)
-    write_report(run)
+    run.remove_results()
+    pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)
+    write_json(run.path / "metrics.json", pooled)
+    write_report(run.path)
     return pooled

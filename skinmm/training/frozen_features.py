@@ -1,4 +1,4 @@
-"""A frozen image network looks at every image once: its features are kept in a file."""
+"""Cached features of a frozen image network, which processes every image only once."""
 
 import hashlib
 import os
@@ -6,78 +6,89 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
+from skinmm.errors import print_line
 from skinmm.files import atomic_write
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
+from skinmm.training.run_folder import RunFolder
+from skinmm.training.trainer import use_one_thread
 
-UNCHANGING: Final = "none"  # the augmentation and the mixing that leave images alone
-
-
-def keeps_features(config: Config) -> bool:
-    """Whether the image network gives a row the same features in every epoch."""
-    changed = (config.augment.name, config.mix.name) != (UNCHANGING, UNCHANGING)
-    return config.model.freeze and not changed and config.evaluation.views == 1
+IDENTITY: Final = "none"  # name of the augmentation and of the mixing that change no image
+VECTORS: Final = 2  # dimensions of features that are one vector an image
 
 
-def keep_features(
-    config: Config, data: LesionData, network: Network, device: torch.device, folder: Path
+def load_features(
+    config: Config, data: LesionData, network: Network, trainer: pl.Trainer, run: RunFolder
 ) -> None:
-    """Lets the data hand out features for images, from the file that holds them or is made now.
+    """Let the data load features instead of images, if those are the same in every epoch.
 
-    The file's name is a digest of the network's weights and settings and of the image files: other
-    weights or other files are another name.
-
-    Args:
-        config: the whole configuration.
-        data: whose rows are looked at.
-        network: whose image network is frozen.
-        device: where it runs.
-        folder: of the file.
+    The features are computed unless the cache contains their file.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    if network.image is None or not keeps_features(config):
+    if network.image is None or not has_constant_features(config):
         return
-    file = folder / f"{config.model.name}-{_digest(config, data, network.image)}.npy"
-    if not file.is_file():
-        print(f"features of {len(data.used_rows)} images: {file}", flush=True)  # noqa: T201
-        _write(file, data, network.to(device), device)
-    data.features = np.load(file, mmap_mode="r")
+    folder = Path(config.model.cache or run.root.path / "features")
+    file = cache_features(config, data, network, trainer.strategy.root_device, folder)
+    features = np.load(file, mmap_mode="r")
+    data.use_features(features)
+    if features.ndim == VECTORS:
+        use_one_thread()
 
 
-def _write(file: Path, data: LesionData, network: Network, device: torch.device) -> None:
-    """Looks at all rows, and renames the file once it is whole."""
-    kept: np.ndarray | None = None
-    file.parent.mkdir(parents=True, exist_ok=True)
+def has_constant_features(config: Config) -> bool:
+    """Return whether the image network gives an image the same features in every epoch."""
+    is_changed = (config.augment.name, config.mix.name) != (IDENTITY, IDENTITY)
+    return config.model.freeze and not is_changed and config.evaluation.views == 1
+
+
+def cache_features(
+    config: Config, data: LesionData, network: Network, device: torch.device, folder: Path
+) -> Path:
+    """Return the file with the features of all used rows; compute it if it is missing.
+
+    Its name contains a digest of the network's weights, the settings and the image files.
+    """
+    file = (
+        folder / f"{config.model.name}-{_digest(config, data, network.get_submodule('image'))}.npy"
+    )
+    if file.is_file():
+        return file
+    print_line(f"features of {len(data.used_rows)} images: {file}")
+    features: np.ndarray | None = None
+    network.to(device)
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
-                seen = network.encode_image(batch["image"].to(device)).float().cpu().numpy()
-            if kept is None:
-                shape = (len(data.used_rows), *seen.shape[1:])
-                kept = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-            kept[batch["row"].numpy()] = seen
+                values = network.encode_image(batch["image"].to(device)).float().cpu().numpy()
+            if features is None:
+                shape = (len(data.used_rows), *values.shape[1:])
+                features = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            features[batch["row"].numpy()] = values
+    return file
 
 
 def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
-    """Of everything that the features are a function of."""
+    """Return a digest of everything that the features depend on."""
     digest = hashlib.sha256()
     model = config.model
     tokens = FUSIONS[config.fusion.name].tokens
     finder = data.finder.digest if data.finder else None
     pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
-    said: list[Any] = [model.name, model.args, *pixels, tokens]
+    settings: list[Any] = [model.name, model.args, *pixels, tokens]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)
     states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
-    digest.update(repr((said, paths, states)).encode())
+    digest.update(repr((settings, paths, states)).encode())
     for name, value in image.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

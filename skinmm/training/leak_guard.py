@@ -1,74 +1,146 @@
-"""What a run has seen that is gone on with, or whose weights are: nothing of it may be judged."""
+"""Checks before training: no evaluated row may have influenced the model, in this run or before.
+
+A resumed run must continue with its own split, and a checkpoint that training starts from must not
+have been trained on rows that are evaluated now.
+"""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
-from skinmm.config import ModelConfig, read_config
+from skinmm.config import Config, ModelConfig, read_config
+from skinmm.data.audit import audit
+from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError
-from skinmm.models.checkpoint import is_checkpoint
+from skinmm.models.checkpoint import is_checkpoint, load_card
+from skinmm.models.lesion_finder import LesionFinder
+from skinmm.training.run_folder import RunFolder
 
-OWNERS: Final = ("patient_id", "lesion_id")  # names that mean the same within a source only
-
-
-def seen_before(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
-    """Sentences on rows judged here that steered the weights which training begins with.
-
-    Args:
-        model: what `pretrained` names; only a run's checkpoint has seen lesions.
-        cohort: canonical rows with their `part`.
-    """
-    seen: list[pd.DataFrame] = []
-    path = Path(str(model.pretrained))
-    while is_checkpoint(path) or (seen and path.suffix == ".ckpt"):  # gone, but it had been one
-        run = path.resolve().parents[1]
-        record, settings = run / "cohort.csv", run / "config.yaml"
-        if gone := next((file for file in (record, settings) if not file.is_file()), None):
-            return [f"what {path} was trained on is not known: {gone} is not there"]
-        seen.append(pd.read_csv(record, dtype=str))
-        path = Path(str(read_config(settings).model.pretrained))  # a run of a run has seen both's
-    if not seen:
-        return []
-    theirs = pd.concat(seen, ignore_index=True)
-    theirs = theirs[theirs["part"].isin(["train", "val"])]
-    judged = cohort[cohort["part"].isin(["val", "test"])].astype(str)
-    known = judged["image_id"].isin(theirs["image_id"])
-    for name in OWNERS:
-        owned = theirs.dropna(subset=[name])
-        known |= pd.Index(judged["source"] + "\0" + judged[name]).isin(
-            owned["source"] + "\0" + owned[name]
-        )
-    if not known.any():
-        return []
-    rows = f"{int(known.sum())} of {len(judged)} rows to validate or test, or their lesions or"
-    return [f"{rows} patients, trained what model.pretrained names"]
+OWNERS: Final = ("patient_id", "lesion_id")  # ids that are unique within a source only
 
 
-def refuse_another_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
-    """Refuses to go on with other rows, or the same in other parts: what was learnt may be judged.
-
-    Args:
-        file: a run's cohort.csv, if it has one yet.
-        cohort: the rows that are to be gone on with.
-        column: `part`, or of another fold's run `fold`.
+def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
+    """Return the content of audit.json.
 
     Raises:
-        InputError: the rows differ, or some stand elsewhere.
+        InputError: the split leaks, and `data.allow_leaks` is false.
+    """
+    findings = audit(
+        data.cohort, positive=data.positive, columns=config.data.columns, fitted_on=data.fitted_on
+    )
+    findings["leaks"] += rows_seen_in_training(config.model, data.cohort)
+    if findings["leaks"] and not config.data.allow_leaks:
+        raise InputError(
+            f"the split leaks: {'; '.join(findings['leaks'][:3])}; correct the data, or set "
+            "data.allow_leaks=true (audit.json and the report will mention it)"
+        )
+    return {"allow_leaks": config.data.allow_leaks, **findings}
+
+
+def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
+    """Return sentences about evaluated rows that `model.pretrained` was trained on.
+
+    Args:
+        model: its `pretrained` may name the checkpoint of a run.
+        cohort: canonical rows with their `part`.
+    """
+    cohorts: list[pd.DataFrame] = []
+    path = Path(str(model.pretrained))
+    # A run may itself have started from a run; a checkpoint deleted since then still counts.
+    while is_checkpoint(path) or (cohorts and path.suffix == ".ckpt"):
+        run = path.resolve().parents[1]
+        files = (run / "cohort.csv", run / "config.yaml")
+        if missing := next((file for file in files if not file.is_file()), None):
+            return [f"the training rows of {path} are unknown: {missing} is missing"]
+        cohorts.append(pd.read_csv(files[0], dtype=str))
+        path = Path(str(read_config(files[1]).model.pretrained))
+    if not cohorts:
+        return []
+    trained = pd.concat(cohorts, ignore_index=True)
+    trained = trained[trained["part"].isin(["train", "val"])]
+    evaluated = cohort[cohort["part"].isin(["val", "test"])].astype(str)
+    overlaps = evaluated["image_id"].isin(trained["image_id"])
+    for name in OWNERS:
+        owned = trained.dropna(subset=[name])
+        overlaps |= pd.Index(evaluated["source"] + "\0" + evaluated[name]).isin(
+            owned["source"] + "\0" + owned[name]
+        )
+    if not overlaps.any():
+        return []
+    rows = f"{int(overlaps.sum())} of {len(evaluated)} validation and test rows share an image, a"
+    return [f"{rows} lesion or a patient with the training rows of model.pretrained"]
+
+
+def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
+    """Require that a run continues with the rows and parts that it started with.
+
+    Args:
+        file: the run's cohort.csv; nothing is checked if it does not exist.
+        cohort: canonical rows of the continued run.
+        column: `part`, or `fold` for the run of another fold.
+
+    Raises:
+        InputError: the rows differ, or some are in another part.
     """
     if not file.is_file():
         return
-    kept, found = (
-        # Which rows of its part a limit took matters to no one who judges.
+    before, now = (
+        # Which training rows data.limit took does not matter to the evaluation.
         table.set_index("image_id")[column].astype(str).replace(UNUSED, "train").sort_index()
         for table in (pd.read_csv(file, dtype={"image_id": str}), cohort)
     )
-    if not kept.equals(found):
-        shared = kept.index.intersection(found.index)
-        moved = int((kept[shared] != found[shared]).sum())
+    if not before.equals(now):
+        shared = before.index.intersection(now.index)
+        moved = int((before[shared] != now[shared]).sum())
         raise InputError(
-            f"{file.parent} was begun with {len(kept)} rows; now there are {len(found)}, {moved} "
-            "of them in another part, so that rows trained on would be judged. Bring back the data "
-            "that it was begun with, or begin another run"
+            f"{file.parent} was started with {len(before)} rows; now there are {len(now)}, {moved} "
+            "of them in another part, so training rows would be evaluated. Restore the data that "
+            "it was started with, or start another run"
         )
+
+
+def require_usable_split(data: LesionData, run: RunFolder) -> None:
+    """Require both kinds of rows in every part, the split of a resumed run, and poolable folds.
+
+    Raises:
+        InputError: the split cannot be trained on, evaluated or continued.
+    """
+    if run.is_resumed:
+        require_same_split(run.path / "cohort.csv", data.cohort, "part")
+        if run.parent:
+            require_same_split(run.parent.fold(0).path / "cohort.csv", data.cohort, "fold")
+    columns = [data.classes.index(name) for name in data.positive]
+    for part in ("train", "val", "test"):
+        malignant = np.isin(data.targets[data.rows(part)], columns)
+        if malignant.all() or not malignant.any():
+            kind = "benign" if malignant.any() else "malignant"
+            raise InputError(
+                f"no {kind} row among the {len(malignant)} of part '{part}'; "
+                "use fewer data.folds, another data.split_seed or a larger cohort"
+            )
+    if run.parent and (data.cohort.loc[data.rows("test"), "fold"] < 0).all():
+        raise InputError(
+            "data.fold=all pools the folds' test rows, but these data fix the test part; "
+            "choose one data.fold"
+        )
+
+
+def require_same_finder(config: Config, run: RunFolder) -> None:
+    """Require that all folds and restarts of a run find lesions with the same network.
+
+    Raises:
+        InputError: `data.segmenter` names another checkpoint than when the run was started.
+    """
+    if not config.data.segmenter:
+        return
+    checkpoints = sorted(run.root.path.rglob("last.ckpt"))[:1] if run.is_resumed else []
+    digest = LesionFinder.load(Path(config.data.segmenter)).digest
+    for card in (load_card(path)[0] for path in checkpoints):
+        if card.segmenter and card.segmenter["digest"] != digest:
+            raise InputError(
+                f"data.segmenter={config.data.segmenter}: the run was started with another "
+                f"checkpoint, whose SHA-256 is {card.segmenter['digest']}; restore that file"
+            )

@@ -1,4 +1,4 @@
-"""Batches whose lesions are mixed in pairs: image, record and target alike."""
+"""Mixup and CutMix of images and records."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 
 
 class Mixed(NamedTuple):
-    """A batch, the targets that were mixed in, and the share of the batch's own targets."""
+    """Mixed batch, targets of the partners, and the share of the original targets."""
 
     batch: Batch
     partners: Int[Tensor, " b"]
@@ -22,62 +22,62 @@ class Mixed(NamedTuple):
 
 
 class Mix(Protocol):
-    """What every entry of `MIXES` answers, drawing from torch's generator of the CPU."""
+    """Interface of the entries of `MIXES`; random numbers come from torch's CPU generator."""
 
     def __call__(self, batch: Batch) -> Mixed:
-        """Mixes a batch; `row` and `target` stay as they are."""
+        """Mix a batch; `row` and `target` are unchanged."""
 
 
 @dataclass(frozen=True)
 class NoMix:
-    """Every lesion alone."""
+    """No mixing."""
 
     def __call__(self, batch: Batch) -> Mixed:
-        """The batch itself."""
+        """Return the batch unchanged."""
         return Mixed(batch, batch["target"], 1.0)
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A mix whose share is drawn from Beta(alpha, alpha)."""
+class _BetaMix:
+    """Mix whose share is drawn from Beta(alpha, alpha)."""
 
     alpha: float
 
     def __post_init__(self) -> None:
-        """Refuses an alpha out of bounds."""
+        """Check alpha."""
         if not self.alpha > 0:
             raise InputError(f"mix argument alpha={self.alpha}: must be above 0")
 
 
 @dataclass(frozen=True)
-class Mixup(_Drawn):
-    """Weighted means of two lesions (Zhang et al. 2018, arXiv:1710.09412).
+class Mixup(_BetaMix):
+    """Weighted mean of two lesions (Zhang et al. 2018, arXiv:1710.09412).
 
     Attributes:
-        alpha: of the Beta(alpha, alpha) that the share is drawn from, above 0.
+        alpha: parameter of Beta(alpha, alpha), above 0.
     """
 
     alpha: float = 0.2
 
     def __call__(self, batch: Batch) -> Mixed:
-        """Mixes every row with another one of the batch."""
+        """Mix every row with another row of the batch."""
         share, order = _beta(self.alpha), _order(batch)
-        blended = {name: _blend(batch[name], order, share) for name in _mixed_in(batch)}
+        blended = {name: _blend(batch[name], order, share) for name in _inputs(batch)}
         return Mixed({**batch, **_shown(batch, order), **blended}, batch["target"][order], share)
 
 
 @dataclass(frozen=True)
-class CutMix(_Drawn):
-    """A rectangle of another lesion (Yun et al. 2019, arXiv:1905.04899), its record in proportion.
+class CutMix(_BetaMix):
+    """Rectangle of another image, record in proportion (Yun et al. 2019, arXiv:1905.04899).
 
     Attributes:
-        alpha: of the Beta(alpha, alpha) that the share is drawn from, above 0.
+        alpha: parameter of Beta(alpha, alpha), above 0.
     """
 
     alpha: float = 1.0
 
     def __call__(self, batch: Batch) -> Mixed:
-        """Pastes into every picture of the batch the same rectangle of another one."""
+        """Paste the same rectangle of another image into every image of the batch."""
         image, order = batch.get("image"), _order(batch)
         share, pasted = _beta(self.alpha), batch
         if image is not None:
@@ -86,7 +86,7 @@ class CutMix(_Drawn):
             image[..., top:bottom, left:right] = batch["image"][order][..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / image[0, 0].numel()
             pasted = {**batch, "image": image}
-        others = [name for name in _mixed_in(batch) if name != "image"]
+        others = [name for name in _inputs(batch) if name != "image"]
         blended = {name: _blend(batch[name], order, share) for name in others}
         return Mixed({**pasted, **_shown(batch, order), **blended}, batch["target"][order], share)
 
@@ -94,13 +94,13 @@ class CutMix(_Drawn):
 MIXES: Final[dict[str, Callable[..., Mix]]] = {"none": NoMix, "mixup": Mixup, "cutmix": CutMix}
 
 
-def _mixed_in(batch: Batch) -> list[str]:
-    """What is averaged: everything that a network looks at."""
+def _inputs(batch: Batch) -> list[str]:
+    """Return the names of the network's inputs."""
     return [name for name in batch if name not in ("row", "target", "shown")]
 
 
 def _shown(batch: Batch, order: Int[Tensor, " b"]) -> Batch:
-    """A picture that was withheld stays so, and withholds its partner's."""
+    """Return that an image is missing if it or its partner's is missing."""
     shown = batch.get("shown")
     return {} if shown is None else {"shown": shown & shown[order]}
 
@@ -116,7 +116,7 @@ def _order(batch: Batch) -> Int[Tensor, " b"]:
 
 
 def _blend(values: Tensor, order: Int[Tensor, " b"], share: float) -> Tensor:
-    """A weighted mean, in the values' own type: pictures stay uint8."""
+    """Return the weighted mean in the type of the values: images stay uint8."""
     if not values.is_floating_point():
         mean = torch.lerp(values[order].float(), values.float(), share)
         return mean.round().to(values.dtype)
@@ -124,7 +124,7 @@ def _blend(values: Tensor, order: Int[Tensor, " b"], share: float) -> Tensor:
 
 
 def _cut(side: int, share: float) -> tuple[int, int]:
-    """The bounds of a cut along one side, around a centre drawn anywhere."""
+    """Return the bounds of the rectangle along one side, around a random centre."""
     half = round(side * (1 - share) ** 0.5) // 2
     centre = int(torch.randint(side, ()))
     return max(centre - half, 0), min(centre + half, side)

@@ -1,10 +1,11 @@
-"""The run folder: what is in it, and that nothing in it is lost by accident."""
+"""The run folder: its paths and files, and protection against overwriting a run by accident."""
 
 import json
 import os
 import platform
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm import __version__
+from skinmm.config import Config, write_config
 from skinmm.errors import InputError
 from skinmm.files import atomic_write
 
@@ -43,61 +45,113 @@ PACKAGES: Final = (
 )
 
 
-def refuse_in_use(run: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that holds a run; with `overwrite` one that something else is in.
+@dataclass
+class RunFolder:
+    """Folder of a run, or of one fold of a run with `data.fold=all`.
 
-    Raises:
-        InputError: it does.
+    Attributes:
+        path: the folder.
+        config: configuration of what it contains.
+        parent: folder of the whole run, if this is one of its folds.
+        is_open: whether this process has prepared it for writing.
     """
-    held = _held(run)
-    if held and overwrite and not (run / "config.yaml").is_file():
-        raise InputError(
-            f"{run} holds {', '.join(path.name for path in held)} but no config.yaml, so it is no "
-            "run that overwrite=true may replace; choose another hydra.run.dir"
-        )
-    if held and not overwrite:
-        raise InputError(
-            f"{run} holds a run already; choose another hydra.run.dir, set overwrite=true, or "
-            "continue it with resume="
-        )
 
+    path: Path
+    config: Config
+    parent: "RunFolder | None" = None
+    is_open: bool = False
 
-def clear(run: Path) -> None:
-    """Makes the run's folder; of a run that was there nothing is left, other files stay."""
-    for path in _held(run):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    run.mkdir(parents=True, exist_ok=True)
+    @property
+    def root(self) -> "RunFolder":
+        """Folder of the whole run."""
+        return self.parent or self
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the run continues an earlier one."""
+        return self.config.resume is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether metrics.json, which is written last, exists."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint of the best epoch."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Checkpoint that a resumed run continues from; None: it starts at the first epoch."""
+        path = self.path / "checkpoints" / "last.ckpt"
+        return path if self.is_resumed and path.is_file() else None
+
+    def fold(self, number: int) -> "RunFolder":
+        """Return the folder of one fold."""
+        config = replace(self.config, data=replace(self.config.data, fold=number))
+        return RunFolder(fold_folder(self.path, number), config, parent=self)
+
+    def prepare(self) -> None:
+        """Create the folder, remove an earlier run's files, and write config.yaml."""
+        if not self.is_resumed and not self.parent:
+            for path in _contents(self.path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.remove_results()
+        write_config(self.path / "config.yaml", self.config)
+
+    def remove_results(self) -> None:
+        """Remove report, card and metrics, so that none of them remains next to newer files."""
+        for name in ("report.html", "card.md", "metrics.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def require_unused(self) -> None:
+        """Require a folder without a run; `overwrite` allows a run, but no other files.
+
+        Raises:
+            InputError: the folder is in use.
+        """
+        contents = _contents(self.path)
+        if contents and self.config.overwrite and not (self.path / "config.yaml").is_file():
+            raise InputError(
+                f"{self.path} contains {', '.join(path.name for path in contents)} but no "
+                "config.yaml, so it is not a run that overwrite=true may replace; choose another "
+                "hydra.run.dir"
+            )
+        if contents and not self.config.overwrite:
+            raise InputError(
+                f"{self.path} contains a run; choose another hydra.run.dir, set overwrite=true, or "
+                "continue it with resume="
+            )
 
 
 def fold_folder(run: Path, fold: int) -> Path:
-    """Where `data.fold=all` keeps the run of one fold."""
+    """Return the folder of one fold of a run with `data.fold=all`."""
     return run / f"fold_{fold}"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes readable JSON, whole or not at all; missing numbers are null, never NaN."""
+    """Write readable JSON atomically; missing numbers are null, never NaN."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_write(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """A finished run's metrics.json."""
+    """Return the content of a finished run's metrics.json."""
     content: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     return content
 
 
 def write_cohort(run: Path, cohort: pd.DataFrame) -> None:
-    """Writes the canonical rows with their part and fold."""
+    """Write the canonical rows with their part and fold."""
     with atomic_write(run / "cohort.csv") as partial:
         cohort.to_csv(partial, index=False, float_format="%.9g")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a reader needs to repeat a run: command, versions, machine."""
+    """Return the command, versions and machine that are needed to repeat a run."""
     return {
         "skinmm": __version__,
         "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
@@ -109,10 +163,11 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _held(run: Path) -> list[Path]:
-    found = [run / name for name in CONTENTS if (run / name).exists()]
+def _contents(run: Path) -> list[Path]:
+    """Return the files and folders of an earlier run."""
+    paths = [run / name for name in CONTENTS if (run / name).exists()]
     folds = [path for path in run.glob("fold_*") if path.name.removeprefix("fold_").isdecimal()]
-    return [*found, *sorted(folds)]
+    return [*paths, *sorted(folds)]
 
 
 def _version(package: str) -> str | None:

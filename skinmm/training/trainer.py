@@ -1,4 +1,4 @@
-"""The Lightning Trainer that a configuration asks for, and how long it will be busy."""
+"""The Lightning Trainer of a configuration, its loggers and process-wide settings."""
 
 import copy
 import logging
@@ -19,59 +19,54 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
 
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
-from skinmm.training import distributed
-from skinmm.training.averaging import WeightAverage
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
+    AverageWeights,
     EpochLines,
     History,
     Patience,
     RunCheckpoints,
 )
+from skinmm.training.distributed import is_torchrun
 from skinmm.training.module import Classifier
-from skinmm.training.wandb_upload import share
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-EVALUATION_COST: Final = 0.25  # of a training step's, a row: no gradients, 16-bit
+EVALUATION_COST: Final = 0.25  # of a row, relative to training: no gradients, 16 bit
+THREADS: Final = torch.get_num_threads()
 
 
 def build_trainer(config: Config, run: Path) -> pl.Trainer:
-    """The trainer of one fold.
-
-    Args:
-        config: the whole configuration.
-        run: the fold's folder.
+    """Build the trainer of one fold, with its callbacks and loggers.
 
     Raises:
         InputError: an accelerator or a number of devices that this machine does not have.
     """
     options = config.trainer
-    accelerator = _accelerator(options.accelerator)
-    devices, nodes = _processes(options.devices, accelerator)
-    together = options.strategy == "ddp" or devices * nodes > 1
-    if options.sync_batchnorm and together and accelerator == "cpu":
-        raise InputError("trainer.sync_batchnorm=true: torch has it for GPUs only")
-    # Where torchrun did not start the processes, Lightning does, whatever a cluster's queue says.
-    started = [] if distributed.by_torchrun() else [LightningEnvironment()]
+    accelerator = _choose_accelerator(options.accelerator)
+    devices, nodes = _count_processes(options.devices, accelerator)
+    is_ddp = options.strategy == "ddp" or devices * nodes > 1
+    if options.sync_batchnorm and is_ddp and accelerator == "cpu":
+        raise InputError("trainer.sync_batchnorm=true: needs GPUs; torch has none for CPUs")
+    # Without torchrun Lightning starts the processes, also within the job of a cluster.
+    environments = [] if is_torchrun() else [LightningEnvironment()]
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=_ddp(config) if together else "auto",
-        precision=_precision(options.precision, accelerator),
+        strategy=_build_ddp(config) if is_ddp else "auto",
+        precision=_choose_precision(options.precision, accelerator),
         max_epochs=options.max_epochs,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip,
         limit_train_batches=options.limit_batches,
         limit_val_batches=options.limit_batches,
-        callbacks=_callbacks(config, run / "checkpoints"),
+        callbacks=_build_callbacks(config, run / "checkpoints"),
         logger=LOGGERS[config.logger.name](config, run),
-        plugins=[AtomicCheckpointIO(), *started],
+        plugins=[AtomicCheckpointIO(), *environments],
         deterministic="warn",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -81,126 +76,149 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     )
 
 
-def quiet() -> None:
-    """Leaves of Lightning's and timm's own lines those that someone has to act on."""
+def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Run `fit` or `test` of a trainer, and raise KeyboardInterrupt on Ctrl-C.
+
+    Lightning exits instead, after the callbacks have saved what they save.
+    """
+    try:
+        stage(*args, **options)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+
+
+def use_all_threads() -> None:
+    """Let torch use all threads again."""
+    torch.set_num_threads(THREADS)
+
+
+def use_one_thread() -> None:
+    """Let torch use one thread: the layers of a record are too small to share between threads."""
+    torch.set_num_threads(1)
+
+
+def silence_libraries() -> None:
+    """Hide the messages of Lightning and timm that require no action from the user."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "timm"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch to Lightning, not to us
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # What is logged of the validation split was gathered from all ranks before.
-    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # Lightning does not see that the sampler goes on where it was.
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before")
-    # model.freeze means it:
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    for message in (
+        ".*LeafSpec.*",  # addressed to Lightning
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        r"It is recommended to use `self\.log\(",  # logged values were gathered from all ranks
+        ".*Checkpoint directory .* exists and is not empty.*",
+        "You're resuming from a checkpoint that ended before",  # the sampler continues exactly
+        ".*in eval mode at the start of training.*",  # intended with model.freeze
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def expected_duration(
     module: Classifier, data: LesionData, trainer: pl.Trainer, epochs: int
 ) -> str:
-    """Predicts how long a run trains from three training steps of a copy of the network.
+    """Predict the training time from three training steps of a copy of the network.
 
-    Reading a batch in a loader process overlaps with computing, so the slower of the two counts.
+    Loader processes read a batch while another one is computed, so the slower of the two counts.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     loader = data.train_dataloader()
     keys = islice(loader.sampler, loader.batch_size or 1)
     batch = loader.collate_fn([loader.dataset[key] for key in keys])
-    reading = (time.perf_counter() - began) / max(loader.num_workers, 1)
+    reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
     device = trainer.strategy.root_device
     network, loss = copy.deepcopy(module.network).to(device), module.loss.to(device)
-    held = {name: value.to(device) for name, value in batch.items()}
+    batch = {name: value.to(device) for name, value in batch.items()}
+    seconds = []
     with torch.random.fork_rng():
-        steps = [_timed(lambda: _step(network, loss, held, trainer), device) for _ in range(3)]
-    step = max(min(steps[1:]), reading)
+        for _ in range(3):
+            start = time.perf_counter()
+            with trainer.precision_plugin.forward_context():
+                logits = network(*(batch.get(name) for name in ("image", "record", "shown")))
+                value = loss(logits, batch["target"])
+            value.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    step = max(min(seconds[1:]), reading)
     evaluation = len(data.rows("val")) / (loader.batch_size or 1) * step * EVALUATION_COST
-    return _said(epochs * (len(loader) * step + evaluation) / trainer.world_size)
+    return format_duration(epochs * (len(loader) * step + evaluation) / trainer.world_size)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which it has at least two."""
+    for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def device_name(trainer: pl.Trainer) -> str:
-    """What a run trains on, as its record says."""
+    """Return the name of the GPU, or the architecture of the CPU."""
     device = trainer.strategy.root_device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
-    """Hands the test metrics to the loggers."""
+    """Log the test metrics, as values of the last epoch and step."""
     values = {
         f"test/{name}": entry["value"]
         for name, entry in evaluation["metrics"].items()
         if entry["value"] is not None
     }
-    # Both counters stand on the next one by now; the test belongs to the last.
+    # After training, both counters have moved past the last epoch and step.
     values["epoch"] = max(trainer.current_epoch - 1, 0)
     for logger in trainer.loggers:
         logger.log_metrics(values, max(trainer.global_step - 1, 0))
 
 
-def share_run(trainer: pl.Trainer, run: Path, *, names: bool) -> None:
-    """Hands a judged run to W&B, if it reports there, and ends it: the next fold has its own."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            share(logger.experiment, run, names=names)
-            logger.experiment.finish()
-
-
-def _said(seconds: float) -> str:
-    """A duration in the largest unit of which there are at least two."""
-    sizes = [("h", 3600, 1), ("min", 60, 0)]
-    unit, size, digits = next((each for each in sizes if seconds >= 2 * each[1]), ("s", 1, 0))
-    return f"{seconds / size:.{digits}f} {unit}"
-
-
-def _callbacks(config: Config, checkpoints: Path) -> list[Callback]:
+def _build_callbacks(config: Config, folder: Path) -> list[Callback]:
     options = config.trainer
-    keeping = RunCheckpoints(
-        checkpoints, options.monitor, options.checkpoint_minutes, options.average_best
+    checkpoints = RunCheckpoints(
+        folder, options.monitor, options.checkpoint_minutes, options.average_best
     )
-    stopping = Patience(options.monitor, mode=keeping.mode, patience=options.patience)
-    average = [WeightAverage(options.ema)] if options.ema else []
+    stopping = Patience(options.monitor, mode=checkpoints.mode, patience=options.patience)
+    average = [AverageWeights(options.ema)] if options.ema else []
     lines = [EpochLines(options.monitor)] if options.progress else []
-    return [*average, stopping, keeping, *lines]
+    return [*average, stopping, checkpoints, *lines]
 
 
-def _accelerator(wish: str) -> str:
-    available = torch.cuda.is_available()
-    if wish == "gpu" and not available:
-        raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
-    return "gpu" if available and wish != "cpu" else "cpu"
-
-
-def _ddp(config: Config) -> DDPStrategy:
+def _build_ddp(config: Config) -> DDPStrategy:
     return DDPStrategy(
         timeout=timedelta(minutes=config.trainer.timeout),
-        # While the head learns alone, the image network has no gradients to wait for.
+        # During head_epochs the image network has no gradients to wait for.
         find_unused_parameters=config.optimizer.head_epochs > 0,
     )
 
 
-def _processes(wish: int | str, accelerator: str) -> tuple[int, int]:
-    """Processes on this machine, and machines; where torchrun started them, its numbers hold."""
-    if not distributed.by_torchrun():
-        return _devices(wish, accelerator), 1
-    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if wish not in ("auto", here):
-        raise InputError(f"trainer.devices={wish}: torchrun started {here} processes here")
-    return _devices(here, accelerator), everywhere // here
+def _choose_accelerator(setting: str) -> str:
+    is_available = torch.cuda.is_available()
+    if setting == "gpu" and not is_available:
+        raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
+    return "gpu" if is_available and setting != "cpu" else "cpu"
 
 
-def _devices(wish: int | str, accelerator: str) -> int:
+def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
+    """Return the processes on this machine, and the machines; torchrun has chosen both."""
+    if not is_torchrun():
+        return _count_devices(setting, accelerator), 1
+    local, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if setting not in ("auto", local):
+        raise InputError(f"trainer.devices={setting}: torchrun started {local} processes here")
+    return _count_devices(local, accelerator), total // local
+
+
+def _count_devices(setting: int | str, accelerator: str) -> int:
     available = torch.cuda.device_count()
-    if wish == "auto":
+    if setting == "auto":
         return available if accelerator == "gpu" else 1
-    if accelerator == "gpu" and int(wish) > available:
-        raise InputError(f"trainer.devices={wish}: this machine has {available} GPUs")
-    return int(wish)
+    if accelerator == "gpu" and int(setting) > available:
+        raise InputError(f"trainer.devices={setting}: this machine has {available} GPUs")
+    return int(setting)
 
 
-def _precision(wish: str, accelerator: str) -> Any:
-    if wish != "auto":
-        return PRECISIONS[wish]
+def _choose_precision(setting: str, accelerator: str) -> Any:
+    if setting != "auto":
+        return PRECISIONS[setting]
     if accelerator == "gpu":
         return PRECISIONS["bf16" if torch.cuda.is_bf16_supported() else "16"]
     return PRECISIONS["bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32"]
@@ -208,16 +226,16 @@ def _precision(wish: str, accelerator: str) -> Any:
 
 def _wandb(config: Config, run: Path) -> list[Logger]:
     options = config.logger
-    # A fold, or a run of a grid, is known by its parent's name too.
-    nested = run.name.isdecimal() or run.name.startswith("fold_")
-    begun = sorted((run / "wandb").glob("*run-*-*"))
+    # Folds, and runs of a grid, have names that are unique in their parent folder only.
+    is_nested = run.name.isdecimal() or run.name.startswith("fold_")
+    earlier = sorted((run / "wandb").glob("*run-*-*"))
     logger = WandbLogger(
-        name=f"{run.parent.name}/{run.name}" if nested else run.name,
+        name=f"{run.parent.name}/{run.name}" if is_nested else run.name,
         save_dir=run,
         project=options.project,
         entity=options.entity,
-        group=options.group or (run.parent.name if nested else None),
-        id=begun[-1].name.rpartition("-")[2] if begun and config.resume else None,
+        group=options.group or (run.parent.name if is_nested else None),
+        id=earlier[-1].name.rpartition("-")[2] if earlier and config.resume else None,
         resume="allow" if config.resume else None,
         config=to_mapping(config),
     )
@@ -233,18 +251,3 @@ LOGGERS: Final[dict[str, Callable[[Config, Path], list[Logger]]]] = {
     "wandb": _wandb,
     "none": lambda _, __: [],
 }
-
-
-def _step(network: Any, loss: Any, batch: dict[str, Tensor], trainer: pl.Trainer) -> None:
-    with trainer.precision_plugin.forward_context():
-        logits = network(*(batch.get(name) for name in ("image", "record", "shown")))
-        value = loss(logits, batch["target"])
-    value.backward()
-
-
-def _timed(call: Callable[[], None], device: torch.device) -> float:
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began

@@ -15,7 +15,7 @@ from quick_runs import ROOT, files_in, metrics_of, predictions_of, quick_train
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import load_card
-from skinmm.training.fold import _audited
+from skinmm.training.leak_guard import audit_split
 
 Captured = pytest.CaptureFixture[str]
 DEMO = ROOT / "skinmm" / "demo"
@@ -114,7 +114,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
             "data.target=diagnosis",
             "data.limit=2",
         ],
-        "data.limit=2: 3 classes need 3 rows at least",
+        "data.limit=2: must be at least the number of classes (3)",
     ),
     "a file name that is not UTF-8": (
         misspelt,
@@ -178,11 +178,12 @@ def test_an_unreadable_image_is_named_from_any_process(
 def test_an_encoder_fitted_on_test_rows_is_refused(tmp_path: Path) -> None:
     config = micro_config(data=table_cohort(tmp_path))
     data = LesionData(config, frozenset({"record"}))
-    assert _audited(data, config)["leaks"] == []
+    data.setup()
+    assert audit_split(data, config)["leaks"] == []
     patient = data.cohort["patient_id"].iloc[data.rows("train")[0]]
     data.cohort.loc[data.cohort["patient_id"] == patient, "part"] = "test"
     with pytest.raises(InputError, match="leaks: the record encoder was fitted on 2 rows"):
-        _audited(data, config)
+        audit_split(data, config)
 
 
 def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Captured) -> None:

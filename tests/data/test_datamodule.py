@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from dicom_files import dicom_from_jpeg
-from micro_runs import micro_config, table_cohort
+from micro_runs import micro_config, read_data, table_cohort
 from torch import Tensor
 
 from skinmm.config import Component, Config, DataConfig, ExtraCohort
@@ -42,7 +42,7 @@ def joined(parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def test_parts_share_no_patient_and_cover_the_cohort(table: DataConfig) -> None:
-    data = LesionData(micro_config(data=table), RECORD)
+    data = read_data(micro_config(data=table), RECORD)
     patients = [set(data.cohort["patient_id"].iloc[data.rows(part)]) for part in PARTS]
     assert sum(map(len, patients)) == len(set[str]().union(*patients)) == 60
     assert sum(len(data.rows(part)) for part in PARTS) == len(data.cohort) == 120
@@ -52,18 +52,18 @@ def test_parts_share_no_patient_and_cover_the_cohort(table: DataConfig) -> None:
 
 
 def test_the_encoder_knows_training_rows_alone(tmp_path: Path, table: DataConfig) -> None:
-    before = LesionData(micro_config(data=table), RECORD)
+    before = read_data(micro_config(data=table), RECORD)
     judged = np.concatenate([before.rows("val"), before.rows("test")])
     cells = [line.split(",") for line in (tmp_path / "cohort.csv").read_text().splitlines()]
     for row in judged:
         cells[row + 1][2:5] = ["5.0", "male", "palms/soles"]
     (tmp_path / "cohort.csv").write_text("\n".join(map(",".join, cells)))
-    after = LesionData(micro_config(data=table), RECORD)
+    after = read_data(micro_config(data=table), RECORD)
     np.testing.assert_array_equal(after.rows("train"), before.rows("train"))
     assert after.encoder.to_state() == before.encoder.to_state()
     assert sum(after.record_widths) == after.encoder.dim
     assert after.fitted_on == after.cohort["image_id"].iloc[after.rows("train")].tolist()
-    limited = LesionData(micro_config(data=replace(table, limit=10)), RECORD)
+    limited = read_data(micro_config(data=replace(table, limit=10)), RECORD)
     assert len(limited.fitted_on) == 10
 
 
@@ -71,10 +71,10 @@ def test_the_encoder_knows_training_rows_alone(tmp_path: Path, table: DataConfig
 def test_a_limit_takes_from_every_class_in_turn(
     table: DataConfig, limit: int | None, counts: list[int]
 ) -> None:
-    data = LesionData(micro_config(data=replace(table, limit=limit)), RECORD)
+    data = read_data(micro_config(data=replace(table, limit=limit)), RECORD)
     assert np.bincount(data.training_targets).tolist() == counts
     np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
-    again = LesionData(micro_config(data=replace(table, limit=limit)), RECORD)
+    again = read_data(micro_config(data=replace(table, limit=limit)), RECORD)
     first, second = (joined(batches(each, 0))["record"] for each in (data, again))
     assert torch.equal(first, second)
 
@@ -88,7 +88,7 @@ def test_the_prior_of_use_is_that_of_the_cohort_that_is_judged(
         for row in range(count):
             (tmp_path / "classes" / name / f"{name}{row}.jpg").touch()
     extra = ExtraCohort("image_folder", str(tmp_path / "classes"))
-    data = LesionData(micro_config(data=replace(table, extra=[extra])), RECORD)
+    data = read_data(micro_config(data=replace(table, extra=[extra])), RECORD)
     assert np.bincount(data.training_targets).tolist() == [48 + 5, 24 + 95]
     np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
 
@@ -100,17 +100,17 @@ def test_another_cohort_of_the_same_adapter_does_not_count_as_in_use(
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "cohort.csv").write_text(f"image,patient,target\n{rows}\n")
     extra = ExtraCohort("csv", str(tmp_path / "more"))
-    data = LesionData(micro_config(data=replace(table, extra=[extra])), RECORD)
+    data = read_data(micro_config(data=replace(table, extra=[extra])), RECORD)
     np.testing.assert_allclose(data.natural_prior, [2 / 3, 1 / 3])
 
 
 def test_a_model_of_records_asks_for_no_image(table: DataConfig) -> None:
-    data = LesionData(micro_config(data=table, workers=4), RECORD)
+    data = read_data(micro_config(data=table, workers=4), RECORD)
     loader = data.train_dataloader()
     assert loader.num_workers == 0
     assert set(next(iter(loader))) == {"row", "target", "record"}
     with pytest.raises(InputError, match="120 of 120 images are not on disk"):
-        LesionData(micro_config(data=table), BOTH)
+        read_data(micro_config(data=table), BOTH)
 
 
 def test_the_three_formats_give_the_same_training_batches(tmp_path: Path, pictures: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_three_formats_give_the_same_training_batches(tmp_path: Path, pictur
     suffixes, epochs = {"jpeg": ".jpg", "dicom": ".dcm", "tfrecord": ".tfrec#"}, []
     for image_format, suffix in suffixes.items():
         cohort = DataConfig(name="siim_isic", root=str(tmp_path), format=image_format)
-        data = LesionData(micro_config(data=cohort, batch_size=8), BOTH)
+        data = read_data(micro_config(data=cohort, batch_size=8), BOTH)
         assert data.cohort["path"].str.contains(suffix, regex=False).all()
         epochs.append(list(batches(data, 0)))
     assert len(epochs[0]) == 2
@@ -141,7 +141,7 @@ def test_the_three_formats_give_the_same_training_batches(tmp_path: Path, pictur
 
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_evaluation_hands_over_every_row_once_in_order_and_unaugmented(part: str) -> None:
-    data = LesionData(micro_config(eval_batch_size=50), BOTH)
+    data = read_data(micro_config(eval_batch_size=50), BOTH)
     seen = joined(iter(data.evaluation_loader(part)))
     rows = data.rows(part)
     assert seen["row"].tolist() == list(range(len(rows)))
@@ -157,8 +157,7 @@ def test_augmentation_follows_from_seed_epoch_and_place_whatever_the_processes()
     """Other libraries repeat an epoch's augmentations in the next where workers are used."""
     few = DataConfig(limit=12)
     alone, helped = (
-        LesionData(micro_config(data=few, batch_size=4, workers=workers), BOTH)
-        for workers in (0, 2)
+        read_data(micro_config(data=few, batch_size=4, workers=workers), BOTH) for workers in (0, 2)
     )
     loader: Any = helped.train_dataloader()  # its processes stay from epoch to epoch
     assert loader.persistent_workers
@@ -172,13 +171,13 @@ def test_augmentation_follows_from_seed_epoch_and_place_whatever_the_processes()
         {int(row): image for row, image in zip(e["row"], e["image"], strict=True)} for e in epochs
     )
     assert not any(torch.equal(first[row], second[row]) for row in first)
-    other = LesionData(replace(micro_config(data=few, batch_size=4), seed=1), BOTH)
+    other = read_data(replace(micro_config(data=few, batch_size=4), seed=1), BOTH)
     assert not torch.equal(joined(batches(other, 0))["image"], epochs[0]["image"])
 
 
 def placed(config: Config, rank: int, world: int) -> LesionData:
     """The datamodule of one rank, as Lightning's trainer would tell it."""
-    data = LesionData(config, RECORD)
+    data = read_data(config, RECORD)
     place = {"global_rank": rank, "world_size": world, "num_devices": world}
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(strategy=strategy, **place)  # type: ignore[assignment]
@@ -190,7 +189,7 @@ def test_ranks_share_the_rows_of_every_loader(table: DataConfig, world: int) -> 
     config = micro_config(data=table, batch_size=4)
     ranks = [placed(config, rank, world) for rank in range(world)]
     whole = replace(config, trainer=replace(config.trainer, batch_size=4 * world))
-    single = joined(batches(LesionData(whole, RECORD), 0))["row"].tolist()
+    single = joined(batches(read_data(whole, RECORD), 0))["row"].tolist()
     trained = [joined(batches(data, 0))["row"].tolist() for data in ranks]
     assert sorted(row for part in trained for row in part) == sorted(single)
     judged = [joined(iter(data.evaluation_loader("test")))["row"].tolist() for data in ranks]
@@ -200,9 +199,9 @@ def test_ranks_share_the_rows_of_every_loader(table: DataConfig, world: int) -> 
 
 def test_neighbours_share_the_cores() -> None:
     config = micro_config(workers=None)
-    alone = LesionData(config, BOTH).train_dataloader().num_workers
+    alone = read_data(config, BOTH).train_dataloader().num_workers
     many = placed(config, 0, 64)
-    many._inputs = BOTH
+    many.inputs = BOTH
     assert many.train_dataloader().num_workers == 1 <= alone <= 8
 
 
@@ -225,7 +224,7 @@ def test_bad_arguments_are_refused_before_data_is_read(
 def augmented(where: str, name: str) -> dict[str, Tensor]:
     """A training epoch as the network gets it."""
     config = replace(micro_config(augment_on=where), augment=Component(name))
-    data = LesionData(replace(config, data=replace(config.data, limit=24)), BOTH)
+    data = read_data(replace(config, data=replace(config.data, limit=24)), BOTH)
     handed = (data.on_after_batch_transfer(batch, 0) for batch in batches(data, 1))
     return joined(handed)
 
@@ -241,7 +240,7 @@ def test_pictures_augmented_after_the_loader_are_those_of_its_processes(name: st
 
 
 def test_what_is_judged_is_never_augmented() -> None:
-    data = LesionData(micro_config(augment_on="device"), BOTH)
+    data = read_data(micro_config(augment_on="device"), BOTH)
     batch = next(iter(data.evaluation_loader("val")))
     before = batch["image"].clone()
     assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], before)
@@ -251,7 +250,7 @@ def test_what_is_judged_is_never_augmented() -> None:
 @pytest.mark.parametrize("name", ["standard", "strong", "randaugment"])
 def test_a_gpu_augments_as_a_cpu_does(name: str) -> None:
     config = replace(micro_config(augment_on="device"), augment=Component(name))
-    data = LesionData(config, BOTH)
+    data = read_data(config, BOTH)
     batch = next(batches(data, 0))
     there = {key: values.cuda() for key, values in batch.items()}
     made, expected = (data.on_after_batch_transfer(each, 0)["image"] for each in (there, batch))

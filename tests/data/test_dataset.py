@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from skinmm.data.augment import apply_seeded, standard
-from skinmm.data.dataset import ImageError, LesionDataset, View, read_image
+from skinmm.data.dataset import ImageError, LesionDataset, View, load_image
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess
@@ -74,7 +74,7 @@ def test_only_a_sample_with_a_seed_is_augmented() -> None:
 
 def test_a_tfrecord_entry_is_the_picture_that_was_packed(tmp_path: Path) -> None:
     write_records(tmp_path / "train.tfrec", ["I0", "I1"])
-    pixels = read_image(f"{tmp_path}/train.tfrec#I1", View(SIZE))
+    pixels = load_image(f"{tmp_path}/train.tfrec#I1", View(SIZE))
     np.testing.assert_array_equal(pixels, decode(picture(1), size=SIZE))
 
 
@@ -82,9 +82,9 @@ def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
     frames = np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in (10, 200)])
     rows = {"NumberOfFrames": 2, "Rows": SIZE, "Columns": SIZE}
     (tmp_path / "two.dcm").write_bytes(dicom(frames.reshape(-1, SIZE, 3), **rows))
-    np.testing.assert_array_equal(read_image(f"{tmp_path}/two.dcm#frame=2", View(SIZE)), frames[1])
+    np.testing.assert_array_equal(load_image(f"{tmp_path}/two.dcm#frame=2", View(SIZE)), frames[1])
     with pytest.raises(InputError, match="it holds 2 frames"):
-        read_image(f"{tmp_path}/two.dcm", View(SIZE))
+        load_image(f"{tmp_path}/two.dcm", View(SIZE))
 
 
 @pytest.mark.parametrize(

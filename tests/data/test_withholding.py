@@ -7,7 +7,15 @@ import torch
 from scipy.stats import binomtest
 from torch.utils.data import default_collate
 
-from skinmm.data.dataset import Blank, ImageError, Kept, Key, LesionDataset, View, Withholding
+from skinmm.data.dataset import (
+    CachedFeatures,
+    EmptyRecord,
+    ImageError,
+    Key,
+    LesionDataset,
+    ModalityDropout,
+    View,
+)
 from skinmm.data.record import RecordEncoder
 
 TABLE = pd.DataFrame(
@@ -19,12 +27,12 @@ TABLE = pd.DataFrame(
 )
 ENCODER = RecordEncoder.fit(TABLE, ["age", "sex", "site"])
 WIDTHS = [column.stop - column.start for column in ENCODER.layout]
-BLANK = Blank(ENCODER.blank, WIDTHS)
+EMPTY = EmptyRecord(ENCODER.blank, WIDTHS)
 
 
 def test_each_kind_is_withheld_as_often_as_asked_for() -> None:
-    withholding, rows = Withholding(image=0.2, record=0.1, column=0.3), 3000
-    drawn = [withholding.draw(seed, 3) for seed in range(rows)]
+    dropout, rows = ModalityDropout(image=0.2, record=0.1, column=0.3), 3000
+    drawn = [dropout.draw(seed, 3) for seed in range(rows)]
     images = sum(each.image for each in drawn)
     columns = np.sum([each.columns for each in drawn], axis=0)
     whole = sum(each.columns.all() for each in drawn)
@@ -37,8 +45,8 @@ def test_each_kind_is_withheld_as_often_as_asked_for() -> None:
 
 
 def test_a_seed_says_what_is_withheld() -> None:
-    withholding = Withholding(0.5, 0.2, 0.5)
-    one, other = withholding.draw(7, 3), withholding.draw(7, 3)
+    dropout = ModalityDropout(0.5, 0.2, 0.5)
+    one, other = dropout.draw(7, 3), dropout.draw(7, 3)
     assert one.image == other.image
     np.testing.assert_array_equal(one.columns, other.columns)
 
@@ -50,12 +58,12 @@ def test_a_withheld_column_is_encoded_as_a_missing_one(withheld: list[int]) -> N
     without.loc[:, columns] = None
     records = torch.from_numpy(ENCODER.transform(TABLE))
     expected = torch.from_numpy(ENCODER.transform(without))
-    filled = BLANK.fill(records, np.broadcast_to(columns, (len(TABLE), 3)))
+    filled = EMPTY.fill(records, np.broadcast_to(columns, (len(TABLE), 3)))
     assert torch.equal(filled, expected)
-    assert torch.equal(BLANK.fill(records[1], columns), expected[1])
+    assert torch.equal(EMPTY.fill(records[1], columns), expected[1])
 
 
-def dataset(withholding: Withholding) -> LesionDataset:
+def dataset(dropout: ModalityDropout) -> LesionDataset:
     records = ENCODER.transform(TABLE)
     names = [f"I{row}" for row in range(4)]
     return LesionDataset(
@@ -64,17 +72,17 @@ def dataset(withholding: Withholding) -> LesionDataset:
         records=records,
         paths=["nowhere.jpg"] * 4,
         view=View(8),
-        withholding=withholding,
-        blank=BLANK,
+        dropout=dropout,
+        empty=EMPTY,
     )
 
 
 def test_only_samples_with_a_seed_lack_something() -> None:
-    sample = dataset(Withholding(image=1.0, record=1.0))[1, 5]
+    sample = dataset(ModalityDropout(image=1.0, record=1.0))[1, 5]
     assert sample["shown"] is False
     assert not sample["image"].any()
     assert torch.equal(sample["record"], torch.from_numpy(ENCODER.blank))
-    rows = dataset(Withholding(image=1.0, column=0.5))
+    rows = dataset(ModalityDropout(image=1.0, column=0.5))
     seeds = [rows[1, seed]["record"] for seed in range(8)]
     assert torch.equal(rows[1, 3]["record"], seeds[3])
     assert len({tuple(record.tolist()) for record in seeds}) > 1
@@ -82,16 +90,16 @@ def test_only_samples_with_a_seed_lack_something() -> None:
         rows[1, None]
 
 
-def test_rows_of_kept_features_come_as_one_batch_of_the_same_samples() -> None:
+def test_rows_of_cached_features_come_as_one_batch_of_the_same_samples() -> None:
     rng = np.random.default_rng(0)
     rows = LesionDataset(
         np.array([0, 2, 1, 0]),
         [f"I{row}" for row in range(4)],
         records=ENCODER.transform(TABLE),
         paths=["nowhere.jpg"] * 4,
-        withholding=Withholding(image=0.4, column=0.4),
-        blank=BLANK,
-        features=Kept(rng.random((6, 2, 5), np.float32), np.array([5, 0, 3, 1])),
+        dropout=ModalityDropout(image=0.4, column=0.4),
+        empty=EMPTY,
+        features=CachedFeatures(rng.random((6, 2, 5), np.float32), np.array([5, 0, 3, 1])),
     )
     keys: list[Key] = [(row, seed) for row in (2, 0, 3, 1) for seed in (None, 1, 2, 3)]
     whole = rows.__getitems__(keys)

@@ -41,6 +41,7 @@ SETUPS = [*((name, "mlp") for name in FUSIONS), *(("concat", name) for name in T
 def untrained(config: Config, path: Path) -> Path:
     """A checkpoint of a network as it was born."""
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data.setup()
     classifier = micro_classifier(config, data)
     content = {"state_dict": classifier.state_dict(), KEY: asdict(classifier.card)}
     save_checkpoint(content, path)

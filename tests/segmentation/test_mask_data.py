@@ -9,7 +9,7 @@ from PIL import Image
 
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.dataset import ImageError, Sample, View
-from skinmm.segmentation.data import JUDGED, MaskDataset
+from skinmm.segmentation.train import EVALUATION_SIZE, MaskDataset
 
 LYING = ellipse(50, 80, (100, 130))[:192]  # 256 by 192 pixels
 
@@ -26,7 +26,7 @@ def sample(folder: Path, size: tuple[int, int]) -> Sample:
 def test_a_mask_may_have_its_image_s_shape_in_another_size(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    expected = np.asarray(Image.fromarray(LYING).resize((JUDGED, JUDGED)))
+    expected = np.asarray(Image.fromarray(LYING).resize((EVALUATION_SIZE, EVALUATION_SIZE)))
     drawn = sample(tmp_path, size)["mask"].numpy()
     assert (drawn != expected).mean() < 0.02
 

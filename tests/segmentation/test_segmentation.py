@@ -15,7 +15,7 @@ from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train,
 from skinmm.cli import main as cli
 from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
-from skinmm.data.dataset import picture
+from skinmm.data.dataset import decode_image
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
@@ -164,6 +164,7 @@ def test_training_prediction_and_service_see_the_same_tensor(
     config = from_mapping(Config, card.config)
     config.data.segmenter = str(drawing)
     data = LesionData(config, frozenset({"image"}))
+    data.setup()
     member = CalibratedModel.load(best(classifier), torch.device("cpu"))
     assert member.view is not None
     row = int(data.rows("test")[0])
@@ -174,7 +175,7 @@ def test_training_prediction_and_service_see_the_same_tensor(
     assert told.record.get("asymmetry") == pytest.approx(None if np.isnan(kept) else kept)
     seen = data.evaluation_loader("test").dataset[0, None]["image"]
     assert torch.equal(
-        seen.permute(1, 2, 0), torch.from_numpy(picture(read_source(path), member.view))
+        seen.permute(1, 2, 0), torch.from_numpy(decode_image(read_source(path), member.view))
     )
 
 
@@ -217,7 +218,7 @@ def test_a_run_s_restarts_find_lesions_with_one_network(
 ) -> None:
     lent = shutil.copy(best(any_run), read_config(classifier / "config.yaml").data.segmenter or "")
     assert train(f"resume={classifier}", "trainer.max_epochs=2") == 2
-    assert f"{lent}: the run was begun with another checkpoint" in capsys.readouterr().err
+    assert f"{lent}: the run was started with another checkpoint" in capsys.readouterr().err
     Path(lent).unlink()
 
 
@@ -235,7 +236,7 @@ def test_what_cannot_be_is_said(
         ((STEPS,), "'crop_lesion' needs a checkpoint of task=segmentation"),
         ((STEPS, f"data.segmenter={best(both)}"), "this checkpoint classifies"),
         ((STEPS, "data.segmenter=gone.ckpt"), "gone.ckpt: no such checkpoint"),
-        ((f"data.segmenter={drawing}",), "nothing asks where the lesion is"),
+        ((f"data.segmenter={drawing}",), "no step or column uses the lesion's mask"),
         (("data.columns=[age,asymmetry]",), "'asymmetry' is measured on the image"),
         (("trainer.monitor=val/dice",), "not available for task=classification"),
         (("task=segmentation",), "images have no mask"),
@@ -254,7 +255,7 @@ def test_what_cannot_be_is_said(
         CalibratedModel.load(drawing, torch.device("cpu"))
     job = [f"checkpoint={drawing}", f"input={cohort / 'nevi'}", f"output={tmp_path / 'm.csv'}"]
     assert cli.predict(job) == 2
-    assert "name a folder" in capsys.readouterr().err
+    assert "output must be a folder" in capsys.readouterr().err
 
 
 def test_the_card_says_what_was_reached(drawing: Path) -> None:

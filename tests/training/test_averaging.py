@@ -10,17 +10,19 @@ from torch import Tensor
 
 from skinmm.config import Config
 from skinmm.models.checkpoint import PREFIX, load_card
-from skinmm.training.averaging import KEY
 
 
 def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     content = torch.load(path, weights_only=True)
-    average = {
-        name.removeprefix(PREFIX): value
-        for name, value in content["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
-    return average, content[KEY]
+    average, training = (
+        {
+            name.removeprefix(PREFIX): value
+            for name, value in content[key].items()
+            if name.startswith(PREFIX)
+        }
+        for key in ("state_dict", "current_model_state")
+    )
+    return average, training
 
 
 @pytest.fixture
@@ -52,7 +54,8 @@ def test_the_average_is_the_recursion_over_steps_and_what_is_validated(
     average, trained = weights_of(tmp_path / "checkpoints" / "last.ckpt")
     for name, value in expected.items():
         torch.testing.assert_close(average[name].double(), value, atol=1e-5, rtol=1e-4)
-    assert all(torch.equal(trained[name], value) for name, value in _copy(module).items())
+    assert all(torch.equal(trained[name], value) for name, value in seen[-1].items())
+    assert all(torch.equal(average[name], value) for name, value in _copy(module).items())
     assert all(torch.equal(validated[-1][name], average[name]) for name in average)
 
 

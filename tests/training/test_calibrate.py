@@ -1,4 +1,4 @@
-"""What follows training: decided on validation alone, written for others to read."""
+"""Calibration and decision rules: fitted on validation rows alone, and written for reports."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,19 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.referral import ConformalPredictor, OODDetector, add_decisions
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
-from skinmm.training import calibrate
+from skinmm.training.calibrate import (
+    FittedDecision,
+    SplitOutputs,
+    fit_decision,
+    pool_folds,
+    write_evaluation,
+)
 
 CLASSES = ["benign", "malignant"]
 EVEN = {"trained": [0.5, 0.5], "deployed": [0.5, 0.5]}
 
 
-def raw(seed: int, rows: int = 400) -> calibrate.Raw:
+def outputs(seed: int, rows: int = 400) -> SplitOutputs:
     """Rows of a model that is informative and overconfident, two a patient."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(rows) < 0.3).astype(np.int64)
@@ -33,13 +39,12 @@ def raw(seed: int, rows: int = 400) -> calibrate.Raw:
         {"image_id": names, "patient_id": [f"P{row // 2}" for row in range(rows)]}
     )
     features = rng.normal(targets[:, None], 1, size=(rows, 5)).astype(np.float32)
-    return calibrate.Raw(cohort, targets, np.column_stack([1 - malignant, malignant]), features)
+    return SplitOutputs(cohort, targets, np.column_stack([1 - malignant, malignant]), features)
 
 
-def decided(val: calibrate.Raw, test: calibrate.Raw, **options: object) -> calibrate.Verdict:
-    return calibrate.decide(
+def fitted(val: SplitOutputs, **options: object) -> FittedDecision:
+    return fit_decision(
         val,
-        test,
         classes=CLASSES,
         positive=["malignant"],
         prior=EVEN,
@@ -48,20 +53,21 @@ def decided(val: calibrate.Raw, test: calibrate.Raw, **options: object) -> calib
 
 
 def test_the_test_rows_decide_nothing() -> None:
-    val = raw(0)
-    one, other = decided(val, raw(1)), decided(val, raw(2))
+    val = outputs(0)
+    one, other = fitted(val), fitted(val)
+    one.apply(outputs(1))
+    other.apply(outputs(2))
     assert one.calibration == other.calibration
     assert one.threshold == other.threshold
     assert one.conformal == other.conformal
-    assert one.familiarity is not None
-    assert other.familiarity is not None
-    assert one.familiarity.to_state() == other.familiarity.to_state()
-    np.testing.assert_array_equal(one.val.probabilities, other.val.probabilities)
+    assert one.ood is not None
+    assert other.ood is not None
+    assert one.ood.to_state() == other.ood.to_state()
+    np.testing.assert_array_equal(one.apply(val).probabilities, other.apply(val).probabilities)
 
 
 def test_calibration_makes_an_overconfident_model_better_and_keeps_the_order() -> None:
-    verdict = decided(raw(0), raw(1), calibration="temperature")
-    test = verdict.test
+    test = fitted(outputs(0), calibration="temperature").apply(outputs(1))
     assert test.raw is not None
     rows = np.arange(len(test))
     before, after = (-np.log(p[rows, test.target]).mean() for p in (test.raw, test.probabilities))
@@ -72,32 +78,33 @@ def test_calibration_makes_an_overconfident_model_better_and_keeps_the_order() -
 
 def test_without_calibration_the_sampling_is_still_corrected() -> None:
     prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
-    val = raw(0)
+    val = outputs(0)
     config = EvaluationConfig(calibration="none")
-    verdict = calibrate.decide(
-        val, raw(1), classes=CLASSES, positive=["malignant"], prior=prior, config=config
+    decision = fit_decision(
+        val, classes=CLASSES, positive=["malignant"], prior=prior, config=config
     )
     expected = correct_prior(val.probabilities, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
-    np.testing.assert_allclose(verdict.val.probabilities, expected, rtol=1e-9)
+    np.testing.assert_allclose(decision.apply(val).probabilities, expected, rtol=1e-9)
 
 
 def test_the_threshold_reaches_its_sensitivity_on_validation() -> None:
-    verdict = decided(raw(0), raw(1), sensitivity=0.9)
-    found = verdict.val.malignancy[verdict.val.malignant] >= verdict.threshold.value
+    decision = fitted(outputs(0), sensitivity=0.9)
+    val = decision.apply(outputs(0))
+    found = val.malignancy[val.malignant] >= decision.threshold.value
     assert found.mean() >= 0.9
-    assert verdict.threshold.rule == "sensitivity"
+    assert decision.threshold.rule == "sensitivity"
 
 
-def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
-    verdict = decided(raw(0), raw(1))
-    entries = calibrate.card_entries(verdict)
+def test_the_decision_survives_the_checkpoint_as_plain_data() -> None:
+    decision = fitted(outputs(0))
+    test = decision.apply(outputs(1))
+    entries = decision.to_checkpoint()
     again = Calibration.from_state(entries["calibration"])
-    np.testing.assert_array_equal(again.apply(raw(1).probabilities), verdict.test.probabilities)
-    assert entries["threshold"]["value"] == verdict.threshold.value
-    test = verdict.test
+    np.testing.assert_array_equal(again.apply(outputs(1).probabilities), test.probabilities)
+    assert entries["threshold"]["value"] == decision.threshold.value
     sets = ConformalPredictor(**entries["conformal"]).predict_sets(test.probabilities)
     np.testing.assert_array_equal(sets, test.sets)
-    ood = OODDetector.from_state(entries["ood"]).score(raw(1).features)
+    ood = OODDetector.from_state(entries["ood"]).score(outputs(1).features)
     again_decided = add_decisions(test, entries["threshold"]["value"], sets, ood)
     assert again_decided.decision is not None
     assert test.decision is not None
@@ -106,11 +113,11 @@ def test_the_verdict_survives_the_checkpoint_as_plain_data() -> None:
 
 
 def test_what_is_written_is_what_was_judged(tmp_path: Path) -> None:
-    verdict = decided(raw(0), raw(1))
+    decision = fitted(outputs(0))
     config = EvaluationConfig(resamples=20)
     facts = {"initialisation": "none", "threshold": {"value": 0.25}}
-    parts = {"test": verdict.test, "val": verdict.val}
-    metrics = calibrate.write_results(tmp_path, parts, config, facts)
+    parts = {"test": decision.apply(outputs(1)), "val": decision.apply(outputs(0))}
+    metrics = write_evaluation(tmp_path, parts, config, facts)
     assert (metrics["schema"], metrics["initialisation"]) == (1, "none")
     assert metrics["test"]["threshold"] == 0.25
     for name, predictions in parts.items():
@@ -164,8 +171,9 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
 
 
 def test_pooling_keeps_every_row_and_says_whose_it_is() -> None:
-    parts = [decided(raw(0), raw(seed, rows)).test for seed, rows in ((1, 10), (2, 6), (3, 8))]
-    pooled = calibrate.pool(parts)
+    decision = fitted(outputs(0))
+    parts = [decision.apply(outputs(seed, rows)) for seed, rows in ((1, 10), (2, 6), (3, 8))]
+    pooled = pool_folds(parts)
     assert pooled.fold is not None
     assert pooled.raw is not None
     for number, part in enumerate(parts):

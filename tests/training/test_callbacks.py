@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from micro_runs import micro_classifier, micro_config, table_cohort
+from micro_runs import micro_classifier, micro_config, read_data, table_cohort
 
-from skinmm.data.datamodule import LesionData
 from skinmm.models.checkpoint import load_card
 from skinmm.training.callbacks import AtomicCheckpointIO, History
-from skinmm.training.trainer import build_trainer, quiet
+from skinmm.training.trainer import build_trainer, silence_libraries
 
 
 def test_the_history_has_a_line_for_every_value(tmp_path: Path) -> None:
@@ -54,14 +53,14 @@ def test_a_resumed_run_takes_the_place_of_what_it_repeats_in_the_history(tmp_pat
 
 
 def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
-    quiet()
+    silence_libraries()
     shown = []
     for patience in (2, 2, 4):  # the run, its resumption, and one with more patience
         config = micro_config(
             "tabular_only", table_cohort(tmp_path), max_epochs=20, patience=patience
         )
         config.optimizer.lr = 0.0  # nothing is ever better than the first epoch
-        data = LesionData(config, frozenset({"record"}))
+        data = read_data(config, frozenset({"record"}))
         module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
         last = tmp_path / "checkpoints" / "last.ckpt"
         trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -76,10 +75,10 @@ def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path) -> None:
 def test_an_epoch_is_a_line_with_each_value_once(
     monitor: str, names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet()
+    silence_libraries()
     watched = {"max_epochs": 2, "progress": True, "monitor": monitor}
     config = micro_config("tabular_only", table_cohort(tmp_path), **watched)
-    data = LesionData(config, frozenset({"record"}))
+    data = read_data(config, frozenset({"record"}))
     trainer = build_trainer(config, tmp_path)
     trainer.fit(micro_classifier(config, data), data)
     lines = capsys.readouterr().out.splitlines()
@@ -93,15 +92,15 @@ def test_an_epoch_is_a_line_with_each_value_once(
 def test_a_value_that_one_class_does_not_define_is_not_shown_and_the_loss_steers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet()
+    silence_libraries()
     watched = {"max_epochs": 4, "progress": True, "monitor": "val/auroc", "limit_batches": 1}
     config = micro_config("tabular_only", table_cohort(tmp_path), **watched, eval_batch_size=2)
-    data = LesionData(config, frozenset({"record"}))
+    data = read_data(config, frozenset({"record"}))
     trainer = build_trainer(config, tmp_path)
     trainer.fit(micro_classifier(config, data), data)
     said = capsys.readouterr()
     assert said.out.count("  val/auroc -  ") == 4
-    assert said.err.count("val/auroc is undefined, val/loss stands in") == 1
+    assert said.err.count("leave val/auroc undefined; val/loss replaces it") == 1
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["name"] for row in rows} == {"train/loss", "val/loss", "val/balanced_accuracy"}
@@ -150,9 +149,9 @@ def press_it_twice() -> None:
 def test_an_interrupt_keeps_where_the_run_was_and_a_fault_the_last_whole_epoch(
     step: int, end: Callable[[], None], kept: int | None, tmp_path: Path
 ) -> None:
-    quiet()
+    silence_libraries()
     config = micro_config("tabular_only", table_cohort(tmp_path), max_epochs=2)
-    data = LesionData(config, frozenset({"record"}))
+    data = read_data(config, frozenset({"record"}))
     module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
     trainer.callbacks.insert(0, EndAt(step, end))  # type: ignore[attr-defined]
     before = signal.getsignal(signal.SIGINT)

@@ -15,8 +15,8 @@ from skinmm.predict.explain import Explainer, decode_for_display, overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
 from skinmm.report.write import write_anonymous_report
-from skinmm.training import fold
-from skinmm.training.explain_mistakes import SIDE
+from skinmm.training import extras, trainer
+from skinmm.training.extras import SIDE
 
 
 def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_path: Path) -> None:
@@ -60,12 +60,12 @@ def test_a_run_is_finished_when_its_mistakes_are_explained_or_cannot_be(
 ) -> None:
     seen: list[tuple[bool, int]] = []
 
-    def fails(run: Path, *_: object) -> None:
-        seen.append(((run / "metrics.json").exists(), torch.get_num_threads()))
+    def fails(fold: extras.TrainedFold) -> None:
+        seen.append((fold.run.is_finished, torch.get_num_threads()))
         raise RuntimeError("no heat map")
 
-    monkeypatch.setattr(fold, "explain_mistakes", fails)
-    monkeypatch.setattr(fold, "THREADS", 3)
+    monkeypatch.setattr(extras, "write_explanations", fails)
+    monkeypatch.setattr(trainer, "THREADS", 3)
     before = torch.get_num_threads()
     kept = ("model.freeze=true", "augment=none", "report.explain=true", "data.limit=48")
     assert quick_train(tmp_path, *kept) == 0

@@ -169,7 +169,7 @@ def test_the_same_seed_gives_the_same_probabilities_from_any_folder(
 def test_a_run_is_not_replaced_unasked(both: Path, capsys: Said) -> None:
     before = {name: (both / name).read_bytes() for name in files_in(both)}
     assert quick_train(both, LIMIT) == 2
-    assert f"{both} holds a run already" in capsys.readouterr().err
+    assert f"{both} contains a run" in capsys.readouterr().err
     # Nor, when asked, before everything that can be refused has been.
     for mistake in ("loss.name=nonsense", "data.name=siim_isic", "model.name=nonsense"):
         assert quick_train(both, LIMIT, "overwrite=true", mistake) == 2

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from micro_runs import micro_classifier, micro_config, with_model
+from micro_runs import micro_classifier, micro_config, read_data, with_model
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
 from skinmm.config import Component
-from skinmm.data.datamodule import LesionData
 from skinmm.predict import Predictor
 from skinmm.training import frozen_features
-from skinmm.training.frozen_features import keep_features, keeps_features
+from skinmm.training.frozen_features import cache_features, has_constant_features
 
 INPUTS = frozenset({"image", "record"})
 
@@ -32,7 +31,7 @@ def test_kept_features_train_the_same_network(
     options = (*frozen, "data.limit=48", "trainer.precision='32'")
     assert quick_train(kept, *options) == 0
     assert len(files(kept / "features")) == 1
-    monkeypatch.setattr(frozen_features, "keeps_features", lambda _: False)
+    monkeypatch.setattr(frozen_features, "has_constant_features", lambda _: False)
     assert quick_train(looked, *options) == 0
     assert not files(looked / "features")
     one, other = (pd.read_csv(run / "history.csv") for run in (kept, looked))
@@ -47,25 +46,27 @@ def test_kept_features_train_the_same_network(
 def test_features_are_looked_up_under_weights_and_files(tmp_path: Path) -> None:
     config = replace(with_model(micro_config(), freeze=True), augment=Component("none"))
     config = replace(config, data=replace(config.data, limit=8))
-    data, device = LesionData(config, INPUTS), torch.device("cpu")
+    data, device = read_data(config, INPUTS), torch.device("cpu")
     network = micro_classifier(config, data).network
-    keep_features(config, data, network, device, tmp_path)
-    (first,) = files(tmp_path)
+    first = cache_features(config, data, network, device, tmp_path)
+    assert files(tmp_path) == [first]
     assert np.load(first).shape == (len(data.used_rows), network.fusion.dim - 8)
     assert len(data.used_rows) == 8 + len(data.rows("val")) + len(data.rows("test"))
     made = first.stat().st_mtime_ns
-    keep_features(config, LesionData(config, INPUTS), network, device, tmp_path)
+    cache_features(config, read_data(config, INPUTS), network, device, tmp_path)
     assert [file.stat().st_mtime_ns for file in files(tmp_path)] == [made]
     for parameter in network.parameters():
         parameter.data += 1e-3
-    keep_features(config, LesionData(config, INPUTS), network, device, tmp_path)
+    cache_features(config, read_data(config, INPUTS), network, device, tmp_path)
     assert len(files(tmp_path)) == 2
 
 
 def test_only_what_never_changes_is_kept() -> None:
     config = replace(with_model(micro_config(), freeze=True), augment=Component("none"))
-    assert keeps_features(config)
-    assert not keeps_features(with_model(config, freeze=False))
-    assert not keeps_features(replace(config, augment=Component("standard")))
-    assert not keeps_features(replace(config, mix=Component("mixup")))
-    assert not keeps_features(replace(config, evaluation=replace(config.evaluation, views=8)))
+    assert has_constant_features(config)
+    assert not has_constant_features(with_model(config, freeze=False))
+    assert not has_constant_features(replace(config, augment=Component("standard")))
+    assert not has_constant_features(replace(config, mix=Component("mixup")))
+    assert not has_constant_features(
+        replace(config, evaluation=replace(config.evaluation, views=8))
+    )

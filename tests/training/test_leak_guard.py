@@ -12,7 +12,7 @@ from quick_runs import best, cohort_of, metrics_of, quick_train
 from skinmm.config import ModelConfig, read_config, write_config
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
-from skinmm.training.leak_guard import refuse_another_split, seen_before
+from skinmm.training.leak_guard import require_same_split, rows_seen_in_training
 from skinmm.training.run_folder import write_cohort
 
 Said = pytest.CaptureFixture[str]
@@ -33,11 +33,13 @@ def test_another_fold_is_refused_until_the_leak_is_allowed(
     # Of fold 1 the test part is fold 0's validation part.
     trained = set(cohort_of(both, "train")["image_id"])
     said = capsys.readouterr().err
-    count = int(said.split("the split leaks: ")[1].split(" of 280 rows to validate or test")[0])
+    count = int(said.split("the split leaks: ")[1].split(" of 280 validation and test rows")[0])
     assert 140 < count < 140 + len(trained)
     assert quick_train(tmp_path / "run", *wish, "data.allow_leaks=true") == 0
     assert "itself from: " in metrics_of(tmp_path / "run")["initialisation"]
-    assert f"{count} of 280 rows" in (tmp_path / "run" / "audit.json").read_text()
+    assert (
+        f"{count} of 280 validation and test rows" in (tmp_path / "run" / "audit.json").read_text()
+    )
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert f"pretrained: {best(both)}" in config, "a run is gone on with from any folder"
 
@@ -45,21 +47,23 @@ def test_another_fold_is_refused_until_the_leak_is_allowed(
 def test_what_a_run_has_seen_is_counted_by_image_and_by_owner_within_a_source(both: Path) -> None:
     model = ModelConfig(pretrained=str(best(both)))
     cohort = cohort_of(both, "test")
-    assert seen_before(model, cohort) == []
+    assert rows_seen_in_training(model, cohort) == []
     train = cohort_of(both, "train").head(3)
-    assert seen_before(model, pd.concat([cohort, train.assign(part="test")]))[0].startswith("3 of")
+    assert rows_seen_in_training(model, pd.concat([cohort, train.assign(part="test")]))[
+        0
+    ].startswith("3 of")
     alike = train.assign(part="test", image_id=["a", "b", "c"])
-    assert seen_before(model, alike)[0].startswith("3 of 3")
-    assert seen_before(model, alike.assign(source="elsewhere")) == []
-    assert seen_before(ModelConfig(pretrained="auto"), alike) == []
+    assert rows_seen_in_training(model, alike)[0].startswith("3 of 3")
+    assert rows_seen_in_training(model, alike.assign(source="elsewhere")) == []
+    assert rows_seen_in_training(ModelConfig(pretrained="auto"), alike) == []
 
 
 def test_a_checkpoint_without_its_run_may_have_seen_anything(both: Path, tmp_path: Path) -> None:
     path = tmp_path / "moved" / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(best(both).read_bytes())
-    (said,) = seen_before(ModelConfig(pretrained=str(path)), cohort_of(both))
-    assert "is not known" in said
+    (said,) = rows_seen_in_training(ModelConfig(pretrained=str(path)), cohort_of(both))
+    assert "are unknown" in said
 
 
 def test_a_run_has_seen_what_the_run_had_that_it_began_from(both: Path, tmp_path: Path) -> None:
@@ -72,30 +76,28 @@ def test_a_run_has_seen_what_the_run_had_that_it_began_from(both: Path, tmp_path
     other = cohort_of(both, "train").assign(image_id=lambda rows: "other" + rows["image_id"])
     write_cohort(later, other.assign(source="elsewhere"))
     model = ModelConfig(pretrained=str(best(later)))
-    assert seen_before(model, cohort_of(both, "test")) == []
+    assert rows_seen_in_training(model, cohort_of(both, "test")) == []
     judged = cohort_of(both, "train").head(3).assign(part="test")
-    assert seen_before(model, judged)[0].startswith("3 of 3")
+    assert rows_seen_in_training(model, judged)[0].startswith("3 of 3")
     write_config(
         later / "config.yaml",
         replace(settings, model=replace(began, pretrained=str(tmp_path / "gone" / "best.ckpt"))),
     )
-    assert "is not known" in seen_before(model, judged)[0]
+    assert "are unknown" in rows_seen_in_training(model, judged)[0]
 
 
 def test_a_run_goes_on_with_the_rows_and_parts_that_it_began_with(both: Path) -> None:
     file = both / "cohort.csv"
     cohort = pd.read_csv(file)
-    refuse_another_split(file, cohort.sample(frac=1, random_state=0), "part")
-    refuse_another_split(
-        file, cohort.assign(part=cohort["part"].replace("unused", "train")), "part"
-    )
-    refuse_another_split(both / "none.csv", cohort, "part")
+    require_same_split(file, cohort.sample(frac=1, random_state=0), "part")
+    require_same_split(file, cohort.assign(part=cohort["part"].replace("unused", "train")), "part")
+    require_same_split(both / "none.csv", cohort, "part")
     moved = cohort.assign(fold=cohort["fold"].mask(cohort.index == 0, 9))
-    refuse_another_split(file, moved, "part")
+    require_same_split(file, moved, "part")
     with pytest.raises(InputError, match="700 rows; now there are 700, 1 of them in another part"):
-        refuse_another_split(file, moved, "fold")
-    with pytest.raises(InputError, match="begun with 700 rows; now there are 699, 0 of them"):
-        refuse_another_split(file, cohort.iloc[1:], "part")
+        require_same_split(file, moved, "fold")
+    with pytest.raises(InputError, match="started with 700 rows; now there are 699, 0 of them"):
+        require_same_split(file, cohort.iloc[1:], "part")
 
 
 def test_a_checkpoint_is_read_once(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +109,6 @@ def test_a_checkpoint_is_read_once(both: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "load", noted)
     model = ModelConfig(name="test_efficientnet", pretrained=str(best(both)), image_size=32)
-    assert seen_before(model, cohort_of(both)) == []
+    assert rows_seen_in_training(model, cohort_of(both)) == []
     assert Backbone(model, pretrained=True).origin.startswith("best.ckpt of demo")
     assert glances.count(False) == 1

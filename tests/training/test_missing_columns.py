@@ -8,7 +8,7 @@ import pytest
 from quick_runs import best, cohort_of, metrics_of, predictions_of
 
 from skinmm.predict import Predictor
-from skinmm.training.missing_columns import withheld_first
+from skinmm.training.extras import removal_order
 
 COLUMNS = ["age", "sex", "site"]
 
@@ -20,7 +20,7 @@ def test_a_run_predicts_its_test_rows_without_columns(
 ) -> None:
     run: Path = request.getfixturevalue(kind)
     written, cohort = predictions_of(run, f"missing_{count}_of_3"), cohort_of(run)
-    order = withheld_first(np.arange(len(cohort)), 3)
+    order = removal_order(np.arange(len(cohort)), 3)
     lacking = cohort[["image_id", *COLUMNS]].astype(object)
     lacking[COLUMNS] = lacking[COLUMNS].mask(order < count, None)
     again = Predictor.from_checkpoints([best(run)]).predict(lacking, pictures)
@@ -33,7 +33,7 @@ def test_a_run_predicts_its_test_rows_without_columns(
 
 
 def test_a_row_loses_every_column_equally_often_and_ever_more_of_them() -> None:
-    order = withheld_first(np.arange(3000), 3)
+    order = removal_order(np.arange(3000), 3)
     assert (np.sort(order, axis=1) == np.arange(3)).all()
     shares = pd.DataFrame(order).apply(lambda column: (column < 1).mean())
     assert np.abs(shares - 1 / 3).max() < 0.04

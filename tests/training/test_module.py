@@ -16,7 +16,7 @@ from torch import Tensor
 from skinmm.config import Component, Config
 from skinmm.data.sampling import SAMPLERS, draw_epoch, shard, shard_evaluation
 from skinmm.models.checkpoint import KEY, load_card
-from skinmm.training.module import Outcomes, monitored
+from skinmm.training.module import RowCollector, validation_metrics
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def records(tmp_path: Path) -> Config:
 @settings(max_examples=40)
 def test_gathered_outcomes_hold_every_row_once_in_order(rows: int, world: int, batch: int) -> None:
     """Ranks are padded to one length by repeats, which would count twice."""
-    outcomes = Outcomes()
+    outcomes = RowCollector()
     for rank in range(world):
         for some in torch.split(torch.from_numpy(shard_evaluation(rows, rank, world)), batch):
             outcomes.update(some, some[:, None] * torch.ones(2), some % 2)
-    logits, targets = outcomes.taken()
+    logits, targets = outcomes.take()
     assert logits[:, 0].tolist() == list(range(rows))
     assert targets.tolist() == [row % 2 for row in range(rows)]
 
@@ -46,7 +46,7 @@ def test_monitored_values_are_scikit_learn_s(classes: int, present: int, scale: 
     targets = rng.integers(0, present, 80)
     logits = torch.tensor(scale * (rng.normal(size=(80, classes)) + np.eye(classes)[targets]))
     probabilities = logits.softmax(dim=1)
-    values = monitored(probabilities, torch.from_numpy(targets), [1, 2][: classes - 1])
+    values = validation_metrics(probabilities, torch.from_numpy(targets), [1, 2][: classes - 1])
     scores = probabilities.numpy()
     ranks = [roc_auc_score(targets == each, scores[:, each]) for each in range(present)]
     malignant = scores[:, 1:3].sum(axis=1) if classes > 2 else scores[:, 1]
@@ -69,7 +69,7 @@ def test_monitored_values_are_scikit_learn_s(classes: int, present: int, scale: 
 )
 def test_what_one_class_does_not_define_is_left_out(targets: list[int], defined: set[str]) -> None:
     probabilities = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3]])
-    assert monitored(probabilities, torch.tensor(targets), [1, 2]).keys() == defined
+    assert validation_metrics(probabilities, torch.tensor(targets), [1, 2]).keys() == defined
 
 
 @pytest.mark.parametrize("batch", [3, 64])
@@ -97,7 +97,7 @@ def test_test_outcomes_are_32_bit_though_the_run_is_not(tmp_path: Path) -> None:
     for precision in ("32", "bf16"):
         module, data, trainer = parts(micro_config(precision=precision), tmp_path / precision)
         trainer.test(module, data.evaluation_loader("val"), verbose=False)
-        tested.append(module.tested)
+        tested.append(module.test_outputs)
         (logged,) = trainer.validate(module, data.evaluation_loader("val"), verbose=False)
         validated.append(logged["val/loss"])
     assert torch.equal(tested[0][0], tested[1][0])

@@ -164,7 +164,7 @@ def test_steps_within_an_epoch_keep_their_size(
     assert train(f"resume={run}", "trainer.batch_size=4") == 2
     said = capsys.readouterr().err
     assert "an epoch of 8 rows a step" in said
-    assert "is 4 now, and must be 8" in said
+    assert "is 4 now; set it to 8" in said
 
 
 @pytest.mark.slow

@@ -10,10 +10,15 @@ import pandas as pd
 import pytest
 from quick_runs import ROOT, files_in
 
+from skinmm.config import Config
 from skinmm.errors import InputError
 from skinmm.training import run_folder
 
 OTHER = {"notes.txt", "fold_notes/a.txt"}
+
+
+def folder(path: Path, *, overwrite: bool = False) -> run_folder.RunFolder:
+    return run_folder.RunFolder(path, Config(overwrite=overwrite))
 
 
 def filled(folder: Path) -> Path:
@@ -32,30 +37,30 @@ def filled(folder: Path) -> Path:
 @pytest.mark.parametrize("name", [*run_folder.CONTENTS, "fold_0"])
 def test_any_part_of_a_run_makes_a_folder_one_in_use(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(InputError, match=r"holds a run already; choose another hydra\.run\.dir"):
-        run_folder.refuse_in_use(tmp_path, overwrite=False)
+    with pytest.raises(InputError, match=r"contains a run; choose another hydra\.run\.dir"):
+        folder(tmp_path).require_unused()
 
 
 def test_a_folder_without_a_run_is_free(tmp_path: Path) -> None:
     for overwrite in (False, True):
-        run_folder.refuse_in_use(tmp_path / "new", overwrite=overwrite)
+        folder(tmp_path / "new", overwrite=overwrite).require_unused()
         (tmp_path / "notes.txt").touch()
-        run_folder.refuse_in_use(tmp_path, overwrite=overwrite)
+        folder(tmp_path, overwrite=overwrite).require_unused()
     assert files_in(tmp_path) == {"notes.txt"}
 
 
 def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()  # somebody's folder of that name
-    with pytest.raises(InputError, match=r"holds predictions but no config\.yaml"):
-        run_folder.refuse_in_use(tmp_path, overwrite=True)
-    run_folder.refuse_in_use(filled(tmp_path / "run"), overwrite=True)
+    with pytest.raises(InputError, match=r"contains predictions but no config\.yaml"):
+        folder(tmp_path, overwrite=True).require_unused()
+    folder(filled(tmp_path / "run"), overwrite=True).require_unused()
 
 
 def test_clearing_takes_the_run_and_nothing_else(tmp_path: Path) -> None:
-    run_folder.clear(filled(tmp_path))
-    assert files_in(tmp_path) == OTHER
-    run_folder.clear(tmp_path / "new" / "run")
-    assert (tmp_path / "new" / "run").is_dir()
+    folder(filled(tmp_path)).prepare()
+    assert files_in(tmp_path) == OTHER | {"config.yaml"}
+    folder(tmp_path / "new" / "run").prepare()
+    assert files_in(tmp_path / "new" / "run") == {"config.yaml"}
 
 
 def test_json_is_readable_and_never_holds_nan(tmp_path: Path) -> None:

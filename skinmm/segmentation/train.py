@@ -1,0 +1,298 @@
+"""Train a network that draws lesion masks: its data, its module, and one fold of a cohort."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+from torchvision.tv_tensors import Image, Mask
+
+from skinmm.config import Config, to_mapping
+from skinmm.data.augment import Transform, apply_seeded
+from skinmm.data.cohorts import load_cohort, require_images, require_masks
+from skinmm.data.datamodule import FoldData, build_preprocessing
+from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
+from skinmm.errors import InputError, print_line
+from skinmm.images.decode import ImageInfo, decode, probe
+from skinmm.images.preprocess import ALIGNED_STEPS
+from skinmm.images.source import read_source
+from skinmm.models.checkpoint import Card, update_card
+from skinmm.models.network import full_precision
+from skinmm.models.segmentation import Segmenter, build_segmenter
+from skinmm.segmentation.report import mean_overlaps, overlaps, write_mask_page
+from skinmm.training.calibrate import SCHEMA
+from skinmm.training.distributed import open_run
+from skinmm.training.fit import TASKS
+from skinmm.training.fold import load_best, write_facts
+from skinmm.training.leak_guard import require_same_split
+from skinmm.training.losses import dice_bce
+from skinmm.training.module import BaseModule, RowCollector
+from skinmm.training.run_folder import RunFolder, write_json
+from skinmm.training.trainer import build_trainer, log_test, run_stage
+
+EVALUATION_SIZE: Final = 256
+"""Side of the square on which masks are compared, pixels."""
+AREAS: Final = ("overlap", "predicted", "true")
+"""Pixels in both masks, in the network's mask, and in the true one."""
+_HALF: Final = 127
+
+
+def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
+    """Train one fold with `task=segmentation`, and evaluate it on validation and test images.
+
+    Args:
+        config: of the run.
+        run: its folder; a resumed run continues from the last checkpoint there.
+
+    Returns:
+        The content of metrics.json; empty on other processes than rank 0.
+
+    Raises:
+        InputError: data, weights, an image, a mask or a machine that cannot be used.
+        KeyboardInterrupt: a usable `checkpoints/last.ckpt` was written before.
+    """
+    pl.seed_everything(config.seed, workers=False, verbose=False)
+    trainer = build_trainer(config, run.path)
+    data = MaskData(config)
+    data.setup()
+    if run.is_resumed:
+        require_same_split(run.path / "cohort.csv", data.cohort, "part")
+    network = build_segmenter(config, pretrained=True)
+    card = Card(
+        config=to_mapping(replace(config, resume=None, overwrite=False)),
+        classes=[],
+        positive=[],
+        encoder={},
+        initialisation=network.origin,
+        prior={},
+        preprocess=list(config.data.preprocess),
+    )
+    module = MaskModule(network, card, config)
+
+    open_run(run, config.trainer.timeout)
+    if trainer.is_global_zero:
+        write_facts(run, data.cohort, trainer)
+        sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
+        print_line("cohort: {} rows to train, {} to validate, {} to test".format(*sizes))
+        print_line(f"{config.segmenter.name}: {card.initialisation}")
+    last = run.last_checkpoint
+    run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
+    load_best(trainer, module, run)
+    scores = {part: evaluate_part(trainer, module, data, part) for part in ("val", "test")}
+    if not trainer.is_global_zero:
+        return {}
+
+    metrics: dict[str, Any] = {"schema": SCHEMA, "task": config.task}
+    metrics["initialisation"] = card.initialisation
+    (run.path / "predictions").mkdir(exist_ok=True)
+    for part, table in scores.items():
+        file = run.path / "predictions" / f"{part}.csv"
+        table.to_csv(file, index=False, float_format="%.9g")
+        metrics[part] = mean_overlaps(
+            table[["dice", "jaccard"]],
+            table["patient_id"].to_numpy(),
+            resamples=config.evaluation.resamples,
+            confidence=config.evaluation.confidence,
+        )
+    update_card(run.best_checkpoint, summary=metrics["test"])
+    log_test(trainer, metrics["test"])
+    write_json(run.path / "metrics.json", metrics)
+    write_mask_page(run.path)
+    return metrics
+
+
+def evaluate_part(
+    trainer: pl.Trainer, module: "MaskModule", data: "MaskData", part: str
+) -> pd.DataFrame:
+    """Return Dice, Jaccard and both areas, as shares of the image, of every row of a part."""
+    run_stage(trainer.test, module, data.evaluation_loader(part), verbose=False)
+    areas = [values.cpu().numpy().astype(np.float64) for values in module.test_areas]
+    cohort = data.cohort.iloc[data.rows(part)].reset_index(drop=True)
+    _, predicted, true = (area / EVALUATION_SIZE**2 for area in areas)
+    return pd.concat([cohort[["image_id", "patient_id"]], overlaps(*areas)], axis=1).assign(
+        area=predicted, area_true=true
+    )
+
+
+class MaskDataset(LesionDataset):
+    """Images with their masks; samples without a seed have masks of `EVALUATION_SIZE`."""
+
+    def __init__(
+        self,
+        image_ids: list[str],
+        paths: list[str],
+        masks: list[str],
+        view: View,
+        transform: Transform,
+    ) -> None:
+        """Store the cohort column by column, and the augmentation of image and mask."""
+        super().__init__(np.zeros(len(paths), np.int64), image_ids, paths=paths, view=view)
+        self._sources = list(zip(paths, masks, strict=True))
+        self._augment = transform
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Return the sample of one row.
+
+        Raises:
+            ImageError: image or mask cannot be decoded, or their aspect ratios differ.
+        """
+        row, seed = key
+        path, mask_path = self._sources[row]
+        image = Image(self._load_image(row, path, None))
+        size = EVALUATION_SIZE if seed is None else self._view.size
+        try:
+            mask = Mask(torch.from_numpy(load_mask(mask_path, path, size)))
+        except (OSError, InputError) as error:
+            raise ImageError(f"mask of {self._image_ids[row]} ({mask_path}): {error}") from error
+        image, mask = (
+            (image, mask) if seed is None else apply_seeded(self._augment, (image, mask), seed)
+        )
+        inside = mask.as_subclass(torch.Tensor)[0].bool()
+        return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=inside)
+
+
+def load_mask(path: str, image_path: str, size: int) -> Int[np.ndarray, "1 size size"]:
+    """Read a mask, 1 inside the lesion.
+
+    Raises:
+        InputError: it cannot be decoded, or its aspect ratio is not that of the image.
+    """
+    data = Path(path).read_bytes()
+    mask, image = probe(data), probe(read_source(image_path).data)
+    require_same_aspect(mask, image)
+    return (decode(data, size=size)[None, ..., 0] > _HALF).astype(np.uint8)
+
+
+def require_same_aspect(mask: ImageInfo, image: ImageInfo) -> None:
+    """Require equal aspect ratios to within a pixel; a pack's images are smaller than its masks.
+
+    Raises:
+        InputError: they differ, so the position of the mask in the image is unknown.
+    """
+    sides = (mask.width, mask.height, image.width, image.height)
+    if abs(mask.width * image.height - mask.height * image.width) > max(sides):
+        raise InputError(
+            "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
+            "another one of the same aspect ratio".format(*sides)
+        )
+
+
+class MaskData(FoldData):
+    """Images that have a mask; the cohort's targets only stratify the split."""
+
+    def __init__(self, config: Config) -> None:
+        """Store the configuration, and check what needs no cohort.
+
+        Raises:
+            InputError: preprocessing that moves pixels, or an augmentation that ignores masks.
+        """
+        data = config.data
+        if moving := set(data.preprocess) - ALIGNED_STEPS:
+            raise InputError(
+                f"data.preprocess={data.preprocess}: task=segmentation takes only steps "
+                f"that leave pixels where they are: {', '.join(sorted(ALIGNED_STEPS))}; not "
+                f"{', '.join(sorted(moving))}"
+            )
+        if config.augment.name == "randaugment":
+            raise InputError("augment=randaugment cannot augment masks; use standard or strong")
+        super().__init__(config)
+        steps, finder = build_preprocessing(data)
+        if steps != (*data.preprocess,):
+            raise InputError(
+                f"data.root={data.root}: task=segmentation takes original images, but this pack's "
+                f"were preprocessed ({', '.join(steps)})"
+            )
+        self._view = View(config.model.image_size, data.icc, steps, finder)
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Read and split the cohort; a second call does nothing.
+
+        Raises:
+            InputError: as for `LesionData`, and a row without a mask.
+        """
+        if hasattr(self, "cohort"):
+            return
+        data = self.config.data
+        cohort = load_cohort(data, labelled=False)
+        self.classes = tuple(map(str, sorted(cohort.rows["target"].unique())))
+        self.split_cohort(require_masks(require_images(cohort, data.missing), data))
+
+    def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
+        """Return the samples of some rows of the cohort."""
+        columns: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
+        return MaskDataset(
+            columns["image_id"], columns["path"], columns["mask"], self._view, self.transform
+        )
+
+
+class MaskModule(BaseModule):
+    """Trains a `Segmenter`.
+
+    Attributes:
+        test_areas: `AREAS` of the last test, (n,) each, in order of rows.
+    """
+
+    network: Segmenter
+    test_areas: tuple[Tensor, ...]
+
+    def __init__(self, network: Segmenter, card: Card, config: Config) -> None:
+        """Initialise as `BaseModule`."""
+        super().__init__(network, card, config)
+        self._collector = RowCollector((*AREAS, "loss"))
+
+    def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b h w"]:
+        """Return the logits of a batch, interpolated to the size of its masks."""
+        image, side = batch["image"], batch["mask"].shape[-1]
+        if self._config.trainer.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(image)
+        if logits.shape[-1] == side:
+            return logits
+        scaled = functional.interpolate(logits[:, None].float(), (side, side), mode="bilinear")
+        return scaled[:, 0]
+
+    def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """Return the loss of a batch, in 32 bit whatever the network's precision is."""
+        logits = self(batch)
+        return self.accumulate_loss(dice_bce(logits, batch["mask"]), len(logits))
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Collect areas, in training precision, because they only steer the run."""
+        self._collect(batch, self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of the whole validation split, equal on all ranks."""
+        overlap, predicted, true, loss = self._collector.take()
+        total = predicted + true
+        dice = torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1)
+        self.log_validation({"dice": dice.mean(), "loss": loss.mean()})
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Collect areas, in 32 bit whatever the training precision was."""
+        with full_precision(self.device.type):
+            self._collect(batch, self(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the rows of all ranks while they are on devices that can communicate."""
+        self.test_areas = self._collector.take()[: len(AREAS)]
+
+    def _collect(self, batch: dict[str, Tensor], logits: Float[Tensor, "b h w"]) -> None:
+        predicted, true = logits > 0, batch["mask"]
+        areas = (count_pixels(mask) for mask in (predicted & true, predicted, true))
+        losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
+        self._collector.update(batch["row"], *areas, torch.stack(losses))
+
+
+def count_pixels(masks: Bool[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Return the number of pixels in each mask."""
+    return masks.sum(dim=(1, 2)).float()
+
+
+TASKS["segmentation"] = train_masks

@@ -1,0 +1,230 @@
+"""Optional results of a trained fold: curves of missing columns, explanations, W&B upload.
+
+`train_fold` calls every function of `EXTRAS` on all processes before the evaluation, and every
+function of `AFTER_REPORT` on rank 0 when metrics and report are written.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+import wandb
+from jaxtyping import Int, Int64
+from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
+
+from skinmm.config import Config
+from skinmm.data.datamodule import LesionData
+from skinmm.data.dataset import EmptyRecord
+from skinmm.errors import one_line, warn
+from skinmm.evaluation.predictions import Predictions, find_confident_mistakes, read_predictions
+from skinmm.images.source import read_source
+from skinmm.models.network import Network, full_precision
+from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.explain import Explainer
+from skinmm.report import write_anonymous_report
+from skinmm.training.calibrate import FittedDecision, SplitOutputs
+from skinmm.training.module import RowCollector
+from skinmm.training.run_folder import RunFolder, read_metrics, write_json
+from skinmm.training.trainer import run_stage, use_all_threads
+
+CURVE_POINTS: Final = 4  # of the missing-column curve, besides the complete record
+SIDE: Final = 240  # longer side of the explained images in the report, pixels
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A trained and calibrated fold before its evaluation.
+
+    Attributes:
+        config: of the fold.
+        run: its folder; the best checkpoint contains the decision.
+        data: its cohort.
+        trainer: the trainer, which runs further passes over the data.
+        network: with the weights of the best epoch.
+        test: outputs of the test split.
+        decision: fitted on the validation split.
+        predictions: by the name of their part.
+    """
+
+    config: Config
+    run: RunFolder
+    data: LesionData
+    trainer: pl.Trainer
+    network: Network
+    test: SplitOutputs
+    decision: FittedDecision
+    predictions: dict[str, Predictions]
+
+
+class MissingColumnsPass(pl.LightningModule):
+    """Predicts rows with some record columns missing; computes the image features of a row once.
+
+    Attributes:
+        counts: numbers of missing columns.
+        probabilities: (n, counts, classes) of the last test, in order of rows.
+    """
+
+    probabilities: Tensor
+
+    def __init__(self, network: Network, empty: EmptyRecord) -> None:
+        """Store the network and the source of missing columns."""
+        super().__init__()
+        self.network = network
+        self._empty = empty
+        columns = len(empty.widths)
+        points = np.linspace(0, columns, min(columns, CURVE_POINTS) + 1)[1:]
+        self.counts = np.unique(points.round().astype(int)).tolist()
+        self._collector = RowCollector(("logits",))
+
+    def test_step(self, batch: dict[str, Tensor]) -> None:
+        """Collect the log-probabilities of a batch."""
+        image, record = batch.get("image"), batch["record"]
+        if image is not None:
+            with full_precision(self.network.device.type):
+                image = self.network.encode_image(image)
+        order = removal_order(batch["row"].cpu().numpy(), len(self._empty.widths))
+        records = [self._empty.fill(record, order < count) for count in self.counts]
+        logits = [self.network.log_probabilities(image, record) for record in records]
+        self._collector.update(batch["row"], torch.stack(logits, dim=1))
+
+    def on_test_epoch_end(self) -> None:
+        """Gather the rows of all ranks."""
+        (logits,) = self._collector.take()
+        self.probabilities = logits.double().softmax(dim=2).cpu()
+
+
+def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
+    """Predict the test rows with more and more of their record missing.
+
+    Returns:
+        Predictions under the names `missing_<missing columns>_of_<columns>`.
+    """
+    if not fold.network.record:
+        return {}
+    columns = len(fold.data.record_widths)
+    module = MissingColumnsPass(fold.network, fold.data.empty_record)
+    run_stage(fold.trainer.test, module, fold.data.evaluation_loader("test"), verbose=False)
+    return {
+        f"missing_{count}_of_{columns}": fold.decision.calibrate(
+            replace(fold.test, probabilities=module.probabilities[:, point].numpy())
+        )
+        for point, count in enumerate(module.counts)
+    }
+
+
+def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray, "b columns"]:
+    """Return each column's position in the random order in which a row loses its columns."""
+    orders = [np.random.default_rng(int(row)).permutation(columns) for row in rows]
+    return np.array(orders, dtype=np.int64).reshape(len(rows), columns)
+
+
+def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
+    """Explain the surest mistakes, if the report shows images; a failure is only a warning."""
+    report = fold.config.report
+    if fold.trainer.is_global_zero and report.pictures and report.explain:
+        use_all_threads()  # the images pass through the whole network
+        try:
+            write_explanations(fold)
+        except Exception as error:
+            warn(f"the mistakes are not explained: {type(error).__name__}: {one_line(error)}")
+    return {}
+
+
+def write_explanations(fold: TrainedFold) -> None:
+    """Write a heat map of each mistake that the report shows, and the contributions of inputs."""
+    explainer = Explainer(CalibratedModel.load(fold.run.best_checkpoint, torch.device("cpu")))
+    if explainer.member.view is None:
+        return
+    folder, cohort = fold.run.path / "explanations", fold.data.cohort.set_index("image_id")
+    folder.mkdir(exist_ok=True)
+    explanations = {}
+    test = fold.predictions["test"]
+    for kind, rows in find_confident_mistakes(test, fold.decision.threshold.value).items():
+        for number, image_id in enumerate(test.image_id[rows]):
+            record = cohort.loc[image_id].to_dict()
+            source = read_source(record["path"])
+            reasons = explainer.explain(source.data, record, source.frame, record["path"])
+            picture = f"{kind}_{number}.jpg"
+            drawing = reasons.draw(source.data, source.frame, SIDE)
+            if drawing is not None:
+                Image.fromarray(drawing).save(folder / picture, quality=80)
+            added = reasons.contributions.added
+            explanations[str(image_id)] = {"picture": picture, "added": added}
+    write_json(folder / "mistakes.json", explanations)
+
+
+def upload_to_wandb(config: Config, run: RunFolder, trainer: pl.Trainer) -> None:
+    """Upload a finished fold to Weights & Biases, if it is the logger, and end its W&B run."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            upload(logger.experiment, run.path, with_ids=config.logger.images)
+            logger.experiment.finish()  # the next fold starts its own
+
+
+def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
+    """Add metrics with intervals, plots, predictions, report and checkpoint to a W&B run.
+
+    Args:
+        tracked: the run that `wandb.init` returned.
+        run: folder of a finished run.
+        with_ids: upload images and the ids of images and patients too.
+    """
+    metrics = read_metrics(run)
+    tracked.summary.update(_flat_intervals(metrics))
+    file = run / "predictions" / "test.csv"
+    predictions = read_predictions(file, positive=metrics["positive"])
+    table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
+    hidden = [] if with_ids else ["image_id", "patient_id"]
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder) / "report.html"
+        page = run / "report.html" if with_ids else write_anonymous_report(run, shared)
+        tracked.log(
+            {
+                "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False),
+                "test/predictions": wandb.Table(dataframe=table.drop(columns=hidden)),
+                **_plots(predictions, metrics["threshold"]["value"]),
+            }
+        )
+    checkpoint = wandb.Artifact(f"skinmm-{tracked.id}", type="model")
+    for name in ("checkpoints/best.ckpt", "card.md"):
+        checkpoint.add_file(str(run / name))
+    tracked.log_artifact(checkpoint)
+
+
+def _flat_intervals(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{part}/{name}{'' if bound == 'value' else f'_{bound}'}": value
+        for part in ("val", "test")
+        for name, entry in metrics[part]["metrics"].items()
+        for bound, value in entry.items()
+        if bound in ("value", "low", "high") and value is not None
+    }
+
+
+def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
+    classes, scores = list(predictions.classes), predictions.probabilities.tolist()
+    called, truth = predictions.predicted_classes(threshold).tolist(), predictions.target.tolist()
+    return {
+        "test/confusion": wandb.plot.confusion_matrix(
+            y_true=truth, preds=called, class_names=classes
+        ),
+        "test/roc": wandb.plot.roc_curve(truth, scores, labels=classes),
+        "test/precision_recall": wandb.plot.pr_curve(truth, scores, labels=classes),
+    }
+
+
+EXTRAS: Final[tuple[Callable[[TrainedFold], dict[str, Predictions]], ...]] = (
+    predict_missing_columns,
+    explain_mistakes,
+)
+AFTER_REPORT: Final[tuple[Callable[[Config, RunFolder, pl.Trainer], None], ...]] = (
+    upload_to_wandb,
+)
