@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -158,7 +158,7 @@ class MaskDataset(LesionDataset):
         return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=inside)
 
 
-def load_mask(path: str, image_path: str, size: int) -> Int[np.ndarray, "1 size size"]:
+def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 size size"]:
     """Read a mask, 1 inside the lesion.
 
     Raises:

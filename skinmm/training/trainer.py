@@ -50,7 +50,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     devices, nodes = _count_processes(options.devices, accelerator)
     is_ddp = options.strategy == "ddp" or devices * nodes > 1
     if options.sync_batchnorm and is_ddp and accelerator == "cpu":
-        raise InputError("trainer.sync_batchnorm=true: needs GPUs; torch has none for CPUs")
+        raise InputError("trainer.sync_batchnorm=true: torch supports it on GPUs only")
     # Without torchrun Lightning starts the processes, also within the job of a cluster.
     environments = [] if is_torchrun() else [LightningEnvironment()]
     return pl.Trainer(

@@ -248,7 +248,7 @@ def test_resuming_all_folds_repeats_none_that_is_finished(
     assert files_in(run) == files_in(pooled)
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
     assert train(f"resume={run}", "trainer.max_epochs=20") == 0
-    assert "finished folds are not trained on" in capsys.readouterr().err
+    assert "finished folds are not trained further" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_report_leaves_a_finished_run(
@@ -273,7 +273,7 @@ def test_ctrl_c_before_the_report_leaves_a_finished_run(
     config = read_config(tmp_path / "config.yaml")
     write_config(tmp_path / "config.yaml", replace(config, logger=LoggerConfig("wandb")))
     assert train(f"resume={tmp_path}") == 0
-    assert "what W&B lacks" in capsys.readouterr().out
+    assert "to upload it to W&B again" in capsys.readouterr().out
 
 
 def test_a_sweep_makes_a_folder_a_run_and_survives_a_bad_one(

@@ -224,7 +224,7 @@ def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
         (lambda: Asymmetric(BINARY, gamma_negative=11.0), "gamma_negative=11.0: must be between"),
         (lambda: Asymmetric(BINARY, gamma_positive=-1.0), "gamma_positive=-1.0: must be between"),
         (lambda: Asymmetric(BINARY, margin=1.5), "margin=1.5: must be between 0 and 1"),
-        (lambda: Focal(BINARY, alpha=1.0), "gives a class no weight"),
+        (lambda: Focal(BINARY, alpha=1.0), "contains 0 or less"),
         (lambda: Focal(COUNTS, alpha=0.25), "for two classes; give a list of 3 weights"),
         (lambda: Focal(COUNTS, alpha=[0.5, 0.5]), "2 weights for 3 classes"),
         (lambda: Focal(BINARY, alpha=[-1.0, 1.0]), "all must be above 0"),
