@@ -1,7 +1,8 @@
-"""Methods of calibration: each a fit to validation rows that gives plain data, and its use."""
+"""Calibration of probabilities: methods fitted to validation rows and stored as plain data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -11,160 +12,32 @@ from scipy.special import softmax
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import patient_codes
 
-TINY: Final = np.finfo(np.float64).eps
-_SCALES: Final = (0.01, 100.0)
-_LOOSE: Final = 0.5  # a handful of melanomas does not turn the log odds of a network upside down
-_MOST_STEPS: Final = 100
-_CONVERGED: Final = 1e-10
-
-
-def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    return np.log(np.maximum(probabilities, TINY))
-
-
-def _smoothed(targets: Int64[np.ndarray, " n"], classes: int) -> Float64[np.ndarray, "n c"]:
-    """Platt's targets: a row of a class with k rows counts as (k + 1) / (k + 2) of it."""
-    rest = 1 / (np.bincount(targets, minlength=classes)[targets] + 2)
-    smooth = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
-    smooth[np.arange(len(targets)), targets] = 1 - rest
-    return smooth
-
-
-def _fit_scale(
-    probabilities: Float64[np.ndarray, "n c"],
-    targets: Int64[np.ndarray, " n"],
-    loose: float = np.inf,
-) -> dict[str, Any]:
-    """Scale of the log probabilities, and shifts of all classes but the first.
-
-    Newton's method on a convex loss: a few steps, and none of the threads of a general optimiser.
-
-    Args:
-        probabilities: before.
-        targets: index of the true class.
-        loose: standard deviation of the scale about 1 before any row was seen.
-    """
-    rows, classes = probabilities.shape
-    truth = _smoothed(targets, classes)
-    features = np.zeros((rows, classes, classes))
-    features[:, :, 0] = _log(probabilities)
-    features[:, range(1, classes), range(1, classes)] = 1
-    flat = features.reshape(rows * classes, -1)
-    unit = np.eye(classes)[0]
-    parameters = unit.copy()
-    pull = 1 / (loose**2 * rows)
-    for _ in range(_MOST_STEPS):
-        chance = softmax(features @ parameters, axis=1)
-        gradient = (chance - truth).ravel() @ flat / rows + pull * (parameters[0] - 1) * unit
-        mean = np.einsum("nc,nck->nk", chance, features)
-        curvature = ((chance.reshape(-1, 1) * flat).T @ flat - mean.T @ mean) / rows
-        curvature += np.diag(pull * unit + 1e-9)
-        step = np.linalg.solve(curvature, gradient)
-        parameters -= step / max(1, np.abs(step).max())
-        if np.abs(step).max() < _CONVERGED:
-            break
-    scale, shifts = float(np.clip(parameters[0], *_SCALES)), np.array([0.0, *parameters[1:]])
-    if scale != parameters[0]:
-        shifts += _fit_shifts(_log(probabilities) * scale + shifts, targets, np.inf)
-    return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
-
-
-def _fit_temperature(
-    probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
-) -> dict[str, Any]:
-    """The scale that free shifts would have, and shifts held near those that keep the means."""
-    scale = _fit_scale(probabilities, targets, loose=_LOOSE)["scale"]
-    wanted = _log(probabilities.mean(axis=0))
-    scaled, shifts = _log(probabilities) * scale, np.zeros(probabilities.shape[1])
-    for _ in range(_MOST_STEPS):
-        step = wanted - _log(softmax(scaled + shifts, axis=1).mean(axis=0))
-        shifts += step
-        if np.abs(step).max() < _CONVERGED:
-            break
-    shifts += _fit_shifts(scaled + shifts, targets, _LOOSE)
-    return {"scale": scale, "shifts": (shifts - shifts[0]).tolist()}
-
-
-def _fit_shifts(
-    logits: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"], loose: float
-) -> Float64[np.ndarray, " c"]:
-    """What is best added to each class's logit, with a prior of deviation `loose` about 0."""
-    classes = logits.shape[1]
-    counts = _smoothed(targets, classes).sum(axis=0)
-    shifts = np.zeros(classes)
-    for _ in range(_MOST_STEPS):
-        chance = softmax(logits + shifts, axis=1)
-        gradient = chance.sum(axis=0) - counts + shifts / loose**2
-        curvature = np.diag(chance.sum(axis=0) + 1 / loose**2 + 1e-9) - chance.T @ chance
-        step = np.linalg.solve(curvature, gradient)
-        shifts -= step / max(1, np.abs(step).max())
-        if np.abs(step).max() < _CONVERGED:
-            break
-    return shifts
-
-
-def _apply_scale(
-    state: dict[str, Any], probabilities: Float64[np.ndarray, "n c"]
-) -> Float64[np.ndarray, "n c"]:
-    return softmax(_log(probabilities) * state["scale"] + np.array(state["shifts"]), axis=1)
-
-
-def _fit_isotonic(
-    probabilities: Float64[np.ndarray, "n c"], targets: Int64[np.ndarray, " n"]
-) -> dict[str, Any]:
-    """Steps per class, kept from 0 and 1 by what one row more of either kind would leave open."""
-    from sklearn.isotonic import IsotonicRegression  # a second, which a prediction need not wait
-
-    rest = 1 / (len(targets) + 2)
-    steps = []
-    for column in range(probabilities.shape[1]):
-        model = IsotonicRegression(y_min=rest, y_max=1 - rest, out_of_bounds="clip")
-        model.fit(probabilities[:, column], (targets == column).astype(np.float64))
-        steps.append({"x": model.X_thresholds_.tolist(), "y": model.y_thresholds_.tolist()})
-    return {"steps": steps}
-
-
-def _apply_isotonic(
-    state: dict[str, Any], probabilities: Float64[np.ndarray, "n c"]
-) -> Float64[np.ndarray, "n c"]:
-    columns = [
-        np.interp(probabilities[:, i], step["x"], step["y"])
-        for i, step in enumerate(state["steps"])
-    ]
-    stepped = np.column_stack(columns)
-    return stepped / stepped.sum(axis=1, keepdims=True)
-
-
-_Fit = Callable[[Float64[np.ndarray, "n c"], Int64[np.ndarray, " n"]], dict[str, Any]]
-_Apply = Callable[[dict[str, Any], Float64[np.ndarray, "n c"]], Float64[np.ndarray, "n c"]]
-
-METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {
-    "none": (lambda _probabilities, _targets: {}, lambda _state, probabilities: probabilities),
-    "temperature": (_fit_temperature, _apply_scale),
-    "platt": (_fit_scale, _apply_scale),
-    "isotonic": (_fit_isotonic, _apply_isotonic),
-}
-
-
 FOLDS: Final = 5
 ISOTONIC_ROWS: Final = 1000
+_EPSILON: Final = np.finfo(np.float64).eps
+_SCALES: Final = (0.01, 100.0)
+_PRECISION: Final = 4.0  # of a prior of standard deviation 0.5, which few rows hardly overcome
+_RIDGE: Final = 1e-9
 _STANDARD_ERRORS: Final = 2.0
+
+Probabilities = Float64[np.ndarray, "n c"]
 _Prior = tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]
 
 
 def correct_prior(
-    probabilities: Float64[np.ndarray, "n c"],
+    probabilities: Probabilities,
     trained: Float64[np.ndarray, " c"],
     deployed: Float64[np.ndarray, " c"],
-) -> Float64[np.ndarray, "n c"]:
-    """Moves probabilities from the class shares of training to those of use, in closed form.
+) -> Probabilities:
+    """Correct probabilities for class shares that differ between training and deployment.
 
-    Saerens et al. 2002, doi:10.1162/089976602753284446, equation 2.4.
+    p_k * deployed_k / trained_k, normalised (Saerens et al. 2002, doi:10.1162/089976602753284446,
+    equation 2.4).
 
     Args:
-        probabilities: of a model that saw the classes in the shares `trained`.
-        trained: class shares after sampler and class weights.
-        deployed: class shares where the probabilities will be used; 0 where `trained` is.
+        probabilities: of a model that was trained with the class shares `trained`.
+        trained: class shares after sampling and class weights.
+        deployed: class shares where the model will be used; 0 where `trained` is 0.
     """
     for name, prior in (("trained", trained), ("deployed", deployed)):
         if not (np.all(prior >= 0) and np.isclose(prior.sum(), 1)):
@@ -181,13 +54,13 @@ def correct_prior(
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from raw to calibrated probabilities.
+    """Map from raw to calibrated probabilities.
 
     Attributes:
         method: one of `METHODS`.
-        state: the method's numbers, plain.
-        prior: class shares of training and of use, corrected for before the method; or None.
-        losses: log loss of each method tried, cross-validated over validation patients.
+        state: fitted parameters of the method, plain data.
+        prior: class shares of training and of deployment, corrected before the method; or None.
+        losses: log loss of each compared method, cross-validated over validation patients.
     """
 
     method: str = "none"
@@ -195,106 +68,89 @@ class Calibration:
     prior: tuple[list[float], list[float]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
 
-    def apply(self, raw: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-        """Calibrated probabilities of raw ones."""
-        corrected = raw
+    def apply(self, raw: Probabilities) -> Probabilities:
+        """Return calibrated probabilities for raw ones."""
         if self.prior is not None:
-            trained, deployed = self.prior
-            corrected = correct_prior(raw, np.array(trained), np.array(deployed))
-        return (
-            corrected if self.method == "none" else METHODS[self.method][1](self.state, corrected)
-        )
+            raw = correct_prior(raw, *map(np.array, self.prior))
+        return METHODS[self.method][1](self.state, raw)
 
     def to_state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
-        prior = None if self.prior is None else [list(part) for part in self.prior]
-        return {
-            "method": self.method,
-            "state": self.state,
-            "prior": prior,
-            "losses": self.losses,
-        }
+        """Return plain data for a checkpoint."""
+        return {**asdict(self), "prior": None if self.prior is None else [*map(list, self.prior)]}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Calibration":
-        """What `to_state` was called on."""
+        """Restore a calibration from the result of `to_state`."""
         prior = state["prior"]
         return cls(
-            method=state["method"],
-            state=state["state"],
-            prior=None if prior is None else (list(prior[0]), list(prior[1])),
-            losses=state["losses"],
+            **{**state, "prior": None if prior is None else (list(prior[0]), list(prior[1]))}
         )
 
 
 def fit_calibration(
-    raw: Float64[np.ndarray, "n c"],
+    raw: Probabilities,
     targets: Int64[np.ndarray, " n"],
     groups: Shaped[np.ndarray, " n"],
     *,
     prior: _Prior | None = None,
     method: str = "auto",
 ) -> Calibration:
-    """Fits a calibration on validation rows.
+    """Fit a calibration to validation rows.
 
-    `none` corrects the prior only. `temperature` divides the log odds (Guo et al. 2017) and shifts
-    them, from where the classes' mean probabilities stay towards what the rows say, held back by a
-    prior, so that few rows move little: dividing alone would move the mean of a rare class, and a
-    network's own means are off more often than not. `platt` shifts them as the rows say (Platt
-    1999, with his smoothed targets; two classes give his method exactly). `isotonic` is a monotone
-    step function per class (Zadrozny and Elkan 2002).
+    - `none` corrects the prior only.
+    - `temperature` scales the log probabilities (Guo et al. 2017, arXiv:1706.04599) and shifts them
+      per class. The shifts start where the mean probabilities of the classes are preserved; a prior
+      limits how far few rows move them. Scaling alone would move the mean of a rare class, and the
+      means of a network are often wrong.
+    - `platt` fits scale and shifts freely (Platt 1999, with his smoothed targets; for two classes
+      it is exactly his method).
+    - `isotonic` is a monotone step function per class (Zadrozny and Elkan 2002,
+      doi:10.1145/775047.775151).
+    - `auto` compares the cross-validated log loss of the last three, `isotonic` only from
+      `ISOTONIC_ROWS` rows on because it ties rows. It takes the first in this order that is within
+      two standard errors (over groups) of the lowest, which by itself follows noise with a hundred
+      melanomas. `none` does not compete: log loss hardly detects that the log odds of a rare class
+      are a fifth too far apart, which balanced sampling of few melanomas causes.
 
-    `auto` compares the log loss of the last three in cross-validation over groups, and takes the
-    first of them, simplest first, that is within two standard errors (over groups) of the lowest.
-    The lowest loss by itself follows noise where validation has a hundred melanomas. `none` does
-    not compete: log loss hardly sees that a rare class's log odds are a fifth too far apart, which
-    is what a balanced draw of few melanomas does to a network, and would leave them there.
-
-    Nor does `isotonic`, which ties rows, below `ISOTONIC_ROWS` rows.
-
-    Unless two classes have rows of two groups each, nothing can be compared or fitted: none.
+    The method is `none` unless two classes have rows of at least two groups each.
 
     Args:
         raw: probabilities of the network.
         targets: index of the true class.
-        groups: patients, kept together in cross-validation.
-        prior: class shares of training (after sampler and class weights) and of use.
+        groups: patients, which cross-validation does not divide.
+        prior: class shares of training (after sampling and class weights) and of deployment.
         method: auto, or one of `METHODS`.
     """
     if method not in ("auto", *METHODS):
         raise InputError(f"no calibration {method!r}; choose from auto, {', '.join(METHODS)}")
-    plain = None if prior is None else (prior[0].tolist(), prior[1].tolist())
-    corrected = Calibration(prior=plain).apply(raw)
+    shares = None if prior is None else (prior[0].tolist(), prior[1].tolist())
+    corrected = Calibration(prior=shares).apply(raw)
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
-        return Calibration(prior=plain)
-    names = _competing(len(targets)) if method == "auto" else [method]
-    losses = {name: _validated_losses(name, corrected, targets, folds) for name in names}
+        return Calibration(prior=shares)
+    excluded = {"none"} if len(targets) >= ISOTONIC_ROWS else {"none", "isotonic"}
+    names = [name for name in METHODS if name not in excluded] if method == "auto" else [method]
+    losses = {name: _cross_validate(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
-    chosen = next(name for name in names if _as_good(losses[name] - losses[best], groups))
+    chosen = next(name for name in names if _is_as_good(losses[name] - losses[best], groups))
     means = {name: float(loss.mean()) for name, loss in losses.items()}
-    return Calibration(chosen, METHODS[chosen][0](corrected, targets), plain, means)
-
-
-def _competing(rows: int) -> list[str]:
-    left_out = {"none"} if rows >= ISOTONIC_ROWS else {"none", "isotonic"}
-    return [name for name in METHODS if name not in left_out]
+    return Calibration(chosen, METHODS[chosen][0](corrected, targets), shares, means)
 
 
 def group_folds(
     targets: Int64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], classes: int
 ) -> Int64[np.ndarray, " n"]:
-    """Deals groups into at most `FOLDS` folds, each class as evenly as it can be.
+    """Return the fold of each row: groups stay together, classes are spread evenly.
 
-    A group goes by its rarest class. As many folds as groups hold the second most frequent class;
-    where that is one or none, all are in fold 0.
+    Each group counts for its rarest class. There are at most `FOLDS` folds, and not more than
+    groups with the second most frequent class; with fewer than two, all rows are in fold 0.
     """
     codes, count = patient_codes(groups)
-    holds = np.zeros((count, classes), dtype=bool)
-    holds[codes, targets] = True
-    spread = holds.sum(axis=0)
-    folds = min(FOLDS, int(np.sort(spread)[-2]))
-    rarest = np.where(holds, spread, count + 1).argmin(axis=1)
+    has_class = np.zeros((count, classes), dtype=bool)
+    has_class[codes, targets] = True
+    group_counts = has_class.sum(axis=0)
+    folds = min(FOLDS, int(np.sort(group_counts)[-2]))
+    rarest = np.where(has_class, group_counts, count + 1).argmin(axis=1)
     shuffled = np.random.default_rng(0).permutation(count)
     order = shuffled[np.argsort(rarest[shuffled], kind="stable")]
     fold = np.empty(count, dtype=np.int64)
@@ -302,23 +158,159 @@ def group_folds(
     return fold[codes]
 
 
-def _validated_losses(
+def _cross_validate(
     method: str,
-    probabilities: Float64[np.ndarray, "n c"],
+    probabilities: Probabilities,
     targets: Int64[np.ndarray, " n"],
     folds: Int64[np.ndarray, " n"],
 ) -> Float64[np.ndarray, " n"]:
+    """Return the log loss of each row under the fit to the other folds."""
     fit, apply = METHODS[method]
-    chance = np.empty(len(targets))
+    p = np.empty(len(targets))
     for fold in np.unique(folds):
-        held = folds == fold
-        state = fit(probabilities[~held], targets[~held])
-        chance[held] = apply(state, probabilities[held])[np.arange(held.sum()), targets[held]]
-    return -np.log(np.maximum(chance, TINY))
+        test = folds == fold
+        state = fit(probabilities[~test], targets[~test])
+        p[test] = apply(state, probabilities[test])[np.arange(test.sum()), targets[test]]
+    return -np.log(np.maximum(p, _EPSILON))
 
 
-def _as_good(excess: Float64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]) -> bool:
-    """Whether losses exceed the best ones by no more than chance explains."""
+def _is_as_good(excess: Float64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]) -> bool:
+    """Return whether losses exceed the best ones by at most two standard errors over groups."""
     mean = excess.mean()
     sums = np.bincount(patient_codes(groups)[0], weights=excess - mean)
     return bool(mean <= _STANDARD_ERRORS * np.sqrt(sums @ sums) / len(excess))
+
+
+def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    return np.log(np.maximum(probabilities, _EPSILON))
+
+
+def _smooth_targets(targets: Int64[np.ndarray, " n"], classes: int) -> Probabilities:
+    """Return Platt's targets: (k + 1) / (k + 2) for the true class of a row, which has k rows."""
+    rest = 1 / (np.bincount(targets, minlength=classes)[targets] + 2)
+    smooth = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
+    smooth[np.arange(len(targets)), targets] = 1 - rest
+    return smooth
+
+
+def _fit_parameters(
+    logits: Probabilities,
+    truth: Probabilities,
+    start: Float64[np.ndarray, " k"],
+    precision: Float64[np.ndarray, " k"],
+    *,
+    free: Int64[np.ndarray, " f"],
+) -> Float64[np.ndarray, " k"]:
+    """Minimise the log loss of softmax(scale * logits + shifts), a convex problem.
+
+    Args:
+        logits: log probabilities.
+        truth: probability of each class as the target.
+        start: scale and c shifts to start from, also the mean of their normal prior.
+        precision: inverse variance of the prior of each parameter; 0: no prior.
+        free: indices of the parameters to fit; the others stay at `start`.
+    """
+    from scipy.optimize import minimize  # slow to import, and prediction does not fit
+
+    rows = len(logits)
+
+    @lru_cache(1)  # loss and Hessian are evaluated at the same parameters
+    def evaluate(*x: float) -> tuple[Any, Probabilities, Any]:
+        parameters = start.copy()
+        parameters[free] = x
+        scores = logits * parameters[0] + parameters[1:]
+        scores -= scores.max(axis=1, keepdims=True)
+        p = np.exp(scores)
+        totals = p.sum(axis=1, keepdims=True)
+        return parameters - start, p / totals, scores - np.log(totals)
+
+    def loss(x: Float64[np.ndarray, " f"]) -> tuple[float, Float64[np.ndarray, " f"]]:
+        moved, p, log_p = evaluate(*x)
+        residual = p - truth
+        gradient = np.r_[np.vdot(residual, logits), residual.sum(axis=0)] + precision * moved
+        value = precision @ moved**2 / 2 - np.vdot(truth, log_p)
+        return value / rows, gradient[free] / rows
+
+    def hessian(x: Float64[np.ndarray, " f"]) -> Float64[np.ndarray, "f f"]:
+        _, p, _ = evaluate(*x)
+        spread = p * (logits - (p * logits).sum(axis=1, keepdims=True))
+        result = np.diag(np.r_[np.vdot(spread, logits), p.sum(axis=0)] + precision + _RIDGE)
+        result[0, 1:] = result[1:, 0] = spread.sum(axis=0)
+        result[1:, 1:] -= p.T @ p
+        return result[np.ix_(free, free)] / rows
+
+    options = {"gtol": 1e-10}
+    found = minimize(loss, start[free], (), "trust-exact", True, hessian, options=options)
+    parameters = start.copy()
+    parameters[free] = found.x
+    return parameters
+
+
+def _fit_scale(
+    probabilities: Probabilities, targets: Int64[np.ndarray, " n"], precision: float = 0.0
+) -> Float64[np.ndarray, " k"]:
+    """Fit the scale and free shifts; `precision` is that of the scale's prior about 1."""
+    classes = probabilities.shape[1]
+    logits, truth = _log(probabilities), _smooth_targets(targets, classes)
+    start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)
+    fitted = _fit_parameters(logits, truth, start, precision * start, free=np.r_[0, shifts])
+    scale = float(np.clip(fitted[0], *_SCALES))
+    if scale != fitted[0]:
+        fitted[0] = scale
+        fitted = _fit_parameters(logits, truth, fitted, np.zeros_like(start), free=shifts)
+    return fitted
+
+
+def _to_scale_state(parameters: Float64[np.ndarray, " k"]) -> dict[str, Any]:
+    return {"scale": float(parameters[0]), "shifts": (parameters[1:] - parameters[1]).tolist()}
+
+
+def _fit_platt(probabilities: Probabilities, targets: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    return _to_scale_state(_fit_scale(probabilities, targets))
+
+
+def _fit_temperature(
+    probabilities: Probabilities, targets: Int64[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """Fit the scale with free shifts, then shifts near those that preserve the class means."""
+    logits, classes = _log(probabilities), probabilities.shape[1]
+    start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
+    shifts, precision = np.arange(1, classes + 1), np.r_[0.0, np.full(classes, _PRECISION)]
+    # The optimum for the probabilities as targets preserves their means.
+    start = _fit_parameters(logits, probabilities, start, 0 * precision, free=shifts[1:])
+    truth = _smooth_targets(targets, classes)
+    return _to_scale_state(_fit_parameters(logits, truth, start, precision, free=shifts))
+
+
+def _apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabilities:
+    return softmax(_log(probabilities) * state["scale"] + np.array(state["shifts"]), axis=1)
+
+
+def _fit_isotonic(probabilities: Probabilities, targets: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    """Fit steps per class, bounded away from 0 and 1 as by one further row of either kind."""
+    from sklearn.isotonic import IsotonicRegression  # takes a second; prediction does not need it
+
+    rest = 1 / (len(targets) + 2)
+    steps = []
+    for column in range(probabilities.shape[1]):
+        model = IsotonicRegression(y_min=rest, y_max=1 - rest, out_of_bounds="clip")
+        model.fit(probabilities[:, column], (targets == column).astype(np.float64))
+        steps.append({"x": model.X_thresholds_.tolist(), "y": model.y_thresholds_.tolist()})
+    return {"steps": steps}
+
+
+def _apply_isotonic(state: dict[str, Any], probabilities: Probabilities) -> Probabilities:
+    columns = zip(probabilities.T, state["steps"], strict=True)
+    stepped = np.column_stack([np.interp(p, step["x"], step["y"]) for p, step in columns])
+    return stepped / stepped.sum(axis=1, keepdims=True)
+
+
+_Fit = Callable[[Probabilities, Int64[np.ndarray, " n"]], dict[str, Any]]
+_Apply = Callable[[dict[str, Any], Probabilities], Probabilities]
+
+METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {
+    "none": (lambda _probabilities, _targets: {}, lambda _state, probabilities: probabilities),
+    "temperature": (_fit_temperature, _apply_scale),
+    "platt": (_fit_platt, _apply_scale),
+    "isotonic": (_fit_isotonic, _apply_isotonic),
+}

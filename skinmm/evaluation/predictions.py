@@ -1,4 +1,4 @@
-"""Prediction files: what every stage after the model reads, whichever system wrote them."""
+"""Predictions: what every stage after the model reads, whichever system wrote the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +10,26 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.errors import InputError
-from skinmm.evaluation import prediction_files
-from skinmm.evaluation.prediction_files import BINARY, DECISIONS, REFER
+from skinmm.evaluation.prediction_files import (
+    BINARY,
+    DECISIONS,
+    EMPTY,
+    REFER,
+    PredictionFile,
+    find_positive_classes,
+    is_binary_truth,
+    require_positive_classes,
+)
 from skinmm.files import atomic_write
-from skinmm.vocabulary import resolve_patients
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
 MAX_MISTAKES: Final = 8
+ROW_COLUMNS: Final = (
+    *("image_id", "patient_id", "target", "probabilities", "raw"),
+    *("fold", "decision", "sets", "ood", "called"),
+)
+"""Attributes of `Predictions` that have an entry for each row."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +37,19 @@ class Predictions:
     """Probabilities and truth of n rows over C classes.
 
     Attributes:
-        image_id: one name per row.
-        patient_id: the unit of the bootstrap; the lesion, then the image where it is not known.
+        image_id: name of the image of each row, unique.
+        patient_id: unit of the bootstrap; the lesion, or else the image, where it is unknown.
         target: index of the true class.
-        probabilities: calibrated where a calibration exists; in [0, 1], each row adds up to 1.
-        raw: before calibration, or None.
+        probabilities: calibrated where a calibration exists; in [0, 1], the sum of a row is 1.
+        raw: probabilities before calibration.
         classes: `("benign", "malignant")` in binary files, else the diagnoses.
-        positive: the classes that count as malignant.
-        fold: number of the fold that a row was tested in, or None.
-        unpredicted: rows of the file that its system could not predict, and that are not here.
-        decision: one of `DECISIONS`, or None.
-        sets: whether a row's prediction set holds a class, or None.
-        ood: how unlike the validation rows a row is, 1 is the limit; NaN or None where not known.
-        called: index of the class that the row's system calls, or None; of binary files never.
+        positive: classes that count as malignant.
+        fold: number of the fold in which a row was tested.
+        unpredicted: number of rows of the file that its system could not predict.
+        decision: one of `DECISIONS`.
+        sets: which classes the prediction set of a row contains.
+        ood: OOD score; above 1 a row is unlike the validation rows; NaN where unknown.
+        called: index of the class that the system predicts; None in binary files.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -55,16 +67,16 @@ class Predictions:
     called: Int64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses positive classes that do not divide the classes in two."""
-        prediction_files.refuse_positive(self.classes, self.positive)
+        """Require that some but not all classes are positive."""
+        require_positive_classes(self.classes, self.positive)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.target)
 
     @property
     def is_binary(self) -> bool:
-        """Whether the classes are benign and malignant, so that targets are written 0 and 1."""
+        """Whether the classes are benign and malignant, so that targets are written as 0 and 1."""
         return self.classes == BINARY
 
     @property
@@ -79,9 +91,9 @@ class Predictions:
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
     def predicted_classes(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
-        """Index of the called class.
+        """Return the index of the predicted class of each row.
 
-        Binary files call malignant from the threshold on; others the class that the file says, or
+        The threshold decides in binary files. In others it is the class that the file names, or
         else the most probable one.
         """
         if self.is_binary:
@@ -89,24 +101,9 @@ class Predictions:
         return self.probabilities.argmax(axis=1) if self.called is None else self.called
 
     def select(self, rows: Shaped[np.ndarray, " m"]) -> "Predictions":
-        """The rows of a mask or of row numbers, in that order."""
+        """Return the rows of a mask or of row numbers, in that order."""
         columns = {name: getattr(self, name) for name in ROW_COLUMNS}
         return replace(self, **{k: v[rows] for k, v in columns.items() if v is not None})
-
-
-ROW_COLUMNS: Final = (
-    "image_id",
-    "patient_id",
-    "target",
-    "probabilities",
-    "raw",
-    "fold",
-    "decision",
-    "sets",
-    "ood",
-    "called",
-)
-"""Attributes that have an entry for each row."""
 
 
 def read_predictions(
@@ -116,82 +113,60 @@ def read_predictions(
     *,
     allow_one_class: bool = False,
 ) -> Predictions:
-    """Reads the prediction file of any system, with its labels inside or in a second file.
+    """Read the prediction file of any system, with labels in the same or in a second file.
 
-    Needed are an image column and one column `p_<class>` per class; `p_malignant` or `malignancy`
-    alone is enough for a binary file. Truth is the column `target` (0/1, or a class), or else
-    `diagnosis`. Rows with a reason in `error` and no probabilities are left out and counted. A
-    multi-class file whose targets are 0/1 is judged as a binary one. What stands in `decision`,
-    `prediction_set`, `ood` and (several classes) `called`, as `predict.py` writes them, is judged
-    too.
+    Required are an image column and one column `p_<class>` per class; for two classes
+    `p_malignant` or `malignancy` is enough. The truth is in `target` (0/1, or a class), or else in
+    `diagnosis`. Rows with a text in `error` and no probabilities are excluded and counted. A
+    multi-class file whose targets are 0/1 is read as a binary one. The columns `decision`,
+    `prediction_set`, `ood` and (multi-class) `called`, as `predict.py` writes them, are optional.
 
     Args:
-        path: CSV.
-        labels: CSV with an image column and `target` or `diagnosis`, joined on the image's name
-            with or without its extension; its `patient_id` is used where the first has none.
-        positive: classes that count as malignant; the usual ones by default.
+        path: table, see `skinmm.files.read_table`.
+        labels: table with an image column and `target` or `diagnosis`, joined by the name of the
+            image with or without its suffix; its `patient_id` is used if the first table has none.
+        positive: classes that count as malignant; by default those known as malignant.
         allow_one_class: accept a file in which all rows are malignant, or none.
 
     Raises:
-        InputError: one line that names the file, column and row that cannot be used.
+        InputError: one line that names the file, and the column and row that cannot be used.
     """
-    table, unpredicted = prediction_files.read_rows(path, labels)
-    classes, probabilities = prediction_files.parse_probabilities(table, path)
-    raw = prediction_files.parse_raw(table, classes, path)
-    positive = tuple(positive or prediction_files.usual_positive(classes, path))
-    prediction_files.refuse_positive(classes, positive)
-    words = prediction_files.parse_truth(table, labels or path)
-    sets = prediction_files.parse_sets(table, classes, path)
-    if classes != BINARY and prediction_files.speaks_binary(words, classes):
+    file = PredictionFile(path, labels)
+    classes, probabilities = file.parse_probabilities()
+    raw = file.parse_raw(classes)
+    positive = tuple(positive or find_positive_classes(classes, path))
+    require_positive_classes(classes, positive)
+    words = file.parse_truth()
+    sets = file.parse_sets(classes)
+    if classes != BINARY and is_binary_truth(words, classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw = (probabilities @ sides).clip(0, 1), None
         sets = None if sets is None else sets @ sides
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
-        image_id=table["image_id"].to_numpy(dtype=object),
-        patient_id=resolve_patients(table).to_numpy(dtype=object),
-        target=prediction_files.parse_targets(words, table, classes, labels or path),
+        image_id=file.table["image_id"].to_numpy(dtype=object),
+        patient_id=file.parse_patients(),
+        target=file.parse_targets(words, classes),
         probabilities=probabilities,
         raw=raw,
         classes=classes,
         positive=positive,
-        fold=prediction_files.parse_folds(table, path),
-        unpredicted=unpredicted,
-        decision=prediction_files.parse_decisions(table, path),
+        fold=file.parse_folds(),
+        unpredicted=file.unpredicted,
+        decision=file.parse_decisions(),
         sets=sets,
-        ood=prediction_files.parse_unfamiliarity(table, path),
-        called=prediction_files.parse_calls(table, classes, probabilities, path),
+        ood=file.parse_ood(),
+        called=file.parse_called(classes, probabilities),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
-        raise InputError(f"{path}: all {len(result)} rows are {kind}; judging needs both")
+        raise InputError(f"{path}: all {len(result)} rows are {kind}; evaluation needs both")
     return result
 
 
-def find_confident_mistakes(
-    predictions: Predictions, threshold: float
-) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Rows called wrongly that the model was surest of, at most `MAX_MISTAKES` of either kind.
-
-    `missed` are malignant lesions below the threshold, the least suspected first; `flagged` are
-    benign ones from there on, the most suspected first.
-    """
-    chance, malignant = predictions.malignancy, predictions.malignant
-    above = chance >= threshold
-    kinds = {"missed": (malignant & ~above, chance), "flagged": (~malignant & above, -chance)}
-    found = {}
-    for kind, (wrong, key) in kinds.items():
-        rows = np.flatnonzero(wrong)
-        found[kind] = rows[np.argsort(key[rows], kind="stable")][:MAX_MISTAKES]
-    return found
-
-
 def write_predictions(path: Path | str, predictions: Predictions) -> None:
-    """Writes a prediction file (`%.9g`) under a temporary name, then renames it."""
-    columns: dict[str, Any] = {
-        "image_id": predictions.image_id,
-        "patient_id": predictions.patient_id,
-    }
+    """Write a prediction file (`%.9g`) atomically."""
+    columns: dict[str, Any] = {name: getattr(predictions, name) for name in ROW_COLUMNS[:2]}
     if predictions.fold is not None:
         columns["fold"] = predictions.fold
     names = np.array(predictions.classes, dtype=object)
@@ -212,9 +187,25 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
 
 
 def format_sets(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
-    """Each row's set as a file holds it: its classes with `|` between, `none` where it is empty."""
-    kinds, kind = np.unique(sets, axis=0, return_inverse=True)
-    names = [
-        "|".join(np.array(classes, dtype=object)[held]) or prediction_files.EMPTY for held in kinds
-    ]
-    return np.array(names, dtype=object)[kind]
+    """Return each prediction set as text: its classes joined by `|`, or `none` if it is empty."""
+    distinct, indices = np.unique(sets, axis=0, return_inverse=True)
+    names = np.array(classes, dtype=object)
+    return np.array(["|".join(names[row]) or EMPTY for row in distinct], dtype=object)[indices]
+
+
+def find_confident_mistakes(
+    predictions: Predictions, threshold: float
+) -> dict[str, Int64[np.ndarray, " k"]]:
+    """Return the wrong rows of which the model was most certain, at most `MAX_MISTAKES` of a kind.
+
+    `missed` are malignant rows below the threshold, in ascending order of probability; `flagged`
+    are benign rows from the threshold on, in descending order.
+    """
+    p, malignant = predictions.malignancy, predictions.malignant
+    above = p >= threshold
+    kinds = {"missed": (malignant & ~above, p), "flagged": (~malignant & above, -p)}
+    mistakes = {}
+    for kind, (is_wrong, key) in kinds.items():
+        rows = np.flatnonzero(is_wrong)
+        mistakes[kind] = rows[np.argsort(key[rows], kind="stable")][:MAX_MISTAKES]
+    return mistakes

@@ -1,4 +1,4 @@
-"""When to hand over to a person: conformal sets, and features unlike those of validation."""
+"""Referral to a person: conformal prediction sets, and an out-of-distribution (OOD) score."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,28 +19,29 @@ from skinmm.evaluation.thresholds import round_down
 COMPONENTS: Final = 64
 FOLDS: Final = 5
 SHARE: Final = 0.95
-"""Of validation rows, held out in turn, that lie below the limit of familiarity."""
-_LEAST: Final = 1e-6  # of the mean variance: what never varied is not divided by
+"""Share of held-out validation rows whose OOD score is at most the limit 1."""
+BLAS_ROWS: Final = 256
+"""Number of rows from which scores are computed with BLAS."""
+_MIN_VARIANCE: Final = 1e-6  # of the mean variance: avoids division by the 0 of constant features
 _TINY: Final = float(np.finfo(np.float32).tiny)
-MANY: Final = 256  # rows that BLAS multiplies
-_BLOCK: Final = 4096  # rows held in 64 bit at a time
+_BLOCK: Final = 4096  # rows that are converted to 64 bit at a time
 
 
 @dataclass(frozen=True)
 class ConformalPredictor:
-    """Sets of classes that hold the true one with a stated frequency, class by class.
+    """Prediction sets that contain the true class with a stated frequency, for every class.
 
-    A class belongs to a row's set when its calibrated probability reaches the class's limit. The
-    frequency holds for every class, on average over validation sets, on new rows that come as the
-    validation rows came (`coverage_range` says how far one validation set may be off). It does not
-    hold by itself within a subgroup, for another hospital, or after the classes' look has changed;
-    and several rows of one patient make it vary more than their number suggests.
+    A set contains a class if its calibrated probability reaches the limit of the class. The
+    frequency holds on average over validation sets, for new rows from the distribution of the
+    validation rows (`coverage_range` gives the variation between validation sets). It is not
+    guaranteed within a subgroup, for another hospital, or after a change in how a class looks.
+    Several rows of one patient increase the variation.
 
     Attributes:
-        coverage: the stated frequency.
-        limits: of each class, in the order of the probabilities; 0 where validation had too few
-            rows of it to leave it out ever.
-        rows: how many validation rows of each class the limit rests on.
+        coverage: stated frequency.
+        limits: probability limit of each class, in the order of the probabilities; 0 if validation
+            has too few rows of the class to exclude it.
+        rows: number of validation rows of each class.
     """
 
     coverage: float
@@ -48,54 +49,54 @@ class ConformalPredictor:
     rows: dict[str, int]
 
     def predict_sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
-        """Which classes each row's set holds."""
+        """Return which classes the set of each row contains."""
         return probabilities >= np.array(list(self.limits.values()))
 
     def to_state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint; its items are the constructor's arguments."""
+        """Return plain data for a checkpoint: the arguments of the constructor."""
         return asdict(self)
 
 
 def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> ConformalPredictor:
-    """Limits from validation rows: per class, the probability that enough of its rows reach.
+    """Fit the limit of each class to validation rows.
 
-    Class-conditional split conformal prediction (Vovk 2012, Sadinle et al. 2019,
-    doi:10.1080/01621459.2018.1395341). Limits are rounded down to six digits, so that a probability
-    that is computed in another batch stays on its side.
+    Class-conditional split conformal prediction (Vovk 2012, arXiv:1209.2673; Sadinle et al. 2019,
+    doi:10.1080/01621459.2018.1395341): the limit is the k-th lowest probability of the true class
+    among its n rows, k = floor((1 - coverage) * (n + 1)). Limits are rounded down to six digits, so
+    that a probability computed in another batch stays on its side.
 
     Raises:
-        InputError: a coverage outside (0, 1).
+        InputError: the coverage is outside (0, 1).
     """
     if not 0 < coverage < 1:
         raise InputError(f"coverage {coverage} is not between 0 and 1")
     limits, rows = {}, {}
     for index, name in enumerate(predictions.classes):
-        own = np.sort(predictions.probabilities[predictions.target == index, index])
-        missed = _missed(len(own), coverage)
-        limits[name] = round_down(float(own[missed - 1])) if missed else 0.0
-        rows[name] = len(own)
+        p = np.sort(predictions.probabilities[predictions.target == index, index])
+        rank = _limit_rank(len(p), coverage)
+        limits[name] = round_down(float(p[rank - 1])) if rank else 0.0
+        rows[name] = len(p)
     return ConformalPredictor(coverage, limits, rows)
 
 
 def coverage_range(
     rows: int, coverage: float, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Where the coverage of a class lies that had this many independent validation rows.
+    """Return the central interval of a class's coverage over validation sets.
 
-    It is a beta variable over validation sets (Vovk 2012, arXiv:1209.2673).
-
-    Returns:
-        The central interval; None where so few rows cannot leave the class out of any set.
+    With n independent rows and limit rank k (see `fit_conformal`), the coverage is distributed as
+    Beta(n + 1 - k, k) (Vovk 2012, arXiv:1209.2673). None if the rows are too few to exclude the
+    class from any set.
     """
-    missed = _missed(rows, coverage)
-    if missed == 0:
+    rank = _limit_rank(rows, coverage)
+    if rank == 0:
         return None
     tail = (1 - confidence) / 2
-    low, high = betaincinv(rows + 1 - missed, missed, [tail, 1 - tail])
+    low, high = betaincinv(rows + 1 - rank, rank, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _missed(rows: int, coverage: float) -> int:
+def _limit_rank(rows: int, coverage: float) -> int:
     # The tolerance keeps (1 - 0.9) * 10 at 1.
     return int((1 - coverage) * (rows + 1) + 1e-9)
 
@@ -106,7 +107,7 @@ def add_decisions(
     sets: Bool[np.ndarray, "n c"] | None,
     ood: Float64[np.ndarray, " n"] | None,
 ) -> Predictions:
-    """The predictions with sets, unfamiliarity and the decisions that follow from them."""
+    """Return the predictions with prediction sets, OOD scores and the resulting decisions."""
     called = predictions.malignancy >= threshold
     decision = decide(called, np.isin(predictions.classes, predictions.positive), sets, ood)
     return replace(predictions, decision=decision, sets=sets, ood=ood)
@@ -118,17 +119,17 @@ def decide(
     sets: Bool[np.ndarray, "n c"] | None,
     ood: Float64[np.ndarray, " n"] | None,
 ) -> Shaped[np.ndarray, " n"]:
-    """`malignant` or `benign` as the threshold calls, unless something speaks against deciding.
+    """Return the decision for each row: `malignant`, `benign` or `refer`.
 
-    `refer` where the prediction set does not name classes of the called side alone (it is empty,
-    holds both sides, or contradicts the threshold), and where the features are unlike those of
-    validation. So nothing that reaches the threshold is ever decided to be benign.
+    Rows get `malignant` or `benign` by the threshold. They get `refer` if the prediction set is
+    empty, contains both sides or contradicts the threshold, or if the OOD score is above 1. A row
+    that reaches the threshold is therefore never decided to be benign.
 
     Args:
         called: malignant by the threshold.
-        positive: the classes that count as malignant.
+        positive: classes that count as malignant.
         sets: prediction sets; None: no check.
-        ood: unfamiliarity, 1 is the limit; None or NaN: no check.
+        ood: OOD scores; None or NaN: no check.
     """
     decision = np.where(called, "malignant", "benign").astype(object)
     if sets is not None:
@@ -140,51 +141,54 @@ def decide(
 
 
 class ReferralMetrics:
-    """What decisions with referral do, as a function of how often patients are drawn.
+    """Metrics of decisions with referral, as functions of how often patients are drawn.
 
     `referred` is a share of all rows; `decided_sensitivity` and `decided_specificity` are over the
-    rest; `found_or_referred` is the sensitivity if whoever is referred is found. `set_size` is the
-    mean number of classes in a set, `coverage_<class>` the share of the class's sets that hold it,
-    `unfamiliar` the share of rows above the limit.
+    other rows; `found_or_referred` is the sensitivity if all referred malignant rows are found.
+    `set_size` is the mean number of classes in a set, `coverage_<class>` the share of the rows of
+    the class whose set contains it, and `unfamiliar` the share of rows with an OOD score above 1.
     """
 
     def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
-        """Adds up per patient; `predictions` has decisions, and sets and unfamiliarity or not."""
+        """Sum over each patient; sets and OOD scores are optional, `codes` number the patients."""
         decision, malignant = predictions.decision, predictions.malignant
-        every, decided = np.ones(len(predictions)), decision != REFER
-        parts: dict[str, tuple[Any, Any]] = {
-            "referred": (~decided, every),
+        all_rows, decided = np.ones(len(predictions)), decision != REFER
+        shares: dict[str, tuple[Any, Any]] = {
+            "referred": (~decided, all_rows),
             "decided_sensitivity": (malignant & (decision == DECISIONS[1]), malignant & decided),
             "decided_specificity": (~malignant & (decision == DECISIONS[0]), ~malignant & decided),
             "found_or_referred": (malignant & (decision != DECISIONS[0]), malignant),
         }
         if predictions.ood is not None:
-            parts["unfamiliar"] = (predictions.ood > 1, every)
+            shares["unfamiliar"] = (predictions.ood > 1, all_rows)
         if predictions.sets is not None:
-            parts["set_size"] = (predictions.sets.sum(axis=1), every)
+            shares["set_size"] = (predictions.sets.sum(axis=1), all_rows)
             for index, name in enumerate(predictions.classes):
                 rows = predictions.target == index
-                parts[f"coverage_{name}"] = (rows & predictions.sets[:, index], rows)
-        self.names = list(parts)
-        columns = [column for pair in zip(*parts.values(), strict=True) for column in pair]
+                shares[f"coverage_{name}"] = (rows & predictions.sets[:, index], rows)
+        self.names = list(shares)
+        columns = [column for pair in zip(*shares.values(), strict=True) for column in pair]
         self.sums = np.column_stack([np.bincount(codes, weights=column) for column in columns])
 
     def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
-        """Metrics of each resample."""
+        """Return the metrics of each resample."""
         part, whole = np.split((draws @ self.sums).T, 2)
         return dict(zip(self.names, ratio(part, whole), strict=True))
 
 
+_ARRAYS: Final = ("mean", "directions", "variances")
+
+
 @dataclass(frozen=True)
 class OODDetector:
-    """How far features lie from those of validation: a Mahalanobis distance.
+    """Squared Mahalanobis distance of features to the validation features, over its limit.
 
     Attributes:
-        mean: of the features.
-        directions: in which they vary most, as rows of length 1.
-        variances: along the directions.
+        mean: mean feature.
+        directions: principal directions, unit length.
+        variances: variance along each direction.
         rest: variance in every other direction.
-        limit: squared distance that the share `SHARE` of held-out validation rows stays below.
+        limit: squared distance that the share `SHARE` of held-out validation rows does not exceed.
     """
 
     mean: Float32[np.ndarray, " d"]
@@ -194,32 +198,29 @@ class OODDetector:
     limit: float = 1.0
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """Squared distance over the limit: above 1 is unlike validation."""
+        """Return the OOD score of each row; above 1 it is unlike the validation rows."""
         blocks = np.array_split(features, len(features) // _BLOCK + 1)
-        return np.concatenate([self._squared(block) for block in blocks]) / self.limit
+        return np.concatenate([self._squared_distance(block) for block in blocks]) / self.limit
 
-    def _squared(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    def _squared_distance(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         centred = features.astype(np.float64) - self.mean
         directions = self.directions.astype(np.float64)
-        # A few rows not by BLAS: its threads wait for each other, and for those of the network.
-        times = np.matmul if len(features) >= MANY else partial(np.einsum, "ij,jk")
-        along = times(centred, directions.T)
-        left = centred - times(along, directions)
-        return (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.rest
+        # Small batches avoid BLAS, whose threads wait for each other and for the network's.
+        multiply = np.matmul if len(features) >= BLAS_ROWS else partial(np.einsum, "ij,jk")
+        along = multiply(centred, directions.T)
+        residual = centred - multiply(along, directions)
+        return (along**2 / self.variances).sum(axis=1) + (residual**2).sum(axis=1) / self.rest
 
     def to_state(self) -> dict[str, Any]:
-        """Plain data, for a checkpoint."""
+        """Return plain data for a checkpoint."""
         arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
         return {**arrays, "rest": self.rest, "limit": self.limit}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "OODDetector":
-        """What `to_state` was called on."""
+        """Restore a detector from the result of `to_state`."""
         arrays = {name: np.array(state[name], dtype=np.float32) for name in _ARRAYS}
         return cls(**arrays, rest=state["rest"], limit=state["limit"])
-
-
-_ARRAYS: Final = ("mean", "directions", "variances")
 
 
 def fit_ood_detector(
@@ -228,43 +229,45 @@ def fit_ood_detector(
     *,
     components: int = COMPONENTS,
 ) -> OODDetector | None:
-    """The distance to validation features, and the limit of what is usual.
+    """Fit the distance to validation features, and the limit from held-out patients.
 
-    Validation rows, not training's: the network has learnt those by heart, so new skin would look
-    strange beside them, and these come without a further pass. The limit is that of rows whose
-    patients were held out of the fit in turn. The covariance is that of probabilistic principal
-    components (Tipping and Bishop 1999, doi:10.1111/1467-9868.00196): exact along the first
-    directions, one variance for all others, so that it can be inverted and kept whatever the width
-    of the features. One Gaussian for all classes, as a new image has no known class.
+    Validation rows and not training rows, because the network has memorised the latter and new rows
+    would all look unusual; these features also need no further pass. The covariance is that of
+    probabilistic PCA (Tipping and Bishop 1999, doi:10.1111/1467-9868.00196): exact along the first
+    directions, one variance for all others, so that it can be inverted for features of any width.
+    One Gaussian for all classes, because the class of a new image is unknown. The result equals
+    scikit-learn's PCA; sums of products per fold make the six fits more than three times faster.
 
     Args:
         features: fused features of validation rows.
-        patients: who each row belongs to.
-        components: how many directions, at most a fifth of the rows.
+        patients: patient of each row.
+        components: number of directions, limited to a fifth of the rows.
 
     Returns:
-        None where nothing can be compared: one patient, or features that never vary.
+        None if no comparison is possible: one patient, or constant features.
     """
     codes, count = patient_codes(patients)
-    kept = max(1, min(components, features.shape[1], len(features) // FOLDS))
+    components = max(1, min(components, features.shape[1], len(features) // FOLDS))
     if count == 1 or len(features) <= FOLDS or not np.ptp(features, axis=0).any():
         return None
     centre = features.mean(axis=0, dtype=np.float64)
     fold = np.random.default_rng(0).permutation(count)[codes] % FOLDS
     parts = {number: _moments(features[fold == number], centre) for number in np.unique(fold)}
-    held = np.empty(len(features))
+    distances = np.empty(len(features))
     for number in parts:
         others = [part for other, part in parts.items() if other != number]
-        held[fold == number] = _gaussian(others, centre, kept).score(features[fold == number])
-    limit = float(np.quantile(held, SHARE, method="higher"))
-    return replace(_gaussian(list(parts.values()), centre, kept), limit=max(limit, _TINY))
+        detector = _fit_gaussian(others, centre, components)
+        distances[fold == number] = detector.score(features[fold == number])
+    limit = float(np.quantile(distances, SHARE, method="higher"))
+    detector = _fit_gaussian(list(parts.values()), centre, components)
+    return replace(detector, limit=max(limit, _TINY))
 
 
 _Moments = tuple[int, Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]
 
 
 def _moments(features: Float32[np.ndarray, "n d"], centre: Float64[np.ndarray, " d"]) -> _Moments:
-    """Number, sum and sum of products of the rows less the centre, in 64 bit block by block."""
+    """Return count, sum and sum of outer products of the centred rows, in 64 bit."""
     width = features.shape[1]
     total, products = np.zeros(width), np.zeros((width, width))
     for block in np.array_split(features, len(features) // _BLOCK + 1):
@@ -274,22 +277,22 @@ def _moments(features: Float32[np.ndarray, "n d"], centre: Float64[np.ndarray, "
     return len(features), total, products
 
 
-def _gaussian(
-    parts: Sequence[_Moments], centre: Float64[np.ndarray, " d"], kept: int
+def _fit_gaussian(
+    parts: Sequence[_Moments], centre: Float64[np.ndarray, " d"], components: int
 ) -> OODDetector:
     rows = sum(part[0] for part in parts)
     mean = np.sum([part[1] for part in parts], axis=0) / rows
     products = np.sum([part[2] for part in parts], axis=0)
     covariance = (products - rows * np.outer(mean, mean)) / (rows - 1)
     width = len(mean)
-    variances, directions = eigh(covariance, subset_by_index=[width - kept, width - 1])
+    variances, directions = eigh(covariance, subset_by_index=[width - components, width - 1])
     total = float(np.trace(covariance))
-    least = max(_LEAST * total / width, _TINY)
+    least = max(_MIN_VARIANCE * total / width, _TINY)
     variances = np.maximum(variances, least)
-    left = max(total - float(variances.sum()), 0) / max(width - kept, 1)
+    rest = max(total - float(variances.sum()), 0) / max(width - components, 1)
     return OODDetector(
         mean=(centre + mean).astype(np.float32),
         directions=directions.T.astype(np.float32),
         variances=variances.astype(np.float32),
-        rest=max(left, least),
+        rest=max(rest, least),
     )

@@ -1,4 +1,4 @@
-"""Which of several classes is called."""
+"""Decision rules: the threshold of a binary decision, and the predicted one of several classes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,14 +12,16 @@ from scipy.special import betaincinv, expit, logit
 
 from skinmm.errors import InputError
 
+_DIGITS: Final = 6
+
 
 def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
-    """What a rule divides each class's probability by before the largest is called.
+    """Return what a rule divides the probability of each class by before taking the largest.
 
     Args:
-        rule: `likeliest` divides all alike, which calls the fewest rows wrongly; `balanced` by the
-            class's share, the Bayes rule for the mean of the classes' recalls (Menon et al. 2021,
-            "Long-tail learning via logit adjustment", arXiv:2007.07314).
+        rule: `likeliest` divides all alike, which minimises the number of errors; `balanced`
+            divides by the share of the class, the Bayes rule for the mean recall (Menon et al.
+            2021, "Long-tail learning via logit adjustment", arXiv:2007.07314).
         deployed: class shares where the model is used.
     """
     shares = np.array(deployed, dtype=np.float64)
@@ -27,30 +29,27 @@ def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray,
 
 
 def predict_classes(
-    probabilities: Float64[np.ndarray, "n c"], shares: Float64[np.ndarray, " c"]
+    probabilities: Float64[np.ndarray, "n c"], priors: Float64[np.ndarray, " c"]
 ) -> Int64[np.ndarray, " n"]:
-    """Index of each row's called class; one whose share is 0 is never called.
+    """Return the index of the predicted class of each row; never a class whose prior is 0.
 
     Args:
-        probabilities: calibrated, for classes in the shares of use.
-        shares: as `decision_priors` gives them; of several models the mean.
+        probabilities: calibrated for deployment.
+        priors: result of `decision_priors`; the mean over several models.
     """
-    weights = np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0)
+    weights = np.divide(1, priors, out=np.zeros_like(priors), where=priors > 0)
     return (probabilities * weights).argmax(axis=1)
-
-
-_DIGITS: Final = 6
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Rows at or above `value` are called malignant.
+    """Decision threshold: rows at or above `value` are called malignant.
 
     Attributes:
         value: probability of malignancy.
-        rule: what chose it, one of `RULES`.
-        guaranteed: whether the sensitivity is above its target with the stated confidence, rather
-            than just on the rows that chose it.
+        rule: rule that chose it, one of `RULES`.
+        guaranteed: whether the sensitivity exceeds its target with the stated confidence, and not
+            only on the rows that chose the threshold.
     """
 
     value: float
@@ -78,18 +77,18 @@ def choose_threshold(
     confidence: float = 0.95,
     cost_ratio: float | None = None,
 ) -> Threshold:
-    """Chooses the decision threshold on validation rows.
+    """Choose the decision threshold on validation rows.
 
     `sensitivity` is the highest threshold whose sensitivity is at least the target with the stated
-    confidence. Its unit is the patient, as lesions of one patient are not independent: a patient
-    with malignant lesions counts as found when all of them are, so the lowest of their scores
-    stands for the patient. For k patients below the threshold out of m, the lower confidence bound
-    is exact (Clopper and Pearson 1934), and it stays so though the threshold was chosen on the same
-    patients, since it then is a tolerance limit (Wilks 1941): no assumption but that patients are
-    drawn alike. The sensitivity over lesions is not below it unless patients with more malignant
-    lesions are harder. m patients can guarantee a target s only if s**m <= 1 - confidence (95 %
-    with 95 % confidence: 59); with fewer, the threshold is the highest that finds the target share
-    of the rows at hand, and `guaranteed` is False: then say so.
+    confidence. Its unit is the patient, because lesions of one patient are not independent: a
+    patient counts as found if all malignant lesions are, so the lowest of their scores represents
+    the patient. For k patients below the threshold out of m, the lower confidence bound is exact
+    (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404). It remains exact although the threshold
+    was chosen on the same patients, as a tolerance limit (Wilks 1941): it assumes only that new
+    patients have the same distribution. The sensitivity over lesions is not below it unless
+    patients with more malignant lesions are harder. m patients can guarantee a target s only if
+    s**m <= 1 - confidence (59 patients for 95 % with 95 % confidence). With fewer, the threshold is
+    the highest that finds the target share of the given rows, and `guaranteed` is False.
 
     `youden` maximises sensitivity + specificity over the rows. `cost` is 1 / (1 + cost_ratio),
     optimal for calibrated probabilities (Elkan 2001), and needs no data.
@@ -97,18 +96,18 @@ def choose_threshold(
     Args:
         scores: calibrated probability of malignancy.
         positives: whether a row is malignant.
-        patients: who each row belongs to.
+        patients: patient of each row.
         rule: one of `RULES`.
-        sensitivity: target of the rule of that name, in (0, 1).
-        confidence: of its bound, in (0, 1).
-        cost_ratio: cost of a miss over that of a false alarm.
+        sensitivity: target of the rule `sensitivity`, in (0, 1).
+        confidence: confidence level of its bound, in (0, 1).
+        cost_ratio: cost of a missed malignant lesion over that of a false alarm.
 
     Returns:
-        The threshold, rounded down to six significant digits so that a score which is written to a
-        file, or computed in another batch, stays on its side.
+        The threshold, rounded down to six significant digits, so that a score that is written to a
+        file or computed in another batch stays on its side.
 
     Raises:
-        InputError: unknown rule, a number out of bounds, or no malignant row to choose with.
+        InputError: the rule is unknown, a number is out of range, or no row is malignant.
     """
     if rule not in RULES:
         raise InputError(f"no threshold rule {rule!r}; choose from {', '.join(RULES)}")
@@ -119,45 +118,46 @@ def choose_threshold(
 
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
-    """The threshold of averaged models: the mean on the logit scale, guaranteed where all are."""
-    given = [threshold.value for threshold in thresholds]
-    mean = float(expit(logit(np.clip(given, 1e-9, 1 - 1e-9)).mean()))
-    return Threshold(
-        # One value stays what it is: a score that is equal to it would change sides.
-        value=mean if len(set(given)) > 1 else given[0],
-        rule=thresholds[0].rule,
-        guaranteed=all(threshold.guaranteed for threshold in thresholds),
-    )
+    """Return the mean threshold on the logit scale; it is guaranteed if all thresholds are."""
+    values = [threshold.value for threshold in thresholds]
+    mean = float(expit(logit(np.clip(values, 1e-9, 1 - 1e-9)).mean()))
+    # Equal values stay exact, because a score equal to the threshold would change sides.
+    value = mean if len(set(values)) > 1 else values[0]
+    guaranteed = all(threshold.guaranteed for threshold in thresholds)
+    return Threshold(value, thresholds[0].rule, guaranteed)
 
 
-def sensitivity_bound(found: int, positives: int, confidence: float) -> float:
-    """Exact one-sided lower bound of a proportion (Clopper and Pearson 1934)."""
-    return float(betaincinv(found, positives - found + 1, 1 - confidence)) if found else 0.0
+def sensitivity_bound(hits: int, positives: int, confidence: float) -> float:
+    """Return the exact one-sided lower confidence bound of a share (Clopper and Pearson 1934).
+
+    The beta quantile that `scipy.stats.binomtest` finds by root search, 100 times faster.
+    """
+    return float(betaincinv(hits, positives - hits + 1, 1 - confidence)) if hits else 0.0
 
 
-def _by_sensitivity(task: _Task) -> Threshold:
-    _need_positives(task)
-    rows = pd.Series(task.scores[task.positives])
-    lowest = np.sort(rows.groupby(task.patients[task.positives]).min().to_numpy())
+def _choose_by_sensitivity(task: _Task) -> Threshold:
+    _require_positives(task)
+    scores = pd.Series(task.scores[task.positives])
+    lowest = np.sort(scores.groupby(task.patients[task.positives]).min().to_numpy())
     misses = _allowed_misses(len(lowest), task.sensitivity, task.confidence)
     if misses is None:
         # The tolerance keeps 0.95 * 20 at 19.
-        needed = math.ceil(task.sensitivity * len(rows) - 1e-9)
-        value = np.sort(rows.to_numpy())[len(rows) - needed]
+        needed = math.ceil(task.sensitivity * len(scores) - 1e-9)
+        value = np.sort(scores.to_numpy())[len(scores) - needed]
         return Threshold(round_down(value), "sensitivity", guaranteed=False)
     return Threshold(round_down(lowest[misses]), "sensitivity", guaranteed=True)
 
 
 def _allowed_misses(patients: int, sensitivity: float, confidence: float) -> int | None:
-    """Most patients below the threshold for which the bound still holds; None: not even with 0."""
+    """Return the most patients below the threshold that the bound allows; None: not even 0."""
     misses = -1
     while sensitivity_bound(patients - misses - 1, patients, confidence) >= sensitivity:
         misses += 1
     return misses if misses >= 0 else None
 
 
-def _by_youden(task: _Task) -> Threshold:
-    _need_positives(task)
+def _choose_by_youden(task: _Task) -> Threshold:
+    _require_positives(task)
     if task.positives.all():
         raise InputError("no benign row to choose a threshold with")
     values, inverse = np.unique(task.scores, return_inverse=True)
@@ -168,26 +168,26 @@ def _by_youden(task: _Task) -> Threshold:
     return Threshold(round_down(values[best]), "youden", guaranteed=False)
 
 
-def _by_cost(task: _Task) -> Threshold:
+def _choose_by_cost(task: _Task) -> Threshold:
     if task.cost_ratio is None or not 0 < task.cost_ratio < math.inf:
         raise InputError("the threshold rule cost needs cost_ratio, a number above 0")
     return Threshold(1 / (1 + task.cost_ratio), "cost", guaranteed=False)
 
 
 RULES: Final[dict[str, Callable[[_Task], Threshold]]] = {
-    "sensitivity": _by_sensitivity,
-    "youden": _by_youden,
-    "cost": _by_cost,
+    "sensitivity": _choose_by_sensitivity,
+    "youden": _choose_by_youden,
+    "cost": _choose_by_cost,
 }
 
 
-def _need_positives(task: _Task) -> None:
+def _require_positives(task: _Task) -> None:
     if not task.positives.any():
         raise InputError(f"no malignant row among {len(task.scores)} to choose a threshold with")
 
 
 def round_down(value: float) -> float:
-    """To six significant digits, never up."""
+    """Round down to six significant digits."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)

@@ -261,3 +261,16 @@ def test_platt_keeps_the_mean_where_its_scale_is_at_its_bound() -> None:
     platt = fit_calibration(raw, targets, np.arange(3000), method="platt")
     assert platt.state["scale"] == 0.01
     assert platt.apply(raw)[:, 1].mean() == pytest.approx(targets.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_platt_converges_on_probabilities_that_are_rounded_to_0_and_1(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    z = generator.normal(size=(1000, 7)) + generator.normal(0, 1.5, size=7)
+    targets = (generator.random(1000)[:, None] > softmax(z, axis=1).cumsum(axis=1)).sum(axis=1)
+    raw = np.round(softmax(6 * z, axis=1), 3)
+    raw /= raw.sum(axis=1, keepdims=True)
+    fitted = fit_calibration(raw, targets, np.arange(1000), method="platt")
+    shares = np.bincount(targets) / 1000
+    loss = -np.log(fitted.apply(raw)[np.arange(1000), targets]).mean()
+    assert loss < 0.92 * -np.log(shares[targets]).mean()

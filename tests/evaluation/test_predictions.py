@@ -187,7 +187,7 @@ BAD = {
     r"row 1 \(image a\): no target; 1 rows have none": GOOD.replace("p1,0", "p1,"),
     r"row 1 \(image a\): target 'maybe' is none of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
     "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
-    "all 2 rows are malignant; judging needs both": GOOD.replace("p1,0", "p1,1"),
+    "all 2 rows are malignant; evaluation needs both": GOOD.replace("p1,0", "p1,1"),
     "has no predicted row": BINARY,
     r"\.csv: row 4 has 7 cells, the header has 5": GOOD + "c,p1,0,0.9,0.1,7,8\n",
     r"\.csv: the table is empty": "",

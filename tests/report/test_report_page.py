@@ -304,7 +304,7 @@ def test_the_command_leaves_pictures_out_and_takes_positive_classes(
     file.write_text("image_id,target,p_x,p_y\na,x,0.9,0.1\nb,y,0.4,0.6\nc,y,0.2,0.8\n")
     page = tmp_path / "page.html"
     assert cli.main(["report", str(file), f"output={page}"]) == 2
-    assert "name those that are with positive=" in capsys.readouterr().err
+    assert "name the malignant classes with positive=" in capsys.readouterr().err
     assert cli.main(["report", str(file), f"output={page}", "positive=[y]"]) == 0
     assert "3 images" in Page(page).text
 
