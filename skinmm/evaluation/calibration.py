@@ -1,6 +1,6 @@
 """Calibration of probabilities: methods fitted to validation rows and stored as plain data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -21,6 +21,11 @@ _RIDGE: Final = 1e-9
 _STANDARD_ERRORS: Final = 2.0
 
 Probabilities = Float64[np.ndarray, "n c"]
+Targets = Int64[np.ndarray, " n"]
+Parameters = Float64[np.ndarray, " k"]
+_Losses = Float64[np.ndarray, " n"]
+_Groups = Shaped[np.ndarray, " n"]
+_Free = Float64[np.ndarray, " f"]
 _Prior = tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]
 
 
@@ -65,7 +70,7 @@ class Calibration:
 
     method: str = "none"
     state: dict[str, Any] = field(default_factory=dict)
-    prior: tuple[list[float], list[float]] | None = None
+    prior: Sequence[Sequence[float]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
 
     def apply(self, raw: Probabilities) -> Probabilities:
@@ -75,22 +80,19 @@ class Calibration:
         return METHODS[self.method][1](self.state, raw)
 
     def to_state(self) -> dict[str, Any]:
-        """Return plain data for a checkpoint."""
-        return {**asdict(self), "prior": None if self.prior is None else [*map(list, self.prior)]}
+        """Return plain data for a checkpoint: the arguments of the constructor."""
+        return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Calibration":
         """Restore a calibration from the result of `to_state`."""
-        prior = state["prior"]
-        return cls(
-            **{**state, "prior": None if prior is None else (list(prior[0]), list(prior[1]))}
-        )
+        return cls(**state)
 
 
 def fit_calibration(
     raw: Probabilities,
-    targets: Int64[np.ndarray, " n"],
-    groups: Shaped[np.ndarray, " n"],
+    targets: Targets,
+    groups: _Groups,
     *,
     prior: _Prior | None = None,
     method: str = "auto",
@@ -123,7 +125,7 @@ def fit_calibration(
     """
     if method not in ("auto", *METHODS):
         raise InputError(f"no calibration {method!r}; choose from auto, {', '.join(METHODS)}")
-    shares = None if prior is None else (prior[0].tolist(), prior[1].tolist())
+    shares = None if prior is None else [part.tolist() for part in prior]
     corrected = Calibration(prior=shares).apply(raw)
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
@@ -137,9 +139,7 @@ def fit_calibration(
     return Calibration(chosen, METHODS[chosen][0](corrected, targets), shares, means)
 
 
-def group_folds(
-    targets: Int64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], classes: int
-) -> Int64[np.ndarray, " n"]:
+def group_folds(targets: Targets, groups: _Groups, classes: int) -> Targets:
     """Return the fold of each row: groups stay together, classes are spread evenly.
 
     Each group counts for its rarest class. There are at most `FOLDS` folds, and not more than
@@ -159,11 +159,8 @@ def group_folds(
 
 
 def _cross_validate(
-    method: str,
-    probabilities: Probabilities,
-    targets: Int64[np.ndarray, " n"],
-    folds: Int64[np.ndarray, " n"],
-) -> Float64[np.ndarray, " n"]:
+    method: str, probabilities: Probabilities, targets: Targets, folds: Targets
+) -> _Losses:
     """Return the log loss of each row under the fit to the other folds."""
     fit, apply = METHODS[method]
     p = np.empty(len(targets))
@@ -174,7 +171,7 @@ def _cross_validate(
     return -np.log(np.maximum(p, _EPSILON))
 
 
-def _is_as_good(excess: Float64[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"]) -> bool:
+def _is_as_good(excess: _Losses, groups: _Groups) -> bool:
     """Return whether losses exceed the best ones by at most two standard errors over groups."""
     mean = excess.mean()
     sums = np.bincount(patient_codes(groups)[0], weights=excess - mean)
@@ -185,7 +182,7 @@ def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."
     return np.log(np.maximum(probabilities, _EPSILON))
 
 
-def _smooth_targets(targets: Int64[np.ndarray, " n"], classes: int) -> Probabilities:
+def _smooth_targets(targets: Targets, classes: int) -> Probabilities:
     """Return Platt's targets: (k + 1) / (k + 2) for the true class of a row, which has k rows."""
     rest = 1 / (np.bincount(targets, minlength=classes)[targets] + 2)
     smooth = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
@@ -196,11 +193,11 @@ def _smooth_targets(targets: Int64[np.ndarray, " n"], classes: int) -> Probabili
 def _fit_parameters(
     logits: Probabilities,
     truth: Probabilities,
-    start: Float64[np.ndarray, " k"],
-    precision: Float64[np.ndarray, " k"],
+    start: Parameters,
+    precision: Parameters,
     *,
     free: Int64[np.ndarray, " f"],
-) -> Float64[np.ndarray, " k"]:
+) -> Parameters:
     """Minimise the log loss of softmax(scale * logits + shifts), a convex problem.
 
     Args:
@@ -224,14 +221,14 @@ def _fit_parameters(
         totals = p.sum(axis=1, keepdims=True)
         return parameters - start, p / totals, scores - np.log(totals)
 
-    def loss(x: Float64[np.ndarray, " f"]) -> tuple[float, Float64[np.ndarray, " f"]]:
+    def loss(x: _Free) -> tuple[float, _Free]:
         moved, p, log_p = evaluate(*x)
         residual = p - truth
         gradient = np.r_[np.vdot(residual, logits), residual.sum(axis=0)] + precision * moved
         value = precision @ moved**2 / 2 - np.vdot(truth, log_p)
         return value / rows, gradient[free] / rows
 
-    def hessian(x: Float64[np.ndarray, " f"]) -> Float64[np.ndarray, "f f"]:
+    def hessian(x: _Free) -> Float64[np.ndarray, "f f"]:
         _, p, _ = evaluate(*x)
         spread = p * (logits - (p * logits).sum(axis=1, keepdims=True))
         result = np.diag(np.r_[np.vdot(spread, logits), p.sum(axis=0)] + precision + _RIDGE)
@@ -247,8 +244,8 @@ def _fit_parameters(
 
 
 def _fit_scale(
-    probabilities: Probabilities, targets: Int64[np.ndarray, " n"], precision: float = 0.0
-) -> Float64[np.ndarray, " k"]:
+    probabilities: Probabilities, targets: Targets, precision: float = 0.0
+) -> Parameters:
     """Fit the scale and free shifts; `precision` is that of the scale's prior about 1."""
     classes = probabilities.shape[1]
     logits, truth = _log(probabilities), _smooth_targets(targets, classes)
@@ -261,17 +258,15 @@ def _fit_scale(
     return fitted
 
 
-def _to_scale_state(parameters: Float64[np.ndarray, " k"]) -> dict[str, Any]:
+def _to_scale_state(parameters: Parameters) -> dict[str, Any]:
     return {"scale": float(parameters[0]), "shifts": (parameters[1:] - parameters[1]).tolist()}
 
 
-def _fit_platt(probabilities: Probabilities, targets: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+def _fit_platt(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
     return _to_scale_state(_fit_scale(probabilities, targets))
 
 
-def _fit_temperature(
-    probabilities: Probabilities, targets: Int64[np.ndarray, " n"]
-) -> dict[str, Any]:
+def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
     """Fit the scale with free shifts, then shifts near those that preserve the class means."""
     logits, classes = _log(probabilities), probabilities.shape[1]
     start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
@@ -286,7 +281,7 @@ def _apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabi
     return softmax(_log(probabilities) * state["scale"] + np.array(state["shifts"]), axis=1)
 
 
-def _fit_isotonic(probabilities: Probabilities, targets: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+def _fit_isotonic(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
     """Fit steps per class, bounded away from 0 and 1 as by one further row of either kind."""
     from sklearn.isotonic import IsotonicRegression  # takes a second; prediction does not need it
 
@@ -305,7 +300,7 @@ def _apply_isotonic(state: dict[str, Any], probabilities: Probabilities) -> Prob
     return stepped / stepped.sum(axis=1, keepdims=True)
 
 
-_Fit = Callable[[Probabilities, Int64[np.ndarray, " n"]], dict[str, Any]]
+_Fit = Callable[[Probabilities, Targets], dict[str, Any]]
 _Apply = Callable[[dict[str, Any], Probabilities], Probabilities]
 
 METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {

@@ -12,6 +12,10 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy.special import ndtr, stdtr, stdtrit
 
 Draws = Int64[np.ndarray, "b p"]
+Samples = Float64[np.ndarray, " r"]
+_Scores = Float64[np.ndarray, " n"]
+_Mask = Bool[np.ndarray, " n"]
+_Patients = Shaped[np.ndarray, " n"]
 Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, " b"]]]
 """Metrics of b resamples, given how often each drew each of p patients; NaN where undefined."""
 Entry = dict[str, float | int | None]
@@ -24,11 +28,8 @@ _TINY: Final = 1e-30
 _FLAT: Final = 1e-6  # a smaller skewness makes no difference
 _MAX_SKEW: Final = 0.35
 _STEPPED: Final = (
-    "average_precision",
-    "sensitivity_at",
-    "specificity_at",
-    "ece",
-    "number_needed_to_treat",
+    *("average_precision", "sensitivity_at", "specificity_at"),
+    *("ece", "number_needed_to_treat"),
 )
 """Metrics that are read off a step curve, folded at zero, or a reciprocal. Leaving out rows says
 little about their spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile
@@ -61,7 +62,7 @@ def independent_units(codes: Int64[np.ndarray, " n"], positives: Bool[np.ndarray
 
 def bootstrap(
     statistic: Statistic, patients: int, rows: int, *, resamples: int, seed: int
-) -> dict[str, Float64[np.ndarray, " r"]]:
+) -> dict[str, Samples]:
     """Compute metrics of resamples that draw whole patients with replacement.
 
     Args:
@@ -107,7 +108,7 @@ def _skew(influence: Float64[np.ndarray, " k"], least: float) -> float:
 
 def _compute_in_blocks(
     statistic: Statistic, draw: Callable[[int, int], Draws], total: int, width: int
-) -> dict[str, Float64[np.ndarray, " r"]]:
+) -> dict[str, Samples]:
     """Compute the metrics of `total` weightings of the patients, in blocks that fit the caches."""
     block = max(1, _BLOCK // width)
 
@@ -125,7 +126,7 @@ def student_quantile(confidence: float, units: int) -> float:
 
 
 def percentile_interval(
-    samples: Float64[np.ndarray, " r"], confidence: float, units: int
+    samples: Samples, confidence: float, units: int
 ) -> tuple[float | None, float | None, int]:
     """Return the percentile interval of a bootstrap, and how many undefined resamples it ignores.
 
@@ -172,7 +173,7 @@ def skewed_interval(value: float, error: float, skew: float, reach: float) -> tu
 def summarise(
     name: str,
     value: float,
-    samples: Float64[np.ndarray, " r"],
+    samples: Samples,
     skew: float | None,
     confidence: float,
     units: int,
@@ -220,9 +221,9 @@ def _reflect(value: float, low: float, high: float) -> tuple[float, float]:
 
 
 def delong_interval(
-    scores: Float64[np.ndarray, " n"],
-    positives: Bool[np.ndarray, " n"],
-    patients: Shaped[np.ndarray, " n"] | None = None,
+    scores: _Scores,
+    positives: _Mask,
+    patients: _Patients | None = None,
     *,
     confidence: float = 0.95,
 ) -> dict[str, float | None]:
@@ -254,10 +255,10 @@ def delong_interval(
 
 
 def delong_test(
-    a: Float64[np.ndarray, " n"],
-    b: Float64[np.ndarray, " n"],
-    positives: Bool[np.ndarray, " n"],
-    patients: Shaped[np.ndarray, " n"] | None = None,
+    a: _Scores,
+    b: _Scores,
+    positives: _Mask,
+    patients: _Patients | None = None,
     *,
     confidence: float = 0.95,
 ) -> dict[str, float | None]:
@@ -283,9 +284,7 @@ def delong_test(
     return {"difference": difference, "low": low, "high": high, "p": p}
 
 
-def _placements(
-    scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
-) -> Float64[np.ndarray, " n"]:
+def _placements(scores: _Scores, positives: _Mask) -> _Scores:
     """Return the share of the other class that each row is ranked correctly against; ties: 1/2."""
     from scipy.stats import rankdata  # slow to import, and not needed for prediction
 
@@ -304,11 +303,7 @@ class _Spread(NamedTuple):
     units: int
 
 
-def _spread(
-    placements: Float64[np.ndarray, " n"],
-    positives: Bool[np.ndarray, " n"],
-    patients: Shaped[np.ndarray, " n"] | None,
-) -> _Spread | None:
+def _spread(placements: _Scores, positives: _Mask, patients: _Patients | None) -> _Spread | None:
     codes, count = patient_codes(np.arange(len(placements)) if patients is None else patients)
     excess = placements - placements[positives].mean()
     sums, clusters = [], []

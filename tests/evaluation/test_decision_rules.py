@@ -1,4 +1,4 @@
-"""Which class is called: against closed forms of two Gaussians."""
+"""The predicted class of each decision rule, against closed forms of two Gaussians."""
 
 import numpy as np
 import pytest
@@ -35,13 +35,13 @@ def test_each_rule_is_the_best_at_what_it_is_for() -> None:
     assert best["likeliest"][1] > best["balanced"][1] + 0.05
 
 
-def test_of_equally_frequent_classes_the_likeliest_is_called() -> None:
+def test_equally_frequent_classes_are_predicted_by_probability() -> None:
     probabilities = np.random.default_rng(0).dirichlet(np.ones(4), size=500)
     for rule, shares in (("balanced", [0.25] * 4), ("likeliest", [0.7, 0.1, 0.1, 0.1])):
         called = predict_classes(probabilities, decision_priors(rule, shares))
         np.testing.assert_array_equal(called, probabilities.argmax(axis=1))
 
 
-def test_a_class_that_nobody_has_is_never_called() -> None:
+def test_a_class_without_rows_is_never_predicted() -> None:
     shares = decision_priors("balanced", [0.5, 0.5, 0.0])
     assert predict_classes(np.array([[0.2, 0.1, 0.7]]), shares).tolist() == [0]
