@@ -141,7 +141,7 @@ def run_pack(config: PackConfig) -> int:
 
 def run_pack_spark(config: PackSparkConfig) -> int:
     """Pack a cohort on Apache Spark."""
-    from skinmm.spark.pack import pack_spark
+    from skinmm.spark.jobs import pack_spark
 
     table, settings = load_pack_input(config)
     pack_spark(table, Path(config.out), settings, config.master, overwrite=config.overwrite)

@@ -86,16 +86,7 @@ class OnnxBackend:
     device: Final = torch.device("cpu")
 
     def __init__(self, path: Path, concurrency: int = 1) -> None:
-        """Load an exported model.
-
-        Args:
-            path: the file.
-            concurrency: batches to run at the same time; they share the cores, so that fewer
-                threads wait for each other than if all cores worked on one batch.
-
-        Raises:
-            InputError: ONNX Runtime is not installed, or the file is not an exported model.
-        """
+        """Load an exported model."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -152,9 +143,6 @@ def load_exported(
             would run on the CPU, and ONNX Runtime is installed.
         device: type of torch's device, cpu or cuda.
         concurrency: batches to run at the same time.
-
-    Raises:
-        InputError: `backend` is onnx and cannot be used.
     """
     path = checkpoint.with_suffix(".onnx")
     if backend == "torch" or (backend == "auto" and (device != "cpu" or not path.is_file())):

@@ -128,14 +128,7 @@ def _read_header(source: Source) -> Any:
 def build_report(
     header: Any, frame: int | None, prediction: Mapping[str, Any], digests: list[str]
 ) -> Any:
-    """Build a Comprehensive SR of a prediction.
-
-    Args:
-        header: header of the image.
-        frame: frame of the image, from 1.
-        prediction: output of `CasePredictor`.
-        digests: SHA-256 of the checkpoints.
-    """
+    """Build a Comprehensive SR of a prediction."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code

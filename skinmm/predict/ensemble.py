@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float64, Shaped, UInt8
 from scipy.special import softmax
 
 from skinmm.config import Config, from_mapping
@@ -34,19 +34,19 @@ DEFAULT_THRESHOLD: Final = Threshold(0.5, "even", guaranteed=False)
 
 
 class ModelOutput(NamedTuple):
-    """Output of one calibrated model for a batch.
+    """Output of a calibrated model, or the mean of several.
 
     Attributes:
         raw: probabilities of the network.
-        probabilities: calibrated probabilities.
-        sets: prediction sets, row by class; None if the checkpoint has no conformal calibration.
-        ood: out-of-distribution score, 1 is the limit; None if the checkpoint has no such score.
+        calibrated: calibrated probabilities.
+        votes: share of prediction sets with each class; None without conformal calibration.
+        ood: out-of-distribution score, 1 is the limit; None if no checkpoint has such a score.
     """
 
-    raw: Float64[np.ndarray, "b classes"]
-    probabilities: Float64[np.ndarray, "b classes"]
-    sets: Bool[np.ndarray, "b classes"] | None
-    ood: Float64[np.ndarray, " b"] | None
+    raw: Float64[np.ndarray, "n classes"]
+    calibrated: Float64[np.ndarray, "n classes"]
+    votes: Shaped[np.ndarray, "n classes"] | None
+    ood: Float64[np.ndarray, " n"] | None
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,7 @@ class CalibratedModel:
     def load(
         cls, path: Path, device: torch.device, backend: str = "torch", concurrency: int = 1
     ) -> "CalibratedModel":
-        """Load a checkpoint, or the exported model next to it.
-
-        Args:
-            path: the checkpoint.
-            device: device of PyTorch.
-            backend: auto, torch or onnx.
-            concurrency: batches that ONNX Runtime runs at the same time.
-
-        Raises:
-            CheckpointError: the file is not a usable checkpoint.
-            InputError: `backend` is onnx and there is no exported model.
-        """
+        """Load a checkpoint, or the exported model next to it."""
         card, weights = load_card(path)
         if (task := card.config.get("task", TASK)) != TASK:
             raise CheckpointError(f"{path}: checkpoint of task={task}; choose one of task={TASK}")
@@ -157,13 +146,7 @@ class CalibratedModel:
         images: UInt8[np.ndarray, "b size size 3"] | None,
         has_image: Bool[np.ndarray, " b"],
     ) -> Float64[np.ndarray, "b width"]:
-        """Run the network on a batch; return log-probabilities and the out-of-distribution score.
-
-        Args:
-            rows: canonical records by column.
-            images: RGB pixels, if the network has an image branch.
-            has_image: which rows of `images` are images; the others are blank.
-        """
+        """Return the log-probabilities and the out-of-distribution score of each row of a batch."""
         record = self.encoder.transform(rows) if "record" in self.inputs else None
         log_probabilities, features = self.backend(images, record, has_image)
         ood = self.ood_detector.score(features) if self.ood_detector else np.zeros(len(has_image))
@@ -174,36 +157,9 @@ class CalibratedModel:
     def calibrate(self, scores: Float64[np.ndarray, "b width"]) -> ModelOutput:
         """Calibrate scores as `run` returns them."""
         raw = softmax(scores[:, :-1], axis=1)
-        probabilities = self.calibration.apply(raw)
-        sets = self.conformal.predict_sets(probabilities) if self.conformal else None
-        return ModelOutput(raw, probabilities, sets, scores[:, -1] if self.ood_detector else None)
-
-
-class EnsembleOutput(NamedTuple):
-    """Means over the members, one row per input row; NaN for rows without a prediction.
-
-    Attributes:
-        raw: probabilities of the networks.
-        calibrated: calibrated probabilities.
-        votes: share of the prediction sets with each class; NaN if no member has sets.
-        ood: out-of-distribution score; NaN if no member has one.
-    """
-
-    raw: Float64[np.ndarray, "n classes"]
-    calibrated: Float64[np.ndarray, "n classes"]
-    votes: Float64[np.ndarray, "n classes"]
-    ood: Float64[np.ndarray, " n"]
-
-    @classmethod
-    def empty(cls, rows: int, classes: int) -> "EnsembleOutput":
-        """Return an output of NaN."""
-        raw, calibrated, votes = np.full((3, rows, classes), np.nan)
-        return cls(raw, calibrated, votes, np.full(rows, np.nan))
-
-    def update(self, rows: Int64[np.ndarray, " g"], output: "EnsembleOutput") -> None:
-        """Replace some rows."""
-        for target, values in zip(self, output, strict=True):
-            target[rows] = values
+        calibrated = self.calibration.apply(raw)
+        sets = self.conformal.predict_sets(calibrated) if self.conformal else None
+        return ModelOutput(raw, calibrated, sets, scores[:, -1] if self.ood_detector else None)
 
 
 class Ensemble:
@@ -223,11 +179,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[CalibratedModel]) -> None:
-        """Check that the members fit together.
-
-        Raises:
-            InputError: no members, or members with different classes, rules or lesion finders.
-        """
+        """Check that the members fit together."""
         _require_compatible(members)
         self.members = members
         self.columns = sorted({name for member in members for name in member.columns})
@@ -244,12 +196,7 @@ class Ensemble:
     def run(
         self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
     ) -> Float64[np.ndarray, "g width"]:
-        """Return the scores of all members for a batch, side by side.
-
-        Args:
-            rows: canonical records by column.
-            images: pixels of each row by view; empty for rows without an image.
-        """
+        """Return the scores of all members for a batch, side by side."""
         scores = []
         for member, view in zip(self.members, self._member_views, strict=True):
             pixels = None
@@ -260,30 +207,19 @@ class Ensemble:
             scores.append(member.run(rows, pixels, has_image))
         return np.hstack(scores)
 
-    def calibrate(self, scores: Float64[np.ndarray, "g width"]) -> EnsembleOutput:
+    def calibrate(self, scores: Float64[np.ndarray, "g width"]) -> ModelOutput:
         """Calibrate each member's scores and average them."""
         parts = np.split(scores, len(self.members), axis=-1)
         outputs = [m.calibrate(part) for m, part in zip(self.members, parts, strict=True)]
-        raw, calibrated, votes, ood = map(_mean_of_available, zip(*outputs, strict=True))
-        nan = np.full(len(scores), np.nan)
-        return EnsembleOutput(
-            raw,
-            calibrated,
-            np.broadcast_to(nan[:, None], raw.shape) if votes is None else votes,
-            nan if ood is None else ood,
-        )
+        return ModelOutput(*map(_mean_of_available, zip(*outputs, strict=True)))
 
     def unseen_cells(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
         """Return, per extra column, a mask of cells whose value no member saw in training."""
         masks = {}
-        for name in self.columns:
-            if name in CONVERTERS:  # columns with a fixed vocabulary
-                continue
+        for name in [n for n in self.columns if n not in CONVERTERS]:  # those have a vocabulary
             encoders = [member.encoder for member in self.members if name in member.columns]
-            unseen = np.logical_and.reduce([one.unknown(name, rows[name]) for one in encoders])
-            if unseen.any():
-                masks[name] = unseen
-        return masks
+            masks[name] = np.logical_and.reduce([e.unknown(name, rows[name]) for e in encoders])
+        return {name: mask for name, mask in masks.items() if mask.any()}
 
     def missing_inputs(self, rows: Columns, has_image: Sequence[bool]) -> list[str]:
         """Return the inputs that each row lacks, separated by `|`."""

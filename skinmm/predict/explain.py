@@ -88,11 +88,7 @@ class Explanation:
     def draw(
         self, image: bytes, frame: int | None, max_side: int
     ) -> UInt8[np.ndarray, "_ _ 3"] | None:
-        """Draw the heat map over the image it explains; None without a heat map.
-
-        Raises:
-            DecodeError: the image cannot be used.
-        """
+        """Draw the heat map over the image it explains; None without a heat map."""
         if self.heat is None:
             return None
         pixels = self.pixels
@@ -121,13 +117,7 @@ class Explainer:
     def __init__(
         self, member: CalibratedModel, max_columns: int = 0, probabilities: str = "calibrated"
     ) -> None:
-        """Store a model whose backend is torch.
-
-        Args:
-            member: the model.
-            max_columns: number of record columns of all models whose explanations are averaged.
-            probabilities: which probabilities to explain, see `Predictor.predict`.
-        """
+        """Store a model whose backend is torch."""
         self._max_columns, self._is_raw = max_columns, probabilities == "raw"
         self.member, self.columns = member, member.columns
         self._backend: Any = member.backend
@@ -140,11 +130,7 @@ class Explainer:
         accelerator: str,
         probabilities: str = "calibrated",
     ) -> "list[Explainer]":
-        """Return an explainer per member, loaded again if torch does not run the member.
-
-        Raises:
-            CheckpointError: a file is not a usable checkpoint.
-        """
+        """Return an explainer per member, loaded again if torch does not run the member."""
         device = select_device(accelerator)
         members = [
             member
@@ -229,11 +215,7 @@ def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
 def decode_for_display(
     image: bytes, frame: int | None, max_side: int
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Decode an image, reduced to at most `max_side` pixels on its longer side.
-
-    Raises:
-        DecodeError: it cannot be used.
-    """
+    """Decode an image, reduced to at most `max_side` pixels on its longer side."""
     pixels = decode(image, frame=frame)
     scale = min(1.0, max_side / max(pixels.shape[:2]))
     if scale == 1:

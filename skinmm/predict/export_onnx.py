@@ -217,11 +217,7 @@ def _traceable() -> Iterator[None]:
 
 
 def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
-    """Compare probabilities and decisions for lesions of the embedded cohort.
-
-    Raises:
-        InputError: a probability differs by more than `TOLERANCE`, or a decision differs.
-    """
+    """Compare probabilities and decisions for lesions of the embedded cohort."""
     table = pd.read_csv(DEMO / "cohort.csv", dtype={"image_id": str}).head(rows)
     comparison = _ComparedBackend(model, exported)
     twin = replace(model, backend=comparison)

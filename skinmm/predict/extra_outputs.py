@@ -71,18 +71,7 @@ def open_extra_outputs(
     images: ImageFolder,
     rows_done: int,
 ) -> Iterator[list[ExtraOutput]]:
-    """Open the further outputs that a job asks for; they are closed with the block.
-
-    Args:
-        config: the job.
-        predictor: the models of the job.
-        checkpoints: their files.
-        images: images of the rows.
-        rows_done: rows that an interrupted job has predicted.
-
-    Raises:
-        InputError: the folder of explanations is in use.
-    """
+    """Open the further outputs that a job asks for; they are closed with the block."""
     paths = {key: getattr(config, key) for key in SUMMARIES}
     extras: list[ExtraOutput] = [
         SummaryOutput(SUMMARIES[key][0], Path(path), SUMMARIES[key][1])
@@ -102,11 +91,7 @@ def open_extra_outputs(
 
 
 def check_summary_paths(config: PredictConfig) -> None:
-    """Refuse summaries that cannot be written, or that another setting names too.
-
-    Raises:
-        InputError: names the setting.
-    """
+    """Refuse summaries that cannot be written, or that another setting names too."""
     used = {Path(getattr(config, key)).absolute(): key for key in ("input", "output")}
     for key in SUMMARIES:
         if getattr(config, key):
@@ -221,14 +206,7 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
     def __init__(
         self, folder: Path, explainers: Sequence[Explainer], images: ImageFolder, done: int = 0
     ) -> None:
-        """Open the folder.
-
-        Args:
-            folder: created if it does not exist.
-            explainers: one per checkpoint.
-            images: images of the rows.
-            done: rows that an interrupted job predicted; explanations of later rows are replaced.
-        """
+        """Open the folder."""
         self.path, self._explainers, self._images = folder, explainers, images
         self._columns = sorted({name for one in explainers for name in one.columns})
         record = self._columns if len(self._columns) <= MAX_COLUMNS else [RECORD]
@@ -249,11 +227,7 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
 
     @staticmethod
     def require_folder(folder: Path, *, overwrite: bool) -> None:
-        """Refuse a file, or a folder that contains files unless they may be replaced.
-
-        Raises:
-            InputError: names the setting.
-        """
+        """Refuse a file, or a folder that contains files unless they may be replaced."""
         if folder.is_file():
             raise InputError(f"explain={folder} is a file; name a folder")
         require_new_output("explain", folder, overwrite=overwrite)
@@ -263,11 +237,7 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
         self._file.close()
 
     def add(self, predictions: PredictionTable) -> None:
-        """Explain predicted rows; an error becomes part of the table.
-
-        Raises:
-            OSError: the explanations cannot be written.
-        """
+        """Explain predicted rows; an error becomes part of the table."""
         names, errors = (predictions.columns[name] for name in ("image_id", "error"))
         for row, (name, error) in enumerate(zip(names, errors, strict=True)):
             columns = ("patient_id", *self._columns)

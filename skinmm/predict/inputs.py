@@ -28,17 +28,7 @@ T = TypeVar("T")
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
-    """Read the input of a prediction job in chunks.
-
-    Args:
-        source: table, TFRecord file or URL; or a folder, which becomes the table of its images
-            with the columns of its TFRecord files.
-        chunk: rows per chunk.
-        skip: rows to skip at the start.
-
-    Raises:
-        InputError: the table is missing or damaged.
-    """
+    """Read the input of a prediction job in chunks."""
     if not _is_listed(source):
         file = _open_remote(source) if "://" in source else None
         return read_table_chunks(source, chunk, skip=skip, file=file)
@@ -60,11 +50,7 @@ def count_rows(source: str) -> int | None:
 
 
 def fingerprint(source: str) -> str:
-    """Return a text that changes when an input changes: size and time, or the names of a folder.
-
-    Raises:
-        InputError: the input does not exist, or cannot be reached.
-    """
+    """Return a text that changes when an input changes: size and time, or the names of a folder."""
     if "://" in source:
         return _remote(f"input={source}", lambda fsspec: _remote_state(fsspec, source))
     if Path(source).is_dir():
@@ -85,12 +71,7 @@ def contains_records(folder: Path) -> bool:
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:
-    """Rename the columns of a table that has the column names of the training table.
-
-    Args:
-        table: table of patients.
-        column_names: name in the training table -> canonical name; columns may be absent.
-    """
+    """Rename the columns of a table that has the column names of the training table."""
     renames = {public: name for public, name in column_names.items() if public in table}
     replaced = {*renames.values()} - {*renames}
     if not renames:
@@ -100,12 +81,7 @@ def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Ta
 
 
 def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> str:
-    """Return a warning about record columns that a table lacks; empty if it has them all.
-
-    Args:
-        names: columns of the table.
-        columns: record columns of the models.
-    """
+    """Return a warning about record columns that a table lacks; empty if it has them all."""
     canonical = match_columns(names)
     missing = [name for name in columns if name not in {*names, *canonical.values()}]
     if not missing:
@@ -158,11 +134,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """List the folder.
-
-        Raises:
-            InputError: the folder does not exist, or cannot be reached.
-        """
+        """List the folder."""
         self._folder = str(folder)
         self._filesystem: Any = None
         if "://" in self._folder:
@@ -191,12 +163,7 @@ class ImageFolder:
         return location if name and is_file(file) else None
 
     def read(self, location: str) -> Source:
-        """Read the bytes at a location that `find` returned.
-
-        Raises:
-            OSError: they cannot be read.
-            InputError: a damaged container.
-        """
+        """Read the bytes at a location that `find` returned."""
         if self._filesystem is None:
             return read_source(location)
         file, frame = split_frame(location)
@@ -216,11 +183,7 @@ class InMemoryImages:
         return self._finder.find_cell(cell)
 
     def read(self, location: str) -> Source:
-        """Return the bytes at a location that `find` returned.
-
-        Raises:
-            InputError: the frame is not a number.
-        """
+        """Return the bytes at a location that `find` returned."""
         name, frame = split_frame(location)
         return Source(self._files[name], frame)
 

@@ -87,11 +87,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def find_checkpoints(setting: Any) -> list[Path]:
-    """Return the files that a path, a pattern or a list of either names, in order, without repeats.
-
-    Raises:
-        InputError: a name or pattern that matches no file.
-    """
+    """Return the files of a path, a pattern, or a list of either, in order and without repeats."""
     names = [setting] if isinstance(setting, str) else list(setting or [])
     files: dict[Path, None] = {}
     for name in map(str, names):
@@ -106,11 +102,7 @@ def find_checkpoints(setting: Any) -> list[Path]:
 
 
 def check_paths(config: PredictConfig) -> None:
-    """Refuse outputs that cannot be written, or that two settings name.
-
-    Raises:
-        InputError: names the setting.
-    """
+    """Refuse outputs that cannot be written, or that two settings name."""
     path = Path(config.output)
     if path.exists() and Path(config.input).exists() and path.samefile(config.input):
         raise InputError(f"output={path} is the input itself; choose another path")
@@ -132,9 +124,6 @@ def require_images(
     """Refuse a table without any image next to it, if no folder of images is named.
 
     A table with URLs or absolute paths of images is accepted.
-
-    Raises:
-        InputError: none of the first rows has its image next to the table.
     """
     if config.images or Path(config.input).is_dir():
         return

@@ -68,9 +68,6 @@ class TableBatch:
             columns: record columns of the models.
             needs_image: whether the table must have a column of images.
             score_width: number of scores per row.
-
-        Raises:
-            InputError: the table has no column of images although the models need one.
         """
         public_names = {
             canonical: public for public, canonical in match_columns(table.keys()).items()

@@ -14,7 +14,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import average_thresholds, predict_classes
-from skinmm.predict.ensemble import CalibratedModel, Ensemble, EnsembleOutput
+from skinmm.predict.ensemble import CalibratedModel, Ensemble
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
 from skinmm.vocabulary import Table
@@ -189,11 +189,8 @@ class Predictor:
     def _to_predictions(
         self, batch: TableBatch, probabilities: str, threshold: float | None
     ) -> PredictionTable:
-        output = EnsembleOutput.empty(batch.size, len(self.classes))
+        output = self.ensemble.calibrate(batch.scores)  # NaN in rows with errors
         is_good = batch.errors == ""
-        if is_good.any():
-            good = np.flatnonzero(is_good)
-            output.update(good, self.ensemble.calibrate(batch.scores[good]))
         names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
         patients = [next((name for name in pair if not pd.isna(name)), "") for pair in names]
         columns = {"image_id": batch.cells["image_id"], "patient_id": np.array(patients, object)}
@@ -204,14 +201,15 @@ class Predictor:
         columns["malignancy"] = self._malignancy(values)
         limit = self.threshold if threshold is None else threshold
         compared = output.calibrated if threshold is None else values
-        sets = output.votes >= MIN_VOTES if np.isfinite(output.votes).any() else None
+        sets = None if output.votes is None else output.votes >= MIN_VOTES
         evidence = (sets, output.ood) if self.referral else (None, None)
         is_above = self._malignancy(compared) >= limit
         columns["decision"] = np.where(is_good, decide(is_above, self._is_malignant, *evidence), "")
         columns |= {"threshold": np.full(batch.size, limit), "error": batch.errors}
         set_column = "" if sets is None else format_sets(sets, self.classes)
         columns["prediction_set"] = np.where(is_good, set_column, "")
-        columns |= {"ood": output.ood, "missing": batch.missing}
+        columns["ood"] = np.full(batch.size, np.nan) if output.ood is None else output.ood
+        columns["missing"] = batch.missing
         if tuple(self.classes) != BINARY:
             called = np.array(self.classes, object)[
                 predict_classes(output.calibrated, self._shares)

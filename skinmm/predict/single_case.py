@@ -90,15 +90,7 @@ class CasePredictor:
     def predict_table(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
     ) -> list[dict[str, Any]]:
-        """Predict several lesions.
-
-        Args:
-            rows: cells by column, as in the table of `predict.py`.
-            files: images by name.
-
-        Raises:
-            InputError: rows without an image column, although the model needs one.
-        """
+        """Predict several lesions."""
         names = dict.fromkeys(name for row in rows for name in row)
         table = {name: np.array([row.get(name) for row in rows], object) for name in names}
         with self._lock if self._is_shared else nullcontext():

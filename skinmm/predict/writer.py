@@ -41,10 +41,6 @@ class OutputTable:
             job: everything that determines the rows, as plain data; the keys appear in messages.
             resume: continue an interrupted job.
             overwrite: replace an existing output.
-
-        Raises:
-            InputError: the output exists or cannot be written, or an interrupted job left rows
-                that may not be replaced or come from a different job.
         """
         require_output_file("output", path, overwrite=overwrite)
         self._path, self._job = path, job
@@ -56,11 +52,7 @@ class OutputTable:
             self._load_progress(resume=resume, overwrite=overwrite)
 
     def __enter__(self) -> "OutputTable":
-        """Open the partial file, cut to the recorded rows.
-
-        Raises:
-            InputError: another job is writing it.
-        """
+        """Open the partial file, cut to the recorded rows."""
         self._file: BinaryIO = self._partial.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,11 +63,7 @@ class OutputTable:
         return self
 
     def write(self, table: pd.DataFrame, unknown: Counter[str]) -> None:
-        """Append rows; numbers have nine significant digits, missing values are empty.
-
-        Raises:
-            OSError: the rows could not be written; earlier rows are safe.
-        """
+        """Append rows; numbers have nine significant digits, missing values are empty."""
         data = to_csv(table, header=self.rows == 0).encode()
         try:
             self._file.write(data)
@@ -167,12 +155,7 @@ def to_csv(table: pd.DataFrame, *, header: bool) -> str:
 
 
 def require_output_file(key: str, path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that cannot be written.
-
-    Raises:
-        InputError: the path exists and `overwrite` is false, or is a folder, or its folder does
-            not exist.
-    """
+    """Refuse an output file that cannot be written."""
     if path.is_dir():
         raise InputError(f"{key}={path} is a folder; name a file in it")
     require_new_output(key, path, overwrite=overwrite)
@@ -181,11 +164,7 @@ def require_output_file(key: str, path: Path, *, overwrite: bool) -> None:
 
 
 def find_format(path: Path) -> str:
-    """Return the key of `FORMATS` for a file.
-
-    Raises:
-        InputError: an unknown suffix, or Parquet without pyarrow.
-    """
+    """Return the key of `FORMATS` for a file."""
     suffix = path.suffix.lower()
     if suffix and suffix not in FORMATS:
         raise InputError(f"output={path}: the suffix must be one of {', '.join(FORMATS)}")

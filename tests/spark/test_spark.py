@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
         "input=empty.parquet": "input=empty.parquet: the table has no rows",
         "input=nameless.parquet": "the table has no image column; call it image_name, image_id",
         "images=nowhere": "images=nowhere: no such folder",
-        "output=there": "output=there exists; choose another, or overwrite=true",
+        "output=there": "output=there exists; choose another path or set overwrite=true",
     }
     good = [f"checkpoint={best(both)}", "input=in.parquet", f"images={pictures}", "output=new"]
     good.append("master=local[1]")
@@ -128,7 +128,7 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
 @needs_spark
 def test_why_a_worker_failed_is_said() -> None:
     code = """
-from skinmm.spark.predict import spark_session
+from skinmm.spark import spark_session
 with spark_session("local[1]") as session:
     session.sparkContext.parallelize([0]).map(lambda number: 1 / number).collect()
 """

@@ -1,0 +1,181 @@
+"""Spark jobs: `skinmm predict-spark` and `skinmm pack-spark`.
+
+Spark retries the task of a worker that dies. After Spark itself was killed, the same `pack-spark`
+command continues with the shards that are missing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import pandas as pd
+
+from skinmm.config import PredictSparkConfig
+from skinmm.data.pack import pack
+from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
+from skinmm.errors import InputError, one_line, print_error, print_line
+from skinmm.evaluation.predictions import DECISIONS
+from skinmm.images.source import read_source
+from skinmm.predict import Predictor
+from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.job import find_checkpoints
+from skinmm.predict.writer import number_columns, to_arrow
+from skinmm.spark import ignore_pandas_warning, spark_session
+
+TASK_ROWS: Final = 1024
+"""Rows per task, which are predicted again if their worker dies."""
+
+
+def predict_spark(config: PredictSparkConfig) -> int:
+    """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted.
+
+    Raises:
+        InputError: Spark or Java is not installed, an input is missing, or the output exists.
+    """
+    paths = find_checkpoints(config.checkpoint)
+    predictor = Predictor.from_checkpoints(
+        paths, config.accelerator, referral=config.referral, backend=config.backend
+    )
+    with (
+        spark_session(config.master) as session,
+        TemporaryDirectory() as folder,
+        _translate_errors(config),
+    ):
+        names = _send_files(session.sparkContext, paths, predictor.identity, Path(folder))
+        counts = _predict_table(session, config, predictor, names)
+    rows, failed = sum(counts.values()), counts.get("", 0)
+    decisions = ", ".join(f"{counts[name]} {name}" for name in DECISIONS if name in counts)
+    print_line(f"predictions: {config.output} ({rows} rows: {decisions}; by {predictor.backend})")
+    if failed:
+        print_error(f"{failed} of {rows} rows not predicted; see the column error")
+    return 3 if failed else 0
+
+
+def _predict_table(
+    session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
+) -> dict[str, int]:
+    """Predict and write the table; return the number of rows per decision, "" for errors."""
+    records = max(256, config.batch_size)
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(records))
+    table = session.read.parquet(config.input)
+    rows = table.count()
+    if not rows:
+        raise InputError(f"input={config.input}: the table has no rows")
+    # Predict an empty table here, so that a missing column or folder is reported at once.
+    empty = predictor.predict(pd.DataFrame(columns=table.columns, dtype=object), config.images)
+    numeric = number_columns(empty)
+    kinds = {name: "double" if name in numeric else "string" for name in empty}
+    schema = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+    tasks = max(session.sparkContext.defaultParallelism, -(-rows // TASK_ROWS))
+    with ignore_pandas_warning():
+        predictions = table.repartition(tasks).mapInArrow(_build_task(config, names), schema)
+    predictions.write.mode("overwrite" if config.overwrite else "error").parquet(config.output)
+    counts = session.read.parquet(config.output).groupBy("decision").count().collect()
+    return {row["decision"]: row["count"] for row in counts}
+
+
+@contextmanager
+def _translate_errors(config: PredictSparkConfig) -> Iterator[None]:
+    from pyspark.errors import AnalysisException
+
+    messages = {
+        "PATH_NOT_FOUND": f"input={config.input}: no such file or folder",
+        "PATH_ALREADY_EXISTS": f"output={config.output} exists; choose another path or set "
+        "overwrite=true",
+    }
+    try:
+        yield
+    except AnalysisException as error:
+        raise InputError(messages.get(str(error.getCondition()), one_line(error))) from error
+
+
+def _send_files(
+    context: Any, paths: Sequence[Path], digests: Sequence[str], folder: Path
+) -> list[str]:
+    """Send checkpoints and exported models to every executor; return the names of the former."""
+    for path, digest in zip(paths, digests, strict=True):
+        files = {".ckpt": path, ".onnx": path.with_suffix(".onnx")}
+        for suffix, file in files.items():
+            if file.is_file():
+                context.addFile(str(copyfile(file, folder / f"{digest}{suffix}")))
+    return [f"{digest}.ckpt" for digest in digests]
+
+
+def _build_task(
+    config: PredictSparkConfig, names: Sequence[str]
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """Return the function that a Python worker calls with Arrow batches of rows."""
+
+    def predict(batches: Iterator[Any]) -> Iterator[Any]:
+        tables = (pd.DataFrame(batch.to_pydict(), dtype=object) for batch in batches)
+        predictor, images = _load(
+            tuple(names), config.images, config.accelerator, config.referral, config.backend
+        )
+        for predictions in predictor.stream(
+            tables,
+            images,
+            probabilities=config.probabilities,
+            threshold=config.threshold,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        ):
+            yield from to_arrow(predictions.table).to_batches()
+
+    return predict
+
+
+@cache
+def _load(
+    names: Sequence[str], images: str | None, accelerator: str, referral: bool, backend: str
+) -> tuple[Predictor, ImageFolder | None]:
+    """Load the models once per Python worker, which runs many tasks."""
+    from pyspark import SparkFiles
+
+    paths = [SparkFiles.get(name) for name in names]
+    predictor = Predictor.from_checkpoints(paths, accelerator, referral=referral, backend=backend)
+    return predictor, ImageFolder(images) if images else None
+
+
+def pack_spark(
+    table: pd.DataFrame, out: Path, settings: PackSettings, master: str, *, overwrite: bool = False
+) -> Manifest:
+    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder that all executors reach.
+
+    Raises:
+        InputError: Spark or Java is not installed, or the cohort cannot be packed.
+    """
+    with spark_session(master) as session:
+        write_shards = partial(_write_shards, session.sparkContext)
+        options: dict[str, Any] = {"overwrite": overwrite, "write_shards": write_shards}
+        return pack(table, out, read_source, settings, **options)
+
+
+def _write_shards(
+    context: Any, pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder
+) -> Iterator[tuple[str, Shard]]:
+    """Write each shard in a task of its own; report errors after all tasks."""
+    jobs = [(out.absolute() / name, rows) for name, rows in pending.items()]
+    if not jobs:
+        return
+    errors = []
+    shards = context.parallelize(jobs, len(jobs)).map(partial(_write_shard, encoder)).collect()
+    for name, shard in zip(pending, shards, strict=True):
+        if isinstance(shard, Shard):
+            yield name, shard
+        else:
+            errors.append(shard)
+    if errors:
+        raise PackError(f"{len(errors)} of {len(jobs)} shards not packed: {errors[0]}")
+
+
+def _write_shard(encoder: Encoder, job: tuple[Path, pd.DataFrame]) -> Shard | str:
+    """Write a shard, or return the error, as another attempt would fail too."""
+    file, rows = job
+    try:
+        return write_shard(file, rows, partial(map, encoder))
+    except (PackError, OSError) as error:
+        return str(error)
