@@ -83,7 +83,6 @@ class OnnxBackend:
     """
 
     name: Final = "onnx"
-    device: Final = torch.device("cpu")
 
     def __init__(self, path: Path, concurrency: int = 1) -> None:
         """Load an exported model."""
@@ -134,15 +133,10 @@ Backend = TorchBackend | OnnxBackend
 def load_exported(
     checkpoint: Path, digest: str, backend: str, device: str, concurrency: int = 1
 ) -> OnnxBackend | None:
-    """Load the exported model next to a checkpoint, if the backend asks for it.
+    """Load the exported model with the name of the checkpoint and `.onnx`, if it is asked for.
 
-    Args:
-        checkpoint: file; its exported model has the same name with `.onnx`.
-        digest: SHA-256 of the checkpoint.
-        backend: torch, onnx, or auto: onnx if the model exists, belongs to the checkpoint, torch
-            would run on the CPU, and ONNX Runtime is installed.
-        device: type of torch's device, cpu or cuda.
-        concurrency: batches to run at the same time.
+    `backend` is torch, onnx, or auto: onnx if the model exists and has the SHA-256 `digest` of the
+    checkpoint, ONNX Runtime is installed, and torch's `device` is cpu.
     """
     path = checkpoint.with_suffix(".onnx")
     if backend == "torch" or (backend == "auto" and (device != "cpu" or not path.is_file())):

@@ -38,12 +38,10 @@ _MAX_SIDE: Final = 1024  # pixels of the image under the map
 def write_results(config: DicomConfig) -> int:
     """Write `UID.sr.dcm` and `UID.sc.dcm` for every DICOM image of a table or a folder.
 
-    Returns:
-        Exit status: 0, or 3 if some rows have no result; the reasons are printed.
+    Returns the exit status: 0, or 3 if some rows have no result; the reasons are printed.
 
     Raises:
-        InputError: a missing checkpoint, table or folder, no images, a folder that contains files,
-            or highdicom is not installed.
+        InputError: an input or highdicom is missing, or the output folder contains files.
     """
     try:
         import highdicom  # noqa: F401

@@ -147,14 +147,7 @@ class Explainer:
         frame: int | None = None,
         path: str = "",
     ) -> Explanation:
-        """Explain one prediction.
-
-        Args:
-            image: bytes of the image file.
-            record: values by column.
-            frame: frame of a DICOM file, from 1.
-            path: location of the image, whose name says whether it may be a DICOM file.
-        """
+        """Explain one prediction; the name in `path` decides whether to read a DICOM header."""
         member, network = self.member, self._backend.network
         row = canonical_record(member.encoder.columns, image, record, path)
         if member.finder and member.measured_columns and image is not None:

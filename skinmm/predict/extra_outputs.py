@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pandas as pd
 from PIL import Image
@@ -29,32 +29,19 @@ MAX_LESIONS: Final = 20
 """Lesions per patient that are named, in descending order of risk."""
 
 
-class ExtraOutput(Protocol):
-    """Output that is written along with the predictions."""
+@dataclass
+class ExtraOutput:
+    """Output that is written along with the predictions; by default a CSV at the end."""
 
     label: str
     path: Path
+    summarize: Callable[[Rows], Rows] = iter
 
     def add(self, predictions: PredictionTable) -> None:
         """Write what follows from the next rows."""
 
     def finish(self, rows: Rows) -> None:
         """Write what follows from the complete output, given as text in blocks."""
-
-
-@dataclass
-class SummaryOutput:
-    """CSV that is made from the complete output."""
-
-    label: str
-    path: Path
-    summarize: Callable[[Rows], Rows]
-
-    def add(self, predictions: PredictionTable) -> None:
-        """Do nothing before the output is complete."""
-
-    def finish(self, rows: Rows) -> None:
-        """Write the file."""
         with (
             atomic_write(self.path) as partial,
             partial.open("w", encoding="utf-8", newline="") as file,
@@ -72,16 +59,18 @@ def open_extra_outputs(
     rows_done: int,
 ) -> Iterator[list[ExtraOutput]]:
     """Open the further outputs that a job asks for; they are closed with the block."""
-    paths = {key: getattr(config, key) for key in SUMMARIES}
-    extras: list[ExtraOutput] = [
-        SummaryOutput(SUMMARIES[key][0], Path(path), SUMMARIES[key][1])
-        for key, path in paths.items()
-        if path
+    extras = [
+        ExtraOutput(label, Path(getattr(config, key)), summarize)
+        for key, (label, summarize) in SUMMARIES.items()
+        if getattr(config, key)
     ]
     with ExitStack() as stack:
         if config.explain is not None:
             folder = Path(config.explain)
-            ExplanationWriter.require_folder(folder, overwrite=config.overwrite or config.resume)
+            if folder.is_file():
+                raise InputError(f"explain={folder} is a file; name a folder")
+            may_exist = config.overwrite or config.resume
+            require_new_output("explain", folder, overwrite=may_exist)
             explainers = Explainer.for_predictor(
                 predictor, checkpoints, config.accelerator, config.probabilities
             )
@@ -187,27 +176,26 @@ SUMMARIES: Final[dict[str, tuple[str, Callable[[Rows], Rows]]]] = {
     "by_patient": ("patients", summarize_patients),
     "submission": ("submission", _format_submission),
 }
-"""Setting -> the label of the file, and the function that makes its rows of those of the output."""
+"""Setting -> label of the file, and the function from the rows of the output to its rows."""
 
 
 TABLE: Final = "explanations.csv"
 MAX_SIDE: Final = 480  # pixels of a picture's longer side
 
 
-class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
+class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]):
     """Folder with a heat map over each image, and a table with the contribution of each input.
 
     In the table, `start` and the columns that begin with `added_` sum up to `explained`, the
     probability of malignancy of the row.
     """
 
-    label = "explanations"
-
     def __init__(
         self, folder: Path, explainers: Sequence[Explainer], images: ImageFolder, done: int = 0
     ) -> None:
         """Open the folder."""
-        self.path, self._explainers, self._images = folder, explainers, images
+        super().__init__("explanations", folder)
+        self._explainers, self._images = explainers, images
         self._columns = sorted({name for one in explainers for name in one.columns})
         record = self._columns if len(self._columns) <= MAX_COLUMNS else [RECORD]
         added = [f"added_{name}" for name in (IMAGE, *record)]
@@ -224,13 +212,6 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
                 self._table.writerows(islice(csv.DictReader(file), done))
         self._flush()  # before the only copy of the earlier rows is replaced
         fresh.replace(path)
-
-    @staticmethod
-    def require_folder(folder: Path, *, overwrite: bool) -> None:
-        """Refuse a file, or a folder that contains files unless they may be replaced."""
-        if folder.is_file():
-            raise InputError(f"explain={folder} is a file; name a folder")
-        require_new_output("explain", folder, overwrite=overwrite)
 
     def __exit__(self, *_: object) -> None:
         """Close the table."""
@@ -250,7 +231,7 @@ class ExplanationWriter(AbstractContextManager["ExplanationWriter"]):
             self._row += 1
         self._flush()
 
-    def finish(self, rows: Any) -> None:
+    def finish(self, rows: Rows) -> None:
         """Do nothing: every row is written as it is explained."""
 
     def _flush(self) -> None:

@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -24,13 +25,15 @@ from skinmm.images.source import FRAME, Source, may_be_dicom, read_source, split
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
 
 MAX_NAMED: Final = 10  # unused columns in a message
-T = TypeVar("T")
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
     """Read the input of a prediction job in chunks."""
     if not _is_listed(source):
-        file = _open_remote(source) if "://" in source else None
+        file = None
+        if "://" in source:
+            with _reaching(f"input={source}") as fsspec:
+                file = fsspec.open(source, "rb").open()
         return read_table_chunks(source, chunk, skip=skip, file=file)
     table = _list_images(Path(source))
     return (table.iloc[row : row + chunk] for row in range(skip, len(table), chunk))
@@ -52,7 +55,11 @@ def count_rows(source: str) -> int | None:
 def fingerprint(source: str) -> str:
     """Return a text that changes when an input changes: size and time, or the names of a folder."""
     if "://" in source:
-        return _remote(f"input={source}", lambda fsspec: _remote_state(fsspec, source))
+        with _reaching(f"input={source}") as fsspec:
+            filesystem, path = fsspec.core.url_to_fs(source)
+            info = filesystem.info(path)
+        keys = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
+        return "|".join(str(info.get(key)) for key in keys)
     if Path(source).is_dir():
         return sha256("\0".join(_list_images(Path(source)).iloc[:, 0]).encode()).hexdigest()
     try:
@@ -138,9 +145,10 @@ class ImageFolder:
         self._folder = str(folder)
         self._filesystem: Any = None
         if "://" in self._folder:
-            self._filesystem, self._folder, names = _remote(
-                f"images={folder}", lambda fsspec: _list_remote(fsspec, str(folder))
-            )
+            with _reaching(f"images={folder}") as fsspec:
+                self._filesystem, self._folder = fsspec.core.url_to_fs(str(folder))
+                paths = self._filesystem.ls(self._folder, detail=False)
+            names = [path.rsplit("/", 1)[-1] for path in paths]
             self._finder = ImageFinder(sorted(names), self._folder, suffixes=IMAGE_SUFFIXES)
             return
         if not Path(folder).is_dir():
@@ -191,30 +199,13 @@ class InMemoryImages:
 Images = ImageFolder | InMemoryImages
 
 
-def _open_remote(path: str) -> Any:
-    return _remote(f"input={path}", lambda fsspec: fsspec.open(path, "rb").open())
-
-
-def _list_remote(fsspec: Any, folder: str) -> tuple[Any, str, list[str]]:
-    """Return the file system of a folder, its path there, and the names of its files."""
-    filesystem, path = fsspec.core.url_to_fs(folder)
-    names = [name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)]
-    return filesystem, path, names
-
-
-def _remote_state(fsspec: Any, path: str) -> str:
-    filesystem, inner_path = fsspec.core.url_to_fs(path)
-    info = filesystem.info(inner_path)
-    keys = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
-    return "|".join(str(info.get(name)) for name in keys)
-
-
-def _remote(setting: str, call: Callable[[Any], T]) -> T:
-    """Call a function with fsspec, and translate the errors of all storage services."""
+@contextmanager
+def _reaching(setting: str) -> Iterator[Any]:
+    """Yield fsspec, and translate the errors of all its storage services."""
     try:
         import fsspec
 
-        return call(fsspec)
+        yield fsspec
     except FileNotFoundError as error:
         raise InputError(f"{setting}: no such file or folder") from error
     except ImportError as error:

@@ -61,14 +61,7 @@ class TableBatch:
     def __init__(
         self, table: Table, columns: Sequence[str], *, needs_image: bool, score_width: int = 0
     ) -> None:
-        """Give a table canonical column names and values.
-
-        Args:
-            table: table with any of the usual column names.
-            columns: record columns of the models.
-            needs_image: whether the table must have a column of images.
-            score_width: number of scores per row.
-        """
+        """Give a table with any usual column names the canonical names and values."""
         public_names = {
             canonical: public for public, canonical in match_columns(table.keys()).items()
         }
@@ -133,15 +126,10 @@ def load_row(
     needs_image: bool,
     finder: LesionFinder | None = None,
 ) -> LoadedRow:
-    """Load the image of one row; an error becomes part of the result, so that a job continues.
+    """Load the image that a cell names; an error becomes part of the result, so a job continues.
 
-    Args:
-        name: cell of the table.
-        read_header: whether to read the record of a DICOM header.
-        images: where to find the image.
-        views: sizes and preprocessing of the pixels; empty if no model has an image branch.
-        needs_image: whether a row without an image is an error.
-        finder: measures the lesion; its values are added to the record.
+    `views` is empty if no model has an image branch. The record has the values of a DICOM header,
+    if `read_header` is true, and the measurements of `finder`.
     """
     if not (views or read_header or finder):
         return LoadedRow({}, {}, "")

@@ -38,7 +38,6 @@ class CasePredictor:
     Attributes:
         predictor: the models.
         needs_image: whether a case without an image is refused.
-        gpu: whether a network runs on a GPU.
         lanes: cases to predict at the same time. With ONNX Runtime 2, of which one decodes while
             the network runs on the other; torch already uses all threads for one.
         side: longest side of the network's input in pixels; 0 without an image branch.
@@ -63,7 +62,6 @@ class CasePredictor:
         self._lock = Lock()  # explanations add hooks to a network that torch may predict with
         backends = [member.backend for member in self.predictor.ensemble.members]
         self._is_shared = any(isinstance(backend, TorchBackend) for backend in backends)
-        self.gpu = any(backend.device.type == "cuda" for backend in backends)
         self.lanes = 2 if self.predictor.backend == OnnxBackend.name else 1
         members = [explainer.member for explainer in self._explainers]
         self.needs_image = any(member.needs_image for member in members)
@@ -73,19 +71,9 @@ class CasePredictor:
 
     def predict(self, case: Case) -> dict[str, Any]:
         """Predict one case, with the columns of `predict.py`."""
-        return self.predict_cases([case])[0]
-
-    def predict_cases(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
-        """Predict independent cases."""
-        rows: list[Mapping[str, str]] = []
-        files = {}
-        for number, case in enumerate(cases):
-            name = f"image{number or ''}"
-            cell = name if case.frame is None else f"{name}{FRAME}{case.frame}"
-            rows.append({**case.record, "image": "" if case.image is None else cell})
-            if case.image is not None:
-                files[name] = case.image
-        return self.predict_table(rows, files)
+        cell = "image" if case.frame is None else f"image{FRAME}{case.frame}"
+        row = {**case.record, "image": "" if case.image is None else cell}
+        return self.predict_table([row], {} if case.image is None else {"image": case.image})[0]
 
     def predict_table(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
