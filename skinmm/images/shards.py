@@ -1,9 +1,9 @@
-"""TFRecord files as a table and as images by name; every record's CRC is checked at every read.
+"""TFRecord files as a table and as images by name; every read compares the record's CRC.
 
-Records are read by position (`pread`), not through a memory map. A map is 1.5 times as fast, 4 us
-of an image's milliseconds (`benchmarks/results/tfrecord_reading.md`), but an epoch leaves the whole
-file resident, and a file cut short underneath kills the process instead of raising an error. A
-descriptor that is only read by position may be shared with forked loader workers.
+Records are read by position (`pread`). A memory map saves 4 us for each image
+(`benchmarks/results/tfrecord_reading.md`), but an epoch leaves the whole file resident, and a file
+that is truncated meanwhile kills the process. Forked loader workers may share a descriptor that is
+only read by position.
 """
 
 import os
@@ -33,14 +33,14 @@ from skinmm.images.tfrecord import (
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file calls its features and what its integers mean.
+    """Names of a file's features and meaning of its integers.
 
     Attributes:
-        image: the feature that holds the encoded image.
-        name: the feature that holds the image's name.
-        columns: feature to column name, where the two differ.
-        codes: feature to the text of its integers 0, 1, ...; any other integer means missing.
-        missing: feature to the integers that stand for a missing value.
+        image: feature with the encoded image.
+        name: feature with the name of the image.
+        columns: feature -> column name, if they differ.
+        codes: feature -> texts of its integers 0, 1, ...; any other integer means missing.
+        missing: feature -> integers that mean a missing value.
     """
 
     image: str = "image"
@@ -65,26 +65,26 @@ SIIM: Final = Schema(
     },
     missing={"age_approx": (48, 49), "patient_id": (-1,)},
 )
-"""The public SIIM-ISIC 2020 files. Codes count the values in the order of train.csv, then test.csv
-(`pandas.factorize`; diagnosis: train.csv alone), so -1 is missing. A missing age became the mean
-age cut to an integer (48.9 in train.csv, 49.0 in both); real ages here are multiples of five.
+"""Schema of the public SIIM-ISIC 2020 files. Codes number the values in order of train.csv, then of
+test.csv (`pandas.factorize`; diagnosis: train.csv only), so -1 is missing. A missing age became the
+mean age cut to an integer (48.9 in train.csv, 49.0 in both); real ages are multiples of five.
 Source: public notebooks that write such files (`comb[c].factorize()`, "Imputing Age NaN count"),
-and one that reads the public files and lists the same codes (`read_meta_tfrecord`: -1 NaN; 0 male,
-1 female; 0 head/neck to 5 oral/genital). Files of other years have codes of their own: a diagnosis
-that contradicts the target is refused."""
+and one that reads them with the same codes (`read_meta_tfrecord`: -1 NaN; 0 male, 1 female; 0
+head/neck to 5 oral/genital). Files of other years have other codes, which is detected by a
+diagnosis that contradicts the target."""
 
 SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
 _LOCATION: Final = re.compile(
     r"(?P<path>.+?\.tfrec(?:ords?)?)(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
 )
-_IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, though some files number them
+_IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, although some files number them
 
 PLAIN: Final = Schema()
-"""Text and numbers as they are."""
+"""Schema that leaves text and numbers unchanged."""
 
 
 class RecordSpan(NamedTuple):
-    """Where one record and its image lie, bytes from the start of the file."""
+    """Number of a record, and position and length of it and its image in the file, in bytes."""
 
     number: int
     record: int
@@ -97,11 +97,11 @@ class TFRecordFile:
     """Random access to one file by image name; may be forked and pickled.
 
     Args:
-        path: the file; its index is read, or built, now.
-        schema: which features hold the name and the image.
+        path: TFRecord file; its index is loaded or built at once.
+        schema: features that contain the name and the image.
 
     Raises:
-        TFRecordError: the file is missing, empty, truncated or damaged, or lacks these features.
+        TFRecordError: the file is missing, empty, truncated, damaged, or lacks these features.
     """
 
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
@@ -117,37 +117,29 @@ class TFRecordFile:
         return self._index.names
 
     def read(self, name: str) -> dict[str, Values]:
-        """All features of one record, each a list of bytes, int or float.
+        """Read all features of one record, each a list of bytes, int or float.
 
         Raises:
-            TFRecordError: no record of that name, or the file was damaged or changed.
+            TFRecordError: no record has this name, or the file was damaged or changed.
         """
         span = self.span(name)
         return parse_example(memoryview(self._body(span))[:-FOOTER], self._where(span))
 
     def image(self, name: str) -> bytes:
-        """The encoded image of one record.
-
-        Raises:
-            TFRecordError: no record of that name, or the file was damaged or changed.
-        """
+        """Read the encoded image of one record; raises as `read`."""
         span = self.span(name)
         start = span.image - span.record - HEADER
         return self._body(span)[start : start + span.image_size]
 
     def span(self, name: str) -> RecordSpan:
-        """Where a record and its image lie.
-
-        Raises:
-            TFRecordError: no record of that name.
-        """
+        """Return the position of a record and its image; raises as `read`."""
         row = self._rows.get(name)
         if row is None:
             raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
         return RecordSpan(row, *self._index.spans[row].tolist())
 
     def _body(self, span: RecordSpan) -> bytes:
-        """A record's payload and its CRC, compared."""
+        """Read the payload of a record and its CRC, and compare them."""
         try:
             body = os.pread(self._open(), span.record_size - HEADER, span.record + HEADER)
         except OSError as error:
@@ -160,50 +152,50 @@ class TFRecordFile:
         return f"{self.path}: record {span.number} at byte {span.record}"
 
     def _open(self) -> int:
-        """The descriptor, opened on first use."""
+        """Return the descriptor, opened at the first call."""
         if self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, descriptor)
-            if not self._index.describes(os.fstat(descriptor)):
+            if not self._index.is_current(os.fstat(descriptor)):
                 raise TFRecordError(f"{self.path}: changed since it was indexed: start again")
             self._descriptor = descriptor
         return self._descriptor
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the descriptor, which belongs to one process."""
+        """Return all attributes except the descriptor, which belongs to one process."""
         return self.__dict__ | {"_descriptor": None}
 
 
 def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
-    """Where an image is: `FILE#image_name`, with `?image=FEATURE&name=FEATURE` if they are others.
+    """Return the location of an image, `FILE#image_name`, which is all that reading it needs.
 
-    So a path in a cohort's table says all that is needed to read the image.
+    `FILE?image=FEATURE&name=FEATURE#image_name` if the features have other names than usual.
     """
     keys = "" if _keys(schema) == _keys(PLAIN) else f"?{urlencode(_keys(schema))}"
     return f"{path}{keys}#{name}"
 
 
 def is_tfrecord_location(text: str) -> bool:
-    """Whether a path of a cohort leads into a TFRecord file."""
+    """Return whether a location is in a TFRecord file."""
     return _LOCATION.fullmatch(text) is not None
 
 
 def read_tfrecord_image(text: str) -> bytes:
-    """The encoded image at a `location`; files stay open.
+    """Read the encoded image at a location; files stay open.
 
     Raises:
-        TFRecordError: no such file or record, or the file is damaged.
+        TFRecordError: the file or record does not exist, or the file is damaged.
     """
-    found = _LOCATION.fullmatch(text)
-    if found is None:
+    parts = _LOCATION.fullmatch(text)
+    if parts is None:
         raise TFRecordError(f"{text}: write FILE.tfrec#image_name")
-    return _opened(found["path"], found["keys"] or "").image(found["name"])
+    return _open_file(parts["path"], parts["keys"] or "").image(parts["name"])
 
 
 @lru_cache(maxsize=256)
-def _opened(path: str, keys: str) -> TFRecordFile:
-    named = dict(parse_qsl(keys))
-    schema = Schema(image=named["image"], name=named["name"]) if named else PLAIN
+def _open_file(path: str, keys: str) -> TFRecordFile:
+    features = dict(parse_qsl(keys))
+    schema = Schema(image=features["image"], name=features["name"]) if features else PLAIN
     return TFRecordFile(path, schema)
 
 
@@ -212,14 +204,14 @@ def _keys(schema: Schema) -> dict[str, str]:
 
 
 def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
-    """Every record of some files as a row, without its image.
+    """Read all records of some files as a table, one row for each, without the images.
 
     Args:
         files: TFRecord files, read in this order.
-        schema: what their features and integers mean; `SIIM` for the public SIIM-ISIC files.
+        schema: meaning of their features; `SIIM` for the public SIIM-ISIC files.
 
     Returns:
-        image_name, path (see `location`), and the features as columns; no value is missing.
+        Columns image_name, path (see `format_location`) and the other features; None where missing.
 
     Raises:
         TFRecordError: a file cannot be read, or its integers do not follow the schema.
@@ -245,7 +237,7 @@ def _rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
 
 
 def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
-    """A feature as a table cell: text, number, None where missing, a list where it has several."""
+    """Return a feature as a cell: text, number, None if missing, or a list of several values."""
     if len(values) != 1:
         return values or None
     value = values[0]
@@ -258,8 +250,8 @@ def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
 
 
 def _contradicts(row: Mapping[str, Any], schema: Schema) -> bool:
-    """Whether a decoded diagnosis and the target disagree: the sign of another file's codes."""
-    siim = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
-    if not siim or not row.get("diagnosis") or "target" not in row:
+    """Return whether diagnosis and target disagree, which means that the file has other codes."""
+    is_siim = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
+    if not is_siim or not row.get("diagnosis") or "target" not in row:
         return False
     return bool((row["diagnosis"] == "melanoma") != (row["target"] == 1))

@@ -1,4 +1,4 @@
-"""Where a cohort's `path` becomes bytes: a file, a DICOM frame, a TFRecord or an HDF5 entry."""
+"""Read images, and the patient data in DICOM headers, from the locations in a cohort table."""
 
 import os
 import re
@@ -19,25 +19,26 @@ from skinmm.vocabulary import CONVERTERS, Table
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
 _HDF5: Final = re.compile(r"(?P<file>.+?\.(?:hdf5|h5))#(?P<entry>.+)", re.IGNORECASE | re.DOTALL)
 FRAME: Final = "#frame="
-"""What follows a DICOM file's path or name where it has several frames, then the number, from 1."""
+"""Suffix of the location of a DICOM file with several frames, followed by the number from 1."""
 
 
 class Source(NamedTuple):
-    """Encoded bytes, and which frame of them is meant where that was said."""
+    """Bytes of an image file, and the number of the frame to decode."""
 
     data: bytes
     frame: int | None = None
 
 
 def read_source(location: str) -> Source:
-    """The bytes at a path of the cohort table.
+    """Read the bytes of an image.
 
     Args:
-        location: a file, `FILE#frame=N`, `FILE.hdf5#image_id`, or a TFRecord's `location`.
+        location: a file, `FILE#frame=N`, `FILE.hdf5#NAME`, or a location in a TFRecord file (see
+            `shards.format_location`).
 
     Raises:
         OSError: the file cannot be read.
-        InputError: the container has no such entry, or is damaged.
+        InputError: the container has no such image, or is damaged.
     """
     if shards.is_tfrecord_location(location):
         return Source(shards.read_tfrecord_image(location))
@@ -48,10 +49,10 @@ def read_source(location: str) -> Source:
 
 
 def split_frame(location: str) -> tuple[str, int | None]:
-    """A file, and which of its frames is meant where `#frame=N` says so.
+    """Split `FILE#frame=N` into file and frame, which is None without the suffix.
 
     Raises:
-        InputError: N is no number.
+        InputError: N is not a number.
     """
     file, mark, frame = location.rpartition(FRAME)
     if not mark:
@@ -62,11 +63,7 @@ def split_frame(location: str) -> tuple[str, int | None]:
 
 
 def list_hdf5_names(file: Path) -> list[str]:
-    """The entries of an HDF5 file.
-
-    Raises:
-        InputError: it is no HDF5 file.
-    """
+    """Return the names of the images in an HDF5 file; raise `InputError` for other files."""
     with _open_hdf5(str(file)) as opened:
         return list(opened)
 
@@ -80,7 +77,7 @@ def _hdf5_entry(file: str, entry: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _hdf5(file: str, _process: int) -> Any:
-    """An open file that belongs to one process: h5py's do not survive a fork."""
+    """Open a file once for each process, as files of h5py do not survive a fork."""
     return _open_hdf5(file)
 
 
@@ -99,22 +96,22 @@ COLUMNS: Final = ("age", "sex", "site", "patient_id")
 _OTHERS: Final = re.compile(
     r"\.(?:jpe?g|png|tiff?|bmp|webp)$|\.(?:tfrec|tfrecords?|hdf5|h5)(?:\?[^#]*)?#", re.IGNORECASE
 )
-"""Paths of what is no DICOM file; a name without suffix, as archives give them, says nothing."""
+"""Paths of other files; a name without suffix, as archives use them, may be a DICOM file."""
 
 
 def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
-    """Fills empty cells of `COLUMNS` from DICOM headers; only files of rows with one are opened.
+    """Fill empty cells of `COLUMNS` from DICOM headers; files of complete rows are not opened.
 
     Raises:
-        InputError: a file that cannot be read, by the image's name.
+        InputError: a file cannot be read; the message names the image.
     """
-    wanted = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & has_empty_cell(
+    is_read = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & has_empty_cell(
         table, COLUMNS
     )
-    if not wanted.any():
+    if not is_read.any():
         return table
     records: list[Mapping[str, Any]] = [{}] * len(table)
-    for row in np.flatnonzero(wanted):
+    for row in np.flatnonzero(is_read):
         path, image_id = table["path"].iloc[row], table["image_id"].iloc[row]
         try:
             with Path(split_frame(path)[0]).open("rb") as file:
@@ -129,48 +126,51 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def has_empty_cell(table: Table, names: Sequence[str]) -> Bool[np.ndarray, " n"]:
-    """Which rows have an empty cell in any of some columns, of those that the table has."""
+    """Return, for each row, whether a cell is empty in any of these columns that the table has."""
     empty = [pd.isna(np.asarray(table[name])) for name in names if name in table]
     return np.logical_or.reduce(empty) if empty else np.zeros(0, np.bool_)
 
 
 def may_be_dicom(path: str) -> bool:
-    """Whether a path of a cohort may lead to a DICOM file, by its name."""
+    """Return whether a location may be a DICOM file by its name."""
     return not _OTHERS.search(path)
 
 
 def read_header_record(path: str, file: File) -> dict[str, Any]:
-    """What a file's header says, in the vocabulary; what is not in it stays missing.
+    """Read `COLUMNS` from a DICOM header, in the words of the vocabulary; None where missing.
 
     Args:
-        path: of the image; what is not called `.dcm` may be another picture.
-        file: its bytes, read as far as the pixels.
+        path: location of the image; a name without `.dcm` may be that of another format.
+        file: file that is read up to the pixels.
+
+    Returns:
+        The record; empty for a file of another format.
 
     Raises:
-        DecodeError: a `.dcm` file that is none, or a damaged header.
+        DecodeError: a `.dcm` file is not a DICOM file, or its header is damaged.
     """
     if file.read(132)[128:] != b"DICM" and not split_frame(path)[0].lower().endswith(".dcm"):
         return {}
     record = read_dicom_record(file)
-    known = {name: convert(record[name]) for name, convert in CONVERTERS.items()}
+    values = {name: convert(record[name]) for name, convert in CONVERTERS.items()}
     patient = record["patient_id"]
-    return {**known, "patient_id": str(patient) if patient else None}
+    return {**values, "patient_id": str(patient) if patient else None}
 
 
 def fill_empty_cells(
     table: Table, records: Sequence[Mapping[str, Any]], further: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Columns whose empty cells are filled from a header record for each row.
+    """Return columns of a table with empty cells filled from one record for each row.
 
     Args:
-        table: canonical rows with any of `COLUMNS`; others are not added.
-        records: as `read_header_record` gives them.
-        further: more columns that records may have.
+        table: canonical rows; columns that it lacks are not added.
+        records: results of `read_header_record`.
+        further: columns to fill besides `COLUMNS`.
     """
     filled = {}
     for name in (*COLUMNS, *further):
         if name in table:
             cells = np.asarray(table[name], object)
-            found = np.array([record.get(name) for record in records], object)
-            filled[name] = np.where(pd.isna(cells), found, cells)
+            values = np.array([record.get(name) for record in records], object)
+            filled[name] = np.where(pd.isna(cells), values, cells)
     return filled

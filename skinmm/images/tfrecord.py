@@ -1,4 +1,4 @@
-"""The TFRecord format: framing, checksums and `tf.train.Example`, without TensorFlow.
+"""The TFRecord format without TensorFlow: framing, checksums, `tf.train.Example` and an index.
 
 A file is a sequence of records: length (uint64, little endian), CRC of the length, payload, CRC of
 the payload; both CRC-32C, masked as in TensorFlow's `lib/io/record_writer.h`.
@@ -23,7 +23,7 @@ from skinmm.files import atomic_write
 
 HEADER: Final = 12  # bytes before the payload: its length and the length's CRC
 FOOTER: Final = 4  # bytes after it: its CRC
-_LARGEST: Final = 2**31 - 2**16  # bytes: protobuf's limit, less what one read call leaves out
+_LARGEST: Final = 2**31 - 2**16  # bytes: the limit of protobuf, and of one read call
 _AGAIN: Final = "download or copy it again"
 DAMAGED: Final = f"the file is damaged: {_AGAIN}"
 
@@ -41,7 +41,7 @@ class TFRecordError(InputError):
 
 
 def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and payload of each record, checked, one in memory at a time.
+    """Yield offset and payload of each record, with checksums compared, one at a time.
 
     Raises:
         TFRecordError: a length or a checksum is wrong, or the file ends within a record.
@@ -61,7 +61,7 @@ def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _length(header: bytes, left: int, where: str) -> int:
-    """The payload's length, believed only when its checksum is right and the file is that long."""
+    """Return the length of a payload, with its checksum and the size of the file checked."""
     if len(header) < HEADER:
         raise TFRecordError(f"{where}: the file is truncated: {_AGAIN}")
     length, crc = struct.unpack("<QI", header)
@@ -72,14 +72,14 @@ def _length(header: bytes, left: int, where: str) -> int:
         )
     if length > min(left, _LARGEST):
         raise TFRecordError(
-            f"{where}: {length} bytes announced where {max(left, 0)} are left: the file is"
-            f" truncated or damaged: {_AGAIN}"
+            f"{where}: the record has {length} bytes but only {max(left, 0)} are left: the file"
+            f" is truncated or damaged: {_AGAIN}"
         )
     return int(length)
 
 
 def has_valid_crc(body: bytes) -> bool:
-    """Whether a payload agrees with the CRC that follows it."""
+    """Return whether a payload agrees with the CRC that follows it."""
     return _masked_crc(memoryview(body)[:-FOOTER]) == int.from_bytes(body[-FOOTER:], "little")
 
 
@@ -89,13 +89,13 @@ def _masked_crc(data: bytes | memoryview) -> int:
 
 
 def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
-    """The features of a `tf.train.Example`, each a list of one type.
+    """Return the features of a `tf.train.Example`, each a list of one type.
 
     Raises:
-        TFRecordError: the payload is something else.
+        TFRecordError: the payload is not a `tf.train.Example`.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tfrecord import example_pb2  # imports torch: not at the top
+    from tfrecord import example_pb2  # imports torch, hence not at the top
 
     try:
         features = example_pb2.Example.FromString(payload).features.feature
@@ -105,16 +105,12 @@ def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
 
 
 def _values(feature: Any) -> Values:
-    """The one list that is set; twice as fast as asking which."""
+    """Return the one list that is set; this is twice as fast as `WhichOneof`."""
     return (feature.bytes_list.value or feature.int64_list.value or feature.float_list.value)[:]
 
 
 def text(value: bytes, where: str) -> str:
-    """A bytes value as text.
-
-    Raises:
-        TFRecordError: it is not UTF-8.
-    """
+    """Decode a value as UTF-8, or raise `TFRecordError`."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,13 +118,13 @@ def text(value: bytes, where: str) -> str:
 
 
 def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of one `tf.train.Example` per mapping; it appears only when it is whole.
+    """Write a file with one `tf.train.Example` for each mapping, atomically.
 
-    The same examples give the same bytes, in any process.
+    The same examples give the same bytes in every process.
 
     Args:
-        path: the file, replaced if it exists.
-        examples: feature name to bytes, str, int, float or a list of one of them; None is nothing.
+        path: file, replaced if it exists.
+        examples: feature name -> bytes, str, int, float, a list of one of them, or None for empty.
 
     Raises:
         TFRecordError: a value has another type.
@@ -140,13 +136,13 @@ def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
         for example in examples:
             features = {key: _message(key, value) for key, value in example.items()}
             message = example_pb2.Example(features={"feature": features})
-            payload = message.SerializeToString(deterministic=True)  # the package's writer is not
+            payload = message.SerializeToString(deterministic=True)
             length = struct.pack("<Q", len(payload))
             stream.write(length + _footer(length) + payload + _footer(payload))
 
 
 def _message(key: str, value: Any) -> dict[str, dict[str, list[Any]]]:
-    """A value as the fields of a `Feature` message."""
+    """Return a value as the fields of a `Feature` message."""
     values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     values = [item.encode() if isinstance(item, str) else item for item in values]
     for kinds, field in _FIELDS.items():
@@ -166,14 +162,13 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Index:
-    """Where the records of one file are, in file order.
+    """Positions of the records of one file, in the order of the file.
 
     Attributes:
-        names: the image name of each record, unique.
-        spans: of each record and of its image, offset in the file and length, bytes; the record's
-            include its framing.
-        size: of the file when it was indexed, bytes.
-        mtime_ns: its modification time then, nanoseconds.
+        names: image name of each record, unique.
+        spans: offset and length of each record including its framing, then of its image, in bytes.
+        size: size of the file when it was indexed, in bytes.
+        mtime_ns: its modification time then, in nanoseconds.
     """
 
     names: list[str]
@@ -181,12 +176,12 @@ class Index:
     size: int
     mtime_ns: int
 
-    def describes(self, status: os.stat_result) -> bool:
-        """Whether a file still has the size and time it was indexed with."""
+    def is_current(self, status: os.stat_result) -> bool:
+        """Return whether a file still has the size and time that it was indexed with."""
         return (self.size, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
-    def fills_file(self) -> bool:
-        """Whether the records leave no gap and each image lies within its record."""
+    def is_consistent(self) -> bool:
+        """Return whether the records leave no gap and each image lies within its record."""
         starts, ends = self.spans[:, 0], self.spans[:, :2].sum(axis=1)
         first, last = self.spans[:, 2], self.spans[:, 2:].sum(axis=1)
         return (
@@ -198,12 +193,12 @@ class Index:
 
 
 def load_index(path: Path, name_key: str, image_key: str) -> Index:
-    """The remembered index of a file where it is current, else a new one, remembered if possible.
+    """Load the stored index of a file if it is current, else build one and store it if possible.
 
     Args:
-        path: the TFRecord file.
-        name_key: the feature that holds an image's name.
-        image_key: the feature that holds the encoded image.
+        path: TFRecord file.
+        name_key: feature with the name of the image.
+        image_key: feature with the encoded image.
 
     Raises:
         TFRecordError: the file is missing, empty, truncated or damaged, or lacks these features.
@@ -212,20 +207,20 @@ def load_index(path: Path, name_key: str, image_key: str) -> Index:
     try:
         status = path.stat()
         for base in _bases(path):
-            if (index := _remembered(base, keys)) and index.describes(status):
+            if (index := _load_stored(base, keys)) and index.is_current(status):
                 return index
         index = _build(path, keys, status)
     except OSError as error:
         raise TFRecordError(f"{path}: cannot be read: {error.strerror or error}") from error
     for base in _bases(path):
         with suppress(OSError):
-            _remember(base, keys, index)
+            _store(base, keys, index)
             break
     return index
 
 
 def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
-    """Read the whole file once."""
+    """Build an index by reading the whole file once."""
     names: dict[str, int] = {}
     spans = []
     for number, (offset, payload) in enumerate(scan_records(path)):
@@ -242,34 +237,34 @@ def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
 
 
 def _name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, bytes]:
-    """The two features that random access needs."""
+    """Return the two features that random access needs."""
     features = parse_example(payload, where)
     name, image = ([*features.get(key, []), None][0] for key in keys)
     for key, value, kinds in zip(keys, (name, image), (bytes | int, bytes), strict=True):
         if not isinstance(value, kinds) or value == b"":
             raise TFRecordError(
                 f"{where}: feature {key!r} is missing, empty or of the wrong type (features here:"
-                f" {', '.join(sorted(features)) or 'none'}): say in the schema which one it is"
+                f" {', '.join(sorted(features)) or 'none'}): name the right one in the schema"
             )
     return str(name) if isinstance(name, int) else text(name, where), image
 
 
 def _position(payload: bytes, image: bytes) -> int:
-    """Where the image's bytes are; its first bytes almost always settle it, and fast."""
+    """Return the position of the image in the payload; a search for its first bytes is fast."""
     start = payload.find(image[:64])
     return start if payload.startswith(image, start) else payload.find(image)
 
 
 def _bases(path: Path) -> tuple[Path, Path]:
-    """What the two files are called, less their suffix: beside the file, then in the cache."""
+    """Return the paths of an index without suffix: next to the file, then in the user's cache."""
     home = Path(os.environ.get("HOME", "/"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     return path, cache / "skinmm" / f"{digest}-{path.name}"
 
 
-def _remembered(base: Path, keys: list[str]) -> Index | None:
-    """An index read back, or None where there is none or it is not a whole one of ours."""
+def _load_stored(base: Path, keys: list[str]) -> Index | None:
+    """Load a stored index; None if there is none or it is not valid."""
     try:
         saved = json.loads(Path(f"{base}.names.json").read_text("utf-8"))
         words = [int(word) for word in Path(f"{base}.tfindex").read_text("utf-8").split()]
@@ -285,11 +280,11 @@ def _remembered(base: Path, keys: list[str]) -> Index | None:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    return index if index.fills_file() else None
+    return index if index.is_consistent() else None
 
 
-def _remember(base: Path, keys: list[str], index: Index) -> None:
-    """Write both files."""
+def _store(base: Path, keys: list[str], index: Index) -> None:
+    """Write the two files of an index."""
     saved = {
         "version": _VERSION,
         "features": keys,

@@ -1,4 +1,4 @@
-"""A trained network of masks at work: it finds the lesion of any picture."""
+"""Lesion finder: a trained segmentation network that draws and measures lesions."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch.nn.functional import interpolate
 
 from skinmm.config import Config, from_mapping
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_line
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
 from skinmm.images.measure import MEASUREMENTS, measure
@@ -26,27 +26,27 @@ from skinmm.models.segmentation import build_segmenter
 
 TASK: Final = "segmentation"
 SIDE: Final = 256
-"""Shorter side of the picture that a lesion is measured on, pixels."""
+"""Shorter side of the image on which lesions are measured, in pixels."""
 
 
 class LesionFinder:
-    """Draws lesions' masks, on the CPU; equal to another one of the same checkpoint.
+    """Trained segmentation network on the CPU; finders of the same checkpoint are equal.
 
     Attributes:
         digest: SHA-256 of the checkpoint.
-        size: side of the square that the network looks at, pixels.
-        icc: what it was trained to do with embedded colour profiles.
+        size: side of the square input of the network, in pixels.
+        icc: treatment of embedded colour profiles in its training (see `decode`).
     """
 
     def __init__(self, state: dict[str, Any]) -> None:
-        """Builds the network that `state` describes.
+        """Build the network from its state.
 
         Args:
-            state: `config`, `weights` and `digest`: plain data, as a classifier's checkpoint holds
-                the network that its images were preprocessed with.
+            state: `config`, `weights` and `digest` as plain data, which are also part of the
+                checkpoint of a classifier whose preprocessing uses them.
 
         Raises:
-            CheckpointError: no state of this version.
+            CheckpointError: the state is from another version.
         """
         self.state, self.digest = state, str(state["digest"])
         try:
@@ -63,10 +63,10 @@ class LesionFinder:
 
     @classmethod
     def load(cls, path: Path) -> "LesionFinder":
-        """Reads a checkpoint of `task=segmentation`.
+        """Load a checkpoint of `task=segmentation`.
 
         Raises:
-            CheckpointError: it is not there, damaged, or a classifier's.
+            CheckpointError: the file is missing, damaged or the checkpoint of a classifier.
         """
         card, weights = load_card(path)
         if card.config.get("task") != TASK:
@@ -75,21 +75,21 @@ class LesionFinder:
         return cls({"config": card.config, "weights": weights, "digest": digest})
 
     def __eq__(self, other: object) -> bool:
-        """Whether both draw the same masks."""
+        """Return whether both have the same checkpoint."""
         return isinstance(other, LesionFinder) and self.digest == other.digest
 
     def __hash__(self) -> int:
-        """Of the checkpoint."""
+        """Return the hash of the checkpoint's digest."""
         return hash(self.digest)
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int] | None = None
     ) -> Bool[np.ndarray, "_ _"]:
-        """Where the lesion is.
+        """Return the mask of the lesion.
 
         Args:
-            image: the whole picture, at any size.
-            size: (height, width) of the mask; None: the image's.
+            image: whole image of any size.
+            size: (height, width) of the mask; None: that of the image.
         """
         square = (self.size, self.size)
         height, width, _ = image.shape
@@ -98,15 +98,14 @@ class LesionFinder:
         pixels = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)[None]
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             logits = self._network(pixels)[:, None]
-            drawn = interpolate(logits, size or (height, width), mode="bilinear")
-        mask: np.ndarray = (drawn[0, 0] > 0).numpy()
-        return mask
+            resized = interpolate(logits, size or (height, width), mode="bilinear")
+        return (resized[0, 0] > 0).numpy()
 
     def measure(self, source: Source) -> dict[str, float]:
-        """The `MEASUREMENTS` of a picture's lesion.
+        """Return the `MEASUREMENTS` of the lesion in an image.
 
         Raises:
-            InputError: the bytes are no picture that can be used.
+            InputError: the image cannot be decoded.
         """
         info = probe(source.data)
         scale = min(1.0, SIDE / min(info.width, info.height))
@@ -118,43 +117,43 @@ class LesionFinder:
 def add_measurements(
     table: pd.DataFrame, columns: Sequence[str], finder: LesionFinder | None, workers: int
 ) -> pd.DataFrame:
-    """Adds the columns among `MEASUREMENTS` that a cohort lacks; NaN where there is no image.
+    """Add the columns of `MEASUREMENTS` that a cohort lacks; NaN for rows without an image.
 
     Args:
         table: canonical rows.
-        columns: of the record.
-        finder: draws the masks.
-        workers: threads.
+        columns: record columns of the model.
+        finder: lesion finder; None adds nothing.
+        workers: number of threads.
 
     Raises:
-        InputError: an image that cannot be read, by its name.
+        InputError: an image cannot be read; the message names it.
     """
-    wanted = [name for name in columns if name in MEASUREMENTS and name not in table]
-    if not wanted or finder is None:
+    names = [name for name in columns if name in MEASUREMENTS and name not in table]
+    if not names or finder is None:
         return table
 
-    def row(place: tuple[str, str | None]) -> list[float]:
-        image_id, path = place
+    def measure_row(image: tuple[str, str | None]) -> list[float]:
+        image_id, path = image
         try:
-            found = _measured_before(finder, path, _state(path)) if path else {}
+            values = _measure_cached(finder, path, _file_state(path)) if path else {}
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
-        return [found.get(name, math.nan) for name in wanted]
+        return [values.get(name, math.nan) for name in names]
 
-    print(f"measuring {len(table)} lesions: {', '.join(wanted)}", flush=True)  # noqa: T201
+    print_line(f"measuring {len(table)} lesions: {', '.join(names)}")
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        rows = list(pool.map(row, zip(table["image_id"], table["path"], strict=True)))
-    return table.assign(**dict(zip(wanted, np.array(rows).T, strict=True)))
+        rows = list(pool.map(measure_row, zip(table["image_id"], table["path"], strict=True)))
+    return table.assign(**dict(zip(names, np.array(rows).T, strict=True)))
 
 
 @lru_cache(maxsize=1 << 16)
-def _measured_before(finder: LesionFinder, path: str, _: tuple[int, int]) -> dict[str, float]:
-    """What `finder` measures of a file in this state; each fold of a run asks again."""
+def _measure_cached(finder: LesionFinder, path: str, _: tuple[int, int]) -> dict[str, float]:
+    """Measure a lesion once for all folds of a run, unless the file changes."""
     return finder.measure(read_source(path))
 
 
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of a file, or of the container that `FILE#NAME` lies in."""
+def _file_state(path: str) -> tuple[int, int]:
+    """Return size and time of a file, or of the container `FILE` of a location `FILE#NAME`."""
     file = Path(path)
     status = (file if file.exists() else Path(path.partition("#")[0])).stat()
     return status.st_size, status.st_mtime_ns

@@ -66,7 +66,7 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, length: int) -
     path = tmp_path / "a.tfrec"
     path.write_bytes(frame(b"first") + frame(b"0123456789", length))
     with pytest.raises(
-        TFRecordError, match=rf"record 1 at byte 21: {length} bytes announced where 10"
+        TFRecordError, match=rf"record 1 at byte 21: the record has {length} bytes but only 10"
     ):
         list(scan_records(path))
 

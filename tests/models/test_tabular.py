@@ -32,7 +32,7 @@ def test_a_category_s_vector_is_a_row_of_its_column_s_table() -> None:
 
 @pytest.mark.parametrize("make", [MLP, Embedding])
 def test_an_encoder_without_a_layer_is_refused(make: type[MLP] | type[Embedding]) -> None:
-    with pytest.raises(InputError, match=r"hidden=\[\]: give the width of one layer"):
+    with pytest.raises(InputError, match=r"hidden=\[\]: give the width of at least one layer"):
         make(WIDTHS, hidden=[])
 
 
