@@ -1,4 +1,4 @@
-"""Probabilities after the correction for sampling, and after each method, mean what they say."""
+"""Prior correction and calibration methods against references and simulated truth."""
 
 import json
 from typing import Any
@@ -133,7 +133,7 @@ def test_few_rows_hardly_move_the_temperature() -> None:
     assert many.state["scale"] < 0.2
 
 
-def test_the_mean_moves_as_far_as_the_rows_say() -> None:
+def test_more_rows_move_the_mean_further() -> None:
     """From 0.2 towards the 0.5 of ten rows, of a thousand."""
     raw, means = two(np.array([0.1, 0.3])), []
     for copies in (5, 500):
@@ -201,7 +201,7 @@ def test_calibration_finds_the_prior_too() -> None:
     assert found["calibration_slope"] == pytest.approx(1, abs=0.05)
 
 
-def test_what_is_calibrated_is_hardly_moved() -> None:
+def test_calibrated_probabilities_hardly_change() -> None:
     scales = []
     for seed in range(20):
         raw, targets = rows(seed, 1000)
@@ -214,7 +214,7 @@ def test_what_is_calibrated_is_hardly_moved() -> None:
     assert np.std(scales) < 0.15
 
 
-def test_log_odds_of_a_rare_class_that_are_too_far_apart_are_drawn_together() -> None:
+def test_log_odds_of_a_rare_class_that_are_too_far_apart_are_scaled_down() -> None:
     """A quarter too far: a hundred melanomas of validation say so, though log loss hardly does."""
     slopes = []
     for seed in range(10):
@@ -253,7 +253,7 @@ def test_one_class_or_one_patient_leaves_only_the_prior() -> None:
         fit_calibration(raw, targets, np.arange(20), method="beta")
 
 
-def test_platt_keeps_the_mean_where_its_scale_is_at_its_bound() -> None:
+def test_platt_preserves_the_mean_if_its_scale_is_at_a_bound() -> None:
     """A network that ranks a rare class the wrong way round tells nothing but how rare it is."""
     generator = np.random.default_rng(0)
     targets = (generator.random(3000) < 0.02).astype(np.int64)

@@ -30,7 +30,7 @@ def system(seed: int, skill: float, n: int = 300) -> Predictions:
     )
 
 
-def test_better_is_told_from_equal() -> None:
+def test_better_differs_from_equal() -> None:
     files = {"good": system(1, 1.5), "bad": system(2, 0.3), "good too": system(3, 1.5)}
     result = compare(files, resamples=300)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -81,7 +81,7 @@ def test_only_common_rows_count() -> None:
     )
 
 
-def test_thresholds_are_each_systems_own() -> None:
+def test_every_system_has_its_own_threshold() -> None:
     one = system(1, 1)
     result = compare({"a": one, "b": one}, thresholds={"b": 0.2}, resamples=20)
     found = {name: metrics["sensitivity"]["value"] for name, metrics in result["systems"].items()}
@@ -89,7 +89,7 @@ def test_thresholds_are_each_systems_own() -> None:
     assert found["b"] == pytest.approx((one.malignancy >= 0.2)[one.malignant].mean())
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_files_that_cannot_be_compared_raise() -> None:
     one = system(1, 1)
     with pytest.raises(InputError, match="at least two prediction files, got 1"):
         compare({"a": one})

@@ -34,7 +34,7 @@ def test_numbers_are_divided_at_their_deciles() -> None:
     assert moved.p < 1e-6
 
 
-def test_nothing_known_is_no_error() -> None:
+def test_a_column_without_values_is_accepted() -> None:
     kept = describe_columns(pd.DataFrame({"age": [np.nan, np.nan]}), ["age"])
     (shift,) = compare_columns(kept, pd.DataFrame({"age": [5.0]}))
     assert shift.labels == ("any", "missing")

@@ -249,7 +249,7 @@ def test_multiclass_metrics(seed: int) -> None:
     assert result["support"] == dict(zip(CLASSES, np.bincount(target).tolist(), strict=True))
 
 
-def test_a_class_without_rows_has_no_metrics_and_no_say_in_the_macro_ones() -> None:
+def test_a_class_without_rows_has_no_metrics_and_no_weight_in_macro_averages() -> None:
     predictions = multiclass(0)
     predictions = predictions.select(predictions.target != 1)
     found = values(predictions)
@@ -295,7 +295,7 @@ def test_result_is_plain_and_repeatable() -> None:
     assert evaluate(predictions, threshold=0.4, resamples=50) == result
 
 
-def test_folds_are_pooled_and_told_apart() -> None:
+def test_folds_are_pooled_and_reported() -> None:
     predictions = multiclass(2)
     folds = np.arange(len(predictions)) % 3
     pooled = Predictions(**{**vars(predictions), "fold": folds})
@@ -306,7 +306,7 @@ def test_folds_are_pooled_and_told_apart() -> None:
     assert result["metrics"] == evaluate(predictions, resamples=0)["metrics"]
 
 
-def test_numbers_out_of_bounds_are_refused() -> None:
+def test_numbers_out_of_range_raise() -> None:
     predictions = multiclass(0)
     with pytest.raises(InputError, match=r"threshold 1\.5 is outside"):
         evaluate(predictions, threshold=1.5)

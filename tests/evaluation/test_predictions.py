@@ -71,7 +71,7 @@ def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-8)
 
 
-def test_sets_of_diagnoses_are_judged_side_by_side(tmp_path: Path) -> None:
+def test_sets_of_diagnoses_become_sets_of_benign_and_malignant(tmp_path: Path) -> None:
     text = (
         "image_id,target,p_nv,p_mel,p_bcc,decision,prediction_set,ood\n"
         "a,0,0.5,0.3,0.2,Refer,mel|bcc,\nb,1,0.2,0.6,0.2,malignant,none,1.5\n"
@@ -149,7 +149,7 @@ def test_labels_come_from_a_second_table(tmp_path: Path) -> None:
     assert read.unpredicted == 1
 
 
-def test_diagnoses_judge_a_binary_file_and_0_1_a_multiclass_one(tmp_path: Path) -> None:
+def test_truth_may_be_diagnoses_or_0_and_1(tmp_path: Path) -> None:
     text = BINARY.replace(",target", "") + "a,p1,0.9,0.1\nb,p1,0.2,0.8\n"
     labels = write(tmp_path, "image_id,dx\na,nevus\nb,basal cell carcinoma\n", "labels.csv")
     read = read_predictions(write(tmp_path, text), labels)
@@ -211,7 +211,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, message: str) -> None:
+def test_faulty_files_are_named_in_one_line(tmp_path: Path, message: str) -> None:
     path = write(tmp_path, BAD[message])
     with pytest.raises(InputError, match=message) as caught:
         read_predictions(path)
@@ -239,7 +239,7 @@ def test_bad_labels_are_named(tmp_path: Path) -> None:
             read_predictions(path, write(tmp_path, text, "labels.csv"))
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_binary_files_raise(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_bytes(b"\xfe\xfe\x00\x01image_id")
     with pytest.raises(InputError, match="not UTF-8 text"):

@@ -1,4 +1,4 @@
-"""Conformal sets cover every class; unlike features are told; decisions refer where they must."""
+"""Prediction sets cover every class, OOD scores detect other data, decisions refer correctly."""
 
 import json
 
@@ -49,7 +49,7 @@ def rows(generator: np.random.Generator, n: int) -> Predictions:
     )
 
 
-def test_every_class_is_covered_as_often_as_the_range_says() -> None:
+def test_coverage_of_every_class_is_in_its_range() -> None:
     generator = np.random.default_rng(0)
     fresh = rows(generator, 20_000)
     coverage, inside = [], []
@@ -76,7 +76,7 @@ def test_limit_is_the_conformal_quantile(seed: int, coverage: float) -> None:
         assert 1 - fitted.limits[name] == pytest.approx(expected, abs=2e-6)
 
 
-def test_nothing_is_promised_of_few_rows() -> None:
+def test_few_rows_give_no_coverage() -> None:
     assert coverage_range(8, 0.9) is None
     assert coverage_range(9, 0.9) == pytest.approx(beta.ppf([0.025, 0.975], 9, 1))
     few = rows(np.random.default_rng(0), 400).select(np.arange(400) < 40)
@@ -101,7 +101,7 @@ def test_a_decision_needs_threshold_and_set_to_agree() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.5, 0.99))
 @settings(max_examples=30)
-def test_what_reaches_the_threshold_is_never_decided_benign(
+def test_rows_at_the_threshold_are_never_decided_benign(
     seed: int, threshold: float, coverage: float
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -181,14 +181,14 @@ def test_a_row_s_distance_is_the_same_in_any_company() -> None:
     np.testing.assert_allclose(fitted.score(seen), alone, rtol=1e-12)
 
 
-def test_few_rows_of_wide_features_are_not_all_strange() -> None:
+def test_few_rows_of_wide_features_are_not_all_out_of_distribution() -> None:
     """The fit knows its own rows by heart; only held-out ones say what is usual."""
     fitted = fitted_to(features(7, 100, width=300))
     fresh = features(8, 1000, width=300)
     assert np.mean(fitted.score(fresh) <= 1) > SHARE - 0.05
 
 
-def test_copies_of_a_row_do_not_vouch_for_each_other() -> None:
+def test_copies_of_a_row_are_held_out_together() -> None:
     seen = np.repeat(features(9, 40, width=30), 4, axis=0)
     together = fit_ood_detector(seen, np.repeat(np.arange(40), 4))
     apart = fit_ood_detector(seen, np.arange(160))
@@ -198,7 +198,7 @@ def test_copies_of_a_row_do_not_vouch_for_each_other() -> None:
 
 
 @pytest.mark.parametrize("shape", [(FOLDS + 1, 40), (40, 3)])
-def test_dead_features_are_no_obstacle(shape: tuple[int, int]) -> None:
+def test_constant_features_are_accepted(shape: tuple[int, int]) -> None:
     seen = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     seen[:, 1:2] = 7
     fitted = fitted_to(seen)
@@ -208,7 +208,7 @@ def test_dead_features_are_no_obstacle(shape: tuple[int, int]) -> None:
         assert fitted.score(seen + np.eye(shape[1])[1]).min() > scores.max()
 
 
-def test_where_nothing_can_be_compared_there_is_no_distance() -> None:
+def test_without_comparison_there_is_no_detector() -> None:
     seen = features(1, 20)
     assert fit_ood_detector(seen, np.zeros(20)) is None
     assert fit_ood_detector(np.ones_like(seen), np.arange(20)) is None

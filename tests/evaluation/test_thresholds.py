@@ -1,4 +1,4 @@
-"""Thresholds keep what they promise, and promise nothing that the rows cannot keep."""
+"""Threshold rules against their definitions, and the guaranteed sensitivity on new patients."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_59_positives_are_needed(positives: int, guaranteed: bool) -> None:
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.8, 0.9, 0.95)))
 @settings(max_examples=50)
-def test_highest_threshold_that_keeps_the_target(seed: int, target: float) -> None:
+def test_highest_threshold_that_reaches_the_target(seed: int, target: float) -> None:
     generator = np.random.default_rng(seed)
     scores = np.round(generator.random(200), 2)
     truth = generator.random(200) < 0.5
@@ -114,7 +114,7 @@ def test_the_mean_of_one_threshold_is_itself(value: float) -> None:
     assert average_thresholds([alone, alone]) == alone
 
 
-def test_what_cannot_choose_is_refused() -> None:
+def test_invalid_input_raises() -> None:
     scores, benign, names = np.array([0.2, 0.4]), np.zeros(2, dtype=bool), np.arange(2)
     cases: dict[str, dict[str, str | float]] = {
         "no threshold rule 'f1'; choose from sensitivity, youden, cost": {"rule": "f1"},
