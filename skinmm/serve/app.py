@@ -3,8 +3,9 @@
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +32,7 @@ from skinmm.serve.queue import RequestQueue
 from skinmm.serve.responses import REFUSALS, ProblemError
 
 SCHEMA: Final = "/v1/openapi.json"
-T = TypeVar("T")
+Answer = tuple[dict[str, Any], Explanation | None]
 
 
 def create_app(
@@ -68,14 +69,8 @@ def create_app(
         docs_url=None,  # their pages load scripts from other sites
         redoc_url=None,
     )
-    app.add_middleware(
-        ServiceMiddleware,
-        keys=keys,
-        hosts=hosts,
-        metrics=metrics,
-        body_limit=body_limit,
-        framed=framed,
-    )
+    limits = {"hosts": hosts, "body_limit": body_limit, "framed": framed}
+    app.add_middleware(ServiceMiddleware, keys=keys, metrics=metrics, **limits)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
     _Endpoints(predictor, queue, metrics, recorder, batch).mount(app)
@@ -102,24 +97,23 @@ def _lifespan(
     return lifespan
 
 
+@dataclass
 class _Endpoints:
     """Handlers of the paths; the first line of each docstring appears in the API description."""
 
-    def __init__(
-        self,
-        predictor: CasePredictor,
-        queue: RequestQueue,
-        metrics: Metrics,
-        recorder: CaseRecorder,
-        batch: int,
-    ) -> None:
-        self._predictor, self._queue, self._metrics = predictor, queue, metrics
-        self._recorder, self._batch = recorder, batch
-        self._form = case_form(recorder.columns, needs_image=predictor.needs_image)
+    predictor: CasePredictor
+    queue: RequestQueue
+    metrics: Metrics
+    recorder: CaseRecorder
+    batch: int
+
+    def __post_init__(self) -> None:
+        needs_image = self.predictor.needs_image
+        self.form = case_form(self.recorder.columns, needs_image=needs_image)
 
     def mount(self, app: FastAPI) -> None:
         """Add the paths to an application."""
-        case, batch = describe_form(self._form), describe_form(BatchForm)
+        case, batch = describe_form(self.form), describe_form(BatchForm)
         predicted, explained = responses.Prediction, responses.Explanation
         app.post("/v1/predict", response_model=predicted, openapi_extra=case)(self.predict)
         app.post("/v1/explain", response_model=explained, openapi_extra=case)(self.explain)
@@ -127,20 +121,14 @@ class _Endpoints:
             self.predict_batch
         )
         app.get("/v1/model", response_model=dict[str, Any])(self.model)
-        app.get("/healthz", response_model=responses.Status)(self.alive)
-        app.get("/readyz", response_model=responses.Status)(self.ready)
+        app.get("/healthz", response_model=dict[str, str])(self.alive)
+        app.get("/readyz", response_model=dict[str, str])(self.ready)
         app.get("/metrics", response_class=Response)(self.read_metrics)
 
     async def predict(self, request: Request) -> Response:
         """Predict one lesion."""
-
-        def job(case: Case) -> dict[str, Any]:
-            row = self._predictor.predict(case)
-            self._recorder.record(get_user(request.scope), [row], [case])
-            return row
-
-        row = await self._run(request, job)
-        self._metrics.count_decisions([row["decision"]])
+        row, _ = await self._answer(request, lambda case: (self.predictor.predict(case), None))
+        self.metrics.count_decisions([row["decision"]])
         return JSONResponse(_to_prediction(row))
 
     async def explain(self, request: Request) -> Response:
@@ -149,36 +137,42 @@ class _Endpoints:
         Each input has a Shapley value; a heat map shows the regions of the image that raise the
         probability.
         """
-
-        def job(case: Case) -> tuple[dict[str, Any], Explanation | None]:
-            row, explanation = self._predictor.predict_and_explain(case)
-            self._recorder.record(get_user(request.scope), [row], [case])
-            return row, explanation
-
-        row, explanation = await self._run(request, job)
+        row, explanation = await self._answer(request, self.predictor.predict_and_explain)
         return JSONResponse(_to_prediction(row) | _to_json(explanation))
+
+    async def _answer(self, request: Request, predict: Callable[[Case], Answer]) -> Answer:
+        """Read the form of one lesion, predict it in a thread and record the case."""
+        async with self.queue.slot() as slot:
+            case = await read_case(request, self.form)
+
+            def job() -> Answer:
+                row, explanation = predict(case)
+                self.recorder.record(get_user(request.scope), [row], [case])
+                return row, explanation
+
+            return await slot.run(job)
 
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
-        async with self._queue.slot() as slot:
-            rows, files = await read_batch(request, self._batch)
+        async with self.queue.slot() as slot:
+            rows, files = await read_batch(request, self.batch)
 
             def job() -> list[dict[str, Any]]:
-                predictions = self._predictor.predict_table(rows, files)
+                predictions = self.predictor.predict_table(rows, files)
                 cases = [to_case(row, files) for row in rows]
-                self._recorder.record(get_user(request.scope), predictions, cases)
+                self.recorder.record(get_user(request.scope), predictions, cases)
                 return predictions
 
             try:
                 predictions = await slot.run(job)
             except InputError as error:
                 raise ProblemError.unusable(str(error)) from None
-        self._metrics.count_decisions(row["decision"] for row in predictions)
+        self.metrics.count_decisions(row["decision"] for row in predictions)
         return JSONResponse({"rows": predictions, "notice": NOTICE})
 
     async def model(self) -> Response:
         """Return the model card."""
-        return JSONResponse(self._predictor.card)
+        return JSONResponse(self.predictor.card)
 
     async def alive(self) -> Response:
         """Return whether the process is alive."""
@@ -186,27 +180,17 @@ class _Endpoints:
 
     async def ready(self) -> Response:
         """Return whether a request would be accepted."""
-        if self._queue.is_full:
+        if self.queue.is_full:
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "the queue is full")
         return JSONResponse({"status": "ready"})
 
     async def read_metrics(self) -> Response:
         """Return the metrics in Prometheus' text format."""
-        return Response(self._metrics.to_text(), media_type=METRICS_TYPE)
-
-    async def _run(self, request: Request, job: Callable[[Case], T]) -> T:
-        """Read the form of one lesion and run a job on it."""
-        async with self._queue.slot() as slot:
-            case = await read_case(request, self._form)
-            return await slot.run(lambda: job(case))
+        return Response(self.metrics.to_text(), media_type=METRICS_TYPE)
 
 
 def _to_prediction(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a single lesion without its names.
-
-    Raises:
-        ProblemError: the lesion could not be predicted.
-    """
+    """Return the row of a single lesion without its names; refuse one with an error."""
     if row["error"]:
         raise ProblemError.unusable(row["error"])
     return {name: cell for name, cell in row.items() if name not in NAMES}

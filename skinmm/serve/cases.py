@@ -9,9 +9,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from skinmm.predict.single_case import Case, CasePredictor
-from skinmm.serve import responses
 from skinmm.serve.middleware import get_user
-from skinmm.serve.responses import ProblemError
+from skinmm.serve.responses import AuditEvent, ProblemError, StoredCase
 from skinmm.serve.store import MAX_NUMBER, NewCase, Store
 from skinmm.vocabulary import normalise_name
 
@@ -84,11 +83,7 @@ class CaseRecorder:
 
 
 def check_patient(name: str) -> str:
-    """Return the canonical name of a patient.
-
-    Raises:
-        ProblemError: the name is too long or has characters that cannot be printed.
-    """
+    """Return the canonical name of a patient; refuse a long one or unprintable characters."""
     name = normalise_name(name)
     if len(name) > MAX_NAME or not name.isprintable():
         raise ProblemError.unusable(f"{PATIENT}: at most {MAX_NAME} printable characters")
@@ -96,11 +91,7 @@ def check_patient(name: str) -> str:
 
 
 def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
-    """Return a stored case.
-
-    Raises:
-        ProblemError: there is no case with that number.
-    """
+    """Return a stored case; refuse a number without one."""
     cases = store.find(user, number=min(number, MAX_NUMBER))
     if not cases:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
@@ -135,7 +126,7 @@ case_routes = APIRouter(prefix="/v1")
 """Routes of an application whose `state.store` is a case store."""
 
 
-@case_routes.get("/cases", response_model=responses.Cases)
+@case_routes.get("/cases", response_model=dict[str, list[StoredCase]])
 def list_cases(
     store: CaseStore,
     user: User,
@@ -148,7 +139,7 @@ def list_cases(
     return JSONResponse({"cases": store.find(user, patient=patient, after=after, limit=limit)})
 
 
-@case_routes.delete("/cases", response_model=responses.Deleted)
+@case_routes.delete("/cases", response_model=dict[str, list[int]])
 def delete_patient(store: CaseStore, user: User, patient_id: Patient) -> Response:
     """Delete all cases of a patient."""
     return JSONResponse({"deleted": store.delete(user, patient=check_patient(patient_id))})
@@ -161,13 +152,13 @@ def export_cases(store: CaseStore, user: User) -> Response:
     return Response(text, media_type="text/csv")
 
 
-@case_routes.get("/cases/{number}", response_model=responses.Case)
+@case_routes.get("/cases/{number}", response_model=StoredCase)
 def get_case(store: CaseStore, user: User, number: Number) -> Response:
     """Return one case."""
     return JSONResponse(read_case(store, user, number))
 
 
-@case_routes.delete("/cases/{number}", response_model=responses.Deleted)
+@case_routes.delete("/cases/{number}", response_model=dict[str, list[int]])
 def delete_case(store: CaseStore, user: User, number: Number) -> Response:
     """Delete one case, which need not name a patient."""
     numbers = store.delete(user, number=number)
@@ -185,13 +176,13 @@ def get_image(store: CaseStore, user: User, number: Number) -> Response:
     return Response(image, media_type="application/octet-stream")
 
 
-@case_routes.put("/cases/{number}/verdict", response_model=responses.Case)
+@case_routes.put("/cases/{number}/verdict", response_model=StoredCase)
 def put_verdict(store: CaseStore, user: User, number: Number, body: Verdict) -> Response:
     """Set the confirmed diagnosis of a case."""
     return JSONResponse(set_verdict(store, user, number, body.verdict))
 
 
-@case_routes.get("/audit", response_model=responses.Audit)
+@case_routes.get("/audit", response_model=dict[str, list[AuditEvent]])
 def list_audit(store: CaseStore, after: After = 0, limit: Limit = 100) -> Response:
     """List which key did what with which cases."""
     return JSONResponse({"audit": store.read_audit(after=after, limit=limit)})

@@ -33,9 +33,7 @@ _METRICS: Final = (
     *("auroc", "sensitivity", "specificity", "ppv", "npv"),
     *("calibration_slope", "calibration_intercept", "ece", "brier"),
 )
-_SECTIONS: Final = (
-    *("discrimination", "decision", "calibration", "referral", "subgroups", "metrics"),
-)
+_SECTIONS: Final = ["discrimination", "decision", "calibration", "referral", "subgroups", "metrics"]
 _ONE_CLASS: Final = (
     "Performance cannot be evaluated yet: confirmed diagnoses of malignant and of benign lesions "
     "are needed."
@@ -143,20 +141,16 @@ def _to_facts(deployment: Deployment) -> dict[str, Any]:
 def _count_months(deployment: Deployment) -> list[dict[str, Any]]:
     """Return cases, diagnoses, and expected and confirmed malignant lesions of each month."""
     rows = deployment.cases.assign(month=deployment.cases["at"].str[:7])
-    months = []
-    for month, part in rows.groupby("month"):
-        confirmed = part[part["target"].notna()]
-        malignant = confirmed["target"].isin(deployment.card["positive"])
-        months.append(
-            {
-                "month": month,
-                "cases": len(part),
-                "verdicts": len(confirmed),
-                "expected": float(confirmed["malignancy"].sum()),
-                "found": int(malignant.sum()),
-            }
-        )
-    return months
+    rows["confirmed"] = rows["target"].notna()
+    rows["expected"] = rows["malignancy"].where(rows["confirmed"])
+    rows["found"] = rows["target"].isin(deployment.card["positive"])
+    months = rows.groupby("month").agg(
+        cases=("at", "size"),
+        verdicts=("confirmed", "sum"),
+        expected=("expected", "sum"),
+        found=("found", "sum"),
+    )
+    return [{"month": month, **counts} for month, counts in months.to_dict("index").items()]
 
 
 def _write_page(deployment: Deployment, output: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import PurePosixPath
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -40,6 +40,7 @@ _COLUMNS: Final[dict[str, dict[str, Any]]] = {
     "patient_id": {"description": "patient of the stored case"},
 }
 _BINARY: Final[dict[str, Any]] = {"format": "binary"}
+Rows = list[dict[str, str]]
 M = TypeVar("M", bound=BaseModel)
 MultiPartParser.spool_max_size = 2 * MAX_BATCH  # uploads are never written to a disk
 
@@ -58,13 +59,6 @@ class BatchForm(BaseModel, extra="forbid"):
     images: list[UploadFile] = Field([], description="image files that the table names")
 
 
-class BatchCases(NamedTuple):
-    """Rows of a table and the images that they name."""
-
-    rows: list[dict[str, str]]
-    files: dict[str, bytes]
-
-
 def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
     """Return the form of one lesion for a model that reads `columns`."""
     default = ... if needs_image else None
@@ -72,10 +66,8 @@ def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
         f"column_{number}": (str, Field(None, alias=name, **_COLUMNS.get(name, {})))
         for number, name in enumerate(columns)
     }
-    fields["image"] = (
-        UploadFile,
-        Field(default, description="JPEG, PNG or DICOM", json_schema_extra=_BINARY),
-    )
+    image = Field(default, description="JPEG, PNG or DICOM", json_schema_extra=_BINARY)
+    fields["image"] = (UploadFile, image)
     fields["frame"] = (int, Field(None, ge=1, description="frame of a DICOM file with several"))
     return create_model("CaseForm", __base__=CaseForm, **fields)
 
@@ -94,13 +86,7 @@ def body_limit(path: str) -> int:
 
 
 async def read_case(request: Request, model: type[CaseForm]) -> Case:
-    """Read the form of one lesion.
-
-    A value that is not understood counts as missing, as in `predict.py`.
-
-    Raises:
-        ProblemError: the form is invalid or something in it cannot be used.
-    """
+    """Read the form of one lesion; a value that is not understood counts as missing."""
     async with _open_form(request, files=1, fields=len(model.model_fields)) as form:
         for name in form:
             if len(form.getlist(name)) > 1:
@@ -117,12 +103,8 @@ async def read_case(request: Request, model: type[CaseForm]) -> Case:
     return Case(image, record, values.frame)
 
 
-async def read_batch(request: Request, max_rows: int) -> BatchCases:
-    """Read the form of several lesions.
-
-    Raises:
-        ProblemError: the form is invalid, or the table is not a CSV, too long or names a path.
-    """
+async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, bytes]]:
+    """Read the form of several lesions; refuse a table that names a path."""
     files: dict[str, bytes] = {}
     async with _open_form(request, files=max_rows + 1, fields=0) as form:
         if len(form.getlist("table")) > 1:
@@ -135,7 +117,7 @@ async def read_batch(request: Request, max_rows: int) -> BatchCases:
                 raise ProblemError.unusable(f"two images are named {name!r}")
             files[name] = await upload.read()
         rows = _read_rows(await values.table.read(), max_rows)
-    return BatchCases(rows, files)
+    return rows, files
 
 
 def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
@@ -148,11 +130,7 @@ def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Check the size of a file and the header of its image before anything is decoded.
-
-    Raises:
-        ProblemError: too many bytes or pixels, or not a usable image.
-    """
+    """Refuse too many bytes or pixels, and unusable images, before anything is decoded."""
     if len(data) > MAX_IMAGE:
         raise ProblemError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -172,11 +150,7 @@ def check_image(data: bytes) -> ImageInfo:
 
 
 def check_name(name: str) -> str:
-    """Return the name of an image file, which may end in `#frame=N`.
-
-    Raises:
-        ProblemError: a path, a hidden file, or a name with the suffix of another type of file.
-    """
+    """Return an image's file name, with or without `#frame=N`; refuse paths and other types."""
     try:
         file, _ = split_frame(name)
     except InputError as error:
@@ -225,7 +199,7 @@ def _validate(model: type[M], cells: Mapping[str, Any]) -> M:
     raise ProblemError.unusable(message)
 
 
-def _read_rows(data: bytes, max_rows: int) -> list[dict[str, str]]:
+def _read_rows(data: bytes, max_rows: int) -> Rows:
     """Return the rows of a CSV whose images are named without folders."""
     if len(data) > MAX_TABLE:
         raise ProblemError(

@@ -64,9 +64,7 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """Read a file in the format of `sha256sum`: a digest and a name per line.
-
-        A key without a name is named after the first characters of its digest.
+        """Read a file in the format of `sha256sum`: a digest and an optional name per line.
 
         Raises:
             InputError: the file is missing, has no key, an invalid line or a repeated name.

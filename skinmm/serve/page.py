@@ -37,8 +37,7 @@ _SHARPNESS_SIDE: Final = 224  # pixels to which the shorter side is reduced
 _DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
 _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
-_SITE: Final = "site"
-_CHOICES: Final = {"sex": SEXES, _SITE: SITES}
+_CHOICES: Final = {"sex": SEXES, "site": SITES}
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
@@ -46,12 +45,7 @@ class Result(NamedTuple):
     """Prediction of a case with everything that the page displays.
 
     Attributes:
-        case: case as it was sent.
-        row: prediction.
-        explanation: explanation of the prediction.
-        card: model card.
         min_side: side of the network's input in pixels if the image is smaller, else 0.
-        blurred: whether the image is blurred.
     """
 
     case: Case
@@ -102,30 +96,12 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
-def render_refusal(reason: str) -> str:
-    """Return a refusal as HTML."""
-    return render("refusal.html", reason=reason)
-
-
 def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
     """Return a result as HTML."""
-    added, record = result.explanation.contributions.added, result.explanation.record
-    values = {
-        name: "as sent" if name == "image" else _format_value(record.get(name)) for name in added
-    }
-    return render(
-        "result.html",
-        result=result,
-        audience=audience,
-        warnings=_list_warnings(result),
-        images=_render_images(result),
-        changes=sorted(added.items(), key=lambda item: -abs(item[1])),
-        values=values,
-    )
-
-
-def _format_value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    added = result.explanation.contributions.added
+    changes = sorted(added.items(), key=lambda item: -abs(item[1]))
+    images = _render_images(result)
+    return render("result.html", result=result, audience=audience, images=images, changes=changes)
 
 
 def _render_images(result: Result) -> dict[str, str] | None:
@@ -140,26 +116,6 @@ def _render_images(result: Result) -> dict[str, str] | None:
     network_input = result.explanation.pixels
     background = pixels if network_input is None else network_input
     return {"original": to_data_uri(pixels), "heat_map": to_data_uri(overlay(background, heat))}
-
-
-def _list_warnings(result: Result) -> list[str]:
-    """Return what limits the reliability of a result."""
-    row, members = result.row, result.card["members"]
-    warnings = [f"{name} was not understood and counts as missing." for name in row["unknown"]]
-    missing = [name for name in row["missing"] if name not in row["unknown"]]
-    if missing:
-        warnings.append(f"Not provided: {', '.join(missing)}.")
-    if (row["ood"] or 0) > 1:
-        warnings.append("Unlike the lesions that the model was tested on: do not rely on it here.")
-    if any(member["calibration"] is None for member in members):
-        warnings.append("The model was never tested: probability and threshold are uncalibrated.")
-    if result.min_side:
-        warnings.append(
-            f"The image is smaller than the network's input of {result.min_side} pixels."
-        )
-    if result.blurred:
-        warnings.append("The image is blurred: take another one, with the lens on the skin.")
-    return warnings
 
 
 def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
@@ -192,7 +148,7 @@ class Page:
                 raise ProblemError.unusable("Choose the diagnosis.")
             case = set_verdict(self.recorder.store, user, int(number), verdict)
         except ProblemError as error:
-            return render_refusal(error.detail)
+            return render("refusal.html", reason=error.detail)
         return f'<p role="status">Case {case["number"]}: {case["verdict"]}. Thank you.</p>'
 
     async def analyse(
@@ -202,16 +158,16 @@ class Page:
 
         Args:
             user: name of the API key.
-            upload: path where Gradio stored the file; the file is deleted.
+            upload: path where Gradio stored the file, which is deleted.
             audience: one of `AUDIENCES`.
-            cells: values of the form, in the order of the recorder's columns.
+            cells: values of the recorder's columns.
         """
         try:
             data = read_upload(upload)
             async with self._queue.slot() as slot:
                 result = await slot.run(lambda: self._predict(user, data, cells))
         except ProblemError as error:
-            return render_refusal(error.detail), None
+            return render("refusal.html", reason=error.detail), None
         return render_result(result, audience), None
 
     def _predict(self, user: str, data: bytes | None, cells: Sequence[Any]) -> Result:
@@ -220,10 +176,11 @@ class Page:
             for name, cell in zip(self.recorder.columns, cells, strict=True)
             if cell not in (None, "", NOT_STATED)
         }
-        case, side, is_small = Case(data, record), self._predictor.side, False
+        case, min_side = Case(data, record), 0
         if data is not None:
             info = check_image(data)
-            is_small = min(info.width, info.height) < side
+            is_small = min(info.width, info.height) < self._predictor.side
+            min_side = self._predictor.side if is_small else 0
         elif self._predictor.needs_image:
             raise ProblemError.unusable("This model needs an image: choose one first.")
         row, explanation = self._predictor.predict_and_explain(case)
@@ -232,8 +189,7 @@ class Page:
         self.recorder.record(user, [row], [case])
         pixels = None if data is None else decode_for_display(data, None, _DISPLAY_SIDE)
         blurred = pixels is not None and measure_sharpness(pixels) < MIN_SHARPNESS
-        card = self._predictor.card
-        return Result(case, row, explanation, card, side if is_small else 0, blurred)
+        return Result(case, row, explanation, self._predictor.card, min_side, blurred)
 
 
 def read_upload(upload: str | None) -> bytes | None:
@@ -275,8 +231,8 @@ def mount_page(
         font_mono=["ui-monospace", "monospace"],
     )
     fill, hover = "button_primary_background_fill", "button_primary_background_fill_hover"
-    colours = {f"{fill}{mode}": "*primary_700" for mode in ("", "_dark")}
-    colours |= {f"{hover}{mode}": "*primary_800" for mode in ("", "_dark")}
+    shades = ((fill, "*primary_700"), (hover, "*primary_800"))
+    colours = {f"{name}{mode}": shade for name, shade in shades for mode in ("", "_dark")}
     return gr.mount_gradio_app(
         app,
         build_page(Page(predictor, queue, recorder or CaseRecorder(predictor, None)), predictor),
@@ -310,8 +266,8 @@ def build_page(page: Page, predictor: CasePredictor) -> Any:
                 upload = gr.File(label="Image", type="filepath", height=150)
                 gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
                 fields = [_add_field(gr, name) for name in columns]
-                if _SITE in columns:
-                    _add_body_map(gr, fields[columns.index(_SITE)])
+                if "site" in columns:
+                    _add_body_map(gr, fields[columns.index("site")])
                 audience = gr.Radio([*AUDIENCES], value=AUDIENCES[0], label="Wording for")
                 button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):

@@ -85,13 +85,7 @@ class Batch(BaseModel):
     notice: str
 
 
-class Status(BaseModel):
-    """State of the service."""
-
-    status: str
-
-
-class Case(BaseModel):
+class StoredCase(BaseModel):
     """Stored case."""
 
     number: int = Field(examples=[12])
@@ -106,18 +100,6 @@ class Case(BaseModel):
     verdict_who: str | None
 
 
-class Cases(BaseModel):
-    """Stored cases in order."""
-
-    cases: list[Case]
-
-
-class Deleted(BaseModel):
-    """Numbers of deleted cases."""
-
-    deleted: list[int]
-
-
 class AuditEvent(BaseModel):
     """Entry of the audit trail."""
 
@@ -127,12 +109,6 @@ class AuditEvent(BaseModel):
     action: str = Field(examples=["predict"])
     cases: list[int]
     detail: str | None
-
-
-class Audit(BaseModel):
-    """Audit trail in order."""
-
-    audit: list[AuditEvent]
 
 
 class ProblemError(Exception):

@@ -18,11 +18,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from skinmm.errors import InputError
 from skinmm.serve.responses import ProblemError
 
-MAX_NUMBER: Final = 2**31 - 1
-"""Highest number of a case."""
-_FORMATS: Final = (
-    "a SQLite file, or postgresql://USER@HOST/DATABASE (password: PGPASSWORD or .pgpass)"
-)
+MAX_NUMBER: Final = 2**31 - 1  # of a case
+_FORMATS: Final = "a SQLite file or postgresql://USER@HOST/DATABASE (password: PGPASSWORD, .pgpass)"
 _TABLES: Final = sql.MetaData()
 _MODELS: Final = sql.Table(
     "models",
@@ -42,18 +39,14 @@ _CASES: Final = sql.Table(
     Column("record", sql.JSON, nullable=False),
     Column("result", sql.JSON, nullable=False),
     Column("image", sql.LargeBinary),
-    Column("verdict", String),
-    Column("verdict_at", String),
-    Column("verdict_who", String),
+    *(Column(name, String) for name in ("verdict", "verdict_at", "verdict_who")),
     sqlite_autoincrement=True,  # the number of a deleted case is never used again
 )
 _AUDIT: Final = sql.Table(
     "audit",
     _TABLES,
     Column("number", Integer, primary_key=True),
-    Column("at", String, nullable=False),
-    Column("who", String, nullable=False),
-    Column("action", String, nullable=False),
+    *(Column(name, String, nullable=False) for name in ("at", "who", "action")),
     Column("cases", sql.JSON, nullable=False),  # numbers only: the trail must not name patients
     Column("detail", String),
     sqlite_autoincrement=True,
@@ -103,14 +96,7 @@ class StoreError(ProblemError):
 
 
 class NewCase(NamedTuple):
-    """Case to store.
-
-    Attributes:
-        patient: name of the patient, if known.
-        record: values by column as the model read them.
-        result: prediction.
-        image: image file, if images are stored.
-    """
+    """Case to store: the patient's name, the record as the model read it, result and image file."""
 
     patient: str | None
     record: Mapping[str, Any]
@@ -127,11 +113,7 @@ class Store:
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
-        """Open a store.
-
-        Args:
-            location: path of a SQLite file, or URL of a database.
-            create: create a missing file and missing tables; false: refuse them.
+        """Open a SQLite file or the URL of a database, and create what is missing if `create`.
 
         Raises:
             InputError: the database cannot be used, or a package is not installed.
@@ -239,10 +221,7 @@ class Store:
             return [dict(row) for row in database.execute(query.limit(limit)).mappings()]
 
     def to_table(self, user: str, model: str | None = None) -> pd.DataFrame:
-        """Return the cases, all or those of a model, in the columns of a prediction file.
-
-        The column `target` is the confirmed diagnosis.
-        """
+        """Return cases as a prediction file whose `target` is the confirmed diagnosis."""
         query = select(*_WITHOUT_IMAGE).order_by(_CASES.c.number)
         query = query if model is None else query.where(_CASES.c.model == model)
         with self._begin() as database:

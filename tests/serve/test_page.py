@@ -153,7 +153,7 @@ def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: 
     one = judged(service, jpeg_of(pictures), age="50")
     strange = one._replace(row={**one.row, "ood": 2.0}, min_side=32)
     assert "Unlike the lesions" in render_result(strange)
-    assert "network&#39;s input of 32 pixels" in render_result(strange)
+    assert "network's input of 32 pixels" in render_result(strange)
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
     assert "never tested" in render_result(one._replace(card=unchecked))
     assert "never tested" not in render_result(one)
