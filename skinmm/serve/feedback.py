@@ -1,6 +1,6 @@
 """`skinmm feedback`: performance since deployment, and shifts of inputs and predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -138,7 +138,7 @@ def _to_facts(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _count_months(deployment: Deployment) -> list[dict[str, Any]]:
+def _count_months(deployment: Deployment) -> list[dict[Hashable, Any]]:
     """Return cases, diagnoses, and expected and confirmed malignant lesions of each month."""
     rows = deployment.cases.assign(month=deployment.cases["at"].str[:7])
     rows["confirmed"] = rows["target"].notna()
@@ -150,7 +150,7 @@ def _count_months(deployment: Deployment) -> list[dict[str, Any]]:
         expected=("expected", "sum"),
         found=("found", "sum"),
     )
-    return [{"month": month, **counts} for month, counts in months.to_dict("index").items()]
+    return months.reset_index().to_dict("records")
 
 
 def _write_page(deployment: Deployment, output: Path) -> Path:

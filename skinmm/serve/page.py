@@ -295,7 +295,7 @@ def _add_verdicts(page: Page, classes: Sequence[str]) -> None:
     def save(request: gr.Request, number: float | None, verdict: str | None) -> str:
         return page.save_verdict(get_user(request.request.scope), number, verdict)
 
-    with gr.Tab("Confirmed diagnosis"):
+    with gr.Tab("Diagnosis"):
         gr.HTML("<p>Confirmed diagnosis (histology or follow-up).</p>")
         number = gr.Number(label="Case", precision=0, value=None)
         verdict = gr.Radio([*classes], label="Diagnosis")

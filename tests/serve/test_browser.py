@@ -122,7 +122,7 @@ def test_a_lesion_is_judged(
     assert page.get_by_text("Research use only").first.is_visible()
     looked_at(page, f"{name}-result")
     number = page.locator(".result").get_by_text("Saved as case").locator("b").inner_text()
-    open_tab(page, "Confirmed diagnosis")
+    open_tab(page, "Diagnosis")
     page.get_by_label("Case").fill(number)
     page.get_by_label("benign").check()
     page.get_by_role("button", name="Save").click()
