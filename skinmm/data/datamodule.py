@@ -11,7 +11,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Float32, Int
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, DataConfig, build_component
@@ -30,7 +29,7 @@ from skinmm.data.loader import SlotLoader
 from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
-from skinmm.data.splits import UNUSED, split
+from skinmm.data.splits import UNUSED, class_indices, limit_rows, shares_in_use, split
 from skinmm.errors import InputError
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASK_STEPS, check_steps
@@ -40,15 +39,15 @@ MAX_WORKERS: Final = 8
 
 
 class FoldData(pl.LightningDataModule):
-    """Base of the data modules: the loaders of one fold, exact under DDP and after a resume.
+    """Base of the data modules: loaders of one fold, exact under DDP and after a resume.
 
-    `setup` of a subclass reads the cohort, calls `split_cohort` and defines `build_dataset`.
+    `setup` of a subclass reads the cohort and calls `split_cohort`.
 
     Attributes:
         cohort: canonical rows with the columns `fold` and `part`, in the table's order.
         targets: class index of every row.
         classes: names, in the order of the logits.
-        natural_prior: class shares of the training part in use; see `shares_in_use`.
+        natural_prior: class shares in use (`shares_in_use`).
         sampler: draws the training rows.
     """
 
@@ -105,26 +104,22 @@ class FoldData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return this process's augmented training batches, as the sampler draws them."""
         rank, world_size = self._rank_and_world_size()
+        batch_size = self.config.trainer.batch_size
         sampler = EpochSampler(
             self.sampler,
             self.training_targets,
             self.training_groups,
             seed=self.config.seed,
-            batch_size=self.config.trainer.batch_size,
+            batch_size=batch_size,
             rank=rank,
             world_size=world_size,
         )
         sampler.start_at(*self._start)
-        batch_size = min(self.config.trainer.batch_size, len(sampler))
-        return self.build_loader(self._dataset("train"), sampler, batch_size)
+        return self.build_loader(self._dataset("train"), sampler, min(batch_size, len(sampler)))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return every validation row."""
         return self.evaluation_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Return every test row."""
-        return self.evaluation_loader("test")
 
     def evaluation_loader(self, part: str) -> DataLoader[Sample]:
         """Return every row of a part, unaugmented; under DDP this process's share.
@@ -164,7 +159,8 @@ class FoldData(pl.LightningDataModule):
         # After the last batch of an epoch the position is the first row of the next one.
         is_within = epoch.ready > epoch.processed
         steps = loop.epoch_loop.batch_progress.current.processed if is_within else 0
-        return {"epoch": epoch.processed, "steps": steps, "rows": self._rows_per_step()}
+        rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
+        return {"epoch": epoch.processed, "steps": steps, "rows": rows}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next training loader continue from a saved position.
@@ -172,16 +168,14 @@ class FoldData(pl.LightningDataModule):
         Raises:
             InputError: the position is within an epoch whose steps had another size.
         """
-        rows, saved_rows = self._rows_per_step(), state_dict["rows"]
+        rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
+        saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
             raise InputError(
                 f"the run stopped within an epoch of {saved_rows} rows a step: trainer.batch_size "
                 f"times the number of processes is {rows} now; set it to {saved_rows} to resume"
             )
         self._start = (state_dict["epoch"], state_dict["steps"])
-
-    def _rows_per_step(self) -> int:
-        return self.config.trainer.batch_size * self._rank_and_world_size()[1]
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -221,8 +215,8 @@ class LesionData(FoldData):
         super().__init__(config)
         self.inputs = inputs
         self.steps, self.finder = build_preprocessing(config.data)
-        own_steps = tuple(config.data.preprocess)
-        self._view = View(config.model.image_size, config.data.icc, own_steps, self.finder)
+        steps = tuple(config.data.preprocess)
+        self._view = View(config.model.image_size, config.data.icc, steps, self.finder)
         self._features: Float32[np.ndarray, "n *tokens dim"] | None = None
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
@@ -268,13 +262,9 @@ class LesionData(FoldData):
 
     def image_loader(self) -> DataLoader[Sample]:
         """Return the images of `used_rows` on every process; `row` is the position among them."""
-        table = self.cohort.iloc[self.used_rows]
-        dataset = LesionDataset(
-            self.targets[self.used_rows],
-            table["image_id"].tolist(),
-            paths=table["path"].tolist(),
-            view=self._view,
-        )
+        table, targets = self.cohort.iloc[self.used_rows], self.targets[self.used_rows]
+        image_ids, paths = table["image_id"].tolist(), table["path"].tolist()
+        dataset = LesionDataset(targets, image_ids, paths=paths, view=self._view)
         keys: list[Key] = [(row, None) for row in range(len(table))]
         return self.build_loader(dataset, keys, self.config.trainer.eval_batch_size)
 
@@ -297,66 +287,13 @@ class LesionData(FoldData):
             features=features,
         )
 
-    def on_after_batch_transfer(
-        self,
-        batch: dict[str, Tensor],
-        dataloader_idx: int,  # noqa: ARG002
-    ) -> dict[str, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Augment images that the loader has not augmented, each with its row's seed."""
         seeds = batch.pop("seed", None)
         if seeds is not None:
             pairs = zip(batch["image"], seeds.tolist(), strict=True)
             batch["image"] = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
         return batch
-
-
-def class_indices(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Return class indices; a numeric target already contains them."""
-    if pd.api.types.is_integer_dtype(target):
-        return target.to_numpy(dtype=np.int64)
-    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
-
-
-def limit_rows(
-    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
-) -> Int[np.ndarray, " k"]:
-    """Return at most `limit` rows, with classes as equal as possible, in the original order.
-
-    Raises:
-        InputError: `limit` is below the number of classes.
-    """
-    if limit is None or limit >= len(rows):
-        return rows
-    classes = len(np.unique(targets[rows]))
-    if limit < classes:
-        raise InputError(f"data.limit={limit}: must be at least the number of classes ({classes})")
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    # The n-th row of every class comes before the (n+1)-th row of any.
-    rank = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
-    return np.sort(shuffled[np.argsort(rank, kind="stable")[:limit]])
-
-
-def shares_in_use(
-    cohort: pd.DataFrame,
-    rows: Int[np.ndarray, " n"],
-    targets: Int[np.ndarray, " all"],
-    classes: int,
-) -> Float[np.ndarray, " classes"]:
-    """Return the class shares of training rows from the sources that are evaluated.
-
-    A class that occurs only in another source counts as one row, because the model learns it.
-
-    Args:
-        cohort: canonical rows with their `part`.
-        rows: row numbers of the training part, before `data.limit`.
-        targets: class index of every row.
-        classes: number of classes.
-    """
-    evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
-    native = rows[cohort["source"].iloc[rows].isin(evaluated).to_numpy()]
-    occurs = np.bincount(targets[rows], minlength=classes) > 0
-    counts = np.maximum(np.bincount(targets[native], minlength=classes), occurs)
-    return counts / max(counts.sum(), 1)
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
@@ -367,8 +304,8 @@ def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder
             not needed, or measurements of a pack's preprocessed images.
     """
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
-    packed = data.name == "packed"
-    done, digest = load_packed_steps(Path(data.root or "")) if packed else ((), None)
+    is_pack = data.name == "packed"
+    done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)
     steps = (*done, *data.preprocess)
     check_steps(steps, has_finder=finder is not None)
     measures = bool({*data.columns} & {*MEASUREMENTS})

@@ -1,11 +1,11 @@
 """Patient-disjoint stratified folds: pure functions of the cohort table and a seed."""
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float, Float64, Int, Int64, Shaped
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -192,3 +192,52 @@ def _compute_traits(
     patients = [np.ones(count), *(total > 0 for total in sums[1 : 1 + len(targets)])]
     traits = np.stack([*sums, *patients], axis=1)
     return traits / np.maximum(traits.sum(axis=0), 1)
+
+
+def class_indices(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """Return class indices; a numeric target already contains them."""
+    if pd.api.types.is_integer_dtype(target):
+        return target.to_numpy(dtype=np.int64)
+    return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
+
+
+def limit_rows(
+    rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
+) -> Int[np.ndarray, " k"]:
+    """Return at most `limit` rows, with classes as equal as possible, in the original order.
+
+    Raises:
+        InputError: `limit` is below the number of classes.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    classes = len(np.unique(targets[rows]))
+    if limit < classes:
+        raise InputError(f"data.limit={limit}: must be at least the number of classes ({classes})")
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    # The n-th row of every class comes before the (n+1)-th row of any.
+    rank = pd.Series(targets[shuffled]).groupby(targets[shuffled]).cumcount().to_numpy()
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:limit]])
+
+
+def shares_in_use(
+    cohort: pd.DataFrame,
+    rows: Int[np.ndarray, " n"],
+    targets: Int[np.ndarray, " all"],
+    classes: int,
+) -> Float[np.ndarray, " classes"]:
+    """Return the class shares of training rows from the sources that are evaluated.
+
+    A class that occurs only in another source counts as one row, because the model learns it.
+
+    Args:
+        cohort: canonical rows with their `part`.
+        rows: row numbers of the training part, before `data.limit`.
+        targets: class index of every row.
+        classes: number of classes.
+    """
+    evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
+    native = rows[cohort["source"].iloc[rows].isin(evaluated).to_numpy()]
+    occurs = np.bincount(targets[rows], minlength=classes) > 0
+    counts = np.maximum(np.bincount(targets[native], minlength=classes), occurs)
+    return counts / max(counts.sum(), 1)

@@ -1,5 +1,6 @@
 """The moving average of the weights is what is validated and kept, and a resumed run has it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from skinmm.config import Config
 from skinmm.models.checkpoint import PREFIX, load_card
+from skinmm.training.callbacks import AverageWeights
 
 
 def weights_of(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -78,3 +80,25 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(tmp_path: Path) -> Non
 def _copy(module: object) -> dict[str, Tensor]:
     state: dict[str, Tensor] = module.network.state_dict()  # type: ignore[attr-defined]
     return {name: value.detach().clone() for name, value in state.items()}
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(averaged: Config, tmp_path: Path) -> None:
+    """Earlier versions saved the training weights under another key, and no number of steps."""
+    module, data, trainer = parts(averaged, tmp_path)
+    trainer.fit(module, data)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    average, training = weights_of(last)
+    content = torch.load(last, weights_only=True)
+    steps = content["global_step"]
+    del content["current_model_state"], content["averaging_state"]
+    content["callbacks"].pop("AverageWeights")
+    torch.save({**content, "training_weights": training}, last)
+
+    module, data, trainer = parts(replace(averaged, resume=str(tmp_path)), tmp_path)
+    (callback,) = (each for each in trainer.callbacks if isinstance(each, AverageWeights))  # type: ignore[attr-defined]
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    assert callback._average_model is not None
+    assert int(callback._average_model.n_averaged) == steps + 1
+    restored = _copy(callback._average_model.module)
+    assert all(torch.equal(value, average[name]) for name, value in restored.items())
+    assert all(torch.equal(value, training[name]) for name, value in _copy(module).items())

@@ -74,9 +74,10 @@ def assert_same(run: Path, whole: Path) -> None:
     for key in ("epoch", "global_step", "lr_schedulers", "epoch_losses", "callbacks", "LesionData"):
         assert str(last[key]) == str(of_whole[key]), key
     assert all(
-        torch.equal(value, of_whole["training_weights"][name])
-        for name, value in last["training_weights"].items()
+        torch.equal(value, of_whole["current_model_state"][name])
+        for name, value in last["current_model_state"].items()
     )
+    assert last["averaging_state"] == of_whole["averaging_state"]
     moments, expected_moments = (
         checkpoint["optimizer_states"][0]["state"] for checkpoint in (last, of_whole)
     )
