@@ -1,12 +1,13 @@
 """Blocks of a page as plain values without HTML, and images as `data:` addresses.
 
+Each kind of block has a macro in `templates/blocks.html`, named as its class in lower case.
 The template escapes all text. Only `Plot.svg` is markup, and only `skinmm.report.figures` makes it.
 """
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -27,7 +28,6 @@ class Note:
 
     text: str
     warning: bool = False
-    kind: ClassVar[str] = "note"
 
 
 class Tile(NamedTuple):
@@ -56,7 +56,6 @@ class Plot:
     title: str
     svg: Markup
     caption: str = ""
-    kind: ClassVar[str] = "plot"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     stack: bool = False
-    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
@@ -78,19 +76,13 @@ class _Parts:
 class Tiles(_Parts):
     """Headline numbers in a row."""
 
-    kind: ClassVar[str] = "tiles"
-
 
 class Row(_Parts):
     """Figures and tables next to each other, in as many columns as fit."""
 
-    kind: ClassVar[str] = "row"
-
 
 class Checklist(_Parts):
     """Questions and answers; open points are highlighted."""
-
-    kind: ClassVar[str] = "checklist"
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,6 @@ class Gallery:
 
     caption: str
     cards: Sequence[Card]
-    kind: ClassVar[str] = "gallery"
 
     @property
     def has_pictures(self) -> bool:
@@ -123,7 +114,6 @@ class Pairs:
 
     caption: str
     pairs: Sequence[tuple[Card, Card]]
-    kind: ClassVar[str] = "pairs"
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,6 @@ class Listing:
 
     caption: str
     text: str
-    kind: ClassVar[str] = "listing"
 
 
 Block = Note | Tiles | Plot | Table | Row | Checklist | Gallery | Pairs | Listing
@@ -165,7 +154,9 @@ def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int
     if isinstance(image, bytes):
         jpeg = image
     else:
-        jpeg = simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB")
+        jpeg = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(image), quality=quality, colorspace="RGB"
+        )
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 

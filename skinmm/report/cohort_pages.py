@@ -216,13 +216,10 @@ def _build_counts(cohort: Cohort) -> Section:
 def _build_missing(cohort: Cohort) -> Section:
     labels = {"path": "image on disk", "width": "image size in the table"}
     columns = dict.fromkeys((*cohort.columns, "diagnosis", "lesion_id", *labels))
-    lines = [
-        (
-            labels.get(name, name),
-            *(format_share(rows[name].isna()) for rows in cohort.groups.values()),
-        )
-        for name in columns
-    ]
+    lines = []
+    for name in columns:
+        cells = (format_share(rows[name].isna()) for rows in cohort.groups.values())
+        lines.append((labels.get(name, name), *cells))
     lead = "A column that is missing more often in one class than in another reveals the class."
     table = Table("", ("Not known", *cohort.groups), lines)
     return Section("missing", "Missing", [table], lead)

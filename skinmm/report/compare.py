@@ -87,10 +87,8 @@ def write_comparison(
         for n, system in enumerate(systems, start=1)
     ]
     result = _compare_systems(systems, against)
-    table, differences = (
-        _system_table(systems, result, against),
-        _differences(result, systems, against),
-    )
+    table = _system_table(systems, result, against)
+    differences = _differences(result, systems, against)
     further = [table for table in (_calibration_table(systems), _missing_table(systems)) if table]
     sections = [Section("systems", "Systems", [table]), differences, _draw_systems(systems)]
     if further:
@@ -109,51 +107,40 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     """
     rows = []
     for trained, cohort, source in results:
-        if source.is_dir():
-            inputs = read_run(source, pictures=False)
-        else:
-            inputs = read_prediction_file(source, labels=None, positive=None, pictures=False)
-        measured = inputs.measured
+        inputs = _read(source, None, None)
         audit = read_run(runs[cohort], pictures=False).audit
-        rows.append(
-            [
-                trained,
-                cohort,
-                f"{measured['positives']:,} of {measured['n']:,}",
-                format_estimate(inputs.estimate("auroc")),
-                *_calibration_cells(measured)[:2],
-                format_estimate(inputs.estimate("unfamiliar")),
-                format_number(audit.get("size_auroc")),
-            ]
-        )
+        auroc, ood = (format_estimate(inputs.estimate(name)) for name in ("auroc", "unfamiliar"))
+        slope = _calibration_cells(inputs.measured)[:2]
+        size = format_number(audit.get("size_auroc"))
+        rows.append([trained, cohort, _count_malignant(inputs), auroc, *slope, ood, size])
     names = (metric_label("auroc"), MEAN, *map(metric_label, (CALIBRATION[0], "unfamiliar")))
     header = ["Trained on", "Evaluated on", "Malignant images", *names]
     return Table("Other cohorts", [*header, "AUROC of image size alone"], rows, stack=True)
 
 
+def _count_malignant(inputs: ReportInputs) -> str:
+    return f"{inputs.measured['positives']:,} of {inputs.measured['n']:,}"
+
+
+def _read(source: Path, labels: Path | None, positive: Sequence[str] | None) -> ReportInputs:
+    if source.is_dir():
+        return read_run(source, pictures=False)
+    return read_prediction_file(source, labels, positive, pictures=False)
+
+
 def _read_systems(
     source: Path, labels: Path | None, positive: Sequence[str] | None
 ) -> list[System]:
-    if not source.is_dir():
-        return [
-            System(source.stem, read_prediction_file(source, labels, positive, pictures=False), {})
-        ]
-    runs = {source: source.resolve().name}
-    if not (source / "predictions" / "test.csv").is_file():
+    runs = {source: source.resolve().name if source.is_dir() else source.stem}
+    if source.is_dir() and not (source / "predictions" / "test.csv").is_file():
         folders = (file.parents[1] for file in source.rglob("predictions/test.csv"))
         runs = {run: str(run.relative_to(source)) for run in folders if run.name[:5] != "fold_"}
     if not runs:
         raise InputError(f"{source}: no run found (no folder with predictions/test.csv)")
-    systems = []
-    for run in sorted(runs, key=_run_order):
-        inputs = read_run(run, pictures=False)
-        systems.append(System(runs[run], inputs, flatten(inputs.config)))
-    return systems
-
-
-def _run_order(run: Path) -> tuple[Path, int, str]:
-    """Sort numbered runs of one folder by number."""
-    return run.parent, len(run.name) if run.name.isdecimal() else 0, run.name
+    # Runs with numbers as names are sorted by number.
+    order = sorted(runs, key=lambda r: (r.parent, len(r.name) * r.name.isdecimal(), r.name))
+    inputs = [_read(run, labels, positive) for run in order]
+    return [System(runs[r], i, flatten(i.config)) for r, i in zip(order, inputs, strict=True)]
 
 
 def _compare_systems(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:
@@ -175,8 +162,9 @@ def _compare_systems(systems: Sequence[System], against: Sequence[str]) -> dict[
 def _system_table(
     systems: Sequence[System], result: Mapping[str, Any] | None, against: Sequence[str]
 ) -> Table:
-    macro = [MACRO] if any(system.inputs.estimate(MACRO) for system in systems) else []
-    metrics, settings = [*SHOWN, *macro], [] if against else _different_settings(systems)
+    has_macro = any(system.inputs.estimate(MACRO) for system in systems)
+    metrics = [*SHOWN, MACRO] if has_macro else SHOWN
+    settings = [] if against else _different_settings(systems)
     references = against if result else ()
     gains = [_gains(name, result["pairs"]) for name in references] if result else []
     header = ["System", *map(metric_label, metrics)]
@@ -184,14 +172,14 @@ def _system_table(
     header += ["Malignant images", *(["Settings that differ"] if settings else [])]
     rows = []
     for system in systems:
-        measured, values = system.inputs.measured, system.settings
+        values = system.settings
         words = (f"{key}={_format_setting(values[key])}" for key in settings if key in values)
         rows.append(
             [
                 system.name,
                 *(format_estimate(system.inputs.estimate(name)) for name in metrics),
                 *(gain.get(system.name, "") for gain in gains),
-                f"{measured['positives']:,} of {measured['n']:,}",
+                _count_malignant(system.inputs),
                 *(["; ".join(words)] if settings else []),
             ]
         )
@@ -219,13 +207,10 @@ def _differences(
     if result is None:
         text = "The systems have no image in common: their metrics are not comparable."
         return Section("paired", "Differences", [Note(text, warning=True)])
-    rows = [
-        [
-            f"{pair['a']} minus {pair['b']}",
-            *(_format_difference(pair["metrics"][name]) for name in DIFFERENT),
-        ]
-        for pair in result["pairs"]
-    ]
+    rows = []
+    for pair in result["pairs"]:
+        cells = (_format_difference(pair["metrics"][name]) for name in DIFFERENT)
+        rows.append([f"{pair['a']} minus {pair['b']}", *cells])
     blocks: list[Block] = [Table("", ("Systems", *map(metric_label, DIFFERENT)), rows, stack=True)]
     if any(result["left_out"].values()):
         text = (
@@ -258,8 +243,7 @@ def _calibration_table(systems: Sequence[System]) -> Table | None:
         after = system.inputs.predictions
         if after.raw is None or not 0 < after.malignant.mean() < 1:
             continue
-        raw = replace(after, probabilities=after.raw, decision=None)
-        before = evaluate(raw, resamples=0)
+        before = evaluate(replace(after, probabilities=after.raw, decision=None), resamples=0)
         rows.append([system.name, "before", *_calibration_cells(before)])
         rows.append([system.name, "after", *_calibration_cells(system.inputs.measured)])
     header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
@@ -276,16 +260,13 @@ def _missing_table(systems: Sequence[System]) -> Table | None:
     """Return ranking and calibration by the share of withheld columns."""
     parts = {system.name: metrics_by_missing_share(system.inputs) for system in systems}
     shares = sorted({share for by_share in parts.values() for share in by_share})
-    rows = [
-        [
-            name,
-            metric_label(metric),
-            *(format_estimate(by_share.get(s, {}).get("metrics", {}).get(metric)) for s in shares),
+    rows = []
+    for name, by_share in parts.items():
+        metrics = [by_share.get(share, {}).get("metrics", {}) for share in shares]
+        rows += [
+            [name, metric_label(key), *(format_estimate(m.get(key)) for m in metrics)]
+            for key in ((*MISSING_DRAWN, CALIBRATION[0]) if len(by_share) > 1 else ())
         ]
-        for name, by_share in parts.items()
-        if len(by_share) > 1
-        for metric in (*MISSING_DRAWN, CALIBRATION[0])
-    ]
     header = ["System", "Columns missing", *map(format_percent, shares)]
     return Table("Missing data", header, rows, stack=True) if rows else None
 
@@ -294,12 +275,9 @@ def _draw_systems(systems: Sequence[System]) -> Section:
     has_colours = len(systems) <= MAX_CURVES
     caption = "Colours as in the curves." if has_colours else "Brighter lines: higher AUROC."
     plots = [Plot("Parallel coordinates", _draw_parallel(systems), caption)]
-    rows = [system.inputs.predictions for system in systems]
-    if has_colours and all(0 < part.malignant.sum() < len(part) for part in rows):
-        lines = [
-            roc_line(system.name, part.malignancy, part.malignant)
-            for system, part in zip(systems, rows, strict=True)
-        ]
+    predictions = {system.name: system.inputs.predictions for system in systems}
+    if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
+        lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
         plots.insert(0, Plot("ROC curves", draw_roc(lines), "In brackets: area under the curve."))
     return Section("drawings", "Figures", [Row(plots)])
 

@@ -34,8 +34,6 @@ METRICS: Final[dict[str, str]] = {
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
 _ZERO: Final = 1e-6  # smaller values are printed with fixed decimals
 _LARGE: Final = 10  # from here on, one decimal is enough
-_WHOLE_PERCENT: Final = 9.95  # from here on, a short percentage has no decimals
-_SMALLEST_PERCENT: Final = 0.01
 
 
 def is_number(value: Any) -> bool:
@@ -57,14 +55,6 @@ def format_number(value: Any, digits: int = 3) -> str:
 def format_percent(value: Any, digits: int = 1) -> str:
     """Format a fraction as a percentage with fixed decimals."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
-
-
-def format_short_percent(fraction: float) -> str:
-    """Format a probability as a percentage with at most two significant digits below 10 %."""
-    value = 100 * fraction
-    digits = f"{value:.0f}" if value >= _WHOLE_PERCENT else f"{value:.2g}"
-    text = digits if value >= _SMALLEST_PERCENT else f"under {_SMALLEST_PERCENT}"
-    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def format_count(count: int, noun: str) -> str:

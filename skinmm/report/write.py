@@ -98,6 +98,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["kind"] = lambda block: type(block).__name__.lower()
     text = environment.get_template("page.html").render(
         title=title,
         facts=facts,

@@ -1,7 +1,6 @@
 """Web page: a Gradio application that analyses one lesion and renders the result from templates."""
 
 import os
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import simplejpeg
 from fastapi import FastAPI
 from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +16,7 @@ from PIL import Image
 from skinmm.images.decode import decode
 from skinmm.predict.explain import Explanation, decode_for_display, overlay
 from skinmm.predict.single_case import NOTICE, Case, CasePredictor
+from skinmm.report.blocks import to_data_url
 from skinmm.report.format import format_estimate
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image
@@ -34,6 +33,7 @@ MIN_SHARPNESS: Final = 5.0
 none is below (minimum 7.5 and 10.5), of 400 of HAM10000 fewer than 1 %; blurred with a standard
 deviation of 2 pixels, more than 90 % of the first are."""
 _SHARPNESS_SIDE: Final = 224  # pixels to which the shorter side is reduced
+_QUALITY: Final = 88  # of JPEG images on the page
 _DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
 _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
@@ -70,14 +70,9 @@ def format_probability(share: float) -> str:
     return f"{text}\N{NO-BREAK SPACE}%"
 
 
-def to_data_uri(pixels: UInt8[np.ndarray, "_ _ 3"]) -> str:
-    """Return an image as the `data:` URI of a JPEG."""
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=88, colorspace="RGB")
-    return f"data:image/jpeg;base64,{b64encode(data).decode()}"
-
-
 def _demo_image(name: str) -> str:
-    return to_data_uri(decode((files("skinmm") / "demo" / "images" / f"{name}.jpg").read_bytes()))
+    file = files("skinmm") / "demo" / "images" / f"{name}.jpg"
+    return to_data_url(decode(file.read_bytes()), _QUALITY)
 
 
 _ENVIRONMENT: Final = Environment(
@@ -115,7 +110,10 @@ def _render_images(result: Result) -> dict[str, str] | None:
     pixels = decode_for_display(image, result.case.frame, _DISPLAY_SIDE)
     network_input = result.explanation.pixels
     background = pixels if network_input is None else network_input
-    return {"original": to_data_uri(pixels), "heat_map": to_data_uri(overlay(background, heat))}
+    return {
+        "original": to_data_url(pixels, _QUALITY),
+        "heat_map": to_data_url(overlay(background, heat), _QUALITY),
+    }
 
 
 def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:

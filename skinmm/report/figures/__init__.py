@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,27 +21,7 @@ REFERENCE: Final[dict[str, Any]] = {"color": GREY, "linewidth": 0.9, "linestyle"
 POINTS: Final = 400
 
 _DASHES: Final = ("-", "--", ":", "-.")
-_STYLE: Final[dict[str, Any]] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#374151",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "path.simplify": True,
-    # Names in the data are text, not formulas; the browser renders them with its own fonts.
-    "text.parse_math": False,
-    "text.usetex": False,
-    "svg.fonttype": "none",
-}
+_STYLE: Final = files("skinmm.report") / "templates" / "figures.mplstyle"
 _METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -91,8 +72,7 @@ def render(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     target = io.StringIO()
-    style: Any = {**_STYLE, "svg.hashsalt": label}
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with mpl.rc_context({"svg.hashsalt": label}, str(_STYLE)), warnings.catch_warnings():
         # The layout font lacks some scripts; the fonts of the browser have them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height))

@@ -31,6 +31,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @classmethod
+    def from_entry(cls, name: str, entry: Mapping[str, Any]) -> "Estimate":
+        """Return the row of a metric's value, low and high."""
+        return cls(name, entry["value"], entry["low"], entry["high"])
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -101,10 +106,15 @@ def draw_parallel(
     A few systems have the colours of the other figures. Otherwise brighter lines (cividis) have a
     higher `rank`.
     """
+    from matplotlib import colormaps
+
+    styles = [line_style(system) for system in range(len(rank))]
+    if len(rank) > len(PALETTE):
+        # The top of the colour map is too pale for white paper.
+        styles = [{"color": shade} for shade in colormaps["cividis"](_scale(rank) * 0.9)]
 
     def draw(axes: "Axes") -> None:
         heights = np.stack([_scale(axis.values) for axis in axis_list])  # (axes, systems)
-        styles = _system_styles(rank)
         for system in np.argsort(rank).tolist():
             axes.plot(heights[:, system], marker="o", markersize=3, **styles[system])
         for position, axis in enumerate(axis_list):
@@ -163,15 +173,6 @@ def _label_rows(axes: "Axes", names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-
-
-def _system_styles(rank: Float[np.ndarray, " systems"]) -> list[dict[str, Any]]:
-    from matplotlib import colormaps
-
-    if len(rank) <= len(PALETTE):
-        return [line_style(system) for system in range(len(rank))]
-    # The top of the colour map is too pale for white paper.
-    return [{"color": shade} for shade in colormaps["cividis"](_scale(rank) * 0.9)]
 
 
 def _draw_vertical_axis(axes: "Axes", position: int, axis: Axis) -> None:

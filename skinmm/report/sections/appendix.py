@@ -55,13 +55,10 @@ def build_metrics(inputs: ReportInputs) -> Section:
     """Build the table of all test metrics, next to those of validation if available."""
     validation = inputs.metrics.get("val", {}).get("metrics", {})
     header = ("Metric", "Test", "Validation") if validation else ("Metric", "Test")
+    columns = [inputs.measured["metrics"], *([validation] if validation else [])]
     rows = [
-        (
-            metric_label(name),
-            format_estimate(entry),
-            *([format_estimate(validation.get(name))] if validation else []),
-        )
-        for name, entry in inputs.measured["metrics"].items()
+        (metric_label(name), *(format_estimate(column.get(name)) for column in columns))
+        for name in columns[0]
     ]
     lead = "Values with intervals. A dash means that the metric is undefined for these data."
     return Section("metrics", "All metrics", [Table("", header, rows)], lead)
@@ -71,9 +68,8 @@ def build_configuration(inputs: ReportInputs) -> Section | None:
     """Build the table of the environment and the configuration."""
     blocks: list[Listing | Table] = []
     if inputs.environment:
-        blocks.append(
-            Table("Environment", ("Item", "Value"), list(_flatten_values(inputs.environment)))
-        )
+        rows = list(_flatten_values(inputs.environment))
+        blocks.append(Table("Environment", ("Item", "Value"), rows))
     if inputs.config:
         text = yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True)
         blocks.append(Listing("Configuration", text))

@@ -129,21 +129,16 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
         for kind, count in audit.get("across_parts", {}).items()
     ]
     if audit.get("size_auroc") is not None:
-        rows.append(
-            ("AUROC of the image's width and height alone", format_number(audit["size_auroc"]))
-        )
+        label = "AUROC of the image's width and height alone"
+        rows.append((label, format_number(audit["size_auroc"])))
     if rows:
         blocks.append(Table("Audit of cohort and split", ("Check", "Result"), rows))
     groups = audit.get("acquisition", [])
     if len(groups) > 1:
         header = ("Image size or source", "Images", "Malignant", "AUROC of membership")
         lines = [
-            (
-                str(group["group"]),
-                *(f"{group[name]:,}" for name in ("rows", "malignant")),
-                format_number(group["auroc"]),
-            )
-            for group in groups
+            (str(g["group"]), f"{g['rows']:,}", f"{g['malignant']:,}", format_number(g["auroc"]))
+            for g in groups
         ]
         blocks.append(Table("Origin of the images", header, lines))
     return blocks

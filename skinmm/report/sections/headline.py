@@ -15,21 +15,17 @@ from skinmm.report.format import (
     format_interval,
     format_number,
     format_percent,
+    metric_label,
     metric_table,
 )
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import format_counts, resampling_unit
 
 CHANCE: Final = 0.5
-FEW: Final = (
-    59  # positives below which no threshold can guarantee 95 % sensitivity with 95 % confidence
-)
+FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
 REFERRAL: Final = (
-    "unfamiliar",
-    "set_size",
-    "decided_sensitivity",
-    "decided_specificity",
-    "found_or_referred",
+    *("unfamiliar", "set_size"),
+    *("decided_sensitivity", "decided_specificity", "found_or_referred"),
 )
 LOOSE: Final = 0.05  # warn if the coverage may be lower than stated by more than this
 LEAD: Final = (
@@ -108,12 +104,19 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
     positives, rows = measured["positives"], measured["n"]
     counts = format_counts(rows, measured["patients"], resampling_unit(inputs))
     predicted = format_percent(inputs.value("mean_probability"))
+    meanings = {
+        "auroc": "chance that a malignant lesion ranks above a benign one",
+        "sensitivity": "of the malignant lesions are flagged",
+        "specificity": "of the benign lesions are not flagged",
+    }
+    tiles = []
+    for name, meaning in meanings.items():
+        is_share = name != "auroc"
+        value = (format_percent if is_share else format_number)(inputs.value(name))
+        interval = format_interval(inputs.estimate(name), percent=is_share) or "no interval"
+        tiles.append(Tile(metric_label(name), value, interval, meaning))
     return [
-        _build_tile(
-            inputs, "auroc", "AUROC", "chance that a malignant lesion ranks above a benign one"
-        ),
-        _build_tile(inputs, "sensitivity", "Sensitivity", "of the malignant lesions are flagged"),
-        _build_tile(inputs, "specificity", "Specificity", "of the benign lesions are not flagged"),
+        *tiles,
         Tile(
             "Calibration slope",
             format_number(inputs.value("calibration_slope"), 2),
@@ -127,15 +130,6 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
             f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
         ),
     ]
-
-
-def _build_tile(inputs: ReportInputs, name: str, label: str, meaning: str) -> Tile:
-    percent = name != "auroc"
-    value = inputs.value(name)
-    interval = format_interval(inputs.estimate(name), percent=percent) or "no interval"
-    return Tile(
-        label, format_percent(value) if percent else format_number(value), interval, meaning
-    )
 
 
 def _summarise(inputs: ReportInputs) -> str:

@@ -23,7 +23,7 @@ from skinmm.report.blocks import (
 )
 from skinmm.report.figures import curves
 from skinmm.report.figures.grids import draw_confusion
-from skinmm.report.format import ABSENT, format_number, format_percent, metric_table
+from skinmm.report.format import format_number, format_percent, metric_table
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import describe_call_rule
 
@@ -218,20 +218,15 @@ def _operating_point(inputs: ReportInputs) -> tuple[float, float, float]:
 
 def _class_table(inputs: ReportInputs) -> Table:
     support = inputs.measured["support"]
-    rows = [
-        (
-            f"{label} ({support[label]:,})",
-            *(
-                format_number(inputs.value(f"{name}_{label}"))
-                for name in ("auroc", "recall", "precision", "f1")
-            ),
-        )
+    metrics = ("auroc", "recall", "precision", "f1")
+    names = {
+        f"{label} ({support[label]:,})": [f"{metric}_{label}" for metric in metrics]
         for label in inputs.predictions.classes
+    }
+    names["macro"] = ["macro_auroc", "class_balanced_accuracy", "", "macro_f1"]
+    rows = [
+        (row, *(format_number(inputs.value(name)) for name in columns))
+        for row, columns in names.items()
     ]
-    auroc, recall, f1 = (
-        format_number(inputs.value(name))
-        for name in ("macro_auroc", "class_balanced_accuracy", "macro_f1")
-    )
-    rows.append(("macro", auroc, recall, ABSENT, f1))
     header = ("Class (images)", "AUROC", "Recall", "Precision", "F1")
     return Table("By class", header, rows, stack=True)

@@ -33,10 +33,7 @@ MEASURES: Final[dict[str, str]] = {
 CLASSES: Final = 9  # columns that fit on a page
 FOREST: Final = ("auroc", "sensitivity")
 MISSING_DRAWN: Final = ("auroc", "ece")
-MISSING_LISTED: Final = (
-    *(*MISSING_DRAWN, "calibration_slope"),
-    *("calibration_intercept", "brier"),
-)
+MISSING_LISTED: Final = (*MISSING_DRAWN, "calibration_slope", "calibration_intercept", "brier")
 MAX_TONES: Final = 500
 """Maximum number of images whose skin tone is measured, half of them malignant if available."""
 _TONE_SIDE: Final = 64  # pixels
@@ -115,23 +112,19 @@ def _forest_plot(
     inputs: ReportInputs, measured: Sequence[Mapping[str, Any]], name: str
 ) -> Plot | None:
     rows = [
-        _to_estimate(f"{group['group']} ({group['positives']:,})", group["metrics"][name])
+        Estimate.from_entry(f"{group['group']} ({group['positives']:,})", group["metrics"][name])
         for group in measured
         if is_number(group["metrics"][name]["value"]) and group["positives"] >= MIN_MALIGNANT
     ]
     if not rows or not is_number(inputs.value(name)):
         return None
-    overall = _to_estimate(f"all ({inputs.measured['positives']:,})", inputs.estimate(name))
+    overall = Estimate.from_entry(f"all ({inputs.measured['positives']:,})", inputs.estimate(name))
     return Plot(
         MEASURES[name],
         draw_forest(rows, overall, label=MEASURES[name]),
         "In brackets: malignant images. Dotted: all images. Groups with fewer than "
         f"{MIN_MALIGNANT} malignant images are in the table only.",
     )
-
-
-def _to_estimate(name: str, entry: Mapping[str, Any]) -> Estimate:
-    return Estimate(name, entry["value"], entry["low"], entry["high"])
 
 
 def _group_table(measured: Sequence[Mapping[str, Any]]) -> Table:
@@ -184,13 +177,10 @@ def build_missing(inputs: ReportInputs) -> Section | None:
         for name in MISSING_DRAWN
         if len((line := _missing_line(name, parts)).x) > 1
     ]
-    rows = [
-        [
-            format_percent(share),
-            *(format_estimate(part["metrics"].get(name)) for name in MISSING_LISTED),
-        ]
-        for share, part in parts.items()
-    ]
+    rows = []
+    for share, part in parts.items():
+        cells = (format_estimate(part["metrics"].get(name)) for name in MISSING_LISTED)
+        rows.append([format_percent(share), *cells])
     header = ["Missing", *map(metric_label, MISSING_LISTED)]
     table = Table("Columns missing", header, rows, stack=True)
     return Section("missing", "Missing data", [Note(_MISSING_NOTE), Row(plots), table])
