@@ -130,26 +130,26 @@ def test_a_lesion_without_name_joins_nothing() -> None:
     assert audit(table)["leaks"] == []
 
 
-def test_inputs_that_no_bedside_has_are_leaks() -> None:
+def test_columns_that_no_model_may_use_are_leaks() -> None:
     assert audit(cohort(), columns=["age", "width"])["leaks"] == [
         "column width: it describes the camera or the archive, not the patient"
     ]
 
 
-def test_an_encoder_fitted_on_judged_rows_is_a_leak() -> None:
+def test_an_encoder_fitted_on_evaluated_rows_is_a_leak() -> None:
     table = cohort()
     train = table.loc[table["part"] == "train", "image_id"]
     assert audit(table, fitted_on=train)["leaks"] == []
-    judged = table.loc[table["part"] != "train", "image_id"]
+    evaluated = table.loc[table["part"] != "train", "image_id"]
     (leak,) = audit(table, fitted_on=table["image_id"])["leaks"]
     assert leak.startswith(
-        f"the record encoder was fitted on {len(judged)} rows ({judged.iloc[0]},"
+        f"the record encoder was fitted on {len(evaluated)} rows ({evaluated.iloc[0]},"
     )
     assert leak.endswith("outside the training part")
 
 
 def test_an_encoder_fitted_on_unused_rows_is_a_leak() -> None:
-    """They belong to patients who are judged."""
+    """Unused rows belong to patients in validation or test."""
     table = cohort()
     table.loc[row_of(table, "train"), "part"] = "unused"
     row = row_of(table, "unused")
@@ -163,7 +163,7 @@ def test_the_audit_is_plain_data() -> None:
     assert json.loads(json.dumps(audit(table))) == audit(table)
 
 
-def test_malignant_is_what_the_caller_says() -> None:
+def test_positive_classes_are_malignant() -> None:
     names = pd.DataFrame({"target": ["mel", "nv", "foreign"]})
     assert is_malignant(names, ("nv", "foreign")).tolist() == [False, True, True]
     assert is_malignant(pd.DataFrame({"target": [0, 1]}), ("malignant",)).tolist() == [False, True]
@@ -178,7 +178,7 @@ def test_shortcuts_of_classes_are_those_of_the_positive_ones() -> None:
         assert classes[key] == binary[key]
 
 
-def test_the_size_probe_finds_a_camera() -> None:
+def test_the_size_auroc_finds_a_camera() -> None:
     table = cohort(patients=300)
     small = (table["target"] == 1) ^ (np.random.default_rng(1).random(len(table)) < 0.1)
     table = table.assign(width=np.where(small, 640.0, 6000.0), height=480.0)
@@ -192,7 +192,7 @@ def test_the_size_probe_finds_a_camera() -> None:
 
 
 @pytest.mark.parametrize("constant", [np.nan, 600.0])
-def test_the_size_probe_says_nothing_without_sizes(constant: float) -> None:
+def test_no_size_auroc_without_different_sizes(constant: float) -> None:
     table = cohort().assign(width=constant, height=constant)
     assert compute_size_auroc(table) is None
     assert audit(table)["warnings"] == []

@@ -26,7 +26,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert "part" not in table
 
 
-def test_equal_names_are_told_apart_by_folder(tmp_path: Path) -> None:
+def test_equal_names_are_distinguished_by_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "benign", ["1", "2"])
     write_images(tmp_path / "malignant", ["1"])
     table = load("image_folder", tmp_path)

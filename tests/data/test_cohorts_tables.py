@@ -1,4 +1,4 @@
-"""Tables that someone else wrote: what is forgiven, and what is named by file and row."""
+"""Tables of users: what is accepted, and which file and row an error names."""
 
 from dataclasses import replace
 from pathlib import Path

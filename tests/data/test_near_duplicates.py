@@ -1,4 +1,4 @@
-"""Near duplicates on the embedded cohort: what was done to a picture, and what still finds it."""
+"""Near duplicates in the embedded cohort: copies that are found after common changes."""
 
 import io
 import os
@@ -84,7 +84,7 @@ def test_a_copy_on_the_other_side_is_a_leak() -> None:
     assert [pair["kind"] for pair in report["pairs"]] == ["near duplicate"]
 
 
-def test_sizes_and_unreadable_images_are_told(demo: pd.DataFrame, tmp_path: Path) -> None:
+def test_sizes_and_unreadable_images_are_reported(demo: pd.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     table = demo.iloc[:4].reset_index(drop=True)
     table.loc[1, "path"] = str(tmp_path / "text.jpg")

@@ -310,7 +310,7 @@ def test_a_worker_that_dies_is_reported(cohort: pd.DataFrame, tmp_path: Path) ->
         pack(cohort, tmp_path / "out", die, SMALL, workers=1)
 
 
-def test_what_a_killed_writer_left_is_not_kept(cohort: pd.DataFrame, tmp_path: Path) -> None:
+def test_partial_files_of_killed_writers_are_removed(cohort: pd.DataFrame, tmp_path: Path) -> None:
     def deal(
         pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder
     ) -> Iterator[tuple[str, Shard]]:

@@ -95,10 +95,10 @@ def test_sexes() -> None:
     assert [parse_sex(name) for name in SEXES] == list(SEXES)
 
 
-def test_canonicalise_tells_missing_from_refused() -> None:
-    column, refused = parse_column(pd.Series(["M", "unknown", None, "", "divers"]), "sex")
+def test_parse_column_distinguishes_missing_and_invalid() -> None:
+    column, invalid = parse_column(pd.Series(["M", "unknown", None, "", "divers"]), "sex")
     assert column.tolist() == ["male", None, None, None, None]
-    assert refused.tolist() == [False, False, False, False, True]
+    assert invalid.tolist() == [False, False, False, False, True]
 
 
 def test_rename_prefers_the_canonical_name() -> None:
