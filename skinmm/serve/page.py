@@ -42,17 +42,13 @@ _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
 class Result(NamedTuple):
-    """Prediction of a case with everything that the page displays.
-
-    Attributes:
-        min_side: side of the network's input in pixels if the image is smaller, else 0.
-    """
+    """Prediction of a case with everything that the page displays."""
 
     case: Case
     row: Mapping[str, Any]
     explanation: Explanation
     card: Mapping[str, Any]
-    min_side: int = 0
+    min_side: int = 0  # side of the network's input in pixels if the image is smaller
     blurred: bool = False
 
     @property
