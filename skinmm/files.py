@@ -97,7 +97,7 @@ def read_table_chunks(
 def _check_records(
     records: Iterator[list[str]], path: Path | str
 ) -> tuple[list[str], Iterator[list[str]]]:
-    """Return the names of the columns, and the rows, which are checked as they are read."""
+    """Return the names of the columns, and the rows, which are checked while reading."""
     start, header = next((item for item in enumerate(records, 1) if any(item[1])), (1, []))
     names = _check_names(header, path)
     return names, _check_rows(records, start + 1, names, len(header), path)

@@ -1,8 +1,8 @@
-"""Antialiased resizing of decoded pictures: bilinear over an output pixel's whole footprint.
+"""Common parts of the decoders: limits, orientation, colour profiles, PNG, antialiased resizing.
 
-The SIMD resizer computes in integers, so its result does not depend on the processor; it runs on
-the calling thread. Where it has no wheel (Linux on ARM) Pillow computes the same filter, five times
-slower and at most one level apart. Figures: benchmarks/results/decode.md.
+The SIMD resizer computes in integers, so that its result does not depend on the processor; it runs
+on the calling thread. Linux on ARM has no wheel of it: there Pillow computes the same filter, five
+times slower and at most one grey level apart (benchmarks/results/decode.md).
 """
 
 import ctypes
@@ -28,7 +28,7 @@ else:
     _BILINEAR: Final = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
 
 Extent: TypeAlias = tuple[float | int, float | int]
-"""(height, width) in pixels that the picture covers; may end inside its last row and column."""
+"""(height, width) in pixels that the image covers; may end inside the last row and column."""
 
 
 def resize_simd(
@@ -37,7 +37,7 @@ def resize_simd(
     """Resize the top left `extent` of `pixels` to `size` (height, width)."""
     height, width, _ = pixels.shape
     encoded = pixels.tobytes()
-    del pixels  # copies that outlive their use cost more, in page faults, than the resizing itself
+    del pixels  # copies that live on cost more, in page faults, than the resizing
     source = simd.ImageData(width, height, _RGB, encoded)
     del encoded
     target = simd.ImageData(size[1], size[0], _RGB)
@@ -49,7 +49,7 @@ def resize_simd(
 def resize_pillow(
     pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], extent: Extent
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Like `resize_simd`."""
+    """Resize as `resize_simd` does, with Pillow."""
     box = (0, 0, extent[1], extent[0])
     return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, box))
 
@@ -62,17 +62,17 @@ Size: TypeAlias = tuple[int, int]
 Icc: TypeAlias = Literal["ignore", "srgb"]
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
-_LYING: Final = 5  # EXIF orientations from here on swap rows and columns
+_TRANSPOSED: Final = 5  # EXIF orientations from here on swap rows and columns
 _PROFILE_MODES: Final = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 class DecodeError(InputError):
-    """The bytes are no picture that can be used; one line says why and what to do."""
+    """An image cannot be used; the message has one line that says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the caller wants: `size` is (height, width) as displayed, `frame` counts from 1."""
+    """Arguments of `decode`: `size` is (height, width) as displayed, `frame` counts from 1."""
 
     size: Size | None
     frame: int | None
@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What the header tells; sizes are those of the picture as displayed (EXIF applied)."""
+    """Contents of the header; the size is that of the image as displayed (EXIF applied)."""
 
     format: Literal["jpeg", "png", "dicom"]
     width: int
@@ -94,24 +94,24 @@ class ImageInfo:
 
 @dataclass(slots=True)
 class Raster:
-    """Decoded pixels as stored; `extent` is what they cover, `orientation` is EXIF's, 1 to 8."""
+    """Decoded pixels as stored, the extent they cover, and the EXIF orientation, 1 to 8."""
 
     pixels: Pixels
     extent: Extent
     orientation: int = 1
 
     def take(self) -> Pixels:
-        """Hand the pixels over: their memory is free again before resizing asks for more."""
+        """Return the pixels and drop the reference, so that resizing can reuse their memory."""
         pixels = self.pixels
         del self.pixels
         return pixels
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MB that were freed, in this process, for the next picture.
+    """Make glibc reuse up to 64 MB of freed memory in this process.
 
-    Else it gives a raster's memory back to the kernel, which hands it out again page by page,
-    zeroed: an eighth of the time to decode a camera file.
+    Otherwise the kernel takes the memory of every decoded image back, and zeroes its pages for the
+    next one: an eighth of the time to decode a camera file.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -121,10 +121,9 @@ def keep_freed_memory() -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
-    """Refuse a picture without area or outside the limits, before memory is taken for it.
+    """Raise `DecodeError` with size and limit for an image that is too small or too large.
 
-    Raises:
-        DecodeError: says the size and the limit.
+    This happens before memory is allocated for the pixels.
     """
     if width < 1 or height < 1:
         raise DecodeError(f"the header says {width}x{height} pixels: damaged, fetch the file again")
@@ -135,15 +134,15 @@ def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> N
     if width * height > max_pixels:
         raise DecodeError(
             f"{width}x{height} is {width * height / 1e6:,.1f} megapixels, the limit is "
-            f"{max_pixels / 1e6:,.1f}: raise max_pixels if the picture is really that large"
+            f"{max_pixels / 1e6:,.1f}: raise max_pixels if the image is really that large"
         )
 
 
 def check_frame(frame: int | None, frames: int) -> int:
-    """Return the index (from 0) of the frame asked for (from 1, as DICOM counts).
+    """Return the index (from 0) of a frame (from 1, as in DICOM).
 
     Raises:
-        DecodeError: there are several and none is named, or the one named is not there.
+        DecodeError: the frame does not exist, or there are several and none is requested.
     """
     if frame is None and frames > 1:
         raise DecodeError(
@@ -156,8 +155,8 @@ def check_frame(frame: int | None, frames: int) -> int:
 
 
 def displayed(size: Size, orientation: int) -> Size:
-    """Swap height and width where the EXIF orientation lays the picture on its side."""
-    return (size[1], size[0]) if orientation >= _LYING else size
+    """Swap height and width if the EXIF orientation swaps rows and columns."""
+    return (size[1], size[0]) if orientation >= _TRANSPOSED else size
 
 
 def finish(raster: Raster, size: Size | None) -> Pixels:
@@ -173,7 +172,7 @@ def _upright(pixels: UInt8[np.ndarray, "rows columns 3"], orientation: int) -> P
     """Undo the EXIF orientation (CIPA DC-008, tag 0x0112)."""
     if orientation == 1:
         return pixels
-    if orientation >= _LYING:
+    if orientation >= _TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -183,23 +182,23 @@ def _upright(pixels: UInt8[np.ndarray, "rows columns 3"], orientation: int) -> P
 
 
 def read_orientation(exif: bytes | None) -> int:
-    """Return EXIF's orientation, 1 (upright) where there is none or it cannot be read."""
+    """Return the EXIF orientation; 1 (upright) if it is missing or cannot be read."""
     if not exif:
         return 1
     tags = Image.Exif()
     try:
         tags.load(exif)
         orientation: Any = tags.get(0x0112)
-    except Exception:  # whatever Pillow raises: a damaged block says nothing about the pixels
+    except Exception:  # Pillow raises various errors; a damaged block does not affect the pixels
         return 1
     return int(orientation) if orientation in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
-    """Turn a Pillow picture into RGB; with icc="srgb" through its ICC profile, where it has one.
+    """Convert a Pillow image to RGB, with icc="srgb" through its ICC profile if it has one.
 
     Raises:
-        DecodeError: the profile cannot be read or is for another kind of picture.
+        DecodeError: the profile cannot be read or is for another colour space.
     """
     if icc == "srgb" and profile:
         try:
@@ -228,7 +227,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def read_profile_name(profile: bytes | None) -> str | None:
-    """Return the description inside an ICC profile, None where there is no profile."""
+    """Return the description in an ICC profile; None without a profile."""
     if not profile:
         return None
     try:
@@ -238,7 +237,7 @@ def read_profile_name(profile: bytes | None) -> str | None:
 
 
 def read_png(data: bytes, request: Request) -> Raster:
-    """Decode a PNG: colours below transparency as stored, of 16 bits the upper eight.
+    """Decode a PNG without transparency; the upper eight bits of 16.
 
     Raises:
         DecodeError: too large. Damage is reported by Pillow's errors.
@@ -263,7 +262,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Return the picture as 8-bit grey or RGB without its transparency."""
+    """Return an image as 8-bit grey or RGB without its transparency."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image.load()

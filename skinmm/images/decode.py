@@ -1,7 +1,7 @@
-"""Bytes to uint8 RGB: the one decoding path of training, prediction and serving.
+"""Decoding of image bytes to uint8 RGB, for training, prediction and serving alike.
 
-The format is told by the first bytes, never by a file's name. The same picture comes out of a
-JPEG file, a DICOM file and a TFRecord that hold the same JPEG stream.
+The first bytes determine the format, not the name of the file. A JPEG file, a DICOM file and a
+TFRecord with the same JPEG stream give the same pixels.
 """
 
 from collections.abc import Callable
@@ -52,22 +52,22 @@ def decode(
     max_pixels: int = 200_000_000,
     min_side: int = 1,
 ) -> Pixels:
-    """Decode a JPEG, PNG or DICOM picture to RGB.
+    """Decode a JPEG, PNG or DICOM image to RGB.
 
     Args:
-        data: The file's bytes.
-        size: (height, width) in pixels of the result, or one number for a square: the whole
-            picture is resized to exactly that, its aspect ratio is not kept. None: full size.
-        frame: Which frame of a DICOM file with several, from 1.
-        icc: "srgb" converts through the embedded ICC profile, "ignore" takes the numbers as sRGB.
-        max_pixels: Pictures above this many pixels are refused before memory is taken.
-        min_side: Pictures whose shorter side has fewer pixels are refused.
+        data: Bytes of the file.
+        size: (height, width) of the result in pixels, or one number for a square: the whole image
+            is resized to it without preserving the aspect ratio. None: full size.
+        frame: Frame of a DICOM file with several frames, from 1.
+        icc: "srgb" converts through the embedded ICC profile, "ignore" treats the pixels as sRGB.
+        max_pixels: Images with more pixels are refused before memory is allocated.
+        min_side: Images whose shorter side has fewer pixels are refused.
 
     Returns:
         uint8 (height, width, 3), contiguous and writable, upright according to EXIF.
 
     Raises:
-        DecodeError: the bytes cannot be used; the caller adds whose they are.
+        DecodeError: the bytes cannot be decoded; the caller adds the name of the image.
     """
     if isinstance(size, int):
         size = (size, size)
@@ -89,7 +89,7 @@ def probe(data: bytes) -> ImageInfo:
     """Return format, displayed size, frames and ICC profile from the header alone.
 
     Raises:
-        DecodeError: neither JPEG, PNG nor DICOM, or the header is damaged.
+        DecodeError: the format is not JPEG, PNG or DICOM, or the header is damaged.
     """
     format_ = _sniff(data)
     try:
@@ -115,6 +115,6 @@ def _sniff(data: bytes) -> Format:
 
 
 def _unreadable(format_: Format, error: Exception) -> DecodeError:
-    """Turn whatever a codec raises on damaged bytes into the one documented error."""
+    """Return the documented error for any exception of a codec."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return DecodeError(f"unreadable {format_.upper()} ({reason}): fetch the file again")

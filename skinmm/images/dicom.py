@@ -1,6 +1,6 @@
-"""DICOM: an encapsulated baseline JPEG takes the JPEG path, everything else goes through pydicom.
+"""DICOM: baseline JPEG streams are decoded like JPEG files, all other pixels by pydicom.
 
-pydicom is imported inside functions: who reads JPEG files does not pay for it.
+pydicom is imported inside functions, so that reading JPEG files does not import it.
 """
 
 import zlib
@@ -32,12 +32,12 @@ else:
     Dataset = Any  # annotations are checked at run time, where pydicom may not be imported yet
 
 File = BufferedReader | BytesIO
-"""An open file, or bytes that are read like one."""
+"""An open file, or bytes in memory."""
 
 _COLOURS, _BYTE, _META_GROUP, _BOX_HEAD = 3, 8, 2, 8
 _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
-# GDCM comes last, and only behind libjpeg-turbo's word that the stream is sound where that can
-# read it (8 bits): on damage it ends the whole process.
+# GDCM is last, and libjpeg-turbo checks streams of 8 bits before it: GDCM ends the whole process
+# on damaged streams.
 _DECODERS: Final = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 _MAX_INFLATED: Final = 1 << 30  # bytes
 
@@ -79,17 +79,17 @@ def probe_dicom(data: bytes) -> ImageInfo:
 
 
 def read_dicom_record(data: bytes | File) -> dict[str, Any]:
-    """Read what the header tells about the patient, for tables that lack it.
+    """Read the patient data of a header.
 
     Args:
-        data: the file's bytes, or the file, which is read as far as the pixels.
+        data: bytes of the file, or the open file, which is read up to the pixels.
 
     Returns:
         `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
         and `site` (Body Part Examined, else the anatomic region) as written; None where missing.
 
     Raises:
-        DecodeError: no DICOM file.
+        DecodeError: not a DICOM file.
     """
     try:
         file = BytesIO(data) if isinstance(data, bytes) else data
@@ -134,7 +134,7 @@ def _dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
 
 
 def _check_deflated(file: File) -> None:
-    """Refuse a deflated file that swells without bound: pydicom inflates it whole, unasked."""
+    """Refuse a deflated file that inflates beyond the limit; pydicom would inflate all of it."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -163,7 +163,7 @@ def _geometry(dataset: Dataset) -> tuple[int, Size]:
 
 
 def _encoded_frame(dataset: Dataset, index: int, frames: int) -> bytes:
-    """Return the frame's compressed stream, nothing where pixels are stored natively."""
+    """Return the compressed stream of a frame; empty for native pixels."""
     from pydicom.encaps import get_frame
 
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -175,13 +175,13 @@ def _encoded_frame(dataset: Dataset, index: int, frames: int) -> bytes:
 
 
 def _jpeg2000_size(stream: bytes) -> Size | None:
-    """Return (height, width) from the SIZ segment (T.800 A.5.1), None where there is none."""
+    """Return (height, width) from the SIZ segment (T.800 A.5.1); None without one."""
     start = 0
     if stream.startswith(_JP2):
         start = len(_JP2)
         while stream[start + 4 : start + 8] != b"jp2c":
             length = int.from_bytes(stream[start : start + 4])
-            if length < _BOX_HEAD:  # not even its own head: pydicom would look at it for ever
+            if length < _BOX_HEAD:  # shorter than its own header: pydicom would loop forever
                 raise DecodeError("damaged JPEG 2000 boxes: fetch the file again")
             start += length
         start += _BOX_HEAD
@@ -192,9 +192,9 @@ def _jpeg2000_size(stream: bytes) -> Size | None:
 
 
 def _is_plain(jpeg: JpegHeader, dataset: Dataset) -> bool:
-    """Whether libjpeg, which sees only the stream, chooses the colours that the header means.
+    """Return whether libjpeg chooses the same colour space from the stream as the header.
 
-    Without an Adobe marker it takes three components for YCbCr, whatever the header says.
+    Without an Adobe marker it treats three components as YCbCr.
     """
     from pydicom.uid import JPEGBaseline8Bit
 
@@ -207,7 +207,7 @@ def _is_plain(jpeg: JpegHeader, dataset: Dataset) -> bool:
 def _stored_values(
     dataset: Dataset, index: int, stream: bytes
 ) -> Num[np.ndarray, "height width *samples"]:
-    """Let pydicom decode one frame; it turns YBR into RGB."""
+    """Decode one frame with pydicom, which converts YBR to RGB."""
     from pydicom.pixels.utils import pixel_array
 
     plugin = _plugin(dataset)
@@ -217,7 +217,7 @@ def _stored_values(
 
 
 def _plugin(dataset: Dataset) -> str:
-    """Choose pydicom's decoder for the transfer syntax, the same in every installation."""
+    """Return pydicom's decoder for the transfer syntax, the same in every installation."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
@@ -239,7 +239,7 @@ def _plugin(dataset: Dataset) -> str:
 def _eight_bits(
     values: Num[np.ndarray, "height width *samples"], dataset: Dataset
 ) -> UInt8[np.ndarray, "height width *channels"]:
-    """Turn stored values into 8-bit grey or RGB: of colours the upper eight bits."""
+    """Convert stored values to 8-bit grey or RGB, which uses the upper eight bits."""
     from pydicom.pixels.processing import apply_color_lut
 
     bits = dataset.BitsStored
@@ -258,7 +258,7 @@ def _grey(
 ) -> UInt8[np.ndarray, "height width"]:
     """Rescale, apply the first window or table, and map the whole range linearly to 0 to 255.
 
-    The range is that of the stored bits, not of the values found: the same value gets the same
+    The range is that of the stored bits, not of the actual values: the same value gives the same
     grey in every file (DICOM PS3.3 C.11.1, C.11.2).
     """
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut

@@ -1,4 +1,4 @@
-"""JPEG: its header in one walk, its pixels from libjpeg-turbo at the smallest scale that serves."""
+"""JPEG: the header, and pixels from libjpeg-turbo at the smallest scale that is large enough."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ _FRAME_BYTES: Final = 6  # precision, height, width, components
 _ADOBE_BYTES: Final = 12  # libjpeg ignores shorter markers
 # Start of frame: every coding of T.81 (C4, C8 and CC are other segments) and JPEG-LS (F7).
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
-# libjpeg skips stray bytes before a marker and loses no pixel; whatever else it says is damage.
+# libjpeg skips stray bytes before a marker without loss; all its other warnings mean damage.
 _HARMLESS: Final = "extraneous bytes before marker"
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What precedes the first scan; `profile` is the ICC profile put together."""
+    """Contents of the segments before the first scan; `profile` is the assembled ICC profile."""
 
     width: int
     height: int
@@ -47,7 +47,7 @@ class JpegHeader:
 
 
 def jpeg_header(data: bytes) -> JpegHeader:
-    """Walk the segments up to the first scan.
+    """Read the segments before the first scan.
 
     Raises:
         DecodeError: the segments end or break before the first scan.
@@ -91,10 +91,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def read_jpeg(data: bytes, request: Request) -> Raster:
-    """Decode a JPEG file at the smallest scale whose sides cover the size asked for.
+    """Decode a JPEG file at the smallest scale whose sides cover the requested size.
 
     Raises:
-        DecodeError: too large, damaged, or of a coding that libjpeg-turbo does not know.
+        DecodeError: too large, damaged, or with a coding that libjpeg-turbo does not support.
     """
     check_frame(request.frame, 1)
     header = jpeg_header(data)
@@ -104,7 +104,7 @@ def read_jpeg(data: bytes, request: Request) -> Raster:
 def read_stream(
     data: bytes, header: JpegHeader, request: Request, profile: bytes | None, orientation: int = 1
 ) -> Raster:
-    """Decode one JPEG stream whose header is known, alone or from inside a DICOM file."""
+    """Decode a JPEG stream with its header, from a JPEG or a DICOM file."""
     height, width = header.height, header.width
     check_size(width, height, request.max_pixels, request.min_side)
     if header.precision != _BITS:
@@ -128,14 +128,14 @@ def read_stream(
 
 
 def _read_whole(data: bytes, request: Request, profile: bytes | None, orientation: int) -> Raster:
-    """Decode with Pillow what simplejpeg does not: CMYK, and streams with harmless stray bytes."""
+    """Decode CMYK, and streams with harmless stray bytes, with Pillow."""
     with JpegImageFile(BytesIO(data)) as image:
         pixels = to_rgb(image, profile, request.icc)
     return Raster(pixels, pixels.shape[:2], orientation)
 
 
 def _scale(stored: Size, wanted: Size) -> int:
-    """Return the smallest N of N/8 at which both stored sides cover the wanted ones, 8 at most."""
+    """Return the smallest N, at most 8, at which N/8 of both stored sides covers the target."""
     needed = [(need - 1) * 8 // have + 1 for have, need in zip(stored, wanted, strict=True)]
     return min(8, max(needed))
 

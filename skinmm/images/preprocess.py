@@ -1,4 +1,4 @@
-"""Hair, colour, border, lesion: pure functions on uint8 RGB, chosen by `data.preprocess=[...]`."""
+"""Preprocessing steps: pure functions of uint8 RGB images, chosen by `data.preprocess=[...]`."""
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -14,32 +14,32 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 Mask = Bool[np.ndarray, "_ _"]
 Kernel = UInt8[np.ndarray, "side side"]
 Find = Callable[[Pixels], Mask]
-"""Where a picture shows the lesion."""
+"""Function from an image to the mask of its lesion."""
 
 HAIR_WIDTH: Final = 1 / 40
-"""Of the shorter side: nothing broader is a hair."""
+"""Maximum width of a hair, as a share of the shorter side."""
 HAIR_LENGTH: Final = 1 / 10
-"""Of the shorter side: nothing shorter is a hair."""
+"""Minimum length of a hair, as a share of the shorter side."""
 HAIR_DEPTH: Final = 12
-"""Grey levels between a hair and what surrounds it, at least."""
+"""Minimum difference between a hair and its surroundings, in grey levels."""
 DIRECTIONS: Final = 12
 HAIR_SHARE: Final = 0.5
-"""Of the surroundings, at most: a denser mesh is a pigment network."""
+"""Maximum share of hair pixels in the surroundings; a denser mesh is a pigment network."""
 MINKOWSKI: Final = 6
-"""The norm of Shades of Grey that its paper found best."""
+"""Norm of Shades of Grey, the best one in its paper."""
 DARK: Final = 40
-"""Grey level below which a corner or an edge is the instrument's, not the skin's."""
+"""Grey level below which a corner or an edge belongs to the instrument, not to the skin."""
 MARGIN: Final = 0.15
-"""Of a lesion's longer side: skin that stays around it."""
+"""Skin to leave around a lesion, as a share of its longer side."""
 
 
 def remove_hair(image: Pixels) -> Pixels:
-    """Replaces hairs by what lies beside them (DullRazor).
+    """Replace hairs by the colour of the skin around them (DullRazor).
 
-    Closing with short lines in several directions fills what is dark and narrow; of that, only
-    what is also long is hair. As in Lee et al. 1997, doi:10.1016/S0010-4825(97)00020-6, but the
-    length is tested by opening with long lines, and the gap is filled by a weighted mean of the
-    skin around it instead of along one line.
+    Closing with short lines in several directions fills dark and narrow structures; those that are
+    also long are hair. As in Lee et al. 1997, doi:10.1016/S0010-4825(97)00020-6, but the length is
+    tested by opening with long lines, and a hair is filled with a weighted mean of the skin around
+    it instead of along one line.
     """
     mask = find_hair(image)
     if not mask.any():
@@ -56,7 +56,7 @@ def remove_hair(image: Pixels) -> Pixels:
 
 
 def find_hair(image: Pixels) -> Mask:
-    """Where a picture shows hairs."""
+    """Return the mask of the hairs in an image."""
     cv2 = _opencv()
     side = min(image.shape[:2])
     short, long = _odd(HAIR_WIDTH * side), _odd(HAIR_LENGTH * side)
@@ -65,11 +65,11 @@ def find_hair(image: Pixels) -> Mask:
         [cv2.morphologyEx(grey, cv2.MORPH_CLOSE, line) for line in _lines(short, 4)], axis=0
     )
     narrow = (closed.astype(np.int16) - grey > HAIR_DEPTH).astype(np.uint8)
-    # A pixel to either side, as no hair is a straight line; it covers the soft edge as well.
+    # One more pixel on each side, as hairs are not straight; it also covers their soft edge.
     broad = cv2.dilate(narrow, np.ones((3, 3), np.uint8))
     opened = [cv2.morphologyEx(broad, cv2.MORPH_OPEN, line) for line in _lines(long, DIRECTIONS)]
     hairs = np.max(opened, axis=0)
-    # Hairs cross; what fills an area is the lesion's own network.
+    # Hairs cross each other; a mesh that fills an area is the pigment network of the lesion.
     around = _odd(2 * HAIR_LENGTH * side)
     share = cv2.boxFilter(hairs, cv2.CV_32F, (around, around))
     dense = cv2.dilate((share > HAIR_SHARE).astype(np.uint8), np.ones((long, long), np.uint8))
@@ -77,10 +77,10 @@ def find_hair(image: Pixels) -> Mask:
 
 
 def shades_of_grey(image: Pixels) -> Pixels:
-    """Takes the colour of the light out (Finlayson and Trezzi 2004, CIC 12).
+    """Remove the colour of the light (Finlayson and Trezzi 2004, CIC 12).
 
-    The light is each channel's Minkowski mean of power six; every channel is scaled so that the
-    light becomes grey of the same strength. A black picture stays as it is.
+    The light is the Minkowski mean of order six of each channel; the channels are scaled so that it
+    becomes grey of the same strength. An image with a black channel is returned unchanged.
     """
     values = image.astype(np.float32) / 255
     light: Float32[np.ndarray, 3] = (values**MINKOWSKI).mean(axis=(0, 1)) ** (1 / MINKOWSKI)
@@ -91,10 +91,10 @@ def shades_of_grey(image: Pixels) -> Pixels:
 
 
 def crop_border(image: Pixels) -> Pixels:
-    """Cuts black borders and the dark corners of a round field of view off.
+    """Crop black borders and the dark corners of a round field of view.
 
-    From each side, as long as the middle half of that side's row or column is dark; then, while
-    corners are dark, equally from all sides, down to half of each.
+    First, each side is cropped while the middle half of its row or column is dark; then all sides
+    equally while corners are dark, to half of the image at most.
     """
     grey = image.max(axis=2)
     height, width = grey.shape
@@ -114,9 +114,9 @@ def crop_border(image: Pixels) -> Pixels:
 
 
 def crop_lesion(image: Pixels, mask: Mask) -> Pixels:
-    """Cuts a square around the mask's largest piece, with a margin, as far as there is picture.
+    """Crop a square around the largest part of the mask, with a margin inside the image.
 
-    Where nothing is marked the picture stays as it is.
+    The image is returned unchanged if the mask is empty.
     """
     pieces, count = label(mask)
     if count == 0:
@@ -130,7 +130,7 @@ def crop_lesion(image: Pixels, mask: Mask) -> Pixels:
 
 
 def mask_background(image: Pixels, mask: Mask) -> Pixels:
-    """Makes all that is not lesion black; where nothing is marked the picture stays as it is."""
+    """Make all pixels outside the mask black; return the image unchanged if the mask is empty."""
     return np.where(mask[..., None], image, np.uint8(0)) if mask.any() else image
 
 
@@ -139,36 +139,36 @@ STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
     "hair": remove_hair,
     "colour": shades_of_grey,
 }
-"""What `data.preprocess` may name. A step may crop; the picture is resized after the last."""
+"""Steps that `data.preprocess` may name. A step may crop; images are resized after the last."""
 
 MASK_STEPS: Final[dict[str, Callable[[Pixels, Mask], Pixels]]] = {
     "crop_lesion": crop_lesion,
     "mask_background": mask_background,
 }
-"""Further steps, which need to know where the lesion is: `data.segmenter` finds it."""
+"""Further steps, which need the mask of the lesion that `data.segmenter` draws."""
 
 ALIGNED_STEPS: Final = frozenset({"hair", "colour"})
-"""Steps that leave every pixel where it is, so that a mask still fits."""
+"""Steps that do not move pixels, so that a mask still fits."""
 
 DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
-"""Steps that are given twice the size: to crop from, and to tell hairs from a pigment network."""
+"""Steps that receive twice the size, to crop or to distinguish hairs from a pigment network."""
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Refuses what is no step, or what this machine lacks the library for.
+    """Check the names of the steps, and that their requirements are available.
 
     Args:
-        names: the steps.
-        has_finder: whether there is something that finds lesions.
+        names: names of the steps.
+        has_finder: whether a lesion finder is given.
 
     Raises:
         InputError: an unknown or repeated step, hair removal without OpenCV, or a step that needs a
-            mask and nothing that draws one.
+            mask without a lesion finder.
     """
     for name in names:
         if name not in STEPS | MASK_STEPS:
-            known = [*STEPS, *MASK_STEPS]
-            raise InputError(f"data.preprocess: unknown step '{name}'; choose from {known}")
+            choices = [*STEPS, *MASK_STEPS]
+            raise InputError(f"data.preprocess: unknown step '{name}'; choose from {choices}")
         if name in MASK_STEPS and not has_finder:
             raise InputError(
                 f"data.preprocess: '{name}' needs a checkpoint of task=segmentation that finds the "
@@ -181,7 +181,7 @@ def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
 
 
 def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) -> Pixels:
-    """Takes the named steps in order; `find` is asked once for each step that needs a mask."""
+    """Apply the named steps in order; `find` is called for each step that needs a mask."""
     for name in names:
         if name in STEPS:
             image = STEPS[name](image)
@@ -199,7 +199,7 @@ def _opencv() -> ModuleType:
 
 
 def _around(span: slice, side: int, whole: int) -> tuple[int, int]:
-    """Start and stop of a span of another length about the same middle, moved inside."""
+    """Return start and stop of a span of length `side` around the same middle, moved inside."""
     side = min(side, whole)
     start = min(max((span.start + span.stop - side) // 2, 0), whole - side)
     return start, start + side
@@ -210,7 +210,7 @@ def _odd(length: float) -> int:
 
 
 def _lines(length: int, directions: int) -> list[Kernel]:
-    """Lines through the middle of a square, one pixel wide, evenly turned."""
+    """Return kernels of one-pixel lines through the middle of a square, in equal angular steps."""
     half = length // 2
     steps = np.linspace(-half, half, 4 * length + 1)
     kernels = []
@@ -224,6 +224,6 @@ def _lines(length: int, directions: int) -> list[Kernel]:
 
 
 def _middle(grey: UInt8[np.ndarray, "height width"]) -> Float32[np.ndarray, " width"]:
-    """Mean of the middle half of every column."""
+    """Return the mean of the middle half of every column."""
     height = grey.shape[0]
     return grey[height // 4 : height - height // 4].mean(axis=0, dtype=np.float32)
