@@ -100,7 +100,7 @@ def test_what_is_missing_adds_nothing_and_is_where_all_begins() -> None:
     model = micro(drop_image=0.5)
     empty = ROW.assign(age=np.nan, sex=None)
     assert of(model, empty, has_image=False).added == {}
-    hidden = {"shown": torch.tensor([False])}
+    hidden = {"has_image": torch.tensor([False])}
     nothing = malignancy(model, empty, lesion(), **hidden)
     assert of(model).start == pytest.approx(nothing, abs=1e-6)
     half = of(model, ROW.assign(sex=None), has_image=False)
