@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, DataConfig, build_component
@@ -51,24 +51,16 @@ class FoldData(pl.LightningDataModule):
         sampler: draws the training rows.
     """
 
-    cohort: pd.DataFrame
-    targets: Int[np.ndarray, " n"]
     classes: tuple[str, ...]
-    natural_prior: Float[np.ndarray, " classes"]
     decodes_images = True
 
     def __init__(self, config: Config) -> None:
-        """Store the configuration; build sampler and augmentation, which need no data.
-
-        Raises:
-            InputError: an argument of the sampler or the augmentation out of bounds.
-        """
+        """Store the configuration; build sampler and augmentation, which need no data."""
         super().__init__()
         self.config = config
         self.sampler = build_component(SAMPLERS, "sampler", config.sampler)
-        self.transform = build_component(
-            AUGMENTS, "augment", config.augment, size=config.model.image_size
-        )
+        size = config.model.image_size
+        self.transform = build_component(AUGMENTS, "augment", config.augment, size=size)
         self._datasets: dict[str, Dataset[Sample]] = {}
         self._start = (0, 0)
 
@@ -198,10 +190,6 @@ class LesionData(FoldData):
         finder: finds lesions, if `data.segmenter` names its checkpoint.
     """
 
-    positive: tuple[str, ...]
-    encoder: RecordEncoder
-    fitted_on: list[str]
-
     def __init__(self, config: Config, inputs: frozenset[str]) -> None:
         """Store the configuration, and check what needs no cohort.
 
@@ -300,8 +288,7 @@ def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder
     """Return the preprocessing steps, those of a pack's images first, and the lesion finder.
 
     Raises:
-        InputError: steps in an order that is not allowed, a segmenter that cannot be used or is
-            not needed, or measurements of a pack's preprocessed images.
+        InputError: invalid steps, an unusable or unused segmenter, or measurements of a pack.
     """
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
