@@ -260,9 +260,7 @@ def test_pillows_own_limits_do_not_apply(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_decoding_stays_behind_one_function() -> None:
     """Libraries take their decoders away again; here one room knows them."""
-    decoders = re.compile(
-        r"decode_jpeg\(|decode_image|torchvision\.io|imdecode|Image\.open\(|cykooz"
-    )
+    decoders = re.compile(r"decode_jpeg\(|torchvision\.io|imdecode|Image\.open\(|cykooz")
     source = Path(skinmm.__file__).parent
     users = {path.name for path in source.rglob("*.py") if decoders.search(path.read_text())}
     assert users == {"base.py", "dicom.py", "jpeg.py"}
