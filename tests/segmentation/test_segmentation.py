@@ -240,7 +240,7 @@ def test_what_cannot_be_is_said(
         (("data.columns=[age,asymmetry]",), "'asymmetry' is measured on the image"),
         (("trainer.monitor=val/dice",), "not available for task=classification"),
         (("task=segmentation",), "images have no mask"),
-        ((*DRAWN, root, "trainer.monitor=val/auroc"), "try val/dice"),
+        ((*DRAWN, root, "trainer.monitor=val/auroc"), "use val/dice"),
         ((*DRAWN, root, "model.freeze=true"), "not used by task=segmentation"),
         ((*DRAWN, root, "data.fold=all"), "trains one fold"),
         ((*DRAWN, root, "augment=randaugment"), "cannot augment masks"),
