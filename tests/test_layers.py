@@ -35,37 +35,25 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     # NumPy, pandas, SciPy and scikit-learn.
     "images": (),
     "evaluation": (),
-    "report": ("evaluation", "images"),
-    # PyTorch. Models never import data.
-    "models": ("config", "images"),
+    "report": ("config", "evaluation", "images"),
+    # PyTorch. Models know neither images nor data.
+    "models": ("config",),
     "data": ("config", "images", "models"),  # a trained network finds the lesions to crop
     "predict": ("config", "data", "evaluation", "images", "models"),
-    # Lightning.
+    # Lightning. Training explains its mistakes as prediction explains any row.
     "training": ("config", "data", "evaluation", "images", "models", "predict", "report"),
     # Optional features, which the rooms above do not know.
     "segmentation": (
-        "config",
-        "data",
-        "evaluation",
-        "images",
-        "models",
-        "predict",
-        "report",
-        "training",
+        *("config", "data", "evaluation", "images", "models"),
+        *("predict", "report", "training"),
     ),
     "spark": ("config", "data", "evaluation", "images", "predict"),
-    "serve": ("config", "evaluation", "images", "models", "predict", "report", "training"),
+    "serve": ("config", "evaluation", "images", "predict", "report", "training"),
     # The command line. It imports other rooms inside functions: it answers --help and refuses a
     # wrong option before they, and torch, are loaded.
     "cli": (
-        "config",
-        "data",
-        "predict",
-        "report",
-        "segmentation",
-        "serve",
-        "spark",
-        "training",
+        *("config", "data", "images", "models", "predict", "report"),
+        *("segmentation", "serve", "spark", "training"),
     ),
     "train.py": ("cli",),
     "predict.py": ("cli",),

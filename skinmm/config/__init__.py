@@ -22,7 +22,6 @@ from skinmm.config.load import (
     read_config,
     resume_config,
     to_mapping,
-    write_config,
 )
 from skinmm.config.schema import (
     Config,
@@ -72,5 +71,4 @@ __all__ = [
     "read_config",
     "resume_config",
     "to_mapping",
-    "write_config",
 ]

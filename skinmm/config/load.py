@@ -97,15 +97,6 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path}: {error}") from error
 
 
-def write_config(path: Path, config: Config) -> None:
-    """Write the `config.yaml` of a run atomically; a run cannot be resumed without it."""
-    from skinmm.files import atomic_write  # here: it imports pandas, which --help does not need
-
-    text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
     """Return the configuration of the run that `composed.resume` names.
 

@@ -25,6 +25,7 @@ from skinmm.data.dataset import (
     Sample,
     View,
 )
+from skinmm.data.lesion_finder import LesionFinder, add_measurements
 from skinmm.data.loader import SlotLoader
 from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
@@ -33,7 +34,6 @@ from skinmm.data.splits import UNUSED, class_indices, limit_rows, shares_in_use,
 from skinmm.errors import InputError
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASK_STEPS, check_steps
-from skinmm.models.lesion_finder import LesionFinder, add_measurements
 
 MAX_WORKERS: Final = 8
 

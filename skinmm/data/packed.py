@@ -252,7 +252,7 @@ class Encoder:
 @lru_cache(maxsize=1)
 def _load_finder(checkpoint: str) -> Any:
     """Load the checkpoint once per worker; only then is torch imported."""
-    from skinmm.models.lesion_finder import LesionFinder
+    from skinmm.data.lesion_finder import LesionFinder
 
     return LesionFinder.load(Path(checkpoint))
 

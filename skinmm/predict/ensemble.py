@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
+from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError, one_line
 from skinmm.evaluation.calibration import Calibration
@@ -24,7 +25,6 @@ from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, load_card
 from skinmm.models.fusion import FUSIONS
-from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.backends import Backend, TorchBackend, load_exported
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from skinmm.data.dataset import View, decode_image
+from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError
 from skinmm.images.source import (
     COLUMNS,
@@ -22,7 +23,6 @@ from skinmm.images.source import (
     may_be_dicom,
     read_header_record,
 )
-from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
 from skinmm.vocabulary import (

@@ -10,10 +10,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from skinmm.config import PredictConfig
+from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.decode import decode, probe
 from skinmm.images.finder import strip_suffix
-from skinmm.models.lesion_finder import LesionFinder
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import (
     check_paths,

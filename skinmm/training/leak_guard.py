@@ -13,10 +13,10 @@ import pandas as pd
 from skinmm.config import Config, ModelConfig, read_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
+from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
-from skinmm.models.lesion_finder import LesionFinder
 from skinmm.training.run_folder import RunFolder
 
 OWNERS: Final = ("patient_id", "lesion_id")  # ids that are unique within a source only

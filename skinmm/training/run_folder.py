@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+import yaml
 
 from skinmm import __version__
-from skinmm.config import Config, write_config
+from skinmm.config import Config, to_mapping
 from skinmm.errors import InputError
 from skinmm.files import atomic_write
 
@@ -129,6 +130,13 @@ class RunFolder:
 def fold_folder(run: Path, fold: int) -> Path:
     """Return the folder of one fold of a run with `data.fold=all`."""
     return run / f"fold_{fold}"
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write a `config.yaml` atomically; a run cannot be resumed without it."""
+    text = yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from quick_runs import ROOT, command
 from skinmm import __version__
 from skinmm.cli import main as cli
 from skinmm.cli.hydra_app import CONF, quote_path, run_cli
-from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config, write_config
+from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config
 from skinmm.errors import InputError
+from skinmm.training.run_folder import write_config
 
 Captured = pytest.CaptureFixture[str]
 PATHS: Final = [

@@ -27,9 +27,9 @@ from skinmm.config import (
     read_config,
     resume_config,
     to_mapping,
-    write_config,
 )
 from skinmm.errors import InputError
+from skinmm.training.run_folder import write_config
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

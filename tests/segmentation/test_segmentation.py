@@ -16,10 +16,10 @@ from skinmm.cli import main as cli
 from skinmm.config import Config, DataConfig, from_mapping, read_config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import decode_image
+from skinmm.data.lesion_finder import LesionFinder, add_measurements
 from skinmm.images.measure import MEASUREMENTS, measure
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
-from skinmm.models.lesion_finder import LesionFinder, add_measurements
 from skinmm.predict import Predictor
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer

@@ -29,10 +29,11 @@ from quick_runs import (
 )
 from sklearn.metrics import roc_auc_score
 
-from skinmm.config import LoggerConfig, read_config, write_config
+from skinmm.config import LoggerConfig, read_config
 from skinmm.models.checkpoint import load_card
 from skinmm.training import fit
 from skinmm.training import fold as training_fold
+from skinmm.training.run_folder import write_config
 
 Said = pytest.CaptureFixture[str]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from quick_runs import best, cohort_of, metrics_of, quick_train
 
-from skinmm.config import ModelConfig, read_config, write_config
+from skinmm.config import ModelConfig, read_config
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
 from skinmm.training.leak_guard import require_same_split, rows_seen_in_training
-from skinmm.training.run_folder import write_cohort
+from skinmm.training.run_folder import write_cohort, write_config
 
 Said = pytest.CaptureFixture[str]
 LIMIT = "data.limit=48"

@@ -129,7 +129,7 @@ def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str
 
 
 def _list_measurable(rows: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
-    """Return the columns that `skinmm.models.lesion_finder` can measure on the images.
+    """Return the columns that `skinmm.data.lesion_finder` can measure on the images.
 
     Raises:
         InputError: such a column is named, missing from the table, and `data.segmenter` is not set.
