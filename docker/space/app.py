@@ -5,7 +5,7 @@ from pathlib import Path
 
 import uvicorn
 
-from skinmm.predict.single_case import CasePredictor
+from skinmm.predict.explain import CasePredictor
 from skinmm.serve.app import create_app
 from skinmm.serve.page import mount_page
 from skinmm.serve.queue import RequestQueue

@@ -63,7 +63,8 @@ class Command:
 def run_predict(config: PredictConfig) -> int:
     """Predict a table, or masks with the checkpoint of a segmentation."""
     from skinmm.models.checkpoint import read_task
-    from skinmm.predict.job import find_checkpoints, predict_file
+    from skinmm.predict.ensemble import find_checkpoints
+    from skinmm.predict.job import predict_file
 
     checkpoints = find_checkpoints(config.checkpoint)
     tasks = {read_task(path) for path in checkpoints}

@@ -18,9 +18,9 @@ from skinmm import __version__
 from skinmm.config import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
+from skinmm.predict.ensemble import find_checkpoints
+from skinmm.predict.explain import NOTICE, Case, CasePredictor
 from skinmm.predict.inputs import ImageFolder, read_input
-from skinmm.predict.job import find_checkpoints
-from skinmm.predict.single_case import NOTICE, Case, CasePredictor
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"

@@ -1,5 +1,6 @@
 """Ensemble of checkpoints: run and calibrate each one separately, then average."""
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -227,6 +228,21 @@ class Ensemble:
         empty = [no_image, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
         names = ("image", *self.columns)
         return ["|".join(compress(names, row)) for row in zip(*empty, strict=True)]
+
+
+def find_checkpoints(setting: Any) -> list[Path]:
+    """Return the files of a path, a pattern, or a list of either, in order and without repeats."""
+    names = [setting] if isinstance(setting, str) else list(setting or [])
+    files: dict[Path, None] = {}
+    for name in map(str, names):
+        # A file of exactly that name precedes a match of its brackets.
+        paths = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
+        if not paths:
+            raise InputError(
+                f"checkpoint={name}: no such file, and no file matches it as a pattern"
+            )
+        files.update(dict.fromkeys(map(Path, paths)))
+    return list(files)
 
 
 def _require_compatible(members: Sequence[CalibratedModel]) -> None:

@@ -1,37 +1,35 @@
-"""Explanations of single predictions: heat maps as pictures, and contributions of the inputs."""
+"""Prediction and explanation of single cases: contributions of the inputs, and heat maps."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from threading import Lock
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from skinmm import __version__
 from skinmm.data.dataset import decode_image
 from skinmm.images.decode import decode
-from skinmm.images.source import (
-    COLUMNS,
-    Source,
-    fill_empty_cells,
-    has_empty_cell,
-    may_be_dicom,
-    read_header_record,
-)
+from skinmm.images.source import FRAME, Source, fill_empty_cells
 from skinmm.predict.attribution import (
     Contributions,
     compute_contributions,
     compute_heat_map,
     mean_contributions,
 )
-from skinmm.predict.backends import TorchBackend
+from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.ensemble import CalibratedModel
-from skinmm.predict.pipeline import TableBatch
+from skinmm.predict.inputs import InMemoryImages
+from skinmm.predict.pipeline import canonical_record, known_values
 from skinmm.predict.predictor import Predictor, select_device
-from skinmm.vocabulary import Columns, is_missing
+from skinmm.vocabulary import is_missing
 
 # Viridis at a few points: brighter is more, also for readers with red-green colour blindness.
 _COLOURS: Final = np.array(
@@ -91,10 +89,9 @@ class Explanation:
         """Draw the heat map over the image it explains; None without a heat map."""
         if self.heat is None:
             return None
-        pixels = self.pixels
-        if pixels is None:
-            pixels = decode_for_display(image, frame, max_side)
-        return overlay(pixels, self.heat)
+        if self.pixels is not None:
+            return overlay(self.pixels, self.heat)
+        return overlay(decode_for_display(image, frame, max_side), self.heat)
 
 
 def _enlarge(
@@ -107,20 +104,19 @@ def _enlarge(
 
 
 class Explainer:
-    """Explains the predictions of one checkpoint.
+    """Explanations of the predictions of one checkpoint.
 
-    Attributes:
+    Args:
         member: the model, run by PyTorch, as exported models have no gradients.
-        columns: its record columns.
+        max_columns: number of record columns of all models whose explanations are averaged.
+        probabilities: calibrated, or raw.
     """
 
     def __init__(
         self, member: CalibratedModel, max_columns: int = 0, probabilities: str = "calibrated"
     ) -> None:
-        """Store a model whose backend is torch."""
         self._max_columns, self._is_raw = max_columns, probabilities == "raw"
-        self.member, self.columns = member, member.columns
-        self._backend: Any = member.backend
+        self.member, self._backend = member, cast("TorchBackend", member.backend)
 
     @classmethod
     def for_predictor(
@@ -133,10 +129,8 @@ class Explainer:
         """Return an explainer per member, loaded again if torch does not run the member."""
         device = select_device(accelerator)
         members = [
-            member
-            if isinstance(member.backend, TorchBackend)
-            else CalibratedModel.load(path, device)
-            for member, path in zip(predictor.ensemble.members, checkpoints, strict=True)
+            one if isinstance(one.backend, TorchBackend) else CalibratedModel.load(path, device)
+            for one, path in zip(predictor.ensemble.members, checkpoints, strict=True)
         ]
         return [cls(member, len(predictor.columns), probabilities) for member in members]
 
@@ -153,9 +147,10 @@ class Explainer:
         if member.finder and member.measured_columns and image is not None:
             measured = member.finder.measure(Source(image, frame))
             row |= fill_empty_cells(row, [measured], member.measured_columns)
-        pixels = self._load_pixels(image, frame)
-        tensor = None
-        if pixels is not None:
+        pixels = tensor = None
+        if view := member.view:
+            blank = np.zeros((view.size, view.size, 3), np.uint8)
+            pixels = blank if image is None else decode_image(Source(image, frame), view)
             tensor = torch.from_numpy(pixels).to(network.device).permute(2, 0, 1)[None]
         contributions = compute_contributions(
             network,
@@ -172,37 +167,11 @@ class Explainer:
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
             heat = compute_heat_map(network, tensor, encoded, positive=member.positive)
         under_map = pixels if member.card.preprocess else None
-        return Explanation(contributions, known_values(row, self.columns), heat, under_map)
+        return Explanation(contributions, known_values(row, member.columns), heat, under_map)
 
     def _malignancy(self, raw: np.ndarray) -> np.ndarray:
         probabilities = raw if self._is_raw else self.member.calibration.apply(raw)
         return probabilities[:, self.member.positive].sum(axis=1)
-
-    def _load_pixels(
-        self, image: bytes | None, frame: int | None
-    ) -> UInt8[np.ndarray, "s s 3"] | None:
-        view = self.member.view
-        if view is None:
-            return None
-        if image is None:
-            return np.zeros((view.size, view.size, 3), np.uint8)
-        return decode_image(Source(image, frame), view)
-
-
-def canonical_record(
-    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
-) -> dict[str, np.ndarray]:
-    """Return a record in canonical words, completed from a DICOM header, as in prediction."""
-    table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
-    row = TableBatch(table, columns, needs_image=False).cells
-    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
-        return row
-    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
-
-
-def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
-    """Return the values of a record that are not missing."""
-    return {name: row[name].tolist()[0] for name in columns if not is_missing(row[name][0])}
 
 
 def decode_for_display(
@@ -210,8 +179,141 @@ def decode_for_display(
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """Decode an image, reduced to at most `max_side` pixels on its longer side."""
     pixels = decode(image, frame=frame)
-    scale = min(1.0, max_side / max(pixels.shape[:2]))
-    if scale == 1:
+    scale = max_side / max(pixels.shape[:2])
+    if scale >= 1:
         return pixels
-    size = tuple(max(1, round(scale * length)) for length in pixels.shape[:2])
-    return decode(image, size=(size[0], size[1]), frame=frame)
+    height, width = (max(1, round(scale * length)) for length in pixels.shape[:2])
+    return decode(image, size=(height, width), frame=frame)
+
+
+NOTICE: Final = (
+    "Research use only. This is not a medical device and must not be used to decide on a "
+    "patient's care."
+)
+
+
+class Case(NamedTuple):
+    """One lesion: the bytes of its image, record cells by column, and a DICOM frame from 1."""
+
+    image: bytes | None
+    record: Mapping[str, str]
+    frame: int | None = None
+
+
+class CasePredictor:
+    """Prediction and explanation of single cases, with the arguments of `from_checkpoints`.
+
+    PyTorch computes the explanations, also if another backend predicts.
+
+    Attributes:
+        predictor: the models.
+        needs_image: whether a case without an image is refused.
+        concurrency: cases to predict at the same time: 2 with ONNX Runtime, so that one is decoded
+            while the network runs on the other, and 1 with torch, which uses all threads for one.
+        side: longest side of the network's input in pixels; 0 without an image branch.
+        card: the model card, for /v1/model.
+        reference: distributions of the first checkpoint (see `skinmm.evaluation.drift`).
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        accelerator: str = "auto",
+        *,
+        referral: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        self.predictor = Predictor.from_checkpoints(
+            checkpoints, accelerator, referral=referral, backend=backend
+        )
+        self._explainers = Explainer.for_predictor(self.predictor, checkpoints, accelerator)
+        self._lock = Lock()  # explanations add hooks to a network that torch may predict with
+        self._is_shared = "torch" in self.predictor.backend
+        self.concurrency = 2 if self.predictor.backend == OnnxBackend.name else 1
+        members = [explainer.member for explainer in self._explainers]
+        self.needs_image = any(member.needs_image for member in members)
+        self.side = max((member.view.size for member in members if member.view), default=0)
+        self.card = _build_card(self.predictor, members)
+        self.reference = members[0].card.inputs
+
+    def predict(self, case: Case) -> dict[str, Any]:
+        """Predict one case, with the columns of `predict.py`."""
+        cell = "image" if case.frame is None else f"image{FRAME}{case.frame}"
+        row = {**case.record, "image": "" if case.image is None else cell}
+        return self.predict_table([row], {} if case.image is None else {"image": case.image})[0]
+
+    def predict_table(
+        self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
+    ) -> list[dict[str, Any]]:
+        """Predict several lesions."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = {name: np.array([row.get(name) for row in rows], object) for name in names}
+        with self._lock if self._is_shared else nullcontext():
+            (predictions,) = self.predictor.stream(
+                [table], InMemoryImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
+            )
+        columns = [cells.tolist() for cells in predictions.columns.values()]
+        return [
+            self._format(cells, dict(zip(predictions.columns, values, strict=True)))
+            for cells, values in zip(rows, zip(*columns, strict=True), strict=True)
+        ]
+
+    def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Explanation | None]:
+        """Predict and explain one case; the explanation is None if the row has an error."""
+        row = self.predict(case)
+        if row["error"]:
+            return row, None
+        args = (case.image, case.record, case.frame)
+        with self._lock:
+            return row, Explanation.mean([one.explain(*args) for one in self._explainers])
+
+    def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
+        """Return the patient of a case, if known, and the record as the models read it."""
+        columns = self.predictor.columns
+        row = canonical_record(columns, case.image, case.record)
+        return row["patient_id"][0], known_values(row, columns)
+
+    def _format(self, cells: Mapping[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+        """Convert a row of the output to JSON types."""
+        lists = {n: row[n].split("|") if row[n] else [] for n in ("prediction_set", "missing")}
+        values = {name: None if pd.isna(value) else value for name, value in row.items()}
+        probabilities = {name: values.pop(f"p_{name}") for name in self.predictor.classes}
+        missing = [name for name in lists["missing"] if name in self.predictor.columns]
+        return {
+            **values,
+            "probabilities": None if values["error"] else probabilities,
+            **lists,
+            "unknown": [name for name in missing if not is_missing(cells.get(name))],
+            "notice": NOTICE,
+        }
+
+
+def _build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict[str, Any]:
+    return {
+        "skinmm": __version__,
+        "intended_use": NOTICE,
+        "classes": predictor.classes,
+        "positive": predictor.positive,
+        "inputs": sorted(predictor.inputs),
+        "columns": predictor.columns,
+        "threshold": predictor.threshold,
+        "referral": predictor.referral,
+        "members": [
+            {
+                "sha256": member.digest,
+                "model": member.config.model.name,
+                "image_size": member.config.model.image_size,
+                "fusion": member.config.fusion.name,
+                "initialisation": member.card.initialisation,
+                "trained_on": member.config.data.name,
+                "preprocess": member.card.preprocess,
+                "prior": member.card.prior,
+                "calibration": member.calibration.method if member.card.calibration else None,
+                "threshold": member.card.threshold,
+                "prediction_sets": member.card.conformal,
+                "knows_unfamiliar": member.ood_detector is not None,
+                "test": member.card.summary,
+            }
+            for member in members
+        ],
+    }

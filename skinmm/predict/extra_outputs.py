@@ -196,7 +196,7 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         """Open the folder."""
         super().__init__("explanations", folder)
         self._explainers, self._images = explainers, images
-        self._columns = sorted({name for one in explainers for name in one.columns})
+        self._columns = sorted({name for one in explainers for name in one.member.columns})
         record = self._columns if len(self._columns) <= MAX_COLUMNS else [RECORD]
         added = [f"added_{name}" for name in (IMAGE, *record)]
         names = ("row", "image_id", "picture", "explained", "start", *added)

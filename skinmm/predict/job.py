@@ -1,6 +1,5 @@
 """`predict.py`: predict a table of patients chunk by chunk, and write a table of predictions."""
 
-import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
 from skinmm.errors import InputError, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
+from skinmm.predict.ensemble import find_checkpoints
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
 from skinmm.predict.inputs import (
     ImageFolder,
@@ -84,21 +84,6 @@ def predict_file(config: PredictConfig) -> int:
     for extra in extras:
         print_line(f"{extra.label}: {extra.path}")
     return 3 if output.decisions[""] else 0
-
-
-def find_checkpoints(setting: Any) -> list[Path]:
-    """Return the files of a path, a pattern, or a list of either, in order and without repeats."""
-    names = [setting] if isinstance(setting, str) else list(setting or [])
-    files: dict[Path, None] = {}
-    for name in map(str, names):
-        # A file of exactly that name precedes a match of its brackets.
-        paths = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
-        if not paths:
-            raise InputError(
-                f"checkpoint={name}: no such file, and no file matches it as a pattern"
-            )
-        files.update(dict.fromkeys(map(Path, paths)))
-    return list(files)
 
 
 def check_paths(config: PredictConfig) -> None:

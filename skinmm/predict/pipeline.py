@@ -27,6 +27,7 @@ from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
 from skinmm.vocabulary import (
     CONVERTERS,
+    Columns,
     Table,
     count_table_rows,
     is_missing,
@@ -163,6 +164,22 @@ def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise InputError("the image has a single colour: it shows nothing")
     return pixels
+
+
+def canonical_record(
+    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
+) -> dict[str, np.ndarray]:
+    """Return a record in canonical words, completed from a DICOM header, as in prediction."""
+    table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
+    row = TableBatch(table, columns, needs_image=False).cells
+    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
+        return row
+    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
+
+
+def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a record that are not missing."""
+    return {name: row[name].tolist()[0] for name in columns if not is_missing(row[name][0])}
 
 
 def run_pipeline(

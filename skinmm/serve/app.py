@@ -14,8 +14,7 @@ from starlette.responses import JSONResponse
 
 import skinmm
 from skinmm.errors import InputError
-from skinmm.predict.explain import Explanation, heat_map_to_png
-from skinmm.predict.single_case import NOTICE, Case, CasePredictor
+from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, heat_map_to_png
 from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (

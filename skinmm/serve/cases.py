@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from skinmm.predict.single_case import Case, CasePredictor
+from skinmm.predict.explain import Case, CasePredictor
 from skinmm.serve.middleware import get_user
 from skinmm.serve.responses import AuditEvent, ProblemError, StoredCase
 from skinmm.serve.store import MAX_NUMBER, NewCase, Store

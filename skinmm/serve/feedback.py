@@ -12,7 +12,7 @@ from skinmm.config import FeedbackConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.predict.job import find_checkpoints
+from skinmm.predict.ensemble import find_checkpoints
 from skinmm.report.blocks import Block, Note, Section, Table
 from skinmm.report.format import (
     ABSENT,

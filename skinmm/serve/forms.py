@@ -21,7 +21,7 @@ from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.decode import DecodeError, ImageInfo, probe
 from skinmm.images.finder import ImageFinder
 from skinmm.images.source import split_frame
-from skinmm.predict.single_case import Case
+from skinmm.predict.explain import Case
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import COLUMN_NAMES, SEXES, SITES, match_columns
 

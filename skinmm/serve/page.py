@@ -14,8 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from skinmm.images.decode import decode
-from skinmm.predict.explain import Explanation, decode_for_display, overlay
-from skinmm.predict.single_case import NOTICE, Case, CasePredictor
+from skinmm.predict.explain import (
+    NOTICE,
+    Case,
+    CasePredictor,
+    Explanation,
+    decode_for_display,
+    overlay,
+)
 from skinmm.report.blocks import to_data_url
 from skinmm.report.format import format_estimate
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict

@@ -58,8 +58,8 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
         InputError: a checkpoint or store cannot be used.
         ModuleNotFoundError: a package is not installed.
     """
-    from skinmm.predict.job import find_checkpoints
-    from skinmm.predict.single_case import CasePredictor
+    from skinmm.predict.ensemble import find_checkpoints
+    from skinmm.predict.explain import CasePredictor
     from skinmm.serve.app import create_app
     from skinmm.serve.cases import CaseRecorder
     from skinmm.serve.queue import RequestQueue
@@ -71,7 +71,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
         referral=config.referral,
         backend=config.backend,
     )
-    queue = RequestQueue(config.queue, config.timeout, predictor.lanes)
+    queue = RequestQueue(config.queue, config.timeout, predictor.concurrency)
     store = Store.open(config.store) if config.store else None
     try:
         recorder = CaseRecorder(predictor, store, images=config.store_images)

@@ -21,8 +21,8 @@ from skinmm.errors import InputError, one_line, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
+from skinmm.predict.ensemble import find_checkpoints
 from skinmm.predict.inputs import ImageFolder
-from skinmm.predict.job import find_checkpoints
 from skinmm.predict.writer import number_columns, to_arrow
 from skinmm.spark import ignore_pandas_warning, spark_session
 

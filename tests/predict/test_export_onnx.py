@@ -103,14 +103,10 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
     pd.testing.assert_frame_equal(expected[same], predicted[same])
     np.testing.assert_allclose(predicted["ood"], expected["ood"], rtol=1e-3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    lanes = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", concurrency=2)
-    assert (lanes.ensemble.concurrency, theirs.ensemble.concurrency, ours.ensemble.concurrency) == (
-        2,
-        1,
-        1,
-    )
+    two = Predictor.from_checkpoints([checkpoint], "cpu", backend="onnx", concurrency=2)
+    assert [one.ensemble.concurrency for one in (two, theirs, ours)] == [2, 1, 1]
     tables = [table[:301], table[301:301], table[301:]]
-    pieces = [each.table for each in lanes.stream(tables, pictures, batch_size=7)]
+    pieces = [each.table for each in two.stream(tables, pictures, batch_size=7)]
     assert [len(piece) for piece in pieces] == [301, 0, 399]
     together = pd.concat(pieces, ignore_index=True)
     pd.testing.assert_frame_equal(together, predicted, check_dtype=False, atol=1e-6, rtol=1e-4)

@@ -56,6 +56,29 @@ def test_a_parquet_table_is_a_table(
     assert count_rows(str(source)) == 12
 
 
+@pytest.mark.parametrize("suffix", [".xlsx", ".csv.gz"])
+def test_every_row_of_a_workbook_or_a_gzipped_table_is_predicted(
+    suffix: str,
+    table: pd.DataFrame,
+    expected: pd.DataFrame,
+    both: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: Said,
+) -> None:
+    source = tmp_path / f"in{suffix}"
+    if suffix == ".xlsx":
+        pytest.importorskip("openpyxl")
+        table.to_excel(source, index=False)
+    else:
+        table.to_csv(source, index=False)
+    predictions = predicted(best(both), source, tmp_path / "b.csv", f"images={pictures}")
+    assert_same(predictions, expected, "image_id")
+    assert "(12 rows: " in capsys.readouterr().out.splitlines()[-1]
+    assert [len(part) for part in read_input(str(source), 5, skip=3)] == [5, 4]
+    assert count_rows(str(source)) is None
+
+
 def test_a_url_is_a_table_and_a_folder(
     table: pd.DataFrame, expected: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
 ) -> None:

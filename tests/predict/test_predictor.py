@@ -1,6 +1,8 @@
 """Checkpoints to probabilities: those of the run itself, whatever the batch, alone or averaged."""
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from dicom_files import dicom
 from PIL import Image
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
+import skinmm
 from skinmm.config.commands import PackConfig
 from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
@@ -38,6 +41,17 @@ def predictor(both: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def predicted(predictor: Predictor, both: Path, pictures: Path) -> pd.DataFrame:
     return predictor.predict(cohort_of(both), pictures)
+
+
+def test_the_package_exports_the_predictor_and_imports_torch_only_for_it() -> None:
+    code = (
+        "import sys, skinmm; assert 'torch' not in sys.modules; "
+        "from skinmm import Predictor; assert Predictor is skinmm.predict.predictor.Predictor"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert skinmm.Predictor is Predictor
+    with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
+        _ = skinmm.Predicter
 
 
 def test_images_are_preprocessed_as_in_training(pictures: Path, tmp_path: Path) -> None:

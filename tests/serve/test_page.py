@@ -19,8 +19,7 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
-from skinmm.predict.explain import Explainer, Explanation, overlay
-from skinmm.predict.single_case import NOTICE, Case, CasePredictor
+from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explainer, Explanation, overlay
 from skinmm.serve.cases import CaseRecorder
 from skinmm.serve.page import (
     AUDIENCES,
