@@ -27,7 +27,7 @@ from skinmm.report.blocks import (
     thumbnail,
 )
 from skinmm.report.figures.grids import draw_ages, draw_class_bars
-from skinmm.report.format import format_count, format_percent, format_share
+from skinmm.report.format import TEXTS, format_count, format_percent, format_share
 from skinmm.report.sections.cohort import (
     PARTS,
     build_audit,
@@ -132,14 +132,13 @@ def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Pa
 
 
 def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
-    lead = "Pixels were not compared: near=true also searches for near-duplicate images."
-    if (compared := findings.get("compared")) is not None:
-        lead = f"{format_count(compared, 'image')} compared by pixels."
+    compared = findings.get("compared")
+    counted = "" if compared is None else f"{format_count(compared, 'image')} compared by pixels."
     rows = cohort.rows
     parts = {label: rows[rows["part"] == part] for part, label in PARTS.items()}
     parts = {label: part for label, part in parts.items() if len(part)}
     blocks = [*build_audit(findings), characteristics_table("The split", parts)]
-    return Section("findings", "Findings", blocks, lead)
+    return Section("findings", "Findings", blocks, counted or TEXTS["not_compared"])
 
 
 def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
@@ -152,8 +151,7 @@ def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
         if pairs:
             caption = f"{kind.capitalize()} in two parts: {len(pairs)} of {total:,}"
             blocks.append(Pairs(caption, [(cards[left], cards[right]) for left, right in pairs]))
-    lead = "Left and right are in different parts: a model would be tested on its training data."
-    return Section("pairs", "The images", blocks, lead) if blocks else None
+    return Section("pairs", "The images", blocks, TEXTS["pairs"]) if blocks else None
 
 
 def _find_pairs(
@@ -220,22 +218,19 @@ def _build_missing(cohort: Cohort) -> Section:
     for name in columns:
         cells = (format_share(rows[name].isna()) for rows in cohort.groups.values())
         lines.append((labels.get(name, name), *cells))
-    lead = "A column that is missing more often in one class than in another reveals the class."
     table = Table("", ("Not known", *cohort.groups), lines)
-    return Section("missing", "Missing", [table], lead)
+    return Section("missing", "Missing", [table], TEXTS["missing_columns"])
 
 
 def _build_people(cohort: Cohort) -> Section | None:
     plots = []
     if cohort.rows["age"].notna().any():
         ages = {name: rows["age"].dropna().to_numpy(float) for name, rows in cohort.groups.items()}
-        text = "Diamond: median. Thick: middle half. Thin: middle 90 %."
-        plots.append(Plot("Age by class", draw_ages(ages), text))
+        plots.append(Plot("Age by class", draw_ages(ages), TEXTS["ages"]))
     if cohort.rows["site"].notna().any():
         sites = cohort.rows["site"].fillna(_NOT_KNOWN)
         counts = pd.crosstab(sites, cohort.rows["class"])[list(cohort.by_class)]
-        counts = counts.loc[sites.value_counts().index]
-        figure = draw_class_bars(counts.to_numpy("int64"), list(counts.index), list(counts.columns))
+        figure = draw_class_bars(counts.loc[sites.value_counts().index])
         plots.append(Plot("Sites by class", figure))
     return Section("people", "Age and site", [Row(plots)]) if plots else None
 
@@ -247,8 +242,7 @@ def _build_sizes(cohort: Cohort) -> Section:
         rows = cohort.rows[sides.isna().any(axis=1) & cohort.rows["path"].notna()]
         rows = rows.sample(min(HEADERS, len(rows)), random_state=0)
         sides.update(_read_sizes(rows))
-        text = "The table lacks some sizes; they were read from the headers of "
-        blocks.append(Note(f"{text}{format_count(len(rows), 'image')}."))
+        blocks.append(Note(TEXTS["sizes_read"].format(format_count(len(rows), "image"))))
     sides = sides.dropna().astype(int)
     sizes = sides["width"].astype(str) + "x" + sides["height"].astype(str)
     if sizes.empty:
@@ -256,8 +250,7 @@ def _build_sizes(cohort: Cohort) -> Section:
     else:
         sizes = sizes.where(sizes.isin(sizes.value_counts().index[:SIZES]), "other")
         blocks.append(_crosstab("Width and height, pixels", sizes, cohort))
-    lead = "If sizes differ between classes, a model can recognise cameras instead of lesions."
-    return Section("sizes", "Image sizes", blocks, lead)
+    return Section("sizes", "Image sizes", blocks, TEXTS["sizes"])
 
 
 def _read_sizes(rows: pd.DataFrame) -> pd.DataFrame:

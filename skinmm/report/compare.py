@@ -14,10 +14,11 @@ from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.figures.curves import draw_roc, roc_line
+from skinmm.report.figures.curves import draw_ranking, roc_line
 from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.format import (
     ABSENT,
+    TEXTS,
     format_count,
     format_estimate,
     format_number,
@@ -205,25 +206,18 @@ def _differences(
 ) -> Section:
     """Build the section of differences on common images, the only fair comparison."""
     if result is None:
-        text = "The systems have no image in common: their metrics are not comparable."
-        return Section("paired", "Differences", [Note(text, warning=True)])
+        return Section("paired", "Differences", [Note(TEXTS["disjoint"], warning=True)])
     rows = []
     for pair in result["pairs"]:
         cells = (_format_difference(pair["metrics"][name]) for name in DIFFERENT)
         rows.append([f"{pair['a']} minus {pair['b']}", *cells])
     blocks: list[Block] = [Table("", ("Systems", *map(metric_label, DIFFERENT)), rows, stack=True)]
     if any(result["left_out"].values()):
-        text = (
-            "The systems were evaluated on different images: these differences are on the "
-            f"{format_count(result['n'], 'image')} in common, the table above is not."
-        )
+        text = TEXTS["different_images"].format(format_count(result["n"], "image"))
         if few := [name for name, count in result["left_out"].items() if count > result["n"]]:
             text += f" Less than half of the rows are in common: {', '.join(few)}."
         blocks.insert(0, Note(text, warning=True))
-    lead = (
-        "Differences on the same patients, resampled together, with intervals and p-values after "
-        "Holm's adjustment over the pairs."
-    )
+    lead = TEXTS["paired"]
     if not against and len(systems) > MAX_PAIRED:
         lead += f" Only the {MAX_PAIRED} systems of highest AUROC."
     return Section("paired", "Differences", blocks, lead)
@@ -278,7 +272,9 @@ def _draw_systems(systems: Sequence[System]) -> Section:
     predictions = {system.name: system.inputs.predictions for system in systems}
     if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
         lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
-        plots.insert(0, Plot("ROC curves", draw_roc(lines), "In brackets: area under the curve."))
+        plots.insert(
+            0, Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
+        )
     return Section("drawings", "Figures", [Row(plots)])
 
 
@@ -295,7 +291,7 @@ def _draw_parallel(systems: Sequence[System]) -> Markup:
     metrics = SHOWN[:1] if axes else SHOWN
     axes += [Axis(metric_label(name), _metric_values(systems, name)) for name in metrics]
     rank = _metric_values(systems, "auroc")
-    return draw_parallel(axes, rank, label="Parallel coordinates of the systems")
+    return draw_parallel(axes, rank)
 
 
 def _metric_values(systems: Sequence[System], name: str) -> Float[np.ndarray, " systems"]:

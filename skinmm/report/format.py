@@ -1,8 +1,11 @@
 """Number and table formatting for pages, cards and the terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
+
+import yaml
 
 from skinmm.report.blocks import Table
 
@@ -10,27 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ABSENT: Final = "\N{EM DASH}"
-METRICS: Final[dict[str, str]] = {
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "partial_auroc": "Partial AUROC above 80 % sensitivity (0 to 0.2)",
-    "ppv": "Positive predictive value",
-    "npv": "Negative predictive value",
-    "f1": "F1",
-    "number_needed_to_treat": "Flagged lesions per malignant lesion",
-    "calibration_slope": "Calibration slope (ideal: 1)",
-    "calibration_intercept": "Calibration intercept (ideal: 0)",
-    "ece": "Expected calibration error",
-    "brier": "Brier score",
-    "macro_auroc": "AUROC, mean over classes",
-    "class_balanced_accuracy": "Balanced accuracy: recall, mean over classes",
-    "referred": "Referred to a person",
-    "unfamiliar": "Unlike the validation images",
-    "set_size": "Classes in a prediction set, mean",
-    "decided_sensitivity": "Sensitivity among decided lesions",
-    "decided_specificity": "Specificity among decided lesions",
-    "found_or_referred": "Malignant lesions flagged or referred",
-}
+TEXTS: Final[dict[str, Any]] = yaml.safe_load(
+    (files("skinmm.report") / "templates" / "texts.yaml").read_text("utf-8")
+)
+"""Static texts of the pages, and labels of metrics under `metrics`."""
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
 _ZERO: Final = 1e-6  # smaller values are printed with fixed decimals
 _LARGE: Final = 10  # from here on, one decimal is enough
@@ -88,10 +74,15 @@ def format_estimate(entry: Mapping[str, Any] | None) -> str:
     return f"{format_number(entry.get('value'))}{f' ({interval})' if interval else ''}"
 
 
+def format_estimates(metrics: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Format the named metrics; a dash for those that were not measured."""
+    return [format_estimate(metrics.get(name)) for name in names]
+
+
 def metric_label(name: str) -> str:
     """Return the name of a metric in words."""
     words = name.replace("_", " ").replace("auroc", "AUROC")
-    return METRICS.get(name, words[:1].upper() + words[1:])
+    return TEXTS["metrics"].get(name, words[:1].upper() + words[1:])
 
 
 def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]) -> Table:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,36 +62,14 @@ class ReportInputs:
         return float(self.measured["threshold"])
 
     @property
-    def threshold_rule(self) -> Mapping[str, Any]:
-        """`rule` and `guaranteed` of the threshold; empty if it was not chosen."""
-        rule = self.metrics.get("threshold")
-        return rule if isinstance(rule, Mapping) else {}
-
-    @property
-    def conformal(self) -> Mapping[str, Any]:
-        """`coverage`, `limits` and `rows` of the prediction sets; empty if unknown."""
-        state = self.metrics.get("conformal")
-        return state if isinstance(state, Mapping) else {}
-
-    @property
     def evaluation(self) -> Mapping[str, Any]:
         """Section `evaluation` of the configuration; empty if unknown."""
         return self.config.get("evaluation", {})
 
     @property
-    def coverage(self) -> float | None:
-        """Nominal coverage of the prediction sets; None if unknown."""
-        return self.conformal.get("coverage", self.evaluation.get("coverage"))
-
-    @property
     def confidence(self) -> float:
         """Confidence level of the intervals."""
         return float(self.evaluation.get("confidence", 0.95))
-
-    @property
-    def initialisation(self) -> str:
-        """Initial weights of the image network; empty if unknown."""
-        return self.metrics.get("initialisation") or ""
 
     @cached_property
     def records(self) -> pd.DataFrame | None:
@@ -102,6 +80,14 @@ class ReportInputs:
         unique = self.cohort.assign(image_id=names).drop_duplicates("image_id")
         image_ids = pd.Series(self.predictions.image_id).str.replace(_EXTENSIONS, "", regex=True)
         return unique.set_index("image_id").reindex(image_ids)
+
+    def fitted(self, name: str) -> Mapping[str, Any]:
+        """Return what validation decided: `threshold`, `conformal` or `calibration`.
+
+        Empty if it is unknown, or differs between folds.
+        """
+        state = self.metrics.get(name)
+        return state if isinstance(state, Mapping) else {}
 
     def estimate(self, name: str) -> Mapping[str, Any]:
         """Return value, low and high of a metric; empty if the metric was not measured."""
@@ -115,21 +101,15 @@ class ReportInputs:
 def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     """Read a run folder; only `predictions/test.csv` is required.
 
-    The parent of several folds has no cohort and history of its own: those of its folds are used.
-
-    Args:
-        run: run folder.
-        pictures: show lesions; None: `report.pictures` of the run decides.
-
-    Raises:
-        InputError: the predictions are missing, or a file cannot be read.
+    For the parent of several folds, cohort and history come from the folds. With `pictures=None`,
+    `report.pictures` of the run decides whether lesions are shown.
     """
     file = run / "predictions" / "test.csv"
     if not file.is_file():
         raise InputError(f"{run}: nothing to report (predictions/test.csv is missing)")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     folders = [run, *folds]
-    metrics, config = read_json(run / "metrics.json"), _first(_read_yaml, folders, "config.yaml")
+    metrics, config = read_mapping(run / "metrics.json"), _read_first(folders, "config.yaml")
     positive = metrics.get("positive") or config.get("data", {}).get("positive") or None
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
     tables = [(folder.name, _read_csv(folder / "history.csv")) for folder in folders]
@@ -143,13 +123,13 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
         config=config,
         history=pd.concat(histories, ignore_index=True) if histories else None,
         cohort=next((table for table in cohorts if not table.empty), None),
-        audit=_first(read_json, folders, "audit.json"),
-        environment=_first(read_json, folders, "environment.json"),
+        audit=_read_first(folders, "audit.json"),
+        environment=_read_first(folders, "environment.json"),
         pictures=config.get("report", {}).get("pictures", True) if pictures is None else pictures,
         explanations={
             name: {**entry, "picture": folder / "explanations" / entry["picture"]}
             for folder in folders
-            for name, entry in read_json(folder / "explanations" / "mistakes.json").items()
+            for name, entry in read_mapping(folder / "explanations" / "mistakes.json").items()
         },
     )
 
@@ -157,11 +137,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
 def read_prediction_file(
     file: Path, labels: Path | None, positive: Sequence[str] | None, *, pictures: bool
 ) -> ReportInputs:
-    """Read the prediction file of any system; records come from the labels or the file itself.
-
-    Raises:
-        InputError: a file cannot be used; the message names the file and row.
-    """
+    """Read the prediction file of any system; records come from the labels or the file itself."""
     predictions = read_predictions(file, labels, positive)
     table = read_table(file)
     thresholds = pd.Series(dtype=float)
@@ -180,27 +156,22 @@ def read_prediction_file(
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file does not exist."""
-    return _read(path, "a JSON object", lambda text: dict(json.loads(text)))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return _read(path, "a YAML mapping", lambda text: dict(yaml.safe_load(text)))
-
-
-def _read(path: Path, kind: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON object or a YAML mapping; empty if the file does not exist."""
+    is_yaml = path.suffix == ".yaml"
     try:
-        return parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+        return dict(yaml.safe_load(text) if is_yaml else json.loads(text))
     except (yaml.YAMLError, ValueError, TypeError) as error:
+        kind = "a YAML mapping" if is_yaml else "a JSON object"
         raise InputError(f"{path}: not {kind} ({' '.join(str(error).split())})") from error
 
 
-def _first(
-    read: Callable[[Path], dict[str, Any]], folders: Sequence[Path], name: str
-) -> dict[str, Any]:
-    """Return the file of the run, or else that of its first fold."""
-    return next((content for folder in folders[:2] if (content := read(folder / name))), {})
+def _read_first(folders: Sequence[Path], name: str) -> dict[str, Any]:
+    """Return the content of a file of the run, or else of its first fold."""
+    return read_mapping(folders[0] / name) or next(
+        map(read_mapping, [f / name for f in folders[1:2]]), {}
+    )
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

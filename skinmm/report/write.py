@@ -12,7 +12,7 @@ from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
 from skinmm.report.blocks import Section
 from skinmm.report.card import build_card
-from skinmm.report.inputs import ReportInputs, read_json, read_prediction_file, read_run
+from skinmm.report.inputs import ReportInputs, read_mapping, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.facts import describe_run
 
@@ -31,7 +31,7 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
         InputError: the predictions are missing, or a file cannot be read.
     """
     run = Path(run)
-    task = read_json(run / "metrics.json").get("task", CLASSIFICATION)
+    task = read_mapping(run / "metrics.json").get("task", CLASSIFICATION)
     if task not in RUN_PAGES:
         raise InputError(f"{run}: task={task} has no report; known: {', '.join(RUN_PAGES)}")
     return RUN_PAGES[task](run, pictures)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from skinmm.report.figures import PALETTE, line_style, render, shorten, thin_curve
+from skinmm.report.figures import PALETTE, figure, line_style, shorten, thin_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +19,14 @@ TEXT = '<script>alert(1)</script> "&" $\\frac{1 皮膚'
 
 
 def drawn(text: str) -> str:
-    def paint(axes: "Axes") -> None:
+    @figure
+    def paint(axes: "Axes") -> str:
         axes.plot([0, 1], [0, 1], marker="o", label=text)
         axes.set_xlabel(text)
         axes.legend()
+        return text
 
-    return str(render(paint, label=text))
+    return str(paint())
 
 
 def test_drawing_is_well_formed_and_keeps_text_as_text() -> None:

@@ -4,8 +4,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,17 +19,15 @@ if TYPE_CHECKING:
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY: Final = "#6b7280"
 REFERENCE: Final[dict[str, Any]] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (1, 2))}
-POINTS: Final = 400
 
-_DASHES: Final = ("-", "--", ":", "-.")
 _STYLE: Final = files("skinmm.report") / "templates" / "figures.mplstyle"
-_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+P = ParamSpec("P")
 
 
 def line_style(index: int) -> dict[str, Any]:
     """Return colour and dash of a line; the dash changes after every pass of the palette."""
     turn, color = divmod(index, len(PALETTE))
-    return {"color": PALETTE[color], "linestyle": _DASHES[turn % len(_DASHES)]}
+    return {"color": PALETTE[color], "linestyle": ("-", "--", ":", "-.")[turn % 4]}
 
 
 def shorten(name: str, letters: int = 24) -> str:
@@ -41,7 +40,7 @@ def shorten(name: str, letters: int = 24) -> str:
 
 
 def thin_curve(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], points: int = POINTS
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], points: int = 400
 ) -> Int[np.ndarray, " k"]:
     """Return the indices of about `points` vertices that preserve the shape of a curve.
 
@@ -55,33 +54,34 @@ def thin_curve(
     return np.unique(np.concatenate([[0], indices.clip(max=len(x) - 1), [len(x) - 1]]))
 
 
-def render(
-    draw: Callable[["Axes"], None], *, label: str, width: float = 4.2, height: float = 3.4
-) -> Markup:
-    """Draw on one pair of axes and return an `<svg>` element for an HTML page.
+def figure(draw: Callable[Concatenate["Axes", P], str]) -> Callable[P, Markup]:
+    """Turn a function that draws on axes and returns a label into one that returns an `<svg>`.
 
-    Args:
-        draw: function that draws on the axes.
-        label: text for screen readers; any characters.
-        width: natural width, inches; the page may shrink it.
-        height: natural height, inches.
+    The label is for screen readers and may have any characters. The natural size of a figure is
+    4.2 by 3.4 inches, unless the function sets `figwidth` or `figheight`; a page may shrink it.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    target = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": label}, str(_STYLE)), warnings.catch_warnings():
-        # The layout font lacks some scripts; the fonts of the browser have them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(width, height))
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        # Run the layout once; a layout that stays set is recomputed at every pass of savefig.
-        ConstrainedLayoutEngine().execute(figure)
-        figure.savefig(target, format="svg", metadata=_METADATA, transparent=True)
-    return _to_inline_svg(target.getvalue(), label)
+    @wraps(draw)
+    def render(*args: P.args, **kwargs: P.kwargs) -> Markup:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        target = io.StringIO()
+        with mpl.rc_context(fname=str(_STYLE)), warnings.catch_warnings():
+            # The layout font lacks some scripts; the fonts of the browser have them.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            canvas = FigureCanvasSVG(Figure(figsize=(4.2, 3.4)))
+            label = draw(canvas.figure.add_subplot(), *args, **kwargs)
+            mpl.rcParams["svg.hashsalt"] = label
+            # Run the layout once; a layout that stays set is recomputed at every pass of savefig.
+            ConstrainedLayoutEngine().execute(canvas.figure)
+            metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            canvas.figure.savefig(target, format="svg", metadata=metadata, transparent=True)
+        return _to_inline_svg(target.getvalue(), label)
+
+    return render
 
 
 def _to_inline_svg(document: str, label: str) -> Markup:

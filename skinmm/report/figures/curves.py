@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
-from markupsafe import Markup
 from scipy.stats import binomtest
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from skinmm.evaluation.statistics import net_benefit
-from skinmm.report.figures import GREY, PALETTE, REFERENCE, line_style, render, shorten, thin_curve
+from skinmm.report.figures import GREY, PALETTE, REFERENCE, figure, line_style, shorten, thin_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BINS: Final = 10
 Point = tuple[float, float]
 Scores = Float[np.ndarray, " n"]
 Mask = Bool[np.ndarray, " n"]
@@ -46,7 +44,7 @@ def precision_line(name: str, scores: Scores, positives: Mask) -> Line:
     return Line(name, recall[-2::-1], precision[-2::-1])
 
 
-def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = BINS) -> Line:
+def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = 10) -> Line:
     """Return the observed share against the mean probability, with 95 % Wilson (1927) intervals.
 
     The bins have equal numbers of rows. Equal scores share a bin, so a model with few distinct
@@ -88,79 +86,89 @@ def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
     ]
 
 
-def draw_roc(lines: Sequence[Line], chosen: Point | None = None) -> Markup:
-    """Draw sensitivity against the false positive rate; a ring marks the chosen threshold."""
-    names = ("False positive rate (1 - specificity)", "Sensitivity")
-    return _draw_unit_square("ROC curve", names, lines, chosen, chance=(0.0, 1.0))
+@figure
+def draw_ranking(
+    axes: "Axes",
+    lines: Sequence[Line],
+    chosen: Point | None = None,
+    prevalence: float | None = None,
+) -> str:
+    """Draw ROC curves, or precision-recall curves if the prevalence is given.
+
+    A ring marks the chosen threshold; the dotted line is chance.
+    """
+    is_roc = prevalence is None
+    axes.plot([0, 1], [0, 1] if is_roc else [prevalence, prevalence], **REFERENCE)
+    for index, line in enumerate(lines):
+        vertices = thin_curve(line.x, line.y)
+        axes.plot(line.x[vertices], line.y[vertices], label=line.name, **line_style(index))
+    if chosen is not None and np.isfinite(chosen).all():
+        axes.plot(
+            *chosen, "o", markersize=8, markerfacecolor="white", markeredgecolor="black",
+            markeredgewidth=1.5, linestyle="none", label="chosen threshold", clip_on=False,
+        )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    if is_roc:
+        axes.set(xlabel="False positive rate (1 - specificity)", ylabel="Sensitivity")
+    else:
+        axes.set(xlabel="Sensitivity (recall)", ylabel="Precision (PPV)")
+    _add_legend(axes)
+    return "ROC curve" if is_roc else "Precision-recall curve"
 
 
-def draw_precision_recall(
-    lines: Sequence[Line], prevalence: float, chosen: Point | None = None
-) -> Markup:
-    """Draw precision against sensitivity; the dotted line at the prevalence is chance."""
-    names = ("Sensitivity (recall)", "Precision (PPV)")
-    chance = (prevalence, prevalence)
-    return _draw_unit_square("Precision-recall curve", names, lines, chosen, chance=chance)
-
-
-def draw_reliability(line: Line) -> Markup:
+@figure
+def draw_reliability(axes: "Axes", line: Line) -> str:
     """Draw the observed share against the mean predicted probability of each bin.
 
     The axes end at the largest value: at a prevalence of 2 % most bins lie below 0.1.
     """
     sides = [side for side in (line.x, line.y, line.high) if side is not None]
     end = min(1.0, 1.08 * max(float(side.max()) for side in sides)) or 1.0
-
-    def draw(axes: "Axes") -> None:
-        axes.plot([0, end], [0, end], **REFERENCE)
-        _plot_with_intervals(axes, line, markersize=4.5)
-        axes.set(xlim=(0, end), ylim=(0, end))
-        axes.set(xlabel="Mean predicted probability", ylabel="Observed share malignant")
-
-    return render(draw, label=f"Reliability diagram, {line.name}")
+    axes.plot([0, end], [0, end], **REFERENCE)
+    _plot_with_intervals(axes, line, markersize=4.5)
+    axes.set(xlim=(0, end), ylim=(0, end))
+    axes.set(xlabel="Mean predicted probability", ylabel="Observed share malignant")
+    return f"Reliability diagram, {line.name}"
 
 
-def draw_decision(lines: Sequence[Line], chosen: float | None = None) -> Markup:
+@figure
+def draw_decision(axes: "Axes", lines: Sequence[Line], chosen: float | None = None) -> str:
     """Draw the net benefit against the threshold probability (Vickers and Elkin 2006)."""
-
-    def draw(axes: "Axes") -> None:
-        for index, line in enumerate(lines):
-            axes.plot(line.x, line.y, label=line.name, **line_style(index))
-        best = max(float(line.y.max()) for line in lines)
-        axes.set_ylim(-0.15 * best or -0.01, 1.12 * best or 0.01)
-        axes.set_xlim(float(lines[0].x[0]), float(lines[0].x[-1]))
-        if chosen is not None and chosen <= lines[0].x[-1]:
-            axes.axvline(chosen, color=GREY, linewidth=0.9, linestyle="--")
-        axes.set(xlabel="Threshold probability", ylabel="Net benefit")
-        _add_legend(axes)
-
-    return render(draw, label="Decision curve")
+    for index, line in enumerate(lines):
+        axes.plot(line.x, line.y, label=line.name, **line_style(index))
+    best = max(float(line.y.max()) for line in lines)
+    axes.set_ylim(-0.15 * best or -0.01, 1.12 * best or 0.01)
+    axes.set_xlim(float(lines[0].x[0]), float(lines[0].x[-1]))
+    if chosen is not None and chosen <= lines[0].x[-1]:
+        axes.axvline(chosen, color=GREY, linewidth=0.9, linestyle="--")
+    axes.set(xlabel="Threshold probability", ylabel="Net benefit")
+    _add_legend(axes)
+    return "Decision curve"
 
 
-def draw_missing(name: str, line: Line) -> Markup:
+@figure
+def draw_missing(axes: "Axes", name: str, line: Line) -> str:
     """Draw a metric against the share of withheld record columns."""
-
-    def draw(axes: "Axes") -> None:
-        _plot_with_intervals(axes, line, markersize=4.0)
-        axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
-
-    return render(draw, label=f"{name} against missing columns", height=2.8)
+    axes.figure.set(figheight=2.8)
+    _plot_with_intervals(axes, line, markersize=4.0)
+    axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
+    return f"{name} against missing columns"
 
 
-def draw_training(name: str, lines: Sequence[Line]) -> Markup:
+@figure
+def draw_training(axes: "Axes", name: str, lines: Sequence[Line]) -> str:
     """Draw one quantity over the epochs, with one line per part of the data and fold."""
     from matplotlib.ticker import MaxNLocator
 
-    def draw(axes: "Axes") -> None:
-        for index, line in enumerate(lines):
-            marker = "o" if len(line.x) < 30 else ""  # noqa: PLR2004 - more markers overlap
-            style = line_style(index)
-            axes.plot(line.x, line.y, label=line.name, marker=marker, markersize=3, **style)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="Epoch", ylabel=shorten(name))
-        _add_legend(axes)
-
-    return render(draw, label=f"Training: {name}", height=2.8)
+    axes.figure.set(figheight=2.8)
+    for index, line in enumerate(lines):
+        marker = "o" if len(line.x) < 30 else ""  # noqa: PLR2004 - more markers overlap
+        style = line_style(index)
+        axes.plot(line.x, line.y, label=line.name, marker=marker, markersize=3, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="Epoch", ylabel=shorten(name))
+    _add_legend(axes)
+    return f"Training: {name}"
 
 
 def _plot_with_intervals(axes: "Axes", line: Line, markersize: float) -> None:
@@ -168,32 +176,6 @@ def _plot_with_intervals(axes: "Axes", line: Line, markersize: float) -> None:
         axes.vlines(line.x, line.low, line.high, color=PALETTE[0], linewidth=0.9, alpha=0.7)
     style = line_style(0)
     axes.plot(line.x, line.y, marker="o", markersize=markersize, clip_on=False, **style)
-
-
-def _draw_unit_square(
-    label: str,
-    names: tuple[str, str],
-    lines: Sequence[Line],
-    chosen: Point | None,
-    *,
-    chance: Point,
-) -> Markup:
-    """Draw curves on axes from 0 to 1; `chance` has the heights of the dotted line at 0 and 1."""
-
-    def draw(axes: "Axes") -> None:
-        axes.plot([0, 1], chance, **REFERENCE)
-        for index, line in enumerate(lines):
-            vertices = thin_curve(line.x, line.y)
-            axes.plot(line.x[vertices], line.y[vertices], label=line.name, **line_style(index))
-        if chosen is not None and np.isfinite(chosen).all():
-            axes.plot(
-                *chosen, "o", markersize=8, markerfacecolor="white", markeredgecolor="black",
-                markeredgewidth=1.5, linestyle="none", label="chosen threshold", clip_on=False,
-            )  # fmt: skip
-        axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=names[0], ylabel=names[1])
-        _add_legend(axes)
-
-    return render(draw, label=label)
 
 
 def _add_legend(axes: "Axes") -> None:

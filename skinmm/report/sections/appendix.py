@@ -16,7 +16,7 @@ import yaml
 
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Plot, Row, Section, Table
 from skinmm.report.figures.curves import Line, draw_training
-from skinmm.report.format import format_estimate, metric_label
+from skinmm.report.format import TEXTS, format_estimate, metric_label
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import collect_facts
 
@@ -24,8 +24,8 @@ from skinmm.report.sections.facts import collect_facts
 def build_training(inputs: ReportInputs) -> Section | None:
     """Build one figure per logged quantity, with training and validation together."""
     blocks: list[Block] = []
-    if inputs.initialisation:
-        blocks.append(Note(f"Initial weights: {inputs.initialisation}."))
+    if weights := inputs.metrics.get("initialisation"):
+        blocks.append(Note(f"Initial weights: {weights}."))
     if inputs.history is not None:
         quantities = _split_quantities(inputs.history)
         blocks.append(Row([_plot_quantity(name, rows) for name, rows in quantities]))
@@ -60,8 +60,7 @@ def build_metrics(inputs: ReportInputs) -> Section:
         (metric_label(name), *(format_estimate(column.get(name)) for column in columns))
         for name in columns[0]
     ]
-    lead = "Values with intervals. A dash means that the metric is undefined for these data."
-    return Section("metrics", "All metrics", [Table("", header, rows)], lead)
+    return Section("metrics", "All metrics", [Table("", header, rows)], TEXTS["metrics_lead"])
 
 
 def build_configuration(inputs: ReportInputs) -> Section | None:
@@ -93,11 +92,7 @@ def build_model_card(inputs: ReportInputs) -> Section:
 def build_tripod(inputs: ReportInputs) -> Section:
     """Build the TRIPOD+AI checklist (Collins et al. 2024, doi:10.1136/bmj-2023-078378)."""
     items = _load_items("tripod_ai_2024.csv", inputs)
-    lead = (
-        f"{sum(bool(item.answer) for item in items)} of {len(items)} items are answered from the "
-        "files, completely or in part; the author completes the others. The wording is shortened "
-        "from the published checklist."
-    )
+    lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))
     return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
-from skinmm.report.format import format_count, format_estimate, format_number, format_percent
+from skinmm.report.format import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import (
     count_patients,
@@ -15,18 +15,6 @@ from skinmm.report.sections.cohort import (
 )
 from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
-
-KINDS: Final = dict.fromkeys(
-    ("demo", "siim_isic", "ham10000", "isic_2017", "isic_2018", "isic_2019"), "dermoscopic images"
-) | {"isic_2024": "crops of total-body photographs", "pad_ufes_20": "smartphone photographs"}
-"""Cohort -> kind of its images."""
-ANY_KIND: Final = "images of skin lesions"
-CALLS: Final = {
-    "likeliest": "The predicted class is the most probable one, whatever the threshold.",
-    "balanced": "The predicted class has the largest probability relative to its share of the "
-    "training rows (evaluation.call=balanced): rare classes count as much as frequent ones.",
-    "stated": "The predicted class is the one in the file.",
-}
 
 
 def describe_run(inputs: ReportInputs) -> list[str]:
@@ -57,7 +45,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "limits": "\n".join(_collect_limits(inputs)),
         "checkpoint": _checkpoint_path(inputs),
         "calibration": _describe_calibration(inputs),
-        "initialisation": inputs.initialisation,
+        "initialisation": inputs.metrics.get("initialisation") or "",
         "images": _describe_images(inputs),
         "command": _anonymize_command(inputs.environment.get("command", [])),
         **_describe_config(inputs.config),
@@ -80,9 +68,7 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, str]:
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
         f"most {trainer.get('max_epochs')} epochs; weights of {best} by {monitor}.",
-        "split": "Patients, lesions and known duplicates stay in one part; "
-        f"{data.get('folds')} parts, tested: {data.get('fold')}. Early stopping, calibration and "
-        "threshold use the validation part only.",
+        "split": TEXTS["split"].format(data.get("folds"), data.get("fold")),
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
@@ -123,7 +109,7 @@ def _describe_images(inputs: ReportInputs) -> str:
     if table is not None and "source" in table:
         names = list(table["source"].unique())
     # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
-    kinds = {KINDS.get(str(name).partition(" (")[0], ANY_KIND) for name in names}
+    kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
     return " and ".join(sorted(kinds))
 
 
@@ -167,7 +153,7 @@ def _describe_performance(inputs: ReportInputs) -> str:
 
 def _describe_threshold(inputs: ReportInputs) -> str:
     text = f"Malignant from a probability of {format_number(inputs.threshold)}"
-    rule = inputs.threshold_rule
+    rule = inputs.fitted("threshold")
     if not rule:
         return f"{text}, the default; it was not chosen on data."
     if "guaranteed" not in rule:
@@ -190,10 +176,7 @@ def _collect_limits(inputs: ReportInputs) -> list[str]:
     if warnings := audit.get("warnings"):
         limits += [f"Shortcut: {warning}." for warning in warnings]
     elif audit.get("size_auroc") is not None:
-        size = format_number(audit["size_auroc"])
-        limits.append(
-            f"Width and height of the image alone, which reflect the camera: AUROC {size}."
-        )
+        limits.append(TEXTS["size_limit"].format(format_number(audit["size_auroc"])))
     elif audit:
         limits.append("Camera shortcuts were not checked: image sizes are not known.")
     elif inputs.config:
@@ -218,17 +201,13 @@ def describe_call_rule(inputs: ReportInputs) -> str:
     """Return the rule that selects one of several classes; empty for binary predictions."""
     rows = inputs.predictions
     default = "likeliest" if rows.called is None else "stated"
-    return "" if rows.is_binary else CALLS[inputs.evaluation.get("call", default)]
+    return "" if rows.is_binary else TEXTS["calls"][inputs.evaluation.get("call", default)]
 
 
 def _describe_calibration(inputs: ReportInputs) -> str:
     if not inputs.config:
         return ""
-    state = inputs.metrics.get("calibration")
-    method = state.get("method", "none") if isinstance(state, Mapping) else "none"
+    method = inputs.fitted("calibration").get("method", "none")
     if inputs.predictions.fold is not None:
         method = f"{inputs.evaluation.get('calibration')}, in each fold"
-    return (
-        "The prior shift from sampler and class weights is corrected in closed form. Further "
-        f"calibration, fitted on validation patients: {method}."
-    )
+    return TEXTS["calibration"].format(method)

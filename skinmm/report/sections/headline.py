@@ -10,6 +10,7 @@ from skinmm.evaluation.referral import coverage_range
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table, Tile, Tiles
 from skinmm.report.figures.grids import draw_confusion
 from skinmm.report.format import (
+    TEXTS,
     format_count,
     format_estimate,
     format_interval,
@@ -21,18 +22,12 @@ from skinmm.report.format import (
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import format_counts, resampling_unit
 
-CHANCE: Final = 0.5
 FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
 REFERRAL: Final = (
     *("unfamiliar", "set_size"),
     *("decided_sensitivity", "decided_specificity", "found_or_referred"),
 )
 LOOSE: Final = 0.05  # warn if the coverage may be lower than stated by more than this
-LEAD: Final = (
-    "A lesion is decided if threshold and prediction set agree and the lesion is not unlike the "
-    "validation images; all others are referred to a person. Therefore no lesion that reaches the "
-    "threshold is decided to be benign."
-)
 
 
 def build_headline(inputs: ReportInputs) -> Section:
@@ -45,15 +40,13 @@ def build_headline(inputs: ReportInputs) -> Section:
 def collect_warnings(inputs: ReportInputs) -> list[str]:
     """Return warnings about everything that makes the numbers alone misleading."""
     warnings = []
-    if inputs.initialisation.lower().startswith("from scratch"):
-        warnings.append(f"The image network had no pretrained weights: {inputs.initialisation}.")
+    weights = inputs.metrics.get("initialisation") or ""
+    if weights.lower().startswith("from scratch"):
+        warnings.append(f"The image network had no pretrained weights: {weights}.")
     if inputs.audit.get("leaks"):
-        warnings.append(
-            "The split leaks: the same patient, lesion or image is, or may be, in training and "
-            "test. These numbers are too optimistic."
-        )
+        warnings.append(TEXTS["leak"])
     auroc = inputs.estimate("auroc")
-    if (low := auroc.get("low")) is not None and low <= CHANCE:
+    if (low := auroc.get("low")) is not None and low <= 0.5:  # noqa: PLR2004 - chance
         warnings.append(
             f"The ranking is not shown to be better than chance: AUROC {format_estimate(auroc)}."
         )
@@ -62,13 +55,11 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
             f"Only {format_count(positives, 'malignant image')} in the test set: rely on the "
             "intervals, not on the values."
         )
-    if not inputs.threshold_rule:
+    if not (rule := inputs.fitted("threshold")):
         threshold = format_number(inputs.threshold)
         warnings.append(f"The decision threshold is not known: {threshold} is assumed.")
-    if inputs.threshold_rule.get("guaranteed") is False:
-        warnings.append(
-            "The sensitivity at the threshold is an estimate, not a guaranteed lower bound."
-        )
+    if rule.get("guaranteed") is False:
+        warnings.append(TEXTS["estimate"])
     warnings += _coverage_warnings(inputs)
     if unpredicted := inputs.measured.get("unpredicted", 0):
         warnings.append(
@@ -79,23 +70,16 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
 
 def _coverage_warnings(inputs: ReportInputs) -> list[str]:
     """Return warnings about classes with too few validation images for the stated coverage."""
-    warnings, loose = [], []
-    for name, count in inputs.conformal.get("rows", {}).items():
-        bounds = coverage_range(count, inputs.conformal["coverage"])
+    state, warnings, loose = inputs.fitted("conformal"), [], []
+    for name, count in state.get("rows", {}).items():
+        bounds = coverage_range(count, state["coverage"])
         if bounds is None:
-            warnings.append(
-                f"Coverage of {name} cannot be set: {count} validation images are too few. "
-                f"Therefore {name} is in every prediction set, and no lesion can be decided to be "
-                "anything else."
-            )
-        elif bounds[0] < inputs.conformal["coverage"] - LOOSE:
+            warnings.append(TEXTS["no_coverage"].format(name=name, count=count))
+        elif bounds[0] < state["coverage"] - LOOSE:
             ends = " to ".join(format_percent(end, 0) for end in bounds)
             loose.append(f"{count} validation images of {name} ({ends})")
     if loose:
-        warnings.append(
-            f"The prediction sets were fitted on {', '.join(loose)}: the true coverage may be "
-            "anywhere in the range in brackets."
-        )
+        warnings.append(TEXTS["loose_coverage"].format(", ".join(loose)))
     return warnings
 
 
@@ -104,13 +88,8 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
     positives, rows = measured["positives"], measured["n"]
     counts = format_counts(rows, measured["patients"], resampling_unit(inputs))
     predicted = format_percent(inputs.value("mean_probability"))
-    meanings = {
-        "auroc": "chance that a malignant lesion ranks above a benign one",
-        "sensitivity": "of the malignant lesions are flagged",
-        "specificity": "of the benign lesions are not flagged",
-    }
     tiles = []
-    for name, meaning in meanings.items():
+    for name, meaning in TEXTS["meanings"].items():
         is_share = name != "auroc"
         value = (format_percent if is_share else format_number)(inputs.value(name))
         interval = format_interval(inputs.estimate(name), percent=is_share) or "no interval"
@@ -182,12 +161,12 @@ def build_referral(inputs: ReportInputs) -> Section | None:
         lines = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
         size_table = Table("Classes in a prediction set", ("Classes", "Images"), lines)
         blocks.append(Row([_coverage_table(inputs), size_table]))
-    return Section("referral", "Referral", blocks, LEAD)
+    return Section("referral", "Referral", blocks, TEXTS["referral"])
 
 
 def _coverage_table(inputs: ReportInputs) -> Table:
     """Return the observed coverage by class, and the range expected from the validation rows."""
-    state = inputs.conformal
+    state = inputs.fitted("conformal")
     header = ["Class", "Sets that contain it (interval)"]
     if state:
         header += ["Validation images", f"Expected, for {format_percent(state['coverage'], 0)}"]

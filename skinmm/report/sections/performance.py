@@ -23,7 +23,7 @@ from skinmm.report.blocks import (
 )
 from skinmm.report.figures import curves
 from skinmm.report.figures.grids import draw_confusion
-from skinmm.report.format import format_number, format_percent, metric_table
+from skinmm.report.format import TEXTS, format_number, format_percent, metric_table
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import describe_call_rule
 
@@ -36,12 +36,6 @@ RATES: Final = (
 PROBABILITIES: Final = (
     *("calibration_slope", "calibration_intercept", "ece"),
     *("mean_probability", "brier", "log_loss"),
-)
-_CAPTIONS: Final = {"missed": "Malignant, classified as benign", "flagged": "Benign, flagged"}
-_EXPLANATION: Final = (
-    " Heat maps show the regions that raise the probability of malignancy; yellow is strongest. "
-    "Points are what each input added to the probability, in percentage points (Shapley values). "
-    "Both show what influenced the network, not where disease is."
 )
 
 
@@ -63,22 +57,18 @@ def build_discrimination(inputs: ReportInputs) -> Section:
     plots = [
         Plot(
             "ROC curve",
-            curves.draw_roc(rocs, (false_positive_rate, sensitivity)),
-            "Dotted: chance. Ring: the chosen threshold. In brackets: the area under the curve.",
+            curves.draw_ranking(rocs, (false_positive_rate, sensitivity)),
+            TEXTS["roc"],
         ),
         Plot(
             "Precision-recall curve",
-            curves.draw_precision_recall(precisions, prevalence, (sensitivity, precision)),
+            curves.draw_ranking(precisions, (sensitivity, precision), prevalence),
             f"Dotted: chance, the share of malignant images ({format_number(prevalence)}).",
         ),
     ]
     blocks: list[Block] = [Row(plots)]
     if (size := inputs.audit.get("size_auroc")) is not None:
-        note = (
-            f"In this cohort, the width and height of the image alone reach AUROC "
-            f"{format_number(size)}. They reflect the camera, not the lesion."
-        )
-        blocks.append(Note(note))
+        blocks.append(Note(TEXTS["size_auroc"].format(format_number(size))))
     return Section("discrimination", "Ranking", blocks)
 
 
@@ -109,8 +99,7 @@ def build_calibration(inputs: ReportInputs) -> Section:
         Plot(
             "Reliability" if rows.raw is None else "After calibration",
             curves.draw_reliability(line),
-            "Bins with equal numbers of images. On the dotted line, predicted and observed shares "
-            "are equal. Bars are 95 % Wilson intervals.",
+            TEXTS["reliability"],
         )
     ]
     if rows.raw is not None:
@@ -128,12 +117,8 @@ def build_benefit(inputs: ReportInputs) -> Section | None:
     if not 0 < rows.malignant.sum() < len(rows):
         return None
     lines = curves.net_benefit_lines(rows.malignancy, rows.malignant)
-    plot = Plot(
-        "Decision curve",
-        curves.draw_decision(lines, inputs.threshold),
-        "Net benefit of the model, of treating every lesion as malignant, and of treating none, "
-        "for each threshold probability. Dashed: the chosen threshold.",
-    )
+    figure = curves.draw_decision(lines, inputs.threshold)
+    plot = Plot("Decision curve", figure, TEXTS["decision_curve"])
     points = np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]
     cells = [
         (
@@ -151,10 +136,9 @@ def build_mistakes(inputs: ReportInputs) -> Section:
     blocks: list[Block] = []
     for kind, rows in find_confident_mistakes(inputs.predictions, inputs.threshold).items():
         cards = [_mistake_card(inputs, row) for row in rows.tolist()]
-        caption = _CAPTIONS[kind]
+        caption = TEXTS[kind]
         blocks.append(Gallery(caption, cards) if cards else Note(f"{caption}: none."))
-    lead = "The most certain mistakes of the model, at most eight of each kind."
-    lead += _EXPLANATION if inputs.explanations else ""
+    lead = TEXTS["mistakes"] + (f" {TEXTS['explanation']}" if inputs.explanations else "")
     return Section("mistakes", "Most certain mistakes", blocks, lead)
 
 

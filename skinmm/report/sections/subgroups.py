@@ -20,16 +20,19 @@ from skinmm.images.measure import TONES, measure_skin_tone, name_skin_tone
 from skinmm.images.source import read_source
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
 from skinmm.report.figures import curves
-from skinmm.report.figures.grids import Estimate, draw_forest
-from skinmm.report.format import format_estimate, format_percent, is_number, metric_label
+from skinmm.report.figures.grids import draw_forest
+from skinmm.report.format import (
+    TEXTS,
+    format_estimate,
+    format_estimates,
+    format_percent,
+    is_number,
+    metric_label,
+)
 from skinmm.report.inputs import ReportInputs
 
 RESAMPLES: Final = 300  # enough for a figure; about twenty groups are resampled
-MEASURES: Final[dict[str, str]] = {
-    "auroc": "AUROC",
-    "sensitivity": "Sensitivity at the threshold",
-    "specificity": "Specificity at the threshold",
-}
+MEASURES: Final[dict[str, str]] = TEXTS["measures"]
 CLASSES: Final = 9  # columns that fit on a page
 FOREST: Final = ("auroc", "sensitivity")
 MISSING_DRAWN: Final = ("auroc", "ece")
@@ -37,17 +40,6 @@ MISSING_LISTED: Final = (*MISSING_DRAWN, "calibration_slope", "calibration_inter
 MAX_TONES: Final = 500
 """Maximum number of images whose skin tone is measured, half of them malignant if available."""
 _TONE_SIDE: Final = 64  # pixels
-_GROUPS_NOTE: Final = (
-    "Groups differ by chance too: take a gap seriously only if the intervals do not overlap, and "
-    "then as a reason to investigate. An image size identifies a camera or an archive, not a "
-    "patient; a gap between sizes means that the model may have learnt the origin of an image. "
-    f"Skin tone is estimated from the border of at most {MAX_TONES} images (individual typology "
-    "angle): light and camera change it, and no person assessed the skin."
-)
-_MISSING_NOTE: Final = (
-    "The same test rows without some of their columns, chosen at random for each row; the "
-    "calibration is that of complete records. A model trained with model.drop_columns loses less."
-)
 
 
 def build_subgroups(inputs: ReportInputs) -> Section | None:
@@ -58,13 +50,9 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     groups = build_groups(add_skin_tones(inputs.records, rows.malignant))
     if not groups:
         return None
-    settings: dict[str, Any] = {
-        "threshold": inputs.threshold,
-        "resamples": RESAMPLES,
-        "confidence": inputs.confidence,
-    }
-    measured = evaluate_subgroups(rows, groups, **settings)
-    gaps = sensitivity_gaps(rows, groups, **settings)
+    settings = dict[str, Any](confidence=inputs.confidence, resamples=RESAMPLES)
+    measured = evaluate_subgroups(rows, groups, threshold=inputs.threshold, **settings)
+    gaps = sensitivity_gaps(rows, groups, threshold=inputs.threshold, **settings)
     plots = [plot for name in FOREST if (plot := _forest_plot(inputs, measured, name))]
     blocks: list[Block] = [Row(plots)] if plots else []
     if gaps:
@@ -76,7 +64,7 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     blocks.append(_group_table(measured))
     if rows.sets is not None:
         blocks += _coverage_blocks(inputs, measured)
-    return Section("subgroups", "Subgroups", [*blocks, Note(_GROUPS_NOTE)])
+    return Section("subgroups", "Subgroups", [*blocks, Note(TEXTS["subgroups"].format(MAX_TONES))])
 
 
 def add_skin_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.DataFrame:
@@ -112,18 +100,17 @@ def _forest_plot(
     inputs: ReportInputs, measured: Sequence[Mapping[str, Any]], name: str
 ) -> Plot | None:
     rows = [
-        Estimate.from_entry(f"{group['group']} ({group['positives']:,})", group["metrics"][name])
+        (f"{group['group']} ({group['positives']:,})", group["metrics"][name])
         for group in measured
         if is_number(group["metrics"][name]["value"]) and group["positives"] >= MIN_MALIGNANT
     ]
     if not rows or not is_number(inputs.value(name)):
         return None
-    overall = Estimate.from_entry(f"all ({inputs.measured['positives']:,})", inputs.estimate(name))
+    overall = (f"all ({inputs.measured['positives']:,})", inputs.estimate(name))
     return Plot(
         MEASURES[name],
-        draw_forest(rows, overall, label=MEASURES[name]),
-        "In brackets: malignant images. Dotted: all images. Groups with fewer than "
-        f"{MIN_MALIGNANT} malignant images are in the table only.",
+        draw_forest([overall, *rows], MEASURES[name]),
+        TEXTS["forest"].format(MIN_MALIGNANT),
     )
 
 
@@ -133,7 +120,7 @@ def _group_table(measured: Sequence[Mapping[str, Any]]) -> Table:
             f"{group['column']}: {group['group']}",
             f"{group['n']:,}",
             f"{group['positives']:,}",
-            *(format_estimate(group["metrics"][name]) for name in MEASURES),
+            *format_estimates(group["metrics"], MEASURES),
         )
         for group in measured
     ]
@@ -148,22 +135,19 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
     """
     classes = inputs.predictions.classes[:CLASSES]
     names = ["referred", *(f"coverage_{name}" for name in classes)]
+    stated = inputs.fitted("conformal").get("coverage", inputs.evaluation.get("coverage")) or 0.0
     lines, low_groups = [], []
     for group in measured:
         label, metrics = f"{group['column']}: {group['group']}", group["metrics"]
-        lines.append((label, *(format_estimate(metrics[name]) for name in names)))
-        low_groups += [
-            f"{label} ({class_name})"
-            for class_name in classes
-            if inputs.coverage
-            and is_number(high := metrics[f"coverage_{class_name}"]["high"])
-            and high < inputs.coverage
-        ]
+        lines.append((label, *format_estimates(metrics, names)))
+        highs = {name: metrics[f"coverage_{name}"]["high"] for name in classes}
+        is_low = {name: is_number(high) and high < stated for name, high in highs.items()}
+        low_groups += [f"{label} ({name})" for name in classes if is_low[name]]
     header = ("Group", *map(metric_label, names))
     blocks: list[Block] = [Table("Referral and coverage by group", header, lines, stack=True)]
     if low_groups:
-        text = "Prediction sets contain the true class less often than stated in: "
-        blocks.append(Note(f"{text}{', '.join(low_groups)}.", warning=True))
+        text = TEXTS["low_coverage"].format(", ".join(low_groups))
+        blocks.append(Note(text, warning=True))
     return blocks
 
 
@@ -177,13 +161,13 @@ def build_missing(inputs: ReportInputs) -> Section | None:
         for name in MISSING_DRAWN
         if len((line := _missing_line(name, parts)).x) > 1
     ]
-    rows = []
-    for share, part in parts.items():
-        cells = (format_estimate(part["metrics"].get(name)) for name in MISSING_LISTED)
-        rows.append([format_percent(share), *cells])
+    rows = [
+        [format_percent(share), *format_estimates(part["metrics"], MISSING_LISTED)]
+        for share, part in parts.items()
+    ]
     header = ["Missing", *map(metric_label, MISSING_LISTED)]
     table = Table("Columns missing", header, rows, stack=True)
-    return Section("missing", "Missing data", [Note(_MISSING_NOTE), Row(plots), table])
+    return Section("missing", "Missing data", [Note(TEXTS["missing"]), Row(plots), table])
 
 
 def metrics_by_missing_share(inputs: ReportInputs) -> dict[float, Mapping[str, Any]]:
