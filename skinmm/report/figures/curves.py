@@ -98,7 +98,7 @@ def draw_ranking(
     A ring marks the chosen threshold; the dotted line is chance.
     """
     is_roc = prevalence is None
-    axes.plot([0, 1], [0, 1] if is_roc else [prevalence, prevalence], **REFERENCE)
+    axes.plot([0, 1], (0.0, 1.0) if prevalence is None else (prevalence, prevalence), **REFERENCE)
     for index, line in enumerate(lines):
         vertices = thin_curve(line.x, line.y)
         axes.plot(line.x[vertices], line.y[vertices], label=line.name, **line_style(index))
