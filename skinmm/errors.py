@@ -37,17 +37,10 @@ def warn(text: str) -> None:
 def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:
     """Refuse an output file that exists, or an output folder that contains files.
 
-    Args:
-        key: configuration key that names the path.
-        path: file or folder to be written.
-        overwrite: allow an existing output.
-
-    Raises:
-        InputError: the output exists and `overwrite` is false.
+    `key` is the setting that names the path.
     """
-    if overwrite or not path.exists():
-        return
-    if path.is_dir() and not any(path.iterdir()):
+    is_free = not any(path.iterdir()) if path.is_dir() else not path.exists()
+    if overwrite or is_free:
         return
     state = "contains files" if path.is_dir() else "exists"
     raise InputError(f"{key}={path} {state}; choose another path or set overwrite=true")

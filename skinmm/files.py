@@ -25,10 +25,6 @@ IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
 """Suffixes of the files that `images.decode` reads; archives also store DICOM files without one."""
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 EXCEL_SUFFIXES: Final = (".xlsx", ".xlsm")
-SINGLE_LINE: Final = frozenset(chain.from_iterable(COLUMN_NAMES.values()))
-"""Columns whose cells never contain a line break: it would be a misplaced quotation mark."""
-
-_SEPARATORS: Final = (",", ";", "\t")
 
 
 def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
@@ -37,20 +33,15 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
     CSV means text in UTF-8, or in UTF-16 with a byte order mark. The separator is a comma, a
     semicolon or a tab: the most frequent one in the header, or the one that a first line such as
     `sep=;` states. Blank lines, and columns without a name at the end, are dropped. Excel files are
-    read from their first sheet.
-
-    Args:
-        path: file to read.
-        only: columns to return if the table has them; empty: all columns.
+    read from their first sheet. If `only` names columns, the others are left out.
 
     Returns:
         Cells of dtype `str`, "" where empty; whole numbers of Parquet and Excel files without
-        decimals ("7"). Names of columns without blanks around them.
+        decimals ("7"). Names of columns are stripped.
 
     Raises:
-        InputError: the file cannot be read, two columns have the same name, a row is longer or
-            shorter than the header, or a cell of `SINGLE_LINE` contains a line break. The message
-            names the file and the row, counted as in a spreadsheet: the header is row 1.
+        InputError: two columns have the same name, a row and the header differ in length, or a cell
+            of a known column contains a line break. Row numbers are those of a spreadsheet.
     """
     if str(path).lower().endswith(PARQUET_SUFFIXES):
         chunks = list(_read_parquet(path, None, size=1 << 16))
@@ -58,8 +49,8 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
     elif (plain := _read_plain_csv(path)) is not None:
         table = plain
     else:
-        names, rows = _check_records(_read_records(path, None), path)
-        table = pd.DataFrame(list(rows), columns=names, dtype=str)
+        names, *rows = _read_rows(path, None)
+        table = pd.DataFrame(rows, columns=names, dtype=str)
     return table[[name for name in table if name in only]] if only else table
 
 
@@ -68,19 +59,8 @@ def read_table_chunks(
 ) -> Iterator[pd.DataFrame]:
     """Read a table as `read_table` does, `size` rows at a time and in constant memory.
 
-    Cells of Parquet files stay Python objects, None where missing.
-
-    Args:
-        path: file to read.
-        size: maximum number of rows of a chunk.
-        skip: number of rows to leave out at the beginning.
-        file: open binary file to read instead of opening `path`, such as one behind a URL.
-
-    Yields:
-        Tables with at least one row, each with an index from 0.
-
-    Raises:
-        InputError: as for `read_table`, when the faulty row is reached.
+    Skip the first `skip` rows. Read the open binary file `file` instead of `path`, if given. Cells
+    of Parquet files stay Python objects, None where missing. Each chunk has an index from 0.
     """
     if str(path).lower().endswith(PARQUET_SUFFIXES):
         for chunk in _read_parquet(path, file, size):
@@ -88,38 +68,19 @@ def read_table_chunks(
                 yield chunk.iloc[skip:].reset_index(drop=True)
             skip = max(skip - len(chunk), 0)
         return
-    names, rows = _check_records(_read_records(path, file), path)
-    rows = islice(rows, skip, None)
+    rows = _read_rows(path, file)
+    names, rows = next(rows), islice(rows, skip, None)
     while batch := list(islice(rows, size)):
         yield pd.DataFrame(batch, columns=names, dtype=str)
 
 
-def _check_records(
-    records: Iterator[list[str]], path: Path | str
-) -> tuple[list[str], Iterator[list[str]]]:
-    """Return the names of the columns, and the rows, which are checked while reading."""
-    start, header = next((item for item in enumerate(records, 1) if any(item[1])), (1, []))
-    names = _check_names(header, path)
-    return names, _check_rows(records, start + 1, names, len(header), path)
-
-
-def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
-    """Return the names without blanks around them, and without empty ones at the end."""
-    names = [name.strip() for name in header]
-    if not any(names):
-        raise InputError(f"{path}: the table is empty")
-    while not names[-1]:
-        names.pop()
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: {count} columns are called '{name}'; rename or remove them")
-    return names
-
-
-def _check_rows(
-    records: Iterator[list[str]], start: int, names: list[str], width: int, path: Path | str
-) -> Iterator[list[str]]:
-    for number, record in enumerate(records, start):
+def _read_rows(path: Path | str, file: Any) -> Iterator[list[str]]:
+    """Yield the names of the columns of a CSV or an Excel file, then its rows, checked."""
+    records = enumerate(_read_records(path, file), 1)
+    _, header = next((item for item in records if any(item[1])), (1, []))
+    names, width = _check_names(header, path), len(header)
+    yield names
+    for number, record in records:
         # In a table of one column, a blank line is a row with an empty cell.
         row, where = record or [""] * (width == 1), f"{path}: row {number}"
         text = "".join(row)
@@ -130,13 +91,31 @@ def _check_rows(
         if any(row[len(names) :]):
             raise InputError(f"{where} has a cell in a column without a name")
         if "\n" in text or "\r" in text:
-            for name, cell in zip(names, row, strict=False):
-                if name in SINGLE_LINE and re.search(r"[\r\n]", cell):
-                    raise InputError(
-                        f"{where}, column {name}: the cell contains a line break; remove the "
-                        f"quotation mark before {cell[:40]!r}"
-                    )
+            _check_line_breaks(names, row, where)
         yield row[: len(names)]
+
+
+def _check_line_breaks(names: Sequence[str], row: Sequence[str], where: str) -> None:
+    single_line = {*chain.from_iterable(COLUMN_NAMES.values())}
+    for name, cell in zip(names, row, strict=False):
+        if name in single_line and re.search(r"[\r\n]", cell):
+            raise InputError(
+                f"{where}, column {name}: the cell contains a line break; remove the "
+                f"quotation mark before {cell[:40]!r}"
+            )
+
+
+def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
+    """Return the names stripped, without empty ones at the end."""
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{path}: the table is empty")
+    while not names[-1]:
+        names.pop()
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: {count} columns are called '{name}'; rename or remove them")
+    return names
 
 
 @contextmanager
@@ -180,7 +159,7 @@ def _find_separator(file: TextIOWrapper) -> str:
     if "\0" in line:
         raise ValueError("NUL in the header: perhaps UTF-16 without a byte order mark")
     file.seek(start)
-    return max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", line).count)
+    return max(",;\t", key=re.sub(r'"[^"]*"', "", line).count)
 
 
 def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
@@ -202,11 +181,7 @@ def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
 
 
 def _read_plain_csv(path: Path | str) -> pd.DataFrame | None:
-    """Read a CSV without quotation marks by pandas, which is faster than `_read_records`.
-
-    Returns:
-        The table; None if `_read_records` has to read it, or has to name the faulty row.
-    """
+    """Read a CSV without quotation marks by pandas, which is faster; None: use `_read_records`."""
     if str(path).lower().endswith(EXCEL_SUFFIXES):
         return None
     with _open_csv(path, None) as (file, separator):

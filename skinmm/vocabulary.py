@@ -13,25 +13,6 @@ Columns = Mapping[str, np.ndarray]
 """Arrays by column name: cheaper than a DataFrame for a table of a few rows."""
 Table = pd.DataFrame | Columns
 
-
-def count_table_rows(table: Table) -> int:
-    """Return the number of rows of a table."""
-    return len(table) if isinstance(table, pd.DataFrame) else len(next(iter(table.values())))
-
-
-SEXES: Final = ("female", "male")
-SITES: Final = (
-    "head/neck",
-    "lower extremity",
-    "oral/genital",
-    "palms/soles",
-    "torso",
-    "upper extremity",
-)
-CLASSES: Final = ("akiec", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc", "unknown")
-MALIGNANT: Final = ("akiec", "bcc", "mel", "scc")
-MAX_AGE: Final = 120.0  # years
-
 COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "image_id": ("image_id", "image_name", "isic_id", "image", "path", "img_id"),
     "patient_id": ("patient_id", "patient"),
@@ -49,51 +30,51 @@ COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "target": ("target", "malignant", "melanoma"),
 }
 """Canonical column -> its names in public tables, in order of precedence."""
+MALIGNANT: Final = ("akiec", "bcc", "mel", "scc")
+MAX_AGE: Final = 120.0  # years
 
-_MISSING: Final = frozenset(
-    ("", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified")
-)
-_SEX_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    "female": ("female", "f", "woman"),
-    "male": ("male", "m", "man"),
-}
+_EMPTY: Final = {"", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified"}
+_SEX_WORDS: Final[dict[str, tuple[str, ...]]] = {"female": ("f", "woman"), "male": ("m", "man")}
 _SITE_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    "head/neck": ("head/neck", "head", "neck", "face", "scalp", "ear", "nose", "lip"),
-    "lower extremity": ("lower extremity", "lower limb", "leg", "thigh", "foot"),
-    "oral/genital": ("oral/genital", "oral", "genital", "mucosa"),
-    "palms/soles": ("palms/soles", "palm", "palms", "sole", "soles", "acral"),
+    "head/neck": ("head", "neck", "face", "scalp", "ear", "nose", "lip"),
+    "lower extremity": ("lower limb", "leg", "thigh", "foot"),
+    "oral/genital": ("oral", "genital", "mucosa"),
+    "palms/soles": ("palm", "palms", "sole", "soles", "acral"),
     "torso": (
-        *("torso", "anterior torso", "posterior torso", "lateral torso", "trunk", "back"),
+        *("anterior torso", "posterior torso", "lateral torso", "trunk", "back"),
         *("chest", "abdomen", "buttock", "torso front", "torso back"),
     ),
-    "upper extremity": ("upper extremity", "upper limb", "arm", "forearm", "hand"),
+    "upper extremity": ("upper limb", "arm", "forearm", "hand"),
 }
 _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    "akiec": ("akiec", "ak", "ack", "actinic keratosis", "solar keratosis", "bowen's disease"),
-    "bcc": ("bcc", "basal cell carcinoma"),
+    "akiec": ("ak", "ack", "actinic keratosis", "solar keratosis", "bowen's disease"),
+    "bcc": ("basal cell carcinoma",),
     "bkl": (
-        *("bkl", "sek", "benign keratosis", "pigmented benign keratosis", "seborrheic keratosis"),
+        *("sek", "benign keratosis", "pigmented benign keratosis", "seborrheic keratosis"),
         *("lichenoid keratosis", "solar lentigo", "lentigo nos"),
     ),
-    "df": ("df", "dermatofibroma"),
-    "mel": ("mel", "melanoma"),
-    "nv": ("nv", "nev", "nevus", "naevus", "melanocytic nevus"),
-    "scc": ("scc", "squamous cell carcinoma"),
-    "vasc": ("vasc", "vascular lesion", "angioma", "hemangioma"),
+    "df": ("dermatofibroma",),
+    "mel": ("melanoma",),
+    "nv": ("nev", "nevus", "naevus", "melanocytic nevus"),
+    "scc": ("squamous cell carcinoma",),
+    "vasc": ("vascular lesion", "angioma", "hemangioma"),
     # The last two occur once each in SIIM-ISIC; the winning solution counted them as unknown.
-    "unknown": ("unknown", "unk", "cafe au lait macule", "atypical melanocytic proliferation"),
+    "unknown": ("unk", "cafe au lait macule", "atypical melanocytic proliferation"),
 }
-_DICOM_AGE: Final = re.compile(r"(\d{1,3})([dwmy])")
-_YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}
+_YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
+
+SEXES: Final = tuple(_SEX_WORDS)
+SITES: Final = tuple(_SITE_WORDS)
+CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
+_SEX, _SITE, _DIAGNOSIS = (
+    {word: name for name, synonyms in table.items() for word in (name, *synonyms)}
+    for table in (_SEX_WORDS, _SITE_WORDS, _DIAGNOSIS_WORDS)
+)
 
 
-def _invert(words: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    return {word: name for name, synonyms in words.items() for word in synonyms}
-
-
-_SEX: Final = _invert(_SEX_WORDS)
-_SITE: Final = _invert(_SITE_WORDS)
-_DIAGNOSIS: Final = _invert(_DIAGNOSIS_WORDS)
+def count_table_rows(table: Table) -> int:
+    """Return the number of rows of a table."""
+    return len(table) if isinstance(table, pd.DataFrame) else len(next(iter(table.values())))
 
 
 def _normalise(value: Any) -> str:
@@ -103,7 +84,7 @@ def _normalise(value: Any) -> str:
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell is empty or contains a word for "unknown"."""
-    return pd.isna(value) or str(value).strip().lower() in _MISSING
+    return pd.isna(value) or str(value).strip().lower() in _EMPTY
 
 
 def parse_sex(value: Any) -> str | None:
@@ -122,13 +103,9 @@ def parse_diagnosis(value: Any) -> str | None:
 
 
 def parse_age(value: Any) -> float | None:
-    """Return the age in years from a number, its text, or a DICOM age such as `055Y`.
-
-    Returns:
-        Years, or None if the cell is not a number from 0 to `MAX_AGE`.
-    """
+    """Return the age in years from a number, its text or DICOM's `055Y`; None above `MAX_AGE`."""
     text = str(value).strip().lower()
-    dicom = _DICOM_AGE.fullmatch(text)
+    dicom = re.fullmatch(r"(\d{1,3})([dwmy])", text)
     try:
         age = int(dicom[1]) * _YEARS[dicom[2]] if dicom else float(text.replace(",", "."))
     except ValueError:
@@ -136,11 +113,7 @@ def parse_age(value: Any) -> float | None:
     return age if 0 <= age <= MAX_AGE else None
 
 
-CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "age": parse_age,
-    "sex": parse_sex,
-    "site": parse_site,
-}
+CONVERTERS: Final[dict[str, Any]] = {"age": parse_age, "sex": parse_sex, "site": parse_site}
 
 
 def map_unique(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Series[Any]":
@@ -155,11 +128,7 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
 
 
 def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Convert a column to the vocabulary.
-
-    Args:
-        cells: cells of any table.
-        name: `age`, `sex` or `site`.
+    """Convert a column `age`, `sex` or `site` to the vocabulary.
 
     Returns:
         The canonical column (age float64, otherwise text or None), and a mask of the cells whose
@@ -182,7 +151,7 @@ def match_columns(names: Iterable[Any]) -> dict[Any, str]:
 
 
 def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Rename columns with a known name to the canonical name; others keep theirs."""
+    """Rename columns with a known name to the canonical name."""
     return table.rename(columns=match_columns(table.columns))
 
 

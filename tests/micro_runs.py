@@ -15,10 +15,10 @@ from skinmm.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
-    TrainerConfig,
     build_component,
     to_mapping,
 )
+from skinmm.config.schema import TrainerConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.models.checkpoint import Card
 from skinmm.models.fusion import FUSIONS

@@ -11,16 +11,9 @@ from hydra import compose, initialize_config_dir
 
 from skinmm.cli.hydra_app import CONF, store_config
 from skinmm.cli.main import COMMANDS
-from skinmm.config import (
-    Config,
-    PredictConfig,
-    ScheduleConfig,
-    ServeConfig,
-    TrainerConfig,
-    flatten,
-    from_mapping,
-    to_mapping,
-)
+from skinmm.config import Config, PredictConfig, ScheduleConfig, flatten, from_mapping, to_mapping
+from skinmm.config.commands import ServeConfig
+from skinmm.config.schema import TrainerConfig
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import ADAPTERS
 from skinmm.data.cohorts.find_images import FORMATS

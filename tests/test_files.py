@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm import files
 from skinmm.errors import InputError
 from skinmm.files import atomic_write, read_table, read_table_chunks
+from skinmm.vocabulary import COLUMN_NAMES
 
 PRINTABLE = st.characters(categories=["L", "N", "P", "S"])
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=6)
+SINGLE_LINE = {name for names in COLUMN_NAMES.values() for name in names}
 SINGLE = CELLS.filter(lambda cell: not re.search(r"[\r\n]", cell))
 
 
@@ -26,7 +27,7 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     """Tables whose cells contain any text; line breaks only in columns that may have them."""
     more = draw(st.lists(st.text(PRINTABLE, min_size=1, max_size=5), max_size=3))
     names = list(dict.fromkeys(["image_id", *more, "a note"]))
-    row = st.tuples(*[SINGLE if name in files.SINGLE_LINE else CELLS for name in names])
+    row = st.tuples(*[SINGLE if name in SINGLE_LINE else CELLS for name in names])
     return pd.DataFrame(draw(st.lists(row, min_size=1, max_size=6)), columns=names, dtype=str)
 
 

@@ -1,33 +1,21 @@
-"""What a command is, and the commands that combine several rooms of the package."""
+"""The commands that combine several rooms of the package, and their common class."""
 
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.config import (
-    AuditConfig,
-    CompareConfig,
-    DataConfig,
-    ExploreConfig,
-    ExportConfig,
-    FeedbackConfig,
-    PackConfig,
-    PackSparkConfig,
-    PredictConfig,
-    ReportPageConfig,
-)
+from skinmm.config import DataConfig, PredictConfig
+from skinmm.config import commands as schemas
 from skinmm.errors import InputError, print_error, print_line, require_new_output, warn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from skinmm.data.audit import Fingerprints
     from skinmm.data.packed import PackSettings
     from skinmm.report.cohort_pages import Cohort
 
 GENERATED: Final = "command"  # name of the primary configuration that is made from a schema
-PACKED: Final = "packed {images:,} images; to use them: data=packed data.root={out}"
 
 
 @dataclass(frozen=True)
@@ -35,10 +23,10 @@ class Command:
     """A command of `skinmm`.
 
     Attributes:
-        name: its name on the command line.
+        name: first word of its command line.
         schema: dataclass of its settings; the docstring is the help of the command.
-        function: "module:function", imported when the command runs; it takes the configuration and
-            returns the exit status.
+        function: "module:function", imported when it runs; takes the configuration, returns the
+            exit status.
         config_name: primary configuration: a file in conf, or generated from the schema.
         usage: examples for the help; by default one with the required settings.
     """
@@ -75,31 +63,29 @@ def run_predict(config: PredictConfig) -> int:
     return predict_file(config)
 
 
-def run_audit(config: AuditConfig) -> int:
+def run_audit(config: schemas.AuditConfig) -> int:
     """Write the audit of a cohort and return 1 if its split leaks, else 0."""
-    from skinmm.data.audit import audit, find_near_duplicates
+    from skinmm.data.audit import audit
     from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
     from skinmm.data.splits import split
     from skinmm.report import write_audit_page
     from skinmm.training.run_folder import write_json
 
     data, folder = config.data, Path(config.output)
-    page, facts = folder / "audit.html", folder / "audit.json"
-    for file in (page, facts):
+    page, summary = folder / "audit.html", folder / "audit.json"
+    for file in (page, summary):
         require_new_output("output", file, overwrite=config.overwrite)
     loaded = load_cohort(data)
     table = require_images(loaded, data.missing, needed=config.near)
-    near, pixels = None, dict[str, Any](absent=describe_missing_images(table, loaded.searched))
+    near, facts = None, dict[str, Any](absent=describe_missing_images(table, loaded.searched))
     if config.near:
-        fingerprints = _compute_fingerprints(table)
-        near, table = find_near_duplicates(fingerprints), _fill_sizes(table, fingerprints)
-        pixels["compared"] = len(fingerprints.image_id)
-        pixels["unreadable"] = fingerprints.unreadable
+        near, table, compared = _compare_images(table)
+        facts |= compared
     table = split(table, data.folds, int(data.fold), data.split_seed)
     cohort = _to_cohort(table, data)
-    findings = audit(table, positive=cohort.positive, columns=data.columns, near=near) | pixels
+    findings = audit(table, positive=cohort.positive, columns=data.columns, near=near) | facts
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(facts, findings)
+    write_json(summary, findings)
     write_audit_page(cohort, findings, page)
     print_line(f"audit: {page}")
     for warning in filter(None, [*findings["warnings"], findings["absent"]]):
@@ -111,46 +97,42 @@ def run_audit(config: AuditConfig) -> int:
     return 0
 
 
-def run_explore(config: ExploreConfig) -> int:
+def run_explore(config: schemas.ExploreConfig) -> int:
     """Write the overview of a cohort."""
+    from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.report import write_cohort_page
 
     output = Path(config.output)
     require_new_output("output", output, overwrite=config.overwrite)
-    cohort = _to_cohort(_load_table(config.data), config.data)
-    write_cohort_page(cohort, output, examples=config.examples)
+    table = require_images(load_cohort(config.data), config.data.missing, needed=False)
+    write_cohort_page(_to_cohort(table, config.data), output, examples=config.examples)
     print_line(f"page: {output}")
     return 0
 
 
-def run_pack(config: PackConfig) -> int:
-    """Pack a cohort, or verify a pack."""
+def run_pack(config: schemas.PackConfig | schemas.PackSparkConfig) -> int:
+    """Pack a cohort, on Apache Spark if the configuration has a master, or verify a pack."""
     from skinmm.data.pack import pack
     from skinmm.data.packed import verify_pack
     from skinmm.images.source import read_source
 
-    out = Path(config.out)
-    if config.verify:
+    out, overwrite = Path(config.out), config.overwrite
+    if isinstance(config, schemas.PackConfig) and config.verify:
         images = verify_pack(out).images
         print_line(f"{out}: {images:,} images, all equal to their checksums")
         return 0
     table, settings = load_pack_input(config)
-    pack(table, out, read_source, settings, workers=config.workers, overwrite=config.overwrite)
-    print_line(PACKED.format(images=len(table), out=out))
+    if isinstance(config, schemas.PackConfig):
+        pack(table, out, read_source, settings, workers=config.workers, overwrite=overwrite)
+    else:
+        from skinmm.spark.jobs import pack_spark
+
+        pack_spark(table, out, settings, config.master, overwrite=overwrite)
+    print_line(f"packed {len(table):,} images; to use them: data=packed data.root={out}")
     return 0
 
 
-def run_pack_spark(config: PackSparkConfig) -> int:
-    """Pack a cohort on Apache Spark."""
-    from skinmm.spark.jobs import pack_spark
-
-    table, settings = load_pack_input(config)
-    pack_spark(table, Path(config.out), settings, config.master, overwrite=config.overwrite)
-    print_line(PACKED.format(images=len(table), out=config.out))
-    return 0
-
-
-def run_report(config: ReportPageConfig) -> int:
+def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.report  # noqa: F401 - adds the page of its task
     from skinmm.report import report_predictions, write_report
@@ -162,7 +144,7 @@ def run_report(config: ReportPageConfig) -> int:
         page = report_predictions(
             source,
             Path(config.output),
-            _to_path(config.labels),
+            None if config.labels is None else Path(config.labels),
             positive=config.positive or None,
             pictures=pictures is not False,
             overwrite=config.overwrite,
@@ -171,7 +153,7 @@ def run_report(config: ReportPageConfig) -> int:
     return 0
 
 
-def run_compare(config: CompareConfig) -> int:
+def run_compare(config: schemas.CompareConfig) -> int:
     """Write the comparison of runs and prediction files, and print its first table."""
     from skinmm.report import write_comparison
     from skinmm.report.format import format_columns
@@ -179,7 +161,7 @@ def run_compare(config: CompareConfig) -> int:
     tables, notes = write_comparison(
         [Path(source) for source in config.inputs],
         Path(config.output),
-        _to_path(config.labels),
+        None if config.labels is None else Path(config.labels),
         positive=config.positive or None,
         overwrite=config.overwrite,
     )
@@ -188,7 +170,7 @@ def run_compare(config: CompareConfig) -> int:
     return 0
 
 
-def run_export(config: ExportConfig) -> int:
+def run_export(config: schemas.ExportConfig) -> int:
     """Write a checkpoint as ONNX."""
     from skinmm.predict.export_onnx import export
 
@@ -198,7 +180,7 @@ def run_export(config: ExportConfig) -> int:
     return 0
 
 
-def run_feedback(config: FeedbackConfig) -> int:
+def run_feedback(config: schemas.FeedbackConfig) -> int:
     """Write the performance of a model on the cases of a store."""
     try:
         from skinmm.serve.feedback import feedback
@@ -209,8 +191,9 @@ def run_feedback(config: FeedbackConfig) -> int:
     return 0
 
 
-def load_pack_input(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame, PackSettings]":
+def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """Return the rows to pack, all with their image, and the settings of the pack."""
+    from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.data.packed import PackSettings
 
     data = config.data
@@ -222,14 +205,7 @@ def load_pack_input(config: PackConfig | PackSparkConfig) -> "tuple[pd.DataFrame
         # Workers of Spark start in another folder.
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
-    return _load_table(data, needs_images=True), settings
-
-
-def _load_table(data: DataConfig, *, needs_images: bool = False) -> "pd.DataFrame":
-    """Return the rows of a cohort; `data.missing` applies if the images are needed."""
-    from skinmm.data.cohorts import load_cohort, require_images
-
-    return require_images(load_cohort(data), data.missing, needed=needs_images)
+    return require_images(load_cohort(data), data.missing, needed=True), settings
 
 
 def _to_cohort(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
@@ -240,29 +216,18 @@ def _to_cohort(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
     return Cohort(data.name, table, classes, list_positive_classes(classes, data), data.columns)
 
 
-def _to_path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def _compute_fingerprints(table: "pd.DataFrame") -> "Fingerprints":
+def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str, Any]]":
+    """Return the near duplicates, the rows with image sizes, and the number of images compared."""
+    import pandas as pd
     from tqdm import tqdm
 
-    from skinmm.data.audit import compute_fingerprints
+    from skinmm.data.audit import compute_fingerprints, find_near_duplicates
     from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
-        return compute_fingerprints(table, read_source, bar.update)
-
-
-def _fill_sizes(table: "pd.DataFrame", fingerprints: "Fingerprints") -> "pd.DataFrame":
-    """Fill missing image sizes from the images, so that the audit can test them as a shortcut."""
-    import pandas as pd
-
-    sizes = pd.DataFrame(
-        fingerprints.sizes, fingerprints.image_id, ["width", "height"], dtype=float
-    )
-    names = table["image_id"]
-    return table.assign(
-        width=table["width"].fillna(names.map(sizes["width"])),
-        height=table["height"].fillna(names.map(sizes["height"])),
-    )
+        prints = compute_fingerprints(table, read_source, bar.update)
+    # The audit tests the size as a shortcut, so fill it where the table lacks it.
+    sizes = pd.DataFrame(prints.sizes, prints.image_id, ["width", "height"], dtype=float)
+    filled = {name: table[name].fillna(table["image_id"].map(sizes[name])) for name in sizes}
+    facts = {"compared": len(prints.image_id), "unreadable": prints.unreadable}
+    return find_near_duplicates(prints), table.assign(**filled), facts

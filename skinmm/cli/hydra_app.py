@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
@@ -20,14 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from skinmm.cli.commands import GENERATED, Command
-from skinmm.config import from_mapping, keys_with
-from skinmm.config.load import (
-    describe_settings,
-    escape_interpolation,
-    explain_unknown_key,
-    find_unknown_key,
-    format_config_error,
-)
+from skinmm.config import from_mapping, keys_with, load
 from skinmm.errors import InputError, is_utf8, one_line, print_error, print_line
 
 PACKAGE: Final = Path(__file__).parents[1]
@@ -36,20 +29,10 @@ CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.paren
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
 FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
 _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}}
-_NO_LOGS: Final = [{f"override hydra/{name}_logging": "none"} for name in ("job", "hydra")]
 
 
 class JobError(Exception):
-    """A job that failed in a process of its own and has reported why.
-
-    Attributes:
-        status: its exit status.
-    """
-
-    def __init__(self, status: int) -> None:
-        """Store the exit status."""
-        super().__init__(status)
-        self.status = status
+    """A job with this exit status failed in a process of its own, and has reported why."""
 
 
 Job = Callable[[Any, Path], int]
@@ -59,15 +42,8 @@ Job = Callable[[Any, Path], int]
 def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     """Compose, check and run a job; with `-m` once for each combination of overrides.
 
-    A job that fails in a sweep is reported, and the others continue.
-
-    Args:
-        argv: overrides and flags of Hydra.
-        command: its schema and primary configuration.
-        job: called with every composed configuration.
-
-    Returns:
-        The highest exit status; for jobs in processes of their own, that of the first failure.
+    A job that fails in a sweep is reported, and the others continue. Return the highest exit
+    status; for jobs in processes of their own, that of the first failure.
     """
     if unreadable := [item for item in argv if not is_utf8(item)]:
         return refuse(f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder")
@@ -87,7 +63,8 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
             status = report_errors(
                 lambda: job(_check_outputs(from_mapping(schema, composed)), folder), full=full
             )
-        _remove_if_empty(folder)
+        if folder != Path.cwd() and not any(folder.iterdir()):
+            folder.rmdir()  # Hydra made it for a job that was refused
         statuses.append(status)
         if status and os.getpid() != process:  # a launcher's process can only report by raising
             raise JobError(status)
@@ -97,7 +74,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         try:
             task()
         except JobError as error:
-            return error.status
+            return int(error.args[0])
         return max(statuses)
 
     sys.argv = [original_argv[0], *(quote_path(item, schema) for item in argv)]
@@ -116,16 +93,13 @@ def store_config(command: Command) -> None:
     if command.config_name == GENERATED:
         names = [item.name for item in fields(schema) if (CONF / item.name).is_dir()]
         groups = [{name: getattr(schema(), name).name} for name in names]
-        defaults = ["schema", *groups, "_self_", *_NO_LOGS]
+        logs = [{f"override hydra/{name}_logging": "none"} for name in ("job", "hydra")]
+        defaults = ["schema", *groups, "_self_", *logs]
         store.store(name=GENERATED, node={"defaults": defaults, "hydra": _HYDRA_SETTINGS})
 
 
 def require_writable(key: str, output: str) -> None:
-    """Refuse an output that is not writable, before any work is done; URLs pass.
-
-    Raises:
-        InputError: no file can be made in the folder, or in the nearest existing folder above it.
-    """
+    """Refuse an output that is not writable, before any work is done; URLs pass."""
     if not output or ":/" in output:
         return
     path = Path(output).absolute()
@@ -169,7 +143,7 @@ def quote(value: str) -> str:
     if value in ("", "null") or value[0] in "'\"":
         return value
     # Hydra reads a backslash as itself, except before a quote and at the end.
-    text = escape_interpolation(value)
+    text = load.escape_interpolation(value)
     escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
 
@@ -225,14 +199,14 @@ def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
-    key = find_unknown_key(error.__cause__)
+    key = load.find_unknown_key(error.__cause__)
     if schema and key:
-        return explain_unknown_key(schema, key)
+        return load.explain_unknown_key(schema, key)
     if isinstance(error, OverrideParseException):
         lines = str(error).splitlines()
         reasons = [line for line in lines if not line.startswith(("Error parsing", "See "))]
         return f"{error.override}: {', '.join(reasons)}; quote values with special characters"
-    return format_config_error(error.__cause__ or error)
+    return load.format_config_error(error.__cause__ or error)
 
 
 @contextmanager
@@ -260,21 +234,17 @@ def _print_help(argv: list[str], command: Command) -> int:
     for group in reversed(groups):
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         lines.append(f"{group}={'|'.join(options)}")
-    print_line("\n".join([*lines, *describe_settings(command.schema, composed)]))
+    print_line("\n".join([*lines, *load.describe_settings(command.schema, composed)]))
     return 0
 
 
 def _format_usage(command: Command) -> str:
     """Return a command line with an example of each required setting."""
-    words = ["  skinmm", command.name]
+    positional, words = keys_with(command.schema, "positional"), ["  skinmm", command.name]
     for item in fields(command.schema):
         if example := item.metadata.get("example"):
-            is_positional = item.name in keys_with(command.schema, "positional")
-            words.append(
-                re.sub(r"[\[\],]", " ", example).strip()
-                if is_positional
-                else f"{item.name}={example}"
-            )
+            bare = re.sub(r"[\[\],]", " ", example).strip()
+            words.append(bare if item.name in positional else f"{item.name}={example}")
     return " ".join(words)
 
 
@@ -288,17 +258,8 @@ def _check_folders(argv: list[str]) -> None:
 
 def _check_outputs(config: Any) -> Any:
     """Return the configuration of a job if all of its outputs are writable."""
-
-    def value(key: str) -> Any:
-        return reduce(getattr, key.split("."), config)
-
-    if not any(map(value, keys_with(type(config), "disables_output"))):
-        for key in keys_with(type(config), "output"):
-            require_writable(key, value(key) or "")
+    schema = type(config)
+    if not any(attrgetter(key)(config) for key in keys_with(schema, "disables_output")):
+        for key in keys_with(schema, "output"):
+            require_writable(key, attrgetter(key)(config) or "")
     return config
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder that Hydra made for a job that was refused."""
-    if folder != Path.cwd() and not any(folder.iterdir()):
-        folder.rmdir()

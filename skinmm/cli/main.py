@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from skinmm import __version__
@@ -44,7 +45,7 @@ TRAIN: Final = Command(
 hydra.run.dir=DIR  run folder; default: runs/DATE_MODEL_FUSION
 -m                 train every combination of values with commas, in hydra.sweep.dir=DIR""",
 )
-_TABLE: Final = (
+_COMMANDS: Final = (
     TRAIN,
     Command("predict", schemas.PredictConfig, "skinmm.cli.commands:run_predict"),
     Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark.jobs:predict_spark"),
@@ -57,9 +58,9 @@ _TABLE: Final = (
     Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
     Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
     Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),
-    Command("pack-spark", schemas.PackSparkConfig, "skinmm.cli.commands:run_pack_spark"),
+    Command("pack-spark", schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
 )
-COMMANDS: Final = {command.name: command for command in _TABLE}
+COMMANDS: Final = {command.name: command for command in _COMMANDS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,9 +105,8 @@ def predict(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """Train, evaluate and report: `train.py KEY=VALUE ...`, `-m` for several runs."""
-    other = _other_process()
-    if other is not None:
-        return other
+    if (status := _other_process()) is not None:
+        return status
     studies: list[tuple[Config, Path]] = []
 
     def job(config: Config, folder: Path) -> int:
@@ -122,7 +122,9 @@ def train(argv: list[str]) -> int:
             status = max(status, study(config, folder.absolute(), argv, TRAIN, _start))
     finally:
         if TORCHRUN in os.environ:
-            _dismiss(status)
+            from skinmm.training.distributed import dismiss
+
+            dismiss(status)
     return status
 
 
@@ -156,7 +158,10 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
         overrides = [item for item in argv if "=" in item and not item.startswith("-")]
         config = resume_config(config, overrides)
         folder = Path(config.resume or "").absolute()
-        if _is_finished(config, folder):
+        if _import_training(config).is_finished(config, folder):
+            print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
+            if config.logger.name == "wandb":
+                print_line("to upload it to W&B again, remove its metrics.json and resume it")
             return 0
     verify_cohort(config.data)  # before torch, whose import takes seconds
     from skinmm.report.format import format_metrics
@@ -173,30 +178,17 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
     return 0
 
 
-def _is_finished(config: Config, folder: Path) -> bool:
-    """Return whether a run to be resumed has nothing left to do, and print that."""
-    from skinmm.training.fit import is_finished
-
-    _import_task(config)
-    if not is_finished(config, folder):
-        return False
-    print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
-    if config.logger.name == "wandb":
-        print_line("to upload it to W&B again, remove its metrics.json and resume it")
-    return True
-
-
 def _fit(config: Config, folder: Path) -> dict[str, Any]:
-    from skinmm.training.fit import fit
-
-    _import_task(config)
-    return fit(config, folder)
+    return _import_training(config).fit(config, folder)
 
 
-def _import_task(config: Config) -> None:
-    """Import the optional room of a task, which adds its training and its report page."""
+def _import_training(config: Config) -> ModuleType:
+    """Import training, and the optional room of the task, which adds itself to it."""
+    from skinmm.training import fit
+
     if config.task == "segmentation":
         import skinmm.segmentation.train  # noqa: F401
+    return fit
 
 
 def _other_process() -> int | None:
@@ -205,9 +197,9 @@ def _other_process() -> int | None:
         # Our own message reports that another process ended.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if JOIN in os.environ:
-            return run_cli(lambda: _join(Path(os.environ[JOIN])))
+            return run_cli(_take_part)
     if TORCHRUN in os.environ:
-        return run_cli(_follow) if os.environ["RANK"] != "0" else None
+        return run_cli(_take_part) if os.environ["RANK"] != "0" else None
     if "LOCAL_RANK" in os.environ:
         return refuse("LOCAL_RANK is set, but not by torchrun: unset it, or start with torchrun")
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -215,23 +207,13 @@ def _other_process() -> int | None:
     return None
 
 
-def _join(folder: Path) -> int:
-    """Take part in a run that rank 0 has started, in a process that Lightning started."""
-    from skinmm.training.distributed import end_with_parent
+def _take_part() -> int:
+    """Take part in the runs of rank 0, in a process that Lightning or torchrun started."""
+    from skinmm.training.distributed import end_with_parent, follow
 
+    if JOIN not in os.environ:
+        return follow(_fit)
     end_with_parent()
+    folder = Path(os.environ[JOIN])
     _fit(read_config(folder / "config.yaml"), folder)
     return 0
-
-
-def _follow() -> int:
-    """Take part in the runs of rank 0, in a process that torchrun started."""
-    from skinmm.training.distributed import follow
-
-    return follow(_fit)
-
-
-def _dismiss(status: int) -> None:
-    from skinmm.training.distributed import dismiss
-
-    dismiss(status)

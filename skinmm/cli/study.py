@@ -14,14 +14,13 @@ from skinmm.config import (
     Config,
     DataConfig,
     PredictConfig,
-    StudyConfig,
-    filter_overrides,
     flatten,
     keys_with,
     read_config,
     resume_config,
     to_mapping,
 )
+from skinmm.config.schema import StudyConfig
 from skinmm.errors import InputError, print_line
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
         config: configuration of the study.
         folder: contains a folder per arm, `compare.md` and, for one cohort, `compare.html`.
         argv: the command line; the overrides of an arm follow it.
-        command: the command that trains.
-        start: starts or resumes one run.
+        command: the command that trains; `start` starts or resumes one of its runs.
+        start: called for each arm.
 
     Returns:
         The exit status of the first arm that failed; 3 if some rows could not be predicted.
@@ -108,8 +107,8 @@ def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
             f"{folder} was started with other values of {', '.join(fixed)}; choose another "
             "hydra.run.dir, or replace every arm with overwrite=true"
         )
-    config = replace(config, resume=str(folder))
-    return Arm(config, folder, filter_overrides(resumable, overrides))
+    overrides = [item for item in overrides if item.lstrip("+~").partition("=")[0] in resumable]
+    return Arm(replace(config, resume=str(folder)), folder, overrides)
 
 
 def _require_image_files(data: DataConfig, name: str) -> None:
@@ -128,20 +127,15 @@ def _require_image_files(data: DataConfig, name: str) -> None:
 
 def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Start) -> int:
     for arm in arms:
-        if arm.config.resume and _is_finished(arm):
-            continue
+        if arm.config.resume and (arm.folder / "metrics.json").is_file():
+            from skinmm.training.fit import is_finished
+
+            if is_finished(resume_config(arm.config, arm.overrides), arm.folder):
+                continue
         print_line(f"\nstudy: {arm.folder.name}")
         if status := start(*arm):
             return status
     return _compare_arms(study, folder)
-
-
-def _is_finished(arm: Arm) -> bool:
-    if not (arm.folder / "metrics.json").is_file():
-        return False
-    from skinmm.training.fit import is_finished
-
-    return is_finished(resume_config(arm.config, arm.overrides), arm.folder)
 
 
 def _compare_arms(study: StudyConfig, folder: Path) -> int:
@@ -154,28 +148,19 @@ def _compare_arms(study: StudyConfig, folder: Path) -> int:
         table, status = _evaluate_outside(runs, folder / "outside")
         tables = [table]
     else:
-        tables, notes = write_comparison(
-            runs,
-            folder / "compare.html",
-            against=study.against or [runs[0].name],
-            overwrite=True,
-        )
-    text = "\n".join(
-        [
-            *(format_markdown(table.header, table.rows) for table in tables),
-            *(f"{note.text}\n" for note in notes),
-        ]
-    )
+        against, page = study.against or [runs[0].name], folder / "compare.html"
+        tables, notes = write_comparison(runs, page, against=against, overwrite=True)
+    blocks = [format_markdown(table.header, table.rows) for table in tables]
+    text = "\n".join([*blocks, *(f"{note.text}\n" for note in notes)])
     (folder / "compare.md").write_text(text, encoding="utf-8")
     print_line(f"\n{text}\ncomparison: {folder / 'compare.md'}")
     return status
 
 
 def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
-    """Evaluate the first model of every run on the cohorts of the others, without shared patients.
+    """Evaluate each run's first model on the other cohorts, without the patients of its own.
 
-    Returns:
-        The table, and the highest exit status of the predictions.
+    Return the table, and the highest exit status of the predictions.
     """
     import pandas as pd
 
@@ -191,17 +176,12 @@ def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
         sources.append((run.name, name, source))
         if source != run:
             best = folds[run.name] / "checkpoints" / "best.ckpt"
-            rows = _drop_shared_rows(cohort, cohorts[run.name])
-            status = max(status, _predict_rows(best, rows, source))
+            training = cohorts[run.name]
+            is_shared = cohort["image_id"].isin(training["image_id"])
+            for key in {*ID_COLUMNS} & {*cohort} & {*training}:
+                is_shared |= cohort[key].notna() & cohort[key].isin(training[key])
+            status = max(status, _predict_rows(best, cohort[~is_shared], source))
     return compare_cohorts(sources, folds), status
-
-
-def _drop_shared_rows(cohort: "pd.DataFrame", other: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the rows of a cohort that share no image, lesion or patient with the other."""
-    is_shared = cohort["image_id"].isin(other["image_id"])
-    for name in {*ID_COLUMNS} & {*cohort} & {*other}:
-        is_shared |= cohort[name].notna() & cohort[name].isin(other[name])
-    return cohort[~is_shared]
 
 
 def _predict_rows(checkpoint: Path, rows: "pd.DataFrame", output: Path) -> int:

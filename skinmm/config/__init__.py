@@ -1,22 +1,7 @@
-"""Typed configuration of every command; imports neither torch nor Hydra."""
+"""Typed configuration of training and prediction; `commands` has that of the other commands."""
 
-from skinmm.config.commands import (
-    AuditConfig,
-    CompareConfig,
-    DicomConfig,
-    ExploreConfig,
-    ExportConfig,
-    FeedbackConfig,
-    PackConfig,
-    PackSparkConfig,
-    PredictConfig,
-    PredictSparkConfig,
-    ReportPageConfig,
-    ServeConfig,
-)
+from skinmm.config.commands import PredictConfig
 from skinmm.config.load import (
-    check_settings,
-    filter_overrides,
     flatten,
     from_mapping,
     read_config,
@@ -28,43 +13,24 @@ from skinmm.config.schema import (
     DataConfig,
     EvaluationConfig,
     ExtraCohort,
-    LoggerConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
-    StudyConfig,
-    TrainerConfig,
 )
 from skinmm.config.setting import Component, build_component, check_component, keys_with
 
 __all__ = [
-    "AuditConfig",
-    "CompareConfig",
     "Component",
     "Config",
     "DataConfig",
-    "DicomConfig",
     "EvaluationConfig",
-    "ExploreConfig",
-    "ExportConfig",
     "ExtraCohort",
-    "FeedbackConfig",
-    "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "PackConfig",
-    "PackSparkConfig",
     "PredictConfig",
-    "PredictSparkConfig",
-    "ReportPageConfig",
     "ScheduleConfig",
-    "ServeConfig",
-    "StudyConfig",
-    "TrainerConfig",
     "build_component",
     "check_component",
-    "check_settings",
-    "filter_overrides",
     "flatten",
     "from_mapping",
     "keys_with",

@@ -14,21 +14,15 @@ MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
 class InferenceConfig:
     """Model and device of a prediction."""
 
-    checkpoint: Any = literal_path(
-        None, "checkpoint: a path, a pattern, or a list (an ensemble)", example=CHECKPOINT
-    )
+    checkpoint: Any = literal_path(None, "path, pattern, or list (ensemble)", example=CHECKPOINT)
     backend: str = setting(
-        "auto",
-        "inference library; auto: onnx after `skinmm export`, else torch",
-        choices=("auto", "torch", "onnx"),
+        "auto", "library; auto: onnx after `skinmm export`", choices=("auto", "torch", "onnx")
     )
     accelerator: str = setting(
         "auto", "device to predict on", choices=("auto", "cpu", "gpu"), decides_rows=True
     )
     referral: bool = setting(
-        True,
-        "decide `refer` for ambiguous or unfamiliar rows; false: by the threshold only",
-        decides_rows=True,
+        True, "refer ambiguous or unfamiliar rows; false: threshold only", decides_rows=True
     )
 
 
@@ -50,10 +44,7 @@ class PredictConfig(BatchInferenceConfig):
     """Predict a table of patients or a folder of images."""
 
     input: str = literal_path(
-        "",
-        "CSV or Parquet table, or folder of images; path or URL",
-        example="patients.csv",
-        decides_rows=True,
+        "", "CSV, Parquet or image folder; path or URL", example="patients.csv", decides_rows=True
     )
     images: str | None = literal_path(
         None, "folder of the images; null: the table's folder", decides_rows=True
@@ -173,9 +164,7 @@ class PackConfig(PackingConfig):
     """Write resized images of a cohort into TFRecord shards; the same command resumes."""
 
     workers: int | None = setting(None, "processes; null: number of CPU cores", low=1, high=1000)
-    verify: bool = setting(
-        False, "only compare existing shards with their checksums", disables_output=True
-    )
+    verify: bool = setting(False, "only compare shards with checksums", disables_output=True)
 
 
 @dataclass
@@ -205,8 +194,6 @@ class FeedbackConfig:
     """Compare predictions with verified diagnoses, and cases with the training data."""
 
     store: str = literal_path("", "case store: SQLite file or PostgreSQL URL", example="cases.db")
-    checkpoint: Any = literal_path(
-        None, "checkpoint whose cases to evaluate: a path, a pattern, or a list; null: the latest"
-    )
+    checkpoint: Any = literal_path(None, "path, pattern, or list; null: the latest of the store")
     output: str = output_path("feedback", "folder for feedback.html, feedback.json and cases.csv")
     overwrite: bool = setting(False, "replace existing output")

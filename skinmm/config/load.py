@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
-from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,20 +14,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from skinmm.config.commands import AuditConfig
-from skinmm.config.schema import Config, DataConfig, StudyConfig
-from skinmm.config.setting import check_values, flag_values, format_bounds, keys_with
+from skinmm.config.schema import Config, DataConfig
+from skinmm.config.setting import check_values, format_bounds, keys_with
 from skinmm.errors import InputError, one_line
 
 T = TypeVar("T")
-HELP_COLUMN: Final = 36  # width of KEY=VALUE in the help
 
 
 def from_mapping(schema: type[T], mapping: Any) -> T:
-    """Return the configuration of a plain or OmegaConf mapping, typed and checked.
-
-    Raises:
-        InputError: an unknown key, a wrong type or a value out of bounds, by its full key.
-    """
+    """Return the configuration of a plain or OmegaConf mapping, typed and checked."""
     try:
         if OmegaConf.is_config(mapping):  # a plain mapping, so that keys outside the schema fail
             mapping = OmegaConf.to_container(mapping, resolve=True)
@@ -42,11 +37,7 @@ def from_mapping(schema: type[T], mapping: Any) -> T:
 
 
 def check_settings(config: Any) -> None:
-    """Check the value of every setting, and settings that depend on each other.
-
-    Raises:
-        InputError: names the key, the value given and the values allowed.
-    """
+    """Check the value of every setting, and settings that depend on each other."""
     check_values(config)
     if isinstance(config, Config):
         _check_run(config)
@@ -82,19 +73,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(path: Path) -> Config:
-    """Read the `config.yaml` of a run.
-
-    Raises:
-        InputError: the file is missing, or is not a configuration of this version.
-    """
+    """Read the `config.yaml` of a run."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not the configuration of a run: {one_line(error)}") from error
-    try:
-        return from_mapping(Config, content)
+        return from_mapping(Config, yaml.safe_load(path.read_text(encoding="utf-8")))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not the configuration of a run: {one_line(error)}") from error
 
 
 def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
@@ -104,11 +89,9 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
         composed: source of the trainer and logger settings that the overrides name, and of whole
             sections whose option the overrides choose; all other settings are the run's.
         overrides: `KEY=VALUE`, as on the command line.
-
-    Raises:
-        InputError: the folder contains no run, or an override is not allowed on resume.
     """
-    keys = [key for key in map(_key_of, overrides) if key != "resume"]
+    keys = [item.lstrip("+~").partition("=")[0] for item in overrides]
+    keys = [key for key in keys if key != "resume"]
     resumable = keys_with(Config, "resumable")
     if fixed := [key for key in keys if key not in resumable]:
         allowed = " and ".join(f"{key}.*" for key in resumable if "." not in key)
@@ -121,27 +104,18 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
         raise InputError(f"resume={composed.resume}: not a run folder (config.yaml is missing)")
     config = read_config(run / "config.yaml")
     for key in keys:
-        section, _, name = key.partition(".")
-        if name:
-            setattr(getattr(config, section), name, getattr(getattr(composed, section), name))
-        else:
-            setattr(config, section, getattr(composed, section))
+        section, _, name = key.rpartition(".")
+        target = getattr(config, section) if section else config
+        setattr(target, name, attrgetter(key)(composed))
     config.resume = str(run)
     check_settings(config)
     return config
 
 
-def filter_overrides(keys: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of the given keys."""
-    return [item for item in overrides if _key_of(item) in keys]
-
-
 def describe_settings(schema: type[Any], composed: Any) -> list[str]:
     """Return the lines of the help: `key=value  # explanation (allowed values)`.
 
-    Args:
-        schema: dataclass of the settings.
-        composed: their values, as an OmegaConf mapping that may have further keys.
+    The OmegaConf mapping `composed` has the values, and may have further keys.
     """
     settings = OmegaConf.masked_copy(composed, [item.name for item in fields(schema)])
     values: Any = OmegaConf.to_container(settings, resolve=True)
@@ -171,25 +145,22 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
     return f"unknown key '{key}'; choose from {', '.join(map(''.join, siblings))}"
 
 
-def format_config_error(error: BaseException) -> str:
-    """Return the first line of an OmegaConf error, preceded by the key it concerns."""
-    keys = re.findall(r"^\s*full_key:[ \t]*(\S.*)$", str(error), re.MULTILINE)
-    text = one_line(error)
-    for pattern, replacement in _PLAIN_WORDS.items():
-        text = re.sub(pattern, replacement, text)
-    return f"{keys[0]}: {text}" if keys else text
-
-
-_PLAIN_WORDS: Final = {
+_REPLACEMENTS: Final = {
     r"Value ('.*') of type '\w+' could not be converted to Integer": (
         r"must be a whole number, e.g. 10, not \1"
     ),
     r"Value ('.*') is not a valid bool.*": r"must be true or false, not \1",
 }
+"""Patterns of OmegaConf's messages, and the wording for the user."""
 
 
-def _key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+def format_config_error(error: BaseException) -> str:
+    """Return the first line of an OmegaConf error, preceded by the key it concerns."""
+    keys = re.findall(r"^\s*full_key:[ \t]*(\S.*)$", str(error), re.MULTILINE)
+    text = one_line(error)
+    for pattern, replacement in _REPLACEMENTS.items():
+        text = re.sub(pattern, replacement, text)
+    return f"{keys[0]}: {text}" if keys else text
 
 
 def _list_keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -208,27 +179,28 @@ def _describe(settings: Any, values: Mapping[str, Any], prefix: str) -> Iterator
             yield ""
             yield from _describe(default, value, f"{key}.")
             continue
+        explanation, choices, low, high = (
+            item.metadata[name] for name in ("explanation", "choices", "low", "high")
+        )
+        if not (choices is low is high is None):
+            allowed = ", ".join(choices) if choices else format_bounds(low, high)
+            explanation = f"{explanation} ({allowed})"
         # A mapping such as `args` has a line for each of its entries.
         entries = {f"{key}.{name}": entry for name, entry in value.items()} if default == {} else {}
         for name, entry in (entries or {key: value}).items():
             text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False).replace('"', "")
-            yield f"{f'{name}={text}':<{HELP_COLUMN}}  # {_explain(item)}"
-
-
-def _explain(item: "Field[Any]") -> str:
-    metadata = item.metadata
-    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
-    if choices is low is high is None:
-        return str(metadata["explanation"])
-    allowed = ", ".join(choices) if choices else format_bounds(low, high)
-    return f"{metadata['explanation']} ({allowed})"
+            yield f"{f'{name}={text}':<36}  # {explanation}"
 
 
 def _check_run(config: Config) -> None:
     if config.data.fold != "all":
         _check_fold(config.data, ", or all")
     _check_task(config)
-    _check_study(config.study)
+    study = config.study
+    if len(study.arms) == 1:
+        raise InputError("study.arms: a study compares two or more runs; add another arm")
+    if not {*study.against} <= study.arms.keys():
+        raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
     devices = config.trainer.devices
     if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
         raise InputError(f"trainer.devices={devices}: must be a positive integer, or auto")
@@ -252,8 +224,8 @@ def _check_task(config: Config) -> None:
     if is_segmentation and config.data.fold == "all":
         raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
     defaults = type(config)()
-    for key, task_of_setting in flag_values(type(config), "task").items():
-        value, default = (reduce(getattr, key.split("."), run) for run in (config, defaults))
+    for key, task_of_setting in keys_with(type(config), "task").items():
+        value, default = map(attrgetter(key), (config, defaults))
         if task_of_setting != task and value != default:
             raise InputError(f"{key}={value}: not used by task={task}; remove it")
 
@@ -263,10 +235,3 @@ def _check_fold(data: DataConfig, alternative: str = "") -> None:
     if not (isinstance(data.fold, int) and 0 <= data.fold <= last):
         allowed = f"0 to {last} (data.folds={data.folds}){alternative}"
         raise InputError(f"data.fold={data.fold}: must be {allowed}")
-
-
-def _check_study(study: StudyConfig) -> None:
-    if len(study.arms) == 1:
-        raise InputError("study.arms: a study compares two or more runs; add another arm")
-    if not {*study.against} <= study.arms.keys():
-        raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")

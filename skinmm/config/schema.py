@@ -27,16 +27,12 @@ class DataConfig:
         "auto", "storage format of the images", choices=("auto", "jpeg", "dicom", "tfrecord")
     )
     missing: str = setting(
-        "error",
-        "rows without an image file: stop if images are used, or drop them",
-        choices=("error", "drop"),
+        "error", "rows without an image file, if images are used", choices=("error", "drop")
     )
     target: str = setting("malignant", "target to predict", choices=("malignant", "diagnosis"))
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     columns: list[str] = setting(["age", "sex", "site"], "record columns that the model uses")
-    args: dict[str, Any] = setting(
-        {}, "further options of the adapter", path=("root", "table", "images")
-    )
+    args: dict[str, Any] = setting({}, "options of the adapter", path=("root", "table", "images"))
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
     )
@@ -48,9 +44,7 @@ class DataConfig:
     preprocess: list[str] = setting(
         [], "steps on every image, in order: border, hair, colour, crop_lesion, mask_background"
     )
-    segmenter: str | None = literal_path(
-        None, "checkpoint of a task=segmentation run, which finds the lesion"
-    )
+    segmenter: str | None = literal_path(None, "task=segmentation checkpoint that finds lesions")
     masks: str | None = literal_path(None, "folder of lesion masks; null: the dataset's")
     allow_leaks: bool = setting(False, "train even if the audit finds a leak")
 
@@ -65,24 +59,14 @@ class ModelConfig:
     )
     freeze: bool = setting(False, "freeze the image network and train the head only", task=CLASSIFY)
     image_size: int = setting(300, "side of the square input in pixels", low=16, high=4096)
-    head_dropout: float = setting(
-        0.0, "dropout rate of the fused features", low=0, high=0.95, task=CLASSIFY
-    )
-    head_masks: int = setting(
-        1, "dropout masks averaged in each training step", low=1, high=64, task=CLASSIFY
-    )
+    head_dropout: float = setting(0.0, "dropout of fused features", low=0, high=0.95, task=CLASSIFY)
+    head_masks: int = setting(1, "dropout masks averaged per step", low=1, high=64, task=CLASSIFY)
     args: dict[str, Any] = setting({}, "keyword arguments of the network, e.g. drop_rate")
     drop_image: float = fraction(
-        0.0,
-        "fraction of training rows without image; above 0, prediction needs none",
-        task=CLASSIFY,
+        0.0, "fraction of training rows without image; above 0: images are optional", task=CLASSIFY
     )
     cache: str | None = literal_path(
-        None,
-        "folder to cache a frozen network's features; null: the run folder",
-        per_start=True,
-        incidental=True,
-        task=CLASSIFY,
+        None, "folder to cache frozen features; null: the run folder", per_start=True, task=CLASSIFY
     )
     drop_record: float = fraction(0.0, "fraction of training rows without record", task=CLASSIFY)
     drop_columns: float = fraction(0.0, "fraction of record columns dropped per row", task=CLASSIFY)
@@ -93,9 +77,7 @@ class ScheduleConfig:
     """Learning-rate schedule."""
 
     name: str = setting(
-        "warmup_cosine",
-        "learning-rate schedule",
-        choices=("warmup_cosine", "one_cycle", "plateau", "constant"),
+        "warmup_cosine", "schedule", choices=("warmup_cosine", "one_cycle", "plateau", "constant")
     )
     warmup: float = fraction(0.1, "fraction of the steps used for warm-up; not used by plateau")
     final: float = fraction(0.01, "final learning rate as a fraction of the highest")
@@ -115,11 +97,7 @@ class OptimizerConfig(Component):
         1.0, "learning rate of the image network divided by lr", low=0, task=CLASSIFY
     )
     layer_decay: float = setting(
-        1.0,
-        "learning rate of an image layer divided by the next layer's",
-        low=0.01,
-        high=1,
-        task=CLASSIFY,
+        1.0, "lr of an image layer divided by the next one's", low=0.01, high=1, task=CLASSIFY
     )
     head_epochs: int = setting(
         0, "first epochs, which train the head only", low=0, high=1_000_000, task=CLASSIFY
@@ -142,9 +120,7 @@ class TrainerConfig:
     sync_batchnorm: bool = setting(False, "compute batch normalisation over the rows of all GPUs")
     timeout: float = setting(10.0, "minutes that a process waits for another", low=0.1)
     precision: str = setting(
-        "auto",
-        "arithmetic of training; probabilities are always in 32 bit",
-        choices=("auto", "32", "bf16", "16"),
+        "auto", "arithmetic; probabilities always in 32 bit", choices=("auto", "32", "bf16", "16")
     )
     augment_on: str = setting(
         "workers",
@@ -168,9 +144,7 @@ class TrainerConfig:
         5.0, "minutes between checkpoints in an epoch; 0: every step", low=0
     )
     progress: bool = setting(True, "show a progress bar")
-    limit_batches: int | None = setting(
-        None, "maximum steps per epoch; null: all", low=1, high=10**9
-    )
+    limit_batches: int | None = setting(None, "steps per epoch; null: all", low=1, high=10**9)
 
 
 @dataclass
@@ -199,9 +173,7 @@ class EvaluationConfig:
         "predicted class; balanced: highest probability divided by class frequency",
         choices=("likeliest", "balanced"),
     )
-    coverage: float = setting(
-        0.9, "target coverage of the prediction sets in each class", low=0.5, high=0.999
-    )
+    coverage: float = setting(0.9, "coverage of the prediction sets by class", low=0.5, high=0.999)
 
 
 @dataclass
@@ -252,11 +224,7 @@ class Config:
     evaluation: EvaluationConfig = section(EvaluationConfig)
     report: ReportConfig = section(ReportConfig)
     logger: LoggerConfig = section(LoggerConfig, resumable=True, incidental=True)
-    study: StudyConfig = section(StudyConfig, per_start=True, incidental=True)
+    study: StudyConfig = section(StudyConfig, per_start=True)
     seed: int = setting(0, "random seed of everything except the split", low=0, high=2**32 - 1)
-    resume: str | None = literal_path(
-        None, "run folder to continue", per_start=True, incidental=True
-    )
-    overwrite: bool = setting(
-        False, "replace an existing run in the folder", per_start=True, incidental=True
-    )
+    resume: str | None = literal_path(None, "run folder to continue", per_start=True)
+    overwrite: bool = setting(False, "replace an existing run in the folder", per_start=True)

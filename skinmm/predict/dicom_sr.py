@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from skinmm import __version__
-from skinmm.config import DicomConfig
+from skinmm.config.commands import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
 from skinmm.predict.ensemble import find_checkpoints

@@ -29,7 +29,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from skinmm import __version__
-from skinmm.config import ExportConfig
+from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.referral import OODDetector

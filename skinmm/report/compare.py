@@ -311,6 +311,6 @@ def _different_settings(systems: Sequence[System]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(keys_with(Config, "incidental"))
+        if not key.startswith((*keys_with(Config, "incidental"), *keys_with(Config, "per_start")))
         and len({str(system.settings.get(key)) for system in systems}) > 1
     ]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import FeedbackConfig
+from skinmm.config.commands import FeedbackConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS

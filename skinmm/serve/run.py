@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from skinmm.config import ServeConfig
+from skinmm.config.commands import ServeConfig
 from skinmm.errors import InputError, print_line
 
 INSTALL: Final = "pip install 'skinmm[serve]'"

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import PredictSparkConfig
+from skinmm.config.commands import PredictSparkConfig
 from skinmm.data.pack import pack
 from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
 from skinmm.errors import InputError, one_line, print_error, print_line

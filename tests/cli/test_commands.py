@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 import skinmm
 from skinmm.cli.commands import load_pack_input
 from skinmm.cli.main import main
-from skinmm.config import DataConfig, PackConfig
+from skinmm.config import DataConfig
+from skinmm.config.commands import PackConfig
 from skinmm.images.shards import TFRecordFile
 
 DEMO = Path(skinmm.__file__).parent / "demo"

@@ -13,21 +13,18 @@ from hypothesis import strategies as st
 
 from skinmm.cli import main as cli
 from skinmm.config import (
-    AuditConfig,
     Component,
     Config,
-    ExploreConfig,
-    PackConfig,
-    PackSparkConfig,
     PredictConfig,
     build_component,
     check_component,
-    check_settings,
     from_mapping,
     read_config,
     resume_config,
     to_mapping,
 )
+from skinmm.config.commands import AuditConfig, ExploreConfig, PackConfig, PackSparkConfig
+from skinmm.config.load import check_settings
 from skinmm.errors import InputError
 from skinmm.training.run_folder import write_config
 

@@ -19,7 +19,8 @@ from PIL import Image
 from quick_runs import ROOT, best, cohort_of
 
 from skinmm.cli import main
-from skinmm.config import Component, Config, ExportConfig
+from skinmm.config import Component, Config
+from skinmm.config.commands import ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration

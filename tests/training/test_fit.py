@@ -29,7 +29,8 @@ from quick_runs import (
 )
 from sklearn.metrics import roc_auc_score
 
-from skinmm.config import LoggerConfig, read_config
+from skinmm.config import read_config
+from skinmm.config.schema import LoggerConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.training import fit
 from skinmm.training import fold as training_fold
