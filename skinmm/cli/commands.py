@@ -227,7 +227,8 @@ def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
         prints = compute_fingerprints(table, read_source, bar.update)
     # The audit tests the size as a shortcut, so fill it where the table lacks it.
-    sizes = pd.DataFrame(prints.sizes, prints.image_id, ["width", "height"], dtype=float)
-    filled = {name: table[name].fillna(table["image_id"].map(sizes[name])) for name in sizes}
+    sides = ["width", "height"]
+    sizes = pd.DataFrame(prints.sizes, prints.image_id, sides, dtype=float)
+    filled = {side: table[side].fillna(table["image_id"].map(sizes[side])) for side in sides}
     facts = {"compared": len(prints.image_id), "unreadable": prints.unreadable}
     return find_near_duplicates(prints), table.assign(**filled), facts

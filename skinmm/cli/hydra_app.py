@@ -239,13 +239,17 @@ def _print_help(argv: list[str], command: Command) -> int:
 
 
 def _format_usage(command: Command) -> str:
-    """Return a command line with an example of each required setting."""
-    positional, words = keys_with(command.schema, "positional"), ["  skinmm", command.name]
+    """Return a command line with the required settings, and one with useful settings as well."""
+    positional = keys_with(command.schema, "positional")
+    words, others = ["  skinmm", command.name], [""]
     for item in fields(command.schema):
         if example := item.metadata.get("example"):
             bare = re.sub(r"[\[\],]", " ", example).strip()
             words.append(bare if item.name in positional else f"{item.name}={example}")
-    return " ".join(words)
+        if value := item.metadata.get("usage"):
+            others.append(f"{item.name}={value}")
+    line = " ".join(words)
+    return f"{line}\n{line}{' '.join(others)}" if any(others) else line
 
 
 def _check_folders(argv: list[str]) -> None:

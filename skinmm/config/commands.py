@@ -47,7 +47,7 @@ class PredictConfig(BatchInferenceConfig):
         "", "CSV, Parquet or image folder; path or URL", example="patients.csv", decides_rows=True
     )
     images: str | None = literal_path(
-        None, "folder of the images; null: the table's folder", decides_rows=True
+        None, "folder of the images; null: the table's", usage="DIR", decides_rows=True
     )
     output: str = output_path("predictions.csv", "table to write: .csv, .jsonl or .parquet")
     by_patient: str | None = output_path(None, "further CSV to write: one row per patient")
@@ -67,7 +67,7 @@ class PredictSparkConfig(BatchInferenceConfig):
     """Predict a table of any length on Apache Spark; executors must be able to read all paths."""
 
     input: str = literal_path("", "Parquet file or folder; path or URL", example="patients.parquet")
-    images: str | None = literal_path(None, "folder of the images; path or URL")
+    images: str | None = literal_path(None, "folder of the images; path or URL", usage="DIR")
     output: str = output_path("predictions", "folder of Parquet files to write; path or URL")
     master: str = literal_path("local[*]", MASTER)
     workers: int = setting(1, "decoding threads per Python worker", low=1, high=1000)
@@ -80,7 +80,7 @@ class DicomConfig(InferenceConfig):
 
     input: str = literal_path("", "folder of DICOM files, or a table", example="DICOM_TREE")
     images: str | None = literal_path(None, "folder of the images of a table")
-    out: str = output_path("dicom", "folder to write")
+    out: str = output_path("dicom", "folder to write", usage="DIR")
     overwrite: bool = setting(False, "write into a folder that contains files")
 
 
@@ -108,7 +108,7 @@ class ReportPageConfig:
     input: str = literal_path(
         "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
     )
-    labels: str | None = literal_path(None, "CSV of labels by image_id")
+    labels: str | None = literal_path(None, "CSV of labels by image_id", usage="labels.csv")
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     output: str = output_path("report.html", "page to write; unused for a run folder")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
@@ -122,7 +122,7 @@ class CompareConfig:
     inputs: list[str] = literal_path(
         [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
     )
-    labels: str | None = literal_path(None, "CSV of labels by image_id")
+    labels: str | None = literal_path(None, "CSV of labels by image_id", usage="labels.csv")
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     output: str = output_path("compare.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
@@ -132,8 +132,8 @@ class CompareConfig:
 class AuditConfig:
     """Find leaks and shortcuts in a cohort; exit status 1 if its split leaks."""
 
-    data: DataConfig = section(DataConfig)
-    near: bool = setting(False, "also compare the pixels of all images, to find near duplicates")
+    data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
+    near: bool = setting(False, "also compare all pixels, to find near duplicates", usage="true")
     output: str = output_path("audit", "folder for audit.json and audit.html")
     overwrite: bool = setting(False, "replace an existing audit")
 
@@ -142,7 +142,7 @@ class AuditConfig:
 class ExploreConfig:
     """Show the classes, missing values and images of a cohort on one page."""
 
-    data: DataConfig = section(DataConfig)
+    data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
     examples: int = setting(12, "images shown per class", low=0, high=500)
     output: str = output_path("explore.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
@@ -152,7 +152,7 @@ class ExploreConfig:
 class PackingConfig:
     """Resized copies of the images of a cohort in TFRecord shards."""
 
-    data: DataConfig = section(DataConfig)
+    data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
     out: str = output_path("", "folder to write", example="packed")
     size: int = setting(512, "shorter side in pixels; images are not enlarged", low=16, high=8192)
     quality: int = setting(95, "JPEG quality", low=1, high=100)
@@ -178,9 +178,9 @@ class PackSparkConfig(PackingConfig):
 class ServeConfig(InferenceConfig):
     """Serve a web page and a REST API for one patient at a time (research use only)."""
 
-    host: str = setting("127.0.0.1", "address to listen on; a public address needs keys")
+    host: str = setting("127.0.0.1", "address to listen on; a public one needs keys", usage="IP")
     port: int = setting(8000, "port to listen on", low=1, high=65535)
-    keys: str | None = literal_path(None, "file of SHA-256 digests of API keys, one per line")
+    keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")
     page: bool = setting(True, "serve the web page; false: the API only")
     store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
     store_images: bool = setting(False, "also store the images of the cases")
@@ -194,6 +194,8 @@ class FeedbackConfig:
     """Compare predictions with verified diagnoses, and cases with the training data."""
 
     store: str = literal_path("", "case store: SQLite file or PostgreSQL URL", example="cases.db")
-    checkpoint: Any = literal_path(None, "path, pattern, or list; null: the latest of the store")
+    checkpoint: Any = literal_path(
+        None, "path, pattern, or list; null: the latest of the store", usage=CHECKPOINT
+    )
     output: str = output_path("feedback", "folder for feedback.html, feedback.json and cases.csv")
     overwrite: bool = setting(False, "replace existing output")

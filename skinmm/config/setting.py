@@ -20,6 +20,7 @@ class Flags(TypedDict, total=False):
         path: the value is a path or URL, read literally; for a mapping, the names of such entries.
         output: the program writes to this path, which must be writable.
         disables_output: nothing is written if the setting is true.
+        usage: value in the second example of the help.
         positional: file names without KEY= on the command line belong to this setting.
         decides_rows: changes predicted rows, so a resumed prediction job requires the same value.
         resumable: may be given with `resume=RUN`.
@@ -31,6 +32,7 @@ class Flags(TypedDict, total=False):
     path: bool | tuple[str, ...]
     output: bool
     disables_output: bool
+    usage: str
     positional: bool
     decides_rows: bool
     resumable: bool
