@@ -175,8 +175,8 @@ def run_export(config: schemas.ExportConfig) -> int:
     from skinmm.predict.export_onnx import export
 
     path = export(config)
-    size = path.stat().st_size / 1e6
-    print_line(f"model: {path} ({size:.1f} MB), equal to PyTorch on {config.rows} rows")
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    print_line(f"model: {path} ({size}), equal to PyTorch on {config.rows} rows")
     return 0
 
 

@@ -59,7 +59,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         # Processes that the job starts, such as Lightning's, see neither Hydra nor quoted paths.
         HydraConfig.instance().cfg = None
         sys.argv = original_argv
-        with temporary_environment(**{FULL_ERROR: str(int(full))}):
+        with changed_environment(**{FULL_ERROR: str(int(full))}):
             status = report_errors(
                 lambda: job(_check_outputs(from_mapping(schema, composed)), folder), full=full
             )
@@ -80,7 +80,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     sys.argv = [original_argv[0], *(quote_path(item, schema) for item in argv)]
     try:
         # With the full error Hydra raises, instead of printing several lines and exiting with 1.
-        with temporary_environment(**{FULL_ERROR: "1"}):
+        with changed_environment(**{FULL_ERROR: "1"}):
             return run_cli(compose_and_run, full=full, schema=schema)
     finally:
         sys.argv = original_argv
@@ -210,7 +210,7 @@ def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
 
 
 @contextmanager
-def temporary_environment(**variables: str) -> Iterator[None]:
+def changed_environment(**variables: str) -> Iterator[None]:
     """Set environment variables for a block, and undo every change that the block makes."""
     before = dict(os.environ)
     os.environ.update(variables)

@@ -16,14 +16,7 @@ from typing import Any, Final
 
 from skinmm import __version__
 from skinmm.cli.commands import Command
-from skinmm.cli.hydra_app import (
-    quote,
-    quote_list,
-    refuse,
-    run_cli,
-    run_hydra,
-    temporary_environment,
-)
+from skinmm.cli.hydra_app import changed_environment, quote, quote_list, refuse, run_cli, run_hydra
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
@@ -167,7 +160,7 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
     from skinmm.report.format import format_metrics
 
     try:
-        with temporary_environment(**{JOIN: str(folder)}):
+        with changed_environment(**{JOIN: str(folder)}):
             metrics = _fit(config, folder)
     except KeyboardInterrupt:
         if (folder / "config.yaml").is_file():

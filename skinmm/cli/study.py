@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skinmm.cli.commands import Command
 from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
-from skinmm.config import (
-    Config,
-    DataConfig,
-    PredictConfig,
-    flatten,
-    keys_with,
-    read_config,
-    resume_config,
-    to_mapping,
-)
-from skinmm.config.schema import StudyConfig
+from skinmm.config import Config, flatten, keys_with, read_config, resume_config, to_mapping
+from skinmm.config.commands import PredictConfig
+from skinmm.config.schema import DataConfig, StudyConfig
 from skinmm.errors import InputError, print_line
 
 if TYPE_CHECKING:
@@ -79,10 +71,7 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
 
 def absolutize_paths(config: Config) -> Config:
-    """Return a configuration with the absolute path of the initial weights.
-
-    A run can then be resumed from any working folder.
-    """
+    """Return a configuration with an absolute path of the weights, to resume in any folder."""
     path = Path(str(config.model.pretrained))
     if not path.is_file():
         return config
@@ -96,9 +85,8 @@ def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
     config = replace(config, model=replace(config.model, cache=cache))
     if not (folder / "config.yaml").is_file() or config.overwrite:
         return Arm(config, folder, overrides)
-    before, now = (
-        flatten(to_mapping(run)) for run in (read_config(folder / "config.yaml"), config)
-    )
+    before = flatten(to_mapping(read_config(folder / "config.yaml")))
+    now = flatten(to_mapping(config))
     resumable = keys_with(Config, "resumable")
     ignored = (*resumable, *keys_with(Config, "per_start"))
     changed = [key for key in now | before if now.get(key) != before.get(key)]
@@ -112,7 +100,7 @@ def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
 
 
 def _require_image_files(data: DataConfig, name: str) -> None:
-    """Refuse a cohort whose images are inside containers, which prediction does not read."""
+    """Refuse a cohort with images inside containers, which prediction does not read."""
     from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 
@@ -126,6 +114,10 @@ def _require_image_files(data: DataConfig, name: str) -> None:
 
 
 def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Start) -> int:
+    """Run the arms one after the other, and compare them."""
+    from skinmm.report import write_comparison
+    from skinmm.report.format import format_markdown
+
     for arm in arms:
         if arm.config.resume and (arm.folder / "metrics.json").is_file():
             from skinmm.training.fit import is_finished
@@ -135,13 +127,6 @@ def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Star
         print_line(f"\nstudy: {arm.folder.name}")
         if status := start(*arm):
             return status
-    return _compare_arms(study, folder)
-
-
-def _compare_arms(study: StudyConfig, folder: Path) -> int:
-    from skinmm.report import write_comparison
-    from skinmm.report.format import format_markdown
-
     runs, status = [folder / name for name in study.arms], 0
     notes: Sequence[Note] = ()
     if study.outside:
@@ -158,10 +143,7 @@ def _compare_arms(study: StudyConfig, folder: Path) -> int:
 
 
 def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
-    """Evaluate each run's first model on the other cohorts, without the patients of its own.
-
-    Return the table, and the highest exit status of the predictions.
-    """
+    """Evaluate each run's first model on the other cohorts, without the patients of its own."""
     import pandas as pd
 
     from skinmm.report import compare_cohorts
