@@ -41,13 +41,13 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
 
     Raises:
         InputError: two columns have the same name, a row and the header differ in length, or a cell
-            of a known column contains a line break. Row numbers are those of a spreadsheet.
+            of a known column contains a line break. Rows are numbered as in a spreadsheet.
     """
     if str(path).lower().endswith(PARQUET_SUFFIXES):
         chunks = list(_read_parquet(path, None, size=1 << 16))
         table = pd.concat(chunks, ignore_index=True).map(_to_text).astype(str)
-    elif (plain := _read_plain_csv(path)) is not None:
-        table = plain
+    elif (unquoted := _read_unquoted_csv(path)) is not None:
+        table = unquoted
     else:
         names, *rows = _read_rows(path, None)
         table = pd.DataFrame(rows, columns=names, dtype=str)
@@ -180,7 +180,7 @@ def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
             ) from error
 
 
-def _read_plain_csv(path: Path | str) -> pd.DataFrame | None:
+def _read_unquoted_csv(path: Path | str) -> pd.DataFrame | None:
     """Read a CSV without quotation marks by pandas, which is faster; None: use `_read_records`."""
     if str(path).lower().endswith(EXCEL_SUFFIXES):
         return None

@@ -161,7 +161,7 @@ def normalise_name(value: Any) -> Any:
 
 
 def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
-    """Return the patient of each row, or its lesion or else its image where that is unknown."""
+    """Return the patient of each row; if unknown, its lesion or else its image."""
     names = [name for name in ("patient_id", "lesion_id", "image_id") if name in table]
     patients = table[names[0]].astype(object)
     for name in names[1:]:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def from_mapping(schema: type[T], mapping: Any) -> T:
-    """Return the configuration of a plain or OmegaConf mapping, typed and checked."""
+    """Return the typed and checked configuration of a mapping or an OmegaConf container."""
     try:
         if OmegaConf.is_config(mapping):  # a plain mapping, so that keys outside the schema fail
             mapping = OmegaConf.to_container(mapping, resolve=True)
