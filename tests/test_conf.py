@@ -16,7 +16,7 @@ from skinmm.config.commands import ServeConfig
 from skinmm.config.schema import TrainerConfig
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import ADAPTERS
-from skinmm.data.cohorts.find_images import FORMATS
+from skinmm.data.cohorts.tables import FORMATS
 from skinmm.data.sampling import SAMPLERS
 from skinmm.models.backbone import CUSTOM
 from skinmm.models.fusion import FUSIONS

@@ -16,6 +16,7 @@ from skinmm.data.record import NOT_AT_BEDSIDE
 from skinmm.data.splits import UNUSED, deal_folds, find_components
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
+from skinmm.images.source import Read
 
 HASH_SIDE: Final = 16  # 256 bits; with 64 bits, different lesions get the same hash
 PICTURE_SIDE: Final = 64  # pixels, input size of a hash of 256 bits
@@ -30,10 +31,6 @@ LEAF: Final = 50  # minimum rows, so that no leaf is the camera of a single pati
 MAX_SIZES: Final = 8
 SUSPICIOUS: Final = 0.65  # AUROC of the image size from which a warning is given
 MAX_PAIRS: Final = 200
-EXAMPLES: Final = 3
-
-Read = Callable[[str], tuple[bytes, int | None]]
-"""Maps a cohort's `path` to bytes and frame, such as `source.read_source`."""
 
 
 class Fingerprints(NamedTuple):
@@ -52,23 +49,10 @@ class Fingerprints(NamedTuple):
     unreadable: dict[str, str]
 
 
-class Fingerprint(NamedTuple):
-    """Hash of one image, and its width and height in pixels."""
-
-    bits: Bool[np.ndarray, " bits"]
-    size: tuple[int, int]
-
-
 def compute_fingerprints(
     table: pd.DataFrame, read: Read, progress: Callable[[], None] = lambda: None
 ) -> Fingerprints:
-    """Decode and hash every image with a path, on all cores.
-
-    Args:
-        table: canonical rows.
-        read: returns the bytes at a path.
-        progress: called after each image.
-    """
+    """Decode and hash every image with a path, on all cores; call `progress` after each."""
     rows = table[table["path"].notna()]
     hashes: dict[str, Fingerprint] = {}
     unreadable: dict[str, str] = {}
@@ -80,9 +64,13 @@ def compute_fingerprints(
             else:
                 hashes[image_id] = result
             progress()
-    bits = np.array([one.bits for one in hashes.values()], bool).reshape(-1, HASH_SIDE**2)
-    sizes = np.array([one.size for one in hashes.values()], np.int64).reshape(-1, 2)
+    bits = np.array([bits for bits, _ in hashes.values()], bool).reshape(-1, HASH_SIDE**2)
+    sizes = np.array([size for _, size in hashes.values()], np.int64).reshape(-1, 2)
     return Fingerprints(list(hashes), bits, sizes, unreadable)
+
+
+Fingerprint = tuple[Bool[np.ndarray, " bits"], tuple[int, int]]
+"""Hash of one image, and its width and height in pixels."""
 
 
 def compute_fingerprint(path: str, read: Read) -> Fingerprint | str:
@@ -93,15 +81,12 @@ def compute_fingerprint(path: str, read: Read) -> Fingerprint | str:
         info = probe(data)
     except (OSError, InputError) as error:
         return str(error)
-    return Fingerprint(_hash(Image.fromarray(pixels)), (info.width, info.height))
-
-
-def _hash(picture: Image.Image) -> Bool[np.ndarray, " bits"]:
     try:
         import imagehash
     except ImportError as error:
         raise InputError("comparing pixels needs imagehash: pip install 'skinmm[audit]'") from error
-    return imagehash.phash(picture, hash_size=HASH_SIDE).hash.ravel()
+    bits = imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
+    return bits, (info.width, info.height)
 
 
 def find_near_duplicates(fingerprints: Fingerprints, distance: int = DISTANCE) -> pd.DataFrame:
@@ -173,20 +158,15 @@ def compare_acquisition_groups(
     members = {size: (sizes == size).reindex(table.index, fill_value=False) for size in frequent}
     if table["source"].nunique() > 1:
         members |= {name: table["source"] == name for name in table["source"].unique()}
-    return [
-        _describe_group(str(name), mask.to_numpy(bool), target) for name, mask in members.items()
-    ]
-
-
-def _describe_group(
-    name: str, member: Bool[np.ndarray, " n"], target: Bool[np.ndarray, " n"]
-) -> dict[str, Any]:
-    auroc = None
-    if 0 < target.sum() < len(target):
-        auroc = float(roc_auc_score(target, member))
-        auroc = max(auroc, 1 - auroc)
-    counts = {"rows": int(member.sum()), "malignant": int((member & target).sum())}
-    return {"group": name, **counts, "auroc": auroc}
+    groups = []
+    for name, mask in members.items():
+        member, auroc = mask.to_numpy(bool), None
+        if 0 < target.sum() < len(target):
+            auroc = float(roc_auc_score(target, member))
+            auroc = max(auroc, 1 - auroc)
+        counts = {"rows": int(member.sum()), "malignant": int((member & target).sum())}
+        groups.append({"group": str(name), **counts, "auroc": auroc})
+    return groups
 
 
 def audit(
@@ -214,7 +194,7 @@ def audit(
         if the split is safe to use.
     """
     used = table[table["part"] != UNUSED]
-    pairs = pd.concat([_list_official(used), _list_near(used, near)], ignore_index=True)
+    pairs = _list_pairs(used, near)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
     across = _name_torn(used, torn)
     size = compute_size_auroc(used, positive)
@@ -247,39 +227,27 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
     return names
 
 
-def _list_official(table: pd.DataFrame) -> pd.DataFrame:
-    if "duplicate_of" not in table.columns:
-        return _add_parts(table, "official duplicate", pd.DataFrame(columns=["first", "second"]))
-    linked = table[table["duplicate_of"].isin(table["image_id"])]
-    pairs = linked[["duplicate_of", "image_id"]].set_axis(["first", "second"], axis=1)
-    return _add_parts(table, "official duplicate", pairs)
-
-
-def _list_near(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the near duplicates that no other link joins."""
-    near = pd.DataFrame(columns=["first", "second"]) if near is None else near
+def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
+    """Return official duplicates, near duplicates that no other link joins, and their parts."""
+    ends = ["first", "second"]
+    official = table.reindex(columns=["duplicate_of", "image_id"]).set_axis(ends, axis=1)
+    official = official[official["first"].isin(official["second"])]
+    near = pd.DataFrame(columns=ends) if near is None else near[ends]
     group = pd.Series(find_components(table), index=table["image_id"])
     near = near[near["first"].isin(group.index) & near["second"].isin(group.index)]
-    unlinked = group[near["first"]].to_numpy() != group[near["second"]].to_numpy()
-    return _add_parts(table, "near duplicate", near[unlinked])
-
-
-def _add_parts(table: pd.DataFrame, kind: str, pairs: pd.DataFrame) -> pd.DataFrame:
+    near = near[group[near["first"]].to_numpy() != group[near["second"]].to_numpy()]
+    kinds = {"official duplicate": official, "near duplicate": near}
+    pairs = pd.concat(
+        [rows.assign(kind=kind).astype(object) for kind, rows in kinds.items()], ignore_index=True
+    )
     part = table.set_index("image_id")["part"]
-    return pd.DataFrame(
-        {
-            "kind": kind,
-            "first": pairs["first"],
-            "second": pairs["second"],
-            "first_part": pairs["first"].map(part),
-            "second_part": pairs["second"].map(part),
-        }
-    ).astype(object)
+    parts = {f"{end}_part": pairs[end].map(part) for end in ends}
+    return pairs[["kind", *ends]].assign(**parts).astype(object)
 
 
 def _count(kind: str, names: Sequence[str]) -> str:
     plural = "s" if len(names) > 1 else ""
-    return f"{len(names)} {kind}{plural} ({', '.join(names[:EXAMPLES])})"
+    return f"{len(names)} {kind}{plural} ({', '.join(names[:3])})"
 
 
 def _list_fitted_outside_training(table: pd.DataFrame, fitted_on: Collection[str]) -> list[str]:

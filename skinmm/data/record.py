@@ -25,11 +25,10 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
         "it describes the camera or the archive, not the patient",
     ),
     **dict.fromkeys(
-        ("images_per_patient", "n_images", "image_id", "path", "patient_id", "lesion_id", "source"),
-        "it describes how the data were collected, not the patient",
-    ),
-    **dict.fromkeys(
-        ("part", "fold", "public_fold", "attribution", "copyright_license"),
+        (
+            *("images_per_patient", "n_images", "image_id", "path", "patient_id", "lesion_id"),
+            *("source", "part", "fold", "public_fold", "attribution", "copyright_license"),
+        ),
         "it describes how the data were collected, not the patient",
     ),
 }
@@ -37,11 +36,7 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
 
 
 def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
-    """Check the record columns of a model.
-
-    Raises:
-        InputError: a column that no model may use, or that is not in the table.
-    """
+    """Refuse record columns of a model that no model may use, or that are not in the table."""
     for name in columns:
         reason = NOT_AT_BEDSIDE.get(name)
         reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason
@@ -82,14 +77,13 @@ class RecordEncoder:
 
     A numeric column becomes its standardised value (0 if missing) and a flag for missing. A
     categorical column becomes a one-hot vector over the training values and one slot for missing
-    or unknown.
+    or unknown. `fit` and `from_state` create an encoder.
 
     Attributes:
         layout: the slice of the vector that each column fills.
     """
 
     def __init__(self, columns: Sequence[_Column]) -> None:
-        """Store fitted columns; use `fit` or `from_state` to create an encoder."""
         self._columns = tuple(columns)
         stops = np.cumsum([column.width for column in columns]).tolist()
         self.layout = tuple(
@@ -104,9 +98,6 @@ class RecordEncoder:
         Args:
             table: canonical training rows; a column of numbers is numeric, any other categorical.
             columns: names of the columns, in the order of the vector.
-
-        Raises:
-            InputError: a column that the table lacks or that no model may use.
         """
         check_columns(columns, list(table.columns))
         return cls([_fit_column(table[name]) for name in columns])
@@ -127,18 +118,24 @@ class RecordEncoder:
         return self.transform({name: np.array([None]) for name in ("", *self.columns)})[0]
 
     def transform(self, table: Table) -> Float32[np.ndarray, "n dim"]:
-        """Encode rows; an unusable value counts as missing.
-
-        Raises:
-            InputError: the table lacks a column.
-        """
+        """Encode rows; an unusable value counts as missing."""
         encoded = np.zeros((count_table_rows(table), self.dim), np.float32)
         for column, layout in zip(self._columns, self.layout, strict=True):
             if column.name not in table:
                 raise InputError(f"the table has no column '{column.name}', which the model needs")
-            fill = _fill_numeric if column.kind == "numeric" else _fill_categorical
             cells = np.asarray(table[column.name], object)
-            fill(encoded[:, layout.start : layout.stop], column, cells)
+            block = encoded[:, layout.start : layout.stop]
+            if column.kind == "numeric":
+                numbers = parse_numbers(cells)
+                is_known = np.isfinite(numbers)
+                block[is_known, 0] = (numbers[is_known] - column.mean) / column.scale
+                block[~is_known, 1] = 1
+            else:
+                slots = {value: slot for slot, value in enumerate(column.values)}
+                # The last slot is for missing and unknown values.
+                texts = np.where(pd.isna(cells), None, cells)
+                indices = [-1 if text is None else slots.get(str(text), -1) for text in texts]
+                block[np.arange(len(block)), indices] = 1
         return encoded
 
     def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
@@ -168,16 +165,3 @@ def _fit_column(column: "pd.Series[Any]") -> _Column:
         mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
         return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
     return _Column(name, "categorical", values=tuple(sorted(column.dropna().astype(str).unique())))
-
-
-def _fill_numeric(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
-    numbers = parse_numbers(cells)
-    is_known = np.isfinite(numbers)
-    out[is_known, 0] = (numbers[is_known] - column.mean) / column.scale
-    out[~is_known, 1] = 1
-
-
-def _fill_categorical(out: np.ndarray, column: _Column, cells: np.ndarray) -> None:
-    slots: dict[str | None, int] = {value: index for index, value in enumerate(column.values)}
-    texts = (None if empty else str(c) for c, empty in zip(cells, pd.isna(cells), strict=True))
-    out[np.arange(len(out)), [slots.get(text, -1) for text in texts]] = 1

@@ -244,9 +244,6 @@ def shard(draw: Draw, rank: int, world_size: int, batch_size: int) -> Int[np.nda
         rank: number of this process.
         world_size: number of processes.
         batch_size: rows per step and process.
-
-    Raises:
-        InputError: fewer rows than processes.
     """
     per_rank = min(batch_size, len(draw) // world_size)
     if per_rank == 0:
@@ -265,7 +262,10 @@ def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, "
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yield (row, augmentation seed) of this rank for the current epoch."""
+    """Pairs (row, augmentation seed) of this rank for the current epoch, which is 0 at first.
+
+    Its arguments are those of `draw_epoch` and `shard`.
+    """
 
     def __init__(
         self,
@@ -278,7 +278,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Store the arguments of `draw_epoch` and `shard`; the epoch is 0 until it is set."""
         self._draw = (sampler, labels, groups, seed)
         self._shard = (rank, world_size, batch_size)
         self._length = len(shard(sampler.draw(labels, groups, seed, 0), *self._shard))

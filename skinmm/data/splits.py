@@ -14,7 +14,6 @@ from skinmm.errors import InputError
 UNUSED: Final = "unused"
 LINKS: Final = (("patient_id",), ("lesion_id",), ("image_id", "duplicate_of"))
 """Rows with the same value in any column of one of these groups belong together."""
-BALANCED: Final = ("age", "sex", "site")
 
 
 def find_components(table: pd.DataFrame) -> Int64[np.ndarray, " n"]:
@@ -59,16 +58,18 @@ def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, 
     Raises:
         InputError: fewer components than folds.
     """
-    return _deal_equal(table, find_components(table), folds, seed)
+    return _deal_folds(table, find_components(table), folds, seed)
 
 
-def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
+def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
     """Fix about `fraction` of the free rows, in whole patients, as the test part of every fold.
 
     Raises:
-        InputError: a fraction outside 0.01 to 0.5, or a table with a fixed test part.
+        InputError: a fraction that is not a number from 0.01 to 0.5, or a fixed test part.
     """
     low, high = 0.01, 0.5
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
     if not low <= fraction <= high:
         raise InputError(f"+data.args.test_fraction={fraction}: must be between {low} and {high}")
     part = _get_fixed_parts(table)
@@ -76,7 +77,9 @@ def hold_out(table: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
         raise InputError("+data.args.test_fraction: this cohort already has a test part")
     free = np.flatnonzero(pd.isna(part))
     component = find_components(table)[free]
-    held_out = _deal(table.iloc[free], component, np.array([1 - fraction, fraction]), seed) == 1
+    held_out = (
+        _deal_shares(table.iloc[free], component, np.array([1 - fraction, fraction]), seed) == 1
+    )
     part[free[held_out]] = "test"
     return table.assign(part=part)
 
@@ -116,11 +119,12 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     names = tuple(name for name in ("test", "val") if not (fixed == name).any())
     if not names and fold != 0:
         raise InputError(f"data.fold={fold}: the cohort fixes every part; set data.fold=0")
-    component = find_components(
-        table
-    )  # of all rows: a fixed one may be all that links two free ones
+    component = find_components(table)  # of all rows: a fixed row may link two free ones
     fold_of = np.full(len(table), -1, np.int64)
-    fold_of[free] = _assign_free(table[free], component[free], folds, seed) if names else -1
+    if names and "public_fold" in table:
+        fold_of[free] = _merge_public_folds(table["public_fold"][free], folds)
+    elif names:
+        fold_of[free] = _deal_folds(table[free], component[free], folds, seed)
     part = np.where(free, assign_parts(fold_of, fold, folds, names), fixed)
     is_evaluated = np.isin(component, component[np.isin(part, ("val", "test"))])
     part[(fixed == "train") & is_evaluated] = UNUSED
@@ -135,26 +139,21 @@ def _get_fixed_parts(table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
     return part.where(part.notna(), None).to_numpy(object, copy=True)
 
 
-def _assign_free(
-    table: pd.DataFrame, component: Int64[np.ndarray, " n"], folds: int, seed: int
-) -> Int64[np.ndarray, " n"]:
-    if "public_fold" not in table.columns:
-        return _deal_equal(table, component, folds, seed)
-    public = table["public_fold"].to_numpy(np.int64)
-    count = int(public.max()) + 1
+def _merge_public_folds(public_fold: "pd.Series[int]", folds: int) -> Int64[np.ndarray, " n"]:
+    count = int(public_fold.max()) + 1
     if count % folds:
         raise InputError(f"data.folds={folds}: must be a divisor of the {count} public folds")
-    return public % folds
+    return public_fold.to_numpy(np.int64) % folds
 
 
-def _deal_equal(
+def _deal_folds(
     table: pd.DataFrame, component: Int64[np.ndarray, " n"], folds: int, seed: int
 ) -> Int64[np.ndarray, " n"]:
-    dealt = _deal(table, component, np.full(folds, 1 / folds), seed)
+    dealt = _deal_shares(table, component, np.full(folds, 1 / folds), seed)
     return np.random.default_rng(seed).permutation(folds)[dealt]
 
 
-def _deal(
+def _deal_shares(
     table: pd.DataFrame,
     component: Int64[np.ndarray, " n"],
     shares: Float64[np.ndarray, " folds"],
@@ -174,10 +173,8 @@ def _deal(
     totals = np.zeros((len(shares), traits.shape[1]))
     fold_of = np.empty(count, np.int64)
     for index in np.lexsort((rank, -traits[:, 0])):
-        added = traits[index]
-        fold = int(np.argmin(((totals + added) @ added) / shares))
-        fold_of[index] = fold
-        totals[fold] += added
+        fold_of[index] = fold = int(np.argmin(((totals + traits[index]) @ traits[index]) / shares))
+        totals[fold] += traits[index]
     return fold_of[component]
 
 
@@ -185,10 +182,11 @@ def _compute_traits(
     table: pd.DataFrame, component: Int64[np.ndarray, " n"], count: int
 ) -> Float64[np.ndarray, "components traits"]:
     """Return the traits of each component as shares of the total of the cohort, images first."""
-    missing = [table[name].isna().to_numpy() for name in BALANCED if name in table.columns]
+    balanced = ("age", "sex", "site")
+    missing = [table[name].isna().to_numpy() for name in balanced if name in table.columns]
     targets = pd.get_dummies(table["target"]).to_numpy(bool).T
-    marks = [np.ones(len(table), bool), *targets, *missing]
-    sums = [np.bincount(component, weights=mark, minlength=count) for mark in marks]
+    masks = [np.ones(len(table), bool), *targets, *missing]
+    sums = [np.bincount(component, weights=mask, minlength=count) for mask in masks]
     patients = [np.ones(count), *(total > 0 for total in sums[1 : 1 + len(targets)])]
     traits = np.stack([*sums, *patients], axis=1)
     return traits / np.maximum(traits.sum(axis=0), 1)
@@ -204,11 +202,7 @@ def class_indices(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.
 def limit_rows(
     rows: Int[np.ndarray, " n"], targets: Int[np.ndarray, " all"], limit: int | None, seed: int
 ) -> Int[np.ndarray, " k"]:
-    """Return at most `limit` rows, with classes as equal as possible, in the original order.
-
-    Raises:
-        InputError: `limit` is below the number of classes.
-    """
+    """Return at most `limit` rows, with classes as equal as possible, in the original order."""
     if limit is None or limit >= len(rows):
         return rows
     classes = len(np.unique(targets[rows]))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +27,10 @@ class Source(NamedTuple):
 
     data: bytes
     frame: int | None = None
+
+
+Read = Callable[[str], tuple[bytes, int | None]]
+"""Function such as `read_source`, from a location to bytes and the number of the frame."""
 
 
 def read_source(location: str) -> Source:

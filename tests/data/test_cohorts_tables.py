@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from miniature_cohorts import load, load_table, picture, siim_isic, write, write_images
 
+from skinmm.config import DataConfig
 from skinmm.data.cohorts import ADAPTERS, require_images
 from skinmm.data.cohorts.tables import read_table, to_canonical
 from skinmm.errors import InputError
@@ -173,7 +174,7 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     file.write_text(text, encoding="utf-8", errors="replace")
     try:
         table = read_table(file)
-        rows = to_canonical(table.assign(image_id=table.iloc[:, 0]), file, "any", [])
+        rows = to_canonical(table.assign(image_id=table.iloc[:, 0]), file, DataConfig(name="any"))
     except InputError as error:
         refusal = str(error)
         rows = pd.DataFrame({"image_id": [str(file)]})

@@ -1,20 +1,14 @@
-"""Load any dataset as one canonical table with targets; each adapter has a function and a line."""
+"""Load any dataset as one canonical table with targets, images and lesion masks."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, count
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
-from skinmm.data.cohorts.find_images import (
-    attach_masks,
-    describe_missing_images,
-    require_images,
-    require_masks,
-    require_root,
-)
 from skinmm.data.cohorts.public import (
     demo,
     ham10000,
@@ -25,31 +19,25 @@ from skinmm.data.cohorts.public import (
     pad_ufes_20,
     siim_isic,
 )
-from skinmm.data.cohorts.tables import CohortTable
+from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.cohorts.user import csv, image_folder, packed, tfrecord
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
+from skinmm.images.finder import list_files
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
 
-__all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "CohortTable",
-    "attach_masks",
-    "describe_missing_images",
-    "list_classes",
-    "list_positive_classes",
-    "load_cohort",
-    "require_images",
-    "require_masks",
-    "verify_cohort",
-]
-
 BINARY: Final = ("benign", "malignant")
-_MALIGNANT_NAMES: Final = frozenset((*MALIGNANT, BINARY[1]))
+MASK_FOLDERS: Final = (
+    MASK_FOLDER,
+    "HAM10000_segmentations_lesion_tschandl",
+    *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
+)
+"""Folders of masks, of any dataset, under its root."""
+MASK_ENDING: Final = "_segmentation"
+"""Optional ending of a mask's name after the name of its image, as in ISIC."""
 Adapter = Callable[..., CohortTable]
 """`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
 
@@ -99,7 +87,13 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
     cohort = _read(replace(data, args=args))
     for extra in data.extra:
         cohort = _add_extra(cohort, data, extra)
-    check_columns(data.columns, [*cohort.rows.columns, *_list_measurable(cohort.rows, data)])
+    measured = [name for name in data.columns if name in MEASUREMENTS and name not in cohort.rows]
+    if measured and not data.segmenter:
+        raise InputError(
+            f"data.columns: '{measured[0]}' is measured on the image: set data.segmenter=CKPT, a "
+            "checkpoint of task=segmentation that finds the lesion"
+        )
+    check_columns(data.columns, [*cohort.rows.columns, *(MEASUREMENTS if data.segmenter else ())])
     try:
         rows = _add_targets(cohort, data)
     except InputError:
@@ -107,7 +101,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
             raise
         rows = cohort.rows.assign(target=0)
     if fraction is not None:
-        rows = hold_out(rows, _to_fraction(fraction), data.split_seed)
+        rows = hold_out(rows, fraction, data.split_seed)
     return replace(cohort, rows=rows)
 
 
@@ -119,34 +113,8 @@ def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
 
 
 def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
-    """Return the classes that count as malignant: `data.positive`, or those of the vocabulary.
-
-    Raises:
-        InputError: `data.positive` matches no class, or is empty and a class is not in the
-            vocabulary.
-    """
+    """Return the classes that count as malignant: `data.positive`, or those of the vocabulary."""
     return BINARY[1:] if data.target == "malignant" else _select_malignant(classes, data)
-
-
-def _list_measurable(rows: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
-    """Return the columns that `skinmm.data.lesion_finder` can measure on the images.
-
-    Raises:
-        InputError: such a column is named, missing from the table, and `data.segmenter` is not set.
-    """
-    missing = [name for name in data.columns if name in MEASUREMENTS and name not in rows]
-    if missing and not data.segmenter:
-        raise InputError(
-            f"data.columns: '{missing[0]}' is measured on the image: set data.segmenter=CKPT, a "
-            "checkpoint of task=segmentation that finds the lesion"
-        )
-    return MEASUREMENTS if data.segmenter else ()
-
-
-def _to_fraction(fraction: Any) -> float:
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-        raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
-    return float(fraction)
 
 
 def _read(data: DataConfig) -> CohortTable:
@@ -161,16 +129,18 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
     rows, other = cohort.rows, _read(_to_data_config(data, extra))
     added = other.rows[~other.rows["image_id"].isin(rows["image_id"])].assign(part="train")
     sources = set(rows["source"])
-    added["source"] = map_unique(added["source"], lambda name: _make_unique(name, sources))
+
+    def make_unique(name: str) -> str:
+        names = chain([name], (f"{name} ({number})" for number in count(2)))
+        return next(candidate for candidate in names if candidate not in sources)
+
+    added["source"] = map_unique(added["source"], make_unique)
     spelling = {parse_diagnosis(name): name for name in rows["diagnosis"].dropna().unique()}
     added["diagnosis"] = added["diagnosis"].map(
         lambda name: spelling.get(parse_diagnosis(name), name)
     )
-    return replace(
-        cohort,
-        rows=pd.concat([rows, added], ignore_index=True),
-        searched=(*cohort.searched, *other.searched),
-    )
+    rows = pd.concat([rows, added], ignore_index=True)
+    return replace(cohort, rows=rows, searched=(*cohort.searched, *other.searched))
 
 
 def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
@@ -180,35 +150,27 @@ def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
     return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
 
 
-def _make_unique(name: str, taken: Collection[str]) -> str:
-    """Return a cohort's name, with a number if another cohort has the same name."""
-    names = chain([name], (f"{name} ({number})" for number in count(2)))
-    return next(candidate for candidate in names if candidate not in taken)
-
-
 def _add_targets(cohort: CohortTable, data: DataConfig) -> pd.DataFrame:
     """Give every row its target: 0/1 if `data.target=malignant`, otherwise the class name.
 
     Malignancy is the cohort's 0/1 column if it has one, otherwise it follows from the diagnosis;
     with `data.positive` the diagnosis takes precedence.
-
-    Raises:
-        InputError: a row without target, a single class, or a class of unknown malignancy.
     """
     rows = cohort.rows
-    diagnosis, given = rows["diagnosis"], rows["target"]
+    diagnosis, target = rows["diagnosis"], rows["target"]
     if data.target == "diagnosis":
         target = diagnosis.astype(object)
     else:
-        derived = diagnosis.notna() & (given.isna() | bool(data.positive))
+        derived = diagnosis.notna() & (target.isna() | bool(data.positive))
         positive = _select_malignant(diagnosis[derived].unique().tolist(), data)
-        target = given.where(~derived, diagnosis.isin(positive).astype("float64"))
+        target = target.where(~derived, diagnosis.isin(positive).astype("float64"))
     unlabelled = target.isna()
     needed = ("diagnosis",) if data.target == "diagnosis" else ("target", "diagnosis")
     if unlabelled.all() and set(needed) <= set(cohort.unlabelled):
         options = " or ".join(f"+data.args.columns.{name}=COLUMN" for name in needed)
-        columns = " or ".join(needed)
-        raise InputError(f"no column {columns} in {cohort.description}; name it: {options}")
+        raise InputError(
+            f"no column {' or '.join(needed)} in {cohort.description}; name it: {options}"
+        )
     if unlabelled.any():
         names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
         raise InputError(f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}")
@@ -227,7 +189,8 @@ def _select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ..
     if data.positive:
         return _match_classes(diagnoses, data.positive, available)
     unclear = [name for name in classes if diagnoses[name] is None and name.lower() not in BINARY]
-    chosen = tuple(n for n in classes if (diagnoses[n] or n.lower()) in _MALIGNANT_NAMES)
+    malignant = (*MALIGNANT, BINARY[1])
+    chosen = tuple(name for name in classes if (diagnoses[name] or name.lower()) in malignant)
     if unclear or not chosen:
         which = f"'{unclear[0]}' is" if unclear else "one of them is"
         raise InputError(
@@ -260,3 +223,70 @@ def _match_classes(
 def _sort_key(name: str) -> tuple[int, str]:
     diagnosis = parse_diagnosis(name)
     return (CLASSES.index(diagnosis) if diagnosis else len(CLASSES), name)
+
+
+def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> pd.DataFrame:
+    """Return the rows whose image was found.
+
+    Args:
+        cohort: as `load_cohort` returns it.
+        missing: `drop` leaves out rows without an image, `error` refuses them.
+        needed: whether images are used. If not, `drop` leaves out the same rows, so that models
+            with and without images are comparable, unless no row has an image.
+
+    Raises:
+        InputError: images are missing and `missing` is `error`, or no image was found.
+    """
+    rows = cohort.rows
+    has_image = rows["path"].notna()
+    if not needed and (missing == "error" or not has_image.any()):
+        return rows
+    if has_image.all() or (missing == "drop" and has_image.any()):
+        return rows[has_image].reset_index(drop=True)
+    problem = describe_missing_images(rows, cohort.searched)
+    advice = "; set data.missing=drop to leave them out" if has_image.any() else ""
+    raise InputError(f"{problem}{advice}")
+
+
+def describe_missing_images(rows: pd.DataFrame, searched: Iterable[Path]) -> str | None:
+    """Describe how many images were not found, with examples; None if all were found."""
+    missing = rows.loc[rows["path"].isna(), "image_id"]
+    if missing.empty:
+        return None
+    return (
+        f"{len(missing)} of {len(rows)} images are not on disk, e.g. {', '.join(missing[:3])}; "
+        f"searched in {', '.join(map(str, searched))}"
+    )
+
+
+def attach_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Add the column `mask` with the path of each mask; None if it is not found."""
+    folders = [folder for folder in _list_mask_folders(data) if folder.is_dir()]
+    files = [file for file in map(Path, list_files(folders)) if file.suffix.lower() == ".png"]
+    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in files}
+    paths = [masks.get(name) for name in rows["image_id"]]
+    return rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
+
+
+def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return the rows that have a mask; `data.missing=error` refuses the others."""
+    rows = attach_masks(rows, data)
+    has_mask = rows["mask"].notna()
+    if has_mask.all() or (data.missing == "drop" and has_mask.any()):
+        return rows[has_mask].reset_index(drop=True)
+    names = ", ".join(rows.loc[~has_mask, "image_id"].iloc[:3])
+    folders = ", ".join(map(str, _list_mask_folders(data))) or "no folder"
+    advice = "leave them out with data.missing=drop" if has_mask.any() else "set data.masks=DIR"
+    raise InputError(
+        f"{int((~has_mask).sum())} of {len(rows)} images have no mask (NAME.png or "
+        f"NAME{MASK_ENDING}.png), e.g. {names}; searched in {folders}; {advice}"
+    )
+
+
+def _list_mask_folders(data: DataConfig) -> list[Path]:
+    if data.masks is None:  # the demo cohort has no root
+        return [require_root(data) / name for name in MASK_FOLDERS] if data.root else []
+    folder = Path(data.masks).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"data.masks={data.masks}: no such folder")
+    return [folder]

@@ -1,6 +1,8 @@
 """Adapters of public datasets, which read the files as their archives unpack."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -8,23 +10,26 @@ import pandas as pd
 
 import skinmm
 from skinmm.config import DataConfig
-from skinmm.data.cohorts.find_images import attach_images, filter_tfrecords, require_root
 from skinmm.data.cohorts.tables import (
     CohortTable,
+    attach_images,
     merge_companion,
     read_table,
     require_choice,
+    require_root,
     to_canonical,
 )
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import list_files
-from skinmm.vocabulary import COLUMN_NAMES, map_unique, parse_diagnosis, rename_columns
+from skinmm.vocabulary import COLUMN_NAMES, map_unique, parse_diagnosis
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
 """Folders of images, of any dataset, besides those of its archives."""
-_DOWNSAMPLED: Final = "_downsampled"
+SIIM_FOLDERS: Final = (
+    *("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", ""),
+)
 _PARTS: Final = {"Training": None, "Validation": "val", "Test": "test"}
 _IDDX: Final = (
     *(("melanoma", "mel"), ("basal cell", "bcc"), ("squamous cell", "scc")),
@@ -36,13 +41,18 @@ _IDDX: Final = (
 
 def ham10000(data: DataConfig) -> CohortTable:
     """Read HAM10000 (Tschandl et al. 2018): seven classes, lesions instead of patients."""
-    root = require_root(data)
-    file = root / "HAM10000_metadata.csv"
+    file = require_root(data) / "HAM10000_metadata.csv"
     table = read_table(file, ["lesion_id", "image_id", "dx"])
     table["dx"] = map_unique(table["dx"], parse_diagnosis)
-    rows = to_canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-    return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
+    return _to_cohort(table, file, data, (*unpacked, *ISIC_FOLDERS))
+
+
+def _to_cohort(
+    table: pd.DataFrame, file: Path, data: DataConfig, folders: Sequence[str]
+) -> CohortTable:
+    """Convert a table to canonical rows, and find their images in folders next to its file."""
+    return attach_images(to_canonical(table, file, data), file.parent, data.format, folders)
 
 
 def isic_2019(data: DataConfig) -> CohortTable:
@@ -57,13 +67,10 @@ def isic_2019(data: DataConfig) -> CohortTable:
     table["diagnosis"] = _decode_one_hot(table, file)
     metadata = ["age_approx", "anatom_site_general", "lesion_id", "sex"]
     table = merge_companion(table, "image", root / "ISIC_2019_Training_Metadata.csv", metadata)
-    original = table["image"].str.removesuffix(_DOWNSAMPLED)
+    original = table["image"].str.removesuffix("_downsampled")
     table["duplicate_of"] = original.where(original != table["image"], None)
-    rows = to_canonical(rename_columns(table), file, data.name, data.columns)
     unpacked = "ISIC_2019_Training_Input"
-    return attach_images(
-        rows, root, data.format, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS)
-    )
+    return _to_cohort(table, file, data, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS))
 
 
 def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> CohortTable:
@@ -83,16 +90,16 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
     ham = root / "HAM10000_metadata.csv"
     parts = []
     for part, fixed in _select_parts(folds).items():
-        file = _locate(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
+        name = f"ISIC2018_Task3_{part}_GroundTruth"
+        inside = root / name / f"{name}.csv"  # in the folder of its archive
+        file = inside if inside.is_file() else root / inside.name
         table = read_table(file, ["image", "MEL"])
         table["diagnosis"] = _decode_one_hot(table, file)
         table = merge_companion(table, "image", groups, ["lesion_id"])
         table = merge_companion(table, "image", ham, ["age", "sex", "localization"], "image_id")
-        rows = to_canonical(rename_columns(table), file, data.name, data.columns)
-        parts.append(rows.assign(part=fixed))
-    rows = _concatenate(parts)
+        parts.append(to_canonical(table, file, data).assign(part=fixed))
     unpacked = [f"ISIC2018_Task3_{part}_Input" for part in _PARTS]
-    return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
+    return attach_images(_concatenate(parts), root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2017(data: DataConfig, *, folds: str = "stratified") -> CohortTable:
@@ -118,12 +125,10 @@ def isic_2017(data: DataConfig, *, folds: str = "stratified") -> CohortTable:
             table = _add_diagnosis(read_table(file, ["image_id", "melanoma"]))
             metadata = root / f"ISIC-2017_{official}_Data_metadata.csv"
             table = merge_companion(table, "image_id", metadata, ["age_approximate", "sex"])
-            rows = to_canonical(rename_columns(table), file, data.name, data.columns)
-            parts.append(rows.assign(part=fixed))
-    rows = _concatenate(parts)
+            parts.append(to_canonical(table, file, data).assign(part=fixed))
     unpacked = [f"ISIC-2017_{part}_Data" for part in ("Training", "Validation", "Test_v2")]
     folders = (*unpacked, "training", "validation", "test", *ISIC_FOLDERS)
-    return attach_images(rows, root, data.format, folders)
+    return attach_images(_concatenate(parts), root, data.format, folders)
 
 
 def isic_2024(data: DataConfig) -> CohortTable:
@@ -132,32 +137,31 @@ def isic_2024(data: DataConfig) -> CohortTable:
     `data.columns` may name its measurements (`clin_size_long_diam_mm`, `tbp_lv_areaMM2`, ...) but
     not results of histology (`iddx_...`, `mel_...`).
     """
-    root = require_root(data)
-    file = root / "train-metadata.csv"
-    public_names = [name for names in COLUMN_NAMES.values() for name in names]
-    columns = [*public_names, "iddx_full", *data.columns]
+
+    def parse_iddx(path: str) -> str:
+        return next((name for word, name in _IDDX if word in path), "unknown")
+
+    file = require_root(data) / "train-metadata.csv"
+    columns = [*chain.from_iterable(COLUMN_NAMES.values()), "iddx_full", *data.columns]
     table = read_table(file, ["isic_id", "target", "patient_id"], only=columns)
     if "iddx_full" in table:
-        paths = table["iddx_full"].fillna("").str.lower()
-        table["diagnosis"] = map_unique(paths, _parse_iddx)
-    rows = to_canonical(rename_columns(table), file, data.name, data.columns)
+        table["diagnosis"] = map_unique(table["iddx_full"].fillna("").str.lower(), parse_iddx)
     folders = ("train-image", "train-image/image", *ISIC_FOLDERS)
-    return attach_images(rows, root, data.format, folders)
+    return _to_cohort(table, file, data, folders)
 
 
 def _read_segmentation_task(root: Path, data: DataConfig, folds: str) -> CohortTable:
-    folders = {
-        f"ISIC2018_Task1-2_{part}_Input": fixed for part, fixed in _select_parts(folds).items()
-    }
-    parts = []
-    for name, fixed in folders.items():
-        files = map(Path, list_files([root / name]) if (root / name).is_dir() else [])
+    folders, parts = [], []
+    for part, fixed in _select_parts(folds).items():
+        folder = root / f"ISIC2018_Task1-2_{part}_Input"
+        files = map(Path, list_files([folder]) if folder.is_dir() else [])
         names = [file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         if not names:
-            raise InputError(f"{root / name}: no such folder, or no image in it")
-        rows = to_canonical(pd.DataFrame({"image_id": names}), root, data.name, data.columns)
-        parts.append(rows.assign(part=fixed))
-    return attach_images(_concatenate(parts), root, data.format, list(folders))
+            raise InputError(f"{folder}: no such folder, or no image in it")
+        table = pd.DataFrame({"image_id": names})
+        parts.append(to_canonical(table, root, data).assign(part=fixed))
+        folders.append(folder.name)
+    return attach_images(_concatenate(parts), root, data.format, folders)
 
 
 def _add_diagnosis(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,16 +173,8 @@ def _add_diagnosis(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="melanoma").assign(diagnosis=diagnosis.mask(melanoma, "mel"))
 
 
-def _parse_iddx(path: str) -> str:
-    return next((name for word, name in _IDDX if word in path), "unknown")
-
-
 def _decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
-    """Return the class of each row of a one-hot ground truth.
-
-    Raises:
-        InputError: a row that does not mark exactly one class.
-    """
+    """Return the class of each row of a one-hot ground truth."""
     classes = {name: parse_diagnosis(name) for name in table.columns}
     names = [name for name, diagnosis in classes.items() if diagnosis]
     marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
@@ -198,20 +194,6 @@ def _concatenate(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Return one table, without the column `part` if no part is fixed."""
     table = pd.concat(parts, ignore_index=True)
     return table if table["part"].notna().any() else table.drop(columns="part")
-
-
-def _locate(root: Path, name: str) -> Path:
-    """Return the path of a file in the root or in the folder of its archive."""
-    inside = root / Path(name).stem / name
-    return inside if inside.is_file() else root / name
-
-
-SIIM_FOLDERS: Final = (
-    *("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", ""),
-)
-DUPLICATES: Final = "ISIC_2020_Training_Duplicates.csv"
-LESIONS: Final = "ISIC_2020_Training_GroundTruth_v2.csv"
-SIZES: Final = "image_size.csv"
 
 
 def siim_isic(
@@ -234,25 +216,26 @@ def siim_isic(
     require_choice("folds", folds, ("stratified", "public"))
     root = require_root(data)
     file = root / "train.csv"
+    sizes = root / "image_size.csv"
     table = _read_siim_table(root, file)
     if "diagnosis" in table:
         table["diagnosis"] = map_unique(table["diagnosis"], parse_diagnosis)
-    table = merge_companion(table, "image_name", root / LESIONS, ["lesion_id"])
-    table = merge_companion(table, "image_name", root / SIZES, ["width", "height", "tfrecord"])
-    table = _link_duplicates(table, root / DUPLICATES, keep=duplicates == "keep")
-    rows = to_canonical(rename_columns(table), file, data.name, data.columns)
-    cohort = attach_images(rows, root, data.format, SIIM_FOLDERS)
+    lesions = root / "ISIC_2020_Training_GroundTruth_v2.csv"
+    table = merge_companion(table, "image_name", lesions, ["lesion_id"])
+    table = merge_companion(table, "image_name", sizes, ["width", "height", "tfrecord"])
+    pairs = root / "ISIC_2020_Training_Duplicates.csv"
+    table = _link_duplicates(table, pairs, keep=duplicates == "keep")
+    cohort = _to_cohort(table, file, data, SIIM_FOLDERS)
     if folds == "stratified":
         return cohort
-    return replace(cohort, rows=_add_public_folds(cohort.rows, table, root / SIZES))
+    return replace(cohort, rows=_add_public_folds(cohort.rows, table, sizes))
 
 
 def _read_siim_table(root: Path, file: Path) -> pd.DataFrame:
     if not file.is_file():
         folders = [root / folder for folder in SIIM_FOLDERS if (root / folder).is_dir()]
-        records = filter_tfrecords(list_files(folders))
-        training = [name for name in records if not Path(name).name.startswith("test")]
-        if training:
+        records = [name for name in list_files(folders) if name.lower().endswith(shards.SUFFIXES)]
+        if training := [name for name in records if not Path(name).name.startswith("test")]:
             return shards.read_records(training, shards.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])
 
@@ -280,33 +263,23 @@ def _link_duplicates(table: pd.DataFrame, file: Path, *, keep: bool) -> pd.DataF
     return table.assign(duplicate_of=table["image_name"].map(first))
 
 
-PAD_UFES_FOLDERS: Final = (
-    *(f"{top}imgs_part_{number}" for number in (1, 2, 3) for top in ("images/", "")),
-    *("images", ""),
-)
-
-
 def pad_ufes_20(data: DataConfig) -> CohortTable:
     """Read PAD-UFES-20 (Pacheco et al. 2020): six classes.
 
     `data.columns` may name its clinical features (`itch`, `grew`, `bleed`, `diameter_1`,
     `fitspatrick`, ...) but not `biopsed`.
     """
-    root = require_root(data)
-    file = root / "metadata.csv"
+    file = require_root(data) / "metadata.csv"
     table = read_table(file, ["img_id", "patient_id", "lesion_id", "diagnostic"])
     table["diagnostic"] = map_unique(table["diagnostic"], parse_diagnosis)
     # Lesions are numbered, as they may be in other cohorts.
     table["lesion_id"] = "PAD_" + table["lesion_id"]
-    rows = to_canonical(rename_columns(table), file, data.name, data.columns)
-    return attach_images(rows, root, data.format, PAD_UFES_FOLDERS)
-
-
-DEMO_FOLDER: Final = Path(skinmm.__file__).parent / "demo"
+    parts = [f"{top}imgs_part_{number}" for number in (1, 2, 3) for top in ("images/", "")]
+    return _to_cohort(table, file, data, (*parts, "images", ""))
 
 
 def demo(data: DataConfig) -> CohortTable:
     """Read 700 CC0 images of ISIC 2017 with age, sex and site; see `demo/README.md`."""
-    file = DEMO_FOLDER / "cohort.csv"
-    rows = to_canonical(read_table(file), file, data.name, data.columns)
-    return attach_images(rows, DEMO_FOLDER, "jpeg", ["images"])
+    file = Path(skinmm.__file__).parent / "demo" / "cohort.csv"
+    rows = to_canonical(read_table(file), file, data)
+    return attach_images(rows, file.parent, "jpeg", ["images"])

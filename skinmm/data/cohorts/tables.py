@@ -1,4 +1,4 @@
-"""From a user's CSV to canonical rows; an error names the file and the row."""
+"""Tables of a cohort as canonical rows, and the images of these rows by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,21 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm import files
+from skinmm.config import DataConfig
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.images.source import FRAME
-from skinmm.vocabulary import SITES, is_missing, map_unique, parse_column, parse_numbers
+from skinmm.images import shards
+from skinmm.images.finder import ImageFinder, list_files, strip_suffix
+from skinmm.images.source import FRAME, HDF5_SUFFIXES
+from skinmm.vocabulary import (
+    CONVERTERS,
+    SITES,
+    is_missing,
+    map_unique,
+    parse_column,
+    parse_numbers,
+    rename_columns,
+)
 
 CANONICAL: Final = (
     *("image_id", "path", "patient_id", "lesion_id", "age", "sex", "site", "diagnosis", "target"),
@@ -21,12 +32,22 @@ CANONICAL: Final = (
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
 """Columns of some cohorts, which `splits` uses."""
 MAX_CODES: Final = 20  # distinct numbers in a column of words
-
+MASK_FOLDER: Final = "masks"
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
     "site": f"{', '.join(SITES)}, a synonym, or empty",
+    "target": "0 or 1",
+    "width": "a number of pixels",
+    "height": "a number of pixels",
 }
+FORMATS: Final[dict[str, tuple[str, ...]]] = {
+    "jpeg": tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"),
+    "dicom": (".dcm",),
+    "hdf5": HDF5_SUFFIXES,
+    "tfrecord": shards.SUFFIXES,
+}
+"""`data.format` -> suffixes of its files."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +94,15 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
     return table.astype(object).where(table != "", None)
 
 
-def to_canonical(
-    table: pd.DataFrame, file: Path, source: str, columns: Sequence[str]
-) -> pd.DataFrame:
-    """Convert text cells under canonical column names to canonical rows.
+def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFrame:
+    """Convert text cells to canonical rows.
 
     Args:
-        table: text; must have `image_id`, may have any other canonical column.
+        table: text under canonical names or those of public datasets; must have `image_id`.
         file: path for error messages.
-        source: name of the cohort.
-        columns: record columns of the model; those that are not canonical are added, as numbers if
-            every cell is one, otherwise as text.
+        data: name of the cohort, which becomes the `source` of every row, and the record columns of
+            the model; those that are not canonical are added, as numbers if every cell is one,
+            otherwise as text.
 
     Returns:
         The columns `CANONICAL`, those of `OPTIONAL` that the table has, and the added ones.
@@ -92,31 +111,39 @@ def to_canonical(
     Raises:
         InputError: a missing or repeated image name, or a cell outside the vocabulary.
     """
+    table = rename_columns(table)
     empty = pd.Series(None, index=table.index, dtype=object)
-    rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL}).assign(source=source)
-    rows["image_id"] = strip_suffixes(rows["image_id"])
+    rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL})
+    rows = rows.assign(source=data.name, image_id=strip_suffixes(rows["image_id"]))
     _check_names(rows["image_id"], file)
     for name, allowed in _ALLOWED.items():
-        cells, mask = parse_column(rows[name], name)
-        rows[name] = pd.Series(cells, rows.index, cells.dtype)
-        _check_cells(table, pd.Series(mask, rows.index), name, file, allowed)
+        rows[name], invalid = _parse_cells(rows[name])
+        if invalid.any():
+            first = table.loc[invalid].iloc[0]
+            raise InputError(
+                f"{file}: row {invalid.index[invalid][0] + 2} ('{first['image_id']}'): {name} "
+                f"'{first[name]}' is not understood ({int(invalid.sum())} such rows); "
+                f"allowed: {allowed}"
+            )
     for name in ("patient_id", "lesion_id"):
         rows[name] = _clear_missing(rows[name])
-    for name, allowed in {"target": "0 or 1", **_PIXELS}.items():
-        numbers = pd.to_numeric(rows[name], errors="coerce").astype("float64")
-        valid = numbers.isin((0, 1)) if name == "target" else numbers > 0
-        _check_cells(table, rows[name].notna() & ~valid, name, file, allowed)
-        rows[name] = numbers
     for name in OPTIONAL:
         if name in table:
             rows[name] = table[name]
     if "duplicate_of" in rows:
         rows["duplicate_of"] = strip_suffixes(_clear_missing(rows["duplicate_of"]))
-    extra = [name for name in columns if name in table and name not in rows]
+    extra = [name for name in data.columns if name in table and name not in rows]
     return rows.assign(**{name: to_extra_column(table[name]) for name in extra})
 
 
-_PIXELS: Final = dict.fromkeys(("width", "height"), "a number of pixels")
+def _parse_cells(cells: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bool]]":
+    """Convert a column of `_ALLOWED`; also return a mask of the cells that are not allowed."""
+    if cells.name in CONVERTERS:
+        values, mask = parse_column(cells, str(cells.name))
+        return pd.Series(values, cells.index, values.dtype), pd.Series(mask, cells.index)
+    numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
+    is_allowed = numbers.isin((0, 1)) if cells.name == "target" else numbers > 0
+    return numbers, cells.notna() & ~is_allowed
 
 
 def merge_companion(
@@ -139,21 +166,13 @@ def merge_companion(
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Check an option of an adapter.
-
-    Raises:
-        InputError: the value is not allowed.
-    """
+    """Refuse an option of an adapter that is not among the allowed ones."""
     if value not in allowed:
         raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 
 
 def require_mapping(key: str, value: Any, example: str) -> dict[str, Any]:
-    """Return an option of an adapter that maps names.
-
-    Raises:
-        InputError: the value is not a mapping.
-    """
+    """Return an option of an adapter that maps names; refuse other values."""
     if not isinstance(value or {}, Mapping):
         raise InputError(f"+data.args.{key}={value}: must be pairs, such as {{{example}}}")
     return dict(value or {})
@@ -161,7 +180,12 @@ def require_mapping(key: str, value: Any, example: str) -> dict[str, Any]:
 
 def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
     """Remove the suffixes of image names; `#frame=N` after the suffix is kept."""
-    return map_unique(cells, _strip_suffix).astype(object)
+
+    def strip(cell: str) -> str:
+        name, mark, frame = cell.partition(FRAME)
+        return f"{strip_suffix(name)}{mark}{frame}"
+
+    return map_unique(cells, strip).astype(object)
 
 
 def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -189,15 +213,9 @@ def _clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column.where(column.notna() & ~column.isin(words), None)
 
 
-def _strip_suffix(cell: str) -> str:
-    name, mark, frame = cell.partition(FRAME)
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}{mark}{frame}" if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else cell
-
-
 def _check_names(names: "pd.Series[Any]", file: Path) -> None:
     if names.isna().any():
-        row = _row_number(names.isna())
+        row = names.index[names.isna()][0] + 2  # as in a spreadsheet, where the header is row 1
         raise InputError(f"{file}: row {row}: no image name; fill or remove the row")
     repeated = names.duplicated()
     if repeated.any():
@@ -209,17 +227,46 @@ def _check_names(names: "pd.Series[Any]", file: Path) -> None:
         )
 
 
-def _check_cells(
-    table: pd.DataFrame, invalid: "pd.Series[Any]", name: str, file: Path, allowed: str
-) -> None:
-    if invalid.any():
-        first = table.loc[invalid].iloc[0]
-        raise InputError(
-            f"{file}: row {_row_number(invalid)} ('{first['image_id']}'): {name} '{first[name]}' "
-            f"is not understood ({int(invalid.sum())} such rows); allowed: {allowed}"
-        )
+def require_root(data: DataConfig) -> Path:
+    """Return the folder of the cohort.
+
+    Raises:
+        InputError: `data.root` is not set, or not a folder.
+    """
+    if not data.root:
+        raise InputError(f"data={data.name} needs data.root=DIR, the folder of the dataset")
+    root = Path(data.root).expanduser().absolute()
+    if not root.is_dir():
+        raise InputError(f"data.root={data.root}: no such folder")
+    return root
 
 
-def _row_number(mask: "pd.Series[Any]") -> int:
-    """Return the spreadsheet's number of the first marked row; the header is row 1."""
-    return int(mask.index[mask][0]) + 2
+def attach_images(
+    rows: pd.DataFrame,
+    root: Path,
+    image_format: str,
+    folders: Sequence[str],
+    schema: shards.Schema = shards.PLAIN,
+) -> CohortTable:
+    """Fill the column `path` with the location of each image; None if it is not found.
+
+    Args:
+        rows: canonical rows.
+        root: folder of the dataset.
+        image_format: a key of `FORMATS`, or auto: the one with most of the images.
+        folders: folders to search under the root; missing ones are skipped.
+        schema: features of TFRecord files that contain the name and the image.
+    """
+    searched = tuple(root / folder for folder in folders if (root / folder).is_dir())
+    files = list_files(searched)
+    image_ids = {name.partition(FRAME)[0] for name in rows["image_id"]}
+    finder, most = ImageFinder([]), 0
+    for suffixes in FORMATS.values() if image_format == "auto" else [FORMATS[image_format]]:
+        candidate = ImageFinder(files, suffixes=suffixes, schema=schema)
+        if (count := len(image_ids & candidate.names)) > most:
+            finder, most = candidate, count
+        if most == len(image_ids):
+            break
+    paths = [finder.find(name) for name in rows["image_id"]]
+    rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
+    return CohortTable(rows, searched or (root,))

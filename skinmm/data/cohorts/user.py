@@ -1,6 +1,6 @@
 """Adapters of a user's data: a CSV, class folders, TFRecord files, or a pack."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,24 +9,21 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts.find_images import (
-    MASK_FOLDER,
-    attach_images,
-    filter_tfrecords,
-    require_root,
-)
 from skinmm.data.cohorts.tables import (
+    MASK_FOLDER,
     CohortTable,
+    attach_images,
     read_table,
     require_choice,
     require_mapping,
+    require_root,
     strip_suffixes,
     to_canonical,
 )
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import list_files
-from skinmm.images.shards import PLAIN, Schema, read_records
+from skinmm.images.shards import PLAIN, SUFFIXES, Schema, read_records
 from skinmm.images.source import split_frame
 from skinmm.vocabulary import rename_columns
 
@@ -62,11 +59,14 @@ def csv(
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
     cells = rows["image_id"]
-    rows["image_id"] = _to_unique_names(cells)
+    paths = strip_suffixes(cells)
+    names = paths.str.rsplit("/", n=1).str[-1]
+    # Folders remain if names would repeat without them.
+    rows["image_id"] = paths if names.nunique() < paths.nunique() else names
     unlabelled = tuple(name for name in ("target", "diagnosis") if name not in rows)
-    rows = to_canonical(rows, file, data.name, data.columns)
     folders = [images] if isinstance(images, str) else images
-    cohort = attach_images(rows, root, data.format, folders, Schema(**features))
+    canonical = to_canonical(rows, file, data)
+    cohort = attach_images(canonical, root, data.format, folders, Schema(**features))
     paths = cells.dropna()[cells.dropna().str.contains("/")]
     files = paths[[(root / split_frame(cell)[0]).is_file() for cell in paths]]
     cohort.rows.loc[files.index, "path"] = [str(root / cell) for cell in files]
@@ -87,13 +87,6 @@ def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.D
             f"{file}: no image column; name it: +data.args.columns.image_id=... of {available}"
         )
     return renamed
-
-
-def _to_unique_names(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Remove suffixes, and folders too unless names would repeat."""
-    paths = strip_suffixes(cells)
-    names = paths.str.rsplit("/", n=1).str[-1]
-    return paths if names.nunique() < paths.nunique() else names
 
 
 def _parse_parts(cells: "pd.Series[Any]", file: Path) -> "pd.Series[Any]":
@@ -121,9 +114,6 @@ def image_folder(data: DataConfig) -> CohortTable:
     The name of an image is its file name without suffix, or its path under the root if two files
     have the same name. If folders of parts exist, only they are read. A folder `masks` is not a
     class; with it a single class folder suffices, for learning masks.
-
-    Raises:
-        InputError: fewer than two class folders, or one without an image.
     """
     root = require_root(data)
     minimum = 1 if (root / MASK_FOLDER).is_dir() else 2
@@ -146,15 +136,15 @@ def image_folder(data: DataConfig) -> CohortTable:
     table = pd.DataFrame({"image_id": names, "diagnosis": diagnosis})
     if tops:
         table["part"] = pd.Series(part, dtype=object)
-    rows = to_canonical(table, root, data.name, data.columns)
-    return CohortTable(rows.assign(path=[str(file) for file in files]), (root,))
+    rows = to_canonical(table, root, data).assign(path=[str(file) for file in files])
+    return CohortTable(rows, (root,))
 
 
 def _list_folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def _list_images(folder: Path) -> Iterator[Path]:
+def _list_images(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(
@@ -163,7 +153,7 @@ def _list_images(folder: Path) -> Iterator[Path]:
     for file in files:
         if not is_utf8(str(file)):
             raise InputError(f"{str(file)!r}: the file name is not UTF-8; rename the file")
-    yield from files
+    return files
 
 
 def packed(data: DataConfig) -> CohortTable:
@@ -171,7 +161,7 @@ def packed(data: DataConfig) -> CohortTable:
     root = require_root(data)
     file = root / "cohort.csv"
     table = read_table(file, ["image_id", "target", "source"])
-    rows = to_canonical(table, file, data.name, data.columns).assign(source=table["source"])
+    rows = to_canonical(table, file, data).assign(source=table["source"])
     return attach_images(rows, root, "tfrecord", [""])
 
 
@@ -195,16 +185,14 @@ def tfrecord(
         columns: canonical name -> feature; not needed for names of public datasets.
         codes: canonical name -> words for the integers 0, 1, ...; other integers mean missing.
         missing: canonical name -> integers that mean missing.
-
-    Raises:
-        InputError: no such file or feature.
     """
     columns = require_mapping("columns", columns, "age: patient_age")
     codes = _require_lists("codes", codes, "sex: [male, female]", str)
     missing = _require_lists("missing", missing, "age: [-1]", int)
     root = require_root(data)
     listed = list_files(folder for folder in (root, root / "tfrecords") if folder.is_dir())
-    chosen = [file for file in filter_tfrecords(listed) if fnmatch(Path(file).name, files)]
+    records = [file for file in listed if file.lower().endswith(SUFFIXES)]
+    chosen = [file for file in records if fnmatch(Path(file).name, files)]
     if not chosen:
         raise InputError(f"{root}: no TFRecord file named {files} in it or in tfrecords/")
     schema = Schema(
@@ -219,8 +207,7 @@ def tfrecord(
         available = ", ".join(sorted({*map(str, table.columns)} - {"path"}))
         feature = columns.get(column, column)
         raise InputError(f"data.args: no feature '{feature}'; {root} has {available}")
-    rows = to_canonical(rename_columns(table), root, data.name, data.columns)
-    return CohortTable(rows.assign(path=table["path"]), (root,))
+    return CohortTable(to_canonical(table, root, data).assign(path=table["path"]), (root,))
 
 
 def _require_lists(key: str, value: Any, example: str, kind: type[str | int]) -> dict[str, Any]:
