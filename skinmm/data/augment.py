@@ -1,6 +1,7 @@
 """Image augmentations, and their application as a function of a seed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from skinmm.errors import InputError
 Transform = Callable[[Any], Any]
 """Function of an image, or of a pair of tv_tensors (image, mask) with the same geometry."""
 
+Image = UInt8[Tensor, "3 h w"]
 T = TypeVar("T")
 
 
@@ -28,8 +30,6 @@ def apply_seeded(transform: Transform, image: T, seed: int) -> T:
         augmented: T = transform(image)
     return augmented
 
-
-Image = UInt8[Tensor, "3 h w"]
 
 _MAGNITUDES: Final = 31  # bins of RandAugment
 
@@ -49,9 +49,6 @@ def standard(
         rotate: quarter turns (with the flips: the eight symmetries of a square).
         brightness: maximum relative change, 0 to 1.
         contrast: maximum relative change, 0 to 1.
-
-    Raises:
-        InputError: a share out of bounds.
     """
     _check_shares(zoom=zoom, brightness=brightness, contrast=contrast)
     steps: list[torch.nn.Module] = [
@@ -61,7 +58,8 @@ def standard(
         v2.ColorJitter(brightness=brightness, contrast=contrast),
     ]
     if rotate:
-        steps.append(v2.RandomApply([v2.Lambda(_transpose)], p=0.5))
+        transpose = v2.Lambda(partial(torch.transpose, dim0=-1, dim1=-2))
+        steps.append(v2.RandomApply([transpose], p=0.5))
     return v2.Compose(steps)
 
 
@@ -84,9 +82,6 @@ def strong(
         colour: maximum change of brightness, contrast and saturation, and five times that of hue.
         blur: share of images that are blurred.
         holes: share of images with a hole of 2 to 20 % of their area (coarse dropout).
-
-    Raises:
-        InputError: a share out of bounds.
     """
     _check_shares(zoom=zoom, shift=shift, colour=colour, blur=blur, holes=holes)
     gaussian = v2.GaussianBlur(kernel_size=2 * (size // 40) + 1, sigma=(0.1, max(size / 100, 0.2)))
@@ -193,7 +188,3 @@ def _check_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share <= 1 or (name == "zoom" and share == 0):
             raise InputError(f"augment argument {name}={share}: must be a share between 0 and 1")
-
-
-def _transpose(image: Tensor) -> Tensor:
-    return image.transpose(-1, -2)

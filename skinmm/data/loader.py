@@ -93,16 +93,15 @@ class _SlotDataset(Dataset[Any]):
 
 
 class SlotLoader(DataLoader[Any]):
-    """DataLoader of samples with an `image`; the caller owns the batches."""
+    """DataLoader of samples with an `image`; the caller owns the batches.
+
+    Args:
+        dataset: dataset of samples, dictionaries for `default_collate`.
+        pin: copy batches to page-locked memory, from which a GPU copies faster.
+        options: options of DataLoader except `collate_fn`, `pin_memory`, `persistent_workers`.
+    """
 
     def __init__(self, dataset: Dataset[Any], *, pin: bool = False, **options: Any) -> None:
-        """Create the slots and the loader.
-
-        Args:
-            dataset: dataset of samples, dictionaries for `default_collate`.
-            pin: copy batches to page-locked memory, from which a GPU copies faster.
-            options: options of DataLoader except `collate_fn`, `pin_memory`, `persistent_workers`.
-        """
         workers = options.get("num_workers", 0)
         self._slot_dataset = _SlotDataset(dataset, workers)
         # Persistent processes serve one epoch at a time, so that no other epoch uses the slots.

@@ -31,18 +31,16 @@ from skinmm.data.packed import (
     Manifest,
     PackError,
     PackSettings,
-    Read,
     Shard,
     load_manifest,
     write_shard,
 )
 from skinmm.files import atomic_write, remove_partials
 from skinmm.images.shards import read_records
+from skinmm.images.source import Read
 from skinmm.vocabulary import resolve_patients
 
 COHORT: Final = "cohort.csv"
-_ENDINGS: Final = ("", ".tfindex", ".names.json")  # of a shard and its index
-_CHUNK: Final = 4  # images per task of a worker
 
 WriteShards = Callable[[Mapping[str, pd.DataFrame], Path, Encoder], Iterable[tuple[str, Shard]]]
 """Writes shards (rows by file name) to a folder with `write_shard`; yields each when finished."""
@@ -79,11 +77,12 @@ def pack(
     shards = {name.format(number): rows for number, rows in table.groupby(numbers)}
     try:
         manifest = _start_manifest(table, out, settings, list(shards), overwrite=overwrite)
-        pending = {
-            file: rows
-            for file, rows in shards.items()
-            if not _is_finished(out / file, manifest.shards.get(file))
+        finished = {
+            file
+            for file, shard in manifest.shards.items()
+            if (out / file).is_file() and (out / file).stat().st_size == shard.bytes
         }
+        pending = {file: rows for file, rows in shards.items() if file not in finished}
         write_shards = write_shards or partial(_write_in_processes, workers=workers)
         for file, shard in write_shards(pending, out, Encoder(read, settings)):
             manifest.shards[file] = shard
@@ -147,19 +146,15 @@ def _start_manifest(
                 f"{out}: contains a pack of other rows or settings: choose a new folder or set "
                 "overwrite=true"
             )
-        _remove(out, old)
+        endings = ("", ".tfindex", ".names.json")  # of a shard and its index
+        shards = [f"{file}{ending}" for file in old.files for ending in endings]
+        for name in (*shards, COHORT, FILE):  # the files of a pack and no others, the manifest last
+            (out / name).unlink(missing_ok=True)
     remove_partials(out)
     if old and old.digest == digest:
         return old
     new.save(out)
     return new
-
-
-def _remove(out: Path, manifest: Manifest) -> None:
-    """Remove the files of a pack and no others, the manifest last."""
-    shards = [f"{file}{ending}" for file in manifest.files for ending in _ENDINGS]
-    for name in (*shards, COHORT, FILE):
-        (out / name).unlink(missing_ok=True)
 
 
 def _write_in_processes(
@@ -173,7 +168,7 @@ def _write_in_processes(
     bar = tqdm(total=total, desc="packing", unit=" images", disable=None)
 
     def encode(jobs: Iterable[Job]) -> Iterator[Encoded]:
-        for image in pool.map(encoder, jobs, chunksize=_CHUNK):
+        for image in pool.map(encoder, jobs, chunksize=4):
             yield image
             bar.update()
 
@@ -188,21 +183,16 @@ def _write_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _is_finished(file: Path, shard: Shard | None) -> bool:
-    return shard is not None and file.is_file() and file.stat().st_size == shard.bytes
-
-
 def _follow_parent() -> None:
     """Ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:

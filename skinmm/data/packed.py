@@ -17,6 +17,7 @@ from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
 from skinmm.images.preprocess import DETAIL_STEPS, Pixels, check_steps, preprocess
 from skinmm.images.shards import TFRecordFile
+from skinmm.images.source import Read
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 from skinmm.vocabulary import resolve_patients
 
@@ -70,11 +71,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder, or None if it contains no pack.
-
-    Raises:
-        PackError: the manifest is not valid.
-    """
+    """Return the manifest of a folder, or None if it contains no pack; refuse an invalid one."""
     file = folder / FILE
     if not file.is_file():
         return None
@@ -91,11 +88,7 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 def load_packed_steps(folder: Path) -> tuple[tuple[str, ...], str | None]:
-    """Return the preprocessing steps of a pack, and the digest of its segmentation checkpoint.
-
-    Raises:
-        PackError: the manifest is not valid.
-    """
+    """Return the preprocessing steps of a pack, and the digest of its segmentation checkpoint."""
     manifest = load_manifest(folder)
     settings = manifest.settings if manifest else {}
     return tuple(settings.get("steps", ())), settings.get("segmenter")
@@ -109,11 +102,7 @@ def describe_shard(file: Path, images: int, patients: int) -> Shard:
 
 
 def verify_pack(folder: Path) -> Manifest:
-    """Compare every shard of a pack with its checksum, for example after copying it.
-
-    Raises:
-        PackError: no pack, an unfinished one, or a missing or changed shard.
-    """
+    """Compare every shard of a pack with its checksum, for example after copying it."""
     manifest = load_manifest(folder)
     if manifest is None:
         raise PackError(f"{folder}: no {FILE}: name a folder that skinmm pack wrote")
@@ -127,16 +116,6 @@ def verify_pack(folder: Path) -> Manifest:
     return manifest
 
 
-_FEATURES: Final[dict[str, str]] = {
-    "image_id": "image_name",
-    "age": "age_approx",
-    "site": "anatom_site_general_challenge",
-}
-"""Canonical column -> its name in the public schema, where the two differ."""
-_INTEGERS: Final = ("target", "width", "height")
-
-Read = Callable[[str], tuple[bytes, int | None]]
-"""Maps a cohort's `path` to encoded bytes, and the DICOM frame that the path names, if any."""
 Job = tuple[str, str]
 """Name and path of an image."""
 Encoded = tuple[bytes, int, int]
@@ -145,7 +124,7 @@ Encoded = tuple[bytes, int, int]
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How images are packed.
+    """Format of packed images.
 
     Attributes:
         size: length of the shorter side in pixels; smaller images are not enlarged, and the bytes
@@ -194,23 +173,16 @@ def write_shard(
         file: path of the shard.
         rows: rows of the cohort table.
         encode: yields the encoded images of jobs, in order.
-
-    Raises:
-        PackError: an image cannot be packed.
-        OSError: the file cannot be written.
     """
-    if not _contains(file, list(rows["image_id"])):
+    try:
+        is_complete = TFRecordFile(file).names == list(rows["image_id"])
+    except TFRecordError:
+        is_complete = False
+    if not is_complete:
         jobs = zip(rows["image_id"], rows["path"], strict=True)
         write_tfrecord(file, _to_records(rows, encode(jobs)))
         TFRecordFile(file)  # reads the file back: checks every CRC and writes the index
     return describe_shard(file, len(rows), resolve_patients(rows).nunique())
-
-
-def _contains(file: Path, names: list[str]) -> bool:
-    try:
-        return TFRecordFile(file).names == names
-    except TFRecordError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -264,13 +236,11 @@ def _shrink(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
 
 
 def _to_records(rows: pd.DataFrame, images: Iterable[Encoded]) -> Iterator[dict[str, Any]]:
-    """Yield the features of a record for each row and its image."""
-    records = rows.drop(columns="path").to_dict("records")
-    for row, (jpeg, width, height) in zip(records, images, strict=True):
+    """Yield the features of a record, named as in the public schema, for each row and its image."""
+    names = {"age": "age_approx", "site": "anatom_site_general_challenge"}
+    table = rows.drop(columns="path").rename(columns={"image_id": "image_name", **names})
+    for row, (jpeg, width, height) in zip(table.to_dict("records"), images, strict=True):
         cells = {str(name): value for name, value in row.items() if not pd.isna(value)}
         cells = {"width": width, "height": height} | cells  # the table has the original size
-        features = {
-            _FEATURES.get(name, name): int(value) if name in _INTEGERS else value
-            for name, value in cells.items()
-        }
-        yield features | {"image": jpeg}
+        cells |= {name: int(cells[name]) for name in ("target", "width", "height") if name in cells}
+        yield cells | {"image": jpeg}

@@ -30,7 +30,13 @@ class ImageFinder:
 
     The name of an image is its file name without folder and suffix, or its name in a TFRecord or
     HDF5 file. Of several image files with one name the first is used; image files take precedence
-    over entries of containers.
+    over entries of containers, which are opened to read the names in them.
+
+    Args:
+        files: paths, or names of files in `folder`, in order of precedence.
+        folder: folder or URL that precedes every file in a location.
+        suffixes: suffixes of the files to index, of images and of containers.
+        schema: features of TFRecord files that contain the name and the image.
     """
 
     def __init__(
@@ -41,17 +47,6 @@ class ImageFinder:
         suffixes: Sequence[str] = (*IMAGE_SUFFIXES, *shards.SUFFIXES),
         schema: shards.Schema = shards.PLAIN,
     ) -> None:
-        """Build the index; TFRecord and HDF5 files are opened to read the names in them.
-
-        Args:
-            files: paths, or names of files in `folder`, in order of precedence.
-            folder: folder or URL that precedes every file in a location.
-            suffixes: which files to index, of images and of containers.
-            schema: features of TFRecord files that contain the name and the image.
-
-        Raises:
-            InputError: a container cannot be read.
-        """
         self._folder = folder
         self._files = dict.fromkeys(files)
         self._by_name: dict[str, str] = {}
@@ -62,11 +57,11 @@ class ImageFinder:
             if suffix not in suffixes:
                 continue
             if suffix in shards.SUFFIXES:
-                records = shards.TFRecordFile(self._location(file), schema)
+                records = shards.TFRecordFile(self._locate(file), schema)
                 locate = shards.format_location
                 self._entries |= {n: locate(records.path, n, schema) for n in records.names}
             elif suffix in HDF5_SUFFIXES:
-                path = self._location(file)
+                path = self._locate(file)
                 self._entries |= {name: f"{path}#{name}" for name in list_hdf5_names(Path(path))}
             else:
                 self._by_name.setdefault(stem, file)
@@ -89,7 +84,7 @@ class ImageFinder:
         """
         name, mark, frame = name.partition(FRAME)
         file = self._by_name.get(name)
-        location = self._entries.get(name) if file is None else self._location(file)
+        location = self._entries.get(name) if file is None else self._locate(file)
         return None if location is None else f"{location}{mark}{frame}"
 
     def find_cell(self, cell: str) -> str | None:
@@ -103,7 +98,7 @@ class ImageFinder:
         file = file or self._by_name.get(strip_suffix(name))
         if file is None:
             return self._entries.get(strip_suffix(name))
-        return f"{self._location(file)}{mark}{frame}"
+        return f"{self._locate(file)}{mark}{frame}"
 
-    def _location(self, file: str) -> str:
+    def _locate(self, file: str) -> str:
         return os.path.join(self._folder, file)  # noqa: PTH118  pathlib is slow, and no URL
