@@ -12,7 +12,8 @@ from PIL import Image
 from tfrecord import TFRecordWriter
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import CohortTable, load_cohort
+from skinmm.data.cohorts import load_cohort
+from skinmm.data.cohorts.tables import CohortTable
 
 
 def picture(shade: int = 0) -> bytes:

@@ -1,7 +1,7 @@
 """Audit of a split: leaks between parts, near duplicates, and shortcuts that need no medicine."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +31,11 @@ LEAF: Final = 50  # minimum rows, so that no leaf is the camera of a single pati
 MAX_SIZES: Final = 8
 SUSPICIOUS: Final = 0.65  # AUROC of the image size from which a warning is given
 MAX_PAIRS: Final = 200
+_FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
+_SIZE_WARNING: Final = (
+    "the size of the image file alone reaches AUROC {:.3f}: cameras differ between malignant and "
+    "benign; compare every model with this figure, and check results by camera"
+)
 
 
 class Fingerprints(NamedTuple):
@@ -96,22 +101,17 @@ def find_near_duplicates(fingerprints: Fingerprints, distance: int = DISTANCE) -
         Columns `first`, `second` (image names) and `bits` (how many differ), nearest first.
     """
     names = np.array(fingerprints.image_id, object)
-    blocks = [np.empty((0, 3), np.int64), *_find_close(fingerprints.bits, distance)]
-    first, second, bits = np.concatenate(blocks).T
-    pairs = pd.DataFrame({"first": names[first], "second": names[second], "bits": bits})
-    return pairs.sort_values(["bits", "first", "second"], ignore_index=True)
-
-
-def _find_close(
-    bits: Bool[np.ndarray, "n bits"], distance: int
-) -> Iterator[Int64[np.ndarray, "pairs 3"]]:
-    """Yield row, later row and distance; with +-1 a scalar product counts the bits that agree."""
-    signs = bits.astype(np.float32) * 2 - 1
+    signs = fingerprints.bits.astype(np.float32) * 2 - 1
+    pairs = [np.empty((0, 3), np.int64)]  # row, later row, distance
     for start in range(0, len(signs), BLOCK):
-        agreement = signs[start : start + BLOCK] @ signs[start:].T
-        differ = ((bits.shape[1] - agreement) / 2).astype(np.int64)
+        # The scalar product of +-1 counts the bits that agree, less those that differ.
+        product = signs[start : start + BLOCK] @ signs[start:].T
+        differ = ((signs.shape[1] - product) / 2).astype(np.int64)
         row, column = np.nonzero(np.triu(differ <= distance, k=1))
-        yield np.stack([start + row, start + column, differ[row, column]], axis=1)
+        pairs.append(np.stack([start + row, start + column, differ[row, column]], axis=1))
+    first, second, bits = np.concatenate(pairs).T
+    table = pd.DataFrame({"first": names[first], "second": names[second], "bits": bits})
+    return table.sort_values(["bits", "first", "second"], ignore_index=True)
 
 
 def is_malignant(table: pd.DataFrame, positive: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
@@ -197,6 +197,8 @@ def audit(
     pairs = _list_pairs(used, near)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
     across = _name_torn(used, torn)
+    training = set(table.loc[table["part"] == "train", "image_id"])
+    outside = [name for name in fitted_on if name not in training]  # also of unused rows
     size = compute_size_auroc(used, positive)
     return {
         "rows": len(used),
@@ -206,11 +208,11 @@ def audit(
         "pairs": torn.head(MAX_PAIRS).to_dict("records"),
         "size_auroc": size,
         "acquisition": compare_acquisition_groups(used, positive),
-        "warnings": _list_warnings(size),
+        "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
             *(f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE),
-            *_list_fitted_outside_training(table, fitted_on),
+            *(_FITTED_OUTSIDE.format(_count("row", outside)) for _ in outside[:1]),
         ],
     }
 
@@ -248,20 +250,3 @@ def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
 def _count(kind: str, names: Sequence[str]) -> str:
     plural = "s" if len(names) > 1 else ""
     return f"{len(names)} {kind}{plural} ({', '.join(names[:3])})"
-
-
-def _list_fitted_outside_training(table: pd.DataFrame, fitted_on: Collection[str]) -> list[str]:
-    """Count every row outside training, also the unused rows of patients held out."""
-    training = set(table.loc[table["part"] == "train", "image_id"])
-    outside = [name for name in fitted_on if name not in training]
-    leak = f"the record encoder was fitted on {_count('row', outside)} outside the training part"
-    return [leak] if outside else []
-
-
-def _list_warnings(size_auroc: float | None) -> list[str]:
-    if size_auroc is None or size_auroc < SUSPICIOUS:
-        return []
-    return [
-        f"the size of the image file alone reaches AUROC {size_auroc:.3f}: cameras differ between "
-        "malignant and benign; compare every model with this figure, and check results by camera"
-    ]

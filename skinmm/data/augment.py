@@ -92,7 +92,7 @@ def strong(
             _RotateAndShift(degrees, shift),
             v2.ColorJitter(colour, colour, colour, colour / 5),
             v2.RandomApply([gaussian], p=blur),
-            _ImageOnly(v2.RandomErasing(p=holes, scale=(0.02, 0.2))),
+            _Erase(p=holes, scale=(0.02, 0.2)),
         ]
     )
 
@@ -136,47 +136,36 @@ AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
 }
 
 
-class _ImageOnly(torch.nn.Module):
-    """Transform that does not change masks."""
+class _Erase(v2.RandomErasing):  # type: ignore[misc]  # torchvision has no types
+    """Hole in an image; masks remain."""
 
-    def __init__(self, transform: torch.nn.Module) -> None:
-        super().__init__()
-        self._transform = transform
-
-    def forward(self, sample: Any) -> Any:
-        if not isinstance(sample, tuple):
-            return self._transform(sample)
-        image, mask = sample
-        return self._transform(image), mask
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return inpt if isinstance(inpt, Mask) else super().transform(inpt, params)
 
 
-class _RotateAndShift(torch.nn.Module):
-    """Rotation and shift; new corners get the mean colour of the image."""
+class _RotateAndShift(v2.Transform):  # type: ignore[misc]
+    """Rotation and shift of images (3, height, width); new corners get the mean colour."""
 
     def __init__(self, degrees: float, shift: float) -> None:
         super().__init__()
         self._degrees, self._shift = degrees, shift
 
-    def forward(self, sample: Any) -> Any:
-        """Transform an image (3, height, width), or a pair of image and mask."""
-        move = (2 * torch.rand(3) - 1).tolist()
-        if isinstance(sample, tuple):
-            return tuple(self._move(image, *move) for image in sample)
-        return self._move(sample, *move)
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:  # noqa: ARG002
+        return dict(zip(("angle", "right", "down"), (2 * torch.rand(3) - 1).tolist(), strict=True))
 
-    def _move(self, image: Tensor, angle: float, right: float, down: float) -> Tensor:
-        height, width = image.shape[-2:]
-        is_mask = isinstance(image, Mask)  # new corners are not lesion
-        moved: Tensor = v2.functional.affine(
-            image,
-            angle=angle * self._degrees,
-            translate=[right * self._shift * width, down * self._shift * height],
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = inpt.shape[-2:]
+        is_mask = isinstance(inpt, Mask)  # new corners are not lesion
+        shift = [params["right"] * self._shift * width, params["down"] * self._shift * height]
+        return v2.functional.affine(
+            inpt,
+            angle=params["angle"] * self._degrees,
+            translate=shift,
             scale=1.0,
             shear=[0.0, 0.0],
             interpolation=v2.InterpolationMode.BILINEAR,
-            fill=[0.0] if is_mask else image.float().mean(dim=(-2, -1)).tolist(),
+            fill=[0.0] if is_mask else inpt.float().mean(dim=(-2, -1)).tolist(),
         )
-        return moved
 
 
 def _crop(size: int, minimum: float) -> torch.nn.Module:

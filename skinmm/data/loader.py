@@ -61,10 +61,11 @@ class _SlotDataset(Dataset[Any]):
         if whole and get_worker_info() is None:
             return whole(keys)
         first = self.dataset[keys[0]]
-        free = self._acquire_slot() if "image" in first else None
-        if free is None:
+        worker = info.id if (info := get_worker_info()) else 0
+        semaphores = self.free[worker] if info and "image" in first else []
+        slot = next((i for i, free in enumerate(semaphores) if free.acquire(block=False)), None)
+        if slot is None:
             return [first, *(self.dataset[key] for key in keys[1:])]
-        worker, slot = free
         images = self._get_slot(worker, slot, len(keys), first["image"])
         samples = []
         for row, key in enumerate(keys):
@@ -74,14 +75,6 @@ class _SlotDataset(Dataset[Any]):
         small = {name: value.numpy() for name, value in default_collate(samples).items()}
         received = bool(self.received[worker, slot])
         return _SlotBatch(small, worker, slot, len(keys), None if received else images)
-
-    def _acquire_slot(self) -> tuple[int, int] | None:
-        worker = get_worker_info()
-        if worker is None:
-            return None
-        semaphores = enumerate(self.free[worker.id])
-        slot = next((i for i, free in semaphores if free.acquire(block=False)), None)
-        return None if slot is None else (worker.id, slot)
 
     def _get_slot(self, worker: int, number: int, rows: int, image: Tensor) -> Tensor:
         slot = self._slots.get(number)
@@ -117,8 +110,7 @@ class SlotLoader(DataLoader[Any]):
         for free in itertools.chain(*self._slot_dataset.free):
             free.acquire(block=False)
             free.release()
-        for batch in super().__iter__():
-            yield self._copy(batch)
+        yield from map(self._copy, super().__iter__())
 
     def _copy(self, batch: Batch | _SlotBatch) -> Batch:
         if isinstance(batch, _SlotBatch):

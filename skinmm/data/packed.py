@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -174,11 +175,10 @@ def write_shard(
         rows: rows of the cohort table.
         encode: yields the encoded images of jobs, in order.
     """
-    try:
-        is_complete = TFRecordFile(file).names == list(rows["image_id"])
-    except TFRecordError:
-        is_complete = False
-    if not is_complete:
+    names: list[str] = []
+    with suppress(TFRecordError):
+        names = TFRecordFile(file).names
+    if names != list(rows["image_id"]):
         jobs = zip(rows["image_id"], rows["path"], strict=True)
         write_tfrecord(file, _to_records(rows, encode(jobs)))
         TFRecordFile(file)  # reads the file back: checks every CRC and writes the index

@@ -11,26 +11,23 @@ from jaxtyping import Bool, Float32
 from skinmm.errors import InputError
 from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers
 
+_REASONS: Final[dict[str, str]] = {
+    "it is the answer, or a synonym of it": (
+        "target diagnosis benign_malignant malignant melanoma dx"
+    ),
+    "it is known only after the diagnosis was made": (
+        "dx_type diagnosis_confirm_type biopsed mel_thick_mm mel_mitotic_index"
+    ),
+    "it describes the camera or the archive, not the patient": (
+        "width height file_size bytes megapixels pixels image_size"
+    ),
+    "it describes how the data were collected, not the patient": (
+        "images_per_patient n_images image_id path patient_id lesion_id source part fold "
+        "public_fold attribution copyright_license"
+    ),
+}
 NOT_AT_BEDSIDE: Final[dict[str, str]] = {
-    **dict.fromkeys(
-        ("target", "diagnosis", "benign_malignant", "malignant", "melanoma", "dx"),
-        "it is the answer, or a synonym of it",
-    ),
-    **dict.fromkeys(
-        ("dx_type", "diagnosis_confirm_type", "biopsed", "mel_thick_mm", "mel_mitotic_index"),
-        "it is known only after the diagnosis was made",
-    ),
-    **dict.fromkeys(
-        ("width", "height", "file_size", "bytes", "megapixels", "pixels", "image_size"),
-        "it describes the camera or the archive, not the patient",
-    ),
-    **dict.fromkeys(
-        (
-            *("images_per_patient", "n_images", "image_id", "path", "patient_id", "lesion_id"),
-            *("source", "part", "fold", "public_fold", "attribution", "copyright_license"),
-        ),
-        "it describes how the data were collected, not the patient",
-    ),
+    name: reason for reason, names in _REASONS.items() for name in names.split()
 }
 """Columns that no model may use, with the reason: they do not exist for a new patient."""
 
@@ -133,8 +130,8 @@ class RecordEncoder:
             else:
                 slots = {value: slot for slot, value in enumerate(column.values)}
                 # The last slot is for missing and unknown values.
-                texts = np.where(pd.isna(cells), None, cells)
-                indices = [-1 if text is None else slots.get(str(text), -1) for text in texts]
+                pairs = zip(cells, pd.isna(cells), strict=True)
+                indices = [-1 if empty else slots.get(str(cell), -1) for cell, empty in pairs]
                 block[np.arange(len(block)), indices] = 1
         return encoded
 

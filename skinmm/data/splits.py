@@ -39,7 +39,9 @@ def find_components(table: pd.DataFrame) -> Int64[np.ndarray, " n"]:
     return connected_components(graph, directed=False)[1][:n].astype(np.int64)
 
 
-def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, " n"]:
+def deal_folds(
+    table: pd.DataFrame, folds: int, seed: int, component: Int64[np.ndarray, " n"] | None = None
+) -> Int64[np.ndarray, " n"]:
     """Divide whole components among folds of similar size, prevalence and missingness.
 
     Components are assigned by size, largest first, ties by a hash of the name of their first
@@ -51,6 +53,7 @@ def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, 
         table: canonical rows with `image_id` and `target`.
         folds: number of folds, at least 2.
         seed: seed of the assignment.
+        component: component of each row; None: that of `find_components`.
 
     Returns:
         The fold of each row, 0 to folds - 1.
@@ -58,7 +61,9 @@ def deal_folds(table: pd.DataFrame, folds: int, seed: int) -> Int64[np.ndarray, 
     Raises:
         InputError: fewer components than folds.
     """
-    return _deal_folds(table, find_components(table), folds, seed)
+    component = find_components(table) if component is None else component
+    fold_of = _deal_shares(table, component, np.full(folds, 1 / folds), seed)
+    return np.random.default_rng(seed).permutation(folds)[fold_of]
 
 
 def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
@@ -122,9 +127,13 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     component = find_components(table)  # of all rows: a fixed row may link two free ones
     fold_of = np.full(len(table), -1, np.int64)
     if names and "public_fold" in table:
-        fold_of[free] = _merge_public_folds(table["public_fold"][free], folds)
+        public_fold = table["public_fold"][free].to_numpy(np.int64)
+        count = int(public_fold.max()) + 1
+        if count % folds:
+            raise InputError(f"data.folds={folds}: must be a divisor of the {count} public folds")
+        fold_of[free] = public_fold % folds
     elif names:
-        fold_of[free] = _deal_folds(table[free], component[free], folds, seed)
+        fold_of[free] = deal_folds(table[free], folds, seed, component[free])
     part = np.where(free, assign_parts(fold_of, fold, folds, names), fixed)
     is_evaluated = np.isin(component, component[np.isin(part, ("val", "test"))])
     part[(fixed == "train") & is_evaluated] = UNUSED
@@ -137,20 +146,6 @@ def _get_fixed_parts(table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
         return np.full(len(table), None, dtype=object)
     part = table["part"].astype(object)
     return part.where(part.notna(), None).to_numpy(object, copy=True)
-
-
-def _merge_public_folds(public_fold: "pd.Series[int]", folds: int) -> Int64[np.ndarray, " n"]:
-    count = int(public_fold.max()) + 1
-    if count % folds:
-        raise InputError(f"data.folds={folds}: must be a divisor of the {count} public folds")
-    return public_fold.to_numpy(np.int64) % folds
-
-
-def _deal_folds(
-    table: pd.DataFrame, component: Int64[np.ndarray, " n"], folds: int, seed: int
-) -> Int64[np.ndarray, " n"]:
-    dealt = _deal_shares(table, component, np.full(folds, 1 / folds), seed)
-    return np.random.default_rng(seed).permutation(folds)[dealt]
 
 
 def _deal_shares(

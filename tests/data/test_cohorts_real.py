@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import CohortTable, load_cohort, require_images
+from skinmm.data.cohorts import load_cohort, require_images
+from skinmm.data.cohorts.tables import CohortTable
 from skinmm.data.splits import split
 
 FOLDER = os.environ.get("SKINMM_DATA", "")

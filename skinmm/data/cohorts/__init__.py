@@ -9,18 +9,8 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
-from skinmm.data.cohorts.public import (
-    demo,
-    ham10000,
-    isic_2017,
-    isic_2018,
-    isic_2019,
-    isic_2024,
-    pad_ufes_20,
-    siim_isic,
-)
+from skinmm.data.cohorts import public, user
 from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
-from skinmm.data.cohorts.user import csv, image_folder, packed, tfrecord
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError
@@ -31,29 +21,27 @@ from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, r
 
 BINARY: Final = ("benign", "malignant")
 MASK_FOLDERS: Final = (
-    MASK_FOLDER,
-    "HAM10000_segmentations_lesion_tschandl",
+    *(MASK_FOLDER, "HAM10000_segmentations_lesion_tschandl"),
     *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
 )
 """Folders of masks, of any dataset, under its root."""
-MASK_ENDING: Final = "_segmentation"
-"""Optional ending of a mask's name after the name of its image, as in ISIC."""
+MASK_ENDING: Final = "_segmentation"  # optional, after the name of the image, as in ISIC
 Adapter = Callable[..., CohortTable]
 """`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
 
 ADAPTERS: Final[dict[str, Adapter]] = {
-    "demo": demo,
-    "siim_isic": siim_isic,
-    "ham10000": ham10000,
-    "isic_2017": isic_2017,
-    "isic_2018": isic_2018,
-    "isic_2019": isic_2019,
-    "isic_2024": isic_2024,
-    "pad_ufes_20": pad_ufes_20,
-    "image_folder": image_folder,
-    "csv": csv,
-    "packed": packed,
-    "tfrecord": tfrecord,
+    "demo": public.demo,
+    "siim_isic": public.siim_isic,
+    "ham10000": public.ham10000,
+    "isic_2017": public.isic_2017,
+    "isic_2018": public.isic_2018,
+    "isic_2019": public.isic_2019,
+    "isic_2024": public.isic_2024,
+    "pad_ufes_20": public.pad_ufes_20,
+    "image_folder": user.image_folder,
+    "csv": user.csv,
+    "packed": user.packed,
+    "tfrecord": user.tfrecord,
 }
 
 
@@ -206,13 +194,10 @@ def _match_classes(
     chosen: set[str] = set()
     for word in positive:
         diagnosis = parse_diagnosis(word)
-        matches = {word} & diagnoses.keys()
-        matches = matches or {
-            n for n, value in diagnoses.items() if diagnosis and value == diagnosis
-        }
-        if not matches and diagnosis is None:
+        if diagnosis is None and word not in diagnoses:
             raise InputError(f"data.positive: no class '{word}'; the classes are {available}")
-        chosen |= matches
+        synonyms = (name for name, value in diagnoses.items() if value and value == diagnosis)
+        chosen.update([word] if word in diagnoses else synonyms)
     if not chosen:
         raise InputError(
             f"data.positive: none of {', '.join(positive)} is among the classes {available}"
@@ -233,9 +218,6 @@ def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) ->
         missing: `drop` leaves out rows without an image, `error` refuses them.
         needed: whether images are used. If not, `drop` leaves out the same rows, so that models
             with and without images are comparable, unless no row has an image.
-
-    Raises:
-        InputError: images are missing and `missing` is `error`, or no image was found.
     """
     rows = cohort.rows
     has_image = rows["path"].notna()
@@ -259,27 +241,26 @@ def describe_missing_images(rows: pd.DataFrame, searched: Iterable[Path]) -> str
     )
 
 
-def attach_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Add the column `mask` with the path of each mask; None if it is not found."""
-    folders = [folder for folder in _list_mask_folders(data) if folder.is_dir()]
-    files = [file for file in map(Path, list_files(folders)) if file.suffix.lower() == ".png"]
-    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in files}
-    paths = [masks.get(name) for name in rows["image_id"]]
-    return rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
-
-
 def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Return the rows that have a mask; `data.missing=error` refuses the others."""
-    rows = attach_masks(rows, data)
+    """Return the rows that have a mask, with its path in the column `mask`.
+
+    `data.missing=error` refuses rows without a mask.
+    """
+    folders = _list_mask_folders(data)
+    files = map(Path, list_files(folder for folder in folders if folder.is_dir()))
+    pngs = [file for file in files if file.suffix.lower() == ".png"]
+    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in pngs}
+    paths = [masks.get(name) for name in rows["image_id"]]
+    rows = rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
     has_mask = rows["mask"].notna()
     if has_mask.all() or (data.missing == "drop" and has_mask.any()):
         return rows[has_mask].reset_index(drop=True)
     names = ", ".join(rows.loc[~has_mask, "image_id"].iloc[:3])
-    folders = ", ".join(map(str, _list_mask_folders(data))) or "no folder"
+    searched = ", ".join(map(str, folders)) or "no folder"
     advice = "leave them out with data.missing=drop" if has_mask.any() else "set data.masks=DIR"
     raise InputError(
         f"{int((~has_mask).sum())} of {len(rows)} images have no mask (NAME.png or "
-        f"NAME{MASK_ENDING}.png), e.g. {names}; searched in {folders}; {advice}"
+        f"NAME{MASK_ENDING}.png), e.g. {names}; searched in {searched}; {advice}"
     )
 
 

@@ -38,8 +38,7 @@ _ALLOWED: Final = {
     "sex": "female, male or empty",
     "site": f"{', '.join(SITES)}, a synonym, or empty",
     "target": "0 or 1",
-    "width": "a number of pixels",
-    "height": "a number of pixels",
+    **dict.fromkeys(("width", "height"), "a number of pixels"),
 }
 FORMATS: Final[dict[str, tuple[str, ...]]] = {
     "jpeg": tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".dcm"),
@@ -77,9 +76,6 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
 
     Returns:
         Cells as stripped text, None where empty.
-
-    Raises:
-        InputError: the table cannot be read, has no rows or lacks a required column.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; data.root must be the folder that contains it")
@@ -127,9 +123,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
             )
     for name in ("patient_id", "lesion_id"):
         rows[name] = _clear_missing(rows[name])
-    for name in OPTIONAL:
-        if name in table:
-            rows[name] = table[name]
+    rows = rows.assign(**{name: table[name] for name in OPTIONAL if name in table})
     if "duplicate_of" in rows:
         rows["duplicate_of"] = strip_suffixes(_clear_missing(rows["duplicate_of"]))
     extra = [name for name in data.columns if name in table and name not in rows]
@@ -191,8 +185,7 @@ def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
 def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
 
-    Raises:
-        InputError: a few words among many different numbers.
+    A few words among many different numbers are refused.
     """
     cells = _clear_missing(column)
     numbers = pd.Series(parse_numbers(cells), cells.index)
@@ -228,11 +221,7 @@ def _check_names(names: "pd.Series[Any]", file: Path) -> None:
 
 
 def require_root(data: DataConfig) -> Path:
-    """Return the folder of the cohort.
-
-    Raises:
-        InputError: `data.root` is not set, or not a folder.
-    """
+    """Return the folder of the cohort; refuse a missing one."""
     if not data.root:
         raise InputError(f"data={data.name} needs data.root=DIR, the folder of the dataset")
     root = Path(data.root).expanduser().absolute()
