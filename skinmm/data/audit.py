@@ -58,17 +58,15 @@ def compute_fingerprints(
     table: pd.DataFrame, read: Read, progress: Callable[[], None] = lambda: None
 ) -> Fingerprints:
     """Decode and hash every image with a path, on all cores; call `progress` after each."""
-    rows = table[table["path"].notna()]
-    hashes: dict[str, Fingerprint] = {}
-    unreadable: dict[str, str] = {}
+    paths = table.set_index("image_id")["path"].dropna()
+    results: dict[str, Fingerprint | str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda path: compute_fingerprint(path, read), rows["path"])
-        for image_id, result in zip(rows["image_id"], results, strict=True):
-            if isinstance(result, str):
-                unreadable[image_id] = result
-            else:
-                hashes[image_id] = result
+        computed = pool.map(lambda path: compute_fingerprint(path, read), paths)
+        for image_id, result in zip(paths.index, computed, strict=True):
+            results[image_id] = result
             progress()
+    unreadable = {name: result for name, result in results.items() if isinstance(result, str)}
+    hashes = {name: result for name, result in results.items() if not isinstance(result, str)}
     bits = np.array([bits for bits, _ in hashes.values()], bool).reshape(-1, HASH_SIDE**2)
     sizes = np.array([size for _, size in hashes.values()], np.int64).reshape(-1, 2)
     return Fingerprints(list(hashes), bits, sizes, unreadable)
@@ -218,7 +216,7 @@ def audit(
 
 
 def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
-    """Return, by kind, the names of the groups and pairs that occur in two parts."""
+    """Return the names of the groups and pairs that occur in two parts, by kind."""
     names = {}
     for kind in ("patient", "lesion"):
         parts = table.groupby(f"{kind}_id")["part"].nunique()

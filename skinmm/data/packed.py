@@ -27,7 +27,7 @@ _SCHEMA: Final = 1
 
 
 class PackError(InputError):
-    """A pack that cannot be written or used; the message says what to do."""
+    """Pack that cannot be written or used; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,13 @@ class Encoder:
         segmenter = self.settings.segmenter
         find = _load_finder(segmenter) if segmenter else None
         pixels = preprocess(pixels, self.settings.steps, find)
-        height, width, _ = pixels.shape
-        size = _shrink((height, width), self.settings.size)
-        return resize(pixels, size, (height, width)) if size else pixels
+        sides = pixels.shape[0], pixels.shape[1]
+        size = _shrink(sides, self.settings.size)
+        return resize(pixels, size, sides) if size else pixels
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # once per worker; only then is torch imported
 def _load_finder(checkpoint: str) -> Any:
-    """Load the checkpoint once per worker; only then is torch imported."""
     from skinmm.data.lesion_finder import LesionFinder
 
     return LesionFinder.load(Path(checkpoint))

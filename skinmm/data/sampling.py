@@ -62,7 +62,7 @@ class Weighted:
     """Draw with replacement; the weight of a row is the count of its class to the power -`power`.
 
     Attributes:
-        power: 0 to 2; 0 keeps the shares of the data, 1 draws every class equally often.
+        power: 0 to 2; 0: the shares of the data, 1: every class equally often.
     """
 
     power: float = 1.0
@@ -264,7 +264,7 @@ def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, "
 class EpochSampler(Sampler[tuple[int, int]]):
     """Pairs (row, augmentation seed) of this rank for the current epoch, which is 0 at first.
 
-    Its arguments are those of `draw_epoch` and `shard`.
+    The arguments have the same meaning as for `draw_epoch` and `shard`.
     """
 
     def __init__(

@@ -108,7 +108,7 @@ def assign_parts(
 def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame:
     """Assign every row to a part of one run.
 
-    A column `part` of the table fixes rows: `test` and `val` are kept, and only the free rows are
+    A column `part` of the table fixes rows: `test` and `val` remain, and only the free rows are
     divided into folds, for the parts that are not fixed. A row fixed as `train` (of a cohort added
     to training) is never evaluated, and is `unused` if a row of its component is in validation or
     test. A column `public_fold` replaces the assignment to folds.

@@ -79,8 +79,8 @@ class ImageFinder:
         """Return the location of an image, or None.
 
         Args:
-            name: name without suffix, followed by `#frame=N` for one frame of a DICOM file; so is
-                the location then.
+            name: name without suffix; name and location end in `#frame=N` for one frame of a DICOM
+                file.
         """
         name, mark, frame = name.partition(FRAME)
         file = self._by_name.get(name)

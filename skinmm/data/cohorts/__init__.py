@@ -101,7 +101,7 @@ def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
 
 
 def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
-    """Return the classes that count as malignant: `data.positive`, or those of the vocabulary."""
+    """Return the classes that count as malignant: `data.positive`, or else the vocabulary's."""
     return BINARY[1:] if data.target == "malignant" else _select_malignant(classes, data)
 
 

@@ -165,12 +165,11 @@ def _read_segmentation_task(root: Path, data: DataConfig, folds: str) -> CohortT
 
 
 def _add_diagnosis(table: pd.DataFrame) -> pd.DataFrame:
-    melanoma = pd.to_numeric(table["melanoma"], errors="coerce") == 1
-    diagnosis = pd.Series("unknown", table.index)
-    if "seborrheic_keratosis" in table:
-        keratosis = pd.to_numeric(table["seborrheic_keratosis"], errors="coerce") == 1
-        diagnosis = pd.Series("nv", table.index).mask(keratosis, "bkl")
-    return table.drop(columns="melanoma").assign(diagnosis=diagnosis.mask(melanoma, "mel"))
+    names = ["melanoma", "seborrheic_keratosis"]
+    marks = table.reindex(columns=names).apply(pd.to_numeric, errors="coerce") == 1
+    neither = "nv" if "seborrheic_keratosis" in table else "unknown"
+    diagnosis = pd.Series(neither, table.index).mask(marks["seborrheic_keratosis"], "bkl")
+    return table.drop(columns="melanoma").assign(diagnosis=diagnosis.mask(marks["melanoma"], "mel"))
 
 
 def _decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":

@@ -94,14 +94,13 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     """Convert text cells to canonical rows.
 
     Args:
-        table: text under canonical names or those of public datasets; must have `image_id`.
+        table: text under canonical names or names of public datasets; must have an image name.
         file: path for error messages.
-        data: name of the cohort, which becomes the `source` of every row, and the record columns of
-            the model; those that are not canonical are added, as numbers if every cell is one,
-            otherwise as text.
+        data: name of the cohort, which becomes the `source`, and the record columns of the model;
+            a column that is not canonical is added, as numbers if every cell is one, else as text.
 
     Returns:
-        The columns `CANONICAL`, those of `OPTIONAL` that the table has, and the added ones.
+        The columns `CANONICAL`, any of `OPTIONAL` that the table has, and the added ones.
         `target` is NaN where missing.
 
     Raises:
@@ -173,7 +172,7 @@ def require_mapping(key: str, value: Any, example: str) -> dict[str, Any]:
 
 
 def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Remove the suffixes of image names; `#frame=N` after the suffix is kept."""
+    """Remove the suffixes of image names; `#frame=N` after the suffix remains."""
 
     def strip(cell: str) -> str:
         name, mark, frame = cell.partition(FRAME)
