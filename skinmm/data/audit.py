@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.tree import DecisionTreeRegressor
 
 from skinmm.data.record import NOT_AT_BEDSIDE
@@ -132,11 +133,8 @@ def compute_size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> f
     if min(target.sum(), (~target).sum(), patients) < FOLDS or (sizes == sizes[0]).all():
         return None
     fold = deal_folds(rows, FOLDS, 0)
-    score = np.zeros(len(rows))
-    for part in range(FOLDS):
-        tree = DecisionTreeRegressor(min_samples_leaf=LEAF, random_state=0)
-        tree.fit(sizes[fold != part], target[fold != part])
-        score[fold == part] = tree.predict(sizes[fold == part])
+    tree = DecisionTreeRegressor(min_samples_leaf=LEAF, random_state=0)
+    score = cross_val_predict(tree, sizes, target, cv=PredefinedSplit(fold))
     return float(roc_auc_score(target, score))
 
 

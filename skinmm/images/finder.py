@@ -18,11 +18,11 @@ def list_files(folders: Iterable[Path]) -> list[str]:
     return files
 
 
-def strip_suffix(name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
+def strip_suffix(name: str) -> str:
     """Return a file name without its suffix, if that is one of an image."""
     # os.path: pathlib is six times as slow, which matters for a million files.
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    return stem if suffix.lower() in suffixes else name
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 class ImageFinder:
