@@ -115,9 +115,7 @@ def _require_packable(table: pd.DataFrame) -> None:
 def assign_shards(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
     """Return the shard of each row: patients in order of appearance, each in a single shard.
 
-    Args:
-        patients: patient of each row.
-        limit: maximum rows per shard, exceeded only by a patient with more rows.
+    A shard has at most `limit` rows, unless it has a single patient with more rows.
     """
     number, free, numbers = 0, limit, {}
     for patient, rows in patients.groupby(patients, sort=False).size().items():

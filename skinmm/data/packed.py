@@ -170,10 +170,7 @@ def write_shard(
 ) -> Shard:
     """Write a shard, unless a complete one exists that is not yet in the manifest.
 
-    Args:
-        file: path of the shard.
-        rows: rows of the cohort table.
-        encode: yields the encoded images of jobs, in order.
+    `encode` yields the encoded images of jobs, in order.
     """
     names: list[str] = []
     with suppress(TFRecordError):

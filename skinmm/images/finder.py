@@ -76,11 +76,9 @@ class ImageFinder:
         return (self._entries | self._by_name).keys()
 
     def find(self, name: str) -> str | None:
-        """Return the location of an image, or None.
+        """Return the location of an image by its name without suffix, or None.
 
-        Args:
-            name: name without suffix; name and location end in `#frame=N` for one frame of a DICOM
-                file.
+        Name and location end in `#frame=N` for one frame of a DICOM file.
         """
         name, mark, frame = name.partition(FRAME)
         file = self._by_name.get(name)
@@ -90,8 +88,7 @@ class ImageFinder:
     def find_cell(self, cell: str) -> str | None:
         """Return the location of an image named as in a user's table, or None.
 
-        Args:
-            cell: name as for `find`, or a file name with any suffix, which takes precedence.
+        The cell is a name as for `find`, or a file name with any suffix, which takes precedence.
         """
         name, mark, frame = cell.partition(FRAME)
         file = name if name in self._files else self._by_name.get(name)

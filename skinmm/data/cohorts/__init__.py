@@ -66,9 +66,6 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
     Returns:
         Canonical rows, numbered from 0; `path` is None where no image was found. They have a column
         `part` if parts are fixed: by the data, by holding out, or `train` for rows of `data.extra`.
-
-    Raises:
-        InputError: a folder, table, column, cell or option that cannot be used.
     """
     args = dict(data.args)
     fraction = args.pop("test_fraction", None)
@@ -214,7 +211,7 @@ def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) ->
     """Return the rows whose image was found.
 
     Args:
-        cohort: as `load_cohort` returns it.
+        cohort: result of `load_cohort`.
         missing: `drop` leaves out rows without an image, `error` refuses them.
         needed: whether images are used. If not, `drop` leaves out the same rows, so that models
             with and without images are comparable, unless no row has an image.

@@ -67,15 +67,12 @@ class CohortTable:
 
 
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table of a cohort as text; see `skinmm.files` for the formats.
+    """Read a table of a cohort as stripped text, None where empty; see `skinmm.files`.
 
     Args:
-        path: file to read.
+        path: file to read, in any format of `skinmm.files`.
         required: columns that the table must have.
         only: columns to read; empty: all columns.
-
-    Returns:
-        Cells as stripped text, None where empty.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; data.root must be the folder that contains it")
@@ -144,12 +141,8 @@ def merge_companion(
 ) -> pd.DataFrame:
     """Add columns of a companion table; a missing file or column adds nothing.
 
-    Args:
-        table: rows with the column `key`.
-        key: column by which rows are matched.
-        file: the companion, whose first row for a key is used.
-        columns: columns to add.
-        file_key: name of the key in the companion, if it differs.
+    Rows are matched by the column `key`, in the companion `file_key` if it differs; the first row
+    of the companion with a key is used.
     """
     if not file.is_file():
         return table
