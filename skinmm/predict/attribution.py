@@ -82,38 +82,33 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         max_columns: record columns of all models whose contributions are averaged, so that all
             have the same inputs.
     """
-    groups: dict[str, list[str]] = {}
-    if network.record is not None:
-        groups = _group_columns(encoder.columns, row, max_columns)
+    columns = [] if network.record is None else encoder.columns
+    present = [name for name in columns if not is_missing(row[name])]
+    groups = {name: [name] for name in present}
+    # This depends on the model and not on the row, so that all rows have the same inputs.
+    if present and max(max_columns, len(columns)) > MAX_COLUMNS:
+        groups = {RECORD: present}
     subsets = _list_subsets(len(groups))
     records = None
     if network.record is not None:
-        values = {name: row[name] for name in encoder.columns}
-        cells = _remove_columns(values, [*groups.values()], subsets)
+        cells = {name: np.full(len(subsets), row[name], object) for name in columns}
+        for group, is_member in zip(groups.values(), subsets.T, strict=True):
+            for name in group:
+                cells[name][~is_member] = None
         records = torch.from_numpy(encoder.transform(cells)).to(network.device)
     images = [(image, has_image)]
     if image is not None and has_image:
-        learned = network.absent is not None
-        images = [(image, False) if learned else (_mean_colour(image), True), (image, True)]
-    outputs = []
-    for pixels, present in images:
-        raw = _predict(network, pixels, records, len(subsets), views=views, has_image=present)
-        outputs.append(malignancy(raw))
+        colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
+        blank = (colour.expand_as(image), True) if network.absent is None else (image, False)
+        images = [blank, (image, True)]
+    outputs = [
+        malignancy(_predict(network, pixels, records, len(subsets), views=views, has_image=has))
+        for pixels, has in images
+    ]
     # The image is the last input, so the subsets with it are the second half.
     names = [*groups, *[IMAGE] * (len(images) > 1)]
     added = compute_shapley_values(np.concatenate(outputs))
     return Contributions(float(outputs[0][0]), dict(zip(names, added.tolist(), strict=True)))
-
-
-def _group_columns(
-    columns: Sequence[str], row: Mapping[str, Any], max_columns: int
-) -> dict[str, list[str]]:
-    """Return the columns with a value, one group each, or all in one group if there are many."""
-    present = [name for name in columns if not is_missing(row[name])]
-    # This depends on the model and not on the row, so that all rows have the same inputs.
-    if present and max(max_columns, len(columns)) > MAX_COLUMNS:
-        return {RECORD: present}
-    return {name: [name] for name in present}
 
 
 def compute_shapley_values(
@@ -217,24 +212,6 @@ def _list_subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
     return (np.arange(2**inputs)[:, None] >> np.arange(inputs) & 1).astype(bool)
 
 
-def _remove_columns(
-    row: Mapping[str, Any],
-    groups: Sequence[Sequence[str]],
-    subsets: Bool[np.ndarray, "subsets inputs"],
-) -> dict[str, np.ndarray]:
-    """Return one record per subset, in which groups of columns outside the subset are missing."""
-    cells = {name: np.full(len(subsets), cell, object) for name, cell in row.items()}
-    for group, is_member in zip(groups, subsets.T, strict=True):
-        for name in group:
-            cells[name][~is_member] = None
-    return cells
-
-
-def _mean_colour(image: UInt8[Tensor, "1 3 h w"]) -> UInt8[Tensor, "1 3 h w"]:
-    colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
-    return colour.expand_as(image)
-
-
 def _predict(
     network: Network,
     image: UInt8[Tensor, "1 3 h w"] | None,
@@ -246,29 +223,17 @@ def _predict(
 ) -> Float64[np.ndarray, "rows classes"]:
     """Predict one image with several records; the image branch runs once per view."""
     features: list[Tensor | None] = [None]
+    outputs = []
     with torch.inference_mode():
         if image is not None:
             with full_precision(network.device.type):
-                features = [
-                    network.encode_image(view) for view in islice(iterate_symmetries(image), views)
-                ]
-        outputs = [_predict_view(network, f, records, rows, has_image=has_image) for f in features]
-    return torch.stack(outputs).mean(dim=0).cpu().numpy()
-
-
-def _predict_view(
-    network: Network,
-    features: Tensor | None,
-    records: Records | None,
-    rows: int,
-    *,
-    has_image: bool,
-) -> Tensor:
-    outputs = []
-    for start in range(0, rows, _BATCH):
-        size = min(_BATCH, rows - start)
-        record = None if records is None else records[start : start + size]
-        image = None if features is None else features.expand(size, *features.shape[1:])
-        shown = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
-        outputs.append(network.predict(image, record, has_image=shown)[0].double().softmax(dim=1))
-    return torch.cat(outputs)
+                symmetries = islice(iterate_symmetries(image), views)
+                features = [network.encode_image(view) for view in symmetries]
+        for start in range(0, rows, _BATCH):
+            size = min(_BATCH, rows - start)
+            record = None if records is None else records[start : start + size]
+            mask = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
+            inputs = [None if one is None else one.expand(size, *one.shape[1:]) for one in features]
+            logits = [network.predict(one, record, has_image=mask)[0] for one in inputs]
+            outputs.append(torch.stack([one.double().softmax(dim=1) for one in logits]).mean(dim=0))
+    return torch.cat(outputs).cpu().numpy()

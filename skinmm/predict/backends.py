@@ -28,6 +28,10 @@ NetworkOutput = tuple[Float32[np.ndarray, "b classes"], Float32[np.ndarray, "b d
 class TorchBackend:
     """Network on its device.
 
+    Args:
+        network: in evaluation mode.
+        views: number of flips and transposes to average.
+
     Attributes:
         accepts_missing_image: whether the network was trained with rows without an image.
         concurrency: batches to run at the same time; one batch already uses all threads.
@@ -37,7 +41,6 @@ class TorchBackend:
     concurrency: Final = 1
 
     def __init__(self, network: Network, views: int) -> None:
-        """Store the network and the number of flips and transposes to average."""
         self.network, self.views = network, views
         self.accepts_missing_image = network.absent is not None
 
@@ -51,30 +54,21 @@ class TorchBackend:
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         return cls(network, config.evaluation.views)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return self.network.device
-
-    def to(self, device: torch.device) -> None:
-        """Move the network to a device."""
-        self.network.to(device)
-
     def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
         """Run a batch."""
-        pixels = columns = None
-        if record is not None:
-            columns = torch.from_numpy(record).to(self.device)
-        if image is not None:
-            pixels = torch.from_numpy(image).to(self.device).permute(0, 3, 1, 2)
-        shown = None if has_image.all() else torch.from_numpy(has_image).to(self.device)
+        pixels, columns, mask = (
+            None if array is None else torch.from_numpy(array).to(self.network.device)
+            for array in (image, record, None if has_image.all() else has_image)
+        )
+        if pixels is not None:
+            pixels = pixels.permute(0, 3, 1, 2)
         with torch.inference_mode():
-            log_probabilities, features = self.network.predict(pixels, columns, self.views, shown)
+            log_probabilities, features = self.network.predict(pixels, columns, self.views, mask)
         return log_probabilities.cpu().numpy(), features.cpu().numpy()
 
 
 class OnnxBackend:
-    """Exported model on the CPU.
+    """Exported model on the CPU, loaded from a file.
 
     Attributes:
         accepts_missing_image: whether the network was trained with rows without an image.
@@ -85,7 +79,6 @@ class OnnxBackend:
     name: Final = "onnx"
 
     def __init__(self, path: Path, concurrency: int = 1) -> None:
-        """Load an exported model."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -107,9 +100,6 @@ class OnnxBackend:
         self.metadata = {name: json.loads(text) for name, text in metadata.items()}
         self._inputs = {node.name for node in self._session.get_inputs()}
         self.accepts_missing_image = "shown" in self._inputs
-
-    def to(self, _: torch.device) -> None:
-        """Stay on the CPU, the only device of an exported model."""
 
     def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
         """Run a batch."""
@@ -143,19 +133,17 @@ def load_exported(
         return None
     if device != "cpu":
         raise InputError("backend=onnx runs on the CPU; use backend=torch or accelerator=cpu")
+    if not path.is_file():
+        command = f"skinmm export checkpoint={checkpoint}"
+        raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
     try:
-        return _load_onnx(path, checkpoint, digest, concurrency)
+        model = OnnxBackend(path, concurrency)
     except InputError:
         if backend == "auto":
             return None
         raise
-
-
-def _load_onnx(path: Path, checkpoint: Path, digest: str, concurrency: int) -> OnnxBackend:
-    if not path.is_file():
-        command = f"skinmm export checkpoint={checkpoint}"
-        raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
-    backend = OnnxBackend(path, concurrency)
-    if backend.metadata.get(KEY) != digest:
-        raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")
-    return backend
+    if model.metadata.get(KEY) == digest:
+        return model
+    if backend == "auto":
+        return None
+    raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")

@@ -5,7 +5,7 @@ Capture of the heat map over the image; both belong to the study of the image. T
 the same UID.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -39,9 +39,6 @@ def write_results(config: DicomConfig) -> int:
     """Write `UID.sr.dcm` and `UID.sc.dcm` for every DICOM image of a table or a folder.
 
     Returns the exit status: 0, or 3 if some rows have no result; the reasons are printed.
-
-    Raises:
-        InputError: an input or highdicom is missing, or the output folder contains files.
     """
     try:
         import highdicom  # noqa: F401
@@ -56,8 +53,12 @@ def write_results(config: DicomConfig) -> int:
         referral=config.referral,
         backend=config.backend,
     )
+    tables = map(rename_columns, read_input(config.input, 256))
+    rows = (row for table in tables for row in table.to_dict("records"))
     written = failed = 0
-    for row in _read_rows(config.input):
+    for row in rows:
+        if "image_id" not in row:
+            raise InputError(f"input={config.input}: no image column; call it image_name or image")
         try:
             results = _build_results(predictor, images, row)
             out.mkdir(parents=True, exist_ok=True)
@@ -74,16 +75,8 @@ def write_results(config: DicomConfig) -> int:
     return 3 if failed else 0
 
 
-def _read_rows(source: str) -> Iterator[Mapping[str, Any]]:
-    for table in read_input(source, 256):
-        canonical = rename_columns(table)
-        if "image_id" not in canonical.columns:
-            raise InputError(f"input={source}: no image column; call it image_name or image")
-        yield from canonical.to_dict("records")  # type: ignore[misc]
-
-
 def _build_results(
-    predictor: CasePredictor, images: ImageFolder, row: Mapping[str, Any]
+    predictor: CasePredictor, images: ImageFolder, row: Mapping[Hashable, Any]
 ) -> dict[str, Any]:
     """Return the DICOM objects of a row by file name."""
     location = images.find(str(row["image_id"]))
@@ -97,8 +90,7 @@ def _build_results(
     prediction, explanation = predictor.predict_and_explain(case)
     if explanation is None:
         raise InputError(prediction["error"])
-    frame = "" if source.frame is None else f".{source.frame}"
-    name = f"{header.SOPInstanceUID}{frame}"
+    name = str(header.SOPInstanceUID) + ("" if source.frame is None else f".{source.frame}")
     digests = predictor.predictor.identity
     results = {f"{name}.{REPORT}.dcm": build_report(header, source.frame, prediction, digests)}
     drawing = explanation.draw(source.data, source.frame, _MAX_SIDE)
@@ -166,8 +158,7 @@ def _build_measurements(
         for number, (name, value) in enumerate(values.items())
     ]
     percent = _round(100 * prediction["malignancy"])
-    word = prediction["decision"]
-    decision = Code(word, SCHEME, word.capitalize())
+    decision = Code(prediction["decision"], SCHEME, prediction["decision"].capitalize())
     frames = None if frame is None else [frame]
     return sr.MeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(_uid("lesion", header.SOPInstanceUID, frame), "lesion"),

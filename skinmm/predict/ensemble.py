@@ -21,7 +21,7 @@ from skinmm.errors import InputError, one_line
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.predictions import BINARY
 from skinmm.evaluation.referral import ConformalPredictor, OODDetector
-from skinmm.evaluation.thresholds import Threshold, decision_priors
+from skinmm.evaluation.thresholds import Threshold
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, load_card
@@ -90,7 +90,8 @@ class CalibratedModel:
         except (InputError, RuntimeError, LookupError, TypeError) as error:
             message = f"{path}: not made by this version ({one_line(error)})"
             raise CheckpointError(message) from error
-        runner.to(device)
+        if isinstance(runner, TorchBackend):
+            runner.network.to(device)
         return cls(
             runner,
             digest,
@@ -120,11 +121,6 @@ class CalibratedModel:
         return [self.card.classes.index(name) for name in self.card.positive]
 
     @property
-    def shares(self) -> Float64[np.ndarray, " classes"]:
-        """Class shares that probabilities are divided by to find the called class."""
-        return decision_priors(self.config.evaluation.call, self.card.prior["deployed"])
-
-    @property
     def view(self) -> View | None:
         """Size, colour profile and preprocessing of its images; None without an image branch."""
         steps = tuple(self.card.preprocess)
@@ -138,7 +134,7 @@ class CalibratedModel:
 
     @property
     def needs_image(self) -> bool:
-        """Return whether rows without an image cannot be predicted."""
+        """Whether rows without an image cannot be predicted."""
         return "image" in self.inputs and not self.backend.accepts_missing_image
 
     def run(
@@ -167,7 +163,7 @@ class Ensemble:
     """Models with the same classes.
 
     Attributes:
-        members: the models.
+        members: the models, which fit together.
         columns: record columns of all members.
         inputs: inputs of all members, of {image, record}.
         needs_image: whether rows without an image cannot be predicted.
@@ -180,11 +176,15 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[CalibratedModel]) -> None:
-        """Check that the members fit together."""
         _require_compatible(members)
         self.members = members
         self.columns = sorted({name for member in members for name in member.columns})
-        self.column_names = _training_column_names(members, self.columns)
+        self.column_names = {
+            public: name
+            for config in (member.config for member in members if member.config.data.name == "csv")
+            for name, public in (config.data.args.get("columns") or {}).items()
+            if name in {"image_id", "patient_id", "lesion_id", *self.columns}
+        }
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)
         self._member_views = [member.view for member in members]
@@ -197,7 +197,7 @@ class Ensemble:
     def run(
         self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
     ) -> Float64[np.ndarray, "g width"]:
-        """Return the scores of all members for a batch, side by side."""
+        """Return the scores of all members for a batch, next to each other."""
         scores = []
         for member, view in zip(self.members, self._member_views, strict=True):
             pixels = None
@@ -232,9 +232,8 @@ class Ensemble:
 
 def find_checkpoints(setting: Any) -> list[Path]:
     """Return the files of a path, a pattern, or a list of either, in order and without repeats."""
-    names = [setting] if isinstance(setting, str) else list(setting or [])
     files: dict[Path, None] = {}
-    for name in map(str, names):
+    for name in map(str, [setting] if isinstance(setting, str) else setting or []):
         # A file of exactly that name precedes a match of its brackets.
         paths = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
         if not paths:
@@ -256,30 +255,17 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
                 f"(malignant: {', '.join(first.positive)}) against "
                 f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
             )
-        rules = [model.config.evaluation.call for model in (members[0], member)]
-        if rules[0] != rules[1] and tuple(first.classes) != BINARY:
-            raise InputError(
-                "the checkpoints call classes by different rules: "
-                f"evaluation.call={' against '.join(rules)}; predict with one rule at a time"
-            )
+    rules = dict.fromkeys(member.config.evaluation.call for member in members)
+    if len(rules) > 1 and tuple(first.classes) != BINARY:
+        raise InputError(
+            "the checkpoints call classes by different rules: "
+            f"evaluation.call={' against '.join(rules)}; predict with one rule at a time"
+        )
     if len({member.finder for member in members if member.measured_columns}) > 1:
         raise InputError(
             "the checkpoints measure lesions with different segmenters; predict with one segmenter "
             "at a time"
         )
-
-
-def _training_column_names(
-    members: Sequence[CalibratedModel], columns: Sequence[str]
-) -> dict[str, str]:
-    """Map the column names of user tables in training to canonical names."""
-    return {
-        public: name
-        for member in members
-        if member.config.data.name == "csv"
-        for name, public in (member.config.data.args.get("columns") or {}).items()
-        if name in {"image_id", "patient_id", "lesion_id", *columns}
-    }
 
 
 def _mean_of_available(values: Sequence[Shaped[np.ndarray, "..."] | None]) -> Any:

@@ -31,6 +31,9 @@ from skinmm.predict.pipeline import canonical_record, known_values
 from skinmm.predict.predictor import Predictor, select_device
 from skinmm.vocabulary import is_missing
 
+HeatMap = Float32[np.ndarray, "down across"]
+Pixels = UInt8[np.ndarray, "height width 3"]
+
 # Viridis at a few points: brighter is more, also for readers with red-green colour blindness.
 _COLOURS: Final = np.array(
     [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32
@@ -38,16 +41,14 @@ _COLOURS: Final = np.array(
 _OPACITY: Final = 0.65  # of the colour at the maximum of the map
 
 
-def heat_map_to_png(heat: Float32[np.ndarray, "down across"]) -> bytes:
+def heat_map_to_png(heat: HeatMap) -> bytes:
     """Return a heat map as an 8-bit greyscale PNG with one pixel per cell, 255 at the maximum."""
     file = BytesIO()
     Image.fromarray(np.round(255 * heat).astype(np.uint8)).save(file, "png")
     return file.getvalue()
 
 
-def overlay(
-    image: UInt8[np.ndarray, "height width 3"], heat: Float32[np.ndarray, "down across"]
-) -> UInt8[np.ndarray, "height width 3"]:
+def overlay(image: Pixels, heat: HeatMap) -> Pixels:
     """Draw a heat map over an image, transparent where the map is 0."""
     strength = _enlarge(heat, image.shape[:2]).clip(0, 1)
     steps = np.linspace(0, 1, len(_COLOURS))
@@ -69,8 +70,8 @@ class Explanation:
 
     contributions: Contributions
     record: dict[str, Any]
-    heat: Float32[np.ndarray, "down across"] | None
-    pixels: UInt8[np.ndarray, "s s 3"] | None = None
+    heat: HeatMap | None
+    pixels: Pixels | None = None
 
     @classmethod
     def mean(cls, members: "Sequence[Explanation]") -> "Explanation":
@@ -83,9 +84,7 @@ class Explanation:
         contributions = mean_contributions([member.contributions for member in members])
         return cls(contributions, record, heat, pixels)
 
-    def draw(
-        self, image: bytes, frame: int | None, max_side: int
-    ) -> UInt8[np.ndarray, "_ _ 3"] | None:
+    def draw(self, image: bytes, frame: int | None, max_side: int) -> Pixels | None:
         """Draw the heat map over the image it explains; None without a heat map."""
         if self.heat is None:
             return None
@@ -94,9 +93,7 @@ class Explanation:
         return overlay(decode_for_display(image, frame, max_side), self.heat)
 
 
-def _enlarge(
-    heat: Float32[np.ndarray, "down across"], shape: tuple[int, ...]
-) -> Float32[np.ndarray, "_ _"]:
+def _enlarge(heat: HeatMap, shape: tuple[int, ...]) -> HeatMap:
     if heat.shape == shape:
         return heat
     map_ = torch.from_numpy(heat)[None, None]
@@ -174,9 +171,7 @@ class Explainer:
         return probabilities[:, self.member.positive].sum(axis=1)
 
 
-def decode_for_display(
-    image: bytes, frame: int | None, max_side: int
-) -> UInt8[np.ndarray, "_ _ 3"]:
+def decode_for_display(image: bytes, frame: int | None, max_side: int) -> Pixels:
     """Decode an image, reduced to at most `max_side` pixels on its longer side."""
     pixels = decode(image, frame=frame)
     scale = max_side / max(pixels.shape[:2])

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 from scipy.special import softmax
 from torch import Tensor, nn
 
@@ -32,7 +32,6 @@ from skinmm import __version__
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
-from skinmm.evaluation.referral import OODDetector
 from skinmm.files import atomic_write
 from skinmm.predict import backends
 from skinmm.predict.backends import (
@@ -57,12 +56,7 @@ _TINY: Final = float(np.finfo(np.float64).eps)
 
 
 def export(config: ExportConfig) -> Path:
-    """Write an exported model that agrees with its checkpoint, and return its path.
-
-    Raises:
-        InputError: a missing checkpoint, an existing file, a package is not installed, or the
-            exported model disagrees with its checkpoint; then no file is written.
-    """
+    """Write an exported model and return its path; nothing if it differs from its checkpoint."""
     source = Path(config.checkpoint)
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     require_output_file("out", path, overwrite=config.overwrite)
@@ -91,26 +85,19 @@ class _ExportedModule(nn.Module):
         outputs = (probabilities, log_probabilities, features)
         if self._ood_detector is None:
             return outputs
-        return (*outputs, compute_ood_score(self._ood_detector, features))
-
-
-def compute_ood_score(
-    detector: OODDetector, features: Float32[Tensor, "n d"]
-) -> Float64[Tensor, " n"]:
-    """Compute `OODDetector.score` with PyTorch operations."""
-    arrays = (detector.mean, detector.directions, detector.variances)
-    mean, directions, variances = (torch.from_numpy(array).double() for array in arrays)
-    centred = features.double() - mean
-    along = centred @ directions.T
-    residual = (centred - along @ directions).square().sum(dim=1) / detector.rest
-    return ((along.square() / variances).sum(dim=1) + residual) / detector.limit
+        detector = self._ood_detector  # `OODDetector.score` with PyTorch operations
+        arrays = (detector.mean, detector.directions, detector.variances)
+        mean, directions, variances = (torch.from_numpy(array).double() for array in arrays)
+        centred = features.double() - mean
+        along = centred @ directions.T
+        residual = (centred - along @ directions).square().sum(dim=1) / detector.rest
+        return (*outputs, ((along.square() / variances).sum(dim=1) + residual) / detector.limit)
 
 
 class CalibrationModule(nn.Module):
     """`Calibration.apply` with PyTorch operations, which can be exported."""
 
     def __init__(self, calibration: Calibration) -> None:
-        """Copy the parameters of a fitted calibration."""
         super().__init__()
         self._factors, self._method = None, calibration.method
         if calibration.prior is not None:
@@ -163,7 +150,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         import onnx
     except ImportError as error:
         raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
-    backend, view = _torch_backend(model), model.view
+    backend, view = cast("TorchBackend", model.backend), model.view
     examples = {
         "image": None if view is None else torch.zeros(2, 3, view.size, view.size).byte(),
         "record": torch.zeros(2, model.encoder.dim) if "record" in model.inputs else None,
@@ -183,14 +170,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
             dynamo=False,
         )
     graph = onnx.load(path)
-    for name, value in _metadata(model).items():
-        entry = graph.metadata_props.add()
-        entry.key, entry.value = name, json.dumps(value)
-    onnx.save(graph, path)
-
-
-def _metadata(model: CalibratedModel) -> dict[str, Any]:
-    return {
+    metadata = {
         "made_by": f"skinmm {__version__}",
         backends.KEY: model.digest,
         "classes": model.card.classes,
@@ -198,9 +178,13 @@ def _metadata(model: CalibratedModel) -> dict[str, Any]:
         "threshold": model.threshold.value,
         "conformal": model.card.conformal,
         "encoder": model.card.encoder["columns"] if "record" in model.inputs else [],
-        "image_size": model.view.size if model.view else None,
+        "image_size": view.size if view else None,
         "preprocess": model.card.preprocess,
     }
+    for name, value in metadata.items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = name, json.dumps(value)
+    onnx.save(graph, path)
 
 
 @contextmanager
@@ -220,8 +204,8 @@ def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
     """Compare probabilities and decisions for lesions of the embedded cohort."""
     table = pd.read_csv(DEMO / "cohort.csv", dtype={"image_id": str}).head(rows)
     comparison = _ComparedBackend(model, exported)
-    twin = replace(model, backend=comparison)
-    predictions = Predictor([twin]).predict(table, DEMO / "images", batch_size=7)
+    predictor = Predictor([replace(model, backend=comparison)])
+    predictions = predictor.predict(table, DEMO / "images", batch_size=7)
     errors = predictions["error"][predictions["error"] != ""]
     if len(errors):
         raise InputError(f"comparing with PyTorch failed: {errors.iloc[0]}")
@@ -240,7 +224,7 @@ class _ComparedBackend(TorchBackend):
     """PyTorch backend that runs the exported model on every batch too."""
 
     def __init__(self, model: CalibratedModel, exported: OnnxBackend) -> None:
-        backend = _torch_backend(model)
+        backend = cast("TorchBackend", model.backend)
         super().__init__(backend.network, backend.views)
         self._calibration, self._exported = model.calibration, exported
         self.expected: list[np.ndarray] = []
@@ -256,9 +240,3 @@ class _ComparedBackend(TorchBackend):
 
     def _calibrate(self, log_probabilities: np.ndarray) -> np.ndarray:
         return self._calibration.apply(softmax(log_probabilities.astype(np.float64), axis=1))
-
-
-def _torch_backend(model: CalibratedModel) -> TorchBackend:
-    if not isinstance(model.backend, TorchBackend):
-        raise TypeError(f"{model.backend.name} cannot be exported")
-    return model.backend

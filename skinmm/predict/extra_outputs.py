@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -64,23 +64,22 @@ def open_extra_outputs(
         for key, (label, summarize) in SUMMARIES.items()
         if getattr(config, key)
     ]
-    with ExitStack() as stack:
-        if config.explain is not None:
-            folder = Path(config.explain)
-            if folder.is_file():
-                raise InputError(f"explain={folder} is a file; name a folder")
-            may_exist = config.overwrite or config.resume
-            require_new_output("explain", folder, overwrite=may_exist)
-            explainers = Explainer.for_predictor(
-                predictor, checkpoints, config.accelerator, config.probabilities
-            )
-            writer = ExplanationWriter(folder, explainers, images, rows_done)
-            extras.append(stack.enter_context(writer))
+    if config.explain is None:
         yield extras
+        return
+    folder = Path(config.explain)
+    if folder.is_file():
+        raise InputError(f"explain={folder} is a file; name a folder")
+    require_new_output("explain", folder, overwrite=config.overwrite or config.resume)
+    explainers = Explainer.for_predictor(
+        predictor, checkpoints, config.accelerator, config.probabilities
+    )
+    with ExplanationWriter(folder, explainers, images, rows_done) as writer:
+        yield [*extras, writer]
 
 
 def check_summary_paths(config: PredictConfig) -> None:
-    """Refuse summaries that cannot be written, or that another setting names too."""
+    """Refuse summaries that cannot be written, or that are also the path of another setting."""
     used = {Path(getattr(config, key)).absolute(): key for key in ("input", "output")}
     for key in SUMMARIES:
         if getattr(config, key):
@@ -95,22 +94,12 @@ def check_summary_paths(config: PredictConfig) -> None:
 
 @dataclass
 class _Patient:
-    """Summary of a patient's rows.
-
-    Attributes:
-        lesions: (malignancy, image) of the lesions with the highest risk.
-        reasons: reasons for each decision of any row.
-        errors: errors of rows that could not be predicted.
-        images: number of rows.
-    """
-
-    lesions: list[tuple[float, str]] = field(default_factory=list)
-    reasons: dict[str, list[str]] = field(default_factory=dict)
+    lesions: list[tuple[float, str]] = field(default_factory=list)  # malignancy and image
+    reasons: dict[str, list[str]] = field(default_factory=dict)  # by decision
     errors: list[str] = field(default_factory=list)
     images: int = 0
 
     def add(self, row: Mapping[Hashable, Any]) -> None:
-        """Add a row of the output."""
         self.images += 1
         if row["error"]:
             self.errors.append(row["error"])
@@ -177,8 +166,6 @@ SUMMARIES: Final[dict[str, tuple[str, Callable[[Rows], Rows]]]] = {
     "submission": ("submission", _format_submission),
 }
 """Setting -> label of the file, and the function from the rows of the output to its rows."""
-
-
 TABLE: Final = "explanations.csv"
 MAX_SIDE: Final = 480  # pixels of a picture's longer side
 
@@ -193,7 +180,6 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
     def __init__(
         self, folder: Path, explainers: Sequence[Explainer], images: ImageFolder, done: int = 0
     ) -> None:
-        """Open the folder."""
         super().__init__("explanations", folder)
         self._explainers, self._images = explainers, images
         self._columns = sorted({name for one in explainers for name in one.member.columns})
@@ -220,9 +206,9 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
     def add(self, predictions: PredictionTable) -> None:
         """Explain predicted rows; an error becomes part of the table."""
         names, errors = (predictions.columns[name] for name in ("image_id", "error"))
+        columns = {name: predictions.cells[name] for name in ("patient_id", *self._columns)}
         for row, (name, error) in enumerate(zip(names, errors, strict=True)):
-            columns = ("patient_id", *self._columns)
-            record = {column: predictions.cells[column][row] for column in columns}
+            record = {column: cells[row] for column, cells in columns.items()}
             try:
                 cells = {"error": error} if error else self._explain(name, record)
             except Exception as failure:  # the other rows continue
@@ -244,17 +230,19 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         args = (source.data or None, record, source.frame, location or "")
         explanation = Explanation.mean([one.explain(*args) for one in self._explainers])
         contributions = explanation.contributions
-        share = contributions.share(IMAGE)
-        added = {f"added_{name}": f"{value:.9g}" for name, value in contributions.added.items()}
+        image = contributions.share(IMAGE)
+        shares = {} if image is None else {"share_of_image": image, "share_of_record": 1 - image}
+        numbers = {
+            "explained": contributions.start + sum(contributions.added.values()),
+            "start": contributions.start,
+            **{f"added_{name}": value for name, value in contributions.added.items()},
+            **shares,
+        }
         picture_name, drawing = "", explanation.draw(source.data, source.frame, MAX_SIDE)
         if drawing is not None:
             picture_name = f"{self._row + 1:07d}_{strip_suffix(Path(name).name)[:100]}.png"
             Image.fromarray(drawing).save(self.path / picture_name, "png")
         return {
             "picture": picture_name,
-            "explained": f"{contributions.start + sum(contributions.added.values()):.9g}",
-            "start": f"{contributions.start:.9g}",
-            **added,
-            "share_of_image": "" if share is None else f"{share:.9g}",
-            "share_of_record": "" if share is None else f"{1 - share:.9g}",
+            **{column: f"{number:.9g}" for column, number in numbers.items()},
         }

@@ -114,14 +114,13 @@ def _list_images(source: Path) -> pd.DataFrame:
         return shards.read_records(records).drop(columns="path").astype(object)
     images = [path.relative_to(source) for path in files if _is_image(path)]
     stems = Counter(path.with_suffix("") for path in images)
-    names = [_to_id(p) if stems[p.with_suffix("")] == 1 else p.as_posix() for p in images]
+    names = []
+    for path in images:
+        is_plain = path.parent == Path() and path.suffix.lower() in IMAGE_SUFFIXES
+        # Public datasets drop the suffix of files directly in the folder.
+        is_stem = is_plain and stems[path.with_suffix("")] == 1
+        names.append(path.stem if is_stem else path.as_posix())
     return pd.DataFrame({"image": names}, dtype=object)
-
-
-def _to_id(path: Path) -> str:
-    """Drop the suffix, as public datasets do, of files directly in the folder."""
-    is_plain = path.parent == Path() and path.suffix.lower() in IMAGE_SUFFIXES
-    return path.stem if is_plain else path.as_posix()
 
 
 def _is_image(path: Path) -> bool:
@@ -141,7 +140,6 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """List the folder."""
         self._folder = str(folder)
         self._filesystem: Any = None
         if "://" in self._folder:
@@ -179,10 +177,9 @@ class ImageFolder:
 
 
 class InMemoryImages:
-    """Images in memory, with the interface of `ImageFolder`."""
+    """Images in memory by name, with the interface of `ImageFolder`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        """Store the files by name."""
         self._files = files
         self._finder = ImageFinder(sorted(files), suffixes=IMAGE_SUFFIXES)
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -41,11 +41,6 @@ def predict_file(config: PredictConfig) -> int:
 
     Returns:
         Exit status: 0, or 3 if some rows could not be predicted; the output contains the reasons.
-
-    Raises:
-        InputError: a missing checkpoint, table, folder or column, an existing output, or an input
-            that changed during the job.
-        OSError: the output cannot be written; the rows so far are saved.
     """
     input_state = fingerprint(config.input)
     check_paths(config)
@@ -66,10 +61,8 @@ def predict_file(config: PredictConfig) -> int:
     )
     if not output.rows and "image" in predictor.inputs:
         require_images(config, images, predictor.ensemble.column_names)
-    with (
-        output,
-        open_extra_outputs(config, predictor, checkpoints, images, output.rows) as extras,
-    ):
+    extra_outputs = open_extra_outputs(config, predictor, checkpoints, images, output.rows)
+    with output, extra_outputs as extras:
         for predictions in _predict_chunks(config, predictor, images, skip=output.rows):
             _require_unchanged(config.input, input_state)
             for extra in extras:
@@ -80,10 +73,12 @@ def predict_file(config: PredictConfig) -> int:
             raise InputError(f"input={config.input}: the table has no rows")
         for extra in extras:
             extra.finish(output.read())
-    _print_summary(output, config.output, predictor.backend)
+    for name, count in output.unknown.items():
+        print_error(f"{name}: {count} unknown values treated as missing")
+    status = print_summary(output.decisions, config.output, predictor.backend)
     for extra in extras:
         print_line(f"{extra.label}: {extra.path}")
-    return 3 if output.decisions[""] else 0
+    return status
 
 
 def check_paths(config: PredictConfig) -> None:
@@ -144,11 +139,8 @@ def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str)
 def _predict_chunks(
     config: PredictConfig, predictor: Predictor, images: ImageFolder, skip: int
 ) -> Iterator[PredictionTable]:
-    chunk = config.batch_size * -(-CHUNK // config.batch_size)
-    tables = read_input(config.input, chunk, skip)
-    tables = _show_progress(tables, config.input, skip, config.batch_size)
     return predictor.stream(
-        _warn_about_columns(tables, predictor, config.input),
+        _read_tables(config, predictor, skip),
         images,
         probabilities=config.probabilities,
         threshold=config.threshold,
@@ -157,37 +149,29 @@ def _predict_chunks(
     )
 
 
-def _show_progress(
-    tables: Iterable[pd.DataFrame], source: str, done: int, batch_size: int
-) -> Iterator[pd.DataFrame]:
-    """Yield the tables with a progress bar on a terminal.
+def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Iterator[pd.DataFrame]:
+    """Yield the input in tables, with a progress bar, and a warning about columns that it lacks.
 
     The first batch is a table of its own, so that the first results are written early.
     """
+    chunk = config.batch_size * -(-CHUNK // config.batch_size)
     is_terminal = sys.stderr.isatty()
-    total = count_rows(source) if is_terminal else None
-    with tqdm(
-        total=total, initial=done, unit=" rows", desc="predicting", disable=not is_terminal
-    ) as bar:
-        for number, table in enumerate(tables):
-            first = 0 if number else batch_size
-            yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
-            bar.update(len(table))
-
-
-def _warn_about_columns(
-    tables: Iterable[pd.DataFrame], predictor: Predictor, source: str
-) -> Iterator[pd.DataFrame]:
-    """Yield the tables, and print a warning about record columns that they lack."""
+    total = count_rows(config.input) if is_terminal else None
     ensemble = predictor.ensemble
     expected = [name for name in ensemble.columns if name not in ensemble.measured_columns]
-    is_warned = contains_records(Path(source))
-    for table in tables:
-        yield table  # without a warning if the table is refused
-        names = [*rename_training_columns(table, ensemble.column_names)]
-        if not is_warned and (line := describe_missing_columns(names, expected)):
-            tqdm.write(line, file=sys.stderr)
-        is_warned = True
+    is_warned = contains_records(Path(config.input))
+    with tqdm(
+        total=total, initial=skip, unit=" rows", desc="predicting", disable=not is_terminal
+    ) as bar:
+        for number, table in enumerate(read_input(config.input, chunk, skip)):
+            first = 0 if number else config.batch_size
+            yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
+            names = [*rename_training_columns(table, ensemble.column_names)]
+            # A table that is refused gets no warning.
+            if not is_warned and (line := describe_missing_columns(names, expected)):
+                tqdm.write(line, file=sys.stderr)
+            is_warned = True
+            bar.update(len(table))
 
 
 def _require_unchanged(source: str, state: str) -> None:
@@ -196,12 +180,12 @@ def _require_unchanged(source: str, state: str) -> None:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
 
 
-def _print_summary(output: OutputTable, path: str, backend: str) -> None:
-    for name, count in output.unknown.items():
-        if count:
-            print_error(f"{name}: {count} unknown values treated as missing")
-    if failed := output.decisions[""]:
-        print_error(f"{failed} of {output.rows} rows not predicted; see the column error")
-    counts = [f"{output.decisions[name]} {name}" for name in DECISIONS if output.decisions[name]]
-    decisions = f": {', '.join(counts)}" if counts else ""
-    print_line(f"predictions: {path} ({output.rows} rows{decisions}; by {backend})")
+def print_summary(decisions: Mapping[str, int], path: str, backend: str) -> int:
+    """Print the number of rows per decision, "" for errors, and return the exit status."""
+    rows, failed = sum(decisions.values()), decisions.get("", 0)
+    if failed:
+        print_error(f"{failed} of {rows} rows not predicted; see the column error")
+    counts = [f"{decisions[name]} {name}" for name in DECISIONS if decisions.get(name)]
+    parts = f": {', '.join(counts)}" if counts else ""
+    print_line(f"predictions: {path} ({rows} rows{parts}; by {backend})")
+    return 3 if failed else 0

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class TableBatch:
-    """Rows of one table while they are predicted.
+    """Rows of one table, which may have any usual column names, while they are predicted.
 
     Attributes:
         cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
@@ -62,10 +62,8 @@ class TableBatch:
     def __init__(
         self, table: Table, columns: Sequence[str], *, needs_image: bool, score_width: int = 0
     ) -> None:
-        """Give a table with any usual column names the canonical names and values."""
-        public_names = {
-            canonical: public for public, canonical in match_columns(table.keys()).items()
-        }
+        names = match_columns(table.keys())
+        public_names = {canonical: public for public, canonical in names.items()}
         if needs_image and "image_id" not in public_names:
             raise InputError(
                 "the table has no image column; call it image_name, image_id, image or path "
@@ -79,35 +77,25 @@ class TableBatch:
             public = public_names.get(name, name)
             self.cells[name] = np.full(self.size, None, dtype=object)
             if public in table:
-                self.cells[name] = _hashable(np.asarray(table[public], object))
+                cells = np.asarray(table[public], object)
+                # Lists and structs of Parquet become text, which counts as an unknown value.
+                texts = [cell if isinstance(cell, Hashable) else str(cell) for cell in cells]
+                self.cells[name] = np.array(texts, object)
             if name in CONVERTERS:
                 self.cells[name], is_unknown = parse_column(self.cells[name], name)
                 self.unknown.update({name: int(is_unknown.sum())} if is_unknown.any() else {})
             else:
-                convert = _CONVERTERS.get(name, _strip)
-                self.cells[name] = np.array([convert(c) for c in self.cells[name]], object)
+                self.cells[name] = np.array([_convert(name, c) for c in self.cells[name]], object)
         self.scores = np.full((self.size, score_width), np.nan)
         self.errors, self.missing = np.full((2, self.size), "", dtype=object)
 
 
-def _hashable(cells: np.ndarray) -> np.ndarray:
-    """Turn lists and structs, as Parquet has them, into text, which counts as an unknown value."""
-    return np.array([cell if isinstance(cell, Hashable) else str(cell) for cell in cells], object)
-
-
-def _canonical_name(cell: Any) -> Any:
-    return None if is_missing(cell) else normalise_name(cell)
-
-
-def _strip(cell: Any) -> Any:
+def _convert(name: str, cell: Any) -> Any:
+    if name == "image_id":
+        return "" if pd.isna(cell) else str(cell)
+    if name in ("patient_id", "lesion_id"):
+        return None if is_missing(cell) else normalise_name(cell)
     return cell.strip() or None if isinstance(cell, str) else cell
-
-
-_CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "image_id": lambda cell: "" if pd.isna(cell) else str(cell),
-    "patient_id": _canonical_name,
-    "lesion_id": _canonical_name,
-}
 
 
 class LoadedRow(NamedTuple):
@@ -153,10 +141,10 @@ def load_row(
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error in one line, with the name of its class if it is unexpected."""
+    """Return an error in one line, with the name of its class unless it is an expected one."""
     message = " ".join(str(error).split())
-    expected = isinstance(error, OSError | InputError)
-    return message if expected else f"{type(error).__name__}: {message}"
+    is_expected = isinstance(error, OSError | InputError)
+    return message if is_expected else f"{type(error).__name__}: {message}"
 
 
 def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
@@ -218,8 +206,7 @@ def run_pipeline(
                 pool.shutdown(cancel_futures=True)
 
 
-_Step = tuple[TableBatch, slice, "list[Future[LoadedRow]]"]
-"""Rows of a table that go through the networks together, and their images."""
+_Step = tuple[TableBatch, slice, "list[Future[LoadedRow]]"]  # rows of one table and their images
 
 
 def _submit(
@@ -231,7 +218,15 @@ def _submit(
 ) -> Iterator[_Step]:
     """Start to load the images; a step never has rows of two tables."""
     for table in tables:
-        batch = _to_batch(table, ensemble)
+        batch = TableBatch(
+            rename_training_columns(table, ensemble.column_names),
+            ensemble.columns,
+            needs_image=ensemble.needs_image,
+            score_width=ensemble.score_width,
+        )
+        for name, unseen in ensemble.unseen_cells(batch.cells).items():
+            batch.cells[name][unseen] = None
+            batch.unknown[name] += int(unseen.sum())
         if images is None and ensemble.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
         read_header = has_empty_cell(batch.cells, COLUMNS)
@@ -245,19 +240,6 @@ def _submit(
             rows = slice(start, start + batch_size)
             args = zip(batch.cells["image_id"][rows], read_header[rows].tolist(), strict=True)
             yield batch, rows, [submit(load, *each, images, ensemble.views) for each in args]
-
-
-def _to_batch(table: Table, ensemble: Ensemble) -> TableBatch:
-    batch = TableBatch(
-        rename_training_columns(table, ensemble.column_names),
-        ensemble.columns,
-        needs_image=ensemble.needs_image,
-        score_width=ensemble.score_width,
-    )
-    for name, unseen in ensemble.unseen_cells(batch.cells).items():
-        batch.cells[name][unseen] = None
-        batch.unknown[name] += int(unseen.sum())
-    return batch
 
 
 def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from skinmm.errors import InputError
 from skinmm.evaluation.predictions import BINARY, format_sets
 from skinmm.evaluation.referral import decide
-from skinmm.evaluation.thresholds import average_thresholds, predict_classes
+from skinmm.evaluation.thresholds import average_thresholds, decision_priors, predict_classes
 from skinmm.predict.ensemble import CalibratedModel, Ensemble
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
@@ -46,6 +46,9 @@ class PredictionTable(NamedTuple):
 class Predictor:
     """One checkpoint, or several with the same classes, which are calibrated and then averaged.
 
+    Args:
+        members: models with the same classes, malignant classes and rule to call a class.
+
     Attributes:
         ensemble: the models.
         classes: names, in the order of the probabilities.
@@ -61,16 +64,6 @@ class Predictor:
     """
 
     def __init__(self, members: Sequence[CalibratedModel], *, referral: bool = True) -> None:
-        """Combine models, which stay on their device.
-
-        Args:
-            members: models with the same classes.
-            referral: see the attribute.
-
-        Raises:
-            InputError: no members, or members with different classes, malignant classes or rules
-                to call one of several classes.
-        """
         self.ensemble = Ensemble(members)
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
@@ -81,7 +74,10 @@ class Predictor:
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._is_malignant = np.isin(self.classes, self.positive)
         self.threshold = average_thresholds([member.threshold for member in members]).value
-        self._shares = np.mean([member.shares for member in members], axis=0)
+        shares = [
+            decision_priors(m.config.evaluation.call, m.card.prior["deployed"]) for m in members
+        ]
+        self._shares = np.mean(shares, axis=0)
 
     @classmethod
     def from_checkpoints(
@@ -103,10 +99,6 @@ class Predictor:
                 the checkpoint.
             concurrency: batches that ONNX Runtime runs at the same time: faster for long tables,
                 slower for a single row, and each needs memory.
-
-        Raises:
-            CheckpointError: a file is missing, damaged or not a checkpoint.
-            InputError: no path, members that do not fit together, no GPU, or no exported model.
         """
         device = select_device(accelerator)
         files = [paths] if isinstance(paths, str | Path) else paths
@@ -122,7 +114,6 @@ class Predictor:
         threshold: float | None = None,
         batch_size: int = 32,
         workers: int = 2,
-        unknown: Counter[str] | None = None,
     ) -> pd.DataFrame:
         """Predict every row of a table.
 
@@ -136,8 +127,6 @@ class Predictor:
                 checkpoints, on calibrated probabilities.
             batch_size: rows per forward pass.
             workers: threads that decode images; 0: decode in the calling thread.
-            unknown: counter to update with the number of unknown values per column, which count
-                as missing.
 
         Returns:
             One row per input row, in order: image_id, patient_id, target (if the table has one),
@@ -148,11 +137,8 @@ class Predictor:
             class, by the rule `evaluation.call` of training; for several checkpoints by the mean
             of their class shares). A row that cannot be predicted has no probabilities, and the
             reason in `error`.
-
-        Raises:
-            InputError: no image column or no folder although a model needs images.
         """
-        predictions = self.stream(
+        (prediction,) = self.stream(
             [table],
             images,
             probabilities=probabilities,
@@ -160,9 +146,6 @@ class Predictor:
             batch_size=batch_size,
             workers=workers,
         )
-        (prediction,) = predictions
-        if unknown is not None:
-            unknown.update(prediction.unknown)
         return prediction.table
 
     def stream(
@@ -177,11 +160,8 @@ class Predictor:
     ) -> Iterator[PredictionTable]:
         """Predict tables one after another, see `predict`.
 
-        While the networks run on a batch, the images of the next ones are decoded, also those of
-        the next table; no more than `pipeline.PREFETCH` batches are in memory.
-
-        Raises:
-            InputError: see `predict`.
+        While the networks run on a batch, the images of the next batches are decoded, also across
+        tables; no more than `pipeline.PREFETCH` batches are in memory.
         """
         for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers):
             yield self._to_predictions(batch, probabilities, threshold)
@@ -211,10 +191,8 @@ class Predictor:
         columns["ood"] = np.full(batch.size, np.nan) if output.ood is None else output.ood
         columns["missing"] = batch.missing
         if tuple(self.classes) != BINARY:
-            called = np.array(self.classes, object)[
-                predict_classes(output.calibrated, self._shares)
-            ]
-            columns["called"] = np.where(is_good, called, "")
+            index = predict_classes(output.calibrated, self._shares)
+            columns["called"] = np.where(is_good, np.array(self.classes, object)[index], "")
         return PredictionTable(columns, batch.cells, batch.unknown)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
@@ -222,11 +200,7 @@ class Predictor:
 
 
 def select_device(accelerator: str) -> torch.device:
-    """Return torch's device for a setting `accelerator`: auto, cpu or gpu.
-
-    Raises:
-        InputError: `accelerator` is gpu and there is no GPU.
-    """
+    """Return torch's device for a setting `accelerator`: auto, cpu or gpu."""
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise InputError("accelerator=gpu: no GPU is available here; use accelerator=cpu")

@@ -25,8 +25,14 @@ class OutputTable:
     After every chunk a progress file records the rows so far, so that a job that was killed, or ran
     into a full disk, can be resumed. An existing output stays until the end.
 
+    Args:
+        path: file whose suffix is one of `FORMATS`; CSV if it has none.
+        job: everything that determines the rows, as plain data; the keys appear in messages.
+        resume: continue an interrupted job.
+        overwrite: replace an existing output.
+
     Attributes:
-        rows: number of rows so far, with those of an interrupted job.
+        rows: number of rows so far, including the rows of an interrupted job.
         decisions: number of rows per decision; "" for rows that could not be predicted.
         unknown: per column, number of cells with an unknown value.
     """
@@ -34,14 +40,6 @@ class OutputTable:
     def __init__(
         self, path: Path, job: dict[str, Any], *, resume: bool = False, overwrite: bool = False
     ) -> None:
-        """Check that the output can be written; nothing is written yet.
-
-        Args:
-            path: file whose suffix is one of `FORMATS`; CSV if it has none.
-            job: everything that determines the rows, as plain data; the keys appear in messages.
-            resume: continue an interrupted job.
-            overwrite: replace an existing output.
-        """
         require_output_file("output", path, overwrite=overwrite)
         self._path, self._job = path, job
         self._partial = path.with_name(f".{path.name}.partial")
@@ -73,7 +71,16 @@ class OutputTable:
             self.rows += len(table)
             self.decisions.update(table["decision"])
             self.unknown.update(unknown)
-            self._save_progress()
+            progress = {
+                "rows": self.rows,
+                "bytes": self._bytes,
+                "decisions": self.decisions,
+                "unknown": self.unknown,
+                "job": self._job,
+            }
+            fresh = self._progress.with_name(f"{self._progress.name}.new")
+            fresh.write_text(json.dumps(progress), encoding="utf-8")
+            fresh.replace(self._progress)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
@@ -84,7 +91,7 @@ class OutputTable:
             yield from blocks
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Finish the output, or keep the rows of an interrupted job."""
+        """Finish the output, or save the rows of an interrupted job."""
         is_complete = False
         try:
             if kind is None:
@@ -136,18 +143,6 @@ class OutputTable:
             raise InputError(f"{self._partial}: truncated; overwrite=true starts again")
         self.rows, self._bytes, (self.decisions, self.unknown) = rows, size, counts
 
-    def _save_progress(self) -> None:
-        progress = {
-            "rows": self.rows,
-            "bytes": self._bytes,
-            "decisions": self.decisions,
-            "unknown": self.unknown,
-            "job": self._job,
-        }
-        fresh = self._progress.with_name(f"{self._progress.name}.new")
-        fresh.write_text(json.dumps(progress), encoding="utf-8")
-        fresh.replace(self._progress)
-
 
 def to_csv(table: pd.DataFrame, *, header: bool) -> str:
     """Return a table as CSV, with numbers of nine significant digits."""
@@ -182,13 +177,10 @@ def number_columns(table: pd.DataFrame) -> list[str]:
 def _to_jsonl(rows: Rows, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for table in rows:
-            numeric = set(number_columns(table))
+            numeric = number_columns(table)
             for record in table.to_dict("records"):
-                cells = {
-                    name: (float(cell) if cell else None) if name in numeric else cell
-                    for name, cell in record.items()
-                }
-                file.write(json.dumps(cells, ensure_ascii=False) + "\n")
+                numbers = {n: float(record[n]) if record[n] else None for n in numeric}
+                file.write(json.dumps(record | numbers, ensure_ascii=False) + "\n")
 
 
 def to_arrow(table: pd.DataFrame) -> Any:
@@ -196,13 +188,13 @@ def to_arrow(table: pd.DataFrame) -> Any:
     import pyarrow as arrow
 
     numeric = number_columns(table)
-    types = [arrow.float64() if name in numeric else arrow.string() for name in table]
-    schema = arrow.schema([*zip(table.columns, types, strict=True)])
+    types = {name: arrow.float64() if name in numeric else arrow.string() for name in table}
     converted = {
         # Names and targets of the input may have any type.
         name: pd.to_numeric(cells) if name in numeric else cells.map(str, na_action="ignore")
         for name, cells in table.items()
     }
+    schema = arrow.schema(types)
     return arrow.Table.from_pandas(pd.DataFrame(converted), schema, preserve_index=False)
 
 

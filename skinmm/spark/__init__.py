@@ -16,12 +16,7 @@ ATTEMPTS: Final = 4
 
 @contextmanager
 def spark_session(master: str) -> Iterator[Any]:
-    """Start a session on local[N] or a cluster, whose settings come from spark-defaults.conf.
-
-    Raises:
-        InputError: PySpark or Java is not installed, or the cluster cannot be reached.
-        RuntimeError: a Python worker failed in the block.
-    """
+    """Start a session on local[N] or a cluster, whose settings come from spark-defaults.conf."""
     try:
         from pyspark.errors import PySparkException, PythonException
         from pyspark.sql import SparkSession

@@ -17,12 +17,12 @@ import pandas as pd
 from skinmm.config.commands import PredictSparkConfig
 from skinmm.data.pack import pack
 from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
-from skinmm.errors import InputError, one_line, print_error, print_line
-from skinmm.evaluation.predictions import DECISIONS
+from skinmm.errors import InputError, one_line
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
 from skinmm.predict.ensemble import find_checkpoints
 from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.job import print_summary
 from skinmm.predict.writer import number_columns, to_arrow
 from skinmm.spark import ignore_pandas_warning, spark_session
 
@@ -31,11 +31,7 @@ TASK_ROWS: Final = 1024
 
 
 def predict_spark(config: PredictSparkConfig) -> int:
-    """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted.
-
-    Raises:
-        InputError: Spark or Java is not installed, an input is missing, or the output exists.
-    """
+    """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted."""
     paths = find_checkpoints(config.checkpoint)
     predictor = Predictor.from_checkpoints(
         paths, config.accelerator, referral=config.referral, backend=config.backend
@@ -47,20 +43,15 @@ def predict_spark(config: PredictSparkConfig) -> int:
     ):
         names = _send_files(session.sparkContext, paths, predictor.identity, Path(folder))
         counts = _predict_table(session, config, predictor, names)
-    rows, failed = sum(counts.values()), counts.get("", 0)
-    decisions = ", ".join(f"{counts[name]} {name}" for name in DECISIONS if name in counts)
-    print_line(f"predictions: {config.output} ({rows} rows: {decisions}; by {predictor.backend})")
-    if failed:
-        print_error(f"{failed} of {rows} rows not predicted; see the column error")
-    return 3 if failed else 0
+    return print_summary(counts, config.output, predictor.backend)
 
 
 def _predict_table(
     session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
 ) -> dict[str, int]:
     """Predict and write the table; return the number of rows per decision, "" for errors."""
-    records = max(256, config.batch_size)
-    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(records))
+    records = str(max(256, config.batch_size))
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", records)
     table = session.read.parquet(config.input)
     rows = table.count()
     if not rows:
@@ -143,15 +134,12 @@ def _load(
 def pack_spark(
     table: pd.DataFrame, out: Path, settings: PackSettings, master: str, *, overwrite: bool = False
 ) -> Manifest:
-    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder that all executors reach.
-
-    Raises:
-        InputError: Spark or Java is not installed, or the cohort cannot be packed.
-    """
+    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder that all executors reach."""
     with spark_session(master) as session:
         write_shards = partial(_write_shards, session.sparkContext)
-        options: dict[str, Any] = {"overwrite": overwrite, "write_shards": write_shards}
-        return pack(table, out, read_source, settings, **options)
+        return pack(
+            table, out, read_source, settings, overwrite=overwrite, write_shards=write_shards
+        )
 
 
 def _write_shards(
@@ -161,14 +149,9 @@ def _write_shards(
     jobs = [(out.absolute() / name, rows) for name, rows in pending.items()]
     if not jobs:
         return
-    errors = []
     shards = context.parallelize(jobs, len(jobs)).map(partial(_write_shard, encoder)).collect()
-    for name, shard in zip(pending, shards, strict=True):
-        if isinstance(shard, Shard):
-            yield name, shard
-        else:
-            errors.append(shard)
-    if errors:
+    yield from (pair for pair in zip(pending, shards, strict=True) if isinstance(pair[1], Shard))
+    if errors := [shard for shard in shards if not isinstance(shard, Shard)]:
         raise PackError(f"{len(errors)} of {len(jobs)} shards not packed: {errors[0]}")
 
 

@@ -1,6 +1,5 @@
 """Predictions of rows that lack their image, their record, or some of it."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +46,12 @@ def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Pat
     mapped = "+data.args.columns={patient_id: Fall, width_mm: Breite}"
     assert quick_train(tmp_path / "run", "data=csv", *told, mapped) == 0
     rows = pd.DataFrame({"width_mm": ["1,5", "1.5", "wide", ""], "grade": ["a", "a", "d", "b"]})
-    unknown: Counter[str] = Counter()
     predictor = Predictor.from_checkpoints([best(tmp_path / "run")])
-    found = predictor.predict(rows, unknown=unknown)
+    (prediction,) = predictor.stream([rows])
+    found = prediction.table
     assert found["malignancy"][0] == found["malignancy"][1]
     assert found["missing"].tolist() == ["", "", "grade|width_mm", "width_mm"]
-    assert unknown == {"width_mm": 1, "grade": 1}
+    assert prediction.unknown == {"width_mm": 1, "grade": 1}
     # A table like that of training is read as that one; a column of the model's own name is not it.
     theirs = rows.rename(columns={"width_mm": "Breite"}).assign(Fall="P1", width_mm=9)
     again = predictor.predict(theirs)
