@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch.nn.functional import interpolate
 
 from skinmm.config import Config, from_mapping
-from skinmm.errors import InputError, print_line
+from skinmm.errors import InputError, one_line, print_line
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
 from skinmm.images.measure import MEASUREMENTS, measure
@@ -24,13 +24,16 @@ from skinmm.images.source import Source, read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.models.segmentation import build_segmenter
 
-TASK: Final = "segmentation"
 SIDE: Final = 256
 """Shorter side of the image on which lesions are measured, in pixels."""
 
 
 class LesionFinder:
     """Trained segmentation network on the CPU; finders of the same checkpoint are equal.
+
+    Args:
+        state: `config`, `weights` and `digest` as plain data, which are also part of the checkpoint
+            of a classifier whose preprocessing uses them.
 
     Attributes:
         digest: SHA-256 of the checkpoint.
@@ -39,22 +42,13 @@ class LesionFinder:
     """
 
     def __init__(self, state: dict[str, Any]) -> None:
-        """Build the network from its state.
-
-        Args:
-            state: `config`, `weights` and `digest` as plain data, which are also part of the
-                checkpoint of a classifier whose preprocessing uses them.
-
-        Raises:
-            CheckpointError: the state is from another version.
-        """
         self.state, self.digest = state, str(state["digest"])
         try:
             config = from_mapping(Config, state["config"])
             self._network = build_segmenter(config, pretrained=False)
             self._network.load_state_dict(state["weights"])
         except (InputError, RuntimeError, LookupError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = one_line(error)
             raise CheckpointError(f"segmenter: not made by this version ({reason})") from error
         self._network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.size = config.model.image_size
@@ -63,14 +57,12 @@ class LesionFinder:
 
     @classmethod
     def load(cls, path: Path) -> "LesionFinder":
-        """Load a checkpoint of `task=segmentation`.
-
-        Raises:
-            CheckpointError: the file is missing, damaged or the checkpoint of a classifier.
-        """
+        """Load a checkpoint of `task=segmentation`; raise `CheckpointError` for any other file."""
         card, weights = load_card(path)
-        if card.config.get("task") != TASK:
-            raise CheckpointError(f"{path}: this checkpoint classifies; name one of task={TASK}")
+        if card.config.get("task") != "segmentation":
+            raise CheckpointError(
+                f"{path}: this checkpoint classifies; name one of task=segmentation"
+            )
         digest = sha256(path.read_bytes()).hexdigest()
         return cls({"config": card.config, "weights": weights, "digest": digest})
 
@@ -102,11 +94,7 @@ class LesionFinder:
         return (resized[0, 0] > 0).numpy()
 
     def measure(self, source: Source) -> dict[str, float]:
-        """Return the `MEASUREMENTS` of the lesion in an image.
-
-        Raises:
-            InputError: the image cannot be decoded.
-        """
+        """Return the `MEASUREMENTS` of the lesion in an image."""
         info = probe(source.data)
         scale = min(1.0, SIDE / min(info.width, info.height))
         size = (max(round(info.height * scale), 1), max(round(info.width * scale), 1))
@@ -124,9 +112,6 @@ def add_measurements(
         columns: record columns of the model.
         finder: lesion finder; None adds nothing.
         workers: number of threads.
-
-    Raises:
-        InputError: an image cannot be read; the message names it.
     """
     names = [name for name in columns if name in MEASUREMENTS and name not in table]
     if not names or finder is None:
@@ -157,7 +142,3 @@ def _file_state(path: str) -> tuple[int, int]:
     file = Path(path)
     status = (file if file.exists() else Path(path.partition("#")[0])).stat()
     return status.st_size, status.st_mtime_ns
-
-
-class MaskCheckpointError(CheckpointError):
-    """A checkpoint of `task=segmentation`, where one that classifies was asked for."""

@@ -19,26 +19,21 @@ MAP_NDIM: Final = 4  # (batch, channels, height, width)
 
 
 class SimpleCNN(nn.Sequential):
-    """Small baseline without pretrained weights: convolutions, pooling, dropout, dense layer."""
+    """Small baseline without pretrained weights: convolutions, pooling, dropout, dense layer.
+
+    Args:
+        widths: channels of each block; every block halves height and width.
+        dense: width of the last layer, the feature vector.
+        drop_rate: dropout before the last layer.
+    """
 
     def __init__(
         self, widths: Sequence[int] = (32, 64, 128), dense: int = 128, drop_rate: float = 0.3
     ) -> None:
-        """Build the layers.
-
-        Args:
-            widths: channels of each block; every block halves height and width.
-            dense: width of the last layer, the feature vector.
-            drop_rate: dropout before the last layer.
-        """
         layers: list[nn.Module] = []
         for before, after in zip((3, *widths), widths, strict=False):
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+            convolution = nn.Conv2d(before, after, 3, padding=1)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(drop_rate)]
         layers += [nn.Linear(16 * widths[-1], dense), nn.ReLU()]
         super().__init__(*layers)
@@ -68,6 +63,13 @@ class Backbone(nn.Module):
 
     Normalisation is part of the encoder, so that training, export and serving cannot differ.
 
+    Args:
+        config: name, image size and arguments of the network.
+        pretrained: load weights as `config.pretrained` states; False if a checkpoint is loaded
+            afterwards.
+        tokens: return a vector for each position of the last feature map, or each transformer
+            token, instead of one for each image.
+
     Attributes:
         origin: description of the weights that the network started from.
         dim: width of a feature vector.
@@ -80,19 +82,6 @@ class Backbone(nn.Module):
     def __init__(
         self, config: ModelConfig, *, pretrained: bool = False, tokens: bool = False
     ) -> None:
-        """Build the network and load pretrained weights.
-
-        Args:
-            config: name, image size and arguments of the network.
-            pretrained: load weights as `config.pretrained` states; False if a checkpoint is loaded
-                afterwards.
-            tokens: return a vector for each position of the last feature map, or each transformer
-                token, instead of one for each image.
-
-        Raises:
-            InputError: an unknown network or argument, an image size that the network does not
-                accept, or weights that do not fit.
-        """
         super().__init__()
         self.origin, self.net = _build(config, pretrained=pretrained)
         normalisation = getattr(self.net, "pretrained_cfg", {})
@@ -178,9 +167,9 @@ def _build(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
         return "from scratch", net
     hub_id = published.hf_hub_id if published else None
     weights = find_weights(config.name, hub_id, config.pretrained, create)
-    if weights.file is None and weights.state is None:
-        return weights.origin, net
-    return weights.origin, _load_weights(config, weights, create, net)
+    if weights.file or weights.state:
+        net = _load_weights(config, weights, create, net)
+    return weights.origin, net
 
 
 def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:

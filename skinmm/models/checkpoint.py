@@ -19,8 +19,6 @@ from skinmm.files import atomic_write
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
 PREFIX: Final = "network."  # attribute of the LightningModule
-REMOVED: Final = ("patient_context",)
-"""Former choices of `fusion=`."""
 
 
 class CheckpointError(InputError):
@@ -73,12 +71,12 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
             network no longer exists.
     """
     content, card = _load(path)
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in content["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
-    return card, weights
+    return card, strip_prefix(content["state_dict"], PREFIX)
+
+
+def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by the rest of their names."""
+    return {name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -102,11 +100,7 @@ def _peek(path: Path) -> dict[str, Any] | None:
 
 
 def update_card(path: Path, **changes: Any) -> Card:
-    """Change attributes of a checkpoint's card in the file, and return the new card.
-
-    Raises:
-        CheckpointError: as `load_card`.
-    """
+    """Change attributes of a checkpoint's card in the file, and return the new card."""
     content, card = _load(path)
     card = replace(card, **changes)
     save_checkpoint({**content, KEY: asdict(card)}, path)
@@ -118,12 +112,9 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
 
     The mean of a run's last epochs is often better than each of them (Izmailov et al. 2018,
     arXiv:1803.05407). Statistics of BatchNorm are averaged too; all else is from the last one.
-
-    Raises:
-        CheckpointError: as `load_card`.
     """
-    *others, last = (_load(path)[0] for path in paths)
-    states = [content["state_dict"] for content in (*others, last)]
+    contents = [_load(path)[0] for path in paths]
+    last, states = contents[-1], [content["state_dict"] for content in contents]
     mean = {
         name: torch.stack([state[name] for state in states]).mean(dim=0)
         if value.is_floating_point()
@@ -147,24 +138,22 @@ def _load(path: Path) -> tuple[dict[str, Any], Card]:
     content = _read(path)
     card = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(card, dict):
-        raise CheckpointError(f"{path}: not a skinmm checkpoint (it holds no '{KEY}' entry)")
+        raise CheckpointError(f"{path}: not a skinmm checkpoint (it has no '{KEY}' entry)")
     if card.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path}: schema {card.get('schema')}; this version reads schema {SCHEMA}"
         )
-    required = {
-        item.name for item in fields(Card) if MISSING is item.default is item.default_factory
-    }
-    missing = required - set(card)
+    required = {i.name for i in fields(Card) if MISSING is i.default is i.default_factory}
+    missing = required - card.keys()
     if missing or not isinstance(content.get("state_dict"), dict):
         names = ", ".join(sorted(missing)) or "state_dict"
         raise CheckpointError(f"{path}: the checkpoint lacks {names}")
     config = card["config"]
     fusion = config.get("fusion") if isinstance(config, dict) else None
-    if isinstance(fusion, dict) and (name := fusion.get("name")) in REMOVED:
+    if isinstance(fusion, dict) and fusion.get("name") == "patient_context":
         raise CheckpointError(
-            f"{path}: trained with fusion={name}, which this version no longer has; use the "
-            "skinmm that trained it, or train again with another fusion"
+            f"{path}: trained with fusion=patient_context, which this version no longer has; use "
+            "the skinmm that trained it, or train again with another fusion"
         )
     return content, Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
 
@@ -173,16 +162,11 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        _check_checksums(path)
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes checksums and never compares them
+            if damaged is not None:
+                raise BadZipFile(f"{damaged} was changed")  # noqa: TRY301
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various errors for damaged files
         reason = (str(error).strip().splitlines() or ["empty file"])[0][:120]
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
-
-
-def _check_checksums(path: Path) -> None:
-    """Compare the checksums of the file, which torch writes and never reads."""
-    with ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise BadZipFile(f"{damaged} was changed")

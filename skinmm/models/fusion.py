@@ -36,7 +36,6 @@ class Fusion(nn.Module, ABC):
     tokens: ClassVar[bool] = False
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
-        """Store the width of the output, and a dropout layer for the block to use."""
         super().__init__()
         self.dim = dim
         self.dropout = nn.Dropout(dropout)
@@ -66,7 +65,6 @@ class ImageOnly(Fusion):
     inputs = frozenset({"image"})
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Build the block; `record_dim` is 0."""
         super().__init__(image_dim + record_dim, dropout)
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:  # noqa: ARG002
@@ -80,7 +78,6 @@ class TabularOnly(Fusion):
     inputs = frozenset({"record"})
 
     def __init__(self, image_dim: int, record_dim: int) -> None:
-        """Build the block; `image_dim` is 0."""
         super().__init__(image_dim + record_dim)
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:  # noqa: ARG002
@@ -92,7 +89,6 @@ class Concat(Fusion):
     """Concatenation of both feature vectors, with dropout on the image's."""
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Build the block."""
         super().__init__(image_dim + record_dim, dropout)
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
@@ -109,7 +105,6 @@ class Late(Concat):
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Build the block."""
         super().__init__(image_dim, record_dim, dropout)
         self._widths = (image_dim, record_dim)
 
@@ -138,7 +133,7 @@ class _MixtureHead(nn.Module):
 
 
 class Gated(Fusion):
-    """Gated multimodal unit: for each feature, a learned weighted mean of image and record.
+    """Gated multimodal unit: for each of `width` features, a learned mean of image and record.
 
     Arevalo et al. 2017, "Gated multimodal units for information fusion", arXiv:1702.01992. Both
     inputs pass LayerNorm first, so that the scale of no branch saturates the gate.
@@ -147,7 +142,6 @@ class Gated(Fusion):
     def __init__(
         self, image_dim: int, record_dim: int, width: int = 128, dropout: float = 0.3
     ) -> None:
-        """Build the block; `width` is the width of its output."""
         super().__init__(width, dropout)
         self.norms = nn.ModuleList([nn.LayerNorm(image_dim), nn.LayerNorm(record_dim)])
         self.image = nn.Linear(image_dim, width)
@@ -170,7 +164,6 @@ class FiLM(Fusion):
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Build the block; `dropout` is applied to the image."""
         super().__init__(image_dim, dropout)
         self.modulate = nn.Linear(record_dim, 2 * image_dim)
 
@@ -186,13 +179,12 @@ class MetaNet(Fusion):
 
     Li et al. 2020, "Fusing metadata and dermoscopy images for skin disease diagnosis",
     doi:10.1109/ISBI45749.2020.9098645. Applied to the pooled vector, which equals pooling the
-    scaled map.
+    scaled map. `width` is that of the hidden layer.
     """
 
     def __init__(
         self, image_dim: int, record_dim: int, width: int = 128, dropout: float = 0.3
     ) -> None:
-        """Build the block; `width` is the width of the hidden layer."""
         super().__init__(image_dim, dropout)
         self.gate = nn.Sequential(
             nn.Linear(record_dim, width), nn.ReLU(), nn.Linear(width, image_dim), nn.Sigmoid()
@@ -215,7 +207,6 @@ class MetaBlock(Fusion):
     tokens = True
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        """Build the block; `dropout` is applied to its output."""
         super().__init__(image_dim, dropout)
         self.scale, self.shift = (
             nn.Sequential(nn.Linear(record_dim, image_dim), nn.LayerNorm(image_dim))
@@ -235,7 +226,8 @@ class CrossAttention(Fusion):
     Multi-head attention of Vaswani et al. 2017, arXiv:1706.03762, from record to image as in the
     mutual attention of Cai et al. 2023, "A multimodal transformer to fuse images and metadata for
     skin disease classification", doi:10.1007/s00371-022-02492-4. The opposite direction is left
-    out: attention to a single record vector would add the same vector to every token.
+    out: attention to a single record vector would add the same vector to every token. `width` is
+    that of queries, keys and values; the number of `heads` divides it.
     """
 
     tokens = True
@@ -248,18 +240,6 @@ class CrossAttention(Fusion):
         heads: int = 4,
         dropout: float = 0.3,
     ) -> None:
-        """Build the block.
-
-        Args:
-            image_dim: width of an image token.
-            record_dim: width of the record's features.
-            width: width of queries, keys and values; the output is twice as wide.
-            heads: number of attention heads; divides `width`.
-            dropout: dropout on the mean of the tokens.
-
-        Raises:
-            InputError: `heads` does not divide `width`.
-        """
         super().__init__(2 * width, dropout)
         if heads < 1 or width % heads:
             raise InputError(f"fusion cross_attention: width={width} is not divided by {heads=}")
@@ -270,10 +250,7 @@ class CrossAttention(Fusion):
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
         """Attend: (batch, tokens, image_dim), (batch, record_dim) -> (batch, 2 * width)."""
         image, record = _require_both(image, record)
-        tokens, query = (
-            self.image(image),
-            self.record(record),
-        )  # queries: (batch, width)
+        tokens, query = self.image(image), self.record(record)  # query: (batch, width)
         attended, _ = self.attention(query[:, None], tokens, tokens, need_weights=False)
         return torch.cat([query + attended[:, 0], self.dropout(tokens.mean(dim=1))], dim=1)
 
@@ -288,7 +265,6 @@ class Bilinear(Fusion):
     def __init__(
         self, image_dim: int, record_dim: int, rank: int = 128, dropout: float = 0.3
     ) -> None:
-        """Build the block; `rank` is the width of its output, `dropout` is applied to the image."""
         super().__init__(rank)
         self.image = nn.Sequential(
             nn.LayerNorm(image_dim), nn.Dropout(dropout), nn.Linear(image_dim, rank), nn.Tanh()

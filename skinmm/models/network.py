@@ -32,6 +32,16 @@ class Network(nn.Module):
 
     In every method, `image` and `record` are None if the fusion block does not use them, and
     `has_image` marks the rows with an image, None meaning all.
+
+    Args:
+        image: image encoder.
+        record: record encoder.
+        fusion: block that combines their features.
+        classes: number of classes.
+        dropout: dropout on the fused features.
+        dropout_samples: number of dropout masks whose logits are averaged in training
+            (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
+        accepts_missing_image: learn features that replace those of a missing image.
     """
 
     def __init__(
@@ -45,18 +55,6 @@ class Network(nn.Module):
         dropout_samples: int = 1,
         accepts_missing_image: bool = False,
     ) -> None:
-        """Join the parts, and add the head of the fusion block.
-
-        Args:
-            image: image encoder.
-            record: record encoder.
-            fusion: block that combines their features.
-            classes: number of classes.
-            dropout: dropout on the fused features.
-            dropout_samples: number of dropout masks whose logits are averaged in training
-                (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
-            accepts_missing_image: learn features that replace those of a missing image.
-        """
         super().__init__()
         self._dropout, self._dropout_samples = dropout, dropout_samples
         self.image = image
@@ -84,11 +82,7 @@ class Network(nn.Module):
     def embed(
         self, image: Images | None, record: Records | None, has_image: HasImage | None = None
     ) -> Float[Tensor, "b dim"]:
-        """Return the fused features of a batch, the input of the head.
-
-        Raises:
-            InputError: an input is None that the fusion block needs.
-        """
+        """Return the fused features of a batch, the input of the head."""
         pixels = columns = None
         if self.image is not None and image is not None:
             pixels = self.encode_image(image, has_image)
@@ -164,9 +158,6 @@ def build_network(
         classes: number of classes.
         pretrained: load pretrained weights as `model.pretrained` states; False if a checkpoint is
             loaded afterwards.
-
-    Raises:
-        InputError: an unknown component or argument, or weights that cannot be used.
     """
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     block = FUSIONS[config.fusion.name]
@@ -175,13 +166,8 @@ def build_network(
         image = Backbone(config.model, pretrained=pretrained, tokens=block.tokens)
     if "record" in block.inputs:
         record = build_component(TABULAR, "tabular", config.tabular, widths=widths)
-    fusion = build_component(
-        FUSIONS,
-        "fusion",
-        config.fusion,
-        image_dim=image.dim if image else 0,
-        record_dim=int(record.dim) if record else 0,
-    )
+    dims = {"image_dim": image.dim if image else 0, "record_dim": record.dim if record else 0}
+    fusion = build_component(FUSIONS, "fusion", config.fusion, **dims)
     return Network(
         image,
         record,

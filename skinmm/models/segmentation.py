@@ -14,12 +14,13 @@ from skinmm.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
 DEPTH: Final = 5  # number of times that an encoder halves height and width
 
-Statistics = tuple[Tensor, Tensor]
-"""Mean and standard deviation of the pixel normalisation, each (1, 3, 1, 1)."""
-
 
 class Segmenter(nn.Module):
     """Segmentation network with its pixel normalisation.
+
+    Args:
+        net: network that maps normalised (b, 3, h, w) to (b, 1, h, w).
+        statistics: mean and standard deviation of the pixels from 0 to 255, each (1, 3, 1, 1).
 
     Attributes:
         origin: description of the weights that the network started from.
@@ -28,8 +29,7 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, statistics: Statistics, origin: str) -> None:
-        """Store the network, which maps normalised (b, 3, h, w) to (b, 1, h, w)."""
+    def __init__(self, net: nn.Module, statistics: tuple[Tensor, Tensor], origin: str) -> None:
         super().__init__()
         self.net, self.origin = net, origin
         self.register_buffer("mean", statistics[0].clone())
@@ -50,10 +50,6 @@ def build_unet(
         model: encoder, with the pretrained weights that a classifier would start from.
         pretrained: load weights as `model.pretrained` states.
         channels: channels of the decoder's five blocks, the coarsest first.
-
-    Raises:
-        InputError: not five blocks, an encoder that timm cannot split into stages, or weights that
-            do not fit.
     """
     if len(channels) != DEPTH:
         raise InputError(f"segmenter 'unet': channels={[*channels]}: must be {DEPTH} numbers")
@@ -75,10 +71,7 @@ def build_autoencoder(
 ) -> Segmenter:
     """Build the baseline: convolutions and pooling, then transposed convolutions, no shortcuts.
 
-    Args:
-        model: ignored.
-        pretrained: ignored, as there are no pretrained weights.
-        widths: channels of each block; every block halves height and width.
+    `widths` are the channels of the blocks, each of which halves height and width.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise((3, *widths)):
@@ -104,10 +97,6 @@ def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
     Args:
         config: configuration of a run.
         pretrained: load pretrained weights; False if a checkpoint is loaded afterwards.
-
-    Raises:
-        InputError: an unknown component or argument, an image size that does not fit, or weights
-            that cannot be used.
     """
     net = build_component(
         SEGMENTERS, "segmenter", config.segmenter, model=config.model, pretrained=pretrained
@@ -130,11 +119,7 @@ def _block(convolution: nn.Module) -> list[nn.Module]:
 
 
 def _copy_weights(source: nn.Module, encoder: nn.Module, name: str) -> None:
-    """Copy the weights of a network to the encoder that timm made of its stages.
-
-    Raises:
-        InputError: the encoder has a tensor that the network lacks.
-    """
+    """Copy the weights of a network to the encoder that timm made of its stages."""
     # timm's wrapper replaces the dots of some names by underscores.
     state = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
     keys = list(encoder.state_dict())

@@ -5,7 +5,6 @@ number (the value and its missing flag), and for a category the number of its va
 missing or unseen. A record is the concatenation of all columns, (batch, sum(widths)).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,14 +17,14 @@ from skinmm.errors import InputError
 Record = Float[Tensor, "b columns"]
 
 
-class Tabular(nn.Module, ABC):
-    """Base class of the record encoders; `dim` is the width of the feature vector."""
+class Tabular(nn.Module):
+    """Base class of the record encoders, (batch, sum(widths)) -> (batch, dim).
+
+    Arguments of the encoders, besides `widths`: `hidden`, the width of each layer, the last one
+    that of the feature vector; `width` of each embedding or token; `dropout` in every layer.
+    """
 
     dim: int
-
-    @abstractmethod
-    def forward(self, record: Record) -> Float[Tensor, "b dim"]:
-        """Encode a batch of records."""
 
 
 class MLP(Tabular):
@@ -34,16 +33,6 @@ class MLP(Tabular):
     def __init__(
         self, widths: Sequence[int], hidden: Sequence[int] = (64, 64), dropout: float = 0.1
     ) -> None:
-        """Build the layers.
-
-        Args:
-            widths: width of each encoded column.
-            hidden: width of each layer; the last one is that of the feature vector.
-            dropout: dropout after every layer.
-
-        Raises:
-            InputError: `hidden` is empty.
-        """
         super().__init__()
         self.layers = _layers(sum(widths), hidden, dropout)
         self.dim = hidden[-1]
@@ -67,17 +56,6 @@ class Embedding(Tabular):
         hidden: Sequence[int] = (64,),
         dropout: float = 0.1,
     ) -> None:
-        """Build the embeddings and the layers.
-
-        Args:
-            widths: width of each encoded column.
-            width: width of each embedding.
-            hidden: width of each layer; the last one is that of the feature vector.
-            dropout: dropout after every layer.
-
-        Raises:
-            InputError: `hidden` is empty.
-        """
         super().__init__()
         self.columns = _Columns(widths, width)
         self.layers = _layers(len(widths) * width, hidden, dropout)
@@ -92,7 +70,7 @@ class FTTransformer(Tabular):
     """Transformer over one token for each column and a class token.
 
     Gorishniy et al. 2021, "Revisiting deep learning models for tabular data", arXiv:2106.11959;
-    with GELU instead of ReGLU.
+    with GELU instead of ReGLU. `heads`, the number of attention heads, divides `width`.
     """
 
     def __init__(
@@ -103,18 +81,6 @@ class FTTransformer(Tabular):
         heads: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        """Build the layers.
-
-        Args:
-            widths: width of each encoded column.
-            width: width of every token and of the feature vector.
-            layers: number of layers, at least 1.
-            heads: number of attention heads; divides `width`.
-            dropout: dropout in every layer.
-
-        Raises:
-            InputError: `heads` does not divide `width`, or there is no layer.
-        """
         super().__init__()
         if heads < 1 or width % heads or layers < 1:
             raise InputError(

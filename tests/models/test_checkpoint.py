@@ -102,7 +102,7 @@ def without(*names: str) -> dict[str, Any]:
 def test_what_is_no_checkpoint_of_ours_is_named(tmp_path: Path) -> None:
     card = asdict(CARD)
     foreign: dict[str, list[Any]] = {
-        "it holds no 'skinmm' entry": [without(KEY), [1, 2], {KEY: "text"}, torch.zeros(2)],
+        "it has no 'skinmm' entry": [without(KEY), [1, 2], {KEY: "text"}, torch.zeros(2)],
         "schema 2; this version reads schema 1": [{**content(), KEY: {**card, "schema": 2}}],
         "the checkpoint lacks classes, prior": [
             {**content(), KEY: {k: v for k, v in card.items() if k not in ("classes", "prior")}}
