@@ -24,8 +24,7 @@ from skinmm.images.source import Source, read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.models.segmentation import build_segmenter
 
-SIDE: Final = 256
-"""Shorter side of the image on which lesions are measured, in pixels."""
+SIDE: Final = 256  # shorter side of the image on which lesions are measured, in pixels
 
 
 class LesionFinder:
@@ -48,8 +47,7 @@ class LesionFinder:
             self._network = build_segmenter(config, pretrained=False)
             self._network.load_state_dict(state["weights"])
         except (InputError, RuntimeError, LookupError, TypeError) as error:
-            reason = one_line(error)
-            raise CheckpointError(f"segmenter: not made by this version ({reason})") from error
+            raise CheckpointError(f"segmenter: not of this version ({one_line(error)})") from error
         self._network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.size = config.model.image_size
         self.icc: Any = config.data.icc
@@ -60,9 +58,7 @@ class LesionFinder:
         """Load a checkpoint of `task=segmentation`; raise `CheckpointError` for any other file."""
         card, weights = load_card(path)
         if card.config.get("task") != "segmentation":
-            raise CheckpointError(
-                f"{path}: this checkpoint classifies; name one of task=segmentation"
-            )
+            raise CheckpointError(f"{path}: this is a classifier; name one of task=segmentation")
         digest = sha256(path.read_bytes()).hexdigest()
         return cls({"config": card.config, "weights": weights, "digest": digest})
 
