@@ -284,7 +284,7 @@ def test_a_checkpoint_that_does_not_fit_its_own_card_is_named(
     wider = {**card.config, "tabular": {"name": "mlp", "args": {"hidden": [3]}}}
     for name, config in (("later", later), ("wider", wider)):
         path = changed(best(records), tmp_path / f"{name}.ckpt", config=config)
-        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: not of this version"):
+        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: not made by this version"):
             Predictor.from_checkpoints([path])
 
 
