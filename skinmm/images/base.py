@@ -1,21 +1,22 @@
-"""Common parts of the decoders: limits, orientation, colour profiles, PNG, antialiased resizing.
+"""Base of the decoders: limits, orientation, colour profiles, antialiased resizing, JPEG streams.
 
 The SIMD resizer computes in integers, so that its result does not depend on the processor; it runs
 on the calling thread. Linux on ARM has no wheel of it: there Pillow computes the same filter, five
 times slower and at most one grey level apart (benchmarks/results/decode.md).
 """
 
-import ctypes
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageCms
-from PIL.PngImagePlugin import PngImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from skinmm.errors import InputError
 
@@ -27,43 +28,23 @@ else:
     _RGB: Final = simd.PixelType.U8x3
     _BILINEAR: Final = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
 
-Extent: TypeAlias = tuple[float | int, float | int]
-"""(height, width) in pixels that the image covers; may end inside the last row and column."""
-
-
-def resize_simd(
-    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], extent: Extent
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Resize the top left `extent` of `pixels` to `size` (height, width)."""
-    height, width, _ = pixels.shape
-    encoded = pixels.tobytes()
-    del pixels  # copies that live on cost more, in page faults, than the resizing
-    source = simd.ImageData(width, height, _RGB, encoded)
-    del encoded
-    target = simd.ImageData(size[1], size[0], _RGB)
-    box = simd.CropBox(0, 0, extent[1], extent[0])
-    simd.Resizer().resize(source, target, simd.ResizeOptions(_BILINEAR, crop_box=box))
-    return np.frombuffer(bytearray(target.get_buffer()), np.uint8).reshape(*size, 3)
-
-
-def resize_pillow(
-    pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], extent: Extent
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Resize as `resize_simd` does, with Pillow."""
-    box = (0, 0, extent[1], extent[0])
-    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, box))
-
-
-resize: Final = resize_simd if simd else resize_pillow
-
-
 Pixels: TypeAlias = UInt8[np.ndarray, "height width 3"]
 Size: TypeAlias = tuple[int, int]
 Icc: TypeAlias = Literal["ignore", "srgb"]
+Extent: TypeAlias = tuple[float | int, float | int]
+"""(height, width) in pixels that the image covers; may end inside the last row and column."""
 
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
-_TRANSPOSED: Final = 5  # EXIF orientations from here on swap rows and columns
+TRANSPOSED: Final = 5  # EXIF orientations from here on swap rows and columns
 _PROFILE_MODES: Final = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+_APP1, _APP2, _APP14, _SOS, _EOI, _FILL = 0xE1, 0xE2, 0xEE, 0xDA, 0xD9, 0xFF
+_BITS: Final = 8
+_FRAME_BYTES: Final = 6  # precision, height, width, components
+_ADOBE_BYTES: Final = 12  # libjpeg ignores shorter markers
+# Start of frame: every coding of T.81 (C4, C8 and CC are other segments) and JPEG-LS (F7).
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+# libjpeg skips stray bytes before a marker without loss; all its other warnings mean damage.
+_HARMLESS: Final = "extraneous bytes before marker"
 
 
 class DecodeError(InputError):
@@ -92,7 +73,7 @@ class ImageInfo:
     icc: str | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Raster:
     """Decoded pixels as stored, the extent they cover, and the EXIF orientation, 1 to 8."""
 
@@ -100,24 +81,43 @@ class Raster:
     extent: Extent
     orientation: int = 1
 
-    def take(self) -> Pixels:
-        """Return the pixels and drop the reference, so that resizing can reuse their memory."""
-        pixels = self.pixels
-        del self.pixels
-        return pixels
+
+def resize_simd(
+    pixels: UInt8[np.ndarray, "h w 3"], size: Size, extent: Extent
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize the top left `extent` of `pixels` to `size` (height, width)."""
+    height, width, _ = pixels.shape
+    encoded = pixels.tobytes()
+    del pixels  # copies that live on cost more, in page faults, than the resizing
+    source = simd.ImageData(width, height, _RGB, encoded)
+    del encoded
+    target = simd.ImageData(size[1], size[0], _RGB)
+    box = simd.CropBox(0, 0, extent[1], extent[0])
+    simd.Resizer().resize(source, target, simd.ResizeOptions(_BILINEAR, crop_box=box))
+    return np.frombuffer(bytearray(target.get_buffer()), np.uint8).reshape(*size, 3)
 
 
-def keep_freed_memory() -> None:
-    """Make glibc reuse up to 64 MB of freed memory in this process.
+def resize_pillow(
+    pixels: UInt8[np.ndarray, "h w 3"], size: Size, extent: Extent
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Resize as `resize_simd` does, with Pillow."""
+    box = (0, 0, extent[1], extent[0])
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, box))
 
-    Otherwise the kernel takes the memory of every decoded image back, and zeroes its pages for the
-    next one: an eighth of the time to decode a camera file.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+
+resize: Final = resize_simd if simd else resize_pillow
+
+
+@contextmanager
+def report_damage(kind: str) -> Iterator[None]:
+    """Raise every error of a codec as `DecodeError`, which names the kind of the file."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DecodeError(f"unreadable {kind} ({reason}): fetch the file again") from error
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
@@ -126,11 +126,9 @@ def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> N
     This happens before memory is allocated for the pixels.
     """
     if width < 1 or height < 1:
-        raise DecodeError(f"the header says {width}x{height} pixels: damaged, fetch the file again")
+        raise DecodeError(f"the header has {width}x{height} pixels: damaged, fetch the file again")
     if min(width, height) < min_side:
-        raise DecodeError(
-            f"{width}x{height} pixels are too few: it takes {min_side} on either side"
-        )
+        raise DecodeError(f"{width}x{height} pixels are too few: each side needs {min_side}")
     if width * height > max_pixels:
         raise DecodeError(
             f"{width}x{height} is {width * height / 1e6:,.1f} megapixels, the limit is "
@@ -146,39 +144,17 @@ def check_frame(frame: int | None, frames: int) -> int:
     """
     if frame is None and frames > 1:
         raise DecodeError(
-            f"it holds {frames} frames: name one, #frame=1 to #frame={frames} behind the path"
+            f"it has {frames} frames: name one, #frame=1 to #frame={frames} after the path"
         )
     if frame is not None and not 1 <= frame <= frames:
-        allowed = "it holds one frame, #frame=1" if frames == 1 else f"1 to {frames} exist"
+        allowed = "it has one frame, #frame=1" if frames == 1 else f"1 to {frames} exist"
         raise DecodeError(f"#frame={frame} does not exist: {allowed}")
     return 0 if frame is None else frame - 1
 
 
-def displayed(size: Size, orientation: int) -> Size:
+def to_displayed(size: Size, orientation: int) -> Size:
     """Swap height and width if the EXIF orientation swaps rows and columns."""
-    return (size[1], size[0]) if orientation >= _TRANSPOSED else size
-
-
-def finish(raster: Raster, size: Size | None) -> Pixels:
-    """Resize to `size` (height, width as displayed) and turn upright."""
-    if size is not None:
-        size = displayed(size, raster.orientation)
-        if raster.pixels.shape[:2] != size or raster.extent != size:
-            raster.pixels = resize(raster.take(), size, raster.extent)
-    return _upright(raster.pixels, raster.orientation)
-
-
-def _upright(pixels: UInt8[np.ndarray, "rows columns 3"], orientation: int) -> Pixels:
-    """Undo the EXIF orientation (CIPA DC-008, tag 0x0112)."""
-    if orientation == 1:
-        return pixels
-    if orientation >= _TRANSPOSED:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return (size[1], size[0]) if orientation >= TRANSPOSED else size
 
 
 def read_orientation(exif: bytes | None) -> int:
@@ -202,7 +178,7 @@ def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
     """
     if icc == "srgb" and profile:
         try:
-            transform = _transform(profile, image.mode)
+            transform = _build_transform(profile, image.mode)
         except (ImageCms.PyCMSError, OSError) as error:
             raise DecodeError(f"its ICC profile is unusable ({error}): use icc=ignore") from error
         image = transform.apply(image)
@@ -210,20 +186,15 @@ def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
 
 
 @lru_cache(maxsize=8)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+def _build_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     """Build the transform to sRGB once per profile; NOCACHE makes it usable from many threads."""
     source = ImageCms.ImageCmsProfile(BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if _PROFILE_MODES.get(space) != mode:
         raise DecodeError(f"its ICC profile is for {space}, its pixels are {mode}: use icc=ignore")
-    return ImageCms.buildTransform(
-        source,
-        ImageCms.createProfile("sRGB"),
-        mode,
-        "RGB",
-        ImageCms.Intent(ImageCms.getDefaultIntent(source)),
-        ImageCms.Flags.NOCACHE,
-    )
+    target, intent = ImageCms.createProfile("sRGB"), ImageCms.getDefaultIntent(source)
+    flags = ImageCms.Flags.NOCACHE
+    return ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent(intent), flags)
 
 
 def read_profile_name(profile: bytes | None) -> str | None:
@@ -236,42 +207,87 @@ def read_profile_name(profile: bytes | None) -> str | None:
         return "unreadable"
 
 
-def read_png(data: bytes, request: Request) -> Raster:
-    """Decode a PNG without transparency; the upper eight bits of 16.
+class JpegHeader(NamedTuple):
+    """Contents of the segments before the first scan; `profile` is the assembled ICC profile."""
+
+    width: int
+    height: int
+    precision: int
+    components: int
+    adobe: bool
+    exif: bytes | None
+    profile: bytes | None
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader:
+    """Read the segments before the first scan.
 
     Raises:
-        DecodeError: too large. Damage is reported by Pillow's errors.
+        DecodeError: the segments end or break before the first scan.
     """
-    check_frame(request.frame, 1)
-    height, width = _size(data)
+    frame, adobe, exif, chunks = b"", False, None, {}
+    for marker, content in _iterate_segments(data):
+        if marker in _FRAMES:
+            frame = content
+        elif marker == _APP1 and content.startswith(b"Exif\0\0"):
+            exif = exif or content
+        elif marker == _APP2 and content.startswith(b"ICC_PROFILE\0"):
+            chunks[content[12:13]] = content[14:]
+        elif marker == _APP14:
+            adobe |= content.startswith(b"Adobe") and len(content) >= _ADOBE_BYTES
+    if len(frame) < _FRAME_BYTES:
+        raise DecodeError("the JPEG ends before its pixels begin: fetch the file again")
+    width, height = int.from_bytes(frame[3:5]), int.from_bytes(frame[1:3])
+    profile = b"".join(chunks[number] for number in sorted(chunks)) or None
+    return JpegHeader(width, height, frame[0], frame[5], adobe, exif, profile)
+
+
+def _iterate_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of every segment before the first scan."""
+    offset, end = 2, len(data)
+    while offset + 4 <= end:
+        marker = data[offset + 1]
+        if data[offset] != _FILL or marker in (_SOS, _EOI):
+            return
+        if marker == _FILL:
+            offset += 1
+            continue
+        stop = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
+        yield marker, data[offset + 4 : stop]
+        offset = stop
+
+
+def read_jpeg_stream(
+    data: bytes, header: JpegHeader, request: Request, profile: bytes | None, orientation: int = 1
+) -> Raster:
+    """Decode a JPEG stream at the smallest scale, in eighths, that covers the requested size."""
+    height, width = header.height, header.width
     check_size(width, height, request.max_pixels, request.min_side)
-    # The class and not Image.open: that one warns or fails above limits of its own.
-    with PngImageFile(BytesIO(data)) as image:
-        profile, orientation = image.info.get("icc_profile"), _orientation(image)
-        pixels = to_rgb(_opaque(image), profile, request.icc)
-    return Raster(pixels, (height, width), orientation)
+    if header.precision != _BITS:
+        raise DecodeError(f"JPEG of {header.precision} bits: convert it to 8 bits first")
+    if header.components not in (1, 3):
+        return _read_whole_jpeg(data, request, profile, orientation)
+    eighths = 8
+    if request.size is not None:
+        sides = zip((height, width), to_displayed(request.size, orientation), strict=True)
+        eighths = min(8, max((target - 1) * 8 // side + 1 for side, target in sides))
+    covering = {"min_height": -(-height * eighths // 8), "min_width": -(-width * eighths // 8)}
+    try:
+        pixels = simplejpeg.decode_jpeg(data, **covering)
+    except ValueError as error:
+        if _HARMLESS in str(error):
+            return _read_whole_jpeg(data, request, profile, orientation)
+        raise DecodeError(f"damaged JPEG ({error}): fetch the file again") from error
+    if profile and request.icc == "srgb":
+        image = Image.fromarray(pixels[:, :, 0] if header.components == 1 else pixels)
+        pixels = to_rgb(image, profile, request.icc)
+    return Raster(pixels, (height * eighths / 8, width * eighths / 8), orientation)
 
 
-def _size(data: bytes) -> Size:
-    """Return (height, width) from the IHDR chunk, which is always the first."""
-    return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
-
-
-def _orientation(image: Image.Image) -> int:
-    return read_orientation(image.info.get("exif"))
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Return an image as 8-bit grey or RGB without its transparency."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image.load()
-    image.info.pop("transparency", None)
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-
-
-def probe_png(data: bytes) -> ImageInfo:
-    """Read the header only; see `skinmm.images.decode.probe`."""
-    with PngImageFile(BytesIO(data)) as image:
-        height, width = displayed(_size(data), _orientation(image))
-        return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))
+def _read_whole_jpeg(
+    data: bytes, request: Request, profile: bytes | None, orientation: int
+) -> Raster:
+    """Decode CMYK, and streams with harmless stray bytes, with Pillow."""
+    with JpegImageFile(BytesIO(data)) as image:
+        pixels = to_rgb(image, profile, request.icc)
+    return Raster(pixels, pixels.shape[:2], orientation)

@@ -4,10 +4,18 @@ The first bytes determine the format, not the name of the file. A JPEG file, a D
 TFRecord with the same JPEG stream give the same pixels.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+import ctypes
+import sys
+from functools import cache
+from io import BytesIO
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from skinmm.images.base import (
+    TRANSPOSED,
     DecodeError,
     Icc,
     ImageInfo,
@@ -15,32 +23,22 @@ from skinmm.images.base import (
     Raster,
     Request,
     Size,
+    check_frame,
     check_size,
-    finish,
-    keep_freed_memory,
-    probe_png,
-    read_png,
+    read_jpeg_header,
+    read_jpeg_stream,
+    read_orientation,
+    read_profile_name,
+    report_damage,
+    resize,
+    to_displayed,
+    to_rgb,
 )
-from skinmm.images.dicom import File, probe_dicom, read_dicom, read_dicom_record
-from skinmm.images.jpeg import probe_jpeg, read_jpeg
+from skinmm.images.dicom import probe_dicom, read_dicom
 
-__all__ = ["DecodeError", "File", "ImageInfo", "decode", "probe", "read_dicom_record"]
+__all__ = ["DecodeError", "ImageInfo", "decode", "probe"]
 
-keep_freed_memory()
-
-Format = Literal["jpeg", "png", "dicom"]
-
-
-class _Codec(NamedTuple):
-    read: Callable[[bytes, Request], Raster]
-    probe: Callable[[bytes], ImageInfo]
-
-
-FORMATS: Final[dict[Format, _Codec]] = {
-    "jpeg": _Codec(read_jpeg, probe_jpeg),
-    "png": _Codec(read_png, probe_png),
-    "dicom": _Codec(read_dicom, probe_dicom),
-}
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
 def decode(
@@ -69,20 +67,17 @@ def decode(
     Raises:
         DecodeError: the bytes cannot be decoded; the caller adds the name of the image.
     """
+    reuse_freed_memory()
     if isinstance(size, int):
         size = (size, size)
     if size is not None:
         if min(size) < 1:
             raise DecodeError(f"size={size}: each side must be at least one pixel")
         check_size(size[1], size[0], max_pixels)
-    format_ = _sniff(data)
-    try:
+    kind = _detect_format(data)
+    with report_damage(kind):
         request = Request(size, frame, icc, max_pixels, min_side)
-        return finish(FORMATS[format_].read(data, request), size)
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise _unreadable(format_, error) from error
+        return _resize_upright(_READERS[kind](data, request), size)
 
 
 def probe(data: bytes) -> ImageInfo:
@@ -91,22 +86,18 @@ def probe(data: bytes) -> ImageInfo:
     Raises:
         DecodeError: the format is not JPEG, PNG or DICOM, or the header is damaged.
     """
-    format_ = _sniff(data)
-    try:
-        return FORMATS[format_].probe(data)
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise _unreadable(format_, error) from error
+    kind = _detect_format(data)
+    with report_damage(kind):
+        return _PROBES[kind](data)
 
 
-def _sniff(data: bytes) -> Format:
+def _detect_format(data: bytes) -> Literal["JPEG", "PNG", "DICOM"]:
     if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
+        return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
+        return "PNG"
     if data[128:132] == b"DICM":
-        return "dicom"
+        return "DICOM"
     if not data:
         raise DecodeError("the file is empty: fetch it again")
     raise DecodeError(
@@ -114,7 +105,79 @@ def _sniff(data: bytes) -> Format:
     )
 
 
-def _unreadable(format_: Format, error: Exception) -> DecodeError:
-    """Return the documented error for any exception of a codec."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return DecodeError(f"unreadable {format_.upper()} ({reason}): fetch the file again")
+def _resize_upright(raster: Raster, size: Size | None) -> Pixels:
+    """Resize to `size` (height, width as displayed), and undo the EXIF orientation.
+
+    The orientation is tag 0x0112 of CIPA DC-008.
+    """
+    orientation = raster.orientation
+    if size is not None:
+        size = to_displayed(size, orientation)
+        if raster.pixels.shape[:2] != size or raster.extent != size:
+            # Without another reference, resizing can reuse the memory of the pixels.
+            raster.pixels = resize(vars(raster).pop("pixels"), size, raster.extent)
+    pixels = raster.pixels
+    if orientation >= TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+@cache
+def reuse_freed_memory() -> None:
+    """Make glibc reuse up to 64 MB of freed memory in this process.
+
+    Otherwise the kernel takes the memory of every decoded image back, and zeroes its pages for the
+    next one: an eighth of the time to decode a camera file.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _read_jpeg(data: bytes, request: Request) -> Raster:
+    check_frame(request.frame, 1)
+    header = read_jpeg_header(data)
+    orientation = read_orientation(header.exif)
+    return read_jpeg_stream(data, header, request, header.profile, orientation)
+
+
+def _probe_jpeg(data: bytes) -> ImageInfo:
+    header = read_jpeg_header(data)
+    size = (header.height, header.width)
+    height, width = to_displayed(size, read_orientation(header.exif))
+    return ImageInfo("jpeg", width, height, icc=read_profile_name(header.profile))
+
+
+def _read_png(data: bytes, request: Request) -> Raster:
+    """Decode a PNG to 8 bits without its transparency; 16 bits give their upper eight."""
+    check_frame(request.frame, 1)
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])  # IHDR is the first
+    check_size(width, height, request.max_pixels, request.min_side)
+    # The class and not Image.open: that one warns or fails above limits of its own.
+    with PngImageFile(BytesIO(data)) as image:
+        profile, exif = image.info.get("icc_profile"), image.info.get("exif")
+        if image.mode.startswith("I"):
+            opaque = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        else:
+            image.load()
+            image.info.pop("transparency", None)
+            opaque = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        pixels = to_rgb(opaque, profile, request.icc)
+    return Raster(pixels, (height, width), read_orientation(exif))
+
+
+def _probe_png(data: bytes) -> ImageInfo:
+    with PngImageFile(BytesIO(data)) as image:
+        orientation = read_orientation(image.info.get("exif"))
+        width, height = to_displayed(image.size, orientation)
+        return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))
+
+
+_READERS: Final = {"JPEG": _read_jpeg, "PNG": _read_png, "DICOM": read_dicom}
+_PROBES: Final = {"JPEG": _probe_jpeg, "PNG": _probe_png, "DICOM": probe_dicom}

@@ -21,10 +21,13 @@ from skinmm.images.base import (
     Size,
     check_frame,
     check_size,
+    read_jpeg_header,
+    read_jpeg_stream,
     read_profile_name,
+    report_damage,
     to_rgb,
 )
-from skinmm.images.jpeg import JpegHeader, jpeg_header, read_stream
+from skinmm.vocabulary import parse_age
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -52,29 +55,34 @@ def read_dicom(data: bytes, request: Request) -> Raster:
         DecodeError: no pixels, several frames and none named, too large, header and stream
             disagree, no decoder for the transfer syntax, or pixels without a defined display.
     """
-    dataset = _dataset(BytesIO(data))
-    frames, (height, width) = _geometry(dataset)
+    from pydicom.uid import JPEGBaseline8Bit
+
+    dataset = _read_dataset(BytesIO(data))
+    frames, (height, width) = _read_geometry(dataset)
     index = check_frame(request.frame, frames)
     check_size(width, height, request.max_pixels, request.min_side)
     profile = dataset.get("ICCProfile")
-    stream = _encoded_frame(dataset, index, frames)
-    jpeg = jpeg_header(stream) if stream.startswith(b"\xff\xd8") else None
-    found = (jpeg.height, jpeg.width) if jpeg else _jpeg2000_size(stream)
-    if found and found != (height, width):
+    stream = _extract_frame(dataset, index, frames)
+    jpeg = read_jpeg_header(stream) if stream.startswith(b"\xff\xd8") else None
+    size = (jpeg.height, jpeg.width) if jpeg else _read_jpeg2000_size(stream)
+    if size and size != (height, width):
         raise DecodeError(
-            f"its header says {width}x{height} pixels, the compressed stream "
-            f"{found[1]}x{found[0]}: damaged, fetch the file again"
+            f"its header has {width}x{height} pixels, the compressed stream "
+            f"{size[1]}x{size[0]}: damaged, fetch the file again"
         )
-    if jpeg and _is_plain(jpeg, dataset):
-        return read_stream(stream, jpeg, request, profile)
-    pixels = _eight_bits(_stored_values(dataset, index, stream), dataset)
+    if jpeg and dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        # Without an Adobe marker, libjpeg treats three components as YCbCr.
+        has_same_colours = jpeg.adobe or dataset.PhotometricInterpretation != "RGB"
+        if jpeg.components == _COLOURS and has_same_colours:
+            return read_jpeg_stream(stream, jpeg, request, profile)
+    pixels = _to_eight_bits(_decode_values(dataset, index, stream), dataset)
     return Raster(to_rgb(Image.fromarray(pixels), profile, request.icc), (height, width))
 
 
 def probe_dicom(data: bytes) -> ImageInfo:
-    """Read the header only; see `skinmm.images.decode.probe`."""
-    dataset = _dataset(BytesIO(data))
-    frames, (height, width) = _geometry(dataset)
+    """Read the header only."""
+    dataset = _read_dataset(BytesIO(data))
+    frames, (height, width) = _read_geometry(dataset)
     return ImageInfo("dicom", width, height, frames, read_profile_name(dataset.get("ICCProfile")))
 
 
@@ -91,29 +99,21 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
     Raises:
         DecodeError: not a DICOM file.
     """
-    try:
+    with report_damage("DICOM header"):
         file = BytesIO(data) if isinstance(data, bytes) else data
-        dataset = _dataset(file, stop_before_pixels=True)
+        dataset = _read_dataset(file, stop_before_pixels=True)
         regions = dataset.get("AnatomicRegionSequence") or [{}]
         record = {
-            "age": _age(dataset),
+            "age": _read_age(dataset),
             "sex": dataset.get("PatientSex"),
             "patient_id": dataset.get("PatientID"),
             "site": dataset.get("BodyPartExamined") or regions[0].get("CodeMeaning"),
         }
-    except DecodeError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DecodeError(f"unreadable DICOM header ({reason}): fetch the file again") from error
     return {name: None if value == "" else value for name, value in record.items()}
 
 
-def _age(dataset: Dataset) -> float | None:
-    from skinmm.vocabulary import parse_age
-
-    age = parse_age(dataset.get("PatientAge"))
-    if age is not None:
+def _read_age(dataset: Dataset) -> float | None:
+    if (age := parse_age(dataset.get("PatientAge"))) is not None:
         return age
     dates = dataset.get("PatientBirthDate"), dataset.get("StudyDate")
     try:
@@ -123,46 +123,37 @@ def _age(dataset: Dataset) -> float | None:
     return parse_age((study - birth).days / 365.25)
 
 
-def _dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
+def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
+    """Read a file, but refuse a deflated one that inflates beyond the limit."""
     from pydicom import config, dcmread
-
-    # SIIM-ISIC's files say HEAD/NECK where the standard has no slash: no warning for every image.
-    config.settings.reading_validation_mode = config.IGNORE
-    _check_deflated(file)
-    file.seek(0)
-    return dcmread(file, stop_before_pixels=stop_before_pixels)
-
-
-def _check_deflated(file: File) -> None:
-    """Refuse a deflated file that inflates beyond the limit; pydicom would inflate all of it."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    # SIIM-ISIC's files say HEAD/NECK where the standard has no slash: no warning for every image.
+    config.settings.reading_validation_mode = config.IGNORE
     file.seek(0)
     read_preamble(file, force=False)
-    meta = read_dataset(file, False, True, stop_when=_behind_meta)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 > _META_GROUP)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
         if len(inflated) == _MAX_INFLATED:
             raise DecodeError("the deflated DICOM file swells to over 1 GiB: store it uncompressed")
+    file.seek(0)
+    return dcmread(file, stop_before_pixels=stop_before_pixels)
 
 
-def _behind_meta(tag: int, *_: object) -> bool:
-    return tag >> 16 > _META_GROUP
-
-
-def _geometry(dataset: Dataset) -> tuple[int, Size]:
+def _read_geometry(dataset: Dataset) -> tuple[int, Size]:
     """Return the number of frames and (height, width)."""
     if "PixelData" not in dataset:
         kind = "floating-point pixels" if "Rows" in dataset else "no pixels"
         raise DecodeError(
-            f"the DICOM file holds {kind} (Modality {str(dataset.get('Modality'))[:16]}): "
-            "leave it out, or give the file that holds the photograph"
+            f"the DICOM file has {kind} (Modality {str(dataset.get('Modality'))[:16]}): "
+            "leave it out, or give the file with the photograph"
         )
     return int(dataset.get("NumberOfFrames") or 1), (int(dataset.Rows), int(dataset.Columns))
 
 
-def _encoded_frame(dataset: Dataset, index: int, frames: int) -> bytes:
+def _extract_frame(dataset: Dataset, index: int, frames: int) -> bytes:
     """Return the compressed stream of a frame; empty for native pixels."""
     from pydicom.encaps import get_frame
 
@@ -174,7 +165,7 @@ def _encoded_frame(dataset: Dataset, index: int, frames: int) -> bytes:
     return get_frame(dataset.PixelData, index, number_of_frames=frames, extended_offsets=offsets)
 
 
-def _jpeg2000_size(stream: bytes) -> Size | None:
+def _read_jpeg2000_size(stream: bytes) -> Size | None:
     """Return (height, width) from the SIZ segment (T.800 A.5.1); None without one."""
     start = 0
     if stream.startswith(_JP2):
@@ -191,34 +182,15 @@ def _jpeg2000_size(stream: bytes) -> Size | None:
     return bottom - top, right - left
 
 
-def _is_plain(jpeg: JpegHeader, dataset: Dataset) -> bool:
-    """Return whether libjpeg chooses the same colour space from the stream as the header.
-
-    Without an Adobe marker it treats three components as YCbCr.
-    """
-    from pydicom.uid import JPEGBaseline8Bit
-
-    baseline = (
-        dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit and jpeg.components == _COLOURS
-    )
-    return baseline and (jpeg.adobe or dataset.PhotometricInterpretation != "RGB")
-
-
-def _stored_values(
+def _decode_values(
     dataset: Dataset, index: int, stream: bytes
 ) -> Num[np.ndarray, "height width *samples"]:
-    """Decode one frame with pydicom, which converts YBR to RGB."""
-    from pydicom.pixels.utils import pixel_array
+    """Decode one frame with pydicom, which converts YBR to RGB.
 
-    plugin = _plugin(dataset)
-    if plugin == "gdcm" and dataset.BitsAllocated == _BYTE:
-        simplejpeg.decode_jpeg(stream)
-    return pixel_array(dataset, index=index, decoding_plugin=plugin)
-
-
-def _plugin(dataset: Dataset) -> str:
-    """Return pydicom's decoder for the transfer syntax, the same in every installation."""
+    The decoder of a transfer syntax is the same in every installation.
+    """
     from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
     from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -228,15 +200,17 @@ def _plugin(dataset: Dataset) -> str:
         raise DecodeError(f"{syntax.name} is not decoded: convert it to a still picture") from None
     if not decoder.is_available:
         raise DecodeError(f"no decoder for {syntax.name}: pip install 'skinmm[dicom-codecs]'")
-    if syntax == JPEGBaseline8Bit:
-        return "pillow"  # libjpeg-turbo, like the JPEG path
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
+    if syntax == JPEGBaseline8Bit:
+        plugin = "pillow"  # libjpeg-turbo, like the JPEG path
     if syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE and plugin != "pylibjpeg":
         raise DecodeError(f"JPEG of {dataset.BitsStored} bits: decompress it first (dcmdjpeg)")
-    return plugin
+    if plugin == "gdcm" and dataset.BitsAllocated == _BYTE:
+        simplejpeg.decode_jpeg(stream)
+    return pixel_array(dataset, index=index, decoding_plugin=plugin)
 
 
-def _eight_bits(
+def _to_eight_bits(
     values: Num[np.ndarray, "height width *samples"], dataset: Dataset
 ) -> UInt8[np.ndarray, "height width *channels"]:
     """Convert stored values to 8-bit grey or RGB, which uses the upper eight bits."""
@@ -247,13 +221,13 @@ def _eight_bits(
         values = apply_color_lut(values, dataset)[..., :3]
         bits = values.itemsize * _BYTE
     if values.ndim < _COLOURS:
-        return _grey(values, dataset)
+        return _to_grey(values, dataset)
     if bits < _BYTE or dataset.PixelRepresentation:
         raise DecodeError(f"colours of {bits} bits, signed or below 8, have no defined display")
     return (values >> (bits - _BYTE)).astype(np.uint8)
 
 
-def _grey(
+def _to_grey(
     values: Num[np.ndarray, "height width"], dataset: Dataset
 ) -> UInt8[np.ndarray, "height width"]:
     """Rescale, apply the first window or table, and map the whole range linearly to 0 to 255.
@@ -263,15 +237,15 @@ def _grey(
     """
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-    shown = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(np.float64)
-    low, high = _range(dataset)
+    mapped = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(np.float64)
+    low, high = _compute_range(dataset)
     if low == high:
         raise DecodeError("Rescale Slope (0028,1053) is 0: every pixel would be the same")
-    grey = np.rint((shown - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    grey = np.rint((mapped - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
-def _range(dataset: Dataset) -> tuple[float, float]:
+def _compute_range(dataset: Dataset) -> tuple[float, float]:
     """Return the lowest and highest value that can come out of the grey-scale pipeline."""
     for table in ("VOILUTSequence", "ModalityLUTSequence"):
         if dataset.get(table):

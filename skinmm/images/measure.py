@@ -38,14 +38,14 @@ def measure(pixels: UInt8[np.ndarray, "h w 3"], mask: Mask) -> dict[str, float]:
     if mask.any():
         values |= {
             "area_share": float(mask.mean()),
-            "asymmetry": asymmetry(mask),
-            "border_irregularity": perimeter(mask) ** 2 / (4 * np.pi * float(mask.sum())),
+            "asymmetry": measure_asymmetry(mask),
+            "border_irregularity": measure_perimeter(mask) ** 2 / (4 * np.pi * float(mask.sum())),
             "colour_variegation": float(np.sqrt((pixels[mask] / 255).var(axis=0).sum())),
         }
     return values
 
 
-def asymmetry(mask: Mask) -> float:
+def measure_asymmetry(mask: Mask) -> float:
     """Return the share of a shape outside its mirror image, mean over its two principal axes."""
     points = np.argwhere(mask).astype(np.float64)
     points -= (centre := points.mean(axis=0))
@@ -61,7 +61,7 @@ def asymmetry(mask: Mask) -> float:
     return float(np.mean(shares))
 
 
-def perimeter(mask: Mask) -> float:
+def measure_perimeter(mask: Mask) -> float:
     """Return the length of a shape's border in pixels by Crofton's formula in four directions.
 
     The error is up to 6 % for polygons and smaller for round shapes.
@@ -97,9 +97,7 @@ def name_skin_tone(angle: float) -> str | None:
     return next((name for name, above in TONES.items() if angle > above), None)
 
 
-def measure_skin_tone(
-    pixels: UInt8[np.ndarray, "h w 3"], lesion: Bool[np.ndarray, "h w"] | None = None
-) -> float:
+def measure_skin_tone(pixels: UInt8[np.ndarray, "h w 3"], lesion: Mask | None = None) -> float:
     """Measure the individual typology angle of the skin around a lesion, in degrees.
 
     The angle is arctan((L - 50) / b) in CIELAB, as in Kinyanjui et al. 2020 (arXiv:1910.13268), as
@@ -113,32 +111,30 @@ def measure_skin_tone(
     Returns:
         Degrees, higher for lighter skin; NaN if less than a tenth of the border can be skin.
     """
-    border = _border(pixels.shape[:2]) if lesion is None else ~lesion
+    if lesion is None:
+        height, width, _ = pixels.shape
+        top, left = max(1, height // _FRAME), max(1, width // _FRAME)
+        border = np.ones((height, width), dtype=bool)
+        border[top:-top, left:-left] = False
+    else:
+        border = ~lesion
     if not border.any():
         return float("nan")
-    lightness, yellow = _lightness_and_yellow(pixels[border])
+    lightness, yellow = _to_lightness_and_yellow(pixels[border])
     skin = (lightness > _DARKEST) & (lightness < _LIGHTEST) & (yellow > 0)
     if skin.mean() < _MIN_SKIN:
         return float("nan")
     return float(np.median(np.degrees(np.arctan((lightness[skin] - 50) / yellow[skin]))))
 
 
-def _border(shape: tuple[int, ...]) -> Bool[np.ndarray, "h w"]:
-    top, left = (max(1, side // _FRAME) for side in shape)
-    border = np.ones(shape, dtype=bool)
-    border[top:-top, left:-left] = False
-    return border
-
-
-def _lightness_and_yellow(
+def _to_lightness_and_yellow(
     pixels: UInt8[np.ndarray, "n 3"],
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Return L and b of CIELAB (D65)."""
     share = pixels / 255
     linear = np.where(share <= _LINEAR, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    y, z = (_cube_root(linear @ weights) for weights in (_TO_Y, _TO_Z))
+    y, z = (
+        np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+        for t in (linear @ _TO_Y, linear @ _TO_Z)
+    )
     return 116 * y - 16, 200 * (y - z)
-
-
-def _cube_root(t: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    return np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)

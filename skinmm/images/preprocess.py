@@ -12,25 +12,17 @@ from skinmm.errors import InputError
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Mask = Bool[np.ndarray, "_ _"]
-Kernel = UInt8[np.ndarray, "side side"]
 Find = Callable[[Pixels], Mask]
 """Function from an image to the mask of its lesion."""
 
-HAIR_WIDTH: Final = 1 / 40
-"""Maximum width of a hair, as a share of the shorter side."""
-HAIR_LENGTH: Final = 1 / 10
-"""Minimum length of a hair, as a share of the shorter side."""
-HAIR_DEPTH: Final = 12
-"""Minimum difference between a hair and its surroundings, in grey levels."""
+HAIR_WIDTH: Final = 1 / 40  # maximum width of a hair, as a share of the shorter side
+HAIR_LENGTH: Final = 1 / 10  # minimum length of a hair, as a share of the shorter side
+HAIR_DEPTH: Final = 12  # minimum difference between a hair and its surroundings, in grey levels
+HAIR_SHARE: Final = 0.5  # maximum around a hair; a denser mesh of hairs is a pigment network
 DIRECTIONS: Final = 12
-HAIR_SHARE: Final = 0.5
-"""Maximum share of hair pixels in the surroundings; a denser mesh is a pigment network."""
-MINKOWSKI: Final = 6
-"""Norm of Shades of Grey, the best one in its paper."""
-DARK: Final = 40
-"""Grey level below which a corner or an edge belongs to the instrument, not to the skin."""
-MARGIN: Final = 0.15
-"""Skin to leave around a lesion, as a share of its longer side."""
+MINKOWSKI: Final = 6  # norm of Shades of Grey, the best one in its paper
+DARK: Final = 40  # darker corners and edges, in grey levels, belong to the instrument
+MARGIN: Final = 0.15  # skin to leave around a lesion, as a share of its longer side
 
 
 def remove_hair(image: Pixels) -> Pixels:
@@ -44,8 +36,8 @@ def remove_hair(image: Pixels) -> Pixels:
     mask = find_hair(image)
     if not mask.any():
         return image
-    cv2 = _opencv()
-    reach = _odd(3 * HAIR_WIDTH * min(image.shape[:2]))
+    cv2 = _import_opencv()
+    reach = _round_to_odd(3 * HAIR_WIDTH * min(image.shape[:2]))
     skin = (~mask).astype(np.float32)
     near = cv2.GaussianBlur(skin, (reach, reach), 0)
     filled = cv2.GaussianBlur(image * skin[..., None], (reach, reach), 0)
@@ -57,27 +49,25 @@ def remove_hair(image: Pixels) -> Pixels:
 
 def find_hair(image: Pixels) -> Mask:
     """Return the mask of the hairs in an image."""
-    cv2 = _opencv()
+    cv2 = _import_opencv()
     side = min(image.shape[:2])
-    short, long = _odd(HAIR_WIDTH * side), _odd(HAIR_LENGTH * side)
+    short, long = _round_to_odd(HAIR_WIDTH * side), _round_to_odd(HAIR_LENGTH * side)
     grey = image.min(axis=2)
-    closed = np.max(
-        [cv2.morphologyEx(grey, cv2.MORPH_CLOSE, line) for line in _lines(short, 4)], axis=0
-    )
-    narrow = (closed.astype(np.int16) - grey > HAIR_DEPTH).astype(np.uint8)
+    closed = [cv2.morphologyEx(grey, cv2.MORPH_CLOSE, line) for line in _draw_lines(short, 4)]
+    narrow = (np.max(closed, axis=0).astype(np.int16) - grey > HAIR_DEPTH).astype(np.uint8)
     # One more pixel on each side, as hairs are not straight; it also covers their soft edge.
     broad = cv2.dilate(narrow, np.ones((3, 3), np.uint8))
-    opened = [cv2.morphologyEx(broad, cv2.MORPH_OPEN, line) for line in _lines(long, DIRECTIONS)]
-    hairs = np.max(opened, axis=0)
+    lines = _draw_lines(long, DIRECTIONS)
+    hairs = np.max([cv2.morphologyEx(broad, cv2.MORPH_OPEN, line) for line in lines], axis=0)
     # Hairs cross each other; a mesh that fills an area is the pigment network of the lesion.
-    around = _odd(2 * HAIR_LENGTH * side)
+    around = _round_to_odd(2 * HAIR_LENGTH * side)
     share = cv2.boxFilter(hairs, cv2.CV_32F, (around, around))
     dense = cv2.dilate((share > HAIR_SHARE).astype(np.uint8), np.ones((long, long), np.uint8))
     return (hairs > dense).astype(bool)
 
 
-def shades_of_grey(image: Pixels) -> Pixels:
-    """Remove the colour of the light (Finlayson and Trezzi 2004, CIC 12).
+def remove_colour_cast(image: Pixels) -> Pixels:
+    """Remove the colour of the light (Shades of Grey, Finlayson and Trezzi 2004, CIC 12).
 
     The light is the Minkowski mean of order six of each channel; the channels are scaled so that it
     becomes grey of the same strength. An image with a black channel is returned unchanged.
@@ -98,8 +88,8 @@ def crop_border(image: Pixels) -> Pixels:
     """
     grey = image.max(axis=2)
     height, width = grey.shape
-    rows = np.flatnonzero(_middle(grey.T) >= DARK)
-    columns = np.flatnonzero(_middle(grey) >= DARK)
+    rows = np.flatnonzero(_average_middle(grey.T) >= DARK)
+    columns = np.flatnonzero(_average_middle(grey) >= DARK)
     if len(rows) == 0 or len(columns) == 0:
         return image
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
@@ -124,8 +114,8 @@ def crop_lesion(image: Pixels, mask: Mask) -> Pixels:
     largest = int(np.bincount(pieces.ravel())[1:].argmax())
     rows, columns = find_objects(pieces)[largest]
     side = round(max(rows.stop - rows.start, columns.stop - columns.start) * (1 + 2 * MARGIN))
-    top, bottom = _around(rows, side, mask.shape[0])
-    left, right = _around(columns, side, mask.shape[1])
+    top, bottom = _centre_span(rows, side, mask.shape[0])
+    left, right = _centre_span(columns, side, mask.shape[1])
     return np.ascontiguousarray(image[top:bottom, left:right])
 
 
@@ -137,7 +127,7 @@ def mask_background(image: Pixels, mask: Mask) -> Pixels:
 STEPS: Final[dict[str, Callable[[Pixels], Pixels]]] = {
     "border": crop_border,
     "hair": remove_hair,
-    "colour": shades_of_grey,
+    "colour": remove_colour_cast,
 }
 """Steps that `data.preprocess` may name. A step may crop; images are resized after the last."""
 
@@ -155,15 +145,9 @@ DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Check the names of the steps, and that their requirements are available.
+    """Raise `InputError` for unknown or repeated steps, and for those that lack a requirement.
 
-    Args:
-        names: names of the steps.
-        has_finder: whether a lesion finder is given.
-
-    Raises:
-        InputError: an unknown or repeated step, hair removal without OpenCV, or a step that needs a
-            mask without a lesion finder.
+    Hair removal needs OpenCV, and the steps of `MASK_STEPS` need a lesion finder.
     """
     for name in names:
         if name not in STEPS | MASK_STEPS:
@@ -177,7 +161,7 @@ def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
         if list(names).count(name) > 1:
             raise InputError(f"data.preprocess names '{name}' more than once")
     if "hair" in names:
-        _opencv()
+        _import_opencv()
 
 
 def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) -> Pixels:
@@ -190,7 +174,7 @@ def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) ->
     return image
 
 
-def _opencv() -> ModuleType:
+def _import_opencv() -> ModuleType:
     try:
         import cv2
     except ImportError as error:
@@ -198,18 +182,18 @@ def _opencv() -> ModuleType:
     return cv2
 
 
-def _around(span: slice, side: int, whole: int) -> tuple[int, int]:
+def _centre_span(span: slice, side: int, whole: int) -> tuple[int, int]:
     """Return start and stop of a span of length `side` around the same middle, moved inside."""
     side = min(side, whole)
     start = min(max((span.start + span.stop - side) // 2, 0), whole - side)
     return start, start + side
 
 
-def _odd(length: float) -> int:
+def _round_to_odd(length: float) -> int:
     return 2 * max(round(length / 2), 1) + 1
 
 
-def _lines(length: int, directions: int) -> list[Kernel]:
+def _draw_lines(length: int, directions: int) -> list[UInt8[np.ndarray, "side side"]]:
     """Return kernels of one-pixel lines through the middle of a square, in equal angular steps."""
     half = length // 2
     steps = np.linspace(-half, half, 4 * length + 1)
@@ -223,7 +207,7 @@ def _lines(length: int, directions: int) -> list[Kernel]:
     return kernels
 
 
-def _middle(grey: UInt8[np.ndarray, "height width"]) -> Float32[np.ndarray, " width"]:
+def _average_middle(grey: UInt8[np.ndarray, "height width"]) -> Float32[np.ndarray, " width"]:
     """Return the mean of the middle half of every column."""
     height = grey.shape[0]
     return grey[height // 4 : height - height // 4].mean(axis=0, dtype=np.float32)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
@@ -24,10 +24,10 @@ from skinmm.images.tfrecord import (
     HEADER,
     TFRecordError,
     Values,
+    decode_text,
     has_valid_crc,
     load_index,
     parse_example,
-    text,
 )
 
 
@@ -83,16 +83,6 @@ PLAIN: Final = Schema()
 """Schema that leaves text and numbers unchanged."""
 
 
-class RecordSpan(NamedTuple):
-    """Number of a record, and position and length of it and its image in the file, in bytes."""
-
-    number: int
-    record: int
-    record_size: int
-    image: int
-    image_size: int
-
-
 class TFRecordFile:
     """Random access to one file by image name; may be forked and pickled.
 
@@ -105,7 +95,6 @@ class TFRecordFile:
     """
 
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
-        """Load the index; the file itself is opened at the first read."""
         self.path = Path(path)
         self._index = load_index(self.path, schema.name, schema.image)
         self._rows = {name: row for row, name in enumerate(self._index.names)}
@@ -122,34 +111,33 @@ class TFRecordFile:
         Raises:
             TFRecordError: no record has this name, or the file was damaged or changed.
         """
-        span = self.span(name)
-        return parse_example(memoryview(self._body(span))[:-FOOTER], self._where(span))
+        body, _, where = self._read_body(name)
+        return parse_example(memoryview(body)[:-FOOTER], where)
 
     def image(self, name: str) -> bytes:
         """Read the encoded image of one record; raises as `read`."""
-        span = self.span(name)
-        start = span.image - span.record - HEADER
-        return self._body(span)[start : start + span.image_size]
+        body, image, _ = self._read_body(name)
+        return body[image]
 
-    def span(self, name: str) -> RecordSpan:
-        """Return the position of a record and its image; raises as `read`."""
+    def _read_body(self, name: str) -> tuple[bytes, slice, str]:
+        """Read the payload of a record and its CRC, and compare them.
+
+        Returns:
+            Payload and CRC, the part of them that is the image, and the record's place in the file.
+        """
         row = self._rows.get(name)
         if row is None:
             raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
-        return RecordSpan(row, *self._index.spans[row].tolist())
-
-    def _body(self, span: RecordSpan) -> bytes:
-        """Read the payload of a record and its CRC, and compare them."""
+        start, size, image_start, image_size = self._index.spans[row].tolist()
+        where = f"{self.path}: record {row} at byte {start}"
         try:
-            body = os.pread(self._open(), span.record_size - HEADER, span.record + HEADER)
+            body = os.pread(self._open(), size - HEADER, start + HEADER)
         except OSError as error:
-            raise TFRecordError(f"{self._where(span)}: {error.strerror or error}") from error
+            raise TFRecordError(f"{where}: {error.strerror or error}") from error
         if not has_valid_crc(body):
-            raise TFRecordError(f"{self._where(span)}: wrong checksum: {DAMAGED}")
-        return body
-
-    def _where(self, span: RecordSpan) -> str:
-        return f"{self.path}: record {span.number} at byte {span.record}"
+            raise TFRecordError(f"{where}: wrong checksum: {DAMAGED}")
+        image_start -= start + HEADER
+        return body, slice(image_start, image_start + image_size), where
 
     def _open(self) -> int:
         """Return the descriptor, opened at the first call."""
@@ -171,8 +159,9 @@ def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
 
     `FILE?image=FEATURE&name=FEATURE#image_name` if the features have other names than usual.
     """
-    keys = "" if _keys(schema) == _keys(PLAIN) else f"?{urlencode(_keys(schema))}"
-    return f"{path}{keys}#{name}"
+    features = {"image": schema.image, "name": schema.name}
+    is_usual = features == {"image": PLAIN.image, "name": PLAIN.name}
+    return f"{path}#{name}" if is_usual else f"{path}?{urlencode(features)}#{name}"
 
 
 def is_tfrecord_location(text: str) -> bool:
@@ -194,13 +183,8 @@ def read_tfrecord_image(text: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def _open_file(path: str, keys: str) -> TFRecordFile:
-    features = dict(parse_qsl(keys))
-    schema = Schema(image=features["image"], name=features["name"]) if features else PLAIN
-    return TFRecordFile(path, schema)
-
-
-def _keys(schema: Schema) -> dict[str, str]:
-    return {"image": schema.image, "name": schema.name}
+    features: dict[str, Any] = dict(parse_qsl(keys))
+    return TFRecordFile(path, Schema(**features))
 
 
 def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
@@ -216,27 +200,30 @@ def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.Data
     Raises:
         TFRecordError: a file cannot be read, or its integers do not follow the schema.
     """
-    return pd.DataFrame([row for file in files for row in _rows(Path(file), schema)])
+    return pd.DataFrame([row for file in files for row in _read_rows(Path(file), schema)])
 
 
-def _rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
     file = TFRecordFile(path, schema)
+    has_siim_codes = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
     for name in file.names:
         features = file.read(name)
         row = {"image_name": name, "path": format_location(path.absolute(), name, schema)}
         for feature in sorted(features.keys() - {schema.name, schema.image}):
             column = schema.columns.get(feature, feature)
-            value = _value(feature, features[feature], schema, f"{path}: {name}")
+            value = _to_cell(feature, features[feature], schema, f"{path}: {name}")
             row[column] = str(value) if column in _IDENTIFIERS and value is not None else value
-        if _contradicts(row, schema):
+        diagnosis, target = row.get("diagnosis"), row.get("target")
+        has_both = bool(diagnosis) and "target" in row
+        if has_siim_codes and has_both and (diagnosis == "melanoma") != (target == 1):
             raise TFRecordError(
-                f"{path}: {name} is {row['diagnosis']!r} and has target {row['target']}: this file"
+                f"{path}: {name} is {diagnosis!r} and has target {target}: this file"
                 " has other integer codes: give a schema with its own"
             )
         yield row
 
 
-def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
+def _to_cell(feature: str, values: Values, schema: Schema, where: str) -> Any:
     """Return a feature as a cell: text, number, None if missing, or a list of several values."""
     if len(values) != 1:
         return values or None
@@ -246,12 +233,4 @@ def _value(feature: str, values: Values, schema: Schema, where: str) -> Any:
         return codes[value] if 0 <= value < len(codes) else None
     if isinstance(value, int) and value in schema.missing.get(feature, ()):
         return None
-    return text(value, where) or None if isinstance(value, bytes) else value
-
-
-def _contradicts(row: Mapping[str, Any], schema: Schema) -> bool:
-    """Return whether diagnosis and target disagree, which means that the file has other codes."""
-    is_siim = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
-    if not is_siim or not row.get("diagnosis") or "target" not in row:
-        return False
-    return bool((row["diagnosis"] == "melanoma") != (row["target"] == 1))
+    return decode_text(value, where) or None if isinstance(value, bytes) else value

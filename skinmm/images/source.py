@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from skinmm.errors import InputError
 from skinmm.images import shards
-from skinmm.images.decode import File, read_dicom_record
+from skinmm.images.dicom import File, read_dicom_record
 from skinmm.vocabulary import CONVERTERS, Table
 
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
@@ -47,17 +47,16 @@ def read_source(location: str) -> Source:
     if shards.is_tfrecord_location(location):
         return Source(shards.read_tfrecord_image(location))
     if hdf5 := _HDF5.fullmatch(location):
-        return Source(_hdf5_entry(hdf5["file"], hdf5["entry"]))
+        images = _open_hdf5_once(hdf5["file"], os.getpid())
+        if hdf5["entry"] not in images:
+            raise InputError(f"{hdf5['file']}: no image '{hdf5['entry']}'")
+        return Source(bytes(images[hdf5["entry"]][()].tobytes()))
     file, frame = split_frame(location)
     return Source(Path(file).read_bytes(), frame)
 
 
 def split_frame(location: str) -> tuple[str, int | None]:
-    """Split `FILE#frame=N` into file and frame, which is None without the suffix.
-
-    Raises:
-        InputError: N is not a number.
-    """
+    """Split `FILE#frame=N` into file and frame, which is None without the suffix."""
     file, mark, frame = location.rpartition(FRAME)
     if not mark:
         return location, None
@@ -68,19 +67,12 @@ def split_frame(location: str) -> tuple[str, int | None]:
 
 def list_hdf5_names(file: Path) -> list[str]:
     """Return the names of the images in an HDF5 file; raise `InputError` for other files."""
-    with _open_hdf5(str(file)) as opened:
-        return list(opened)
-
-
-def _hdf5_entry(file: str, entry: str) -> bytes:
-    opened = _hdf5(file, os.getpid())
-    if entry not in opened:
-        raise InputError(f"{file}: no image '{entry}'")
-    return bytes(opened[entry][()].tobytes())
+    with _open_hdf5(str(file)) as images:
+        return list(images)
 
 
 @lru_cache(maxsize=8)
-def _hdf5(file: str, _process: int) -> Any:
+def _open_hdf5_once(file: str, _process: int) -> Any:
     """Open a file once for each process, as files of h5py do not survive a fork."""
     return _open_hdf5(file)
 
@@ -104,11 +96,7 @@ _OTHERS: Final = re.compile(
 
 
 def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
-    """Fill empty cells of `COLUMNS` from DICOM headers; files of complete rows are not opened.
-
-    Raises:
-        InputError: a file cannot be read; the message names the image.
-    """
+    """Fill empty cells of `COLUMNS` from DICOM headers; files of complete rows are not opened."""
     is_read = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & has_empty_cell(
         table, COLUMNS
     )

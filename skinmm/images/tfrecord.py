@@ -51,7 +51,7 @@ def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as stream:
         while header := stream.read(HEADER):
             where = f"{path}: record {number} at byte {offset}"
-            length = _length(header, size - offset - HEADER - FOOTER, where)
+            length = _check_length(header, size - offset - HEADER - FOOTER, where)
             body = stream.read(length + FOOTER)
             if not has_valid_crc(body):
                 raise TFRecordError(f"{where}: wrong checksum: {DAMAGED}")
@@ -60,12 +60,12 @@ def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
             number += 1
 
 
-def _length(header: bytes, left: int, where: str) -> int:
+def _check_length(header: bytes, left: int, where: str) -> int:
     """Return the length of a payload, with its checksum and the size of the file checked."""
     if len(header) < HEADER:
         raise TFRecordError(f"{where}: the file is truncated: {_AGAIN}")
-    length, crc = struct.unpack("<QI", header)
-    if _masked_crc(header[:8]) != crc:
+    length = int.from_bytes(header[:8], "little")
+    if _masked_crc(header[:8]) != header[8:]:
         reason = "compressed with gzip: unpack it" if header[:2] == b"\x1f\x8b" else _AGAIN
         raise TFRecordError(
             f"{where}: wrong checksum of the length: not a TFRecord file, or damaged: {reason}"
@@ -75,17 +75,17 @@ def _length(header: bytes, left: int, where: str) -> int:
             f"{where}: the record has {length} bytes but only {max(left, 0)} are left: the file"
             f" is truncated or damaged: {_AGAIN}"
         )
-    return int(length)
+    return length
 
 
 def has_valid_crc(body: bytes) -> bool:
     """Return whether a payload agrees with the CRC that follows it."""
-    return _masked_crc(memoryview(body)[:-FOOTER]) == int.from_bytes(body[-FOOTER:], "little")
+    return _masked_crc(memoryview(body)[:-FOOTER]) == body[-FOOTER:]
 
 
-def _masked_crc(data: bytes | memoryview) -> int:
+def _masked_crc(data: bytes | memoryview) -> bytes:
     crc = crc32c.crc32c(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
@@ -101,15 +101,14 @@ def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
         features = example_pb2.Example.FromString(payload).features.feature
     except DecodeError as error:
         raise TFRecordError(f"{where}: not a tf.train.Example: {error}") from error
-    return {key: _values(feature) for key, feature in features.items()}
+    # One of the three lists is set; this is twice as fast as `WhichOneof`.
+    return {
+        key: (feature.bytes_list.value or feature.int64_list.value or feature.float_list.value)[:]
+        for key, feature in features.items()
+    }
 
 
-def _values(feature: Any) -> Values:
-    """Return the one list that is set; this is twice as fast as `WhichOneof`."""
-    return (feature.bytes_list.value or feature.int64_list.value or feature.float_list.value)[:]
-
-
-def text(value: bytes, where: str) -> str:
+def decode_text(value: bytes, where: str) -> str:
     """Decode a value as UTF-8, or raise `TFRecordError`."""
     try:
         return value.decode("utf-8")
@@ -134,14 +133,14 @@ def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
 
     with atomic_write(path) as partial, partial.open("wb") as stream:
         for example in examples:
-            features = {key: _message(key, value) for key, value in example.items()}
+            features = {key: _to_message(key, value) for key, value in example.items()}
             message = example_pb2.Example(features={"feature": features})
             payload = message.SerializeToString(deterministic=True)
             length = struct.pack("<Q", len(payload))
-            stream.write(length + _footer(length) + payload + _footer(payload))
+            stream.write(length + _masked_crc(length) + payload + _masked_crc(payload))
 
 
-def _message(key: str, value: Any) -> dict[str, dict[str, list[Any]]]:
+def _to_message(key: str, value: Any) -> dict[str, dict[str, list[Any]]]:
     """Return a value as the fields of a `Feature` message."""
     values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     values = [item.encode() if isinstance(item, str) else item for item in values]
@@ -153,11 +152,7 @@ def _message(key: str, value: Any) -> dict[str, dict[str, list[Any]]]:
     )
 
 
-def _footer(data: bytes) -> bytes:
-    return struct.pack("<I", _masked_crc(data))
-
-
-_VERSION: Final = 1
+_VERSION: Final = 1  # of the stored index
 
 
 @dataclass(frozen=True)
@@ -195,10 +190,7 @@ class Index:
 def load_index(path: Path, name_key: str, image_key: str) -> Index:
     """Load the stored index of a file if it is current, else build one and store it if possible.
 
-    Args:
-        path: TFRecord file.
-        name_key: feature with the name of the image.
-        image_key: feature with the encoded image.
+    The keys are the features with the name of the image and with the encoded image.
 
     Raises:
         TFRecordError: the file is missing, empty, truncated or damaged, or lacks these features.
@@ -206,37 +198,40 @@ def load_index(path: Path, name_key: str, image_key: str) -> Index:
     keys = [name_key, image_key]
     try:
         status = path.stat()
-        for base in _bases(path):
+        for base in _list_bases(path):
             if (index := _load_stored(base, keys)) and index.is_current(status):
                 return index
-        index = _build(path, keys, status)
+        index = _build_index(path, keys, status)
     except OSError as error:
         raise TFRecordError(f"{path}: cannot be read: {error.strerror or error}") from error
-    for base in _bases(path):
+    for base in _list_bases(path):
         with suppress(OSError):
-            _store(base, keys, index)
+            _store_index(base, keys, index)
             break
     return index
 
 
-def _build(path: Path, keys: list[str], status: os.stat_result) -> Index:
+def _build_index(path: Path, keys: list[str], status: os.stat_result) -> Index:
     """Build an index by reading the whole file once."""
     names: dict[str, int] = {}
     spans = []
     for number, (offset, payload) in enumerate(scan_records(path)):
         where = f"{path}: record {number} at byte {offset}"
-        name, image = _name_and_image(payload, keys, where)
+        name, image = _read_name_and_image(payload, keys, where)
         if names.setdefault(name, number) != number:
             raise TFRecordError(f"{where}: named {name!r} like record {names[name]}: rename one")
-        start = offset + HEADER + _position(payload, image)
-        spans.append((offset, HEADER + len(payload) + FOOTER, start, len(image)))
+        start = payload.find(image[:64])  # faster than a search for the whole image
+        if not payload.startswith(image, start):
+            start = payload.find(image)
+        size = HEADER + len(payload) + FOOTER
+        spans.append((offset, size, offset + HEADER + start, len(image)))
     if not spans:
         raise TFRecordError(f"{path}: the file is empty: download or copy it again")
     table = np.array(spans, dtype=np.int64)
     return Index(list(names), table, status.st_size, status.st_mtime_ns)
 
 
-def _name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, bytes]:
+def _read_name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, bytes]:
     """Return the two features that random access needs."""
     features = parse_example(payload, where)
     name, image = ([*features.get(key, []), None][0] for key in keys)
@@ -246,16 +241,10 @@ def _name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, b
                 f"{where}: feature {key!r} is missing, empty or of the wrong type (features here:"
                 f" {', '.join(sorted(features)) or 'none'}): name the right one in the schema"
             )
-    return str(name) if isinstance(name, int) else text(name, where), image
+    return str(name) if isinstance(name, int) else decode_text(name, where), image
 
 
-def _position(payload: bytes, image: bytes) -> int:
-    """Return the position of the image in the payload; a search for its first bytes is fast."""
-    start = payload.find(image[:64])
-    return start if payload.startswith(image, start) else payload.find(image)
-
-
-def _bases(path: Path) -> tuple[Path, Path]:
+def _list_bases(path: Path) -> tuple[Path, Path]:
     """Return the paths of an index without suffix: next to the file, then in the user's cache."""
     home = Path(os.environ.get("HOME", "/"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
@@ -283,7 +272,7 @@ def _load_stored(base: Path, keys: list[str]) -> Index | None:
     return index if index.is_consistent() else None
 
 
-def _store(base: Path, keys: list[str], index: Index) -> None:
+def _store_index(base: Path, keys: list[str], index: Index) -> None:
     """Write the two files of an index."""
     saved = {
         "version": _VERSION,

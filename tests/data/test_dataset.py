@@ -83,7 +83,7 @@ def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
     rows = {"NumberOfFrames": 2, "Rows": SIZE, "Columns": SIZE}
     (tmp_path / "two.dcm").write_bytes(dicom(frames.reshape(-1, SIZE, 3), **rows))
     np.testing.assert_array_equal(load_image(f"{tmp_path}/two.dcm#frame=2", View(SIZE)), frames[1])
-    with pytest.raises(InputError, match="it holds 2 frames"):
+    with pytest.raises(InputError, match="it has 2 frames"):
         load_image(f"{tmp_path}/two.dcm", View(SIZE))
 
 

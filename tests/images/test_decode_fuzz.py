@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from skinmm.images.decode import DecodeError, ImageInfo, decode, probe, read_dicom_record
+from skinmm.images.decode import DecodeError, ImageInfo, decode, probe
+from skinmm.images.dicom import read_dicom_record
 
 
 def _encoded(format_: str, mode: str, **options: bool) -> bytes:
@@ -46,9 +47,9 @@ EDITS = st.lists(
 
 
 HEADS = {
-    b"\xff\xd8\xff": "JPEG|the header says|megapixels",
-    b"\x89PNG\r\n\x1a\n": "PNG|the header says|megapixels",
-    bytes(128) + b"DICM": "DICOM|the header says|megapixels",
+    b"\xff\xd8\xff": "JPEG|the header has|megapixels",
+    b"\x89PNG\r\n\x1a\n": "PNG|the header has|megapixels",
+    bytes(128) + b"DICM": "DICOM|the header has|megapixels",
     b"": "neither JPEG, PNG nor DICOM|the file is empty",
 }
 """How files begin, and what is said of those that go on with anything."""

@@ -20,7 +20,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import JPEG2000, MPEG2MPML, JPEGBaseline8Bit, JPEGLosslessSV1
 
 from skinmm.images import dicom as decode_dicom
-from skinmm.images.decode import DecodeError, decode, probe, read_dicom_record
+from skinmm.images.decode import DecodeError, decode, probe
+from skinmm.images.dicom import read_dicom_record
 from skinmm.images.shards import read_tfrecord_image
 from skinmm.images.tfrecord import write_tfrecord
 
@@ -69,16 +70,16 @@ FILES = {path.name: path for path in Path(pydicom_data.__file__).parent.glob("te
 REFUSED = {
     "JPEG-lossy.dcm": "JPEG of 12 bits: decompress it first",
     "JPGExtended.dcm": "JPEG of 12 bits: decompress it first",
-    "JPEG2000-embedded-sequence-delimiter.dcm": "its header says 256x1024",
+    "JPEG2000-embedded-sequence-delimiter.dcm": "its header has 256x1024",
     "MR_truncated.dcm": "number of bytes of pixel data is less than expected",
     "badVR.dcm": "unreadable DICOM",
     "meta_missing_tsyntax.dcm": "unreadable DICOM",
     "nested_priv_SQ.dcm": "unreadable DICOM",
     "no_meta.dcm": "neither JPEG, PNG nor DICOM",
-    "rtplan.dcm": r"holds no pixels \(Modality RTPLAN\)",
+    "rtplan.dcm": r"has no pixels \(Modality RTPLAN\)",
     "rtstruct.dcm": "neither JPEG, PNG nor DICOM",
-    "test-SR.dcm": r"holds no pixels \(Modality SR\): leave it out",
-    "waveform_ecg.dcm": r"holds no pixels \(Modality ECG\)",
+    "test-SR.dcm": r"has no pixels \(Modality SR\): leave it out",
+    "waveform_ecg.dcm": r"has no pixels \(Modality ECG\)",
 }
 
 
@@ -148,7 +149,7 @@ def test_exif_orientation_inside_dicom_is_ignored_as_viewers_do() -> None:
 def test_several_frames_must_be_named() -> None:
     second = jpeg(Image.new("RGB", (104, 74), "olive"))
     data = dicom_from_jpeg(STREAM, second)
-    with pytest.raises(DecodeError, match="holds 2 frames: name one, #frame=1 to #frame=2"):
+    with pytest.raises(DecodeError, match="has 2 frames: name one, #frame=1 to #frame=2"):
         decode(data)
     with pytest.raises(DecodeError, match="#frame=3 does not exist: 1 to 2 exist"):
         decode(data, frame=3)
@@ -219,10 +220,10 @@ def test_dicom_from_pydicoms_examples() -> None:
 
 
 BAD: dict[str, tuple[bytes, str]] = {
-    "no pixels": (dicom(None), r"holds no pixels \(Modality XC\): leave it out"),
+    "no pixels": (dicom(None), r"has no pixels \(Modality XC\): leave it out"),
     "floating-point pixels": (
         dicom(None, Rows=2, Columns=2, FloatPixelData=bytes(16)),
-        "holds floating-point pixels",
+        "has floating-point pixels",
     ),
     "cut in the meta information": (dicom(PIXELS)[:200], "DICOM"),
     "cut in the pixels": (dicom(PIXELS)[:-1000], "unreadable DICOM .*fetch the file again"),
@@ -233,7 +234,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "huge stream": (
         dicom_from_jpeg(STREAM, Rows=60, Columns=60),
-        "header says 60x60 pixels, the compressed stream 104x74",
+        "header has 60x60 pixels, the compressed stream 104x74",
     ),
     "video": (
         dicom(encapsulate([b"\0" * 8]), syntax=MPEG2MPML, Rows=2, Columns=2),

@@ -5,7 +5,13 @@ import pytest
 from jaxtyping import Bool
 from lesion_drawings import LESION, SKIN, ellipse, painted
 
-from skinmm.images.measure import MEASUREMENTS, asymmetry, measure, measure_skin_tone, perimeter
+from skinmm.images.measure import (
+    MEASUREMENTS,
+    measure,
+    measure_asymmetry,
+    measure_perimeter,
+    measure_skin_tone,
+)
 
 SIDE = 400
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE]
@@ -35,13 +41,13 @@ def compactness(mask: Mask) -> float:
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 77, 90])
 def test_an_ellipse_is_symmetric_however_it_is_turned(degrees: float) -> None:
-    assert asymmetry(turned_ellipse(degrees)) < 0.01
+    assert measure_asymmetry(turned_ellipse(degrees)) < 0.01
 
 
 @pytest.mark.parametrize(("height", "half"), [(240, 60), (90, 140)])
 def test_a_triangle_misses_a_third_about_one_of_its_axes(height: int, half: int) -> None:
     # About the axis through the centroid, parallel to the base, two thirds of it meet themselves.
-    assert asymmetry(triangle(height, half)) == pytest.approx(1 / 6, abs=0.01)
+    assert measure_asymmetry(triangle(height, half)) == pytest.approx(1 / 6, abs=0.01)
 
 
 def test_border_irregularity_is_that_of_geometry() -> None:
@@ -54,7 +60,7 @@ def test_border_irregularity_is_that_of_geometry() -> None:
     for degrees in (0, 30):
         assert compactness(turned_ellipse(degrees)) == pytest.approx(known, rel=0.02)
     square: Mask = (abs(ROWS - 200) < 80) & (abs(COLUMNS - 200) < 80)
-    assert perimeter(square) == pytest.approx(4 * 159, rel=0.06)
+    assert measure_perimeter(square) == pytest.approx(4 * 159, rel=0.06)
     star: Mask = np.hypot(ROWS - 200, COLUMNS - 200) < 90 + 30 * np.sin(
         8 * np.arctan2(ROWS - 200, COLUMNS - 200)
     )

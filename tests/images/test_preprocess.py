@@ -23,8 +23,8 @@ from skinmm.images.preprocess import (
     find_hair,
     mask_background,
     preprocess,
+    remove_colour_cast,
     remove_hair,
-    shades_of_grey,
 )
 
 SIZE = 256
@@ -81,16 +81,16 @@ def test_the_light_s_colour_is_taken_out(light: tuple[float, float, float]) -> N
     rng = np.random.default_rng(0)
     scene = rng.uniform(20, 180, (16, 16, 3))
     white, tinted = (np.rint(scene * tint).astype(np.uint8) for tint in (1.0, np.array(light)))
-    means = [shades_of_grey(picture).reshape(-1, 3).mean(axis=0) for picture in (white, tinted)]
+    means = [remove_colour_cast(picture).reshape(-1, 3).mean(axis=0) for picture in (white, tinted)]
     balanced = [mean / mean.sum() for mean in means]
     np.testing.assert_allclose(balanced[0], balanced[1], atol=0.01)
 
 
 def test_a_grey_picture_stays_as_it_is() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (9, 9, 1), np.uint8).repeat(3, axis=2)
-    np.testing.assert_array_equal(shades_of_grey(picture), picture)
+    np.testing.assert_array_equal(remove_colour_cast(picture), picture)
     black = np.zeros((9, 9, 3), np.uint8)
-    assert shades_of_grey(black) is black
+    assert remove_colour_cast(black) is black
 
 
 def test_black_bars_and_dark_corners_are_cut_off() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skinmm.images.measure import TONES, _lightness_and_yellow, measure_skin_tone, name_skin_tone
+from skinmm.images.measure import TONES, _to_lightness_and_yellow, measure_skin_tone, name_skin_tone
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_lab_is_that_of_the_srgb_primaries(
     colour: tuple[int, int, int], lightness: float, yellow: float
 ) -> None:
     """Published values, D65, two degrees."""
-    found = _lightness_and_yellow(np.array([colour], dtype=np.uint8))
+    found = _to_lightness_and_yellow(np.array([colour], dtype=np.uint8))
     assert (found[0][0], found[1][0]) == pytest.approx((lightness, yellow), abs=0.02)
 
 

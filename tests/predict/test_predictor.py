@@ -194,8 +194,8 @@ def test_a_bad_row_loses_nothing_else(
 @pytest.mark.parametrize(
     ("size", "error"),
     [
-        ((1, 1), "1x1 pixels are too few: it takes 16 on either side"),
-        ((900, 15), "900x15 pixels are too few: it takes 16 on either side"),
+        ((1, 1), "1x1 pixels are too few: each side needs 16"),
+        ((900, 15), "900x15 pixels are too few: each side needs 16"),
         ((16, 16), "the image has a single colour: it shows nothing"),
     ],
 )

@@ -47,7 +47,7 @@ __all__ = ["at", "service"]  # fixtures
         (b"", 422, "has no file"),
         (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
         (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
-        (png(15, 40), 422, "15x40 pixels are too few: it takes 16 on either side"),
+        (png(15, 40), 422, "15x40 pixels are too few: each side needs 16"),
         (png(32, 40), 422, "a single colour"),
         (png(20_000, 20_000), 413, "the limit is 200 megapixels"),
         (jpeg_bomb(jpeg_of(DEMO)), 413, "the limit is 200 megapixels"),
