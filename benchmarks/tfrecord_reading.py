@@ -28,7 +28,7 @@ from tfrecord.torch.dataset import TFRecordDataset
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.images.shards import TFRecordFile
-from skinmm.images.tfrecord import HEADER, has_valid_crc, write_tfrecord
+from skinmm.images.tfrecord import HEADER, has_valid_crc, load_index, write_tfrecord
 
 SIZES: Final = (128, 512, 2048)  # megabytes
 MIDDLE: Final = SIZES[1]
@@ -64,15 +64,17 @@ class Mapped(Ours):
     def __init__(self, path: Path) -> None:
         """Map the file."""
         super().__init__(path, self.image)
+        index = load_index(path, "image_name", "image")
+        self._spans = dict(zip(index.names, index.spans.tolist(), strict=True))
         with path.open("rb") as stream:
             self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def image(self, file: TFRecordFile, name: str) -> bytes:
+    def image(self, file: TFRecordFile, name: str) -> bytes:  # noqa: ARG002
         """An image, as `TFRecordFile.image` gets it."""
-        span = file.span(name)
-        if not has_valid_crc(self._content[span.record + HEADER : span.record + span.record_size]):
+        start, size, image, image_size = self._spans[name]
+        if not has_valid_crc(self._content[start + HEADER : start + size]):
             raise ValueError(name)
-        return self._content[span.image : span.image + span.image_size]
+        return self._content[image : image + image_size]
 
 
 class Images(Dataset[bytes]):

@@ -28,7 +28,7 @@ else:
     _RGB: Final = simd.PixelType.U8x3
     _BILINEAR: Final = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
 
-Pixels: TypeAlias = UInt8[np.ndarray, "height width 3"]
+Pixels: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 Size: TypeAlias = tuple[int, int]
 Icc: TypeAlias = Literal["ignore", "srgb"]
 Extent: TypeAlias = tuple[float | int, float | int]
@@ -51,8 +51,7 @@ class DecodeError(InputError):
     """An image cannot be used; the message has one line that says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Arguments of `decode`: `size` is (height, width) as displayed, `frame` counts from 1."""
 
     size: Size | None
@@ -82,9 +81,7 @@ class Raster:
     orientation: int = 1
 
 
-def resize_simd(
-    pixels: UInt8[np.ndarray, "h w 3"], size: Size, extent: Extent
-) -> UInt8[np.ndarray, "height width 3"]:
+def resize_simd(pixels: Pixels, size: Size, extent: Extent) -> Pixels:
     """Resize the top left `extent` of `pixels` to `size` (height, width)."""
     height, width, _ = pixels.shape
     encoded = pixels.tobytes()
@@ -97,9 +94,7 @@ def resize_simd(
     return np.frombuffer(bytearray(target.get_buffer()), np.uint8).reshape(*size, 3)
 
 
-def resize_pillow(
-    pixels: UInt8[np.ndarray, "h w 3"], size: Size, extent: Extent
-) -> UInt8[np.ndarray, "height width 3"]:
+def resize_pillow(pixels: Pixels, size: Size, extent: Extent) -> Pixels:
     """Resize as `resize_simd` does, with Pillow."""
     box = (0, 0, extent[1], extent[0])
     return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, box))
@@ -121,10 +116,7 @@ def report_damage(kind: str) -> Iterator[None]:
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> None:
-    """Raise `DecodeError` with size and limit for an image that is too small or too large.
-
-    This happens before memory is allocated for the pixels.
-    """
+    """Refuse an image that is too small or too large, before memory is allocated for it."""
     if width < 1 or height < 1:
         raise DecodeError(f"the header has {width}x{height} pixels: damaged, fetch the file again")
     if min(width, height) < min_side:
@@ -137,11 +129,7 @@ def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> N
 
 
 def check_frame(frame: int | None, frames: int) -> int:
-    """Return the index (from 0) of a frame (from 1, as in DICOM).
-
-    Raises:
-        DecodeError: the frame does not exist, or there are several and none is requested.
-    """
+    """Return the index (from 0) of a frame (from 1), which is required if there are several."""
     if frame is None and frames > 1:
         raise DecodeError(
             f"it has {frames} frames: name one, #frame=1 to #frame={frames} after the path"
@@ -159,11 +147,9 @@ def to_displayed(size: Size, orientation: int) -> Size:
 
 def read_orientation(exif: bytes | None) -> int:
     """Return the EXIF orientation; 1 (upright) if it is missing or cannot be read."""
-    if not exif:
-        return 1
     tags = Image.Exif()
     try:
-        tags.load(exif)
+        tags.load(exif or b"")
         orientation: Any = tags.get(0x0112)
     except Exception:  # Pillow raises various errors; a damaged block does not affect the pixels
         return 1
@@ -171,11 +157,7 @@ def read_orientation(exif: bytes | None) -> int:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
-    """Convert a Pillow image to RGB, with icc="srgb" through its ICC profile if it has one.
-
-    Raises:
-        DecodeError: the profile cannot be read or is for another colour space.
-    """
+    """Convert a Pillow image to RGB, with icc="srgb" through its ICC profile if it has one."""
     if icc == "srgb" and profile:
         try:
             transform = _build_transform(profile, image.mode)
@@ -220,11 +202,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
-    """Read the segments before the first scan.
-
-    Raises:
-        DecodeError: the segments end or break before the first scan.
-    """
+    """Read the segments before the first scan."""
     frame, adobe, exif, chunks = b"", False, None, {}
     for marker, content in _iterate_segments(data):
         if marker in _FRAMES:
@@ -266,7 +244,7 @@ def read_jpeg_stream(
     if header.precision != _BITS:
         raise DecodeError(f"JPEG of {header.precision} bits: convert it to 8 bits first")
     if header.components not in (1, 3):
-        return _read_whole_jpeg(data, request, profile, orientation)
+        return _read_whole_jpeg(data, profile, request.icc, orientation)
     eighths = 8
     if request.size is not None:
         sides = zip((height, width), to_displayed(request.size, orientation), strict=True)
@@ -276,7 +254,7 @@ def read_jpeg_stream(
         pixels = simplejpeg.decode_jpeg(data, **covering)
     except ValueError as error:
         if _HARMLESS in str(error):
-            return _read_whole_jpeg(data, request, profile, orientation)
+            return _read_whole_jpeg(data, profile, request.icc, orientation)
         raise DecodeError(f"damaged JPEG ({error}): fetch the file again") from error
     if profile and request.icc == "srgb":
         image = Image.fromarray(pixels[:, :, 0] if header.components == 1 else pixels)
@@ -284,10 +262,8 @@ def read_jpeg_stream(
     return Raster(pixels, (height * eighths / 8, width * eighths / 8), orientation)
 
 
-def _read_whole_jpeg(
-    data: bytes, request: Request, profile: bytes | None, orientation: int
-) -> Raster:
+def _read_whole_jpeg(data: bytes, profile: bytes | None, icc: Icc, orientation: int) -> Raster:
     """Decode CMYK, and streams with harmless stray bytes, with Pillow."""
     with JpegImageFile(BytesIO(data)) as image:
-        pixels = to_rgb(image, profile, request.icc)
+        pixels = to_rgb(image, profile, icc)
     return Raster(pixels, pixels.shape[:2], orientation)

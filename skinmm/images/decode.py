@@ -133,11 +133,9 @@ def reuse_freed_memory() -> None:
     Otherwise the kernel takes the memory of every decoded image back, and zeroes its pages for the
     next one: an eighth of the time to decode a camera file.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _read_jpeg(data: bytes, request: Request) -> Raster:
@@ -174,8 +172,7 @@ def _read_png(data: bytes, request: Request) -> Raster:
 
 def _probe_png(data: bytes) -> ImageInfo:
     with PngImageFile(BytesIO(data)) as image:
-        orientation = read_orientation(image.info.get("exif"))
-        width, height = to_displayed(image.size, orientation)
+        width, height = to_displayed(image.size, read_orientation(image.info.get("exif")))
         return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))
 
 

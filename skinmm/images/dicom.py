@@ -35,7 +35,8 @@ else:
     Dataset = Any  # annotations are checked at run time, where pydicom may not be imported yet
 
 File = BufferedReader | BytesIO
-"""An open file, or bytes in memory."""
+Stored = Num[np.ndarray, "height width *samples"]
+Pixels = UInt8[np.ndarray, "height width *channels"]
 
 _COLOURS, _BYTE, _META_GROUP, _BOX_HEAD = 3, 8, 2, 8
 _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -50,10 +51,6 @@ def read_dicom(data: bytes, request: Request) -> Raster:
 
     An EXIF orientation inside an encapsulated JPEG is ignored: Rows and Columns describe the
     stream as it is stored.
-
-    Raises:
-        DecodeError: no pixels, several frames and none named, too large, header and stream
-            disagree, no decoder for the transfer syntax, or pixels without a defined display.
     """
     from pydicom.uid import JPEGBaseline8Bit
 
@@ -95,9 +92,6 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
     Returns:
         `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
         and `site` (Body Part Examined, else the anatomic region) as written; None where missing.
-
-    Raises:
-        DecodeError: not a DICOM file.
     """
     with report_damage("DICOM header"):
         file = BytesIO(data) if isinstance(data, bytes) else data
@@ -182,9 +176,7 @@ def _read_jpeg2000_size(stream: bytes) -> Size | None:
     return bottom - top, right - left
 
 
-def _decode_values(
-    dataset: Dataset, index: int, stream: bytes
-) -> Num[np.ndarray, "height width *samples"]:
+def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
     """Decode one frame with pydicom, which converts YBR to RGB.
 
     The decoder of a transfer syntax is the same in every installation.
@@ -210,9 +202,7 @@ def _decode_values(
     return pixel_array(dataset, index=index, decoding_plugin=plugin)
 
 
-def _to_eight_bits(
-    values: Num[np.ndarray, "height width *samples"], dataset: Dataset
-) -> UInt8[np.ndarray, "height width *channels"]:
+def _to_eight_bits(values: Stored, dataset: Dataset) -> Pixels:
     """Convert stored values to 8-bit grey or RGB, which uses the upper eight bits."""
     from pydicom.pixels.processing import apply_color_lut
 
@@ -227,9 +217,7 @@ def _to_eight_bits(
     return (values >> (bits - _BYTE)).astype(np.uint8)
 
 
-def _to_grey(
-    values: Num[np.ndarray, "height width"], dataset: Dataset
-) -> UInt8[np.ndarray, "height width"]:
+def _to_grey(values: Stored, dataset: Dataset) -> Pixels:
     """Rescale, apply the first window or table, and map the whole range linearly to 0 to 255.
 
     The range is that of the stored bits, not of the actual values: the same value gives the same

@@ -19,7 +19,7 @@ Mask = Bool[np.ndarray, "h w"]
 
 
 def measure(pixels: UInt8[np.ndarray, "h w 3"], mask: Mask) -> dict[str, float]:
-    """Measure a lesion; NaN for an empty mask.
+    """Measure a lesion in an sRGB image; NaN for an empty mask.
 
     - `area_share`: share of the image that the lesion covers.
     - `asymmetry`: share of the lesion whose mirror image lies outside the lesion, mean over its two
@@ -28,10 +28,6 @@ def measure(pixels: UInt8[np.ndarray, "h w 3"], mask: Mask) -> dict[str, float]:
     - `colour_variegation`: root mean square distance of the lesion's pixels from their mean colour,
       in RGB from 0 to 1.
     - `skin_tone_angle`: typology angle of the skin outside the lesion, in degrees.
-
-    Args:
-        pixels: image in sRGB.
-        mask: pixels of the lesion.
     """
     values = dict.fromkeys(MEASUREMENTS, float("nan"))
     values["skin_tone_angle"] = measure_skin_tone(pixels, mask)
@@ -56,8 +52,7 @@ def measure_asymmetry(mask: Mask) -> float:
         mirrored = points - 2 * np.outer(points @ axis, axis) + centre
         rows, columns = np.rint(mirrored).astype(int).T
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        overlap = mask[rows[inside], columns[inside]].sum()
-        shares.append(1 - overlap / len(points))
+        shares.append(1 - mask[rows[inside], columns[inside]].sum() / len(points))
     return float(np.mean(shares))
 
 
@@ -111,13 +106,10 @@ def measure_skin_tone(pixels: UInt8[np.ndarray, "h w 3"], lesion: Mask | None = 
     Returns:
         Degrees, higher for lighter skin; NaN if less than a tenth of the border can be skin.
     """
+    border = np.ones(pixels.shape[:2], dtype=bool) if lesion is None else ~lesion
     if lesion is None:
-        height, width, _ = pixels.shape
-        top, left = max(1, height // _FRAME), max(1, width // _FRAME)
-        border = np.ones((height, width), dtype=bool)
+        top, left = (max(1, side // _FRAME) for side in border.shape)
         border[top:-top, left:-left] = False
-    else:
-        border = ~lesion
     if not border.any():
         return float("nan")
     lightness, yellow = _to_lightness_and_yellow(pixels[border])

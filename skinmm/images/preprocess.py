@@ -12,8 +12,7 @@ from skinmm.errors import InputError
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Mask = Bool[np.ndarray, "_ _"]
-Find = Callable[[Pixels], Mask]
-"""Function from an image to the mask of its lesion."""
+Find = Callable[[Pixels], Mask]  # from an image to the mask of its lesion
 
 HAIR_WIDTH: Final = 1 / 40  # maximum width of a hair, as a share of the shorter side
 HAIR_LENGTH: Final = 1 / 10  # minimum length of a hair, as a share of the shorter side
@@ -137,8 +136,7 @@ MASK_STEPS: Final[dict[str, Callable[[Pixels, Mask], Pixels]]] = {
 }
 """Further steps, which need the mask of the lesion that `data.segmenter` draws."""
 
-ALIGNED_STEPS: Final = frozenset({"hair", "colour"})
-"""Steps that do not move pixels, so that a mask still fits."""
+ALIGNED_STEPS: Final = frozenset({"hair", "colour"})  # move no pixels, so that a mask still fits
 
 DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 """Steps that receive twice the size, to crop or to distinguish hairs from a pigment network."""
@@ -149,9 +147,9 @@ def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
 
     Hair removal needs OpenCV, and the steps of `MASK_STEPS` need a lesion finder.
     """
+    choices = [*STEPS, *MASK_STEPS]
     for name in names:
-        if name not in STEPS | MASK_STEPS:
-            choices = [*STEPS, *MASK_STEPS]
+        if name not in choices:
             raise InputError(f"data.preprocess: unknown step '{name}'; choose from {choices}")
         if name in MASK_STEPS and not has_finder:
             raise InputError(
@@ -193,17 +191,15 @@ def _round_to_odd(length: float) -> int:
     return 2 * max(round(length / 2), 1) + 1
 
 
-def _draw_lines(length: int, directions: int) -> list[UInt8[np.ndarray, "side side"]]:
+def _draw_lines(length: int, directions: int) -> UInt8[np.ndarray, "n side side"]:
     """Return kernels of one-pixel lines through the middle of a square, in equal angular steps."""
     half = length // 2
     steps = np.linspace(-half, half, 4 * length + 1)
-    kernels = []
-    for angle in np.arange(directions) * np.pi / directions:
-        kernel = np.zeros((length, length), np.uint8)
+    kernels = np.zeros((directions, length, length), np.uint8)
+    for kernel, angle in zip(kernels, np.arange(directions) * np.pi / directions, strict=True):
         rows = np.rint(half + steps * np.sin(angle)).astype(int)
         columns = np.rint(half + steps * np.cos(angle)).astype(int)
         kernel[rows, columns] = 1
-        kernels.append(kernel)
     return kernels
 
 

@@ -79,8 +79,7 @@ _LOCATION: Final = re.compile(
 )
 _IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, although some files number them
 
-PLAIN: Final = Schema()
-"""Schema that leaves text and numbers unchanged."""
+PLAIN: Final = Schema()  # leaves text and numbers unchanged
 
 
 class TFRecordFile:
@@ -90,6 +89,9 @@ class TFRecordFile:
         path: TFRecord file; its index is loaded or built at once.
         schema: features that contain the name and the image.
 
+    Attributes:
+        names: image names in file order.
+
     Raises:
         TFRecordError: the file is missing, empty, truncated, damaged, or lacks these features.
     """
@@ -97,25 +99,17 @@ class TFRecordFile:
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
         self.path = Path(path)
         self._index = load_index(self.path, schema.name, schema.image)
-        self._rows = {name: row for row, name in enumerate(self._index.names)}
+        self.names = self._index.names
+        self._rows = {name: row for row, name in enumerate(self.names)}
         self._descriptor: int | None = None
 
-    @property
-    def names(self) -> list[str]:
-        """Image names in file order."""
-        return self._index.names
-
     def read(self, name: str) -> dict[str, Values]:
-        """Read all features of one record, each a list of bytes, int or float.
-
-        Raises:
-            TFRecordError: no record has this name, or the file was damaged or changed.
-        """
+        """Read all features of one record, each a list of bytes, int or float."""
         body, _, where = self._read_body(name)
         return parse_example(memoryview(body)[:-FOOTER], where)
 
     def image(self, name: str) -> bytes:
-        """Read the encoded image of one record; raises as `read`."""
+        """Read the encoded image of one record."""
         body, image, _ = self._read_body(name)
         return body[image]
 
@@ -123,10 +117,9 @@ class TFRecordFile:
         """Read the payload of a record and its CRC, and compare them.
 
         Returns:
-            Payload and CRC, the part of them that is the image, and the record's place in the file.
+            Payload and CRC, the image's slice of them, and a description of the record for errors.
         """
-        row = self._rows.get(name)
-        if row is None:
+        if (row := self._rows.get(name)) is None:
             raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
         start, size, image_start, image_size = self._index.spans[row].tolist()
         where = f"{self.path}: record {row} at byte {start}"
@@ -170,13 +163,8 @@ def is_tfrecord_location(text: str) -> bool:
 
 
 def read_tfrecord_image(text: str) -> bytes:
-    """Read the encoded image at a location; files stay open.
-
-    Raises:
-        TFRecordError: the file or record does not exist, or the file is damaged.
-    """
-    parts = _LOCATION.fullmatch(text)
-    if parts is None:
+    """Read the encoded image at a location; files stay open."""
+    if (parts := _LOCATION.fullmatch(text)) is None:
         raise TFRecordError(f"{text}: write FILE.tfrec#image_name")
     return _open_file(parts["path"], parts["keys"] or "").image(parts["name"])
 
@@ -196,26 +184,24 @@ def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.Data
 
     Returns:
         Columns image_name, path (see `format_location`) and the other features; None where missing.
-
-    Raises:
-        TFRecordError: a file cannot be read, or its integers do not follow the schema.
     """
-    return pd.DataFrame([row for file in files for row in _read_rows(Path(file), schema)])
+    return pd.DataFrame([row for file in files for row in _iterate_rows(Path(file), schema)])
 
 
-def _read_rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
+def _iterate_rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
     file = TFRecordFile(path, schema)
     has_siim_codes = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
     for name in file.names:
         features = file.read(name)
-        row = {"image_name": name, "path": format_location(path.absolute(), name, schema)}
+        location = format_location(path.absolute(), name, schema)
+        row: dict[str, Any] = {"image_name": name, "path": location}
         for feature in sorted(features.keys() - {schema.name, schema.image}):
             column = schema.columns.get(feature, feature)
             value = _to_cell(feature, features[feature], schema, f"{path}: {name}")
             row[column] = str(value) if column in _IDENTIFIERS and value is not None else value
         diagnosis, target = row.get("diagnosis"), row.get("target")
-        has_both = bool(diagnosis) and "target" in row
-        if has_siim_codes and has_both and (diagnosis == "melanoma") != (target == 1):
+        is_other = (diagnosis == "melanoma") != (target == 1)
+        if has_siim_codes and diagnosis and "target" in row and is_other:
             raise TFRecordError(
                 f"{path}: {name} is {diagnosis!r} and has target {target}: this file"
                 " has other integer codes: give a schema with its own"

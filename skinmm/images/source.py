@@ -18,8 +18,7 @@ from skinmm.vocabulary import CONVERTERS, Table
 
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
 _HDF5: Final = re.compile(r"(?P<file>.+?\.(?:hdf5|h5))#(?P<entry>.+)", re.IGNORECASE | re.DOTALL)
-FRAME: Final = "#frame="
-"""Suffix of the location of a DICOM file with several frames, followed by the number from 1."""
+FRAME: Final = "#frame="  # ends the location of a DICOM file, before the frame's number from 1
 
 
 class Source(NamedTuple):
@@ -110,11 +109,10 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
                 records[row] = read_header_record(path, file)
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
-    filled = fill_empty_cells(table, records)
-    kinds = {name: float if name == "age" else object for name in filled}
-    return table.assign(
-        **{name: pd.Series(filled[name], table.index, kind) for name, kind in kinds.items()}
-    )
+    filled: dict[str, Any] = fill_empty_cells(table, records)
+    for name, cells in filled.items():
+        filled[name] = pd.Series(cells, table.index, float if name == "age" else object)
+    return table.assign(**filled)
 
 
 def has_empty_cell(table: Table, names: Sequence[str]) -> Bool[np.ndarray, " n"]:
@@ -137,9 +135,6 @@ def read_header_record(path: str, file: File) -> dict[str, Any]:
 
     Returns:
         The record; empty for a file of another format.
-
-    Raises:
-        DecodeError: a `.dcm` file is not a DICOM file, or its header is damaged.
     """
     if file.read(132)[128:] != b"DICM" and not split_frame(path)[0].lower().endswith(".dcm"):
         return {}

@@ -41,12 +41,7 @@ class TFRecordError(InputError):
 
 
 def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and payload of each record, with checksums compared, one at a time.
-
-    Raises:
-        TFRecordError: a length or a checksum is wrong, or the file ends within a record.
-        OSError: the file cannot be read.
-    """
+    """Yield offset and payload of each record, with checksums compared, one at a time."""
     size, offset, number = path.stat().st_size, 0, 0
     with path.open("rb") as stream:
         while header := stream.read(HEADER):
@@ -89,11 +84,7 @@ def _masked_crc(data: bytes | memoryview) -> bytes:
 
 
 def parse_example(payload: memoryview | bytes, where: str) -> dict[str, Values]:
-    """Return the features of a `tf.train.Example`, each a list of one type.
-
-    Raises:
-        TFRecordError: the payload is not a `tf.train.Example`.
-    """
+    """Return the features of a `tf.train.Example`, each a list of one type."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tfrecord import example_pb2  # imports torch, hence not at the top
 
@@ -124,10 +115,6 @@ def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
     Args:
         path: file, replaced if it exists.
         examples: feature name -> bytes, str, int, float, a list of one of them, or None for empty.
-
-    Raises:
-        TFRecordError: a value has another type.
-        OSError: the file cannot be written.
     """
     from tfrecord import example_pb2
 
@@ -191,9 +178,6 @@ def load_index(path: Path, name_key: str, image_key: str) -> Index:
     """Load the stored index of a file if it is current, else build one and store it if possible.
 
     The keys are the features with the name of the image and with the encoded image.
-
-    Raises:
-        TFRecordError: the file is missing, empty, truncated or damaged, or lacks these features.
     """
     keys = [name_key, image_key]
     try:
@@ -246,8 +230,7 @@ def _read_name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[s
 
 def _list_bases(path: Path) -> tuple[Path, Path]:
     """Return the paths of an index without suffix: next to the file, then in the user's cache."""
-    home = Path(os.environ.get("HOME", "/"))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache"))
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     return path, cache / "skinmm" / f"{digest}-{path.name}"
 
@@ -259,14 +242,9 @@ def _load_stored(base: Path, keys: list[str]) -> Index | None:
         words = [int(word) for word in Path(f"{base}.tfindex").read_text("utf-8").split()]
         if (saved["version"], saved["features"]) != (_VERSION, keys):
             return None
-        index = Index(
-            names=[str(name) for name in saved["names"]],
-            spans=np.hstack(
-                [np.array(part, dtype=np.int64).reshape(-1, 2) for part in (words, saved["images"])]
-            ),
-            size=int(saved["size"]),
-            mtime_ns=int(saved["mtime_ns"]),
-        )
+        parts = [np.array(part, np.int64).reshape(-1, 2) for part in (words, saved["images"])]
+        names = [str(name) for name in saved["names"]]
+        index = Index(names, np.hstack(parts), int(saved["size"]), int(saved["mtime_ns"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     return index if index.is_consistent() else None
@@ -274,14 +252,8 @@ def _load_stored(base: Path, keys: list[str]) -> Index | None:
 
 def _store_index(base: Path, keys: list[str], index: Index) -> None:
     """Write the two files of an index."""
-    saved = {
-        "version": _VERSION,
-        "features": keys,
-        "size": index.size,
-        "mtime_ns": index.mtime_ns,
-        "names": index.names,
-        "images": index.spans[:, 2:].tolist(),
-    }
+    saved = {"version": _VERSION, "features": keys, "size": index.size, "mtime_ns": index.mtime_ns}
+    saved |= {"names": index.names, "images": index.spans[:, 2:].tolist()}
     lines = "".join(f"{offset} {length}\n" for offset, length in index.spans[:, :2].tolist())
     base.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".tfindex", lines), (".names.json", json.dumps(saved))):

@@ -74,10 +74,10 @@ def _from_file(path: Path) -> Weights:
         )
     if is_checkpoint(path):  # of a classifier with an image network, whatever its fusion
         card, tensors = load_card(path)
-        if not (state := strip_prefix(tensors, IMAGE)):
+        if not (weights := strip_prefix(tensors, IMAGE)):
             raise InputError(f"model.pretrained={path}: it has no image network of a classifier")
-        cohort = card.config["data"]["name"]
-        return Weights(f"{path.name} of {cohort}, itself from: {card.initialisation}", state=state)
+        origin = f"{path.name} of {card.config['data']['name']}, itself from: {card.initialisation}"
+        return Weights(origin, state=weights)
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # the readers raise various errors for damaged files
