@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from skinmm.evaluation.intervals import (
     patient_codes,
     percentile_interval,
     skewness,
+    sum_by_patient,
     summarise,
 )
 from skinmm.evaluation.metrics import evaluate
@@ -272,7 +274,7 @@ def sensitivity_gaps(
             continue
         lowest, *_, highest = sorted(candidates, key=sensitivity)
         masks = [rows & group.rows for group in (highest, lowest) for rows in (hits, malignant)]
-        statistic = _Gap(np.column_stack([np.bincount(codes, weights=rows) for rows in masks]))
+        statistic = partial(_gap, sum_by_patient(codes, masks))
         value = statistic(np.ones((1, patients), dtype=np.int64))["gap"][0]
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
         units = min(len(np.unique(codes[malignant & end.rows])) for end in (highest, lowest))
@@ -282,12 +284,9 @@ def sensitivity_gaps(
     return gaps
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """Difference of two sensitivities, from the hits and malignant rows of each patient."""
-
-    sums: Float64[np.ndarray, "p 4"]
-
-    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
-        hits, malignant, other_hits, other_malignant = (draws @ self.sums).T
-        return {"gap": ratio(hits, malignant) - ratio(other_hits, other_malignant)}
+def _gap(
+    sums: Float64[np.ndarray, "p 4"], draws: Int64[np.ndarray, "b p"]
+) -> dict[str, Float64[np.ndarray, " b"]]:
+    """Subtract two sensitivities, from the hits and malignant rows of each patient."""
+    hits, malignant, other_hits, other_malignant = (draws @ sums).T
+    return {"gap": ratio(hits, malignant) - ratio(other_hits, other_malignant)}

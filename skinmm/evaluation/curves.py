@@ -153,17 +153,8 @@ def average_precision(curve: Curve) -> Samples:
     return np.where(curve.negatives[:, -1] > 0, area, np.nan)
 
 
-def sensitivity_at(curve: Curve, specificity: float) -> Samples:
-    """Return the highest sensitivity among thresholds with at least this specificity."""
-    return _highest(curve.sensitivity(), curve.specificity(), specificity)
-
-
-def specificity_at(curve: Curve, sensitivity: float) -> Samples:
-    """Return the highest specificity among thresholds with at least this sensitivity."""
-    return _highest(curve.specificity(), curve.sensitivity(), sensitivity)
-
-
-def _highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
+def highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
+    """Return the highest value at the thresholds whose `constraint` is at least the minimum."""
     best = np.where(constraint >= minimum - _TIE, values, -1).max(axis=1)
     return np.where(np.isnan(constraint[:, -1]) | np.isnan(values[:, -1]), np.nan, best)
 

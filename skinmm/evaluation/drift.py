@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +12,7 @@ from scipy.stats import chi2_contingency
 
 PARTS: Final = 10
 """Number of parts that numeric columns are divided into, at quantiles."""
-MISSING: Final = "missing"
-OTHER: Final = "other"
+_MISSING: Final = "missing"
 _SMOOTH: Final = 0.5  # added to every count, so that an empty cell has a logarithm
 
 
@@ -51,11 +50,17 @@ def compare_columns(
     reference: Mapping[str, Mapping[str, Any]], table: pd.DataFrame
 ) -> list[ColumnShift]:
     """Compare new rows with a reference from `describe_columns`; absent columns are skipped."""
-    return [
-        _compare(name, cells, _count(cells, table[name]))
-        for name, cells in reference.items()
-        if name in table
-    ]
+    shifts = []
+    for name in [name for name in reference if name in table]:
+        cells = reference[name]
+        before, now = np.array(cells["counts"], np.int64), _count(cells, table[name])
+        used = before + now > 0
+        labels = tuple(compress(_label(cells), used))
+        counts = np.stack([before, now])[:, used]
+        defined = counts.shape[1] > 1 and bool((counts.sum(axis=1) > 0).all())
+        p = float(chi2_contingency(counts, correction=False).pvalue) if defined else None
+        shifts.append(ColumnShift(name, labels, *counts, stability_index(*counts), p))
+    return shifts
 
 
 def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, " cells"]) -> float:
@@ -96,19 +101,9 @@ def _count(cells: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarr
 
 def _label(cells: Mapping[str, Any]) -> tuple[str, ...]:
     if "values" in cells:
-        return (*cells["values"], OTHER, MISSING)
+        return (*cells["values"], "other", _MISSING)
     ends = [f"{end:.3g}" for end in cells["ends"]]
     if not ends:
-        return ("any", MISSING)
+        return ("any", _MISSING)
     between = [f"{low} to {high}" for low, high in pairwise(ends)]
-    return (f"up to {ends[0]}", *between, f"above {ends[-1]}", MISSING)
-
-
-def _compare(name: str, cells: Mapping[str, Any], now: Int64[np.ndarray, " cells"]) -> ColumnShift:
-    before = np.array(cells["counts"], dtype=np.int64)
-    used = before + now > 0
-    table = np.stack([before, now])[:, used]
-    defined = table.shape[1] > 1 and bool((table.sum(axis=1) > 0).all())
-    p = float(chi2_contingency(table, correction=False).pvalue) if defined else None
-    labels = tuple(label for label, is_used in zip(_label(cells), used, strict=True) if is_used)
-    return ColumnShift(name, labels, before[used], now[used], stability_index(*table), p)
+    return (f"up to {ends[0]}", *between, f"above {ends[-1]}", _MISSING)

@@ -1,7 +1,7 @@
 """Intervals and tests that account for several rows of one patient."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, NamedTuple
@@ -53,6 +53,13 @@ def patient_codes(patients: Shaped[np.ndarray, " n"]) -> tuple[Int64[np.ndarray,
     """Number the patients in order of appearance; return each row's number and their count."""
     codes, names = pd.factorize(patients)
     return codes.astype(np.int64), len(names)
+
+
+def sum_by_patient(
+    codes: Int64[np.ndarray, " n"], columns: Iterable[Shaped[np.ndarray, " n"]]
+) -> Float64[np.ndarray, "p k"]:
+    """Sum each of k columns over the rows of each patient."""
+    return np.column_stack([np.bincount(codes, weights=column) for column in columns])
 
 
 def independent_units(codes: Int64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm import files
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import MALIGNANT, parse_diagnosis, rename_columns, resolve_patients
+from skinmm.vocabulary import MALIGNANT, parse_diagnosis, rename_columns
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -41,16 +41,15 @@ def read_table(path: Path | str) -> pd.DataFrame:
 class PredictionFile:
     """Table of a prediction file, with methods that check and parse its columns.
 
-    All methods raise `InputError`, which names the file, the column and the first faulty row.
+    All methods raise `InputError`, which names the file, the column and the first faulty row. Rows
+    without a prediction are excluded and counted in `unpredicted`.
+
+    Args:
+        path: the file; an image may have only one row.
+        labels: a second table with the truth, joined by image.
     """
 
     def __init__(self, path: Path | str, labels: Path | str | None = None) -> None:
-        """Read the predicted rows, each image once; count the others in `unpredicted`.
-
-        Args:
-            path: the file.
-            labels: a second table with the truth, joined by image.
-        """
         self.path, self.truth_path = path, labels or path
         table = read_table(path)
         if labels is not None:
@@ -64,8 +63,7 @@ class PredictionFile:
         repeated = self.table["image_id"].duplicated()
         if repeated.any():
             name = self.table["image_id"][repeated].iloc[0]
-            same = self.table.index[self.table["image_id"] == name]
-            rows = ", ".join(str(row + 1) for row in same)
+            rows = ", ".join(map(str, self.table.index[self.table["image_id"] == name] + 1))
             raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
 
     def parse_probabilities(self) -> tuple[tuple[str, ...], Float64[np.ndarray, "n c"]]:
@@ -91,12 +89,8 @@ class PredictionFile:
         columns = [f"raw_{name}" for name in classes]
         return self._parse_distribution(columns) if set(columns) <= set(self.table) else None
 
-    def parse_patients(self) -> Shaped[np.ndarray, " n"]:
-        """Return the patient of each row, see `resolve_patients`."""
-        return resolve_patients(self.table).to_numpy(dtype=object)
-
     def parse_truth(self) -> "pd.Series[str]":
-        """Return the words of `target`, or else of `diagnosis`, for every row."""
+        """Return the text of `target`, or else of `diagnosis`, for every row."""
         column = next((name for name in _TRUTH if name in self.table), None)
         if column is None:
             raise InputError(f"{self.truth_path} has no column target; give labels=LABELS.csv")
@@ -111,7 +105,7 @@ class PredictionFile:
     def parse_targets(
         self, words: "pd.Series[str]", classes: tuple[str, ...]
     ) -> Int64[np.ndarray, " n"]:
-        """Return the index of the true class of each row, from the words of `parse_truth`."""
+        """Return the index of the true class of each row, from the result of `parse_truth`."""
         indices = _find_classes(words, classes)
         bad = indices.isna()
         if bad.any():
@@ -140,18 +134,16 @@ class PredictionFile:
         return words.to_numpy(dtype=object)
 
     def parse_sets(self, classes: tuple[str, ...]) -> Bool[np.ndarray, "n c"] | None:
-        """Return which classes the prediction set of each row contains."""
+        """Return the mask of the classes in the prediction set of each row."""
         if not self._has_values("prediction_set"):
             return None
         codes, texts = pd.factorize(self.table["prediction_set"].fillna(""))
-        names = [
-            [] if text == EMPTY and EMPTY not in classes else text.split("|") for text in texts
-        ]
-        bad = np.array([not set(set_names) <= set(classes) for set_names in names])[codes]
+        empty = () if EMPTY in classes else (EMPTY,)
+        sets = [set() if text in empty else set(text.split("|")) for text in texts]
+        bad = np.array([not names <= set(classes) for names in sets])[codes]
         reason = f"is not made of {', '.join(classes)} with | between, or {EMPTY}"
         self._require("prediction_set", bad, reason)
-        sets = [[name in set_names for name in classes] for set_names in names]
-        return np.array(sets, dtype=bool)[codes]
+        return np.array([[name in names for name in classes] for names in sets], dtype=bool)[codes]
 
     def parse_ood(self) -> Float64[np.ndarray, " n"] | None:
         """Return the OOD score of each row, NaN where empty."""
@@ -217,8 +209,11 @@ class PredictionFile:
 def _join_labels(
     table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
 ) -> pd.DataFrame:
-    """Take the truth, and missing columns of patients and lesions, from a second table by image."""
-    labels = labels.assign(image_id=_remove_suffix(labels["image_id"]))
+    """Add the truth, and missing columns of patients and lesions, from a second table by image."""
+    labels, image_ids = (
+        part.assign(image_id=part["image_id"].str.replace(_EXTENSIONS, "", regex=True))
+        for part in (labels, table[["image_id"]])
+    )
     truth = [name for name in _TRUTH if name in labels]
     if not truth:
         raise InputError(f"{labels_path} has neither a column target nor a column diagnosis")
@@ -229,14 +224,10 @@ def _join_labels(
         raise InputError(f"{labels_path} gives image {name} two different labels")
     columns = [*truth, *({"patient_id", "lesion_id"} & set(labels) - set(table))]
     table = table.drop(columns=[name for name in _TRUTH if name in table])
-    joined = labels.set_index("image_id")[columns].reindex(_remove_suffix(table["image_id"]))
+    joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
     if joined[truth].isna().all(axis=None):
         raise InputError(f"{labels_path} has no label for any image of {path}")
     return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
-
-
-def _remove_suffix(names: "pd.Series[str]") -> "pd.Series[str]":
-    return names.str.replace(_EXTENSIONS, "", regex=True)
 
 
 def find_positive_classes(classes: tuple[str, ...], path: Path | str) -> tuple[str, ...]:
@@ -262,7 +253,7 @@ def require_positive_classes(classes: tuple[str, ...], positive: tuple[str, ...]
 
 
 def is_binary_truth(words: "pd.Series[str]", classes: tuple[str, ...]) -> bool:
-    """Return whether the truth is malignant or not, and not the names of the classes."""
+    """Return whether the truth is malignant or not, instead of the names of the classes."""
     values = set(words.unique())
     return values <= set(_BINARY_WORDS) and not values <= set(classes)
 
@@ -276,8 +267,8 @@ def _find_classes(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Seri
 def _find_class(word: str, classes: tuple[str, ...]) -> int | None:
     diagnosis = parse_diagnosis(word)
     if classes == BINARY:
-        is_known = diagnosis is not None and diagnosis != "unknown"
-        return _BINARY_WORDS.get(word, int(diagnosis in MALIGNANT) if is_known else None)
+        default = None if diagnosis in (None, "undefault") else int(diagnosis in MALIGNANT)
+        return _BINARY_WORDS.get(word, default)
     if word in classes:
         return classes.index(word)
     diagnoses = [parse_diagnosis(name) for name in classes]

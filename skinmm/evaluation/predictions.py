@@ -1,4 +1,4 @@
-"""Predictions: what every stage after the model reads, whichever system wrote the file."""
+"""Predictions: reader and writer of prediction files, the input of every later stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from skinmm.evaluation.prediction_files import (
     require_positive_classes,
 )
 from skinmm.files import atomic_write
+from skinmm.vocabulary import resolve_patients
 
 __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "write_predictions"]
 
@@ -47,7 +48,7 @@ class Predictions:
         fold: number of the fold in which a row was tested.
         unpredicted: number of rows of the file that its system could not predict.
         decision: one of `DECISIONS`.
-        sets: which classes the prediction set of a row contains.
+        sets: mask of the classes in the prediction set of a row.
         ood: OOD score; above 1 a row is unlike the validation rows; NaN where unknown.
         called: index of the class that the system predicts; None in binary files.
     """
@@ -67,7 +68,7 @@ class Predictions:
     called: Int64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
-        """Require that some but not all classes are positive."""
+        """Raise an error unless some but not all classes are positive."""
         require_positive_classes(self.classes, self.positive)
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class Predictions:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the classes are benign and malignant, so that targets are written as 0 and 1."""
+        """True if the classes are benign and malignant; targets are then written as 0 and 1."""
         return self.classes == BINARY
 
     @property
@@ -87,14 +88,13 @@ class Predictions:
 
     @property
     def malignant(self) -> Bool[np.ndarray, " n"]:
-        """Whether the true class is a positive one."""
+        """True for rows whose true class is positive."""
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
     def predicted_classes(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
         """Return the index of the predicted class of each row.
 
-        The threshold decides in binary files. In others it is the class that the file names, or
-        else the most probable one.
+        In binary files by the threshold, in others the class in `called`, else the most probable.
         """
         if self.is_binary:
             return (self.malignancy >= threshold).astype(np.int64)
@@ -127,9 +127,6 @@ def read_predictions(
             image with or without its suffix; its `patient_id` is used if the first table has none.
         positive: classes that count as malignant; by default those known as malignant.
         allow_one_class: accept a file in which all rows are malignant, or none.
-
-    Raises:
-        InputError: one line that names the file, and the column and row that cannot be used.
     """
     file = PredictionFile(path, labels)
     classes, probabilities = file.parse_probabilities()
@@ -145,7 +142,7 @@ def read_predictions(
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
         image_id=file.table["image_id"].to_numpy(dtype=object),
-        patient_id=file.parse_patients(),
+        patient_id=resolve_patients(file.table).to_numpy(dtype=object),
         target=file.parse_targets(words, classes),
         probabilities=probabilities,
         raw=raw,
@@ -166,24 +163,22 @@ def read_predictions(
 
 def write_predictions(path: Path | str, predictions: Predictions) -> None:
     """Write a prediction file (`%.9g`) atomically."""
-    columns: dict[str, Any] = {name: getattr(predictions, name) for name in ROW_COLUMNS[:2]}
-    if predictions.fold is not None:
-        columns["fold"] = predictions.fold
+    columns: dict[str, Any] = {
+        name: getattr(predictions, name) for name in ("image_id", "patient_id", "fold")
+    }
     names = np.array(predictions.classes, dtype=object)
     columns["target"] = predictions.target if predictions.is_binary else names[predictions.target]
     for prefix, values in (("p_", predictions.probabilities), ("raw_", predictions.raw)):
         if values is not None:
             columns |= {prefix + name: values[:, i] for i, name in enumerate(predictions.classes)}
-    if predictions.decision is not None:
-        columns["decision"] = predictions.decision
+    columns |= {"decision": predictions.decision, "prediction_set": None, "ood": predictions.ood}
     if predictions.sets is not None:
         columns["prediction_set"] = format_sets(predictions.sets, predictions.classes)
-    if predictions.ood is not None:
-        columns["ood"] = predictions.ood
     if predictions.called is not None:
         columns["called"] = names[predictions.called]
+    table = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
     with atomic_write(Path(path)) as partial:
-        pd.DataFrame(columns).to_csv(partial, index=False, float_format="%.9g")
+        table.to_csv(partial, index=False, float_format="%.9g")
 
 
 def format_sets(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped[np.ndarray, " n"]:
@@ -202,10 +197,10 @@ def find_confident_mistakes(
     are benign rows from the threshold on, in descending order.
     """
     p, malignant = predictions.malignancy, predictions.malignant
-    above = p >= threshold
-    kinds = {"missed": (malignant & ~above, p), "flagged": (~malignant & above, -p)}
-    mistakes = {}
-    for kind, (is_wrong, key) in kinds.items():
-        rows = np.flatnonzero(is_wrong)
-        mistakes[kind] = rows[np.argsort(key[rows], kind="stable")][:MAX_MISTAKES]
-    return mistakes
+    missed, flagged = malignant & (p < threshold), ~malignant & (p >= threshold)
+    rows = np.argsort(p, kind="stable")
+    reverse = np.argsort(-p, kind="stable")
+    return {
+        "missed": rows[missed[rows]][:MAX_MISTAKES],
+        "flagged": reverse[flagged[reverse]][:MAX_MISTAKES],
+    }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.special import betaincinv
 
 from skinmm.errors import InputError
 from skinmm.evaluation.curves import ratio
-from skinmm.evaluation.intervals import patient_codes
+from skinmm.evaluation.intervals import patient_codes, sum_by_patient
 from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
 from skinmm.evaluation.thresholds import round_down
 
@@ -167,8 +168,7 @@ class ReferralMetrics:
                 rows = predictions.target == index
                 shares[f"coverage_{name}"] = (rows & predictions.sets[:, index], rows)
         self.names = list(shares)
-        columns = [column for pair in zip(*shares.values(), strict=True) for column in pair]
-        self.sums = np.column_stack([np.bincount(codes, weights=column) for column in columns])
+        self.sums = sum_by_patient(codes, chain.from_iterable(zip(*shares.values(), strict=True)))
 
     def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
         """Return the metrics of each resample."""

@@ -1,7 +1,7 @@
 """Decision rules: the threshold of a binary decision, and the predicted one of several classes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +12,13 @@ from scipy.special import betaincinv, expit, logit
 
 from skinmm.errors import InputError
 
+RULES: Final = ("sensitivity", "youden", "cost")
 _DIGITS: Final = 6
+_Scores = Float64[np.ndarray, " n"]
 
 
 def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
-    """Return what a rule divides the probability of each class by before taking the largest.
+    """Return the priors that a rule divides the class probabilities by before taking the largest.
 
     Args:
         rule: `likeliest` divides all alike, which minimises the number of errors; `balanced`
@@ -48,7 +50,7 @@ class Threshold:
     Attributes:
         value: probability of malignancy.
         rule: rule that chose it, one of `RULES`.
-        guaranteed: whether the sensitivity exceeds its target with the stated confidence, and not
+        guaranteed: true if the sensitivity exceeds its target with the stated confidence, and not
             only on the rows that chose the threshold.
     """
 
@@ -57,18 +59,8 @@ class Threshold:
     guaranteed: bool
 
 
-@dataclass(frozen=True)
-class _Task:
-    scores: Float64[np.ndarray, " n"]
-    positives: Bool[np.ndarray, " n"]
-    patients: Shaped[np.ndarray, " n"]
-    sensitivity: float
-    confidence: float
-    cost_ratio: float | None
-
-
 def choose_threshold(
-    scores: Float64[np.ndarray, " n"],
+    scores: _Scores,
     positives: Bool[np.ndarray, " n"],
     patients: Shaped[np.ndarray, " n"],
     *,
@@ -95,7 +87,7 @@ def choose_threshold(
 
     Args:
         scores: calibrated probability of malignancy.
-        positives: whether a row is malignant.
+        positives: mask of the malignant rows.
         patients: patient of each row.
         rule: one of `RULES`.
         sensitivity: target of the rule `sensitivity`, in (0, 1).
@@ -105,16 +97,24 @@ def choose_threshold(
     Returns:
         The threshold, rounded down to six significant digits, so that a score that is written to a
         file or computed in another batch stays on its side.
-
-    Raises:
-        InputError: the rule is unknown, a number is out of range, or no row is malignant.
     """
     if rule not in RULES:
         raise InputError(f"no threshold rule {rule!r}; choose from {', '.join(RULES)}")
     for name, value in (("sensitivity", sensitivity), ("confidence", confidence)):
         if not 0 < value < 1:
             raise InputError(f"{name} {value} of a threshold is not between 0 and 1")
-    return RULES[rule](_Task(scores, positives, patients, sensitivity, confidence, cost_ratio))
+    if rule == "cost":
+        if cost_ratio is None or not 0 < cost_ratio < math.inf:
+            raise InputError("the threshold rule cost needs cost_ratio, a number above 0")
+        return Threshold(1 / (1 + cost_ratio), rule, guaranteed=False)
+    if not positives.any():
+        raise InputError(f"no malignant row among {len(scores)} to choose a threshold with")
+    if rule == "youden":
+        value, guaranteed = _choose_by_youden(scores, positives), False
+    else:
+        malignant = scores[positives], patients[positives]
+        value, guaranteed = _choose_by_sensitivity(*malignant, sensitivity, confidence)
+    return Threshold(round_down(value), rule, guaranteed)
 
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
@@ -135,55 +135,28 @@ def sensitivity_bound(hits: int, positives: int, confidence: float) -> float:
     return float(betaincinv(hits, positives - hits + 1, 1 - confidence)) if hits else 0.0
 
 
-def _choose_by_sensitivity(task: _Task) -> Threshold:
-    _require_positives(task)
-    scores = pd.Series(task.scores[task.positives])
-    lowest = np.sort(scores.groupby(task.patients[task.positives]).min().to_numpy())
-    misses = _allowed_misses(len(lowest), task.sensitivity, task.confidence)
-    if misses is None:
-        # The tolerance keeps 0.95 * 20 at 19.
-        needed = math.ceil(task.sensitivity * len(scores) - 1e-9)
-        value = np.sort(scores.to_numpy())[len(scores) - needed]
-        return Threshold(round_down(value), "sensitivity", guaranteed=False)
-    return Threshold(round_down(lowest[misses]), "sensitivity", guaranteed=True)
+def _choose_by_sensitivity(
+    scores: _Scores, patients: Shaped[np.ndarray, " n"], sensitivity: float, confidence: float
+) -> tuple[float, bool]:
+    """Return the threshold for scores of malignant rows, and whether it is guaranteed."""
+    lowest = np.sort(pd.Series(scores).groupby(patients).min().to_numpy())
+    hits = len(lowest)
+    while sensitivity_bound(hits, len(lowest), confidence) >= sensitivity:
+        hits -= 1
+    if hits < len(lowest):
+        return lowest[len(lowest) - hits - 1], True
+    needed = math.ceil(sensitivity * len(scores) - 1e-9)  # 19 for 0.95 * 20, despite rounding
+    return np.sort(scores)[len(scores) - needed], False
 
 
-def _allowed_misses(patients: int, sensitivity: float, confidence: float) -> int | None:
-    """Return the most patients below the threshold that the bound allows; None: not even 0."""
-    misses = -1
-    while sensitivity_bound(patients - misses - 1, patients, confidence) >= sensitivity:
-        misses += 1
-    return misses if misses >= 0 else None
-
-
-def _choose_by_youden(task: _Task) -> Threshold:
-    _require_positives(task)
-    if task.positives.all():
+def _choose_by_youden(scores: _Scores, positives: Bool[np.ndarray, " n"]) -> float:
+    if positives.all():
         raise InputError("no benign row to choose a threshold with")
-    values, inverse = np.unique(task.scores, return_inverse=True)
-    positives = np.bincount(inverse, weights=task.positives)
-    negatives = np.bincount(inverse, weights=~task.positives)
-    gain = positives / positives.sum() - negatives / negatives.sum()
-    best = int(np.argmax(np.cumsum(gain[::-1])[::-1]))
-    return Threshold(round_down(values[best]), "youden", guaranteed=False)
-
-
-def _choose_by_cost(task: _Task) -> Threshold:
-    if task.cost_ratio is None or not 0 < task.cost_ratio < math.inf:
-        raise InputError("the threshold rule cost needs cost_ratio, a number above 0")
-    return Threshold(1 / (1 + task.cost_ratio), "cost", guaranteed=False)
-
-
-RULES: Final[dict[str, Callable[[_Task], Threshold]]] = {
-    "sensitivity": _choose_by_sensitivity,
-    "youden": _choose_by_youden,
-    "cost": _choose_by_cost,
-}
-
-
-def _require_positives(task: _Task) -> None:
-    if not task.positives.any():
-        raise InputError(f"no malignant row among {len(task.scores)} to choose a threshold with")
+    values, inverse = np.unique(scores, return_inverse=True)
+    hits = np.bincount(inverse, weights=positives)
+    false_alarms = np.bincount(inverse, weights=~positives)
+    gain = hits / hits.sum() - false_alarms / false_alarms.sum()
+    return values[np.argmax(np.cumsum(gain[::-1])[::-1])]
 
 
 def round_down(value: float) -> float:
