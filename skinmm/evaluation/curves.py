@@ -71,11 +71,11 @@ class CumulativeWeights:
         cls, weights: Int64[np.ndarray, "b n"], positives: Bool[np.ndarray, " n"]
     ) -> "CumulativeWeights":
         """Sum the weights of rows in ascending order of score."""
-        return cls(
-            _cumulate(weights),
-            _cumulate(weights[:, positives]),
-            np.r_[0, np.cumsum(positives, dtype=np.int64)],
-        )
+        sums = []
+        for part in (weights, weights[:, positives]):
+            sums.append(np.zeros((len(part), part.shape[1] + 1), dtype=np.int64))
+            np.cumsum(part, axis=1, out=sums[-1][:, 1:])
+        return cls(*sums, np.r_[0, np.cumsum(positives, dtype=np.int64)])
 
     def before(
         self, positions: Int64[np.ndarray, " l"]
@@ -92,12 +92,6 @@ class CumulativeWeights:
         """
         rows, positives = self.before(np.r_[starts, len(self.count) - 1])
         return np.diff(rows, axis=1).astype(float), np.diff(positives, axis=1).astype(float)
-
-
-def _cumulate(weights: Int64[np.ndarray, "b n"]) -> Int64[np.ndarray, "b m"]:
-    sums = np.zeros((weights.shape[0], weights.shape[1] + 1), dtype=np.int64)
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
-    return sums
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ def partial_auroc(curve: Curve, floor: float) -> Samples:
     sensitivity, specificity = curve.sensitivity(), curve.specificity()
     rise = np.diff(sensitivity, axis=1)
     above = np.minimum(np.maximum(sensitivity[:, 1:] - floor, 0), rise)
-    share = np.divide(above, rise, out=np.zeros_like(rise), where=rise > 0)
+    share = np.nan_to_num(ratio(above, rise))
     fall = -np.diff(specificity, axis=1)
     area = np.sum(above * (specificity[:, 1:] + fall * share / 2), axis=1)
     defined = (curve.positives[:, -1] > 0) & (curve.negatives[:, -1] > 0)
@@ -145,10 +139,7 @@ def average_precision(curve: Curve) -> Samples:
 
     Unlike there, it is undefined without a negative row.
     """
-    selected = curve.positives + curve.negatives
-    precision = np.divide(
-        curve.positives, selected, out=np.zeros_like(selected), where=selected > 0
-    )
+    precision = np.nan_to_num(ratio(curve.positives, curve.positives + curve.negatives))
     area = np.sum(np.diff(curve.sensitivity(), axis=1) * precision, axis=1)
     return np.where(curve.negatives[:, -1] > 0, area, np.nan)
 
@@ -197,7 +188,7 @@ def _weighted_quantiles(
     values: Float64[np.ndarray, " n"],
     shares: Float64[np.ndarray, " k"],
 ) -> Float64[np.ndarray, "b k"]:
-    """Return what numpy.percentile returns for each resample written out row by row."""
+    """Return the result of numpy.percentile for each resample with its rows repeated."""
     sums = cumulative.rows[:, 1:]
     last = sums[:, -1:] - 1
     rank = last * shares
@@ -246,7 +237,11 @@ def calibration_line(
     line, converged = _newton(rows, positives, z, line, free=free)
     defined = (hits > 0) & (hits < total)
     if free:
-        defined &= ~_separates(positives > 0, rows > positives)
+        # Separated: a value of x divides the classes, where both may have rows.
+        present = positives > 0, rows > positives
+        lowest, other_lowest = (mask.argmax(axis=1) for mask in present)
+        top, other_top = (len(x) - 1 - mask[:, ::-1].argmax(axis=1) for mask in present)
+        defined &= (lowest < other_top) & (top > other_lowest)
         for i in np.flatnonzero(defined & ~converged):
             one = slice(i, i + 1)
             near = _search_line(rows[i], positives[i], z)
@@ -256,20 +251,10 @@ def calibration_line(
     return np.where(defined, line[0] - slope * centre, np.nan), np.where(defined, slope, np.nan)
 
 
-def _separates(
-    malignant: Bool[np.ndarray, "b l"], benign: Bool[np.ndarray, "b l"]
-) -> Bool[np.ndarray, " b"]:
-    """Return whether a value of x divides the classes; both may have rows at that value."""
-    last = malignant.shape[1] - 1
-    lowest = [present.argmax(axis=1) for present in (malignant, benign)]
-    highest = [last - present[:, ::-1].argmax(axis=1) for present in (malignant, benign)]
-    return (lowest[0] >= highest[1]) | (highest[0] <= lowest[1])
-
-
 def _newton(
     rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool
 ) -> tuple[_Lines, Bool[np.ndarray, " b"]]:
-    """Return the lines after Newton's method for all resamples at once, and which converged."""
+    """Fit the lines of all resamples at once by Newton's method; return also which converged."""
     size = np.full(line.shape[1], np.inf)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # diverges to NaN
         for _ in range(_MAX_STEPS):
@@ -303,5 +288,5 @@ def _search_line(rows: _Axis, positives: _Axis, z: _Axis) -> _Lines:
         value = (rows * np.logaddexp(0, eta) - positives * eta).sum() / rows.sum()
         return value, np.array([residual.sum(), residual @ z])
 
-    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x
-    return np.asarray(found, dtype=np.float64)[:, None]
+    line = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x
+    return np.asarray(line, dtype=np.float64)[:, None]

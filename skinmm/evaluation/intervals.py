@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ Samples = Float64[np.ndarray, " r"]
 _Scores = Float64[np.ndarray, " n"]
 _Mask = Bool[np.ndarray, " n"]
 _Patients = Shaped[np.ndarray, " n"]
+_Codes = Int64[np.ndarray, " n"]
 Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, " b"]]]
 """Metrics of b resamples, given how often each drew each of p patients; NaN where undefined."""
 Entry = dict[str, float | int | None]
@@ -31,38 +32,36 @@ _STEPPED: Final = (
     *("average_precision", "sensitivity_at", "specificity_at"),
     *("ece", "number_needed_to_treat"),
 )
-"""Metrics that are read off a step curve, folded at zero, or a reciprocal. Leaving out rows says
-little about their spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile
-intervals."""
-_UNBOUNDED: Final = (-math.inf, math.inf)
+"""Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
+spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "partial_auroc": (0, 0.2),
     "log_loss": (0, math.inf),
     "class_log_loss": (0, math.inf),
     "class_brier": (0, 2),
-    "net_benefit": _UNBOUNDED,
-    "calibration_slope": _UNBOUNDED,
-    "calibration_intercept": _UNBOUNDED,
+    **dict.fromkeys(
+        ("net_benefit", "calibration_slope", "calibration_intercept"), (-math.inf, math.inf)
+    ),
     "set_size": (0, math.inf),
     "gap": (-1, 1),
 }
 """Range of each metric; that of all others is 0 to 1."""
 
 
-def patient_codes(patients: Shaped[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], int]:
+def patient_codes(patients: _Patients) -> tuple[_Codes, int]:
     """Number the patients in order of appearance; return each row's number and their count."""
     codes, names = pd.factorize(patients)
     return codes.astype(np.int64), len(names)
 
 
 def sum_by_patient(
-    codes: Int64[np.ndarray, " n"], columns: Iterable[Shaped[np.ndarray, " n"]]
+    codes: _Codes, columns: Iterable[Shaped[np.ndarray, " n"]]
 ) -> Float64[np.ndarray, "p k"]:
     """Sum each of k columns over the rows of each patient."""
     return np.column_stack([np.bincount(codes, weights=column) for column in columns])
 
 
-def independent_units(codes: Int64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]) -> int:
+def independent_units(codes: _Codes, positives: _Mask) -> int:
     """Return the number of patients of the rarer class that has rows."""
     return min(len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any())
 
@@ -72,12 +71,8 @@ def bootstrap(
 ) -> dict[str, Samples]:
     """Compute metrics of resamples that draw whole patients with replacement.
 
-    Args:
-        statistic: called with a block of resamples, from several threads.
-        patients: number of patients to draw from.
-        rows: number of rows, which sets the size of a block.
-        resamples: number of resamples.
-        seed: the same seed and sizes give the same draws, so that two statistics can be paired.
+    The statistic is called with blocks of resamples, whose size depends on the number of rows, from
+    several threads. The same seed and sizes give the same draws, so that statistics can be paired.
     """
 
     def draw(start: int, size: int) -> Draws:
@@ -101,11 +96,8 @@ def skewness(statistic: Statistic, patients: int, rows: int) -> dict[str, float]
         return (group != np.arange(start, start + size)[:, None]).astype(np.int64)
 
     jackknife = _compute_in_blocks(statistic, leave_one_out, count, max(rows, patients))
-    skews = {}
-    for name, values in jackknife.items():
-        defined = values[~np.isnan(values)]
-        skews[name] = _skew(defined.mean() - defined, _TINY) if len(defined) else 0.0
-    return skews
+    defined = {name: values[~np.isnan(values)] for name, values in jackknife.items()}
+    return {k: _skew(v.mean() - v, _TINY) if len(v) else 0.0 for k, v in defined.items()}
 
 
 def _skew(influence: Float64[np.ndarray, " k"], least: float) -> float:
@@ -135,7 +127,7 @@ def student_quantile(confidence: float, units: int) -> float:
 def percentile_interval(
     samples: Samples, confidence: float, units: int
 ) -> tuple[float | None, float | None, int]:
-    """Return the percentile interval of a bootstrap, and how many undefined resamples it ignores.
+    """Return the percentile interval of a bootstrap, and the number of undefined resamples.
 
     The percentiles are widened as Student's quantiles are, because percentile intervals of few
     units are too narrow (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
@@ -143,7 +135,7 @@ def percentile_interval(
     Args:
         samples: NaN where undefined.
         confidence: confidence level.
-        units: number of independent units behind the samples, see `independent_units`.
+        units: number of independent units in the data, see `independent_units`.
     """
     defined = samples[~np.isnan(samples)]
     left_out = len(samples) - len(defined)
@@ -178,17 +170,12 @@ def skewed_interval(value: float, error: float, skew: float, reach: float) -> tu
 
 
 def summarise(
-    name: str,
-    value: float,
-    samples: Samples,
-    skew: float | None,
-    confidence: float,
-    units: int,
+    name: str, value: float, samples: Samples, skew: float | None, confidence: float, units: int
 ) -> Entry:
     """Return value and interval of a metric; None where undefined.
 
     There is no interval where a metric is at its best or worst possible value and all resamples
-    agree with it, because their agreement says nothing about the truth.
+    agree with it, because their agreement is no evidence about the truth.
 
     Args:
         name: name of the metric.
@@ -196,7 +183,7 @@ def summarise(
         samples: of a bootstrap, NaN where undefined; without samples there is no interval.
         skew: see `skewness`; None: a percentile interval.
         confidence: confidence level.
-        units: number of independent units behind the value, see `independent_units`.
+        units: number of independent units in the data, see `independent_units`.
     """
     if np.isnan(value):
         return {"value": None, "low": None, "high": None, "left_out": len(samples)}
@@ -208,23 +195,16 @@ def summarise(
     if math.isclose(low, high) and any(map(partial(math.isclose, value, abs_tol=1e-12), bounds)):
         low, high = None, None
     elif skew is not None and not name.startswith(_STEPPED):
-        spread = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
-        ends = skewed_interval(value, spread, skew, student_quantile(confidence, units))
-        low, high = np.clip(ends, *bounds).tolist()
+        error = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
+        interval = skewed_interval(value, error, skew, student_quantile(confidence, units))
+        low, high = np.clip(interval, *bounds).tolist()
     elif name == "ece":
-        low, high = _reflect(value, low, high)
+        # Noise raises a calibration error, which cannot be negative: in the data above the truth,
+        # and in a resample above the data, each time by adding to its square. So the squares are
+        # reflected about the value (the basic bootstrap). The interval still contains the value.
+        ends = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
+        low, high = min(value, ends[0]), max(value, ends[1])
     return {**entry, "low": low, "high": high}
-
-
-def _reflect(value: float, low: float, high: float) -> tuple[float, float]:
-    """Reflect a percentile interval about the value (the basic bootstrap), for a biased metric.
-
-    A calibration error cannot be negative, so noise raises it: in the data above the truth, and in
-    a resample above the data, each time by adding to its square. Hence the squares are reflected.
-    The interval still contains the value.
-    """
-    turned = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
-    return min(value, turned[0]), max(value, turned[1])
 
 
 def delong_interval(
@@ -252,13 +232,12 @@ def delong_interval(
         return empty
     placements = _placements(scores, positives)
     value = float(placements[positives].mean())
-    spread = _spread(placements, positives, patients)
-    if spread is None or not 0 < value < 1:
-        return {**empty, "value": value, "standard_error": spread.error if spread else None}
-    reach = student_quantile(confidence, spread.units)
-    low, high = skewed_interval(value, spread.error, spread.skew, reach)
-    low, high = max(low, 0.0), min(high, 1.0)
-    return {"value": value, "standard_error": spread.error, "low": low, "high": high}
+    error, skew, units = _spread(placements, positives, patients)
+    entry = {**empty, "value": value, "standard_error": error}
+    if error is None or not 0 < value < 1:
+        return entry
+    low, high = skewed_interval(value, error, skew, student_quantile(confidence, units))
+    return {**entry, "low": max(low, 0.0), "high": min(high, 1.0)}
 
 
 def delong_test(
@@ -282,17 +261,17 @@ def delong_test(
         return empty
     placements = _placements(a, positives) - _placements(b, positives)
     difference = float(placements[positives].mean())
-    spread = _spread(placements, positives, patients)
-    if spread is None or spread.error == 0:
+    error, _, units = _spread(placements, positives, patients)
+    if not error:
         return {**empty, "difference": difference}
-    reach = student_quantile(confidence, spread.units) * spread.error
-    p = float(2 * stdtr(spread.units - 1, -abs(difference) / spread.error))
+    reach = student_quantile(confidence, units) * error
+    p = float(2 * stdtr(units - 1, -abs(difference) / error))
     low, high = difference - reach, difference + reach
     return {"difference": difference, "low": low, "high": high, "p": p}
 
 
 def _placements(scores: _Scores, positives: _Mask) -> _Scores:
-    """Return the share of the other class that each row is ranked correctly against; ties: 1/2."""
+    """Return, for each row, the share of the other class with a worse rank; ties count 1/2."""
     from scipy.stats import rankdata  # slow to import, and not needed for prediction
 
     ranks = rankdata(scores)
@@ -302,15 +281,10 @@ def _placements(scores: _Scores, positives: _Mask) -> _Scores:
     return result / np.where(positives, (~positives).sum(), positives.sum())
 
 
-class _Spread(NamedTuple):
-    """Standard error and skewness of a mean of placements; patients of the rarer class."""
-
-    error: float
-    skew: float
-    units: int
-
-
-def _spread(placements: _Scores, positives: _Mask, patients: _Patients | None) -> _Spread | None:
+def _spread(
+    placements: _Scores, positives: _Mask, patients: _Patients | None
+) -> tuple[float | None, float, int]:
+    """Return standard error and skewness of a mean of placements; patients of the rarer class."""
     codes, count = patient_codes(np.arange(len(placements)) if patients is None else patients)
     excess = placements - placements[positives].mean()
     sums, clusters = [], []
@@ -318,8 +292,8 @@ def _spread(placements: _Scores, positives: _Mask, patients: _Patients | None) -
         sums.append(np.bincount(codes[rows], weights=excess[rows], minlength=count) / rows.sum())
         clusters.append(len(np.unique(codes[rows])))
     if min(clusters) == 1:
-        return None
+        return None, 0.0, 1
     variance = sum(k / (k - 1) * (s @ s) for k, s in zip(clusters, sums, strict=True))
     covariance = 2 * count / (count - 1) * (sums[0] @ sums[1])
     error = float(np.sqrt(max(variance + covariance, 0)))
-    return _Spread(error, _skew(sums[0] + sums[1], 0.0), min(clusters))
+    return error, _skew(sums[0] + sums[1], 0.0), min(clusters)

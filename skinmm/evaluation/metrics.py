@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 from scipy.optimize import brentq
 from scipy.special import ndtri
 from sklearn.metrics import roc_auc_score
@@ -12,7 +12,6 @@ from sklearn.metrics import roc_auc_score
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import (
     Entry,
-    Statistic,
     bootstrap,
     delong_interval,
     independent_units,
@@ -56,18 +55,22 @@ def evaluate(
     Returns:
         Plain data: `n`, `patients`, `positives`, `unpredicted`, `threshold`, `prevalence`,
         `metrics` (name -> value, low, high, left_out), `auroc_delong` (see `delong_interval`),
-        `confusion`, `support` (rows of each class) and `folds` (AUROC of each). A metric that is
-        undefined for the data is None; `left_out` counts the resamples where it is undefined.
-
-    Raises:
-        InputError: there are no rows, or the threshold or prevalence is outside [0, 1].
+        `confusion` (rows of each true class by predicted class), `support` (rows of each class) and
+        `folds` (AUROC of each). A metric that is undefined for the data is None; `left_out` counts
+        the resamples where it is undefined.
     """
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-    _check_input(predictions, threshold, prevalence)
+    if len(predictions) == 0:
+        raise InputError("no rows to evaluate")
+    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} {value} is outside [0, 1]")
     # Numbering patients in order of score keeps the memory accesses of the metrics local.
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, patients = patient_codes(predictions.patient_id)
-    malignant = predictions.malignant
+    malignant, classes = predictions.malignant, predictions.classes
+    cells = predictions.target * len(classes) + predictions.predicted_classes(threshold)
+    counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), -1)
     return {
         "n": len(predictions),
         "patients": patients,
@@ -79,18 +82,10 @@ def evaluate(
         "auroc_delong": delong_interval(
             predictions.malignancy, malignant, predictions.patient_id, confidence=confidence
         ),
-        "confusion": _confusion(predictions, threshold),
-        "support": _support(predictions),
+        "confusion": {"classes": [*classes], "counts": counts.tolist()},
+        "support": dict(zip(classes, counts.sum(axis=1).tolist(), strict=True)),
         "folds": _fold_aurocs(predictions),
     }
-
-
-def _check_input(predictions: Predictions, threshold: float, prevalence: float | None) -> None:
-    if len(predictions) == 0:
-        raise InputError("no rows to evaluate")
-    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{name} {value} is outside [0, 1]")
 
 
 def _metrics(
@@ -104,54 +99,32 @@ def _metrics(
 ) -> dict[str, Entry]:
     """Return value and interval of every metric."""
     build = partial(build_statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
-    units = independent_units(codes, predictions.malignant)
-    samples, skews = _resample(build(), codes, units, resamples, seed)
-    all_patients = np.ones((1, int(codes.max()) + 1), dtype=np.int64)
-    metrics = {
-        name: summarise(
-            name,
-            float(value[0]),
-            samples.get(name, np.empty(0)),
-            skews.get(name, 0.0),
-            confidence,
-            units,
-        )
-        for name, value in build(exact=True)(all_patients).items()
-    }
-    if samples:
-        for name, rows in _denominators(predictions, threshold, prevalence).items():
-            if name in metrics:
-                patients = len(np.unique(codes[rows]))
-                metrics[name] = bound_extreme_share(metrics[name], patients, confidence)
-        for name, rows in _ranked_rows(predictions).items():
-            if name in metrics:
-                counts = len(np.unique(codes[rows])), len(np.unique(codes[~rows]))
-                metrics[name] = _bound_perfect_ranking(metrics[name], *counts, confidence)
+    patients, units = int(codes.max()) + 1, independent_units(codes, predictions.malignant)
+    values = build(exact=True)(np.ones((1, patients), dtype=np.int64))
+    if resamples == 0 or patients == 1:  # all resamples of one patient are equal
+        none = np.empty(0)
+        return {k: summarise(k, v[0], none, None, confidence, units) for k, v in values.items()}
+    statistic = build()
+    samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
+    metrics = {}
+    for name, value in values.items():
+        skew = skews.get(name, 0.0)
+        metrics[name] = summarise(name, float(value[0]), samples[name], skew, confidence, units)
+    for name, rows in _counted_rows(predictions, threshold, prevalence).items():
+        if name in metrics:
+            counted = len(np.unique(codes[rows]))
+            others = len(np.unique(codes[~rows])) if name.startswith("auroc") else None
+            metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     return metrics
 
 
-def _resample(
-    statistic: Statistic, codes: Int64[np.ndarray, " n"], units: int, resamples: int, seed: int
-) -> tuple[dict[str, Float64[np.ndarray, " r"]], dict[str, float]]:
-    """Return resamples and skewness of every metric; none for one patient, as all would agree."""
-    patients = int(codes.max()) + 1
-    if resamples == 0 or patients == 1:
-        return {}, {}
-    samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
-    return samples, skews
-
-
-def _denominators(
+def _counted_rows(
     predictions: Predictions, threshold: float, prevalence: float | None
 ) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return the rows in the denominator of each metric that is a share of rows.
-
-    Their number of patients bounds a share of exactly 0 or 1 (Clopper and Pearson 1934,
-    doi:10.1093/biomet/26.4.404), where all resamples agree.
-    """
+    """Return the rows in the denominator of each share of rows, and the positives of each AUROC."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
-    shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred"), malignant)
+    shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
     shares |= {"specificity": ~malignant, "precision": called}
     shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}
     shares |= {f"specificity_at_{level}_sensitivity": ~malignant for level in (90, 95)}
@@ -164,41 +137,30 @@ def _denominators(
         shares["decided_specificity"] = ~malignant & decided
     for index, name in enumerate(predictions.classes):
         rows = predictions.target == index
-        shares |= {f"recall_{name}": rows, f"coverage_{name}": rows}
+        shares |= dict.fromkeys((f"recall_{name}", f"coverage_{name}", f"auroc_{name}"), rows)
     return shares
 
 
-def _ranked_rows(predictions: Predictions) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return the positive rows of each AUROC."""
-    positives = {
-        f"auroc_{name}": predictions.target == i for i, name in enumerate(predictions.classes)
-    }
-    return {"auroc": predictions.malignant, **positives}
+def bound_extreme(entry: Entry, confidence: float, units: int, others: int | None = None) -> Entry:
+    """Add the interval of a share or an AUROC of exactly 0 or 1, where all resamples agree.
 
+    A share of n of n units has the exact interval ((a / 2) ** (1 / n), 1), a = 1 - confidence
+    (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404). Each patient counts as one unit: 46 of
+    46 may well be 92 %. For an AUROC see `perfect_ranking_bound`.
 
-def bound_extreme_share(entry: Entry, units: int, confidence: float) -> Entry:
-    """Add the exact interval of a share of 0 or 1: n of n units give ((a / 2) ** (1 / n), 1).
-
-    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404, with a = 1 - confidence. Each patient
-    counts as one unit: 46 of 46 may well be 92 %.
+    Args:
+        entry: result of `summarise`.
+        confidence: confidence level.
+        units: number of patients in the denominator of a share, or with malignant lesions.
+        others: number of patients with benign lesions, of an AUROC only.
     """
-    value = entry["value"]
-    if value not in (0, 1) or units == 0:
+    if entry["value"] not in (0, 1) or units == 0:
         return entry
-    other = ((1 - confidence) / 2) ** (1 / units)
-    low, high = (other, 1.0) if value == 1 else (0.0, 1 - other)
-    return {**entry, "low": low, "high": high}
-
-
-def _bound_perfect_ranking(
-    entry: Entry, positives: int, negatives: int, confidence: float
-) -> Entry:
-    """Add the interval of an AUROC of exactly 0 or 1 for so many patients."""
-    value = entry["value"]
-    if value not in (0, 1):
-        return entry
-    bound = perfect_ranking_bound(positives, negatives, confidence)
-    low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+    if others is None:
+        bound = ((1 - confidence) / 2) ** (1 / units)
+    else:
+        bound = perfect_ranking_bound(units, others, confidence)
+    low, high = (bound, 1.0) if entry["value"] == 1 else (0.0, 1 - bound)
     return {**entry, "low": low, "high": high}
 
 
@@ -224,28 +186,11 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
     return float(brentq(excess, 0, 1))
 
 
-def _confusion(
-    predictions: Predictions, threshold: float
-) -> dict[str, list[str] | list[list[int]]]:
-    """Count the rows of each true class (rows) by predicted class (columns)."""
-    count = len(predictions.classes)
-    cells = predictions.target * count + predictions.predicted_classes(threshold)
-    counts = np.bincount(cells, minlength=count**2)
-    return {"classes": list(predictions.classes), "counts": counts.reshape(count, count).tolist()}
-
-
-def _support(predictions: Predictions) -> dict[str, int]:
-    counts = np.bincount(predictions.target, minlength=len(predictions.classes)).tolist()
-    return dict(zip(predictions.classes, counts, strict=True))
-
-
 def _fold_aurocs(predictions: Predictions) -> dict[str, float | None]:
-    if predictions.fold is None:
-        return {}
-    scores, positives, folds = predictions.malignancy, predictions.malignant, predictions.fold
-    result: dict[str, float | None] = {}
-    for fold in np.unique(folds):
-        rows = folds == fold
-        defined = len(np.unique(positives[rows])) > 1
-        result[str(fold)] = float(roc_auc_score(positives[rows], scores[rows])) if defined else None
-    return result
+    aurocs: dict[str, float | None] = {}
+    for fold in [] if predictions.fold is None else np.unique(predictions.fold):
+        rows = predictions.select(predictions.fold == fold)
+        defined = len(np.unique(rows.malignant)) > 1
+        auroc = float(roc_auc_score(rows.malignant, rows.malignancy)) if defined else None
+        aurocs[str(fold)] = auroc
+    return aurocs

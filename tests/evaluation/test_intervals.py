@@ -21,7 +21,7 @@ from skinmm.evaluation.intervals import (
     skewness,
     summarise,
 )
-from skinmm.evaluation.metrics import bound_extreme_share, evaluate, perfect_ranking_bound
+from skinmm.evaluation.metrics import bound_extreme, evaluate, perfect_ranking_bound
 from skinmm.evaluation.predictions import Predictions
 
 SEPARATION = 1.5
@@ -178,10 +178,10 @@ def test_an_interval_stays_where_its_metric_can_lie() -> None:
 def test_all_or_none_is_clopper_and_pearson(value: float, found: int) -> None:
     entry = summarise("sensitivity", value, np.full(100, value), 0.0, 0.95, 46)
     assert entry["low"] is entry["high"] is None  # resamples that agree know nothing
-    bounded = bound_extreme_share(entry, 46, 0.95)
+    bounded = bound_extreme(entry, 0.95, 46)
     expected = binomtest(found, 46).proportion_ci(0.95, method="exact")
     assert (bounded["low"], bounded["high"]) == pytest.approx((expected.low, expected.high))
-    assert bound_extreme_share({**entry, "value": 0.5}, 46, 0.95)["low"] is None
+    assert bound_extreme({**entry, "value": 0.5}, 0.95, 46)["low"] is None
 
 
 @pytest.mark.parametrize("auroc", [0.9, 0.97, 0.99])
