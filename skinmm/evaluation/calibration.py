@@ -1,7 +1,7 @@
 """Calibration of probabilities: methods fitted to validation rows and stored as plain data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,13 +26,11 @@ Parameters = Float64[np.ndarray, " k"]
 _Losses = Float64[np.ndarray, " n"]
 _Groups = Shaped[np.ndarray, " n"]
 _Free = Float64[np.ndarray, " f"]
-_Prior = tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]
+_Shares = Float64[np.ndarray, " c"]
 
 
 def correct_prior(
-    probabilities: Probabilities,
-    trained: Float64[np.ndarray, " c"],
-    deployed: Float64[np.ndarray, " c"],
+    probabilities: Probabilities, trained: _Shares, deployed: _Shares
 ) -> Probabilities:
     """Correct probabilities for class shares that differ between training and deployment.
 
@@ -59,7 +57,7 @@ def correct_prior(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Map from raw to calibrated probabilities.
+    """Map from raw to calibrated probabilities; `asdict` gives plain data for a checkpoint.
 
     Attributes:
         method: one of `METHODS`.
@@ -79,22 +77,13 @@ class Calibration:
             raw = correct_prior(raw, *map(np.array, self.prior))
         return METHODS[self.method][1](self.state, raw)
 
-    def to_state(self) -> dict[str, Any]:
-        """Return plain data for a checkpoint: the arguments of the constructor."""
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Calibration":
-        """Restore a calibration from the result of `to_state`."""
-        return cls(**state)
-
 
 def fit_calibration(
     raw: Probabilities,
     targets: Targets,
     groups: _Groups,
     *,
-    prior: _Prior | None = None,
+    prior: tuple[_Shares, _Shares] | None = None,
     method: str = "auto",
 ) -> Calibration:
     """Fit a calibration to validation rows.
@@ -158,17 +147,21 @@ def group_folds(targets: Targets, groups: _Groups, classes: int) -> Targets:
     return fold[codes]
 
 
+def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    return np.log(np.maximum(probabilities, _EPSILON))
+
+
 def _cross_validate(
     method: str, probabilities: Probabilities, targets: Targets, folds: Targets
 ) -> _Losses:
     """Return the log loss of each row under the fit to the other folds."""
     fit, apply = METHODS[method]
-    p = np.empty(len(targets))
+    calibrated = np.empty_like(probabilities)
     for fold in np.unique(folds):
         test = folds == fold
         state = fit(probabilities[~test], targets[~test])
-        p[test] = apply(state, probabilities[test])[np.arange(test.sum()), targets[test]]
-    return -np.log(np.maximum(p, _EPSILON))
+        calibrated[test] = apply(state, probabilities[test])
+    return -_log(calibrated[np.arange(len(targets)), targets])
 
 
 def _is_as_good(excess: _Losses, groups: _Groups) -> bool:
@@ -178,12 +171,8 @@ def _is_as_good(excess: _Losses, groups: _Groups) -> bool:
     return bool(mean <= _STANDARD_ERRORS * np.sqrt(sums @ sums) / len(excess))
 
 
-def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    return np.log(np.maximum(probabilities, _EPSILON))
-
-
 def _smooth_targets(targets: Targets, classes: int) -> Probabilities:
-    """Return Platt's targets: (k + 1) / (k + 2) for the true class of a row, which has k rows."""
+    """Return Platt's targets: (k + 1) / (k + 2) for the true class if it has k rows."""
     rest = 1 / (np.bincount(targets, minlength=classes)[targets] + 2)
     smooth = np.repeat(rest[:, None] / (classes - 1), classes, axis=1)
     smooth[np.arange(len(targets)), targets] = 1 - rest
@@ -195,25 +184,19 @@ def _fit_parameters(
     truth: Probabilities,
     start: Parameters,
     precision: Parameters,
-    *,
     free: Int64[np.ndarray, " f"],
 ) -> Parameters:
     """Minimise the log loss of softmax(scale * logits + shifts), a convex problem.
 
-    Args:
-        logits: log probabilities.
-        truth: probability of each class as the target.
-        start: scale and c shifts to start from, also the mean of their normal prior.
-        precision: inverse variance of the prior of each parameter; 0: no prior.
-        free: indices of the parameters to fit; the others stay at `start`.
+    `start` has the scale and c shifts to start from, and is the mean of their normal prior with the
+    inverse variances `precision`. `free` are the indices of the parameters to fit.
     """
     from scipy.optimize import minimize  # slow to import, and prediction does not fit
 
-    rows = len(logits)
+    rows, parameters = len(logits), start.copy()
 
     @lru_cache(1)  # loss and Hessian are evaluated at the same parameters
     def evaluate(*x: float) -> tuple[Any, Probabilities, Any]:
-        parameters = start.copy()
         parameters[free] = x
         scores = logits * parameters[0] + parameters[1:]
         scores -= scores.max(axis=1, keepdims=True)
@@ -237,33 +220,28 @@ def _fit_parameters(
         return result[np.ix_(free, free)] / rows
 
     options = {"gtol": 1e-10}
-    found = minimize(loss, start[free], (), "trust-exact", True, hessian, options=options)
-    parameters = start.copy()
-    parameters[free] = found.x
+    result = minimize(loss, start[free], (), "trust-exact", True, hessian, options=options)
+    parameters[free] = result.x
     return parameters
 
 
 def _fit_scale(
     probabilities: Probabilities, targets: Targets, precision: float = 0.0
 ) -> Parameters:
-    """Fit the scale and free shifts; `precision` is that of the scale's prior about 1."""
+    """Fit the scale, whose prior about 1 has this precision, and free shifts."""
     classes = probabilities.shape[1]
     logits, truth = _log(probabilities), _smooth_targets(targets, classes)
     start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)
-    fitted = _fit_parameters(logits, truth, start, precision * start, free=np.r_[0, shifts])
+    fitted = _fit_parameters(logits, truth, start, precision * start, np.r_[0, shifts])
     scale = float(np.clip(fitted[0], *_SCALES))
     if scale != fitted[0]:
         fitted[0] = scale
-        fitted = _fit_parameters(logits, truth, fitted, np.zeros_like(start), free=shifts)
+        fitted = _fit_parameters(logits, truth, fitted, np.zeros_like(start), shifts)
     return fitted
 
 
-def _to_scale_state(parameters: Parameters) -> dict[str, Any]:
+def _to_state(parameters: Parameters) -> dict[str, Any]:
     return {"scale": float(parameters[0]), "shifts": (parameters[1:] - parameters[1]).tolist()}
-
-
-def _fit_platt(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
-    return _to_scale_state(_fit_scale(probabilities, targets))
 
 
 def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
@@ -272,9 +250,9 @@ def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str
     start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
     shifts, precision = np.arange(1, classes + 1), np.r_[0.0, np.full(classes, _PRECISION)]
     # The optimum for the probabilities as targets preserves their means.
-    start = _fit_parameters(logits, probabilities, start, 0 * precision, free=shifts[1:])
+    start = _fit_parameters(logits, probabilities, start, 0 * precision, shifts[1:])
     truth = _smooth_targets(targets, classes)
-    return _to_scale_state(_fit_parameters(logits, truth, start, precision, free=shifts))
+    return _to_state(_fit_parameters(logits, truth, start, precision, shifts))
 
 
 def _apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabilities:
@@ -306,6 +284,6 @@ _Apply = Callable[[dict[str, Any], Probabilities], Probabilities]
 METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {
     "none": (lambda _probabilities, _targets: {}, lambda _state, probabilities: probabilities),
     "temperature": (_fit_temperature, _apply_scale),
-    "platt": (_fit_platt, _apply_scale),
+    "platt": (lambda raw, targets: _to_state(_fit_scale(raw, targets)), _apply_scale),
     "isotonic": (_fit_isotonic, _apply_isotonic),
 }

@@ -50,23 +50,14 @@ def compare(
     Rows are joined by image; rows that a file lacks are excluded for all files and counted. The
     p-value of a difference is twice the share of resamples (of patients, as in `evaluate`) on the
     far side of zero, and at least 2 / (resamples + 1). Holm's adjustment is over the pairs, for
-    each metric separately: it does not correct for the number of metrics.
-
-    Args:
-        files: name -> predictions, at least two; binary and multi-class files can be mixed.
-        thresholds: name -> decision threshold; 0.5 by default.
-        resamples: number of bootstrap resamples.
-        confidence: confidence level of the intervals.
-        seed: seed of the resamples.
-        against: compare and adjust only pairs that contain one of these names; empty: all pairs.
+    each metric separately: it does not correct for the number of metrics. Binary and multi-class
+    files can be mixed. The decision threshold of a file is 0.5 unless `thresholds` has its name.
+    Only pairs with a name in `against` are compared and adjusted; all pairs if it is empty.
 
     Returns:
         Plain data: `n`, `patients`, `positives`, `left_out` (name -> rows), `systems` (name ->
         metric -> value, low, high, left_out), `pairs` (each `a`, `b`, `metrics`: name ->
         difference a - b, low, high, p, p_holm, left_out; and `delong`, of the AUROC).
-
-    Raises:
-        InputError: fewer than two files, no common row, or rows whose truth differs.
     """
     joined = _join(files)
     first = next(iter(joined.values()))
@@ -129,21 +120,17 @@ def _compare_pairs(
     for a, b in combinations(joined, 2):
         if against and not {a, b} & {*against}:
             continue
-        metrics = {
-            key: _difference(
-                value - values[b][key], samples[a][key] - samples[b][key], confidence, units
-            )
-            for key, value in values[a].items()
-        }
+        metrics = {}
+        for key, value in values[a].items():
+            drawn = samples[a][key] - samples[b][key]
+            metrics[key] = _difference(value - values[b][key], drawn, confidence, units)
         scores = joined[a].malignancy, joined[b].malignancy
         truth = joined[a].malignant, joined[a].patient_id
         delong = delong_test(*scores, *truth, confidence=confidence)
         pairs.append({"a": a, "b": b, "metrics": metrics, "delong": delong})
     for key in next(iter(values.values())):
-        entries = [pair["metrics"][key] for pair in pairs]
-        tested = [entry for entry in entries if entry["p"] is not None]
-        adjusted = adjust_holm([entry["p"] for entry in tested])
-        for entry, p in zip(tested, adjusted, strict=True):
+        tested = [e for pair in pairs if (e := pair["metrics"][key])["p"] is not None]
+        for entry, p in zip(tested, adjust_holm([entry["p"] for entry in tested]), strict=True):
             entry["p_holm"] = p
     return pairs
 
@@ -155,9 +142,8 @@ def _difference(
     result = {"difference": None, "low": None, "high": None, "p": None, "p_holm": None}
     if np.isnan(value) or low is None:
         return {**result, "left_out": left_out}
-    defined = len(samples) - left_out
-    far = min(np.sum(samples <= 0), np.sum(samples >= 0))
-    p = min(1.0, 2 * (float(far) + 1) / (defined + 1))
+    far = float(min(np.sum(samples <= 0), np.sum(samples >= 0)))
+    p = min(1.0, 2 * (far + 1) / (len(samples) - left_out + 1))
     return {**result, "difference": value, "low": low, "high": high, "p": p, "left_out": left_out}
 
 
@@ -190,20 +176,17 @@ def build_groups(records: pd.DataFrame) -> list[Group]:
         records: canonical rows, in the order of the predictions; columns and cells may be missing.
     """
     columns = {name: records[name] for name in ("sex", "age", "site", "source") if name in records}
+    numbers = records.filter(["age", "width", "height"]).apply(pd.to_numeric, errors="coerce")
     if "age" in columns:
-        columns["age"] = pd.cut(_to_float(columns["age"]), _AGES, right=False, labels=_AGE_NAMES)
+        columns["age"] = pd.cut(numbers["age"], _AGES, right=False, labels=_AGE_NAMES)
     if {"width", "height"} <= set(records):
-        sides = records[["width", "height"]].apply(_to_float)
+        sides = numbers[["width", "height"]]
         text = sides.fillna(0).astype(int).astype(str)
         sizes = text["width"].str.cat(text["height"], sep="x")
         columns["image size"] = sizes.where(sides.notna().all(axis=1))
     if "skin_tone" in records:
         columns["skin tone (estimated)"] = records["skin_tone"]
     return [group for name, values in columns.items() for group in _split(name, values)]
-
-
-def _to_float(column: "pd.Series[Any]") -> "pd.Series[float]":
-    return pd.to_numeric(column, errors="coerce").astype(float)
 
 
 def _split(column: str, values: "pd.Series[Any]") -> list[Group]:
@@ -221,18 +204,12 @@ def _split(column: str, values: "pd.Series[Any]") -> list[Group]:
 def evaluate_subgroups(
     predictions: Predictions, groups: Sequence[Group], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Return the result of `evaluate` for each group, with its `column` and `group`.
-
-    Args:
-        predictions: all rows.
-        groups: masks of these rows.
-        **settings: arguments of `evaluate`.
-    """
-    results = []
-    for group in groups:
-        metrics = evaluate(predictions.select(group.rows), **settings)
-        results.append({"column": group.column, "group": group.name, **metrics})
-    return results
+    """Return the result of `evaluate(..., **settings)` of each group, with `column` and `group`."""
+    return [
+        {"column": group.column, "group": group.name}
+        | evaluate(predictions.select(group.rows), **settings)
+        for group in groups
+    ]
 
 
 def sensitivity_gaps(
@@ -246,13 +223,13 @@ def sensitivity_gaps(
 ) -> list[dict[str, Any]]:
     """Return the highest minus the lowest sensitivity at the threshold, for each column.
 
-    Only groups with a known value and at least `MIN_MALIGNANT` malignant rows are compared. The
-    interval is from a bootstrap over patients with the two groups fixed. As these were selected for
-    their difference, it is not a test of whether a gap exists.
+    Only groups with a known value and at least `MIN_MALIGNANT` malignant rows are compared; columns
+    with fewer than two are omitted. The interval is from a bootstrap over patients with the two
+    groups fixed. As these were selected for their difference, it does not test for a gap.
 
     Returns:
-        For each column with two such groups: `column`, `lowest` and `highest` (names), and `value`,
-        `low`, `high`, `left_out`.
+        For each column `column`, the names `lowest` and `highest`, `value`, `low`, `high`,
+        `left_out`.
     """
     malignant = predictions.malignant
     hits = malignant & (predictions.malignancy >= threshold)

@@ -14,7 +14,13 @@ from scipy.special import expit
 Samples = Float64[np.ndarray, " b"]
 Levels = Float64[np.ndarray, "b l"]
 _Axis = Float64[np.ndarray, " l"]
+_Array = Float64[np.ndarray, "..."]
+_Scores = Float64[np.ndarray, " n"]
+_Mask = Bool[np.ndarray, " n"]
+_Positions = Int64[np.ndarray, " l"]
+_Weights = Int64[np.ndarray, "b n"]
 _Lines = Float64[np.ndarray, "2 b"]
+_Sums = Int64[np.ndarray, "b l"]
 
 PARTIAL_FLOOR: Final = 0.8
 """Sensitivity above which the ISIC 2024 challenge measures the area under the ROC curve."""
@@ -28,17 +34,13 @@ _LONGEST_STEP: Final = 2.0
 _CONVERGED: Final = 1e-10
 
 
-def ratio(
-    numerator: Float64[np.ndarray, "..."], denominator: Float64[np.ndarray, "..."]
-) -> Float64[np.ndarray, "..."]:
+def ratio(numerator: _Array, denominator: _Array) -> _Array:
     """Divide, with NaN and no warning where the denominator is zero."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
 
 
-def find_levels(
-    scores: Float64[np.ndarray, " n"], positives: Bool[np.ndarray, " n"]
-) -> Int64[np.ndarray, " l"]:
+def find_levels(scores: _Scores, positives: _Mask) -> _Positions:
     """Return the first row of each level of a ranking of scores in ascending order.
 
     Tied scores form one level. Adjacent levels without a positive are merged: the curves are flat
@@ -67,9 +69,7 @@ class CumulativeWeights:
     count: Int64[np.ndarray, " n"]
 
     @classmethod
-    def from_weights(
-        cls, weights: Int64[np.ndarray, "b n"], positives: Bool[np.ndarray, " n"]
-    ) -> "CumulativeWeights":
+    def from_weights(cls, weights: _Weights, positives: _Mask) -> "CumulativeWeights":
         """Sum the weights of rows in ascending order of score."""
         sums = []
         for part in (weights, weights[:, positives]):
@@ -77,13 +77,11 @@ class CumulativeWeights:
             np.cumsum(part, axis=1, out=sums[-1][:, 1:])
         return cls(*sums, np.r_[0, np.cumsum(positives, dtype=np.int64)])
 
-    def before(
-        self, positions: Int64[np.ndarray, " l"]
-    ) -> tuple[Int64[np.ndarray, "b l"], Int64[np.ndarray, "b l"]]:
+    def before(self, positions: _Positions) -> tuple[_Sums, _Sums]:
         """Return the weight of all rows and of the positives before each position."""
         return self.rows[:, positions], self.positives[:, self.count[positions]]
 
-    def between(self, starts: Int64[np.ndarray, " l"]) -> tuple[Levels, Levels]:
+    def between(self, starts: _Positions) -> tuple[Levels, Levels]:
         """Return the weight of all rows and of the positives in each interval of rows.
 
         An interval reaches from one start to the next, the last one to the end. Its weights are
@@ -102,7 +100,7 @@ class Curve:
     negatives: Levels
 
     @classmethod
-    def from_levels(cls, cumulative: CumulativeWeights, starts: Int64[np.ndarray, " l"]) -> "Curve":
+    def from_levels(cls, cumulative: CumulativeWeights, starts: _Positions) -> "Curve":
         """Count the rows at or above each level that `find_levels` found."""
         rows_below, positives_below = cumulative.before(starts)
         positives = (cumulative.positives[:, -1:] - positives_below)[:, ::-1]
@@ -135,10 +133,7 @@ def partial_auroc(curve: Curve, floor: float) -> Samples:
 
 
 def average_precision(curve: Curve) -> Samples:
-    """Return the precision averaged over the steps of recall, as scikit-learn defines it.
-
-    Unlike there, it is undefined without a negative row.
-    """
+    """Return scikit-learn's average precision, but undefined without a negative row."""
     precision = np.nan_to_num(ratio(curve.positives, curve.positives + curve.negatives))
     area = np.sum(np.diff(curve.sensitivity(), axis=1) * precision, axis=1)
     return np.where(curve.negatives[:, -1] > 0, area, np.nan)
@@ -150,7 +145,7 @@ def highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
     return np.where(np.isnan(constraint[:, -1]) | np.isnan(values[:, -1]), np.nan, best)
 
 
-def log_odds(probabilities: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+def log_odds(probabilities: _Scores) -> _Scores:
     """Return log(p / (1 - p)), with 0 and 1 moved inside by the machine epsilon, as in log loss."""
     epsilon = np.finfo(np.float64).eps
     inside = np.clip(probabilities, epsilon, 1 - epsilon)
@@ -158,9 +153,7 @@ def log_odds(probabilities: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " 
 
 
 def calibration_error(
-    weights: Int64[np.ndarray, "b n"],
-    cumulative: CumulativeWeights,
-    probabilities: Float64[np.ndarray, " n"],
+    weights: _Weights, cumulative: CumulativeWeights, probabilities: _Scores
 ) -> Samples:
     """Return the expected calibration error: |mean probability - frequency|, averaged over bins.
 
@@ -184,9 +177,7 @@ def calibration_error(
 
 
 def _weighted_quantiles(
-    cumulative: CumulativeWeights,
-    values: Float64[np.ndarray, " n"],
-    shares: Float64[np.ndarray, " k"],
+    cumulative: CumulativeWeights, values: _Scores, shares: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "b k"]:
     """Return the result of numpy.percentile for each resample with its rows repeated."""
     sums = cumulative.rows[:, 1:]
@@ -200,14 +191,10 @@ def _weighted_quantiles(
     return np.where(part < 1 / 2, low + (high - low) * part, high - (high - low) * (1 - part))
 
 
-def group_log_odds(
-    x: Float64[np.ndarray, " n"], grid: int | None
-) -> tuple[Int64[np.ndarray, " l"], Float64[np.ndarray, " l"]]:
-    """Return the first row and the mean of each run of (nearly) equal log odds.
+def group_log_odds(x: _Scores, grid: int | None) -> tuple[_Positions, _Axis]:
+    """Return the first row and the mean of each run of (nearly) equal ascending log odds.
 
-    Args:
-        x: log odds, in ascending order.
-        grid: cells per unit of log odds; None: exact ties only.
+    `grid` is the number of cells per unit of log odds; None: exact ties only.
     """
     cells = x if grid is None else np.floor(x * grid)
     starts = np.flatnonzero(np.r_[True, cells[1:] != cells[:-1]])
@@ -217,17 +204,13 @@ def group_log_odds(
 def calibration_line(
     rows: Levels, positives: Levels, x: _Axis, *, free: bool
 ) -> tuple[Samples, Samples]:
-    """Return intercept and slope of a logistic regression of the truth on the log odds.
+    """Return intercept and slope of a logistic regression of the truth on the log odds x.
 
     Perfect calibration is (0, 1). The line is NaN where no finite maximum of the likelihood exists:
-    with rows of one class only, or where the log odds separate the classes.
-
-    Args:
-        rows: weight of the rows at each value of x.
-        positives: weight of the malignant rows among them.
-        x: log odds.
-        free: fit the slope; false: the slope is 1, and the intercept is the calibration in the
-            large (Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7).
+    with rows of one class only, or where the log odds separate the classes. `rows` and `positives`
+    are the weights of all and of the malignant rows at each value of x. If the slope is not free,
+    it is 1, and the intercept is the calibration in the large (Van Calster et al. 2019,
+    doi:10.1186/s12916-019-1466-7).
     """
     centre, scale = (x.mean(), x.std() or 1.0) if free else (0.0, 1.0)
     z = (x - centre) / scale

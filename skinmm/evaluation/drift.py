@@ -43,7 +43,18 @@ def describe_columns(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, d
 
     Numeric columns are divided at their deciles, all others by value.
     """
-    return {name: _describe(table[name]) for name in columns}
+    reference = {}
+    for name in columns:
+        column = table[name]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            values = column.dropna().to_numpy(np.float64)
+            steps = np.linspace(0, 1, PARTS + 1)[1:-1]
+            ends = np.unique(np.quantile(values, steps)) if len(values) else np.empty(0)
+            cells: dict[str, Any] = {"ends": ends.tolist()}
+        else:
+            cells = {"values": sorted(column.dropna().astype(str).unique())}
+        reference[name] = {**cells, "counts": _count(cells, column).tolist()}
+    return reference
 
 
 def compare_columns(
@@ -73,19 +84,8 @@ def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, 
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def _describe(column: "pd.Series[Any]") -> dict[str, Any]:
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        values = column.dropna().to_numpy(np.float64)
-        steps = np.linspace(0, 1, PARTS + 1)[1:-1]
-        ends = np.unique(np.quantile(values, steps)) if len(values) else np.empty(0)
-        cells: dict[str, Any] = {"ends": ends.tolist()}
-    else:
-        cells = {"values": sorted(column.dropna().astype(str).unique())}
-    return {**cells, "counts": _count(cells, column).tolist()}
-
-
 def _count(cells: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarray, " cells"]:
-    """Count the rows of each cell; the last cell is missing, for values the one before is other."""
+    """Count the rows of each cell; the last is missing, and for values the one before is other."""
     if "ends" in cells:
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         present = np.isfinite(numbers)

@@ -21,7 +21,7 @@ EMPTY: Final = "none"
 SUM_TOLERANCE: Final = 0.01
 """Allowed difference of a row's sum of probabilities from 1: some systems round to few digits."""
 
-_BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
+BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
 _EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TRUTH: Final = ("target", "diagnosis")
 
@@ -252,12 +252,6 @@ def require_positive_classes(classes: tuple[str, ...], positive: tuple[str, ...]
         )
 
 
-def is_binary_truth(words: "pd.Series[str]", classes: tuple[str, ...]) -> bool:
-    """Return whether the truth is malignant or not, instead of the names of the classes."""
-    values = set(words.unique())
-    return values <= set(_BINARY_WORDS) and not values <= set(classes)
-
-
 def _find_classes(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Series[float]":
     """Return the index of the class of each word, NaN where it names no class."""
     indices = {word: _find_class(word, classes) for word in words.unique()}
@@ -268,7 +262,7 @@ def _find_class(word: str, classes: tuple[str, ...]) -> int | None:
     diagnosis = parse_diagnosis(word)
     if classes == BINARY:
         default = None if diagnosis in (None, "undefault") else int(diagnosis in MALIGNANT)
-        return _BINARY_WORDS.get(word, default)
+        return BINARY_WORDS.get(word, default)
     if word in classes:
         return classes.index(word)
     diagnoses = [parse_diagnosis(name) for name in classes]

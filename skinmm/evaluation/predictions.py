@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm.errors import InputError
 from skinmm.evaluation.prediction_files import (
     BINARY,
+    BINARY_WORDS,
     DECISIONS,
     EMPTY,
     REFER,
     PredictionFile,
     find_positive_classes,
-    is_binary_truth,
     require_positive_classes,
 )
 from skinmm.files import atomic_write
@@ -120,6 +120,7 @@ def read_predictions(
     `diagnosis`. Rows with a text in `error` and no probabilities are excluded and counted. A
     multi-class file whose targets are 0/1 is read as a binary one. The columns `decision`,
     `prediction_set`, `ood` and (multi-class) `called`, as `predict.py` writes them, are optional.
+    Errors are one line that names the file, and the column and row that cannot be used.
 
     Args:
         path: table, see `skinmm.files.read_table`.
@@ -135,7 +136,8 @@ def read_predictions(
     require_positive_classes(classes, positive)
     words = file.parse_truth()
     sets = file.parse_sets(classes)
-    if classes != BINARY and is_binary_truth(words, classes):
+    truth = set(words.unique())
+    if classes != BINARY and truth <= set(BINARY_WORDS) and not truth <= set(classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw = (probabilities @ sides).clip(0, 1), None
         sets = None if sets is None else sets @ sides

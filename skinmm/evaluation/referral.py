@@ -1,7 +1,7 @@
 """Referral to a person: conformal prediction sets, and an out-of-distribution (OOD) score."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -20,7 +20,7 @@ from skinmm.evaluation.thresholds import round_down
 COMPONENTS: Final = 64
 FOLDS: Final = 5
 SHARE: Final = 0.95
-"""Share of held-out validation rows whose OOD score is at most the limit 1."""
+"""Share of cross-validated validation rows whose OOD score is at most the limit 1."""
 BLAS_ROWS: Final = 256
 """Number of rows from which scores are computed with BLAS."""
 _MIN_VARIANCE: Final = 1e-6  # of the mean variance: avoids division by the 0 of constant features
@@ -33,10 +33,10 @@ class ConformalPredictor:
     """Prediction sets that contain the true class with a stated frequency, for every class.
 
     A set contains a class if its calibrated probability reaches the limit of the class. The
-    frequency holds on average over validation sets, for new rows from the distribution of the
+    frequency is the average over validation sets, for new rows from the distribution of the
     validation rows (`coverage_range` gives the variation between validation sets). It is not
     guaranteed within a subgroup, for another hospital, or after a change in how a class looks.
-    Several rows of one patient increase the variation.
+    Several rows of one patient increase the variation. `asdict` gives plain data for a checkpoint.
 
     Attributes:
         coverage: stated frequency.
@@ -50,12 +50,8 @@ class ConformalPredictor:
     rows: dict[str, int]
 
     def predict_sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
-        """Return which classes the set of each row contains."""
+        """Return the mask of the classes in the set of each row."""
         return probabilities >= np.array(list(self.limits.values()))
-
-    def to_state(self) -> dict[str, Any]:
-        """Return plain data for a checkpoint: the arguments of the constructor."""
-        return asdict(self)
 
 
 def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> ConformalPredictor:
@@ -65,9 +61,6 @@ def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conform
     doi:10.1080/01621459.2018.1395341): the limit is the k-th lowest probability of the true class
     among its n rows, k = floor((1 - coverage) * (n + 1)). Limits are rounded down to six digits, so
     that a probability computed in another batch stays on its side.
-
-    Raises:
-        InputError: the coverage is outside (0, 1).
     """
     if not 0 < coverage < 1:
         raise InputError(f"coverage {coverage} is not between 0 and 1")
@@ -98,8 +91,7 @@ def coverage_range(
 
 
 def _limit_rank(rows: int, coverage: float) -> int:
-    # The tolerance keeps (1 - 0.9) * 10 at 1.
-    return int((1 - coverage) * (rows + 1) + 1e-9)
+    return int((1 - coverage) * (rows + 1) + 1e-9)  # 1 for (1 - 0.9) * 10, despite rounding
 
 
 def add_decisions(
@@ -148,10 +140,10 @@ class ReferralMetrics:
     other rows; `found_or_referred` is the sensitivity if all referred malignant rows are found.
     `set_size` is the mean number of classes in a set, `coverage_<class>` the share of the rows of
     the class whose set contains it, and `unfamiliar` the share of rows with an OOD score above 1.
+    Sets and OOD scores are optional. `codes` are the numbers of the rows' patients.
     """
 
     def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
-        """Sum over each patient; sets and OOD scores are optional, `codes` number the patients."""
         decision, malignant = predictions.decision, predictions.malignant
         all_rows, decided = np.ones(len(predictions)), decision != REFER
         shares: dict[str, tuple[Any, Any]] = {
@@ -188,7 +180,7 @@ class OODDetector:
         directions: principal directions, unit length.
         variances: variance along each direction.
         rest: variance in every other direction.
-        limit: squared distance that the share `SHARE` of held-out validation rows does not exceed.
+        limit: quantile `SHARE` of the squared distances of cross-validated validation rows.
     """
 
     mean: Float32[np.ndarray, " d"]
@@ -199,28 +191,25 @@ class OODDetector:
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
         """Return the OOD score of each row; above 1 it is unlike the validation rows."""
-        blocks = np.array_split(features, len(features) // _BLOCK + 1)
-        return np.concatenate([self._squared_distance(block) for block in blocks]) / self.limit
-
-    def _squared_distance(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        centred = features.astype(np.float64) - self.mean
         directions = self.directions.astype(np.float64)
-        # Small batches avoid BLAS, whose threads wait for each other and for the network's.
-        multiply = np.matmul if len(features) >= BLAS_ROWS else partial(np.einsum, "ij,jk")
-        along = multiply(centred, directions.T)
-        residual = centred - multiply(along, directions)
-        return (along**2 / self.variances).sum(axis=1) + (residual**2).sum(axis=1) / self.rest
+        distances = []
+        for block in np.array_split(features, len(features) // _BLOCK + 1):
+            centred = block.astype(np.float64) - self.mean
+            # Small batches avoid BLAS, whose threads wait for each other and for the network's.
+            multiply = np.matmul if len(block) >= BLAS_ROWS else partial(np.einsum, "ij,jk")
+            along = multiply(centred, directions.T)
+            residual = ((centred - multiply(along, directions)) ** 2).sum(axis=1) / self.rest
+            distances.append((along**2 / self.variances).sum(axis=1) + residual)
+        return np.concatenate(distances) / self.limit
 
     def to_state(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
-        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        return {**arrays, "rest": self.rest, "limit": self.limit}
+        return vars(self) | {name: getattr(self, name).tolist() for name in _ARRAYS}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "OODDetector":
         """Restore a detector from the result of `to_state`."""
-        arrays = {name: np.array(state[name], dtype=np.float32) for name in _ARRAYS}
-        return cls(**arrays, rest=state["rest"], limit=state["limit"])
+        return cls(**state | {name: np.array(state[name], np.float32) for name in _ARRAYS})
 
 
 def fit_ood_detector(
@@ -229,19 +218,15 @@ def fit_ood_detector(
     *,
     components: int = COMPONENTS,
 ) -> OODDetector | None:
-    """Fit the distance to validation features, and the limit from held-out patients.
+    """Fit the distance to the fused features of validation rows, and its limit by cross-validation.
 
     Validation rows and not training rows, because the network has memorised the latter and new rows
     would all look unusual; these features also need no further pass. The covariance is that of
     probabilistic PCA (Tipping and Bishop 1999, doi:10.1111/1467-9868.00196): exact along the first
-    directions, one variance for all others, so that it can be inverted for features of any width.
-    One Gaussian for all classes, because the class of a new image is unknown. The result equals
-    scikit-learn's PCA; sums of products per fold make the six fits more than three times faster.
-
-    Args:
-        features: fused features of validation rows.
-        patients: patient of each row.
-        components: number of directions, limited to a fifth of the rows.
+    directions (at most a fifth of the rows), one variance for all others, so that it can be
+    inverted for features of any width. One Gaussian for all classes, because the class of a new
+    image is unknown. The result equals scikit-learn's PCA; sums of products per fold make the six
+    fits more than three times faster. The folds do not divide patients.
 
     Returns:
         None if no comparison is possible: one patient, or constant features.

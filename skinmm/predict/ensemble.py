@@ -98,7 +98,7 @@ class CalibratedModel:
             card,
             config,
             encoder,
-            Calibration.from_state(card.calibration) if card.calibration else Calibration(),
+            Calibration(**card.calibration) if card.calibration else Calibration(),
             Threshold(**card.threshold) if card.threshold else DEFAULT_THRESHOLD,
             ConformalPredictor(**card.conformal) if card.conformal else None,
             OODDetector.from_state(card.ood) if card.ood else None,

@@ -87,9 +87,9 @@ class FittedDecision:
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the entries of the checkpoint's card, as plain data."""
         return {
-            "calibration": self.calibration.to_state(),
+            "calibration": asdict(self.calibration),
             "threshold": asdict(self.threshold),
-            "conformal": self.conformal.to_state(),
+            "conformal": asdict(self.conformal),
             "ood": self.ood.to_state() if self.ood else None,
         }
 

@@ -1,6 +1,7 @@
 """Prediction sets cover every class, OOD scores detect other data, decisions refer correctly."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -226,5 +227,5 @@ def test_states_are_plain() -> None:
     again = OODDetector.from_state(state)
     np.testing.assert_array_equal(again.score(features(3, 9)), fitted.score(features(3, 9)))
     conformal = fit_conformal(rows(np.random.default_rng(0), 100))
-    state = json.loads(json.dumps(conformal.to_state(), allow_nan=False))
+    state = json.loads(json.dumps(asdict(conformal), allow_nan=False))
     assert ConformalPredictor(**state) == conformal

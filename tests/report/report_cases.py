@@ -1,6 +1,7 @@
 """Real predictions for the pages: models of the record, fitted on the embedded cohort."""
 
 import json
+from dataclasses import asdict
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -153,7 +154,7 @@ def _documents() -> dict[str, str]:
         "initialisation": "FROM SCRATCH: no weights here",
         "threshold": {"value": THRESHOLD, "rule": "sensitivity", "guaranteed": False},
         "calibration": {"method": "platt"},
-        "conformal": _conformal().to_state(),
+        "conformal": asdict(_conformal()),
     }
     with TemporaryDirectory() as folder:
         for part in ("test", "val"):

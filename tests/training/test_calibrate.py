@@ -99,7 +99,7 @@ def test_the_decision_survives_the_checkpoint_as_plain_data() -> None:
     decision = fitted(outputs(0))
     test = decision.apply(outputs(1))
     entries = decision.to_checkpoint()
-    again = Calibration.from_state(entries["calibration"])
+    again = Calibration(**entries["calibration"])
     np.testing.assert_array_equal(again.apply(outputs(1).probabilities), test.probabilities)
     assert entries["threshold"]["value"] == decision.threshold.value
     sets = ConformalPredictor(**entries["conformal"]).predict_sets(test.probabilities)
