@@ -75,7 +75,7 @@ class CumulativeWeights:
         for part in (weights, weights[:, positives]):
             sums.append(np.zeros((len(part), part.shape[1] + 1), dtype=np.int64))
             np.cumsum(part, axis=1, out=sums[-1][:, 1:])
-        return cls(*sums, np.r_[0, np.cumsum(positives, dtype=np.int64)])
+        return cls(sums[0], sums[1], np.r_[0, np.cumsum(positives, dtype=np.int64)])
 
     def before(self, positions: _Positions) -> tuple[_Sums, _Sums]:
         """Return the weight of all rows and of the positives before each position."""

@@ -70,7 +70,7 @@ def compare_columns(
         counts = np.stack([before, now])[:, used]
         defined = counts.shape[1] > 1 and bool((counts.sum(axis=1) > 0).all())
         p = float(chi2_contingency(counts, correction=False).pvalue) if defined else None
-        shifts.append(ColumnShift(name, labels, *counts, stability_index(*counts), p))
+        shifts.append(ColumnShift(name, labels, counts[0], counts[1], stability_index(*counts), p))
     return shifts
 
 
