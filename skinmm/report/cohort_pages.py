@@ -32,10 +32,10 @@ from skinmm.report.sections.cohort import (
     PARTS,
     build_audit,
     characteristics_table,
-    count_patients,
 )
 from skinmm.report.sections.performance import describe_record
 from skinmm.report.write import write_page
+from skinmm.vocabulary import resolve_patients
 
 ALL: Final = "All"
 PAIRS: Final = 40  # listed pairs of each kind
@@ -88,7 +88,7 @@ class Cohort:
         return [
             f"data {self.name}",
             format_count(len(self.rows), "image"),
-            format_count(count_patients(self.rows), "patient"),
+            format_count(int(resolve_patients(self.rows).nunique()), "patient"),
             f"{int(self.rows['malignant'].sum()):,} malignant",
         ]
 
@@ -188,7 +188,7 @@ def _build_unreadable(findings: Mapping[str, Any]) -> Section | None:
 def _build_counts(cohort: Cohort) -> Section:
     rows = cohort.rows
     on_disk, malignant = int(rows["path"].notna().sum()), int(rows["malignant"].sum())
-    patients, lesions = count_patients(rows), int(rows["lesion_id"].nunique())
+    patients, lesions = int(resolve_patients(rows).nunique()), int(rows["lesion_id"].nunique())
     with_lesion = f"known for {format_count(int(rows['lesion_id'].notna().sum()), 'image')}"
     tiles = Tiles(
         [

@@ -1,7 +1,9 @@
 """Writers of self-contained pages: one page per run folder or prediction file."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +13,9 @@ import skinmm
 from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
 from skinmm.report.blocks import Section
-from skinmm.report.card import build_card
 from skinmm.report.inputs import ReportInputs, read_mapping, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
+from skinmm.report.sections.appendix import build_card
 from skinmm.report.sections.facts import describe_run
 
 
@@ -22,7 +24,7 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
 
     Args:
         run: run folder; all files but the predictions are optional.
-        pictures: show lesions; None: as the configuration of the run says.
+        pictures: show lesions; None: `report.pictures` of the run decides.
 
     Returns:
         The page.
@@ -70,18 +72,14 @@ def report_predictions(
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
-    """Write the page of a run without images and with numbers instead of names.
-
-    Raises:
-        InputError: as `write_report`.
-    """
+    """Write the page of a run without images and with numbers instead of names."""
     return _write_sections(_anonymize(read_run(run, pictures=False)), output)
 
 
 def write_page(
     output: Path, *, title: str, facts: Sequence[str], sections: Sequence[Section | None]
 ) -> Path:
-    """Render a page and write it atomically.
+    """Write a page atomically.
 
     Args:
         output: file to write; its folder is created if needed.
@@ -89,28 +87,47 @@ def write_page(
         facts: short facts below the title, such as model and data.
         sections: chapters in reading order; None is left out.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return _write_text(_render("page.html", title, facts, sections), output)
+
+
+def format_card(inputs: ReportInputs) -> str:
+    """Return the model card of a run as Markdown, to accompany its checkpoint.
+
+    It names no patient; figures and images are in the report only.
+    """
+    return _render("card.md", inputs.title, describe_run(inputs), build_card(inputs))
+
+
+def _render(
+    template: str, title: str, facts: Sequence[str], sections: Sequence[Section | None]
+) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
         loader=PackageLoader("skinmm.report"),
-        autoescape=True,
+        autoescape=select_autoescape(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=template.endswith(".md"),
     )
     environment.globals["kind"] = lambda block: type(block).__name__.lower()
-    text = environment.get_template("page.html").render(
+    environment.filters["md"] = _escape_markdown
+    return environment.get_template(template).render(
         title=title,
         facts=facts,
         sections=[section for section in sections if section is not None],
         version=skinmm.__version__,
     )
-    return _write_text(text, output)
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([\\|*`\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def _write_run(run: Path, pictures: bool | None) -> Path:
     inputs = read_run(run, pictures=pictures)
-    _write_text(build_card(inputs), run / "card.md")
+    _write_text(format_card(inputs), run / "card.md")
     return _write_sections(inputs, run / "report.html")
 
 

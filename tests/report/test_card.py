@@ -11,12 +11,12 @@ import pytest
 import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
-from skinmm.report.card import build_card
 from skinmm.report.inputs import read_run
+from skinmm.report.write import format_card
 
 
 def card_of(run: Path) -> str:
-    return build_card(read_run(run, pictures=False))
+    return format_card(read_run(run, pictures=False))
 
 
 def tables(card: str) -> list[list[list[str]]]:

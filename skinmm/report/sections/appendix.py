@@ -1,4 +1,4 @@
-"""Sections on training, all metrics, checklists and configuration.
+"""Sections on training, all metrics, checklists and configuration, and those of the model card.
 
 The checklists are tables under `templates/`. The column `answer` names facts in braces; if one of
 them is unknown, the item is left to the author.
@@ -6,19 +6,32 @@ them is unknown, the item is left to the author.
 
 import csv
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from string import Formatter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Plot, Row, Section, Table
 from skinmm.report.figures.curves import Line, draw_training
-from skinmm.report.format import TEXTS, format_estimate, metric_label
+from skinmm.report.format import (
+    TEXTS,
+    format_estimate,
+    format_estimates,
+    metric_label,
+    metric_table,
+)
 from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.cohort import build_characteristics, resampling_unit
 from skinmm.report.sections.facts import collect_facts
+from skinmm.report.sections.subgroups import build_missing
+
+FIGURES: Final = (
+    *("auroc", "average_precision", "sensitivity", "specificity", "referred"),
+    *("calibration_slope", "brier", "macro_auroc", "class_balanced_accuracy"),
+)
 
 
 def build_training(inputs: ReportInputs) -> Section | None:
@@ -26,41 +39,34 @@ def build_training(inputs: ReportInputs) -> Section | None:
     blocks: list[Block] = []
     if weights := inputs.metrics.get("initialisation"):
         blocks.append(Note(f"Initial weights: {weights}."))
-    if inputs.history is not None:
-        quantities = _split_quantities(inputs.history)
-        blocks.append(Row([_plot_quantity(name, rows) for name, rows in quantities]))
+    if (table := inputs.history) is not None:
+        names = table["name"].str.partition("/")
+        table = table.assign(part=names[0], quantity=names[2].where(names[2] != "", names[0]))
+        # The test part is measured once: it has no curve.
+        is_drawn = np.isfinite(table["value"]) & table["epoch"].notna() & (table["part"] != "test")
+        plots = []
+        for quantity, rows in table[is_drawn].groupby("quantity", sort=False):
+            has_folds, lines = rows["run"].nunique() > 1, []
+            for (part, run), values in rows.groupby(["part", "run"]):
+                means = values.groupby("epoch")["value"].mean()
+                label = f"{part} {run}" if has_folds else str(part)
+                lines.append(Line(label, means.index.to_numpy(float), means.to_numpy(float)))
+            plots.append(Plot(str(quantity), draw_training(str(quantity), lines)))
+        blocks.append(Row(sorted(plots, key=lambda plot: plot.title != "loss")))
     return Section("training", "Training", blocks) if blocks else None
 
 
-def _split_quantities(history: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    names = history["name"].str.partition("/")
-    table = history.assign(part=names[0], quantity=names[2].where(names[2] != "", names[0]))
-    # The test part is measured once: it has no curve.
-    table = table[np.isfinite(table["value"]) & table["epoch"].notna() & (table["part"] != "test")]
-    quantities = [(str(name), rows) for name, rows in table.groupby("quantity", sort=False)]
-    return sorted(quantities, key=lambda item: item[0] != "loss")
-
-
-def _plot_quantity(name: str, rows: pd.DataFrame) -> Plot:
-    has_folds = rows["run"].nunique() > 1
-    lines = []
-    for (part, run), values in rows.groupby(["part", "run"]):
-        means = values.groupby("epoch")["value"].mean()
-        label = f"{part} {run}" if has_folds else str(part)
-        lines.append(Line(label, means.index.to_numpy(float), means.to_numpy(float)))
-    return Plot(name, draw_training(name, lines))
-
-
 def build_metrics(inputs: ReportInputs) -> Section:
-    """Build the table of all test metrics, next to those of validation if available."""
-    validation = inputs.metrics.get("val", {}).get("metrics", {})
-    header = ("Metric", "Test", "Validation") if validation else ("Metric", "Test")
-    columns = [inputs.measured["metrics"], *([validation] if validation else [])]
+    """Build the table of all test metrics, next to the validation metrics if available."""
+    columns = {"Test": inputs.measured["metrics"]}
+    if validation := inputs.metrics.get("val", {}).get("metrics"):
+        columns["Validation"] = validation
     rows = [
-        (metric_label(name), *(format_estimate(column.get(name)) for column in columns))
-        for name in columns[0]
+        (metric_label(name), *(format_estimate(column.get(name)) for column in columns.values()))
+        for name in columns["Test"]
     ]
-    return Section("metrics", "All metrics", [Table("", header, rows)], TEXTS["metrics_lead"])
+    table = Table("", ("Metric", *columns), rows)
+    return Section("metrics", "All metrics", [table], TEXTS["metrics_lead"])
 
 
 def build_configuration(inputs: ReportInputs) -> Section | None:
@@ -102,14 +108,32 @@ def _load_items(name: str, inputs: ReportInputs) -> list[Item]:
         rows = list(csv.DictReader(file))
     items = []
     for row in rows:
-        answer = _fill_in(row["answer"], facts)
+        names = [name for _, name, _, _ in Formatter().parse(row["answer"]) if name]
+        answer = row["answer"].format_map(facts) if all(facts[name] for name in names) else ""
+        answer = answer[:1].upper() + answer[1:]
         left_open = row["open"] if answer else row["open"] or "the whole item"
         items.append(Item(row["item"], row["topic"], row["question"], answer, left_open))
     return items
 
 
-def _fill_in(text: str, facts: Mapping[str, str]) -> str:
-    """Fill facts into the text; empty if one of them is unknown."""
-    names = [name for _, name, _, _ in Formatter().parse(text) if name]
-    filled = text.format_map(facts) if all(facts[name] for name in names) else ""
-    return filled[:1].upper() + filled[1:]
+def build_card(inputs: ReportInputs) -> list[Section | None]:
+    """Build the sections of the Markdown card: the model, figures, data and usage."""
+    facts, characteristics = collect_facts(inputs), build_characteristics(inputs)
+    lead = TEXTS["card_figures"].format(100 * inputs.confidence, resampling_unit(inputs))
+    tables = [metric_table("", inputs.measured, FIGURES)]
+    if not inputs.predictions.is_binary:
+        metrics = inputs.measured["metrics"]
+        rows = [
+            (name, f"{count:,}", *format_estimates(metrics, (f"auroc_{name}", f"recall_{name}")))
+            for name, count in inputs.measured["support"].items()
+        ]
+        tables.append(Table("", ("Class", "Images", "AUROC", "Recall"), rows))
+    command = f"python predict.py 'checkpoint={facts['checkpoint']}' input=patients.csv images=DIR"
+    usage = [Listing("", f"{command} output=out.csv")]
+    return [
+        replace(build_model_card(inputs), title="The model"),
+        Section("figures", "Figures", tables, lead),
+        Section("data", "Data", [characteristics] if characteristics else []),
+        build_missing(inputs),
+        Section("use", "How to use it", usage, TEXTS["card_usage"].format(facts["inputs"])),
+    ]

@@ -16,8 +16,7 @@ COLUMNS: Final = ("sex", "site", "source")
 
 def build_cohort(inputs: ReportInputs) -> Section | None:
     """Build the section with characteristics by part, results by fold, and the audit."""
-    table = build_characteristics(inputs)
-    blocks: list[Block] = [] if table is None else [table]
+    blocks: list[Block] = [*filter(None, [build_characteristics(inputs)])]
     folds = inputs.measured.get("folds") or {}
     if folds:
         rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
@@ -50,13 +49,8 @@ def split_parts(inputs: ReportInputs) -> dict[str, pd.DataFrame]:
     }
 
 
-def count_patients(rows: pd.DataFrame) -> int:
-    """Return the number of patients; an unknown patient counts as its lesion, or else image."""
-    return int(resolve_patients(rows).nunique())
-
-
 def patient_unit(rows: pd.DataFrame) -> str:
-    """Return what `count_patients` counts: `patient`, or `lesion` or `image` if none is known."""
+    """Return what `resolve_patients` identifies: `patient`, or `lesion` or `image`."""
     patients = resolve_patients(rows)
     for unit in ("image", "lesion"):
         if f"{unit}_id" in rows and (patients == rows[f"{unit}_id"]).all():
@@ -71,8 +65,9 @@ def resampling_unit(inputs: ReportInputs) -> str:
     return patient_unit(ids if inputs.cohort is None else inputs.cohort)
 
 
-def format_counts(images: int, patients: int, unit: str) -> list[str]:
-    """Format numbers of images and patients; images alone if they are the unit."""
+def format_counts(inputs: ReportInputs, images: int, patients: int) -> list[str]:
+    """Format numbers of images and patients; images alone if intervals resample them."""
+    unit = resampling_unit(inputs)
     units = [] if unit == "image" else [format_count(patients, unit)]
     return [format_count(images, "image"), *units]
 
@@ -84,7 +79,8 @@ def characteristics_table(
     table = pd.concat(parts.values())
     lines = [("Images", *(f"{len(rows):,}" for rows in parts.values()))]
     if patient_unit(table) == "patient":
-        lines.append(("Patients", *(f"{count_patients(rows):,}" for rows in parts.values())))
+        patients = (resolve_patients(rows).nunique() for rows in parts.values())
+        lines.append(("Patients", *(f"{count:,}" for count in patients)))
     if "lesion_id" in table and table["lesion_id"].notna().any():
         lines.append(("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values())))
     lines.append(("Malignant", *(format_share(rows["malignant"]) for rows in parts.values())))
@@ -92,24 +88,15 @@ def characteristics_table(
         ages = (_format_ages(rows["age"]) for rows in parts.values())
         unknown = (format_share(rows["age"].isna()) for rows in parts.values())
         lines += [("Age, mean (sd), years", *ages), ("Age not known", *unknown)]
-    for name in columns:
-        if name in table:
-            lines += _value_lines(name, table[name], parts)
+    for name in filter(table.__contains__, columns):
+        label = "Class" if name == "target" else name.capitalize()
+        for value in sorted(table[name].dropna().unique()):
+            cells = (format_share(rows[name] == value) for rows in parts.values())
+            lines.append((f"{label}: {value}", *cells))
+        if table[name].isna().any():
+            unknown = (format_share(rows[name].isna()) for rows in parts.values())
+            lines.append((f"{label} not known", *unknown))
     return Table(caption, ("", *parts), lines)
-
-
-def _value_lines(
-    name: str, column: "pd.Series[str]", parts: Mapping[str, pd.DataFrame]
-) -> list[tuple[str, ...]]:
-    label = "Class" if name == "target" else name.capitalize()
-    lines = [
-        (f"{label}: {value}", *(format_share(rows[name] == value) for rows in parts.values()))
-        for value in sorted(column.dropna().unique())
-    ]
-    if column.isna().any():
-        unknown = (format_share(rows[name].isna()) for rows in parts.values())
-        lines.append((f"{label} not known", *unknown))
-    return lines
 
 
 def _format_ages(ages: "pd.Series[float]") -> str:

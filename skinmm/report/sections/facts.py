@@ -7,14 +7,10 @@ from typing import Any, Final
 
 from skinmm.report.format import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import (
-    count_patients,
-    format_counts,
-    resampling_unit,
-    split_parts,
-)
+from skinmm.report.sections.cohort import format_counts, split_parts
 from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
+from skinmm.vocabulary import resolve_patients
 
 
 def describe_run(inputs: ReportInputs) -> list[str]:
@@ -25,30 +21,58 @@ def describe_run(inputs: ReportInputs) -> list[str]:
         names["model"] = None
     return [
         *(f"{key} {name}" for key, name in names.items() if name),
-        *format_counts(len(rows), inputs.measured["patients"], resampling_unit(inputs)),
+        *format_counts(inputs, len(rows), inputs.measured["patients"]),
         f"{int(rows.malignant.sum()):,} malignant",
     ]
 
 
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return name -> text of the facts that the checklists under `templates/` name."""
+    folds = "" if inputs.predictions.fold is None else "fold_*/"
     return {
-        "outcome": _describe_outcome(inputs),
-        "sizes": _describe_sizes(inputs),
-        "sources": _describe_sources(inputs),
-        "table": "See Data and split." if split_parts(inputs) else "",
+        **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
         "performance": _describe_performance(inputs),
         "threshold": f"{_describe_threshold(inputs)} {describe_call_rule(inputs)}".strip(),
         "warnings": " ".join(collect_warnings(inputs)),
         "limits": "\n".join(_collect_limits(inputs)),
-        "checkpoint": _checkpoint_path(inputs),
+        "checkpoint": f"{folds}checkpoints/best.ckpt" if inputs.config else "",
         "calibration": _describe_calibration(inputs),
         "initialisation": inputs.metrics.get("initialisation") or "",
-        "images": _describe_images(inputs),
         "command": _anonymize_command(inputs.environment.get("command", [])),
         **_describe_config(inputs.config),
+    }
+
+
+def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
+    """Describe the target, the numbers of images and patients, and the origin of the images."""
+    rows, measured, parts = inputs.predictions, inputs.measured, split_parts(inputs)
+    outcome = "whether a lesion is malignant"
+    if not rows.is_binary:
+        malignant = f"(malignant: {', '.join(rows.positive)})"
+        outcome = f"the diagnosis, one of {', '.join(rows.classes)} {malignant}"
+    counts = {
+        label: (len(part), resolve_patients(part).nunique(), int(part["malignant"].sum()))
+        for label, part in parts.items()
+    } or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
+    sizes = (
+        f"{label}: {' of '.join(format_counts(inputs, *count))}, {malignant:,} malignant."
+        for label, (*count, malignant) in counts.items()
+    )
+    sources, names = "", [inputs.config.get("data", {}).get("name")]
+    if inputs.cohort is not None and "source" in inputs.cohort:
+        names = list(inputs.cohort["source"].unique())
+        counted = inputs.cohort["source"].value_counts().items()
+        sources = "; ".join(f"{name}: {format_count(int(n), 'image')}" for name, n in counted)
+    # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
+    kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
+    return {
+        "outcome": outcome,
+        "sizes": " ".join(sizes),
+        "sources": sources,
+        "table": "See Data and split." if parts else "",
+        "images": " and ".join(sorted(kinds)),
     }
 
 
@@ -72,45 +96,6 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, str]:
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
-
-
-def _describe_outcome(inputs: ReportInputs) -> str:
-    rows = inputs.predictions
-    if rows.is_binary:
-        return "whether a lesion is malignant"
-    names, malignant = ", ".join(rows.classes), ", ".join(rows.positive)
-    return f"the diagnosis, one of {names} (malignant: {malignant})"
-
-
-def _describe_sizes(inputs: ReportInputs) -> str:
-    measured, unit = inputs.measured, resampling_unit(inputs)
-    counts = {
-        label: (len(rows), count_patients(rows), int(rows["malignant"].sum()))
-        for label, rows in split_parts(inputs).items()
-    } or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
-    return " ".join(
-        f"{label}: {' of '.join(format_counts(images, patients, unit))}, {malignant:,} malignant."
-        for label, (images, patients, malignant) in counts.items()
-    )
-
-
-def _describe_sources(inputs: ReportInputs) -> str:
-    if inputs.cohort is None or "source" not in inputs.cohort:
-        return ""
-    counts = inputs.cohort["source"].value_counts()
-    return "; ".join(
-        f"{name}: {format_count(int(count), 'image')}" for name, count in counts.items()
-    )
-
-
-def _describe_images(inputs: ReportInputs) -> str:
-    table = inputs.cohort
-    names = [inputs.config.get("data", {}).get("name")]
-    if table is not None and "source" in table:
-        names = list(table["source"].unique())
-    # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
-    kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
-    return " and ".join(sorted(kinds))
 
 
 _ROOT: Final = (  # start of a path that identifies a machine
@@ -141,10 +126,9 @@ def _anonymize_command(command: Sequence[str]) -> str:
 
 
 def _describe_performance(inputs: ReportInputs) -> str:
-    labels = ("AUROC", "sensitivity", "specificity", "calibration slope")
     parts = [
         f"{label} {format_estimate(inputs.estimate(label.lower().replace(' ', '_')))}"
-        for label in labels
+        for label in ("AUROC", "sensitivity", "specificity", "calibration slope")
     ]
     if share := describe_referred(inputs):
         parts.append(f"referred to a person: {share}")
@@ -189,12 +173,6 @@ def _collect_limits(inputs: ReportInputs) -> list[str]:
     if inputs.config:
         limits.append("No external validation: training and test come from the same cohort.")
     return limits
-
-
-def _checkpoint_path(inputs: ReportInputs) -> str:
-    """Return the checkpoint relative to the run folder; a pattern for several folds."""
-    folds = "" if inputs.predictions.fold is None else "fold_*/"
-    return f"{folds}checkpoints/best.ckpt" if inputs.config else ""
 
 
 def describe_call_rule(inputs: ReportInputs) -> str:

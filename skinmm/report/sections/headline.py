@@ -86,7 +86,7 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
 def _build_tiles(inputs: ReportInputs) -> list[Tile]:
     measured = inputs.measured
     positives, rows = measured["positives"], measured["n"]
-    counts = format_counts(rows, measured["patients"], resampling_unit(inputs))
+    counts = format_counts(inputs, rows, measured["patients"])
     predicted = format_percent(inputs.value("mean_probability"))
     tiles = []
     for name, meaning in TEXTS["meanings"].items():
