@@ -147,7 +147,7 @@ def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
         pairs = _find_pairs(kind, cohort.rows, findings)[:PAIRS]
         image_ids = {image_id for pair in pairs for image_id in pair}
         rows = cohort.rows[cohort.rows["image_id"].isin(image_ids)]
-        cards = {row["image_id"]: _pair_card(row) for row in rows.to_dict("records")}
+        cards = {row["image_id"]: _split_card(row) for row in rows.to_dict("records")}
         if pairs:
             caption = f"{kind.capitalize()} in two parts: {len(pairs)} of {total:,}"
             blocks.append(Pairs(caption, [(cards[left], cards[right]) for left, right in pairs]))
@@ -166,7 +166,7 @@ def _find_pairs(
     return [(names[0], names[1]) for names in images if len(names) > 1]
 
 
-def _pair_card(row: Mapping[Hashable, Any]) -> Card:
+def _split_card(row: Mapping[Hashable, Any]) -> Card:
     patient = [] if row["patient_id"] == row["image_id"] else [f"patient {row['patient_id']}"]
     return _lesion_card(row, f"{PARTS[row['part']].lower()}, {row['class']}", *patient)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 from markupsafe import Markup
 
 from skinmm.config import Config, flatten, keys_with
@@ -21,6 +20,7 @@ from skinmm.report.format import (
     TEXTS,
     format_count,
     format_estimate,
+    format_estimates,
     format_number,
     format_percent,
     is_number,
@@ -37,7 +37,6 @@ CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")
 MEAN: Final = "Mean probability / prevalence"
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 MAX_CURVES: Final = 7  # distinguishable colours
-MAX_AXES: Final = 6
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def write_comparison(
         overwrite: replace an existing page.
 
     Returns:
-        The table of the systems, and those of calibration and missing data if available; and notes
-        if the systems were not evaluated on the same images.
+        The tables of the systems and, if available, of calibration and missing data; and notes if
+        the systems were not evaluated on the same images.
 
     Raises:
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
@@ -166,24 +165,20 @@ def _system_table(
     has_macro = any(system.inputs.estimate(MACRO) for system in systems)
     metrics = [*SHOWN, MACRO] if has_macro else SHOWN
     settings = [] if against else _different_settings(systems)
-    references = against if result else ()
-    gains = [_gains(name, result["pairs"]) for name in references] if result else []
+    gains = {name: _gains(name, result["pairs"]) for name in against} if result else {}
     header = ["System", *map(metric_label, metrics)]
-    header += [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in references]
+    header += [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in gains]
     header += ["Malignant images", *(["Settings that differ"] if settings else [])]
     rows = []
     for system in systems:
-        values = system.settings
-        words = (f"{key}={_format_setting(values[key])}" for key in settings if key in values)
-        rows.append(
-            [
-                system.name,
-                *(format_estimate(system.inputs.estimate(name)) for name in metrics),
-                *(gain.get(system.name, "") for gain in gains),
-                _count_malignant(system.inputs),
-                *(["; ".join(words)] if settings else []),
-            ]
-        )
+        row = [system.name, *format_estimates(system.inputs.measured["metrics"], metrics)]
+        row += [gain.get(system.name, "") for gain in gains.values()]
+        row.append(_count_malignant(system.inputs))
+        if settings:
+            values = system.settings
+            words = (f"{key}={_format_setting(values[key])}" for key in settings if key in values)
+            row.append("; ".join(words))
+        rows.append(row)
     return Table("", header, rows, stack=True)
 
 
@@ -195,9 +190,9 @@ def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]
         if pair["b"] == reference:
             gains[pair["a"]] = _format_difference(entry)
         elif pair["a"] == reference and entry["difference"] is not None:
-            sides = {"difference": "difference", "low": "high", "high": "low"}
-            swapped = {name: -entry[other] for name, other in sides.items()}
-            gains[pair["b"]] = _format_difference({**entry, **swapped})
+            low, high = -entry["high"], -entry["low"]
+            swapped = {**entry, "difference": -entry["difference"], "low": low, "high": high}
+            gains[pair["b"]] = _format_difference(swapped)
     return gains
 
 
@@ -238,8 +233,8 @@ def _calibration_table(systems: Sequence[System]) -> Table | None:
         if after.raw is None or not 0 < after.malignant.mean() < 1:
             continue
         before = evaluate(replace(after, probabilities=after.raw, decision=None), resamples=0)
-        rows.append([system.name, "before", *_calibration_cells(before)])
-        rows.append([system.name, "after", *_calibration_cells(system.inputs.measured)])
+        for correction, measured in (("before", before), ("after", system.inputs.measured)):
+            rows.append([system.name, correction, *_calibration_cells(measured)])
     header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
     return Table("Calibration", header, rows, stack=True) if rows else None
 
@@ -247,7 +242,7 @@ def _calibration_table(systems: Sequence[System]) -> Table | None:
 def _calibration_cells(measured: Mapping[str, Any]) -> list[str]:
     metrics = measured["metrics"]
     ratio = metrics["mean_probability"]["value"] / (measured["positives"] / measured["n"])
-    return [format_number(ratio), *(format_estimate(metrics[name]) for name in CALIBRATION)]
+    return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
 
 
 def _missing_table(systems: Sequence[System]) -> Table | None:
@@ -272,15 +267,14 @@ def _draw_systems(systems: Sequence[System]) -> Section:
     predictions = {system.name: system.inputs.predictions for system in systems}
     if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
         lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
-        plots.insert(
-            0, Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
-        )
+        roc = Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
+        plots.insert(0, roc)
     return Section("drawings", "Figures", [Row(plots)])
 
 
 def _draw_parallel(systems: Sequence[System]) -> Markup:
     axes = []
-    for key in _different_settings(systems)[:MAX_AXES]:
+    for key in _different_settings(systems)[:6]:
         values = [system.settings.get(key) for system in systems]
         if all(map(is_number, values)):
             axes.append(Axis(key, np.array(values, dtype=np.float64)))
@@ -288,15 +282,12 @@ def _draw_parallel(systems: Sequence[System]) -> Markup:
             words = [_format_setting(value) for value in values]
             labels = sorted(set(words))
             axes.append(Axis(key, np.array(list(map(labels.index, words)), np.float64), labels))
-    metrics = SHOWN[:1] if axes else SHOWN
-    axes += [Axis(metric_label(name), _metric_values(systems, name)) for name in metrics]
-    rank = _metric_values(systems, "auroc")
-    return draw_parallel(axes, rank)
-
-
-def _metric_values(systems: Sequence[System], name: str) -> Float[np.ndarray, " systems"]:
-    values = [system.inputs.value(name) for system in systems]
-    return np.array([value if is_number(value) else np.nan for value in values], np.float64)
+    for name in SHOWN[:1] if axes else SHOWN:
+        metrics = [system.inputs.value(name) for system in systems]
+        numbers = [value if is_number(value) else np.nan for value in metrics]
+        axes.append(Axis(metric_label(name), np.array(numbers, np.float64)))
+    aurocs = next(axis.values for axis in axes if axis.name == metric_label("auroc"))
+    return draw_parallel(axes, aurocs)
 
 
 def _format_setting(value: Any) -> str:
@@ -306,11 +297,11 @@ def _format_setting(value: Any) -> str:
 
 
 def _different_settings(systems: Sequence[System]) -> list[str]:
-    """Return the settings that differ between runs, in the order of the configuration."""
-    keys = dict.fromkeys(key for system in systems for key in system.settings)
+    """Return the settings that differ between runs; a prediction file has no settings."""
+    runs = [system.settings for system in systems if system.settings]
     return [
         key
-        for key in keys
+        for key in dict.fromkeys(key for settings in runs for key in settings)
         if not key.startswith((*keys_with(Config, "incidental"), *keys_with(Config, "per_start")))
-        and len({str(system.settings.get(key)) for system in systems}) > 1
+        and len({str(settings.get(key)) for settings in runs}) > 1
     ]

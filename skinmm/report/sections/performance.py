@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 from sklearn.metrics import confusion_matrix
 
 from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
@@ -42,16 +41,22 @@ PROBABILITIES: Final = (
 def build_discrimination(inputs: ReportInputs) -> Section:
     """Build ROC and precision-recall curves, also of each class against the rest."""
     rows = inputs.predictions
-    views = [
-        view
-        for view in [("malignant", rows.malignancy, rows.malignant), *_class_views(inputs)]
-        if 0 < view[2].sum() < len(rows)
-    ]
+    views = [("malignant", rows.malignancy, rows.malignant)]
+    if not rows.is_binary:
+        counts = np.bincount(rows.target, minlength=len(rows.classes))
+        views += [
+            (rows.classes[index], rows.probabilities[:, index], rows.target == index)
+            for index in np.argsort(-counts, kind="stable")[:CURVES].tolist()
+        ]
+    views = [view for view in views if 0 < view[2].sum() < len(rows)]
     if not views:
         note = "Curves need both malignant and benign lesions."
         return Section("discrimination", "Ranking", [Note(note)])
-    sensitivity, false_positive_rate, precision = _operating_point(inputs)
-    prevalence = float(rows.malignant.mean())
+    flagged, malignant = rows.malignancy >= inputs.threshold, rows.malignant
+    with np.errstate(invalid="ignore"):  # undefined shares are NaN
+        sensitivity, precision = (flagged & malignant).sum() / (malignant.sum(), flagged.sum())
+        false_positive_rate = (flagged & ~malignant).sum() / (~malignant).sum()
+    prevalence = float(malignant.mean())
     rocs = [curves.roc_line(*view) for view in views]
     precisions = [curves.precision_line(*view) for view in views]
     plots = [
@@ -171,33 +176,6 @@ def describe_record(record: Mapping[Any, Any]) -> list[str]:
     person = ", ".join([*age, *(str(values[name]) for name in ("sex", "site") if name in values)])
     diagnosis = [f"diagnosis {values['diagnosis']}"] if "diagnosis" in values else []
     return [person or "no record", *diagnosis]
-
-
-def _class_views(
-    inputs: ReportInputs,
-) -> list[tuple[str, Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
-    """Return scores and targets of each class against the rest, the most frequent first."""
-    rows = inputs.predictions
-    if rows.is_binary:
-        return []
-    frequent = np.argsort(-np.bincount(rows.target, minlength=len(rows.classes)), kind="stable")
-    return [
-        (rows.classes[index], rows.probabilities[:, index], rows.target == index)
-        for index in frequent[:CURVES].tolist()
-    ]
-
-
-def _operating_point(inputs: ReportInputs) -> tuple[float, float, float]:
-    """Return sensitivity, false positive rate and precision at the threshold; NaN if undefined."""
-    rows = inputs.predictions
-    flagged, malignant = rows.malignancy >= inputs.threshold, rows.malignant
-    hits = float((flagged & malignant).sum())
-    false_alarms = float(flagged.sum()) - hits
-    totals = (malignant.sum(), (~malignant).sum(), flagged.sum())
-    return tuple(  # type: ignore[return-value]
-        count / total if total else float("nan")
-        for count, total in zip((hits, false_alarms, hits), totals, strict=True)
-    )
 
 
 def _class_table(inputs: ReportInputs) -> Table:
