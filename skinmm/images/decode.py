@@ -36,7 +36,7 @@ from skinmm.images.base import (
 )
 from skinmm.images.dicom import probe_dicom, read_dicom
 
-__all__ = ["DecodeError", "ImageInfo", "decode", "probe"]
+__all__ = ["DecodeError", "ImageInfo", "decode", "decode_within", "probe"]
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
@@ -78,6 +78,14 @@ def decode(
     with report_damage(kind):
         request = Request(size, frame, icc, max_pixels, min_side)
         return _resize_upright(_READERS[kind](data, request), size)
+
+
+def decode_within(data: bytes, max_side: int, frame: int | None = None) -> Pixels:
+    """Decode an image, reduced to at most `max_side` pixels on its longer side."""
+    info = probe(data)
+    scale = min(1.0, max_side / max(info.width, info.height))
+    size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
+    return decode(data, size=size, frame=frame)
 
 
 def probe(data: bytes) -> ImageInfo:

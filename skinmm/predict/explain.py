@@ -16,7 +16,7 @@ from PIL import Image
 
 from skinmm import __version__
 from skinmm.data.dataset import decode_image
-from skinmm.images.decode import decode
+from skinmm.images.decode import decode_within
 from skinmm.images.source import FRAME, Source, fill_empty_cells
 from skinmm.predict.attribution import (
     Contributions,
@@ -90,7 +90,7 @@ class Explanation:
             return None
         if self.pixels is not None:
             return overlay(self.pixels, self.heat)
-        return overlay(decode_for_display(image, frame, max_side), self.heat)
+        return overlay(decode_within(image, max_side, frame), self.heat)
 
 
 def _enlarge(heat: HeatMap, shape: tuple[int, ...]) -> HeatMap:
@@ -169,16 +169,6 @@ class Explainer:
     def _malignancy(self, raw: np.ndarray) -> np.ndarray:
         probabilities = raw if self._is_raw else self.member.calibration.apply(raw)
         return probabilities[:, self.member.positive].sum(axis=1)
-
-
-def decode_for_display(image: bytes, frame: int | None, max_side: int) -> Pixels:
-    """Decode an image, reduced to at most `max_side` pixels on its longer side."""
-    pixels = decode(image, frame=frame)
-    scale = max_side / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    height, width = (max(1, round(scale * length)) for length in pixels.shape[:2])
-    return decode(image, size=(height, width), frame=frame)
 
 
 NOTICE: Final = (

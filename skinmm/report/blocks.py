@@ -7,7 +7,7 @@ The template escapes all text. Only `Plot.svg` is markup, and only `skinmm.repor
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -15,11 +15,8 @@ from jaxtyping import UInt8
 from markupsafe import Markup
 
 from skinmm.errors import InputError
-from skinmm.images.decode import decode, probe
-from skinmm.images.source import Source, read_source
-
-THUMBNAIL_SIDE: Final = 240  # pixels of the longer side; twice the size on the page
-QUALITY: Final = 80
+from skinmm.images.decode import decode_within
+from skinmm.images.source import read_source
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,6 @@ class Gallery:
     caption: str
     cards: Sequence[Card]
 
-    @property
-    def has_pictures(self) -> bool:
-        """Return whether any card has an image; cards without one then say so."""
-        return any(card.picture for card in self.cards)
-
 
 @dataclass(frozen=True)
 class Pairs:
@@ -137,39 +129,25 @@ class Section:
     lead: str = ""
 
 
-def decode_thumbnail(source: Source, side: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode an image with at most `side` pixels on its longer side.
-
-    Raises:
-        InputError: the image cannot be decoded.
-    """
-    info = probe(source.data)
-    scale = min(1.0, side / max(info.width, info.height))
-    size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
-    return decode(source.data, size=size, frame=source.frame)
-
-
-def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = QUALITY) -> str:
+def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = 80) -> str:
     """Return a JPEG file, or RGB pixels to be encoded as JPEG, as a `data:` address."""
-    if isinstance(image, bytes):
-        jpeg = image
-    else:
-        jpeg = simplejpeg.encode_jpeg(
-            np.ascontiguousarray(image), quality=quality, colorspace="RGB"
-        )
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    if not isinstance(image, bytes):
+        pixels = np.ascontiguousarray(image)
+        image = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB")
+    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
 
 
 def thumbnail(path: Any) -> str | None:
     """Return the image at a path of a cohort as a small `data:` address.
 
-    Returns:
-        None if the path is missing or the image cannot be read: reports are often made later and
-        on another machine than the run, and a missing image must not prevent the page.
+    None if the path is missing or the image cannot be read: reports are often made later and on
+    another machine than the run, and a missing image must not prevent the page.
     """
     if not isinstance(path, str) or not path:
         return None
     try:
-        return to_data_url(decode_thumbnail(read_source(path), THUMBNAIL_SIDE))
+        source = read_source(path)
+        # About twice the size on the page.
+        return to_data_url(decode_within(source.data, max_side=240, frame=source.frame))
     except (OSError, InputError):
         return None

@@ -28,20 +28,11 @@ from skinmm.report.blocks import (
 )
 from skinmm.report.figures.grids import draw_ages, draw_class_bars
 from skinmm.report.format import TEXTS, format_count, format_percent, format_share
-from skinmm.report.sections.cohort import (
-    PARTS,
-    build_audit,
-    characteristics_table,
-)
+from skinmm.report.sections.cohort import PARTS, build_audit, characteristics_table
 from skinmm.report.sections.performance import describe_record
 from skinmm.report.write import write_page
 from skinmm.vocabulary import resolve_patients
 
-ALL: Final = "All"
-PAIRS: Final = 40  # listed pairs of each kind
-UNREADABLE: Final = 100  # listed images that cannot be read
-HEADERS: Final = 2000  # image headers to read if the table lacks sizes
-SIZES: Final = 10  # listed image sizes
 _NOT_KNOWN: Final = "not known"
 
 
@@ -65,7 +56,7 @@ class Cohort:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """The table with columns `class` and `malignant`."""
+        """Rows of the table with columns `class` and `malignant`."""
         target = self.table["target"]
         if pd.api.types.is_numeric_dtype(target):
             target = target.map(dict(enumerate(self.classes)))
@@ -79,8 +70,8 @@ class Cohort:
 
     @property
     def groups(self) -> dict[str, pd.DataFrame]:
-        """All rows, then those of each class."""
-        return {ALL: self.rows, **self.by_class}
+        """All rows, then the rows of each class."""
+        return {"All": self.rows, **self.by_class}
 
     @property
     def facts(self) -> list[str]:
@@ -101,15 +92,9 @@ def write_audit_page(cohort: Cohort, findings: Mapping[str, Any], output: Path) 
         findings: result of the audit, and `absent`, a description of missing images; if pixels
             were compared also `compared`, the number of images, and `unreadable`, name -> reason.
         output: page to write.
-
-    Returns:
-        The page.
     """
-    sections = [
-        _build_findings(cohort, findings),
-        _build_pairs(cohort, findings),
-        _build_unreadable(findings),
-    ]
+    sections = [_build_findings(cohort, findings), _build_pairs(cohort, findings)]
+    sections.append(_build_unreadable(findings))
     return write_page(output, title="Audit", facts=cohort.facts, sections=sections)
 
 
@@ -120,12 +105,9 @@ def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Pa
         cohort: rows; images that are not on disk are counted.
         output: page to write.
         examples: images of each class, a fixed random choice.
-
-    Returns:
-        The page.
     """
-    sections = [_build_counts(cohort), _build_missing(cohort), _build_people(cohort)]
-    sections.append(_build_sizes(cohort))
+    builders = (_build_counts, _build_missing, _build_people, _build_sizes)
+    sections = [build(cohort) for build in builders]
     if examples:
         sections.append(_build_examples(cohort, examples))
     return write_page(output, title="Cohort", facts=cohort.facts, sections=sections)
@@ -135,8 +117,7 @@ def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
     compared = findings.get("compared")
     counted = "" if compared is None else f"{format_count(compared, 'image')} compared by pixels."
     rows = cohort.rows
-    parts = {label: rows[rows["part"] == part] for part, label in PARTS.items()}
-    parts = {label: part for label, part in parts.items() if len(part)}
+    parts = {PARTS[part]: rows[rows["part"] == part] for part in PARTS if part in set(rows["part"])}
     blocks = [*build_audit(findings), characteristics_table("The split", parts)]
     return Section("findings", "Findings", blocks, counted or TEXTS["not_compared"])
 
@@ -144,10 +125,11 @@ def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
 def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     for kind, total in findings["across_parts"].items():
-        pairs = _find_pairs(kind, cohort.rows, findings)[:PAIRS]
+        pairs = _find_pairs(kind, cohort.rows, findings)[:40]
         image_ids = {image_id for pair in pairs for image_id in pair}
         rows = cohort.rows[cohort.rows["image_id"].isin(image_ids)]
-        cards = {row["image_id"]: _split_card(row) for row in rows.to_dict("records")}
+        records = rows.to_dict("records")
+        cards = {row["image_id"]: _lesion_card(row, with_part=True) for row in records}
         if pairs:
             caption = f"{kind.capitalize()} in two parts: {len(pairs)} of {total:,}"
             blocks.append(Pairs(caption, [(cards[left], cards[right]) for left, right in pairs]))
@@ -166,12 +148,10 @@ def _find_pairs(
     return [(names[0], names[1]) for names in images if len(names) > 1]
 
 
-def _split_card(row: Mapping[Hashable, Any]) -> Card:
-    patient = [] if row["patient_id"] == row["image_id"] else [f"patient {row['patient_id']}"]
-    return _lesion_card(row, f"{PARTS[row['part']].lower()}, {row['class']}", *patient)
-
-
-def _lesion_card(row: Mapping[Hashable, Any], *facts: str) -> Card:
+def _lesion_card(row: Mapping[Hashable, Any], *, with_part: bool = False) -> Card:
+    facts = [f"{PARTS[row['part']].lower()}, {row['class']}"] if with_part else []
+    if with_part and row["patient_id"] != row["image_id"]:
+        facts.append(f"patient {row['patient_id']}")
     return Card(str(row["image_id"]), [*facts, *describe_record(row)], thumbnail(row["path"]))
 
 
@@ -180,7 +160,7 @@ def _build_unreadable(findings: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = [Note(f"{absent}.", warning=True)] if absent else []
     if unreadable:
         text = f"{format_count(len(unreadable), 'image')} could not be read or compared."
-        rows = list(unreadable.items())[:UNREADABLE]
+        rows = list(unreadable.items())[:100]
         blocks += [Note(text, warning=True), Table("", ("Image", "Reason"), rows)]
     return Section("unreadable", "Unreadable images", blocks) if blocks else None
 
@@ -190,22 +170,15 @@ def _build_counts(cohort: Cohort) -> Section:
     on_disk, malignant = int(rows["path"].notna().sum()), int(rows["malignant"].sum())
     patients, lesions = int(resolve_patients(rows).nunique()), int(rows["lesion_id"].nunique())
     with_lesion = f"known for {format_count(int(rows['lesion_id'].notna().sum()), 'image')}"
-    tiles = Tiles(
-        [
-            Tile("Images", f"{len(rows):,}", f"{on_disk:,} on disk"),
-            Tile(
-                "Patients",
-                f"{patients:,}",
-                f"{len(rows) / patients:.1f} images each",
-                "an unknown patient counts as its lesion, or else as its image",
-            ),
-            Tile("Lesions", f"{lesions:,}" if lesions else _NOT_KNOWN, with_lesion * bool(lesions)),
-            Tile(
-                "Malignant", format_percent(malignant / len(rows)), format_count(malignant, "image")
-            ),
-        ]
-    )
-    blocks: list[Block] = [tiles, characteristics_table("Characteristics by class", cohort.groups)]
+    share, images_each = format_percent(malignant / len(rows)), len(rows) / patients
+    tiles = [
+        Tile("Images", f"{len(rows):,}", f"{on_disk:,} on disk"),
+        Tile("Patients", f"{patients:,}", f"{images_each:.1f} images each", TEXTS["patients"]),
+        Tile("Lesions", f"{lesions:,}" if lesions else _NOT_KNOWN, with_lesion * bool(lesions)),
+        Tile("Malignant", share, format_count(malignant, "image")),
+    ]
+    characteristics = characteristics_table("Characteristics by class", cohort.groups)
+    blocks: list[Block] = [Tiles(tiles), characteristics]
     if rows["diagnosis"].nunique() > len(cohort.classes):
         blocks.append(_crosstab("Diagnoses", rows["diagnosis"], cohort))
     return Section("counts", "Counts", blocks)
@@ -240,7 +213,7 @@ def _build_sizes(cohort: Cohort) -> Section:
     blocks: list[Block] = []
     if sides.isna().any(axis=None):
         rows = cohort.rows[sides.isna().any(axis=1) & cohort.rows["path"].notna()]
-        rows = rows.sample(min(HEADERS, len(rows)), random_state=0)
+        rows = rows.sample(min(2000, len(rows)), random_state=0)
         sides.update(_read_sizes(rows))
         blocks.append(Note(TEXTS["sizes_read"].format(format_count(len(rows), "image"))))
     sides = sides.dropna().astype(int)
@@ -248,7 +221,7 @@ def _build_sizes(cohort: Cohort) -> Section:
     if sizes.empty:
         blocks.append(Note("No image size is known."))
     else:
-        sizes = sizes.where(sizes.isin(sizes.value_counts().index[:SIZES]), "other")
+        sizes = sizes.where(sizes.isin(sizes.value_counts().index[:10]), "other")
         blocks.append(_crosstab("Width and height, pixels", sizes, cohort))
     return Section("sizes", "Image sizes", blocks, TEXTS["sizes"])
 
@@ -271,13 +244,10 @@ def _read_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 def _crosstab(caption: str, values: "pd.Series[Any]", cohort: Cohort) -> Table:
     """Return counts and shares of each value, over all rows and by class, most common first."""
     groups = {name: values[values.index.isin(rows.index)] for name, rows in cohort.groups.items()}
-    lines = [
-        (
-            str(value),
-            *(format_share(part == value) if len(part) else "" for part in groups.values()),
-        )
-        for value in values.value_counts().index
-    ]
+    lines = []
+    for value in values.value_counts().index:
+        cells = (format_share(part == value) if len(part) else "" for part in groups.values())
+        lines.append((str(value), *cells))
     return Table(caption, ("", *groups), lines)
 
 

@@ -1,7 +1,7 @@
 """Comparison of several systems: tables and figures on one page, and results on other cohorts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
 from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
+from skinmm.report.figures import PALETTE
 from skinmm.report.figures.curves import draw_ranking, roc_line
 from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.format import (
@@ -36,16 +37,9 @@ DIFFERENT: Final = ("auroc", "average_precision", "brier")
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")
 MEAN: Final = "Mean probability / prevalence"
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
-MAX_CURVES: Final = 7  # distinguishable colours
 
 
-@dataclass(frozen=True)
-class System:
-    """Row of the comparison; `settings` is the flattened configuration, empty for a file."""
-
-    name: str
-    inputs: ReportInputs
-    settings: Mapping[str, Any]
+Systems = Mapping[str, ReportInputs]  # name -> inputs of a row of the comparison
 
 
 def write_comparison(
@@ -57,7 +51,7 @@ def write_comparison(
     against: Sequence[str] = (),
     overwrite: bool = False,
 ) -> tuple[list[Table], list[Note]]:
-    """Write a page with tables, curves and parallel coordinates of several systems.
+    """Write a page with tables and figures of several systems.
 
     Args:
         sources: prediction files, run folders, or folders whose subfolders are runs.
@@ -76,16 +70,14 @@ def write_comparison(
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
-    systems = [
-        system for source in sources for system in _read_systems(Path(source), labels, positive)
-    ]
-    if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
-        raise InputError(f"found {format_count(len(systems), 'system')}; name at least two")
-    names = [system.name for system in systems]
-    systems = [
-        replace(system, name=f"{n}. {system.name}") if names.count(system.name) > 1 else system
-        for n, system in enumerate(systems, start=1)
-    ]
+    named = [pair for source in sources for pair in _read_source(Path(source), labels, positive)]
+    if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
+        raise InputError(f"found {format_count(len(named), 'system')}; name at least two")
+    names = [name for name, _ in named]
+    systems = {
+        f"{number}. {name}" if names.count(name) > 1 else name: inputs
+        for number, (name, inputs) in enumerate(named, start=1)
+    }
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against)
@@ -112,14 +104,11 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
         auroc, ood = (format_estimate(inputs.estimate(name)) for name in ("auroc", "unfamiliar"))
         slope = _calibration_cells(inputs.measured)[:2]
         size = format_number(audit.get("size_auroc"))
-        rows.append([trained, cohort, _count_malignant(inputs), auroc, *slope, ood, size])
+        malignant = "{positives:,} of {n:,}".format_map(inputs.measured)
+        rows.append([trained, cohort, malignant, auroc, *slope, ood, size])
     names = (metric_label("auroc"), MEAN, *map(metric_label, (CALIBRATION[0], "unfamiliar")))
     header = ["Trained on", "Evaluated on", "Malignant images", *names]
     return Table("Other cohorts", [*header, "AUROC of image size alone"], rows, stack=True)
-
-
-def _count_malignant(inputs: ReportInputs) -> str:
-    return f"{inputs.measured['positives']:,} of {inputs.measured['n']:,}"
 
 
 def _read(source: Path, labels: Path | None, positive: Sequence[str] | None) -> ReportInputs:
@@ -128,9 +117,9 @@ def _read(source: Path, labels: Path | None, positive: Sequence[str] | None) -> 
     return read_prediction_file(source, labels, positive, pictures=False)
 
 
-def _read_systems(
+def _read_source(
     source: Path, labels: Path | None, positive: Sequence[str] | None
-) -> list[System]:
+) -> list[tuple[str, ReportInputs]]:
     runs = {source: source.resolve().name if source.is_dir() else source.stem}
     if source.is_dir() and not (source / "predictions" / "test.csv").is_file():
         folders = (file.parents[1] for file in source.rglob("predictions/test.csv"))
@@ -139,45 +128,42 @@ def _read_systems(
         raise InputError(f"{source}: no run found (no folder with predictions/test.csv)")
     # Runs with numbers as names are sorted by number.
     order = sorted(runs, key=lambda r: (r.parent, len(r.name) * r.name.isdecimal(), r.name))
-    inputs = [_read(run, labels, positive) for run in order]
-    return [System(runs[r], i, flatten(i.config)) for r, i in zip(order, inputs, strict=True)]
+    return [(runs[run], _read(run, labels, positive)) for run in order]
 
 
-def _compare_systems(systems: Sequence[System], against: Sequence[str]) -> dict[str, Any] | None:
+def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
     """Return differences on the common images; None if runs have none in common."""
-    ranked = sorted(systems, key=lambda system: system.inputs.value("auroc") or 0.0)
-    best = {system.name for system in ranked[-MAX_PAIRED:]}
-    chosen = [system for system in systems if against or system.name in best]
-    image_ids = [set(system.inputs.predictions.image_id) for system in chosen]
-    if not set.intersection(*image_ids) and any(system.settings for system in chosen):
+    best = sorted(systems, key=lambda name: systems[name].value("auroc") or 0.0)[-MAX_PAIRED:]
+    chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
+    image_ids = [set(inputs.predictions.image_id) for inputs in chosen.values()]
+    if not set.intersection(*image_ids) and any(inputs.config for inputs in chosen.values()):
         return None
     return compare(
-        {system.name: system.inputs.predictions for system in chosen},
-        thresholds={system.name: system.inputs.threshold for system in chosen},
-        confidence=chosen[0].inputs.confidence,
+        {name: inputs.predictions for name, inputs in chosen.items()},
+        thresholds={name: inputs.threshold for name, inputs in chosen.items()},
+        confidence=next(iter(chosen.values())).confidence,
         against=against,
     )
 
 
 def _system_table(
-    systems: Sequence[System], result: Mapping[str, Any] | None, against: Sequence[str]
+    systems: Systems, result: Mapping[str, Any] | None, against: Sequence[str]
 ) -> Table:
-    has_macro = any(system.inputs.estimate(MACRO) for system in systems)
+    has_macro = any(inputs.estimate(MACRO) for inputs in systems.values())
     metrics = [*SHOWN, MACRO] if has_macro else SHOWN
-    settings = [] if against else _different_settings(systems)
+    settings = {} if against else _different_settings(systems)
+    has_settings = any(settings.values())
     gains = {name: _gains(name, result["pairs"]) for name in against} if result else {}
     header = ["System", *map(metric_label, metrics)]
     header += [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in gains]
-    header += ["Malignant images", *(["Settings that differ"] if settings else [])]
+    header += ["Malignant images", *(["Settings that differ"] if has_settings else [])]
     rows = []
-    for system in systems:
-        row = [system.name, *format_estimates(system.inputs.measured["metrics"], metrics)]
-        row += [gain.get(system.name, "") for gain in gains.values()]
-        row.append(_count_malignant(system.inputs))
-        if settings:
-            values = system.settings
-            words = (f"{key}={_format_setting(values[key])}" for key in settings if key in values)
-            row.append("; ".join(words))
+    for name, inputs in systems.items():
+        row = [name, *format_estimates(inputs.measured["metrics"], metrics)]
+        row += [gain.get(name, "") for gain in gains.values()]
+        row.append("{positives:,} of {n:,}".format_map(inputs.measured))
+        if has_settings:
+            row.append("; ".join(f"{k}={_format_setting(v)}" for k, v in settings[name].items()))
         rows.append(row)
     return Table("", header, rows, stack=True)
 
@@ -197,7 +183,7 @@ def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]
 
 
 def _differences(
-    result: Mapping[str, Any] | None, systems: Sequence[System], against: Sequence[str]
+    result: Mapping[str, Any] | None, systems: Systems, against: Sequence[str]
 ) -> Section:
     """Build the section of differences on common images, the only fair comparison."""
     if result is None:
@@ -225,16 +211,16 @@ def _format_difference(entry: Mapping[str, Any]) -> str:
     return f"{estimate}, p {format_number(entry['p_holm'])}"
 
 
-def _calibration_table(systems: Sequence[System]) -> Table | None:
+def _calibration_table(systems: Systems) -> Table | None:
     """Return calibration before and after correction, for systems with raw probabilities."""
     rows = []
-    for system in systems:
-        after = system.inputs.predictions
+    for name, inputs in systems.items():
+        after = inputs.predictions
         if after.raw is None or not 0 < after.malignant.mean() < 1:
             continue
         before = evaluate(replace(after, probabilities=after.raw, decision=None), resamples=0)
-        for correction, measured in (("before", before), ("after", system.inputs.measured)):
-            rows.append([system.name, correction, *_calibration_cells(measured)])
+        for correction, measured in (("before", before), ("after", inputs.measured)):
+            rows.append([name, correction, *_calibration_cells(measured)])
     header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
     return Table("Calibration", header, rows, stack=True) if rows else None
 
@@ -245,9 +231,9 @@ def _calibration_cells(measured: Mapping[str, Any]) -> list[str]:
     return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
 
 
-def _missing_table(systems: Sequence[System]) -> Table | None:
+def _missing_table(systems: Systems) -> Table | None:
     """Return ranking and calibration by the share of withheld columns."""
-    parts = {system.name: metrics_by_missing_share(system.inputs) for system in systems}
+    parts = {name: metrics_by_missing_share(inputs) for name, inputs in systems.items()}
     shares = sorted({share for by_share in parts.values() for share in by_share})
     rows = []
     for name, by_share in parts.items():
@@ -260,11 +246,11 @@ def _missing_table(systems: Sequence[System]) -> Table | None:
     return Table("Missing data", header, rows, stack=True) if rows else None
 
 
-def _draw_systems(systems: Sequence[System]) -> Section:
-    has_colours = len(systems) <= MAX_CURVES
+def _draw_systems(systems: Systems) -> Section:
+    has_colours = len(systems) <= len(PALETTE)
     caption = "Colours as in the curves." if has_colours else "Brighter lines: higher AUROC."
     plots = [Plot("Parallel coordinates", _draw_parallel(systems), caption)]
-    predictions = {system.name: system.inputs.predictions for system in systems}
+    predictions = {name: inputs.predictions for name, inputs in systems.items()}
     if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
         lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
         roc = Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
@@ -272,10 +258,12 @@ def _draw_systems(systems: Sequence[System]) -> Section:
     return Section("drawings", "Figures", [Row(plots)])
 
 
-def _draw_parallel(systems: Sequence[System]) -> Markup:
+def _draw_parallel(systems: Systems) -> Markup:
     axes = []
-    for key in _different_settings(systems)[:6]:
-        values = [system.settings.get(key) for system in systems]
+    settings = _different_settings(systems)
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
+    for key in [*keys][:6]:
+        values = [settings[name].get(key) for name in systems]
         if all(map(is_number, values)):
             axes.append(Axis(key, np.array(values, dtype=np.float64)))
         else:
@@ -283,7 +271,7 @@ def _draw_parallel(systems: Sequence[System]) -> Markup:
             labels = sorted(set(words))
             axes.append(Axis(key, np.array(list(map(labels.index, words)), np.float64), labels))
     for name in SHOWN[:1] if axes else SHOWN:
-        metrics = [system.inputs.value(name) for system in systems]
+        metrics = [inputs.value(name) for inputs in systems.values()]
         numbers = [value if is_number(value) else np.nan for value in metrics]
         axes.append(Axis(metric_label(name), np.array(numbers, np.float64)))
     aurocs = next(axis.values for axis in axes if axis.name == metric_label("auroc"))
@@ -296,12 +284,17 @@ def _format_setting(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _different_settings(systems: Sequence[System]) -> list[str]:
-    """Return the settings that differ between runs; a prediction file has no settings."""
-    runs = [system.settings for system in systems if system.settings]
-    return [
+def _different_settings(systems: Systems) -> dict[str, dict[str, Any]]:
+    """Return, by system, the settings that differ between runs; prediction files have none."""
+    settings = {name: flatten(inputs.config) for name, inputs in systems.items()}
+    runs = [values for values in settings.values() if values]
+    different = [
         key
-        for key in dict.fromkeys(key for settings in runs for key in settings)
+        for key in dict.fromkeys(key for values in runs for key in values)
         if not key.startswith((*keys_with(Config, "incidental"), *keys_with(Config, "per_start")))
-        and len({str(settings.get(key)) for settings in runs}) > 1
+        and len({str(values.get(key)) for values in runs}) > 1
     ]
+    return {
+        name: {key: values[key] for key in different if key in values}
+        for name, values in settings.items()
+    }

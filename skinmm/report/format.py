@@ -18,8 +18,6 @@ TEXTS: Final[dict[str, Any]] = yaml.safe_load(
 )
 """Static texts of the pages, and labels of metrics under `metrics`."""
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
-_ZERO: Final = 1e-6  # smaller values are printed with fixed decimals
-_LARGE: Final = 10  # from here on, one decimal is enough
 
 
 def is_number(value: Any) -> bool:
@@ -33,9 +31,9 @@ def format_number(value: Any, digits: int = 3) -> str:
         return ABSENT
     if isinstance(value, int):
         return f"{value:,}"
-    if _ZERO < abs(value) < 0.5 * 10.0**-digits:
+    if 1e-6 < abs(value) < 0.5 * 10.0**-digits:  # noqa: PLR2004 - smaller ones are zero
         return f"{value:.1g}"
-    return f"{value:,.{digits if abs(value) < _LARGE else 1}f}"
+    return f"{value:,.{digits if abs(value) < 10 else 1}f}"  # noqa: PLR2004 - as documented
 
 
 def format_percent(value: Any, digits: int = 1) -> str:

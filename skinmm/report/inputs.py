@@ -18,7 +18,6 @@ from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.vocabulary import CONVERTERS, parse_column
 
-STATED: Final = "stated in the file"
 _EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TEXT_COLUMNS: Final = (
     *("image_id", "path", "patient_id", "lesion_id"),
@@ -82,10 +81,7 @@ class ReportInputs:
         return unique.set_index("image_id").reindex(image_ids)
 
     def fitted(self, name: str) -> Mapping[str, Any]:
-        """Return what validation decided: `threshold`, `conformal` or `calibration`.
-
-        Empty if it is unknown, or differs between folds.
-        """
+        """Return the fitted `threshold`, `conformal` or `calibration`; empty if unknown."""
         state = self.metrics.get(name)
         return state if isinstance(state, Mapping) else {}
 
@@ -107,8 +103,8 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     file = run / "predictions" / "test.csv"
     if not file.is_file():
         raise InputError(f"{run}: nothing to report (predictions/test.csv is missing)")
-    folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
-    folders = [run, *folds]
+    folders = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
+    folders.insert(0, run)
     metrics, config = read_mapping(run / "metrics.json"), _read_first(folders, "config.yaml")
     positive = metrics.get("positive") or config.get("data", {}).get("positive") or None
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
@@ -140,17 +136,16 @@ def read_prediction_file(
     """Read the prediction file of any system; records come from the labels or the file itself."""
     predictions = read_predictions(file, labels, positive)
     table = read_table(file)
-    thresholds = pd.Series(dtype=float)
-    if "threshold" in table:
-        thresholds = pd.to_numeric(table["threshold"], errors="coerce").dropna().drop_duplicates()
-    threshold = float(thresholds.iloc[0]) if len(thresholds) == 1 else None
+    column = table.get("threshold", pd.Series(dtype=float))
+    thresholds = pd.to_numeric(column, errors="coerce").dropna().unique()
+    threshold = float(thresholds[0]) if len(thresholds) == 1 else None
     cohort = table if labels is None else read_table(labels)
     columns = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
     return ReportInputs(
         title=file.name,
         predictions=predictions,
         measured=evaluate(predictions, threshold=threshold),
-        metrics={} if threshold is None else {"threshold": {"rule": STATED}},
+        metrics={} if threshold is None else {"threshold": {"rule": "stated in the file"}},
         cohort=cohort.assign(**columns),
         pictures=pictures,
     )
@@ -169,9 +164,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def _read_first(folders: Sequence[Path], name: str) -> dict[str, Any]:
     """Return the content of a file of the run, or else of its first fold."""
-    return read_mapping(folders[0] / name) or next(
-        map(read_mapping, [f / name for f in folders[1:2]]), {}
-    )
+    return next(filter(None, (read_mapping(folder / name) for folder in folders[:2])), {})
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -25,12 +25,6 @@ def write_report(run: Path, *, pictures: bool | None = None) -> Path:
     Args:
         run: run folder; all files but the predictions are optional.
         pictures: show lesions; None: `report.pictures` of the run decides.
-
-    Returns:
-        The page.
-
-    Raises:
-        InputError: the predictions are missing, or a file cannot be read.
     """
     run = Path(run)
     task = read_mapping(run / "metrics.json").get("task", CLASSIFICATION)
@@ -58,12 +52,6 @@ def report_predictions(
         positive: classes that count as malignant; None: the default ones.
         pictures: show lesions whose image files are known.
         overwrite: replace an existing page.
-
-    Returns:
-        The page.
-
-    Raises:
-        InputError: a file cannot be used, or the page exists.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)

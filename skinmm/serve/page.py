@@ -13,13 +13,12 @@ from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from skinmm.images.decode import decode
+from skinmm.images.decode import decode, decode_within
 from skinmm.predict.explain import (
     NOTICE,
     Case,
     CasePredictor,
     Explanation,
-    decode_for_display,
     overlay,
 )
 from skinmm.report.blocks import to_data_url
@@ -109,7 +108,7 @@ def _render_images(result: Result) -> dict[str, str] | None:
     )
     if image is None or heat is None:
         return None
-    pixels = decode_for_display(image, result.case.frame, _DISPLAY_SIDE)
+    pixels = decode_within(image, _DISPLAY_SIDE, result.case.frame)
     network_input = result.explanation.pixels
     background = pixels if network_input is None else network_input
     return {
@@ -187,7 +186,7 @@ class Page:
         if explanation is None:
             raise ProblemError.unusable(row["error"])
         self.recorder.record(user, [row], [case])
-        pixels = None if data is None else decode_for_display(data, None, _DISPLAY_SIDE)
+        pixels = None if data is None else decode_within(data, _DISPLAY_SIDE)
         blurred = pixels is not None and measure_sharpness(pixels) < MIN_SHARPNESS
         return Result(case, row, explanation, self._predictor.card, min_side, blurred)
 

@@ -12,9 +12,10 @@ from PIL import Image
 from quick_runs import best, cohort_of, files_in
 
 from skinmm.cli import main
+from skinmm.images.decode import decode_within
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import extra_outputs
-from skinmm.predict.explain import Explainer, decode_for_display, overlay
+from skinmm.predict.explain import Explainer, overlay
 from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.predictor import PredictionTable, Predictor
 
@@ -61,7 +62,7 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     assert heat is not None
     drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
     np.testing.assert_array_equal(
-        drawn, overlay(decode_for_display(image, None, extra_outputs.MAX_SIDE), heat)
+        drawn, overlay(decode_within(image, extra_outputs.MAX_SIDE), heat)
     )
     assert explained(both, pictures, table, tmp_path) == 2
     assert explained(both, pictures, table, tmp_path, "overwrite=true") == 3

@@ -47,6 +47,13 @@ def test_a_folder_of_runs_shows_the_settings_that_differ(tmp_path: Path) -> None
     assert page.count("script") == 0
 
 
+def test_a_bare_file_has_no_settings_to_compare(tmp_path: Path) -> None:
+    run, file = make_run(tmp_path), tmp_path / "file.csv"
+    fitted().to_csv(file, index=False)
+    (systems, *_), _ = write_comparison([run, file], tmp_path / "page.html")
+    assert "Settings that differ" not in systems.header
+
+
 def test_different_images_are_said_loudly(tmp_path: Path) -> None:
     table = fitted()
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]

@@ -11,7 +11,8 @@ from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.evaluation.predictions import MAX_MISTAKES, find_confident_mistakes, read_predictions
-from skinmm.predict.explain import Explainer, decode_for_display, overlay
+from skinmm.images.decode import decode_within
+from skinmm.predict.explain import Explainer, overlay
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
 from skinmm.report.write import write_anonymous_report
@@ -37,7 +38,7 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     assert told[names[0]]["added"] == pytest.approx(reasons.contributions.added)
     assert reasons.heat is not None
     drawn = np.asarray(Image.open(run / "explanations" / told[names[0]]["picture"]), float)
-    exact = overlay(decode_for_display(image, None, SIDE), reasons.heat)
+    exact = overlay(decode_within(image, SIDE), reasons.heat)
     assert np.abs(drawn - exact).mean() < 5  # of 255: what JPEG takes away
     chance = predictions_of(run).set_index("image_id")["p_malignant"]
     together = reasons.contributions.start + sum(reasons.contributions.added.values())

@@ -147,12 +147,12 @@ def draw_decision(axes: "Axes", lines: Sequence[Line], chosen: float | None = No
 
 
 @figure
-def draw_missing(axes: "Axes", name: str, line: Line) -> str:
+def draw_missing(axes: "Axes", line: Line) -> str:
     """Draw a metric against the share of withheld record columns."""
     axes.figure.set(figheight=2.8)
     _plot_with_intervals(axes, line, markersize=4.0)
-    axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=name)
-    return f"{name} against missing columns"
+    axes.set(xlim=(-0.04, 1.04), xlabel="Share of columns missing", ylabel=line.name)
+    return f"{line.name} against missing columns"
 
 
 @figure

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _LABEL_LETTERS: Final = 16
 _DARK: Final = 0.6  # share from which a cell has white text
-_UPRIGHT: Final = 4  # classes up to which labels are horizontal
 _ROW: Final = 0.27  # inches
 
 
@@ -53,7 +52,7 @@ def draw_confusion(
     across, down = (
         [shorten(name, _LABEL_LETTERS) for name in names] for names in (columns, classes)
     )
-    rotation: dict[str, Any] = {"rotation": 90} if size > _UPRIGHT else {}
+    rotation: dict[str, Any] = {"rotation": 90} if size > 4 else {}  # noqa: PLR2004
     axes.set_xticks(np.arange(len(across)) + 0.5, across, fontsize=font_size, **rotation)
     axes.set_yticks(np.arange(size) + 0.5, down, fontsize=font_size)
     axes.invert_yaxis()

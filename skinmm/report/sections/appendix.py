@@ -1,19 +1,19 @@
-"""Sections on training, all metrics, checklists and configuration, and those of the model card.
+"""Sections on training, all metrics, checklists and configuration; sections of the model card.
 
 The checklists are tables under `templates/`. The column `answer` names facts in braces; if one of
 them is unknown, the item is left to the author.
 """
 
 import csv
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from string import Formatter
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import yaml
 
+from skinmm.config import flatten
 from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Plot, Row, Section, Table
 from skinmm.report.figures.curves import Line, draw_training
 from skinmm.report.format import (
@@ -73,21 +73,15 @@ def build_configuration(inputs: ReportInputs) -> Section | None:
     """Build the table of the environment and the configuration."""
     blocks: list[Listing | Table] = []
     if inputs.environment:
-        rows = list(_flatten_values(inputs.environment))
+        rows = []
+        for name, value in flatten(inputs.environment).items():
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((name.replace(".", " "), text))
         blocks.append(Table("Environment", ("Item", "Value"), rows))
     if inputs.config:
         text = yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True)
         blocks.append(Listing("Configuration", text))
     return Section("configuration", "Configuration", blocks) if blocks else None
-
-
-def _flatten_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten_values(value, f"{prefix}{name} ")
-        else:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{name}", text
 
 
 def build_model_card(inputs: ReportInputs) -> Section:

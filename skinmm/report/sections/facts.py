@@ -106,7 +106,6 @@ _ROOTED: Final = re.compile(
     rf"""^((?:(?!{_ROOT})[^=]*=)?\s*){_ROOT}.*|((?:[=\[,{{'"]|:(?!//)|\broot:)\s*){_ROOT}"""
     rf""".*?(?=['"\]}}]|,\s*(?:\w+\s*:|['"{{\[]|{_ROOT})|$)"""
 )
-_COMMANDS: Final = ("skinmm", "torchrun")
 _FILES: Final = {
     *(".py", ".yaml", ".yml", ".json", ".csv", ".tsv", ".parquet", ".pq"),
     *(".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".npz", ".onnx"),
@@ -119,7 +118,7 @@ def _anonymize_command(command: Sequence[str]) -> str:
     def shorten_path(match: re.Match[str]) -> str:
         before = match[1] or match[2] or ""
         path = PureWindowsPath(match[0].removeprefix(before))  # accepts both slashes
-        is_shown = path.name in _COMMANDS or path.suffix.lower() in _FILES
+        is_shown = path.name in ("skinmm", "torchrun") or path.suffix.lower() in _FILES
         return before + (path.name if is_shown else "DIR")
 
     return " ".join(_ROOTED.sub(shorten_path, word) for word in command)

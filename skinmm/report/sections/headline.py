@@ -27,7 +27,6 @@ REFERRAL: Final = (
     *("unfamiliar", "set_size"),
     *("decided_sensitivity", "decided_specificity", "found_or_referred"),
 )
-LOOSE: Final = 0.05  # warn if the coverage may be lower than stated by more than this
 
 
 def build_headline(inputs: ReportInputs) -> Section:
@@ -47,24 +46,16 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
         warnings.append(TEXTS["leak"])
     auroc = inputs.estimate("auroc")
     if (low := auroc.get("low")) is not None and low <= 0.5:  # noqa: PLR2004 - chance
-        warnings.append(
-            f"The ranking is not shown to be better than chance: AUROC {format_estimate(auroc)}."
-        )
+        warnings.append(TEXTS["chance"].format(format_estimate(auroc)))
     if (positives := inputs.measured["positives"]) < FEW:
-        warnings.append(
-            f"Only {format_count(positives, 'malignant image')} in the test set: rely on the "
-            "intervals, not on the values."
-        )
+        warnings.append(TEXTS["few"].format(format_count(positives, "malignant image")))
     if not (rule := inputs.fitted("threshold")):
-        threshold = format_number(inputs.threshold)
-        warnings.append(f"The decision threshold is not known: {threshold} is assumed.")
+        warnings.append(TEXTS["assumed"].format(format_number(inputs.threshold)))
     if rule.get("guaranteed") is False:
         warnings.append(TEXTS["estimate"])
     warnings += _coverage_warnings(inputs)
     if unpredicted := inputs.measured.get("unpredicted", 0):
-        warnings.append(
-            f"{format_count(unpredicted, 'row')} could not be predicted and are not counted here."
-        )
+        warnings.append(TEXTS["unpredicted"].format(format_count(unpredicted, "row")))
     return warnings
 
 
@@ -75,7 +66,7 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
         bounds = coverage_range(count, state["coverage"])
         if bounds is None:
             warnings.append(TEXTS["no_coverage"].format(name=name, count=count))
-        elif bounds[0] < state["coverage"] - LOOSE:
+        elif bounds[0] < state["coverage"] - 0.05:  # lower than stated by 5 points
             ends = " to ".join(format_percent(end, 0) for end in bounds)
             loose.append(f"{count} validation images of {name} ({ends})")
     if loose:
@@ -113,24 +104,16 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
 
 def _summarise(inputs: ReportInputs) -> str:
     sensitivity, specificity = inputs.value("sensitivity"), inputs.value("specificity")
-    intervals = (
-        f"Ranges are {100 * inputs.confidence:.0f} % intervals from resampling "
-        f"{resampling_unit(inputs)}s."
-    )
+    intervals = TEXTS["intervals"].format(100 * inputs.confidence, resampling_unit(inputs))
     if sensitivity is None or specificity is None:
         return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
-    sentences = [
-        f"With the threshold at a probability of {format_number(inputs.threshold)}: of 100 "
-        f"malignant lesions, {100 * sensitivity:.0f} are flagged and "
-        f"{100 - 100 * sensitivity:.0f} missed; of 100 benign lesions, "
-        f"{100 - 100 * specificity:.0f} are flagged unnecessarily."
-    ]
+    hits, rejected = 100 * sensitivity, 100 * specificity
+    threshold = format_number(inputs.threshold)
+    sentences = [TEXTS["of_100"].format(threshold, hits, 100 - hits, 100 - rejected)]
     if flagged := inputs.value("number_needed_to_treat"):
         sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
     if share := describe_referred(inputs):
-        sentences.append(
-            f"Referred to a person: {share}; here they are counted by the threshold alone."
-        )
+        sentences.append(TEXTS["referred"].format(share))
     return " ".join([*sentences, intervals])
 
 

@@ -26,8 +26,6 @@ from skinmm.report.format import TEXTS, format_number, format_percent, metric_ta
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import describe_call_rule
 
-LARGEST_MATRIX: Final = 20
-CURVES: Final = 12
 RATES: Final = (
     *("sensitivity", "specificity", "referred", "ppv", "npv"),
     *("balanced_accuracy", "accuracy", "f1", "number_needed_to_treat", "net_benefit"),
@@ -46,7 +44,7 @@ def build_discrimination(inputs: ReportInputs) -> Section:
         counts = np.bincount(rows.target, minlength=len(rows.classes))
         views += [
             (rows.classes[index], rows.probabilities[:, index], rows.target == index)
-            for index in np.argsort(-counts, kind="stable")[:CURVES].tolist()
+            for index in np.argsort(-counts, kind="stable")[:12].tolist()
         ]
     views = [view for view in views if 0 < view[2].sum() < len(rows)]
     if not views:
@@ -59,18 +57,11 @@ def build_discrimination(inputs: ReportInputs) -> Section:
     prevalence = float(malignant.mean())
     rocs = [curves.roc_line(*view) for view in views]
     precisions = [curves.precision_line(*view) for view in views]
-    plots = [
-        Plot(
-            "ROC curve",
-            curves.draw_ranking(rocs, (false_positive_rate, sensitivity)),
-            TEXTS["roc"],
-        ),
-        Plot(
-            "Precision-recall curve",
-            curves.draw_ranking(precisions, (sensitivity, precision), prevalence),
-            f"Dotted: chance, the share of malignant images ({format_number(prevalence)}).",
-        ),
-    ]
+    roc = curves.draw_ranking(rocs, (false_positive_rate, sensitivity))
+    precision_recall = curves.draw_ranking(precisions, (sensitivity, precision), prevalence)
+    caption = TEXTS["precision_recall"].format(format_number(prevalence))
+    plots = [Plot("ROC curve", roc, TEXTS["roc"])]
+    plots.append(Plot("Precision-recall curve", precision_recall, caption))
     blocks: list[Block] = [Row(plots)]
     if (size := inputs.audit.get("size_auroc")) is not None:
         blocks.append(Note(TEXTS["size_auroc"].format(format_number(size))))
@@ -87,7 +78,7 @@ def build_decision(inputs: ReportInputs) -> Section:
         Plot("Decision", draw_confusion(counts, BINARY), caption),
         metric_table("At the threshold", inputs.measured, RATES),
     ]
-    if 2 < len(rows.classes) <= LARGEST_MATRIX:  # noqa: PLR2004 - two classes are the plot above
+    if len(rows.classes) in range(3, 21):  # a larger matrix is illegible
         labels = range(len(rows.classes))
         counts = confusion_matrix(rows.target, rows.predicted_classes(), labels=labels)
         caption = f"{describe_call_rule(inputs)} Shaded by the share of the row."
@@ -100,13 +91,8 @@ def build_calibration(inputs: ReportInputs) -> Section:
     """Build reliability diagrams before and after calibration."""
     rows = inputs.predictions
     line = curves.reliability_line("calibrated", rows.malignancy, rows.malignant)
-    parts: list[Plot | Table] = [
-        Plot(
-            "Reliability" if rows.raw is None else "After calibration",
-            curves.draw_reliability(line),
-            TEXTS["reliability"],
-        )
-    ]
+    title = "Reliability" if rows.raw is None else "After calibration"
+    parts: list[Plot | Table] = [Plot(title, curves.draw_reliability(line), TEXTS["reliability"])]
     if rows.raw is not None:
         raw = rows.raw[:, np.isin(rows.classes, rows.positive)].sum(axis=1)
         line = curves.reliability_line("before calibration", raw, rows.malignant)
@@ -124,14 +110,10 @@ def build_benefit(inputs: ReportInputs) -> Section | None:
     lines = curves.net_benefit_lines(rows.malignancy, rows.malignant)
     figure = curves.draw_decision(lines, inputs.threshold)
     plot = Plot("Decision curve", figure, TEXTS["decision_curve"])
-    points = np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]
-    cells = [
-        (
-            format_percent(float(lines[0].x[point])),
-            *(format_number(float(line.y[point]), 4) for line in lines[:2]),
-        )
-        for point in points
-    ]
+    cells = []
+    for point in np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]:
+        benefits = (format_number(float(line.y[point]), 4) for line in lines[:2])
+        cells.append((format_percent(float(lines[0].x[point])), *benefits))
     table = Table("Net benefit", ("Threshold", "Model", "Call all malignant"), cells)
     return Section("benefit", "Clinical use", [Row([plot, table])])
 
@@ -184,11 +166,7 @@ def _class_table(inputs: ReportInputs) -> Table:
     names = {
         f"{label} ({support[label]:,})": [f"{metric}_{label}" for metric in metrics]
         for label in inputs.predictions.classes
-    }
-    names["macro"] = ["macro_auroc", "class_balanced_accuracy", "", "macro_f1"]
-    rows = [
-        (row, *(format_number(inputs.value(name)) for name in columns))
-        for row, columns in names.items()
-    ]
+    } | {"macro": ["macro_auroc", "class_balanced_accuracy", "", "macro_f1"]}
+    rows = [(row, *map(format_number, map(inputs.value, names[row]))) for row in names]
     header = ("Class (images)", "AUROC", "Recall", "Precision", "F1")
     return Table("By class", header, rows, stack=True)

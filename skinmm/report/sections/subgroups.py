@@ -31,15 +31,11 @@ from skinmm.report.format import (
 )
 from skinmm.report.inputs import ReportInputs
 
-RESAMPLES: Final = 300  # enough for a figure; about twenty groups are resampled
 MEASURES: Final[dict[str, str]] = TEXTS["measures"]
-CLASSES: Final = 9  # columns that fit on a page
-FOREST: Final = ("auroc", "sensitivity")
 MISSING_DRAWN: Final = ("auroc", "ece")
 MISSING_LISTED: Final = (*MISSING_DRAWN, "calibration_slope", "calibration_intercept", "brier")
 MAX_TONES: Final = 500
 """Maximum number of images whose skin tone is measured, half of them malignant if available."""
-_TONE_SIDE: Final = 64  # pixels
 
 
 def build_subgroups(inputs: ReportInputs) -> Section | None:
@@ -50,15 +46,16 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     groups = build_groups(add_skin_tones(inputs.records, rows.malignant))
     if not groups:
         return None
-    settings = dict[str, Any](confidence=inputs.confidence, resamples=RESAMPLES)
+    # Enough resamples for a figure; about twenty groups are resampled.
+    settings = dict[str, Any](confidence=inputs.confidence, resamples=300)
     measured = evaluate_subgroups(rows, groups, threshold=inputs.threshold, **settings)
     gaps = sensitivity_gaps(rows, groups, threshold=inputs.threshold, **settings)
-    plots = [plot for name in FOREST if (plot := _forest_plot(inputs, measured, name))]
+    plots = [
+        plot for name in ("auroc", "sensitivity") if (plot := _forest_plot(inputs, measured, name))
+    ]
     blocks: list[Block] = [Row(plots)] if plots else []
     if gaps:
-        lines = [
-            (gap["column"], gap["lowest"], gap["highest"], format_estimate(gap)) for gap in gaps
-        ]
+        lines = [(g["column"], g["lowest"], g["highest"], format_estimate(g)) for g in gaps]
         header = ("Column", "Lowest", "Highest", "Gap (interval)")
         blocks.append(Table("Gaps in sensitivity at the threshold", header, lines))
     blocks.append(_group_table(measured))
@@ -68,12 +65,7 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
 
 
 def add_skin_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.DataFrame:
-    """Add a column `skin_tone`; it is missing for images that were not or cannot be measured.
-
-    Args:
-        records: canonical rows; unchanged without a column `path`.
-        malignant: target of each row.
-    """
+    """Add a column `skin_tone` if there are paths; missing where no image was measured."""
     if "path" not in records:
         return records
     has_path = records["path"].notna().to_numpy()
@@ -90,7 +82,7 @@ def add_skin_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> 
 def _measure_tone(path: Any) -> str | None:
     try:
         source = read_source(str(path))
-        pixels = decode(source.data, size=_TONE_SIDE, frame=source.frame)
+        pixels = decode(source.data, size=64, frame=source.frame)
         return name_skin_tone(measure_skin_tone(pixels))
     except (OSError, InputError):
         return None
@@ -106,24 +98,17 @@ def _forest_plot(
     ]
     if not rows or not is_number(inputs.value(name)):
         return None
-    overall = (f"all ({inputs.measured['positives']:,})", inputs.estimate(name))
-    return Plot(
-        MEASURES[name],
-        draw_forest([overall, *rows], MEASURES[name]),
-        TEXTS["forest"].format(MIN_MALIGNANT),
-    )
+    rows.insert(0, (f"all ({inputs.measured['positives']:,})", inputs.estimate(name)))
+    label, caption = MEASURES[name], TEXTS["forest"].format(MIN_MALIGNANT)
+    return Plot(label, draw_forest(rows, label), caption)
 
 
 def _group_table(measured: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        (
-            f"{group['column']}: {group['group']}",
-            f"{group['n']:,}",
-            f"{group['positives']:,}",
-            *format_estimates(group["metrics"], MEASURES),
-        )
-        for group in measured
-    ]
+    rows = []
+    for group in measured:
+        name = f"{group['column']}: {group['group']}"
+        counts = (f"{group['n']:,}", f"{group['positives']:,}")
+        rows.append((name, *counts, *format_estimates(group["metrics"], MEASURES)))
     header = ("Group", "Images", "Malignant", "AUROC", "Sensitivity", "Specificity")
     return Table("By group", header, rows, stack=True)
 
@@ -133,7 +118,7 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
 
     Coverage is guaranteed for each class over all rows, but not for any group.
     """
-    classes = inputs.predictions.classes[:CLASSES]
+    classes = inputs.predictions.classes[:9]  # as many columns as fit on a page
     names = ["referred", *(f"coverage_{name}" for name in classes)]
     stated = inputs.fitted("conformal").get("coverage", inputs.evaluation.get("coverage")) or 0.0
     lines, low_groups = [], []
@@ -141,8 +126,8 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
         label, metrics = f"{group['column']}: {group['group']}", group["metrics"]
         lines.append((label, *format_estimates(metrics, names)))
         highs = {name: metrics[f"coverage_{name}"]["high"] for name in classes}
-        is_low = {name: is_number(high) and high < stated for name, high in highs.items()}
-        low_groups += [f"{label} ({name})" for name in classes if is_low[name]]
+        low = (name for name, high in highs.items() if is_number(high) and high < stated)
+        low_groups += [f"{label} ({name})" for name in low]
     header = ("Group", *map(metric_label, names))
     blocks: list[Block] = [Table("Referral and coverage by group", header, lines, stack=True)]
     if low_groups:
@@ -156,11 +141,17 @@ def build_missing(inputs: ReportInputs) -> Section | None:
     parts = metrics_by_missing_share(inputs)
     if len(parts) == 1:
         return None
-    plots = [
-        Plot(metric_label(name), curves.draw_missing(metric_label(name), line))
-        for name in MISSING_DRAWN
-        if len((line := _missing_line(name, parts)).x) > 1
-    ]
+    plots = []
+    for name in MISSING_DRAWN:
+        entries = {share: part["metrics"][name] for share, part in parts.items()}
+        points = [
+            (share, entry["value"], entry["low"], entry["high"])
+            for share, entry in entries.items()
+            if entry["value"] is not None
+        ]
+        if len(points) > 1:
+            line = curves.Line(metric_label(name), *np.array(points, dtype=float).T)
+            plots.append(Plot(line.name, curves.draw_missing(line)))
     rows = [
         [format_percent(share), *format_estimates(part["metrics"], MISSING_LISTED)]
         for share, part in parts.items()
@@ -178,12 +169,3 @@ def metrics_by_missing_share(inputs: ReportInputs) -> dict[float, Mapping[str, A
         if kind == "missing":
             parts[int(numbers[0]) / int(numbers[-1])] = part
     return parts
-
-
-def _missing_line(name: str, parts: Mapping[float, Mapping[str, Any]]) -> curves.Line:
-    points = [
-        (share, *(entry[key] for key in ("value", "low", "high")))
-        for share, part in parts.items()
-        if (entry := part["metrics"][name])["value"] is not None
-    ]
-    return curves.Line(name, *np.array(points, dtype=float).reshape(len(points), 4).T)
