@@ -131,10 +131,12 @@ class Section:
 
 def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = 80) -> str:
     """Return a JPEG file, or RGB pixels to be encoded as JPEG, as a `data:` address."""
-    if not isinstance(image, bytes):
+    if isinstance(image, bytes):
+        jpeg = image
+    else:
         pixels = np.ascontiguousarray(image)
-        image = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB")
-    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+        jpeg = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB")
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def thumbnail(path: Any) -> str | None:

@@ -52,7 +52,8 @@ def build_training(inputs: ReportInputs) -> Section | None:
                 label = f"{part} {run}" if has_folds else str(part)
                 lines.append(Line(label, means.index.to_numpy(float), means.to_numpy(float)))
             plots.append(Plot(str(quantity), draw_training(str(quantity), lines)))
-        blocks.append(Row(sorted(plots, key=lambda plot: plot.title != "loss")))
+        plots.sort(key=lambda plot: plot.title != "loss")
+        blocks.append(Row(plots))
     return Section("training", "Training", blocks) if blocks else None
 
 
