@@ -93,7 +93,7 @@ class Explanation:
         return overlay(decode_within(image, max_side, frame), self.heat)
 
 
-def _enlarge(heat: HeatMap, shape: tuple[int, ...]) -> HeatMap:
+def _enlarge(heat: HeatMap, shape: tuple[int, ...]) -> Float32[np.ndarray, "_ _"]:
     if heat.shape == shape:
         return heat
     map_ = torch.from_numpy(heat)[None, None]
