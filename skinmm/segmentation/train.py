@@ -20,7 +20,7 @@ from skinmm.data.cohorts import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import FoldData, build_preprocessing
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
 from skinmm.errors import InputError, print_line
-from skinmm.images.decode import ImageInfo, decode, probe
+from skinmm.images.decode import decode, probe
 from skinmm.images.preprocess import ALIGNED_STEPS
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import Card, update_card
@@ -32,7 +32,6 @@ from skinmm.training.distributed import open_run
 from skinmm.training.fit import TASKS
 from skinmm.training.fold import load_best, write_facts
 from skinmm.training.leak_guard import require_same_split
-from skinmm.training.losses import dice_bce
 from skinmm.training.module import BaseModule, RowCollector
 from skinmm.training.run_folder import RunFolder, write_json
 from skinmm.training.trainer import build_trainer, log_test, run_stage
@@ -47,9 +46,7 @@ _HALF: Final = 127
 def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
     """Train one fold with `task=segmentation`, and evaluate it on validation and test images.
 
-    Args:
-        config: of the run.
-        run: its folder; a resumed run continues from the last checkpoint there.
+    A resumed run continues from the last checkpoint in its folder.
 
     Returns:
         The content of metrics.json; empty on other processes than rank 0.
@@ -65,14 +62,10 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
     if run.is_resumed:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
     network = build_segmenter(config, pretrained=True)
+    settings = to_mapping(replace(config, resume=None, overwrite=False))
+    steps = list(config.data.preprocess)
     card = Card(
-        config=to_mapping(replace(config, resume=None, overwrite=False)),
-        classes=[],
-        positive=[],
-        encoder={},
-        initialisation=network.origin,
-        prior={},
-        preprocess=list(config.data.preprocess),
+        settings, [], [], encoder={}, initialisation=network.origin, prior={}, preprocess=steps
     )
     module = MaskModule(network, card, config)
 
@@ -82,15 +75,14 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
         sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
         print_line("cohort: {} rows to train, {} to validate, {} to test".format(*sizes))
         print_line(f"{config.segmenter.name}: {card.initialisation}")
-    last = run.last_checkpoint
-    run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
+    run_stage(trainer.fit, module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     load_best(trainer, module, run)
     scores = {part: evaluate_part(trainer, module, data, part) for part in ("val", "test")}
     if not trainer.is_global_zero:
         return {}
 
-    metrics: dict[str, Any] = {"schema": SCHEMA, "task": config.task}
-    metrics["initialisation"] = card.initialisation
+    facts = {"task": config.task, "initialisation": card.initialisation}
+    metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
     (run.path / "predictions").mkdir(exist_ok=True)
     for part, table in scores.items():
         file = run.path / "predictions" / f"{part}.csv"
@@ -132,17 +124,12 @@ class MaskDataset(LesionDataset):
         view: View,
         transform: Transform,
     ) -> None:
-        """Store the cohort column by column, and the augmentation of image and mask."""
         super().__init__(np.zeros(len(paths), np.int64), image_ids, paths=paths, view=view)
         self._sources = list(zip(paths, masks, strict=True))
         self._augment = transform
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of one row.
-
-        Raises:
-            ImageError: image or mask cannot be decoded, or their aspect ratios differ.
-        """
+        """Return the sample of one row; raise `ImageError` if image and mask cannot be used."""
         row, seed = key
         path, mask_path = self._sources[row]
         image = Image(self._load_image(row, path, None))
@@ -151,48 +138,32 @@ class MaskDataset(LesionDataset):
             mask = Mask(torch.from_numpy(load_mask(mask_path, path, size)))
         except (OSError, InputError) as error:
             raise ImageError(f"mask of {self._image_ids[row]} ({mask_path}): {error}") from error
-        image, mask = (
-            (image, mask) if seed is None else apply_seeded(self._augment, (image, mask), seed)
-        )
+        if seed is not None:
+            image, mask = apply_seeded(self._augment, (image, mask), seed)
         inside = mask.as_subclass(torch.Tensor)[0].bool()
         return Sample(row=row, image=image.as_subclass(torch.Tensor), mask=inside)
 
 
 def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 size size"]:
-    """Read a mask, 1 inside the lesion.
+    """Read a mask, 1 inside the lesion; require the image's aspect ratio to within a pixel.
 
-    Raises:
-        InputError: it cannot be decoded, or its aspect ratio is not that of the image.
+    The size may differ: a pack's images are smaller than its masks.
     """
     data = Path(path).read_bytes()
     mask, image = probe(data), probe(read_source(image_path).data)
-    require_same_aspect(mask, image)
-    return (decode(data, size=size)[None, ..., 0] > _HALF).astype(np.uint8)
-
-
-def require_same_aspect(mask: ImageInfo, image: ImageInfo) -> None:
-    """Require equal aspect ratios to within a pixel; a pack's images are smaller than its masks.
-
-    Raises:
-        InputError: they differ, so the position of the mask in the image is unknown.
-    """
     sides = (mask.width, mask.height, image.width, image.height)
     if abs(mask.width * image.height - mask.height * image.width) > max(sides):
         raise InputError(
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
+    return (decode(data, size=size)[None, ..., 0] > _HALF).astype(np.uint8)
 
 
 class MaskData(FoldData):
     """Images that have a mask; the cohort's targets only stratify the split."""
 
     def __init__(self, config: Config) -> None:
-        """Store the configuration, and check what needs no cohort.
-
-        Raises:
-            InputError: preprocessing that moves pixels, or an augmentation that ignores masks.
-        """
         data = config.data
         if moving := set(data.preprocess) - ALIGNED_STEPS:
             raise InputError(
@@ -212,11 +183,7 @@ class MaskData(FoldData):
         self._view = View(config.model.image_size, data.icc, steps, finder)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Read and split the cohort; a second call does nothing.
-
-        Raises:
-            InputError: as for `LesionData`, and a row without a mask.
-        """
+        """Read and split the cohort; a second call does nothing."""
         if hasattr(self, "cohort"):
             return
         data = self.config.data
@@ -232,6 +199,20 @@ class MaskData(FoldData):
         )
 
 
+def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Return pixel cross-entropy plus 1 - soft Dice of whole masks, in 32 bit.
+
+    Dice as in Milletari et al. 2016 (arXiv:1606.04797), with one pixel added to numerator and
+    denominator, so that it is defined for an image without a lesion.
+    """
+    logits, truth = logits.float(), mask.float()
+    mask_probability = logits.sigmoid()
+    overlap = (mask_probability * truth).sum(dim=(1, 2))
+    area = (mask_probability + truth).sum(dim=(1, 2))
+    dice = (2 * overlap + 1) / (area + 1)
+    return functional.binary_cross_entropy_with_logits(logits, truth) + 1 - dice.mean()
+
+
 class MaskModule(BaseModule):
     """Trains a `Segmenter`.
 
@@ -243,7 +224,6 @@ class MaskModule(BaseModule):
     test_areas: tuple[Tensor, ...]
 
     def __init__(self, network: Segmenter, card: Card, config: Config) -> None:
-        """Initialise as `BaseModule`."""
         super().__init__(network, card, config)
         self._collector = RowCollector((*AREAS, "loss"))
 
@@ -285,14 +265,9 @@ class MaskModule(BaseModule):
 
     def _collect(self, batch: dict[str, Tensor], logits: Float[Tensor, "b h w"]) -> None:
         predicted, true = logits > 0, batch["mask"]
-        areas = (count_pixels(mask) for mask in (predicted & true, predicted, true))
+        areas = [mask.sum(dim=(1, 2)).float() for mask in (predicted & true, predicted, true)]
         losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
         self._collector.update(batch["row"], *areas, torch.stack(losses))
-
-
-def count_pixels(masks: Bool[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-    """Return the number of pixels in each mask."""
-    return masks.sum(dim=(1, 2)).float()
 
 
 TASKS["segmentation"] = train_masks

@@ -1,8 +1,6 @@
-"""Fit calibration and decision rules on validation rows, and evaluate the predictions.
+"""Fit calibration and decision rules on validation rows, and evaluate the predictions."""
 
-The prediction files that this module writes, and `metrics.json`, are what reports read.
-"""
-
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -54,19 +52,14 @@ class FittedDecision:
     """Calibration, decision threshold, prediction sets and OOD score, fitted on validation rows.
 
     Attributes:
-        classes: names, in the order of the probabilities.
-        positive: the classes that count as malignant.
-        call_shares: class shares that divide the probabilities before the most probable class is
-            called.
+        calibrate: turns the outputs of a split into calibrated predictions, without decisions.
         calibration: from raw to calibrated probabilities.
         threshold: on the probability of malignancy.
         conformal: prediction sets.
         ood: out-of-distribution score; None if it could not be fitted.
     """
 
-    classes: tuple[str, ...]
-    positive: tuple[str, ...]
-    call_shares: Float[np.ndarray, " classes"]
+    calibrate: Callable[[SplitOutputs], Predictions]
     calibration: Calibration
     threshold: Threshold
     conformal: ConformalPredictor
@@ -75,17 +68,12 @@ class FittedDecision:
     def apply(self, outputs: SplitOutputs) -> Predictions:
         """Return calibrated predictions with prediction sets, OOD scores and referrals."""
         rows = self.calibrate(outputs)
+        sets = self.conformal.predict_sets(rows.probabilities)
         ood = self.ood.score(outputs.features) if self.ood else None
-        return add_decisions(
-            rows, self.threshold.value, self.conformal.predict_sets(rows.probabilities), ood
-        )
-
-    def calibrate(self, outputs: SplitOutputs) -> Predictions:
-        """Return calibrated predictions only."""
-        return calibrate(outputs, self.calibration, self.classes, self.positive, self.call_shares)
+        return add_decisions(rows, self.threshold.value, sets, ood)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Return the entries of the checkpoint's card, as plain data."""
+        """Return the entries of the checkpoint's card."""
         return {
             "calibration": asdict(self.calibration),
             "threshold": asdict(self.threshold),
@@ -109,7 +97,7 @@ def fit_decision(
         classes: names, in the order of the probabilities.
         positive: the classes that count as malignant.
         prior: class shares in training and in use, under `trained` and `deployed`.
-        config: method of calibration, rule of the threshold, rule of the call, coverage.
+        config: methods and their parameters.
     """
     calibration = fit_calibration(
         val.probabilities,
@@ -118,9 +106,22 @@ def fit_decision(
         prior=(np.array(prior["trained"]), np.array(prior["deployed"])),
         method=config.calibration,
     )
-    names = (tuple(classes), tuple(positive))
     shares = decision_priors(config.call, prior["deployed"])
-    rows = calibrate(val, calibration, *names, shares)
+
+    def calibrate(outputs: SplitOutputs) -> Predictions:
+        probabilities = calibration.apply(outputs.probabilities)
+        return Predictions(
+            image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
+            patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
+            target=outputs.targets,
+            probabilities=probabilities,
+            raw=outputs.probabilities,
+            classes=tuple(classes),
+            positive=tuple(positive),
+            called=None if tuple(classes) == BINARY else predict_classes(probabilities, shares),
+        )
+
+    rows = calibrate(val)
     threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,
@@ -132,28 +133,7 @@ def fit_decision(
     )
     conformal = fit_conformal(rows, coverage=config.coverage)
     ood = fit_ood_detector(val.features, rows.patient_id)
-    return FittedDecision(*names, shares, calibration, threshold, conformal, ood)
-
-
-def calibrate(
-    outputs: SplitOutputs,
-    calibration: Calibration,
-    classes: tuple[str, ...],
-    positive: tuple[str, ...],
-    shares: Float[np.ndarray, " classes"],
-) -> Predictions:
-    """Return a split's calibrated predictions, with the called class where there are several."""
-    probabilities = calibration.apply(outputs.probabilities)
-    return Predictions(
-        image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
-        patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
-        target=outputs.targets,
-        probabilities=probabilities,
-        raw=outputs.probabilities,
-        classes=classes,
-        positive=positive,
-        called=None if classes == BINARY else predict_classes(probabilities, shares),
-    )
+    return FittedDecision(calibrate, calibration, threshold, conformal, ood)
 
 
 def write_evaluation(
@@ -165,7 +145,7 @@ def write_evaluation(
         run: the run folder.
         parts: predictions by the name of their part: test, val, missing_1_of_3, ...
         config: resamples and confidence of the intervals.
-        facts: further entries of metrics.json: initialisation, threshold, ...
+        facts: further entries of metrics.json, among them the threshold.
 
     Returns:
         The content of metrics.json. The caller writes it last, as the mark of a finished run.
@@ -185,10 +165,9 @@ def write_evaluation(
 
 def pool_folds(folds: list[Predictions]) -> Predictions:
     """Concatenate the test rows of all folds, with the fold's number in the column `fold`."""
-    columns = {name: [getattr(rows, name) for rows in folds] for name in ROW_COLUMNS}
-    columns["fold"] = [np.full(len(rows), number) for number, rows in enumerate(folds)]
-    pooled: dict[str, Any] = {
-        name: None if any(values is None for values in column) else np.concatenate(column)
-        for name, column in columns.items()
-    }
+    pooled: dict[str, Any] = {}
+    for name in ROW_COLUMNS:
+        values = [getattr(rows, name) for rows in folds]
+        pooled[name] = None if any(value is None for value in values) else np.concatenate(values)
+    pooled["fold"] = np.repeat(np.arange(len(folds)), [len(rows) for rows in folds])
     return replace(folds[0], **pooled)

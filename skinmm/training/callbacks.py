@@ -28,14 +28,13 @@ from skinmm.files import atomic_write
 from skinmm.models.checkpoint import PREFIX, save_checkpoint
 
 SEVERAL: Final = "best-epoch=*.ckpt"
-HISTORY_COLUMNS: Final = ("epoch", "step", "name", "value")
+"""Names of the checkpoints in a run that stores more than one best epoch."""
 
 
 class History(Logger):
     """Writes `history.csv`, a line for every logged value: epoch, step, name, value."""
 
     def __init__(self, path: Path) -> None:
-        """Store the path; the file is created with the first value."""
         super().__init__()
         self._path = path
         self._rows: list[list[str]] | None = None
@@ -63,7 +62,8 @@ class History(Logger):
         The file is rewritten atomically.
         """
         if self._rows is None:
-            self._rows = _read_history(self._path)
+            lines = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+            self._rows = [*csv.reader(lines.splitlines())][1:]
         step, epoch = step or 0, str(int(metrics.get("epoch", 0)))
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         self._rows = [row for row in self._rows if _is_valid(row, step, values.keys())]
@@ -72,14 +72,13 @@ class History(Logger):
             atomic_write(self._path) as partial,
             partial.open("w", newline="", encoding="utf-8") as file,
         ):
-            csv.writer(file).writerows([HISTORY_COLUMNS, *self._rows])
+            csv.writer(file).writerows([("epoch", "step", "name", "value"), *self._rows])
 
 
 class EpochLines(Callback):
     """Prints a line an epoch: training loss, validation loss, monitored value and duration."""
 
     def __init__(self, monitor: str) -> None:
-        """Store the name of the monitored value."""
         self._monitor = monitor
         self._started = 0.0
 
@@ -87,9 +86,7 @@ class EpochLines(Callback):
         """Start the clock; a run resumed within an epoch calls only this hook."""
         self._started = time.monotonic()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Start the clock."""
-        self._started = time.monotonic()
+    on_train_epoch_start = on_train_start
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -101,9 +98,8 @@ class EpochLines(Callback):
             for name in names
             if name in values
         )
-        epoch, seconds = trainer.current_epoch + 1, time.monotonic() - self._started
-        line = f"epoch {epoch}/{trainer.max_epochs}  {values_text}  {seconds:.0f} s"
-        print_line(line)
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        print_line(f"{epoch}  {values_text}  {time.monotonic() - self._started:.0f} s")
 
 
 class Patience(EarlyStopping):
@@ -124,23 +120,20 @@ class RunCheckpoints(ModelCheckpoint):
     `last.ckpt` is written after every epoch and, within an epoch, every so many minutes and on
     Ctrl-C, always between two steps. Rank 0 writes it without waiting for other processes. No
     absolute path is stored, so a folder that was moved is resumed with its best score.
+
+    Args:
+        folder: folder of both checkpoints.
+        monitor: name of a logged value; a loss should fall, other values should rise.
+        minutes: least time between two checkpoints within an epoch; 0: after every step.
+        best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
     """
 
     def __init__(self, folder: Path, monitor: str, minutes: float, best: int = 1) -> None:
-        """Initialise with the folder, the criterion and the interval.
-
-        Args:
-            folder: of both checkpoints.
-            monitor: name of a logged value; a loss should fall, other values should rise.
-            minutes: least time between two checkpoints within an epoch; 0: after every step.
-            best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
-        """
-        mode = "min" if monitor.endswith("loss") else "max"
         super().__init__(
             folder,
             filename="best" if best == 1 else "best-{epoch}",
             monitor=monitor,
-            mode=mode,
+            mode="min" if monitor.endswith("loss") else "max",
             save_top_k=best,
             enable_version_counter=False,
         )
@@ -205,10 +198,12 @@ class AverageWeights(WeightAveraging):
     Validation, `best.ckpt` and prediction use the average, which starts with the initial weights.
     At step n the decay is at most (1 + n) / (10 + n), as in timm and TensorFlow (Polyak and
     Juditsky 1992, doi:10.1137/0330046).
+
+    Args:
+        decay: decay of late steps, below 1.
     """
 
     def __init__(self, decay: float) -> None:
-        """Initialise with the decay of late steps, below 1."""
         super().__init__(multi_avg_fn=partial(_update_average, decay))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -227,11 +222,8 @@ class AverageWeights(WeightAveraging):
     ) -> None:
         """Restore average and training weights, also those that earlier versions have saved."""
         if "training_weights" in checkpoint:
-            weights = checkpoint["training_weights"].items()
-            steps = checkpoint["global_step"]
-            checkpoint["current_model_state"] = {
-                f"{PREFIX}{name}": value for name, value in weights
-            }
+            weights, steps = checkpoint["training_weights"], checkpoint["global_step"]
+            checkpoint["current_model_state"] = {PREFIX + name: weights[name] for name in weights}
             checkpoint["averaging_state"] = {"n_averaged": torch.tensor(steps + 1)}
             self._latest_update_step = steps
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -240,13 +232,12 @@ class AverageWeights(WeightAveraging):
 def _update_average(
     decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], step: Tensor
 ) -> None:
-    """Update tensors of one type in place; integers, such as counters, are copied."""
     decay = min(decay, (1 + int(step)) / (10 + int(step)))
     for average, value in zip(averages, values, strict=True):
         if average.is_floating_point():
             average.lerp_(value, 1 - decay)
         else:
-            average.copy_(value)
+            average.copy_(value)  # counters
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -255,13 +246,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
         """Save atomically."""
         save_checkpoint(checkpoint, Path(path))
-
-
-def _read_history(path: Path) -> list[list[str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))[1:]
 
 
 def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
@@ -275,10 +259,9 @@ def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
 def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a checkpoint callback's state with all files in another folder."""
 
-    def moved(path: str) -> str:
+    def move(path: str) -> str:
         return str(folder / Path(path).name) if path else ""
 
-    names = ("best_model_path", "kth_best_model_path", "last_model_path")
-    models = {moved(path): score for path, score in state["best_k_models"].items()}
-    files = {name: moved(state[name]) for name in names}
-    return {**state, **files, "best_k_models": models, "dirpath": str(folder)}
+    moved = {name: move(path) for name, path in state.items() if name.endswith("model_path")}
+    models = {move(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **moved, "best_k_models": models, "dirpath": str(folder)}

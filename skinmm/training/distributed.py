@@ -1,4 +1,4 @@
-"""Runs of several processes: how they learn what to train, and how a failure ends all of them.
+"""Runs of several processes: start them with one configuration, and end all when one fails.
 
 Rank 0 reads the configuration and writes the run folder. Processes that Lightning starts read the
 configuration from that folder. Processes that torchrun starts wait until rank 0 publishes a run in
@@ -25,7 +25,6 @@ from skinmm.config import Config, from_mapping, to_mapping
 from skinmm.errors import InputError, one_line, print_error
 from skinmm.training.run_folder import RunFolder
 
-FOREVER: Final = timedelta(days=365)
 PATIENCE: Final = timedelta(seconds=30)  # for the answer of a process that may have been killed
 _run_numbers = count()  # of the runs that rank 0 has published
 
@@ -45,7 +44,7 @@ def open_run(run: RunFolder, minutes: float) -> None:
 
     Args:
         run: folder of the run, or of one of its folds.
-        minutes: how long to wait for the other processes.
+        minutes: longest wait for the other processes.
 
     Raises:
         RuntimeError: another process failed, or was not ready in time.
@@ -60,7 +59,13 @@ def open_run(run: RunFolder, minutes: float) -> None:
         if is_leader():
             folders = {"run": str(run.path), "cwd": str(Path.cwd())}
             _publish({"config": to_mapping(run.config), **folders})
-        _wait_for_all(run.path, minutes)
+        store, deadline = _torchrun_store(), time.monotonic() + 60 * minutes
+        store.set(f"{run.path} {os.environ['RANK']}", "")
+        ready = [f"{run.path} {rank}" for rank in range(_world_size())]
+        while not store.check(ready):
+            if store.check([f"{run.path} failed"]) or time.monotonic() > deadline:
+                raise RuntimeError(f"not all processes were ready within {minutes:g} minutes")
+            time.sleep(0.1)
     run.is_open = True
 
 
@@ -94,9 +99,9 @@ def dismiss(status: int) -> None:
     """
     if is_torchrun():
         _publish({"status": status})
+        left = [f"left {rank}" for rank in range(1, _world_size())]
         with suppress(RuntimeError):  # a killed process does not answer
-            ranks = range(1, _world_size())
-            _torchrun_store().wait([f"left {rank}" for rank in ranks], PATIENCE)
+            _torchrun_store().wait(left, PATIENCE)
 
 
 def end_with_parent() -> None:
@@ -123,37 +128,38 @@ def shared_failure(error: Exception, run: Path) -> BaseException:
     """Share a failure with the other processes, and return what this process has to raise.
 
     The processes that fail later only report a lost connection. So the first failure counts, and
-    rank 0 reports it. Another process reports its own only if rank 0 cannot have received it.
-
-    Args:
-        error: the failure of this process.
-        run: the run folder, which identifies the run.
+    rank 0 reports it. Another process reports its own only if rank 0 cannot have received it. The
+    run folder identifies the run.
     """
-    store = _store()
-    if store is None:
-        return error
-    rank, world_size = _rank_and_world_size()
+    if is_torchrun():
+        store = _torchrun_store()
+    elif dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+    else:
+        return error  # the only process
+    rank = dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
+    world_size = dist.get_world_size() if dist.is_initialized() else _world_size()
     if rank and os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
-    own, first = Failure(rank, isinstance(error, InputError), _reason(error)), None
+    failure, first = Failure(rank, isinstance(error, InputError), _describe(error)), None
     try:
-        first = Failure(*json.loads(store.compare_set(f"{run} failed", "", json.dumps(own))))
+        first = Failure(*json.loads(store.compare_set(f"{run} failed", "", json.dumps(failure))))
         if dist.is_initialized() and dist.get_backend() == "gloo":
             dist.destroy_process_group()  # the others notice; with NCCL this would wait for them
         store.set(f"{run} heard {rank}", "")
         if rank == 0:
             others = [f"{run} heard {other}" for other in range(1, world_size)]
-            return _reported(error, first, store, others)
+            return _select_error(error, first, store, others)
         store.wait([f"{run} heard 0"], PATIENCE)
     except RuntimeError:  # torch has several errors for a lost store
         if first and first.rank == 0:  # rank 0 has reported its own failure, and ended
             return SystemExit(0)
-        print_error(f"error: process {rank}: {own.reason}")
+        print_error(f"error: process {rank}: {failure.reason}")
         return SystemExit(1)
     return SystemExit(0)
 
 
-def _reported(error: Exception, first: Failure, store: Any, others: list[str]) -> Exception:
+def _select_error(error: Exception, first: Failure, store: Any, others: list[str]) -> Exception:
     """Return the error that rank 0 raises, after all living processes know of the failure."""
     if first.rank == 0 and _is_connection_error(error):
         return RuntimeError(first.reason)
@@ -165,7 +171,7 @@ def _reported(error: Exception, first: Failure, store: Any, others: list[str]) -
     return kind(f"process {first.rank}: {first.reason}")
 
 
-def _reason(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     line = one_line(error)
     if not _is_connection_error(error):
         return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
@@ -184,27 +190,6 @@ def _publish(message: dict[str, Any]) -> None:
     _torchrun_store().set(f"run {next(_run_numbers)}", json.dumps(message))
 
 
-def _wait_for_all(run: Path, minutes: float) -> None:
-    """Wait until every process is ready to train.
-
-    Raises:
-        RuntimeError: a process failed, or was not ready in time.
-    """
-    store, deadline = _torchrun_store(), time.monotonic() + 60 * minutes
-    store.set(f"{run} {os.environ['RANK']}", "")
-    ready = [f"{run} {rank}" for rank in range(_world_size())]
-    while not store.check(ready):
-        if store.check([f"{run} failed"]) or time.monotonic() > deadline:
-            raise RuntimeError(f"not all processes were ready within {minutes:g} minutes")
-        time.sleep(0.1)
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return int(os.environ["RANK"]), _world_size()
-
-
 def _world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
 
@@ -213,12 +198,5 @@ def _world_size() -> int:
 def _torchrun_store() -> Any:
     """Return the store of the processes that torchrun started; it outlives a run."""
     store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    store.set_timeout(FOREVER)
+    store.set_timeout(timedelta(days=365))
     return dist.PrefixStore("skinmm", store)  # type: ignore[attr-defined]
-
-
-def _store() -> Any:
-    """Return the store that all processes of a run share; None where there is one process."""
-    if is_torchrun():
-        return _torchrun_store()
-    return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None

@@ -1,8 +1,4 @@
-"""Optional results of a trained fold: curves of missing columns, explanations, W&B upload.
-
-`train_fold` calls every function of `EXTRAS` on all processes before the evaluation, and every
-function of `AFTER_REPORT` on rank 0 when metrics and report are written.
-"""
+"""Optional results of a trained fold: curves of missing columns, explanations, W&B upload."""
 
 import tempfile
 from collections.abc import Callable
@@ -33,7 +29,7 @@ from skinmm.report import write_anonymous_report
 from skinmm.training.calibrate import FittedDecision, SplitOutputs
 from skinmm.training.module import RowCollector
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
-from skinmm.training.trainer import run_stage, use_all_threads
+from skinmm.training.trainer import run_stage, set_threads
 
 CURVE_POINTS: Final = 4  # of the missing-column curve, besides the complete record
 SIDE: Final = 240  # longer side of the explained images in the report, pixels
@@ -44,13 +40,9 @@ class TrainedFold:
     """A trained and calibrated fold before its evaluation.
 
     Attributes:
-        config: of the fold.
-        run: its folder; the best checkpoint contains the decision.
-        data: its cohort.
-        trainer: the trainer, which runs further passes over the data.
         network: with the weights of the best epoch.
         test: outputs of the test split.
-        decision: fitted on the validation split.
+        decision: as fitted on the validation split and stored in the best checkpoint.
         predictions: by the name of their part.
     """
 
@@ -75,7 +67,6 @@ class MissingColumnsPass(pl.LightningModule):
     probabilities: Tensor
 
     def __init__(self, network: Network, empty: EmptyRecord) -> None:
-        """Store the network and the source of missing columns."""
         super().__init__()
         self.network = network
         self._empty = empty
@@ -102,22 +93,17 @@ class MissingColumnsPass(pl.LightningModule):
 
 
 def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
-    """Predict the test rows with more and more of their record missing.
-
-    Returns:
-        Predictions under the names `missing_<missing columns>_of_<columns>`.
-    """
+    """Predict the test rows with more and more columns missing: `missing_1_of_3` and so on."""
     if not fold.network.record:
         return {}
-    columns = len(fold.data.record_widths)
     module = MissingColumnsPass(fold.network, fold.data.empty_record)
     run_stage(fold.trainer.test, module, fold.data.evaluation_loader("test"), verbose=False)
-    return {
-        f"missing_{count}_of_{columns}": fold.decision.calibrate(
-            replace(fold.test, probabilities=module.probabilities[:, point].numpy())
-        )
-        for point, count in enumerate(module.counts)
-    }
+    predictions = {}
+    for count, probabilities in zip(module.counts, module.probabilities.unbind(1), strict=True):
+        outputs = replace(fold.test, probabilities=probabilities.numpy())
+        name = f"missing_{count}_of_{len(fold.data.record_widths)}"
+        predictions[name] = fold.decision.calibrate(outputs)
+    return predictions
 
 
 def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray, "b columns"]:
@@ -130,7 +116,7 @@ def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the surest mistakes, if the report shows images; a failure is only a warning."""
     report = fold.config.report
     if fold.trainer.is_global_zero and report.pictures and report.explain:
-        use_all_threads()  # the images pass through the whole network
+        set_threads(has_images=True)  # the images pass through the whole network
         try:
             write_explanations(fold)
         except Exception as error:
@@ -178,7 +164,15 @@ def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
         with_ids: upload images and the ids of images and patients too.
     """
     metrics = read_metrics(run)
-    tracked.summary.update(_flat_intervals(metrics))
+    tracked.summary.update(
+        {
+            f"{part}/{name}{suffix}": entry[bound]
+            for part in ("val", "test")
+            for name, entry in metrics[part]["metrics"].items()
+            for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
+            if entry.get(bound) is not None
+        }
+    )
     file = run / "predictions" / "test.csv"
     predictions = read_predictions(file, positive=metrics["positive"])
     table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
@@ -199,23 +193,12 @@ def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
     tracked.log_artifact(checkpoint)
 
 
-def _flat_intervals(metrics: dict[str, Any]) -> dict[str, float]:
-    return {
-        f"{part}/{name}{'' if bound == 'value' else f'_{bound}'}": value
-        for part in ("val", "test")
-        for name, entry in metrics[part]["metrics"].items()
-        for bound, value in entry.items()
-        if bound in ("value", "low", "high") and value is not None
-    }
-
-
 def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     classes, scores = list(predictions.classes), predictions.probabilities.tolist()
     called, truth = predictions.predicted_classes(threshold).tolist(), predictions.target.tolist()
+    confusion = wandb.plot.confusion_matrix(y_true=truth, preds=called, class_names=classes)
     return {
-        "test/confusion": wandb.plot.confusion_matrix(
-            y_true=truth, preds=called, class_names=classes
-        ),
+        "test/confusion": confusion,
         "test/roc": wandb.plot.roc_curve(truth, scores, labels=classes),
         "test/precision_recall": wandb.plot.pr_curve(truth, scores, labels=classes),
     }
@@ -225,6 +208,8 @@ EXTRAS: Final[tuple[Callable[[TrainedFold], dict[str, Predictions]], ...]] = (
     predict_missing_columns,
     explain_mistakes,
 )
+"""Functions that `train_fold` calls on all processes before the evaluation."""
 AFTER_REPORT: Final[tuple[Callable[[Config, RunFolder, pl.Trainer], None], ...]] = (
     upload_to_wandb,
 )
+"""Functions that `train_fold` calls on rank 0 when metrics and report are written."""

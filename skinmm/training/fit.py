@@ -20,9 +20,8 @@ from skinmm.report import write_report
 from skinmm.training.calibrate import pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
 from skinmm.training.fold import train_fold
-from skinmm.training.losses import LOSSES
-from skinmm.training.mixup import MIXES
-from skinmm.training.optimizer import OPTIMIZERS
+from skinmm.training.losses import LOSSES, MIXES
+from skinmm.training.module import OPTIMIZERS
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import silence_libraries
 
@@ -67,11 +66,7 @@ def fit(config: Config, path: Path) -> dict[str, Any]:
 
 
 def check_components(config: Config) -> None:
-    """Check the names and arguments of all components before any data is read.
-
-    Raises:
-        InputError: names the component, the argument and the choices.
-    """
+    """Check the names and arguments of all components before any data is read."""
     check_component(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     check_component(TABULAR, "tabular", config.tabular, context=("widths",))
@@ -105,46 +100,37 @@ def is_finished(config: Config, path: Path) -> bool:
     if not all(folder.is_finished for folder in (run, *folds)):
         return False
     before, now = read_config(path / "config.yaml"), config
-    is_longer = now.trainer.max_epochs > before.trainer.max_epochs
-    is_longer = is_longer or now.trainer.patience > before.trainer.patience
-    has_more = is_longer or now.logger != before.logger
+    has_more = (
+        now.trainer.max_epochs > before.trainer.max_epochs
+        or now.trainer.patience > before.trainer.patience
+        or now.logger != before.logger
+    )
     if has_folds and has_more:
         warn(f"{path}: finished folds are not trained further; overwrite=true starts again")
     return has_folds or not has_more
 
 
 def fit_all_folds(run: RunFolder) -> dict[str, Any]:
-    """Train every fold that a resumed run has not finished, and pool the test rows."""
-    for number in range(run.config.data.folds):
-        fold = run.fold(number)
+    """Train every fold that a resumed run has not finished, and evaluate the pooled test rows.
+
+    The decision threshold is the mean of the folds' thresholds.
+    """
+    folds = [run.fold(number) for number in range(run.config.data.folds)]
+    for fold in folds:
         if not (run.is_resumed and fold.is_finished):
             train_fold(fold.config, fold)
-    return evaluate_all_folds(run) if is_leader() else {}
-
-
-def evaluate_all_folds(run: RunFolder) -> dict[str, Any]:
-    """Evaluate the folds' test rows as one cohort, at the mean of the folds' thresholds."""
-    folds = [run.fold(number).path for number in range(run.config.data.folds)]
-    metrics = [read_metrics(fold) for fold in folds]
-    positive = metrics[0]["positive"]
-    names = [name for name in metrics[0] if name == "test" or name.startswith("missing_")]
-    parts = {
-        name: pool_folds(
-            [
-                read_predictions(fold / "predictions" / f"{name}.csv", positive=positive)
-                for fold in folds
-            ]
-        )
-        for name in names
-    }
+    if not is_leader():
+        return {}
+    metrics = [read_metrics(fold.path) for fold in folds]
+    facts = {name: metrics[0][name] for name in ("initialisation", "classes", "positive")}
+    parts = {}
+    for name in metrics[0]:
+        if name == "test" or name.startswith("missing_"):
+            files = [fold.path / "predictions" / f"{name}.csv" for fold in folds]
+            parts[name] = pool_folds([read_predictions(f, None, facts["positive"]) for f in files])
     thresholds = [Threshold(**fold["threshold"]) for fold in metrics]
-    facts = {
-        "initialisation": metrics[0]["initialisation"],
-        "classes": metrics[0]["classes"],
-        "positive": positive,
-        "threshold": asdict(average_thresholds(thresholds)),
-        "folds": [{"fold": number, "test": fold["test"]} for number, fold in enumerate(metrics)],
-    }
+    facts["threshold"] = asdict(average_thresholds(thresholds))
+    facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     run.remove_results()
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)
     write_json(run.path / "metrics.json", pooled)

@@ -1,7 +1,7 @@
 """Train one fold: from its rows to its run folder, top to bottom in `train_fold`."""
 
+import platform
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,28 +26,23 @@ from skinmm.training.distributed import open_run
 from skinmm.training.extras import AFTER_REPORT, EXTRAS, TrainedFold
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_same_finder, require_usable_split
-from skinmm.training.losses import LOSSES, Loss
+from skinmm.training.losses import LOSSES
 from skinmm.training.module import BaseModule, Classifier
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
 from skinmm.training.trainer import (
     build_trainer,
-    device_name,
     expected_duration,
     log_test,
     run_stage,
-    use_all_threads,
-    use_one_thread,
+    set_threads,
 )
 
 
 def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     """Train one fold, calibrate it on validation rows, evaluate it on test rows.
 
-    Nothing is written before all checks have passed; metrics.json is written last.
-
-    Args:
-        config: of this fold.
-        run: its folder; a resumed run continues from the last checkpoint there.
+    Nothing is written before all checks have passed; metrics.json is written last. A resumed run
+    continues from the last checkpoint in its folder.
 
     Returns:
         The content of metrics.json; empty on other processes than rank 0.
@@ -60,7 +55,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     require_same_finder(config, run)
     trainer = build_trainer(config, run.path)
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
-    use_all_threads() if data.decodes_images else use_one_thread()
+    set_threads(has_images=data.decodes_images)
     data.setup()
     require_usable_split(data, run)
     findings = audit_split(data, config)
@@ -114,35 +109,33 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
     loss = build_component(LOSSES, "loss", config.loss, counts=counts)
+    # The loss optimises the class shares of the sampler times the class weights.
+    drawn = data.sampler.prior(data.training_targets)
+    trained = np.pad(drawn, (0, len(classes) - len(drawn))) * loss.weights.numpy()
     card = Card(
-        # How the run was started does not describe_columns its network.
+        # How the run was started is not a property of its network.
         config=to_mapping(replace(config, resume=None, overwrite=False)),
         classes=classes,
         positive=list(data.positive),
         encoder=data.encoder.to_state(),
         initialisation=network.image.origin if network.image else "no image network",
-        prior={"trained": trained_prior(data, loss), "deployed": data.natural_prior.tolist()},
+        prior={
+            "trained": (trained / trained.sum()).tolist(),
+            "deployed": data.natural_prior.tolist(),
+        },
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )
     return Classifier(network, loss, card, config)
 
 
-def trained_prior(data: LesionData, loss: Loss) -> list[float]:
-    """Return the class shares that the loss optimises: the sampler's times the class weights."""
-    drawn = data.sampler.prior(data.training_targets)
-    share = np.zeros(len(data.classes))
-    share[: len(drawn)] = drawn
-    share *= loss.weights.numpy()
-    normalised: list[float] = (share / share.sum()).tolist()
-    return normalised
-
-
 def write_facts(run: RunFolder, cohort: pd.DataFrame, trainer: pl.Trainer) -> None:
     """Write the rows and the environment of a run that is about to start."""
     remove_partials(run.path)
     write_cohort(run.path, cohort)
-    write_json(run.path / "environment.json", environment(device_name(trainer)))
+    device = trainer.strategy.root_device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    write_json(run.path / "environment.json", environment(gpu or platform.machine()))
 
 
 def announce(
@@ -178,9 +171,8 @@ def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]
         warnings.append(f"the split leaks (data.allow_leaks): {'; '.join(findings['leaks'])}")
     if module.card.initialisation.startswith("FROM SCRATCH"):
         warnings.append(f"the image network starts {module.card.initialisation}")
-    corrections = [data.sampler.corrects, module.loss.corrects]
-    if all(corrections):
-        both = " and ".join(corrections)
+    if data.sampler.corrects and module.loss.corrects:
+        both = f"{data.sampler.corrects} and {module.loss.corrects}"
         warnings.append(f"the class imbalance is corrected more than once: {both}")
     return warnings
 
@@ -188,11 +180,8 @@ def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]
 def load_best(trainer: pl.Trainer, module: BaseModule, run: RunFolder) -> Card:
     """Load the weights of the best epoch, or the mean of the best ones, into the module."""
     best = run.best_checkpoint
-
-    def epoch(path: Path) -> int:
-        return int(path.stem.rpartition("=")[2])
-
-    several = sorted(best.parent.glob(SEVERAL), key=epoch)
+    by_epoch = {int(path.stem.rpartition("=")[2]): path for path in best.parent.glob(SEVERAL)}
+    several = [by_epoch[epoch] for epoch in sorted(by_epoch)]
     if trainer.is_global_zero and several:
         average_checkpoints(several, best)
     trainer.strategy.barrier()

@@ -18,22 +18,15 @@ from skinmm.files import atomic_write
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, full_precision
 from skinmm.training.run_folder import RunFolder
-from skinmm.training.trainer import use_one_thread
+from skinmm.training.trainer import set_threads
 
-IDENTITY: Final = "none"  # name of the augmentation and of the mixing that change no image
 VECTORS: Final = 2  # dimensions of features that are one vector an image
 
 
 def load_features(
     config: Config, data: LesionData, network: Network, trainer: pl.Trainer, run: RunFolder
 ) -> None:
-    """Let the data load features instead of images, if those are the same in every epoch.
-
-    The features are computed unless the cache contains their file.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
+    """Let the data load cached features instead of images, if they are the same in every epoch."""
     if network.image is None or not has_constant_features(config):
         return
     folder = Path(config.model.cache or run.root.path / "features")
@@ -41,12 +34,12 @@ def load_features(
     features = np.load(file, mmap_mode="r")
     data.use_features(features)
     if features.ndim == VECTORS:
-        use_one_thread()
+        set_threads(has_images=False)
 
 
 def has_constant_features(config: Config) -> bool:
     """Return whether the image network gives an image the same features in every epoch."""
-    is_changed = (config.augment.name, config.mix.name) != (IDENTITY, IDENTITY)
+    is_changed = config.augment.name != "none" or config.mix.name != "none"
     return config.model.freeze and not is_changed and config.evaluation.views == 1
 
 
@@ -57,9 +50,8 @@ def cache_features(
 
     Its name contains a digest of the network's weights, the settings and the image files.
     """
-    file = (
-        folder / f"{config.model.name}-{_digest(config, data, network.get_submodule('image'))}.npy"
-    )
+    digest = _digest(config, data, network.get_submodule("image"))
+    file = folder / f"{config.model.name}-{digest}.npy"
     if file.is_file():
         return file
     print_line(f"features of {len(data.used_rows)} images: {file}")
@@ -79,16 +71,14 @@ def cache_features(
 
 def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
     """Return a digest of everything that the features depend on."""
-    digest = hashlib.sha256()
-    model = config.model
-    tokens = FUSIONS[config.fusion.name].tokens
+    model, tokens = config.model, FUSIONS[config.fusion.name].tokens
     finder = data.finder.digest if data.finder else None
     pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
     settings: list[Any] = [model.name, model.args, *pixels, tokens]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)
     states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
-    digest.update(repr((settings, paths, states)).encode())
+    digest = hashlib.sha256(repr((settings, paths, states)).encode())
     for name, value in image.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,11 +1,7 @@
-"""Checks before training: no evaluated row may have influenced the model, in this run or before.
-
-A resumed run must continue with its own split, and a checkpoint that training starts from must not
-have been trained on rows that are evaluated now.
-"""
+"""Checks before training: no evaluated row may have influenced the model, in this run or before."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +15,9 @@ from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
 
-OWNERS: Final = ("patient_id", "lesion_id")  # ids that are unique within a source only
-
 
 def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
-    """Return the content of audit.json.
-
-    Raises:
-        InputError: the split leaks, and `data.allow_leaks` is false.
-    """
+    """Return the content of audit.json; require a split without leaks, or `data.allow_leaks`."""
     findings = audit(
         data.cohort, positive=data.positive, columns=config.data.columns, fitted_on=data.fitted_on
     )
@@ -41,12 +31,7 @@ def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
 
 
 def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
-    """Return sentences about evaluated rows that `model.pretrained` was trained on.
-
-    Args:
-        model: its `pretrained` may name the checkpoint of a run.
-        cohort: canonical rows with their `part`.
-    """
+    """Return sentences about evaluated rows that `model.pretrained` was trained on."""
     cohorts: list[pd.DataFrame] = []
     path = Path(str(model.pretrained))
     # A run may itself have started from a run; a checkpoint deleted since then still counts.
@@ -63,7 +48,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
     trained = trained[trained["part"].isin(["train", "val"])]
     evaluated = cohort[cohort["part"].isin(["val", "test"])].astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
-    for name in OWNERS:
+    for name in ("patient_id", "lesion_id"):  # ids that are unique within a source only
         owned = trained.dropna(subset=[name])
         overlaps |= pd.Index(evaluated["source"] + "\0" + evaluated[name]).isin(
             owned["source"] + "\0" + owned[name]
@@ -81,9 +66,6 @@ def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
         file: the run's cohort.csv; nothing is checked if it does not exist.
         cohort: canonical rows of the continued run.
         column: `part`, or `fold` for the run of another fold.
-
-    Raises:
-        InputError: the rows differ, or some are in another part.
     """
     if not file.is_file():
         return
@@ -103,11 +85,7 @@ def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
 
 
 def require_usable_split(data: LesionData, run: RunFolder) -> None:
-    """Require both kinds of rows in every part, the split of a resumed run, and poolable folds.
-
-    Raises:
-        InputError: the split cannot be trained on, evaluated or continued.
-    """
+    """Require both kinds of rows in every part, the split of a resumed run, and poolable folds."""
     if run.is_resumed:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
         if run.parent:
@@ -129,18 +107,13 @@ def require_usable_split(data: LesionData, run: RunFolder) -> None:
 
 
 def require_same_finder(config: Config, run: RunFolder) -> None:
-    """Require that all folds and restarts of a run find lesions with the same network.
-
-    Raises:
-        InputError: `data.segmenter` names another checkpoint than when the run was started.
-    """
-    if not config.data.segmenter:
+    """Require that all folds and restarts of a run find lesions with the same network."""
+    checkpoint = next(run.root.path.rglob("last.ckpt"), None) if run.is_resumed else None
+    if not config.data.segmenter or not checkpoint:
         return
-    checkpoints = sorted(run.root.path.rglob("last.ckpt"))[:1] if run.is_resumed else []
-    digest = LesionFinder.load(Path(config.data.segmenter)).digest
-    for card in (load_card(path)[0] for path in checkpoints):
-        if card.segmenter and card.segmenter["digest"] != digest:
-            raise InputError(
-                f"data.segmenter={config.data.segmenter}: the run was started with another "
-                f"checkpoint, whose SHA-256 is {card.segmenter['digest']}; restore that file"
-            )
+    segmenter = load_card(checkpoint)[0].segmenter
+    if segmenter and segmenter["digest"] != LesionFinder.load(Path(config.data.segmenter)).digest:
+        raise InputError(
+            f"data.segmenter={config.data.segmenter}: the run was started with another "
+            f"checkpoint, whose SHA-256 is {segmenter['digest']}; restore that file"
+        )

@@ -1,22 +1,22 @@
-"""Classification losses over logits; the training rows' class counts set their weights."""
+"""Classification losses over logits, weighted by class counts, and Mixup and CutMix of batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from skinmm.errors import InputError
 
-BINARY: Final = 2
-
 Counts = Int[Tensor, " classes"]
 Logits = Float[Tensor, "b classes"]
 Targets = Int[Tensor, " b"]
 Mean = Float[Tensor, ""]
+Batch = dict[str, Tensor]
 
 
 class Loss(nn.Module, ABC):
@@ -32,7 +32,6 @@ class Loss(nn.Module, ABC):
     corrects: str = ""
 
     def __init__(self, weights: Float[Tensor, " classes"]) -> None:
-        """Store the class weights."""
         super().__init__()
         # Derived from the cohort, not learned, so not part of the checkpoint.
         self.register_buffer("weights", weights.float(), persistent=False)
@@ -45,58 +44,62 @@ class Loss(nn.Module, ABC):
 class CrossEntropy(Loss):
     """Cross-entropy."""
 
+    smoothing = 0.0
+
     def __init__(self, counts: Counts) -> None:
-        """Initialise with equal weights."""
         super().__init__(torch.ones(len(counts)))
-
-    def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
-        return functional.cross_entropy(logits, target)
-
-
-class LabelSmoothing(Loss):
-    """Cross-entropy against smoothed targets (Szegedy et al. 2016)."""
-
-    def __init__(self, counts: Counts, smoothing: float = 0.1) -> None:
-        """Initialise with the share of the target that is spread over all classes, 0 to 1."""
-        _require_range("smoothing", smoothing, 1.0)
-        super().__init__(torch.ones(len(counts)))
-        self.smoothing = smoothing
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
         """Return the batch's mean loss."""
         return functional.cross_entropy(logits, target, label_smoothing=self.smoothing)
 
 
+class LabelSmoothing(CrossEntropy):
+    """Cross-entropy against smoothed targets (Szegedy et al. 2016).
+
+    Args:
+        counts: rows of each class.
+        smoothing: share of the target that is spread over all classes, 0 to 1.
+    """
+
+    def __init__(self, counts: Counts, smoothing: float = 0.1) -> None:
+        _require_at_most(1, smoothing=smoothing)
+        super().__init__(counts)
+        self.smoothing = smoothing
+
+
 class WeightedCrossEntropy(Loss):
-    """Cross-entropy with class weights (rows / (classes * count)) ** power."""
+    """Cross-entropy with class weights (rows / (classes * count)) ** power.
+
+    Args:
+        counts: rows of each class.
+        power: 0 to 2; 0 is cross-entropy, 1 makes the classes equal.
+    """
 
     def __init__(self, counts: Counts, power: float = 1.0) -> None:
-        """Initialise with the power, 0 to 2: 0 is cross-entropy, 1 makes the classes equal."""
-        _require_range("power", power, 2.0)
+        _require_at_most(2, power=power)
         super().__init__((counts.sum() / (len(counts) * counts.clamp(min=1))) ** power)
         self.corrects = "class weights" if power else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss: the weighted sum over the number of rows."""
+        """Return the batch's mean loss."""
         rows = functional.cross_entropy(logits, target, reduction="none")
         return (self.weights[target] * rows).mean()
 
 
 class Focal(Loss):
-    """Focal loss (Lin et al. 2017), -alpha (1 - p)^gamma log p of the true class."""
+    """Focal loss (Lin et al. 2017), -alpha (1 - p)^gamma log p of the true class.
+
+    Args:
+        counts: rows of each class.
+        gamma: focus on hard rows, 0 to 10; 0: cross-entropy.
+        alpha: one weight a class, or the weight of the last of two classes; None: equal.
+    """
 
     def __init__(
         self, counts: Counts, gamma: float = 2.0, alpha: float | Sequence[float] | None = None
     ) -> None:
-        """Initialise with focus and weights.
-
-        Args:
-            counts: rows of each class.
-            gamma: focus on hard rows, 0 to 10; 0: cross-entropy.
-            alpha: one weight a class, or the weight of the last of two classes; None: equal.
-        """
-        _require_range("gamma", gamma, 10.0)
+        _require_at_most(10, gamma=gamma)
         weights = _class_weights(alpha, len(counts))
         super().__init__(weights)
         self.gamma = gamma
@@ -105,30 +108,27 @@ class Focal(Loss):
     def forward(self, logits: Logits, target: Targets) -> Mean:
         """Return the batch's mean loss."""
         log_true = _log_true(logits, target)
-        return -(
-            self.weights[target] * _one_minus_probability(log_true) ** self.gamma * log_true
-        ).mean()
+        focus = _one_minus_probability(log_true) ** self.gamma
+        return -(self.weights[target] * focus * log_true).mean()
 
 
 class LDAM(Loss):
     """Cross-entropy with margins that are wider for rarer classes (Cao et al. 2019).
 
     "Learning imbalanced datasets with label-distribution-aware margin loss", arXiv:1906.07413.
+
+    Args:
+        counts: rows of each class.
+        margin: of the rarest class, 0 to 10; others fall with the fourth root of their counts.
+        scale: of the logits, above 0 and at most 100. The paper's 30 is for logits that are
+            cosines; a linear head learns its own scale.
     """
 
     margins: Tensor
 
     def __init__(self, counts: Counts, margin: float = 0.5, scale: float = 1.0) -> None:
-        """Initialise with margin and scale.
-
-        Args:
-            counts: rows of each class.
-            margin: of the rarest class, 0 to 10; others fall with the fourth root of their counts.
-            scale: of the logits, above 0 and at most 100. The paper's 30 is for logits that are
-                cosines; a linear head learns its own scale.
-        """
-        _require_range("margin", margin, 10.0)
-        _require_range("scale", scale, 100.0)
+        _require_at_most(10, margin=margin)
+        _require_at_most(100, scale=scale)
         if scale == 0:
             raise InputError("loss argument scale=0: must be above 0")
         super().__init__(torch.ones(len(counts)))
@@ -137,8 +137,7 @@ class LDAM(Loss):
         margins = margin * widths / widths.max().clamp(min=torch.finfo(widths.dtype).tiny)
         self.register_buffer("margins", margins, persistent=False)
         self.scale = scale
-        unequal = len(set(margins[present].tolist())) > 1
-        self.corrects = "LDAM margins" if unequal else ""
+        self.corrects = "LDAM margins" if len(set(margins[present].tolist())) > 1 else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
         """Return the batch's mean loss."""
@@ -150,8 +149,15 @@ class Asymmetric(Loss):
     """Asymmetric loss: down-weights easy rows of the most frequent class (Ridnik et al. 2021).
 
     The most frequent class is the paper's negative, every other class is positive. For two classes
-    this is the paper's loss of the difference of the logits.
+    this is the paper's loss of the difference of the logits; if all arguments are 0, cross-entropy.
     "Asymmetric loss for multi-label classification", arXiv:2009.14119.
+
+    Args:
+        counts: rows of each class.
+        gamma_negative: focus on hard rows of the most frequent class, 0 to 10.
+        gamma_positive: focus on hard rows of the other classes, 0 to 10.
+        margin: rows of the most frequent class have no loss if the probability of the other
+            classes is below it, 0 to 1.
     """
 
     gammas: Tensor
@@ -164,18 +170,8 @@ class Asymmetric(Loss):
         gamma_positive: float = 1.0,
         margin: float = 0.05,
     ) -> None:
-        """Initialise with foci and margin; all 0: cross-entropy.
-
-        Args:
-            counts: rows of each class.
-            gamma_negative: focus on hard rows of the most frequent class, 0 to 10.
-            gamma_positive: focus on hard rows of the other classes, 0 to 10.
-            margin: rows of the most frequent class have no loss if the probability of the other
-                classes is below it, 0 to 1.
-        """
-        _require_range("gamma_negative", gamma_negative, 10.0)
-        _require_range("gamma_positive", gamma_positive, 10.0)
-        _require_range("margin", margin, 1.0)
+        _require_at_most(10, gamma_negative=gamma_negative, gamma_positive=gamma_positive)
+        _require_at_most(1, margin=margin)
         super().__init__(torch.ones(len(counts)))
         negative = torch.arange(len(counts)) == counts.argmax()
         gammas = torch.where(negative, gamma_negative, gamma_positive)
@@ -186,8 +182,8 @@ class Asymmetric(Loss):
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
         """Return the batch's mean loss."""
-        shifted = torch.logaddexp(_log_true(logits, target), self.margins[target].log())
-        log_true = shifted.clamp(max=0)
+        margins = self.margins[target].log()
+        log_true = torch.logaddexp(_log_true(logits, target), margins).clamp(max=0)
         return -(_one_minus_probability(log_true) ** self.gammas[target] * log_true).mean()
 
 
@@ -199,20 +195,6 @@ LOSSES: Final[dict[str, type[Loss]]] = {
     "ldam": LDAM,
     "asymmetric": Asymmetric,
 }
-
-
-def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Mean:
-    """Return pixel cross-entropy plus 1 - soft Dice of whole masks, in 32 bit.
-
-    Dice as in Milletari et al. 2016 (arXiv:1606.04797), with one pixel added to numerator and
-    denominator, so that it is defined for an image without a lesion.
-    """
-    logits, truth = logits.float(), mask.float()
-    mask_probability = logits.sigmoid()
-    overlap = (mask_probability * truth).sum(dim=(1, 2))
-    area = (mask_probability + truth).sum(dim=(1, 2))
-    dice = (2 * overlap + 1) / (area + 1)
-    return functional.binary_cross_entropy_with_logits(logits, truth) + 1 - dice.mean()
 
 
 def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:
@@ -231,19 +213,108 @@ def _class_weights(
     """Return one weight a class; a class with weight 0 would never be learned, so none may be 0."""
     if alpha is None:
         return torch.ones(classes)
-    if isinstance(alpha, int | float):
-        if classes != BINARY:
-            raise InputError(
-                f"loss focal: alpha={alpha} is for two classes; give a list of {classes} weights"
-            )
-        alpha = [1 - alpha, alpha]
-    if len(alpha) != classes:
-        raise InputError(f"loss focal: alpha has {len(alpha)} weights for {classes} classes")
-    if min(alpha) <= 0:
-        raise InputError(f"loss focal: alpha={alpha} contains 0 or less; all must be above 0")
-    return torch.tensor(alpha, dtype=torch.float32)
+    weights = [1 - alpha, alpha] if isinstance(alpha, int | float) else alpha
+    if len(weights) != classes:
+        kind = "is for two classes" if weights is not alpha else f"has {len(weights)} weights"
+        raise InputError(f"loss focal: alpha={alpha} {kind}; give a list of {classes} weights")
+    if min(weights) <= 0:
+        raise InputError(f"loss focal: alpha={weights} contains 0 or less; all must be above 0")
+    return torch.tensor(weights, dtype=torch.float32)
 
 
-def _require_range(name: str, value: float, high: float) -> None:
-    if not 0 <= value <= high:
-        raise InputError(f"loss argument {name}={value}: must be between 0 and {high:g}")
+def _require_at_most(high: int, **arguments: float) -> None:
+    for name, value in arguments.items():
+        if not 0 <= value <= high:
+            raise InputError(f"loss argument {name}={value}: must be between 0 and {high}")
+
+
+class Mixed(NamedTuple):
+    """Mixed batch, targets of the partners, and the share of the original targets."""
+
+    batch: Batch
+    partners: Targets
+    share: float
+
+
+class NoMix:
+    """No mixing."""
+
+    def __call__(self, batch: Batch) -> Mixed:
+        """Return the batch unchanged."""
+        return Mixed(batch, batch["target"], 1.0)
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Weighted mean of two lesions (Zhang et al. 2018, arXiv:1710.09412).
+
+    Attributes:
+        alpha: the share of the original is drawn from Beta(alpha, alpha); above 0.
+    """
+
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check alpha."""
+        if not self.alpha > 0:
+            raise InputError(f"mix argument alpha={self.alpha}: must be above 0")
+
+    def __call__(self, batch: Batch) -> Mixed:
+        """Mix every row with another row of the batch."""
+        share = self._draw_share()
+        return _blend(batch, torch.randperm(len(batch["target"])), share)
+
+    def _draw_share(self) -> float:
+        # torch.distributions draws from the same generator, but only a Gamma of tensors.
+        first, second = torch._standard_gamma(torch.tensor(2 * [self.alpha], dtype=torch.float64))
+        return float(first / (first + second).clamp(min=torch.finfo(torch.float64).tiny))
+
+
+@dataclass(frozen=True)
+class CutMix(Mixup):
+    """Rectangle of another image, record in proportion (Yun et al. 2019, arXiv:1905.04899)."""
+
+    alpha: float = 1.0
+
+    def __call__(self, batch: Batch) -> Mixed:
+        """Paste the same rectangle of another image into every image of the batch."""
+        order = torch.randperm(len(batch["target"]))
+        share = self._draw_share()
+        if "image" not in batch:
+            return _blend(batch, order, share)
+        image = batch["image"].clone()
+        (top, bottom), (left, right) = (_draw_bounds(side, share) for side in image.shape[-2:])
+        image[..., top:bottom, left:right] = batch["image"][order][..., top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / image[0, 0].numel()
+        return _blend(batch, order, share, image=image)
+
+
+def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixed:
+    """Return the weighted means of all inputs that are not pasted, each in its own type."""
+    order = order.to(batch["target"].device)
+    mixed = {**batch, **pasted}
+    for name in batch.keys() - pasted.keys() - {"row", "target", "shown"}:
+        values = batch[name]
+        if values.is_floating_point():
+            mixed[name] = torch.lerp(values[order], values, share)
+        else:  # images stay uint8
+            mean = torch.lerp(values[order].float(), values.float(), share)
+            mixed[name] = mean.round().to(values.dtype)
+    if "shown" in batch:  # an image is missing if it or its partner's is missing
+        mixed["shown"] = batch["shown"] & batch["shown"][order]
+    return Mixed(mixed, batch["target"][order], share)
+
+
+def _draw_bounds(side: int, share: float) -> tuple[int, int]:
+    """Return the bounds of the rectangle along one side, around a random centre."""
+    half = round(side * (1 - share) ** 0.5) // 2
+    centre = int(torch.randint(side, ()))
+    return max(centre - half, 0), min(centre + half, side)
+
+
+MIXES: Final[dict[str, Callable[..., Callable[[Batch], Mixed]]]] = {
+    "none": NoMix,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+}
+"""Mixes of a batch, whose `row` is unchanged; random numbers come from torch's CPU generator."""

@@ -1,7 +1,9 @@
 """Lightning modules: training steps, collected outputs of whole splits, optimiser and schedule."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -20,15 +23,79 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from skinmm.config import Config, build_component
+from skinmm.config import Config, OptimizerConfig, ScheduleConfig, build_component
 from skinmm.errors import warn
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
-from skinmm.training.losses import Loss
-from skinmm.training.mixup import MIXES
-from skinmm.training.optimizer import build_optimizer, build_schedule
+from skinmm.training.losses import MIXES, Loss
 
-EPOCH_LOSSES: Final = "epoch_losses"
+OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fewer
+
+
+def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group the parameters that require gradients by learning rate and weight decay.
+
+    Only matrices decay. The image network's rate is `backbone_lr_scale` times the others', and each
+    of its layers has `layer_decay` times the rate of the next layer (Howard and Ruder 2018,
+    doi:10.18653/v1/P18-1031).
+    """
+    image = getattr(network, "image", None)  # a segmenter has none
+    depths = image.layer_depths() if image else {}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = config.backbone_lr_scale if name.startswith("image.") else 1.0
+        scale *= config.layer_decay ** depths.get(name.removeprefix("image."), 0)
+        groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    decays = {True: config.weight_decay, False: 0.0}
+    return [
+        {"params": parameters, "lr": config.lr * scale, "weight_decay": decays[is_matrix]}
+        for (scale, is_matrix), parameters in groups.items()
+    ]
+
+
+def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, monitor: str) -> Any:
+    """Return the schedule as Lightning expects it: by step, or for plateau by epoch.
+
+    Args:
+        optimizer: its rates are the highest ones.
+        config: shape and bounds.
+        steps: number of steps of the whole run.
+        monitor: name of the value that plateau watches; a loss should fall, others should rise.
+    """
+    if config.name == "plateau":
+        mode: Any = "min" if monitor.endswith("loss") else "max"
+        plateau = ReduceLROnPlateau(optimizer, mode, config.factor, config.patience)
+        return {"scheduler": plateau, "interval": "epoch", "monitor": monitor}
+    schedule = LambdaLR(optimizer, partial(rate, config=config, steps=steps))
+    return {"scheduler": schedule, "interval": "step"}
+
+
+def rate(step: int, *, config: ScheduleConfig, steps: int) -> float:
+    """Return the learning rate at a step, as a share of the highest.
+
+    `warmup_cosine` rises linearly, then falls along half a cosine; `one_cycle` rises along half a
+    cosine too, from 1/25; `constant` stays at the highest rate. Steps count from 0.
+    """
+    warmup = int(config.warmup * steps)
+    if step < warmup:
+        if config.name == "one_cycle":
+            return _cosine(1 / 25, 1.0, step / warmup)  # as Smith and Topin 2018
+        return (step + 1) / (warmup + 1)
+    if config.name == "constant":
+        return 1.0
+    return _cosine(1.0, config.final, min((step - warmup) / max(steps - warmup, 1), 1.0))
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    """Interpolate between two values along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class BaseModule(pl.LightningModule):
@@ -36,18 +103,11 @@ class BaseModule(pl.LightningModule):
 
     Attributes:
         network: the network to train.
-        card: description of the run that every checkpoint contains, as plain data.
+        card: description of the run that every checkpoint contains.
         undefined: name of the monitored value, if the validation rows do not define it.
     """
 
     def __init__(self, network: nn.Module, card: Card, config: Config) -> None:
-        """Store the network in the memory format that the trainer's settings name.
-
-        Args:
-            network: the network to train.
-            card: description of the run.
-            config: the whole configuration.
-        """
         super().__init__()
         self.network = network
         self.card = card
@@ -86,8 +146,7 @@ class BaseModule(pl.LightningModule):
             self.log("train/loss", self._losses[0] / self._losses[1])
         monitor = self._config.trainer.monitor
         for name, value in values.items():
-            key = f"val/{name}"
-            self.log(key, value, prog_bar=key == monitor)
+            self.log(f"val/{name}", value, prog_bar=f"val/{name}" == monitor)
         if monitor.removeprefix("val/") in values:
             return
         if not self.undefined and self.trainer.is_global_zero:
@@ -97,9 +156,10 @@ class BaseModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser, and its schedule over the whole run."""
-        optimizer = build_optimizer(self.network, self._config.optimizer)
+        options, monitor = self._config.optimizer, self._config.trainer.monitor
+        groups = parameter_groups(self.network, options)
+        optimizer = build_component(OPTIMIZERS, "optimizer", options, params=groups, lr=options.lr)
         steps = int(self.trainer.estimated_stepping_batches)
-        monitor = self._config.trainer.monitor
         schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -117,25 +177,24 @@ class BaseModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, and the loss of the current epoch."""
         checkpoint[KEY] = asdict(self.card)
-        checkpoint[EPOCH_LOSSES] = self._losses.tolist()
+        checkpoint["epoch_losses"] = self._losses.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the loss of the interrupted epoch."""
-        self._losses = torch.tensor(checkpoint[EPOCH_LOSSES], dtype=torch.float64)
+        self._losses = torch.tensor(checkpoint["epoch_losses"], dtype=torch.float64)
 
 
 class RowCollector(Metric):
     """Values of every row of a split, gathered over ranks, each row once.
 
-    Attributes:
-        names: of the values, in the order of `update`'s arguments.
+    Args:
+        names: names of the values, in the order of `update`'s arguments.
     """
 
     full_state_update = False
     rows: list[Tensor]
 
     def __init__(self, names: Sequence[str] = ("logits", "targets")) -> None:
-        """Initialise without rows."""
         super().__init__()
         self.names = names
         for name in ("rows", *names):
@@ -145,8 +204,8 @@ class RowCollector(Metric):
         """Add a batch; floating-point values are stored in 32 bit."""
         self.rows.append(rows)
         for name, value in zip(self.names, values, strict=True):
-            stored = value.detach()
-            getattr(self, name).append(stored.float() if stored.is_floating_point() else stored)
+            is_float = value.is_floating_point()
+            getattr(self, name).append(value.detach().float() if is_float else value.detach())
 
     def compute(self) -> tuple[Tensor, ...]:
         """Return the values in the order of row numbers, without the repeats that pad ranks."""
@@ -163,9 +222,6 @@ class RowCollector(Metric):
         return values
 
 
-IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fewer
-
-
 class Classifier(BaseModule):
     """Trains a `Network` on images and records.
 
@@ -178,7 +234,6 @@ class Classifier(BaseModule):
     test_outputs: tuple[Tensor, ...]
 
     def __init__(self, network: Network, loss: Loss, card: Card, config: Config) -> None:
-        """Initialise as `BaseModule`, with the loss for training and validation."""
         super().__init__(network, card, config)
         self.loss = loss
         self._mix = build_component(MIXES, "mix", config.mix)
@@ -238,12 +293,8 @@ def validation_metrics(
     """Return AUROC, AUPRC and balanced accuracy of a whole split.
 
     `auroc` (one class against the rest) and `balanced_accuracy` are means over the classes that
-    occur; `auprc` is malignant against the rest. Undefined metrics are left out.
-
-    Args:
-        probabilities: rows sum to 1.
-        targets: class indices.
-        positive: the classes that count as malignant.
+    occur; `auprc` is malignant (the classes `positive`) against the rest. Undefined metrics are
+    left out.
     """
     present = sorted(set(targets.tolist()))
     classes = probabilities.shape[1]

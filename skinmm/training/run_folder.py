@@ -19,30 +19,13 @@ from skinmm.errors import InputError
 from skinmm.files import atomic_write
 
 CONTENTS: Final = (
-    "config.yaml",
-    "metrics.json",
-    "history.csv",
-    "cohort.csv",
-    "audit.json",
-    "environment.json",
-    "report.html",
-    "card.md",
-    "checkpoints",
-    "predictions",
-    "explanations",
-    "features",
-    "tensorboard",
-    "wandb",
+    *("config.yaml", "metrics.json", "history.csv", "cohort.csv", "audit.json", "environment.json"),
+    *("report.html", "card.md", "checkpoints", "predictions", "explanations", "features"),
+    *("tensorboard", "wandb"),
 )
 PACKAGES: Final = (
-    "torch",
-    "torchvision",
-    "timm",
-    "pytorch-lightning",
-    "torchmetrics",
-    "numpy",
-    "pandas",
-    "scikit-learn",
+    *("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"),
+    *("numpy", "pandas", "scikit-learn"),
 )
 
 
@@ -91,7 +74,7 @@ class RunFolder:
     def fold(self, number: int) -> "RunFolder":
         """Return the folder of one fold."""
         config = replace(self.config, data=replace(self.config.data, fold=number))
-        return RunFolder(fold_folder(self.path, number), config, parent=self)
+        return RunFolder(self.path / f"fold_{number}", config, parent=self)
 
     def prepare(self) -> None:
         """Create the folder, remove an earlier run's files, and write config.yaml."""
@@ -108,11 +91,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def require_unused(self) -> None:
-        """Require a folder without a run; `overwrite` allows a run, but no other files.
-
-        Raises:
-            InputError: the folder is in use.
-        """
+        """Require a folder without a run; `overwrite` allows a run, but no other files."""
         contents = _contents(self.path)
         if contents and self.config.overwrite and not (self.path / "config.yaml").is_file():
             raise InputError(
@@ -125,11 +104,6 @@ class RunFolder:
                 f"{self.path} contains a run; choose another hydra.run.dir, set overwrite=true, or "
                 "continue it with resume="
             )
-
-
-def fold_folder(run: Path, fold: int) -> Path:
-    """Return the folder of one fold of a run with `data.fold=all`."""
-    return run / f"fold_{fold}"
 
 
 def write_config(path: Path, config: Config) -> None:

@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
@@ -35,16 +34,11 @@ from skinmm.training.distributed import is_torchrun
 from skinmm.training.module import Classifier
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-EVALUATION_COST: Final = 0.25  # of a row, relative to training: no gradients, 16 bit
 THREADS: Final = torch.get_num_threads()
 
 
 def build_trainer(config: Config, run: Path) -> pl.Trainer:
-    """Build the trainer of one fold, with its callbacks and loggers.
-
-    Raises:
-        InputError: an accelerator or a number of devices that this machine does not have.
-    """
+    """Build the trainer of one fold, with its callbacks and loggers."""
     options = config.trainer
     accelerator = _choose_accelerator(options.accelerator)
     devices, nodes = _count_processes(options.devices, accelerator)
@@ -87,14 +81,9 @@ def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
         raise KeyboardInterrupt from error
 
 
-def use_all_threads() -> None:
-    """Let torch use all threads again."""
-    torch.set_num_threads(THREADS)
-
-
-def use_one_thread() -> None:
-    """Let torch use one thread: the layers of a record are too small to share between threads."""
-    torch.set_num_threads(1)
+def set_threads(*, has_images: bool) -> None:
+    """Let torch use all threads for images; the layers of a record are too small to share."""
+    torch.set_num_threads(THREADS if has_images else 1)
 
 
 def silence_libraries() -> None:
@@ -139,23 +128,13 @@ def expected_duration(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
-    step = max(min(seconds[1:]), reading)
-    evaluation = len(data.rows("val")) / (loader.batch_size or 1) * step * EVALUATION_COST
-    return format_duration(epochs * (len(loader) * step + evaluation) / trainer.world_size)
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which it has at least two."""
+    # A row of the validation costs a quarter of one of the training: no gradients, 16 bit.
+    batches = len(loader) + 0.25 * len(data.rows("val")) / (loader.batch_size or 1)
+    total = epochs * batches * max(min(seconds[1:]), reading) / trainer.world_size
     for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def device_name(trainer: pl.Trainer) -> str:
-    """Return the name of the GPU, or the architecture of the CPU."""
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        if total >= 2 * size:
+            return f"{total / size:.{digits}f} {unit}"
+    return f"{total:.0f} s"
 
 
 def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:

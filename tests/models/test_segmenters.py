@@ -11,7 +11,7 @@ from skinmm.config import Component, Config, ModelConfig
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
 from skinmm.models.segmentation import SEGMENTERS, Segmenter, build_segmenter
-from skinmm.training.losses import dice_bce
+from skinmm.segmentation.train import dice_bce
 
 SIDE = 64
 PICTURES = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)

@@ -153,7 +153,7 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     assert (called != likeliest).any()
     found = metrics_of(run)["test"]["metrics"]["class_balanced_accuracy"]["value"]
     assert found == pytest.approx(balanced_accuracy_score(rows["target"], called))
-    assert "largest for its share of the training rows" in (run / "report.html").read_text()
+    assert "relative to its share of the training rows" in (run / "report.html").read_text()
 
     patients = cohort_of(run)
     assert Predictor.from_checkpoints(best(run)).predict(patients)["called"].tolist() == [*called]

@@ -226,7 +226,7 @@ def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
         (lambda: Asymmetric(BINARY, margin=1.5), "margin=1.5: must be between 0 and 1"),
         (lambda: Focal(BINARY, alpha=1.0), "contains 0 or less"),
         (lambda: Focal(COUNTS, alpha=0.25), "for two classes; give a list of 3 weights"),
-        (lambda: Focal(COUNTS, alpha=[0.5, 0.5]), "2 weights for 3 classes"),
+        (lambda: Focal(COUNTS, alpha=[0.5, 0.5]), "has 2 weights; give a list of 3 weights"),
         (lambda: Focal(BINARY, alpha=[-1.0, 1.0]), "all must be above 0"),
     ],
 )

@@ -16,7 +16,7 @@ from quick_runs import quick_train
 from skinmm.config import OptimizerConfig, ScheduleConfig
 from skinmm.models.backbone import Backbone
 from skinmm.models.checkpoint import load_card
-from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups, rate
+from skinmm.training.module import OPTIMIZERS, build_schedule, parameter_groups, rate
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
