@@ -55,7 +55,6 @@ class FoldData(pl.LightningDataModule):
     decodes_images = True
 
     def __init__(self, config: Config) -> None:
-        """Store the configuration; build sampler and augmentation, which need no data."""
         super().__init__()
         self.config = config
         self.sampler = build_component(SAMPLERS, "sampler", config.sampler)
@@ -71,8 +70,8 @@ class FoldData(pl.LightningDataModule):
         self.targets = class_indices(cohort["target"], self.classes)
         training = np.flatnonzero((cohort["part"] == "train").to_numpy())
         self.natural_prior = shares_in_use(cohort, training, self.targets, len(self.classes))
-        kept = limit_rows(training, self.targets, data.limit, self.config.seed)
-        cohort.loc[cohort.index[np.setdiff1d(training, kept)], "part"] = UNUSED
+        used = limit_rows(training, self.targets, data.limit, self.config.seed)
+        cohort.loc[cohort.index[np.setdiff1d(training, used)], "part"] = UNUSED
         self.cohort = cohort
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
@@ -155,11 +154,7 @@ class FoldData(pl.LightningDataModule):
         return {"epoch": epoch.processed, "steps": steps, "rows": rows}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next training loader continue from a saved position.
-
-        Raises:
-            InputError: the position is within an epoch whose steps had another size.
-        """
+        """Let the next training loader continue from a saved position."""
         rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
         saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
@@ -188,18 +183,10 @@ class LesionData(FoldData):
         fitted_on: image ids of the rows that `encoder` was fitted on.
         steps: of preprocessing; those of a pack's images come first.
         finder: finds lesions, if `data.segmenter` names its checkpoint.
+        inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
     """
 
     def __init__(self, config: Config, inputs: frozenset[str]) -> None:
-        """Store the configuration, and check what needs no cohort.
-
-        Args:
-            config: the whole configuration.
-            inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
-
-        Raises:
-            InputError: an argument of sampler, augmentation or preprocessing that cannot be used.
-        """
         super().__init__(config)
         self.inputs = inputs
         self.steps, self.finder = build_preprocessing(config.data)
@@ -208,11 +195,7 @@ class LesionData(FoldData):
         self._features: Float32[np.ndarray, "n *tokens dim"] | None = None
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
-        """Read and split the cohort, and fit the record encoder; a second call does nothing.
-
-        Raises:
-            InputError: a missing root, table, column or image, an empty cohort, a single class.
-        """
+        """Read and split the cohort, and fit the record encoder; a second call does nothing."""
         if hasattr(self, "cohort"):
             return
         data = self.config.data
@@ -285,11 +268,7 @@ class LesionData(FoldData):
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps, those of a pack's images first, and the lesion finder.
-
-    Raises:
-        InputError: invalid steps, an unusable or unused segmenter, or measurements of a pack.
-    """
+    """Return the preprocessing steps, those of a pack's images first, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
     done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)

@@ -17,9 +17,6 @@ from skinmm.images.decode import decode
 from skinmm.images.preprocess import DETAIL_STEPS, preprocess
 from skinmm.images.source import Source, read_source
 
-_DROPOUT_STREAM: Final = 1
-"""Separates the random numbers of modality dropout from those of the row's augmentation."""
-
 
 class Dropped(NamedTuple):
     """Inputs of a row that modality dropout removes: the image, and columns of the record."""
@@ -35,7 +32,7 @@ class ModalityDropout:
     Attributes:
         image: probability that a row loses its image.
         record: probability that a row loses its whole record.
-        column: probability that a row loses a column, for each column.
+        column: probability of each column that a row loses it.
     """
 
     image: float = 0.0
@@ -43,16 +40,12 @@ class ModalityDropout:
     column: float = 0.0
 
     def draw(self, seed: int, columns: int) -> Dropped:
-        """Draw the inputs that a row loses; the three draws are independent.
-
-        Args:
-            seed: of the row in its epoch.
-            columns: number of the record's columns.
-        """
-        generator = np.random.default_rng((seed, _DROPOUT_STREAM))
-        image, record, *each_column = generator.random(2 + columns)
-        dropped = np.array(each_column, dtype=float).reshape(columns) < self.column
-        return Dropped(image < self.image, dropped | (record < self.record))
+        """Draw independently whether a row loses its image, its record, and each of its columns."""
+        # The stream 1 is independent of the one that augments the row.
+        generator = np.random.default_rng((seed, 1))
+        draws = generator.random(2 + columns)
+        columns_dropped = (draws[2:] < self.column) | (draws[1] < self.record)
+        return Dropped(bool(draws[0] < self.image), columns_dropped)
 
 
 @dataclass(frozen=True)
@@ -136,13 +129,24 @@ class ImageError(InputError):
     """
 
     def __init__(self, message: str) -> None:
-        """Initialise with a message, or with a traceback that ends in it."""
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
 class LesionDataset(Dataset[Sample]):
-    """Rows of a cohort as samples, addressed by `Key`."""
+    """Rows of a cohort as samples, addressed by `Key`.
+
+    Args:
+        targets: class index of every row.
+        image_ids: named in errors.
+        records: encoded records; None for a model without a record.
+        paths: sources of the images; None for a model without an image.
+        view: size, colour and preprocessing of the images.
+        transform: augmentation; None: samples carry the seed, and are augmented later.
+        dropout: modality dropout for samples with a seed.
+        empty: the source of dropped columns; required if there are records.
+        features: cached features, returned instead of images.
+    """
 
     def __init__(  # noqa: PLR0913  (a cohort column by column)
         self,
@@ -157,19 +161,6 @@ class LesionDataset(Dataset[Sample]):
         empty: EmptyRecord | None = None,
         features: CachedFeatures | None = None,
     ) -> None:
-        """Store the cohort column by column.
-
-        Args:
-            targets: class index of every row.
-            image_ids: named in errors.
-            records: encoded records; None for a model without a record.
-            paths: sources of the images; None for a model without an image.
-            view: size, colour and preprocessing of the images.
-            transform: augmentation; None: samples carry the seed, and are augmented later.
-            dropout: modality dropout for samples with a seed.
-            empty: the source of dropped columns; required if there are records.
-            features: cached features, returned instead of images.
-        """
         self._targets = targets
         self._image_ids = image_ids
         self._records = None if records is None else torch.from_numpy(records)
@@ -185,11 +176,7 @@ class LesionDataset(Dataset[Sample]):
         return len(self._targets)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of one row.
-
-        Raises:
-            ImageError: its image cannot be read or decoded.
-        """
+        """Return the sample of one row; raise `ImageError` if its image cannot be used."""
         row, seed = key
         sample = Sample(row=row, target=int(self._targets[row]))
         dropped = next(iter(self._draw_dropout([seed])), None)
@@ -199,11 +186,11 @@ class LesionDataset(Dataset[Sample]):
                 sample["record"] = self._empty.fill(sample["record"], dropped.columns)
         if self._paths is not None:
             is_dropped = dropped is not None and dropped.image
-            sample["image"] = (
-                torch.zeros(3, self._view.size, self._view.size, dtype=torch.uint8)
-                if is_dropped and self._features is None
-                else self._load_image(row, self._paths[row], seed)
-            )
+            if is_dropped and self._features is None:
+                side = self._view.size
+                sample["image"] = torch.zeros(3, side, side, dtype=torch.uint8)
+            else:
+                sample["image"] = self._load_image(row, self._paths[row], seed)
             if self._dropout.image:
                 sample["shown"] = not is_dropped
             if seed is not None and self._transform is None and self._features is None:
@@ -211,11 +198,7 @@ class LesionDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:
-        """Return rows, as one batch if no image has to be decoded.
-
-        Raises:
-            ImageError: as for one row.
-        """
+        """Return rows, as one batch if no image has to be decoded."""
         if self._paths is not None and self._features is None:
             return [self[key] for key in keys]
         rows = np.array([row for row, _ in keys])
@@ -255,16 +238,7 @@ class LesionDataset(Dataset[Sample]):
 
 
 def load_image(path: str, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    """Read, decode and preprocess the image of a cohort's row.
-
-    Args:
-        path: as in the cohort table: a file, or `FILE#NAME` for an entry of a container.
-        view: size, colour and preprocessing.
-
-    Raises:
-        OSError: the bytes cannot be read.
-        InputError: the bytes are not a usable image.
-    """
+    """Read, decode and preprocess an image: a file, or `FILE#NAME` for an entry of a container."""
     return decode_image(read_source(path), view)
 
 
@@ -277,13 +251,10 @@ def decode_image(source: Source, view: View, least: int = 1) -> UInt8[np.ndarray
         source: bytes, and the frame to decode.
         view: size, colour and preprocessing.
         least: shortest allowed side, as for `decode`.
-
-    Raises:
-        InputError: the bytes are not a usable image.
     """
     size = view.size * (2 if DETAIL_STEPS.intersection(view.steps) else 1)
-    whole = decode(source.data, size=size, frame=source.frame, icc=view.icc, min_side=least)
-    pixels = preprocess(whole, view.steps, view.find)
+    decoded = decode(source.data, size=size, frame=source.frame, icc=view.icc, min_side=least)
+    pixels = preprocess(decoded, view.steps, view.find)
     height, width, _ = pixels.shape
     square = (view.size, view.size)
     return pixels if (height, width) == square else resize(pixels, square, (height, width))

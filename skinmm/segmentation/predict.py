@@ -15,30 +15,17 @@ from skinmm.errors import InputError, print_error, print_line, require_new_outpu
 from skinmm.images.decode import decode, probe
 from skinmm.images.finder import strip_suffix
 from skinmm.predict.inputs import ImageFolder, read_input
-from skinmm.predict.job import (
-    check_paths,
-    count_workers,
-    find_image_folder,
-    require_images,
-)
+from skinmm.predict.job import check_paths, count_workers, find_image_folder, require_images
 from skinmm.predict.pipeline import MIN_SIDE, TableBatch
 
 ROWS: Final = 256  # of a table that are read at a time
-WHITE: Final = np.uint8(255)
 
 
 def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
     """Write a PNG mask for every row, white inside the lesion, with the size and name of the image.
 
-    Args:
-        config: the job; `output` is the folder, created if it does not exist.
-        checkpoint: checkpoint of `task=segmentation`.
-
     Returns:
         Exit status: 0, or 3 if some images could not be used; the reasons are printed.
-
-    Raises:
-        InputError: the output is a file or contains files, or the table cannot be used.
     """
     check_paths(config)
     images, out = ImageFolder(find_image_folder(config)), Path(config.output)
@@ -49,13 +36,13 @@ def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
     require_new_output("output", out, overwrite=config.overwrite or config.resume)
     out.mkdir(parents=True, exist_ok=True)
     finder = LesionFinder.load(checkpoint)
-    draw = partial(_draw, finder, images, out, skip=config.resume)
+    write = partial(_write_mask, finder, images, out, skip=config.resume)
     done = failed = 0
     workers = max(count_workers(config.workers), 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(unit=" masks", disable=None) as bar:
         for table in read_input(config.input, ROWS):
             names = TableBatch(table, [], needs_image=True).cells["image_id"]
-            for error in pool.map(draw, names):
+            for error in pool.map(write, names):
                 if error:
                     print_error(error)
                 done, failed = done + 1, failed + bool(error)
@@ -66,14 +53,14 @@ def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
     return 3 if failed else 0
 
 
-def _draw(
+def _write_mask(
     finder: LesionFinder, images: ImageFolder, out: Path, name: str, *, skip: bool
 ) -> str | None:
-    """Writes one mask; says what was wrong, if anything was."""
-    plain = strip_suffix(name)
-    if Path(plain).is_absolute() or ".." in Path(plain).parts:
-        plain = Path(plain).name  # nothing is written beside the folder
-    target = out / f"{plain}.png"
+    """Write one mask; return the reason if the image cannot be used."""
+    stem = Path(strip_suffix(name))
+    if stem.is_absolute() or ".." in stem.parts:
+        stem = Path(stem.name)  # no file is written outside the folder
+    target = out / f"{stem}.png"
     if skip and target.is_file():
         return None
     try:
@@ -90,6 +77,6 @@ def _draw(
         return f"image {name}: {' '.join(str(error).split())}"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial_file = target.with_name(f".{target.name}.partial")
-    Image.fromarray(mask * WHITE).save(partial_file, "PNG")
+    Image.fromarray(mask * np.uint8(255)).save(partial_file, "PNG")
     partial_file.replace(target)
     return None

@@ -13,26 +13,25 @@ from skinmm.evaluation.intervals import bootstrap, patient_codes, summarise
 from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles, thumbnail
 from skinmm.report.write import RUN_PAGES, write_page
 
-SEED: Final = 0
+WORST: Final = 24  # masks on the report page
+SHARES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+MEANINGS: Final = {
+    "dice": "twice the common area over the sum of both areas",
+    "jaccard": "common area over the area of the union",
+}
 Areas = Float64[np.ndarray, " n"]
 
 
 def overlaps(overlap: Areas, predicted: Areas, true: Areas) -> pd.DataFrame:
     """Return Dice and Jaccard of each image; both are 1 for two empty masks.
 
-    Args:
-        overlap: pixels in both masks.
-        predicted: pixels in the predicted mask.
-        true: pixels in the true mask.
+    The arguments are numbers of pixels: in both masks, in the predicted mask, in the true mask.
     """
-    union = predicted + true - overlap
-    empty = union == 0
-    return pd.DataFrame(
-        {
-            "dice": np.where(empty, 1.0, 2 * overlap / np.where(empty, 1, predicted + true)),
-            "jaccard": np.where(empty, 1.0, overlap / np.where(empty, 1, union)),
-        }
-    )
+    total = predicted + true
+    union = total - overlap
+    dice = np.divide(2 * overlap, total, out=np.ones_like(total), where=total > 0)
+    jaccard = np.divide(overlap, union, out=np.ones_like(union), where=union > 0)
+    return pd.DataFrame({"dice": dice, "jaccard": jaccard})
 
 
 def mean_overlaps(
@@ -48,7 +47,7 @@ def mean_overlaps(
         scores: columns to average.
         patients: patient id of each row.
         resamples: number of bootstrap samples; 0: no intervals.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
     """
     codes, count = patient_codes(patients)
     rows = np.bincount(codes, minlength=count)
@@ -60,7 +59,7 @@ def mean_overlaps(
 
     samples: dict[str, Any] = {name: np.empty(0) for name in names}
     if resamples and count > 1:
-        samples = bootstrap(means, count, len(scores), resamples=resamples, seed=SEED)
+        samples = bootstrap(means, count, len(scores), resamples=resamples, seed=0)
     metrics = {
         name: summarise(name, float(scores[name].mean()), samples[name], None, confidence, count)
         for name in names
@@ -68,20 +67,10 @@ def mean_overlaps(
     return {"n": len(scores), "patients": count, "metrics": metrics}
 
 
-WORST: Final = 24
-SHARES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-_MEANING: Final = {
-    "dice": "twice the common area over the sum of both areas",
-    "jaccard": "common area over the area of the union",
-}
-
-
 def write_mask_page(run: Path, pictures: bool | None = None) -> Path:
     """Write `report.html`: Dice and Jaccard, their quantiles, and the images with the worst masks.
 
-    Args:
-        run: the run folder.
-        pictures: include images; None: as in the run's configuration.
+    `pictures=None` includes images if the run's configuration does.
     """
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -92,36 +81,30 @@ def write_mask_page(run: Path, pictures: bool | None = None) -> Path:
     facts = [f"{key} {config[key]['name']}" for key in ("data", "segmenter", "model")]
     facts += [f"{test['n']:,} images", f"{test['patients']:,} patients or lesions"]
     quantiles = [
-        [name, *(f"{value:.3f}" for value in scores[name].quantile(SHARES))] for name in _MEANING
+        [name, *(f"{value:.3f}" for value in scores[name].quantile(SHARES))] for name in MEANINGS
     ]
     header = ("", *(f"{share:.0%} are below" for share in SHARES))
-    worst = scores.nsmallest(WORST, "dice")
     cards = [
         Card(
             row["image_id"],
             [f"Dice {row['dice']:.3f}", f"area {row['area']:.1%}, true {row['area_true']:.1%}"],
             thumbnail(cohort["path"].get(row["image_id"])) if pictures else None,
         )
-        for row in worst.to_dict("records")
+        for row in scores.nsmallest(WORST, "dice").to_dict("records")
     ]
+    tiles = Tiles([_build_tile(name, test["metrics"][name]) for name in MEANINGS])
+    table = Table("Images of the test part", header, quantiles)
+    lead = "Means over the images of the test part; intervals are over patients."
     sections = [
-        Section(
-            "fit",
-            "Agreement with the true masks",
-            [
-                Tiles([_tile(name, test["metrics"][name]) for name in _MEANING]),
-                Table("Images of the test part", header, quantiles),
-            ],
-            lead="Means over the images of the test part; intervals are over patients.",
-        ),
+        Section("fit", "Agreement with the true masks", [tiles, table], lead=lead),
         Section("worst", "Worst masks", [Gallery("The lowest Dice of the test part", cards)]),
     ]
     return write_page(run / "report.html", title=run.name, facts=facts, sections=sections)
 
 
-def _tile(name: str, entry: dict[str, Any]) -> Tile:
+def _build_tile(name: str, entry: dict[str, Any]) -> Tile:
     interval = f"{entry['low']:.4f} to {entry['high']:.4f}" if entry["low"] is not None else ""
-    return Tile(name.capitalize(), f"{entry['value']:.4f}", interval, _MEANING[name])
+    return Tile(name.capitalize(), f"{entry['value']:.4f}", interval, MEANINGS[name])
 
 
 RUN_PAGES["segmentation"] = write_mask_page

@@ -40,20 +40,14 @@ EVALUATION_SIZE: Final = 256
 """Side of the square on which masks are compared, pixels."""
 AREAS: Final = ("overlap", "predicted", "true")
 """Pixels in both masks, in the network's mask, and in the true one."""
-_HALF: Final = 127
+HALF: Final = 127
 
 
 def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
     """Train one fold with `task=segmentation`, and evaluate it on validation and test images.
 
-    A resumed run continues from the last checkpoint in its folder.
-
-    Returns:
-        The content of metrics.json; empty on other processes than rank 0.
-
-    Raises:
-        InputError: data, weights, an image, a mask or a machine that cannot be used.
-        KeyboardInterrupt: a usable `checkpoints/last.ckpt` was written before.
+    A resumed run continues from the last checkpoint in its folder. The result is the content of
+    metrics.json, which is empty on other processes than rank 0.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     trainer = build_trainer(config, run.path)
@@ -108,9 +102,8 @@ def evaluate_part(
     areas = [values.cpu().numpy().astype(np.float64) for values in module.test_areas]
     cohort = data.cohort.iloc[data.rows(part)].reset_index(drop=True)
     _, predicted, true = (area / EVALUATION_SIZE**2 for area in areas)
-    return pd.concat([cohort[["image_id", "patient_id"]], overlaps(*areas)], axis=1).assign(
-        area=predicted, area_true=true
-    )
+    table = pd.concat([cohort[["image_id", "patient_id"]], overlaps(*areas)], axis=1)
+    return table.assign(area=predicted, area_true=true)
 
 
 class MaskDataset(LesionDataset):
@@ -129,7 +122,7 @@ class MaskDataset(LesionDataset):
         self._augment = transform
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of one row; raise `ImageError` if image and mask cannot be used."""
+        """Return the sample of one row."""
         row, seed = key
         path, mask_path = self._sources[row]
         image = Image(self._load_image(row, path, None))
@@ -157,7 +150,7 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
-    return (decode(data, size=size)[None, ..., 0] > _HALF).astype(np.uint8)
+    return (decode(data, size=size)[None, ..., 0] > HALF).astype(np.uint8)
 
 
 class MaskData(FoldData):
@@ -233,10 +226,10 @@ class MaskModule(BaseModule):
         if self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.network(image)
-        if logits.shape[-1] == side:
-            return logits
-        scaled = functional.interpolate(logits[:, None].float(), (side, side), mode="bilinear")
-        return scaled[:, 0]
+        if logits.shape[-1] != side:
+            logits = functional.interpolate(logits[:, None].float(), (side, side), mode="bilinear")
+            logits = logits[:, 0]
+        return logits
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Return the loss of a batch, in 32 bit whatever the network's precision is."""
@@ -244,8 +237,12 @@ class MaskModule(BaseModule):
         return self.accumulate_loss(dice_bce(logits, batch["mask"]), len(logits))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect areas, in training precision, because they only steer the run."""
-        self._collect(batch, self(batch))
+        """Collect areas and losses, in training precision, because they only steer the run."""
+        logits, true = self(batch), batch["mask"]
+        losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
+        predicted = logits > 0
+        areas = [mask.sum(dim=(1, 2)).float() for mask in (predicted & true, predicted, true)]
+        self._collector.update(batch["row"], *areas, torch.stack(losses))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of the whole validation split, equal on all ranks."""
@@ -257,17 +254,11 @@ class MaskModule(BaseModule):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Collect areas, in 32 bit whatever the training precision was."""
         with full_precision(self.device.type):
-            self._collect(batch, self(batch))
+            self.validation_step(batch)
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows of all ranks while they are on devices that can communicate."""
         self.test_areas = self._collector.take()[: len(AREAS)]
-
-    def _collect(self, batch: dict[str, Tensor], logits: Float[Tensor, "b h w"]) -> None:
-        predicted, true = logits > 0, batch["mask"]
-        areas = [mask.sum(dim=(1, 2)).float() for mask in (predicted & true, predicted, true)]
-        losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
-        self._collector.update(batch["row"], *areas, torch.stack(losses))
 
 
 TASKS["segmentation"] = train_masks
