@@ -161,7 +161,7 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
 
     try:
         with changed_environment(**{JOIN: str(folder)}):
-            metrics = _fit(config, folder)
+            metrics = _import_training(config).fit(config, folder)
     except KeyboardInterrupt:
         if (folder / "config.yaml").is_file():
             print_error(f"to resume: python train.py {shlex.quote(f'resume={folder}')}")
@@ -169,10 +169,6 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
     print_line(format_metrics(metrics["test"]))
     print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
-
-
-def _fit(config: Config, folder: Path) -> dict[str, Any]:
-    return _import_training(config).fit(config, folder)
 
 
 def _import_training(config: Config) -> ModuleType:
@@ -205,8 +201,9 @@ def _take_part() -> int:
     from skinmm.training.distributed import end_with_parent, follow
 
     if JOIN not in os.environ:
-        return follow(_fit)
+        return follow(lambda config, folder: _import_training(config).fit(config, folder))
     end_with_parent()
     folder = Path(os.environ[JOIN])
-    _fit(read_config(folder / "config.yaml"), folder)
+    config = read_config(folder / "config.yaml")
+    _import_training(config).fit(config, folder)
     return 0
