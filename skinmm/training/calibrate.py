@@ -139,16 +139,11 @@ def fit_decision(
 def write_evaluation(
     run: Path, parts: dict[str, Predictions], config: EvaluationConfig, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write `predictions/<part>.csv` for every part, and evaluate each.
-
-    Args:
-        run: the run folder.
-        parts: predictions by the name of their part: test, val, missing_1_of_3, ...
-        config: resamples and confidence of the intervals.
-        facts: further entries of metrics.json, among them the threshold.
+    """Write `predictions/<part>.csv` for every part: test, val, missing_1_of_3, ...
 
     Returns:
-        The content of metrics.json. The caller writes it last, as the mark of a finished run.
+        The content of metrics.json: the facts, among them the threshold, and the evaluation of each
+        part. The caller writes it last, as the mark of a finished run.
     """
     metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
     (run / "predictions").mkdir(exist_ok=True)

@@ -122,7 +122,6 @@ class RunCheckpoints(ModelCheckpoint):
     absolute path is stored, so a folder that was moved is resumed with its best score.
 
     Args:
-        folder: folder of both checkpoints.
         monitor: name of a logged value; a loss should fall, other values should rise.
         minutes: least time between two checkpoints within an epoch; 0: after every step.
         best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
@@ -196,11 +195,8 @@ class AverageWeights(WeightAveraging):
     """Exponential moving average of weights and BatchNorm statistics, updated after every step.
 
     Validation, `best.ckpt` and prediction use the average, which starts with the initial weights.
-    At step n the decay is at most (1 + n) / (10 + n), as in timm and TensorFlow (Polyak and
-    Juditsky 1992, doi:10.1137/0330046).
-
-    Args:
-        decay: decay of late steps, below 1.
+    At step n `decay`, which is below 1, is at most (1 + n) / (10 + n), as in timm and TensorFlow
+    (Polyak and Juditsky 1992, doi:10.1137/0330046).
     """
 
     def __init__(self, decay: float) -> None:

@@ -40,14 +40,10 @@ def is_torchrun() -> bool:
 
 
 def open_run(run: RunFolder, minutes: float) -> None:
-    """Prepare the folder of a run whose settings have been checked, and gather all processes.
-
-    Args:
-        run: folder of the run, or of one of its folds.
-        minutes: longest wait for the other processes.
+    """Prepare the folder of a run or fold, and wait until all processes are ready to train.
 
     Raises:
-        RuntimeError: another process failed, or was not ready in time.
+        RuntimeError: another process failed, or was not ready within the given number of minutes.
     """
     if run.is_open:
         return
@@ -72,11 +68,7 @@ def open_run(run: RunFolder, minutes: float) -> None:
 def follow(train: Callable[[Config, Path], object]) -> int:
     """Join every run that rank 0 publishes, in a process that torchrun started.
 
-    Args:
-        train: trains a configuration in a run folder. Paths are relative to rank 0's directory.
-
-    Returns:
-        The exit status of rank 0.
+    Paths are relative to the directory of rank 0, whose exit status is returned.
     """
     for number in count():
         message = json.loads(_torchrun_store().get(f"run {number}"))
@@ -93,10 +85,7 @@ def follow(train: Callable[[Config, Path], object]) -> int:
 
 
 def dismiss(status: int) -> None:
-    """Let the processes that torchrun started exit, and wait until they have read that.
-
-    The wait is needed because rank 0 may host the store.
-    """
+    """Let the processes that torchrun started exit, and wait: rank 0 may host their store."""
     if is_torchrun():
         _publish({"status": status})
         left = [f"left {rank}" for rank in range(1, _world_size())]

@@ -39,11 +39,8 @@ SIDE: Final = 240  # longer side of the explained images in the report, pixels
 class TrainedFold:
     """A trained and calibrated fold before its evaluation.
 
-    Attributes:
-        network: with the weights of the best epoch.
-        test: outputs of the test split.
-        decision: as fitted on the validation split and stored in the best checkpoint.
-        predictions: by the name of their part.
+    The network has the weights of the best epoch. `test` are the outputs of the test split, and
+    `predictions` are by the name of their part.
     """
 
     config: Config
@@ -147,22 +144,17 @@ def write_explanations(fold: TrainedFold) -> None:
     write_json(folder / "mistakes.json", explanations)
 
 
-def upload_to_wandb(config: Config, run: RunFolder, trainer: pl.Trainer) -> None:
-    """Upload a finished fold to Weights & Biases, if it is the logger, and end its W&B run."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            upload(logger.experiment, run.path, with_ids=config.logger.images)
-            logger.experiment.finish()  # the next fold starts its own
+def upload_to_wandb(config: Config, folder: RunFolder, trainer: pl.Trainer) -> None:
+    """Upload a finished fold to Weights & Biases, if it is the logger, and end its W&B run.
 
-
-def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
-    """Add metrics with intervals, plots, predictions, report and checkpoint to a W&B run.
-
-    Args:
-        tracked: the run that `wandb.init` returned.
-        run: folder of a finished run.
-        with_ids: upload images and the ids of images and patients too.
+    The upload consists of metrics with intervals, plots, predictions, report and checkpoint,
+    without images and without ids of images and patients unless `logger.images` is set.
     """
+    run, with_ids = folder.path, config.logger.images
+    logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
+    if logger is None:
+        return
+    tracked = logger.experiment
     metrics = read_metrics(run)
     tracked.summary.update(
         {
@@ -177,8 +169,8 @@ def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
     predictions = read_predictions(file, positive=metrics["positive"])
     table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
     hidden = [] if with_ids else ["image_id", "patient_id"]
-    with tempfile.TemporaryDirectory() as folder:
-        shared = Path(folder) / "report.html"
+    with tempfile.TemporaryDirectory() as temporary:
+        shared = Path(temporary) / "report.html"
         page = run / "report.html" if with_ids else write_anonymous_report(run, shared)
         tracked.log(
             {
@@ -191,14 +183,14 @@ def upload(tracked: Any, run: Path, *, with_ids: bool) -> None:
     for name in ("checkpoints/best.ckpt", "card.md"):
         checkpoint.add_file(str(run / name))
     tracked.log_artifact(checkpoint)
+    tracked.finish()  # the next fold starts its own
 
 
 def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     classes, scores = list(predictions.classes), predictions.probabilities.tolist()
     called, truth = predictions.predicted_classes(threshold).tolist(), predictions.target.tolist()
-    confusion = wandb.plot.confusion_matrix(y_true=truth, preds=called, class_names=classes)
     return {
-        "test/confusion": confusion,
+        "test/confusion": wandb.plot.confusion_matrix(None, truth, called, classes),
         "test/roc": wandb.plot.roc_curve(truth, scores, labels=classes),
         "test/precision_recall": wandb.plot.pr_curve(truth, scores, labels=classes),
     }

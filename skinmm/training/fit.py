@@ -25,28 +25,23 @@ from skinmm.training.module import OPTIMIZERS
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import silence_libraries
 
-TASKS: Final[dict[str, Callable[[Config, RunFolder], dict[str, Any]]]] = {
-    "classification": train_fold
-}
+Train = Callable[[Config, RunFolder], dict[str, Any]]
+TASKS: Final[dict[str, Train]] = {"classification": train_fold}
 """Functions that train one fold, by `task`; optional tasks add themselves."""
 
 
 def fit(config: Config, path: Path) -> dict[str, Any]:
-    """Train, test and report a configuration.
+    """Train, test and report a configuration, in a run folder that is created if missing.
 
-    An existing run in the folder is only changed when all checks have passed.
-
-    Args:
-        config: the checked configuration; `data.fold=all` runs every fold and pools the test rows,
-            `resume` continues the run in the folder.
-        path: the run folder; created if missing.
+    `data.fold=all` trains every fold and pools the test rows; `resume` continues the run in the
+    folder. An existing run is only changed when all checks have passed.
 
     Returns:
         The content of the run's metrics.json; empty on other processes than rank 0.
 
     Raises:
         InputError: an unknown component or argument, data that cannot be used, a folder in use.
-        KeyboardInterrupt: a usable `checkpoints/last.ckpt` was written before.
+        KeyboardInterrupt: after Ctrl-C; a usable `checkpoints/last.ckpt` was written before.
     """
     silence_libraries()
     check_components(config)
@@ -86,10 +81,8 @@ def check_components(config: Config) -> None:
 def is_finished(config: Config, path: Path) -> bool:
     """Return whether a run to be resumed has nothing left to do; write missing reports.
 
-    Args:
-        config: as `resumed` returns it. More epochs, more patience or another logger are work to
-            do, except for the finished folds of `data.fold=all`.
-        path: the run folder.
+    More epochs, more patience or another logger are work to do, except for the finished folds of
+    `data.fold=all`.
     """
     for metrics in sorted(path.rglob("metrics.json")):
         if not metrics.with_name("report.html").is_file():
@@ -99,11 +92,11 @@ def is_finished(config: Config, path: Path) -> bool:
     folds = [run.fold(number) for number in range(config.data.folds if has_folds else 0)]
     if not all(folder.is_finished for folder in (run, *folds)):
         return False
-    before, now = read_config(path / "config.yaml"), config
+    before = read_config(path / "config.yaml")
     has_more = (
-        now.trainer.max_epochs > before.trainer.max_epochs
-        or now.trainer.patience > before.trainer.patience
-        or now.logger != before.logger
+        config.trainer.max_epochs > before.trainer.max_epochs
+        or config.trainer.patience > before.trainer.patience
+        or config.logger != before.logger
     )
     if has_folds and has_more:
         warn(f"{path}: finished folds are not trained further; overwrite=true starts again")

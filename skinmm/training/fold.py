@@ -42,14 +42,8 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     """Train one fold, calibrate it on validation rows, evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
-    continues from the last checkpoint in its folder.
-
-    Returns:
-        The content of metrics.json; empty on other processes than rank 0.
-
-    Raises:
-        InputError: data, weights, an image or a machine that cannot be used, or a split that leaks.
-        KeyboardInterrupt: a usable `checkpoints/last.ckpt` was written before.
+    continues from the last checkpoint in its folder. The result is the content of metrics.json,
+    which is empty on other processes than rank 0.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)
@@ -80,9 +74,8 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     entries = decision.to_checkpoint()
     if trainer.is_global_zero:
         update_card(run.best_checkpoint, **entries)
-    fold = TrainedFold(
-        config, run, data, trainer, module.network, outputs["test"], decision, predictions
-    )
+    test = outputs["test"]
+    fold = TrainedFold(config, run, data, trainer, module.network, test, decision, predictions)
     for extra in EXTRAS:
         predictions |= extra(fold)
     if not trainer.is_global_zero:
@@ -112,6 +105,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
     # The loss optimises the class shares of the sampler times the class weights.
     drawn = data.sampler.prior(data.training_targets)
     trained = np.pad(drawn, (0, len(classes) - len(drawn))) * loss.weights.numpy()
+    trained /= trained.sum()
     card = Card(
         # How the run was started is not a property of its network.
         config=to_mapping(replace(config, resume=None, overwrite=False)),
@@ -119,10 +113,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         positive=list(data.positive),
         encoder=data.encoder.to_state(),
         initialisation=network.image.origin if network.image else "no image network",
-        prior={
-            "trained": (trained / trained.sum()).tolist(),
-            "deployed": data.natural_prior.tolist(),
-        },
+        prior={"trained": trained.tolist(), "deployed": data.natural_prior.tolist()},
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )
@@ -150,8 +141,8 @@ def announce(
     if run.parent:
         print_line(f"fold {config.data.fold} of {config.data.folds}")
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
-    parts = "cohort: {} rows to train, {} to validate, {} to test; classes: {}"
-    print_line(parts.format(*sizes, ", ".join(data.classes)))
+    rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
+    print_line(f"{rows}; classes: {', '.join(data.classes)}")
     name = f"image network {config.model.name}: " if module.network.image else ""
     print_line(f"{name}{module.card.initialisation}")
     for warning in list_warnings(data, module, findings):

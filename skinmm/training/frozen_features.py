@@ -3,12 +3,11 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
@@ -50,35 +49,29 @@ def cache_features(
 
     Its name contains a digest of the network's weights, the settings and the image files.
     """
-    digest = _digest(config, data, network.get_submodule("image"))
-    file = folder / f"{config.model.name}-{digest}.npy"
-    if file.is_file():
-        return file
-    print_line(f"features of {len(data.used_rows)} images: {file}")
+    model, tokens = config.model, FUSIONS[config.fusion.name].tokens
+    finder = data.finder.digest if data.finder else None
+    pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
+    paths = data.cohort["path"].iloc[data.used_rows].tolist()
+    files = dict.fromkeys(path.partition("#")[0] for path in paths)
+    states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
+    settings = [model.name, model.args, *pixels, tokens]
+    digest = hashlib.sha256(repr((settings, paths, states)).encode())
+    for name, value in network.get_submodule("image").state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    target = folder / f"{model.name}-{digest.hexdigest()[:16]}.npy"
+    if target.is_file():
+        return target
+    print_line(f"features of {len(paths)} images: {target}")
     features: np.ndarray | None = None
     network.to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
+    with atomic_write(target) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
                 values = network.encode_image(batch["image"].to(device)).float().cpu().numpy()
             if features is None:
-                shape = (len(data.used_rows), *values.shape[1:])
+                shape = (len(paths), *values.shape[1:])
                 features = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
             features[batch["row"].numpy()] = values
-    return file
-
-
-def _digest(config: Config, data: LesionData, image: nn.Module) -> str:
-    """Return a digest of everything that the features depend on."""
-    model, tokens = config.model, FUSIONS[config.fusion.name].tokens
-    finder = data.finder.digest if data.finder else None
-    pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
-    settings: list[Any] = [model.name, model.args, *pixels, tokens]
-    paths = data.cohort["path"].iloc[data.used_rows].tolist()
-    files = dict.fromkeys(path.partition("#")[0] for path in paths)
-    states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
-    digest = hashlib.sha256(repr((settings, paths, states)).encode())
-    for name, value in image.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return target

@@ -70,7 +70,7 @@ def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
     if not file.is_file():
         return
     before, now = (
-        # Which training rows data.limit took does not matter to the evaluation.
+        # It does not matter to the evaluation which training rows data.limit took.
         table.set_index("image_id")[column].astype(str).replace(UNUSED, "train").sort_index()
         for table in (pd.read_csv(file, dtype={"image_id": str}), cohort)
     )

@@ -20,7 +20,7 @@ Batch = dict[str, Tensor]
 
 
 class Loss(nn.Module, ABC):
-    """Base of every loss.
+    """Base of every loss; the argument `counts` is the number of training rows of each class.
 
     Attributes:
         weights: factor of each class, (classes,), for the prior correction. Margins and foci have
@@ -58,7 +58,6 @@ class LabelSmoothing(CrossEntropy):
     """Cross-entropy against smoothed targets (Szegedy et al. 2016).
 
     Args:
-        counts: rows of each class.
         smoothing: share of the target that is spread over all classes, 0 to 1.
     """
 
@@ -72,7 +71,6 @@ class WeightedCrossEntropy(Loss):
     """Cross-entropy with class weights (rows / (classes * count)) ** power.
 
     Args:
-        counts: rows of each class.
         power: 0 to 2; 0 is cross-entropy, 1 makes the classes equal.
     """
 
@@ -91,7 +89,6 @@ class Focal(Loss):
     """Focal loss (Lin et al. 2017), -alpha (1 - p)^gamma log p of the true class.
 
     Args:
-        counts: rows of each class.
         gamma: focus on hard rows, 0 to 10; 0: cross-entropy.
         alpha: one weight a class, or the weight of the last of two classes; None: equal.
     """
@@ -118,7 +115,6 @@ class LDAM(Loss):
     "Learning imbalanced datasets with label-distribution-aware margin loss", arXiv:1906.07413.
 
     Args:
-        counts: rows of each class.
         margin: of the rarest class, 0 to 10; others fall with the fourth root of their counts.
         scale: of the logits, above 0 and at most 100. The paper's 30 is for logits that are
             cosines; a linear head learns its own scale.
@@ -153,7 +149,6 @@ class Asymmetric(Loss):
     "Asymmetric loss for multi-label classification", arXiv:2009.14119.
 
     Args:
-        counts: rows of each class.
         gamma_negative: focus on hard rows of the most frequent class, 0 to 10.
         gamma_positive: focus on hard rows of the other classes, 0 to 10.
         margin: rows of the most frequent class have no loss if the probability of the other

@@ -63,11 +63,8 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, monitor: str) -> Any:
     """Return the schedule as Lightning expects it: by step, or for plateau by epoch.
 
-    Args:
-        optimizer: its rates are the highest ones.
-        config: shape and bounds.
-        steps: number of steps of the whole run.
-        monitor: name of the value that plateau watches; a loss should fall, others should rise.
+    `steps` is the number of steps of the whole run, `monitor` the name of the value that plateau
+    watches: a loss should fall, others should rise.
     """
     if config.name == "plateau":
         mode: Any = "min" if monitor.endswith("loss") else "max"
@@ -147,12 +144,11 @@ class BaseModule(pl.LightningModule):
         monitor = self._config.trainer.monitor
         for name, value in values.items():
             self.log(f"val/{name}", value, prog_bar=f"val/{name}" == monitor)
-        if monitor.removeprefix("val/") in values:
-            return
-        if not self.undefined and self.trainer.is_global_zero:
-            warn(f"validation rows of one kind leave {monitor} undefined; val/loss replaces it")
-        self.undefined = monitor
-        self.log(monitor, -values["loss"], logger=False)  # for early stopping and checkpoints
+        if monitor.removeprefix("val/") not in values:
+            if not self.undefined and self.trainer.is_global_zero:
+                warn(f"validation rows of one kind leave {monitor} undefined; val/loss replaces it")
+            self.undefined = monitor
+            self.log(monitor, -values["loss"], logger=False)  # for early stopping and checkpoints
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser, and its schedule over the whole run."""
@@ -185,11 +181,7 @@ class BaseModule(pl.LightningModule):
 
 
 class RowCollector(Metric):
-    """Values of every row of a split, gathered over ranks, each row once.
-
-    Args:
-        names: names of the values, in the order of `update`'s arguments.
-    """
+    """Values of every row of a split, by name, gathered over ranks, each row once."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -201,7 +193,7 @@ class RowCollector(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, rows: Int[Tensor, " b"], *values: Shaped[Tensor, "b ..."]) -> None:
-        """Add a batch; floating-point values are stored in 32 bit."""
+        """Add a batch of values in the order of their names, floating-point ones in 32 bit."""
         self.rows.append(rows)
         for name, value in zip(self.names, values, strict=True):
             is_float = value.is_floating_point()
@@ -299,8 +291,9 @@ def validation_metrics(
     present = sorted(set(targets.tolist()))
     classes = probabilities.shape[1]
     recalls = multiclass_accuracy(probabilities, targets, num_classes=classes, average="none")
-    malignancy = probabilities[:, list(positive)].sum(dim=1).clamp(max=1)
-    is_malignant = torch.isin(targets, torch.tensor(list(positive), device=targets.device)).long()
+    columns = torch.tensor(list(positive), device=targets.device)
+    malignancy = probabilities[:, columns].sum(dim=1).clamp(max=1)
+    is_malignant = torch.isin(targets, columns).long()
     metrics = {"balanced_accuracy": recalls[present].mean()}
     if len(present) > 1:
         aurocs = [binary_auroc(probabilities[:, k], (targets == k).long()) for k in present]

@@ -40,18 +40,24 @@ THREADS: Final = torch.get_num_threads()
 def build_trainer(config: Config, run: Path) -> pl.Trainer:
     """Build the trainer of one fold, with its callbacks and loggers."""
     options = config.trainer
-    accelerator = _choose_accelerator(options.accelerator)
+    has_gpu = torch.cuda.is_available()
+    if options.accelerator == "gpu" and not has_gpu:
+        raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
+    accelerator = "gpu" if has_gpu and options.accelerator != "cpu" else "cpu"
     devices, nodes = _count_processes(options.devices, accelerator)
     is_ddp = options.strategy == "ddp" or devices * nodes > 1
     if options.sync_batchnorm and is_ddp and accelerator == "cpu":
         raise InputError("trainer.sync_batchnorm=true: torch supports it on GPUs only")
+    # During head_epochs the image network has no gradients to wait for.
+    has_unused, timeout = config.optimizer.head_epochs > 0, timedelta(minutes=options.timeout)
+    ddp = DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
     # Without torchrun Lightning starts the processes, also within the job of a cluster.
     environments = [] if is_torchrun() else [LightningEnvironment()]
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=_build_ddp(config) if is_ddp else "auto",
+        strategy=ddp if is_ddp else "auto",
         precision=_choose_precision(options.precision, accelerator),
         max_epochs=options.max_epochs,
         accumulate_grad_batches=options.accumulate,
@@ -161,38 +167,20 @@ def _build_callbacks(config: Config, folder: Path) -> list[Callback]:
     return [*average, stopping, checkpoints, *lines]
 
 
-def _build_ddp(config: Config) -> DDPStrategy:
-    return DDPStrategy(
-        timeout=timedelta(minutes=config.trainer.timeout),
-        # During head_epochs the image network has no gradients to wait for.
-        find_unused_parameters=config.optimizer.head_epochs > 0,
-    )
-
-
-def _choose_accelerator(setting: str) -> str:
-    is_available = torch.cuda.is_available()
-    if setting == "gpu" and not is_available:
-        raise InputError("trainer.accelerator=gpu: no GPU is available here; use trainer=cpu")
-    return "gpu" if is_available and setting != "cpu" else "cpu"
-
-
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
     """Return the processes on this machine, and the machines; torchrun has chosen both."""
-    if not is_torchrun():
-        return _count_devices(setting, accelerator), 1
-    local, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if setting not in ("auto", local):
-        raise InputError(f"trainer.devices={setting}: torchrun started {local} processes here")
-    return _count_devices(local, accelerator), total // local
-
-
-def _count_devices(setting: int | str, accelerator: str) -> int:
-    available = torch.cuda.device_count()
+    machines = 1
+    if is_torchrun():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        if setting not in ("auto", local):
+            raise InputError(f"trainer.devices={setting}: torchrun started {local} processes here")
+        setting, machines = local, int(os.environ["WORLD_SIZE"]) // local
+    available = torch.cuda.device_count() if accelerator == "gpu" else 1
     if setting == "auto":
-        return available if accelerator == "gpu" else 1
+        return available, machines
     if accelerator == "gpu" and int(setting) > available:
         raise InputError(f"trainer.devices={setting}: this machine has {available} GPUs")
-    return int(setting)
+    return int(setting), machines
 
 
 def _choose_precision(setting: str, accelerator: str) -> Any:
