@@ -35,11 +35,7 @@ def overlaps(overlap: Areas, predicted: Areas, true: Areas) -> pd.DataFrame:
 
 
 def mean_overlaps(
-    scores: pd.DataFrame,
-    patients: Shaped[np.ndarray, " n"],
-    *,
-    resamples: int,
-    confidence: float,
+    scores: pd.DataFrame, patients: Shaped[np.ndarray, " n"], *, resamples: int, confidence: float
 ) -> dict[str, Any]:
     """Return means over images with bootstrap intervals over patients, for `metrics.json`.
 

@@ -12,12 +12,7 @@ from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    EarlyStopping,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -68,10 +63,7 @@ class History(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         self._rows = [row for row in self._rows if _is_valid(row, step, values.keys())]
         self._rows += [[epoch, str(step), name, f"{value:.9g}"] for name, value in values.items()]
-        with (
-            atomic_write(self._path) as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
+        with atomic_write(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("epoch", "step", "name", "value"), *self._rows])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from skinmm.config import Component, Config, build_component, check_component, read_config
+from skinmm.config import Config, build_component, check_component, read_config
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.sampling import SAMPLERS
 from skinmm.errors import warn
@@ -69,13 +69,10 @@ def check_components(config: Config) -> None:
     check_component(AUGMENTS, "augment", config.augment, context=("size",))
     check_component(SAMPLERS, "sampler", config.sampler)
     check_component(MIXES, "mix", config.mix)
-    optimizer = Component(config.optimizer.name, config.optimizer.args)
+    optimizer, parameters = config.optimizer, [torch.nn.Parameter(torch.zeros(1))]
     check_component(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
     # Lightning builds the optimiser after the run has started; bad arguments have to fail here.
-    parameters = [torch.nn.Parameter(torch.zeros(1))]
-    build_component(
-        OPTIMIZERS, "optimizer", config.optimizer, params=parameters, lr=config.optimizer.lr
-    )
+    build_component(OPTIMIZERS, "optimizer", optimizer, params=parameters, lr=optimizer.lr)
 
 
 def is_finished(config: Config, path: Path) -> bool:

@@ -149,7 +149,7 @@ def announce(
         warn(warning)
     # SyncBatchNorm would wait for the other processes, which do not take these steps.
     if config.trainer.progress and not config.trainer.sync_batchnorm:
-        duration = expected_duration(module, data, trainer, config.trainer.max_epochs)
+        duration = expected_duration(module, data, trainer)
         print_line(f"expected duration: about {duration} to train")
     if run.is_resumed and not run.last_checkpoint:
         print_line("no checkpoint was written yet: the run starts again")

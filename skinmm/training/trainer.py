@@ -108,9 +108,7 @@ def silence_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def expected_duration(
-    module: Classifier, data: LesionData, trainer: pl.Trainer, epochs: int
-) -> str:
+def expected_duration(module: Classifier, data: LesionData, trainer: pl.Trainer) -> str:
     """Predict the training time from three training steps of a copy of the network.
 
     Loader processes read a batch while another one is computed, so the slower of the two counts.
@@ -136,6 +134,7 @@ def expected_duration(
             seconds.append(time.perf_counter() - start)
     # A row of the validation costs a quarter of one of the training: no gradients, 16 bit.
     batches = len(loader) + 0.25 * len(data.rows("val")) / (loader.batch_size or 1)
+    epochs = trainer.max_epochs or 1
     total = epochs * batches * max(min(seconds[1:]), reading) / trainer.world_size
     for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
         if total >= 2 * size:
