@@ -40,7 +40,6 @@ EVALUATION_SIZE: Final = 256
 """Side of the square on which masks are compared, pixels."""
 AREAS: Final = ("overlap", "predicted", "true")
 """Pixels in both masks, in the network's mask, and in the true one."""
-HALF: Final = 127
 
 
 def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -57,10 +56,8 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
     network = build_segmenter(config, pretrained=True)
     settings = to_mapping(replace(config, resume=None, overwrite=False))
-    steps = list(config.data.preprocess)
-    card = Card(
-        settings, [], [], encoder={}, initialisation=network.origin, prior={}, preprocess=steps
-    )
+    card = Card(settings, [], [], encoder={}, initialisation=network.origin, prior={})
+    card.preprocess[:] = config.data.preprocess
     module = MaskModule(network, card, config)
 
     open_run(run, config.trainer.timeout)
@@ -150,7 +147,7 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
-    return (decode(data, size=size)[None, ..., 0] > HALF).astype(np.uint8)
+    return (decode(data, size=size)[None, ..., 0] > 127).astype(np.uint8)  # noqa: PLR2004  (half of white)
 
 
 class MaskData(FoldData):
@@ -186,10 +183,9 @@ class MaskData(FoldData):
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         """Return the samples of some rows of the cohort."""
-        columns: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
-        return MaskDataset(
-            columns["image_id"], columns["path"], columns["mask"], self._view, self.transform
-        )
+        table: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
+        columns = (table[name] for name in ("image_id", "path", "mask"))
+        return MaskDataset(*columns, self._view, self.transform)
 
 
 def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
@@ -207,11 +203,7 @@ def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Flo
 
 
 class MaskModule(BaseModule):
-    """Trains a `Segmenter`.
-
-    Attributes:
-        test_areas: `AREAS` of the last test, (n,) each, in order of rows.
-    """
+    """Trains a `Segmenter`; `test_areas` are `AREAS` of the last test, (n,) in order of rows."""
 
     network: Segmenter
     test_areas: tuple[Tensor, ...]

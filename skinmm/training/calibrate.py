@@ -92,12 +92,8 @@ def fit_decision(
 ) -> FittedDecision:
     """Fit the calibration, then the threshold and the referral rules, on validation rows alone.
 
-    Args:
-        val: outputs of the validation split.
-        classes: names, in the order of the probabilities.
-        positive: the classes that count as malignant.
-        prior: class shares in training and in use, under `trained` and `deployed`.
-        config: methods and their parameters.
+    The classes are in the order of the probabilities; `positive` ones count as malignant. `prior`
+    are the class shares in training and in use, under `trained` and `deployed`.
     """
     calibration = fit_calibration(
         val.probabilities,

@@ -139,8 +139,8 @@ def write_explanations(fold: TrainedFold) -> None:
             drawing = reasons.draw(source.data, source.frame, SIDE)
             if drawing is not None:
                 Image.fromarray(drawing).save(folder / picture, quality=80)
-            added = reasons.contributions.added
-            explanations[str(image_id)] = {"picture": picture, "added": added}
+            explanation = {"picture": picture, "added": reasons.contributions.added}
+            explanations[str(image_id)] = explanation
     write_json(folder / "mistakes.json", explanations)
 
 

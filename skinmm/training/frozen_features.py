@@ -3,7 +3,6 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,8 +18,6 @@ from skinmm.models.network import Network, full_precision
 from skinmm.training.run_folder import RunFolder
 from skinmm.training.trainer import set_threads
 
-VECTORS: Final = 2  # dimensions of features that are one vector an image
-
 
 def load_features(
     config: Config, data: LesionData, network: Network, trainer: pl.Trainer, run: RunFolder
@@ -32,7 +29,7 @@ def load_features(
     file = cache_features(config, data, network, trainer.strategy.root_device, folder)
     features = np.load(file, mmap_mode="r")
     data.use_features(features)
-    if features.ndim == VECTORS:
+    if features[0].ndim == 1:  # one vector an image, no tokens
         set_threads(has_images=False)
 
 

@@ -62,10 +62,8 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
 def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
     """Require that a run continues with the rows and parts that it started with.
 
-    Args:
-        file: the run's cohort.csv; nothing is checked if it does not exist.
-        cohort: canonical rows of the continued run.
-        column: `part`, or `fold` for the run of another fold.
+    `file` is the run's cohort.csv; nothing is checked if it does not exist. `column` is `part`, or
+    `fold` for the run of another fold.
     """
     if not file.is_file():
         return
