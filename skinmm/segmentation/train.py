@@ -56,8 +56,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
     network = build_segmenter(config, pretrained=True)
     settings = to_mapping(replace(config, resume=None, overwrite=False))
-    card = Card(settings, [], [], encoder={}, initialisation=network.origin, prior={})
-    card.preprocess[:] = config.data.preprocess
+    card = Card(settings, [], [], {}, network.origin, {}, preprocess=[*config.data.preprocess])
     module = MaskModule(network, card, config)
 
     open_run(run, config.trainer.timeout)
@@ -147,7 +146,7 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
-    return (decode(data, size=size)[None, ..., 0] > 127).astype(np.uint8)  # noqa: PLR2004  (half of white)
+    return decode(data, size=size)[None, ..., 0] // 128
 
 
 class MaskData(FoldData):

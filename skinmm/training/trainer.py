@@ -134,9 +134,8 @@ def expected_duration(module: Classifier, data: LesionData, trainer: pl.Trainer)
             seconds.append(time.perf_counter() - start)
     # A row of the validation costs a quarter of one of the training: no gradients, 16 bit.
     batches = len(loader) + 0.25 * len(data.rows("val")) / (loader.batch_size or 1)
-    total = (
-        (trainer.max_epochs or 1) * batches * max(min(seconds[1:]), reading) / trainer.world_size
-    )
+    epochs = trainer.max_epochs or 1
+    total = epochs * batches * max(min(seconds[1:]), reading) / trainer.world_size
     for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
         if total >= 2 * size:
             return f"{total / size:.{digits}f} {unit}"
