@@ -140,7 +140,7 @@ class FoldData(pl.LightningDataModule):
 
     @property
     def is_on_gpu(self) -> bool:
-        """Whether the trainer runs on a GPU."""
+        """Return whether the trainer runs on a GPU."""
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def state_dict(self) -> dict[str, int]:
@@ -181,7 +181,7 @@ class LesionData(FoldData):
         positive: the classes that count as malignant.
         encoder: of the record, fitted on training rows alone.
         fitted_on: image ids of the rows that `encoder` was fitted on.
-        steps: of preprocessing; those of a pack's images come first.
+        steps: of preprocessing; the steps of a pack's images come first.
         finder: finds lesions, if `data.segmenter` names its checkpoint.
         inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
     """
@@ -224,7 +224,7 @@ class LesionData(FoldData):
 
     @property
     def decodes_images(self) -> bool:  # type: ignore[override]
-        """Whether loaders decode images."""
+        """Return whether loaders decode images."""
         return "image" in self.inputs and self._features is None
 
     def use_features(self, features: Float32[np.ndarray, "n *tokens dim"]) -> None:
@@ -268,7 +268,7 @@ class LesionData(FoldData):
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps, those of a pack's images first, and the lesion finder."""
+    """Return the preprocessing steps, starting with a pack's own, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
     done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)

@@ -202,7 +202,7 @@ def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Flo
 
 
 class MaskModule(BaseModule):
-    """Trains a `Segmenter`; `test_areas` are `AREAS` of the last test, (n,) in order of rows."""
+    """Training of a `Segmenter`; `test_areas` are `AREAS` of the last test, each (n,)."""
 
     network: Segmenter
     test_areas: tuple[Tensor, ...]

@@ -27,7 +27,7 @@ SEVERAL: Final = "best-epoch=*.ckpt"
 
 
 class History(Logger):
-    """Writes `history.csv`, a line for every logged value: epoch, step, name, value."""
+    """Logger of `history.csv`, a line for every logged value: epoch, step, name, value."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class History(Logger):
 
 
 class EpochLines(Callback):
-    """Prints a line an epoch: training loss, validation loss, monitored value and duration."""
+    """Printed line an epoch: training loss, validation loss, monitored value and duration."""
 
     def __init__(self, monitor: str) -> None:
         self._monitor = monitor
@@ -107,7 +107,7 @@ class Patience(EarlyStopping):
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Writes `best.ckpt` by the monitored value, and `last.ckpt` for `resume=`.
+    """Checkpoints `best.ckpt`, by the monitored value, and `last.ckpt`, for `resume=`.
 
     `last.ckpt` is written after every epoch and, within an epoch, every so many minutes and on
     Ctrl-C, always between two steps. Rank 0 writes it without waiting for other processes. No
@@ -229,7 +229,7 @@ def _update_average(
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes every checkpoint to a temporary file and renames it."""
+    """Checkpoint files that are written under a temporary name and renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
         """Save atomically."""

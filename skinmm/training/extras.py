@@ -54,7 +54,7 @@ class TrainedFold:
 
 
 class MissingColumnsPass(pl.LightningModule):
-    """Predicts rows with some record columns missing; computes the image features of a row once.
+    """Prediction of rows with record columns missing; the features of an image are computed once.
 
     Attributes:
         counts: numbers of missing columns.

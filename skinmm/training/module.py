@@ -208,14 +208,14 @@ class RowCollector(Metric):
         return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
     def take(self) -> tuple[Tensor, ...]:
-        """Return what `compute` returns, and reset; a single row keeps its dimension."""
+        """Return the values and reset; one row, which torchmetrics squeezes, is (1,) again."""
         values = tuple(value if value.ndim else value[None] for value in self.compute())
         self.reset()
         return values
 
 
 class Classifier(BaseModule):
-    """Trains a `Network` on images and records.
+    """Training of a `Network` on images and records.
 
     Attributes:
         test_outputs: log-probabilities (n, classes), targets (n,) and fused features (n, dim) of

@@ -52,12 +52,12 @@ class RunFolder:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the run continues an earlier one."""
+        """Return whether the run continues an earlier one."""
         return self.config.resume is not None
 
     @property
     def is_finished(self) -> bool:
-        """Whether metrics.json, which is written last, exists."""
+        """Return whether metrics.json, which is written last, exists."""
         return (self.path / "metrics.json").is_file()
 
     @property
