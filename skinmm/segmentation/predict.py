@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -17,8 +16,6 @@ from skinmm.images.finder import strip_suffix
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import check_paths, count_workers, find_image_folder, require_images
 from skinmm.predict.pipeline import MIN_SIDE, TableBatch
-
-ROWS: Final = 256  # of a table that are read at a time
 
 
 def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
@@ -40,7 +37,7 @@ def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
     done = failed = 0
     workers = max(count_workers(config.workers), 1)
     with ThreadPoolExecutor(workers) as pool, tqdm(unit=" masks", disable=None) as bar:
-        for table in read_input(config.input, ROWS):
+        for table in read_input(config.input, 256):  # rows at a time
             names = TableBatch(table, [], needs_image=True).cells["image_id"]
             for error in pool.map(write, names):
                 if error:

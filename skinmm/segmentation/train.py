@@ -75,8 +75,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = {"schema": SCHEMA, **facts}
     (run.path / "predictions").mkdir(exist_ok=True)
     for part, table in scores.items():
-        file = run.path / "predictions" / f"{part}.csv"
-        table.to_csv(file, index=False, float_format="%.9g")
+        table.to_csv(run.path / "predictions" / f"{part}.csv", index=False, float_format="%.9g")
         metrics[part] = mean_overlaps(
             table[["dice", "jaccard"]],
             table["patient_id"].to_numpy(),
@@ -224,8 +223,7 @@ class MaskModule(BaseModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Return the loss of a batch, in 32 bit whatever the network's precision is."""
-        logits = self(batch)
-        return self.accumulate_loss(dice_bce(logits, batch["mask"]), len(logits))
+        return self.accumulate_loss(dice_bce(self(batch), batch["mask"]), len(batch["mask"]))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Collect areas and losses, in training precision, because they only steer the run."""

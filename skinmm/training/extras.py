@@ -1,7 +1,6 @@
 """Optional results of a trained fold: curves of missing columns, explanations, W&B upload."""
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -196,12 +195,7 @@ def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     }
 
 
-EXTRAS: Final[tuple[Callable[[TrainedFold], dict[str, Predictions]], ...]] = (
-    predict_missing_columns,
-    explain_mistakes,
-)
+EXTRAS: Final = (predict_missing_columns, explain_mistakes)
 """Functions that `train_fold` calls on all processes before the evaluation."""
-AFTER_REPORT: Final[tuple[Callable[[Config, RunFolder, pl.Trainer], None], ...]] = (
-    upload_to_wandb,
-)
+AFTER_REPORT: Final = (upload_to_wandb,)
 """Functions that `train_fold` calls on rank 0 when metrics and report are written."""
