@@ -74,7 +74,7 @@ class EpochLines(Callback):
         self._monitor = monitor
         self._started = 0.0
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         """Start the clock; a run resumed within an epoch calls only this hook."""
         self._started = time.monotonic()
 
