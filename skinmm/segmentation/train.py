@@ -181,9 +181,9 @@ class MaskData(FoldData):
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         """Return the samples of some rows of the cohort."""
-        table: dict[Any, Any] = self.cohort.iloc[rows].to_dict("list")
-        columns = (table[name] for name in ("image_id", "path", "mask"))
-        return MaskDataset(*columns, self._view, self.transform)
+        table = self.cohort.iloc[rows]
+        image_ids, paths, masks = (table[name].tolist() for name in ("image_id", "path", "mask"))
+        return MaskDataset(image_ids, paths, masks, self._view, self.transform)
 
 
 def dice_bce(logits: Float[Tensor, "b h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
