@@ -14,37 +14,55 @@ Columns = Mapping[str, np.ndarray]
 Table = pd.DataFrame | Columns
 
 COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "image_id": ("image_id", "image_name", "isic_id", "image", "path", "img_id"),
-    "patient_id": ("patient_id", "patient"),
+    "image_id": (
+        *("image_id", "image_name", "isic_id", "image", "path", "img_id", "filename", "file_name"),
+        *("image_path", "image_file"),
+    ),
+    "patient_id": ("patient_id", "patient", "subject_id", "subject"),
     "lesion_id": ("lesion_id", "lesion"),
-    "age": ("age", "age_approx", "age_approximate"),
-    "sex": ("sex", "gender"),
+    "age": ("age", "age_approx", "age_approximate", "age_years", "patient_age"),
+    "sex": ("sex", "gender", "patient_sex"),
     "site": (
-        "site",
-        "anatom_site_general_challenge",
-        "anatom_site_general",
-        "localization",
-        "region",
+        *("site", "anatom_site_general_challenge", "anatom_site_general", "localization"),
+        *("region", "anatom_site", "anatomic_site", "body_site", "body_part", "localisation"),
     ),
     "diagnosis": ("diagnosis", "dx", "diagnostic"),
     "target": ("target", "malignant", "melanoma"),
 }
-"""Canonical column -> its names in public tables, in order of precedence."""
+"""Canonical column -> its names in public tables, in order of precedence. Case, blanks and
+punctuation do not count: `Patient-ID` is `patient_id`."""
 MALIGNANT: Final = ("akiec", "bcc", "mel", "scc")
 MAX_AGE: Final = 120.0  # years
 
 _EMPTY: Final = {"", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified"}
 _SEX_WORDS: Final[dict[str, tuple[str, ...]]] = {"female": ("f", "woman"), "male": ("m", "man")}
+# Words of ISIC, MILK10k, HAM10000, BCN20000, HIBA, Derm7pt and PAD-UFES-20, and the terms of
+# DICOM PS3.16 annex L, in the singular and without laterality.
 _SITE_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    "head/neck": ("head", "neck", "face", "scalp", "ear", "nose", "lip"),
-    "lower extremity": ("lower limb", "leg", "thigh", "foot"),
-    "oral/genital": ("oral", "genital", "mucosa"),
-    "palms/soles": ("palm", "palms", "sole", "soles", "acral"),
-    "torso": (
-        *("anterior torso", "posterior torso", "lateral torso", "trunk", "back"),
-        *("chest", "abdomen", "buttock", "torso front", "torso back"),
+    "head/neck": (
+        *("head", "neck", "headneck", "head neck", "head neck face", "face", "scalp", "ear"),
+        *("external ear", "nose", "lip", "cheek", "chin", "eyebrow", "eyelid", "forehead"),
+        *("jaw", "mandible", "maxilla", "temple", "skull", "zygoma"),
     ),
-    "upper extremity": ("upper limb", "arm", "forearm", "hand"),
+    "lower extremity": (
+        *("lower limb", "lowerlimb", "lower leg", "lowerleg", "leg", "thigh", "foot", "ankle"),
+        *("calf", "heel", "knee", "shin", "toe", "extremity lower", "popliteal fossa"),
+    ),
+    "oral/genital": (
+        *("oral", "genital", "genital area", "mucosa", "mouth", "tongue", "palate", "penis"),
+        *("vulva", "scrotum", "oral cavity", "perineum", "anus"),
+    ),
+    "palms/soles": ("palm", "sole", "acral", "palm sole", "palms soles"),
+    "torso": (
+        *("anterior torso", "posterior torso", "lateral torso", "trunk", "back", "chest"),
+        *("abdomen", "buttock", "torso front", "torso back", "breast", "flank", "thorax"),
+        *("axilla", "groin", "chestabdomen", "abdomenpelvis", "pelvis"),
+        *("clavicle", "scapula", "sternum", "umbilicus", "gluteus"),
+    ),
+    "upper extremity": (
+        *("upper limb", "upperlimb", "upper arm", "upperarm", "arm", "forearm", "hand", "elbow"),
+        *("finger", "thumb", "wrist", "shoulder", "extremity upper", "antecubital fossa"),
+    ),
 }
 _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "akiec": ("ak", "ack", "actinic keratosis", "solar keratosis", "bowen's disease"),
@@ -93,8 +111,13 @@ def parse_sex(value: Any) -> str | None:
 
 
 def parse_site(value: Any) -> str | None:
-    """Return one of `SITES` for a word of ISIC, HAM10000, PAD-UFES-20 or DICOM, or None."""
-    return _SITE.get(re.sub(r" ?(&|/|\band\b) ?", "/", _normalise(value)))
+    """Return one of `SITES` for a word of a public dataset or DICOM, or None.
+
+    Plurals, and `left` or `right` before or after the word, are accepted.
+    """
+    word = re.sub(r" ?(&|/|\band\b) ?", "/", _normalise(value))
+    word = re.sub(r"^(left|right|bilateral) | (left|right)$", "", word)
+    return _SITE.get(word) or _SITE.get(word.removesuffix("s"))
 
 
 def parse_diagnosis(value: Any) -> str | None:
@@ -141,12 +164,18 @@ def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarra
     return column, np.array([cell in invalid for cell in cells], np.bool_)
 
 
+def column_key(name: Any) -> str:
+    """Return the letters and digits of a column name in lower case, by which it is compared."""
+    return re.sub(r"[\W_]+", "", str(name).lower())
+
+
 def match_columns(names: Iterable[Any]) -> dict[Any, str]:
     """Return the canonical name of each column with a known name; other columns are left out."""
-    present, matches = {*names}, {}
+    matches, by_key = {}, {column_key(name): name for name in names}
     for canonical, public_names in COLUMN_NAMES.items():
-        if name := next((name for name in public_names if name in present), None):
-            matches[name] = canonical
+        keys = map(column_key, public_names)
+        if key := next((key for key in keys if key in by_key), None):
+            matches[by_key[key]] = canonical
     return matches
 
 
