@@ -81,6 +81,10 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
 }
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 
+_TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1"), "true") | dict.fromkeys(
+    ("false", "no", "n", "f", "0"), "false"
+)
+
 SEXES: Final = tuple(_SEX_WORDS)
 SITES: Final = tuple(_SITE_WORDS)
 CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
@@ -150,6 +154,22 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
     return np.asarray(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
 
 
+def has_ambiguous_comma(cell: Any) -> bool:
+    """Return whether a comma can be a decimal comma or a thousands separator: `1,033`."""
+    return re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", str(cell).strip()) is not None
+
+
+def has_decimal_comma(cell: Any) -> bool:
+    """Return whether a number has a comma that can only be a decimal comma: `0,5`."""
+    is_number = re.fullmatch(r"[+-]?\d+,\d+", str(cell).strip()) is not None
+    return is_number and not has_ambiguous_comma(cell)
+
+
+def parse_truth(value: Any) -> str | None:
+    """Return `true` or `false` for true, yes, y, t, 1 and their opposites in any case, or None."""
+    return _TRUTH.get(str(value).strip().lower())
+
+
 def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Convert a column `age`, `sex` or `site` to the vocabulary.
 
@@ -185,8 +205,13 @@ def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def normalise_name(value: Any) -> Any:
-    """Return the form in which patient and lesion names are compared: NFC, stripped of spaces."""
-    return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
+    """Return the form in which patient and lesion names are compared.
+
+    It is in NFC, without blanks around it, and without `.0` after a number.
+    """
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", value).strip())
 
 
 def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":

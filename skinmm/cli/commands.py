@@ -76,6 +76,8 @@ def run_audit(config: schemas.AuditConfig) -> int:
     for file in (page, summary):
         require_new_output("output", file, overwrite=config.overwrite)
     loaded = load_cohort(data)
+    for note in loaded.notes:
+        print_line(note)
     table = require_images(loaded, data.missing, needed=config.near)
     near, facts = None, dict[str, Any](absent=describe_missing_images(table, loaded.searched))
     if config.near:
@@ -104,7 +106,10 @@ def run_explore(config: schemas.ExploreConfig) -> int:
 
     output = Path(config.output)
     require_new_output("output", output, overwrite=config.overwrite)
-    table = require_images(load_cohort(config.data), config.data.missing, needed=False)
+    loaded = load_cohort(config.data)
+    for note in loaded.notes:
+        print_line(note)
+    table = require_images(loaded, config.data.missing, needed=False)
     write_cohort_page(_to_cohort(table, config.data), output, examples=config.examples)
     print_line(f"page: {output}")
     return 0

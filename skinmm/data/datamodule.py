@@ -199,7 +199,9 @@ class LesionData(FoldData):
         if hasattr(self, "cohort"):
             return
         data = self.config.data
-        table = require_images(load_cohort(data), data.missing, needed="image" in self.inputs)
+        cohort = load_cohort(data)
+        self.notes = cohort.notes
+        table = require_images(cohort, data.missing, needed="image" in self.inputs)
         self.classes = list_classes(table, data)
         self.positive = list_positive_classes(self.classes, data)
         self.split_cohort(add_measurements(table, data.columns, self.finder, MAX_WORKERS))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers
+from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers, parse_truth
 
 _REASONS: Final[dict[str, str]] = {
     "it is the answer, or a synonym of it": (
@@ -67,6 +68,15 @@ class _Column:
     @property
     def width(self) -> int:
         return 2 if self.kind == "numeric" else len(self.values) + 1
+
+    @cached_property
+    def _slots(self) -> dict[str, int]:
+        return {value: slot for slot, value in enumerate(self.values)}
+
+    def find(self, cell: Any) -> int:
+        """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""
+        slot = self._slots.get(str(cell), -1)
+        return slot if slot >= 0 else self._slots.get(parse_truth(cell) or "", -1)
 
 
 class RecordEncoder:
@@ -128,10 +138,9 @@ class RecordEncoder:
                 block[is_known, 0] = (numbers[is_known] - column.mean) / column.scale
                 block[~is_known, 1] = 1
             else:
-                slots = {value: slot for slot, value in enumerate(column.values)}
                 # The last slot is for missing and unknown values.
                 pairs = zip(cells, pd.isna(cells), strict=True)
-                indices = [-1 if empty else slots.get(str(cell), -1) for cell, empty in pairs]
+                indices = [-1 if empty else column.find(cell) for cell, empty in pairs]
                 block[np.arange(len(block)), indices] = 1
         return encoded
 
@@ -141,7 +150,7 @@ class RecordEncoder:
         if column.kind == "numeric":
             unusable = ~np.isfinite(parse_numbers(cells))
         else:
-            unusable = np.array([str(cell) not in column.values for cell in cells], np.bool_)
+            unusable = np.array([column.find(cell) < 0 for cell in cells], np.bool_)
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
 
     def to_state(self) -> dict[str, Any]:

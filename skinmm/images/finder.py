@@ -18,6 +18,11 @@ def list_files(folders: Iterable[Path]) -> list[str]:
     return files
 
 
+def is_litter(*parts: str) -> bool:
+    """Return whether a path is hidden, or a copy that macOS makes in archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
 def strip_suffix(name: str) -> str:
     """Return a file name without its suffix, if that is one of an image."""
     # os.path: pathlib is six times as slow, which matters for a million files.

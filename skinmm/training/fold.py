@@ -143,6 +143,8 @@ def announce(
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
     print_line(f"{rows}; classes: {', '.join(data.classes)}")
+    for note in data.notes:
+        print_line(f"cohort: {note}")
     name = f"image network {config.model.name}: " if module.network.image else ""
     print_line(f"{name}{module.card.initialisation}")
     for warning in list_warnings(data, module, findings):

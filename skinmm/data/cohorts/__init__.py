@@ -13,7 +13,7 @@ from skinmm.data.cohorts import public, user
 from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
-from skinmm.errors import InputError
+from skinmm.errors import InputError, warn
 from skinmm.images.finder import list_files
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
@@ -158,7 +158,12 @@ def _add_targets(cohort: CohortTable, data: DataConfig) -> pd.DataFrame:
         )
     if unlabelled.any():
         names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
-        raise InputError(f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}")
+        message = f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}"
+        if data.missing != "drop" or unlabelled.all():
+            raise InputError(f"{message}; data.missing=drop leaves them out")
+        warn(f"{message}: left out")
+        rows, target = rows[~unlabelled].reset_index(drop=True), target[~unlabelled]
+        target = target.reset_index(drop=True)
     if target.nunique() < 2:  # noqa: PLR2004  a classifier needs two classes
         raise InputError(
             f"data={data.name}: every row has the same target, {target.iloc[0]}; two are needed"

@@ -17,10 +17,14 @@ from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
+    has_ambiguous_comma,
+    has_decimal_comma,
     is_missing,
     map_unique,
+    normalise_name,
     parse_column,
     parse_numbers,
+    parse_truth,
     rename_columns,
 )
 
@@ -58,12 +62,14 @@ class CohortTable:
         searched: folders that were searched for images.
         unlabelled: which of `target` and `diagnosis` a user's table lacks.
         description: path and columns of that table.
+        notes: lines on columns of that table that are missing or not used.
     """
 
     rows: pd.DataFrame
     searched: tuple[Path, ...] = ()
     unlabelled: tuple[str, ...] = ()
     description: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
@@ -118,7 +124,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
                 f"allowed: {allowed}"
             )
     for name in ("patient_id", "lesion_id"):
-        rows[name] = _clear_missing(rows[name])
+        rows[name] = map_unique(_clear_missing(rows[name]), normalise_name).astype(object)
     rows = rows.assign(**{name: table[name] for name in OPTIONAL if name in table})
     if "duplicate_of" in rows:
         rows["duplicate_of"] = strip_suffixes(_clear_missing(rows["duplicate_of"]))
@@ -180,14 +186,29 @@ def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     A few words among many different numbers are refused.
     """
     cells = _clear_missing(column)
+    ambiguous = cells[cells.map(has_ambiguous_comma, na_action="ignore").eq(True)]
+    if len(ambiguous) and not cells.dropna().map(has_decimal_comma).any():
+        cell = str(ambiguous.iloc[0])
+        raise InputError(
+            f"column '{column.name}': {cell!r} can mean {cell.replace(',', '')} or "
+            f"{cell.replace(',', '.')}; write numbers without thousands separators"
+        )
     numbers = pd.Series(parse_numbers(cells), cells.index)
     words = cells[numbers.isna() & cells.notna()]
     if words.empty:
         return numbers
+    if len(truth := map_unique(cells, parse_truth).dropna()) == cells.count():
+        return truth.reindex(cells.index).astype(object)
     if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
         raise InputError(
             f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
             f"{words.iloc[0]!r}; empty the cells with unknown values"
+        )
+    if cells.nunique() > max(MAX_CODES, cells.count() / 2):
+        first = ", ".join(repr(word) for word in words.iloc[:3])
+        raise InputError(
+            f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
+            f"rows, e.g. {first}: a model needs numbers without units, or few categories"
         )
     return cells.astype(object)
 
@@ -234,7 +255,8 @@ def attach_images(
     Args:
         rows: canonical rows.
         root: folder of the dataset.
-        image_format: a key of `FORMATS`, or auto: the one with most of the images.
+        image_format: a key of `FORMATS`, or auto: the one with most of the images,
+            and any other for the rest.
         folders: folders to search under the root; missing ones are skipped.
         schema: features of TFRecord files that contain the name and the image.
     """
@@ -248,6 +270,12 @@ def attach_images(
             finder, most = candidate, count
         if most == len(image_ids):
             break
-    paths = [finder.find(name) for name in rows["image_id"]]
+    if image_format == "auto" and 0 < most < len(image_ids):  # a table may mix formats
+        others = ImageFinder(
+            files, suffixes=[s for f in FORMATS.values() for s in f], schema=schema
+        )
+        paths = [finder.find(name) or others.find(name) for name in rows["image_id"]]
+    else:
+        paths = [finder.find(name) for name in rows["image_id"]]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
     return CohortTable(rows, searched or (root,))

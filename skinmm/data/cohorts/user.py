@@ -10,7 +10,9 @@ import pandas as pd
 
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.tables import (
+    CANONICAL,
     MASK_FOLDER,
+    OPTIONAL,
     CohortTable,
     attach_images,
     read_table,
@@ -22,10 +24,17 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.images.finder import list_files
+from skinmm.images.finder import is_litter, list_files, strip_suffix
 from skinmm.images.shards import PLAIN, SUFFIXES, Schema, read_records
-from skinmm.images.source import split_frame
-from skinmm.vocabulary import rename_columns
+from skinmm.images.source import FRAME
+from skinmm.vocabulary import (
+    CONVERTERS,
+    column_key,
+    is_missing,
+    map_unique,
+    parse_diagnosis,
+    rename_columns,
+)
 
 
 def csv(
@@ -58,20 +67,113 @@ def csv(
     rows = _rename(original, columns, file)
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
-    cells = rows["image_id"]
+    cells = rows["image_id"] = map_unique(rows["image_id"], lambda cell: _to_posix(cell, root))
     paths = strip_suffixes(cells)
     names = paths.str.rsplit("/", n=1).str[-1]
     # Folders remain if names would repeat without them.
     rows["image_id"] = paths if names.nunique() < paths.nunique() else names
     unlabelled = tuple(name for name in ("target", "diagnosis") if name not in rows)
+    if "diagnosis" in rows:
+        rows["diagnosis"] = _merge_spellings(rows["diagnosis"])
     folders = [images] if isinstance(images, str) else images
     canonical = to_canonical(rows, file, data)
+    if not data.positive:  # which decides by the diagnosis alone
+        _require_consistent_targets(canonical, file)
     cohort = attach_images(canonical, root, data.format, folders, Schema(**features))
-    paths = cells.dropna()[cells.dropna().str.contains("/")]
-    files = paths[[(root / split_frame(cell)[0]).is_file() for cell in paths]]
-    cohort.rows.loc[files.index, "path"] = [str(root / cell) for cell in files]
+    cohort.rows["path"] = [
+        _locate_cell(cell, path, root, folders)
+        for cell, path in zip(cells, cohort.rows["path"], strict=True)
+    ]
     description = f"{file}: it has {', '.join(original.columns)}"
-    return replace(cohort, unlabelled=unlabelled, description=description)
+    return replace(
+        cohort,
+        unlabelled=unlabelled,
+        description=description,
+        notes=_describe_columns(original, rows, data, columns),
+    )
+
+
+def _describe_columns(
+    table: pd.DataFrame, renamed: pd.DataFrame, data: DataConfig, columns: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return lines on record and patient columns that a table lacks, and on columns not used."""
+    used = {*CANONICAL, *OPTIONAL, *data.columns}
+    unused = [name for name in table if name not in columns.values() and name in renamed]
+    unused = [name for name in unused if name not in used]
+    labelled = [
+        f"{name} (looks like a split: use +data.args.columns.part={name})"
+        if column_key(name) in ("split", "fold", "subset", "set", "partition")
+        else str(name)
+        for name in unused
+    ]
+    rest = f"; columns not used: {', '.join(labelled)}" if labelled else ""
+    notes = [
+        f"no column {name}: the record has no value of it"
+        for name in data.columns
+        if name in CONVERTERS and name not in renamed
+    ]
+    if not {"patient_id", "lesion_id"} & {*renamed.columns}:
+        notes.append(f"no column patient_id or lesion_id: every image counts as a patient{rest}")
+    elif labelled:
+        notes.append(rest.removeprefix("; "))
+    return tuple(notes)
+
+
+def _to_posix(cell: str, root: Path) -> str:
+    """Return a path of Windows with slashes, unless a file has backslashes in its name."""
+    return cell if "\\" not in cell or (root / cell).is_file() else cell.replace("\\", "/")
+
+
+def _locate_cell(cell: str, path: str | None, root: Path, folders: Sequence[str]) -> str | None:
+    """Return the file that a cell names with its folder or suffix; other files do not count.
+
+    A cell without folder and suffix, and images in TFRecord or HDF5 files, are located by name.
+    """
+    name, mark, frame = cell.partition(FRAME)
+    location = path.partition(FRAME)[0] if path else ""
+    has_folder = "/" in name
+    if "#" in location or not (has_folder or strip_suffix(name) != name):
+        return path
+    if not has_folder and Path(location).name == name:
+        return path
+    files = (root / folder / name for folder in ("", *folders))
+    file = next((file for file in files if file.is_file()), None)
+    return f"{file}{mark}{frame}" if file else None
+
+
+_ONE_CLASS: Final = ("mel", "nv", "bcc", "scc", "df")
+"""Classes whose words are spellings of one diagnosis, not subtypes."""
+
+
+def _merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Give all spellings of a class its most frequent spelling; unknown diagnoses become None."""
+    counts = cells.value_counts()
+    spellings: dict[str, str] = {}
+    for word in counts.index:
+        diagnosis = parse_diagnosis(word)
+        key = diagnosis if diagnosis in _ONE_CLASS else column_key(word)
+        spellings[word] = spellings.get(f"\0{key}", word)
+        spellings.setdefault(f"\0{key}", word)
+    return map_unique(
+        cells,
+        lambda word: None if is_missing(word) or word.lower() in _PENDING else spellings[word],
+    )
+
+
+_PENDING: Final = ("pending", "undetermined", "indeterminate", "not known", "unclear")
+
+
+def _require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
+    """Refuse melanomas with target 0 and nevi with target 1."""
+    diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
+    wrong = diagnosis.eq("mel") & rows["target"].eq(0) | diagnosis.eq("nv") & rows["target"].eq(1)
+    if wrong.any():
+        first = rows[wrong].iloc[0]
+        raise InputError(
+            f"{file}: {int(wrong.sum())} rows whose target contradicts their diagnosis, first "
+            f"{first['image_id']}: target {int(first['target'])}, {first['diagnosis']}; correct "
+            "them, or set data.positive=[...] to derive the target from the diagnosis"
+        )
 
 
 def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.DataFrame:
@@ -141,11 +243,15 @@ def image_folder(data: DataConfig) -> CohortTable:
 
 
 def _list_folders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not is_litter(f.name))
 
 
 def _list_images(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not is_litter(*file.relative_to(folder).parts)
+    )
     if not files:
         raise InputError(
             f"{folder}: no image in this class folder; add images or remove the folder"

@@ -1,0 +1,173 @@
+"""Tables of users are read as their author meant them, or refused by name."""
+
+from pathlib import Path
+
+import pytest
+from dicom_files import dicom_from_jpeg
+from miniature_cohorts import load, load_table, picture, write, write_images
+from PIL import Image
+
+from skinmm.errors import InputError
+from skinmm.predict.inputs import read_input
+from skinmm.vocabulary import match_columns
+
+NAMES = ["I0", "I1", "I2", "I3"]
+
+
+def cohort(root: Path, header: str, *rows: str) -> Path:
+    """Write a table, and images of the names in `NAMES`."""
+    write(root, "cohort.csv", "\n".join([header, *rows]) + "\n")
+    write_images(root / "images", NAMES)
+    return root
+
+
+def four(cells: str) -> list[str]:
+    """Return rows of four images: the cells, then the target."""
+    return [f"{name}.jpg,{cells},{number % 2}" for number, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Image_ID,Patient_ID,Age,Sex,Site,Target",
+        "image id,patient-id,AGE,Gender,Body Site,target",
+        "filename,PatientID,age_years,gender,body_site,malignant",
+        "image,subject_id,Age (years),sex,anatom_site,target",
+        "image_id,patient,age_approx,SEX,Localization,target",
+    ],
+)
+def test_columns_are_known_by_name_whatever_the_spelling(tmp_path: Path, header: str) -> None:
+    table = load("csv", cohort(tmp_path, header, *four("P1,50,male,torso")))
+    assert table["patient_id"].tolist() == ["P1"] * 4
+    assert table["age"].tolist() == [50.0] * 4
+    assert table["sex"].tolist() == ["male"] * 4
+    assert table["site"].tolist() == ["torso"] * 4
+
+
+def test_unused_and_missing_columns_are_named(tmp_path: Path) -> None:
+    folder = cohort(tmp_path, "image,patient,age,sex,split,target", *four("P1,50,male,train"))
+    notes = load_table("csv", folder).notes
+    assert "no column site: the record has no value of it" in notes
+    assert any("columns not used: split (looks like a split" in note for note in notes)
+
+
+def test_a_table_without_patients_is_named(tmp_path: Path) -> None:
+    folder = cohort(tmp_path, "image,age,sex,site,case,target", *four("50,male,torso,P1"))
+    notes = load_table("csv", folder).notes
+    assert any(note.startswith("no column patient_id or lesion_id") for note in notes)
+
+
+def test_two_columns_of_one_meaning_are_refused(tmp_path: Path) -> None:
+    folder = cohort(tmp_path, "image,patient_id,PatientID,target", *four("P1,P2"))
+    with pytest.raises(InputError, match="patient_id and PatientID"):
+        load("csv", folder)
+
+
+def test_a_named_folder_is_not_another_one(tmp_path: Path) -> None:
+    rows = [f"siteB/{name}.jpg,P1,{number % 2}" for number, name in enumerate(NAMES)]
+    table = load("csv", cohort(tmp_path, "image,patient,target", *rows))
+    assert table["path"].isna().all()
+
+
+def test_backslashes_separate_folders(tmp_path: Path) -> None:
+    rows = [f"images\\{name}.jpg,P1,{number % 2}" for number, name in enumerate(NAMES)]
+    table = load("csv", cohort(tmp_path, "image,patient,target", *rows))
+    assert [Path(path).name for path in table["path"]] == [f"{name}.jpg" for name in NAMES]
+
+
+def test_a_named_suffix_is_not_another_file(tmp_path: Path) -> None:
+    rows = [f"{name}.png,P1,{number % 2}" for number, name in enumerate(NAMES)]
+    folder = cohort(tmp_path, "image,patient,target", *rows)
+    Image.new("RGB", (8, 8)).save(folder / "images" / "I0.png")
+    table = load("csv", folder)
+    assert Path(table["path"][0]).name == "I0.png"
+    assert table["path"].isna().tolist() == [False, True, True, True]
+
+
+def test_thousands_are_refused(tmp_path: Path) -> None:
+    cells = ["700", "737", '"1,033"', "996"]
+    rows = [f"{n}.jpg,P1,{c},{i % 2}" for i, (n, c) in enumerate(zip(NAMES, cells, strict=True))]
+    folder = cohort(tmp_path, "image,patient,area,target", *rows)
+    with pytest.raises(InputError, match=r"'1,033'.*1033 or 1.033"):
+        load("csv", folder, columns=["area"])
+
+
+def test_other_cells_settle_what_a_comma_means(tmp_path: Path) -> None:
+    cells = ['"1,033"', '"0,5"', '"12,25"', "3"]
+    rows = [f"{n}.jpg,P1,{c},{i % 2}" for i, (n, c) in enumerate(zip(NAMES, cells, strict=True))]
+    table = load("csv", cohort(tmp_path, "image,patient,area,target", *rows), columns=["area"])
+    assert table["area"].tolist() == [1.033, 0.5, 12.25, 3.0]
+
+
+@pytest.mark.parametrize("words", [("TRUE", "True", "false", "FALSE"), ("Yes", "yes", "no", "NO")])
+def test_truth_has_two_values(tmp_path: Path, words: tuple[str, ...]) -> None:
+    rows = [f"{n}.jpg,P1,{c},{i % 2}" for i, (n, c) in enumerate(zip(NAMES, words, strict=True))]
+    table = load("csv", cohort(tmp_path, "image,patient,itch,target", *rows), columns=["itch"])
+    assert table["itch"].tolist() == ["true", "true", "false", "false"]
+
+
+def test_texts_that_nearly_all_differ_are_refused(tmp_path: Path) -> None:
+    names = [f"I{number}" for number in range(30)]
+    rows = [f"{name}.jpg,P1,{number} mm,{number % 2}" for number, name in enumerate(names)]
+    folder = cohort(tmp_path, "image,patient,size,target", *rows)
+    with pytest.raises(InputError, match=r"'size' contains 30 different texts.*'0 mm'.*units"):
+        load("csv", folder, columns=["size"])
+
+
+def test_an_unknown_diagnosis_has_no_label(tmp_path: Path) -> None:
+    words = ["melanoma", "unknown", "nevus", "UNK"]
+    rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]
+    folder = cohort(tmp_path, "image,patient,diagnosis", *rows)
+    with pytest.raises(InputError, match=r"2 rows have no malignant target, e.g. I1, I3"):
+        load("csv", folder)
+    table = load("csv", folder, missing="drop")
+    assert table["image_id"].tolist() == ["I0", "I2"]
+
+
+def test_spellings_of_a_class_are_one_class(tmp_path: Path) -> None:
+    words = ["melanoma", "nevus", "Nevus", "NV"]
+    rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]
+    table = load("csv", cohort(tmp_path, "image,patient,diagnosis", *rows), target="diagnosis")
+    assert table["target"].nunique() == 2
+
+
+def test_a_target_against_the_diagnosis_is_refused(tmp_path: Path) -> None:
+    words = ["melanoma,0", "nevus,1", "nevus,0", "melanoma,1"]
+    rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]
+    folder = cohort(tmp_path, "image,patient,diagnosis,target", *rows)
+    with pytest.raises(InputError, match=r"2 rows.*target contradicts.*I0.*melanoma"):
+        load("csv", folder)
+
+
+def test_one_number_is_one_patient(tmp_path: Path) -> None:
+    ids = ["100", "100.0", "7", "7.0"]
+    rows = [f"{n}.jpg,{c},{i % 2}" for i, (n, c) in enumerate(zip(NAMES, ids, strict=True))]
+    table = load("csv", cohort(tmp_path, "image,patient,target", *rows))
+    assert table["patient_id"].nunique() == 2
+
+
+def test_jpeg_and_dicom_of_one_table_are_found(tmp_path: Path) -> None:
+    rows = [f"{name},P1,{number % 2}" for number, name in enumerate(NAMES)]
+    folder = cohort(tmp_path, "image,patient,target", *rows)
+    (folder / "images" / "I3.jpg").unlink()
+    (folder / "images" / "I3.dcm").write_bytes(dicom_from_jpeg(picture()))
+    table = load("csv", folder)
+    assert [Path(path).suffix for path in table["path"]] == [".jpg"] * 3 + [".dcm"]
+
+
+def test_litter_of_file_managers_is_skipped(tmp_path: Path) -> None:
+    for name in ("benign", "malignant", "__MACOSX/benign", "benign/.ipynb_checkpoints"):
+        write_images(tmp_path / name, [f"{name[:1]}{number}" for number in range(3)])
+    (tmp_path / "benign" / "._b0.jpg").write_bytes(b"resource fork")
+    (tmp_path / "benign" / "Thumbs.db").write_bytes(b"thumbnails")
+    table = load("image_folder", tmp_path, positive=["malignant"])
+    assert sorted(table["diagnosis"].unique()) == ["benign", "malignant"]
+    assert len(table) == 6
+
+
+def test_prediction_knows_the_same_columns(tmp_path: Path) -> None:
+    header = "Image_ID,PatientID,Age,Gender,Body Site,Target"
+    folder = cohort(tmp_path, header, *four("P1,50,male,torso"))
+    (table,) = read_input(str(folder / "cohort.csv"), 100)
+    names = {*match_columns(table.columns).values()}
+    assert names == {"image_id", "patient_id", "age", "sex", "site", "target"}
