@@ -47,7 +47,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         *("config", "data", "evaluation", "images", "models"),
         *("predict", "report", "training"),
     ),
-    "spark": ("config", "data", "evaluation", "images", "predict"),
+    "spark": ("config", "data", "images", "predict"),
     "serve": ("config", "evaluation", "images", "predict", "report", "training"),
     # The command line. It imports other rooms inside functions: it answers --help and refuses a
     # wrong option before they, and torch, are loaded.
