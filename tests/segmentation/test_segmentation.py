@@ -255,7 +255,7 @@ def test_what_cannot_be_is_said(
         CalibratedModel.load(drawing, torch.device("cpu"))
     job = [f"checkpoint={drawing}", f"input={cohort / 'nevi'}", f"output={tmp_path / 'm.csv'}"]
     assert cli.predict(job) == 2
-    assert "output must be a folder" in capsys.readouterr().err
+    assert "name a folder, output=masks" in capsys.readouterr().err
 
 
 def test_the_card_says_what_was_reached(drawing: Path) -> None:
