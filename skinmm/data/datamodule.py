@@ -125,8 +125,7 @@ class FoldData(pl.LightningDataModule):
         self, dataset: Dataset[Sample], keys: Iterable[Key], batch_size: int
     ) -> DataLoader[Sample]:
         """Return a loader with as many worker processes as the machine and the data need."""
-        workers = self.config.trainer.workers
-        if workers is None:
+        if (workers := self.config.trainer.workers) is None:
             neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
             workers = min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
         return SlotLoader(
