@@ -57,7 +57,7 @@ def run_predict(config: PredictConfig) -> int:
     checkpoints = find_checkpoints(config.checkpoint)
     tasks = {read_task(path) for path in checkpoints}
     if len(checkpoints) == 1 and tasks == {"segmentation"} and config.explain is None:
-        from skinmm.segmentation.predict import predict_masks
+        from skinmm.segmentation.results import predict_masks
 
         return predict_masks(config, checkpoints[0])
     return predict_file(config)
@@ -130,7 +130,7 @@ def run_pack(config: schemas.PackConfig | schemas.PackSparkConfig) -> int:
     if isinstance(config, schemas.PackConfig):
         pack(table, out, read_source, settings, workers=config.workers, overwrite=overwrite)
     else:
-        from skinmm.spark.jobs import pack_spark
+        from skinmm.spark import pack_spark
 
         pack_spark(table, out, settings, config.master, overwrite=overwrite)
     print_line(f"packed {len(table):,} images; to use them: data=packed data.root={out}")
@@ -139,7 +139,7 @@ def run_pack(config: schemas.PackConfig | schemas.PackSparkConfig) -> int:
 
 def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
-    import skinmm.segmentation.report  # noqa: F401 - adds the page of its task
+    import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
     from skinmm.report import report_predictions, write_report
 
     source, pictures = Path(config.input), config.report.pictures

@@ -41,7 +41,7 @@ hydra.run.dir=DIR  run folder; default: runs/DATE_MODEL_FUSION
 _COMMANDS: Final = (
     TRAIN,
     Command("predict", schemas.PredictConfig, "skinmm.cli.commands:run_predict"),
-    Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark.jobs:predict_spark"),
+    Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark:predict_spark"),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
     Command("dicom-sr", schemas.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
     Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),

@@ -20,8 +20,7 @@ from skinmm.files import (
     read_table_chunks,
 )
 from skinmm.images import shards
-from skinmm.images.finder import ImageFinder
-from skinmm.images.source import FRAME, Source, may_be_dicom, read_source, split_frame
+from skinmm.images.source import FRAME, ImageFinder, Source, may_be_dicom, read_source, split_frame
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
 
 MAX_NAMED: Final = 10  # unused columns in a message

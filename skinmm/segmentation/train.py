@@ -26,7 +26,7 @@ from skinmm.images.source import read_source
 from skinmm.models.checkpoint import Card, update_card
 from skinmm.models.network import full_precision
 from skinmm.models.segmentation import Segmenter, build_segmenter
-from skinmm.segmentation.report import mean_overlaps, overlaps, write_mask_page
+from skinmm.segmentation.results import mean_overlaps, overlaps, write_mask_page
 from skinmm.training.calibrate import SCHEMA
 from skinmm.training.distributed import open_run
 from skinmm.training.fit import TASKS

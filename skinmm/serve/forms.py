@@ -19,8 +19,7 @@ from starlette.requests import Request
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.decode import DecodeError, ImageInfo, probe
-from skinmm.images.finder import ImageFinder
-from skinmm.images.source import split_frame
+from skinmm.images.source import ImageFinder, split_frame
 from skinmm.predict.explain import Case
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import COLUMN_NAMES, SEXES, SITES, match_columns

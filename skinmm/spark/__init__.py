@@ -4,11 +4,26 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import pandas as pd
+
+from skinmm.config.commands import PredictSparkConfig
+from skinmm.data.pack import pack
+from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
 from skinmm.errors import InputError, one_line
+from skinmm.images.source import read_source
+from skinmm.predict import Predictor
+from skinmm.predict.ensemble import find_checkpoints
+from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.job import print_summary
+from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
 """Attempts at a task before the job fails; a local Spark makes only one by default."""
@@ -51,3 +66,141 @@ def ignore_pandas_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PySpark does not yet", FutureWarning)
         yield
+
+
+TASK_ROWS: Final = 1024
+"""Rows per task, which are predicted again if their worker dies."""
+
+
+def predict_spark(config: PredictSparkConfig) -> int:
+    """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted."""
+    paths = find_checkpoints(config.checkpoint)
+    predictor = Predictor.from_checkpoints(
+        paths, config.accelerator, referral=config.referral, backend=config.backend
+    )
+    with (
+        spark_session(config.master) as session,
+        TemporaryDirectory() as folder,
+        _translate_errors(config),
+    ):
+        names = _send_files(session.sparkContext, paths, predictor.identity, Path(folder))
+        counts = _predict_table(session, config, predictor, names)
+    return print_summary(counts, config.output, predictor.backend)
+
+
+def _predict_table(
+    session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
+) -> dict[str, int]:
+    """Predict and write the table; return the number of rows per decision, "" for errors."""
+    records = str(max(256, config.batch_size))
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", records)
+    table = session.read.parquet(config.input)
+    rows = table.count()
+    if not rows:
+        raise InputError(f"input={config.input}: the table has no rows")
+    # Predict an empty table here, so that a missing column or folder is reported at once.
+    empty = predictor.predict(pd.DataFrame(columns=table.columns, dtype=object), config.images)
+    numeric = number_columns(empty)
+    kinds = {name: "double" if name in numeric else "string" for name in empty}
+    schema = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+    tasks = max(session.sparkContext.defaultParallelism, -(-rows // TASK_ROWS))
+    with ignore_pandas_warning():
+        predictions = table.repartition(tasks).mapInArrow(_build_task(config, names), schema)
+    predictions.write.mode("overwrite" if config.overwrite else "error").parquet(config.output)
+    counts = session.read.parquet(config.output).groupBy("decision").count().collect()
+    return {row["decision"]: row["count"] for row in counts}
+
+
+@contextmanager
+def _translate_errors(config: PredictSparkConfig) -> Iterator[None]:
+    from pyspark.errors import AnalysisException
+
+    messages = {
+        "PATH_NOT_FOUND": f"input={config.input}: no such file or folder",
+        "PATH_ALREADY_EXISTS": f"output={config.output} exists; choose another path or set "
+        "overwrite=true",
+    }
+    try:
+        yield
+    except AnalysisException as error:
+        raise InputError(messages.get(str(error.getCondition()), one_line(error))) from error
+
+
+def _send_files(
+    context: Any, paths: Sequence[Path], digests: Sequence[str], folder: Path
+) -> list[str]:
+    """Send checkpoints and exported models to every executor; return the names of the former."""
+    for path, digest in zip(paths, digests, strict=True):
+        files = {".ckpt": path, ".onnx": path.with_suffix(".onnx")}
+        for suffix, file in files.items():
+            if file.is_file():
+                context.addFile(str(copyfile(file, folder / f"{digest}{suffix}")))
+    return [f"{digest}.ckpt" for digest in digests]
+
+
+def _build_task(
+    config: PredictSparkConfig, names: Sequence[str]
+) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """Return the function that a Python worker calls with Arrow batches of rows."""
+
+    def predict(batches: Iterator[Any]) -> Iterator[Any]:
+        tables = (pd.DataFrame(batch.to_pydict(), dtype=object) for batch in batches)
+        predictor, images = _load(
+            tuple(names), config.images, config.accelerator, config.referral, config.backend
+        )
+        for predictions in predictor.stream(
+            tables,
+            images,
+            probabilities=config.probabilities,
+            threshold=config.threshold,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        ):
+            yield from to_arrow(predictions.table).to_batches()
+
+    return predict
+
+
+@cache
+def _load(
+    names: Sequence[str], images: str | None, accelerator: str, referral: bool, backend: str
+) -> tuple[Predictor, ImageFolder | None]:
+    """Load the models once per Python worker, which runs many tasks."""
+    from pyspark import SparkFiles
+
+    paths = [SparkFiles.get(name) for name in names]
+    predictor = Predictor.from_checkpoints(paths, accelerator, referral=referral, backend=backend)
+    return predictor, ImageFolder(images) if images else None
+
+
+def pack_spark(
+    table: pd.DataFrame, out: Path, settings: PackSettings, master: str, *, overwrite: bool = False
+) -> Manifest:
+    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder that all executors reach."""
+    with spark_session(master) as session:
+        write_shards = partial(_write_shards, session.sparkContext)
+        return pack(
+            table, out, read_source, settings, overwrite=overwrite, write_shards=write_shards
+        )
+
+
+def _write_shards(
+    context: Any, pending: Mapping[str, pd.DataFrame], out: Path, encoder: Encoder
+) -> Iterator[tuple[str, Shard]]:
+    """Write each shard in a task of its own; report errors after all tasks."""
+    jobs = [(out.absolute() / name, rows) for name, rows in pending.items()]
+    if not jobs:
+        return
+    shards = context.parallelize(jobs, len(jobs)).map(partial(_write_shard, encoder)).collect()
+    yield from (pair for pair in zip(pending, shards, strict=True) if isinstance(pair[1], Shard))
+    if errors := [shard for shard in shards if not isinstance(shard, Shard)]:
+        raise PackError(f"{len(errors)} of {len(jobs)} shards not packed: {errors[0]}")
+
+
+def _write_shard(encoder: Encoder, job: tuple[Path, pd.DataFrame]) -> Shard | str:
+    """Write a shard, or return the error, as another attempt would fail too."""
+    file, rows = job
+    try:
+        return write_shard(file, rows, partial(map, encoder))
+    except (PackError, OSError) as error:
+        return str(error)

@@ -6,9 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from skinmm.images.finder import ImageFinder, list_files
 from skinmm.images.shards import Schema
-from skinmm.images.source import HDF5_SUFFIXES, read_source
+from skinmm.images.source import HDF5_SUFFIXES, ImageFinder, list_files, read_source
 from skinmm.images.tfrecord import write_tfrecord
 
 FILES = ["a.dcm", "a.jpg", "b.JPG", "b.png", "c.jpg.png", "d", "e.txt", "f.jpg"]

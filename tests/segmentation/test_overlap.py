@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score
 
-from skinmm.segmentation.report import mean_overlaps, overlaps
+from skinmm.segmentation.results import mean_overlaps, overlaps
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -14,9 +14,8 @@ from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
-from skinmm.images.finder import list_files
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.images.source import fill_from_headers
+from skinmm.images.source import fill_from_headers, list_files
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
 
 BINARY: Final = ("benign", "malignant")

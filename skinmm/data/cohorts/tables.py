@@ -1,4 +1,4 @@
-"""Tables of a cohort as canonical rows, and the images of these rows by name."""
+"""Tables of a cohort as canonical rows, their labels, and their images by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from skinmm.config import DataConfig
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.finder import ImageFinder, list_files, strip_suffix
-from skinmm.images.source import FRAME, HDF5_SUFFIXES
+from skinmm.images.source import FRAME, HDF5_SUFFIXES, ImageFinder, list_files, strip_suffix
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
+    column_key,
     has_ambiguous_comma,
     has_decimal_comma,
     is_missing,
     map_unique,
     normalise_name,
     parse_column,
+    parse_diagnosis,
     parse_numbers,
     parse_truth,
     rename_columns,
@@ -230,6 +231,41 @@ def _check_names(names: "pd.Series[Any]", file: Path) -> None:
         raise InputError(
             f"{file}: {int(repeated.sum())} rows repeat an image, first '{name}' (rows {rows}); "
             "use one row per image"
+        )
+
+
+_ONE_CLASS: Final = ("mel", "nv", "bcc", "scc", "df")
+"""Classes whose words are spellings of one diagnosis, not subtypes."""
+
+
+def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Give all spellings of a class its most frequent spelling; unknown diagnoses become None."""
+    counts = cells.value_counts()
+    spellings: dict[str, str] = {}
+    for word in counts.index:
+        diagnosis = parse_diagnosis(word)
+        key = diagnosis if diagnosis in _ONE_CLASS else column_key(word)
+        spellings[word] = spellings.get(f"\0{key}", word)
+        spellings.setdefault(f"\0{key}", word)
+    return map_unique(
+        cells,
+        lambda word: None if is_missing(word) or word.lower() in _PENDING else spellings[word],
+    )
+
+
+_PENDING: Final = ("pending", "undetermined", "indeterminate", "not known", "unclear")
+
+
+def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
+    """Refuse melanomas with target 0 and nevi with target 1."""
+    diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
+    wrong = diagnosis.eq("mel") & rows["target"].eq(0) | diagnosis.eq("nv") & rows["target"].eq(1)
+    if wrong.any():
+        first = rows[wrong].iloc[0]
+        raise InputError(
+            f"{file}: {int(wrong.sum())} rows whose target contradicts their diagnosis, first "
+            f"{first['image_id']}: target {int(first['target'])}, {first['diagnosis']}; correct "
+            "them, or set data.positive=[...] to derive the target from the diagnosis"
         )
 
 

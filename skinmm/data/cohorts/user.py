@@ -15,8 +15,10 @@ from skinmm.data.cohorts.tables import (
     OPTIONAL,
     CohortTable,
     attach_images,
+    merge_spellings,
     read_table,
     require_choice,
+    require_consistent_targets,
     require_mapping,
     require_root,
     strip_suffixes,
@@ -24,15 +26,12 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.images.finder import is_litter, list_files, strip_suffix
 from skinmm.images.shards import PLAIN, SUFFIXES, Schema, read_records
-from skinmm.images.source import FRAME
+from skinmm.images.source import FRAME, is_litter, list_files, strip_suffix
 from skinmm.vocabulary import (
     CONVERTERS,
     column_key,
-    is_missing,
     map_unique,
-    parse_diagnosis,
     rename_columns,
 )
 
@@ -74,11 +73,11 @@ def csv(
     rows["image_id"] = paths if names.nunique() < paths.nunique() else names
     unlabelled = tuple(name for name in ("target", "diagnosis") if name not in rows)
     if "diagnosis" in rows:
-        rows["diagnosis"] = _merge_spellings(rows["diagnosis"])
+        rows["diagnosis"] = merge_spellings(rows["diagnosis"])
     folders = [images] if isinstance(images, str) else images
     canonical = to_canonical(rows, file, data)
     if not data.positive:  # which decides by the diagnosis alone
-        _require_consistent_targets(canonical, file)
+        require_consistent_targets(canonical, file)
     cohort = attach_images(canonical, root, data.format, folders, Schema(**features))
     cohort.rows["path"] = [
         _locate_cell(cell, path, root, folders)
@@ -139,41 +138,6 @@ def _locate_cell(cell: str, path: str | None, root: Path, folders: Sequence[str]
     files = (root / folder / name for folder in ("", *folders))
     file = next((file for file in files if file.is_file()), None)
     return f"{file}{mark}{frame}" if file else None
-
-
-_ONE_CLASS: Final = ("mel", "nv", "bcc", "scc", "df")
-"""Classes whose words are spellings of one diagnosis, not subtypes."""
-
-
-def _merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Give all spellings of a class its most frequent spelling; unknown diagnoses become None."""
-    counts = cells.value_counts()
-    spellings: dict[str, str] = {}
-    for word in counts.index:
-        diagnosis = parse_diagnosis(word)
-        key = diagnosis if diagnosis in _ONE_CLASS else column_key(word)
-        spellings[word] = spellings.get(f"\0{key}", word)
-        spellings.setdefault(f"\0{key}", word)
-    return map_unique(
-        cells,
-        lambda word: None if is_missing(word) or word.lower() in _PENDING else spellings[word],
-    )
-
-
-_PENDING: Final = ("pending", "undetermined", "indeterminate", "not known", "unclear")
-
-
-def _require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
-    """Refuse melanomas with target 0 and nevi with target 1."""
-    diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
-    wrong = diagnosis.eq("mel") & rows["target"].eq(0) | diagnosis.eq("nv") & rows["target"].eq(1)
-    if wrong.any():
-        first = rows[wrong].iloc[0]
-        raise InputError(
-            f"{file}: {int(wrong.sum())} rows whose target contradicts their diagnosis, first "
-            f"{first['image_id']}: target {int(first['target'])}, {first['diagnosis']}; correct "
-            "them, or set data.positive=[...] to derive the target from the diagnosis"
-        )
 
 
 def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.DataFrame:
