@@ -6,9 +6,8 @@ from pathlib import Path
 import uvicorn
 
 from skinmm.predict.explain import CasePredictor
-from skinmm.serve.app import create_app
+from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.page import mount_page
-from skinmm.serve.queue import RequestQueue
 from skinmm.serve.run import silence_libraries
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
@@ -16,7 +15,7 @@ CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("
 predictor = CasePredictor([CHECKPOINT])
 queue = RequestQueue(slots=8, seconds=60, threads=predictor.lanes)
 # The site of the Space shows the page in a frame.
-app = mount_page(create_app(predictor, queue, framed=True), predictor, queue)
+app = mount_page(create_app(predictor, queue, framed=True))
 
 if __name__ == "__main__":
     silence_libraries()

@@ -1,14 +1,19 @@
-"""REST API: `create_app` combines the predictor, the request queue, the store and middleware."""
+"""REST API and its bounded request queue; `create_app` combines them with store and middleware."""
 
+import asyncio
+import math
+import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -19,19 +24,88 @@ from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (
     BatchForm,
-    body_limit,
+    CaseForm,
+    Rows,
     case_form,
-    describe_form,
     read_batch,
     read_case,
     to_case,
 )
-from skinmm.serve.middleware import METRICS_TYPE, Keys, Metrics, ServiceMiddleware, get_user
-from skinmm.serve.queue import RequestQueue
+from skinmm.serve.middleware import Keys, Metrics, ServiceMiddleware, get_user
 from skinmm.serve.responses import REFUSALS, ProblemError
 
-SCHEMA: Final = "/v1/openapi.json"
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+R = TypeVar("R")
+T = TypeVar("T")
 Answer = tuple[dict[str, Any], Explanation | None]
+
+
+class RequestQueue:
+    """Bounded queue in front of the prediction threads.
+
+    Args:
+        slots: requests at a time, running ones included.
+        seconds: time limit of a request, upload included.
+        threads: jobs that run at a time.
+
+    Attributes:
+        taken: slots in use.
+    """
+
+    def __init__(self, slots: int, seconds: int | float, threads: int = 1) -> None:
+        self._slots, self._seconds, self._workers = slots, seconds, threads
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+        self._last = 1.0  # seconds that the last job took
+        self.taken = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the next request would be refused."""
+        return self.taken >= self._slots
+
+    async def run(self, read: Callable[[], Awaitable[R]], job: Callable[[R], T]) -> T:
+        """Read a request, run its job in a thread and return the result.
+
+        Raises:
+            ProblemError: no slot is free, or the time limit is exceeded.
+        """
+        if self.is_full:
+            wait = {"Retry-After": str(math.ceil(self.taken * self._last / self._workers))}
+            raise ProblemError(429, "the queue is full: try again later", wait)
+        self.taken += 1
+        future = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                request = await read()
+                future = self._threads.submit(self._measure, job, request)
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            limit = f"within {self._seconds:g} seconds"
+            if future is None:
+                raise ProblemError(408, f"the request did not arrive {limit}") from None
+            wait = {"Retry-After": str(math.ceil(self._seconds))}
+            raise ProblemError(503, f"no answer {limit}: try again", wait) from None
+        finally:
+            self._free(future)
+
+    def close(self) -> None:
+        """Wait for running jobs and cancel waiting ones."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _measure(self, job: Callable[[R], T], request: R) -> T:
+        start = time.monotonic()
+        try:
+            return job(request)
+        finally:
+            self._last = time.monotonic() - start
+
+    def _free(self, job: "Future[Any] | None") -> None:
+        """Free a slot, after its job has stopped if that cannot be cancelled."""
+        if job is None or job.done() or job.cancel():
+            self.taken -= 1
+            return
+        loop = asyncio.get_running_loop()
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free, None))
 
 
 def create_app(
@@ -58,31 +132,7 @@ def create_app(
     """
     recorder = recorder or CaseRecorder(predictor, None)
     metrics = Metrics(lambda: queue.taken)
-    app = FastAPI(
-        title="skinmm",
-        version=skinmm.__version__,
-        description=f"The probability that a skin lesion is malignant. {NOTICE}",
-        lifespan=_lifespan(queue, recorder),
-        responses=REFUSALS,
-        openapi_url=SCHEMA,
-        docs_url=None,  # their pages load scripts from other sites
-        redoc_url=None,
-    )
-    limits = {"hosts": hosts, "body_limit": body_limit, "framed": framed}
-    app.add_middleware(ServiceMiddleware, keys=keys, metrics=metrics, **limits)
-    app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_exception_handler(RequestValidationError, _refuse_parameters)
-    _Endpoints(predictor, queue, metrics, recorder, batch).mount(app)
-    if recorder.store is not None:
-        app.state.store = recorder.store
-        app.include_router(case_routes)
-    return app
-
-
-def _lifespan(
-    queue: RequestQueue, recorder: CaseRecorder
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Return the context that closes and deletes everything when the application ends."""
+    form = case_form(recorder.columns, needs_image=predictor.needs_image)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,7 +143,24 @@ def _lifespan(
         if recorder.store is not None:
             recorder.store.close()
 
-    return lifespan
+    app = FastAPI(
+        title="skinmm",
+        version=skinmm.__version__,
+        description=f"The probability that a skin lesion is malignant. {NOTICE}",
+        lifespan=lifespan,
+        responses=REFUSALS,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # their pages load scripts from other sites
+        redoc_url=None,
+    )
+    app.add_middleware(ServiceMiddleware, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(RequestValidationError, _refuse_parameters)
+    app.state.predictor, app.state.queue, app.state.recorder = predictor, queue, recorder
+    _Endpoints(predictor, queue, metrics, recorder, form, batch).mount(app)
+    if recorder.store is not None:
+        app.include_router(case_routes)
+    return app
 
 
 @dataclass
@@ -104,15 +171,17 @@ class _Endpoints:
     queue: RequestQueue
     metrics: Metrics
     recorder: CaseRecorder
+    form: type[CaseForm]
     batch: int
 
-    def __post_init__(self) -> None:
-        needs_image = self.predictor.needs_image
-        self.form = case_form(self.recorder.columns, needs_image=needs_image)
-
     def mount(self, app: FastAPI) -> None:
-        """Add the paths to an application."""
-        case, batch = describe_form(self.form), describe_form(BatchForm)
+        contents = (
+            {"multipart/form-data": {"schema": form.model_json_schema()}}
+            for form in (self.form, BatchForm)
+        )
+        case, batch = (
+            {"requestBody": {"required": True, "content": content}} for content in contents
+        )
         predicted, explained = responses.Prediction, responses.Explanation
         app.post("/v1/predict", response_model=predicted, openapi_extra=case)(self.predict)
         app.post("/v1/explain", response_model=explained, openapi_extra=case)(self.explain)
@@ -137,35 +206,42 @@ class _Endpoints:
         probability.
         """
         row, explanation = await self._answer(request, self.predictor.predict_and_explain)
-        return JSONResponse(_to_prediction(row) | _to_json(explanation))
+        content = _to_prediction(row)
+        if explanation is not None:
+            contributions, heat = explanation.contributions, explanation.heat
+            content |= {
+                "record": explanation.record,
+                "start": contributions.start,
+                "added": contributions.added,
+                "share_of_image": contributions.share("image"),
+                "heat_map_png": None if heat is None else b64encode(heat_map_to_png(heat)).decode(),
+            }
+        return JSONResponse(content)
 
     async def _answer(self, request: Request, predict: Callable[[Case], Answer]) -> Answer:
         """Read the form of one lesion, predict it in a thread and record the case."""
-        async with self.queue.slot() as slot:
-            case = await read_case(request, self.form)
 
-            def job() -> Answer:
-                row, explanation = predict(case)
-                self.recorder.record(get_user(request.scope), [row], [case])
-                return row, explanation
+        def job(case: Case) -> Answer:
+            row, explanation = predict(case)
+            self.recorder.record(get_user(request), [row], [case])
+            return row, explanation
 
-            return await slot.run(job)
+        return await self.queue.run(partial(read_case, request, self.form), job)
 
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
-        async with self.queue.slot() as slot:
-            rows, files = await read_batch(request, self.batch)
 
-            def job() -> list[dict[str, Any]]:
-                predictions = self.predictor.predict_table(rows, files)
-                cases = [to_case(row, files) for row in rows]
-                self.recorder.record(get_user(request.scope), predictions, cases)
-                return predictions
+        def job(form: tuple[Rows, dict[str, bytes]]) -> list[dict[str, Any]]:
+            rows, files = form
+            predictions = self.predictor.predict_table(rows, files)
+            cases = [to_case(row, files) for row in rows]
+            self.recorder.record(get_user(request), predictions, cases)
+            return predictions
 
-            try:
-                predictions = await slot.run(job)
-            except InputError as error:
-                raise ProblemError.unusable(str(error)) from None
+        try:
+            predictions = await self.queue.run(partial(read_batch, request, self.batch), job)
+        except InputError as error:
+            raise ProblemError.unusable(str(error)) from None
         self.metrics.count_decisions(row["decision"] for row in predictions)
         return JSONResponse({"rows": predictions, "notice": NOTICE})
 
@@ -180,12 +256,12 @@ class _Endpoints:
     async def ready(self) -> Response:
         """Return whether a request would be accepted."""
         if self.queue.is_full:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "the queue is full")
+            raise ProblemError(503, "the queue is full")
         return JSONResponse({"status": "ready"})
 
     async def read_metrics(self) -> Response:
         """Return the metrics in Prometheus' text format."""
-        return Response(self.metrics.to_text(), media_type=METRICS_TYPE)
+        return Response(generate_latest(self.metrics.registry), media_type=_METRICS_TYPE)
 
 
 def _to_prediction(row: dict[str, Any]) -> dict[str, Any]:
@@ -195,29 +271,12 @@ def _to_prediction(row: dict[str, Any]) -> dict[str, Any]:
     return {name: cell for name, cell in row.items() if name not in NAMES}
 
 
-def _to_json(explanation: Explanation | None) -> dict[str, Any]:
-    if explanation is None:
-        return {}
-    contributions, heat = explanation.contributions, explanation.heat
-    return {
-        "record": explanation.record,
-        "start": contributions.start,
-        "added": contributions.added,
-        "share_of_image": contributions.share("image"),
-        "heat_map_png": None if heat is None else b64encode(heat_map_to_png(heat)).decode(),
-    }
-
-
-async def _refuse_route(_: Request, error: Exception) -> Response:
+async def _refuse_route(_: Request, error: HTTPException) -> Response:
     """Refuse an unknown path or method."""
-    status = HTTPStatus(getattr(error, "status_code", HTTPStatus.BAD_REQUEST))
-    headers = getattr(error, "headers", None)
-    detail = str(getattr(error, "detail", status.phrase))
-    return ProblemError(status, detail, headers).to_response()
+    return ProblemError(error.status_code, str(error.detail), error.headers).to_response()
 
 
-async def _refuse_parameters(_: Request, error: Exception) -> Response:
+async def _refuse_parameters(_: Request, error: RequestValidationError) -> Response:
     """Refuse invalid parameters without repeating the values that were sent."""
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    reasons = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
+    reasons = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
     return ProblemError.unusable("; ".join(reasons)[:500]).to_response()

@@ -1,7 +1,6 @@
 """Recording of cases in the case store, and the API routes that read, label and delete them."""
 
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -32,54 +31,43 @@ class Verdict(BaseModel):
 class CaseRecorder:
     """Writer of predicted cases to a store, if there is one.
 
+    The constructor registers the model in the store.
+
+    Args:
+        predictor: predictor whose cases are recorded.
+        store: case store; None: nothing is recorded.
+        images: record images as well.
+
     Attributes:
-        store: case store, or None.
-        model: SHA-256 digests of the checkpoints.
+        columns: columns in the form of one lesion.
     """
 
     def __init__(
         self, predictor: CasePredictor, store: Store | None, *, images: bool = False
     ) -> None:
-        """Register the model in the store.
-
-        Args:
-            predictor: predictor whose cases are recorded.
-            store: None: nothing is recorded.
-            images: record images as well.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
         self._predictor, self.store, self._images = predictor, store, images
-        self.model = ",".join(predictor.predictor.identity)
+        self._model = ",".join(predictor.predictor.identity)
+        self.columns = [*predictor.predictor.columns, *([PATIENT] if store else [])]
         if store is not None:
-            store.register(self.model, predictor.card | {"inputs": predictor.reference})
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns in the form of one lesion."""
-        return [*self._predictor.predictor.columns, *([PATIENT] if self.store else [])]
+            store.register(self._model, predictor.card | {"inputs": predictor.reference})
 
     def record(self, user: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
-        """Store predicted rows, all or none, and add the number `case` to each.
-
-        Raises:
-            ProblemError: a patient's name cannot be stored, or the store does not answer.
-        """
+        """Store predicted rows, all or none, and add the number `case` to each."""
         if self.store is None:
             return
-        pairs = [(row, case) for row, case in zip(rows, cases, strict=True) if not row["error"]]
-        new = [self._new_case(row, case) for row, case in pairs]
-        numbers = self.store.add(user, self.model, new)
-        for (row, _), number in zip(pairs, numbers, strict=True):
+        predicted, new_cases = [row for row in rows if not row["error"]], []
+        for row, case in zip(rows, cases, strict=True):
+            if row["error"]:
+                continue
+            # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
+            name, record = self._predictor.record_of(case)
+            patient = check_patient(name) if name else None
+            result = {name: cell for name, cell in row.items() if name not in NAMES}
+            image = case.image if self._images else None
+            new_cases.append(NewCase(patient, record, result, image))
+        numbers = self.store.add(user, self._model, new_cases)
+        for row, number in zip(predicted, numbers, strict=True):
             row["case"] = number
-
-    def _new_case(self, row: Mapping[str, Any], case: Case) -> NewCase:
-        # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
-        name, record = self._predictor.record_of(case)
-        patient = check_patient(name) if name else None
-        result = {name: cell for name, cell in row.items() if name not in NAMES}
-        return NewCase(patient, record, result, case.image if self._images else None)
 
 
 def check_patient(name: str) -> str:
@@ -94,16 +82,12 @@ def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
     """Return a stored case; refuse a number without one."""
     cases = store.find(user, number=min(number, MAX_NUMBER))
     if not cases:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
+        raise ProblemError(404, f"there is no case {number}")
     return cases[0]
 
 
 def set_verdict(store: Store, user: str, number: int, verdict: str | None) -> dict[str, Any]:
-    """Store the confirmed diagnosis of a case and return the case.
-
-    Raises:
-        ProblemError: there is no such case, or the diagnosis is not one of its model's classes.
-    """
+    """Store the diagnosis of a case, one of its model's classes or None, and return the case."""
     classes = [*read_case(store, user, number)["result"]["probabilities"]]
     if verdict is not None and verdict not in classes:
         raise ProblemError.unusable(f"verdict must be {', '.join(classes)}, or null for none yet")
@@ -112,18 +96,14 @@ def set_verdict(store: Store, user: str, number: int, verdict: str | None) -> di
 
 
 async def _get_store(request: Request) -> Store:
-    store: Store = request.app.state.store
+    store: Store = request.app.state.recorder.store
     return store
 
 
-async def _get_user(request: Request) -> str:
-    return get_user(request.scope)
-
-
 CaseStore = Annotated[Store, Depends(_get_store)]
-User = Annotated[str, Depends(_get_user)]
+User = Annotated[str, Depends(get_user)]
 case_routes = APIRouter(prefix="/v1")
-"""Routes of an application whose `state.store` is a case store."""
+"""Routes of an application whose recorder has a case store."""
 
 
 @case_routes.get("/cases", response_model=dict[str, list[StoredCase]])
@@ -163,7 +143,7 @@ def delete_case(store: CaseStore, user: User, number: Number) -> Response:
     """Delete one case, which need not name a patient."""
     numbers = store.delete(user, number=number)
     if not numbers:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"there is no case {number}")
+        raise ProblemError(404, f"there is no case {number}")
     return JSONResponse({"deleted": numbers})
 
 
@@ -172,7 +152,7 @@ def get_image(store: CaseStore, user: User, number: Number) -> Response:
     """Return the image of a case, if images are stored."""
     image = store.read_image(user, number)
     if image is None:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"no image is stored for case {number}")
+        raise ProblemError(404, f"no image is stored for case {number}")
     return Response(image, media_type="application/octet-stream")
 
 

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from http import HTTPStatus
+from itertools import product
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
@@ -66,15 +66,9 @@ def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
         for number, name in enumerate(columns)
     }
     image = Field(default, description="JPEG, PNG or DICOM", json_schema_extra=_BINARY)
-    fields["image"] = (UploadFile, image)
-    fields["frame"] = (int, Field(None, ge=1, description="frame of a DICOM file with several"))
+    frame = Field(None, ge=1, description="frame of a DICOM file with several")
+    fields |= {"image": (UploadFile, image), "frame": (int, frame)}
     return create_model("CaseForm", __base__=CaseForm, **fields)
-
-
-def describe_form(form: type[BaseModel]) -> dict[str, Any]:
-    """Return the OpenAPI description of a form."""
-    content = {"multipart/form-data": {"schema": form.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def body_limit(path: str) -> int:
@@ -97,8 +91,11 @@ async def read_case(request: Request, model: type[CaseForm]) -> Case:
         raise ProblemError.unusable("the field image has no file")
     if image is not None:
         check_image(image)
-    record = {str(f.alias): getattr(values, n) for n, f in model.model_fields.items() if f.alias}
-    record = {name: cell for name, cell in record.items() if cell is not None}
+    record = {
+        field.alias: cell
+        for name, field in model.model_fields.items()
+        if field.alias and (cell := getattr(values, name)) is not None
+    }
     return Case(image, record, values.frame)
 
 
@@ -108,8 +105,7 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
     async with _open_form(request, files=max_rows + 1, fields=0) as form:
         if len(form.getlist("table")) > 1:
             raise ProblemError.unusable("send a single file as table")
-        cells = {name: form.get(name) for name in form}
-        values = _validate(BatchForm, {**cells, "images": form.getlist("images")})
+        values = _validate(BatchForm, {**form, "images": form.getlist("images")})
         for upload in values.images:
             name = check_name(upload.filename or "")
             if name in files:
@@ -131,17 +127,14 @@ def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
 def check_image(data: bytes) -> ImageInfo:
     """Refuse too many bytes or pixels, and unusable images, before anything is decoded."""
     if len(data) > MAX_IMAGE:
-        raise ProblemError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the image has {len(data):,} bytes, the limit is {MAX_IMAGE:,}",
-        )
+        raise ProblemError(413, f"the image has {len(data):,} bytes, the limit is {MAX_IMAGE:,}")
     try:
         info = probe(data)
     except DecodeError as error:
         raise ProblemError.unusable(f"the image cannot be used: {error}") from None
     if info.width * info.height > MAX_PIXELS:
         raise ProblemError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            413,
             f"the image has {info.width} x {info.height} pixels, the limit is "
             f"{MAX_PIXELS // 1_000_000} megapixels",
         )
@@ -159,7 +152,7 @@ def check_name(name: str) -> str:
         return name
     raise ProblemError.unusable(
         f"{name[:100]!r} is not the name of a .jpg, .jpeg, .png or .dcm file: letters, digits "
-        "and ' .()+-_' are allowed, folders are not",
+        "and ' .()+-_' are allowed, folders are not"
     )
 
 
@@ -169,13 +162,12 @@ async def _open_form(request: Request, files: int, fields: int) -> AsyncIterator
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise ProblemError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the content type is {kind[:50] or 'missing'}; send multipart/form-data",
+            415, f"the content type is {kind[:50] or 'missing'}; send multipart/form-data"
         )
     try:
         form = await request.form(max_files=files, max_fields=fields, max_part_size=MAX_TEXT)
     except HTTPException as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"not a form: {error.detail}") from None
+        raise ProblemError(400, f"not a form: {error.detail}") from None
     try:
         yield form
     finally:
@@ -201,9 +193,7 @@ def _validate(model: type[M], cells: Mapping[str, Any]) -> M:
 def _read_rows(data: bytes, max_rows: int) -> Rows:
     """Return the rows of a CSV whose images are named without folders."""
     if len(data) > MAX_TABLE:
-        raise ProblemError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the table is longer than {MAX_TABLE:,} bytes"
-        )
+        raise ProblemError(413, f"the table is longer than {MAX_TABLE:,} bytes")
     try:
         lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -217,8 +207,7 @@ def _read_rows(data: bytes, max_rows: int) -> Rows:
     if len(body) > max_rows:
         raise ProblemError.unusable(f"the table has {len(body)} rows, at most {max_rows} are taken")
     rows = [dict(zip(names, line, strict=True)) for line in body]
-    for row in rows:
-        for name in COLUMN_NAMES["image_id"]:
-            if row.get(name):
-                check_name(row[name])
+    for row, name in product(rows, COLUMN_NAMES["image_id"]):
+        if row.get(name):
+            check_name(row[name])
     return rows

@@ -1,25 +1,25 @@
 """ASGI middleware around the service: API keys, host names, body limits, headers, metrics."""
 
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
-from http import HTTPStatus
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skinmm.errors import InputError
+from skinmm.serve.forms import body_limit
 from skinmm.serve.responses import ProblemError
 
 _KEY_LINE: Final = re.compile(r"([0-9a-fA-F]{64})(\s.*)?")
@@ -29,7 +29,6 @@ _RESERVED: Final = (_ANYONE, "skinmm feedback")  # names that the audit trail us
 KEY_HELP: Final = (
     "create one: openssl rand -hex 32 | tee key.txt | tr -d '\\n' | sha256sum >> keys.txt"
 )
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _COUNTED: Final = (
     *("/v1/predict", "/v1/predict/batch", "/v1/explain", "/v1/model"),
     *("/v1/cases", "/v1/audit", "/healthz", "/readyz", "/metrics"),
@@ -55,12 +54,11 @@ _HEADERS: Final = {
 _LOG: Final = logging.getLogger("skinmm.serve")
 
 
+@dataclass(frozen=True)
 class Keys:
-    """API keys as SHA-256 digests: a key is long and random, so a plain hash protects it."""
+    """API keys as SHA-256 digests, each with a name; keys are random, so a plain hash is safe."""
 
-    def __init__(self, names: Mapping[bytes, str]) -> None:
-        """Store the name of each digest."""
-        self._names = dict(names)
+    names: Mapping[bytes, str]
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
@@ -96,56 +94,43 @@ class Keys:
 
         The key is a bearer token, the header X-API-Key or the password of basic authentication.
         """
-        key = _sent_key(headers)
-        if key is None:
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if "x-api-key" in headers:
+            key = headers["x-api-key"].encode()
+        elif scheme.lower() == "bearer":
+            key = value.strip().encode()
+        elif scheme.lower() == "basic":
+            try:
+                key = base64.b64decode(value, validate=True).partition(b":")[2]
+            except ValueError:
+                return None
+        else:
             return None
         digest = hashlib.sha256(key).digest()
         # Compare with every digest: the time taken must not depend on which one is similar.
-        names = [name for known, name in self._names.items() if hmac.compare_digest(digest, known)]
+        names = [name for stored, name in self.names.items() if hmac.compare_digest(digest, stored)]
         return names[0] if names else None
 
 
-def _sent_key(headers: Mapping[str, str]) -> bytes | None:
-    key = headers.get("x-api-key")
-    if key is not None:
-        return key.encode()
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip().encode()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
-            return None
-    return None
-
-
-def set_user(scope: MutableMapping[str, Any], user: str) -> None:
-    """Store the name of the API key in the scope of a request."""
-    scope[_USER] = user
-
-
-def get_user(scope: Mapping[str, Any]) -> str:
+def get_user(request: Request) -> str:
     """Return the name of the API key of a request, `anyone` if none is required."""
-    return str(scope.get(_USER, _ANYONE))
+    return str(request.scope.get(_USER, _ANYONE))
 
 
 class Metrics:
-    """Prometheus metrics: requests, seconds and decisions; never anything about a patient."""
+    """Prometheus metrics: requests, seconds and decisions; never anything about a patient.
+
+    Args:
+        slots_taken: returns the number of requests in the queue; called whenever metrics are read.
+    """
 
     def __init__(self, slots_taken: Callable[[], float]) -> None:
-        """Create the metrics; `slots_taken` is called whenever they are read."""
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "skinmm_requests", "Requests answered", ["path", "status"], registry=registry
-        )
-        self._seconds = Histogram(
-            "skinmm_request_seconds", "Time to answer", ["path"], registry=registry
-        )
-        self._decisions = Counter(
-            "skinmm_decisions", "Lesions predicted", ["decision"], registry=registry
-        )
-        slots = Gauge("skinmm_places_taken", "Requests in the queue", registry=registry)
+        self.registry = CollectorRegistry()
+        kw = {"registry": self.registry}
+        self._requests = Counter("skinmm_requests", "Requests answered", ["path", "status"], **kw)
+        self._seconds = Histogram("skinmm_request_seconds", "Time to answer", ["path"], **kw)
+        self._decisions = Counter("skinmm_decisions", "Lesions predicted", ["decision"], **kw)
+        slots = Gauge("skinmm_places_taken", "Requests in the queue", **kw)
         slots.set_function(slots_taken)
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
@@ -161,110 +146,80 @@ class Metrics:
         for decision in decisions:
             self._decisions.labels(decision or "none").inc()
 
-    def to_text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
 
-
+@dataclass(frozen=True)
 class ServiceMiddleware:
-    """ASGI middleware that refuses, limits, measures and completes every request."""
+    """ASGI middleware that refuses, limits, measures and completes every request.
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        keys: Keys | None,
-        hosts: Collection[str] | None,
-        metrics: Metrics,
-        body_limit: Callable[[str], int],
-        framed: bool = False,
-    ) -> None:
-        """Wrap an application.
+    Attributes:
+        keys: accepted keys; None: everyone may connect.
+        hosts: accepted host names, so that no web page can reach a service on the visitor's own
+            machine under another name (DNS rebinding); None: any.
+        framed: allow other sites to show the page in a frame.
+    """
 
-        Args:
-            app: application.
-            keys: accepted keys; None: everyone may connect.
-            hosts: accepted host names, so that no web page can reach a service on the visitor's
-                own machine under another name (DNS rebinding); None: any.
-            metrics: metrics to update.
-            body_limit: returns the largest body of a path in bytes.
-            framed: allow other sites to show the page in a frame.
-        """
-        self._app, self._keys, self._hosts, self._metrics = app, keys, hosts, metrics
-        self._body_limit = body_limit
-        self._page_policy = _PAGE_POLICY + ("" if framed else "; frame-ancestors 'none'")
+    app: ASGIApp
+    keys: Keys | None
+    hosts: Collection[str] | None
+    metrics: Metrics
+    framed: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+                await self.app(scope, receive, send)
             return
         path = scope["path"]
         is_page = not path.startswith("/v1/") and path not in (*_PUBLIC, "/metrics")
-        answer = _Answer(send, self._page_policy if is_page else _API_POLICY)
-        start = time.monotonic()
+        page_policy = _PAGE_POLICY if self.framed else f"{_PAGE_POLICY}; frame-ancestors 'none'"
+        policy = page_policy if is_page else _API_POLICY
+        status, start = 0, time.monotonic()
+
+        async def respond(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS | {"content-security-policy": policy})
+            await send(message)
+
         try:
             self._authorize(scope)
-            await self._app(scope, _limit_body(scope, receive, self._body_limit(path)), answer)
+            await self.app(scope, _limit_body(scope, receive, body_limit(path)), respond)
         except ClientDisconnect:
             pass
         except Exception as error:
             problem = error if isinstance(error, ProblemError) else _log_unexpected(error)
-            if answer.status is None:
-                await problem.to_response()(scope, receive, answer)
+            if not status:
+                await problem.to_response()(scope, receive, respond)
         finally:
-            self._metrics.count_request(path, answer.status or 0, time.monotonic() - start)
+            self.metrics.count_request(path, status, time.monotonic() - start)
 
     def _authorize(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if self._hosts is not None and _host(headers) not in self._hosts:
-            raise ProblemError(
-                HTTPStatus.MISDIRECTED_REQUEST,
-                f"unknown host name; use {' or '.join(sorted(self._hosts))}",
-            )
-        if self._keys is None or scope["path"] in _PUBLIC:
+        try:
+            host = urlsplit(f"//{headers.get('host', '')}").hostname
+        except ValueError:
+            host = None
+        if self.hosts is not None and host not in self.hosts:
+            raise ProblemError(421, f"unknown host name; use {' or '.join(sorted(self.hosts))}")
+        if self.keys is None or scope["path"] in _PUBLIC:
             return
-        if user := self._keys.find_user(headers):
-            set_user(scope, user)
+        if user := self.keys.find_user(headers):
+            scope[_USER] = user
             return
         raise ProblemError(
-            HTTPStatus.UNAUTHORIZED,
+            401,
             "missing or wrong API key: send Authorization: Bearer KEY, or KEY as the password",
             {"WWW-Authenticate": 'Basic realm="skinmm", charset="UTF-8"'},
         )
 
 
-class _Answer:
-    """Send function that adds the common headers and records the status."""
-
-    def __init__(self, send: Send, policy: str) -> None:
-        self._send = send
-        self._headers = {**_HEADERS, "content-security-policy": policy}
-        self.status: int | None = None
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            for name, value in self._headers.items():
-                headers[name] = value
-        await self._send(message)
-
-
-def _host(headers: Headers) -> str | None:
-    try:
-        return urlsplit(f"//{headers.get('host', '')}").hostname
-    except ValueError:
-        return None
-
-
 def _limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Return a receive function that refuses a body longer than `limit` bytes."""
     too_long = ProblemError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the request is longer than {limit:,} bytes",
-        {"Connection": "close"},
+        413, f"the request is longer than {limit:,} bytes", {"Connection": "close"}
     )
     declared = Headers(scope=scope).get("content-length", "0")
     if not declared.isdecimal() or int(declared) > limit:
@@ -287,6 +242,4 @@ def _log_unexpected(error: Exception) -> ProblemError:
     frames = [frame for frame in extract_tb(error.__traceback__) if "skinmm" in frame.filename]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
     _LOG.error("%s at %s", type(error).__name__, where)
-    return ProblemError(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the service's log has its location"
-    )
+    return ProblemError(500, "internal error; the service's log has its location")

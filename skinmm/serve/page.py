@@ -1,7 +1,10 @@
 """Web page: a Gradio application that analyses one lesion and renders the result from templates."""
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +26,10 @@ from skinmm.predict.explain import (
 )
 from skinmm.report.blocks import to_data_url
 from skinmm.report.format import format_estimate
+from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image
 from skinmm.serve.middleware import get_user
-from skinmm.serve.queue import RequestQueue
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import SEXES, SITES
 
@@ -71,7 +74,7 @@ def format_probability(share: float) -> str:
     return f"{text}\N{NO-BREAK SPACE}%"
 
 
-def _demo_image(name: str) -> str:
+def _load_demo_image(name: str) -> str:
     file = files("skinmm") / "demo" / "images" / f"{name}.jpg"
     return to_data_url(decode(file.read_bytes()), _QUALITY)
 
@@ -84,7 +87,7 @@ _ENVIRONMENT: Final = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["probability"] = format_probability
-_ENVIRONMENT.globals.update(notice=NOTICE, demo_image=_demo_image, estimate=format_estimate)
+_ENVIRONMENT.globals.update(notice=NOTICE, demo_image=_load_demo_image, estimate=format_estimate)
 
 
 def render(template: str, **values: Any) -> str:
@@ -96,25 +99,16 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
     """Return a result as HTML."""
     added = result.explanation.contributions.added
     changes = sorted(added.items(), key=lambda item: -abs(item[1]))
-    images = _render_images(result)
+    image, heat, images = result.case.image, result.explanation.heat, None
+    if image is not None and heat is not None:
+        pixels = decode_within(image, _DISPLAY_SIDE, result.case.frame)
+        network_input = result.explanation.pixels
+        background = pixels if network_input is None else network_input
+        images = {
+            "original": to_data_url(pixels, _QUALITY),
+            "heat_map": to_data_url(overlay(background, heat), _QUALITY),
+        }
     return render("result.html", result=result, audience=audience, images=images, changes=changes)
-
-
-def _render_images(result: Result) -> dict[str, str] | None:
-    image, heat, network_input = (
-        result.case.image,
-        result.explanation.heat,
-        result.explanation.pixels,
-    )
-    if image is None or heat is None:
-        return None
-    pixels = decode_within(image, _DISPLAY_SIDE, result.case.frame)
-    network_input = result.explanation.pixels
-    background = pixels if network_input is None else network_input
-    return {
-        "original": to_data_url(pixels, _QUALITY),
-        "heat_map": to_data_url(overlay(background, heat), _QUALITY),
-    }
 
 
 def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
@@ -127,14 +121,13 @@ def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
     return float((neighbours - 4 * light[1:-1, 1:-1]).var())
 
 
+@dataclass(frozen=True)
 class Page:
     """Actions of the page's buttons."""
 
-    def __init__(
-        self, predictor: CasePredictor, queue: RequestQueue, recorder: CaseRecorder
-    ) -> None:
-        """Store the predictor, its queue and the recorder of cases."""
-        self._predictor, self._queue, self.recorder = predictor, queue, recorder
+    predictor: CasePredictor
+    queue: RequestQueue
+    recorder: CaseRecorder
 
     def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
         """Store the confirmed diagnosis of a case and return a confirmation or refusal as HTML."""
@@ -163,8 +156,8 @@ class Page:
         """
         try:
             data = read_upload(upload)
-            async with self._queue.slot() as slot:
-                result = await slot.run(lambda: self._predict(user, data, cells))
+            read = partial(asyncio.sleep, 0, data)  # nothing is left to wait for
+            result = await self.queue.run(read, lambda data: self._predict(user, data, cells))
         except ProblemError as error:
             return render("refusal.html", reason=error.detail), None
         return render_result(result, audience), None
@@ -175,28 +168,25 @@ class Page:
             for name, cell in zip(self.recorder.columns, cells, strict=True)
             if cell not in (None, "", NOT_STATED)
         }
-        case, min_side = Case(data, record), 0
+        case, side, is_small, is_blurred = Case(data, record), self.predictor.side, False, False
         if data is not None:
             info = check_image(data)
-            is_small = min(info.width, info.height) < self._predictor.side
-            min_side = self._predictor.side if is_small else 0
-        elif self._predictor.needs_image:
+            is_small = min(info.width, info.height) < side
+        elif self.predictor.needs_image:
             raise ProblemError.unusable("This model needs an image: choose one first.")
-        row, explanation = self._predictor.predict_and_explain(case)
+        row, explanation = self.predictor.predict_and_explain(case)
         if explanation is None:
             raise ProblemError.unusable(row["error"])
         self.recorder.record(user, [row], [case])
-        pixels = None if data is None else decode_within(data, _DISPLAY_SIDE)
-        blurred = pixels is not None and measure_sharpness(pixels) < MIN_SHARPNESS
-        return Result(case, row, explanation, self._predictor.card, min_side, blurred)
+        if data is not None:
+            pixels = decode_within(data, _DISPLAY_SIDE)
+            is_blurred = measure_sharpness(pixels) < MIN_SHARPNESS
+        card = self.predictor.card
+        return Result(case, row, explanation, card, side if is_small else 0, is_blurred)
 
 
 def read_upload(upload: str | None) -> bytes | None:
-    """Return the content of an upload and delete the file and its folder.
-
-    Raises:
-        ProblemError: the file no longer exists.
-    """
+    """Return the content of an upload and delete the file and its folder."""
     if upload is None:
         return None
     path = Path(upload)
@@ -211,30 +201,26 @@ def read_upload(upload: str | None) -> bytes | None:
     return data
 
 
-def mount_page(
-    app: FastAPI,
-    predictor: CasePredictor,
-    queue: RequestQueue,
-    recorder: CaseRecorder | None = None,
-) -> FastAPI:
-    """Return an application with the page at `/`; without a recorder, cases are not stored."""
+def mount_page(app: FastAPI) -> FastAPI:
+    """Return an application of `create_app` with the page at `/`."""
     folder = TemporaryDirectory(prefix="skinmm-page-", dir=_MEMORY if _MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reports as well
     import gradio as gr
 
     app.state.uploads = folder  # deleted when the application ends
-    theme = gr.themes.Default(  # fonts of the system and a button with enough contrast
-        primary_hue="teal",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
+    # Fonts of the system and a button with enough contrast.
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(primary_hue="teal", **fonts).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
-    fill, hover = "button_primary_background_fill", "button_primary_background_fill_hover"
-    shades = ((fill, "*primary_700"), (hover, "*primary_800"))
-    colours = {f"{name}{mode}": shade for name, shade in shades for mode in ("", "_dark")}
+    page = Page(app.state.predictor, app.state.queue, app.state.recorder)
     return gr.mount_gradio_app(
         app,
-        build_page(Page(predictor, queue, recorder or CaseRecorder(predictor, None)), predictor),
+        _build_page(page),
         path="/",
         footer_links=[],
         run_history=False,
@@ -242,20 +228,19 @@ def mount_page(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        theme=theme.set(**colours),
+        theme=theme,
         css_paths=_TEMPLATES / "page.css",
     )
 
 
-def build_page(page: Page, predictor: CasePredictor) -> Any:
+def _build_page(page: Page) -> Any:
     """Return the page as Gradio Blocks."""
     import gradio as gr
 
     async def analyse(
         request: gr.Request, upload: str | None, audience: str, *cells: Any
     ) -> tuple[str, None]:
-        user = get_user(request.request.scope)
-        return await page.analyse(user, upload, audience, *cells)
+        return await page.analyse(get_user(request.request), upload, audience, *cells)
 
     columns, has_store = page.recorder.columns, page.recorder.store is not None
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE) as blocks:
@@ -266,17 +251,23 @@ def build_page(page: Page, predictor: CasePredictor) -> Any:
                 gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
                 fields = [_add_field(gr, name) for name in columns]
                 if "site" in columns:
-                    _add_body_map(gr, fields[columns.index("site")])
+                    # A body map that chooses in the list of sites and marks the chosen one.
+                    sites, identity = fields[columns.index("site")], "(site) => site"
+                    script = (_TEMPLATES / "body_map.js").read_text(encoding="utf-8")
+                    template = render("body_map.html")
+                    body = gr.HTML(NOT_STATED, html_template=template, js_on_load=script)
+                    body.input(None, body, sites, js=identity, api_visibility="private")
+                    sites.change(None, sites, body, js=identity, api_visibility="private")
                 audience = gr.Radio([*AUDIENCES], value=AUDIENCES[0], label="Wording for")
                 button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 output = gr.HTML(render("waiting.html", has_store=has_store))
         if has_store:
-            _add_verdicts(page, predictor.predictor.classes)
+            _add_verdicts(page)
         with gr.Tab("Learn"):
             gr.HTML(render("learn.html"))
         with gr.Tab("Model"):
-            gr.HTML(render("model.html", card=predictor.card))
+            gr.HTML(render("model.html", card=page.predictor.card))
         button.click(
             analyse,
             [upload, audience, *fields],
@@ -287,29 +278,20 @@ def build_page(page: Page, predictor: CasePredictor) -> Any:
     return blocks
 
 
-def _add_verdicts(page: Page, classes: Sequence[str]) -> None:
+def _add_verdicts(page: Page) -> None:
     """Add the tab for confirmed diagnoses."""
     import gradio as gr
 
     def save(request: gr.Request, number: float | None, verdict: str | None) -> str:
-        return page.save_verdict(get_user(request.request.scope), number, verdict)
+        return page.save_verdict(get_user(request.request), number, verdict)
 
     with gr.Tab("Diagnosis"):
         gr.HTML("<p>Confirmed diagnosis (histology or follow-up).</p>")
         number = gr.Number(label="Case", precision=0, value=None)
-        verdict = gr.Radio([*classes], label="Diagnosis")
+        verdict = gr.Radio([*page.predictor.predictor.classes], label="Diagnosis")
         button = gr.Button("Save", variant="primary")
         output = gr.HTML()
     button.click(save, [number, verdict], output, api_visibility="private")
-
-
-def _add_body_map(gr: Any, sites: Any) -> None:
-    """Add a body map that chooses in the list of sites and marks the chosen one."""
-    script = (_TEMPLATES / "body_map.js").read_text(encoding="utf-8")
-    identity = "(site) => site"
-    body = gr.HTML(NOT_STATED, html_template=render("body_map.html"), js_on_load=script)
-    body.input(None, body, sites, js=identity, api_visibility="private")
-    sites.change(None, sites, body, js=identity, api_visibility="private")
 
 
 def _add_field(gr: Any, name: str) -> Any:

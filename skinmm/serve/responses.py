@@ -120,24 +120,19 @@ class ProblemError(Exception):
         headers: headers of the response.
     """
 
-    def __init__(
-        self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Store the content of the response."""
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+        self.status, self.detail, self.headers = HTTPStatus(status), detail, dict(headers or {})
 
     @classmethod
     def unusable(cls, detail: str) -> "ProblemError":
         """Return a refusal with status 422."""
-        return cls(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+        return cls(422, detail)
 
     def to_response(self) -> JSONResponse:
         """Return the problem details as a response."""
-        content: dict[str, Any] = {
-            "type": "about:blank",
-            "title": self.status.phrase,
-            "status": int(self.status),
-            "detail": self.detail,
-        }
-        return JSONResponse(content, int(self.status), self.headers, _PROBLEM_TYPE)
+        status = int(self.status)
+        content = Problem(
+            type="about:blank", title=self.status.phrase, status=status, detail=self.detail
+        )
+        return JSONResponse(content.model_dump(), status, self.headers, _PROBLEM_TYPE)

@@ -4,20 +4,14 @@ import logging
 import warnings
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from skinmm.config.commands import ServeConfig
 from skinmm.errors import InputError, print_line
 
-INSTALL: Final = "pip install 'skinmm[serve]'"
-INSTALL_PAGE: Final = "pip install 'skinmm[serve,page]'"
-
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C.
-
-    Returns:
-        The exit status.
+    """Serve until Ctrl-C and return the exit status.
 
     Raises:
         InputError: a checkpoint, key file or store cannot be used, others could connect without a
@@ -36,7 +30,8 @@ def serve(config: ServeConfig) -> int:
             )
         app = _build_app(config, keys)
     except ModuleNotFoundError as error:
-        raise InputError(f"skinmm serve needs {error.name}: {INSTALL}") from error
+        install = "pip install 'skinmm[serve]'"
+        raise InputError(f"skinmm serve needs {error.name}: {install}") from error
     print_line(f"skinmm: http://{config.host}:{config.port}/ (research use only)")
     silence_libraries()
     uvicorn.run(
@@ -52,17 +47,11 @@ def serve(config: ServeConfig) -> int:
 
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:
-    """Return the API, and the page if `page=true`.
-
-    Raises:
-        InputError: a checkpoint or store cannot be used.
-        ModuleNotFoundError: a package is not installed.
-    """
+    """Return the API, and the page if `page=true`."""
     from skinmm.predict.ensemble import find_checkpoints
     from skinmm.predict.explain import CasePredictor
-    from skinmm.serve.app import create_app
+    from skinmm.serve.app import RequestQueue, create_app
     from skinmm.serve.cases import CaseRecorder
-    from skinmm.serve.queue import RequestQueue
     from skinmm.serve.store import Store, StoreError, hide_password
 
     predictor = CasePredictor(
@@ -77,8 +66,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
         recorder = CaseRecorder(predictor, store, images=config.store_images)
     except StoreError as error:
         raise InputError(f"store={hide_password(config.store or '')}: {error}") from error
-    names = {"localhost", "127.0.0.1", "::1", config.host}
-    hosts = names if keys is None else None
+    hosts = {"localhost", "127.0.0.1", "::1", config.host} if keys is None else None
     app = create_app(
         predictor, queue, keys=keys, hosts=hosts, batch=config.batch, recorder=recorder
     )
@@ -87,9 +75,10 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     try:
         from skinmm.serve.page import mount_page
 
-        return mount_page(app, predictor, queue, recorder)
+        return mount_page(app)
     except ModuleNotFoundError as error:
-        raise InputError(f"page=true needs {error.name}: {INSTALL_PAGE}, or page=false") from error
+        install = "pip install 'skinmm[serve,page]'"
+        raise InputError(f"page=true needs {error.name}: {install}, or page=false") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -51,7 +50,9 @@ _AUDIT: Final = sql.Table(
     Column("detail", String),
     sqlite_autoincrement=True,
 )
-_WITHOUT_IMAGE: Final = [column for column in _CASES.columns if column.name != "image"]
+_SELECT_CASES: Final = select(
+    *(column for column in _CASES.columns if column.name != "image")
+).order_by(_CASES.c.number)
 _APPEND_ONLY: Final = "the audit trail is append-only"
 _CHANGES: Final = {  # SQLite's REPLACE deletes without firing the trigger of a deletion
     "update": "UPDATE ON audit",
@@ -90,9 +91,8 @@ class StoreError(ProblemError):
     """Failure of the database; the transaction was rolled back."""
 
     def __init__(self, reason: str) -> None:
-        """Store the reason."""
         message = f"the case store does not answer ({reason}): try again"
-        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message)
+        super().__init__(503, message)
 
 
 class NewCase(NamedTuple):
@@ -105,10 +105,12 @@ class NewCase(NamedTuple):
 
 
 class Store:
-    """Cases, confirmed diagnoses and the audit trail; calls return after data is on the disk."""
+    """Cases, confirmed diagnoses and the audit trail; calls return after data is on the disk.
+
+    Use `open` to create one.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        """Store the engine of a database that has the tables; use `open` to get one."""
         self._engine = engine
 
     @classmethod
@@ -133,11 +135,10 @@ class Store:
         try:
             with engine.begin() as database:
                 _create_tables(database, name, create=create)
-        except InputError:
+        except (InputError, SQLAlchemyError) as error:
             engine.dispose()
-            raise
-        except SQLAlchemyError as error:
-            engine.dispose()
+            if isinstance(error, InputError):
+                raise
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise InputError(f"store={name}: cannot be used ({reason})") from error
         return cls(engine)
@@ -181,12 +182,11 @@ class Store:
         limit: int = 100,
     ) -> list[dict[str, Any]]:
         """Return cases in order without their images: one, those of a patient, or all."""
-        query = select(*_WITHOUT_IMAGE).where(_CASES.c.number > after)
+        query = _SELECT_CASES.where(_CASES.c.number > after).limit(limit)
         query = query if number is None else query.where(_CASES.c.number == number)
         query = query if patient is None else query.where(_CASES.c.patient == patient)
         with self._begin() as database:
-            rows = database.execute(query.order_by(_CASES.c.number).limit(limit)).mappings()
-            cases = [dict(row) for row in rows]
+            cases = [dict(row) for row in database.execute(query).mappings()]
             _log(database, user, "read", [case["number"] for case in cases])
         return cases
 
@@ -222,8 +222,7 @@ class Store:
 
     def to_table(self, user: str, model: str | None = None) -> pd.DataFrame:
         """Return cases as a prediction file whose `target` is the confirmed diagnosis."""
-        query = select(*_WITHOUT_IMAGE).order_by(_CASES.c.number)
-        query = query if model is None else query.where(_CASES.c.model == model)
+        query = _SELECT_CASES if model is None else _SELECT_CASES.where(_CASES.c.model == model)
         with self._begin() as database:
             rows = [_to_row(dict(case)) for case in database.execute(query).mappings()]
             _log(database, user, "export", [], f"{len(rows)} cases")
@@ -311,10 +310,8 @@ def _to_row(case: Mapping[str, Any]) -> dict[str, Any]:
         **case["record"],
         **{name: case[name] for name in ("at", "who", "model", "verdict_at", "verdict_who")},
     }
-    return {name: cell if name == "target" else _escape(cell) for name, cell in row.items()}
-
-
-def _escape(cell: Any) -> Any:
-    """Return a cell that no spreadsheet evaluates as a formula."""
-    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{cell}" if is_formula else cell
+    for name, cell in row.items():  # a spreadsheet must not evaluate a text as a formula
+        is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        if is_formula and name != "target":
+            row[name] = f"'{cell}"
+    return row

@@ -19,9 +19,8 @@ from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
 from skinmm.predict.explain import CasePredictor
-from skinmm.serve.app import create_app
+from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.cases import CaseRecorder
-from skinmm.serve.queue import RequestQueue
 from skinmm.serve.store import Store
 
 RECORD: Final = {"age": "55", "sex": "female", "site": "torso"}

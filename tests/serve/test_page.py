@@ -20,6 +20,7 @@ from served import jpeg_of, service
 
 import skinmm
 from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explainer, Explanation, overlay
+from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
 from skinmm.serve.page import (
     AUDIENCES,
@@ -32,7 +33,6 @@ from skinmm.serve.page import (
     render,
     render_result,
 )
-from skinmm.serve.queue import RequestQueue
 from skinmm.serve.store import Store
 
 ROOT = Path(__file__).parents[2]

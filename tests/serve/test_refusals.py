@@ -27,9 +27,9 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.predict.explain import CasePredictor
+from skinmm.serve.app import RequestQueue
 from skinmm.serve.forms import MAX_IMAGE, check_name
 from skinmm.serve.middleware import Keys
-from skinmm.serve.queue import RequestQueue
 from skinmm.serve.responses import ProblemError
 from skinmm.serve.run import is_loopback
 
@@ -39,6 +39,10 @@ DEMO: Final = ROOT / "skinmm" / "demo" / "images"
 
 
 __all__ = ["at", "service"]  # fixtures
+
+
+async def read_nothing() -> None:
+    """Stand in for the reader of a form."""
 
 
 @pytest.mark.parametrize(
@@ -216,17 +220,15 @@ def test_who_finds_all_places_taken_comes_again(service: CasePredictor, pictures
     go = threading.Event()
 
     async def both_at_once() -> None:
-        async with queue.slot() as slot:
-            running = asyncio.create_task(slot.run(lambda: go.wait(60)))
-            await asyncio.sleep(0)
-            assert queue.is_full
-            with pytest.raises(ProblemError) as refused:
-                async with queue.slot():
-                    pass
-            assert int(refused.value.headers["Retry-After"]) >= 1
-            assert refused.value.status == 429
-            go.set()
-            assert await running
+        running = asyncio.create_task(queue.run(read_nothing, lambda _: go.wait(60)))
+        await asyncio.sleep(0)
+        assert queue.is_full
+        with pytest.raises(ProblemError) as refused:
+            await queue.run(read_nothing, lambda _: None)
+        assert int(refused.value.headers["Retry-After"]) >= 1
+        assert refused.value.status == 429
+        go.set()
+        assert await running
         assert queue.taken == 0
 
     asyncio.run(both_at_once())
@@ -242,8 +244,7 @@ def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
 
     async def late() -> None:
         with pytest.raises(ProblemError) as over:
-            async with queue.slot() as slot:
-                await slot.run(lambda: go.wait(60))
+            await queue.run(read_nothing, lambda _: go.wait(60))
         assert over.value.status == 503
         assert queue.taken == 1
         go.set()
@@ -253,8 +254,7 @@ def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
                 break
         assert queue.taken == 0
         with pytest.raises(ProblemError) as slow:
-            async with queue.slot():
-                await asyncio.sleep(60)
+            await queue.run(lambda: asyncio.sleep(60), lambda _: None)
         assert slow.value.status == 408
 
     asyncio.run(late())
