@@ -24,7 +24,7 @@ from torchmetrics.functional.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from skinmm.config import Config, OptimizerConfig, ScheduleConfig, build_component
-from skinmm.errors import warn
+from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
 from skinmm.training.losses import MIXES, Loss
@@ -134,12 +134,22 @@ class BaseModule(pl.LightningModule):
         self._losses = self._losses.to(batch) + self.trainer.strategy.reduce(batch, reduce_op="sum")
         return loss
 
+    def _require_finite(self, loss: Tensor) -> None:
+        """Stop the run if a loss is not finite."""
+        if not loss.isfinite():
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise InputError(
+                f"the loss is not finite in epoch {self.current_epoch + 1} (step "
+                f"{self.global_step}, learning rate {rate:.3g}); lower optimizer.lr"
+            )
+
     def log_validation(self, values: dict[str, Tensor]) -> None:
         """Log metrics of the whole validation split and, in training, the epoch's loss.
 
         The falling `loss` replaces the monitored value if that is not among them.
         """
         if self.trainer.state.fn == TrainerFn.FITTING:
+            self._require_finite(self._losses.sum() + values["loss"])
             self.log("train/loss", self._losses[0] / self._losses[1])
         monitor = self._config.trainer.monitor
         for name, value in values.items():
