@@ -161,7 +161,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
 def run_compare(config: schemas.CompareConfig) -> int:
     """Write the comparison of runs and prediction files, and print its first table."""
     from skinmm.report import write_comparison
-    from skinmm.report.format import format_columns
+    from skinmm.report.blocks import format_columns
 
     tables, notes = write_comparison(
         [Path(source) for source in config.inputs],

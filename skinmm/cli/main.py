@@ -157,7 +157,7 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
                 print_line("to upload it to W&B again, remove its metrics.json and resume it")
             return 0
     verify_cohort(config.data)  # before torch, whose import takes seconds
-    from skinmm.report.format import format_metrics
+    from skinmm.report.blocks import format_metrics
 
     try:
         with changed_environment(**{JOIN: str(folder)}):

@@ -13,6 +13,7 @@ from skinmm.errors import InputError
 from skinmm.images.decode import probe
 from skinmm.images.source import read_source
 from skinmm.report.blocks import (
+    TEXTS,
     Block,
     Card,
     Gallery,
@@ -24,10 +25,12 @@ from skinmm.report.blocks import (
     Table,
     Tile,
     Tiles,
+    format_count,
+    format_percent,
+    format_share,
     thumbnail,
 )
 from skinmm.report.figures.grids import draw_ages, draw_class_bars
-from skinmm.report.format import TEXTS, format_count, format_percent, format_share
 from skinmm.report.sections.cohort import PARTS, build_audit, characteristics_table
 from skinmm.report.sections.performance import describe_record
 from skinmm.report.write import write_page

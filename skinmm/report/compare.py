@@ -12,13 +12,15 @@ from skinmm.config import Config, flatten, keys_with
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
-from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.figures import PALETTE
-from skinmm.report.figures.curves import draw_ranking, roc_line
-from skinmm.report.figures.grids import Axis, draw_parallel
-from skinmm.report.format import (
+from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
+    Block,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
     format_count,
     format_estimate,
     format_estimates,
@@ -27,6 +29,9 @@ from skinmm.report.format import (
     is_number,
     metric_label,
 )
+from skinmm.report.figures import PALETTE
+from skinmm.report.figures.curves import draw_ranking, roc_line
+from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
 from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
 from skinmm.report.write import write_page

@@ -13,8 +13,11 @@ from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.predict.ensemble import find_checkpoints
-from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.format import (
+from skinmm.report.blocks import (
+    Block,
+    Note,
+    Section,
+    Table,
     format_count,
     format_estimate,
     format_number,

@@ -24,8 +24,7 @@ from skinmm.predict.explain import (
     Explanation,
     overlay,
 )
-from skinmm.report.blocks import to_data_url
-from skinmm.report.format import format_estimate
+from skinmm.report.blocks import format_estimate, to_data_url
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image

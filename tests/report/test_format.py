@@ -1,6 +1,6 @@
 """What the terminal shows after a run."""
 
-from skinmm.report.format import HEADLINE, format_metrics
+from skinmm.report.blocks import HEADLINE, format_metrics
 
 
 def test_what_is_referred_stands_below_the_sensitivity() -> None:

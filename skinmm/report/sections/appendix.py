@@ -14,15 +14,23 @@ import numpy as np
 import yaml
 
 from skinmm.config import flatten
-from skinmm.report.blocks import Block, Checklist, Item, Listing, Note, Plot, Row, Section, Table
-from skinmm.report.figures.curves import Line, draw_training
-from skinmm.report.format import (
+from skinmm.report.blocks import (
     TEXTS,
+    Block,
+    Checklist,
+    Item,
+    Listing,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
     format_estimate,
     format_estimates,
     metric_label,
     metric_table,
 )
+from skinmm.report.figures.curves import Line, draw_training
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import build_characteristics, resampling_unit
 from skinmm.report.sections.facts import collect_facts

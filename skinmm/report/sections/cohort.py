@@ -5,8 +5,16 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.report.blocks import Block, Note, Section, Table
-from skinmm.report.format import ABSENT, format_count, format_number, format_share
+from skinmm.report.blocks import (
+    ABSENT,
+    Block,
+    Note,
+    Section,
+    Table,
+    format_count,
+    format_number,
+    format_share,
+)
 from skinmm.report.inputs import ReportInputs
 from skinmm.vocabulary import resolve_patients
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
-from skinmm.report.format import TEXTS, format_count, format_estimate, format_number, format_percent
+from skinmm.report.blocks import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import format_counts, split_parts
 from skinmm.report.sections.headline import collect_warnings, describe_referred

@@ -7,10 +7,16 @@ import pandas as pd
 
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.evaluation.referral import coverage_range
-from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table, Tile, Tiles
-from skinmm.report.figures.grids import draw_confusion
-from skinmm.report.format import (
+from skinmm.report.blocks import (
     TEXTS,
+    Block,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
+    Tile,
+    Tiles,
     format_count,
     format_estimate,
     format_interval,
@@ -19,6 +25,7 @@ from skinmm.report.format import (
     metric_label,
     metric_table,
 )
+from skinmm.report.figures.grids import draw_confusion
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import format_counts, resampling_unit
 

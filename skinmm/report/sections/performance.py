@@ -9,6 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
 from skinmm.report.blocks import (
+    TEXTS,
     Block,
     Card,
     Gallery,
@@ -17,12 +18,14 @@ from skinmm.report.blocks import (
     Row,
     Section,
     Table,
+    format_number,
+    format_percent,
+    metric_table,
     thumbnail,
     to_data_url,
 )
 from skinmm.report.figures import curves
 from skinmm.report.figures.grids import draw_confusion
-from skinmm.report.format import TEXTS, format_number, format_percent, metric_table
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.facts import describe_call_rule
 

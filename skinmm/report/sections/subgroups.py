@@ -18,17 +18,22 @@ from skinmm.evaluation.comparison import (
 from skinmm.images.decode import decode
 from skinmm.images.measure import TONES, measure_skin_tone, name_skin_tone
 from skinmm.images.source import read_source
-from skinmm.report.blocks import Block, Note, Plot, Row, Section, Table
-from skinmm.report.figures import curves
-from skinmm.report.figures.grids import draw_forest
-from skinmm.report.format import (
+from skinmm.report.blocks import (
     TEXTS,
+    Block,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
     format_estimate,
     format_estimates,
     format_percent,
     is_number,
     metric_label,
 )
+from skinmm.report.figures import curves
+from skinmm.report.figures.grids import draw_forest
 from skinmm.report.inputs import ReportInputs
 
 MEASURES: Final[dict[str, str]] = TEXTS["measures"]
