@@ -10,9 +10,10 @@ from typing import Final
 import pytest
 from quick_runs import ROOT
 
-from skinmm import config
 from skinmm.cli import main as cli
 from skinmm.cli.hydra_app import CONF
+from skinmm.config import commands as commands_schema
+from skinmm.config import schema
 
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT: Final = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -50,9 +51,10 @@ def settings(schema: object, prefix: str = "") -> Iterator[str]:
 
 KNOWN: Final = {
     key
-    for name in config.__all__
-    if name.endswith("Config")
-    for key in settings(getattr(config, name)())
+    for module in (schema, commands_schema)
+    for name, item in vars(module).items()
+    if name.endswith("Config") and is_dataclass(item)
+    for key in settings(item())  # type: ignore[operator]
 }
 
 

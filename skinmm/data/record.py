@@ -70,13 +70,15 @@ class _Column:
         return 2 if self.kind == "numeric" else len(self.values) + 1
 
     @cached_property
-    def _slots(self) -> dict[str, int]:
-        return {value: slot for slot, value in enumerate(self.values)}
+    def _slots(self) -> dict[str | None, int]:
+        slots = {value: slot for slot, value in enumerate(self.values)}
+        spellings = {parse_truth(value): slot for value, slot in slots.items()}
+        return slots if None in spellings else spellings | slots
 
     def find(self, cell: Any) -> int:
         """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""
         slot = self._slots.get(str(cell), -1)
-        return slot if slot >= 0 else self._slots.get(parse_truth(cell) or "", -1)
+        return slot if slot >= 0 else self._slots.get(parse_truth(cell), -1)
 
 
 class RecordEncoder:

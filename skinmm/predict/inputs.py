@@ -95,7 +95,7 @@ def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> st
     used = {"image_id", "patient_id", "lesion_id", "target", *columns}
     unused = [str(name) for name in names if canonical.get(name, name) not in used]
     more = [f"{len(unused) - MAX_NAMED} more"] if len(unused) > MAX_NAMED else []
-    synonyms = {name: f" (known: {', '.join(public)})" for name, public in COLUMN_NAMES.items()}
+    synonyms = {name: f" (known: {', '.join(public[:3])})" for name, public in COLUMN_NAMES.items()}
     named = ", ".join(f"{name}{synonyms.get(name, '')}" for name in missing)
     rest = f"; columns not used: {', '.join([*unused[:MAX_NAMED], *more])}" if unused else ""
     return f"no column for {named}: missing, unless DICOM headers have it{rest}"

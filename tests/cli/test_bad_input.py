@@ -60,6 +60,7 @@ def in_two_parts() -> pd.DataFrame:
     table = demo_table().head(90)
     table["part"] = np.resize(["train", "val", "test"], len(table))
     table["target"] = np.arange(len(table)) // 3 % 2
+    del table["diagnosis"]  # which the new targets would contradict
     table["patient_id"] = [f"P{max(row, 1)}" for row in range(len(table))]
     return table
 
@@ -95,7 +96,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "unknown column": (with_csv(demo_table(), "data.columns=[age,height]"), "height"),
     "empty cohort": (with_csv(demo_table().head(0)), "cohort.csv"),
     "single class": (
-        with_csv(demo_table().assign(target=0)),
+        with_csv(demo_table().drop(columns="diagnosis").assign(target=0)),
         "every row has the same target, 0",
     ),
     "too few patients": (with_csv(demo_table().tail(3).assign(target=[0, 1, 0])), "data.folds"),

@@ -39,8 +39,8 @@ def test_columns_under_names_that_nobody_knows_are_told() -> None:
     german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
     assert describe_missing_columns(german, ["age", "itch"]) == ""
     assert describe_missing_columns(german, ["age", "sex", "grew"]) == (
-        "no column for sex (known: sex, gender), grew: missing, unless DICOM headers have it; "
-        "columns not used: Alter, Geschlecht, itch"
+        "no column for sex (known: sex, gender, patient_sex), grew: missing, unless DICOM headers "
+        "have it; columns not used: Alter, Geschlecht, itch"
     )
     assert describe_missing_columns([f"c{n}" for n in range(12)], ["sex"]).endswith(
         "c8, c9, 2 more"

@@ -198,8 +198,9 @@ def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     words = cells[numbers.isna() & cells.notna()]
     if words.empty:
         return numbers
-    if len(truth := map_unique(cells, parse_truth).dropna()) == cells.count():
-        return truth.reindex(cells.index).astype(object)
+    truth = map_unique(cells, parse_truth).astype(object)
+    if cells.nunique() > 2 and truth.count() == cells.count():  # noqa: PLR2004  several spellings
+        return truth.where(truth.notna(), None)
     if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
         raise InputError(
             f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
