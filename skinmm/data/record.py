@@ -71,9 +71,9 @@ class _Column:
 
     @cached_property
     def _slots(self) -> dict[str | None, int]:
-        slots = {value: slot for slot, value in enumerate(self.values)}
+        slots: dict[str | None, int] = {value: slot for slot, value in enumerate(self.values)}
         spellings = {parse_truth(value): slot for value, slot in slots.items()}
-        return slots if None in spellings else spellings | slots
+        return slots if None in spellings else {**spellings, **slots}
 
     def find(self, cell: Any) -> int:
         """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""
