@@ -89,7 +89,7 @@ def _read_rows(path: Path | str, file: Any) -> Iterator[list[str]]:
         if len(row) != width:
             raise InputError(f"{where} has {len(row)} cells, the header has {width}")
         if any(row[len(names) :]):
-            raise InputError(f"{where} has a cell in a column without a name")
+            raise InputError(f"{where} has a cell in a column without a name; name the column")
         if "\n" in text or "\r" in text:
             _check_line_breaks(names, row, where)
         yield row[: len(names)]
@@ -127,7 +127,7 @@ def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
 
 @contextmanager
 def _reading(path: Path | str) -> Iterator[None]:
-    """Raise errors of a file that cannot be read as `InputError`."""
+    """Turn errors of reading a file into `InputError`."""
     try:
         yield
     except InputError:

@@ -154,7 +154,7 @@ def quote_list(values: Iterable[str]) -> str:
 
 
 def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
-    """Return the exit status of a job, also after Ctrl-C; print one line about an error."""
+    """Run a job and return its exit status, also after Ctrl-C; print an error as one line."""
     try:
         status = report_errors(job, full=full, schema=schema)
         sys.stdout.flush()

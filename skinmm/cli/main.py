@@ -132,7 +132,7 @@ def _is_positional(item: str, names: set[str]) -> bool:
 
 
 def _bracket_list(item: str, settings: Any) -> str:
-    """Return `key=a,b` as a list, if the setting is one; without -m the comma has no other use."""
+    """Split `key=a,b` into a list if the setting is a list, so that no brackets are needed."""
     key, _, value = item.partition("=")
     default = reduce(lambda part, name: getattr(part, name, None), key.split("."), settings)
     if not isinstance(default, list) or value in ("", "null") or value[0] in "[{'\"":

@@ -14,7 +14,7 @@ Number = int | float
 
 
 class Flags(TypedDict, total=False):
-    """Flags of a setting; `keys_with` lists the settings that have one.
+    """Flags of a setting; `keys_with` lists the settings with a given flag.
 
     Attributes:
         path: the value is a path or URL, read literally; for a mapping, the names of such entries.

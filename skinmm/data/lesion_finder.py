@@ -1,4 +1,4 @@
-"""Lesion finder: a trained segmentation network that draws and measures lesions."""
+"""Lesion finder: a trained segmentation network that outlines and measures lesions."""
 
 import math
 from collections.abc import Sequence

@@ -47,7 +47,8 @@ def correct_prior(
             raise InputError(f"{name} prior {prior.tolist()} is not a distribution over classes")
     if np.any(deployed[trained == 0] > 0):
         raise InputError(
-            f"trained prior {trained.tolist()} lacks a class that {deployed.tolist()} has"
+            f"deployed prior {deployed.tolist()} has a class with share 0 in training (trained "
+            f"prior {trained.tolist()})"
         )
     factors = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
     shifted = probabilities * factors
@@ -228,7 +229,7 @@ def _fit_parameters(
 def _fit_scale(
     probabilities: Probabilities, targets: Targets, precision: float = 0.0
 ) -> Parameters:
-    """Fit the scale, whose prior about 1 has this precision, and free shifts."""
+    """Fit a scale, with a prior about 1 of this precision, and shifts without a prior."""
     classes = probabilities.shape[1]
     logits, truth = _log(probabilities), _smooth_targets(targets, classes)
     start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)

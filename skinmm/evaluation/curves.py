@@ -108,7 +108,7 @@ class Curve:
         return cls(positives.astype(np.float64), negatives.astype(np.float64))
 
     def sensitivity(self) -> Float64[np.ndarray, "b m"]:
-        """Return the sensitivity at a threshold above all scores, then at each level."""
+        """Return the sensitivity by threshold: one above all scores, then each level of scores."""
         return np.pad(ratio(self.positives, self.positives[:, -1:]), ((0, 0), (1, 0)))
 
     def specificity(self) -> Float64[np.ndarray, "b m"]:
@@ -117,7 +117,7 @@ class Curve:
 
 
 def partial_auroc(curve: Curve, floor: float) -> Samples:
-    """Return the area under the ROC curve and above a sensitivity, from 0 to 1 - floor.
+    """Return the area between the ROC curve and the line sensitivity = `floor`, 0 to 1 - floor.
 
     Floor 0 gives the AUROC, floor 0.8 the score of the ISIC 2024 challenge. scikit-learn's
     `max_fpr` differs: it bounds the false positive rate.

@@ -120,7 +120,7 @@ def _compute_in_blocks(
 
 
 def student_quantile(confidence: float, units: int) -> float:
-    """Return the half-width of a two-sided interval in standard errors, from `units` units."""
+    """Return the factor of the standard error in a two-sided interval: Student's t quantile."""
     return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
 
 

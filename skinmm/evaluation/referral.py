@@ -76,7 +76,7 @@ def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conform
 def coverage_range(
     rows: int, coverage: float, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return the central interval of a class's coverage over validation sets.
+    """Return the interval that contains a class's coverage for most validation sets.
 
     With n independent rows and limit rank k (see `fit_conformal`), the coverage is distributed as
     Beta(n + 1 - k, k) (Vovk 2012, arXiv:1209.2673). None if the rows are too few to exclude the
@@ -134,7 +134,7 @@ def decide(
 
 
 class ReferralMetrics:
-    """Metrics of decisions with referral, as functions of how often patients are drawn.
+    """Metrics of decisions with referral, as functions of how often each patient is drawn.
 
     `referred` is a share of all rows; `decided_sensitivity` and `decided_specificity` are over the
     other rows; `found_or_referred` is the sensitivity if all referred malignant rows are found.

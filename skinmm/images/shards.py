@@ -133,7 +133,7 @@ class TFRecordFile:
         return body, slice(image_start, image_start + image_size), where
 
     def _open(self) -> int:
-        """Return the descriptor, opened at the first call."""
+        """Return the file descriptor; open the file at the first call."""
         if self._descriptor is None:
             descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, descriptor)

@@ -56,7 +56,7 @@ def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_length(header: bytes, left: int, where: str) -> int:
-    """Return the length of a payload, with its checksum and the size of the file checked."""
+    """Return the length of a payload, after checks of its checksum and the file's size."""
     if len(header) < HEADER:
         raise TFRecordError(f"{where}: the file is truncated: {_AGAIN}")
     length = int.from_bytes(header[:8], "little")

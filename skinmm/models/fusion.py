@@ -21,14 +21,14 @@ ImageFeatures = Float[Tensor, "b *tokens _"]
 class Fusion(nn.Module, ABC):
     """Base class of the fusion blocks.
 
-    The constructor takes `image_dim` and `record_dim`, 0 for a branch that is not used, and the
-    arguments that `fusion.args` may set.
+    The constructor of a block takes `image_dim` and `record_dim`, 0 for a branch that is not used,
+    and the arguments that `fusion.args` may set.
 
     Attributes:
         inputs: branches that the block uses; the other one is not built, read or decoded.
-        tokens: shape of the image features: False for a vector an image, (batch, image_dim); True
-            for a vector for each position of the last feature map, or for each transformer token,
-            (batch, tokens, image_dim). Record features are always (batch, record_dim).
+        tokens: whether the image features are a vector per position of the last feature map, or per
+            transformer token, (batch, tokens, image_dim); otherwise one vector per image, (batch,
+            image_dim). Record features are always (batch, record_dim).
         dim: width of the fused features.
     """
 
@@ -45,7 +45,7 @@ class Fusion(nn.Module, ABC):
         """Return the fused features, (batch, dim); each row depends on its own inputs only."""
 
     def head(self, classes: int) -> nn.Module:
-        """Return the layer from fused features to logits, (batch, dim) -> (batch, classes)."""
+        """Return the layer from fused features to logits, (..., dim) -> (..., classes)."""
         return nn.Linear(self.dim, classes)
 
 
@@ -160,7 +160,7 @@ class FiLM(Fusion):
     """Feature-wise linear modulation: the record scales and shifts each channel of the image.
 
     Perez et al. 2018, "FiLM: visual reasoning with a general conditioning layer", arXiv:1709.07871.
-    Applied to the pooled vector, which equals pooling the modulated map, as both are linear.
+    Applied to the pooled vector: the same as pooling the modulated map, as both are linear.
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
@@ -242,7 +242,10 @@ class CrossAttention(Fusion):
     ) -> None:
         super().__init__(2 * width, dropout)
         if heads < 1 or width % heads:
-            raise InputError(f"fusion cross_attention: width={width} is not divided by {heads=}")
+            raise InputError(
+                f"fusion cross_attention: width={width} must be a multiple of heads={heads}, "
+                "and heads at least 1"
+            )
         self.image = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, width))
         self.record = nn.Sequential(nn.LayerNorm(record_dim), nn.Linear(record_dim, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)

@@ -83,12 +83,12 @@ class Network(nn.Module):
         self, image: Images | None, record: Records | None, has_image: HasImage | None = None
     ) -> Float[Tensor, "b dim"]:
         """Return the fused features of a batch, the input of the head."""
-        pixels = columns = None
+        image_features = record_features = None
         if self.image is not None and image is not None:
-            pixels = self.encode_image(image, has_image)
+            image_features = self.encode_image(image, has_image)
         if self.record is not None and record is not None:
-            columns = self.record(record)
-        return self.fusion(pixels, columns)
+            record_features = self.record(record)
+        return self.fusion(image_features, record_features)
 
     def encode_image(
         self, image: Images, has_image: HasImage | None = None
@@ -102,7 +102,9 @@ class Network(nn.Module):
         if has_image is None:
             return features
         if self.absent is None:
-            raise InputError("this model needs an image: it was trained with model.drop_image=0")
+            raise InputError(
+                "this model needs an image for every row: it was trained with model.drop_image=0"
+            )
         mask = has_image.view(-1, *[1] * (features.ndim - 1))
         return torch.where(mask, features, self.absent.to(features.dtype))
 
@@ -118,8 +120,8 @@ class Network(nn.Module):
         Args:
             image: square uint8 RGB, image features, or None.
             record: encoded records, or None.
-            views: number of the flips and transposes of a square to average, 1 to 8; there is
-                always one view of image features and of rows without an image.
+            views: number of symmetries of the square image to average, 1 to 8; without images, or
+                with image features, there is one view.
             has_image: rows with an image; None: all.
         """
         if image is None or image.is_floating_point():
@@ -140,7 +142,7 @@ class Network(nn.Module):
 
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
-    """Yield a batch of images, then its seven other flips and quarter turns."""
+    """Yield a batch of images, then the seven others of its flips, transposes and quarter turns."""
     for turned in (image, image.transpose(-1, -2)):
         yield turned
         for flips in ((-1,), (-2,), (-1, -2)):
@@ -181,7 +183,7 @@ def build_network(
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """Disable autocast and the GPU's TF32 convolutions (10 bits of mantissa, torch's default)."""
+    """Disable autocast and TF32 convolutions, which torch allows on GPUs (10 bits of mantissa)."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

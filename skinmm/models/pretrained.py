@@ -26,7 +26,7 @@ IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoi
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a network, a file that timm loads or tensors by name, and their origin."""
+    """Weights of a network (a file that timm loads, or tensors by name) and their origin."""
 
     origin: str
     file: str | None = None

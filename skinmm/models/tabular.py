@@ -105,7 +105,7 @@ class FTTransformer(Tabular):
 
 
 class _Columns(nn.Module):
-    """Embeddings of the columns: linear, which selects a row of a table for a category."""
+    """Linear embedding of each column; of a category it is a row of the weight matrix."""
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()

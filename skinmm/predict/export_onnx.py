@@ -56,7 +56,7 @@ _TINY: Final = float(np.finfo(np.float64).eps)
 
 
 def export(config: ExportConfig) -> Path:
-    """Write an exported model and return its path; nothing if it differs from its checkpoint."""
+    """Write an exported model and return its path; refuse one that differs from its checkpoint."""
     source = Path(config.checkpoint)
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     require_output_file("out", path, overwrite=config.overwrite)

@@ -86,7 +86,7 @@ def check_summary_paths(config: PredictConfig) -> None:
             if path.suffix.lower() != ".csv":
                 raise InputError(f"{key}={path}: name a file that ends in .csv")
             if other := used.get(path.absolute()):
-                raise InputError(f"{key}={path} is the {other} too; choose another path")
+                raise InputError(f"{key}={path}: {other} names the same file; choose another path")
             used[path.absolute()] = key
             require_output_file(key, path, overwrite=config.overwrite)
 
@@ -124,7 +124,7 @@ class _Patient:
 
 
 def summarize_patients(rows: Rows) -> Rows:
-    """Return one row per patient, in descending order of risk; rows without patient are their own.
+    """Return one row per patient, by descending risk; a row without patient is one of its own.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
     `malignancy` is the highest; `lesions` names the images in descending order of risk; `reasons`

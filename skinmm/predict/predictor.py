@@ -20,7 +20,7 @@ from skinmm.predict.pipeline import TableBatch, run_pipeline
 from skinmm.vocabulary import Table
 
 MIN_VOTES: Final = 0.5
-"""Share of several prediction sets that must have a class for it to stay in their union, so that at
+"""A class is in the union of several prediction sets if at least this share contains it; then at
 most twice the stated share is missed (Gasparin and Ramdas 2024, arXiv:2401.09379)."""
 
 

@@ -237,7 +237,7 @@ def _calibration_cells(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _missing_table(systems: Systems) -> Table | None:
-    """Return ranking and calibration by the share of withheld columns."""
+    """Return the table of ranking and calibration metrics by share of missing columns."""
     parts = {name: metrics_by_missing_share(inputs) for name, inputs in systems.items()}
     shares = sorted({share for by_share in parts.values() for share in by_share})
     rows = []

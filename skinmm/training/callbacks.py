@@ -68,7 +68,7 @@ class History(Logger):
 
 
 class EpochLines(Callback):
-    """Printed line an epoch: training loss, validation loss, monitored value and duration."""
+    """One printed line per epoch: training loss, validation loss, monitored value and duration."""
 
     def __init__(self, monitor: str) -> None:
         self._monitor = monitor

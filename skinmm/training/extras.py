@@ -109,7 +109,7 @@ def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray
 
 
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
-    """Explain the surest mistakes, if the report shows images; a failure is only a warning."""
+    """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
     if fold.trainer.is_global_zero and report.pictures and report.explain:
         set_threads(has_images=True)  # the images pass through the whole network

@@ -42,8 +42,8 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     """Train one fold, calibrate it on validation rows, evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
-    continues from the last checkpoint in its folder. The result is the content of metrics.json,
-    which is empty on other processes than rank 0.
+    continues from the last checkpoint in its folder. Returns the content of metrics.json
+    on rank 0, and an empty dict on other processes.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)
@@ -102,7 +102,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         synchronise_batchnorm(network)
     counts = torch.bincount(torch.from_numpy(data.training_targets), minlength=len(classes))
     loss = build_component(LOSSES, "loss", config.loss, counts=counts)
-    # The loss optimises the class shares of the sampler times the class weights.
+    # The network learns the class shares of the sampler times the class weights.
     drawn = data.sampler.prior(data.training_targets)
     trained = np.pad(drawn, (0, len(classes) - len(drawn))) * loss.weights.numpy()
     trained /= trained.sum()
@@ -149,7 +149,7 @@ def announce(
     print_line(f"{name}{module.card.initialisation}")
     for warning in list_warnings(data, module, findings):
         warn(warning)
-    # SyncBatchNorm would wait for the other processes, which do not take these steps.
+    # expected_duration trains a copy on this process alone; SyncBatchNorm would wait for others.
     if config.trainer.progress and not config.trainer.sync_batchnorm:
         duration = expected_duration(module, data, trainer)
         print_line(f"expected duration: about {duration} to train")
@@ -158,7 +158,7 @@ def announce(
 
 
 def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]) -> list[str]:
-    """Return warnings on the cohort, the initialisation and the correction of imbalance."""
+    """Return warnings about the cohort, the initialisation and the correction of imbalance."""
     warnings = [*findings["warnings"]]
     if findings["leaks"]:
         warnings.append(f"the split leaks (data.allow_leaks): {'; '.join(findings['leaks'])}")

@@ -23,8 +23,8 @@ class Loss(nn.Module, ABC):
     """Base of every loss; the argument `counts` is the number of training rows of each class.
 
     Attributes:
-        weights: factor of each class, (classes,), for the prior correction. Margins and foci have
-            no closed form, and are left to calibration.
+        weights: factor of each class, (classes,), for the prior correction. The effects of margins
+            and of focusing have no closed form; calibration corrects them.
         corrects: name of its correction of class imbalance; empty if it has none.
     """
 
@@ -90,7 +90,7 @@ class Focal(Loss):
 
     Args:
         gamma: focus on hard rows, 0 to 10; 0: cross-entropy.
-        alpha: one weight a class, or the weight of the last of two classes; None: equal.
+        alpha: one weight per class, or the weight of the last of two classes; None: equal.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ def _one_minus_probability(log_true: Float[Tensor, " b"]) -> Float[Tensor, " b"]
 def _class_weights(
     alpha: float | Sequence[float] | None, classes: int
 ) -> Float[Tensor, " classes"]:
-    """Return one weight a class; a class with weight 0 would never be learned, so none may be 0."""
+    """Return one weight per class; a class with weight 0 is never learned, so all are above 0."""
     if alpha is None:
         return torch.ones(classes)
     weights = [1 - alpha, alpha] if isinstance(alpha, int | float) else alpha

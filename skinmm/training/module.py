@@ -40,9 +40,9 @@ IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fe
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Group the parameters that require gradients by learning rate and weight decay.
 
-    Only matrices decay. The image network's rate is `backbone_lr_scale` times the others', and each
-    of its layers has `layer_decay` times the rate of the next layer (Howard and Ruder 2018,
-    doi:10.18653/v1/P18-1031).
+    Weight decay applies only to parameters of two or more dimensions. The image network's rate is
+    `backbone_lr_scale` times the others', and each of its layers has `layer_decay` times the rate
+    of the next layer (Howard and Ruder 2018, doi:10.18653/v1/P18-1031).
     """
     image = getattr(network, "image", None)  # a segmenter has none
     depths = image.layer_depths() if image else {}
@@ -146,7 +146,7 @@ class BaseModule(pl.LightningModule):
     def log_validation(self, values: dict[str, Tensor]) -> None:
         """Log metrics of the whole validation split and, in training, the epoch's loss.
 
-        The falling `loss` replaces the monitored value if that is not among them.
+        If the monitored value is not among them, the negative `loss` is logged under its name.
         """
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_finite(self._losses.sum() + values["loss"])
@@ -176,7 +176,7 @@ class BaseModule(pl.LightningModule):
             schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a schedule, unless it is the plateau schedule."""
+        """Step a schedule; `on_train_epoch_end` steps the plateau schedule, which has a metric."""
         if metric is None:
             scheduler.step()
 
@@ -191,7 +191,7 @@ class BaseModule(pl.LightningModule):
 
 
 class RowCollector(Metric):
-    """Values of every row of a split, by name, gathered over ranks, each row once."""
+    """Values by name for every row of a split, gathered over ranks; each row counts once."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -210,7 +210,7 @@ class RowCollector(Metric):
             getattr(self, name).append(value.detach().float() if is_float else value.detach())
 
     def compute(self) -> tuple[Tensor, ...]:
-        """Return the values in the order of row numbers, without the repeats that pad ranks."""
+        """Return the values by ascending row number, without the rows repeated to pad ranks."""
         rows = dim_zero_cat(self.rows)
         order = torch.argsort(rows, stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
@@ -218,7 +218,7 @@ class RowCollector(Metric):
         return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
     def take(self) -> tuple[Tensor, ...]:
-        """Return the values and reset; one row, which torchmetrics squeezes, is (1,) again."""
+        """Return the values and reset; a single row, which torchmetrics squeezes, is (1,) again."""
         values = tuple(value if value.ndim else value[None] for value in self.compute())
         self.reset()
         return values
@@ -252,7 +252,7 @@ class Classifier(BaseModule):
         return logits
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Freeze the image network during the first `optimizer.head_epochs`."""
+        """Freeze the image network during the first `optimizer.head_epochs` epochs."""
         super().on_train_batch_start(batch, batch_idx)
         image, head_epochs = self.network.image, self._config.optimizer.head_epochs
         if image is not None and head_epochs and not self._config.model.freeze:

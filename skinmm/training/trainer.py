@@ -47,7 +47,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     devices, nodes = _count_processes(options.devices, accelerator)
     is_ddp = options.strategy == "ddp" or devices * nodes > 1
     if options.sync_batchnorm and is_ddp and accelerator == "cpu":
-        raise InputError("trainer.sync_batchnorm=true: torch supports it on GPUs only")
+        raise InputError("trainer.sync_batchnorm=true: needs GPUs; set it to false")
     # During head_epochs the image network has no gradients to wait for.
     has_unused, timeout = config.optimizer.head_epochs > 0, timedelta(minutes=options.timeout)
     ddp = DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
@@ -79,7 +79,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
 def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Run `fit` or `test` of a trainer, and raise KeyboardInterrupt on Ctrl-C.
 
-    Lightning exits instead, after the callbacks have saved what they save.
+    Lightning exits instead, after the callbacks have saved their state.
     """
     try:
         stage(*args, **options)

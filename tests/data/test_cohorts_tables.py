@@ -62,7 +62,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
         (HEADER, "a header and no rows"),
         (
             "age,sex\n40,male\n",
-            r"no image column; name it: \+data.args.columns.image_id=... of age",
+            r"no image column; name it: \+data.args.columns.image_id=COLUMN, one of age",
         ),
         ("image,target\nI0,1,\nI1,0,\n", "row 2 has 3 cells, the header has 2"),
         (

@@ -118,7 +118,7 @@ def test_attention_does_not_hang_on_the_order_of_places() -> None:
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
-    with pytest.raises(InputError, match="width=10 is not divided by heads=4"):
+    with pytest.raises(InputError, match="width=10 must be a multiple of heads=4"):
         CrossAttention(image_dim=3, record_dim=3, width=10)
 
 

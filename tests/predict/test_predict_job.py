@@ -105,8 +105,11 @@ def test_a_long_table_is_read_in_chunks(records: Path, tmp_path: Path) -> None:
         (["output=in.csv", "overwrite=true"], "output=in.csv is the input itself"),
         (["output=out.xlsx"], "output=out.xlsx: the suffix must be one of .csv"),
         (["by_patient=true"], "by_patient=true: name a file that ends in .csv"),
-        (["by_patient=in.csv", "overwrite=true"], "by_patient=in.csv is the input too"),
-        (["by_patient=a.csv", "submission=a.csv"], "submission=a.csv is the by_patient too"),
+        (["by_patient=in.csv", "overwrite=true"], "by_patient=in.csv: input names the same file"),
+        (
+            ["by_patient=a.csv", "submission=a.csv"],
+            "submission=a.csv: by_patient names the same file",
+        ),
         (["output=nowhere/out.csv"], "the folder nowhere does not exist"),
         (
             ["checkpoint=nowhere.ckpt"],

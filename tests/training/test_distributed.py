@@ -237,5 +237,5 @@ def test_batchnorm_that_is_shared_stays_the_same_function() -> None:
 def test_shared_batchnorm_needs_gpus(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = f"hydra.run.dir={tmp_path / 'run'}"
     assert train(*QUICK, *TWO, "trainer.sync_batchnorm=true", run) == 2
-    assert "trainer.sync_batchnorm=true: torch supports it on GPUs only" in capsys.readouterr().err
+    assert "trainer.sync_batchnorm=true: needs GPUs; set it to false" in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []

@@ -165,7 +165,8 @@ def _add_targets(cohort: CohortTable, data: DataConfig) -> pd.DataFrame:
         target = target.reset_index(drop=True)
     if target.nunique() < 2:  # noqa: PLR2004  a classifier needs two classes
         raise InputError(
-            f"data={data.name}: every row has the same target, {target.iloc[0]}; two are needed"
+            f"data={data.name}: every row has the same target, {target.iloc[0]}; two are needed: "
+            "check data.positive and data.target"
         )
     return rows.assign(target=target if data.target == "diagnosis" else target.astype("int64"))
 

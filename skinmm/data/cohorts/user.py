@@ -150,7 +150,8 @@ def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.D
     renamed = rename_columns(table.drop(columns=shadowed).rename(columns=canonical_names))
     if "image_id" not in renamed:
         raise InputError(
-            f"{file}: no image column; name it: +data.args.columns.image_id=... of {available}"
+            f"{file}: no image column; name it: +data.args.columns.image_id=COLUMN, one of "
+            f"{available}"
         )
     return renamed
 

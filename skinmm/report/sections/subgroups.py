@@ -142,7 +142,7 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
 
 
 def build_missing(inputs: ReportInputs) -> Section | None:
-    """Build ranking and calibration by share of withheld columns; None if not measured."""
+    """Build the section on missing columns: metrics by share missing; None if not measured."""
     parts = metrics_by_missing_share(inputs)
     if len(parts) == 1:
         return None
