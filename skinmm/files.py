@@ -96,9 +96,9 @@ def _read_rows(path: Path | str, file: Any) -> Iterator[list[str]]:
 
 
 def _check_line_breaks(names: Sequence[str], row: Sequence[str], where: str) -> None:
-    single_line = {*chain.from_iterable(COLUMN_NAMES.values())}
+    single_line = {column_key(name) for name in chain.from_iterable(COLUMN_NAMES.values())}
     for name, cell in zip(names, row, strict=False):
-        if name in single_line and re.search(r"[\r\n]", cell):
+        if column_key(name) in single_line and re.search(r"[\r\n]", cell):
             raise InputError(
                 f"{where}, column {name}: the cell contains a line break; remove the "
                 f"quotation mark before {cell[:40]!r}"

@@ -157,6 +157,8 @@ class ImageFolder:
 
         A cell may end in `#frame=N`, and so does its location then.
         """
+        if "\\" in cell and not self._finder.find_cell(cell):  # a path of Windows
+            cell = cell.replace("\\", "/")
         name, mark, frame = cell.partition(FRAME)
         location = self._finder.find_cell(cell)
         if location and (self._filesystem or shards.is_tfrecord_location(location)):

@@ -14,6 +14,7 @@ from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
+from skinmm.vocabulary import map_unique, normalise_name
 
 
 def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
     overlaps = evaluated["image_id"].isin(trained["image_id"])
     for name in ("patient_id", "lesion_id"):  # ids that are unique within a source only
         owned = trained.dropna(subset=[name])
+        owned = owned.assign(**{name: map_unique(owned[name], normalise_name)})
         overlaps |= pd.Index(evaluated["source"] + "\0" + evaluated[name]).isin(
             owned["source"] + "\0" + owned[name]
         )

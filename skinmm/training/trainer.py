@@ -179,7 +179,11 @@ def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
         return available, machines
     if accelerator == "gpu" and int(setting) > available:
         raise InputError(f"trainer.devices={setting}: this machine has {available} GPUs")
-    if accelerator == "cpu" and int(setting) > (cores := len(os.sched_getaffinity(0))):
+    if (
+        accelerator == "cpu"
+        and not is_torchrun()
+        and int(setting) > (cores := len(os.sched_getaffinity(0)))
+    ):
         raise InputError(f"trainer.devices={setting}: this machine has {cores} CPU cores")
     return int(setting), machines
 

@@ -171,3 +171,23 @@ def test_prediction_knows_the_same_columns(tmp_path: Path) -> None:
     (table,) = read_input(str(folder / "cohort.csv"), 100)
     names = {*match_columns(table.columns).values()}
     assert names == {"image_id", "patient_id", "age", "sex", "site", "target"}
+
+
+def test_an_exact_column_name_wins(tmp_path: Path) -> None:
+    folder = cohort(tmp_path, "image,patient,years,Age,target", *four("P1,30,2"))
+    table = load("csv", folder, args={"columns": {"age": "years"}})
+    assert table["age"].tolist() == [30.0] * 4
+
+
+def test_classes_that_differ_in_punctuation_alone_stay_apart(tmp_path: Path) -> None:
+    words = ["grade 1-2", "grade 12", "grade 1-2", "grade 12"]
+    rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]
+    table = load("csv", cohort(tmp_path, "image,patient,diagnosis", *rows), target="diagnosis")
+    assert table["target"].tolist() == words
+
+
+@pytest.mark.parametrize("cell", ["I0.JPG", "images/I0", "images/I0.jpg"])
+def test_case_and_a_missing_suffix_do_not_matter(tmp_path: Path, cell: str) -> None:
+    rows = [f"{cell},P1,0", "I1.jpg,P1,1"]
+    table = load("csv", cohort(tmp_path, "image,patient,target", *rows))
+    assert table["path"].notna().all()

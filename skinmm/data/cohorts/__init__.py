@@ -119,9 +119,11 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
         return next(candidate for candidate in names if candidate not in sources)
 
     added["source"] = map_unique(added["source"], make_unique)
-    spelling = {parse_diagnosis(name): name for name in rows["diagnosis"].dropna().unique()}
+    present = rows["diagnosis"].dropna().unique()
+    spelling = {parse_diagnosis(name): name for name in present}
+    spelling.pop(None, None)  # words outside the vocabulary are classes of their own
     added["diagnosis"] = added["diagnosis"].map(
-        lambda name: spelling.get(parse_diagnosis(name), name)
+        lambda name: name if name in present else spelling.get(parse_diagnosis(name), name)
     )
     rows = pd.concat([rows, added], ignore_index=True)
     return replace(cohort, rows=rows, searched=(*cohort.searched, *other.searched))

@@ -1,5 +1,6 @@
 """Tables of a cohort as canonical rows, their labels, and their images by name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from skinmm.images.source import FRAME, HDF5_SUFFIXES, ImageFinder, list_files, 
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
-    column_key,
     has_ambiguous_comma,
     has_decimal_comma,
     is_missing,
@@ -245,7 +245,8 @@ def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
     spellings: dict[str, str] = {}
     for word in counts.index:
         diagnosis = parse_diagnosis(word)
-        key = diagnosis if diagnosis in _ONE_CLASS else column_key(word)
+        key = diagnosis if diagnosis in _ONE_CLASS else re.sub(r"[\s_-]+", " ", word.lower())
+        key = word if re.search(r"\d", word) or not key.strip() else key  # grade 1-2, 1.1
         spellings[word] = spellings.get(f"\0{key}", word)
         spellings.setdefault(f"\0{key}", word)
     return map_unique(
@@ -258,9 +259,10 @@ _PENDING: Final = ("pending", "undetermined", "indeterminate", "not known", "unc
 
 
 def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
-    """Refuse melanomas with target 0 and nevi with target 1."""
+    """Refuse melanomas and carcinomas with target 0, and nevi with target 1."""
     diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
-    wrong = diagnosis.eq("mel") & rows["target"].eq(0) | diagnosis.eq("nv") & rows["target"].eq(1)
+    wrong = diagnosis.isin(("mel", "bcc", "scc")) & rows["target"].eq(0)
+    wrong |= diagnosis.eq("nv") & rows["target"].eq(1)
     if wrong.any():
         first = rows[wrong].iloc[0]
         raise InputError(

@@ -101,7 +101,7 @@ def _describe_columns(
     unused = [name for name in unused if name not in used]
     labelled = [
         f"{name} (looks like a split: use +data.args.columns.part={name})"
-        if column_key(name) in ("split", "fold", "subset", "set", "partition")
+        if column_key(name) in ("part", "split", "fold", "subset", "set", "partition")
         else str(name)
         for name in unused
     ]
@@ -133,9 +133,11 @@ def _locate_cell(cell: str, path: str | None, root: Path, folders: Sequence[str]
     has_folder = "/" in name
     if "#" in location or not (has_folder or strip_suffix(name) != name):
         return path
-    if not has_folder and Path(location).name == name:
+    if not has_folder and Path(location).name.lower() == name.lower():
         return path
-    files = (root / folder / name for folder in ("", *folders))
+    files = [root / folder / name for folder in ("", *folders)]
+    if location and Path(location).with_suffix("") in files:  # a folder, and no suffix
+        return path
     file = next((file for file in files if file.is_file()), None)
     return f"{file}{mark}{frame}" if file else None
 
