@@ -34,7 +34,10 @@ punctuation do not count: `Patient-ID` is `patient_id`."""
 MALIGNANT: Final = ("akiec", "bcc", "mel", "scc")
 MAX_AGE: Final = 120.0  # years
 
-_EMPTY: Final = {"", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified"}
+_EMPTY: Final = {
+    *("", "-", "?", "na", "n/a", "nan", "none", "null", "unk", "unknown", "unspecified", "pending"),
+    *("undetermined", "indeterminate", "not known"),
+}
 _SEX_WORDS: Final[dict[str, tuple[str, ...]]] = {"female": ("f", "woman"), "male": ("m", "man")}
 # Words of ISIC, MILK10k, HAM10000, BCN20000, HIBA, Derm7pt and PAD-UFES-20, and the terms of
 # DICOM PS3.16 annex L, in the singular and without laterality.

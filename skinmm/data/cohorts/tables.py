@@ -249,13 +249,7 @@ def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
         key = word if re.search(r"\d", word) or not key.strip() else key  # grade 1-2, 1.1
         spellings[word] = spellings.get(f"\0{key}", word)
         spellings.setdefault(f"\0{key}", word)
-    return map_unique(
-        cells,
-        lambda word: None if is_missing(word) or word.lower() in _PENDING else spellings[word],
-    )
-
-
-_PENDING: Final = ("pending", "undetermined", "indeterminate", "not known", "unclear")
+    return map_unique(cells, lambda word: None if is_missing(word) else spellings[word])
 
 
 def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:

@@ -66,7 +66,12 @@ def csv(
     rows = _rename(original, columns, file)
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
-    cells = rows["image_id"] = map_unique(rows["image_id"], lambda cell: _to_posix(cell, root))
+    cells = rows["image_id"] = map_unique(
+        rows["image_id"],  # paths of Windows, unless a file has backslashes in its name
+        lambda cell: (
+            cell if "\\" not in cell or (root / cell).is_file() else cell.replace("\\", "/")
+        ),
+    )
     paths = strip_suffixes(cells)
     names = paths.str.rsplit("/", n=1).str[-1]
     # Folders remain if names would repeat without them.
@@ -96,9 +101,8 @@ def _describe_columns(
     table: pd.DataFrame, renamed: pd.DataFrame, data: DataConfig, columns: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Return lines on record and patient columns that a table lacks, and on columns not used."""
-    used = {*CANONICAL, *OPTIONAL, *data.columns}
-    unused = [name for name in table if name not in columns.values() and name in renamed]
-    unused = [name for name in unused if name not in used]
+    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values()}
+    unused = [name for name in table if name in renamed and name not in used]
     labelled = [
         f"{name} (looks like a split: use +data.args.columns.part={name})"
         if column_key(name) in ("part", "split", "fold", "subset", "set", "partition")
@@ -116,11 +120,6 @@ def _describe_columns(
     elif labelled:
         notes.append(rest.removeprefix("; "))
     return tuple(notes)
-
-
-def _to_posix(cell: str, root: Path) -> str:
-    """Return a path of Windows with slashes, unless a file has backslashes in its name."""
-    return cell if "\\" not in cell or (root / cell).is_file() else cell.replace("\\", "/")
 
 
 def _locate_cell(cell: str, path: str | None, root: Path, folders: Sequence[str]) -> str | None:
