@@ -1,5 +1,6 @@
 """Hydra behind the commands: literal paths, one-line errors, typed configurations for the jobs."""
 
+import logging
 import os
 import re
 import sys
@@ -52,6 +53,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     if {"-h", "--help"} & {*argv}:
         return run_cli(lambda: _print_help(argv, command), full=full, schema=schema)
     original_argv, process, statuses = sys.argv, os.getpid(), [0]
+    logger, handlers, level = logging.root, [*logging.root.handlers], logging.root.level
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.config_name)
     def task(composed: Any) -> None:
@@ -84,6 +86,8 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
             return run_cli(compose_and_run, full=full, schema=schema)
     finally:
         sys.argv = original_argv
+        logger.handlers[:] = handlers  # a sweep adds one that writes to the present stdout
+        logger.setLevel(level)
 
 
 def store_config(command: Command) -> None:
