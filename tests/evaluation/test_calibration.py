@@ -62,7 +62,7 @@ def test_prior_correction_of_classes_that_are_not_there() -> None:
     p = np.array([[0.5, 0.3, 0.2]])
     none = np.array([0.5, 0.5, 0.0])
     np.testing.assert_allclose(correct_prior(p, none, none), [[0.625, 0.375, 0]])
-    with pytest.raises(InputError, match="lacks a class"):
+    with pytest.raises(InputError, match="has a class with share 0 in training"):
         correct_prior(p, none, np.array([0.4, 0.4, 0.2]))
     with pytest.raises(InputError, match=r"deployed prior .* is not a distribution"):
         correct_prior(p, none, np.array([0.5, 0.6, 0.0]))
