@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import pandas as pd
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import COLUMN_NAMES, column_key
+from skinmm.vocabulary import COLUMN_KEYS, column_key
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
 """Suffixes of the files that `images.decode` reads; archives also store DICOM files without one."""
@@ -96,9 +96,8 @@ def _read_rows(path: Path | str, file: Any) -> Iterator[list[str]]:
 
 
 def _check_line_breaks(names: Sequence[str], row: Sequence[str], where: str) -> None:
-    single_line = {column_key(name) for name in chain.from_iterable(COLUMN_NAMES.values())}
     for name, cell in zip(names, row, strict=False):
-        if column_key(name) in single_line and re.search(r"[\r\n]", cell):
+        if column_key(name) in COLUMN_KEYS and re.search(r"[\r\n]", cell):
             raise InputError(
                 f"{where}, column {name}: the cell contains a line break; remove the "
                 f"quotation mark before {cell[:40]!r}"
@@ -115,11 +114,10 @@ def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise InputError(f"{path}: {count} columns are called '{name}'; rename or remove them")
-    keys = {column_key(name) for name in chain.from_iterable(COLUMN_NAMES.values())}
     by_key: dict[str, str] = {}
     for name in names:
         key = column_key(name)
-        if key in keys and by_key.setdefault(key, name) != name:
+        if key in COLUMN_KEYS and by_key.setdefault(key, name) != name:
             both = f"{by_key[key]} and {name}"
             raise InputError(f"{path}: columns {both} have the same meaning; remove one of them")
     return names

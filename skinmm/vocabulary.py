@@ -187,9 +187,6 @@ def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarra
     return column, np.array([cell in invalid for cell in cells], np.bool_)
 
 
-_PUBLIC: Final = {name for public_names in COLUMN_NAMES.values() for name in public_names}
-
-
 def column_key(name: Any) -> str:
     """Return the letters and digits of a column name in lower case, by which it is compared."""
     return re.sub(r"[\W_]+", "", str(name).lower())
@@ -197,13 +194,20 @@ def column_key(name: Any) -> str:
 
 def match_columns(names: Iterable[Any]) -> dict[Any, str]:
     """Return the canonical name of each column with a known name; other columns are left out."""
-    present = sorted(names, key=lambda name: name in _PUBLIC)  # an exact name wins
-    matches, by_key = {}, {column_key(name): name for name in present}
-    for canonical, public_names in COLUMN_NAMES.items():
-        keys = map(column_key, public_names)
-        if key := next((key for key in keys if key in by_key), None):
-            matches[by_key[key]] = canonical
-    return matches
+    present = sorted(names, key=lambda name: name in PUBLIC_NAMES)  # an exact name wins
+    by_key = {column_key(name): name for name in present}
+    matches: dict[str, Any] = {}
+    for key, canonical in COLUMN_KEYS.items():
+        if key in by_key:
+            matches.setdefault(canonical, by_key[key])
+    return {name: canonical for canonical, name in matches.items()}
+
+
+PUBLIC_NAMES: Final = frozenset(name for names in COLUMN_NAMES.values() for name in names)
+COLUMN_KEYS: Final = {
+    column_key(name): canonical for canonical, names in COLUMN_NAMES.items() for name in names
+}
+"""Key of each public name -> canonical column, in order of precedence."""
 
 
 def rename_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Fusion blocks, which combine the features of an image with those of the patient's record.
+"""Fusion blocks: they combine the features of an image with the features of the record.
 
 To add a block, write a class with the contract of `Fusion`, add it to `FUSIONS` and add a YAML file
 to `conf/fusion/`; `tests/models/test_fusion.py` checks the contract for every block of the table.

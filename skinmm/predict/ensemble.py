@@ -134,7 +134,7 @@ class CalibratedModel:
 
     @property
     def needs_image(self) -> bool:
-        """Whether every row needs an image."""
+        """Return whether every row needs an image."""
         return "image" in self.inputs and not self.backend.accepts_missing_image
 
     def run(

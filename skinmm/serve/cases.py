@@ -114,7 +114,7 @@ def list_cases(
     limit: Limit = 100,
     patient_id: Patient | None = None,
 ) -> Response:
-    """List cases, all or those of one patient, in order."""
+    """List all cases, or the cases of one patient, in order."""
     patient = patient_id and check_patient(patient_id)
     return JSONResponse({"cases": store.find(user, patient=patient, after=after, limit=limit)})
 

@@ -22,7 +22,7 @@ from skinmm.images.decode import DecodeError, ImageInfo, probe
 from skinmm.images.source import ImageFinder, split_frame
 from skinmm.predict.explain import Case
 from skinmm.serve.responses import ProblemError
-from skinmm.vocabulary import COLUMN_NAMES, SEXES, SITES, column_key, match_columns
+from skinmm.vocabulary import COLUMN_KEYS, SEXES, SITES, column_key, match_columns
 
 MAX_IMAGE: Final = 20_000_000  # bytes
 MAX_BATCH: Final = 100_000_000  # bytes
@@ -207,8 +207,7 @@ def _read_rows(data: bytes, max_rows: int) -> Rows:
     if len(body) > max_rows:
         raise ProblemError.unusable(f"the table has {len(body)} rows, at most {max_rows} are taken")
     rows = [dict(zip(names, line, strict=True)) for line in body]
-    keys = {column_key(name) for name in COLUMN_NAMES["image_id"]}
-    image_columns = [name for name in names if column_key(name) in keys]
+    image_columns = [name for name in names if COLUMN_KEYS.get(column_key(name)) == "image_id"]
     for row, name in product(rows, image_columns):
         if row[name]:
             check_name(row[name])

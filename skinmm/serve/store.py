@@ -181,7 +181,7 @@ class Store:
         after: int = 0,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """Return cases in order without their images: one, those of a patient, or all."""
+        """Return cases in order without their images: one, all of a patient, or all."""
         query = _SELECT_CASES.where(_CASES.c.number > after).limit(limit)
         query = query if number is None else query.where(_CASES.c.number == number)
         query = query if patient is None else query.where(_CASES.c.patient == patient)

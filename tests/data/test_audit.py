@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -214,11 +213,9 @@ def test_acquisition_groups_are_measured_by_membership() -> None:
 class TestReal:
     pytestmark = realdata
 
-    def test_siim_is_read_split_and_audited_in_seconds(self) -> None:
-        start = time.process_time()
+    def test_siim_is_read_split_and_audited(self) -> None:
         data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
         report = audit(split(load_cohort(data).rows, 5, 0, 0), columns=data.columns)
-        assert time.process_time() - start < 5
         assert report["duplicates"] == {"official duplicate": 425}
         assert report["leaks"] == []
         assert report["size_auroc"] == pytest.approx(0.788, abs=0.01)

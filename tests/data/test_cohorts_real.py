@@ -1,8 +1,10 @@
 """The real cohorts: counts that their own documentation states, and splits that hold on them."""
 
+import csv
 import os
 import runpy
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -123,8 +125,20 @@ def test_the_demo_script_makes_the_embedded_cohort_again() -> None:
     assert chosen["image_id"].tolist() == demo["image_id"].tolist()
 
 
-def test_reading_the_siim_table_takes_under_a_second() -> None:
+def test_reading_the_siim_table_costs_few_plain_readings() -> None:
+    # About 5 alone; shape checks triple it.
     data = DataConfig(name="siim_isic", root=ROOTS["siim_isic_2020"])
-    start = time.process_time()
-    load_cohort(data)
-    assert time.process_time() - start < 2  # 0.3 alone; shape checks and busy cores add to it
+
+    def read_plainly() -> None:
+        with (Path(data.root) / "train.csv").open(newline="") as file:
+            list(csv.DictReader(file))
+
+    def least_seconds(function: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            function()
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    assert least_seconds(lambda: load_cohort(data)) < 40 * least_seconds(read_plainly)

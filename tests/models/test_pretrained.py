@@ -101,12 +101,12 @@ def silent_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("silent_resolver")
-def test_auto_decides_within_three_seconds_and_without_a_word(
+def test_auto_decides_soon_and_without_a_word(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.perf_counter()
     found = find_weights(NAME, "timm/test_efficientnet.r160_in1k", "auto", torch.nn.Identity)
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 10
     assert found.origin.startswith("FROM SCRATCH")
     assert not any(capfd.readouterr())
     assert not caplog.records

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,7 @@ from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.source import list_files
-from skinmm.vocabulary import COLUMN_NAMES, map_unique, parse_diagnosis
+from skinmm.vocabulary import PUBLIC_NAMES, map_unique, parse_diagnosis
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
 """Folders of images, of any dataset, besides those of its archives."""
@@ -142,7 +141,7 @@ def isic_2024(data: DataConfig) -> CohortTable:
         return next((name for word, name in _IDDX if word in path), "unknown")
 
     file = require_root(data) / "train-metadata.csv"
-    columns = [*chain.from_iterable(COLUMN_NAMES.values()), "iddx_full", *data.columns]
+    columns = [*PUBLIC_NAMES, "iddx_full", *data.columns]
     table = read_table(file, ["isic_id", "target", "patient_id"], only=columns)
     if "iddx_full" in table:
         table["diagnosis"] = map_unique(table["iddx_full"].fillna("").str.lower(), parse_iddx)

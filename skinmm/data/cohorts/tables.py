@@ -187,9 +187,10 @@ def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
     A few words among many different numbers are refused.
     """
     cells = _clear_missing(column)
-    ambiguous = cells[cells.map(has_ambiguous_comma, na_action="ignore").eq(True)]
-    if len(ambiguous) and not cells.dropna().map(has_decimal_comma).any():
-        cell = str(ambiguous.iloc[0])
+    texts = cells.dropna().astype(str).unique()
+    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
+    if ambiguous and not any(map(has_decimal_comma, texts)):
+        cell = ambiguous[0]
         raise InputError(
             f"column '{column.name}': {cell!r} can mean {cell.replace(',', '')} or "
             f"{cell.replace(',', '.')}; write numbers without thousands separators"
@@ -241,14 +242,13 @@ _ONE_CLASS: Final = ("mel", "nv", "bcc", "scc", "df")
 
 def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
     """Give all spellings of a class its most frequent spelling; unknown diagnoses become None."""
-    counts = cells.value_counts()
     spellings: dict[str, str] = {}
-    for word in counts.index:
+    first: dict[str, str] = {}
+    for word in cells.value_counts().index:
         diagnosis = parse_diagnosis(word)
         key = diagnosis if diagnosis in _ONE_CLASS else re.sub(r"[\s_-]+", " ", word.lower())
         key = word if re.search(r"\d", word) or not key.strip() else key  # grade 1-2, 1.1
-        spellings[word] = spellings.get(f"\0{key}", word)
-        spellings.setdefault(f"\0{key}", word)
+        spellings[word] = first.setdefault(key, word)
     return map_unique(cells, lambda word: None if is_missing(word) else spellings[word])
 
 
@@ -296,19 +296,15 @@ def attach_images(
     searched = tuple(root / folder for folder in folders if (root / folder).is_dir())
     files = list_files(searched)
     image_ids = {name.partition(FRAME)[0] for name in rows["image_id"]}
-    finder, most = ImageFinder([]), 0
+    finders = []
     for suffixes in FORMATS.values() if image_format == "auto" else [FORMATS[image_format]]:
-        candidate = ImageFinder(files, suffixes=suffixes, schema=schema)
-        if (count := len(image_ids & candidate.names)) > most:
-            finder, most = candidate, count
-        if most == len(image_ids):
+        finders.append(ImageFinder(files, suffixes=suffixes, schema=schema))
+        if image_ids <= finders[-1].names:
             break
-    if image_format == "auto" and 0 < most < len(image_ids):  # a table may mix formats
-        others = ImageFinder(
-            files, suffixes=[s for f in FORMATS.values() for s in f], schema=schema
-        )
-        paths = [finder.find(name) or others.find(name) for name in rows["image_id"]]
-    else:
-        paths = [finder.find(name) for name in rows["image_id"]]
+    finders.sort(key=lambda finder: len(image_ids & finder.names), reverse=True)
+    paths = [
+        next(filter(None, (finder.find(name) for finder in finders)), None)
+        for name in rows["image_id"]
+    ]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
     return CohortTable(rows, searched or (root,))
