@@ -168,6 +168,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
         Path(config.output),
         None if config.labels is None else Path(config.labels),
         positive=config.positive or None,
+        margin=config.margin,
         overwrite=config.overwrite,
     )
     table = format_columns(tables[0].header, tables[0].rows)

@@ -124,6 +124,9 @@ class CompareConfig:
     )
     labels: str | None = literal_path(None, "CSV of labels by image_id", usage="labels.csv")
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    margin: float | None = setting(
+        None, "largest loss of AUROC that is not inferior; null: not tested", low=0
+    )
     output: str = output_path("compare.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
 

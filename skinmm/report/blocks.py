@@ -185,6 +185,11 @@ def format_number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits if abs(value) < 10 else 1}f}"  # noqa: PLR2004 - as documented
 
 
+def format_p(p: float) -> str:
+    """Format a p-value: three decimals, or `<0.001`."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004 - smaller ones say no more
+
+
 def format_percent(value: Any, digits: int = 1) -> str:
     """Format a fraction as a percentage with fixed decimals."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT

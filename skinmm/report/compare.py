@@ -5,35 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from markupsafe import Markup
-
-from skinmm.config import Config, flatten, keys_with
 from skinmm.errors import InputError, require_new_output
-from skinmm.evaluation.comparison import compare
+from skinmm.evaluation.comparison import compare, find_not_inferior
 from skinmm.evaluation.metrics import evaluate
 from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
     Block,
     Note,
-    Plot,
-    Row,
     Section,
     Table,
     format_count,
     format_estimate,
     format_estimates,
     format_number,
+    format_p,
     format_percent,
-    is_number,
     metric_label,
 )
-from skinmm.report.figures import PALETTE
-from skinmm.report.figures.curves import draw_ranking, roc_line
-from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
 from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
+from skinmm.report.sections.systems import Systems, different_settings, draw_systems, format_setting
 from skinmm.report.write import write_page
 
 SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
@@ -44,9 +36,6 @@ MEAN: Final = "Mean probability / prevalence"
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 
 
-Systems = Mapping[str, ReportInputs]  # name -> inputs of a row of the comparison
-
-
 def write_comparison(
     sources: Sequence[Path],
     output: Path,
@@ -54,6 +43,7 @@ def write_comparison(
     *,
     positive: Sequence[str] | None = None,
     against: Sequence[str] = (),
+    margin: float | None = None,
     overwrite: bool = False,
 ) -> tuple[list[Table], list[Note]]:
     """Write a page with tables and figures of several systems.
@@ -64,7 +54,8 @@ def write_comparison(
         labels: table with the target, for prediction files without it.
         positive: classes of the files that count as malignant; None: the default ones.
         against: systems to compare all others with, also in the table; empty: all pairs of the
-            systems of highest AUROC.
+            systems of highest AUROC, on validation where all systems have it.
+        margin: largest loss of AUROC that is not inferior; None: not tested.
         overwrite: replace an existing page.
 
     Returns:
@@ -85,14 +76,16 @@ def write_comparison(
     }
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
-    differences = _differences(result, systems, against)
+    differences = _differences(result, systems, against, margin)
+    choice = [] if against else [_describe_choice(systems)]
     further = [table for table in (_calibration_table(systems), _missing_table(systems)) if table]
-    sections = [Section("systems", "Systems", [table]), differences, _draw_systems(systems)]
+    sections = [Section("systems", "Systems", [table, *choice]), differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Calibration and missing data", further))
     facts = [format_count(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
-    return [table, *further], [block for block in differences.blocks if isinstance(block, Note)]
+    notes = [block for block in differences.blocks if isinstance(block, Note)]
+    return [table, *further], [*choice, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
@@ -138,7 +131,8 @@ def _read_source(
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
     """Return differences on the common images; None if runs have none in common."""
-    best = sorted(systems, key=lambda name: systems[name].value("auroc") or 0.0)[-MAX_PAIRED:]
+    ranking = _validation_aurocs(systems) or _test_aurocs(systems)
+    best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
     chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
     image_ids = [set(inputs.predictions.image_id) for inputs in chosen.values()]
     if not set.intersection(*image_ids) and any(inputs.config for inputs in chosen.values()):
@@ -151,24 +145,54 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
     )
 
 
+def _validation_aurocs(systems: Systems) -> dict[str, float]:
+    """Return the AUROC of each system on its validation part; empty if one has none.
+
+    Pooled folds have none: a validation row of one fold is a test row of another.
+    """
+    aurocs = {}
+    for name, inputs in systems.items():
+        entry = (inputs.metrics.get("val") or {}).get("metrics", {}).get("auroc") or {}
+        is_pooled = inputs.config.get("data", {}).get("fold") == "all"
+        if is_pooled or entry.get("value") is None:
+            return {}
+        aurocs[name] = float(entry["value"])
+    return aurocs
+
+
+def _test_aurocs(systems: Systems) -> dict[str, float]:
+    return {name: inputs.value("auroc") or 0.0 for name, inputs in systems.items()}
+
+
+def _describe_choice(systems: Systems) -> Note:
+    """Name the system that validation chooses, or warn against a choice by the test figures."""
+    if not (ranking := _validation_aurocs(systems)):
+        return Note(TEXTS["chosen_on_test"].format(len(systems)))
+    best = max(ranking, key=lambda name: ranking[name])
+    test = format_estimate(systems[best].estimate("auroc"))
+    return Note(TEXTS["chosen"].format(best, format_number(ranking[best]), len(systems), test))
+
+
 def _system_table(
     systems: Systems, result: Mapping[str, Any] | None, against: Sequence[str]
 ) -> Table:
     has_macro = any(inputs.estimate(MACRO) for inputs in systems.values())
     metrics = [*SHOWN, MACRO] if has_macro else SHOWN
-    settings = {} if against else _different_settings(systems)
+    ranking = {} if against else _validation_aurocs(systems)
+    settings = {} if against else different_settings(systems)
     has_settings = any(settings.values())
     gains = {name: _gains(name, result["pairs"]) for name in against} if result else {}
-    header = ["System", *map(metric_label, metrics)]
+    header = ["System", *(["Validation AUROC"] if ranking else []), *map(metric_label, metrics)]
     header += [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in gains]
     header += ["Malignant images", *(["Settings that differ"] if has_settings else [])]
     rows = []
     for name, inputs in systems.items():
-        row = [name, *format_estimates(inputs.measured["metrics"], metrics)]
+        row = [name, *([format_number(ranking[name])] if ranking else [])]
+        row += format_estimates(inputs.measured["metrics"], metrics)
         row += [gain.get(name, "") for gain in gains.values()]
         row.append("{positives:,} of {n:,}".format_map(inputs.measured))
         if has_settings:
-            row.append("; ".join(f"{k}={_format_setting(v)}" for k, v in settings[name].items()))
+            row.append("; ".join(f"{k}={format_setting(v)}" for k, v in settings[name].items()))
         rows.append(row)
     return Table("", header, rows, stack=True)
 
@@ -188,7 +212,10 @@ def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]
 
 
 def _differences(
-    result: Mapping[str, Any] | None, systems: Systems, against: Sequence[str]
+    result: Mapping[str, Any] | None,
+    systems: Systems,
+    against: Sequence[str],
+    margin: float | None,
 ) -> Section:
     """Build the section of differences on common images, the only fair comparison."""
     if result is None:
@@ -205,7 +232,10 @@ def _differences(
         blocks.insert(0, Note(text, warning=True))
     lead = TEXTS["paired"]
     if not against and len(systems) > MAX_PAIRED:
-        lead += f" Only the {MAX_PAIRED} systems of highest AUROC."
+        part = "validation" if _validation_aurocs(systems) else "test"
+        lead += f" Only the {MAX_PAIRED} systems of highest {part} AUROC."
+    if margin is not None:
+        blocks.append(_margin_table(result, against, margin))
     return Section("paired", "Differences", blocks, lead)
 
 
@@ -213,7 +243,24 @@ def _format_difference(entry: Mapping[str, Any]) -> str:
     if entry["difference"] is None:
         return ABSENT
     estimate = format_estimate({**entry, "value": entry["difference"]})
-    return f"{estimate}, p {format_number(entry['p_holm'])}"
+    if entry["p"] is None:
+        return estimate
+    adjusted = f", adjusted {format_p(entry['p_holm'])}" if entry["p_holm"] > entry["p"] else ""
+    return f"{estimate}, p {format_p(entry['p'])}{adjusted}"
+
+
+def _margin_table(result: Mapping[str, Any], against: Sequence[str], margin: float) -> Table:
+    """Return which systems are not inferior to which by more than the margin."""
+    rows = []
+    for entry in find_not_inferior(result, margin, against=against):
+        is_shown = entry["p_holm"] < (1 - result["confidence"]) / 2
+        verdict = "not inferior" if is_shown else "not shown"
+        numbers = (format_number(entry["difference"]), format_number(entry["low"]))
+        p = format_p(entry["p_holm"])
+        rows.append([f"{entry['system']} to {entry['reference']}", *numbers, p, verdict])
+    caption = TEXTS["margin"].format(format_number(margin), (1 - result["confidence"]) / 2)
+    header = ("System", "Difference in AUROC", "Low end", "p (one-sided, adjusted)", "Conclusion")
+    return Table(caption, header, rows, stack=True)
 
 
 def _calibration_table(systems: Systems) -> Table | None:
@@ -249,57 +296,3 @@ def _missing_table(systems: Systems) -> Table | None:
         ]
     header = ["System", "Columns missing", *map(format_percent, shares)]
     return Table("Missing data", header, rows, stack=True) if rows else None
-
-
-def _draw_systems(systems: Systems) -> Section:
-    has_colours = len(systems) <= len(PALETTE)
-    caption = "Colours as in the curves." if has_colours else "Brighter lines: higher AUROC."
-    plots = [Plot("Parallel coordinates", _draw_parallel(systems), caption)]
-    predictions = {name: inputs.predictions for name, inputs in systems.items()}
-    if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
-        lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
-        roc = Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
-        plots.insert(0, roc)
-    return Section("drawings", "Figures", [Row(plots)])
-
-
-def _draw_parallel(systems: Systems) -> Markup:
-    axes = []
-    settings = _different_settings(systems)
-    keys = dict.fromkeys(key for values in settings.values() for key in values)
-    for key in [*keys][:6]:
-        values = [settings[name].get(key) for name in systems]
-        if all(map(is_number, values)):
-            axes.append(Axis(key, np.array(values, dtype=np.float64)))
-        else:
-            words = [_format_setting(value) for value in values]
-            labels = sorted(set(words))
-            axes.append(Axis(key, np.array(list(map(labels.index, words)), np.float64), labels))
-    for name in SHOWN[:1] if axes else SHOWN:
-        metrics = [inputs.value(name) for inputs in systems.values()]
-        numbers = [value if is_number(value) else np.nan for value in metrics]
-        axes.append(Axis(metric_label(name), np.array(numbers, np.float64)))
-    aurocs = next(axis.values for axis in axes if axis.name == metric_label("auroc"))
-    return draw_parallel(axes, aurocs)
-
-
-def _format_setting(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _different_settings(systems: Systems) -> dict[str, dict[str, Any]]:
-    """Return, by system, the settings that differ between runs; prediction files have none."""
-    settings = {name: flatten(inputs.config) for name, inputs in systems.items()}
-    runs = [values for values in settings.values() if values]
-    different = [
-        key
-        for key in dict.fromkeys(key for values in runs for key in values)
-        if not key.startswith((*keys_with(Config, "incidental"), *keys_with(Config, "per_start")))
-        and len({str(values.get(key)) for values in runs}) > 1
-    ]
-    return {
-        name: {key: values[key] for key in different if key in values}
-        for name, values in settings.items()
-    }

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import t, ttest_1samp
 
 from skinmm.errors import InputError
-from skinmm.evaluation.comparison import compare
+from skinmm.evaluation.comparison import compare, find_not_inferior
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 
@@ -38,7 +39,7 @@ def test_better_differs_from_equal() -> None:
     assert set(pairs) == {("good", "bad"), ("good", "good too"), ("bad", "good too")}
     clear = pairs["good", "bad"]["metrics"]["auroc"]
     assert clear["low"] > 0
-    assert clear["p"] == pytest.approx(2 / 301)  # as small as 300 resamples can tell
+    assert clear["p"] < 1e-6  # not limited by the number of resamples
     assert clear["p_holm"] == pytest.approx(3 * clear["p"])
     assert pairs["good", "bad"]["delong"]["p"] < 1e-4
     equal = pairs["good", "good too"]["metrics"]["auroc"]
@@ -87,6 +88,56 @@ def test_every_system_has_its_own_threshold() -> None:
     found = {name: metrics["sensitivity"]["value"] for name, metrics in result["systems"].items()}
     assert found["a"] == pytest.approx((one.malignancy >= 0.5)[one.malignant].mean())
     assert found["b"] == pytest.approx((one.malignancy >= 0.2)[one.malignant].mean())
+
+
+def test_p_and_interval_are_one_t_test() -> None:
+    """The Brier score of patients with one row is a mean: its test is SciPy's paired t test."""
+    one, other = system(1, 1.0), system(2, 0.8)
+    alone = np.array([f"patient{i}" for i in range(len(one))])
+    files = {"a": replace(one, patient_id=alone), "b": replace(other, patient_id=alone)}
+    result = compare(files, resamples=8000)
+    losses = [(file.malignancy - file.malignant) ** 2 for file in files.values()]
+    expected = ttest_1samp(losses[0] - losses[1], 0)
+    entry = result["pairs"][0]["metrics"]["brier"]
+    assert entry["difference"] / entry["standard_error"] == pytest.approx(
+        expected.statistic, rel=0.03
+    )
+    # The units are the malignant patients, not all rows: the tails of Student are wider.
+    units = int(one.malignant.sum())
+    assert result["units"] == units
+    statistic = entry["difference"] / entry["standard_error"]
+    assert entry["p"] == pytest.approx(2 * t.sf(abs(statistic), units - 1))
+    reach = t.ppf(0.975, units - 1) * entry["standard_error"]
+    assert entry["high"] - entry["difference"] == pytest.approx(reach)
+
+
+def test_p_is_small_exactly_where_the_interval_excludes_zero() -> None:
+    entries = [
+        entry
+        for seed in range(12)
+        for entry in compare(
+            {"a": system(2 * seed, 1, 120), "b": system(2 * seed + 1, 1.5, 120)}, resamples=60
+        )["pairs"][0]["metrics"].values()
+        if entry["p"] is not None
+    ]
+    significant = [entry["p"] < 0.05 for entry in entries]
+    assert significant == [not entry["low"] <= 0 <= entry["high"] for entry in entries]
+    assert 0 < sum(significant) < len(entries)
+
+
+def test_not_inferior_means_that_the_interval_lies_above_the_margin() -> None:
+    files = {"good": system(1, 1.5), "bad": system(2, 0.3), "good too": system(3, 1.5)}
+    result = compare(files, resamples=300, against=["good"])
+    bad, equal = find_not_inferior(result, 0.1, against=["good"])
+    assert [bad["system"], equal["system"]] == ["bad", "good too"]
+    assert bad["difference"] < -0.1
+    assert bad["p"] > 0.5
+    assert equal["p"] < 0.025
+    assert equal["low"] > -0.1
+    # At the low end of the interval as margin, the one-sided p is half of alpha.
+    (edge,) = (e for e in find_not_inferior(result, -bad["low"]) if e["system"] == "bad")
+    assert edge["p"] == pytest.approx(0.025)
+    assert len(find_not_inferior(result, 0.1)) == 4  # both directions of each pair
 
 
 def test_files_that_cannot_be_compared_raise() -> None:

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skinmm.evaluation.comparison import (
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.subgroups import (
     Group,
     build_groups,
     evaluate_subgroups,
     sensitivity_gaps,
 )
-from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import Predictions
 
 
 def cohort(n: int = 600) -> tuple[Predictions, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """Several systems on one page."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,35 @@ def test_a_folder_of_runs_shows_the_settings_that_differ(tmp_path: Path) -> None
     assert "model.name=resnet50; model.image_size=224" in page.text
     assert "loss.name" not in page.text
     assert page.count("script") == 0
+
+
+def test_a_grid_is_ranked_on_validation(tmp_path: Path) -> None:
+    source = make_run(tmp_path)
+    metrics = json.loads((source / "metrics.json").read_text())
+    for name, auroc in (("first", 0.7), ("second", 0.9)):
+        run = tmp_path / "sweep" / name
+        (run / "predictions").mkdir(parents=True)
+        (run / "predictions" / "test.csv").write_bytes(
+            (source / "predictions" / "test.csv").read_bytes()
+        )
+        validation = {"metrics": {"auroc": {"value": auroc}}}
+        (run / "metrics.json").write_text(json.dumps({**metrics, "val": validation}))
+    (systems, *_), notes = write_comparison([tmp_path / "sweep"], tmp_path / "page.html")
+    assert [row[:2] for row in systems.rows] == [["first", "0.700"], ["second", "0.900"]]
+    assert "Chosen on validation: second" in notes[0].text
+    assert "Chosen on validation: second" in Page(tmp_path / "page.html").text
+
+
+def test_files_without_validation_warn_against_a_choice(tmp_path: Path) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for file, strength in zip(files, (1e-4, 1.0), strict=True):
+        fitted(C=strength).to_csv(file, index=False)
+    _, notes = write_comparison(files, tmp_path / "page.html", margin=0.5)
+    assert "too optimistic" in notes[0].text
+    page = Page(tmp_path / "page.html").text
+    assert "Not inferior by more than 0.500 in AUROC" in page
+    assert "b to a" in page
+    assert "not inferior" in page
 
 
 def test_a_bare_file_has_no_settings_to_compare(tmp_path: Path) -> None:

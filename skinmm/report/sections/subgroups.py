@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from skinmm.errors import InputError
-from skinmm.evaluation.comparison import (
+from skinmm.evaluation.subgroups import (
     MIN_MALIGNANT,
     build_groups,
     evaluate_subgroups,

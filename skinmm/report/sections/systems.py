@@ -1,0 +1,75 @@
+"""Figures of several systems, and the settings that differ between them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from markupsafe import Markup
+
+from skinmm.config import Config, flatten, keys_with
+from skinmm.report.blocks import Plot, Row, Section, is_number, metric_label
+from skinmm.report.figures import PALETTE
+from skinmm.report.figures.curves import draw_ranking, roc_line
+from skinmm.report.figures.grids import Axis, draw_parallel
+from skinmm.report.inputs import ReportInputs
+
+DRAWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
+
+Systems = Mapping[str, ReportInputs]
+"""Name -> inputs of a row of the comparison."""
+
+
+def draw_systems(systems: Systems) -> Section:
+    """Build the section of parallel coordinates, and of ROC curves where colours suffice."""
+    has_colours = len(systems) <= len(PALETTE)
+    caption = "Colours as in the curves." if has_colours else "Brighter lines: higher AUROC."
+    plots = [Plot("Parallel coordinates", _draw_parallel(systems), caption)]
+    predictions = {name: inputs.predictions for name, inputs in systems.items()}
+    if has_colours and all(0 < rows.malignant.mean() < 1 for rows in predictions.values()):
+        lines = [roc_line(name, r.malignancy, r.malignant) for name, r in predictions.items()]
+        roc = Plot("ROC curves", draw_ranking(lines), "In brackets: area under the curve.")
+        plots.insert(0, roc)
+    return Section("drawings", "Figures", [Row(plots)])
+
+
+def _draw_parallel(systems: Systems) -> Markup:
+    axes = []
+    settings = different_settings(systems)
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
+    for key in [*keys][:6]:
+        values = [settings[name].get(key) for name in systems]
+        if all(map(is_number, values)):
+            axes.append(Axis(key, np.array(values, dtype=np.float64)))
+        else:
+            words = [format_setting(value) for value in values]
+            labels = sorted(set(words))
+            axes.append(Axis(key, np.array(list(map(labels.index, words)), np.float64), labels))
+    for name in DRAWN[:1] if axes else DRAWN:
+        metrics = [inputs.value(name) for inputs in systems.values()]
+        numbers = [value if is_number(value) else np.nan for value in metrics]
+        axes.append(Axis(metric_label(name), np.array(numbers, np.float64)))
+    aurocs = next(axis.values for axis in axes if axis.name == metric_label("auroc"))
+    return draw_parallel(axes, aurocs)
+
+
+def format_setting(value: Any) -> str:
+    """Format a value of the configuration as YAML writes it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def different_settings(systems: Systems) -> dict[str, dict[str, Any]]:
+    """Return, by system, the settings that differ between runs; prediction files have none."""
+    settings = {name: flatten(inputs.config) for name, inputs in systems.items()}
+    runs = [values for values in settings.values() if values]
+    different = [
+        key
+        for key in dict.fromkeys(key for values in runs for key in values)
+        if not key.startswith((*keys_with(Config, "incidental"), *keys_with(Config, "per_start")))
+        and len({str(values.get(key)) for values in runs}) > 1
+    ]
+    return {
+        name: {key: values[key] for key in different if key in values}
+        for name, values in settings.items()
+    }
