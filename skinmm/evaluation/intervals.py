@@ -43,7 +43,6 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
         ("net_benefit", "calibration_slope", "calibration_intercept"), (-math.inf, math.inf)
     ),
     "set_size": (0, math.inf),
-    "gap": (-1, 1),
 }
 """Range of each metric; that of all others is 0 to 1."""
 

@@ -2,21 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 
-from skinmm.evaluation.curves import ratio
-from skinmm.evaluation.intervals import (
-    bootstrap,
-    patient_codes,
-    skewness,
-    sum_by_patient,
-    summarise,
-)
+from skinmm.evaluation.comparison import adjust_holm
+from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 
@@ -90,53 +83,112 @@ def sensitivity_gaps(
     groups: Sequence[Group],
     *,
     threshold: float,
-    resamples: int = 1000,
+    permutations: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return the highest minus the lowest sensitivity at the threshold, for each column.
+    """Return the highest minus the lowest sensitivity at the threshold, and a test, by column.
 
     Only groups with a known value and at least `MIN_MALIGNANT` malignant rows are compared; columns
-    with fewer than two are omitted. The interval is from a bootstrap over patients with the two
-    groups fixed. As these were selected for their difference, it does not test for a gap.
+    with fewer than two are omitted. The interval is simultaneous over all pairs of the column's
+    groups, so that it allows for the selection of two of them. The test is for any difference
+    between the groups (`heterogeneity_p`), with Holm's adjustment over the columns.
 
     Returns:
-        For each column `column`, the names `lowest` and `highest`, `value`, `low`, `high`,
-        `left_out`.
+        For each column `column`, the number of `groups`, the names `lowest` and `highest`, `value`,
+        `low`, `high`, `p`, `p_holm`.
     """
     malignant = predictions.malignant
-    hits = malignant & (predictions.malignancy >= threshold)
-    codes, patients = patient_codes(predictions.patient_id)
-
-    def sensitivity(group: Group) -> float:
-        return float(hits[group.rows].sum() / malignant[group.rows].sum())
-
-    gaps = []
+    hits = predictions.malignancy[malignant] >= threshold
+    codes, _ = patient_codes(predictions.patient_id[malignant])
+    gaps: list[dict[str, Any]] = []
     for column in dict.fromkeys(group.column for group in groups):
-        candidates = [
-            group
+        members = {
+            group.name: group.rows[malignant]
             for group in groups
-            if group.column == column
-            and group.name not in (UNKNOWN, OTHER)
-            and malignant[group.rows].sum() >= MIN_MALIGNANT
-        ]
-        if len(candidates) <= 1:
-            continue
-        lowest, *_, highest = sorted(candidates, key=sensitivity)
-        masks = [rows & group.rows for group in (highest, lowest) for rows in (hits, malignant)]
-        statistic = partial(_gap, sum_by_patient(codes, masks))
-        value = statistic(np.ones((1, patients), dtype=np.int64))["gap"][0]
-        drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-        units = min(len(np.unique(codes[malignant & end.rows])) for end in (highest, lowest))
-        skew = skewness(statistic, patients, len(codes))["gap"]
-        entry = summarise("gap", float(value), drawn["gap"], skew, confidence, units)
-        gaps.append({"column": column, "lowest": lowest.name, "highest": highest.name, **entry})
-    return gaps
+            if group.column == column and group.name not in (UNKNOWN, OTHER)
+        }
+        names = [name for name, rows in members.items() if rows.sum() >= MIN_MALIGNANT]
+        if len(names) > 1:
+            masks = np.array([members[name] for name in names])
+            rows = masks.any(axis=0)
+            gap = _widest_gap(hits[rows], codes[rows], masks[:, rows], names, confidence)
+            p = heterogeneity_p(hits[rows], codes[rows], masks[:, rows], permutations, seed)
+            gaps.append({"column": column, "groups": len(names), **gap, "p": p})
+    adjusted = adjust_holm([gap["p"] for gap in gaps])
+    return [{**gap, "p_holm": p} for gap, p in zip(gaps, adjusted, strict=True)]
 
 
-def _gap(
-    sums: Float64[np.ndarray, "p 4"], draws: Int64[np.ndarray, "b p"]
-) -> dict[str, Float64[np.ndarray, " b"]]:
-    """Subtract two sensitivities, from the hits and malignant rows of each patient."""
-    hits, malignant, other_hits, other_malignant = (draws @ sums).T
-    return {"gap": ratio(hits, malignant) - ratio(other_hits, other_malignant)}
+def heterogeneity_p(
+    hits: Bool[np.ndarray, " n"],
+    patients: Int64[np.ndarray, " n"],
+    masks: Bool[np.ndarray, "g n"],
+    permutations: int,
+    seed: int,
+) -> float:
+    """Return the p-value of a permutation test for differences between the shares of hits.
+
+    The statistic is Pearson's. Under the null hypothesis, patients with equal numbers of lesions
+    can exchange their results, and the lesions of a patient theirs. So the test is exact for
+    correlated lesions, few misses, and groups that divide a patient's lesions.
+
+    Args:
+        hits: result of each lesion.
+        patients: number of each lesion's patient.
+        masks: lesions of each group.
+        permutations: number of permutations.
+        seed: seed of the permutations.
+    """
+    rng = np.random.default_rng(seed)
+    counts = masks.sum(axis=1)
+    lesions = np.bincount(patients)[patients]
+    sums = np.zeros((permutations, len(masks)))
+    for size in np.unique(lesions).tolist():
+        rows = np.flatnonzero(lesions == size)
+        rows = rows[np.argsort(patients[rows], kind="stable")]
+        results = hits[rows].reshape(-1, size)
+        order = np.tile(np.arange(len(results), dtype=np.int32), (permutations, 1))
+        drawn = rng.permuted(results[rng.permuted(order, axis=1)], axis=2)
+        drawn = drawn.reshape(permutations, -1).astype(np.float32)
+        sums += drawn @ masks[:, rows].T.astype(np.float32)
+    # The total of hits is fixed, so that Pearson's statistic rises with this sum.
+    observed = ((masks @ hits.astype(np.int64)) ** 2 / counts).sum()
+    is_extreme = (sums**2 / counts).sum(axis=1) >= observed * (1 - 1e-9)
+    return float((1 + is_extreme.sum()) / (permutations + 1))
+
+
+def _widest_gap(
+    hits: Bool[np.ndarray, " n"],
+    patients: Int64[np.ndarray, " n"],
+    masks: Bool[np.ndarray, "g n"],
+    names: Sequence[str],
+    confidence: float,
+) -> dict[str, Any]:
+    """Return the widest gap between shares of hits, with an interval simultaneous over all pairs.
+
+    Tukey and Kramer's critical value, for the interval of Agresti and Caffo (2000,
+    doi:10.1080/00031305.2000.10474560): it adds pseudo-observations, because a share of 1 has no
+    variance of its own. The number of lesions is divided by the design effect of their patients
+    (Rao and Scott 1992, doi:10.2307/2532311).
+    """
+    from scipy.stats import studentized_range  # slow to import
+
+    counts = masks.sum(axis=1)
+    shares = masks @ hits.astype(np.int64) / counts
+    excess = hits - shares @ masks / masks.sum(axis=0)
+    by_patient = np.bincount(patients, weights=excess)
+    effect = max(1.0, float(by_patient @ by_patient / max(excess @ excess, 1e-12)))
+    reach = studentized_range.ppf(confidence, len(masks), np.inf) / np.sqrt(2)
+    pseudo, lesions = reach**2 / 4, counts / effect
+    centres = (shares * lesions + pseudo) / (lesions + 2 * pseudo)
+    variances = centres * (1 - centres) / (lesions + 2 * pseudo)
+    low, high = int(np.argmin(shares)), int(np.argmax(shares))
+    value, centre = shares[high] - shares[low], centres[high] - centres[low]
+    half = reach * np.sqrt(variances[high] + variances[low])
+    return {
+        "lowest": names[low],
+        "highest": names[high],
+        "value": float(value),
+        "low": float(max(min(centre - half, value), -1.0)),
+        "high": float(min(max(centre + half, value), 1.0)),
+    }

@@ -28,6 +28,7 @@ from skinmm.report.blocks import (
     Table,
     format_estimate,
     format_estimates,
+    format_p,
     format_percent,
     is_number,
     metric_label,
@@ -54,15 +55,22 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     # Enough resamples for a figure; about twenty groups are resampled.
     settings = dict[str, Any](confidence=inputs.confidence, resamples=300)
     measured = evaluate_subgroups(rows, groups, threshold=inputs.threshold, **settings)
-    gaps = sensitivity_gaps(rows, groups, threshold=inputs.threshold, **settings)
+    gaps = sensitivity_gaps(rows, groups, threshold=inputs.threshold, confidence=inputs.confidence)
     plots = [
         plot for name in ("auroc", "sensitivity") if (plot := _forest_plot(inputs, measured, name))
     ]
     blocks: list[Block] = [Row(plots)] if plots else []
     if gaps:
-        lines = [(g["column"], g["lowest"], g["highest"], format_estimate(g)) for g in gaps]
-        header = ("Column", "Lowest", "Highest", "Gap (interval)")
+        lines = [
+            (
+                *(g["column"], str(g["groups"]), g["lowest"], g["highest"]),
+                *(format_estimate(g), format_p(g["p_holm"])),
+            )
+            for g in gaps
+        ]
+        header = ("Column", "Groups", "Lowest", "Highest", "Gap (interval)", "p (adjusted)")
         blocks.append(Table("Gaps in sensitivity at the threshold", header, lines))
+        blocks.append(Note(TEXTS["gaps"].format(MIN_MALIGNANT)))
     blocks.append(_group_table(measured))
     if rows.sets is not None:
         blocks += _coverage_blocks(inputs, measured)
