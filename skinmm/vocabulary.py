@@ -232,3 +232,20 @@ def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
     for name in names[1:]:
         patients = patients.fillna(table[name])
     return patients
+
+
+UNITS: Final = ("patient", "lesion", "image")
+
+
+def name_units(table: pd.DataFrame) -> "pd.Series[str]":
+    """Return what `resolve_patients` gives for each row: a `patient`, `lesion` or `image`.
+
+    Cohorts store the resolved name, so a patient with the name of the lesion or image counts as
+    unknown.
+    """
+    patients = resolve_patients(table).astype(str)
+    units = pd.Series("patient", index=table.index)
+    for unit in ("lesion", "image"):
+        if f"{unit}_id" in table:
+            units[patients == table[f"{unit}_id"].astype(str)] = unit
+    return units

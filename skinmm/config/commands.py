@@ -185,6 +185,9 @@ class ServeConfig(InferenceConfig):
     port: int = setting(8000, "port to listen on", low=1, high=65535)
     keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")
     page: bool = setting(True, "serve the web page; false: the API only")
+    patient_view: bool = setting(
+        False, "also offer the wording for patients on the page; it never gives an all-clear"
+    )
     store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
     store_images: bool = setting(False, "also store the images of the cases")
     queue: int = setting(8, "maximum waiting and running requests", low=1, high=1000)

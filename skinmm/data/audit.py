@@ -18,6 +18,7 @@ from skinmm.data.splits import UNUSED, deal_folds, find_components
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
+from skinmm.vocabulary import name_units
 
 HASH_SIDE: Final = 16  # 256 bits; with 64 bits, different lesions get the same hash
 PICTURE_SIDE: Final = 64  # pixels, input size of a hash of 256 bits
@@ -33,6 +34,11 @@ MAX_SIZES: Final = 8
 SUSPICIOUS: Final = 0.65  # a warning is given from this AUROC of the image size
 MAX_PAIRS: Final = 200
 _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
+_UNCHECKED: Final = {
+    "patient": "whether patients are in two parts: no row names a patient",
+    "size": "image sizes as a shortcut: no size is known; skinmm audit near=true reads them",
+    "near duplicate": "near duplicates: no pixels were compared; skinmm audit near=true does so",
+}
 _SIZE_WARNING: Final = (
     "the size of the image file alone reaches AUROC {:.3f}: cameras differ between malignant and "
     "benign; compare every model with this figure, and check results by camera"
@@ -183,34 +189,52 @@ def audit(
         near: near duplicates, as `find_near_duplicates` returns them.
 
     Returns:
-        Plain data: `rows`; `parts`; `across_parts`, the number of patients, lesions, official and
-        near duplicates that occur in two parts; `duplicates`, the number of all such pairs;
-        `pairs`, the first ones across parts; `size_auroc` (see `compute_size_auroc`);
-        `acquisition` (see `compare_acquisition_groups`); `warnings`; and `leaks`, sentences, empty
-        if the split is safe to use.
+        Plain data: `rows`; `parts`; `named`, the number of rows that name a patient, a lesion or
+        an official duplicate, and whose image size is known; `across_parts`, the number of
+        patients, lesions, official and near duplicates that occur in two parts, None if not
+        checked; `duplicates`, the number of all such pairs; `pairs`, the first ones across parts;
+        `size_auroc` (see `compute_size_auroc`); `acquisition` (see `compare_acquisition_groups`);
+        `warnings`; `unchecked`, one sentence for each check that these data do not allow; and
+        `leaks`, sentences, empty if none was found.
     """
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
-    across = _name_torn(used, torn)
+    across, named = _name_torn(used, torn), _count_named(used)
+    counts = {kind: len(names) if named.get(kind, 1) else None for kind, names in across.items()}
+    unchecked = [kind for kind in ("patient", "size") if not named[kind]]
+    if near is None:
+        counts["near duplicate"] = None
+        unchecked.append("near duplicate")
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
     size = compute_size_auroc(used, positive)
     return {
         "rows": len(used),
         "parts": {str(part): int(n) for part, n in used["part"].value_counts().items()},
-        "across_parts": {kind: len(names) for kind, names in across.items()},
+        "named": named,
+        "across_parts": counts,
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
         "pairs": torn.head(MAX_PAIRS).to_dict("records"),
         "size_auroc": size,
         "acquisition": compare_acquisition_groups(used, positive),
         "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
+        "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
             *(f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE),
             *(_FITTED_OUTSIDE.format(_count("row", outside)) for _ in outside[:1]),
         ],
     }
+
+
+def _count_named(table: pd.DataFrame) -> dict[str, int]:
+    """Return the number of rows that name a patient, a lesion, an official duplicate, a size."""
+    units = name_units(table)
+    columns = {"lesion": "lesion_id", "official duplicate": "duplicate_of", "size": "width"}
+    cells = table.reindex(columns=[*columns.values()]).notna().sum()
+    named = {kind: int(cells[column]) for kind, column in columns.items()}
+    return {"patient": int((units == "patient").sum()), **named}
 
 
 def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from scipy.stats import chi2_contingency
 PARTS: Final = 10
 """Number of parts that numeric columns are divided into, at quantiles."""
 _MISSING: Final = "missing"
+MIN_EXPECTED: Final = 5  # rows that the chi-squared test expects in each cell
 _SMOOTH: Final = 0.5  # added to every count, so that an empty cell has a logarithm
 
 
@@ -27,7 +28,8 @@ class ColumnShift:
         now: number of new rows in each cell.
         index: population stability index (Siddiqi 2006): below 0.1 is usually called stable, above
             0.25 a shift. Chance alone gives about (cells - 1) * (1 / rows before + 1 / rows now).
-        p: p-value of the chi-squared test of equal distributions; None where undefined.
+        p: p-value of the chi-squared test of equal distributions, with rare cells pooled;
+            None with too few rows for a test.
     """
 
     column: str
@@ -68,10 +70,24 @@ def compare_columns(
         used = before + now > 0
         labels = tuple(compress(_label(cells), used))
         counts = np.stack([before, now])[:, used]
-        defined = counts.shape[1] > 1 and bool((counts.sum(axis=1) > 0).all())
-        p = float(chi2_contingency(counts, correction=False).pvalue) if defined else None
+        pooled = _pool_rare(counts)
+        is_defined = pooled.shape[1] > 1
+        p = float(chi2_contingency(pooled, correction=False).pvalue) if is_defined else None
         shifts.append(ColumnShift(name, labels, counts[0], counts[1], stability_index(*counts), p))
     return shifts
+
+
+def _pool_rare(counts: Int64[np.ndarray, "2 cells"]) -> Int64[np.ndarray, "2 pooled"]:
+    """Pool the smallest cells until a chi-squared test expects `MIN_EXPECTED` rows in each.
+
+    One cell is left, and no test is possible, if there are too few rows.
+    """
+    share = counts.sum(axis=1).min() / max(counts.sum(), 1)
+    cells = sorted(counts.T.tolist(), key=sum)
+    while len(cells) > 1 and share * sum(cells[0]) < MIN_EXPECTED:
+        first, second, *others = cells
+        cells = sorted([[a + b for a, b in zip(first, second, strict=True)], *others], key=sum)
+    return np.array(cells, dtype=np.int64).reshape(-1, 2).T
 
 
 def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, " cells"]) -> float:

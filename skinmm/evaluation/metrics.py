@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from scipy.optimize import brentq
 from scipy.special import ndtri
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
@@ -21,7 +22,9 @@ from skinmm.evaluation.intervals import (
 )
 from skinmm.evaluation.predictions import REFER, Predictions
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic
+from skinmm.vocabulary import UNITS
 
+_GROUP: Final = 20  # minimum rows of a group of similar probability
 _MANY_UNITS: Final = 1000  # of so many independent units hardly any skewness is left
 
 
@@ -53,7 +56,8 @@ def evaluate(
         seed: seed of the resamples.
 
     Returns:
-        Plain data: `n`, `patients`, `positives`, `unpredicted`, `threshold`, `prevalence`,
+        Plain data: `n`, `patients` (resampled units), `units` (rows that name a `patient`, a
+        `lesion` or only an `image`), `positives`, `unpredicted`, `threshold`, `prevalence`,
         `metrics` (name -> value, low, high, left_out), `auroc_delong` (see `delong_interval`),
         `confusion` (rows of each true class by predicted class), `support` (rows of each class) and
         `folds` (AUROC of each). A metric that is undefined for the data is None; `left_out` counts
@@ -69,11 +73,13 @@ def evaluate(
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, patients = patient_codes(predictions.patient_id)
     malignant, classes = predictions.malignant, predictions.classes
+    units = predictions.list_units()
     cells = predictions.target * len(classes) + predictions.predicted_classes(threshold)
     counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), -1)
     return {
         "n": len(predictions),
         "patients": patients,
+        "units": {name: int((units == name).sum()) for name in UNITS},
         "positives": int(malignant.sum()),
         "unpredicted": predictions.unpredicted,
         "threshold": threshold,
@@ -184,6 +190,28 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
         return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
 
     return float(brentq(excess, 0, 1))
+
+
+def describe_probabilities(predictions: Predictions) -> dict[str, list[float]]:
+    """Return the observed share of malignant rows in up to ten groups of similar probability.
+
+    Returns:
+        For each group: `first` and `last` probability, `rows`, `positives`, and `low` and `high` of
+        the 95 % Wilson interval of the share, in which each patient counts once.
+    """
+    order = np.argsort(predictions.malignancy, kind="stable")
+    groups = np.array_split(order, np.clip(len(order) // _GROUP, 1, 10))
+    table: dict[str, list[float]] = {
+        name: [] for name in ("first", "last", "rows", "positives", "low", "high")
+    }
+    for rows in groups:
+        patients, hits = len(set(predictions.patient_id[rows])), predictions.malignant[rows]
+        interval = binomtest(round(hits.mean() * patients), patients).proportion_ci(method="wilson")
+        ends = predictions.malignancy[rows[[0, -1]]].tolist()
+        line = (*ends, len(rows), int(hits.sum()), float(interval.low), float(interval.high))
+        for values, value in zip(table.values(), line, strict=True):
+            values.append(value)
+    return table
 
 
 def _fold_aurocs(predictions: Predictions) -> dict[str, float | None]:

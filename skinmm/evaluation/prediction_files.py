@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm import files
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import MALIGNANT, parse_diagnosis, rename_columns
+from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis, rename_columns
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -123,6 +123,13 @@ class PredictionFile:
         folds = pd.to_numeric(self.table["fold"], errors="coerce")
         self._require("fold", ~(folds % 1 == 0), "is not a whole number")
         return folds.to_numpy(dtype=np.int64)
+
+    def parse_units(self) -> Shaped[np.ndarray, " n"]:
+        """Return what each row names: its patient, else its lesion, else only its image."""
+        units = self.table["unit"] if "unit" in self.table else pd.Series(dtype=object)
+        if units.empty or not units.isin(UNITS).all():  # of another system, with another meaning
+            units = name_units(self.table)
+        return units.to_numpy(dtype=object)
 
     def parse_decisions(self) -> Shaped[np.ndarray, " n"] | None:
         """Return the decision of each row."""

@@ -28,7 +28,7 @@ __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "w
 MAX_MISTAKES: Final = 8
 ROW_COLUMNS: Final = (
     *("image_id", "patient_id", "target", "probabilities", "raw"),
-    *("fold", "decision", "sets", "ood", "called"),
+    *("fold", "decision", "sets", "ood", "called", "unit"),
 )
 """Attributes of `Predictions` that have an entry for each row."""
 
@@ -51,6 +51,7 @@ class Predictions:
         sets: mask of the classes in the prediction set of a row.
         ood: OOD score; above 1 a row is unlike the validation rows; NaN where unknown.
         called: index of the class that the system predicts; None in binary files.
+        unit: what `patient_id` names in each row: `patient`, `lesion` or `image`.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -66,6 +67,7 @@ class Predictions:
     sets: Bool[np.ndarray, "n c"] | None = None
     ood: Float64[np.ndarray, " n"] | None = None
     called: Int64[np.ndarray, " n"] | None = None
+    unit: Shaped[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Raise an error unless some but not all classes are positive."""
@@ -90,6 +92,11 @@ class Predictions:
     def malignant(self) -> Bool[np.ndarray, " n"]:
         """True for rows whose true class is positive."""
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
+
+    def list_units(self) -> Shaped[np.ndarray, " n"]:
+        """Return what `patient_id` names in each row; without `unit`, a patient or an image."""
+        is_image = np.asarray(self.patient_id == self.image_id)
+        return np.where(is_image, "image", "patient") if self.unit is None else self.unit
 
     def predicted_classes(self, threshold: float = 0.5) -> Int64[np.ndarray, " n"]:
         """Return the index of the predicted class of each row.
@@ -156,6 +163,7 @@ def read_predictions(
         sets=sets,
         ood=file.parse_ood(),
         called=file.parse_called(classes, probabilities),
+        unit=file.parse_units(),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -166,7 +174,7 @@ def read_predictions(
 def write_predictions(path: Path | str, predictions: Predictions) -> None:
     """Write a prediction file (`%.9g`) atomically."""
     columns: dict[str, Any] = {
-        name: getattr(predictions, name) for name in ("image_id", "patient_id", "fold")
+        name: getattr(predictions, name) for name in ("image_id", "patient_id", "unit", "fold")
     }
     names = np.array(predictions.classes, dtype=object)
     columns["target"] = predictions.target if predictions.is_binary else names[predictions.target]

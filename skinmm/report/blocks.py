@@ -254,6 +254,8 @@ def format_metrics(evaluation: Mapping[str, Any]) -> str:
     lines = [f"test: {evaluation['n']} rows"]
     if "positives" in evaluation:
         lines[0] += f", {evaluation['positives']} malignant"
+    if units := evaluation.get("units"):
+        lines[0] += f"; {units['patient']} rows name a patient"
     for name, entry in entries.items():
         value, low, high = (entry.get(key) for key in ("value", "low", "high"))
         text = "undefined" if value is None else f"{value:.4g}"

@@ -31,10 +31,10 @@ from skinmm.report.blocks import (
     thumbnail,
 )
 from skinmm.report.figures.grids import draw_ages, draw_class_bars
-from skinmm.report.sections.cohort import PARTS, build_audit, characteristics_table
+from skinmm.report.sections.cohort import PARTS, build_audit, characteristics_table, format_counts
 from skinmm.report.sections.performance import describe_record
 from skinmm.report.write import write_page
-from skinmm.vocabulary import resolve_patients
+from skinmm.vocabulary import name_units, resolve_patients
 
 _NOT_KNOWN: Final = "not known"
 
@@ -81,8 +81,7 @@ class Cohort:
         """Short facts for the head of a page."""
         return [
             f"data {self.name}",
-            format_count(len(self.rows), "image"),
-            format_count(int(resolve_patients(self.rows).nunique()), "patient"),
+            format_counts(name_units(self.rows), resolve_patients(self.rows)),
             f"{int(self.rows['malignant'].sum()):,} malignant",
         ]
 
@@ -122,12 +121,14 @@ def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:
     rows = cohort.rows
     parts = {PARTS[part]: rows[rows["part"] == part] for part in PARTS if part in set(rows["part"])}
     blocks = [*build_audit(findings), characteristics_table("The split", parts)]
-    return Section("findings", "Findings", blocks, counted or TEXTS["not_compared"])
+    return Section("findings", "Findings", blocks, counted)
 
 
 def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
     blocks: list[Block] = []
     for kind, total in findings["across_parts"].items():
+        if not total:
+            continue
         pairs = _find_pairs(kind, cohort.rows, findings)[:40]
         image_ids = {image_id for pair in pairs for image_id in pair}
         rows = cohort.rows[cohort.rows["image_id"].isin(image_ids)]
@@ -171,12 +172,14 @@ def _build_unreadable(findings: Mapping[str, Any]) -> Section | None:
 def _build_counts(cohort: Cohort) -> Section:
     rows = cohort.rows
     on_disk, malignant = int(rows["path"].notna().sum()), int(rows["malignant"].sum())
-    patients, lesions = int(resolve_patients(rows).nunique()), int(rows["lesion_id"].nunique())
+    named = rows[name_units(rows) == "patient"]
+    patients, lesions = int(named["patient_id"].nunique()), int(rows["lesion_id"].nunique())
+    with_patient = f"named by {format_count(len(named), 'image')}"
     with_lesion = f"known for {format_count(int(rows['lesion_id'].notna().sum()), 'image')}"
-    share, images_each = format_percent(malignant / len(rows)), len(rows) / patients
+    share = format_percent(malignant / len(rows))
     tiles = [
         Tile("Images", f"{len(rows):,}", f"{on_disk:,} on disk"),
-        Tile("Patients", f"{patients:,}", f"{images_each:.1f} images each", TEXTS["patients"]),
+        Tile("Patients", f"{patients:,}" if patients else _NOT_KNOWN, with_patient),
         Tile("Lesions", f"{lesions:,}" if lesions else _NOT_KNOWN, with_lesion * bool(lesions)),
         Tile("Malignant", share, format_count(malignant, "image")),
     ]

@@ -16,7 +16,7 @@ from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import CONVERTERS, parse_column
+from skinmm.vocabulary import CONVERTERS, name_units, parse_column
 
 _EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TEXT_COLUMNS: Final = (
@@ -79,6 +79,15 @@ class ReportInputs:
         unique = self.cohort.assign(image_id=names).drop_duplicates("image_id")
         image_ids = pd.Series(self.predictions.image_id).str.replace(_EXTENSIONS, "", regex=True)
         return unique.set_index("image_id").reindex(image_ids)
+
+    @cached_property
+    def units(self) -> "pd.Series[str]":
+        """What each predicted row names: its patient, else its lesion, else only its image."""
+        rows, records = self.predictions, self.records
+        if records is None or "lesion_id" not in records:
+            return pd.Series(rows.list_units(), dtype=object)
+        ids = {"image_id": rows.image_id, "patient_id": rows.patient_id}
+        return name_units(pd.DataFrame({**ids, "lesion_id": records["lesion_id"].to_numpy()}))
 
     def fitted(self, name: str) -> Mapping[str, Any]:
         """Return the fitted `threshold`, `conformal` or `calibration`; empty if unknown."""

@@ -189,6 +189,7 @@ def _build_shifts(shifts: Sequence[ColumnShift]) -> Section:
         blocks.append(Table(shift.column, ("", "Before", "In use"), shares))
         is_small = shift.p is not None and shift.p < 0.001  # noqa: PLR2004
         p = "below 0.001" if is_small else format_number(shift.p)
+        p = "too few cases for a test" if shift.p is None else p
         rows.append((shift.column, format_number(shift.index), p))
     overview = (
         Table("Shift of each column", ("Column", "Stability index", "p"), rows)
@@ -198,6 +199,7 @@ def _build_shifts(shifts: Sequence[ColumnShift]) -> Section:
     lead = (
         "Records are compared with training, malignancy and ood (out-of-distribution score) with "
         "the test. Index: below 0.1 is usually called stable, above 0.25 a shift. p: chi-squared "
-        "test that treats each case as a different patient."
+        "test that treats each case as a different patient; values "
+        "with fewer than 5 expected cases are pooled."
     )
     return Section("inputs", "Inputs and predictions", [overview, *blocks], lead)

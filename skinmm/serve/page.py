@@ -65,6 +65,22 @@ class Result(NamedTuple):
         named = zip(self.card["classes"], shares, strict=True)
         return float(sum(share for name, share in named if name in self.card["positive"]))
 
+    @property
+    def test(self) -> Mapping[str, Any]:
+        """Test of the model; empty for an ensemble, whose members were tested one by one."""
+        members = self.card["members"]
+        return dict(members[0]["test"]) if len(members) == 1 else {}
+
+    @property
+    def similar(self) -> dict[str, float]:
+        """Test rows of similar probability, see `describe_probabilities`; empty if unknown."""
+        groups = self.test.get("probabilities")
+        if not groups:
+            return {}
+        index = int(np.searchsorted(groups["last"], self.row["malignancy"]))
+        index = min(index, len(groups["last"]) - 1)
+        return {name: values[index] for name, values in groups.items()}
+
 
 def format_probability(share: float) -> str:
     """Return a percentage with two significant digits, without decimals from 10 % on."""
@@ -122,11 +138,12 @@ def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
 
 @dataclass(frozen=True)
 class Page:
-    """Actions of the page's buttons."""
+    """Actions of the page's buttons, with results in the wording of `audiences`."""
 
     predictor: CasePredictor
     queue: RequestQueue
     recorder: CaseRecorder
+    audiences: Sequence[str] = AUDIENCES[:1]
 
     def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
         """Store the confirmed diagnosis of a case and return a confirmation or refusal as HTML."""
@@ -150,7 +167,7 @@ class Page:
         Args:
             user: name of the API key.
             upload: path where Gradio stored the file, which is deleted.
-            audience: one of `AUDIENCES`.
+            audience: one of the page's `audiences`; any other gets the wording for clinicians.
             cells: values of the recorder's columns.
         """
         try:
@@ -159,7 +176,7 @@ class Page:
             result = await self.queue.run(read, lambda data: self._predict(user, data, cells))
         except ProblemError as error:
             return render("refusal.html", reason=error.detail), None
-        return render_result(result, audience), None
+        return render_result(result, audience if audience in self.audiences else "clinician"), None
 
     def _predict(self, user: str, data: bytes | None, cells: Sequence[Any]) -> Result:
         record = {
@@ -200,8 +217,11 @@ def read_upload(upload: str | None) -> bytes | None:
     return data
 
 
-def mount_page(app: FastAPI) -> FastAPI:
-    """Return an application of `create_app` with the page at `/`."""
+def mount_page(app: FastAPI, *, patient_view: bool = False) -> FastAPI:
+    """Return an application of `create_app` with the page at `/`.
+
+    With `patient_view`, the page also offers the wording for patients.
+    """
     folder = TemporaryDirectory(prefix="skinmm-page-", dir=_MEMORY if _MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reports as well
@@ -216,7 +236,8 @@ def mount_page(app: FastAPI) -> FastAPI:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_hover_dark="*primary_800",
     )
-    page = Page(app.state.predictor, app.state.queue, app.state.recorder)
+    audiences = AUDIENCES if patient_view else AUDIENCES[:1]
+    page = Page(app.state.predictor, app.state.queue, app.state.recorder, audiences)
     return gr.mount_gradio_app(
         app,
         _build_page(page),
@@ -257,7 +278,12 @@ def _build_page(page: Page) -> Any:
                     body = gr.HTML(NOT_STATED, html_template=template, js_on_load=script)
                     body.input(None, body, sites, js=identity, api_visibility="private")
                     sites.change(None, sites, body, js=identity, api_visibility="private")
-                audience = gr.Radio([*AUDIENCES], value=AUDIENCES[0], label="Wording for")
+                audience = gr.Radio(
+                    [*page.audiences],
+                    value=page.audiences[0],
+                    label="Wording for",
+                    visible=len(page.audiences) > 1,
+                )
                 button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 output = gr.HTML(render("waiting.html", has_store=has_store))

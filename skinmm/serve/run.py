@@ -75,7 +75,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     try:
         from skinmm.serve.page import mount_page
 
-        return mount_page(app)
+        return mount_page(app, patient_view=config.patient_view)
     except ModuleNotFoundError as error:
         install = "pip install 'skinmm[serve,page]'"
         raise InputError(f"page=true needs {error.name}: {install}, or page=false") from error

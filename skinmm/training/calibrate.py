@@ -26,6 +26,7 @@ from skinmm.evaluation.thresholds import (
     decision_priors,
     predict_classes,
 )
+from skinmm.vocabulary import name_units
 
 SCHEMA: Final = 1
 
@@ -115,6 +116,7 @@ def fit_decision(
             classes=tuple(classes),
             positive=tuple(positive),
             called=None if tuple(classes) == BINARY else predict_classes(probabilities, shares),
+            unit=name_units(outputs.cohort).to_numpy(dtype=str),
         )
 
     rows = calibrate(val)

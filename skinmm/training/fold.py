@@ -13,6 +13,7 @@ from skinmm.config import Config, build_component, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import print_line, warn
 from skinmm.evaluation.drift import describe_columns
+from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.predictions import Predictions
 from skinmm.files import remove_partials
 from skinmm.models.backbone import synchronise_batchnorm
@@ -36,6 +37,7 @@ from skinmm.training.trainer import (
     run_stage,
     set_threads,
 )
+from skinmm.vocabulary import name_units
 
 
 def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     facts = {"initialisation": card.initialisation, **names, **entries}
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
     inputs = describe_inputs(data, predictions["test"])
-    update_card(run.best_checkpoint, summary=metrics["test"], inputs=inputs)
+    observed = {"probabilities": describe_probabilities(predictions["test"])}
+    update_card(run.best_checkpoint, summary=metrics["test"] | observed, inputs=inputs)
     log_test(trainer, metrics["test"])
     write_json(run.path / "metrics.json", metrics)
     write_report(run.path)
@@ -143,6 +146,12 @@ def announce(
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
     print_line(f"{rows}; classes: {', '.join(data.classes)}")
+    named = int((name_units(data.cohort) == "patient").sum())
+    if named < len(data.cohort):
+        print_line(
+            f"cohort: {named} of {len(data.cohort)} rows name a patient; each other row "
+            "counts as its lesion, or else as its image"
+        )
     for note in data.notes:
         print_line(f"cohort: {note}")
     name = f"image network {config.model.name}: " if module.network.image else ""

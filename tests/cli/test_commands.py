@@ -117,6 +117,10 @@ def test_an_audit_reports_a_split_without_leaks(tmp_path: Path, capsys: Captured
     assert page.is_self_contained
     assert page.pictures == 0
     assert "found no leak" in page.text
+    for text in findings["unchecked"]:  # the cohort names no patient, and its pixels were not read
+        assert f"Not checked: {text}." in page.text
+    assert findings["across_parts"]["patient"] is findings["across_parts"]["near duplicate"] is None
+    assert "Patients in two parts not checked" in page.text
     assert "near=true" in page.text
 
 

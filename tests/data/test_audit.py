@@ -52,8 +52,26 @@ def test_a_split_of_ours_has_no_leak(folds: int, fold: int, seed: int) -> None:
     report = audit(split(table.drop(columns=["part", "fold"]), folds, fold, seed), columns=["age"])
     assert report["leaks"] == []
     assert report["pairs"] == []
-    assert set(report["across_parts"].values()) == {0}
+    assert report["across_parts"] == {
+        "patient": 0,
+        **dict.fromkeys(["lesion", "official duplicate", "near duplicate"]),  # not checked
+    }
     assert sum(report["parts"].values()) == report["rows"] == len(table)
+
+
+def test_a_check_that_was_not_made_is_not_passed() -> None:
+    table = cohort().assign(width=256, height=256)
+    unchecked = audit(table)["unchecked"]
+    assert [text.partition(":")[0] for text in unchecked] == ["near duplicates"]
+    assert "near=true" in unchecked[0]
+    near = pd.DataFrame(columns=["first", "second"], dtype=object)
+    assert audit(table, near=near)["unchecked"] == []
+    assert audit(table, near=near)["across_parts"]["near duplicate"] == 0
+    table = table.assign(patient_id=table["image_id"], width=None, height=None)
+    report = audit(table, near=near)
+    assert report["across_parts"]["patient"] is None
+    assert report["named"]["patient"] == report["named"]["size"] == 0
+    assert [text.split()[0] for text in report["unchecked"]] == ["whether", "image"]
 
 
 def test_a_patient_in_two_parts_is_found() -> None:

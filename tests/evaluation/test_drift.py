@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import entropy
+from scipy.stats import chi2_contingency, entropy
 
 from skinmm.evaluation.drift import compare_columns, describe_columns, stability_index
 
@@ -32,6 +32,21 @@ def test_numbers_are_divided_at_their_deciles() -> None:
     assert moved.index > 0.25
     assert moved.p is not None
     assert moved.p < 1e-6
+
+
+def test_no_p_value_with_too_few_rows_for_the_test() -> None:
+    kept = describe_columns(SEXES.sample(500, replace=True, random_state=0), ["sex"])
+    for rows, is_tested in ((5, False), (60, True)):
+        (shift,) = compare_columns(kept, SEXES.sample(rows, replace=True, random_state=1))
+        assert (shift.p is not None) == is_tested
+
+
+def test_rare_cells_are_pooled_before_the_test() -> None:
+    kept = {"kind": {"values": ["a", "b", "c"], "counts": [300, 296, 4, 0, 0]}}
+    now = pd.DataFrame({"kind": ["a"] * 30 + ["b"] * 28 + ["c"] * 2})
+    (shift,) = compare_columns(kept, now)
+    expected = chi2_contingency([[300, 300], [30, 30]], correction=False).pvalue
+    assert shift.p == pytest.approx(expected)
 
 
 def test_a_column_without_values_is_accepted() -> None:

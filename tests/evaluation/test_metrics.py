@@ -1,6 +1,7 @@
 """Every metric against scikit-learn, torchmetrics or its definition; ties, one class, one row."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float64, Int64
 from scipy.special import expit, logit
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import patient_codes
-from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.metrics import describe_probabilities, evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.statistics import build_statistic
 
@@ -323,3 +325,23 @@ def test_an_overconfident_system_has_a_slope_where_newton_overshoots() -> None:
     line = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000).fit(inside[:, None], truth)
     found = values(binary(scores, truth))["calibration_slope"]
     assert found == pytest.approx(line.coef_[0, 0], rel=1e-6)
+
+
+def test_groups_of_similar_probability_have_wilson_s_interval() -> None:
+    scores = np.random.default_rng(0).permutation(200) / 200
+    rows = binary(scores, scores > 0.5, np.arange(200) // 2)
+    groups = describe_probabilities(rows)
+    assert groups["rows"] == [20] * 10
+    assert sum(groups["positives"]) == rows.malignant.sum()
+    assert groups["last"] == pytest.approx(np.arange(1, 11) / 10 - 0.005)
+    middle = (scores >= 0.5) & (scores < 0.6)  # of 20 rows 19 are malignant
+    patients = len(set(rows.patient_id[middle]))
+    bound = binomtest(round(0.95 * patients), patients).proportion_ci(method="wilson").low
+    assert groups["low"][5] == pytest.approx(bound)
+
+
+def test_rows_are_counted_by_what_they_name() -> None:
+    rows = binary(np.arange(4) / 4, np.arange(4) > 1, np.array([0, 7, 7, 3]))
+    assert evaluate(rows)["units"] == {"patient": 2, "lesion": 0, "image": 2}
+    named = replace(rows, unit=np.array(["lesion", "patient", "patient", "image"]))
+    assert evaluate(named)["units"] == {"patient": 2, "lesion": 1, "image": 1}

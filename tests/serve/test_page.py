@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from threading import Thread
@@ -49,13 +50,17 @@ def judged(service: CasePredictor, image: bytes, **record: str) -> Result:
 
 
 def judge(
-    service: CasePredictor, upload: str | None, *cells: Any, audience: str = "clinician"
+    service: CasePredictor,
+    upload: str | None,
+    *cells: Any,
+    audience: str = "clinician",
+    audiences: Sequence[str] = AUDIENCES,
 ) -> str:
     """What the button shows."""
 
     async def press() -> str:
         said, nothing = await Page(
-            service, RequestQueue(4, 60), CaseRecorder(service, None)
+            service, RequestQueue(4, 60), CaseRecorder(service, None), audiences
         ).analyse("me", upload, audience, *cells)
         assert nothing is None
         return said
@@ -139,6 +144,42 @@ def test_the_points_add_up(service: CasePredictor, pictures: Path) -> None:
     start, *added, together = points
     assert len(added) == 3
     assert start + sum(added) == pytest.approx(together, abs=0.3)
+
+
+def test_the_wording_for_patients_is_refused_unless_it_is_offered(
+    service: CasePredictor, pictures: Path, tmp_path: Path
+) -> None:
+    upload = uploaded(tmp_path, jpeg_of(pictures))
+    said = judge(
+        service, upload, "55", NOT_STATED, "torso", audience="patient", audiences=("clinician",)
+    )
+    assert "What moved" in said
+
+
+@pytest.mark.parametrize("audience", AUDIENCES)
+def test_no_result_is_an_all_clear(service: CasePredictor, pictures: Path, audience: str) -> None:
+    one = judged(service, jpeg_of(pictures), age="50")
+    benign = one._replace(row={**one.row, "decision": "benign"})
+    said = render_result(benign, audience)
+    npv = service.card["members"][0]["test"]["metrics"]["npv"]["value"]
+    assert f"<b>{100 - 100 * npv:.0f} were malignant</b>" in said
+    assert "Nothing" not in said
+    assert "Not suspicious" not in said
+    ensemble = {**one.card, "members": one.card["members"] * 2}
+    assert "is not known for this model" in render_result(benign._replace(card=ensemble), audience)
+
+
+def test_a_probability_has_the_range_of_similar_test_rows(
+    service: CasePredictor, pictures: Path
+) -> None:
+    one = judged(service, jpeg_of(pictures), age="50")
+    similar = one.similar
+    assert 0 <= similar["low"] <= similar["positives"] / similar["rows"] <= similar["high"] <= 1
+    assert f"{similar['positives']} of the {similar['rows']} lesions" in render_result(one)
+    (member,) = one.card["members"]
+    tested = {name: value for name, value in member["test"].items() if name != "probabilities"}
+    old = one._replace(card={**one.card, "members": [{**member, "test": tested}]})
+    assert "uncertainty of this number is not known" in render_result(old)
 
 
 def test_what_a_patient_sent_is_text(service: CasePredictor, pictures: Path) -> None:

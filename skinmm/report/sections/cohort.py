@@ -7,6 +7,7 @@ import pandas as pd
 
 from skinmm.report.blocks import (
     ABSENT,
+    TEXTS,
     Block,
     Note,
     Section,
@@ -16,7 +17,7 @@ from skinmm.report.blocks import (
     format_share,
 )
 from skinmm.report.inputs import ReportInputs
-from skinmm.vocabulary import resolve_patients
+from skinmm.vocabulary import name_units
 
 PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
 COLUMNS: Final = ("sex", "site", "source")
@@ -57,27 +58,25 @@ def split_parts(inputs: ReportInputs) -> dict[str, pd.DataFrame]:
     }
 
 
-def patient_unit(rows: pd.DataFrame) -> str:
-    """Return what `resolve_patients` identifies: `patient`, or `lesion` or `image`."""
-    patients = resolve_patients(rows)
-    for unit in ("image", "lesion"):
-        if f"{unit}_id" in rows and (patients == rows[f"{unit}_id"]).all():
-            return unit
-    return "patient"
-
-
 def resampling_unit(inputs: ReportInputs) -> str:
-    """Return the unit that intervals resample: `patient`, `lesion` or `image`."""
-    rows = inputs.predictions
-    ids = pd.DataFrame({"image_id": rows.image_id, "patient_id": rows.patient_id})
-    return patient_unit(ids if inputs.cohort is None else inputs.cohort)
+    """Return the unit that intervals resample: what most of the rows name."""
+    return str(inputs.units.mode().iloc[0])
 
 
-def format_counts(inputs: ReportInputs, images: int, patients: int) -> list[str]:
-    """Format numbers of images and patients; images alone if intervals resample them."""
-    unit = resampling_unit(inputs)
-    units = [] if unit == "image" else [format_count(patients, unit)]
-    return [format_count(images, "image"), *units]
+def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
+    """Format the number of images, and of the patients that rows name.
+
+    Args:
+        units: what each row names, see `name_units`.
+        patients: name of the patient of each row.
+    """
+    is_named, images = units == "patient", format_count(len(units), "image")
+    if not is_named.any():
+        return f"{images}, no patient named"
+    count = format_count(patients[is_named].nunique(), "patient")
+    if is_named.all():
+        return f"{images} of {count}"
+    return f"{images}, of which {is_named.sum():,} name a patient ({count})"
 
 
 def characteristics_table(
@@ -86,10 +85,13 @@ def characteristics_table(
     """Return counts, age and the values of `columns`, with one column per part."""
     table = pd.concat(parts.values())
     lines = [("Images", *(f"{len(rows):,}" for rows in parts.values()))]
-    if patient_unit(table) == "patient":
-        patients = (resolve_patients(rows).nunique() for rows in parts.values())
-        lines.append(("Patients", *(f"{count:,}" for count in patients)))
-    if "lesion_id" in table and table["lesion_id"].notna().any():
+    is_named = name_units(table) == "patient"
+    if is_named.any():
+        named = [rows[name_units(rows) == "patient"] for rows in parts.values()]
+        lines.append(("Patients", *(f"{rows['patient_id'].nunique():,}" for rows in named)))
+        if not is_named.all():
+            lines.append(("Images that name a patient", *(f"{len(rows):,}" for rows in named)))
+    if "lesion_id" in table and table["lesion_id"].notna().mean() > 0.5:  # noqa: PLR2004 - most
         lines.append(("Lesions", *(f"{rows['lesion_id'].nunique():,}" for rows in parts.values())))
     lines.append(("Malignant", *(format_share(rows["malignant"]) for rows in parts.values())))
     if "age" in table:
@@ -117,12 +119,16 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
     if not audit:
         return [Note("The cohort and its split were not audited.")]
     leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]
-    blocks: list[Block] = [*(leaks or [Note("The audit found no leak between the parts.")])]
+    blocks: list[Block] = [*(leaks or [Note(TEXTS["no_leak"])])]
+    blocks += [Note(f"Not checked: {text}.") for text in audit.get("unchecked", [])]
     blocks += [Note(f"Shortcut: {text}.", warning=True) for text in audit.get("warnings", [])]
-    rows = [
-        (f"{kind.capitalize()}s in two parts", f"{count:,}")
-        for kind, count in audit.get("across_parts", {}).items()
-    ]
+    named, rows = audit.get("named", {}), []
+    for kind, count in audit.get("across_parts", {}).items():
+        is_checked = count is not None and (kind != "near duplicate" or "compared" in audit)
+        result = f"{count:,}" if is_checked else "not checked"
+        if named.get(kind, audit.get("rows")) != audit.get("rows"):
+            result += f" ({named[kind]:,} of {audit['rows']:,} rows name one)"
+        rows.append((f"{kind.capitalize()}s in two parts", result))
     if audit.get("size_auroc") is not None:
         label = "AUROC of the image's width and height alone"
         rows.append((label, format_number(audit["size_auroc"])))

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any, Final
 
+import pandas as pd
+
 from skinmm.report.blocks import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import format_counts, split_parts
+from skinmm.report.sections.cohort import format_counts, resampling_unit, split_parts
 from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
-from skinmm.vocabulary import resolve_patients
+from skinmm.vocabulary import name_units, resolve_patients
 
 
 def describe_run(inputs: ReportInputs) -> list[str]:
@@ -21,7 +23,7 @@ def describe_run(inputs: ReportInputs) -> list[str]:
         names["model"] = None
     return [
         *(f"{key} {name}" for key, name in names.items() if name),
-        *format_counts(inputs, len(rows), inputs.measured["patients"]),
+        format_counts(inputs.units, pd.Series(rows.patient_id)),
         f"{int(rows.malignant.sum()):,} malignant",
     ]
 
@@ -33,6 +35,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
+        "unit": resampling_unit(inputs),
         "performance": _describe_performance(inputs),
         "threshold": f"{_describe_threshold(inputs)} {describe_call_rule(inputs)}".strip(),
         "warnings": " ".join(collect_warnings(inputs)),
@@ -53,12 +56,12 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
         malignant = f"(malignant: {', '.join(rows.positive)})"
         outcome = f"the diagnosis, one of {', '.join(rows.classes)} {malignant}"
     counts = {
-        label: (len(part), resolve_patients(part).nunique(), int(part["malignant"].sum()))
+        label: (name_units(part), resolve_patients(part), int(part["malignant"].sum()))
         for label, part in parts.items()
-    } or {"Evaluation": (measured["n"], measured["patients"], measured["positives"])}
+    } or {"Evaluation": (inputs.units, pd.Series(rows.patient_id), measured["positives"])}
     sizes = (
-        f"{label}: {' of '.join(format_counts(inputs, *count))}, {malignant:,} malignant."
-        for label, (*count, malignant) in counts.items()
+        f"{label}: {format_counts(units, patients)}, {malignant:,} malignant."
+        for label, (units, patients, malignant) in counts.items()
     )
     sources, names = "", [inputs.config.get("data", {}).get("name")]
     if inputs.cohort is not None and "source" in inputs.cohort:
@@ -148,21 +151,20 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         if rule["guaranteed"]:
             bound = f"with {format_percent(options['confidence'])} confidence"
         aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
-    return f"{text}, chosen on validation patients for {aim}."
+    return f"{text}, chosen on the validation part for {aim}."
 
 
 def _collect_limits(inputs: ReportInputs) -> list[str]:
     """Return warnings, audit findings, the effect of missing columns, and lack of validation."""
     limits, audit = collect_warnings(inputs), inputs.audit
     if audit and not audit.get("leaks"):
-        limits.append("The audit found no leak between training, validation and test.")
+        limits.append(TEXTS["no_leak"])
+    limits += [f"Not checked: {text}." for text in audit.get("unchecked", [])]
     if warnings := audit.get("warnings"):
         limits += [f"Shortcut: {warning}." for warning in warnings]
     elif audit.get("size_auroc") is not None:
         limits.append(TEXTS["size_limit"].format(format_number(audit["size_auroc"])))
-    elif audit:
-        limits.append("Camera shortcuts were not checked: image sizes are not known.")
-    elif inputs.config:
+    elif not audit and inputs.config:
         limits.append("The cohort and its split were not audited.")
     if len(parts := metrics_by_missing_share(inputs)) > 1:
         complete, without = (

@@ -84,7 +84,7 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
 def _build_tiles(inputs: ReportInputs) -> list[Tile]:
     measured = inputs.measured
     positives, rows = measured["positives"], measured["n"]
-    counts = format_counts(inputs, rows, measured["patients"])
+    counts = format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))
     predicted = format_percent(inputs.value("mean_probability"))
     tiles = []
     for name, meaning in TEXTS["meanings"].items():
@@ -103,7 +103,7 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
         Tile(
             "Malignant images",
             f"{positives:,}",
-            f"of {', '.join(counts)}",
+            f"of {counts}",
             f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
         ),
     ]
