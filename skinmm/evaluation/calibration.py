@@ -1,7 +1,7 @@
 """Calibration of probabilities: methods fitted to validation rows and stored as plain data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from jaxtyping import Float64, Int64, Shaped
 from scipy.special import softmax
 
 from skinmm.errors import InputError
+from skinmm.evaluation.correction import Inverse, correct_prior, invert_loss
 from skinmm.evaluation.intervals import patient_codes
 
 FOLDS: Final = 5
@@ -29,33 +30,6 @@ _Free = Float64[np.ndarray, " f"]
 _Shares = Float64[np.ndarray, " c"]
 
 
-def correct_prior(
-    probabilities: Probabilities, trained: _Shares, deployed: _Shares
-) -> Probabilities:
-    """Correct probabilities for class shares that differ between training and deployment.
-
-    p_k * deployed_k / trained_k, normalised (Saerens et al. 2002, doi:10.1162/089976602753284446,
-    equation 2.4).
-
-    Args:
-        probabilities: of a model that was trained with the class shares `trained`.
-        trained: class shares after sampling and class weights.
-        deployed: class shares where the model will be used; 0 where `trained` is 0.
-    """
-    for name, prior in (("trained", trained), ("deployed", deployed)):
-        if not (np.all(prior >= 0) and np.isclose(prior.sum(), 1)):
-            raise InputError(f"{name} prior {prior.tolist()} is not a distribution over classes")
-    if np.any(deployed[trained == 0] > 0):
-        raise InputError(
-            f"deployed prior {deployed.tolist()} has a class with share 0 in training (trained "
-            f"prior {trained.tolist()})"
-        )
-    factors = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
-    shifted = probabilities * factors
-    total = shifted.sum(axis=1, keepdims=True)
-    return np.divide(shifted, total, out=probabilities.copy(), where=total > 0)
-
-
 @dataclass(frozen=True)
 class Calibration:
     """Map from raw to calibrated probabilities; `asdict` gives plain data for a checkpoint.
@@ -65,15 +39,20 @@ class Calibration:
         state: fitted parameters of the method, plain data.
         prior: class shares of training and of deployment, corrected before the method; or None.
         losses: log loss of each compared method, cross-validated over validation patients.
+        inverse: inverse of the training loss, applied before `prior`; None: the loss has none, or
+            the checkpoint is older than this attribute.
     """
 
     method: str = "none"
     state: dict[str, Any] = field(default_factory=dict)
     prior: Sequence[Sequence[float]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
+    inverse: Inverse | None = None
 
     def apply(self, raw: Probabilities) -> Probabilities:
         """Return calibrated probabilities for raw ones."""
+        if self.inverse:
+            raw = invert_loss(raw, self.inverse)
         if self.prior is not None:
             raw = correct_prior(raw, *map(np.array, self.prior))
         return METHODS[self.method][1](self.state, raw)
@@ -85,11 +64,12 @@ def fit_calibration(
     groups: _Groups,
     *,
     prior: tuple[_Shares, _Shares] | None = None,
+    inverse: Inverse | None = None,
     method: str = "auto",
 ) -> Calibration:
     """Fit a calibration to validation rows.
 
-    - `none` corrects the prior only.
+    - `none` only inverts the loss and corrects the prior.
     - `temperature` scales the log probabilities (Guo et al. 2017, arXiv:1706.04599) and shifts them
       per class. The shifts start where the mean probabilities of the classes are preserved; a prior
       limits how far few rows move them. Scaling alone would move the mean of a rare class, and the
@@ -111,22 +91,25 @@ def fit_calibration(
         targets: index of the true class.
         groups: patients, which cross-validation does not divide.
         prior: class shares of training (after sampling and class weights) and of deployment.
+        inverse: inverse of the training loss.
         method: auto, or one of `METHODS`.
     """
     if method not in ("auto", *METHODS):
         raise InputError(f"no calibration {method!r}; choose from auto, {', '.join(METHODS)}")
     shares = None if prior is None else [part.tolist() for part in prior]
-    corrected = Calibration(prior=shares).apply(raw)
+    closed_form = Calibration(prior=shares, inverse=inverse)
+    corrected = closed_form.apply(raw)
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
-        return Calibration(prior=shares)
+        return closed_form
     excluded = {"none"} if len(targets) >= ISOTONIC_ROWS else {"none", "isotonic"}
     names = [name for name in METHODS if name not in excluded] if method == "auto" else [method]
     losses = {name: _cross_validate(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _is_as_good(losses[name] - losses[best], groups))
     means = {name: float(loss.mean()) for name, loss in losses.items()}
-    return Calibration(chosen, METHODS[chosen][0](corrected, targets), shares, means)
+    state = METHODS[chosen][0](corrected, targets)
+    return replace(closed_form, method=chosen, state=state, losses=means)
 
 
 def group_folds(targets: Targets, groups: _Groups, classes: int) -> Targets:

@@ -36,6 +36,7 @@ class Card:
         encoder: state of the fitted record encoder.
         initialisation: origin of the weights that the image network started from.
         prior: class shares `trained` and `deployed`, for the closed-form correction.
+        inverse: inverse of the training loss; None if it has none, or in older checkpoints.
         calibration: state of the fitted calibration; None before it is fitted.
         threshold: `value`, `rule` and `guaranteed` of the decision; None before it is chosen.
         conformal: state of the prediction sets; None without them.
@@ -52,6 +53,7 @@ class Card:
     encoder: dict[str, Any]
     initialisation: str
     prior: dict[str, list[float]]
+    inverse: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     threshold: dict[str, Any] | None = None
     conformal: dict[str, Any] | None = None

@@ -32,6 +32,7 @@ from skinmm import __version__
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.correction import invert_loss
 from skinmm.files import atomic_write
 from skinmm.predict import backends
 from skinmm.predict.backends import (
@@ -100,6 +101,7 @@ class CalibrationModule(nn.Module):
     def __init__(self, calibration: Calibration) -> None:
         super().__init__()
         self._factors, self._method = None, calibration.method
+        self._inverse = calibration.inverse
         if calibration.prior is not None:
             trained, deployed = (np.array(shares) for shares in calibration.prior)
             factors = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
@@ -118,11 +120,11 @@ class CalibrationModule(nn.Module):
 
     def forward(self, raw: Float64[Tensor, "n c"]) -> Float64[Tensor, "n c"]:
         """Calibrate raw probabilities."""
-        values = raw
+        values = invert_loss(raw, self._inverse or {}, torch)
         if self._factors is not None:
-            shifted = raw * self._factors
+            shifted = values * self._factors
             total = shifted.sum(dim=1, keepdim=True)
-            values = torch.where(total > 0, shifted / total.clamp_min(_TINY**2), raw)
+            values = torch.where(total > 0, shifted / total.clamp_min(1e-300), values)
         if self._method in ("temperature", "platt"):
             scaled = values.clamp_min(_TINY).log() * self._scale + self._shifts
             return scaled.softmax(dim=1)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import BINARY, ROW_COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.referral import (
@@ -89,18 +90,21 @@ def fit_decision(
     classes: list[str],
     positive: list[str],
     prior: dict[str, list[float]],
+    inverse: Inverse | None = None,
     config: EvaluationConfig,
 ) -> FittedDecision:
     """Fit the calibration, then the threshold and the referral rules, on validation rows alone.
 
     The classes are in the order of the probabilities; `positive` ones count as malignant. `prior`
-    are the class shares in training and in use, under `trained` and `deployed`.
+    are the class shares in training and in use, under `trained` and `deployed`; `inverse` is that
+    of the training loss.
     """
     calibration = fit_calibration(
         val.probabilities,
         val.targets,
         val.cohort["patient_id"].to_numpy(dtype=str),
         prior=(np.array(prior["trained"]), np.array(prior["deployed"])),
+        inverse=inverse,
         method=config.calibration,
     )
     shares = decision_priors(config.call, prior["deployed"])

@@ -120,6 +120,8 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
             parts[name] = pool_folds([read_predictions(f, None, facts["positive"]) for f in files])
     thresholds = [Threshold(**fold["threshold"]) for fold in metrics]
     facts["threshold"] = asdict(average_thresholds(thresholds))
+    calibration = metrics[0]["calibration"]  # folds differ in its method and fitted state
+    facts["calibration"] = {name: calibration.get(name) for name in ("prior", "inverse")}
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     run.remove_results()
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)

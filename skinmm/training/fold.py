@@ -70,8 +70,9 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     card = load_best(trainer, module, run)
 
     outputs = {part: predict_split(trainer, module, data, part) for part in ("val", "test")}
-    names = {"classes": card.classes, "positive": card.positive}
-    decision = fit_decision(outputs["val"], **names, prior=card.prior, config=config.evaluation)
+    names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
+    closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
+    decision = fit_decision(outputs["val"], **names, **closed_form, config=config.evaluation)
     predictions = {part: decision.apply(outputs[part]) for part in ("test", "val")}
     entries = decision.to_checkpoint()
     if trainer.is_global_zero:
@@ -117,6 +118,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         encoder=data.encoder.to_state(),
         initialisation=network.image.origin if network.image else "no image network",
         prior={"trained": trained.tolist(), "deployed": data.natural_prior.tolist()},
+        inverse=loss.inverse,
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skinmm.errors import InputError
+from skinmm.evaluation.correction import Inverse
 
 Counts = Int[Tensor, " classes"]
 Logits = Float[Tensor, "b classes"]
@@ -23,18 +24,21 @@ class Loss(nn.Module, ABC):
     """Base of every loss; the argument `counts` is the number of training rows of each class.
 
     Attributes:
-        weights: factor of each class, (classes,), for the prior correction. The effects of margins
-            and of focusing have no closed form; calibration corrects them.
+        weights: factor of each class, (classes,), for the prior correction.
+        inverse: from the probabilities that minimise the loss to those of the classes, as an
+            argument of `invert_loss`; None if several probabilities have the same minimum.
         corrects: name of its correction of class imbalance; empty if it has none.
     """
 
     weights: Tensor
+    inverse: Inverse | None
     corrects: str = ""
 
     def __init__(self, weights: Float[Tensor, " classes"]) -> None:
         super().__init__()
         # Derived from the cohort, not learned, so not part of the checkpoint.
         self.register_buffer("weights", weights.float(), persistent=False)
+        self.inverse = {}  # that of cross-entropy, also with weights, which are part of the prior
 
     @abstractmethod
     def forward(self, logits: Logits, target: Targets) -> Mean:
@@ -65,6 +69,8 @@ class LabelSmoothing(CrossEntropy):
         _require_at_most(1, smoothing=smoothing)
         super().__init__(counts)
         self.smoothing = smoothing
+        if smoothing:
+            self.inverse = None if smoothing == 1 else {"kind": "smoothing", "smoothing": smoothing}
 
 
 class WeightedCrossEntropy(Loss):
@@ -100,6 +106,8 @@ class Focal(Loss):
         weights = _class_weights(alpha, len(counts))
         super().__init__(weights)
         self.gamma = gamma
+        if gamma:
+            self.inverse = _focus_inverse([gamma] * len(counts), [0.0] * len(counts))
         self.corrects = "focal alpha" if weights.max() > weights.min() else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
@@ -133,6 +141,7 @@ class LDAM(Loss):
         margins = margin * widths / widths.max().clamp(min=torch.finfo(widths.dtype).tiny)
         self.register_buffer("margins", margins, persistent=False)
         self.scale = scale
+        self.inverse = {"kind": "margins", "scale": scale, "margins": margins.tolist()}
         self.corrects = "LDAM margins" if len(set(margins[present].tolist())) > 1 else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
@@ -172,6 +181,10 @@ class Asymmetric(Loss):
         gammas = torch.where(negative, gamma_negative, gamma_positive)
         self.register_buffer("gammas", gammas, persistent=False)
         self.register_buffer("margins", torch.where(negative, margin, 0.0), persistent=False)
+        if margin == 1 or (margin and not gamma_negative):
+            self.inverse = None  # the loss of the most frequent class has a kink at its minimum
+        elif gamma_negative or gamma_positive:
+            self.inverse = _focus_inverse(self.gammas.tolist(), self.margins.tolist())
         unequal = gamma_negative != gamma_positive or margin > 0
         self.corrects = "asymmetric focus" if unequal else ""
 
@@ -192,9 +205,14 @@ LOSSES: Final[dict[str, type[Loss]]] = {
 }
 
 
+def _focus_inverse(gammas: list[float], margins: list[float]) -> Inverse:
+    return {"kind": "focus", "gammas": gammas, "margins": margins}
+
+
 def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:
-    """Return the log-probability of each row's class, in 32 bit."""
-    return functional.log_softmax(logits.float(), dim=1).gather(1, target[:, None])[:, 0]
+    """Return the log-probability of each row's class, in at least 32 bit."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return functional.log_softmax(logits, dim=1, dtype=dtype).gather(1, target[:, None])[:, 0]
 
 
 def _one_minus_probability(log_true: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -18,10 +18,10 @@ from skinmm.errors import InputError
 from skinmm.evaluation.calibration import (
     METHODS,
     Calibration,
-    correct_prior,
     fit_calibration,
     group_folds,
 )
+from skinmm.evaluation.correction import correct_prior
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 

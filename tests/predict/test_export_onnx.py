@@ -245,12 +245,23 @@ def test_what_cannot_be_exported_is_named(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("prior", [None, ([0.5, 0.3, 0.2], [0.9, 0.1, 0.0])])
-def test_the_graph_calibrates_as_the_evaluation_does(method: str, prior: Any) -> None:
+@pytest.mark.parametrize(
+    "inverse",
+    [
+        None,
+        {"kind": "smoothing", "smoothing": 0.1},
+        {"kind": "focus", "gammas": [4.0, 1.0, 1.0], "margins": [0.05, 0.0, 0.0]},
+        {"kind": "margins", "scale": 2.0, "margins": [0.1, 0.2, 0.5]},
+    ],
+)
+def test_the_graph_calibrates_as_the_evaluation_does(
+    method: str, prior: Any, inverse: dict[str, Any] | None
+) -> None:
     rng = np.random.default_rng(0)
     raw = rng.dirichlet([1, 1, 1], 400)
     targets = np.array([rng.choice(3, p=row) for row in raw])
     fitted = fit_calibration(raw, targets, np.arange(400), method=method)
-    calibration = Calibration(fitted.method, fitted.state, prior)
+    calibration = Calibration(fitted.method, fitted.state, prior, inverse=inverse)
     values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), np.eye(3)])
     graph = export_onnx.CalibrationModule(calibration)(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(graph, calibration.apply(values), atol=1e-9)

@@ -12,6 +12,7 @@ import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
 from skinmm.report.inputs import read_run
+from skinmm.report.sections.facts import list_corrections
 from skinmm.report.write import format_card
 
 
@@ -136,3 +137,40 @@ def test_a_card_of_several_classes_and_folds_counts_each(tmp_path: Path) -> None
     assert "largest probability relative to its share of the training rows" in card
     assert "with 90 % intervals" in card
     assert "'checkpoint=fold_*/checkpoints/best.ckpt'" in card
+
+
+EVEN_CLASSES = ([0.5, 0.5], [0.98, 0.02])
+NATURAL = ([0.98, 0.02], [0.98, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("loss", "sampler", "inverse", "prior", "expected"),
+    [
+        ("cross_entropy", "shuffle", {}, NATURAL, []),
+        ("label_smoothing", "shuffle", {"kind": "smoothing"}, NATURAL, ["is inverted in closed"]),
+        ("focal", "weighted", {"kind": "focus"}, EVEN_CLASSES, ["is inverted", "class shares"]),
+        ("asymmetric", "shuffle", None, NATURAL, ["loss asymmetric .* is not inverted"]),
+        ("cross_entropy", "patient_balanced", {}, EVEN_CLASSES, ["class shares", "weights of"]),
+    ],
+)
+def test_a_card_names_the_corrections_of_its_run_alone(
+    tmp_path: Path,
+    loss: str,
+    sampler: str,
+    inverse: dict[str, str] | None,
+    prior: tuple[list[float], list[float]],
+    expected: list[str],
+) -> None:
+    run = make_run(tmp_path)
+    config = CONFIG | {"loss": {"name": loss}, "sampler": {"name": sampler}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics["calibration"] = {"method": "platt", "prior": prior, "inverse": inverse}
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    inputs = read_run(run, pictures=False)
+    sentences = list_corrections(inputs)
+    assert len(sentences) == len(expected)
+    for sentence, words in zip(sentences, expected, strict=True):
+        assert re.search(words, sentence)
+    card = format_card(inputs)
+    assert " ".join([*sentences, "Calibration, fitted on validation patients: platt."]) in card

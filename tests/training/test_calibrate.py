@@ -1,7 +1,9 @@
 """Calibration and decision rules: fitted on validation rows alone, and written for reports."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
-from skinmm.evaluation.calibration import Calibration, correct_prior
+from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.correction import correct_prior
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.referral import ConformalPredictor, OODDetector, add_decisions
 from skinmm.models.checkpoint import load_card, update_card
@@ -74,6 +77,27 @@ def test_calibration_makes_an_overconfident_model_better_and_keeps_the_order() -
     assert after < before
     auroc = [roc_auc_score(test.target, p[:, 1]) for p in (test.raw, test.probabilities)]
     assert auroc[0] == pytest.approx(auroc[1])
+
+
+def test_the_loss_is_inverted_before_the_prior_also_by_the_checkpoint() -> None:
+    val = outputs(0)
+    prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
+    inverse = {"kind": "smoothing", "smoothing": 0.1}
+    options: dict[str, Any] = {"classes": CLASSES, "positive": ["malignant"], "prior": prior}
+    config = EvaluationConfig(calibration="none")
+    fitted_decision = fit_decision(val, **options, inverse=inverse, config=config)
+    unsmoothed = np.clip((val.probabilities - 0.05) / 0.9, 1e-3 * val.probabilities, None)
+    unsmoothed /= unsmoothed.sum(axis=1, keepdims=True)
+    expected = correct_prior(unsmoothed, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
+    stored = Calibration(**fitted_decision.to_checkpoint()["calibration"])
+    for probabilities in (
+        fitted_decision.apply(val).probabilities,
+        stored.apply(val.probabilities),
+    ):
+        np.testing.assert_allclose(probabilities, expected)
+    older = {name: value for name, value in asdict(stored).items() if name != "inverse"}
+    unchanged = correct_prior(val.probabilities, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
+    np.testing.assert_array_equal(Calibration(**older).apply(val.probabilities), unchanged)
 
 
 def test_without_calibration_the_sampling_is_still_corrected() -> None:

@@ -6,8 +6,11 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from corrections import CASES, correct, minimise, weigh_patients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
 from skinmm.errors import InputError
+from skinmm.evaluation.correction import invert_loss
 from skinmm.training.losses import (
     LDAM,
     LOSSES,
@@ -199,7 +203,7 @@ def test_asymmetric_of_two_classes_is_timm_s(
     )(logits[:, 1:] - logits[:, :1], target[:, None].float())
     ours = Asymmetric(BINARY, negative, positive, margin)(logits, target)
     rows = 1 if TIMM_AVERAGES else len(target)
-    torch.testing.assert_close(ours, theirs / rows, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours, theirs / rows, rtol=1e-4, atol=1e-6, check_dtype=False)
     slopes = [torch.autograd.grad(each, logits)[0] for each in (ours, theirs / rows)]
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
 
@@ -233,3 +237,64 @@ def test_label_smoothing_mixes_with_the_mean_over_classes() -> None:
 def test_arguments_out_of_bounds_are_refused(make: Callable[[], Loss], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_of_corrected_probabilities_is_the_prevalence(name: str) -> None:
+    """For the probabilities that minimise the expected loss of lesions of known risk."""
+    before, prior_alone, corrected = correct(CASES[name])
+    assert corrected == pytest.approx(1, abs=0.005)
+    if not name.startswith(("cross_entropy", "weighted_cross_entropy")):
+        assert abs(prior_alone - 1) > 0.05
+    if name == "focal 2, weighted .5 (siim_isic_b3)":
+        assert (before, prior_alone) == pytest.approx((14.6, 2.69), abs=0.1)
+
+
+def test_balancing_patients_is_no_shift_of_classes_alone() -> None:
+    assert weigh_patients() > 1.5
+    assert weigh_patients(images=(7, 7)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [m for m in CHOICES if m(COUNTS).inverse is not None])
+def test_the_inverse_of_a_loss_returns_the_shares_of_three_classes(
+    make: Callable[[Tensor], Loss],
+) -> None:
+    loss = make(COUNTS)
+    # With a margin, shares of the most frequent class below 4 % have the same minimum.
+    for shares in np.random.default_rng(0).dirichlet([4, 3, 2], 5):
+        weighted = shares * loss.weights.double().numpy()
+
+        def expected(z: np.ndarray, shares: np.ndarray = shares) -> tuple[float, np.ndarray]:
+            logits = torch.tensor(z[None], dtype=torch.float64, requires_grad=True)
+            rows = [loss(logits, torch.tensor([target])) for target in range(3)]
+            value = sum(share * row for share, row in zip(shares, rows, strict=True))
+            (slope,) = torch.autograd.grad(value, logits)
+            return float(value), slope.numpy()[0]
+
+        z = minimize(expected, np.zeros(3), jac=True, options={"gtol": 1e-9}).x
+        inverted = invert_loss(softmax(z)[None], loss.inverse or {})[0]
+        np.testing.assert_allclose(inverted, weighted / weighted.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LabelSmoothing(BINARY, smoothing=1.0),
+        Asymmetric(BINARY, gamma_negative=0.0),
+        Asymmetric(BINARY, margin=1.0),
+    ],
+)
+def test_a_loss_that_several_risks_minimise_alike_has_no_inverse(loss: Loss) -> None:
+    assert loss.inverse is None
+    low, high = minimise(loss, np.array([0.01, 0.012]))[:, 1]
+    assert low == pytest.approx(high, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [LabelSmoothing(BINARY), Asymmetric(BINARY), Focal(BINARY)])
+def test_an_inverse_changes_no_order(loss: Loss) -> None:
+    """Also where a network is surer than the loss allows."""
+    p = np.r_[0, 1e-20, 1e-9, np.linspace(1e-4, 1 - 1e-4, 5000), 1 - 1e-9]
+    inverted = invert_loss(np.column_stack([1 - p, p]), loss.inverse or {})
+    assert np.isfinite(inverted).all()
+    assert (np.diff(inverted[:, 1]) > 0).all()
+    np.testing.assert_allclose(inverted.sum(axis=1), 1)

@@ -14,6 +14,8 @@ from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
 from skinmm.vocabulary import name_units, resolve_patients
 
+SAME_SHARE: Final = 1e-9
+
 
 def describe_run(inputs: ReportInputs) -> list[str]:
     """Return short facts for the head of a page: data, model, numbers of images and patients."""
@@ -189,4 +191,21 @@ def _describe_calibration(inputs: ReportInputs) -> str:
     method = inputs.fitted("calibration").get("method", "none")
     if inputs.predictions.fold is not None:
         method = f"{inputs.evaluation.get('calibration')}, in each fold"
-    return TEXTS["calibration"].format(method)
+    return " ".join([*list_corrections(inputs), TEXTS["calibration"].format(method)])
+
+
+def list_corrections(inputs: ReportInputs) -> list[str]:
+    """Return sentences on the effects of loss, sampler and mixing, corrected or not."""
+    names = {key: inputs.config.get(key, {}).get("name") for key in ("loss", "sampler", "mix")}
+    fitted, sentences = inputs.fitted("calibration"), []
+    if fitted.get("inverse"):
+        sentences.append("inverted")
+    elif "inverse" not in fitted or fitted["inverse"] is None:
+        is_plain = names["loss"] in (None, "cross_entropy", "weighted_cross_entropy")
+        sentences += [] if is_plain else ["not_inverted"]
+    trained, deployed = fitted.get("prior") or ((), ())
+    if any(abs(a - b) > SAME_SHARE for a, b in zip(trained, deployed, strict=True)):
+        sentences.append("prior")
+    sentences += ["patient_balanced"] if names["sampler"] == "patient_balanced" else []
+    sentences += ["mix"] if names["mix"] not in (None, "none") else []
+    return [TEXTS["corrections"][sentence].format(**names) for sentence in sentences]
