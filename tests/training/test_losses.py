@@ -267,9 +267,9 @@ def test_the_inverse_of_a_loss_returns_the_shares_of_three_classes(
         def expected(z: np.ndarray, shares: np.ndarray = shares) -> tuple[float, np.ndarray]:
             logits = torch.tensor(z[None], dtype=torch.float64, requires_grad=True)
             rows = [loss(logits, torch.tensor([target])) for target in range(3)]
-            value = sum(share * row for share, row in zip(shares, rows, strict=True))
+            value = (torch.stack(rows) * torch.from_numpy(shares)).sum()
             (slope,) = torch.autograd.grad(value, logits)
-            return float(value), slope.numpy()[0]
+            return float(value.detach()), slope.numpy()[0]
 
         z = minimize(expected, np.zeros(3), jac=True, options={"gtol": 1e-9}).x
         inverted = invert_loss(softmax(z)[None], loss.inverse or {})[0]
