@@ -173,4 +173,4 @@ def test_a_card_names_the_corrections_of_its_run_alone(
     for sentence, words in zip(sentences, expected, strict=True):
         assert re.search(words, sentence)
     card = format_card(inputs)
-    assert " ".join([*sentences, "Calibration, fitted on validation patients: platt."]) in card
+    assert " ".join([*sentences, "Calibration, fitted on the validation part: platt."]) in card
