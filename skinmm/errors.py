@@ -1,11 +1,24 @@
-"""Exceptions that a user can fix, and one-line messages on the terminal."""
+"""Exceptions that a user can fix, one-line messages on the terminal, and SIGTERM."""
 
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final, NoReturn
+
+GRACE: Final = 4.0  # seconds from SIGTERM to the end of the process
 
 
 class InputError(ValueError):
     """An option, file, table or image that cannot be used; the message names what to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM from `docker stop`, a batch system or systemd; handled like Ctrl-C."""
 
 
 def is_utf8(name: str) -> bool:
@@ -44,3 +57,54 @@ def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:
         return
     state = "contains files" if path.is_dir() else "exists"
     raise InputError(f"{key}={path} {state}; choose another path or set overwrite=true")
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise `Terminated` in the main thread on SIGTERM, and end the process `GRACE` seconds later.
+
+    A thread ends the process if the main thread is in native code or waits at exit. Nothing is
+    lost by that: every file is written under a temporary name and renamed.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    has_ended = threading.Event()
+    threading.Thread(target=_end_after_sigterm, args=(reader, has_ended), daemon=True).start()
+    handler = signal.signal(signal.SIGTERM, _terminate)
+    # Python's own handler runs when the main thread is between two instructions, this at once.
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        has_ended.set()
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(writer)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+def _end_after_sigterm(reader: int, has_ended: threading.Event) -> None:
+    """End the process `GRACE` seconds after SIGTERM; return at the end of the pipe."""
+    while (numbers := os.read(reader, 64)) and signal.SIGTERM not in numbers:
+        pass
+    if not numbers:
+        os.close(reader)
+        return
+    deadline = time.monotonic() + GRACE
+    if not has_ended.wait(GRACE):
+        print_error("terminated")
+    time.sleep(max(deadline - time.monotonic(), 0))
+    os._exit(128 + signal.SIGTERM)
+
+
+def _reset_after_fork() -> None:
+    """Let a forked process end on SIGTERM without waking the thread of its parent."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -22,7 +22,15 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 
 from skinmm.cli.commands import GENERATED, Command
 from skinmm.config import from_mapping, keys_with, load
-from skinmm.errors import InputError, is_utf8, one_line, print_error, print_line
+from skinmm.errors import (
+    InputError,
+    Terminated,
+    is_utf8,
+    one_line,
+    print_error,
+    print_line,
+    sigterm_as_interrupt,
+)
 
 PACKAGE: Final = Path(__file__).parents[1]
 # An installed wheel has conf inside the package, a checkout next to it.
@@ -158,13 +166,15 @@ def quote_list(values: Iterable[str]) -> str:
 
 
 def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
-    """Run a job and return its exit status, also after Ctrl-C; print an error as one line."""
+    """Run a job and return its exit status; print an error, Ctrl-C or SIGTERM as one line."""
     try:
-        status = report_errors(job, full=full, schema=schema)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        return 130
+        with sigterm_as_interrupt():
+            status = report_errors(job, full=full, schema=schema)
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        is_sigterm = isinstance(error, Terminated)
+        print_error("; ".join(["terminated" if is_sigterm else "interrupted", *error.args]))
+        return 143 if is_sigterm else 130
     except BrokenPipeError:  # the reader has ended, as `| head` does; discard the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,6 +1,7 @@
 """The `skinmm` command: the table of commands, and training.
 
-Exit status: 0 success, 1 failure, 2 bad usage or input, 3 some rows not predicted, 130 Ctrl-C.
+Exit status: 0 success, 1 failure, 2 bad usage or input, 3 some rows not predicted, 130 Ctrl-C,
+143 SIGTERM.
 Nothing here imports torch before the configuration has been checked.
 """
 
@@ -20,7 +21,7 @@ from skinmm.cli.hydra_app import changed_environment, quote, quote_list, refuse,
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
-from skinmm.errors import print_error, print_line
+from skinmm.errors import print_line
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
@@ -162,10 +163,11 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
     try:
         with changed_environment(**{JOIN: str(folder)}):
             metrics = _import_training(config).fit(config, folder)
-    except KeyboardInterrupt:
-        if (folder / "config.yaml").is_file():
-            print_error(f"to resume: python train.py {shlex.quote(f'resume={folder}')}")
-        raise
+    except KeyboardInterrupt as error:
+        if not (folder / "config.yaml").is_file():
+            raise
+        hint = f"to resume: python train.py {shlex.quote(f'resume={folder}')}"
+        raise type(error)(hint) from error
     print_line(format_metrics(metrics["test"]))
     print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
@@ -198,8 +200,9 @@ def _other_process() -> int | None:
 
 def _take_part() -> int:
     """Take part in the runs of rank 0, in a process that Lightning or torchrun started."""
-    from skinmm.training.distributed import end_with_parent, follow
+    from skinmm.training.distributed import delay_sigterm, end_with_parent, follow
 
+    delay_sigterm()
     if JOIN not in os.environ:
         return follow(lambda config, folder: _import_training(config).fit(config, folder))
     end_with_parent()

@@ -31,7 +31,7 @@ from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.splits import UNUSED, class_indices, limit_rows, shares_in_use, split
-from skinmm.errors import InputError
+from skinmm.errors import GRACE, InputError
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASK_STEPS, check_steps
 
@@ -296,5 +296,6 @@ def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Let only the main process handle Ctrl-C; it needs the batches to finish its step."""
+    """Let the main process handle Ctrl-C and SIGTERM; it needs the batches to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))

@@ -182,14 +182,15 @@ def _write_in_processes(
 
 
 def _follow_parent() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent ends or is killed."""
+    """Ignore Ctrl-C and SIGTERM, which the parent handles, and exit when the parent ends."""
 
     def end_with_parent() -> None:
         if parent := multiprocessing.parent_process():
             parent.join()
             os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -11,7 +11,7 @@ from skinmm.errors import InputError, print_line
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C and return the exit status.
+    """Serve until Ctrl-C or SIGTERM, and return the exit status 1 if the service cannot start.
 
     Raises:
         InputError: a checkpoint, key file or store cannot be used, others could connect without a
@@ -34,7 +34,7 @@ def serve(config: ServeConfig) -> int:
         raise InputError(f"skinmm serve needs {error.name}: {install}") from error
     print_line(f"skinmm: http://{config.host}:{config.port}/ (research use only)")
     silence_libraries()
-    uvicorn.run(
+    options = uvicorn.Config(
         app,
         host=config.host,
         port=config.port,
@@ -42,8 +42,11 @@ def serve(config: ServeConfig) -> int:
         access_log=False,  # a query could name a patient
         server_header=False,
         timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,  # seconds for the answers to requests that have arrived
     )
-    return 0
+    server = uvicorn.Server(options)
+    server.run()  # raises on Ctrl-C and SIGTERM, after it has stopped
+    return int(not server.started)
 
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:

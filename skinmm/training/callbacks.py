@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,9 +18,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from skinmm.errors import print_line
+from skinmm.errors import Terminated, print_line
 from skinmm.files import atomic_write
 from skinmm.models.checkpoint import PREFIX, save_checkpoint
+
+if TYPE_CHECKING:
+    from skinmm.training.module import BaseModule
 
 SEVERAL: Final = "best-epoch=*.ckpt"
 """Names of the checkpoints in a run that stores more than one best epoch."""
@@ -109,8 +112,8 @@ class Patience(EarlyStopping):
 class RunCheckpoints(ModelCheckpoint):
     """Checkpoints `best.ckpt`, by the monitored value, and `last.ckpt`, for `resume=`.
 
-    `last.ckpt` is written after every epoch and, within an epoch, every so many minutes and on
-    Ctrl-C, always between two steps. Rank 0 writes it without waiting for other processes. No
+    `last.ckpt` is written after every epoch and, within an epoch, every so many minutes, on
+    Ctrl-C and on SIGTERM, always between two steps. Rank 0 writes it without waiting for other processes. No
     absolute path is stored, so a folder that was moved is resumed with its best score.
 
     Args:
@@ -131,36 +134,50 @@ class RunCheckpoints(ModelCheckpoint):
         self._last = folder / "last.ckpt"
         self._seconds = 60 * minutes
         self._saved = time.monotonic()
-        self._interrupted = False
+        self._interrupt: type[KeyboardInterrupt] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Let Ctrl-C end the run after the current step, and at once if it is pressed again."""
+        """Let Ctrl-C and SIGTERM end the run after the current step, a second one at once."""
         self._saved = time.monotonic()
 
-        def interrupt(*_: Any) -> None:
-            if not trainer.is_global_zero:
-                return  # rank 0 receives it too, and ends the others
-            if not trainer.training or self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
+        def interrupt(number: int, *_: Any) -> None:
+            kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            if not trainer.training or self._interrupt:
+                raise kind
+            self._interrupt = kind
 
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)  # Lightning restores the earlier handler
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Lightning restores the earlier handlers.
+        if trainer.is_global_zero:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, interrupt)
+        else:  # rank 0 receives it too, and ends the others
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save `last.ckpt` if it is due.
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Save `last.ckpt` if it is due and finite.
 
         Never after an epoch's last batch: a run resumed there would skip the validation.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # gradients are not saved
             return
-        is_ending = self._interrupted or trainer.received_sigterm
-        is_due = is_ending or time.monotonic() - self._saved >= self._seconds
+        is_due = self._interrupt or time.monotonic() - self._saved >= self._seconds
         if is_due and not loop.batch_progress.is_last_batch:
+            cast("BaseModule", pl_module).require_finite_weights()
             self._save_last(trainer)
-        if self._interrupted:
-            raise KeyboardInterrupt
+        self._raise_interrupt()
+
+    def on_train_end(self, *_: Any) -> None:
+        """End the run if it was interrupted after its last step."""
+        self._raise_interrupt()
+
+    def _raise_interrupt(self) -> None:
+        if self._interrupt:
+            raise self._interrupt
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save `best.ckpt` if the epoch is the best, and `last.ckpt` always."""

@@ -134,9 +134,14 @@ class BaseModule(pl.LightningModule):
         self._losses = self._losses.to(batch) + self.trainer.strategy.reduce(batch, reduce_op="sum")
         return loss
 
-    def _require_finite(self, loss: Tensor) -> None:
-        """Stop the run if a loss is not finite."""
-        if not loss.isfinite():
+    def require_finite_weights(self) -> None:
+        """Stop the run if a loss of this epoch or a weight is not finite, before it is saved."""
+        for value in (self._losses.sum(), *self.network.state_dict().values()):
+            self._require_finite(value)
+
+    def _require_finite(self, values: Tensor) -> None:
+        """Stop the run if a loss or weight is not finite."""
+        if not values.isfinite().all():
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise InputError(
                 f"the loss is not finite in epoch {self.current_epoch + 1} (step "

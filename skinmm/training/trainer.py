@@ -18,10 +18,11 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from skinmm.config import Config, to_mapping
 from skinmm.data.datamodule import LesionData
-from skinmm.errors import InputError
+from skinmm.errors import InputError, Terminated
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
     AverageWeights,
@@ -53,7 +54,7 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
     ddp = DDPStrategy(timeout=timeout, find_unused_parameters=has_unused)
     # Without torchrun Lightning starts the processes, also within the job of a cluster.
     environments = [] if is_torchrun() else [LightningEnvironment()]
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
@@ -74,17 +75,35 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
         enable_progress_bar=options.progress and sys.stdout.isatty(),
         default_root_dir=run,
     )
+    trainer._signal_connector = RestoringSignals(trainer)
+    return trainer
 
 
 def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Run `fit` or `test` of a trainer, and raise KeyboardInterrupt on Ctrl-C.
+    """Run `fit` or `test` of a trainer, and raise on Ctrl-C and SIGTERM.
 
     Lightning exits instead, after the callbacks have saved their state.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C.
+        Terminated: on SIGTERM.
     """
     try:
         stage(*args, **options)
     except SystemExit as error:
-        raise KeyboardInterrupt from error
+        is_sigterm = isinstance(error.__context__, Terminated)
+        raise (Terminated if is_sigterm else KeyboardInterrupt) from error
+
+
+class RestoringSignals(_SignalConnector):
+    """Restores the handlers of signals after a stage, and installs none.
+
+    Lightning's handler of SIGTERM waits for other processes, and acts only between two batches.
+    """
+
+    def register_signal_handlers(self) -> None:
+        """Remember the handlers to restore."""
+        self._original_handlers = self._get_current_signal_handlers()
 
 
 def set_threads(*, has_images: bool) -> None:

@@ -18,7 +18,7 @@ from skinmm import __version__
 from skinmm.cli import main as cli
 from skinmm.cli.hydra_app import CONF, quote_path, run_cli
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config
-from skinmm.errors import InputError
+from skinmm.errors import InputError, Terminated
 from skinmm.training.run_folder import write_config
 
 Captured = pytest.CaptureFixture[str]
@@ -291,6 +291,7 @@ def failing(error: BaseException) -> Callable[[], int]:
         ),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: /x: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated("to resume: x"), 143, "terminated; to resume: x"),
     ],
 )
 def test_exit_status_and_message_of_an_error(

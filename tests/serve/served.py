@@ -110,7 +110,8 @@ def process(checkpoint: Path, *options: str, **environment: str) -> "Iterator[Ru
         yield running
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(5)
+        assert server.returncode in (143, -signal.SIGKILL)
 
 
 class Running:

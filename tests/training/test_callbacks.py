@@ -12,9 +12,10 @@ import pytorch_lightning as pl
 import torch
 from micro_runs import micro_classifier, micro_config, read_data, table_cohort
 
+from skinmm.errors import InputError, Terminated
 from skinmm.models.checkpoint import load_card
 from skinmm.training.callbacks import AtomicCheckpointIO, History
-from skinmm.training.trainer import build_trainer, silence_libraries
+from skinmm.training.trainer import build_trainer, run_stage, silence_libraries
 
 
 def test_the_history_has_a_line_for_every_value(tmp_path: Path) -> None:
@@ -131,6 +132,10 @@ def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def end_by_sigterm() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
 def press_it_twice() -> None:
     press_ctrl_c()
     press_ctrl_c()
@@ -140,6 +145,7 @@ def press_it_twice() -> None:
     ("step", "end", "kept"),
     [
         (5, press_ctrl_c, 6),  # in the middle of the second epoch of four steps: it is finished
+        (5, end_by_sigterm, 6),
         (5, press_it_twice, 4),
         (7, press_ctrl_c, 4),  # validation would be missed, so not after an epoch's last step
         (5, fault, 4),
@@ -154,15 +160,39 @@ def test_an_interrupt_keeps_where_the_run_was_and_a_fault_the_last_whole_epoch(
     data = read_data(config, frozenset({"record"}))
     module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
     trainer.callbacks.insert(0, EndAt(step, end))  # type: ignore[attr-defined]
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises((SystemExit, RuntimeError)):
-        trainer.fit(module, data)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    expected = {end_by_sigterm: Terminated, fault: RuntimeError}.get(end, KeyboardInterrupt)
+    with pytest.raises(expected):
+        run_stage(trainer.fit, module, data)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert last.exists() == (kept is not None)
     if kept is not None:
         assert load_card(last)[0] == module.card
         assert torch.load(last, weights_only=True)["global_step"] == kept
+
+
+@pytest.mark.parametrize("part", ["weights", "loss"])
+def test_a_run_that_diverges_within_an_epoch_keeps_the_last_finite_checkpoint(
+    part: str, tmp_path: Path
+) -> None:
+    silence_libraries()
+    config = micro_config("tabular_only", table_cohort(tmp_path), checkpoint_minutes=0.0)
+    data = read_data(config, frozenset({"record"}))
+    module, trainer = micro_classifier(config, data), build_trainer(config, tmp_path)
+
+    def diverge() -> None:
+        if part == "weights":
+            next(module.network.parameters()).data.fill_(torch.nan)
+        else:
+            module._losses += torch.inf
+
+    trainer.callbacks.insert(0, EndAt(2, diverge))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"loss is not finite in epoch 1 \(step 3"):
+        trainer.fit(module, data)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    assert all(bool(value.isfinite().all()) for value in load_card(last)[1].values())
 
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

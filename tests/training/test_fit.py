@@ -305,8 +305,10 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
     raise TimeoutError(f"{path} never came")
 
 
-def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
-    """Starts an endless run, and sends Ctrl-C once it has a checkpoint."""
+def interrupted(
+    run: Path, *overrides: str, everyone: bool, number: signal.Signals = signal.SIGINT
+) -> None:
+    """Starts an endless run, and sends a signal once it has a checkpoint."""
     endless = ["trainer.max_epochs=5000", "trainer.patience=5000", f"hydra.run.dir={run}"]
     process = subprocess.Popen(
         [sys.executable, "train.py", *QUICK, *endless, *overrides],
@@ -317,10 +319,13 @@ def interrupted(run: Path, *overrides: str, everyone: bool) -> None:
         start_new_session=True,
     )
     wait_for(run / "checkpoints" / "last.ckpt", process)
-    (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+    (os.killpg if everyone else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, errors
-    assert errors.splitlines()[-2:] == [f"to resume: python train.py resume={run}", "interrupted"]
+    is_sigterm = number == signal.SIGTERM
+    assert process.returncode == (143 if is_sigterm else 130), errors
+    word = "terminated" if is_sigterm else "interrupted"
+    assert errors.splitlines()[-1] == f"{word}; to resume: python train.py resume={run}"
+    assert not [line for line in errors.splitlines()[:-1] if "WARNING: " not in line]
     assert "Traceback" not in errors
     assert not list(run.rglob("*.part"))
 
@@ -363,9 +368,12 @@ def test_a_run_that_was_killed_between_epochs_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [True, False])
-def test_an_interrupt_ends_all_processes(tmp_path: Path, everyone: bool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_processes(
+    tmp_path: Path, everyone: bool, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
-    interrupted(run, LIMIT, *TWO, everyone=everyone)
+    interrupted(run, LIMIT, *TWO, everyone=everyone, number=number)
     card, _ = load_card(run / "checkpoints" / "last.ckpt")
     assert card.calibration is None
 
