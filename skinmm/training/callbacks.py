@@ -113,8 +113,9 @@ class RunCheckpoints(ModelCheckpoint):
     """Checkpoints `best.ckpt`, by the monitored value, and `last.ckpt`, for `resume=`.
 
     `last.ckpt` is written after every epoch and, within an epoch, every so many minutes, on
-    Ctrl-C and on SIGTERM, always between two steps. Rank 0 writes it without waiting for other processes. No
-    absolute path is stored, so a folder that was moved is resumed with its best score.
+    Ctrl-C and on SIGTERM, always between two steps. Rank 0 writes it without waiting for other
+    processes. No absolute path is stored, so a folder that was moved is resumed with its best
+    score.
 
     Args:
         monitor: name of a logged value; a loss should fall, other values should rise.

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -119,11 +119,11 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a record alone."""
     run = tmp_path_factory.mktemp("finished")
     assert train(*QUICK, "fusion=tabular_only", f"hydra.run.dir={run}") == 0
-    yield run
+    return run
 
 
 @pytest.mark.parametrize("name", STAGES)
