@@ -7,11 +7,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
@@ -19,6 +18,9 @@ from quick_runs import QUICK, best, train
 
 from skinmm.cli.main import main
 from skinmm.models.checkpoint import load_card
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT: Final = 5.0  # seconds from the signal to the end of the process
 CONTEXT: Final[ForkServerContext] = multiprocessing.get_context("forkserver")
