@@ -8,6 +8,7 @@ from skinmm.config.setting import fraction, literal_path, output_path, section, 
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
 MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
+UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is then refer"
 
 
 @dataclass
@@ -24,6 +25,7 @@ class InferenceConfig:
     referral: bool = setting(
         True, "refer ambiguous or unfamiliar rows; false: threshold only", decides_rows=True
     )
+    uncalibrated: bool = setting(False, UNCALIBRATED)
 
 
 @dataclass
@@ -91,6 +93,7 @@ class ExportConfig:
     checkpoint: str = literal_path("", "checkpoint to export", example=CHECKPOINT)
     out: str | None = output_path(None, "file to write; null: next to the checkpoint")
     rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
+    uncalibrated: bool = setting(False, UNCALIBRATED)
     overwrite: bool = setting(False, "replace an existing file")
 
 

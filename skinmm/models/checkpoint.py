@@ -92,6 +92,11 @@ def read_task(path: Path) -> str | None:
     return str(config.get("task", "classification")) if isinstance(config, dict) else None
 
 
+def is_calibrated(path: Path) -> bool:
+    """Return whether a file is a checkpoint with a decision threshold, without reading tensors."""
+    return bool((_peek(path) or {}).get("threshold"))
+
+
 def _peek(path: Path) -> dict[str, Any] | None:
     """Return the card of a checkpoint as stored, without reading tensors; None for other files."""
     try:

@@ -52,6 +52,7 @@ def write_results(config: DicomConfig) -> int:
         config.accelerator,
         referral=config.referral,
         backend=config.backend,
+        uncalibrated=config.uncalibrated,
     )
     tables = map(rename_columns, read_input(config.input, 256))
     rows = (row for table in tables for row in table.to_dict("records"))
@@ -152,7 +153,8 @@ def _build_measurements(
     from pydicom.sr.coding import Code
 
     values = {f"p_{name}": value for name, value in prediction["probabilities"].items()}
-    values["threshold"] = prediction["threshold"]
+    if prediction["threshold"] is not None:
+        values["threshold"] = prediction["threshold"]
     measurements = [
         sr.Measurement(Code(f"P{number}", SCHEME, name[:64]), _round(value), codes.UCUM.NoUnits)
         for number, (name, value) in enumerate(values.items())

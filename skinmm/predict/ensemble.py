@@ -24,14 +24,12 @@ from skinmm.evaluation.referral import ConformalPredictor, OODDetector
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
-from skinmm.models.checkpoint import Card, CheckpointError, load_card
+from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.predict.backends import Backend, TorchBackend, load_exported
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 TASK: Final = "classification"
-DEFAULT_THRESHOLD: Final = Threshold(0.5, "even", guaranteed=False)
-"""Threshold of a checkpoint without validation, as an interrupted run leaves it."""
 
 
 class ModelOutput(NamedTuple):
@@ -57,6 +55,7 @@ class CalibratedModel:
     Attributes:
         backend: runs the network.
         digest: SHA-256 of the checkpoint.
+        threshold: threshold of the decision; None: never calibrated, so every row is referred.
     """
 
     backend: Backend
@@ -65,19 +64,35 @@ class CalibratedModel:
     config: Config
     encoder: RecordEncoder
     calibration: Calibration
-    threshold: Threshold
+    threshold: Threshold | None
     conformal: ConformalPredictor | None
     ood_detector: OODDetector | None
     finder: LesionFinder | None = None
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device, backend: str = "torch", concurrency: int = 1
+        cls,
+        path: Path,
+        device: torch.device,
+        backend: str = "torch",
+        concurrency: int = 1,
+        *,
+        uncalibrated: bool = False,
     ) -> "CalibratedModel":
-        """Load a checkpoint, or the exported model next to it."""
+        """Load a checkpoint, or the exported model next to it.
+
+        A checkpoint without a threshold, such as `last.ckpt`, is refused unless `uncalibrated`.
+        """
         card, weights = load_card(path)
         if (task := card.config.get("task", TASK)) != TASK:
             raise CheckpointError(f"{path}: checkpoint of task={task}; choose one of task={TASK}")
+        if not (card.threshold or uncalibrated):
+            best = path.with_name("best.ckpt")
+            advice = f"use {best}" if is_calibrated(best) else "finish the training run"
+            raise CheckpointError(
+                f"{path}: never calibrated, so it has no decision threshold; {advice}, or set "
+                "uncalibrated=true, which refers every row"
+            )
         digest = sha256(path.read_bytes()).hexdigest()
         exported = load_exported(path, digest, backend, device.type, concurrency)
         try:
@@ -99,7 +114,7 @@ class CalibratedModel:
             config,
             encoder,
             Calibration(**card.calibration) if card.calibration else Calibration(),
-            Threshold(**card.threshold) if card.threshold else DEFAULT_THRESHOLD,
+            Threshold(**card.threshold) if card.threshold else None,
             ConformalPredictor(**card.conformal) if card.conformal else None,
             OODDetector.from_state(card.ood) if card.ood else None,
             finder,

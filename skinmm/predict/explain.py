@@ -126,7 +126,9 @@ class Explainer:
         """Return an explainer per member, loaded again if torch does not run the member."""
         device = select_device(accelerator)
         members = [
-            one if isinstance(one.backend, TorchBackend) else CalibratedModel.load(path, device)
+            one
+            if isinstance(one.backend, TorchBackend)
+            else CalibratedModel.load(path, device, uncalibrated=True)
             for one, path in zip(predictor.ensemble.members, checkpoints, strict=True)
         ]
         return [cls(member, len(predictor.columns), probabilities) for member in members]
@@ -207,9 +209,14 @@ class CasePredictor:
         *,
         referral: bool = True,
         backend: str = "auto",
+        uncalibrated: bool = False,
     ) -> None:
         self.predictor = Predictor.from_checkpoints(
-            checkpoints, accelerator, referral=referral, backend=backend
+            checkpoints,
+            accelerator,
+            referral=referral,
+            backend=backend,
+            uncalibrated=uncalibrated,
         )
         self._explainers = Explainer.for_predictor(self.predictor, checkpoints, accelerator)
         self._lock = Lock()  # explanations add hooks to a network that torch may predict with

@@ -9,8 +9,9 @@ inside the graph; `log_probabilities` and `features` float32, from which `predic
 same as with PyTorch; and, if the checkpoint has it, `ood` float64 (batch,), the out-of-distribution
 score, 1 is the limit.
 
-Metadata, each as JSON: `classes`, `positive`, `threshold`, `conformal`, `encoder`, `image_size`,
-`preprocess` (steps that are not in the graph), and the SHA-256 of the `checkpoint`.
+Metadata, each as JSON: `classes`, `positive`, `threshold` (null: never calibrated), `conformal`,
+`encoder`, `image_size`, `preprocess` (steps that are not in the graph), and the SHA-256 of the
+`checkpoint`.
 """
 
 import json
@@ -61,7 +62,7 @@ def export(config: ExportConfig) -> Path:
     source = Path(config.checkpoint)
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     require_output_file("out", path, overwrite=config.overwrite)
-    model = CalibratedModel.load(source, torch.device("cpu"))
+    model = CalibratedModel.load(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
     with atomic_write(path) as partial:
         _write(model, partial)
         _verify(model, OnnxBackend(partial), config.rows)
@@ -177,7 +178,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         backends.KEY: model.digest,
         "classes": model.card.classes,
         "positive": model.card.positive,
-        "threshold": model.threshold.value,
+        "threshold": model.threshold and model.threshold.value,
         "conformal": model.card.conformal,
         "encoder": model.card.encoder["columns"] if "record" in model.inputs else [],
         "image_size": view.size if view else None,
@@ -213,7 +214,8 @@ def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
         raise InputError(f"comparing with PyTorch failed: {errors.iloc[0]}")
     pairs = [np.concatenate(parts) for parts in (comparison.expected, comparison.actual)]
     difference = float(np.abs(pairs[0] - pairs[1]).max())
-    decisions = [p[:, model.positive].sum(axis=1) >= model.threshold.value for p in pairs]
+    threshold = model.threshold.value if model.threshold else np.inf  # decides nothing
+    decisions = [p[:, model.positive].sum(axis=1) >= threshold for p in pairs]
     changed = int((decisions[0] != decisions[1]).sum())
     if not difference <= TOLERANCE or changed:
         raise InputError(

@@ -147,7 +147,7 @@ def _format_submission(rows: Rows) -> Rows:
 
 def _describe_reason(row: Mapping[Hashable, Any]) -> str:
     """Return the reasons for a decision; empty for a benign lesion without doubt."""
-    malignancy, threshold = float(row["malignancy"]), float(row["threshold"])
+    malignancy, threshold = float(row["malignancy"]), float(row["threshold"] or "nan")
     reasons = []
     if malignancy >= threshold:
         reasons.append(f"malignancy {malignancy:.3g} reaches {threshold:.3g}")

@@ -52,6 +52,7 @@ def predict_file(config: PredictConfig) -> int:
         referral=config.referral,
         backend=config.backend,
         concurrency=CONCURRENCY,
+        uncalibrated=config.uncalibrated,
     )
     output = OutputTable(
         Path(config.output),

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float64
 
-from skinmm.errors import InputError
-from skinmm.evaluation.predictions import BINARY, format_sets
+from skinmm.errors import InputError, warn
+from skinmm.evaluation.predictions import BINARY, REFER, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import average_thresholds, decision_priors, predict_classes
 from skinmm.predict.ensemble import CalibratedModel, Ensemble
@@ -53,7 +53,8 @@ class Predictor:
         ensemble: the models.
         classes: names, in the order of the probabilities.
         positive: classes that count as malignant.
-        threshold: threshold of the decision; the mean of the members' on the logit scale.
+        threshold: threshold of the decision; the mean of the members' on the logit scale. None: a
+            member was never calibrated, so every row is referred.
         inputs: inputs of the models, of {image, record}.
         columns: record columns of the models.
         needs_image: whether a row without an image cannot be predicted.
@@ -73,7 +74,9 @@ class Predictor:
         card = members[0].card
         self.classes, self.positive = list(card.classes), list(card.positive)
         self._is_malignant = np.isin(self.classes, self.positive)
-        self.threshold = average_thresholds([member.threshold for member in members]).value
+        thresholds = [member.threshold for member in members if member.threshold]
+        is_calibrated = len(thresholds) == len(members)
+        self.threshold = average_thresholds(thresholds).value if is_calibrated else None
         shares = [
             decision_priors(m.config.evaluation.call, m.card.prior["deployed"]) for m in members
         ]
@@ -88,6 +91,7 @@ class Predictor:
         referral: bool = True,
         backend: str = "auto",
         concurrency: int = 1,
+        uncalibrated: bool = False,
     ) -> "Predictor":
         """Load checkpoints.
 
@@ -99,11 +103,18 @@ class Predictor:
                 the checkpoint.
             concurrency: batches that ONNX Runtime runs at the same time: faster for long tables,
                 slower for a single row, and each needs memory.
+            uncalibrated: accept checkpoints without calibration; then every row is referred.
         """
         device = select_device(accelerator)
         files = [paths] if isinstance(paths, str | Path) else paths
-        members = [CalibratedModel.load(Path(p), device, backend, concurrency) for p in files]
-        return cls(members, referral=referral)
+        members = [
+            CalibratedModel.load(Path(p), device, backend, concurrency, uncalibrated=uncalibrated)
+            for p in files
+        ]
+        predictor = cls(members, referral=referral)
+        if predictor.threshold is None:
+            warn("a checkpoint was never calibrated: every decision is refer")
+        return predictor
 
     def predict(
         self,
@@ -179,12 +190,16 @@ class Predictor:
         values = output.raw if probabilities == "raw" else output.calibrated
         columns |= {f"p_{name}": values[:, i] for i, name in enumerate(self.classes)}
         columns["malignancy"] = self._malignancy(values)
-        limit = self.threshold if threshold is None else threshold
+        chosen = self.threshold if threshold is None else threshold
+        limit = np.nan if chosen is None else chosen
         compared = output.calibrated if threshold is None else values
         sets = None if output.votes is None else output.votes >= MIN_VOTES
         evidence = (sets, output.ood) if self.referral else (None, None)
         is_above = self._malignancy(compared) >= limit
-        columns["decision"] = np.where(is_good, decide(is_above, self._is_malignant, *evidence), "")
+        decisions = decide(is_above, self._is_malignant, *evidence)
+        if self.threshold is None:
+            decisions[:] = REFER
+        columns["decision"] = np.where(is_good, decisions, "")
         columns |= {"threshold": np.full(batch.size, limit), "error": batch.errors}
         set_column = "" if sets is None else format_sets(sets, self.classes)
         columns["prediction_set"] = np.where(is_good, set_column, "")

@@ -62,6 +62,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
         config.accelerator,
         referral=config.referral,
         backend=config.backend,
+        uncalibrated=config.uncalibrated,
     )
     queue = RequestQueue(config.queue, config.timeout, predictor.concurrency)
     store = Store.open(config.store) if config.store else None

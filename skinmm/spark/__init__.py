@@ -76,7 +76,11 @@ def predict_spark(config: PredictSparkConfig) -> int:
     """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted."""
     paths = find_checkpoints(config.checkpoint)
     predictor = Predictor.from_checkpoints(
-        paths, config.accelerator, referral=config.referral, backend=config.backend
+        paths,
+        config.accelerator,
+        referral=config.referral,
+        backend=config.backend,
+        uncalibrated=config.uncalibrated,
     )
     with (
         spark_session(config.master) as session,
@@ -169,7 +173,9 @@ def _load(
     from pyspark import SparkFiles
 
     paths = [SparkFiles.get(name) for name in names]
-    predictor = Predictor.from_checkpoints(paths, accelerator, referral=referral, backend=backend)
+    predictor = Predictor.from_checkpoints(
+        paths, accelerator, referral=referral, backend=backend, uncalibrated=True
+    )  # the driver refused what it may not predict with
     return predictor, ImageFolder(images) if images else None
 
 

@@ -28,6 +28,7 @@ from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, update_car
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor, export_onnx
+from skinmm.predict.backends import OnnxBackend
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"
@@ -73,9 +74,12 @@ def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> N
     encoder = Component(tabular, {"hidden": [8]} if tabular == "mlp" else {})
     views = replace(config.evaluation, views=2)
     config = replace(config, model=learns, tabular=encoder, evaluation=views)
-    path = export_onnx.export(ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9))
+    path = export_onnx.export(
+        ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9, uncalibrated=True)
+    )
     assert path == tmp_path / "a.onnx"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.ckpt", "a.onnx"]
+    assert OnnxBackend(path).metadata["threshold"] is None
 
 
 @needs_onnx
@@ -83,7 +87,9 @@ def test_a_mobile_model_is_small(tmp_path: Path) -> None:
     config = micro_config("concat")
     model = replace(config.model, name="tf_efficientnet_lite0", image_size=224)
     path = untrained(replace(config, model=model), tmp_path / "lite0.ckpt")
-    assert export_onnx.export(ExportConfig(str(path), rows=2)).stat().st_size < 20e6
+    assert (
+        export_onnx.export(ExportConfig(str(path), rows=2, uncalibrated=True)).stat().st_size < 20e6
+    )
 
 
 @needs_onnx

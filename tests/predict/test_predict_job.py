@@ -167,7 +167,33 @@ def test_an_output_is_replaced_when_asked(records: Path, tmp_path: Path) -> None
     assert len(pd.read_csv(tmp_path / "out.csv")) == 30
 
 
+def test_last_ckpt_is_refused_or_refers_every_row(
+    records: Path, tmp_path: Path, capsys: Said
+) -> None:
+    patients(records, tmp_path / "in.csv")
+    last = records / "checkpoints" / "last.ckpt"
+    job = (last, tmp_path / "in.csv", tmp_path / "out.csv", f"by_patient={tmp_path / 'p.csv'}")
+    assert predict(*job) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{last}: never calibrated" in line
+    assert f"use {best(records)}" in line
+    assert files_in(tmp_path) == {"in.csv"}
+    assert main.main(["export", f"checkpoint={last}", f"out={tmp_path / 'last.onnx'}"]) == 2
+    assert main.main(["serve", f"checkpoint={last}"]) == 2
+    assert capsys.readouterr().err.count(f"use {best(records)}") == 2
+
+    assert predict(*job, "uncalibrated=true") == 0
+    captured = capsys.readouterr()
+    assert "(30 rows: 30 refer; by torch)" in captured.out
+    assert "WARNING: a checkpoint was never calibrated: every decision is refer" in captured.err
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert set(written["decision"]) == {"refer"}
+    assert written["threshold"].isna().all()
+    assert not pd.read_csv(tmp_path / "p.csv").empty
+
+
 def test_checkpoints_may_be_a_list(records: Path, tmp_path: Path) -> None:
     patients(records, tmp_path / "in.csv")
-    both_of = f"[{best(records)}, {records / 'checkpoints' / 'last.ckpt'}]"
+    shutil.copy(best(records), tmp_path / "other.ckpt")
+    both_of = f"[{best(records)}, {tmp_path / 'other.ckpt'}]"
     assert predict(both_of, tmp_path / "in.csv", tmp_path / "out.csv") == 0

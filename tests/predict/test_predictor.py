@@ -1,5 +1,6 @@
 """Checkpoints to probabilities: those of the run itself, whatever the batch, alone or averaged."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -250,16 +251,34 @@ def test_images_are_asked_for_where_they_are_needed(predictor: Predictor) -> Non
         predictor.predict(table, "nowhere")
 
 
-def test_an_interrupted_run_s_checkpoint_predicts_uncalibrated(both: Path, pictures: Path) -> None:
-    predictor = Predictor.from_checkpoints([both / "checkpoints" / "last.ckpt"])
-    assert predictor.threshold == 0.5
+def test_a_checkpoint_that_was_never_calibrated_decides_nothing(
+    both: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = both / "checkpoints" / "last.ckpt"
+    refused = rf"last\.ckpt: never calibrated.*; use .*{re.escape(str(best(both)))}, or set uncal"
+    with pytest.raises(CheckpointError, match=refused):
+        Predictor.from_checkpoints([last])
+    with pytest.raises(CheckpointError, match="last.ckpt: never calibrated"):
+        Predictor.from_checkpoints([best(both), last])
+    shutil.copy(last, tmp_path / "best.ckpt")  # as an interrupted run leaves it
+    with pytest.raises(CheckpointError, match=r"best\.ckpt: never.*; finish the training run, or"):
+        Predictor.from_checkpoints([tmp_path / "best.ckpt"])
+
+    predictor = Predictor.from_checkpoints([last], referral=False, uncalibrated=True)
+    assert predictor.threshold is None
+    assert "never calibrated: every decision is refer" in capsys.readouterr().err
     rows = cohort_of(both).head(4)
-    raw = predictor.predict(rows, pictures, probabilities="raw")
+    rows.loc[3, "image_id"] = "nowhere"
+    raw = predictor.predict(rows, pictures, probabilities="raw", threshold=0.5)
     predicted = predictor.predict(rows, pictures)
-    assert differ(predicted, raw) < 1e-12
+    assert differ(predicted.head(3), raw.head(3)) < 1e-12
     assert (predicted["prediction_set"] == "").all()
     assert predicted["ood"].isna().all()
-    assert "refer" not in set(predicted["decision"])
+    for table in (predicted, raw):
+        assert table["decision"].tolist() == ["refer", "refer", "refer", ""]
+    assert predicted["threshold"].isna().all()
+    mixed = Predictor.from_checkpoints([best(both), last], uncalibrated=True)
+    assert set(mixed.predict(rows.head(3), pictures)["decision"]) == {"refer"}
 
 
 def changed(path: Path, copy: Path, **changes: Any) -> Path:
