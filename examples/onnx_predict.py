@@ -55,10 +55,9 @@ feed = {each.name: inputs[each.name] for each in session.get_inputs()}
 said = dict(zip(names, session.run(names, feed), strict=True))
 
 (chances,), positive = said["probabilities"], np.isin(about["classes"], about["positive"])
-malignancy = chances[positive].sum()
+malignancy = chances[positive].sum()  # to refer: never calibrated, or unlike validation
 called = malignancy >= (about["threshold"] or 0)
-refer = about["threshold"] is None  # never calibrated
-refer |= "ood" in said and said["ood"][0] > 1  # unlike validation
+refer = about["threshold"] is None or ("ood" in said and said["ood"][0] > 1)
 if about["conformal"]:  # the prediction set must hold classes of the called side alone
     held = chances >= [*about["conformal"]["limits"].values()]
     refer |= held[positive].any() != called or held[~positive].any() == called

@@ -258,7 +258,7 @@ def test_a_checkpoint_that_was_never_calibrated_decides_nothing(
     refused = rf"last\.ckpt: never calibrated.*; use .*{re.escape(str(best(both)))}, or set uncal"
     with pytest.raises(CheckpointError, match=refused):
         Predictor.from_checkpoints([last])
-    with pytest.raises(CheckpointError, match="last.ckpt: never calibrated"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: never calibrated"):
         Predictor.from_checkpoints([best(both), last])
     shutil.copy(last, tmp_path / "best.ckpt")  # as an interrupted run leaves it
     with pytest.raises(CheckpointError, match=r"best\.ckpt: never.*; finish the training run, or"):

@@ -91,6 +91,16 @@ def test_the_result_is_the_service_s(
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_model_without_calibration_refers_and_names_no_threshold(
+    both: Path, pictures: Path
+) -> None:
+    service = CasePredictor([both / "checkpoints" / "last.ckpt"], "cpu", uncalibrated=True)
+    page = render_result(judged(service, jpeg_of(pictures), sex="female"))
+    assert "The model was never calibrated, so it decides nothing." in page
+    assert "Needs review" in page
+    assert "The mark is the threshold" not in page
+
+
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0 broken"])
 def test_what_cannot_be_used_is_said_and_deleted(
     service: CasePredictor, tmp_path: Path, data: bytes
