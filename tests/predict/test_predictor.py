@@ -160,7 +160,7 @@ def test_several_checkpoints_are_the_mean_of_single_calibrated_ones(
     together = Predictor.from_checkpoints(paths)
     mean = together.predict(cohort_of(both), pictures)
     np.testing.assert_allclose(mean[P], sum(each[P] for each in single) / 3, atol=1e-9)
-    thresholds = [Threshold(each.threshold, "", False) for each in (predictor, *others)]
+    thresholds = [Threshold(each.threshold or 0.0, "", False) for each in (predictor, *others)]
     assert together.threshold == pytest.approx(average_thresholds(thresholds).value)
     assert together.inputs == {"image", "record"}
     np.testing.assert_allclose(mean["ood"], sum(each["ood"] for each in single) / 3, rtol=1e-5)

@@ -205,8 +205,8 @@ def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: 
     assert "Unlike the lesions" in render_result(strange)
     assert "network's input of 32 pixels" in render_result(strange)
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
-    assert "never tested" in render_result(one._replace(card=unchecked))
-    assert "never tested" not in render_result(one)
+    assert "The model was never calibrated: the" in render_result(one._replace(card=unchecked))
+    assert "The model was never calibrated: the" not in render_result(one)
     for decision, words in (("malignant", "Suspicious"), ("refer", "Needs review")):
         assert words in render_result(one._replace(row={**one.row, "decision": decision}))
 
