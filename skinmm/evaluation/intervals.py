@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy.special import ndtr, stdtr, stdtrit
 
 Draws = Int64[np.ndarray, "b p"]
-Samples = Float64[np.ndarray, " r"]
+Samples = Float64[np.ndarray, "r ..."]
 _Scores = Float64[np.ndarray, " n"]
 _Mask = Bool[np.ndarray, " n"]
 _Patients = Shaped[np.ndarray, " n"]
 _Codes = Int64[np.ndarray, " n"]
-Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, " b"]]]
+Statistic = Callable[[Draws], dict[str, Float64[np.ndarray, "b ..."]]]
 """Metrics of b resamples, given how often each drew each of p patients; NaN where undefined."""
 Entry = dict[str, float | int | None]
 """`value`, `low` and `high` of a metric, and `left_out`: resamples in which it is undefined."""
@@ -30,10 +30,12 @@ _FLAT: Final = 1e-6  # a smaller skewness makes no difference
 _MAX_SKEW: Final = 0.35
 _STEPPED: Final = (
     *("average_precision", "sensitivity_at", "specificity_at"),
-    *("ece", "number_needed_to_treat"),
+    *("ece", "ici", "e90", "number_needed_to_treat"),
 )
 """Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
+_FOLDED: Final = ("ece", "ici", "e90")
+"""Calibration errors: chance raises them, because they cannot be negative."""
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "partial_auroc": (0, 0.2),
     "log_loss": (0, math.inf),
@@ -110,7 +112,7 @@ def _compute_in_blocks(
     """Compute the metrics of `total` weightings of the patients, in blocks that fit the caches."""
     block = max(1, _BLOCK // width)
 
-    def compute(start: int) -> dict[str, Float64[np.ndarray, " b"]]:
+    def compute(start: int) -> dict[str, Float64[np.ndarray, "b ..."]]:
         return statistic(draw(start, min(block, total - start)))
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -197,7 +199,7 @@ def summarise(
         error = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
         interval = skewed_interval(value, error, skew, student_quantile(confidence, units))
         low, high = np.clip(interval, *bounds).tolist()
-    elif name == "ece":
+    elif name in _FOLDED:
         # Noise raises a calibration error, which cannot be negative: in the data above the truth,
         # and in a resample above the data, each time by adding to its square. So the squares are
         # reflected about the value (the basic bootstrap). The interval still contains the value.

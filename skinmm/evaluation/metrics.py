@@ -21,6 +21,7 @@ from skinmm.evaluation.intervals import (
     summarise,
 )
 from skinmm.evaluation.predictions import REFER, Predictions
+from skinmm.evaluation.smooth_calibration import calibration_noise
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic
 from skinmm.vocabulary import UNITS
 
@@ -57,11 +58,12 @@ def evaluate(
 
     Returns:
         Plain data: `n`, `patients` (resampled units), `units` (rows that name a `patient`, a
-        `lesion` or only an `image`), `positives`, `unpredicted`, `threshold`, `prevalence`,
-        `metrics` (name -> value, low, high, left_out), `auroc_delong` (see `delong_interval`),
-        `confusion` (rows of each true class by predicted class), `support` (rows of each class) and
-        `folds` (AUROC of each). A metric that is undefined for the data is None; `left_out` counts
-        the resamples where it is undefined.
+        `lesion` or only an `image`), `positives`, `malignant_patients` (units with a malignant
+        row), `unpredicted`, `threshold`, `prevalence`, `metrics` (name -> value, low, high,
+        left_out), `auroc_delong` (see `delong_interval`), `confusion` (rows of each true class by
+        predicted class), `support` (rows of each class), `calibration_noise` (calibration errors
+        of a calibrated model) and `folds` (AUROC of each). A metric that is undefined for the data
+        is None; `left_out` counts the resamples where it is undefined.
     """
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
     if len(predictions) == 0:
@@ -81,6 +83,7 @@ def evaluate(
         "patients": patients,
         "units": {name: int((units == name).sum()) for name in UNITS},
         "positives": int(malignant.sum()),
+        "malignant_patients": len(np.unique(codes[malignant])),
         "unpredicted": predictions.unpredicted,
         "threshold": threshold,
         "prevalence": float(malignant.mean()) if prevalence is None else prevalence,
@@ -90,6 +93,7 @@ def evaluate(
         ),
         "confusion": {"classes": [*classes], "counts": counts.tolist()},
         "support": dict(zip(classes, counts.sum(axis=1).tolist(), strict=True)),
+        "calibration_noise": calibration_noise(predictions.malignancy),
         "folds": _fold_aurocs(predictions),
     }
 

@@ -11,6 +11,7 @@ from skinmm.evaluation.curves import CumulativeWeights, Samples, ratio
 from skinmm.evaluation.intervals import Statistic, sum_by_patient
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.referral import ReferralMetrics
+from skinmm.evaluation.smooth_calibration import CalibrationSmoother
 
 DEFAULT_THRESHOLD: Final = 0.5
 
@@ -64,6 +65,7 @@ class MalignancyMetrics:
         self.levels = curves.find_levels(self.scores, self.positives)
         log_odds = curves.log_odds(self.scores)
         self.cells = curves.group_log_odds(log_odds, None if exact else curves.GRID)
+        self.smoother = CalibrationSmoother(log_odds)
         errors = (self.scores - self.positives) ** 2
         losses = np.logaddexp(0, np.where(self.positives, -log_odds, log_odds))
         self.sums = sum_by_patient(self.codes, [errors, losses, self.scores])
@@ -90,6 +92,7 @@ class MalignancyMetrics:
             "log_loss": loss,
             "mean_probability": mean,
             "ece": curves.calibration_error(weights, cumulative, self.scores),
+            **self.smoother.errors(*cumulative.between(self.smoother.starts)),
             "calibration_slope": lines(free=True)[1],
             "calibration_intercept": lines(free=False)[0],
         }

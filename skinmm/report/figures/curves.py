@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from skinmm.evaluation.statistics import net_benefit
@@ -45,24 +44,17 @@ def precision_line(name: str, scores: Scores, positives: Mask) -> Line:
 
 
 def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = 10) -> Line:
-    """Return the observed share against the mean probability, with 95 % Wilson (1927) intervals.
+    """Return the observed share against the mean probability, in bins with equal numbers of rows.
 
-    The bins have equal numbers of rows. Equal scores share a bin, so a model with few distinct
-    probabilities has fewer bins.
+    Equal scores share a bin, so a model with few distinct probabilities has fewer bins.
     """
     edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)[1:-1]))
     bin_index = np.searchsorted(edges, scores, side="left")
     rows = np.bincount(bin_index, minlength=len(edges) + 1)
     filled = rows > 0
-    rows = rows[filled]
-    mean = np.bincount(bin_index, scores, minlength=len(filled))[filled] / rows
+    mean = np.bincount(bin_index, scores, minlength=len(filled))[filled] / rows[filled]
     hits = np.bincount(bin_index[positives], minlength=len(filled))[filled]
-    intervals = [
-        binomtest(k, n).proportion_ci(method="wilson")
-        for k, n in zip(hits.tolist(), rows.tolist(), strict=True)
-    ]
-    low, high = np.array(intervals, dtype=float).T
-    return Line(name, mean, hits / rows, low, high)
+    return Line(name, mean, hits / rows[filled])
 
 
 def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
@@ -117,18 +109,20 @@ def draw_ranking(
 
 
 @figure
-def draw_reliability(axes: "Axes", line: Line) -> str:
-    """Draw the observed share against the mean predicted probability of each bin.
+def draw_reliability(axes: "Axes", bins: Line, smooth: Line) -> str:
+    """Draw the smooth calibration curve with its band, and the observed share of each bin.
 
-    The axes end at the largest value: at a prevalence of 2 % most bins lie below 0.1.
+    The axes end at the last bin: at a prevalence of 2 % most rows lie below 0.1.
     """
-    sides = [side for side in (line.x, line.y, line.high) if side is not None]
-    end = min(1.0, 1.08 * max(float(side.max()) for side in sides)) or 1.0
+    end = min(1.0, 1.25 * max(float(bins.x.max()), float(bins.y.max()))) or 1.0
     axes.plot([0, end], [0, end], **REFERENCE)
-    _plot_with_intervals(axes, line, markersize=4.5)
+    if smooth.low is not None and smooth.high is not None:
+        axes.fill_between(smooth.x, smooth.low, smooth.high, color=PALETTE[0], alpha=0.2, lw=0)
+    axes.plot(smooth.x, smooth.y, **line_style(0))
+    axes.plot(bins.x, bins.y, "o", color=PALETTE[0], markersize=4.5, clip_on=False)
     axes.set(xlim=(0, end), ylim=(0, end))
-    axes.set(xlabel="Mean predicted probability", ylabel="Observed share malignant")
-    return f"Reliability diagram, {line.name}"
+    axes.set(xlabel="Predicted probability", ylabel="Observed share malignant")
+    return f"Calibration curve, {bins.name}"
 
 
 @figure

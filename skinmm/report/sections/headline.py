@@ -98,7 +98,7 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
             "Calibration slope",
             format_number(inputs.value("calibration_slope"), 2),
             format_interval(inputs.estimate("calibration_slope")) or "no interval",
-            f"ideal: 1; expected calibration error {format_number(inputs.value('ece'))}",
+            f"ideal: 1; {_describe_calibration_error(inputs)}",
         ),
         Tile(
             "Malignant images",
@@ -107,6 +107,12 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
             f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
         ),
     ]
+
+
+def _describe_calibration_error(inputs: ReportInputs) -> str:
+    text = f"expected calibration error {format_number(inputs.value('ece'))}"
+    noise = inputs.measured.get("calibration_noise", {}).get("ece")
+    return text if noise is None else f"{text}, by chance alone {format_number(noise)}"
 
 
 def _summarise(inputs: ReportInputs) -> str:

@@ -5,9 +5,12 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
+from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
 from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
+from skinmm.evaluation.smooth_calibration import fit_calibration_band
 from skinmm.report.blocks import (
     TEXTS,
     Block,
@@ -27,6 +30,7 @@ from skinmm.report.blocks import (
 from skinmm.report.figures import curves
 from skinmm.report.figures.grids import draw_confusion
 from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.cohort import resampling_unit
 from skinmm.report.sections.facts import describe_call_rule
 
 RATES: Final = (
@@ -34,7 +38,7 @@ RATES: Final = (
     *("balanced_accuracy", "accuracy", "f1", "number_needed_to_treat", "net_benefit"),
 )
 PROBABILITIES: Final = (
-    *("calibration_slope", "calibration_intercept", "ece"),
+    *("calibration_slope", "calibration_intercept", "ece", "ici", "e90"),
     *("mean_probability", "brier", "log_loss"),
 )
 
@@ -91,18 +95,35 @@ def build_decision(inputs: ReportInputs) -> Section:
 
 
 def build_calibration(inputs: ReportInputs) -> Section:
-    """Build reliability diagrams before and after calibration."""
+    """Build calibration curves before and after calibration, and the errors in numbers."""
     rows = inputs.predictions
-    line = curves.reliability_line("calibrated", rows.malignancy, rows.malignant)
-    title = "Reliability" if rows.raw is None else "After calibration"
-    parts: list[Plot | Table] = [Plot(title, curves.draw_reliability(line), TEXTS["reliability"])]
+    title = "Calibration curve" if rows.raw is None else "After calibration"
+    plot = _calibration_plot(inputs, "calibrated", rows.malignancy)
+    caption = TEXTS["reliability"].format(100 * inputs.confidence, resampling_unit(inputs))
+    parts: list[Plot | Table] = [Plot(title, plot, caption)]
     if rows.raw is not None:
         raw = rows.raw[:, np.isin(rows.classes, rows.positive)].sum(axis=1)
-        line = curves.reliability_line("before calibration", raw, rows.malignant)
+        plot = _calibration_plot(inputs, "before calibration", raw)
         note = "Note: the axes are cut to the range of the data."
-        parts.append(Plot("Before calibration", curves.draw_reliability(line), note))
+        parts.append(Plot("Before calibration", plot, note))
     parts.append(metric_table("In numbers", inputs.measured, PROBABILITIES))
-    return Section("calibration", "Calibration", [Row(parts)])
+    blocks: list[Block] = [Row(parts)]
+    if noise := inputs.measured.get("calibration_noise"):
+        numbers = {name: format_number(value) for name, value in noise.items()}
+        blocks.append(Note(TEXTS["calibration_noise"].format_map(numbers)))
+    return Section("calibration", "Calibration", blocks)
+
+
+def _calibration_plot(
+    inputs: ReportInputs, name: str, probabilities: Float64[np.ndarray, " n"]
+) -> Markup:
+    rows = inputs.predictions
+    truth = rows.malignant, rows.patient_id
+    band = fit_calibration_band(probabilities, *truth, confidence=inputs.confidence)
+    smooth = curves.Line(name, band.x, band.y, band.low, band.high)
+    return curves.draw_reliability(
+        curves.reliability_line(name, probabilities, rows.malignant), smooth
+    )
 
 
 def build_benefit(inputs: ReportInputs) -> Section | None:
