@@ -109,7 +109,9 @@ def _normalise(value: Any) -> str:
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell is empty or contains a word for "unknown"."""
-    return pd.isna(value) or str(value).strip().lower() in _EMPTY
+    if not isinstance(value, str) and pd.isna(value):
+        return True
+    return str(value).strip().lower() in _EMPTY
 
 
 def parse_sex(value: Any) -> str | None:
@@ -222,7 +224,8 @@ def normalise_name(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", value).strip())
+    name = unicodedata.normalize("NFC", value).strip()
+    return re.sub(r"^(\d+)\.0+$", r"\1", name) if name.endswith("0") and "." in name else name
 
 
 def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":

@@ -107,14 +107,21 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
 
 
 def _read_age(dataset: Dataset) -> float | None:
-    if (age := parse_age(dataset.get("PatientAge"))) is not None:
-        return age
+    """Return the age in years; `000Y` counts only if the dates state an age below one year.
+
+    Devices and anonymisers also write `000Y` where the age is not known.
+    """
+    stated = parse_age(dataset.get("PatientAge"))
+    if stated:
+        return stated
     dates = dataset.get("PatientBirthDate"), dataset.get("StudyDate")
     try:
         birth, study = (datetime.strptime(date or "", "%Y%m%d") for date in dates)
     except ValueError:
         return None
-    return parse_age((study - birth).days / 365.25)
+    age = parse_age((study - birth).days / 365.25)
+    is_contradicted = stated is not None and age is not None and age > 1
+    return None if is_contradicted else age
 
 
 def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:

@@ -1,6 +1,5 @@
 """Forms of the API: their fields, limits and checks; uploads stay in memory."""
 
-import csv
 import io
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 
 from skinmm.errors import InputError
-from skinmm.files import IMAGE_SUFFIXES
+from skinmm.files import IMAGE_SUFFIXES, read_table_chunks
 from skinmm.images.decode import DecodeError, ImageInfo, probe
 from skinmm.images.source import ImageFinder, split_frame
 from skinmm.predict.explain import Case
@@ -194,20 +193,17 @@ def _read_rows(data: bytes, max_rows: int) -> Rows:
     """Return the rows of a CSV whose images are named without folders."""
     if len(data) > MAX_TABLE:
         raise ProblemError(413, f"the table is longer than {MAX_TABLE:,} bytes")
-    try:
-        lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ProblemError.unusable(f"the table is not a CSV in UTF-8 ({error})") from None
-    header, *body = [line for line in lines if line] or [[]]
-    names = [name.strip() for name in header]
-    if not body or len(set(names)) < len(names) or any(len(line) != len(names) for line in body):
-        raise ProblemError.unusable(
-            "the table has no rows, rows of different lengths, or a repeated column"
-        )
-    if len(body) > max_rows:
-        raise ProblemError.unusable(f"the table has {len(body)} rows, at most {max_rows} are taken")
-    rows = [dict(zip(names, line, strict=True)) for line in body]
-    image_columns = [name for name in names if COLUMN_KEYS.get(column_key(name)) == "image_id"]
+    try:  # the name "table" begins the messages; a name without suffix is read as CSV
+        chunks = list(read_table_chunks("table", max_rows + 1, file=io.BytesIO(data)))
+    except InputError as error:
+        raise ProblemError.unusable(str(error)) from None
+    records = [record for chunk in chunks for record in chunk.to_dict("records")]
+    rows = [{str(name): cell for name, cell in record.items()} for record in records]
+    if not rows:
+        raise ProblemError.unusable("the table has no rows")
+    if len(rows) > max_rows:
+        raise ProblemError.unusable(f"the table has {len(rows)} rows, at most {max_rows} are taken")
+    image_columns = [name for name in rows[0] if COLUMN_KEYS.get(column_key(name)) == "image_id"]
     for row, name in product(rows, image_columns):
         if row[name]:
             check_name(row[name])

@@ -304,6 +304,10 @@ def test_deflated_file_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -
         ({"PatientBirthDate": "19700601", "StudyDate": "20200601"}, 50),
         ({"PatientAge": "", "PatientBirthDate": "", "StudyDate": "20200601"}, None),
         ({"PatientBirthDate": "1970", "StudyDate": "20200601"}, None),
+        ({"PatientAge": "000Y"}, None),
+        ({"PatientAge": "000Y", "PatientBirthDate": "19700601", "StudyDate": "20200601"}, None),
+        ({"PatientAge": "000Y", "PatientBirthDate": "20200101", "StudyDate": "20200601"}, 0.416),
+        ({"PatientAge": "003M"}, 0.25),
         ({}, None),
     ],
 )

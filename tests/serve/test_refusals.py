@@ -151,6 +151,23 @@ def test_a_table_that_is_none(at: TestClient, table: str) -> None:
     assert "at most 32" in answer.json()["detail"]
 
 
+def test_every_dialect_of_a_table_is_the_same_batch(at: TestClient, pictures: Path) -> None:
+    answers = []
+    for text in (
+        "image,age,sex,site\nI.jpg,55,male,torso\n",
+        "image;age;sex;site\r\nI.jpg;55;male;torso\r\n",
+        "image\tage\tsex\tsite\nI.jpg\t55\tmale\ttorso\n",
+        "sep=;\nimage;age;sex;site\nI.jpg;55;male;torso\n",
+        "image,age,sex,site,,\nI.jpg,55,male,torso,,\n\n",
+    ):
+        files = [("table", ("t.csv", text)), ("images", ("I.jpg", jpeg_of(pictures)))]
+        answers.append(at.post("/v1/predict/batch", files=files).json()["rows"])
+    assert answers[0][0]["malignancy"] is not None
+    assert all(answer == answers[0] for answer in answers)
+    short = at.post("/v1/predict/batch", files=[("table", ("t.csv", "image,age\nI.jpg\n"))])
+    assert "table: row 2 has 1 cells, the header has 2" in short.json()["detail"]
+
+
 def test_keys_open_all_but_health(service: CasePredictor, tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"# ours\n{hashlib.sha256(KEY.encode()).hexdigest()}  -\n")
