@@ -75,7 +75,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_config(path: Path) -> Config:
     """Read the `config.yaml` of a run."""
     try:
-        return from_mapping(Config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get("data"), dict):
+            content["data"].setdefault("calibration", 0)  # older runs resume with their parts
+        return from_mapping(Config, content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -145,6 +148,7 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
     return f"unknown key '{key}'; choose from {', '.join(map(''.join, siblings))}"
 
 
+LARGEST_CALIBRATION: Final = 0.9
 _REPLACEMENTS: Final = {
     r"Value ('.*') of type '\w+' could not be converted to Integer": (
         r"must be a whole number, e.g. 10, not \1"
@@ -196,6 +200,11 @@ def _check_run(config: Config) -> None:
     if config.data.fold != "all":
         _check_fold(config.data, ", or all")
     _check_task(config)
+    share = config.data.calibration
+    if share != "auto" and (isinstance(share, str) or not 0 <= share <= LARGEST_CALIBRATION):
+        raise InputError(
+            f"data.calibration={share}: must be auto, or between 0 and {LARGEST_CALIBRATION}"
+        )
     study = config.study
     if len(study.arms) == 1:
         raise InputError("study.arms: a study compares two or more runs; add another arm")

@@ -38,6 +38,12 @@ class DataConfig:
     )
     folds: int = setting(5, "number of folds; patients are never divided", low=3, high=100)
     fold: int | str = setting(0, "test fold, 0 to folds - 1, or all")
+    calibration: int | float | str = setting(
+        "auto",
+        "share of the validation patients, 0 to 0.9, that fit calibration and threshold and that "
+        "early stopping never uses; auto: 0.5 if both halves have 60 malignant patients, else 0",
+        task=CLASSIFY,
+    )
     split_seed: int = setting(0, "random seed of the split alone", low=0, high=2**32 - 1)
     extra: list[ExtraCohort] = setting([], "cohorts added to the training rows only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))

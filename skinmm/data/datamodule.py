@@ -30,7 +30,14 @@ from skinmm.data.loader import SlotLoader
 from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
-from skinmm.data.splits import UNUSED, class_indices, limit_rows, shares_in_use, split
+from skinmm.data.splits import (
+    UNUSED,
+    class_indices,
+    cut_calibration,
+    limit_rows,
+    shares_in_use,
+    split,
+)
 from skinmm.errors import GRACE, InputError
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import MASK_STEPS, check_steps
@@ -204,6 +211,9 @@ class LesionData(FoldData):
         self.classes = list_classes(table, data)
         self.positive = list_positive_classes(self.classes, data)
         self.split_cohort(add_measurements(table, data.columns, self.finder, MAX_WORKERS))
+        columns = [self.classes.index(name) for name in self.positive]
+        malignant = np.isin(self.targets, columns)
+        self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
         training = self.cohort.iloc[self.rows("train")]
         self.encoder = RecordEncoder.fit(training, data.columns)
         self.fitted_on = training["image_id"].tolist()

@@ -52,11 +52,17 @@ class Threshold:
         rule: rule that chose it, one of `RULES`.
         guaranteed: true if the sensitivity exceeds its target with the stated confidence, and not
             only on the rows that chose the threshold.
+        patients: patients with a malignant row, of rule `sensitivity`.
+        found: number of them whose malignant rows all reach the threshold.
+        bound: lower confidence bound of the sensitivity over patients.
     """
 
     value: float
     rule: str
     guaranteed: bool
+    patients: int | None = None
+    found: int | None = None
+    bound: float | None = None
 
 
 def choose_threshold(
@@ -110,11 +116,13 @@ def choose_threshold(
     if not positives.any():
         raise InputError(f"no malignant row among {len(scores)} to choose a threshold with")
     if rule == "youden":
-        value, guaranteed = _choose_by_youden(scores, positives), False
-    else:
-        malignant = scores[positives], patients[positives]
-        value, guaranteed = _choose_by_sensitivity(*malignant, sensitivity, confidence)
-    return Threshold(round_down(value), rule, guaranteed)
+        return Threshold(round_down(_choose_by_youden(scores, positives)), rule, guaranteed=False)
+    malignant = scores[positives], patients[positives]
+    value, guaranteed = _choose_by_sensitivity(*malignant, sensitivity, confidence)
+    lowest = pd.Series(malignant[0]).groupby(malignant[1]).min()
+    count, found = len(lowest), int((lowest >= value).sum())
+    bound = sensitivity_bound(found, count, confidence)
+    return Threshold(round_down(value), rule, guaranteed, count, found, bound)
 
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:

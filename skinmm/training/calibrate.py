@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int
 
 from skinmm.config import EvaluationConfig
+from skinmm.data.splits import CALIBRATION
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
@@ -151,6 +152,8 @@ def write_evaluation(
     (run / "predictions").mkdir(exist_ok=True)
     for name, predictions in parts.items():
         write_predictions(run / "predictions" / f"{name}.csv", predictions)
+        if name == CALIBRATION:  # the rows that chose the threshold say nothing about it
+            continue
         metrics[name] = evaluate(
             predictions,
             threshold=facts["threshold"]["value"],

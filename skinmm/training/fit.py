@@ -10,6 +10,7 @@ import torch
 from skinmm.config import Config, build_component, check_component, read_config
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.sampling import SAMPLERS
+from skinmm.data.splits import CALIBRATION
 from skinmm.errors import warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
@@ -122,6 +123,8 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     facts["threshold"] = asdict(average_thresholds(thresholds))
     calibration = metrics[0]["calibration"]  # folds differ in its method and fitted state
     facts["calibration"] = {name: calibration.get(name) for name in ("prior", "inverse")}
+    is_apart = all(fold.get("fitted_on") == CALIBRATION for fold in metrics)
+    facts["fitted_on"] = CALIBRATION if is_apart else "val"
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     run.remove_results()
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)

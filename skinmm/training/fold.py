@@ -11,6 +11,7 @@ import torch
 
 from skinmm.config import Config, build_component, to_mapping
 from skinmm.data.datamodule import LesionData
+from skinmm.data.splits import CALIBRATION
 from skinmm.errors import print_line, warn
 from skinmm.evaluation.drift import describe_columns
 from skinmm.evaluation.metrics import describe_probabilities
@@ -41,7 +42,7 @@ from skinmm.vocabulary import name_units
 
 
 def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
-    """Train one fold, calibrate it on validation rows, evaluate it on test rows.
+    """Train one fold, calibrate it on rows apart from training, evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
     continues from the last checkpoint in its folder. Returns the content of metrics.json
@@ -69,11 +70,13 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
     card = load_best(trainer, module, run)
 
-    outputs = {part: predict_split(trainer, module, data, part) for part in ("val", "test")}
+    fitted_on = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
+    parts = ("test", *dict.fromkeys(("val", fitted_on)))
+    outputs = {part: predict_split(trainer, module, data, part) for part in parts}
     names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
     closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
-    decision = fit_decision(outputs["val"], **names, **closed_form, config=config.evaluation)
-    predictions = {part: decision.apply(outputs[part]) for part in ("test", "val")}
+    decision = fit_decision(outputs[fitted_on], **names, **closed_form, config=config.evaluation)
+    predictions = {part: decision.apply(outputs[part]) for part in parts}
     entries = decision.to_checkpoint()
     if trainer.is_global_zero:
         update_card(run.best_checkpoint, **entries)
@@ -85,7 +88,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
         return {}
 
     del entries["ood"]  # thousands of numbers, which only the checkpoint needs
-    facts = {"initialisation": card.initialisation, **names, **entries}
+    facts = {"initialisation": card.initialisation, **names, "fitted_on": fitted_on, **entries}
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
     inputs = describe_inputs(data, predictions["test"])
     observed = {"probabilities": describe_probabilities(predictions["test"])}
@@ -147,6 +150,8 @@ def announce(
         print_line(f"fold {config.data.fold} of {config.data.folds}")
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
+    if calibration := len(data.rows(CALIBRATION)):
+        rows += f", {calibration} to calibrate"
     print_line(f"{rows}; classes: {', '.join(data.classes)}")
     named = int((name_units(data.cohort) == "patient").sum())
     if named < len(data.cohort):

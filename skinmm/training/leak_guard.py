@@ -10,7 +10,7 @@ from skinmm.config import Config, ModelConfig, read_config
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesion_finder import LesionFinder
-from skinmm.data.splits import UNUSED
+from skinmm.data.splits import CALIBRATION, UNUSED
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
@@ -47,7 +47,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
         return []
     trained = pd.concat(cohorts, ignore_index=True)
     trained = trained[trained["part"].isin(["train", "val"])]
-    evaluated = cohort[cohort["part"].isin(["val", "test"])].astype(str)
+    evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])].astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
     for name in ("patient_id", "lesion_id"):  # ids that are unique within a source only
         owned = trained.dropna(subset=[name])
@@ -91,7 +91,8 @@ def require_usable_split(data: LesionData, run: RunFolder) -> None:
         if run.parent:
             require_same_split(run.parent.fold(0).path / "cohort.csv", data.cohort, "fold")
     columns = [data.classes.index(name) for name in data.positive]
-    for part in ("train", "val", "test"):
+    has_calibration = len(data.rows(CALIBRATION)) > 0
+    for part in ("train", "val", *([CALIBRATION] if has_calibration else []), "test"):
         malignant = np.isin(data.targets[data.rows(part)], columns)
         if malignant.all() or not malignant.any():
             kind = "benign" if malignant.any() else "malignant"

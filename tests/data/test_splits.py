@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinmm.data.splits import UNUSED, assign_parts, deal_folds, find_components, hold_out, split
+from skinmm.data.splits import (
+    UNUSED,
+    assign_parts,
+    cut_calibration,
+    deal_folds,
+    find_components,
+    hold_out,
+    split,
+)
 from skinmm.errors import InputError
 
 Cell = tuple[int, int | None, int | None, bool]
@@ -206,3 +214,48 @@ def test_public_folds_replace_the_deal() -> None:
     np.testing.assert_array_equal(result["fold"], public % 5)
     with pytest.raises(InputError, match="divisor of the 15 public folds"):
         split(table.assign(public_fold=public), 4, 0, 0)
+
+
+@given(cohorts, st.sampled_from([0.2, 0.5, 0.9]), st.integers(0, 5))
+@settings(max_examples=50)
+def test_calibration_rows_are_whole_components_of_validation(
+    table: pd.DataFrame, share: float, seed: int
+) -> None:
+    component = find_components(table)
+    is_val = component % 2 == 0  # whole components in each part
+    table = table.assign(part=np.where(is_val, "val", "train"))
+    malignant = table["target"].to_numpy() == 1
+    if len(set(component[is_val])) < 2:
+        return
+    cut = cut_calibration(table, share, malignant, seed)
+    is_cut = (cut["part"] == "calibration").to_numpy()
+    assert is_val[is_cut].all()
+    assert not set(component[is_cut]) & set(component[~is_cut])
+    assert (cut["part"].to_numpy()[~is_cut] == table["part"].to_numpy()[~is_cut]).all()
+    order = np.random.default_rng(seed).permutation(len(table))
+    again = cut_calibration(table.iloc[order], share, malignant[order], seed)
+    pd.testing.assert_series_equal(again["part"].sort_index(), cut["part"])
+
+
+def test_calibration_rows_are_stratified() -> None:
+    table = plain(patients=500).assign(part="val")
+    malignant = table["target"].to_numpy() == 1
+    part = cut_calibration(table, 0.3, malignant, 0)["part"]
+    assert (part == "calibration").mean() == pytest.approx(0.3, abs=0.01)
+    assert malignant[part == "calibration"].mean() == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(("patients", "is_cut"), [(119, False), (120, True), (130, True)])
+def test_auto_cuts_where_both_halves_can_guarantee_a_sensitivity(
+    patients: int, is_cut: bool
+) -> None:
+    malignant_ones = [(n, None, None, True) for n in range(patients)]
+    benign = [(1000 + n, None, None, False) for n in range(300)]
+    table = cohort([*malignant_ones, *benign]).assign(part="val")
+    malignant = table["target"].to_numpy() == 1
+    part = cut_calibration(table, "auto", malignant, 0)["part"]
+    assert ("calibration" in set(part)) == is_cut
+    assert cut_calibration(table, 0, malignant, 0) is table
+    if is_cut:
+        counts = part[malignant].value_counts()
+        assert counts.min() >= 60

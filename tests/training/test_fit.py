@@ -27,9 +27,10 @@ from quick_runs import (
     quick_train,
     train,
 )
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
-from skinmm.config import read_config
+from skinmm.config import Config, read_config
 from skinmm.config.schema import LoggerConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.training import fit
@@ -402,3 +403,58 @@ def test_a_run_that_augments_on_its_device_is_the_same_run(tmp_path: Path) -> No
         assert quick_train(tmp_path / where, *settings) == 0
     one, other = ((tmp_path / where / "history.csv").read_text() for where in ("workers", "device"))
     assert one == other
+
+
+def test_calibration_rows_fit_the_decision_and_early_stopping_never_uses_them(
+    records: Path, tmp_path: Path
+) -> None:
+    runs = {share: tmp_path / f"run_{share}" for share in ("0.4", "auto")}
+    for share, run in runs.items():
+        assert quick_train(run, *tabular(records), f"data.calibration={share}") == 0
+    run, plain = runs["0.4"], runs["auto"]
+    assert files_in(plain) == CONTRACT  # 28 malignant rows are too few to divide
+    assert files_in(run) == CONTRACT | {"predictions/calibration.csv"}
+    rows, val, former = (
+        predictions_of(run, "calibration"),
+        predictions_of(run, "val"),
+        predictions_of(plain, "val"),
+    )
+    assert set(rows["image_id"]) | set(val["image_id"]) == set(former["image_id"])
+    assert len(rows) + len(val) == len(former)
+    assert len(rows) == pytest.approx(0.4 * len(former), abs=2)
+    assert set(cohort_of(run, "calibration")["image_id"]) == set(rows["image_id"])
+    metrics = metrics_of(run)
+    assert (metrics["fitted_on"], metrics_of(plain)["fitted_on"]) == ("calibration", "val")
+    assert metrics["calibration"]["method"] == "temperature"
+    malignant = rows.loc[rows["target"] == 1, "p_malignant"]
+    threshold = metrics["threshold"]
+    assert threshold["patients"] == len(malignant)
+    assert threshold["found"] == (malignant >= threshold["value"]).sum()
+    # Clopper and Pearson's lower bound: at this sensitivity, as many are found in 5 % of samples.
+    at_bound = binom.sf(threshold["found"] - 1, threshold["patients"], threshold["bound"])
+    assert at_bound == pytest.approx(0.05)
+    texts = [(each / "card.md").read_text(encoding="utf-8") for each in (run, plain)]
+    shared = f"{threshold['found']} of {threshold['patients']} malignant cases"
+    assert shared in texts[0]
+    assert "calibration and threshold the calibration part only" in texts[0]
+    assert ["The epoch was chosen on the same rows" in text for text in texts] == [False, True]
+    assert train(f"resume={run}", "trainer.max_epochs=2", "trainer.progress=false") == 0
+    assert len(predictions_of(run, "calibration")) == len(rows)
+
+
+def test_a_run_that_is_older_than_calibration_rows_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_config(file, Config())
+    assert read_config(file).data.calibration == "auto"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    del content["data"]["calibration"]
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert read_config(file).data.calibration == 0
+
+
+@pytest.mark.parametrize("share", ["half", "0.95", "-0.1"])
+def test_a_share_for_calibration_is_auto_or_below_one(
+    share: str, tmp_path: Path, capsys: Said
+) -> None:
+    assert quick_train(tmp_path / "run", f"data.calibration={share}") == 2
+    assert "must be auto, or between 0 and 0.9" in capsys.readouterr().err

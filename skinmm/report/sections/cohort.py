@@ -19,7 +19,12 @@ from skinmm.report.blocks import (
 from skinmm.report.inputs import ReportInputs
 from skinmm.vocabulary import name_units
 
-PARTS: Final[dict[str, str]] = {"train": "Training", "val": "Validation", "test": "Test"}
+PARTS: Final[dict[str, str]] = {
+    "train": "Training",
+    "val": "Validation",
+    "calibration": "Calibration",
+    "test": "Test",
+}
 COLUMNS: Final = ("sex", "site", "source")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from skinmm.report.blocks import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import format_counts, resampling_unit, split_parts
+from skinmm.report.sections.cohort import PARTS, format_counts, resampling_unit, split_parts
 from skinmm.report.sections.headline import collect_warnings, describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
 from skinmm.vocabulary import name_units, resolve_patients
@@ -46,7 +46,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "calibration": _describe_calibration(inputs),
         "initialisation": inputs.metrics.get("initialisation") or "",
         "command": _anonymize_command(inputs.environment.get("command", [])),
-        **_describe_config(inputs.config),
+        **_describe_config(inputs.config, f"fitted_on_{inputs.metrics.get('fitted_on', 'val')}"),
     }
 
 
@@ -81,7 +81,7 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
     }
 
 
-def _describe_config(config: Mapping[str, Any]) -> dict[str, str]:
+def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:
     keys = ("data", "model", "fusion", "loss", "sampler", "optimizer", "trainer")
     data, model, fusion, loss, sampler, optimizer, trainer = (config.get(key, {}) for key in keys)
     block = fusion.get("name")
@@ -97,7 +97,7 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, str]:
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
         "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
         f"most {trainer.get('max_epochs')} epochs; weights of {best} by {monitor}.",
-        "split": TEXTS["split"].format(data.get("folds"), data.get("fold")),
+        "split": f"{TEXTS['split']} {TEXTS[fitted_on]}".format(data.get("folds"), data.get("fold")),
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
@@ -151,9 +151,16 @@ def _describe_threshold(inputs: ReportInputs) -> str:
     if rule.get("rule") == "sensitivity" and "sensitivity" in options:
         bound = "as an estimate without a bound"
         if rule["guaranteed"]:
-            bound = f"with {format_percent(options['confidence'])} confidence"
+            unit = resampling_unit(inputs)
+            bound = f"by {unit}, with {format_percent(options['confidence'])} confidence"
+        if not rule["guaranteed"] and rule.get("bound") is not None:
+            found = (rule["found"], rule["patients"], resampling_unit(inputs))
+            levels = (format_percent(value) for value in (rule["bound"], options["confidence"]))
+            bound = TEXTS["bound"].format(*found, *levels)
         aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
-    return f"{text}, chosen on the validation part for {aim}."
+    part = inputs.metrics.get("fitted_on", "val")
+    optimism = "" if part == "calibration" or rule.get("rule") == "cost" else TEXTS["optimism"]
+    return f"{text}, chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
 
 
 def _collect_limits(inputs: ReportInputs) -> list[str]:
@@ -191,7 +198,8 @@ def _describe_calibration(inputs: ReportInputs) -> str:
     method = inputs.fitted("calibration").get("method", "none")
     if inputs.predictions.fold is not None:
         method = f"{inputs.evaluation.get('calibration')}, in each fold"
-    return " ".join([*list_corrections(inputs), TEXTS["calibration"].format(method)])
+    part = PARTS[inputs.metrics.get("fitted_on", "val")].lower()
+    return " ".join([*list_corrections(inputs), TEXTS["calibration"].format(part, method)])
 
 
 def list_corrections(inputs: ReportInputs) -> list[str]:
