@@ -119,12 +119,15 @@ class FoldData(pl.LightningDataModule):
         """Return every validation row."""
         return self.evaluation_loader("val")
 
-    def evaluation_loader(self, part: str) -> DataLoader[Sample]:
-        """Return every row of a part, unaugmented; under DDP this process's share.
+    def evaluation_loader(
+        self, part: str, rows: Int[np.ndarray, " k"] | None = None
+    ) -> DataLoader[Sample]:
+        """Return the given rows of a part, unaugmented; None: all, under DDP this process's share.
 
         Shares are padded to one length, so a collector has to drop repeated row numbers.
         """
-        rows = shard_evaluation(len(self.rows(part)), *self._rank_and_world_size())
+        if rows is None:
+            rows = shard_evaluation(len(self.rows(part)), *self._rank_and_world_size())
         keys: list[Key] = [(row, None) for row in rows.tolist()]
         return self.build_loader(self._dataset(part), keys, self.config.trainer.eval_batch_size)
 

@@ -45,6 +45,8 @@ class Card:
         segmenter: state of the network that finds lesions for these steps; None if none needs it.
         summary: test metrics and counts for the model card.
         inputs: distributions of the training records, and of the outputs for the test rows.
+        background: `image` features (bfloat16) and encoded `record` of a sample of validation rows,
+            from which explanations start; empty in older checkpoints.
     """
 
     config: dict[str, Any]
@@ -62,6 +64,7 @@ class Card:
     segmenter: dict[str, Any] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
+    background: dict[str, Tensor] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

@@ -20,7 +20,7 @@ RECORD: Final = "record"
 MAX_COLUMNS: Final = 10
 """Record columns with a contribution each, as every subset needs a prediction; more are one."""
 _MAP_NDIM: Final = 4
-_BATCH: Final = 64  # rows per forward pass
+_BATCH: Final = 256  # rows per forward pass
 
 Malignancy = Callable[[Float64[np.ndarray, "n c"]], Float64[np.ndarray, " n"]]
 """Maps the network's class probabilities to the probability that is explained."""
@@ -31,12 +31,14 @@ class Contributions:
     """Contributions to the probability of malignancy; `start` and `added` sum up to it.
 
     Attributes:
-        start: probability without any input.
+        start: mean probability of the background rows; without these, that of an empty input.
         added: Shapley value of each input that is present.
+        is_average: whether `start` is the mean of background rows.
     """
 
     start: float
     added: dict[str, float]
+    is_average: bool = False
 
     def share(self, name: str) -> float | None:
         """Return the share of an input in all changes, up or down; None if nothing changed."""
@@ -50,7 +52,8 @@ def mean_contributions(members: Sequence[Contributions]) -> Contributions:
     added = {
         name: float(np.mean([member.added.get(name, 0.0) for member in members])) for name in names
     }
-    return Contributions(float(np.mean([member.start for member in members])), added)
+    start = float(np.mean([member.start for member in members]))
+    return Contributions(start, added, all(member.is_average for member in members))
 
 
 def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction)
@@ -63,13 +66,18 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     views: int = 1,
     has_image: bool = True,
     max_columns: int = 0,
+    background: Mapping[str, Tensor] | None = None,
 ) -> Contributions:
     """Compute exact Shapley values of the image and of each record column.
 
-    Every subset of the inputs is predicted (Shapley 1953; Lundberg and Lee 2017, arXiv:1705.07874).
-    A column outside the subset is missing, as in training. An image outside the subset is replaced
-    by the features that the network learned for a missing image, or, without these, by an image of
-    the mean colour.
+    Every subset of the inputs is predicted (Shapley 1953; Lundberg and Lee 2017, arXiv:1705.07874)
+    with the other inputs taken from each of the background rows in turn, and the probabilities are
+    averaged (Janzing et al. 2020, arXiv:1910.13413). Inputs that the row lacks are missing from
+    the background rows too, so they contribute nothing.
+
+    Without background rows, a column outside the subset is missing, as in training, and an image
+    is replaced by the features that the network learned for a missing image, or, without these, by
+    an image of the mean colour.
 
     Args:
         network: in evaluation mode.
@@ -81,6 +89,8 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         has_image: False if `image` is blank because the row has none.
         max_columns: record columns of all models whose contributions are averaged, so that all
             have the same inputs.
+        background: `image` features and encoded `record` of background rows; empty or None for
+            checkpoints without them.
     """
     columns = [] if network.record is None else encoder.columns
     present = [name for name in columns if not is_missing(row[name])]
@@ -89,6 +99,22 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     if present and max(max_columns, len(columns)) > MAX_COLUMNS:
         groups = {RECORD: present}
     subsets = _list_subsets(len(groups))
+    is_shown = image is not None and has_image
+    if background:
+        records = _mix_records(encoder, row, groups, subsets, background.get("record"))
+        features = _encode(network, image, views)
+        stages = [features]
+        if is_shown:
+            stages.insert(0, [background["image"].to(network.device).float()])
+        count = len(next(iter(background.values())))
+        args = (None if records is None else records.to(network.device), len(subsets) * count)
+        outputs = [
+            malignancy(_predict_features(network, stage, *args, has_image=has_image))
+            .reshape(-1, count)
+            .mean(axis=1)
+            for stage in stages
+        ]
+        return _to_contributions(outputs, groups, is_average=True)
     records = None
     if network.record is not None:
         cells = {name: np.full(len(subsets), row[name], object) for name in columns}
@@ -97,7 +123,7 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
                 cells[name][~is_member] = None
         records = torch.from_numpy(encoder.transform(cells)).to(network.device)
     images = [(image, has_image)]
-    if image is not None and has_image:
+    if image is not None and is_shown:
         colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
         blank = (colour.expand_as(image), True) if network.absent is None else (image, False)
         images = [blank, (image, True)]
@@ -105,10 +131,41 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         malignancy(_predict(network, pixels, records, len(subsets), views=views, has_image=has))
         for pixels, has in images
     ]
+    return _to_contributions(outputs, groups)
+
+
+def _to_contributions(
+    outputs: Sequence[Float64[np.ndarray, " subsets"]],
+    groups: Mapping[str, Sequence[str]],
+    *,
+    is_average: bool = False,
+) -> Contributions:
+    """Return the contributions from the values of the subsets, without and with the image."""
     # The image is the last input, so the subsets with it are the second half.
-    names = [*groups, *[IMAGE] * (len(images) > 1)]
-    added = compute_shapley_values(np.concatenate(outputs))
-    return Contributions(float(outputs[0][0]), dict(zip(names, added.tolist(), strict=True)))
+    names = [*groups, *[IMAGE] * (len(outputs) > 1)]
+    added = compute_shapley_values(np.concatenate(outputs)).tolist()
+    return Contributions(float(outputs[0][0]), dict(zip(names, added, strict=True)), is_average)
+
+
+def _mix_records(
+    encoder: RecordEncoder,
+    row: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    subsets: Bool[np.ndarray, "subsets inputs"],
+    background: Float32[Tensor, "k encoded"] | None,
+) -> Float32[Tensor, "rows encoded"] | None:
+    """Return each background record with a subset's columns, and the missing ones, of `row`."""
+    if background is None:
+        return None
+    cells = {name: np.array([row[name]], object) for name in encoder.columns}
+    own = torch.from_numpy(encoder.transform(cells))
+    is_own = torch.ones(len(subsets), own.shape[1], dtype=torch.bool)
+    slices = dict(zip(encoder.columns, encoder.layout, strict=True))
+    for group, is_member in zip(groups.values(), subsets.T, strict=True):
+        for name in group:
+            cut = slice(slices[name].start, slices[name].stop)
+            is_own[:, cut] = torch.from_numpy(is_member.copy())[:, None]
+    return torch.where(is_own[:, None], own[None], background.float()[None]).flatten(0, 1)
 
 
 def compute_shapley_values(
@@ -222,18 +279,37 @@ def _predict(
     has_image: bool,
 ) -> Float64[np.ndarray, "rows classes"]:
     """Predict one image with several records; the image branch runs once per view."""
-    features: list[Tensor | None] = [None]
+    features = _encode(network, image, views)
+    return _predict_features(network, features, records, rows, has_image=has_image)
+
+
+def _encode(
+    network: Network, image: UInt8[Tensor, "1 3 h w"] | None, views: int
+) -> list[Tensor | None]:
+    """Return the image features of each view."""
+    if image is None:
+        return [None]
+    with torch.inference_mode(), full_precision(network.device.type):
+        return [network.encode_image(view) for view in islice(iterate_symmetries(image), views)]
+
+
+def _predict_features(
+    network: Network,
+    features: Sequence[Tensor | None],
+    records: Records | None,
+    rows: int,
+    *,
+    has_image: bool,
+) -> Float64[np.ndarray, "rows classes"]:
+    """Predict rows whose image features repeat in their order; views are averaged."""
     outputs = []
     with torch.inference_mode():
-        if image is not None:
-            with full_precision(network.device.type):
-                symmetries = islice(iterate_symmetries(image), views)
-                features = [network.encode_image(view) for view in symmetries]
         for start in range(0, rows, _BATCH):
-            size = min(_BATCH, rows - start)
+            numbers = torch.arange(start, min(start + _BATCH, rows), device=network.device)
+            size = len(numbers)
             record = None if records is None else records[start : start + size]
             mask = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
-            inputs = [None if one is None else one.expand(size, *one.shape[1:]) for one in features]
+            inputs = [None if one is None else one[numbers % len(one)] for one in features]
             logits = [network.predict(one, record, has_image=mask)[0] for one in inputs]
             outputs.append(torch.stack([one.double().softmax(dim=1) for one in logits]).mean(dim=0))
     return torch.cat(outputs).cpu().numpy()

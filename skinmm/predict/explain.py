@@ -160,6 +160,7 @@ class Explainer:
             views=self._backend.views,
             has_image=image is not None,
             max_columns=self._max_columns,
+            background=member.card.background,
         )
         heat = None
         if tensor is not None and image is not None:

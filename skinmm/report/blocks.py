@@ -166,6 +166,8 @@ TEXTS: Final[dict[str, Any]] = yaml.safe_load(
     (files("skinmm.report") / "templates" / "texts.yaml").read_text("utf-8")
 )
 """Static texts of the pages, and labels of metrics under `metrics`."""
+MALIGNANCY: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
+"""Metrics of malignancy that are printed after those of several classes."""
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
 
 
@@ -244,10 +246,19 @@ def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]
     return Table(caption, ("Measure", "Value (interval)"), rows)
 
 
+def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the main metrics: of several classes, those of the classes, then of malignancy."""
+    if "macro_auroc" not in metrics:
+        return dict(list(metrics.items())[:HEADLINE])
+    names = [name for name in metrics if name.startswith("recall_")]
+    names = ["macro_auroc", "class_balanced_accuracy", *names, *MALIGNANCY]
+    return {name: metrics[name] for name in names}
+
+
 def format_metrics(evaluation: Mapping[str, Any]) -> str:
     """Format a run's test metrics with intervals for the terminal, one per line."""
     metrics = evaluation["metrics"]
-    entries = dict(list(metrics.items())[:HEADLINE])
+    entries = order_metrics(metrics)
     if metrics.get("referred"):
         entries["referred to a person"] = metrics["referred"]
     width = max(map(len, entries), default=0)

@@ -21,16 +21,19 @@ from skinmm.data.dataset import EmptyRecord
 from skinmm.errors import one_line, warn
 from skinmm.evaluation.predictions import Predictions, find_confident_mistakes, read_predictions
 from skinmm.images.source import read_source
+from skinmm.models.checkpoint import update_card
 from skinmm.models.network import Network, full_precision
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer
 from skinmm.report import write_anonymous_report
+from skinmm.report.blocks import order_metrics
 from skinmm.training.calibrate import FittedDecision, SplitOutputs
 from skinmm.training.module import RowCollector
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import run_stage, set_threads
 
 CURVE_POINTS: Final = 4  # of the missing-column curve, besides the complete record
+BACKGROUND: Final = 32  # validation rows from which explanations start
 SIDE: Final = 240  # longer side of the explained images in the report, pixels
 
 
@@ -108,6 +111,30 @@ def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray
     return np.array(orders, dtype=np.int64).reshape(len(rows), columns)
 
 
+def store_background(fold: TrainedFold) -> dict[str, Predictions]:
+    """Store in the checkpoint the inputs of validation rows from which explanations start.
+
+    The rows are at equal steps of the ranking by probability, so that their mean is close to that
+    of all validation rows.
+    """
+    if not fold.trainer.is_global_zero:
+        return {}
+    order = np.argsort(fold.predictions["val"].malignancy, kind="stable")
+    steps = (np.arange(BACKGROUND) + 0.5) / BACKGROUND * len(order)
+    rows = order[np.unique(steps.astype(np.int64))]
+    network, inputs = fold.network, dict[str, list[Tensor]]()
+    with torch.inference_mode(), full_precision(network.device.type):
+        for batch in fold.data.evaluation_loader("val", rows):
+            if "record" in batch:
+                inputs.setdefault("record", []).append(batch["record"])
+            if (image := batch.get("image")) is not None:
+                features = network.encode_image(image.to(network.device))
+                inputs.setdefault("image", []).append(features.cpu().bfloat16())
+    background = {name: torch.cat(parts).clone() for name, parts in inputs.items()}
+    update_card(fold.run.best_checkpoint, background=background)
+    return {}
+
+
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
@@ -138,7 +165,10 @@ def write_explanations(fold: TrainedFold) -> None:
             drawing = reasons.draw(source.data, source.frame, SIDE)
             if drawing is not None:
                 Image.fromarray(drawing).save(folder / picture, quality=80)
-            explanation = {"picture": picture, "added": reasons.contributions.added}
+            parts = reasons.contributions
+            explanation = {"picture": picture, "added": parts.added}
+            if parts.is_average:
+                explanation["average"] = parts.start
             explanations[str(image_id)] = explanation
     write_json(folder / "mistakes.json", explanations)
 
@@ -159,7 +189,10 @@ def upload_to_wandb(config: Config, folder: RunFolder, trainer: pl.Trainer) -> N
         {
             f"{part}/{name}{suffix}": entry[bound]
             for part in ("val", "test")
-            for name, entry in metrics[part]["metrics"].items()
+            for name, entry in {
+                **order_metrics(metrics[part]["metrics"]),
+                **metrics[part]["metrics"],
+            }.items()
             for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
             if entry.get(bound) is not None
         }
@@ -195,7 +228,7 @@ def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     }
 
 
-EXTRAS: Final = (predict_missing_columns, explain_mistakes)
+EXTRAS: Final = (predict_missing_columns, store_background, explain_mistakes)
 """Functions that `train_fold` calls on all processes before the evaluation."""
 AFTER_REPORT: Final = (upload_to_wandb,)
 """Functions that `train_fold` calls on rank 0 when metrics and report are written."""

@@ -96,6 +96,45 @@ def test_contributions_add_up_to_the_prediction(fusion: str, views: int) -> None
     assert found.start + sum(found.added.values()) == pytest.approx(predicted, abs=1e-6)
 
 
+def background(model: Network, rows: int = 5) -> dict[str, Tensor]:
+    """Features of other images, and other records."""
+    ages = np.linspace(20, 80, rows)
+    records = ENCODER.transform(pd.DataFrame({"age": ages, "sex": ["female", "male"] * 2 + [None]}))
+    images = torch.cat([lesion(seed=seed) for seed in range(1, rows + 1)])
+    parts = {"record": torch.from_numpy(records)} if model.record is not None else {}
+    if model.image is not None:
+        parts["image"] = model.encode_image(images)
+    return parts
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("fusion", ["concat", "cross_attention", "image_only", "tabular_only"])
+def test_contributions_start_at_the_mean_of_background_rows(fusion: str, views: int) -> None:
+    model = (
+        network(micro_config("tabular_only")) if fusion == "tabular_only" else micro(fusion=fusion)
+    )
+    rows = background(model)
+    found = of(model, views=views, background=rows)
+    logits = model.predict(rows.get("image"), rows.get("record"))[0]
+    mean = logits.double().softmax(dim=1)[:, 1:].sum(dim=1).mean()
+    assert found.start == pytest.approx(float(mean), abs=1e-6)
+    assert found.is_average
+    image = None if fusion == "tabular_only" else lesion()
+    predicted = malignancy(model, ROW, image, views=views)
+    assert found.start + sum(found.added.values()) == pytest.approx(predicted, abs=1e-6)
+
+
+def test_the_image_replaces_that_of_the_background_rows() -> None:
+    model = micro(fusion="concat")
+    rows = background(model)
+    found = of(model, ROW.assign(age=np.nan, sex=None), background=rows)
+    empty = torch.from_numpy(ENCODER.transform(ROW.assign(age=np.nan, sex=None)))
+    logits = model.predict(rows["image"], empty.expand(5, -1))[0]
+    mean = float(logits.double().softmax(dim=1)[:, 1:].sum(dim=1).mean())
+    assert found.added.keys() == {"image"}  # missing columns are missing everywhere
+    assert found.start == pytest.approx(mean, abs=1e-6)
+
+
 def test_what_is_missing_adds_nothing_and_is_where_all_begins() -> None:
     model = micro(drop_image=0.5)
     empty = ROW.assign(age=np.nan, sex=None)

@@ -10,3 +10,18 @@ def test_what_is_referred_stands_below_the_sensitivity() -> None:
     assert last.split() == ["referred", "to", "a", "person", "0.3123", "[0.28,", "0.341]"]
     assert len(lines) == HEADLINE + 1
     assert "referred" not in format_metrics({"n": 9, "metrics": plain})
+
+
+def test_several_classes_are_reported_before_malignancy() -> None:
+    names = ["auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "f1"]
+    names += ["class_balanced_accuracy", "macro_auroc", "recall_mel", "recall_nv", "f1_mel"]
+    text = format_metrics({"n": 9, "metrics": {name: {"value": 0.5} for name in names}})
+    first = [line.split()[0] for line in text.splitlines()[1:]]
+    assert first[:5] == [
+        "macro_auroc",
+        "class_balanced_accuracy",
+        "recall_mel",
+        "recall_nv",
+        "auroc",
+    ]
+    assert "f1_mel" not in first

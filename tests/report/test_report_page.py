@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -18,8 +20,9 @@ from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
 from skinmm.report.compare import DIFFERENT, SHOWN
+from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.headline import REFERRAL
+from skinmm.report.sections.headline import REFERRAL, describe_use
 from skinmm.report.sections.performance import PROBABILITIES, RATES
 from skinmm.report.sections.subgroups import MEASURES
 
@@ -319,3 +322,21 @@ def test_a_page_that_is_there_is_kept(tmp_path: Path) -> None:
     report_predictions(tmp_path / "predictions.csv", output, overwrite=True)
     assert Page(output).count("svg") > 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "predictions.csv"]
+
+
+def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    rows = inputs.predictions
+    flags_all = replace(inputs, measured=evaluate(rows, threshold=0.0, resamples=100))
+    assert "flagging every lesion is at least as good" in describe_use(flags_all)
+    assert f"it missed 0 of {rows.malignant.sum()} malignant" in describe_use(flags_all)
+    perfect = replace(
+        rows, probabilities=np.column_stack([~rows.malignant, rows.malignant]).astype(float)
+    )
+    found = replace(inputs, predictions=perfect, measured=evaluate(perfect, resamples=100))
+    assert describe_use(found).startswith("In this test the model was of more use")
+    assert "and flagged 0 of" in describe_use(found)
+    noise = np.random.default_rng(0).random(len(rows))
+    random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
+    chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
+    assert describe_use(chance).startswith("Of no shown use")

@@ -45,7 +45,10 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     assert together == pytest.approx(chance[names[0]], abs=1e-6)
     page = (run / "report.html").read_text()
     assert page.count('alt="Heat map of ') == len(told)
-    assert re.search(r"points: .*image [+-]\d", page)
+    assert re.search(r"points: average lesion \d.*image [+-]\d", page)
+    averages = {entry["average"] for entry in told.values()}
+    mean = predictions_of(run, "val")["p_malignant"].mean()
+    assert max(averages) == min(averages) == pytest.approx(mean, abs=0.02)
     assert "Heat map of" not in write_report(run, pictures=False).read_text()
     assert "points: " not in write_anonymous_report(run, tmp_path / "shared.html").read_text()
 

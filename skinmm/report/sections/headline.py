@@ -38,9 +38,35 @@ REFERRAL: Final = (
 
 def build_headline(inputs: ReportInputs) -> Section:
     """Build the section with the main numbers, in tiles and in words, and all warnings."""
-    blocks: list[Block] = [Note(text, warning=True) for text in collect_warnings(inputs)]
+    blocks: list[Block] = [Note(describe_use(inputs))]
+    blocks += [Note(text, warning=True) for text in collect_warnings(inputs)]
     blocks += [Tiles(_build_tiles(inputs)), Note(_summarise(inputs))]
     return Section("headline", "At a glance", blocks)
+
+
+def describe_use(inputs: ReportInputs) -> str:
+    """Describe in plain language what the model can do in this test, what it cannot, and where."""
+    texts, rows, threshold = TEXTS["use"], inputs.predictions, inputs.threshold
+    malignant, flagged = rows.malignant, rows.malignancy >= threshold
+    if malignant.all() or not malignant.any():
+        return str(texts["one_kind"])
+    counts = {
+        "missed": int((malignant & ~flagged).sum()),
+        "malignant": format_count(int(malignant.sum()), "malignant image"),
+        "flagged": int((~malignant & flagged).sum()),
+        "benign": format_count(int((~malignant).sum()), "benign image"),
+        "below": int((~flagged).sum()),
+        "prevalence": format_percent(float(malignant.mean())),
+    }
+    low, benefit = inputs.estimate("auroc").get("low"), inputs.value("net_benefit")
+    odds = threshold / (1 - threshold) if threshold < 1 else np.inf
+    best = max(0.0, float(malignant.mean() - (~malignant).mean() * odds))
+    verdict = "useful"
+    if low is not None and low <= 0.5:  # noqa: PLR2004 - chance
+        verdict = "chance"
+    elif benefit is None or benefit <= best:
+        verdict = "useless" if best else "useless_none"
+    return " ".join(texts[name].format(**counts) for name in (verdict, "can", "cannot"))
 
 
 def collect_warnings(inputs: ReportInputs) -> list[str]:
@@ -86,9 +112,11 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
     positives, rows = measured["positives"], measured["n"]
     counts = format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))
     predicted = format_percent(inputs.value("mean_probability"))
-    tiles = []
-    for name, meaning in TEXTS["meanings"].items():
-        is_share = name != "auroc"
+    tiles, meanings = [], TEXTS["meanings"]
+    if not inputs.predictions.is_binary:
+        meanings = TEXTS["class_meanings"] | meanings
+    for name, meaning in meanings.items():
+        is_share = "auroc" not in name
         value = (format_percent if is_share else format_number)(inputs.value(name))
         interval = format_interval(inputs.estimate(name), percent=is_share) or "no interval"
         tiles.append(Tile(metric_label(name), value, interval, meaning))

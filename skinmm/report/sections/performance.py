@@ -165,7 +165,9 @@ def _mistake_card(inputs: ReportInputs, row: int) -> Card:
     title = str(predictions.image_id[row])
     explanation = inputs.explanations.get(title)
     if explanation:
-        points = (f"{name} {100 * added:+.1f}" for name, added in explanation["added"].items())
+        points = [f"{name} {100 * added:+.1f}" for name, added in explanation["added"].items()]
+        if "average" in explanation:
+            points.insert(0, f"average lesion {100 * explanation['average']:.1f}")
         lines.append(f"points: {', '.join(points)}")
     if not inputs.pictures:
         return Card(title, lines)
