@@ -166,7 +166,7 @@ def write_explanations(fold: TrainedFold) -> None:
             if drawing is not None:
                 Image.fromarray(drawing).save(folder / picture, quality=80)
             parts = reasons.contributions
-            explanation = {"picture": picture, "added": parts.added}
+            explanation: dict[str, Any] = {"picture": picture, "added": parts.added}
             if parts.is_average:
                 explanation["average"] = parts.start
             explanations[str(image_id)] = explanation
