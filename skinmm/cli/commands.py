@@ -182,9 +182,9 @@ def run_export(config: schemas.ExportConfig) -> int:
     """Write a checkpoint as ONNX."""
     from skinmm.predict.export_onnx import export
 
-    path = export(config)
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
-    print_line(f"model: {path} ({size}), equal to PyTorch on {config.rows} rows")
+    for path in export(config):
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        print_line(f"model: {path} ({size}), equal to PyTorch on {config.rows} rows")
     return 0
 
 

@@ -18,6 +18,8 @@ from skinmm.files import atomic_write
 
 SCHEMA: Final = 1
 KEY: Final = "skinmm"
+MEMBERS: Final = "members"
+"""Key of an ensemble: the checkpoints of its models, each with a card and weights."""
 PREFIX: Final = "network."  # attribute of the LightningModule
 
 
@@ -79,6 +81,23 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
     return card, strip_prefix(content["state_dict"], PREFIX)
 
 
+def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
+    """Load card and weights of each network of an ensemble, or of the one of a checkpoint."""
+    content = _read(path)
+    members = content.get(MEMBERS) if isinstance(content, dict) else None
+    return [
+        (_parse_card(member, path), strip_prefix(member["state_dict"], PREFIX))
+        for member in members or [content]
+    ]
+
+
+def save_ensemble(paths: Sequence[Path], target: Path) -> None:
+    """Write one file with the networks of several checkpoints, without optimiser and epochs."""
+    contents = [_load(path)[0] for path in paths]
+    members = [{name: content[name] for name in (KEY, "state_dict")} for content in contents]
+    save_checkpoint({MEMBERS: members}, target)
+
+
 def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, by the rest of their names."""
     return {name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}
@@ -106,7 +125,9 @@ def _peek(path: Path) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises various errors for other and damaged files
         return None
-    return content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    return (content.get(MEMBERS) or [content])[0].get(KEY)
 
 
 def update_card(path: Path, **changes: Any) -> Card:
@@ -146,6 +167,15 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 def _load(path: Path) -> tuple[dict[str, Any], Card]:
     """Return the whole content of a checkpoint, and its card."""
     content = _read(path)
+    if isinstance(content, dict) and MEMBERS in content:
+        raise CheckpointError(
+            f"{path}: an ensemble of {len(content[MEMBERS])} networks, where one is needed; choose "
+            "the best.ckpt of one fold"
+        )
+    return content, _parse_card(content, path)
+
+
+def _parse_card(content: Any, path: Path) -> Card:
     card = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(card, dict):
         raise CheckpointError(f"{path}: not a skinmm checkpoint (it has no '{KEY}' entry)")
@@ -165,7 +195,7 @@ def _load(path: Path) -> tuple[dict[str, Any], Card]:
             f"{path}: trained with fusion=patient_context, which this version no longer has; use "
             "the skinmm that trained it, or train again with another fusion"
         )
-    return content, Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
+    return Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
 
 
 def _read(path: Path) -> Any:

@@ -121,14 +121,13 @@ Backend = TorchBackend | OnnxBackend
 
 
 def load_exported(
-    checkpoint: Path, digest: str, backend: str, device: str, concurrency: int = 1
+    checkpoint: Path, path: Path, digest: str, backend: str, device: str, concurrency: int = 1
 ) -> OnnxBackend | None:
-    """Load the exported model with the name of the checkpoint and `.onnx`, if it is asked for.
+    """Load the exported model of a checkpoint from a path, if it is asked for.
 
     `backend` is torch, onnx, or auto: onnx if the model exists and has the SHA-256 `digest` of the
     checkpoint, ONNX Runtime is installed, and torch's `device` is cpu.
     """
-    path = checkpoint.with_suffix(".onnx")
     if backend == "torch" or (backend == "auto" and (device != "cpu" or not path.is_file())):
         return None
     if device != "cpu":

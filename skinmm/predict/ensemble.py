@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Shaped, UInt8
 from scipy.special import softmax
+from torch import Tensor
 
 from skinmm.config import Config, from_mapping
 from skinmm.data.dataset import View
@@ -24,9 +25,9 @@ from skinmm.evaluation.referral import ConformalPredictor, OODDetector
 from skinmm.evaluation.thresholds import Threshold
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
-from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_card
+from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_cards
 from skinmm.models.fusion import FUSIONS
-from skinmm.predict.backends import Backend, TorchBackend, load_exported
+from skinmm.predict.backends import Backend, OnnxBackend, TorchBackend, load_exported
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 TASK: Final = "classification"
@@ -70,31 +71,25 @@ class CalibratedModel:
     finder: LesionFinder | None = None
 
     @classmethod
-    def load(
+    def load(cls, path: Path, device: torch.device) -> "CalibratedModel":
+        """Load the checkpoint of one model, which PyTorch runs."""
+        models = load_models(path, device)
+        if len(models) > 1:
+            raise CheckpointError(f"{path}: an ensemble, where one model is needed")
+        return models[0]
+
+    @classmethod
+    def build(
         cls,
         path: Path,
-        device: torch.device,
-        backend: str = "torch",
-        concurrency: int = 1,
-        *,
-        uncalibrated: bool = False,
+        card: Card,
+        weights: dict[str, Tensor],
+        digest: str,
+        exported: OnnxBackend | None,
     ) -> "CalibratedModel":
-        """Load a checkpoint, or the exported model next to it.
-
-        A checkpoint without a threshold, such as `last.ckpt`, is refused unless `uncalibrated`.
-        """
-        card, weights = load_card(path)
+        """Build a model on the CPU from a card, and its weights or the exported model."""
         if (task := card.config.get("task", TASK)) != TASK:
             raise CheckpointError(f"{path}: checkpoint of task={task}; choose one of task={TASK}")
-        if not (card.threshold or uncalibrated):
-            best = path.with_name("best.ckpt")
-            advice = f"use {best}" if is_calibrated(best) else "finish the training run"
-            raise CheckpointError(
-                f"{path}: never calibrated, so it has no decision threshold; {advice}, or set "
-                "uncalibrated=true, which refers every row"
-            )
-        digest = sha256(path.read_bytes()).hexdigest()
-        exported = load_exported(path, digest, backend, device.type, concurrency)
         try:
             config = from_mapping(Config, card.config)
             finder = LesionFinder(card.segmenter) if card.segmenter else None
@@ -105,8 +100,6 @@ class CalibratedModel:
         except (InputError, RuntimeError, LookupError, TypeError) as error:
             message = f"{path}: not made by this version ({one_line(error)})"
             raise CheckpointError(message) from error
-        if isinstance(runner, TorchBackend):
-            runner.network.to(device)
         return cls(
             runner,
             digest,
@@ -243,6 +236,39 @@ class Ensemble:
         empty = [no_image, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
         names = ("image", *self.columns)
         return ["|".join(compress(names, row)) for row in zip(*empty, strict=True)]
+
+
+def load_models(
+    path: Path,
+    device: torch.device,
+    backend: str = "torch",
+    concurrency: int = 1,
+    *,
+    uncalibrated: bool = False,
+) -> list[CalibratedModel]:
+    """Load the models of an ensemble, or the one of a checkpoint; exported ones where they exist.
+
+    The exported models of `ensemble.ckpt` are `ensemble.0.onnx`, `ensemble.1.onnx` and so on. A
+    checkpoint without a threshold, such as `last.ckpt`, is refused unless `uncalibrated`.
+    """
+    cards, digest = load_cards(path), sha256(path.read_bytes()).hexdigest()
+    models = []
+    for number, (card, weights) in enumerate(cards):
+        is_other_task = card.config.get("task", TASK) != TASK  # `build` refuses it
+        if not (card.threshold or uncalibrated or is_other_task):
+            best = path.with_name("best.ckpt")
+            advice = f"use {best}" if is_calibrated(best) else "finish the training run"
+            raise CheckpointError(
+                f"{path}: never calibrated, so it has no decision threshold; {advice}, or set "
+                "uncalibrated=true, which refers every row"
+            )
+        target = path.with_suffix(f".{number}.onnx" if len(cards) > 1 else ".onnx")
+        exported = load_exported(path, target, digest, backend, device.type, concurrency)
+        model = CalibratedModel.build(path, card, weights, digest, exported)
+        if isinstance(model.backend, TorchBackend):
+            model.backend.network.to(device)
+        models.append(model)
+    return models
 
 
 def find_checkpoints(setting: Any) -> list[Path]:

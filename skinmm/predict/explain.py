@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, NamedTuple, cast
@@ -25,7 +26,7 @@ from skinmm.predict.attribution import (
     mean_contributions,
 )
 from skinmm.predict.backends import OnnxBackend, TorchBackend
-from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.inputs import InMemoryImages
 from skinmm.predict.pipeline import canonical_record, known_values
 from skinmm.predict.predictor import Predictor, select_device
@@ -123,14 +124,12 @@ class Explainer:
         accelerator: str,
         probabilities: str = "calibrated",
     ) -> "list[Explainer]":
-        """Return an explainer per member, loaded again if torch does not run the member."""
-        device = select_device(accelerator)
-        members = [
-            one
-            if isinstance(one.backend, TorchBackend)
-            else CalibratedModel.load(path, device, uncalibrated=True)
-            for one, path in zip(predictor.ensemble.members, checkpoints, strict=True)
-        ]
+        """Return an explainer per member; all are loaded again if torch does not run them all."""
+        members = predictor.ensemble.members
+        if not all(isinstance(member.backend, TorchBackend) for member in members):
+            device = select_device(accelerator)
+            loaded = [load_models(path, device, uncalibrated=True) for path in checkpoints]
+            members = [*chain.from_iterable(loaded)]
         return [cls(member, len(predictor.columns), probabilities) for member in members]
 
     def explain(

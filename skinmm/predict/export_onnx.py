@@ -44,7 +44,7 @@ from skinmm.predict.backends import (
     Record,
     TorchBackend,
 )
-from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.writer import require_output_file
 
@@ -57,16 +57,24 @@ OUTPUTS: Final = ("probabilities", *backends.OUTPUTS)
 _TINY: Final = float(np.finfo(np.float64).eps)
 
 
-def export(config: ExportConfig) -> Path:
-    """Write an exported model and return its path; refuse one that differs from its checkpoint."""
+def export(config: ExportConfig) -> list[Path]:
+    """Write exported models and return their paths; refuse one that differs from its checkpoint.
+
+    The networks of `ensemble.ckpt` become `ensemble.0.onnx`, `ensemble.1.onnx` and so on.
+    """
     source = Path(config.checkpoint)
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
-    require_output_file("out", path, overwrite=config.overwrite)
-    model = CalibratedModel.load(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
-    with atomic_write(path) as partial:
-        _write(model, partial)
-        _verify(model, OnnxBackend(partial), config.rows)
-    return path
+    models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
+    paths = [path]
+    if len(models) > 1:
+        paths = [path.with_suffix(f".{number}.onnx") for number in range(len(models))]
+    for target in paths:
+        require_output_file("out", target, overwrite=config.overwrite)
+    for model, target in zip(models, paths, strict=True):
+        with atomic_write(target) as partial:
+            _write(model, partial)
+            _verify(model, OnnxBackend(partial), config.rows)
+    return paths
 
 
 class _ExportedModule(nn.Module):

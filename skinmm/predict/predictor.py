@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,7 +15,7 @@ from skinmm.errors import InputError, warn
 from skinmm.evaluation.predictions import BINARY, REFER, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import average_thresholds, decision_priors, predict_classes
-from skinmm.predict.ensemble import CalibratedModel, Ensemble
+from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
 from skinmm.vocabulary import Table
@@ -59,7 +60,7 @@ class Predictor:
         columns: record columns of the models.
         needs_image: whether a row without an image cannot be predicted.
         backend: what runs the networks: torch, onnx, or both.
-        identity: SHA-256 of every checkpoint, in order.
+        identity: SHA-256 of every checkpoint file, in order.
         referral: decide `refer` if the prediction set contradicts the threshold, or the
             out-of-distribution score is above 1; False: decide by the threshold alone.
     """
@@ -68,7 +69,7 @@ class Predictor:
         self.ensemble = Ensemble(members)
         self.referral = referral
         self.backend = " and ".join(sorted({member.backend.name for member in members}))
-        self.identity = [member.digest for member in members]
+        self.identity = list(dict.fromkeys(member.digest for member in members))
         self.columns, self.inputs = self.ensemble.columns, self.ensemble.inputs
         self.needs_image = self.ensemble.needs_image
         card = members[0].card
@@ -96,7 +97,7 @@ class Predictor:
         """Load checkpoints.
 
         Args:
-            paths: one or several checkpoints.
+            paths: one or several checkpoints or ensembles.
             accelerator: auto, cpu or gpu.
             referral: see the attribute.
             backend: torch, onnx, or auto: onnx on the CPU if there is an exported model next to
@@ -107,11 +108,11 @@ class Predictor:
         """
         device = select_device(accelerator)
         files = [paths] if isinstance(paths, str | Path) else paths
-        members = [
-            CalibratedModel.load(Path(p), device, backend, concurrency, uncalibrated=uncalibrated)
-            for p in files
+        loaded = [
+            load_models(Path(path), device, backend, concurrency, uncalibrated=uncalibrated)
+            for path in files
         ]
-        predictor = cls(members, referral=referral)
+        predictor = cls([*chain.from_iterable(loaded)], referral=referral)
         if predictor.threshold is None:
             warn("a checkpoint was never calibrated: every decision is refer")
         return predictor

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from glob import escape
+from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -87,7 +89,7 @@ def predict_spark(config: PredictSparkConfig) -> int:
         TemporaryDirectory() as folder,
         _translate_errors(config),
     ):
-        names = _send_files(session.sparkContext, paths, predictor.identity, Path(folder))
+        names = _send_files(session.sparkContext, paths, Path(folder))
         counts = _predict_table(session, config, predictor, names)
     return print_summary(counts, config.output, predictor.backend)
 
@@ -130,15 +132,13 @@ def _translate_errors(config: PredictSparkConfig) -> Iterator[None]:
         raise InputError(messages.get(str(error.getCondition()), one_line(error))) from error
 
 
-def _send_files(
-    context: Any, paths: Sequence[Path], digests: Sequence[str], folder: Path
-) -> list[str]:
+def _send_files(context: Any, paths: Sequence[Path], folder: Path) -> list[str]:
     """Send checkpoints and exported models to every executor; return the names of the former."""
+    digests = [sha256(path.read_bytes()).hexdigest() for path in paths]
     for path, digest in zip(paths, digests, strict=True):
-        files = {".ckpt": path, ".onnx": path.with_suffix(".onnx")}
-        for suffix, file in files.items():
-            if file.is_file():
-                context.addFile(str(copyfile(file, folder / f"{digest}{suffix}")))
+        for file in (path, *path.parent.glob(f"{escape(path.stem)}*.onnx")):
+            suffix = ".ckpt" if file == path else file.name.removeprefix(path.stem)
+            context.addFile(str(copyfile(file, folder / f"{digest}{suffix}")))
     return [f"{digest}.ckpt" for digest in digests]
 
 

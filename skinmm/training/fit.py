@@ -14,6 +14,7 @@ from skinmm.data.splits import CALIBRATION
 from skinmm.errors import warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
+from skinmm.models.checkpoint import save_ensemble
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
@@ -104,6 +105,8 @@ def is_finished(config: Config, path: Path) -> bool:
 def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     """Train every fold that a resumed run has not finished, and evaluate the pooled test rows.
 
+    The networks of all folds become one checkpoint, `checkpoints/ensemble.ckpt`.
+
     The decision threshold is the mean of the folds' thresholds.
     """
     folds = [run.fold(number) for number in range(run.config.data.folds)]
@@ -127,6 +130,8 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     facts["fitted_on"] = CALIBRATION if is_apart else "val"
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     run.remove_results()
+    save_ensemble([fold.best_checkpoint for fold in folds], run.ensemble_checkpoint)
+    facts["checkpoint"] = str(run.ensemble_checkpoint.relative_to(run.path))
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)
     write_json(run.path / "metrics.json", pooled)
     write_report(run.path)

@@ -66,6 +66,11 @@ class RunFolder:
         return self.path / "checkpoints" / "best.ckpt"
 
     @property
+    def ensemble_checkpoint(self) -> Path:
+        """Ensemble of the folds' best checkpoints, for a run of all folds."""
+        return self.path / "checkpoints" / "ensemble.ckpt"
+
+    @property
     def last_checkpoint(self) -> Path | None:
         """Checkpoint that a resumed run continues from; None: it starts at the first epoch."""
         path = self.path / "checkpoints" / "last.ckpt"

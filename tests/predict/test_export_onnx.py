@@ -24,7 +24,7 @@ from skinmm.config.commands import ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
-from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, update_card
+from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, save_ensemble, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
 from skinmm.predict import Predictor, export_onnx
@@ -66,6 +66,11 @@ def example(monkeypatch: pytest.MonkeyPatch, *given: Any) -> int:
     return 0
 
 
+def exported(config: ExportConfig) -> Path:
+    (path,) = export_onnx.export(config)
+    return path
+
+
 @needs_onnx
 @pytest.mark.parametrize(("fusion", "tabular"), SETUPS)
 def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> None:
@@ -74,7 +79,7 @@ def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> N
     encoder = Component(tabular, {"hidden": [8]} if tabular == "mlp" else {})
     views = replace(config.evaluation, views=2)
     config = replace(config, model=learns, tabular=encoder, evaluation=views)
-    path = export_onnx.export(
+    path = exported(
         ExportConfig(str(untrained(config, tmp_path / "a.ckpt")), rows=9, uncalibrated=True)
     )
     assert path == tmp_path / "a.onnx"
@@ -83,13 +88,31 @@ def test_every_block_is_exported(fusion: str, tabular: str, tmp_path: Path) -> N
 
 
 @needs_onnx
+def test_every_network_of_an_ensemble_is_exported(tmp_path: Path) -> None:
+    members = [untrained(micro_config("tabular_only"), tmp_path / f"{name}.ckpt") for name in "ab"]
+    for member, shift in zip(members, (0.0, 1.0), strict=True):
+        state = {"scale": 1.0, "shifts": [0.0, shift]}
+        calibration = asdict(Calibration("temperature", state))
+        update_card(member, calibration=calibration, threshold=ALWAYS[0])
+    ensemble = tmp_path / "ensemble.ckpt"
+    save_ensemble(members, ensemble)
+    paths = export_onnx.export(ExportConfig(str(ensemble), rows=9))
+    assert [path.name for path in paths] == ["ensemble.0.onnx", "ensemble.1.onnx"]
+    table = pd.DataFrame({"image": ["x", "y"], "age": [30, 70], "sex": ["male", None]})
+    together, apart, onnx = (
+        Predictor.from_checkpoints(files, "cpu", backend=backend).predict(table)
+        for files, backend in (([ensemble], "torch"), (members, "torch"), (ensemble, "onnx"))
+    )
+    pd.testing.assert_frame_equal(together, apart)
+    pd.testing.assert_frame_equal(onnx, together, atol=1e-5)
+
+
+@needs_onnx
 def test_a_mobile_model_is_small(tmp_path: Path) -> None:
     config = micro_config("concat")
     model = replace(config.model, name="tf_efficientnet_lite0", image_size=224)
     path = untrained(replace(config, model=model), tmp_path / "lite0.ckpt")
-    assert (
-        export_onnx.export(ExportConfig(str(path), rows=2, uncalibrated=True)).stat().st_size < 20e6
-    )
+    assert exported(ExportConfig(str(path), rows=2, uncalibrated=True)).stat().st_size < 20e6
 
 
 @needs_onnx
@@ -127,7 +150,7 @@ def test_the_whole_cohort_is_predicted_and_decided_alike(
 def test_the_example_needs_no_more_than_the_file(
     checkpoint: Path, both: Path, pictures: Path
 ) -> None:
-    model = export_onnx.export(ExportConfig(str(checkpoint)))
+    model = exported(ExportConfig(str(checkpoint)))
     row = cohort_of(both)[["image_id", "age", "sex", "site"]].dropna().head(1)
     picture = pictures / f"{row['image_id'].item()}.jpg"
     known = [f"{name}={row[name].item()}" for name in ("age", "sex", "site")]
@@ -163,7 +186,7 @@ def test_the_example_decides_as_prediction_does(
     }
     usual = {**(load_card(checkpoint)[0].ood or {}), "limit": limit}
     update_card(checkpoint, conformal=held, ood=usual, threshold=ALWAYS[limits == [1.0, 0.0]])
-    model = export_onnx.export(ExportConfig(str(checkpoint), rows=2))
+    model = exported(ExportConfig(str(checkpoint), rows=2))
     picture = checkpoint.with_suffix(".png")
     side = load_card(checkpoint)[0].config["model"]["image_size"]
     Image.open(pictures / "ISIC_0000000.jpg").resize((side, side)).save(picture)
@@ -179,7 +202,7 @@ def test_the_example_decides_as_prediction_does(
 def test_the_example_says_in_one_line_what_it_cannot_do(
     checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    model, picture = export_onnx.export(ExportConfig(str(checkpoint), rows=2)), str(checkpoint)
+    model, picture = exported(ExportConfig(str(checkpoint), rows=2)), str(checkpoint)
     good, grey = str(pictures / "ISIC_0000000.jpg"), str(checkpoint.with_name("grey.png"))
     Image.new("L", (64, 64), 90).save(grey)
     for status, given, message in (
@@ -204,7 +227,7 @@ def test_a_model_that_differs_is_not_left(
 ) -> None:
     monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match=r"differs from its checkpoint: .* nothing was written"):
-        export_onnx.export(ExportConfig(str(checkpoint), rows=4))
+        exported(ExportConfig(str(checkpoint), rows=4))
     assert [each.name for each in checkpoint.parent.iterdir()] == ["best.ckpt"]
 
 
@@ -212,7 +235,7 @@ def test_a_model_that_differs_is_not_left(
 def test_what_was_exported_from_another_checkpoint_is_not_used(
     checkpoint: Path, larger: Path
 ) -> None:
-    export_onnx.export(ExportConfig(str(checkpoint), rows=4))
+    exported(ExportConfig(str(checkpoint), rows=4))
     shutil.copy(best(larger), checkpoint)
     assert Predictor.from_checkpoints([checkpoint], "cpu").backend == "torch"
     with pytest.raises(InputError, match="was exported from another checkpoint"):

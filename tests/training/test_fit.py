@@ -30,9 +30,10 @@ from quick_runs import (
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
+from skinmm.cli.main import predict
 from skinmm.config import Config, read_config
 from skinmm.config.schema import LoggerConfig
-from skinmm.models.checkpoint import load_card
+from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.training import fit
 from skinmm.training import fold as training_fold
 from skinmm.training.run_folder import write_config
@@ -210,6 +211,7 @@ def test_all_folds_are_pooled_into_the_parent(pooled: Path) -> None:
         "report.html",
         "card.md",
         "predictions/test.csv",
+        "checkpoints/ensemble.ckpt",
     }
     assert {name for name in files_in(pooled) if not name.startswith("fold_")} == own
     rows = predictions_of(pooled)
@@ -229,6 +231,20 @@ def test_the_pooled_metrics_are_those_of_the_pooled_rows(pooled: Path) -> None:
     logits = [np.log(t / (1 - t)) for t in (each["threshold"]["value"] for each in alone)]
     assert metrics["threshold"]["value"] == pytest.approx(1 / (1 + np.exp(-np.mean(logits))))
     assert read_config(pooled / "config.yaml").data.fold == "all"
+
+
+def test_all_folds_become_one_checkpoint(pooled: Path, tmp_path: Path) -> None:
+    ensemble = pooled / "checkpoints" / "ensemble.ckpt"
+    table = tmp_path / "patients.csv"
+    table.write_text("image,age,sex,site\nI1,50,male,torso\nI2,70,female,head/neck\n")
+    outputs = []
+    for name, files in (("one", ensemble), ("each", pooled / "fold_*" / "checkpoints/best.ckpt")):
+        outputs.append(tmp_path / f"{name}.csv")
+        assert predict([f"checkpoint={files}", f"input={table}", f"output={outputs[-1]}"]) == 0
+    assert outputs[0].read_text() == outputs[1].read_text()
+    assert "'checkpoint=checkpoints/ensemble.ckpt'" in (pooled / "card.md").read_text()
+    with pytest.raises(CheckpointError, match=r"an ensemble of 3 networks, where one is needed"):
+        load_card(ensemble)
 
 
 def test_resuming_all_folds_repeats_none_that_is_finished(

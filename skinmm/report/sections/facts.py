@@ -33,6 +33,7 @@ def describe_run(inputs: ReportInputs) -> list[str]:
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return name -> text of the facts that the checklists under `templates/` name."""
     folds = "" if inputs.predictions.fold is None else "fold_*/"
+    checkpoint = inputs.metrics.get("checkpoint") or f"{folds}checkpoints/best.ckpt"
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
@@ -42,7 +43,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "threshold": f"{_describe_threshold(inputs)} {describe_call_rule(inputs)}".strip(),
         "warnings": " ".join(collect_warnings(inputs)),
         "limits": "\n".join(_collect_limits(inputs)),
-        "checkpoint": f"{folds}checkpoints/best.ckpt" if inputs.config else "",
+        "checkpoint": checkpoint if inputs.config else "",
         "calibration": _describe_calibration(inputs),
         "initialisation": inputs.metrics.get("initialisation") or "",
         "command": _anonymize_command(inputs.environment.get("command", [])),
