@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import PredictConfig
 from skinmm.predict import job
-from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.ensemble import load_models
 from skinmm.predict.predictor import Predictor
 
 BATCH: Final = 32
@@ -105,7 +105,7 @@ def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
 
 def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
     """Seconds of the network alone, on pixels and records that lie in memory."""
-    member = CalibratedModel.load(checkpoint, torch.device("cpu"), backend, job.CONCURRENCY)
+    (member,) = load_models(checkpoint, torch.device("cpu"), backend, job.CONCURRENCY)
     rng = np.random.default_rng(0)
     size = member.view.size if member.view else 0
     pixels = rng.integers(0, 256, (BATCH, size, size, 3), np.uint8)
@@ -119,7 +119,7 @@ def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
 
 def run_eager(checkpoint: Path, rows: int, _: str) -> Any:
     """Seconds of a plain script."""
-    member = CalibratedModel.load(checkpoint, torch.device("cpu"), "torch")
+    (member,) = load_models(checkpoint, torch.device("cpu"), "torch")
     network, size = member.backend.network, member.view.size  # type: ignore[union-attr]
     network = network.to(memory_format=torch.contiguous_format)
     blank = torch.from_numpy(member.encoder.blank)

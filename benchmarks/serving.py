@@ -30,7 +30,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.ensemble import load_models
 
 PICTURES: Final = sorted((Path(__file__).parents[1] / "skinmm/demo/images").glob("*.jpg"))[:50]
 START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -141,7 +141,7 @@ async def crowd(port: int, clients: int, more: Callable[[Counter[str]], bool]) -
 
 def network(checkpoint: Path, seconds: float) -> tuple[float, float]:
     """Rows a second and CPU milliseconds a row of the network alone."""
-    member = CalibratedModel.load(checkpoint, torch.device("cpu"), "onnx")
+    (member,) = load_models(checkpoint, torch.device("cpu"), "onnx")
     size = member.view.size if member.view else 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
     record = member.encoder.blank[None] if "record" in member.inputs else None
