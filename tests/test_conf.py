@@ -23,7 +23,8 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.training.fit import check_components
-from skinmm.training.losses import LOSSES, MIXES
+from skinmm.training.losses import LOSSES
+from skinmm.training.mixup import MIXES
 from skinmm.training.module import OPTIMIZERS
 from skinmm.training.trainer import LOGGERS, PRECISIONS
 

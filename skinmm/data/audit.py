@@ -206,6 +206,7 @@ def audit(
     if near is None:
         counts["near duplicate"] = None
         unchecked.append("near duplicate")
+    linked = [] if any(across.values()) else _name_linked(table)
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
     size = compute_size_auroc(used, positive)
@@ -222,6 +223,7 @@ def audit(
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
+            *(f"{_count('pair', linked)} linked by other rows in two parts" for _ in linked[:1]),
             *(f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE),
             *(_FITTED_OUTSIDE.format(_count("row", outside)) for _ in outside[:1]),
         ],
@@ -247,6 +249,14 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
         pairs = torn[torn["kind"] == kind]
         names[kind] = (pairs["first"] + " and " + pairs["second"]).tolist()
     return names
+
+
+def _name_linked(table: pd.DataFrame) -> list[str]:
+    """Return images in two parts that an absent original or a chain through unused rows links."""
+    component = pd.Series(find_components(table), index=table.index)
+    first = table[table["part"] != UNUSED].assign(component=component)
+    first = first.drop_duplicates(["component", "part"]).groupby("component")["image_id"]
+    return [" and ".join(names.iloc[:2].astype(str)) for _, names in first if len(names) > 1]
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

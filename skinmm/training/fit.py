@@ -22,7 +22,8 @@ from skinmm.report import write_report
 from skinmm.training.calibrate import pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
 from skinmm.training.fold import train_fold
-from skinmm.training.losses import LOSSES, MIXES
+from skinmm.training.losses import LOSSES
+from skinmm.training.mixup import MIXES
 from skinmm.training.module import OPTIMIZERS
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import silence_libraries

@@ -1,9 +1,8 @@
-"""Classification losses over logits, weighted by class counts, and Mixup and CutMix of batches."""
+"""Classification losses over logits, weighted by class counts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,6 @@ Counts = Int[Tensor, " classes"]
 Logits = Float[Tensor, "b classes"]
 Targets = Int[Tensor, " b"]
 Mean = Float[Tensor, ""]
-Batch = dict[str, Tensor]
 
 
 class Loss(nn.Module, ABC):
@@ -107,7 +105,8 @@ class Focal(Loss):
         super().__init__(weights)
         self.gamma = gamma
         if gamma:
-            self.inverse = _focus_inverse([gamma] * len(counts), [0.0] * len(counts))
+            zeros = [0.0] * len(counts)
+            self.inverse = {"kind": "focus", "gammas": [gamma] * len(counts), "margins": zeros}
         self.corrects = "focal alpha" if weights.max() > weights.min() else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
@@ -184,7 +183,8 @@ class Asymmetric(Loss):
         if margin == 1 or (margin and not gamma_negative):
             self.inverse = None  # the loss of the most frequent class has a kink at its minimum
         elif gamma_negative or gamma_positive:
-            self.inverse = _focus_inverse(self.gammas.tolist(), self.margins.tolist())
+            arguments = {"gammas": self.gammas.tolist(), "margins": self.margins.tolist()}
+            self.inverse = {"kind": "focus", **arguments}
         unequal = gamma_negative != gamma_positive or margin > 0
         self.corrects = "asymmetric focus" if unequal else ""
 
@@ -203,10 +203,6 @@ LOSSES: Final[dict[str, type[Loss]]] = {
     "ldam": LDAM,
     "asymmetric": Asymmetric,
 }
-
-
-def _focus_inverse(gammas: list[float], margins: list[float]) -> Inverse:
-    return {"kind": "focus", "gammas": gammas, "margins": margins}
 
 
 def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:
@@ -239,95 +235,3 @@ def _require_at_most(high: int, **arguments: float) -> None:
     for name, value in arguments.items():
         if not 0 <= value <= high:
             raise InputError(f"loss argument {name}={value}: must be between 0 and {high}")
-
-
-class Mixed(NamedTuple):
-    """Mixed batch, targets of the partners, and the share of the original targets."""
-
-    batch: Batch
-    partners: Targets
-    share: float
-
-
-class NoMix:
-    """No mixing."""
-
-    def __call__(self, batch: Batch) -> Mixed:
-        """Return the batch unchanged."""
-        return Mixed(batch, batch["target"], 1.0)
-
-
-@dataclass(frozen=True)
-class Mixup:
-    """Weighted mean of two lesions (Zhang et al. 2018, arXiv:1710.09412).
-
-    Attributes:
-        alpha: the share of the original is drawn from Beta(alpha, alpha); above 0.
-    """
-
-    alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Check alpha."""
-        if not self.alpha > 0:
-            raise InputError(f"mix argument alpha={self.alpha}: must be above 0")
-
-    def __call__(self, batch: Batch) -> Mixed:
-        """Mix every row with another row of the batch."""
-        share = self._draw_share()
-        return _blend(batch, torch.randperm(len(batch["target"])), share)
-
-    def _draw_share(self) -> float:
-        # torch.distributions draws from the same generator, but only a Gamma of tensors.
-        first, second = torch._standard_gamma(torch.tensor(2 * [self.alpha], dtype=torch.float64))
-        return float(first / (first + second).clamp(min=torch.finfo(torch.float64).tiny))
-
-
-@dataclass(frozen=True)
-class CutMix(Mixup):
-    """Rectangle of another image, record in proportion (Yun et al. 2019, arXiv:1905.04899)."""
-
-    alpha: float = 1.0
-
-    def __call__(self, batch: Batch) -> Mixed:
-        """Paste the same rectangle of another image into every image of the batch."""
-        order = torch.randperm(len(batch["target"]))
-        share = self._draw_share()
-        if "image" not in batch:
-            return _blend(batch, order, share)
-        image = batch["image"].clone()
-        (top, bottom), (left, right) = (_draw_bounds(side, share) for side in image.shape[-2:])
-        image[..., top:bottom, left:right] = batch["image"][order][..., top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / image[0, 0].numel()
-        return _blend(batch, order, share, image=image)
-
-
-def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixed:
-    """Return the weighted means of all inputs that are not pasted, each in its own type."""
-    order = order.to(batch["target"].device)
-    mixed = {**batch, **pasted}
-    for name in batch.keys() - pasted.keys() - {"row", "target", "shown"}:
-        values = batch[name]
-        if values.is_floating_point():
-            mixed[name] = torch.lerp(values[order], values, share)
-        else:  # images stay uint8
-            mean = torch.lerp(values[order].float(), values.float(), share)
-            mixed[name] = mean.round().to(values.dtype)
-    if "shown" in batch:  # an image is missing if it or its partner's is missing
-        mixed["shown"] = batch["shown"] & batch["shown"][order]
-    return Mixed(mixed, batch["target"][order], share)
-
-
-def _draw_bounds(side: int, share: float) -> tuple[int, int]:
-    """Return the bounds of the rectangle along one side, around a random centre."""
-    half = round(side * (1 - share) ** 0.5) // 2
-    centre = int(torch.randint(side, ()))
-    return max(centre - half, 0), min(centre + half, side)
-
-
-MIXES: Final[dict[str, Callable[..., Callable[[Batch], Mixed]]]] = {
-    "none": NoMix,
-    "mixup": Mixup,
-    "cutmix": CutMix,
-}
-"""Mixes of a batch, whose `row` is unchanged; random numbers come from torch's CPU generator."""

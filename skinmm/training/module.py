@@ -27,7 +27,8 @@ from skinmm.config import Config, OptimizerConfig, ScheduleConfig, build_compone
 from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
-from skinmm.training.losses import MIXES, Loss
+from skinmm.training.losses import Loss
+from skinmm.training.mixup import MIXES
 
 OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
     "adamw": torch.optim.AdamW,

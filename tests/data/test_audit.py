@@ -109,6 +109,29 @@ def test_an_official_pair_in_two_parts_is_found() -> None:
     assert report["leaks"] == [f"1 official duplicate ({named}) in two parts"]
 
 
+def test_two_duplicates_of_an_absent_original_are_linked() -> None:
+    table = cohort()
+    rows = [row_of(table, part) for part in ("train", "test")]
+    table.loc[rows, "duplicate_of"] = "absent"
+    names = " and ".join(sorted(table["image_id"][rows], key=lambda name: int(name[5:])))
+    assert audit(table)["leaks"] == [f"1 pair ({names}) linked by other rows in two parts"]
+    table.loc[rows[0], "part"] = "unused"
+    table.loc[table["patient_id"] == table["patient_id"][rows[0]], "part"] = "unused"
+    assert audit(table)["leaks"] == []
+
+
+def test_a_chain_through_an_unused_row_is_a_leak() -> None:
+    table = cohort()
+    first, last = (row_of(table, part) for part in ("train", "test"))
+    middle = row_of(table.drop(first), "train")
+    table.loc[middle, ["patient_id", "part"]] = ["alone", "unused"]
+    table.loc[first, "lesion_id"] = table.loc[middle, "lesion_id"] = "lesion"
+    assert audit(table)["leaks"] == []
+    table.loc[middle, "duplicate_of"] = table.loc[last, "image_id"]
+    assert len(audit(table)["leaks"]) == 1
+    assert "linked by other rows in two parts" in audit(table)["leaks"][0]
+
+
 def test_up_to_three_pairs_are_named() -> None:
     table = cohort()
     train, test = (table["image_id"][table["part"] == part].iloc[:4] for part in ("train", "test"))
@@ -138,7 +161,7 @@ def test_unused_rows_do_not_count() -> None:
     table = cohort()
     row = row_of(table, "test")
     table.loc[row, "lesion_id"] = table.loc[row_of(table, "train"), "lesion_id"] = "lesion"
-    table.loc[row, "part"] = "unused"
+    table.loc[table["patient_id"] == table["patient_id"][row], "part"] = "unused"
     assert audit(table)["leaks"] == []
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from skinmm.errors import InputError
-from skinmm.training.losses import MIXES
+from skinmm.training.mixup import MIXES
 
 SIDE = 40
 
