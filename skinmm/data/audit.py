@@ -254,9 +254,10 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
 def _name_linked(table: pd.DataFrame) -> list[str]:
     """Return images in two parts that an absent original or a chain through unused rows links."""
     component = pd.Series(find_components(table), index=table.index)
-    first = table[table["part"] != UNUSED].assign(component=component)
-    first = first.drop_duplicates(["component", "part"]).groupby("component")["image_id"]
-    return [" and ".join(names.iloc[:2].astype(str)) for _, names in first if len(names) > 1]
+    rows = table[table["part"] != UNUSED].assign(component=component)
+    rows = rows.drop_duplicates(["component", "part"])
+    names = rows.groupby("component")["image_id"].agg(list)
+    return [" and ".join(map(str, linked[:2])) for linked in names if len(linked) > 1]
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

@@ -124,7 +124,7 @@ def test_a_chain_through_an_unused_row_is_a_leak() -> None:
     table = cohort()
     first, last = (row_of(table, part) for part in ("train", "test"))
     middle = row_of(table.drop(first), "train")
-    table.loc[middle, ["patient_id", "part"]] = ["alone", "unused"]
+    table.loc[middle, "patient_id"], table.loc[middle, "part"] = "alone", "unused"
     table.loc[first, "lesion_id"] = table.loc[middle, "lesion_id"] = "lesion"
     assert audit(table)["leaks"] == []
     table.loc[middle, "duplicate_of"] = table.loc[last, "image_id"]
