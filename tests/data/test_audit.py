@@ -124,10 +124,11 @@ def test_a_chain_through_an_unused_row_is_a_leak() -> None:
     table = cohort()
     first, last = (row_of(table, part) for part in ("train", "test"))
     middle = row_of(table.drop(first), "train")
-    table.loc[middle, "patient_id"], table.loc[middle, "part"] = "alone", "unused"
+    table.loc[[middle], "patient_id"] = "alone"
+    table.loc[[middle], "part"] = "unused"
     table.loc[first, "lesion_id"] = table.loc[middle, "lesion_id"] = "lesion"
     assert audit(table)["leaks"] == []
-    table.loc[middle, "duplicate_of"] = table.loc[last, "image_id"]
+    table.loc[[middle], "duplicate_of"] = table["image_id"][last]
     assert len(audit(table)["leaks"]) == 1
     assert "linked by other rows in two parts" in audit(table)["leaks"][0]
 
