@@ -111,8 +111,7 @@ def _read_age(dataset: Dataset) -> float | None:
 
     Devices and anonymisers also write `000Y` where the age is not known.
     """
-    stated = parse_age(dataset.get("PatientAge"))
-    if stated:
+    if stated := parse_age(dataset.get("PatientAge")):
         return stated
     dates = dataset.get("PatientBirthDate"), dataset.get("StudyDate")
     try:
@@ -120,8 +119,7 @@ def _read_age(dataset: Dataset) -> float | None:
     except ValueError:
         return None
     age = parse_age((study - birth).days / 365.25)
-    is_contradicted = stated is not None and age is not None and age > 1
-    return None if is_contradicted else age
+    return age if stated is None or (age or 0) <= 1 else None
 
 
 def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:

@@ -90,13 +90,9 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
         raise InputError(f"{path}: no column {', '.join(missing)}; it has {columns}")
     if table.empty:
         raise InputError(f"{path}: the table has a header and no rows")
-    return table.apply(_strip_cells)
-
-
-def _strip_cells(column: "pd.Series[Any]") -> "pd.Series[Any]":
     # Python's strings: for columns of different values pandas takes three times as long.
-    cells = [cell.strip() or None for cell in column.tolist()]
-    return pd.Series(cells, column.index, object)
+    cells = {name: [cell.strip() or None for cell in table[name].tolist()] for name in table}
+    return pd.DataFrame(cells, table.index, dtype=object)
 
 
 def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFrame:
