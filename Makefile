@@ -2,7 +2,7 @@
 # Both install what is missing into .venv first, in the versions that constraints.txt names.
 
 VENV ?= .venv
-EXTRAS ?= dev,weights,tensorboard,dicom-codecs,dicom,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep
+EXTRAS ?= dev,weights,tensorboard,dicom-codecs,dicom,heic,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep
 DEMO_RUN ?= runs/demo
 DIST ?= dist
 # Arguments for every pip call, for instance --no-index.

@@ -21,8 +21,16 @@ import pandas as pd
 from skinmm.errors import InputError
 from skinmm.vocabulary import COLUMN_KEYS, column_key
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".dcm")
+IMAGE_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".heic", ".heif", ".dcm"),
+)
 """Suffixes of the files that `images.decode` reads; archives also store DICOM files without one."""
+OTHER_PICTURES: Final = (
+    *(".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".eps", ".ppm", ".pgm", ".tga"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+"""Suffixes of pictures that it cannot read, which are reported."""
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 EXCEL_SUFFIXES: Final = (".xlsx", ".xlsm")
 

@@ -202,6 +202,7 @@ def run_feedback(config: schemas.FeedbackConfig) -> int:
 def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """Return the rows to pack, all with their image, and the settings of the pack."""
     from skinmm.data.cohorts import load_cohort, require_images
+    from skinmm.data.file_checks import image_checks, require_usable
     from skinmm.data.packed import PackSettings
 
     data = config.data
@@ -213,7 +214,11 @@ def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackS
         # Workers of Spark start in another folder.
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
-    return require_images(load_cohort(data), data.missing, needed=True), settings
+    table = require_images(load_cohort(data), data.missing, needed=True)
+    is_usable, notes = require_usable(table, image_checks(table, data), data.missing)
+    for note in notes:
+        print_line(note)
+    return table[is_usable].reset_index(drop=True), settings
 
 
 def _to_cohort(table: "pd.DataFrame", data: DataConfig) -> "Cohort":

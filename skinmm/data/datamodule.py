@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.config import Config, DataConfig, build_component
+from skinmm.config import Config, build_component
 from skinmm.data.augment import AUGMENTS, apply_seeded
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
 from skinmm.data.dataset import (
@@ -25,9 +24,9 @@ from skinmm.data.dataset import (
     Sample,
     View,
 )
-from skinmm.data.lesion_finder import LesionFinder, add_measurements
+from skinmm.data.file_checks import FileCheck, image_checks, require_usable
+from skinmm.data.lesion_finder import add_measurements, build_preprocessing
 from skinmm.data.loader import SlotLoader
-from skinmm.data.packed import load_packed_steps
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.splits import (
@@ -39,8 +38,6 @@ from skinmm.data.splits import (
     split,
 )
 from skinmm.errors import GRACE, InputError
-from skinmm.images.measure import MEASUREMENTS
-from skinmm.images.preprocess import MASK_STEPS, check_steps
 
 MAX_WORKERS: Final = 8
 
@@ -55,10 +52,12 @@ class FoldData(pl.LightningDataModule):
         targets: class index of every row.
         classes: names, in the order of the logits.
         natural_prior: class shares in use (`shares_in_use`).
+        notes: lines on the cohort, to be printed.
         sampler: draws the training rows.
     """
 
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     decodes_images = True
 
     def __init__(self, config: Config) -> None:
@@ -70,16 +69,23 @@ class FoldData(pl.LightningDataModule):
         self._datasets: dict[str, Dataset[Sample]] = {}
         self._start = (0, 0)
 
-    def split_cohort(self, table: pd.DataFrame) -> None:
-        """Assign every row of a cohort to a part, and its target to a class index."""
+    def split_cohort(self, table: pd.DataFrame, *checks: FileCheck) -> None:
+        """Assign every row of a cohort to a part, and its target to a class index.
+
+        Rows in use whose files do not pass the checks are refused, or left out.
+        """
         data = self.config.data
         cohort = split(table, data.folds, int(data.fold), data.split_seed)
-        self.targets = class_indices(cohort["target"], self.classes)
+        targets = class_indices(cohort["target"], self.classes)
         training = np.flatnonzero((cohort["part"] == "train").to_numpy())
-        self.natural_prior = shares_in_use(cohort, training, self.targets, len(self.classes))
-        used = limit_rows(training, self.targets, data.limit, self.config.seed)
+        used = limit_rows(training, targets, data.limit, self.config.seed)
         cohort.loc[cohort.index[np.setdiff1d(training, used)], "part"] = UNUSED
-        self.cohort = cohort
+        is_usable, notes = require_usable(cohort, checks, data.missing)
+        self.notes += notes
+        training = training[is_usable[training]]
+        self.natural_prior = shares_in_use(cohort, training, targets, len(self.classes))
+        self.cohort = cohort[is_usable].reset_index(drop=True)
+        self.targets = targets[is_usable]
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         """Return the samples of some rows of the cohort."""
@@ -213,7 +219,9 @@ class LesionData(FoldData):
         table = require_images(cohort, data.missing, needed="image" in self.inputs)
         self.classes = list_classes(table, data)
         self.positive = list_positive_classes(self.classes, data)
-        self.split_cohort(add_measurements(table, data.columns, self.finder, MAX_WORKERS))
+        checks = image_checks(table, data, needed="image" in self.inputs)
+        self.split_cohort(table, *checks)
+        self.cohort = add_measurements(self.cohort, data.columns, self.finder, MAX_WORKERS)
         columns = [self.classes.index(name) for name in self.positive]
         malignant = np.isin(self.targets, columns)
         self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
@@ -279,33 +287,6 @@ class LesionData(FoldData):
             pairs = zip(batch["image"], seeds.tolist(), strict=True)
             batch["image"] = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
         return batch
-
-
-def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps, starting with a pack's own, and the lesion finder."""
-    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
-    is_pack = data.name == "packed"
-    done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)
-    steps = (*done, *data.preprocess)
-    check_steps(steps, has_finder=finder is not None)
-    measures = bool({*data.columns} & {*MEASUREMENTS})
-    if finder and digest and finder.digest != digest:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
-            f"whose SHA-256 is {digest}"
-        )
-    if done and measures:
-        raise InputError(
-            f"data.root={data.root}: its images were preprocessed ({', '.join(done)}) before they "
-            "were packed, but prediction measures original images; remove the measurements from "
-            "data.columns, or pack without these steps"
-        )
-    if finder and not {*steps} & {*MASK_STEPS} and not measures:
-        raise InputError(
-            f"data.segmenter={data.segmenter}: no step or column uses the lesion's mask; add a "
-            f"step ({', '.join(MASK_STEPS)}) or a column ({', '.join(MEASUREMENTS)})"
-        )
-    return steps, finder
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch.nn.functional import interpolate
 
-from skinmm.config import Config, from_mapping
+from skinmm.config import Config, DataConfig, from_mapping
+from skinmm.data.packed import load_packed_steps
 from skinmm.errors import InputError, one_line, print_line
 from skinmm.images.base import resize
 from skinmm.images.decode import decode, probe
 from skinmm.images.measure import MEASUREMENTS, measure
-from skinmm.images.preprocess import preprocess
+from skinmm.images.preprocess import MASK_STEPS, check_steps, preprocess
 from skinmm.images.source import Source, read_source
 from skinmm.models.checkpoint import CheckpointError, load_card
 from skinmm.models.segmentation import build_segmenter
@@ -96,6 +97,33 @@ class LesionFinder:
         size = (max(round(info.height * scale), 1), max(round(info.width * scale), 1))
         pixels = decode(source.data, size=size, frame=source.frame, icc=self.icc)
         return measure(pixels, self(pixels))
+
+
+def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
+    """Return the preprocessing steps, starting with a pack's own, and the lesion finder."""
+    finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
+    is_pack = data.name == "packed"
+    done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)
+    steps = (*done, *data.preprocess)
+    check_steps(steps, has_finder=finder is not None)
+    measures = bool({*data.columns} & {*MEASUREMENTS})
+    if finder and digest and finder.digest != digest:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: {data.root} was packed with another checkpoint, "
+            f"whose SHA-256 is {digest}"
+        )
+    if done and measures:
+        raise InputError(
+            f"data.root={data.root}: its images were preprocessed ({', '.join(done)}) before they "
+            "were packed, but prediction measures original images; remove the measurements from "
+            "data.columns, or pack without these steps"
+        )
+    if finder and not {*steps} & {*MASK_STEPS} and not measures:
+        raise InputError(
+            f"data.segmenter={data.segmenter}: no step or column uses the lesion's mask; add a "
+            f"step ({', '.join(MASK_STEPS)}) or a column ({', '.join(MEASUREMENTS)})"
+        )
+    return steps, finder
 
 
 def add_measurements(

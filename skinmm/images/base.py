@@ -65,7 +65,7 @@ class Request(NamedTuple):
 class ImageInfo:
     """Contents of the header; the size is that of the image as displayed (EXIF applied)."""
 
-    format: Literal["jpeg", "png", "dicom"]
+    format: str
     width: int
     height: int
     frames: int = 1

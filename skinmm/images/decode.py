@@ -6,13 +6,19 @@ TFRecord with the same JPEG stream give the same pixels.
 
 import ctypes
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from io import BytesIO
-from typing import Final, Literal
+from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from skinmm.images.base import (
     TRANSPOSED,
@@ -50,13 +56,13 @@ def decode(
     max_pixels: int = 200_000_000,
     min_side: int = 1,
 ) -> Pixels:
-    """Decode a JPEG, PNG or DICOM image to RGB.
+    """Decode an image to RGB: JPEG, PNG, DICOM, BMP, TIFF, WebP, GIF or HEIC.
 
     Args:
         data: Bytes of the file.
         size: (height, width) of the result in pixels, or one number for a square: the whole image
             is resized to it without preserving the aspect ratio. None: full size.
-        frame: Frame of a DICOM file with several frames, from 1.
+        frame: Frame of a DICOM or TIFF file with several frames, from 1.
         icc: "srgb" converts through the embedded ICC profile, "ignore" treats the pixels as sRGB.
         max_pixels: Images with more pixels are refused before memory is allocated.
         min_side: Images whose shorter side has fewer pixels are refused.
@@ -92,25 +98,40 @@ def probe(data: bytes) -> ImageInfo:
     """Return format, displayed size, frames and ICC profile from the header alone.
 
     Raises:
-        DecodeError: the format is not JPEG, PNG or DICOM, or the header is damaged.
+        DecodeError: the format is not one of `decode`, or the header is damaged.
     """
     kind = _detect_format(data)
     with report_damage(kind):
         return _PROBES[kind](data)
 
 
-def _detect_format(data: bytes) -> Literal["JPEG", "PNG", "DICOM"]:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[128:132] == b"DICM":
+def _detect_format(data: bytes) -> str:
+    """Return a key of `_READERS`."""
+    if data[128:132] == b"DICM":  # before TIFF, whose header may precede
         return "DICOM"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "HEIC"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    for kind, beginnings in _BEGINNINGS.items():
+        if data.startswith(beginnings):
+            return kind
     if not data:
         raise DecodeError("the file is empty: fetch it again")
     raise DecodeError(
-        f"neither JPEG, PNG nor DICOM, it begins with {bytes(data[:16])!r}: give the picture itself"
+        f"no image of a known format ({', '.join(_READERS)}): it begins with {bytes(data[:16])!r}; "
+        "give the image itself, or convert it to JPEG or PNG"
     )
+
+
+_HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BEGINNINGS: Final[dict[str, tuple[bytes, ...]]] = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+}
 
 
 def _resize_upright(raster: Raster, size: Size | None) -> Pixels:
@@ -160,29 +181,110 @@ def _probe_jpeg(data: bytes) -> ImageInfo:
     return ImageInfo("jpeg", width, height, icc=read_profile_name(header.profile))
 
 
-def _read_png(data: bytes, request: Request) -> Raster:
-    """Decode a PNG to 8 bits without its transparency; 16 bits give their upper eight."""
-    check_frame(request.frame, 1)
-    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])  # IHDR is the first
-    check_size(width, height, request.max_pixels, request.min_side)
-    # The class and not Image.open: that one warns or fails above limits of its own.
-    with PngImageFile(BytesIO(data)) as image:
-        profile, exif = image.info.get("icc_profile"), image.info.get("exif")
-        if image.mode.startswith("I"):
+def _open_picture(data: bytes, kind: str) -> Any:
+    """Open an image with Pillow, by its class: `Image.open` warns or fails above its own limits."""
+    if kind != "HEIC":
+        return _CLASSES[kind](BytesIO(data))
+    try:
+        from pi_heif.as_plugin import HeifImageFile
+    except ImportError as error:
+        raise DecodeError("HEIC images need pi-heif: pip install 'skinmm[heic]'") from error
+    return HeifImageFile(BytesIO(data))
+
+
+def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
+    """Decode to 8 bits without transparency; 16 bits give their upper eight."""
+    if kind == "PNG":  # before Pillow reads the other chunks
+        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+        check_size(width, height, request.max_pixels, request.min_side)
+    with _open_picture(data, kind) as image:
+        check_size(*image.size, request.max_pixels, request.min_side)
+        if index := check_frame(request.frame, _count_frames(image, kind)):
+            image.seek(index)
+            check_size(*image.size, request.max_pixels, request.min_side)
+        profile, orientation = image.info.get("icc_profile"), _read_orientation(image, kind)
+        image.load()
+        if image.mode.startswith("I") and (kind == "PNG" or image.mode != "I"):
             opaque = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise DecodeError("it has 32 bits a value: convert it to 8 or 16 bits")
         else:
-            image.load()
             image.info.pop("transparency", None)
-            opaque = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            grey, other = ("1", "L", "LA"), image.mode if image.mode == "CMYK" else "RGB"
+            opaque = image.convert("L" if image.mode in grey else other)
         pixels = to_rgb(opaque, profile, request.icc)
-    return Raster(pixels, (height, width), read_orientation(exif))
+    return Raster(pixels, pixels.shape[:2], orientation)
 
 
-def _probe_png(data: bytes) -> ImageInfo:
-    with PngImageFile(BytesIO(data)) as image:
-        width, height = to_displayed(image.size, read_orientation(image.info.get("exif")))
-        return ImageInfo("png", width, height, icc=read_profile_name(image.info.get("icc_profile")))
+def _probe_picture(data: bytes, kind: str) -> ImageInfo:
+    with _open_picture(data, kind) as image:
+        width, height = to_displayed(image.size, _read_orientation(image, kind))
+        frames, profile = _count_frames(image, kind), image.info.get("icc_profile")
+        return ImageInfo(kind.lower(), width, height, frames, read_profile_name(profile))
 
 
-_READERS: Final = {"JPEG": _read_jpeg, "PNG": _read_png, "DICOM": read_dicom}
-_PROBES: Final = {"JPEG": _probe_jpeg, "PNG": _probe_png, "DICOM": probe_dicom}
+def _count_frames(image: Any, kind: str) -> int:
+    """Return the number of pages of a TIFF; of an animation only the first frame is read."""
+    return int(image.n_frames) if kind == "TIFF" else 1
+
+
+def _read_orientation(image: Image.Image, kind: str) -> int:
+    """Return the EXIF orientation to undo; Pillow has undone that of TIFF, libheif of HEIC."""
+    return 1 if kind in ("TIFF", "HEIC") else read_orientation(image.info.get("exif"))
+
+
+def decode_mask(data: bytes, max_pixels: int = 200_000_000) -> Bool[np.ndarray, "_ _"]:
+    """Decode the mask of a lesion, True inside, upright according to EXIF.
+
+    Inside are the pixels whose index is not 0, if the image has a palette of colours or numbers
+    up to `MAX_INDEX`; else the pixels in the upper half of the range of the image's own values.
+    An image of a single value is empty if that is 0, otherwise full.
+    """
+    kind = _detect_format(data)
+    with report_damage(kind):
+        if kind not in _CLASSES:
+            raise DecodeError(f"a mask cannot be {kind}: convert it to PNG")
+        with _open_picture(data, kind) as image:
+            check_size(*image.size, max_pixels)
+            orientation = _read_orientation(image, kind)
+            inside = _find_inside(image)
+    pixels = inside[..., None].repeat(3, axis=2).view(np.uint8)
+    return _resize_upright(Raster(pixels, inside.shape, orientation), None)[..., 0].view(np.bool_)
+
+
+MAX_INDEX: Final = 31
+
+
+def _find_inside(image: Image.Image) -> Bool[np.ndarray, "_ _"]:
+    image.info.pop("transparency", None)
+    if image.mode == "P":
+        colours = np.asarray(image.convert("RGB"))
+        if np.ptp(colours, axis=2).any():
+            return np.asarray(image) != 0
+        values = colours[..., 0]
+    else:
+        deep, grey = image.mode[0] in "IF", image.mode in ("1", "L", "LA")
+        values = np.asarray(image if deep else image.convert("L" if grey else "RGB"))
+        values = values.max(axis=2) if values.ndim > 2 else values  # noqa: PLR2004  channels
+    low, high = float(values.min()), float(values.max())
+    return values > (0 if high <= MAX_INDEX or low == high else (low + high) / 2)
+
+
+_CLASSES: Final = {
+    "PNG": PngImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+}
+_PICTURES: Final = (*_CLASSES, "HEIC")
+_READERS: Final[dict[str, Callable[[bytes, Request], Raster]]] = {
+    "JPEG": _read_jpeg,
+    "DICOM": read_dicom,
+    **{kind: partial(_read_picture, kind=kind) for kind in _PICTURES},
+}
+_PROBES: Final[dict[str, Callable[[bytes], ImageInfo]]] = {
+    "JPEG": _probe_jpeg,
+    "DICOM": probe_dicom,
+    **{kind: partial(_probe_picture, kind=kind) for kind in _PICTURES},
+}

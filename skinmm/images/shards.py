@@ -9,7 +9,7 @@ only read by position.
 import os
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from skinmm.images.tfrecord import (
     load_index,
     parse_example,
 )
+from skinmm.vocabulary import COLUMN_KEYS, column_key
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ head/neck to 5 oral/genital). Files of other years have other codes, which is de
 diagnosis that contradicts the target."""
 
 SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
+_ENDING: Final = r"\.tfrec(?:ords?)?(?:-\d+-of-\d+)?"
+"""One of the suffixes, and the number of a shard as TensorFlow Datasets appends it."""
 _LOCATION: Final = re.compile(
-    r"(?P<path>.+?\.tfrec(?:ords?)?)(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
+    rf"(?P<path>.+?{_ENDING})(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
 )
+_IS_TFRECORD: Final = re.compile(rf"{_ENDING}$", re.IGNORECASE)
 _IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, although some files number them
 
 PLAIN: Final = Schema()  # leaves text and numbers unchanged
@@ -157,6 +161,11 @@ def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
     return f"{path}#{name}" if is_usual else f"{path}?{urlencode(features)}#{name}"
 
 
+def is_tfrecord(name: str) -> bool:
+    """Return whether a file name is that of a TFRecord file."""
+    return _IS_TFRECORD.search(name) is not None
+
+
 def is_tfrecord_location(text: str) -> bool:
     """Return whether a location is in a TFRecord file."""
     return _LOCATION.fullmatch(text) is not None
@@ -175,20 +184,24 @@ def _open_file(path: str, keys: str) -> TFRecordFile:
     return TFRecordFile(path, Schema(**features))
 
 
-def read_records(files: Iterable[Path | str], schema: Schema = PLAIN) -> pd.DataFrame:
+def read_records(
+    files: Iterable[Path | str], schema: Schema = PLAIN, used: Collection[str] = ()
+) -> pd.DataFrame:
     """Read all records of some files as a table, one row for each, without the images.
 
     Args:
         files: TFRecord files, read in this order.
         schema: meaning of their features; `SIIM` for the public SIIM-ISIC files.
+        used: columns that need a single value in each record, besides the canonical ones.
 
     Returns:
         Columns image_name, path (see `format_location`) and the other features; None where missing.
     """
-    return pd.DataFrame([row for file in files for row in _iterate_rows(Path(file), schema)])
+    rows = (row for file in files for row in _iterate_rows(Path(file), schema, used))
+    return pd.DataFrame(list(rows))
 
 
-def _iterate_rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
+def _iterate_rows(path: Path, schema: Schema, used: Collection[str]) -> Iterator[dict[str, Any]]:
     file = TFRecordFile(path, schema)
     has_siim_codes = schema.codes.get("diagnosis") == SIIM.codes["diagnosis"]
     for name in file.names:
@@ -198,6 +211,12 @@ def _iterate_rows(path: Path, schema: Schema) -> Iterator[dict[str, Any]]:
         for feature in sorted(features.keys() - {schema.name, schema.image}):
             column = schema.columns.get(feature, feature)
             value = _to_cell(feature, features[feature], schema, f"{path}: {name}")
+            is_used = column in used or column_key(column) in COLUMN_KEYS
+            if isinstance(value, list) and is_used:
+                raise TFRecordError(
+                    f"{path}: {name}: feature '{feature}' is a list of {len(value)} values; a "
+                    "column needs one value"
+                )
             row[column] = str(value) if column in _IDENTIFIERS and value is not None else value
         diagnosis, target = row.get("diagnosis"), row.get("target")
         is_other = (diagnosis == "melanoma") != (target == 1)

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from skinmm.errors import InputError
-from skinmm.files import IMAGE_SUFFIXES
+from skinmm.files import IMAGE_SUFFIXES, OTHER_PICTURES
 from skinmm.images import shards
 from skinmm.images.dicom import File, read_dicom_record
 from skinmm.vocabulary import CONVERTERS, Table
@@ -90,7 +90,9 @@ def _open_hdf5(file: str) -> Any:
 
 COLUMNS: Final = ("age", "sex", "site", "patient_id")
 _OTHERS: Final = re.compile(
-    r"\.(?:jpe?g|png|tiff?|bmp|webp)$|\.(?:tfrec|tfrecords?|hdf5|h5)(?:\?[^#]*)?#", re.IGNORECASE
+    rf"(?:{'|'.join(map(re.escape, {*IMAGE_SUFFIXES, *OTHER_PICTURES} - {'.dcm'}))})$"
+    r"|\.(?:tfrec|tfrecords?|hdf5|h5)(?:-\d+-of-\d+)?(?:\?[^#]*)?#",
+    re.IGNORECASE,
 )
 """Paths of other files; a name without suffix, as archives use them, may be a DICOM file."""
 
@@ -165,17 +167,39 @@ def fill_empty_cells(
 
 
 def list_files(folders: Iterable[Path]) -> list[str]:
-    """Return the absolute paths of the visible files directly in some folders, sorted by folder."""
+    """Return the absolute paths of the files directly in some folders, sorted by folder.
+
+    Hidden files and other litter are left out.
+    """
     files = []
     for folder in folders:
         with os.scandir(folder) as entries:
-            files += sorted(entry.path for entry in entries if not entry.name.startswith("."))
+            files += sorted(entry.path for entry in entries if not is_litter(entry.name))
     return files
 
 
+def list_visible(folder: Path) -> Iterator[Path]:
+    """Yield the files and folders under a folder that are no litter."""
+    paths = folder.rglob("*")
+    return (path for path in paths if not is_litter(*path.relative_to(folder).parts))
+
+
 def is_litter(*parts: str) -> bool:
-    """Return whether a path is hidden, or a copy that macOS makes in archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    """Return whether a part of a path is hidden, or made by macOS, Windows or a file server."""
+    return any(part.startswith(".") or part in _LITTER for part in parts)
+
+
+_LITTER: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
+
+
+def describe_other_pictures(files: Iterable[Path | str]) -> str:
+    """Return how many files are pictures that cannot be read, with names; empty if none is."""
+    names = [Path(file).name for file in files if str(file).lower().endswith(OTHER_PICTURES)]
+    if not names:
+        return ""
+    listed = ", ".join([*names[:3], *["..."] * (len(names) > 3)])  # noqa: PLR2004  examples
+    problem = f"{len(names)} pictures of formats that cannot be read ({listed})"
+    return f"{problem}: convert them to JPEG or PNG"
 
 
 def strip_suffix(name: str) -> str:
@@ -213,10 +237,11 @@ class ImageFinder:
         self._entries: dict[str, str] = {}
         for file in self._files:
             stem, suffix = os.path.splitext(os.path.basename(file))  # noqa: PTH119, PTH122
-            suffix = suffix.lower()
-            if suffix not in suffixes:
+            is_tfrecord = shards.is_tfrecord(suffix)
+            suffix = shards.SUFFIXES[0] if is_tfrecord else suffix.lower()
+            if suffix not in suffixes or is_litter(os.path.basename(file)):  # noqa: PTH119
                 continue
-            if suffix in shards.SUFFIXES:
+            if is_tfrecord:
                 records = shards.TFRecordFile(self._locate(file), schema)
                 locate = shards.format_location
                 self._entries |= {n: locate(records.path, n, schema) for n in records.names}

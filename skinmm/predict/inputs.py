@@ -15,12 +15,21 @@ from skinmm.errors import InputError
 from skinmm.files import (
     EXCEL_SUFFIXES,
     IMAGE_SUFFIXES,
+    OTHER_PICTURES,
     PARQUET_SUFFIXES,
     import_parquet,
     read_table_chunks,
 )
 from skinmm.images import shards
-from skinmm.images.source import FRAME, ImageFinder, Source, may_be_dicom, read_source, split_frame
+from skinmm.images.source import (
+    FRAME,
+    ImageFinder,
+    Source,
+    list_visible,
+    may_be_dicom,
+    read_source,
+    split_frame,
+)
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
 
 MAX_NAMED: Final = 10  # unused columns in a message
@@ -71,8 +80,8 @@ def fingerprint(source: str) -> str:
 def contains_records(folder: Path) -> bool:
     """Return whether a folder has DICOM or TFRecord files, which contain records."""
     return folder.is_dir() and any(
-        path.name.lower().endswith(shards.SUFFIXES) or (may_be_dicom(path.name) and _is_image(path))
-        for path in folder.rglob("*")
+        shards.is_tfrecord(path.name) or (may_be_dicom(path.name) and _is_image(path))
+        for path in list_visible(folder)
     )
 
 
@@ -102,13 +111,13 @@ def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> st
 
 
 def _is_listed(source: str) -> bool:
-    return source.lower().endswith(shards.SUFFIXES) or Path(source).is_dir()
+    return shards.is_tfrecord(source) or Path(source).is_dir()
 
 
 def _list_images(source: Path) -> pd.DataFrame:
     """Return the table of the images in a folder, or of the records in TFRecord files."""
-    files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    records = [path for path in files if path.name.lower().endswith(shards.SUFFIXES)]
+    files = sorted(list_visible(source)) if source.is_dir() else [source]
+    records = [path for path in files if shards.is_tfrecord(path.name)]
     if records:
         return shards.read_records(records).drop(columns="path").astype(object)
     images = [path.relative_to(source) for path in files if _is_image(path)]
@@ -123,8 +132,11 @@ def _list_images(source: Path) -> pd.DataFrame:
 
 
 def _is_image(path: Path) -> bool:
-    """Check the suffix; DICOM files of archives often have none, so check their first bytes."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    """Check the suffix, also of pictures that cannot be decoded: each becomes an error row.
+
+    DICOM files of archives often have none, so check their first bytes.
+    """
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_PICTURES):
         return path.is_file()
     if not path.is_file() or (path.suffix and not path.suffix[1:].isdigit()):
         return False

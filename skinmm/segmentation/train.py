@@ -17,10 +17,13 @@ from torchvision.tv_tensors import Image, Mask
 from skinmm.config import Config, to_mapping
 from skinmm.data.augment import Transform, apply_seeded
 from skinmm.data.cohorts import load_cohort, require_images, require_masks
-from skinmm.data.datamodule import FoldData, build_preprocessing
+from skinmm.data.datamodule import FoldData
 from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
+from skinmm.data.file_checks import FileCheck, image_checks
+from skinmm.data.lesion_finder import build_preprocessing
 from skinmm.errors import InputError, print_line
-from skinmm.images.decode import decode, probe
+from skinmm.images.base import resize
+from skinmm.images.decode import decode_mask, probe
 from skinmm.images.preprocess import ALIGNED_STEPS
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import Card, update_card
@@ -64,6 +67,8 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
         write_facts(run, data.cohort, trainer)
         sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
         print_line("cohort: {} rows to train, {} to validate, {} to test".format(*sizes))
+        for note in data.notes:
+            print_line(f"cohort: {note}")
         print_line(f"{config.segmenter.name}: {card.initialisation}")
     run_stage(trainer.fit, module, data, ckpt_path=run.last_checkpoint, weights_only=True)
     load_best(trainer, module, run)
@@ -145,7 +150,17 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
             "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
             "another one of the same aspect ratio".format(*sides)
         )
-    return decode(data, size=size)[None, ..., 0] // 128
+    inside = decode_mask(data)
+    pixels = np.repeat(inside[..., None] * np.uint8(255), 3, axis=2)
+    return resize(pixels, (size, size), inside.shape)[None, ..., 0] // 128
+
+
+def check_mask(path: str) -> None:
+    """Decode a mask, and refuse an empty or a full one."""
+    inside = decode_mask(Path(path).read_bytes())
+    if inside.all() or not inside.any():
+        state = "full" if inside.any() else "empty"
+        raise InputError(f"{path}: the mask is {state}: draw the lesion, or remove the file")
 
 
 class MaskData(FoldData):
@@ -177,7 +192,10 @@ class MaskData(FoldData):
         data = self.config.data
         cohort = load_cohort(data, labelled=False)
         self.classes = tuple(map(str, sorted(cohort.rows["target"].unique())))
-        self.split_cohort(require_masks(require_images(cohort, data.missing), data))
+        self.notes = cohort.notes
+        table = require_masks(require_images(cohort, data.missing), data)
+        masks = FileCheck(("mask",), check_mask, "masks")
+        self.split_cohort(table, *image_checks(table, data), masks)
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         """Return the samples of some rows of the cohort."""

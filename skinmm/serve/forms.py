@@ -149,8 +149,9 @@ def check_name(name: str) -> str:
     suffix = PurePosixPath(file).suffix.lower()
     if _FILE_NAME.fullmatch(file) and (suffix in ("", *IMAGE_SUFFIXES) or suffix[1:].isdecimal()):
         return name
+    allowed = ", ".join(IMAGE_SUFFIXES)
     raise ProblemError.unusable(
-        f"{name[:100]!r} is not the name of a .jpg, .jpeg, .png or .dcm file: letters, digits "
+        f"{name[:100]!r} is not the name of an image ({allowed}): letters, digits "
         "and ' .()+-_' are allowed, folders are not"
     )
 

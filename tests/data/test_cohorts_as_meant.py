@@ -165,6 +165,23 @@ def test_litter_of_file_managers_is_skipped(tmp_path: Path) -> None:
     assert len(table) == 6
 
 
+def test_pictures_of_other_formats_are_named_in_training_and_rows_in_prediction(
+    tmp_path: Path,
+) -> None:
+    for name in ("benign", "malignant"):
+        write_images(tmp_path / name, ["a", "b"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "benign" / "c.webp")
+    (tmp_path / "benign" / "d.avif").write_bytes(b"not read")
+    write_images(tmp_path / "__MACOSX", ["e"])
+    (tmp_path / "benign" / "._a.jpg").write_bytes(b"resource fork")
+    table = load_table("image_folder", tmp_path, positive=["malignant"])
+    assert len(table.rows) == 5
+    assert table.notes[0].startswith("1 pictures of formats that cannot be read (d.avif)")
+    (listed,) = read_input(str(tmp_path), 100)
+    names = [*(f"benign/{name}" for name in ("a.jpg", "b.jpg", "c.webp", "d.avif"))]
+    assert listed["image"].tolist() == [*names, "malignant/a.jpg", "malignant/b.jpg"]
+
+
 def test_prediction_knows_the_same_columns(tmp_path: Path) -> None:
     header = "Image_ID,PatientID,Age,Gender,Body Site,Target"
     folder = cohort(tmp_path, header, *four("P1,50,male,torso"))

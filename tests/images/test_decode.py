@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 import skinmm
-from skinmm.images.decode import DecodeError, ImageInfo, decode, probe
+from skinmm.images.decode import DecodeError, ImageInfo, decode, decode_mask, probe
 
 RNG = np.random.default_rng(7)
 
@@ -90,13 +91,111 @@ def test_sixteen_bits_become_their_upper_eight() -> None:
     )
 
 
+PICTURES = {
+    "BMP": encoded(photograph(), "BMP"),
+    "BMP, palette": encoded(photograph().quantize(64), "BMP"),
+    "TIFF": encoded(photograph(), "TIFF"),
+    "TIFF, compressed": encoded(photograph(), "TIFF", compression="tiff_lzw"),
+    "TIFF, palette": encoded(photograph().quantize(64), "TIFF"),
+    "TIFF, grey": encoded(photograph().convert("L"), "TIFF"),
+    "TIFF, CMYK": encoded(photograph().convert("CMYK"), "TIFF"),
+    "WebP": encoded(photograph(), "WEBP"),
+    "WebP, alpha": encoded(photograph().convert("RGBA"), "WEBP", lossless=True),
+    "GIF": encoded(photograph(), "GIF"),
+    "GIF, animated": encoded(
+        photograph(), "GIF", save_all=True, append_images=[photograph().rotate(180)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_other_formats_equal_pillow_to_the_bit(name: str) -> None:
+    expected = pillow(PICTURES[name])
+    np.testing.assert_array_equal(decode(PICTURES[name]), expected)
+    info = probe(PICTURES[name])
+    assert info.format == name.partition(",")[0].lower()
+    assert (info.height, info.width) == expected.shape[:2]
+    with pytest.raises(DecodeError):
+        decode(PICTURES[name][: len(PICTURES[name]) // 3])
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+def test_sixteen_bits_of_any_format_become_their_upper_eight(format_: str) -> None:
+    upper = (np.asarray(GREY16) >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(decode(encoded(GREY16, format_))[..., 1], upper)
+
+
+def test_thirty_two_bits_are_refused() -> None:
+    with pytest.raises(DecodeError, match="32 bits a value: convert it"):
+        decode(encoded(Image.fromarray(RNG.random((4, 5), dtype=np.float32)), "TIFF"))
+
+
+def test_a_page_of_a_tiff_is_named() -> None:
+    pages = [photograph(), photograph().rotate(180)]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(DecodeError, match=r"2 frames: name one"):
+        decode(data)
+    np.testing.assert_array_equal(decode(data, frame=2), np.asarray(pages[1]))
+
+
+def test_a_phone_s_picture_is_upright() -> None:
+    """The file has EXIF orientation 6, and the same rotation as a box of its container."""
+    pytest.importorskip("pi_heif")
+    data = (Path(__file__).parent / "gradient.heic").read_bytes()
+    y, x = np.mgrid[:32, :24]
+    expected = np.stack([y * 8, (23 - x) * 10, np.full_like(x, 90)], axis=-1)
+    assert distance(decode(data), expected) < 3
+    info = probe(data)
+    assert (info.format, info.height, info.width) == ("heic", 32, 24)
+
+
+def test_a_phone_s_picture_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pi_heif.as_plugin", None)
+    data = (Path(__file__).parent / "gradient.heic").read_bytes()
+    with pytest.raises(DecodeError, match=r"need pi-heif: pip install 'skinmm\[heic\]'"):
+        decode(data)
+
+
+MASK = np.zeros((30, 40), np.uint8)
+MASK[8:20, 5:33] = 1
+COLOURS = Image.fromarray(MASK, "P")
+COLOURS.putpalette([0, 0, 0, 128, 0, 0])
+INVERTED = Image.fromarray(1 - MASK, "P")
+INVERTED.putpalette([255, 255, 255, 0, 0, 0])
+MASKS = {
+    "0 and 1": Image.fromarray(MASK),
+    "0 and 255": Image.fromarray(MASK * 255),
+    "0 and 3": Image.fromarray(MASK * 3),
+    "10 and 90": Image.fromarray(MASK * 80 + 10),
+    "16 bits": Image.fromarray(MASK.astype(np.uint16) * 65535),
+    "0 and 1 of 16 bits": Image.fromarray(MASK.astype(np.uint16)),
+    "1 bit": Image.fromarray(MASK.astype(bool)),
+    "RGB": Image.fromarray(np.repeat(MASK[..., None] * 255, 3, axis=2)),
+    "red": Image.fromarray(MASK[..., None] * np.array([200, 0, 0], np.uint8)),
+    "palette of colours": COLOURS,
+    "palette of grey levels, white first": INVERTED,
+}
+
+
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_is_read_whatever_its_values_are(name: str, format_: str) -> None:
+    np.testing.assert_array_equal(decode_mask(encoded(MASKS[name], format_)), MASK == 1)
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_mask_of_one_value_is_empty_or_full(value: int) -> None:
+    drawn = decode_mask(encoded(Image.fromarray(np.full((5, 6), value, np.uint8)), "PNG"))
+    assert (drawn == bool(value)).all()
+
+
 def test_alpha_is_dropped_not_blended() -> None:
     pixels = RNG.integers(0, 256, (9, 8, 4), dtype=np.uint8)
     data = encoded(Image.fromarray(pixels), "PNG")
     np.testing.assert_array_equal(decode(data), pixels[:, :, :3])
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone_before_the_size_is_read(orientation: int, format_: str) -> None:
     data = with_orientation(orientation, format_)
@@ -202,7 +301,10 @@ HUGE_PNG = PNGS["RGB"].replace(struct.pack(">II", 283, 211), struct.pack(">II", 
 HUGE_JPEG = JPEGS["4:4:4"].replace(struct.pack(">HH", 211, 283), struct.pack(">HH", 60_000, 60_000))
 BAD = {
     "nothing": (b"", "the file is empty"),
-    "text": (b"<html>404 not found</html>", "neither JPEG, PNG nor DICOM, it begins with b'<html>"),
+    "text": (
+        b"<html>404 not found</html>",
+        "no image of a known format .* it begins with b'<html>",
+    ),
     "three bytes": (b"\xff\xd8\xff", "JPEG ends before its pixels begin"),
     "JPEG header only": (JPEGS["4:2:0"][:300], "JPEG"),
     "half a JPEG": (JPEGS["4:2:0"][:3000], "damaged JPEG .*fetch the file again"),

@@ -75,9 +75,9 @@ REFUSED = {
     "badVR.dcm": "unreadable DICOM",
     "meta_missing_tsyntax.dcm": "unreadable DICOM",
     "nested_priv_SQ.dcm": "unreadable DICOM",
-    "no_meta.dcm": "neither JPEG, PNG nor DICOM",
+    "no_meta.dcm": "no image of a known format",
     "rtplan.dcm": r"has no pixels \(Modality RTPLAN\)",
-    "rtstruct.dcm": "neither JPEG, PNG nor DICOM",
+    "rtstruct.dcm": "no image of a known format",
     "test-SR.dcm": r"has no pixels \(Modality SR\): leave it out",
     "waveform_ecg.dcm": r"has no pixels \(Modality ECG\)",
 }

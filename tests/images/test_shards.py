@@ -12,7 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skinmm.images.shards import SIIM, Schema, TFRecordFile, read_records, read_tfrecord_image
+from skinmm.images.shards import (
+    SIIM,
+    Schema,
+    TFRecordFile,
+    is_tfrecord,
+    read_records,
+    read_tfrecord_image,
+)
+from skinmm.images.source import ImageFinder, may_be_dicom
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 
 IMAGES = {f"ISIC_{row:07d}": bytes([255, 216, row]) * (row + 1) for row in range(9)}
@@ -244,3 +252,26 @@ def test_whatever_the_payload_there_is_one_kind_of_error(path: Path, payload: by
     bad.write_bytes(header + crc(header) + payload + crc(payload))
     with pytest.raises(TFRecordError, match=r"bad\.tfrec: record 0"):
         _everything(bad)
+
+
+def test_a_shard_named_as_by_tensorflow_datasets_is_found(path: Path) -> None:
+    shard = path.with_name("data.tfrecord-00000-of-00002")
+    path.rename(shard)
+    assert is_tfrecord(shard.name)
+    assert not is_tfrecord(f"{shard.name}.tfindex")
+    finder = ImageFinder([str(shard)])
+    location = finder.find("ISIC_0000003")
+    assert location is not None
+    assert read_tfrecord_image(location) == IMAGES["ISIC_0000003"]
+    assert not may_be_dicom(location)
+
+
+def test_a_list_is_refused_if_it_is_used(path: Path) -> None:
+    record = {"image_name": "I", "image": b"\xff\xd8\xff", "age_approx": [3, 4], "box": [1, 2]}
+    write_tfrecord(path, [record])
+    with pytest.raises(TFRecordError, match=r"1\.tfrec: I: feature 'age_approx' is a list of 2"):
+        read_records([path])
+    write_tfrecord(path, [record | {"age_approx": 3}])
+    assert read_records([path])["age_approx"].tolist() == [3]
+    with pytest.raises(TFRecordError, match="feature 'box' is a list of 2 values"):
+        read_records([path], used=["box"])

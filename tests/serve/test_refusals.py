@@ -49,7 +49,7 @@ async def read_nothing() -> None:
     ("data", "status", "reason"),
     [
         (b"", 422, "has no file"),
-        (b"GIF89a", 422, "neither JPEG, PNG nor DICOM"),
+        (b"<html>", 422, "no image of a known format"),
         (b"\xff\xd8\xff\xe0 no more", 422, "cannot be used"),
         (png(15, 40), 422, "15x40 pixels are too few: each side needs 16"),
         (png(32, 40), 422, "a single colour"),

@@ -15,7 +15,7 @@ from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.images.source import fill_from_headers, list_files
+from skinmm.images.source import describe_other_pictures, fill_from_headers, list_files
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
 
 BINARY: Final = ("benign", "malignant")
@@ -24,6 +24,7 @@ MASK_FOLDERS: Final = (
     *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
 )
 """Folders of masks, of any dataset, under its root."""
+MASK_SUFFIXES: Final = (".tif", ".tiff", ".gif", ".bmp", ".png")
 MASK_ENDING: Final = "_segmentation"  # optional, after the name of the image, as in ISIC
 Adapter = Callable[..., CohortTable]
 """`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
@@ -239,9 +240,11 @@ def describe_missing_images(rows: pd.DataFrame, searched: Iterable[Path]) -> str
     missing = rows.loc[rows["path"].isna(), "image_id"]
     if missing.empty:
         return None
+    searched = list(searched)
+    others = describe_other_pictures(list_files(searched))
     return (
         f"{len(missing)} of {len(rows)} images are not on disk, e.g. {', '.join(missing[:3])}; "
-        f"searched in {', '.join(map(str, searched))}"
+        f"searched in {', '.join(map(str, searched))}{f'; {others}' if others else ''}"
     )
 
 
@@ -252,8 +255,8 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """
     folders = _list_mask_folders(data)
     files = map(Path, list_files(folder for folder in folders if folder.is_dir()))
-    pngs = [file for file in files if file.suffix.lower() == ".png"]
-    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in pngs}
+    drawn = [file for file in files if file.suffix.lower() in MASK_SUFFIXES]
+    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in drawn}
     paths = [masks.get(name) for name in rows["image_id"]]
     rows = rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
     has_mask = rows["mask"].notna()

@@ -232,7 +232,7 @@ def siim_isic(
 def _read_siim_table(root: Path, file: Path) -> pd.DataFrame:
     if not file.is_file():
         folders = [root / folder for folder in SIIM_FOLDERS if (root / folder).is_dir()]
-        records = [name for name in list_files(folders) if name.lower().endswith(shards.SUFFIXES)]
+        records = [name for name in list_files(folders) if shards.is_tfrecord(name)]
         if training := [name for name in records if not Path(name).name.startswith("test")]:
             return shards.read_records(training, shards.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])

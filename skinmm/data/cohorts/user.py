@@ -26,8 +26,15 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.images.shards import PLAIN, SUFFIXES, Schema, read_records
-from skinmm.images.source import FRAME, is_litter, list_files, strip_suffix
+from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
+from skinmm.images.source import (
+    FRAME,
+    describe_other_pictures,
+    is_litter,
+    list_files,
+    list_visible,
+    strip_suffix,
+)
 from skinmm.vocabulary import (
     CONVERTERS,
     column_key,
@@ -205,7 +212,8 @@ def image_folder(data: DataConfig) -> CohortTable:
     if tops:
         table["part"] = pd.Series(part, dtype=object)
     rows = to_canonical(table, root, data).assign(path=[str(file) for file in files])
-    return CohortTable(rows, (root,))
+    others = describe_other_pictures(list_visible(root))
+    return CohortTable(rows, (root,), notes=(others,) if others else ())
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -213,15 +221,11 @@ def _list_folders(folder: Path) -> list[Path]:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not is_litter(*file.relative_to(folder).parts)
-    )
+    listed = sorted(list_visible(folder))
+    files = [file for file in listed if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise InputError(
-            f"{folder}: no image in this class folder; add images or remove the folder"
-        )
+        advice = describe_other_pictures(listed) or "add images or remove the folder"
+        raise InputError(f"{folder}: no image in this class folder; {advice}")
     for file in files:
         if not is_utf8(str(file)):
             raise InputError(f"{str(file)!r}: the file name is not UTF-8; rename the file")
@@ -263,7 +267,7 @@ def tfrecord(
     missing = _require_lists("missing", missing, "age: [-1]", int)
     root = require_root(data)
     listed = list_files(folder for folder in (root, root / "tfrecords") if folder.is_dir())
-    records = [file for file in listed if file.lower().endswith(SUFFIXES)]
+    records = [file for file in listed if is_tfrecord(file)]
     chosen = [file for file in records if fnmatch(Path(file).name, files)]
     if not chosen:
         raise InputError(f"{root}: no TFRecord file named {files} in it or in tfrecords/")
@@ -274,7 +278,7 @@ def tfrecord(
         codes={columns.get(column, column): words for column, words in codes.items()},
         missing={columns.get(column, column): numbers for column, numbers in missing.items()},
     )
-    table = read_records(chosen, schema)
+    table = read_records(chosen, schema, data.columns)
     for column in {*columns, *codes, *missing} - {*table.columns}:
         available = ", ".join(sorted({*map(str, table.columns)} - {"path"}))
         feature = columns.get(column, column)

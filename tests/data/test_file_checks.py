@@ -1,0 +1,121 @@
+"""Unusable files are found before training, all in one message, and left out on request."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from micro_runs import micro_config, read_data
+from PIL import Image
+
+from skinmm.cli.commands import load_pack_input
+from skinmm.config import DataConfig
+from skinmm.config.commands import PackConfig
+from skinmm.data.file_checks import HEAD, FileCheck, check_image, image_checks, require_usable
+from skinmm.errors import InputError
+
+BOTH = frozenset({"image", "record"})
+
+
+def write_cohort(root: Path, rows: int = 60) -> DataConfig:
+    """A cohort of noise, half of it malignant."""
+    noise = np.random.default_rng(0)
+    for row in range(rows):
+        pixels = noise.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"I{row:02}.jpg")
+    lines = [f"I{row:02},P{row},50,{row % 2}" for row in range(rows)]
+    (root / "cohort.csv").write_text("\n".join(["image_id,patient_id,age,target", *lines]))
+    return DataConfig(name="csv", root=str(root), folds=5)
+
+
+def damage(file: Path, kind: str) -> None:
+    data = file.read_bytes()
+    broken = {"truncated": data[:-900], "empty": b"", "text": b"<html>404</html>"}
+    file.write_bytes(broken[kind])
+
+
+def test_all_damaged_files_are_in_one_message(tmp_path: Path) -> None:
+    data = write_cohort(tmp_path)
+    for row, kind in enumerate(["truncated", "empty", "text"]):
+        damage(tmp_path / f"I0{row}.jpg", kind)
+    said = r"^3 of 60 images .*I00 \(damaged JPEG.*I01 \(the file is empty.*I02 \(no image.*=drop"
+    with pytest.raises(InputError, match=said):
+        read_data(micro_config(data=data), BOTH)
+
+
+@pytest.mark.parametrize("inputs", [BOTH, frozenset({"record"})])
+def test_they_are_left_out_on_request_for_all_models_alike(
+    tmp_path: Path, inputs: frozenset[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = replace(write_cohort(tmp_path), missing="drop")
+    whole = read_data(micro_config(data=data), BOTH).cohort.set_index("image_id")
+    for row in range(8):
+        damage(tmp_path / f"I0{row}.jpg", "truncated")
+    left = read_data(micro_config(data=data), inputs)
+    warning = capsys.readouterr().err
+    assert "8 of 60 images cannot be used: I00" in warning
+    assert warning.rstrip().endswith("3 more: left out")
+    assert left.cohort["image_id"].tolist() == [f"I{row:02}" for row in range(8, 60)]
+    expected = whole["part"].loc[left.cohort["image_id"]]
+    assert left.cohort["part"].tolist() == expected.tolist()
+    assert len(left.targets) == 52
+    np.testing.assert_array_equal(left.targets, left.cohort["target"])
+    assert left.notes[-1].startswith("60 images checked in ")
+
+
+def test_pixels_of_validation_and_test_are_decoded(tmp_path: Path) -> None:
+    """A hole in the stream is not in the header: only decoding finds it."""
+    data = write_cohort(tmp_path)
+    cohort = read_data(micro_config(data=data), BOTH).cohort
+    for part in ("train", "test"):
+        name = cohort["image_id"][cohort["part"] == part].iloc[0]
+        stream = (tmp_path / f"{name}.jpg").read_bytes()
+        (tmp_path / f"{name}.jpg").write_bytes(stream[:900] + stream[1200:])
+    test = cohort["image_id"][cohort["part"] == "test"].iloc[0]
+    with pytest.raises(InputError, match=rf"^1 of 60 images cannot be used: {test} \("):
+        read_data(micro_config(data=data), BOTH)
+
+
+def test_a_pack_is_checked_before_it_is_written(tmp_path: Path) -> None:
+    data = write_cohort(tmp_path, 10)
+    damage(tmp_path / "I03.jpg", "truncated")
+    damage(tmp_path / "I07.jpg", "empty")
+    config = PackConfig(data=data, out=str(tmp_path / "packed"))
+    with pytest.raises(InputError, match=r"2 of 10 images cannot be used: I03 .* I07 "):
+        load_pack_input(config)
+    config.data.missing = "drop"
+    assert load_pack_input(config)[0]["image_id"].isin(["I03", "I07"]).sum() == 0
+
+
+def test_a_long_header_is_read_to_its_end(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (30, 20))
+    long, trailing = tmp_path / "long.jpg", tmp_path / "trailing.jpg"
+    picture.save(long, icc_profile=bytes(2 * HEAD))
+    check_image(str(long), None)
+    stream = BytesIO()
+    picture.save(stream, "JPEG")
+    trailing.write_bytes(stream.getvalue() + b"camera data" * 20)  # after the end: decoded
+    check_image(str(trailing), None)
+
+
+def test_no_row_of_a_part_may_be_lost_entirely() -> None:
+    def refuse(path: str) -> None:
+        if path == "b":
+            raise InputError("unusable")
+
+    rows = pd.DataFrame({"image_id": ["A", "B"], "path": ["a", "b"], "part": ["train", "val"]})
+    with pytest.raises(InputError, match=r"1 of 2 images cannot be used.*no row is left in val"):
+        require_usable(rows, [FileCheck(("path",), refuse)], "drop")
+
+
+@pytest.mark.parametrize("location", [lambda root: str(root / "I00.jpg#frame=2"), str])
+def test_a_frame_that_a_file_lacks_and_a_folder_are_unusable(
+    tmp_path: Path, location: Callable[[Path], str]
+) -> None:
+    write_cohort(tmp_path, 1)
+    rows = pd.DataFrame({"image_id": ["A"], "path": [location(tmp_path)]})
+    with pytest.raises(InputError, match="1 of 1 images cannot be used: A "):
+        require_usable(rows, image_checks(rows, DataConfig()), "error")
