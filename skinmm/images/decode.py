@@ -198,10 +198,12 @@ def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
         check_size(width, height, request.max_pixels, request.min_side)
     with _open_picture(data, kind) as image:
-        check_size(*image.size, request.max_pixels, request.min_side)
+        width, height = image.size
+        check_size(width, height, request.max_pixels, request.min_side)
         if index := check_frame(request.frame, _count_frames(image, kind)):
             image.seek(index)
-            check_size(*image.size, request.max_pixels, request.min_side)
+            width, height = image.size
+            check_size(width, height, request.max_pixels, request.min_side)
         profile, orientation = image.info.get("icc_profile"), _read_orientation(image, kind)
         image.load()
         if image.mode.startswith("I") and (kind == "PNG" or image.mode != "I"):
@@ -245,7 +247,8 @@ def decode_mask(data: bytes, max_pixels: int = 200_000_000) -> Bool[np.ndarray, 
         if kind not in _CLASSES:
             raise DecodeError(f"a mask cannot be {kind}: convert it to PNG")
         with _open_picture(data, kind) as image:
-            check_size(*image.size, max_pixels)
+            width, height = image.size
+            check_size(width, height, max_pixels)
             orientation = _read_orientation(image, kind)
             inside = _find_inside(image)
     pixels = inside[..., None].repeat(3, axis=2).view(np.uint8)
