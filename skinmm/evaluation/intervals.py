@@ -34,6 +34,13 @@ _STEPPED: Final = (
 )
 """Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
+MIN_MALIGNANT_PATIENTS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("partial_auroc", "balanced_accuracy", "ece"), 45),
+    **dict.fromkeys(("specificity_at_90_sensitivity", "specificity_at_95_sensitivity"), 100),
+    "mean_probability": 100,
+}
+"""Patients with malignant lesions below which an interval was measured to be too narrow
+(benchmarks/results/evidence.md)."""
 _FOLDED: Final = ("ece", "ici", "e90")
 """Calibration errors: chance raises them, because they cannot be negative."""
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from markupsafe import Markup
 
 from skinmm.errors import InputError
+from skinmm.evaluation.intervals import MIN_MALIGNANT_PATIENTS
 from skinmm.images.decode import decode_within
 from skinmm.images.source import read_source
 
@@ -168,6 +169,7 @@ TEXTS: Final[dict[str, Any]] = yaml.safe_load(
 """Static texts of the pages, and labels of metrics under `metrics`."""
 MALIGNANCY: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
 """Metrics of malignancy that are printed after those of several classes."""
+NARROW: Final = " *"
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
 
 
@@ -241,8 +243,10 @@ def metric_label(name: str) -> str:
 
 def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]) -> Table:
     """Return a table of the named metrics; those that were not measured are left out."""
-    entries = [(name, measured["metrics"].get(name)) for name in names]
-    rows = [(metric_label(name), format_estimate(entry)) for name, entry in entries if entry]
+    entries = {name: e for name in names if (e := measured["metrics"].get(name))}
+    rows = [(metric_label(name), mark_estimate(name, e, measured)) for name, e in entries.items()]
+    if any(cell.endswith(NARROW) for _, cell in rows):
+        caption += f". {describe_narrow(measured)}"
     return Table(caption, ("Measure", "Value (interval)"), rows)
 
 
@@ -253,6 +257,18 @@ def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for name in metrics if name.startswith("recall_")]
     names = ["macro_auroc", "class_balanced_accuracy", *names, *MALIGNANCY]
     return {name: metrics[name] for name in names}
+
+
+def mark_estimate(name: str, entry: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str:
+    """Format an estimate; mark an interval that is too narrow with so few malignant patients."""
+    text, patients = format_estimate(entry), measured.get("malignant_patients")
+    is_narrow = patients is not None and patients < MIN_MALIGNANT_PATIENTS.get(name, 0)
+    return text + NARROW if is_narrow and format_interval(entry) else text
+
+
+def describe_narrow(measured: Mapping[str, Any]) -> str:
+    """Explain the mark of `mark_estimate`."""
+    return TEXTS["narrow"].format(measured["malignant_patients"])
 
 
 def format_metrics(evaluation: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What the terminal shows after a run."""
 
-from skinmm.report.blocks import HEADLINE, format_metrics
+from skinmm.report.blocks import HEADLINE, format_metrics, metric_table
 
 
 def test_what_is_referred_stands_below_the_sensitivity() -> None:
@@ -25,3 +25,16 @@ def test_several_classes_are_reported_before_malignancy() -> None:
         "auroc",
     ]
     assert "f1_mel" not in first
+
+
+def test_an_interval_of_few_malignant_patients_is_marked() -> None:
+    entry = {"value": 0.8, "low": 0.7, "high": 0.9}
+    measured = {"malignant_patients": 44, "metrics": {"balanced_accuracy": entry, "auroc": entry}}
+    table = metric_table("Metrics", measured, ["auroc", "balanced_accuracy"])
+    assert [row[1] for row in table.rows] == ["0.800 (0.700 to 0.900)", "0.800 (0.700 to 0.900) *"]
+    assert "With 44 malignant patients" in table.caption
+    enough = metric_table("Metrics", {**measured, "malignant_patients": 45}, ["balanced_accuracy"])
+    assert enough.rows[0][1] == "0.800 (0.700 to 0.900)"
+    assert enough.caption == "Metrics"
+    old = {"metrics": measured["metrics"]}  # a run of an earlier version
+    assert metric_table("Metrics", old, ["balanced_accuracy"]).caption == "Metrics"

@@ -15,6 +15,7 @@ import yaml
 
 from skinmm.config import flatten
 from skinmm.report.blocks import (
+    NARROW,
     TEXTS,
     Block,
     Checklist,
@@ -25,8 +26,9 @@ from skinmm.report.blocks import (
     Row,
     Section,
     Table,
-    format_estimate,
+    describe_narrow,
     format_estimates,
+    mark_estimate,
     metric_label,
     metric_table,
 )
@@ -67,15 +69,20 @@ def build_training(inputs: ReportInputs) -> Section | None:
 
 def build_metrics(inputs: ReportInputs) -> Section:
     """Build the table of all test metrics, next to the validation metrics if available."""
-    columns = {"Test": inputs.measured["metrics"]}
-    if validation := inputs.metrics.get("val", {}).get("metrics"):
+    columns = {"Test": inputs.measured}
+    if (validation := inputs.metrics.get("val", {})).get("metrics"):
         columns["Validation"] = validation
     rows = [
-        (metric_label(name), *(format_estimate(column.get(name)) for column in columns.values()))
-        for name in columns["Test"]
+        (
+            metric_label(name),
+            *(mark_estimate(name, c["metrics"].get(name), c) for c in columns.values()),
+        )
+        for name in inputs.measured["metrics"]
     ]
-    table = Table("", ("Metric", *columns), rows)
-    return Section("metrics", "All metrics", [table], TEXTS["metrics_lead"])
+    lead = TEXTS["metrics_lead"]
+    if any(row[1].endswith(NARROW) for row in rows):
+        lead += f" {describe_narrow(inputs.measured)}"
+    return Section("metrics", "All metrics", [Table("", ("Metric", *columns), rows)], lead)
 
 
 def build_configuration(inputs: ReportInputs) -> Section | None:

@@ -1,0 +1,142 @@
+"""Coverage of intervals and type-I error of tests, with patients as in SIIM-ISIC 2020.
+
+python benchmarks/inference.py [SECTION ...]
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+from evaluation import RESAMPLES, Rows, World, covered_table, draw, predictions, table
+from scipy.special import expit, logit
+
+from skinmm.evaluation.comparison import compare
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.smooth_calibration import calibration_noise
+from skinmm.evaluation.subgroups import Group, sensitivity_gaps
+
+SIIM_SIZES: Final = (
+    *(2, 3, 3, 4, 4, 5, 6, 7, 8, 10),
+    *(12, 13, 15, 17, 19, 22, 25, 29, 35, 44, 115),
+)
+"""Quantiles (every 5 %) of the number of images of SIIM-ISIC 2020's 2,056 patients."""
+
+
+def siim_like(patients: int) -> World:
+    """Patients as in SIIM-ISIC 2020: 2 to 115 images, 1.7 % malignant, 20 % with a melanoma."""
+    return World(patients, mean=-5.6, spread=1.6, shared=1.0, sizes=SIIM_SIZES)
+
+
+def main() -> None:
+    """Run the named sections, or all, and print Markdown."""
+    for name in sys.argv[1:] or SECTIONS:
+        for line in SECTIONS[name]():
+            print(line, flush=True)
+    print(f"\nCPU time: {time.process_time():.0f} s.")
+
+
+def coverage() -> Iterator[str]:
+    """Share of intervals that contain the truth."""
+    yield "\n## Coverage of 95 % intervals, patients as in SIIM-ISIC 2020\n"
+    yield from covered_table(
+        {
+            "few": (siim_like(140), 300),
+            "enough": (siim_like(280), 300),
+            "many": (siim_like(600), 200),
+        }
+    )
+
+
+NULL_METRICS: Final = (
+    *("auroc", "average_precision", "brier", "log_loss", "net_benefit"),
+    *("balanced_accuracy", "sensitivity", "specificity"),
+)
+
+
+def null_tests() -> Iterator[str]:
+    """How often two systems of equal skill are called different."""
+    repeats = 500
+    yield f"\n## Paired comparison of equal systems: share of p < 0.05, {repeats} repeats\n"
+    columns = {}
+    for kind, world in (
+        ("SIIM-like, 28 malignant patients", siim_like(140)),
+        ("SIIM-like, 45 malignant patients", siim_like(228)),
+        ("140 single lesions, 28 malignant", None),
+    ):
+        generator = np.random.default_rng(4)
+        called = dict.fromkeys((*NULL_METRICS, "auroc, DeLong over patients", "contradictions"), 0)
+        for repeat in range(repeats):
+            scores, truth, codes = _single(generator) if world is None else draw(generator, world)
+            pair = [expit(logit(scores) + generator.normal(size=len(scores))) for _ in range(2)]
+            files = {name: predictions(p, truth, codes) for name, p in zip("ab", pair, strict=True)}
+            threshold = float(np.quantile(pair[0][truth], 0.05))
+            thresholds = dict.fromkeys("ab", threshold)
+            found = compare(files, thresholds=thresholds, resamples=RESAMPLES, seed=repeat)
+            entries = {name: found["pairs"][0]["metrics"][name] for name in NULL_METRICS}
+            entries["auroc, DeLong over patients"] = found["pairs"][0]["delong"]
+            for name, entry in entries.items():
+                is_called = entry["p"] is not None and entry["p"] < 0.05  # noqa: PLR2004
+                called[name] += is_called
+                if entry["p"] is not None:
+                    called["contradictions"] += is_called == (entry["low"] <= 0 <= entry["high"])
+        columns[kind] = {name: count / repeats for name, count in called.items()}
+    yield table("metric", *columns)
+    for name in next(iter(columns.values())):
+        yield f"| {name} | {' | '.join(f'{column[name]:.3f}' for column in columns.values())} |"
+
+
+def _single(generator: np.random.Generator) -> Rows:
+    """Draw 140 patients with one lesion each, as in the embedded cohort."""
+    truth = np.arange(140) < 28  # noqa: PLR2004 - as its test part
+    risk = generator.normal(size=140) + 1.5 * truth - 2.5
+    return expit(risk), truth, np.arange(140)
+
+
+def gaps() -> Iterator[str]:
+    """How often groups of equal sensitivity seem to differ."""
+    repeats = 500
+    yield f"\n## Gaps between subgroups without any gap, {repeats} repeats\n"
+    yield table("groups, malignant lesions", "p < 0.05", "interval of the gap excludes 0")
+    for groups, lesions, rate in ((2, 60, 0.95), (3, 120, 0.9), (5, 150, 0.9), (6, 300, 0.9)):
+        generator, called, excluded = np.random.default_rng(6), 0, 0
+        for repeat in range(repeats):
+            sizes = generator.choice([1, 2, 3, 4], p=[0.75, 0.18, 0.05, 0.02], size=lesions)
+            codes = np.repeat(np.arange(lesions), sizes)[:lesions]
+            shared = generator.normal(size=lesions)[codes]
+            hits = generator.random(lesions) < expit(1.2 * logit(rate) + shared)
+            labels = generator.integers(groups, size=lesions)[codes]
+            file = predictions(hits.astype(np.float64), np.ones(lesions, dtype=bool), codes)
+            members = [Group("site", str(name), labels == name) for name in range(groups)]
+            found = sensitivity_gaps(file, members, threshold=0.5, permutations=400, seed=repeat)
+            called += any(gap["p_holm"] < 0.05 for gap in found)  # noqa: PLR2004
+            excluded += any(gap["low"] > 0 for gap in found)
+        yield f"| {groups}, {lesions} | {called / repeats:.3f} | {excluded / repeats:.3f} |"
+
+
+def noise() -> Iterator[str]:
+    """Expected calibration error of a calibrated model, and its statement."""
+    yield "\n## Expected calibration error of a calibrated model, 300 repeats\n"
+    yield table("images, prevalence", "measured, mean", "stated as chance, mean")
+    generator = np.random.default_rng(7)
+    for rows, shift in ((140, -1.6), (600, -1.6), (3_500, -5.6)):
+        found = []
+        for repeat in range(300):
+            p = expit(shift + 1.5 * generator.normal(size=rows))
+            file = predictions(p, generator.random(rows) < p, np.arange(rows))
+            if not 0 < file.malignant.sum() < rows:
+                continue
+            measured = evaluate(file, resamples=0)["metrics"]["ece"]["value"]
+            stated = calibration_noise(p, draws=20, seed=repeat)["ece"]
+            found.append((measured, stated))
+        measured, stated = np.mean(found, axis=0)
+        yield f"| {rows:,}, {expit(shift):.3f} | {measured:.4f} | {stated:.4f} |"
+
+
+SECTIONS: Final[dict[str, Callable[[], Iterator[str]]]] = {
+    section.__name__: section for section in (coverage, null_tests, gaps, noise)
+}
+
+if __name__ == "__main__":
+    main()
