@@ -83,10 +83,12 @@ def draw(generator: np.random.Generator, world: World) -> Rows:
     """Scores, truth and patients."""
     if world.sizes:
         shares = np.linspace(0, 1, len(world.sizes))
-        lesions = np.interp(generator.random(world.patients), shares, world.sizes).round()
+        lesions = np.rint(np.interp(generator.random(world.patients), shares, world.sizes)).astype(
+            int
+        )
     else:
         lesions = generator.integers(1, 12, size=world.patients)
-    codes = np.repeat(np.arange(world.patients), lesions.astype(np.int64))
+    codes = np.repeat(np.arange(world.patients), lesions)
     risk = world.mean + world.shared * generator.normal(size=world.patients)[codes]
     risk += world.spread * generator.normal(size=len(codes))
     truth = generator.random(len(codes)) < expit(risk)
