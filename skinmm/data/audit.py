@@ -252,7 +252,7 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _name_linked(table: pd.DataFrame) -> list[str]:
-    """Return images in two parts that an absent original or a chain through unused rows links."""
+    """Name images in two parts, linked through an absent original or through unused rows."""
     component = pd.Series(find_components(table), index=table.index)
     rows = table[table["part"] != UNUSED].assign(component=component)
     rows = rows.drop_duplicates(["component", "part"])

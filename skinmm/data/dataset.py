@@ -192,7 +192,7 @@ class LesionDataset(Dataset[Sample]):
             else:
                 sample["image"] = self._load_image(row, self._paths[row], seed)
             if self._dropout.image:
-                sample["shown"] = not is_dropped
+                sample["has_image"] = not is_dropped
             if seed is not None and self._transform is None and self._features is None:
                 sample["seed"] = seed
         return sample
@@ -213,7 +213,7 @@ class LesionDataset(Dataset[Sample]):
             values, positions = self._features
             batch["image"] = torch.from_numpy(values[positions[rows]])
             if self._dropout.image:
-                batch["shown"] = torch.tensor([not row.image for row in dropped])
+                batch["has_image"] = torch.tensor([not row.image for row in dropped])
         return batch
 
     def _draw_dropout(self, seeds: list[int | None]) -> list[Dropped]:

@@ -76,7 +76,7 @@ class Weighted:
 
     @property
     def corrects(self) -> str:
-        """Name of the sampler, empty if the power is 0."""
+        """Name of this correction of class imbalance; empty if power=0, which corrects nothing."""
         return "weighted sampler" if self.power else ""
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
@@ -190,7 +190,7 @@ class Undersample:
         return make_generator(seed, epoch).permutation(np.concatenate(parts))
 
     def prior(self, labels: Labels) -> Shares:
-        """Return the shares of the subsets."""
+        """Return the share of each class among the rows that an epoch draws."""
         sizes = self._sizes(labels)
         return sizes / sizes.sum()
 

@@ -20,7 +20,7 @@ LINKS: Final = (("patient_id",), ("lesion_id",), ("image_id", "duplicate_of"))
 
 
 def find_components(table: pd.DataFrame) -> Int64[np.ndarray, " n"]:
-    """Return the number of each row's component: the rows that no split may separate.
+    """Return a component index per row; no split may separate rows with the same index.
 
     Rows belong together if they share a patient or a lesion, if one is the `duplicate_of` the
     other, or through a chain of such links.

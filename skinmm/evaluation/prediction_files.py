@@ -67,7 +67,7 @@ class PredictionFile:
             raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
 
     def parse_probabilities(self) -> tuple[tuple[str, ...], Float64[np.ndarray, "n c"]]:
-        """Return classes and probabilities; for two classes that of malignancy is enough."""
+        """Return classes and probabilities; a binary file needs only that of malignancy."""
         columns = list(self.table.columns)
         classes = tuple(name[2:] for name in columns if name.startswith("p_"))
         if set(classes) <= {"malignant"}:

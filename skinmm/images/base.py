@@ -242,7 +242,7 @@ def read_jpeg_stream(
     height, width = header.height, header.width
     check_size(width, height, request.max_pixels, request.min_side)
     if header.precision != _BITS:
-        raise DecodeError(f"JPEG of {header.precision} bits: convert it to 8 bits first")
+        raise DecodeError(f"JPEG with {header.precision} bits: convert it to 8 bits first")
     if header.components not in (1, 3):
         return _read_whole_jpeg(data, profile, request.icc, orientation)
     eighths = 8

@@ -209,7 +209,7 @@ def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
         if image.mode.startswith("I") and (kind == "PNG" or image.mode != "I"):
             opaque = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
-            raise DecodeError("it has 32 bits a value: convert it to 8 or 16 bits")
+            raise DecodeError("it has 32 bits per value: convert it to 8 or 16 bits")
         else:
             image.info.pop("transparency", None)
             grey, other = ("1", "L", "LA"), image.mode if image.mode == "CMYK" else "RGB"

@@ -201,7 +201,7 @@ def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
     if syntax == JPEGBaseline8Bit:
         plugin = "pillow"  # libjpeg-turbo, like the JPEG path
     if syntax == JPEGExtended12Bit and dataset.BitsStored > _BYTE and plugin != "pylibjpeg":
-        raise DecodeError(f"JPEG of {dataset.BitsStored} bits: decompress it first (dcmdjpeg)")
+        raise DecodeError(f"JPEG with {dataset.BitsStored} bits: decompress it first (dcmdjpeg)")
     if plugin == "gdcm" and dataset.BitsAllocated == _BYTE:
         simplejpeg.decode_jpeg(stream)
     return pixel_array(dataset, index=index, decoding_plugin=plugin)

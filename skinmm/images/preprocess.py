@@ -181,7 +181,7 @@ def _import_opencv() -> ModuleType:
 
 
 def _centre_span(span: slice, side: int, whole: int) -> tuple[int, int]:
-    """Return start and stop of a span of length `side` around the same middle, moved inside."""
+    """Return start and stop of `side` pixels centred on `span`, shifted to lie within the image."""
     side = min(side, whole)
     start = min(max((span.start + span.stop - side) // 2, 0), whole - side)
     return start, start + side

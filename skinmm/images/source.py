@@ -119,7 +119,7 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def has_empty_cell(table: Table, names: Sequence[str]) -> Bool[np.ndarray, " n"]:
-    """Return, for each row, whether a cell is empty in any of these columns that the table has."""
+    """Return which rows have an empty cell in any of these columns; absent columns are ignored."""
     empty = [pd.isna(np.asarray(table[name])) for name in names if name in table]
     return np.logical_or.reduce(empty) if empty else np.zeros(0, np.bool_)
 

@@ -197,7 +197,7 @@ class MetaNet(Fusion):
 
 
 class MetaBlock(Fusion):
-    """Scaling and shifting of the feature map by the record with the gates of an LSTM, then a mean.
+    """LSTM-like gates: the record scales and shifts each channel of the map, then a mean.
 
     Pacheco & Krohling 2021, "An attention-based mechanism to combine images and metadata in deep
     learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002. LayerNorm

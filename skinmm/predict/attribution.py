@@ -28,7 +28,7 @@ Malignancy = Callable[[Float64[np.ndarray, "n c"]], Float64[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class Contributions:
-    """Contributions to the probability of malignancy; `start` and `added` sum up to it.
+    """Contributions to the probability of malignancy, which is `start` plus the sum of `added`.
 
     Attributes:
         start: mean probability of the background rows; without these, that of an empty input.

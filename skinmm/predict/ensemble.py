@@ -205,7 +205,7 @@ class Ensemble:
     def run(
         self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
     ) -> Float64[np.ndarray, "g width"]:
-        """Return the scores of all members for a batch, next to each other."""
+        """Return the members' scores for a batch, one row per lesion, side by side in columns."""
         scores = []
         for member, view in zip(self.members, self._member_views, strict=True):
             pixels = None

@@ -61,7 +61,7 @@ def count_rows(source: str) -> int | None:
 
 
 def fingerprint(source: str) -> str:
-    """Return a text that changes when an input changes: size and time, or the names of a folder."""
+    """Return a string that changes with an input: size and time, or the names in a folder."""
     if "://" in source:
         with _reaching(f"input={source}") as fsspec:
             filesystem, path = fsspec.core.url_to_fs(source)

@@ -216,7 +216,7 @@ def _submit(
     submit: Submit,
     batch_size: int,
 ) -> Iterator[_Step]:
-    """Start to load the images; a step never has rows of two tables."""
+    """Start loading images, one step per batch; a step never mixes rows of two tables."""
     for table in tables:
         batch = TableBatch(
             rename_training_columns(table, ensemble.column_names),

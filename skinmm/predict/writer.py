@@ -85,7 +85,7 @@ class OutputTable:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def read(self) -> Iterator[pd.DataFrame]:
-        """Read the rows so far as text, in blocks."""
+        """Yield the rows written so far, in blocks, with every cell as text."""
         options: dict[str, Any] = {"dtype": str, "keep_default_na": False}
         with pd.read_csv(self._partial, chunksize=BLOCK, **options) as blocks:
             yield from blocks

@@ -175,7 +175,7 @@ def _build_performance_section(
 
 
 def _build_shifts(shifts: Sequence[ColumnShift]) -> Section:
-    """Compare inputs and predictions with training and test."""
+    """Compare records in use with training, and predictions in use with the test rows."""
     blocks: list[Block] = []
     rows = []
     for shift in shifts:

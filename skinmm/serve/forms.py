@@ -103,7 +103,7 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
     files: dict[str, bytes] = {}
     async with _open_form(request, files=max_rows + 1, fields=0) as form:
         if len(form.getlist("table")) > 1:
-            raise ProblemError.unusable("send a single file as table")
+            raise ProblemError.unusable("send exactly one file in the field table")
         values = _validate(BatchForm, {**form, "images": form.getlist("images")})
         for upload in values.images:
             name = check_name(upload.filename or "")

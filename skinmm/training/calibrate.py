@@ -52,7 +52,7 @@ class SplitOutputs:
 
 @dataclass(frozen=True)
 class FittedDecision:
-    """Calibration, decision threshold, prediction sets and OOD score, fitted on validation rows.
+    """Calibration, decision threshold, prediction sets and OOD score, fitted on held-out rows.
 
     Attributes:
         calibrate: turns the outputs of a split into calibrated predictions, without decisions.
@@ -86,7 +86,7 @@ class FittedDecision:
 
 
 def fit_decision(
-    val: SplitOutputs,
+    held_out: SplitOutputs,
     *,
     classes: list[str],
     positive: list[str],
@@ -94,21 +94,24 @@ def fit_decision(
     inverse: Inverse | None = None,
     config: EvaluationConfig,
 ) -> FittedDecision:
-    """Fit the calibration, then the threshold and the referral rules, on validation rows alone.
+    """Fit the calibration, then the threshold and the referral rules, on held-out rows alone.
+
+    These are the calibration rows, or else the validation rows.
 
     The classes are in the order of the probabilities; `positive` ones count as malignant. `prior`
-    are the class shares in training and in use, under `trained` and `deployed`; `inverse` is that
-    of the training loss.
+    are the class shares in training and in use, under `trained` and `deployed`; `inverse`
+    undoes the effect of the training loss on the probabilities.
     """
     calibration = fit_calibration(
-        val.probabilities,
-        val.targets,
-        val.cohort["patient_id"].to_numpy(dtype=str),
+        held_out.probabilities,
+        held_out.targets,
+        held_out.cohort["patient_id"].to_numpy(dtype=str),
         prior=(np.array(prior["trained"]), np.array(prior["deployed"])),
         inverse=inverse,
         method=config.calibration,
     )
-    shares = decision_priors(config.call, prior["deployed"])
+    is_binary = tuple(classes) == BINARY  # then the threshold decides
+    call_priors = decision_priors(config.call, prior["deployed"])
 
     def calibrate(outputs: SplitOutputs) -> Predictions:
         probabilities = calibration.apply(outputs.probabilities)
@@ -120,11 +123,11 @@ def fit_decision(
             raw=outputs.probabilities,
             classes=tuple(classes),
             positive=tuple(positive),
-            called=None if tuple(classes) == BINARY else predict_classes(probabilities, shares),
+            called=None if is_binary else predict_classes(probabilities, call_priors),
             unit=name_units(outputs.cohort).to_numpy(dtype=str),
         )
 
-    rows = calibrate(val)
+    rows = calibrate(held_out)
     threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,
@@ -135,7 +138,7 @@ def fit_decision(
         cost_ratio=config.cost_ratio,
     )
     conformal = fit_conformal(rows, coverage=config.coverage)
-    ood = fit_ood_detector(val.features, rows.patient_id)
+    ood = fit_ood_detector(held_out.features, rows.patient_id)
     return FittedDecision(calibrate, calibration, threshold, conformal, ood)
 
 
@@ -152,7 +155,7 @@ def write_evaluation(
     (run / "predictions").mkdir(exist_ok=True)
     for name, predictions in parts.items():
         write_predictions(run / "predictions" / f"{name}.csv", predictions)
-        if name == CALIBRATION:  # the rows that chose the threshold say nothing about it
+        if name == CALIBRATION:  # these rows chose the threshold, so they cannot evaluate it
             continue
         metrics[name] = evaluate(
             predictions,

@@ -58,7 +58,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     findings = audit_split(data, config)
     module = build_classifier(config, data)
 
-    open_run(run, config.trainer.timeout)
+    open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
     load_features(config, data, module.network, trainer, run)
     if trainer.is_global_zero:
         write_facts(run, data.cohort, trainer)
@@ -70,12 +70,13 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
     card = load_best(trainer, module, run)
 
-    fitted_on = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
-    parts = ("test", *dict.fromkeys(("val", fitted_on)))
+    fitting_part = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
+    parts = ("test", *dict.fromkeys(("val", fitting_part)))
     outputs = {part: predict_split(trainer, module, data, part) for part in parts}
     names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
+    # Corrections of loss and sampler, which need no fitting.
     closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
-    decision = fit_decision(outputs[fitted_on], **names, **closed_form, config=config.evaluation)
+    decision = fit_decision(outputs[fitting_part], **names, **closed_form, config=config.evaluation)
     predictions = {part: decision.apply(outputs[part]) for part in parts}
     entries = decision.to_checkpoint()
     if trainer.is_global_zero:
@@ -83,12 +84,12 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     test = outputs["test"]
     fold = TrainedFold(config, run, data, trainer, module.network, test, decision, predictions)
     for extra in EXTRAS:
-        predictions |= extra(fold)
+        predictions |= extra(fold)  # in place: later extras see the results of earlier ones
     if not trainer.is_global_zero:
         return {}
 
     del entries["ood"]  # thousands of numbers, which only the checkpoint needs
-    facts = {"initialisation": card.initialisation, **names, "fitted_on": fitted_on, **entries}
+    facts = {"initialisation": card.initialisation, **names, "fitted_on": fitting_part, **entries}
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
     inputs = describe_inputs(data, predictions["test"])
     observed = {"probabilities": describe_probabilities(predictions["test"])}
@@ -146,7 +147,7 @@ def announce(
 ) -> None:
     """Print rows, initialisation, warnings and the expected duration before the first epoch."""
     config = run.config
-    if run.parent:
+    if run.parent:  # one fold of several
         print_line(f"fold {config.data.fold} of {config.data.folds}")
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
@@ -204,8 +205,8 @@ def predict_split(
 ) -> SplitOutputs:
     """Return the outputs of all rows of a part, on every process."""
     run_stage(trainer.test, module, data.evaluation_loader(part), verbose=False)
-    logits, targets, features = (values.cpu() for values in module.test_outputs)
-    probabilities = logits.double().softmax(dim=1).numpy()
+    log_probabilities, targets, features = (values.cpu() for values in module.test_outputs)
+    probabilities = log_probabilities.double().softmax(dim=1).numpy()
     cohort = data.cohort.iloc[data.rows(part)]
     return SplitOutputs(cohort, targets.numpy(), probabilities, features.numpy())
 

@@ -85,7 +85,7 @@ def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
 
 
 def require_usable_split(data: LesionData, run: RunFolder) -> None:
-    """Require both kinds of rows in every part, the split of a resumed run, and poolable folds."""
+    """Require both classes in every part, the same split on resuming, and poolable folds."""
     if run.is_resumed:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
         if run.parent:

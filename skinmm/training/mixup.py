@@ -79,15 +79,15 @@ def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixe
     """Return the weighted means of all inputs that are not pasted, each in its own type."""
     order = order.to(batch["target"].device)
     mixed = {**batch, **pasted}
-    for name in batch.keys() - pasted.keys() - {"row", "target", "shown"}:
+    for name in batch.keys() - pasted.keys() - {"row", "target", "has_image"}:
         values = batch[name]
         if values.is_floating_point():
             mixed[name] = torch.lerp(values[order], values, share)
         else:  # images stay uint8
             mean = torch.lerp(values[order].float(), values.float(), share)
             mixed[name] = mean.round().to(values.dtype)
-    if "shown" in batch:  # an image is missing if it or its partner's is missing
-        mixed["shown"] = batch["shown"] & batch["shown"][order]
+    if "has_image" in batch:  # an image is missing if it or its partner's is missing
+        mixed["has_image"] = batch["has_image"] & batch["has_image"][order]
     return Mixed(mixed, batch["target"][order], share)
 
 

@@ -247,18 +247,18 @@ class Classifier(BaseModule):
         self._mix = build_component(MIXES, "mix", config.mix)
         self._positive = [card.classes.index(name) for name in card.positive]
         self._validation = RowCollector()
-        self._test = RowCollector(("logits", "targets", "features"))
+        self._test = RowCollector(("log_probabilities", "targets", "features"))
 
     def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "b classes"]:
         """Return the logits of a batch."""
         image = batch.get("image")
         if image is not None and image.ndim == IMAGE_DIMS and self._config.trainer.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(image, batch.get("record"), batch.get("shown"))
+        logits: Tensor = self.network(image, batch.get("record"), batch.get("has_image"))
         return logits
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Freeze the image network during the first `optimizer.head_epochs` epochs."""
+        """Freeze the image network in the first `optimizer.head_epochs` epochs, also if resumed."""
         super().on_train_batch_start(batch, batch_idx)
         image, head_epochs = self.network.image, self._config.optimizer.head_epochs
         if image is not None and head_epochs and not self._config.model.freeze:
@@ -287,8 +287,9 @@ class Classifier(BaseModule):
     def test_step(self, batch: dict[str, Tensor]) -> None:
         """Collect log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
-        logits, features = self.network.predict(batch.get("image"), batch.get("record"), views)
-        self._test.update(batch["row"], logits, batch["target"], features)
+        image, record = batch.get("image"), batch.get("record")
+        log_probabilities, features = self.network.predict(image, record, views)
+        self._test.update(batch["row"], log_probabilities, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows of all ranks while they are on devices that can communicate."""

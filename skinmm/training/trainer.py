@@ -145,7 +145,7 @@ def expected_duration(module: Classifier, data: LesionData, trainer: pl.Trainer)
         for _ in range(3):
             start = time.perf_counter()
             with trainer.precision_plugin.forward_context():
-                logits = network(*(batch.get(name) for name in ("image", "record", "shown")))
+                logits = network(*(batch.get(name) for name in ("image", "record", "has_image")))
                 value = loss(logits, batch["target"])
             value.backward()
             if device.type == "cuda":

@@ -79,7 +79,7 @@ def dataset(dropout: ModalityDropout) -> LesionDataset:
 
 def test_only_samples_with_a_seed_lack_something() -> None:
     sample = dataset(ModalityDropout(image=1.0, record=1.0))[1, 5]
-    assert sample["shown"] is False
+    assert sample["has_image"] is False
     assert not sample["image"].any()
     assert torch.equal(sample["record"], torch.from_numpy(ENCODER.blank))
     rows = dataset(ModalityDropout(image=1.0, column=0.5))
@@ -109,4 +109,4 @@ def test_rows_of_cached_features_come_as_one_batch_of_the_same_samples() -> None
     for name, values in whole.items():
         assert torch.equal(values, singly[name])
         assert values.dtype == singly[name].dtype
-    assert {*whole["shown"].tolist()} == {True, False}
+    assert {*whole["has_image"].tolist()} == {True, False}

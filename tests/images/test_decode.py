@@ -126,7 +126,7 @@ def test_sixteen_bits_of_any_format_become_their_upper_eight(format_: str) -> No
 
 
 def test_thirty_two_bits_are_refused() -> None:
-    with pytest.raises(DecodeError, match="32 bits a value: convert it"):
+    with pytest.raises(DecodeError, match="32 bits per value: convert it"):
         decode(encoded(Image.fromarray(RNG.random((4, 5), dtype=np.float32)), "TIFF"))
 
 
@@ -314,7 +314,7 @@ BAD = {
         "damaged JPEG .*fetch the file again",
     ),
     "stray bytes, then cut": (JPEGS["stray bytes inside"][:3600], "damaged JPEG"),
-    "JPEG of 12 bits": (JPEGS["grey"].replace(b"\x0b\x08", b"\x0b\x0c", 1), "JPEG of 12 bits"),
+    "JPEG of 12 bits": (JPEGS["grey"].replace(b"\x0b\x08", b"\x0b\x0c", 1), "JPEG with 12 bits"),
     "PNG signature": (PNGS["RGB"][:8], "0x0 pixels"),
     "half a PNG": (PNGS["RGB"][:3000], "unreadable PNG .*truncated"),
     "PNG with a wrong CRC": (PNGS["RGB"][:29] + b"0000" + PNGS["RGB"][33:], "unreadable PNG"),

@@ -68,8 +68,8 @@ def pydicom_pixels(path: Path) -> tuple[Dataset, np.ndarray] | None:
 FILES = {path.name: path for path in Path(pydicom_data.__file__).parent.glob("test_files/*.*")}
 # What pydicom does not decode either. 12-bit JPEG: its only free decoder is under the GPL.
 REFUSED = {
-    "JPEG-lossy.dcm": "JPEG of 12 bits: decompress it first",
-    "JPGExtended.dcm": "JPEG of 12 bits: decompress it first",
+    "JPEG-lossy.dcm": "JPEG with 12 bits: decompress it first",
+    "JPGExtended.dcm": "JPEG with 12 bits: decompress it first",
     "JPEG2000-embedded-sequence-delimiter.dcm": "its header has 256x1024",
     "MR_truncated.dcm": "number of bytes of pixel data is less than expected",
     "badVR.dcm": "unreadable DICOM",

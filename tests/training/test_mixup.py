@@ -48,16 +48,16 @@ def test_image_record_and_target_are_mixed_with_the_same_partner_in_the_same_sha
 
 @pytest.mark.parametrize("name", MIXES)
 def test_a_withheld_picture_is_never_mixed_in(name: str) -> None:
-    given = {**batch(), "shown": torch.tensor([True, False, True, True, False, True])}
+    given = {**batch(), "has_image": torch.tensor([True, False, True, True, False, True])}
     torch.manual_seed(0)
     mixed, _, share = MIXES[name]()(given)
-    shown = mixed["shown"]
+    shown = mixed["has_image"]
     assert shown.dtype == torch.bool
-    assert torch.equal(shown & given["shown"], shown)
+    assert torch.equal(shown & given["has_image"], shown)
     if share < 1:
         own = given["row"].double()
         other = ((mixed["record"][:, 0] - share * own) / (1 - share)).round().long()
-        assert torch.equal(shown, given["shown"] & given["shown"][other])
+        assert torch.equal(shown, given["has_image"] & given["has_image"][other])
 
 
 def test_mixes_follow_from_the_seed() -> None:

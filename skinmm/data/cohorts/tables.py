@@ -1,4 +1,4 @@
-"""Tables of a cohort as canonical rows, their labels, and their images by name."""
+"""Cohort tables as canonical rows, with the label of each row and a finder of images by name."""
 
 import re
 from collections.abc import Mapping, Sequence

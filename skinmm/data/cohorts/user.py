@@ -287,7 +287,7 @@ def tfrecord(
 
 
 def _require_lists(key: str, value: Any, example: str, kind: type[str | int]) -> dict[str, Any]:
-    """Return an option of an adapter that maps names to lists of one type."""
+    """Parse an adapter option that maps names to lists of one type."""
     lists = require_mapping(key, value, example)
     for name, items in lists.items():
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):

@@ -31,7 +31,7 @@ class Line:
 
 
 def roc_line(name: str, scores: Scores, positives: Mask) -> Line:
-    """Return sensitivity against the false positive rate; the name includes the area under it."""
+    """Return sensitivity against the false positive rate, with the AUROC appended to its name."""
     false_positive_rate, sensitivity, _ = roc_curve(positives, scores)
     area = auc(false_positive_rate, sensitivity)
     return Line(f"{name} ({area:.3f})", false_positive_rate, sensitivity)
