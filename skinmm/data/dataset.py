@@ -111,7 +111,7 @@ class Sample(TypedDict, total=False):
     mask: Tensor
     record: Tensor
     seed: int
-    shown: bool
+    has_image: bool
 
 
 class CachedFeatures(NamedTuple):
