@@ -8,7 +8,7 @@ import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -227,13 +227,14 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
         advice = "pip install 'skinmm[excel]', or save the table as CSV"
         raise InputError(f"{path}: Excel files need openpyxl: {advice}") from error
     with _reading(path):
-        sheet, width = load_workbook(file or path, read_only=True, data_only=True).worksheets[0], 0
-        for cells in sheet.iter_rows(values_only=True):
-            row = [_to_text(cell) for cell in cells]
-            while row and not row[-1]:
-                row.pop()
-            width = width or len(row)
-            yield row + [""] * (width - len(row)) if row else []
+        book, width = load_workbook(file or path, read_only=True, data_only=True), 0
+        with closing(book):
+            for cells in book.worksheets[0].iter_rows(values_only=True):
+                row = [_to_text(cell) for cell in cells]
+                while row and not row[-1]:
+                    row.pop()
+                width = width or len(row)
+                yield row + [""] * (width - len(row)) if row else []
 
 
 def import_parquet(path: Path | str) -> Any:

@@ -64,7 +64,7 @@ def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
         f"column_{number}": (str, Field(None, alias=name, **_COLUMNS.get(name, {})))
         for number, name in enumerate(columns)
     }
-    image = Field(default, description="JPEG, PNG or DICOM", json_schema_extra=_BINARY)
+    image = Field(default, description="JPEG, PNG, DICOM and others", json_schema_extra=_BINARY)
     frame = Field(None, ge=1, description="frame of a DICOM file with several")
     fields |= {"image": (UploadFile, image), "frame": (int, frame)}
     return create_model("CaseForm", __base__=CaseForm, **fields)

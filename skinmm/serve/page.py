@@ -17,13 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from skinmm.images.decode import decode, decode_within
-from skinmm.predict.explain import (
-    NOTICE,
-    Case,
-    CasePredictor,
-    Explanation,
-    overlay,
-)
+from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, overlay
 from skinmm.report.blocks import format_estimate, to_data_url
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
@@ -257,9 +251,7 @@ def _build_page(page: Page) -> Any:
     """Return the page as Gradio Blocks."""
     import gradio as gr
 
-    async def analyse(
-        request: gr.Request, upload: str | None, audience: str, *cells: Any
-    ) -> tuple[str, None]:
+    async def analyse(request: gr.Request, upload: str | None, audience: str, *cells: Any) -> Any:
         return await page.analyse(get_user(request.request), upload, audience, *cells)
 
     columns, has_store = page.recorder.columns, page.recorder.store is not None
@@ -268,7 +260,7 @@ def _build_page(page: Page) -> Any:
         with gr.Tab("Lesion"), gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = gr.File(label="Image", type="filepath", height=150)
-                gr.HTML('<p class="small">JPEG, PNG or DICOM, up to 20 MB.</p>')
+                gr.HTML('<p class="small">JPEG, PNG, DICOM and others, up to 20 MB.</p>')
                 fields = [_add_field(gr, name) for name in columns]
                 if "site" in columns:
                     # A body map that chooses in the list of sites and marks the chosen one.
@@ -278,12 +270,8 @@ def _build_page(page: Page) -> Any:
                     body = gr.HTML(NOT_STATED, html_template=template, js_on_load=script)
                     body.input(None, body, sites, js=identity, api_visibility="private")
                     sites.change(None, sites, body, js=identity, api_visibility="private")
-                audience = gr.Radio(
-                    [*page.audiences],
-                    value=page.audiences[0],
-                    label="Wording for",
-                    visible=len(page.audiences) > 1,
-                )
+                names, offered = [*page.audiences], len(page.audiences) > 1
+                audience = gr.Radio(names, value=names[0], label="Wording for", visible=offered)
                 button = gr.Button("Analyse this lesion", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 output = gr.HTML(render("waiting.html", has_store=has_store))

@@ -234,7 +234,7 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
     pd.read_csv(files[1]).head(len(table) // 3).to_csv(files[1], index=False)
     assert main(["compare", *map(str, files), f"output={output}", "overwrite=true"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[3].endswith("Less than half of the rows are in common: older (1).")
+    assert any(line.endswith("in common: older (1).") for line in said)
 
 
 @pytest.mark.parametrize(

