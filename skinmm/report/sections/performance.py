@@ -150,6 +150,8 @@ def build_mistakes(inputs: ReportInputs) -> Section:
         caption = TEXTS[kind]
         blocks.append(Gallery(caption, cards) if cards else Note(f"{caption}: none."))
     lead = TEXTS["mistakes"] + (f" {TEXTS['explanation']}" if inputs.explanations else "")
+    if any("average" in explanation for explanation in inputs.explanations.values()):
+        lead += f" {TEXTS['average']}"
     return Section("mistakes", "Most certain mistakes", blocks, lead)
 
 
