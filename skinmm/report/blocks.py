@@ -268,7 +268,9 @@ def mark_estimate(name: str, entry: Mapping[str, Any] | None, measured: Mapping[
 
 def describe_narrow(measured: Mapping[str, Any]) -> str:
     """Explain the mark of `mark_estimate`."""
-    return TEXTS["narrow"].format(measured["malignant_patients"])
+    units = measured.get("units") or {"patient": 1}  # older files resampled patients
+    noun = f"malignant {max(units, key=units.__getitem__)}"
+    return TEXTS["narrow"].format(format_count(measured["malignant_patients"], noun))
 
 
 def format_metrics(evaluation: Mapping[str, Any]) -> str:

@@ -33,6 +33,9 @@ def test_an_interval_of_few_malignant_patients_is_marked() -> None:
     table = metric_table("Metrics", measured, ["auroc", "balanced_accuracy"])
     assert [row[1] for row in table.rows] == ["0.800 (0.700 to 0.900)", "0.800 (0.700 to 0.900) *"]
     assert "With 44 malignant patients" in table.caption
+    unnamed = {**measured, "units": {"patient": 0, "lesion": 2, "image": 138}}
+    caption = metric_table("Metrics", unnamed, ["balanced_accuracy"]).caption
+    assert "With 44 malignant images" in caption
     enough = metric_table("Metrics", {**measured, "malignant_patients": 45}, ["balanced_accuracy"])
     assert enough.rows[0][1] == "0.800 (0.700 to 0.900)"
     assert enough.caption == "Metrics"
