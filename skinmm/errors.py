@@ -82,6 +82,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
         os.close(writer)
 
 
+def delay_sigterm() -> None:
+    """End this process some seconds after SIGTERM: the main process needs it to finish a step."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))
+
+
 def _terminate(*_: Any) -> NoReturn:
     raise Terminated
 

@@ -21,7 +21,7 @@ from skinmm.cli.hydra_app import changed_environment, quote, quote_list, refuse,
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
-from skinmm.errors import print_line
+from skinmm.errors import delay_sigterm, print_line
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
@@ -200,7 +200,7 @@ def _other_process() -> int | None:
 
 def _take_part() -> int:
     """Take part in the runs of rank 0, in a process that Lightning or torchrun started."""
-    from skinmm.training.distributed import delay_sigterm, end_with_parent, follow
+    from skinmm.training.distributed import end_with_parent, follow
 
     delay_sigterm()
     if JOIN not in os.environ:

@@ -37,7 +37,7 @@ from skinmm.data.splits import (
     shares_in_use,
     split,
 )
-from skinmm.errors import GRACE, InputError
+from skinmm.errors import InputError, delay_sigterm
 
 MAX_WORKERS: Final = 8
 
@@ -292,4 +292,4 @@ class LesionData(FoldData):
 def _ignore_interrupts(_: int) -> None:
     """Let the main process handle Ctrl-C and SIGTERM; it needs the batches to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))
+    delay_sigterm()

@@ -51,8 +51,7 @@ class Calibration:
 
     def apply(self, raw: Probabilities) -> Probabilities:
         """Return calibrated probabilities for raw ones."""
-        if self.inverse:
-            raw = invert_loss(raw, self.inverse)
+        raw = invert_loss(raw, self.inverse)
         if self.prior is not None:
             raw = correct_prior(raw, *map(np.array, self.prior))
         return METHODS[self.method][1](self.state, raw)

@@ -17,7 +17,7 @@ _TINY: Final = 1e-300
 _FLOOR: Final = 1e-3  # slope where a loss has no value: rows stay in order, at almost 0
 
 
-def invert_loss(probabilities: Any, inverse: Mapping[str, Any], xp: Any = np) -> Any:
+def invert_loss(probabilities: Any, inverse: Mapping[str, Any] | None, xp: Any = np) -> Any:
     """Return the class probabilities whose expected loss the given ones minimise.
 
     Losses other than cross-entropy are minimised by probabilities that are not the shares of the
@@ -26,7 +26,7 @@ def invert_loss(probabilities: Any, inverse: Mapping[str, Any], xp: Any = np) ->
 
     Args:
         probabilities: outputs of a trained network, (n, classes), float64.
-        inverse: `inverse` of the loss.
+        inverse: `inverse` of the loss; empty or None: the probabilities are returned unchanged.
         xp: `numpy`, or `torch` for tensors.
     """
     if not inverse:

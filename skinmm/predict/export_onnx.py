@@ -129,7 +129,7 @@ class CalibrationModule(nn.Module):
 
     def forward(self, raw: Float64[Tensor, "n c"]) -> Float64[Tensor, "n c"]:
         """Calibrate raw probabilities."""
-        values = invert_loss(raw, self._inverse or {}, torch)
+        values = invert_loss(raw, self._inverse, torch)
         if self._factors is not None:
             shifted = values * self._factors
             total = shifted.sum(dim=1, keepdim=True)

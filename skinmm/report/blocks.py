@@ -251,7 +251,7 @@ def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]
 
 
 def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the main metrics: of several classes, those of the classes, then of malignancy."""
+    """Return the main metrics; for several classes, first the class metrics, then malignancy."""
     if "macro_auroc" not in metrics:
         return dict(list(metrics.items())[:HEADLINE])
     names = [name for name in metrics if name.startswith("recall_")]

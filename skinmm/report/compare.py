@@ -25,10 +25,15 @@ from skinmm.report.blocks import (
 )
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
 from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
-from skinmm.report.sections.systems import Systems, different_settings, draw_systems, format_setting
+from skinmm.report.sections.systems import (
+    SHOWN,
+    Systems,
+    different_settings,
+    draw_systems,
+    format_setting,
+)
 from skinmm.report.write import write_page
 
-SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
 MACRO: Final = "macro_auroc"  # of multi-class runs only
 DIFFERENT: Final = ("auroc", "average_precision", "brier")
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")

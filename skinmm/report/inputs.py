@@ -82,7 +82,7 @@ class ReportInputs:
 
     @cached_property
     def units(self) -> "pd.Series[str]":
-        """What each predicted row names: its patient, else its lesion, else only its image."""
+        """Unit that each predicted row names: its patient, else its lesion, else only its image."""
         rows, records = self.predictions, self.records
         if records is None or "lesion_id" not in records:
             return pd.Series(rows.list_units(), dtype=object)

@@ -7,7 +7,6 @@ torchrun's key-value store. The first process that fails stores its reason; rank
 
 import json
 import os
-import signal
 import threading
 import time
 import traceback
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_only
 
 from skinmm.config import Config, from_mapping, to_mapping
-from skinmm.errors import GRACE, InputError, one_line, print_error
+from skinmm.errors import InputError, one_line, print_error
 from skinmm.training.run_folder import RunFolder
 
 PATIENCE: Final = timedelta(seconds=30)  # for the answer of a process that may have been killed
@@ -104,11 +103,6 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def delay_sigterm() -> None:
-    """End this process some seconds after SIGTERM: rank 0 still needs it to finish a step."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))
 
 
 class Failure(NamedTuple):

@@ -19,12 +19,13 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.compare import DIFFERENT, SHOWN
+from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.headline import REFERRAL, describe_use
 from skinmm.report.sections.performance import PROBABILITIES, RATES
 from skinmm.report.sections.subgroups import MEASURES
+from skinmm.report.sections.systems import SHOWN
 
 HOSTILE: Final = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{&amp;皮膚'
 LOADERS: Final = {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}

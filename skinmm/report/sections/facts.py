@@ -155,9 +155,9 @@ def _describe_threshold(inputs: ReportInputs) -> str:
             unit = resampling_unit(inputs)
             bound = f"by {unit}, with {format_percent(options['confidence'])} confidence"
         if not rule["guaranteed"] and rule.get("bound") is not None:
-            found = (rule["found"], rule["patients"], resampling_unit(inputs))
+            counts = (rule["found"], rule["patients"], resampling_unit(inputs))
             levels = (format_percent(value) for value in (rule["bound"], options["confidence"]))
-            bound = TEXTS["bound"].format(*found, *levels)
+            bound = TEXTS["bound"].format(*counts, *levels)
         aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
     part = inputs.metrics.get("fitted_on", "val")
     optimism = "" if part == "calibration" or rule.get("rule") == "cost" else TEXTS["optimism"]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.evaluation.referral import coverage_range
+from skinmm.evaluation.statistics import net_benefit
 from skinmm.report.blocks import (
     TEXTS,
     Block,
@@ -59,8 +60,8 @@ def describe_use(inputs: ReportInputs) -> str:
         "prevalence": format_percent(float(malignant.mean())),
     }
     low, benefit = inputs.estimate("auroc").get("low"), inputs.value("net_benefit")
-    odds = threshold / (1 - threshold) if threshold < 1 else np.inf
-    best = max(0.0, float(malignant.mean() - (~malignant).mean() * odds))
+    hits, alarms = malignant.mean(keepdims=True), (~malignant).mean(keepdims=True)
+    best = max(0.0, float(net_benefit(hits, alarms, threshold)[0]))  # of flagging none and all
     verdict = "useful"
     if low is not None and low <= 0.5:  # noqa: PLR2004 - chance
         verdict = "chance"

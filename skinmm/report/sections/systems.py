@@ -13,7 +13,7 @@ from skinmm.report.figures.curves import draw_ranking, roc_line
 from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.inputs import ReportInputs
 
-DRAWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
+SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
 
 Systems = Mapping[str, ReportInputs]
 """Name -> inputs of a row of the comparison."""
@@ -44,7 +44,7 @@ def _draw_parallel(systems: Systems) -> Markup:
             words = [format_setting(value) for value in values]
             labels = sorted(set(words))
             axes.append(Axis(key, np.array(list(map(labels.index, words)), np.float64), labels))
-    for name in DRAWN[:1] if axes else DRAWN:
+    for name in SHOWN[:1] if axes else SHOWN:
         metrics = [inputs.value(name) for inputs in systems.values()]
         numbers = [value if is_number(value) else np.nan for value in metrics]
         axes.append(Axis(metric_label(name), np.array(numbers, np.float64)))
