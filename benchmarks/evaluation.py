@@ -1,7 +1,7 @@
-"""Whether the numbers can be believed: coverage of intervals and bounds, calibration, speed.
+"""Accuracy and speed of the evaluation: coverage of intervals and bounds, and calibration.
 
-Truth is simulated, so that it is known: patients have one to eleven lesions that share a part of
-their risk. The last section trains on the SIIM-ISIC table and is left out without it.
+The truth is simulated: patients have one to eleven lesions that share a part of their risk. The
+last section trains on the SIIM-ISIC table, and is omitted without it.
 
     SKINMM_DATA=DIR python benchmarks/evaluation.py [SECTION ...] > benchmarks/results/evaluation.md
 """

@@ -1,4 +1,4 @@
-"""skinmm: multimodal skin-lesion classification whose numbers can be believed."""
+"""Multimodal skin-lesion classification, checked for leaks, with calibration and intervals."""
 
 from importlib import import_module
 from typing import Any

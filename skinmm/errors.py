@@ -83,7 +83,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 def delay_sigterm() -> None:
-    """End this process some seconds after SIGTERM: the main process needs it to finish a step."""
+    """End this process seconds after SIGTERM, so that the main process can finish a step."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))
 
 
@@ -92,7 +92,7 @@ def _terminate(*_: Any) -> NoReturn:
 
 
 def _end_after_sigterm(reader: int, has_ended: threading.Event) -> None:
-    """End the process `GRACE` seconds after SIGTERM; return at the end of the pipe."""
+    """End the process `GRACE` seconds after SIGTERM; return when the pipe is closed."""
     while (numbers := os.read(reader, 64)) and signal.SIGTERM not in numbers:
         pass
     if not numbers:

@@ -241,7 +241,7 @@ UNITS: Final = ("patient", "lesion", "image")
 
 
 def name_units(table: pd.DataFrame) -> "pd.Series[str]":
-    """Return what `resolve_patients` gives for each row: a `patient`, `lesion` or `image`.
+    """Return the unit that `resolve_patients` uses for each row: `patient`, `lesion` or `image`.
 
     Cohorts store the resolved name, so a patient with the name of the lesion or image counts as
     unknown.

@@ -49,7 +49,7 @@ class Command:
 
 
 def run_predict(config: PredictConfig) -> int:
-    """Predict a table, or masks with the checkpoint of a segmentation."""
+    """Predict a table; write masks if the checkpoint is a segmentation network."""
     from skinmm.models.checkpoint import read_task
     from skinmm.predict.ensemble import find_checkpoints
     from skinmm.predict.job import predict_file
@@ -189,7 +189,7 @@ def run_export(config: schemas.ExportConfig) -> int:
 
 
 def run_feedback(config: schemas.FeedbackConfig) -> int:
-    """Write the performance of a model on the cases of a store."""
+    """Report the performance of a model on stored cases."""
     try:
         from skinmm.serve.feedback import feedback
     except ModuleNotFoundError as error:
@@ -200,7 +200,7 @@ def run_feedback(config: schemas.FeedbackConfig) -> int:
 
 
 def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
-    """Return the rows to pack, all with their image, and the settings of the pack."""
+    """Return the rows that have an image, and the settings of the pack."""
     from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.data.file_checks import image_checks, require_usable
     from skinmm.data.packed import PackSettings

@@ -41,7 +41,7 @@ _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run":
 
 
 class JobError(Exception):
-    """A job with this exit status failed in a process of its own, and has reported why."""
+    """Failure of a job in another process, which printed the reason; carries its exit status."""
 
 
 Job = Callable[[Any, Path], int]
@@ -161,7 +161,7 @@ def quote(value: str) -> str:
 
 
 def quote_list(values: Iterable[str]) -> str:
-    """Return a list of quoted values."""
+    """Format values as a list of quoted values, for an override."""
     return f"[{','.join(map(quote, values))}]"
 
 
@@ -199,7 +199,7 @@ def report_errors(
 
 
 def refuse(reason: str) -> int:
-    """Print what is wrong with the command line and return its exit status."""
+    """Print an error about the command line and return its exit status."""
     print_error(f"error: {reason}")
     return 2
 
@@ -236,7 +236,7 @@ def changed_environment(**variables: str) -> Iterator[None]:
 
 
 def _print_help(argv: list[str], command: Command) -> int:
-    """Print what a command does, its groups, and every setting with the value it would have."""
+    """Print the help of a command: its purpose, groups, and all settings with current values."""
     overrides = [quote_path(item, command.schema) for item in argv if not item.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     # A sweep has several values for a setting; show the default.
@@ -253,7 +253,7 @@ def _print_help(argv: list[str], command: Command) -> int:
 
 
 def _format_usage(command: Command) -> str:
-    """Return a command line with the required settings, and one with useful settings as well."""
+    """Format two example command lines: required settings only, then useful ones as well."""
     positional = keys_with(command.schema, "positional")
     words, others = ["  skinmm", command.name], [""]
     for item in fields(command.schema):
@@ -267,7 +267,7 @@ def _format_usage(command: Command) -> str:
 
 
 def _check_folders(argv: list[str]) -> None:
-    """Refuse run folders that cannot be made; Hydra makes them before it runs the job."""
+    """Refuse run folders that cannot be created; Hydra creates them before it runs the job."""
     for item in argv:
         key, _, value = item.lstrip("+").partition("=")
         if key in FOLDER_KEYS:

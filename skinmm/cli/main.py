@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_single(argv: list[str], command: Command) -> int:
-    """Run a command once; file names without KEY= become values of its positional setting."""
+    """Run a command once; arguments without KEY= are values of its positional setting."""
     if {"-m", "--multirun"} & {*argv}:
         return refuse(f"skinmm {command.name} does not accept -m; start it once for each value")
     schema = command.schema
@@ -174,7 +174,7 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
 
 
 def _import_training(config: Config) -> ModuleType:
-    """Import training, and the optional room of the task, which adds itself to it."""
+    """Import training, and the package of the task, which registers itself with training."""
     from skinmm.training import fit
 
     if config.task == "segmentation":
@@ -183,7 +183,7 @@ def _import_training(config: Config) -> ModuleType:
 
 
 def _other_process() -> int | None:
-    """Run a process that Lightning or torchrun started; None: this is rank 0, or the only one."""
+    """Join a run as a rank above 0 and return the exit status; None for any other process."""
     if "LOCAL_RANK" in os.environ:
         # Our own message reports that another process ended.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -199,7 +199,7 @@ def _other_process() -> int | None:
 
 
 def _take_part() -> int:
-    """Take part in the runs of rank 0, in a process that Lightning or torchrun started."""
+    """Join the runs of rank 0, in a process that Lightning or torchrun started."""
     from skinmm.training.distributed import end_with_parent, follow
 
     delay_sigterm()

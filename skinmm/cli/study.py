@@ -71,7 +71,7 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
 
 def absolutize_paths(config: Config) -> Config:
-    """Return a configuration with an absolute path of the weights, to resume in any folder."""
+    """Make the path of the weights absolute, so that the run can be resumed from any folder."""
     path = Path(str(config.model.pretrained))
     if not path.is_file():
         return config
@@ -79,7 +79,7 @@ def absolutize_paths(config: Config) -> Config:
 
 
 def _prepare_arm(config: Config, folder: Path, overrides: list[str]) -> Arm:
-    """Return an arm to start, or to resume if its folder contains a run of the same settings."""
+    """Prepare an arm; resume it if its folder contains a run with the same settings."""
     config = absolutize_paths(replace(config, study=StudyConfig()))
     cache = config.model.cache or str(folder.parent / "features")
     config = replace(config, model=replace(config.model, cache=cache))
@@ -143,7 +143,7 @@ def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Star
 
 
 def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
-    """Evaluate each run's first model on the other cohorts, without the patients of its own."""
+    """Evaluate each run's first model on the other cohorts; exclude patients of its own cohort."""
     import pandas as pd
 
     from skinmm.report import compare_cohorts
@@ -167,7 +167,7 @@ def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
 
 
 def _predict_rows(checkpoint: Path, rows: "pd.DataFrame", output: Path) -> int:
-    """Predict rows, unless the output has this checkpoint's predictions; resume if interrupted."""
+    """Predict rows, unless this checkpoint's predictions exist; resume if interrupted."""
     from skinmm.predict import predict_file
 
     if rows.empty:

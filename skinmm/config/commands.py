@@ -1,4 +1,4 @@
-"""Every setting of the commands other than training; a docstring is the help of its command."""
+"""Settings of all commands except training; the docstring of a class is its command's help."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -167,7 +167,7 @@ class PackingConfig:
 
 @dataclass
 class PackConfig(PackingConfig):
-    """Write resized images of a cohort into TFRecord shards; the same command resumes."""
+    """Write resized images of a cohort into TFRecord shards; run it again to resume."""
 
     workers: int | None = setting(None, "processes; null: number of CPU cores", low=1, high=1000)
     verify: bool = setting(False, "only compare shards with checksums", disables_output=True)

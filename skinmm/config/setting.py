@@ -75,7 +75,7 @@ def section(default: Callable[[], Any], **flags: Unpack[Flags]) -> Any:
 def keys_with(
     schema: type[Any], flag: str, prefix: str = "", inherited: Any = None
 ) -> dict[str, Any]:
-    """Return the full keys of the sections and settings that have a flag, and its values.
+    """Map the full key of each section and setting that has a flag to the value of the flag.
 
     Settings of list items are written with brackets, as in `data.extra[].root`.
     """

@@ -1,4 +1,4 @@
-"""Audit of a split: leaks between parts, near duplicates, and shortcuts that need no medicine."""
+"""Audit of a split: leaks between parts, near duplicates, shortcuts unrelated to the disease."""
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -231,7 +231,7 @@ def audit(
 
 
 def _count_named(table: pd.DataFrame) -> dict[str, int]:
-    """Return the number of rows that name a patient, a lesion, an official duplicate, a size."""
+    """Count the rows that have a patient, a lesion, an official duplicate and an image size."""
     units = name_units(table)
     columns = {"lesion": "lesion_id", "official duplicate": "duplicate_of", "size": "width"}
     cells = table.reindex(columns=[*columns.values()]).notna().sum()
@@ -240,7 +240,7 @@ def _count_named(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
-    """Return the names of the groups and pairs that occur in two parts, by kind."""
+    """List by kind the groups and pairs that occur in more than one part."""
     names = {}
     for kind in ("patient", "lesion"):
         parts = table.groupby(f"{kind}_id")["part"].nunique()
@@ -252,7 +252,7 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _name_linked(table: pd.DataFrame) -> list[str]:
-    """Name images in two parts, linked through an absent original or through unused rows."""
+    """List images of different parts that only an absent original or unused rows link."""
     component = pd.Series(find_components(table), index=table.index)
     rows = table[table["part"] != UNUSED].assign(component=component)
     rows = rows.drop_duplicates(["component", "part"])
@@ -261,7 +261,7 @@ def _name_linked(table: pd.DataFrame) -> list[str]:
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
-    """Return official duplicates, near duplicates that no other link joins, and their parts."""
+    """List official duplicates, and near duplicates without another link, with their parts."""
     ends = ["first", "second"]
     official = table.reindex(columns=["duplicate_of", "image_id"]).set_axis(ends, axis=1)
     official = official[official["first"].isin(official["second"])]

@@ -1,4 +1,4 @@
-"""Image augmentations, and their application as a function of a seed."""
+"""Image augmentations, applied as a function of a seed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -72,7 +72,7 @@ def strong(
     blur: float = 0.2,
     holes: float = 0.3,
 ) -> Transform:
-    """Build flips, zoom, any rotation and shift, changes of colour, blur, and a hole.
+    """Build flips, zoom, rotation and shift, changes of colour, blur, and an erased rectangle.
 
     Args:
         size: side of the square output, pixels.
@@ -137,7 +137,7 @@ AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
 
 
 class _Erase(v2.RandomErasing):  # type: ignore[misc]  # torchvision has no types
-    """Hole in an image; masks remain."""
+    """Erasing of a rectangle of an image; masks are unchanged."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return inpt if isinstance(inpt, Mask) else super().transform(inpt, params)

@@ -102,11 +102,11 @@ class FoldData(pl.LightningDataModule):
 
     @property
     def training_groups(self) -> Int[np.ndarray, " n"]:
-        """Number of the patient of every training row."""
+        """Patient number of every training row."""
         return pd.factorize(self.cohort["patient_id"].iloc[self.rows("train")])[0]
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return this process's augmented training batches, as the sampler draws them."""
+        """Return a loader of this rank's augmented training batches, ordered by the sampler."""
         rank, world_size = self._rank_and_world_size()
         batch_size = self.config.trainer.batch_size
         sampler = EpochSampler(
@@ -122,13 +122,13 @@ class FoldData(pl.LightningDataModule):
         return self.build_loader(self._dataset("train"), sampler, min(batch_size, len(sampler)))
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return every validation row."""
+        """Return a loader of the validation rows."""
         return self.evaluation_loader("val")
 
     def evaluation_loader(
         self, part: str, rows: Int[np.ndarray, " k"] | None = None
     ) -> DataLoader[Sample]:
-        """Return the given rows of a part, unaugmented; None: all, under DDP this process's share.
+        """Return a loader of rows, not augmented; by default all, or under DDP this rank's share.
 
         Shares are padded to one length, so a collector has to drop repeated row numbers.
         """
@@ -159,7 +159,7 @@ class FoldData(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position in the training draw: epoch, finished steps, rows a step."""
+        """Return the position of the training loader: epoch, finished steps, rows per step."""
         loop: Any = self.trainer.fit_loop  # type: ignore[union-attr]  # called in training only
         epoch = loop.epoch_progress.current
         # After the last batch of an epoch the position is the first row of the next one.
@@ -169,13 +169,14 @@ class FoldData(pl.LightningDataModule):
         return {"epoch": epoch.processed, "steps": steps, "rows": rows}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next training loader continue from a saved position."""
+        """Restore a saved position, from which the next training loader continues."""
         rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
         saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
             raise InputError(
-                f"the run stopped within an epoch of {saved_rows} rows a step: trainer.batch_size "
-                f"times the number of processes is {rows} now; set it to {saved_rows} to resume"
+                f"the run stopped within an epoch with {saved_rows} rows per step: "
+                f"trainer.batch_size times the number of processes is {rows} now; "
+                f"set it to {saved_rows} to resume"
             )
         self._start = (state_dict["epoch"], state_dict["steps"])
 
@@ -254,7 +255,7 @@ class LesionData(FoldData):
         self._features = features
 
     def image_loader(self) -> DataLoader[Sample]:
-        """Return the images of `used_rows` on every process; `row` is the position among them."""
+        """Return a loader of the images of `used_rows`, all on every rank; `row` counts them."""
         table, targets = self.cohort.iloc[self.used_rows], self.targets[self.used_rows]
         image_ids, paths = table["image_id"].tolist(), table["path"].tolist()
         dataset = LesionDataset(targets, image_ids, paths=paths, view=self._view)

@@ -134,7 +134,7 @@ class ImageError(InputError):
 
 
 class LesionDataset(Dataset[Sample]):
-    """Rows of a cohort as samples, addressed by `Key`.
+    """Dataset of the rows of a cohort, indexed by `Key`.
 
     Args:
         targets: class index of every row.
@@ -198,7 +198,7 @@ class LesionDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:
-        """Return rows, as one batch if no image has to be decoded."""
+        """Return the samples of rows, as one batch if no image has to be decoded."""
         if self._paths is not None and self._features is None:
             return [self[key] for key in keys]
         rows = np.array([row for row, _ in keys])

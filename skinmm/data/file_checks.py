@@ -31,7 +31,7 @@ _NAMED: Final = 5
 
 
 class FileCheck(NamedTuple):
-    """Check of one file of each row.
+    """Check that is applied to one file of each row.
 
     Attributes:
         columns: columns whose cells are the arguments of `check`.
@@ -45,7 +45,7 @@ class FileCheck(NamedTuple):
 
 
 def image_checks(rows: pd.DataFrame, data: DataConfig, *, needed: bool = True) -> list[FileCheck]:
-    """Return the check of a cohort's images; none if no row has one.
+    """Return the check of a cohort's images; an empty list if no check is needed.
 
     With `data.missing=drop` images are checked even if not `needed`: models without images leave
     out the same rows.

@@ -95,7 +95,7 @@ def pack(
 
 
 def _require_packable(table: pd.DataFrame) -> None:
-    """Check at once for rows that would fail hours later."""
+    """Refuse rows that would make the pack fail hours later."""
     if table.empty:
         raise PackError("the cohort has no rows to pack")
     for wrong, problem in (

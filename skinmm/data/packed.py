@@ -32,7 +32,7 @@ class PackError(InputError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Finished shard; size in bytes and SHA-256 were measured on the file that was read back."""
+    """Finished shard, with size in bytes and SHA-256 of the file as read back."""
 
     images: int
     patients: int
@@ -226,13 +226,13 @@ def _load_finder(checkpoint: str) -> Any:
 
 
 def _shrink(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
-    """Return height and width for a length of the shorter side; None if it is not longer now."""
+    """Return (height, width) with a new shorter side; None if the image is not larger."""
     scale = shorter / min(sides)
     return (round(sides[0] * scale), round(sides[1] * scale)) if scale < 1 else None
 
 
 def _to_records(rows: pd.DataFrame, images: Iterable[Encoded]) -> Iterator[dict[str, Any]]:
-    """Yield the features of a record, named as in the public schema, for each row and its image."""
+    """Yield one record per row and image, with feature names of the public schema."""
     names = {"age": "age_approx", "site": "anatom_site_general_challenge"}
     table = rows.drop(columns="path").rename(columns={"image_id": "image_name", **names})
     for row, (jpeg, width, height) in zip(table.to_dict("records"), images, strict=True):

@@ -34,7 +34,7 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
 
 
 def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse record columns of a model that no model may use, or that are not in the table."""
+    """Refuse record columns that no model may use, or that are not in the table."""
     for name in columns:
         reason = NOT_AT_BEDSIDE.get(name)
         reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason

@@ -22,7 +22,7 @@ LARGEST_RATIO: Final = 1000
 
 @runtime_checkable
 class RowSampler(Protocol):
-    """Contract of every entry of `SAMPLERS`."""
+    """Protocol of the samplers in `SAMPLERS`."""
 
     @property
     def corrects(self) -> str:
@@ -76,7 +76,7 @@ class Weighted:
 
     @property
     def corrects(self) -> str:
-        """Name of this correction of class imbalance; empty if power=0, which corrects nothing."""
+        """Name of the sampler; empty if power=0, which leaves the class shares unchanged."""
         return "weighted sampler" if self.power else ""
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
@@ -99,7 +99,7 @@ class Balanced:
     corrects: ClassVar[str] = "balanced sampler"
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:
-        """Return blocks of each class once, in random order; as many rows as the data have."""
+        """Return as many rows as the data have, in blocks with one row of each class."""
         rng = make_generator(seed, epoch)
         classes = np.unique(labels)
         blocks = -(-len(labels) // len(classes))
@@ -124,7 +124,7 @@ class Balanced:
 
 @dataclass(frozen=True)
 class PatientBalanced(Balanced):
-    """Draw every class equally often, within it every patient, within a patient every row.
+    """Draw the classes equally often, and within a class its patients equally often.
 
     A row is drawn with probability 1 / (classes * patients with the class * rows of the patient
     with the class): a patient with a hundred images counts as much as one with two.
@@ -135,7 +135,7 @@ class PatientBalanced(Balanced):
     def _draw_class(
         self, rows: Rows, groups: Groups, length: int, rng: np.random.Generator
     ) -> Draw:
-        """Return a random row of each patient; patients are permuted again when all were drawn."""
+        """Return random rows of patients, who are permuted again whenever all were drawn."""
         ordered = rows[np.argsort(groups[rows], kind="stable")]
         _, starts, counts = np.unique(groups[ordered], return_index=True, return_counts=True)
         patients = _cycle(np.arange(len(starts)), length, rng)
@@ -286,7 +286,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, steps: int) -> None:
-        """Resume an epoch after some steps."""
+        """Resume an epoch after a number of steps."""
         self.epoch, self._skipped = epoch, steps * min(self._shard[2], self._length)
 
     def set_epoch(self, epoch: int) -> None:

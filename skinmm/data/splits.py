@@ -70,7 +70,7 @@ def deal_folds(
 
 
 def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
-    """Fix about `fraction` of the free rows, in whole patients, as the test part of every fold.
+    """Assign about `fraction` of the free rows, by whole patients, to the test part of all folds.
 
     Raises:
         InputError: a fraction that is not a number from 0.01 to 0.5, or a fixed test part.
@@ -189,7 +189,7 @@ def _deal_shares(
     shares: Float64[np.ndarray, " folds"],
     seed: int,
 ) -> Int64[np.ndarray, " n"]:
-    """Assign components greedily to folds that should get the given shares of every trait."""
+    """Assign components greedily, so that each fold gets its given share of every trait."""
     component = np.unique(component, return_inverse=True)[1]
     count = int(component.max(initial=-1)) + 1
     if count < len(shares):

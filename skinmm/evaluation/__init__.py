@@ -1,1 +1,1 @@
-"""Numbers that can be believed, from prediction files alone: numpy, scipy and scikit-learn."""
+"""Metrics, intervals and decision rules from prediction files, without PyTorch."""

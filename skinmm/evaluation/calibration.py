@@ -211,7 +211,7 @@ def _fit_parameters(
 def _fit_scale(
     probabilities: Probabilities, targets: Targets, precision: float = 0.0
 ) -> Parameters:
-    """Fit a scale, with a prior about 1 of this precision, and shifts without a prior."""
+    """Fit a scale with a normal prior around 1 of this precision, and shifts without a prior."""
     classes = probabilities.shape[1]
     logits, truth = _log(probabilities), _smooth_targets(targets, classes)
     start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)
@@ -243,7 +243,7 @@ def _apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabi
 
 
 def _fit_isotonic(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
-    """Fit steps per class, bounded away from 0 and 1 as by one further row of either kind."""
+    """Fit a step function per class, bounded by 1 / (n + 2) and 1 - 1 / (n + 2)."""
     from sklearn.isotonic import IsotonicRegression  # takes a second; prediction does not need it
 
     rest = 1 / (len(targets) + 2)

@@ -41,7 +41,7 @@ def ratio(numerator: _Array, denominator: _Array) -> _Array:
 
 
 def find_levels(scores: _Scores, positives: _Mask) -> _Positions:
-    """Return the first row of each level of a ranking of scores in ascending order.
+    """Return the first row of each level of scores in ascending order.
 
     Tied scores form one level. Adjacent levels without a positive are merged: the curves are flat
     between them, so no metric of this module depends on the split in any resample.

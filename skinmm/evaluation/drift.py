@@ -101,7 +101,7 @@ def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, 
 
 
 def _count(cells: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarray, " cells"]:
-    """Count the rows of each cell; the last is missing, and for values the one before is other."""
+    """Count the rows in each cell: bins or values (the last for other values), then missing."""
     if "ends" in cells:
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         present = np.isfinite(numbers)

@@ -70,7 +70,7 @@ def sum_by_patient(
 
 
 def independent_units(codes: _Codes, positives: _Mask) -> int:
-    """Return the number of patients of the rarer class that has rows."""
+    """Return the number of patients in the rarer class; a class without rows is ignored."""
     return min(len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any())
 
 

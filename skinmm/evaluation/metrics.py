@@ -132,7 +132,7 @@ def _metrics(
 def _counted_rows(
     predictions: Predictions, threshold: float, prevalence: float | None
 ) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return the rows in the denominator of each share of rows, and the positives of each AUROC."""
+    """Return the mask of the rows that each share counts; for an AUROC, of the positives."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
     shares |= {"specificity": ~malignant, "precision": called}

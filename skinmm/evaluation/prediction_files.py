@@ -125,7 +125,7 @@ class PredictionFile:
         return folds.to_numpy(dtype=np.int64)
 
     def parse_units(self) -> Shaped[np.ndarray, " n"]:
-        """Return what each row names: its patient, else its lesion, else only its image."""
+        """Return the unit that each row names: its patient, else its lesion, else its image."""
         units = self.table["unit"] if "unit" in self.table else pd.Series(dtype=object)
         if units.empty or not units.isin(UNITS).all():  # of another system, with another meaning
             units = name_units(self.table)
@@ -165,7 +165,7 @@ class PredictionFile:
     def parse_called(
         self, classes: tuple[str, ...], probabilities: Float64[np.ndarray, "n c"]
     ) -> Int64[np.ndarray, " n"] | None:
-        """Return the index of the predicted class of each row; where empty, the most probable one.
+        """Return the index of each row's predicted class, by default the most probable one.
 
         None for two classes, which a threshold decides, and for a column that names no class.
         """

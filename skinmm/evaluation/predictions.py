@@ -94,7 +94,7 @@ class Predictions:
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
     def list_units(self) -> Shaped[np.ndarray, " n"]:
-        """Return what `patient_id` names in each row; without `unit`, a patient or an image."""
+        """Return the unit that `patient_id` names in each row: patient, lesion or image."""
         is_image = np.asarray(self.patient_id == self.image_id)
         return np.where(is_image, "image", "patient") if self.unit is None else self.unit
 

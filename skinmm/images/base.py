@@ -48,7 +48,7 @@ _HARMLESS: Final = "extraneous bytes before marker"
 
 
 class DecodeError(InputError):
-    """An image cannot be used; the message has one line that says why and what to do."""
+    """Unusable image; the one-line message gives the reason and the remedy."""
 
 
 class Request(NamedTuple):
@@ -105,7 +105,7 @@ resize: Final = resize_simd if simd else resize_pillow
 
 @contextmanager
 def report_damage(kind: str) -> Iterator[None]:
-    """Raise every error of a codec as `DecodeError`, which names the kind of the file."""
+    """Translate all errors of a codec to `DecodeError`, with the kind of the file."""
     try:
         yield
     except DecodeError:
@@ -157,7 +157,7 @@ def read_orientation(exif: bytes | None) -> int:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
-    """Convert a Pillow image to RGB, with icc="srgb" through its ICC profile if it has one."""
+    """Convert a Pillow image to RGB; icc="srgb" applies its ICC profile if it has one."""
     if icc == "srgb" and profile:
         try:
             transform = _build_transform(profile, image.mode)

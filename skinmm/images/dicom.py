@@ -239,7 +239,7 @@ def _to_grey(values: Stored, dataset: Dataset) -> Pixels:
 
 
 def _compute_range(dataset: Dataset) -> tuple[float, float]:
-    """Return the lowest and highest value that can come out of the grey-scale pipeline."""
+    """Return the lowest and highest possible output of the grey-scale pipeline."""
     for table in ("VOILUTSequence", "ModalityLUTSequence"):
         if dataset.get(table):
             return 0.0, 2.0 ** dataset[table][0].LUTDescriptor[2] - 1

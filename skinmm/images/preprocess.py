@@ -66,7 +66,7 @@ def find_hair(image: Pixels) -> Mask:
 
 
 def remove_colour_cast(image: Pixels) -> Pixels:
-    """Remove the colour of the light (Shades of Grey, Finlayson and Trezzi 2004, CIC 12).
+    """Remove the colour of the illumination (Shades of Grey, Finlayson and Trezzi 2004, CIC 12).
 
     The light is the Minkowski mean of order six of each channel; the channels are scaled so that it
     becomes grey of the same strength. An image with a black channel is returned unchanged.

@@ -152,7 +152,7 @@ class TFRecordFile:
 
 
 def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
-    """Return the location of an image, `FILE#image_name`, which is all that reading it needs.
+    """Return the location of an image, `FILE#image_name`, which suffices to read it.
 
     `FILE?image=FEATURE&name=FEATURE#image_name` if the features have other names than usual.
     """

@@ -179,7 +179,7 @@ def list_files(folders: Iterable[Path]) -> list[str]:
 
 
 def list_visible(folder: Path) -> Iterator[Path]:
-    """Yield the files and folders under a folder that are no litter."""
+    """Yield the files and folders under a folder, without hidden files and system files."""
     paths = folder.rglob("*")
     return (path for path in paths if not is_litter(*path.relative_to(folder).parts))
 
@@ -193,7 +193,7 @@ _LITTER: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 
 
 def describe_other_pictures(files: Iterable[Path | str]) -> str:
-    """Return how many files are pictures that cannot be read, with names; empty if none is."""
+    """Describe pictures of unsupported formats: their number and names; empty if there are none."""
     names = [Path(file).name for file in files if str(file).lower().endswith(OTHER_PICTURES)]
     if not names:
         return ""

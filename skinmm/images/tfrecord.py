@@ -37,7 +37,7 @@ Values = list[bytes] | list[int] | list[float]
 
 
 class TFRecordError(InputError):
-    """A TFRecord file cannot be used; the message names the file, the record and what to do."""
+    """Unusable TFRecord file; the message gives the file, the record and the remedy."""
 
 
 def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:

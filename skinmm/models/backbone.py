@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze weights and BatchNorm statistics, or let them change again."""
+        """Freeze or unfreeze weights and BatchNorm statistics."""
         if frozen != self.frozen:
             self.frozen = frozen
             self.requires_grad_(not frozen)

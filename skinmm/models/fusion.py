@@ -197,7 +197,7 @@ class MetaNet(Fusion):
 
 
 class MetaBlock(Fusion):
-    """LSTM-like gates: the record scales and shifts each channel of the map, then a mean.
+    """LSTM-like gates: the record scales and shifts each channel, followed by mean pooling.
 
     Pacheco & Krohling 2021, "An attention-based mechanism to combine images and metadata in deep
     learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002. LayerNorm

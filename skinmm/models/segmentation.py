@@ -119,7 +119,7 @@ def _block(convolution: nn.Module) -> list[nn.Module]:
 
 
 def _copy_weights(source: nn.Module, encoder: nn.Module, name: str) -> None:
-    """Copy the weights of a network to the encoder that timm made of its stages."""
+    """Copy the weights of a network to the encoder that timm built from its stages."""
     # timm's wrapper replaces the dots of some names by underscores.
     state = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
     keys = list(encoder.state_dict())

@@ -41,7 +41,7 @@ class Contributions:
     is_average: bool = False
 
     def share(self, name: str) -> float | None:
-        """Return the share of an input in all changes, up or down; None if nothing changed."""
+        """Return an input's share of the sum of absolute changes; None if nothing changed."""
         total = sum(map(abs, self.added.values()))
         return abs(self.added.get(name, 0.0)) / total if total else None
 
@@ -154,7 +154,7 @@ def _mix_records(
     subsets: Bool[np.ndarray, "subsets inputs"],
     background: Float32[Tensor, "k encoded"] | None,
 ) -> Float32[Tensor, "rows encoded"] | None:
-    """Return each background record with a subset's columns, and the missing ones, of `row`."""
+    """Set each subset's columns, and the missing ones, of all background records as in `row`."""
     if background is None:
         return None
     cells = {name: np.array([row[name]], object) for name in encoder.columns}
@@ -195,7 +195,7 @@ def compute_heat_map(
     *,
     positive: Sequence[int],
 ) -> Float32[np.ndarray, "down across"]:
-    """Compute where the image raises the malignancy, from 0 to 1, at the resolution of the network.
+    """Compute a heat map, 0 to 1, of the regions that raise the malignancy, at network resolution.
 
     Gradient times activation of the last spatial layer, summed over its channels, positive part
     (HiResCAM: Draelos and Carin 2020, arXiv:2011.08891). For a network that ends in average pooling
@@ -301,7 +301,7 @@ def _predict_features(
     *,
     has_image: bool,
 ) -> Float64[np.ndarray, "rows classes"]:
-    """Predict rows whose image features repeat in their order; views are averaged."""
+    """Predict rows that reuse the image features cyclically; views are averaged."""
     outputs = []
     with torch.inference_mode():
         for start in range(0, rows, _BATCH):

@@ -123,7 +123,7 @@ Backend = TorchBackend | OnnxBackend
 def load_exported(
     checkpoint: Path, path: Path, digest: str, backend: str, device: str, concurrency: int = 1
 ) -> OnnxBackend | None:
-    """Load the exported model of a checkpoint from a path, if it is asked for.
+    """Load the exported model of a checkpoint from a path, if `backend` selects it.
 
     `backend` is torch, onnx, or auto: onnx if the model exists and has the SHA-256 `digest` of the
     checkpoint, ONNX Runtime is installed, and torch's `device` is cpu.

@@ -211,7 +211,7 @@ def build_capture(
 def _identify(
     kind: str, header: Any, frame: int | None, digests: list[str], content: str
 ) -> dict[str, Any]:
-    """Return the identifiers of an object; other content needs another UID in an archive."""
+    """Return the identifiers of an object; its UID depends on its content, as archives require."""
     parts = (frame, __version__, *digests, content)
     return {
         "series_instance_uid": _uid(kind, header.StudyInstanceUID, *digests),

@@ -124,7 +124,7 @@ class Explainer:
         accelerator: str,
         probabilities: str = "calibrated",
     ) -> "list[Explainer]":
-        """Return an explainer per member; all are loaded again if torch does not run them all."""
+        """Return one explainer per member; reload members as PyTorch models if any runs in ONNX."""
         members = predictor.ensemble.members
         if not all(isinstance(member.backend, TorchBackend) for member in members):
             device = select_device(accelerator)
@@ -180,7 +180,7 @@ NOTICE: Final = (
 
 
 class Case(NamedTuple):
-    """One lesion: the bytes of its image, record cells by column, and a DICOM frame from 1."""
+    """One lesion: encoded image, record values by column, and DICOM frame, counted from 1."""
 
     image: bytes | None
     record: Mapping[str, str]
@@ -260,7 +260,7 @@ class CasePredictor:
             return row, Explanation.mean([one.explain(*args) for one in self._explainers])
 
     def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
-        """Return the patient of a case, if known, and the record as the models read it."""
+        """Return the patient of a case, None if unknown, and the record as the models read it."""
         columns = self.predictor.columns
         row = canonical_record(columns, case.image, case.record)
         return row["patient_id"][0], known_values(row, columns)

@@ -37,10 +37,10 @@ class ExtraOutput:
     summarize: Callable[[Rows], Rows] = iter
 
     def add(self, predictions: PredictionTable) -> None:
-        """Write what follows from the next rows."""
+        """Process the next predictions."""
 
     def finish(self, rows: Rows) -> None:
-        """Write what follows from the complete output, given as text in blocks."""
+        """Write the results that need the complete output, which comes as blocks of text."""
         with (
             atomic_write(self.path) as partial,
             partial.open("w", encoding="utf-8", newline="") as file,
@@ -57,7 +57,7 @@ def open_extra_outputs(
     images: ImageFolder,
     rows_done: int,
 ) -> Iterator[list[ExtraOutput]]:
-    """Open the further outputs that a job asks for; they are closed with the block."""
+    """Open the extra outputs that a job requests; they are closed at the end of the block."""
     extras = [
         ExtraOutput(label, Path(getattr(config, key)), summarize)
         for key, (label, summarize) in SUMMARIES.items()
@@ -146,7 +146,7 @@ def _format_submission(rows: Rows) -> Rows:
 
 
 def _describe_reason(row: Mapping[Hashable, Any]) -> str:
-    """Return the reasons for a decision; empty for a benign lesion without doubt."""
+    """Return the reasons for a decision; empty for a benign lesion that is not referred."""
     malignancy, threshold = float(row["malignancy"]), float(row["threshold"] or "nan")
     reasons = []
     if malignancy >= threshold:

@@ -83,7 +83,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def check_paths(config: PredictConfig) -> None:
-    """Refuse outputs that cannot be written, or that two settings name."""
+    """Refuse outputs that are not writable, and paths that two settings share."""
     path = Path(config.output)
     if path.exists() and Path(config.input).exists() and path.samefile(config.input):
         raise InputError(f"output={path} is the input itself; choose another path")
@@ -102,7 +102,7 @@ def find_image_folder(config: PredictConfig) -> str:
 def require_images(
     config: PredictConfig, images: ImageFolder, column_names: dict[str, str] | None = None
 ) -> None:
-    """Refuse a table without any image next to it, if no folder of images is named.
+    """Refuse a table if none of its images is next to it and no image folder is given.
 
     A table with URLs or absolute paths of images is accepted.
     """
@@ -126,7 +126,7 @@ def count_workers(setting: int | None) -> int:
 
 
 def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str) -> dict[str, Any]:
-    """Return everything that determines the rows, under the names that messages use."""
+    """Return the settings that determine the output rows, by their names in messages."""
     decisive = keys_with(PredictConfig, "decides_rows")
     settings = {name: value for name, value in asdict(config).items() if name in decisive}
     return settings | {

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class TableBatch:
-    """Rows of one table, which may have any usual column names, while they are predicted.
+    """Rows of one table in prediction; its columns may have any recognised names.
 
     Attributes:
         cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
@@ -99,7 +99,7 @@ def _convert(name: str, cell: Any) -> Any:
 
 
 class LoadedRow(NamedTuple):
-    """Image of one row: pixels by view, values of the DICOM header or measured, or an error."""
+    """Loaded image of one row: pixels by view, values read from header or image, or an error."""
 
     pixels: Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
     record: Mapping[str, Any]
@@ -157,7 +157,7 @@ def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
 def canonical_record(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
 ) -> dict[str, np.ndarray]:
-    """Return a record in canonical words, completed from a DICOM header, as in prediction."""
+    """Return a record in the words of the vocabulary, completed from a DICOM header."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
     if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():

@@ -143,7 +143,7 @@ def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
 def _find_pairs(
     kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return pairs of a kind; for a patient or lesion in two parts, an image of each part."""
+    """Return the pairs of a kind; a patient or lesion in two parts gives one image of each part."""
     if f"{kind}_id" not in rows:
         return [(p["first"], p["second"]) for p in findings["pairs"] if p["kind"] == kind]
     used = rows[rows["part"].isin(PARTS)].dropna(subset=[f"{kind}_id"])

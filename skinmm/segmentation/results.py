@@ -61,7 +61,7 @@ def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
 def _write_mask(
     finder: LesionFinder, images: ImageFolder, out: Path, name: str, *, skip: bool
 ) -> str | None:
-    """Write one mask; return the reason if the image cannot be used."""
+    """Write one mask; return an error message if the image cannot be used."""
     stem = Path(strip_suffix(name))
     if stem.is_absolute() or ".." in stem.parts:
         stem = Path(stem.name)  # no file is written outside the folder

@@ -277,6 +277,6 @@ async def _refuse_route(_: Request, error: HTTPException) -> Response:
 
 
 async def _refuse_parameters(_: Request, error: RequestValidationError) -> Response:
-    """Refuse invalid parameters without repeating the values that were sent."""
+    """Refuse invalid parameters without repeating the submitted values."""
     reasons = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
     return ProblemError.unusable("; ".join(reasons)[:500]).to_response()

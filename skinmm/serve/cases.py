@@ -52,7 +52,7 @@ class CaseRecorder:
             store.register(self._model, predictor.card | {"inputs": predictor.reference})
 
     def record(self, user: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
-        """Store predicted rows, all or none, and add the number `case` to each."""
+        """Store predicted rows in one transaction, and add the number `case` to each."""
         if self.store is None:
             return
         predicted, new_cases = [row for row in rows if not row["error"]], []
@@ -164,5 +164,5 @@ def put_verdict(store: CaseStore, user: User, number: Number, body: Verdict) -> 
 
 @case_routes.get("/audit", response_model=dict[str, list[AuditEvent]])
 def list_audit(store: CaseStore, after: After = 0, limit: Limit = 100) -> Response:
-    """List which key did what with which cases."""
+    """List the actions on cases, and the API key of each."""
     return JSONResponse({"audit": store.read_audit(after=after, limit=limit)})

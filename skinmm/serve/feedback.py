@@ -136,7 +136,7 @@ def _build_performance_section(
     months: Sequence[Mapping[Hashable, Any]],
     inputs: ReportInputs | None,
 ) -> Section:
-    """Compare performance in use with the test."""
+    """Compare the performance in use with the performance in the test."""
     blocks: list[Block] = [Note(_SELECTED, warning=True)]
     if inputs is None:
         blocks.append(

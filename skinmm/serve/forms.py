@@ -115,7 +115,7 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
 
 
 def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
-    """Return a row of a table as a case, with the image that it names if that was sent."""
+    """Convert a row of a table to a case, with the image that it names if this was uploaded."""
     canonical = match_columns(row)
     cells = {canonical.get(name, name): cell for name, cell in row.items()}
     name = split_frame(cells.get("image_id", ""))[0]
@@ -124,7 +124,7 @@ def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Refuse too many bytes or pixels, and unusable images, before anything is decoded."""
+    """Refuse images with too many bytes or pixels, and unusable ones, without decoding them."""
     if len(data) > MAX_IMAGE:
         raise ProblemError(413, f"the image has {len(data):,} bytes, the limit is {MAX_IMAGE:,}")
     try:
@@ -175,7 +175,7 @@ async def _open_form(request: Request, files: int, fields: int) -> AsyncIterator
 
 
 def _validate(model: type[M], cells: Mapping[str, Any]) -> M:
-    """Return a valid form; a refusal does not repeat the values that were sent."""
+    """Validate a form; error messages do not repeat the submitted values."""
     try:
         return model.model_validate(cells)
     except ValidationError as error:

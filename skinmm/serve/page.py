@@ -140,7 +140,7 @@ class Page:
     audiences: Sequence[str] = AUDIENCES[:1]
 
     def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
-        """Store the confirmed diagnosis of a case and return a confirmation or refusal as HTML."""
+        """Store the confirmed diagnosis of a case, and return a confirmation or an error as HTML."""
         try:
             if self.recorder.store is None:
                 raise ProblemError.unusable("This service does not store cases.")
@@ -156,7 +156,7 @@ class Page:
     async def analyse(
         self, user: str, upload: str | None, audience: str, *cells: Any
     ) -> tuple[str, None]:
-        """Return a result or refusal as HTML, and None to empty the upload field.
+        """Return a result or an error as HTML, and None to empty the upload field.
 
         Args:
             user: name of the API key.

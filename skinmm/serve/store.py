@@ -115,7 +115,7 @@ class Store:
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
-        """Open a SQLite file or the URL of a database, and create what is missing if `create`.
+        """Open a SQLite file or a database URL; `create` creates the file and missing tables.
 
         Raises:
             InputError: the database cannot be used, or a package is not installed.
@@ -156,13 +156,13 @@ class Store:
             database.execute(statement.on_conflict_do_nothing())
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Return the cards of all models, the latest last."""
+        """Return the cards of all models, newest last."""
         with self._begin() as database:
             rows = database.execute(select(_MODELS).order_by(_MODELS.c.at))
             return {row.model: row.card for row in rows}
 
     def add(self, user: str, model: str, cases: Sequence[NewCase]) -> list[int]:
-        """Store cases, all or none, and return their numbers."""
+        """Store cases in one transaction, and return their numbers."""
         common = {"at": _now(), "who": user, "model": model}
         with self._begin() as database:
             numbers = [
@@ -230,7 +230,7 @@ class Store:
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
-        """Open a transaction: everything in it is stored, or nothing."""
+        """Open a transaction, which is stored as a whole or rolled back."""
         try:
             with self._engine.begin() as database:
                 yield database
@@ -267,7 +267,7 @@ def _require_private_file(path: Path, location: str, *, create: bool) -> None:
 
 
 def _create_tables(database: Connection, name: str, *, create: bool) -> None:
-    """Create missing tables and triggers, all or none."""
+    """Create missing tables and triggers in one transaction."""
     dialect = database.dialect.name
     database.exec_driver_sql(_LOCK[dialect])
     if not create and not {*_TABLES.tables} <= {*sql.inspect(database).get_table_names()}:

@@ -204,7 +204,7 @@ def _write_shards(
 
 
 def _write_shard(encoder: Encoder, job: tuple[Path, pd.DataFrame]) -> Shard | str:
-    """Write a shard, or return the error, as another attempt would fail too."""
+    """Write a shard, or return the error: another attempt would fail as well."""
     file, rows = job
     try:
         return write_shard(file, rows, partial(map, encoder))

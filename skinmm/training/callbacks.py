@@ -30,7 +30,7 @@ SEVERAL: Final = "best-epoch=*.ckpt"
 
 
 class History(Logger):
-    """Logger of `history.csv`, a line for every logged value: epoch, step, name, value."""
+    """Logger that writes `history.csv`, one line per logged value: epoch, step, name, value."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add values, and remove those that a killed run had logged from this step on.
+        """Append values; first remove what a killed run had logged from this step on.
 
         The file is rewritten atomically.
         """
@@ -219,14 +219,14 @@ class AverageWeights(WeightAveraging):
             self._average_model.n_averaged += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Move the average to the device, which the module was not yet on in `setup`."""
+        """Move the average to the device; in `setup` the module is not on it yet."""
         if self._average_model is not None:
             self._average_model.to(pl_module.device)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore average and training weights, also those that earlier versions have saved."""
+        """Restore average and training weights, also from checkpoints of earlier versions."""
         if "training_weights" in checkpoint:
             weights, steps = checkpoint["training_weights"], checkpoint["global_step"]
             checkpoint["current_model_state"] = {PREFIX + name: weights[name] for name in weights}

@@ -85,7 +85,7 @@ def follow(train: Callable[[Config, Path], object]) -> int:
 
 
 def dismiss(status: int) -> None:
-    """Let the processes that torchrun started exit, and wait: rank 0 may host their store."""
+    """Release the processes that torchrun started, and wait for them: rank 0 may host their store."""
     if is_torchrun():
         _publish({"status": status})
         left = [f"left {rank}" for rank in range(1, _world_size())]
@@ -106,7 +106,7 @@ def end_with_parent() -> None:
 
 
 class Failure(NamedTuple):
-    """Reason why a process failed, as the store contains it."""
+    """Reason for the failure of a process, as stored."""
 
     rank: int
     is_input_error: bool
@@ -114,7 +114,7 @@ class Failure(NamedTuple):
 
 
 def shared_failure(error: Exception, run: Path) -> BaseException:
-    """Share a failure with the other processes, and return what this process has to raise.
+    """Report a failure to the other processes, and return the exception that this one raises.
 
     The processes that fail later only report a lost connection. So the first failure counts, and
     rank 0 reports it. Another process reports its own only if rank 0 cannot have received it. The

@@ -92,7 +92,7 @@ class MissingColumnsPass(pl.LightningModule):
 
 
 def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
-    """Predict the test rows with more and more columns missing: `missing_1_of_3` and so on."""
+    """Predict the test rows with 1, 2, ... columns missing: `missing_1_of_3`, `missing_2_of_3`, ..."""
     if not fold.network.record:
         return {}
     module = MissingColumnsPass(fold.network, fold.data.empty_record)
@@ -112,7 +112,7 @@ def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray
 
 
 def store_background(fold: TrainedFold) -> dict[str, Predictions]:
-    """Store in the checkpoint the inputs of validation rows from which explanations start.
+    """Store inputs of validation rows in the checkpoint, as background rows of explanations.
 
     The rows are at equal steps of the ranking by probability, so that their mean is close to that
     of all validation rows.

@@ -62,7 +62,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
 
 
 def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
-    """Require that a run continues with the rows and parts that it started with.
+    """Require the same rows and parts as at the start of the run.
 
     `file` is the run's cohort.csv; nothing is checked if it does not exist. `column` is `part`, or
     `fold` for the run of another fold.
@@ -108,7 +108,7 @@ def require_usable_split(data: LesionData, run: RunFolder) -> None:
 
 
 def require_same_finder(config: Config, run: RunFolder) -> None:
-    """Require that all folds and restarts of a run find lesions with the same network."""
+    """Require the same segmentation network in all folds and restarts of a run."""
     checkpoint = next(run.root.path.rglob("last.ckpt"), None) if run.is_resumed else None
     if not config.data.segmenter or not checkpoint:
         return

@@ -123,7 +123,7 @@ class BaseModule(pl.LightningModule):
         self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
-        """Seed dropout by the position in the run, so that a resumed run draws the same."""
+        """Seed dropout by epoch and batch, so that a resumed run draws the same masks."""
         position = (self.card.config["seed"], self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
@@ -176,7 +176,7 @@ class BaseModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule, which Lightning would do after the checkpoint is written."""
+        """Step the plateau schedule before the checkpoint is written; Lightning would do it after."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))

@@ -96,18 +96,18 @@ def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
 
 
 class RestoringSignals(_SignalConnector):
-    """Restores the handlers of signals after a stage, and installs none.
+    """Signal connector that restores handlers after a stage, and installs none of its own.
 
     Lightning's handler of SIGTERM waits for other processes, and acts only between two batches.
     """
 
     def register_signal_handlers(self) -> None:
-        """Remember the handlers to restore."""
+        """Store the handlers to restore."""
         self._original_handlers = self._get_current_signal_handlers()
 
 
 def set_threads(*, has_images: bool) -> None:
-    """Let torch use all threads for images; the layers of a record are too small to share."""
+    """Use all threads for images, but one for records, whose layers are too small to divide."""
     torch.set_num_threads(THREADS if has_images else 1)
 
 
@@ -186,7 +186,7 @@ def _build_callbacks(config: Config, folder: Path) -> list[Callback]:
 
 
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
-    """Return the processes on this machine, and the machines; torchrun has chosen both."""
+    """Return the numbers of processes per machine and of machines; torchrun determines both."""
     machines = 1
     if is_torchrun():
         local = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -164,7 +164,7 @@ def test_steps_within_an_epoch_keep_their_size(
     torch.save(checkpoint, last)
     assert train(f"resume={run}", "trainer.batch_size=4") == 2
     said = capsys.readouterr().err
-    assert "an epoch of 8 rows a step" in said
+    assert "an epoch with 8 rows per step" in said
     assert "is 4 now; set it to 8" in said
 
 

@@ -91,7 +91,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
 
 
 def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
-    """Return the classes in the order of the logits: the vocabulary's, then others by name."""
+    """Return the classes in logit order: first those of the vocabulary, then others by name."""
     if data.target == "malignant":
         return BINARY
     return tuple(sorted(table["target"].unique(), key=_sort_key))
@@ -195,7 +195,7 @@ def _select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ..
 def _match_classes(
     diagnoses: dict[str, str | None], positive: Sequence[str], available: str
 ) -> tuple[str, ...]:
-    """Match names as written, or as words for the same class of the vocabulary."""
+    """Match class names exactly, or as synonyms of the same class of the vocabulary."""
     chosen: set[str] = set()
     for word in positive:
         diagnosis = parse_diagnosis(word)

@@ -1,4 +1,4 @@
-"""Adapters of public datasets, which read the files as their archives unpack."""
+"""Adapters of public datasets, which read the unpacked files of the official archives."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -189,7 +189,7 @@ def _select_parts(folds: str) -> dict[str, str | None]:
 
 
 def _concatenate(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return one table, without the column `part` if no part is fixed."""
+    """Concatenate tables; drop the column `part` if no row has a fixed part."""
     table = pd.concat(parts, ignore_index=True)
     return table if table["part"].notna().any() else table.drop(columns="part")
 

@@ -64,7 +64,7 @@ def split_parts(inputs: ReportInputs) -> dict[str, pd.DataFrame]:
 
 
 def resampling_unit(inputs: ReportInputs) -> str:
-    """Return the unit that intervals resample: what most of the rows name."""
+    """Return the unit that intervals resample: the most frequent unit of the rows."""
     return str(inputs.units.mode().iloc[0])
 
 

@@ -71,7 +71,7 @@ def describe_use(inputs: ReportInputs) -> str:
 
 
 def collect_warnings(inputs: ReportInputs) -> list[str]:
-    """Return warnings about everything that makes the numbers alone misleading."""
+    """Return warnings about everything that makes the numbers misleading on their own."""
     warnings = []
     weights = inputs.metrics.get("initialisation") or ""
     if weights.lower().startswith("from scratch"):
