@@ -140,7 +140,7 @@ class Page:
     audiences: Sequence[str] = AUDIENCES[:1]
 
     def save_verdict(self, user: str, number: Any, verdict: str | None) -> str:
-        """Store the confirmed diagnosis of a case, and return a confirmation or an error as HTML."""
+        """Store the confirmed diagnosis of a case, and return a confirmation or error as HTML."""
         try:
             if self.recorder.store is None:
                 raise ProblemError.unusable("This service does not store cases.")

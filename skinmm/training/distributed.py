@@ -85,7 +85,7 @@ def follow(train: Callable[[Config, Path], object]) -> int:
 
 
 def dismiss(status: int) -> None:
-    """Release the processes that torchrun started, and wait for them: rank 0 may host their store."""
+    """Release the processes that torchrun started, and wait: rank 0 may host their store."""
     if is_torchrun():
         _publish({"status": status})
         left = [f"left {rank}" for rank in range(1, _world_size())]

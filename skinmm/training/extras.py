@@ -92,7 +92,7 @@ class MissingColumnsPass(pl.LightningModule):
 
 
 def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
-    """Predict the test rows with 1, 2, ... columns missing: `missing_1_of_3`, `missing_2_of_3`, ..."""
+    """Predict the test rows with 1, 2, ... columns missing: `missing_1_of_3` and so on."""
     if not fold.network.record:
         return {}
     module = MissingColumnsPass(fold.network, fold.data.empty_record)

@@ -176,7 +176,7 @@ class BaseModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule before the checkpoint is written; Lightning would do it after."""
+        """Step the plateau schedule before the checkpoint is written; Lightning does it after."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))

@@ -186,7 +186,7 @@ def _build_callbacks(config: Config, folder: Path) -> list[Callback]:
 
 
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
-    """Return the numbers of processes per machine and of machines; torchrun determines both."""
+    """Return the numbers of processes per machine and of machines, as set or from torchrun."""
     machines = 1
     if is_torchrun():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
