@@ -65,9 +65,9 @@ def run_predict(config: PredictConfig) -> int:
 
 def run_audit(config: schemas.AuditConfig) -> int:
     """Write the audit of a cohort and return 1 if its split leaks, else 0."""
-    from skinmm.data.audit import audit
+    from skinmm.data.audit import audit, is_malignant
     from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
-    from skinmm.data.splits import split
+    from skinmm.data.splits import cut_calibration, split
     from skinmm.report import write_audit_page
     from skinmm.training.run_folder import write_json
 
@@ -84,6 +84,8 @@ def run_audit(config: schemas.AuditConfig) -> int:
         near, table, compared = _compare_images(table)
         facts |= compared
     table = split(table, data.folds, int(data.fold), data.split_seed)
+    malignant = is_malignant(table, _to_cohort(table, data).positive)
+    table = cut_calibration(table, data.calibration, malignant, data.split_seed)
     cohort = _to_cohort(table, data)
     findings = audit(table, positive=cohort.positive, columns=data.columns, near=near) | facts
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,10 +217,10 @@ def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackS
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
     table = require_images(load_cohort(data), data.missing, needed=True)
-    is_usable, notes = require_usable(table, image_checks(table, data), data.missing)
-    for note in notes:
+    files = require_usable(table, image_checks(table, data), data.missing)
+    for note in files.notes:
         print_line(note)
-    return table[is_usable].reset_index(drop=True), settings
+    return table[files.is_usable].reset_index(drop=True), settings
 
 
 def _to_cohort(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
@@ -235,13 +237,11 @@ def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str
     from tqdm import tqdm
 
     from skinmm.data.audit import compute_fingerprints, find_near_duplicates
+    from skinmm.data.file_checks import fill_sizes
     from skinmm.images.source import read_source
 
     with tqdm(total=len(table), desc="comparing", unit=" images", disable=None) as bar:
         prints = compute_fingerprints(table, read_source, bar.update)
-    # The audit tests the size as a shortcut, so fill it where the table lacks it.
-    sides = ["width", "height"]
-    sizes = pd.DataFrame(prints.sizes, prints.image_id, sides, dtype=float)
-    filled = {side: table[side].fillna(table["image_id"].map(sizes[side])) for side in sides}
+    sizes = pd.DataFrame(prints.sizes, prints.image_id, dtype=float).reindex(table["image_id"])
     facts = {"compared": len(prints.image_id), "unreadable": prints.unreadable}
-    return find_near_duplicates(prints), table.assign(**filled), facts
+    return find_near_duplicates(prints), fill_sizes(table, sizes.to_numpy()), facts

@@ -34,6 +34,8 @@ MAX_SIZES: Final = 8
 SUSPICIOUS: Final = 0.65  # a warning is given from this AUROC of the image size
 MAX_PAIRS: Final = 200
 _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
+_ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
+_UNUSED_ROWS: Final = "linked by patient, lesion or duplicate_of through rows that no part uses"
 _UNCHECKED: Final = {
     "patient": "whether patients are in two parts: no row names a patient",
     "size": "image sizes as a shortcut: no size is known; skinmm audit near=true reads them",
@@ -206,7 +208,7 @@ def audit(
     if near is None:
         counts["near duplicate"] = None
         unchecked.append("near duplicate")
-    linked = [] if any(across.values()) else _name_linked(table)
+    linked = {} if any(across.values()) else _name_linked(table)
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
     size = compute_size_auroc(used, positive)
@@ -223,7 +225,11 @@ def audit(
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
-            *(f"{_count('pair', linked)} linked by other rows in two parts" for _ in linked[:1]),
+            *(
+                f"{_count('pair', names)} in two parts, {how}"
+                for how, names in linked.items()
+                if names
+            ),
             *(f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE),
             *(_FITTED_OUTSIDE.format(_count("row", outside)) for _ in outside[:1]),
         ],
@@ -251,13 +257,17 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
     return names
 
 
-def _name_linked(table: pd.DataFrame) -> list[str]:
-    """List images of different parts that only an absent original or unused rows link."""
-    component = pd.Series(find_components(table), index=table.index)
-    rows = table[table["part"] != UNUSED].assign(component=component)
-    rows = rows.drop_duplicates(["component", "part"])
-    names = rows.groupby("component")["image_id"].agg(list)
-    return [" and ".join(map(str, linked[:2])) for linked in names if len(linked) > 1]
+def _name_linked(table: pd.DataFrame) -> dict[str, list[str]]:
+    """List images of different parts that only an absent original or unused rows link, by link."""
+    used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
+    for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
+        component = pd.Series(find_components(rows), index=rows.index)
+        ends = used.assign(component=component).drop_duplicates(["component", "part"])
+        names = ends.groupby("component")["image_id"].agg(list)
+        linked = [" and ".join(map(str, ids[:2])) for ids in names if len(ids) > 1]
+        pairs[how] = [pair for pair in linked if pair not in named]
+        named.update(linked)
+    return pairs
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

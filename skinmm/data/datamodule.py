@@ -24,7 +24,7 @@ from skinmm.data.dataset import (
     Sample,
     View,
 )
-from skinmm.data.file_checks import FileCheck, image_checks, require_usable
+from skinmm.data.file_checks import FileCheck, fill_sizes, image_checks, require_usable
 from skinmm.data.lesion_finder import add_measurements, build_preprocessing
 from skinmm.data.loader import SlotLoader
 from skinmm.data.record import RecordEncoder
@@ -80,11 +80,11 @@ class FoldData(pl.LightningDataModule):
         training = np.flatnonzero((cohort["part"] == "train").to_numpy())
         used = limit_rows(training, targets, data.limit, self.config.seed)
         cohort.loc[cohort.index[np.setdiff1d(training, used)], "part"] = UNUSED
-        is_usable, notes = require_usable(cohort, checks, data.missing)
+        is_usable, notes, sizes = require_usable(cohort, checks, data.missing)
         self.notes += notes
         training = training[is_usable[training]]
         self.natural_prior = shares_in_use(cohort, training, targets, len(self.classes))
-        self.cohort = cohort[is_usable].reset_index(drop=True)
+        self.cohort = fill_sizes(cohort, sizes)[is_usable].reset_index(drop=True)
         self.targets = targets[is_usable]
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:

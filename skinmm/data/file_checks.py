@@ -1,4 +1,7 @@
-"""Check of a run's image files before training, so that all unusable ones are reported at once."""
+"""Check of a run's image files before training, so that all unusable ones are reported at once.
+
+The headers also give the sizes of the images, which the audit tests as a shortcut.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
 from skinmm.config import DataConfig
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError, warn
 from skinmm.images.base import Icc, check_frame
-from skinmm.images.decode import DecodeError, decode, probe
+from skinmm.images.decode import DecodeError, ImageInfo, decode, probe
 from skinmm.images.source import Source, read_source
 
 HEAD: Final = 1 << 16
@@ -28,6 +31,8 @@ SIDE: Final = 64
 _ENDS: Final = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 _BATCH: Final = 16  # files per task of a thread
 _NAMED: Final = 5
+Size = tuple[int, int]
+"""Width and height of an image in pixels, upright according to EXIF."""
 
 
 class FileCheck(NamedTuple):
@@ -35,13 +40,28 @@ class FileCheck(NamedTuple):
 
     Attributes:
         columns: columns whose cells are the arguments of `check`.
-        check: function that raises `InputError` or `OSError` for an unusable file.
+        check: function that raises `InputError` or `OSError` for an unusable file, and returns the
+            size of an image.
         noun: what the files are, in messages.
     """
 
     columns: Sequence[str]
-    check: Callable[..., None]
+    check: Callable[..., Size | None]
     noun: str = "images"
+
+
+class CheckResults(NamedTuple):
+    """Results of the checks of all rows.
+
+    Attributes:
+        is_usable: whether each row is usable.
+        notes: a line with the duration of each check.
+        sizes: width and height of each row's image in pixels; NaN where none was read.
+    """
+
+    is_usable: Bool[np.ndarray, " n"]
+    notes: tuple[str, ...]
+    sizes: Float64[np.ndarray, "n 2"]
 
 
 def image_checks(rows: pd.DataFrame, data: DataConfig, *, needed: bool = True) -> list[FileCheck]:
@@ -56,58 +76,58 @@ def image_checks(rows: pd.DataFrame, data: DataConfig, *, needed: bool = True) -
     return [FileCheck(("path", "part"), check)]
 
 
-def check_image(path: str, part: object, *, icc: Icc = "ignore") -> None:
+def check_image(path: str, part: object, *, icc: Icc = "ignore") -> Size:
     """Read the header of an image; decode images of validation and test, and truncated files.
 
-    A JPEG or PNG file without its end marker is decoded too.
+    A JPEG or PNG file without its end marker is decoded too. Returns the size in the header.
     """
     if part in ("val", "test"):
         source = read_source(path)
         decode(source.data, size=SIDE, frame=source.frame, icc=icc)
-    elif "#" in path:
-        _check_header(read_source(path))
+        info = probe(source.data)
     else:
-        _check_file(Path(path))
+        info = _check_header(read_source(path)) if "#" in path else _check_file(Path(path))
+    return info.width, info.height
 
 
-def _check_header(source: Source) -> str:
+def _check_header(source: Source) -> ImageInfo:
     info = probe(source.data)
     check_frame(source.frame, info.frames)
-    return info.format
+    return info
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> ImageInfo:
     with path.open("rb") as file:
         head = file.read(HEAD)
         try:
-            format_ = _check_header(Source(head))
+            info = _check_header(Source(head))
         except DecodeError:
-            format_ = _check_header(Source(head + file.read()))
+            info = _check_header(Source(head + file.read()))
         file.seek(max(file.seek(0, os.SEEK_END) - SIDE, 0))
-        if _ENDS.get(format_, b"") not in file.read():
+        if _ENDS.get(info.format, b"") not in file.read():
             decode(path.read_bytes(), size=SIDE)
+    return info
 
 
-def require_usable(
-    rows: pd.DataFrame, checks: Sequence[FileCheck], missing: str
-) -> tuple[Bool[np.ndarray, " n"], tuple[str, ...]]:
+def require_usable(rows: pd.DataFrame, checks: Sequence[FileCheck], missing: str) -> CheckResults:
     """Check the files of all rows in use, in parallel.
 
     Args:
         rows: rows with `image_id`, and `part` if they are split.
         checks: what to check.
         missing: `drop` warns of unusable files, `error` refuses them.
-
-    Returns:
-        Whether each row is usable, and a line with the duration of each check.
     """
     parts = rows["part"] if "part" in rows else pd.Series(None, rows.index, dtype=object)
-    is_usable, notes = np.ones(len(rows), bool), []
+    is_usable, notes, sizes = np.ones(len(rows), bool), [], np.full((len(rows), 2), np.nan)
     for columns, check, noun in checks:
         used = np.flatnonzero(is_usable & (parts != UNUSED).to_numpy())
         start = perf_counter()
         cells = rows.assign(part=parts)[[*columns]].iloc[used]
-        problems = _find_problems(list(cells.itertuples(index=False, name=None)), check, noun)
+        results = _run_check(list(cells.itertuples(index=False, name=None)), check, noun)
+        problems = {i: result for i, result in enumerate(results) if isinstance(result, str)}
+        for row, result in zip(used, results, strict=True):
+            if isinstance(result, tuple):
+                sizes[row] = result
         notes.append(f"{len(used)} {noun} checked in {perf_counter() - start:.1f} s")
         if not problems:
             continue
@@ -122,7 +142,7 @@ def require_usable(
         warn(f"{message}: left out")
         if lost := {*parts} - {*parts[is_usable]}:
             raise InputError(f"{message}; no row is left{_describe(lost)}")
-    return is_usable, tuple(notes)
+    return CheckResults(is_usable, tuple(notes), sizes)
 
 
 def _describe(parts: set[Any]) -> str:
@@ -130,27 +150,36 @@ def _describe(parts: set[Any]) -> str:
     return f" in {', '.join(names)}" if names else ""
 
 
-def _find_problems(
-    cells: list[tuple[Any, ...]], check: Callable[..., None], noun: str
-) -> dict[int, str]:
-    """Return position and message of the rows whose check fails."""
+def _run_check(
+    cells: list[tuple[Any, ...]], check: Callable[..., Size | None], noun: str
+) -> list[Size | str | None]:
+    """Return the result of the check of each row; a message where it fails."""
     batches = [cells[first : first + _BATCH] for first in range(0, len(cells), _BATCH)]
     bar = tqdm(total=len(cells), desc=f"checking {noun}", unit=f" {noun}", disable=None)
-    messages: list[str | None] = []
+    checked: list[Size | str | None] = []
     with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for results in pool.map(partial(_check_batch, check), batches):
-            messages += results
+            checked += results
             bar.update(len(results))
-    return {row: message for row, message in enumerate(messages) if message is not None}
+    return checked
 
 
-def _check_batch(check: Callable[..., None], batch: list[tuple[Any, ...]]) -> list[str | None]:
-    return [_describe_problem(check, cells) for cells in batch]
+def _check_batch(
+    check: Callable[..., Size | None], batch: list[tuple[Any, ...]]
+) -> list[Size | str | None]:
+    return [_describe_file(check, cells) for cells in batch]
 
 
-def _describe_problem(check: Callable[..., None], cells: tuple[Any, ...]) -> str | None:
+def _describe_file(check: Callable[..., Size | None], cells: tuple[Any, ...]) -> Size | str | None:
     try:
-        check(*cells)
+        return check(*cells)
     except (OSError, InputError) as error:
         return str(error)
-    return None
+
+
+def fill_sizes(table: pd.DataFrame, sizes: Float64[np.ndarray, "n 2"]) -> pd.DataFrame:
+    """Fill missing widths and heights, so that the audit can test the size as a shortcut."""
+    measured = dict(zip(("width", "height"), sizes.T, strict=True))
+    return table.assign(
+        **{k: table[k].fillna(pd.Series(v, table.index)) for k, v in measured.items()}
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from micro_runs import micro_config, read_data
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -122,6 +123,16 @@ def test_an_audit_reports_a_split_without_leaks(tmp_path: Path, capsys: Captured
     assert findings["across_parts"]["patient"] is findings["across_parts"]["near duplicate"] is None
     assert "Patients in two parts not checked" in page.text
     assert "near=true" in page.text
+
+
+def test_the_audit_has_the_calibration_part_of_a_run(tmp_path: Path) -> None:
+    output = tmp_path / "audit"
+    assert main(["audit", "data.calibration=0.4", f"output={output}"]) == 0
+    findings = json.loads((output / "audit.json").read_text(encoding="utf-8"))
+    run = read_data(micro_config(data=DataConfig(calibration=0.4)), frozenset({"record"}))
+    assert findings["parts"] == run.cohort["part"].value_counts().to_dict()
+    assert findings["parts"]["calibration"] == 56  # 0.4 of 140
+    assert "Calibration" in Page(output / "audit.html").text
 
 
 def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path) -> None:

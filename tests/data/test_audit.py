@@ -114,7 +114,8 @@ def test_two_duplicates_of_an_absent_original_are_linked() -> None:
     rows = [row_of(table, part) for part in ("train", "test")]
     table.loc[rows, "duplicate_of"] = "absent"
     names = " and ".join(sorted(table["image_id"][rows], key=lambda name: int(name[5:])))
-    assert audit(table)["leaks"] == [f"1 pair ({names}) linked by other rows in two parts"]
+    how = "duplicates of the same image, which the table does not list"
+    assert audit(table)["leaks"] == [f"1 pair ({names}) in two parts, {how}"]
     table.loc[rows[0], "part"] = "unused"
     table.loc[table["patient_id"] == table["patient_id"][rows[0]], "part"] = "unused"
     assert audit(table)["leaks"] == []
@@ -129,8 +130,17 @@ def test_a_chain_through_an_unused_row_is_a_leak() -> None:
     table.loc[first, "lesion_id"] = table.loc[middle, "lesion_id"] = "lesion"
     assert audit(table)["leaks"] == []
     table.loc[[middle], "duplicate_of"] = table["image_id"][last]
-    assert len(audit(table)["leaks"]) == 1
-    assert "linked by other rows in two parts" in audit(table)["leaks"][0]
+    (leak,) = audit(table)["leaks"]
+    assert leak.startswith("1 pair (")
+    assert leak.endswith(
+        "in two parts, linked by patient, lesion or duplicate_of through rows that no part uses"
+    )
+    others = [row_of(table.drop(table.index[:60]), part) for part in ("train", "test")]
+    table.loc[others, "duplicate_of"] = "absent"  # both kinds, each named once
+    assert [text.partition(", ")[2].split()[0] for text in audit(table)["leaks"]] == [
+        "duplicates",
+        "linked",
+    ]
 
 
 def test_up_to_three_pairs_are_named() -> None:

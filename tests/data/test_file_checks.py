@@ -9,13 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from micro_runs import micro_config, read_data
-from PIL import Image
+from PIL import Image, ImageOps
 
 from skinmm.cli.commands import load_pack_input
 from skinmm.config import DataConfig
 from skinmm.config.commands import PackConfig
-from skinmm.data.file_checks import HEAD, FileCheck, check_image, image_checks, require_usable
+from skinmm.data.file_checks import (
+    HEAD,
+    FileCheck,
+    check_image,
+    fill_sizes,
+    image_checks,
+    require_usable,
+)
 from skinmm.errors import InputError
+from skinmm.training.leak_guard import audit_split
 
 BOTH = frozenset({"image", "record"})
 
@@ -119,3 +127,33 @@ def test_a_frame_that_a_file_lacks_and_a_folder_are_unusable(
     rows = pd.DataFrame({"image_id": ["A"], "path": [location(tmp_path)]})
     with pytest.raises(InputError, match="1 of 1 images cannot be used: A "):
         require_usable(rows, image_checks(rows, DataConfig()), "error")
+
+
+def test_the_audit_of_a_run_tests_image_sizes_that_the_check_read(tmp_path: Path) -> None:
+    """Malignant images are larger: the size alone is a perfect shortcut, and no pixel is needed."""
+    data = write_cohort(tmp_path, 200)
+    for row in range(1, 200, 2):
+        Image.new("RGB", (30 + row % 3, 20)).save(tmp_path / f"I{row:02}.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # displayed upright after a quarter turn
+    Image.new("RGB", (30, 20)).save(tmp_path / "I01.jpg", exif=turned)
+    config = micro_config(data=data)
+    rows = read_data(config, BOTH)
+    sizes = rows.cohort.set_index("image_id")[["width", "height"]]
+    for name in ("I00", "I01", "I05"):
+        with Image.open(tmp_path / f"{name}.jpg") as image:
+            assert (*sizes.loc[name],) == ImageOps.exif_transpose(image).size
+    findings = audit_split(rows, config)
+    assert [text.split()[0] for text in findings["unchecked"]] == ["near"]
+    assert findings["named"]["size"] == 200
+    assert findings["size_auroc"] > 0.95
+    assert "reaches AUROC" in findings["warnings"][0]
+    unread = audit_split(read_data(config, frozenset({"record"})), config)
+    assert [text.split()[0] for text in unread["unchecked"]] == ["image", "near"]
+
+
+def test_sizes_in_the_table_are_not_replaced() -> None:
+    table = pd.DataFrame({"width": [600.0, np.nan], "height": [np.nan, np.nan]})
+    filled = fill_sizes(table, np.array([[50, 40], [np.nan, np.nan]]))
+    assert filled.iloc[0].tolist() == [600, 40]
+    assert filled.iloc[1].isna().all()
