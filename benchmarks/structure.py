@@ -95,7 +95,7 @@ def count_lines() -> dict[Path, int]:
 
 def draw(arrows: Mapping[str, set[str]]) -> str:
     """Return a Mermaid diagram in which indirect arrows are left out."""
-    rooms = [room for room in arrows if room not in ("__init__", *ENTRY_POINTS)]
+    rooms = [room for room in arrows if room not in ("__init__", "__main__", *ENTRY_POINTS)]
     lines = ["flowchart TD"]
     for room in sorted(rooms):
         indirect = {far for near in arrows[room] for far in _below(near, arrows)}

@@ -55,6 +55,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         *("config", "data", "images", "models", "predict", "report"),
         *("segmentation", "serve", "spark", "training"),
     ),
+    "__main__": ("cli",),
     "train.py": ("cli",),
     "predict.py": ("cli",),
 }

@@ -1,5 +1,6 @@
 """The commands that combine several rooms of the package, and their common class."""
 
+import shlex
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from skinmm.data.packed import PackSettings
     from skinmm.report.cohort_pages import Cohort
 
+TERMINAL: Final = 100  # columns of a table
 GENERATED: Final = "command"  # name of the primary configuration that is made from a schema
 
 
@@ -50,8 +52,8 @@ class Command:
 
 def run_predict(config: PredictConfig) -> int:
     """Predict a table; write masks if the checkpoint is a segmentation network."""
+    from skinmm.files import find_checkpoints
     from skinmm.models.checkpoint import read_task
-    from skinmm.predict.ensemble import find_checkpoints
     from skinmm.predict.job import predict_file
 
     checkpoints = find_checkpoints(config.checkpoint)
@@ -165,19 +167,38 @@ def run_report(config: schemas.ReportPageConfig) -> int:
 def run_compare(config: schemas.CompareConfig) -> int:
     """Write the comparison of runs and prediction files, and print its first table."""
     from skinmm.report import write_comparison
-    from skinmm.report.blocks import format_columns
+    from skinmm.report.terminal import format_columns
 
+    sources = [Path(source) for source in config.inputs]
+    folder = sources[0] if len(sources) == 1 and sources[0].is_dir() else Path("compare")
+    output = Path(config.output) if config.output else folder / "compare.html"
     tables, notes = write_comparison(
-        [Path(source) for source in config.inputs],
-        Path(config.output),
+        sources,
+        output,
         None if config.labels is None else Path(config.labels),
         positive=config.positive or None,
         margin=config.margin,
         overwrite=config.overwrite,
     )
-    table = format_columns(tables[0].header, tables[0].rows)
-    print_line("\n".join([table, *(note.text for note in notes), f"comparison: {config.output}"]))
+    table = format_columns(tables[0].header, tables[0].rows, width=TERMINAL)
+    print_line("\n".join([table, *(note.text for note in notes), f"comparison: {output}"]))
     return 0
+
+
+def run_runs(config: schemas.RunsConfig) -> int:
+    """Print a table of runs."""
+    print_runs(Path(config.input))
+    return 0
+
+
+def print_runs(folder: Path) -> None:
+    """Print the runs below a folder, and the command that compares them."""
+    from skinmm.report.terminal import HEADER, format_columns, list_runs
+
+    rows = list_runs(folder)
+    print_line(format_columns(HEADER, rows))
+    if len(rows) > 1:
+        print_line(f"to compare them: skinmm compare {shlex.quote(str(folder))}")
 
 
 def run_export(config: schemas.ExportConfig) -> int:

@@ -19,8 +19,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 
-from skinmm.cli.commands import GENERATED, Command
+from skinmm.cli.commands import GENERATED, Command, print_runs
 from skinmm.config import from_mapping, keys_with, load
 from skinmm.errors import (
     InputError,
@@ -42,6 +43,17 @@ _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run":
 
 class JobError(Exception):
     """Failure of a job in another process, which printed the reason; carries its exit status."""
+
+
+class SweepOverview(Callback):
+    """Hydra callback, named in conf/config.yaml, that lists the runs of a grid after the last."""
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        """Print the runs of the sweep, and the command that compares them."""
+        folder = Path(config.hydra.sweep.dir)
+        if folder.is_dir() and any(folder.iterdir()):
+            print_line("")
+            print_runs(folder)
 
 
 Job = Callable[[Any, Path], int]

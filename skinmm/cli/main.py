@@ -26,6 +26,7 @@ from skinmm.errors import delay_sigterm, print_line
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
 TORCHRUN: Final = "TORCHELASTIC_RUN_ID"
+DEFAULT: Final = "experiment=demo"  # what `train` without arguments trains
 
 TRAIN: Final = Command(
     "train",
@@ -49,6 +50,7 @@ _COMMANDS: Final = (
     Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback"),
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report"),
     Command("compare", schemas.CompareConfig, "skinmm.cli.commands:run_compare"),
+    Command("runs", schemas.RunsConfig, "skinmm.cli.commands:run_runs"),
     Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
     Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
     Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),
@@ -101,6 +103,11 @@ def train(argv: list[str]) -> int:
     """Train, evaluate and report: `train.py KEY=VALUE ...`, `-m` for several runs."""
     if (status := _other_process()) is not None:
         return status
+    if not argv:
+        argv = [DEFAULT]
+        print_line(
+            f"no settings given: training the example, {DEFAULT} (--help lists all settings)"
+        )
     studies: list[tuple[Config, Path]] = []
 
     def job(config: Config, folder: Path) -> int:
@@ -158,7 +165,7 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
                 print_line("to upload it to W&B again, remove its metrics.json and resume it")
             return 0
     verify_cohort(config.data)  # before torch, whose import takes seconds
-    from skinmm.report.blocks import format_metrics
+    from skinmm.report.terminal import format_metrics
 
     try:
         with changed_environment(**{JOIN: str(folder)}):

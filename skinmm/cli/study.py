@@ -116,7 +116,7 @@ def _require_image_files(data: DataConfig, name: str) -> None:
 def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Start) -> int:
     """Run the arms one after the other, and compare them."""
     from skinmm.report import write_comparison
-    from skinmm.report.blocks import format_markdown
+    from skinmm.report.terminal import format_markdown
 
     for arm in arms:
         if arm.config.resume and (arm.folder / "metrics.json").is_file():

@@ -15,7 +15,9 @@ UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is
 class InferenceConfig:
     """Model and device of a prediction."""
 
-    checkpoint: Any = literal_path(None, "path, pattern, or list (ensemble)", example=CHECKPOINT)
+    checkpoint: Any = literal_path(
+        None, "run folder, file, pattern, or list (ensemble)", example=CHECKPOINT
+    )
     backend: str = setting(
         "auto", "library; auto: onnx after `skinmm export`", choices=("auto", "torch", "onnx")
     )
@@ -90,7 +92,9 @@ class DicomConfig(InferenceConfig):
 class ExportConfig:
     """Write a checkpoint as one ONNX file, after a comparison with PyTorch."""
 
-    checkpoint: str = literal_path("", "checkpoint to export", example=CHECKPOINT)
+    checkpoint: str = literal_path(
+        "", "checkpoint to export, or its run folder", example=CHECKPOINT
+    )
     out: str | None = output_path(None, "file to write; null: next to the checkpoint")
     rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
     uncalibrated: bool = setting(False, UNCALIBRATED)
@@ -130,8 +134,17 @@ class CompareConfig:
     margin: float | None = setting(
         None, "largest loss of AUROC that is not inferior; null: not tested", low=0
     )
-    output: str = output_path("compare.html", "page to write")
+    output: str | None = output_path(
+        None, "page to write; null: compare.html in the folder of runs, else in compare/"
+    )
     overwrite: bool = setting(False, "replace an existing page")
+
+
+@dataclass
+class RunsConfig:
+    """List runs: date, data, model, fusion, and the first metric with its interval."""
+
+    input: str = literal_path("runs", "folder of runs, or of folders of runs", positional=True)
 
 
 @dataclass
@@ -204,7 +217,7 @@ class FeedbackConfig:
 
     store: str = literal_path("", "case store: SQLite file or PostgreSQL URL", example="cases.db")
     checkpoint: Any = literal_path(
-        None, "path, pattern, or list; null: the latest of the store", usage=CHECKPOINT
+        None, "run folder, file, pattern, or list; null: the latest of the store", usage=CHECKPOINT
     )
     output: str = output_path("feedback", "folder for feedback.html, feedback.json and cases.csv")
     overwrite: bool = setting(False, "replace existing output")

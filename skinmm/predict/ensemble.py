@@ -1,6 +1,5 @@
 """Ensemble of checkpoints: run and calibrate each one separately, then average."""
 
-import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -269,20 +268,6 @@ def load_models(
             model.backend.network.to(device)
         models.append(model)
     return models
-
-
-def find_checkpoints(setting: Any) -> list[Path]:
-    """Return the files of a path, a pattern, or a list of either, in order and without repeats."""
-    files: dict[Path, None] = {}
-    for name in map(str, [setting] if isinstance(setting, str) else setting or []):
-        # A file of exactly that name precedes a match of its brackets.
-        paths = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
-        if not paths:
-            raise InputError(
-                f"checkpoint={name}: no such file, and no file matches it as a pattern"
-            )
-        files.update(dict.fromkeys(map(Path, paths)))
-    return list(files)
 
 
 def _require_compatible(members: Sequence[CalibratedModel]) -> None:

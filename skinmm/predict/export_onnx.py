@@ -34,7 +34,7 @@ from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
-from skinmm.files import atomic_write
+from skinmm.files import atomic_write, find_checkpoint
 from skinmm.predict import backends
 from skinmm.predict.backends import (
     HasImage,
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> list[Path]:
 
     The networks of `ensemble.ckpt` become `ensemble.0.onnx`, `ensemble.1.onnx` and so on.
     """
-    source = Path(config.checkpoint)
+    source = find_checkpoint(Path(config.checkpoint))
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
     paths = [path]

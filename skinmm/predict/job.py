@@ -15,7 +15,7 @@ from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
 from skinmm.errors import InputError, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.predict.ensemble import find_checkpoints
+from skinmm.files import find_checkpoints
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
 from skinmm.predict.inputs import (
     ImageFolder,

@@ -15,6 +15,7 @@ from skinmm.errors import InputError, warn
 from skinmm.evaluation.predictions import BINARY, REFER, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import average_thresholds, decision_priors, predict_classes
+from skinmm.files import find_checkpoint
 from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
@@ -97,7 +98,7 @@ class Predictor:
         """Load checkpoints.
 
         Args:
-            paths: one or several checkpoints or ensembles.
+            paths: one or several run folders, checkpoints or ensembles.
             accelerator: auto, cpu or gpu.
             referral: see the attribute.
             backend: torch, onnx, or auto: onnx on the CPU if there is an exported model next to
@@ -107,10 +108,10 @@ class Predictor:
             uncalibrated: accept checkpoints without calibration; then every row is referred.
         """
         device = select_device(accelerator)
-        files = [paths] if isinstance(paths, str | Path) else paths
+        files = map(Path, [paths] if isinstance(paths, str | Path) else paths)
         loaded = [
-            load_models(Path(path), device, backend, concurrency, uncalibrated=uncalibrated)
-            for path in files
+            load_models(path, device, backend, concurrency, uncalibrated=uncalibrated)
+            for path in map(find_checkpoint, files)
         ]
         predictor = cls([*chain.from_iterable(loaded)], referral=referral)
         if predictor.threshold is None:

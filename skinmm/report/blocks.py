@@ -271,36 +271,3 @@ def describe_narrow(measured: Mapping[str, Any]) -> str:
     units = measured.get("units") or {"patient": 1}  # older files resampled patients
     noun = f"malignant {max(units, key=units.__getitem__)}"
     return TEXTS["narrow"].format(format_count(measured["malignant_patients"], noun))
-
-
-def format_metrics(evaluation: Mapping[str, Any]) -> str:
-    """Format a run's test metrics with intervals for the terminal, one per line."""
-    metrics = evaluation["metrics"]
-    entries = order_metrics(metrics)
-    if metrics.get("referred"):
-        entries["referred to a person"] = metrics["referred"]
-    width = max(map(len, entries), default=0)
-    lines = [f"test: {evaluation['n']} rows"]
-    if "positives" in evaluation:
-        lines[0] += f", {evaluation['positives']} malignant"
-    if units := evaluation.get("units"):
-        lines[0] += f"; {units['patient']} rows name a patient"
-    for name, entry in entries.items():
-        value, low, high = (entry.get(key) for key in ("value", "low", "high"))
-        text = "undefined" if value is None else f"{value:.4g}"
-        interval = "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"
-        lines.append(f"  {name:<{width}}  {text:>8}  {interval}")
-    return "\n".join(lines)
-
-
-def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table as text with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = (zip(line, widths, strict=True) for line in (header, *rows))
-    return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in line).rstrip() for line in lines)
-
-
-def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table as Markdown."""
-    lines = (header, ["---"] * len(header), *rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

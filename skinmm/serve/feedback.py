@@ -12,7 +12,7 @@ from skinmm.config.commands import FeedbackConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.predict.ensemble import find_checkpoints
+from skinmm.files import find_checkpoints
 from skinmm.report.blocks import (
     Block,
     Note,

@@ -51,7 +51,7 @@ def serve(config: ServeConfig) -> int:
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:
     """Return the API, and the page if `page=true`."""
-    from skinmm.predict.ensemble import find_checkpoints
+    from skinmm.files import find_checkpoints
     from skinmm.predict.explain import CasePredictor
     from skinmm.serve.app import RequestQueue, create_app
     from skinmm.serve.cases import CaseRecorder

@@ -20,9 +20,9 @@ from skinmm.config.commands import PredictSparkConfig
 from skinmm.data.pack import pack
 from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
 from skinmm.errors import InputError, one_line
+from skinmm.files import find_checkpoints
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
-from skinmm.predict.ensemble import find_checkpoints
 from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.job import print_summary
 from skinmm.predict.writer import number_columns, to_arrow

@@ -21,6 +21,7 @@ from skinmm.config.commands import PackConfig
 from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
+from skinmm.files import find_checkpoints
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.predict.pipeline import MIN_SIDE
@@ -307,6 +308,17 @@ def test_a_checkpoint_that_does_not_fit_its_own_card_is_named(
             Predictor.from_checkpoints([path])
 
 
+def test_a_run_folder_stands_for_its_checkpoint(records: Path, tmp_path: Path) -> None:
+    whole, file = (Predictor.from_checkpoints(path) for path in (records, best(records)))
+    assert whole.identity == file.identity
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(best(records), tmp_path / "checkpoints" / "best.ckpt")
+    shutil.copy(best(records), tmp_path / "checkpoints" / "ensemble.ckpt")
+    assert find_checkpoints(str(tmp_path)) == [tmp_path / "checkpoints" / "ensemble.ckpt"]
+    with pytest.raises(InputError, match=r"a folder without checkpoints/best\.ckpt; give a run"):
+        Predictor.from_checkpoints(tmp_path.parent)
+
+
 def test_what_is_no_checkpoint_of_ours_is_named(records: Path, tmp_path: Path) -> None:
     whole = best(records).read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -315,8 +327,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(records: Path, tmp_path: Path) -
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "lightning.ckpt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.ckpt")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "pickled.ckpt")
-    (tmp_path / "folder.ckpt").mkdir()
-    for name in ("half", "empty", "text", "lightning", "weights", "pickled", "folder", "none"):
+    for name in ("half", "empty", "text", "lightning", "weights", "pickled", "none"):
         with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: ") as caught:
             Predictor.from_checkpoints([tmp_path / f"{name}.ckpt"])
         assert "\n" not in str(caught.value)

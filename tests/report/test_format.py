@@ -1,6 +1,7 @@
 """What the terminal shows after a run."""
 
-from skinmm.report.blocks import HEADLINE, format_metrics, metric_table
+from skinmm.report.blocks import HEADLINE, metric_table
+from skinmm.report.terminal import format_metrics
 
 
 def test_what_is_referred_stands_below_the_sensitivity() -> None:
