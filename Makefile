@@ -1,11 +1,15 @@
 # Two commands need Python and make, nothing else: `make demo` and `make test`.
-# Both install what is missing into .venv first, in the versions that constraints.txt names.
+# Both install into .venv first, in the versions of constraints.txt: `make demo` what it needs itself,
+# `make test` everything.
 
 VENV ?= .venv
 EXTRAS ?= dev,weights,tensorboard,dicom-codecs,dicom,heic,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep
+DEMO_EXTRAS ?= weights
 DEMO_RUN ?= runs/demo
+DEMO_MODEL = $(DEMO_RUN)/checkpoints/ensemble.ckpt
 DIST ?= dist
-# Arguments for every pip call, for instance --no-index.
+# Arguments for every pip call, for instance --no-index, or --extra-index-url URL for builds of torch and
+# torchvision without CUDA.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -15,6 +19,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 
 IN_VENV := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,17 +28,19 @@ STAMP := $(VENV)/.installed
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(STAMP)  ## train on the embedded cohort, test, predict a patient list
+demo: $(DEMO_STAMP)  ## train five folds on the embedded cohort, evaluate them, predict a patient list
 	$(IN_VENV) train.py experiment=demo hydra.run.dir=$(DEMO_RUN) overwrite=true
-	$(IN_VENV) predict.py checkpoint=$(DEMO_RUN)/checkpoints/best.ckpt \
+	$(IN_VENV) predict.py checkpoint=$(DEMO_MODEL) \
 		input=skinmm/demo/patients.csv images=skinmm/demo/images \
 		output=$(DEMO_RUN)/predictions/patients.csv overwrite=true
 	@echo
 	@echo "The run:      $(DEMO_RUN)/"
 	@echo "The report:   $(DEMO_RUN)/report.html"
 	@echo "Its numbers:  $(DEMO_RUN)/metrics.json"
-	@echo "The model:    $(DEMO_RUN)/checkpoints/best.ckpt"
+	@echo "The model:    $(DEMO_MODEL)"
 	@echo "The patients: $(DEMO_RUN)/predictions/patients.csv"
+	@echo "To serve it:  $(VENV)/bin/pip install -c constraints.txt -e '.[serve,page]'"
+	@echo "              $(VENV)/bin/skinmm serve checkpoint=$(DEMO_MODEL)"
 
 test: $(STAMP)  ## run the tests (those of real cohorts where SKINMM_DATA names their folder)
 	$(IN_VENV) -m pytest -m 'not slow' --numprocesses auto --dist loadfile $(PYTEST_ARGS)
@@ -53,9 +60,13 @@ format: $(STAMP)  ## let ruff mend what it can
 $(IN_VENV): | python
 	$(PYTHON) -m venv $(VENV)
 
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(IN_VENV)
+	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(DEMO_EXTRAS)]'
+	@touch $@
+
 $(STAMP): pyproject.toml constraints.txt | $(IN_VENV)
 	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
-	@touch $@
+	@touch $(DEMO_STAMP) $@
 
 python:
 	@'$(or $(PYTHON),false)' -c '$(SUPPORTED)' 2>/dev/null || { \

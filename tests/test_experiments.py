@@ -21,6 +21,7 @@ STUDIES = [
 SMALL = (
     "data=demo",
     "data.root=null",
+    "data.fold=0",
     "data.limit=32",
     "data.extra=[]",
     "model.image_size=32",
@@ -57,7 +58,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_runs_all_its_arms(
     name: str, drawing: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    here = [*SMALL, "data.fold=0", "data.positive=[]", f"hydra.run.dir={tmp_path}"]
+    here = [*SMALL, "data.positive=[]", f"hydra.run.dir={tmp_path}"]
     if name == "preprocess_study":
         here.append(f"data.segmenter={drawing}")
     if name == OUTSIDE:
