@@ -75,12 +75,12 @@ head/neck to 5 oral/genital). Files of other years have other codes, which is de
 diagnosis that contradicts the target."""
 
 SUFFIXES: Final = (".tfrec", ".tfrecord", ".tfrecords")
-_ENDING: Final = r"\.tfrec(?:ords?)?(?:-\d+-of-\d+)?"
+ENDING: Final = r"\.tfrec(?:ords?)?(?:-\d+-of-\d+)?"
 """One of the suffixes, and the number of a shard as TensorFlow Datasets appends it."""
 _LOCATION: Final = re.compile(
-    rf"(?P<path>.+?{_ENDING})(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
+    rf"(?P<path>.+?{ENDING})(?:\?(?P<keys>[^#]*))?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
 )
-_IS_TFRECORD: Final = re.compile(rf"{_ENDING}$", re.IGNORECASE)
+_IS_TFRECORD: Final = re.compile(rf"{ENDING}$", re.IGNORECASE)
 _IDENTIFIERS: Final = ("patient_id", "lesion_id")  # text, although some files number them
 
 PLAIN: Final = Schema()  # leaves text and numbers unchanged

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,6 +18,8 @@ from skinmm.images.dicom import File, read_dicom_record
 from skinmm.vocabulary import CONVERTERS, Table
 
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
+_MANY: Final = 10_000
+"""Names from which a file is only listed, not visited, which takes five times as long."""
 _HDF5: Final = re.compile(r"(?P<file>.+?\.(?:hdf5|h5))#(?P<entry>.+)", re.IGNORECASE | re.DOTALL)
 FRAME: Final = "#frame="  # ends the location of a DICOM file, before the frame's number from 1
 
@@ -66,9 +68,19 @@ def split_frame(location: str) -> tuple[str, int | None]:
 
 
 def list_hdf5_names(file: Path) -> list[str]:
-    """Return the names of the images in an HDF5 file; raise `InputError` for other files."""
+    """Return the names of the images in an HDF5 file, also in groups (`GROUP/NAME`).
+
+    Raises:
+        InputError: the file is not an HDF5 file.
+    """
     with _open_hdf5(str(file)) as images:
-        return list(images)
+        top = list(images)
+        if len(top) > _MANY and hasattr(images[top[0]], "dtype"):
+            return top
+        names: list[str] = []
+        images.visit(names.append)
+        groups = {name.rpartition("/")[0] for name in names}
+        return [name for name in names if name not in groups]
 
 
 @lru_cache(maxsize=8)
@@ -164,123 +176,3 @@ def fill_empty_cells(
             values = np.array([record.get(name) for record in records], object)
             filled[name] = np.where(pd.isna(cells), values, cells)
     return filled
-
-
-def list_files(folders: Iterable[Path]) -> list[str]:
-    """Return the absolute paths of the files directly in some folders, sorted by folder.
-
-    Hidden files and other litter are left out.
-    """
-    files = []
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            files += sorted(entry.path for entry in entries if not is_litter(entry.name))
-    return files
-
-
-def list_visible(folder: Path) -> Iterator[Path]:
-    """Yield the files and folders under a folder, without hidden files and system files."""
-    paths = folder.rglob("*")
-    return (path for path in paths if not is_litter(*path.relative_to(folder).parts))
-
-
-def is_litter(*parts: str) -> bool:
-    """Return whether a part of a path is hidden, or made by macOS, Windows or a file server."""
-    return any(part.startswith(".") or part in _LITTER for part in parts)
-
-
-_LITTER: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
-
-
-def describe_other_pictures(files: Iterable[Path | str]) -> str:
-    """Describe pictures of unsupported formats: their number and names; empty if there are none."""
-    names = [Path(file).name for file in files if str(file).lower().endswith(OTHER_PICTURES)]
-    if not names:
-        return ""
-    listed = ", ".join([*names[:3], *["..."] * (len(names) > 3)])  # noqa: PLR2004  examples
-    problem = f"{len(names)} pictures of formats that cannot be read ({listed})"
-    return f"{problem}: convert them to JPEG or PNG"
-
-
-def strip_suffix(name: str) -> str:
-    """Return a file name without its suffix, if that is one of an image."""
-    # os.path: pathlib is six times as slow, which matters for a million files.
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
-
-
-class ImageFinder:
-    """Index from image names to locations (see `source.read_source`), built from a list of files.
-
-    The name of an image is its file name without folder and suffix, or its name in a TFRecord or
-    HDF5 file. Of several image files with one name the first is used; image files take precedence
-    over entries of containers, which are opened to read the names in them.
-
-    Args:
-        files: paths, or names of files in `folder`, in order of precedence.
-        folder: folder or URL that precedes every file in a location.
-        suffixes: suffixes of the files to index, of images and of containers.
-        schema: features of TFRecord files that contain the name and the image.
-    """
-
-    def __init__(
-        self,
-        files: Iterable[str],
-        folder: str = "",
-        *,
-        suffixes: Sequence[str] = (*IMAGE_SUFFIXES, *shards.SUFFIXES),
-        schema: shards.Schema = shards.PLAIN,
-    ) -> None:
-        self._folder = folder
-        self._files = dict.fromkeys(files)
-        self._by_name: dict[str, str] = {}
-        self._entries: dict[str, str] = {}
-        for file in self._files:
-            stem, suffix = os.path.splitext(os.path.basename(file))  # noqa: PTH119, PTH122
-            is_tfrecord = shards.is_tfrecord(suffix)
-            suffix = shards.SUFFIXES[0] if is_tfrecord else suffix.lower()
-            if suffix not in suffixes or is_litter(os.path.basename(file)):  # noqa: PTH119
-                continue
-            if is_tfrecord:
-                records = shards.TFRecordFile(self._locate(file), schema)
-                locate = shards.format_location
-                self._entries |= {n: locate(records.path, n, schema) for n in records.names}
-            elif suffix in HDF5_SUFFIXES:
-                path = self._locate(file)
-                self._entries |= {name: f"{path}#{name}" for name in list_hdf5_names(Path(path))}
-            else:
-                self._by_name.setdefault(stem, file)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the files in the order given."""
-        return iter(self._files)
-
-    @property
-    def names(self) -> KeysView[str]:
-        """Names of the images that were found."""
-        return (self._entries | self._by_name).keys()
-
-    def find(self, name: str) -> str | None:
-        """Return the location of an image by its name without suffix, or None.
-
-        Name and location end in `#frame=N` for one frame of a DICOM file.
-        """
-        name, mark, frame = name.partition(FRAME)
-        file = self._by_name.get(name)
-        location = self._entries.get(name) if file is None else self._locate(file)
-        return None if location is None else f"{location}{mark}{frame}"
-
-    def find_cell(self, cell: str) -> str | None:
-        """Return the location of an image named as in a user's table, or None.
-
-        The cell is a name as for `find`, or a file name with any suffix, which takes precedence.
-        """
-        name, mark, frame = cell.partition(FRAME)
-        file = name if name in self._files else self._by_name.get(name)
-        file = file or self._by_name.get(strip_suffix(name))
-        if file is None:
-            return self._entries.get(strip_suffix(name))
-        return f"{self._locate(file)}{mark}{frame}"
-
-    def _locate(self, file: str) -> str:
-        return os.path.join(self._folder, file)  # noqa: PTH118  pathlib is slow, and no URL

@@ -82,7 +82,7 @@ def _build_results(
     """Return the DICOM objects of a row by file name."""
     location = images.find(str(row["image_id"]))
     if location is None:
-        raise InputError("image not found")
+        raise InputError(images.describe_missing(str(row["image_id"])))
     source = images.read(location)
     header = _read_header(source)
     cells = {name: row.get(name) for name in predictor.predictor.columns}

@@ -15,7 +15,8 @@ from PIL import Image
 from skinmm.config import PredictConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
-from skinmm.images.source import Source, strip_suffix
+from skinmm.images.finder import strip_suffix
+from skinmm.images.source import Source
 from skinmm.predict.attribution import IMAGE, MAX_COLUMNS, RECORD
 from skinmm.predict.explain import Explainer, Explanation
 from skinmm.predict.inputs import ImageFolder

@@ -1,6 +1,5 @@
 """Inputs of a prediction job: the table or folder of patients, and the folder of their images."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +20,8 @@ from skinmm.files import (
     read_table_chunks,
 )
 from skinmm.images import shards
-from skinmm.images.source import (
-    FRAME,
-    ImageFinder,
-    Source,
-    list_visible,
-    may_be_dicom,
-    read_source,
-    split_frame,
-)
+from skinmm.images.finder import ImageFinder, is_litter, list_files, list_visible
+from skinmm.images.source import Source, may_be_dicom, read_source, split_frame
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
 
 MAX_NAMED: Final = 10  # unused columns in a message
@@ -144,42 +136,28 @@ def _is_image(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-class ImageFolder:
+class ImageFolder(ImageFinder):
     """Images of a folder or URL of fsspec (`s3://`, ...), found by name; the folder is listed once.
 
-    Images in TFRecord files of a local folder are found by their names too.
+    Images in TFRecord and HDF5 files of a local folder are found by their names too.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self._folder = str(folder)
         self._filesystem: Any = None
-        if "://" in self._folder:
+        if "://" in str(folder):
             with _reaching(f"images={folder}") as fsspec:
-                self._filesystem, self._folder = fsspec.core.url_to_fs(str(folder))
-                paths = self._filesystem.ls(self._folder, detail=False)
-            names = [path.rsplit("/", 1)[-1] for path in paths]
-            self._finder = ImageFinder(sorted(names), self._folder, suffixes=IMAGE_SUFFIXES)
-            return
-        if not Path(folder).is_dir():
+                self._filesystem, path = fsspec.core.url_to_fs(str(folder))
+                files = self._list_url(path)
+            super().__init__(files, [path], suffixes=IMAGE_SUFFIXES, list_folder=self._list_url)
+        elif Path(folder).is_dir():
+            super().__init__(list_files([str(folder)]), [folder])
+        else:
             raise InputError(f"images={folder}: no such folder")
-        self._finder = ImageFinder(sorted(os.listdir(folder)), self._folder)  # noqa: PTH208  fast
 
-    def find(self, cell: str) -> str | None:
-        """Return the location that the cell of a table names, or None.
-
-        A cell may end in `#frame=N`, and so does its location then.
-        """
-        if "\\" in cell and not self._finder.find_cell(cell):  # a path of Windows
-            cell = cell.replace("\\", "/")
-        name, mark, frame = cell.partition(FRAME)
-        location = self._finder.find_cell(cell)
-        if location and (self._filesystem or shards.is_tfrecord_location(location)):
-            return location
-        path = os.path.join(self._folder, name)  # noqa: PTH118  pathlib is slow, and no URL
-        location = location or f"{path}{mark}{frame}"
-        file = location.removesuffix(f"{mark}{frame}")
-        is_file = self._filesystem.isfile if self._filesystem else os.path.isfile
-        return location if name and is_file(file) else None
+    def _list_url(self, folder: str) -> list[str]:
+        entries = self._filesystem.ls(folder, detail=True)
+        files = sorted(entry["name"] for entry in entries if entry["type"] == "file")
+        return [file for file in files if not is_litter(file.rsplit("/", 1)[-1])]
 
     def read(self, location: str) -> Source:
         """Read the bytes at a location that `find` returned."""
@@ -189,21 +167,17 @@ class ImageFolder:
         return Source(self._filesystem.cat_file(file), frame)
 
 
-class InMemoryImages:
+class InMemoryImages(ImageFinder):
     """Images in memory by name, with the interface of `ImageFolder`."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = files
-        self._finder = ImageFinder(sorted(files), suffixes=IMAGE_SUFFIXES)
-
-    def find(self, cell: str) -> str | None:
-        """Return the location that the cell of a table names, or None."""
-        return self._finder.find_cell(cell)
+        super().__init__(sorted(files), suffixes=IMAGE_SUFFIXES)
+        self._data = files
 
     def read(self, location: str) -> Source:
         """Return the bytes at a location that `find` returned."""
         name, frame = split_frame(location)
-        return Source(self._files[name], frame)
+        return Source(self._data[name], frame)
 
 
 Images = ImageFolder | InMemoryImages

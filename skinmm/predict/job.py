@@ -113,11 +113,19 @@ def require_images(
         cells = TableBatch(renamed, [], needs_image=False).cells["image_id"]
         names = [name for name in cells if name]
         has_paths = any("://" in name or Path(name).is_absolute() for name in names)
-        if names and not has_paths and not any(map(images.find, names)):
+        if names and not has_paths and not any(_has_image(images, name) for name in names):
             raise InputError(
                 f"none of the first {len(names)} images is next to {config.input}; name their "
                 "folder, images=DIR"
             )
+
+
+def _has_image(images: ImageFolder, name: str) -> bool:
+    """Return whether a name is that of one image or several."""
+    try:
+        return images.find(name) is not None
+    except InputError:
+        return True
 
 
 def count_workers(setting: int | None) -> int:

@@ -125,7 +125,7 @@ def load_row(
     try:
         location = images.find(name) if images else None
         if images is None or location is None:
-            not_found = f"image {name} not found" if views and name and images else ""
+            not_found = images.describe_missing(name) if views and name and images else ""
             no_name = "no image named, and this model needs one" if needs_image else ""
             return LoadedRow({}, {}, not_found or no_name)
         read_header = read_header and may_be_dicom(location)

@@ -18,7 +18,7 @@ from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.evaluation.intervals import bootstrap, patient_codes, summarise
 from skinmm.images.decode import decode, probe
-from skinmm.images.source import strip_suffix
+from skinmm.images.finder import strip_suffix
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import check_paths, count_workers, find_image_folder, require_images
 from skinmm.predict.pipeline import MIN_SIDE, TableBatch
@@ -71,7 +71,7 @@ def _write_mask(
     try:
         path = images.find(name)
         if path is None:
-            return f"image {name} not found"
+            return images.describe_missing(name)
         source = images.read(path)
         info = probe(source.data)
         pixels = decode(

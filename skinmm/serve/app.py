@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 import skinmm
 from skinmm.errors import InputError
 from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, heat_map_to_png
+from skinmm.predict.inputs import InMemoryImages
 from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (
@@ -234,7 +235,8 @@ class _Endpoints:
         def job(form: tuple[Rows, dict[str, bytes]]) -> list[dict[str, Any]]:
             rows, files = form
             predictions = self.predictor.predict_table(rows, files)
-            cases = [to_case(row, files) for row in rows]
+            images = InMemoryImages(files)
+            cases = [to_case(row, images) for row in rows]
             self.recorder.record(get_user(request), predictions, cases)
             return predictions
 

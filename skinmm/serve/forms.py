@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import product
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
@@ -18,8 +18,9 @@ from starlette.requests import Request
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES, read_table_chunks
 from skinmm.images.decode import DecodeError, ImageInfo, probe
-from skinmm.images.source import ImageFinder, split_frame
+from skinmm.images.source import split_frame
 from skinmm.predict.explain import Case
+from skinmm.predict.inputs import InMemoryImages
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import COLUMN_KEYS, SEXES, SITES, column_key, match_columns
 
@@ -114,13 +115,14 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
     return rows, files
 
 
-def to_case(row: Mapping[str, str], files: Mapping[str, bytes]) -> Case:
-    """Convert a row of a table to a case, with the image that it names if this was uploaded."""
+def to_case(row: Mapping[str, str], images: InMemoryImages) -> Case:
+    """Convert a row of a table to a case, with the image that it names if one was uploaded."""
     canonical = match_columns(row)
     cells = {canonical.get(name, name): cell for name, cell in row.items()}
-    name = split_frame(cells.get("image_id", ""))[0]
-    file = ImageFinder(sorted(files), suffixes=IMAGE_SUFFIXES).find_cell(name)
-    return Case(None if file is None else files[file], cells)
+    file = None
+    with suppress(InputError):  # two images of one name: the prediction has the error
+        file = images.find(split_frame(cells.get("image_id", ""))[0])
+    return Case(None if file is None else images.read(file).data, cells)
 
 
 def check_image(data: bytes) -> ImageInfo:

@@ -265,6 +265,14 @@ def test_masks_may_be_missing_or_elsewhere(tmp_path: Path) -> None:
         require_masks(table, replace(data, masks=None, missing="drop"))
 
 
+def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "nevi", ["a", "b"])
+    write_images(tmp_path / "masks", ["a", "b", "a_segmentation"], ".png")
+    data = DataConfig(name="image_folder", root=str(tmp_path))
+    with pytest.raises(InputError, match=r"a has two masks, .*a\.png and .*a_segmentation\.png"):
+        require_masks(load_cohort(data, labelled=False).rows, data)
+
+
 def test_a_ground_truth_row_without_class_is_named(tmp_path: Path) -> None:
     isic_2018(tmp_path)
     name = "ISIC2018_Task3_Training_GroundTruth"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from skinmm.images.finder import ImageFinder
 from skinmm.images.shards import (
     SIIM,
     Schema,
@@ -20,7 +21,7 @@ from skinmm.images.shards import (
     read_records,
     read_tfrecord_image,
 )
-from skinmm.images.source import ImageFinder, may_be_dicom
+from skinmm.images.source import may_be_dicom
 from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 
 IMAGES = {f"ISIC_{row:07d}": bytes([255, 216, row]) * (row + 1) for row in range(9)}

@@ -14,8 +14,9 @@ from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
+from skinmm.images.finder import describe_other_pictures, list_files
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.images.source import describe_other_pictures, fill_from_headers, list_files
+from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
 
 BINARY: Final = ("benign", "malignant")
@@ -256,7 +257,11 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     folders = _list_mask_folders(data)
     files = map(Path, list_files(folder for folder in folders if folder.is_dir()))
     drawn = [file for file in files if file.suffix.lower() in MASK_SUFFIXES]
-    masks = {file.stem.removesuffix(MASK_ENDING): str(file) for file in drawn}
+    masks: dict[str, str] = {}
+    for file in drawn:
+        name = file.stem.removesuffix(MASK_ENDING)
+        if masks.setdefault(name, str(file)) != str(file):
+            raise InputError(f"{name} has two masks, {masks[name]} and {file}; move one away")
     paths = [masks.get(name) for name in rows["image_id"]]
     rows = rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
     has_mask = rows["mask"].notna()

@@ -21,7 +21,7 @@ from skinmm.data.cohorts.tables import (
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.source import list_files
+from skinmm.images.finder import list_files
 from skinmm.vocabulary import PUBLIC_NAMES, map_unique, parse_diagnosis
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")

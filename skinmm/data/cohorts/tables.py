@@ -13,7 +13,8 @@ from skinmm.config import DataConfig
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.source import FRAME, HDF5_SUFFIXES, ImageFinder, list_files, strip_suffix
+from skinmm.images.finder import ImageFinder, list_files, strip_suffix
+from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
@@ -287,6 +288,7 @@ def attach_images(
     image_format: str,
     folders: Sequence[str],
     schema: shards.Schema = shards.PLAIN,
+    cells: Sequence[str] | None = None,
 ) -> CohortTable:
     """Fill the column `path` with the location of each image; None if it is not found.
 
@@ -297,20 +299,25 @@ def attach_images(
             and any other for the rest.
         folders: folders to search under the root; missing ones are skipped.
         schema: features of TFRecord files that contain the name and the image.
+        cells: names of the images in a user's table, which may have folders and suffixes. JPEG and
+            DICOM files of one name are refused there; those of an archive are the same image.
+
+    Raises:
+        InputError: a name is that of several files.
     """
     searched = tuple(root / folder for folder in folders if (root / folder).is_dir())
     files = list_files(searched)
-    image_ids = {name.partition(FRAME)[0] for name in rows["image_id"]}
-    finders = []
-    for suffixes in FORMATS.values() if image_format == "auto" else [FORMATS[image_format]]:
-        finders.append(ImageFinder(files, suffixes=suffixes, schema=schema))
-        if image_ids <= finders[-1].names:
+    formats = [*FORMATS.values()] if image_format == "auto" else [FORMATS[image_format]]
+    if cells is not None and image_format == "auto":
+        formats[:2] = [IMAGE_SUFFIXES]
+    names = rows["image_id"].tolist() if cells is None else cells
+    locations = []
+    for suffixes in formats:
+        finder = ImageFinder(files, [root, *searched], suffixes=suffixes, schema=schema)
+        locations.append([finder.find(name) for name in names])
+        if None not in locations[-1]:
             break
-    finders = [finder for finder in finders if not image_ids.isdisjoint(finder.names)]
-    finders.sort(key=lambda finder: len(image_ids & finder.names), reverse=True)
-    paths = [
-        next(filter(None, (finder.find(name) for finder in finders)), None)
-        for name in rows["image_id"]
-    ]
+    locations.sort(key=lambda paths: paths.count(None))
+    paths = [next(filter(None, found), None) for found in zip(*locations, strict=True)]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
     return CohortTable(rows, searched or (root,))

@@ -26,15 +26,13 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
-from skinmm.images.source import (
-    FRAME,
+from skinmm.images.finder import (
     describe_other_pictures,
     is_litter,
     list_files,
     list_visible,
-    strip_suffix,
 )
+from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
 from skinmm.vocabulary import (
     CONVERTERS,
     column_key,
@@ -73,13 +71,8 @@ def csv(
     rows = _rename(original, columns, file)
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
-    cells = rows["image_id"] = map_unique(
-        rows["image_id"],  # paths of Windows, unless a file has backslashes in its name
-        lambda cell: (
-            cell if "\\" not in cell or (root / cell).is_file() else cell.replace("\\", "/")
-        ),
-    )
-    paths = strip_suffixes(cells)
+    cells = rows["image_id"]
+    paths = strip_suffixes(map_unique(cells, lambda cell: cell.replace("\\", "/")))
     names = paths.str.rsplit("/", n=1).str[-1]
     # Folders remain if names would repeat without them.
     rows["image_id"] = paths if names.nunique() < paths.nunique() else names
@@ -90,11 +83,8 @@ def csv(
     canonical = to_canonical(rows, file, data)
     if not data.positive:  # which decides by the diagnosis alone
         require_consistent_targets(canonical, file)
-    cohort = attach_images(canonical, root, data.format, folders, Schema(**features))
-    cohort.rows["path"] = [
-        _locate_cell(cell, path, root, folders)
-        for cell, path in zip(cells, cohort.rows["path"], strict=True)
-    ]
+    schema = Schema(**features)
+    cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
     description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,
@@ -127,25 +117,6 @@ def _describe_columns(
     elif labelled:
         notes.append(rest.removeprefix("; "))
     return tuple(notes)
-
-
-def _locate_cell(cell: str, path: str | None, root: Path, folders: Sequence[str]) -> str | None:
-    """Return the file that a cell names with its folder or suffix; other files do not count.
-
-    A cell without folder and suffix, and images in TFRecord or HDF5 files, are located by name.
-    """
-    name, mark, frame = cell.partition(FRAME)
-    location = path.partition(FRAME)[0] if path else ""
-    has_folder = "/" in name
-    if "#" in location or not (has_folder or strip_suffix(name) != name):
-        return path
-    if not has_folder and Path(location).name.lower() == name.lower():
-        return path
-    files = [root / folder / name for folder in ("", *folders)]
-    if location and Path(location).with_suffix("") in files:  # a folder, and no suffix
-        return path
-    file = next((file for file in files if file.is_file()), None)
-    return f"{file}{mark}{frame}" if file else None
 
 
 def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.DataFrame:
