@@ -2,9 +2,10 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain
+from functools import cache, lru_cache
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Final
 from unicodedata import normalize
@@ -20,6 +21,8 @@ _ENTRY: Final = re.compile(
 )
 _LISTED: Final = 3
 """Candidates in a message."""
+_LISTED_FOLDERS, _VISITED_FOLDERS = 8, 10_000
+"""Folders in a message, and folders that are searched for it."""
 
 
 def list_files(folders: Iterable[Path | str]) -> list[str]:
@@ -38,6 +41,54 @@ def list_visible(folder: Path) -> Iterator[Path]:
     """Yield the files and folders under a folder, without hidden files and system files."""
     paths = folder.rglob("*")
     return (path for path in paths if not is_litter(*path.relative_to(folder).parts))
+
+
+def find_folders(root: Path, names: Iterable[str]) -> list[Path]:
+    """Return the folders with these names under a root, which an archive may have doubled.
+
+    The letter case is ignored where no folder has the very name; `images` also means
+    `images/images`.
+    """
+    list_names = cache(os.listdir)
+    folders: dict[Path, None] = {}
+    for name in names:
+        folder = _find_path(root / name, str.lower, list_names)
+        doubled = _find_path(folder / folder.name, str.lower, list_names)
+        folders |= dict.fromkeys(path for path in (folder, doubled) if path.is_dir())
+    return [*folders]
+
+
+def find_table(root: Path, name: str) -> Path:
+    """Return the path of a table under a root, as different archives unpack it.
+
+    `NAME.csv` also means `NAME.tab` and `NAME`, in any letter case, in the root or in a folder
+    `NAME` or `NAME.csv`. Without such a file the result is `root / name`.
+    """
+    list_names = cache(os.listdir)
+    stem = name.removesuffix(".csv")
+    for folder, file in product(("", stem, name), (name, f"{stem}.tab", stem)):
+        path = _find_path(root / folder / file, str.lower, list_names)
+        if path.is_file():
+            return path
+    return root / name
+
+
+def describe_folders(root: Path) -> str:
+    """Return which folders under a root contain image files, and how many each."""
+    counts = Counter[str]()
+    for folder, folders, files in islice(os.walk(root), _VISITED_FOLDERS):
+        folders[:] = sorted(name for name in folders if not is_litter(name))
+        images = sum(_is_image_file(name) for name in files)
+        counts.update({os.path.relpath(folder, root): images} if images else {})
+    listed = [f"{folder} ({count:,})" for folder, count in counts.most_common(_LISTED_FOLDERS)]
+    more = [f"{len(counts) - _LISTED_FOLDERS} more"] if len(counts) > _LISTED_FOLDERS else []
+    return f"image files under {root}: {', '.join([*listed, *more]) or 'none'}"
+
+
+def _is_image_file(name: str) -> bool:
+    suffixes = (*IMAGE_SUFFIXES, *HDF5_SUFFIXES)
+    is_image = name.lower().endswith(suffixes) or shards.is_tfrecord(name)
+    return is_image and not is_litter(name)
 
 
 def is_litter(*parts: str) -> bool:
@@ -122,9 +173,13 @@ class ImageFinder:
 
     def describe_missing(self, name: str) -> str:
         """Return a message on a name that was not found, with a file that has another suffix."""
+        similar = self.find_similar(name)
+        return f"image {name} not found{f' (there is {similar})' if similar else ''}"
+
+    def find_similar(self, name: str) -> str | None:
+        """Return the location of a file whose name differs only in folder and suffix, or None."""
         _, stem, suffix = _split(name.partition(FRAME)[0].replace("\\", "/"))
-        similar = self._files.paths.get(strip_suffix(stem + suffix), ())
-        return f"image {name} not found{f' (there is {similar[0]})' if similar else ''}"
+        return next(iter(self._files.paths.get(strip_suffix(stem + suffix), ())), None)
 
     def _list_candidates(self, path: str) -> list[str]:
         head, tail = os.path.split(path)
@@ -199,16 +254,20 @@ def _split(path: str) -> tuple[str, str, str]:
 
 
 def _list_folder(folder: str) -> list[str]:
-    path = find_path(Path(folder), compose)
+    path = _find_path(Path(folder), compose)
     return list_files([path]) if path.is_dir() else []
 
 
-def find_path(path: Path, fold: Callable[[str], str]) -> Path:
+def _find_path(
+    path: Path,
+    fold: Callable[[str], str],
+    list_names: Callable[[Path], Iterable[str]] = os.listdir,
+) -> Path:
     """Return a path as it exists, if `fold` makes its names equal to those of exactly one."""
     if path.exists() or path.parent == path:
         return path
-    parent = find_path(path.parent, fold)
-    names = os.listdir(parent) if parent.is_dir() else []  # noqa: PTH208  fast
+    parent = _find_path(path.parent, fold, list_names)
+    names = list_names(parent) if parent.is_dir() else []
     same = [name for name in names if fold(name) == fold(path.name)]
     return parent / (same[0] if len(same) == 1 else path.name)
 

@@ -16,6 +16,7 @@ from skinmm.config import PredictConfig, keys_with
 from skinmm.errors import InputError, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.files import find_checkpoints
+from skinmm.images.finder import describe_folders
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
 from skinmm.predict.inputs import (
     ImageFolder,
@@ -116,8 +117,13 @@ def require_images(
         if names and not has_paths and not any(_has_image(images, name) for name in names):
             raise InputError(
                 f"none of the first {len(names)} images is next to {config.input}; name their "
-                "folder, images=DIR"
+                f"folder, images=DIR{_describe_folders(config.input)}"
             )
+
+
+def _describe_folders(table: str) -> str:
+    """Return the folders with image files next to a local table."""
+    return "" if "://" in table else f"; {describe_folders(Path(table).parent)}"
 
 
 def _has_image(images: ImageFolder, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Load any dataset as one canonical table with targets, images and lesion masks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -14,7 +14,14 @@ from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
-from skinmm.images.finder import describe_other_pictures, list_files
+from skinmm.files import IMAGE_SUFFIXES
+from skinmm.images.finder import (
+    ImageFinder,
+    describe_folders,
+    describe_other_pictures,
+    find_folders,
+    list_files,
+)
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
@@ -128,7 +135,8 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
         lambda name: name if name in present else spelling.get(parse_diagnosis(name), name)
     )
     rows = pd.concat([rows, added], ignore_index=True)
-    return replace(cohort, rows=rows, searched=(*cohort.searched, *other.searched))
+    searched = {make_unique(source): folders for source, folders in other.searched.items()}
+    return replace(cohort, rows=rows, searched={**cohort.searched, **searched})
 
 
 def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
@@ -236,17 +244,31 @@ def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) ->
     raise InputError(f"{problem}{advice}")
 
 
-def describe_missing_images(rows: pd.DataFrame, searched: Iterable[Path]) -> str | None:
-    """Describe how many images were not found, with examples; None if all were found."""
-    missing = rows.loc[rows["path"].isna(), "image_id"]
+def describe_missing_images(
+    rows: pd.DataFrame, searched: Mapping[str, Sequence[Path]]
+) -> str | None:
+    """Describe how many images were not found, with examples; None if all were found.
+
+    `searched` is that of the cohort; only the folders of sources with missing images are listed.
+    """
+    missing = rows[rows["path"].isna()]
     if missing.empty:
         return None
-    searched = list(searched)
-    others = describe_other_pictures(list_files(searched))
-    return (
-        f"{len(missing)} of {len(rows)} images are not on disk, e.g. {', '.join(missing[:3])}; "
-        f"searched in {', '.join(map(str, searched))}{f'; {others}' if others else ''}"
+    searches = dict.fromkeys(
+        tuple(searched[source]) for source in missing["source"] if source in searched
     )
+    folders = [folder for _, *folders in searches for folder in folders]
+    files = list_files(folders)
+    finder = ImageFinder(files, suffixes=IMAGE_SUFFIXES)
+    similar = {name: finder.find_similar(name) for name in missing["image_id"][:3]}
+    examples = (f"{name} (there is {file})" if file else name for name, file in similar.items())
+    notes = [
+        f"{len(missing)} of {len(rows)} images are not on disk, e.g. {', '.join(examples)}",
+        f"searched in {', '.join(map(str, folders))}" if folders else "",
+        *(describe_folders(root) for root, *_ in searches),
+        describe_other_pictures(files),
+    ]
+    return "; ".join(filter(None, notes))
 
 
 def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
@@ -255,7 +277,7 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     `data.missing=error` refuses rows without a mask.
     """
     folders = _list_mask_folders(data)
-    files = map(Path, list_files(folder for folder in folders if folder.is_dir()))
+    files = map(Path, list_files(folders))
     drawn = [file for file in files if file.suffix.lower() in MASK_SUFFIXES]
     masks: dict[str, str] = {}
     for file in drawn:
@@ -268,7 +290,7 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     if has_mask.all() or (data.missing == "drop" and has_mask.any()):
         return rows[has_mask].reset_index(drop=True)
     names = ", ".join(rows.loc[~has_mask, "image_id"].iloc[:3])
-    searched = ", ".join(map(str, folders)) or "no folder"
+    searched = ", ".join(map(str, folders)) or f"none of {', '.join(MASK_FOLDERS)}: all are absent"
     advice = "leave them out with data.missing=drop" if has_mask.any() else "set data.masks=DIR"
     raise InputError(
         f"{int((~has_mask).sum())} of {len(rows)} images have no mask (NAME.png or "
@@ -278,7 +300,7 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 
 def _list_mask_folders(data: DataConfig) -> list[Path]:
     if data.masks is None:  # the demo cohort has no root
-        return [require_root(data) / name for name in MASK_FOLDERS] if data.root else []
+        return find_folders(require_root(data), MASK_FOLDERS) if data.root else []
     folder = Path(data.masks).expanduser()
     if not folder.is_dir():
         raise InputError(f"data.masks={data.masks}: no such folder")

@@ -1,6 +1,5 @@
 """Adapters of public datasets, which read the unpacked files of the official archives."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ from skinmm.data.cohorts.tables import (
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.finder import list_files
+from skinmm.images.finder import describe_folders, find_folders, find_table, list_files
 from skinmm.vocabulary import PUBLIC_NAMES, map_unique, parse_diagnosis
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
@@ -40,18 +39,13 @@ _IDDX: Final = (
 
 def ham10000(data: DataConfig) -> CohortTable:
     """Read HAM10000 (Tschandl et al. 2018): seven classes, lesions instead of patients."""
-    file = require_root(data) / "HAM10000_metadata.csv"
+    root = require_root(data)
+    file = find_table(root, "HAM10000_metadata.csv")
     table = read_table(file, ["lesion_id", "image_id", "dx"])
     table["dx"] = map_unique(table["dx"], parse_diagnosis)
     unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-    return _to_cohort(table, file, data, (*unpacked, *ISIC_FOLDERS))
-
-
-def _to_cohort(
-    table: pd.DataFrame, file: Path, data: DataConfig, folders: Sequence[str]
-) -> CohortTable:
-    """Convert a table to canonical rows, and find their images in folders next to its file."""
-    return attach_images(to_canonical(table, file, data), file.parent, data.format, folders)
+    rows = to_canonical(table, file, data)
+    return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
 def isic_2019(data: DataConfig) -> CohortTable:
@@ -61,15 +55,16 @@ def isic_2019(data: DataConfig) -> CohortTable:
     original, so that no split separates the two.
     """
     root = require_root(data)
-    file = root / "ISIC_2019_Training_GroundTruth.csv"
+    file = find_table(root, "ISIC_2019_Training_GroundTruth.csv")
     table = read_table(file, ["image", "MEL"])
     table["diagnosis"] = _decode_one_hot(table, file)
     metadata = ["age_approx", "anatom_site_general", "lesion_id", "sex"]
-    table = merge_companion(table, "image", root / "ISIC_2019_Training_Metadata.csv", metadata)
+    companion = find_table(root, "ISIC_2019_Training_Metadata.csv")
+    table = merge_companion(table, "image", companion, metadata)
     original = table["image"].str.removesuffix("_downsampled")
     table["duplicate_of"] = original.where(original != table["image"], None)
-    unpacked = "ISIC_2019_Training_Input"
-    return _to_cohort(table, file, data, (unpacked, f"{unpacked}/{unpacked}", *ISIC_FOLDERS))
+    folders = ("ISIC_2019_Training_Input", *ISIC_FOLDERS)
+    return attach_images(to_canonical(table, file, data), root, data.format, folders)
 
 
 def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> CohortTable:
@@ -85,13 +80,11 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
     require_choice("task", str(task), ("1", "3"))
     if task == 1:
         return _read_segmentation_task(root, data, folds)
-    groups = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
-    ham = root / "HAM10000_metadata.csv"
+    groups = find_table(root, "ISIC2018_Task3_Training_LesionGroupings.csv")
+    ham = find_table(root, "HAM10000_metadata.csv")
     parts = []
     for part, fixed in _select_parts(folds).items():
-        name = f"ISIC2018_Task3_{part}_GroundTruth"
-        inside = root / name / f"{name}.csv"  # in the folder of its archive
-        file = inside if inside.is_file() else root / inside.name
+        file = find_table(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
         table = read_table(file, ["image", "MEL"])
         table["diagnosis"] = _decode_one_hot(table, file)
         table = merge_companion(table, "image", groups, ["lesion_id"])
@@ -117,12 +110,12 @@ def isic_2017(data: DataConfig, *, folds: str = "stratified") -> CohortTable:
     parts = []
     for part, fixed in _select_parts(folds).items():
         official = part.replace("Test", "Test_v2")
-        file = root / f"{part.lower()}.csv"
+        file = find_table(root, f"{part.lower()}.csv")
         if not file.is_file():
-            file = root / f"ISIC-2017_{official}_Part3_GroundTruth.csv"
+            file = find_table(root, f"ISIC-2017_{official}_Part3_GroundTruth.csv")
         if part == "Training" or file.is_file():
             table = _add_diagnosis(read_table(file, ["image_id", "melanoma"]))
-            metadata = root / f"ISIC-2017_{official}_Data_metadata.csv"
+            metadata = find_table(root, f"ISIC-2017_{official}_Data_metadata.csv")
             table = merge_companion(table, "image_id", metadata, ["age_approximate", "sex"])
             parts.append(to_canonical(table, file, data).assign(part=fixed))
     unpacked = [f"ISIC-2017_{part}_Data" for part in ("Training", "Validation", "Test_v2")]
@@ -140,26 +133,27 @@ def isic_2024(data: DataConfig) -> CohortTable:
     def parse_iddx(path: str) -> str:
         return next((name for word, name in _IDDX if word in path), "unknown")
 
-    file = require_root(data) / "train-metadata.csv"
+    root = require_root(data)
+    file = find_table(root, "train-metadata.csv")
     columns = [*PUBLIC_NAMES, "iddx_full", *data.columns]
     table = read_table(file, ["isic_id", "target", "patient_id"], only=columns)
     if "iddx_full" in table:
         table["diagnosis"] = map_unique(table["iddx_full"].fillna("").str.lower(), parse_iddx)
     folders = ("train-image", "train-image/image", *ISIC_FOLDERS)
-    return _to_cohort(table, file, data, folders)
+    return attach_images(to_canonical(table, file, data), root, data.format, folders)
 
 
 def _read_segmentation_task(root: Path, data: DataConfig, folds: str) -> CohortTable:
     folders, parts = [], []
     for part, fixed in _select_parts(folds).items():
-        folder = root / f"ISIC2018_Task1-2_{part}_Input"
-        files = map(Path, list_files([folder]) if folder.is_dir() else [])
+        folder = f"ISIC2018_Task1-2_{part}_Input"
+        files = map(Path, list_files(find_folders(root, [folder])))
         names = [file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         if not names:
-            raise InputError(f"{folder}: no such folder, or no image in it")
+            raise InputError(f"{root}: no folder {folder} with images; {describe_folders(root)}")
         table = pd.DataFrame({"image_id": names})
         parts.append(to_canonical(table, root, data).assign(part=fixed))
-        folders.append(folder.name)
+        folders.append(folder)
     return attach_images(_concatenate(parts), root, data.format, folders)
 
 
@@ -213,17 +207,18 @@ def siim_isic(
     require_choice("duplicates", duplicates, ("keep", "drop"))
     require_choice("folds", folds, ("stratified", "public"))
     root = require_root(data)
-    file = root / "train.csv"
-    sizes = root / "image_size.csv"
+    file = find_table(root, "train.csv")
+    sizes = find_table(root, "image_size.csv")
     table = _read_siim_table(root, file)
     if "diagnosis" in table:
         table["diagnosis"] = map_unique(table["diagnosis"], parse_diagnosis)
-    lesions = root / "ISIC_2020_Training_GroundTruth_v2.csv"
+    lesions = find_table(root, "ISIC_2020_Training_GroundTruth_v2.csv")
     table = merge_companion(table, "image_name", lesions, ["lesion_id"])
     table = merge_companion(table, "image_name", sizes, ["width", "height", "tfrecord"])
-    pairs = root / "ISIC_2020_Training_Duplicates.csv"
+    pairs = find_table(root, "ISIC_2020_Training_Duplicates.csv")
     table = _link_duplicates(table, pairs, keep=duplicates == "keep")
-    cohort = _to_cohort(table, file, data, SIIM_FOLDERS)
+    rows = to_canonical(table, file, data)
+    cohort = attach_images(rows, root, data.format, SIIM_FOLDERS)
     if folds == "stratified":
         return cohort
     return replace(cohort, rows=_add_public_folds(cohort.rows, table, sizes))
@@ -231,8 +226,8 @@ def siim_isic(
 
 def _read_siim_table(root: Path, file: Path) -> pd.DataFrame:
     if not file.is_file():
-        folders = [root / folder for folder in SIIM_FOLDERS if (root / folder).is_dir()]
-        records = [name for name in list_files(folders) if shards.is_tfrecord(name)]
+        files = list_files(find_folders(root, SIIM_FOLDERS))
+        records = [name for name in files if shards.is_tfrecord(name)]
         if training := [name for name in records if not Path(name).name.startswith("test")]:
             return shards.read_records(training, shards.SIIM)
     return read_table(file, ["image_name", "patient_id", "target"])
@@ -267,13 +262,15 @@ def pad_ufes_20(data: DataConfig) -> CohortTable:
     `data.columns` may name its clinical features (`itch`, `grew`, `bleed`, `diameter_1`,
     `fitspatrick`, ...) but not `biopsed`.
     """
-    file = require_root(data) / "metadata.csv"
+    root = require_root(data)
+    file = find_table(root, "metadata.csv")
     table = read_table(file, ["img_id", "patient_id", "lesion_id", "diagnostic"])
     table["diagnostic"] = map_unique(table["diagnostic"], parse_diagnosis)
     # Lesions are numbered, as they may be in other cohorts.
     table["lesion_id"] = "PAD_" + table["lesion_id"]
     parts = [f"{top}imgs_part_{number}" for number in (1, 2, 3) for top in ("images/", "")]
-    return _to_cohort(table, file, data, (*parts, "images", ""))
+    folders = (*parts, "images", "")
+    return attach_images(to_canonical(table, file, data), root, data.format, folders)
 
 
 def demo(data: DataConfig) -> CohortTable:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from skinmm.config import DataConfig
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
-from skinmm.images.finder import ImageFinder, list_files, strip_suffix
+from skinmm.images.finder import ImageFinder, find_folders, list_files, strip_suffix
 from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
@@ -61,14 +61,14 @@ class CohortTable:
 
     Attributes:
         rows: canonical rows.
-        searched: folders that were searched for images.
+        searched: root and folders that were searched for images, by source.
         unlabelled: which of `target` and `diagnosis` a user's table lacks.
         description: path and columns of that table.
         notes: lines on columns of that table that are missing or not used.
     """
 
     rows: pd.DataFrame
-    searched: tuple[Path, ...] = ()
+    searched: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     unlabelled: tuple[str, ...] = ()
     description: str = ""
     notes: tuple[str, ...] = ()
@@ -297,7 +297,7 @@ def attach_images(
         root: folder of the dataset.
         image_format: a key of `FORMATS`, or auto: the one with most of the images,
             and any other for the rest.
-        folders: folders to search under the root; missing ones are skipped.
+        folders: folders to search under the root (see `find_folders`); missing ones are skipped.
         schema: features of TFRecord files that contain the name and the image.
         cells: names of the images in a user's table, which may have folders and suffixes. JPEG and
             DICOM files of one name are refused there; those of an archive are the same image.
@@ -305,7 +305,7 @@ def attach_images(
     Raises:
         InputError: a name is that of several files.
     """
-    searched = tuple(root / folder for folder in folders if (root / folder).is_dir())
+    searched = find_folders(root, folders)
     files = list_files(searched)
     formats = [*FORMATS.values()] if image_format == "auto" else [FORMATS[image_format]]
     if cells is not None and image_format == "auto":
@@ -320,4 +320,4 @@ def attach_images(
     locations.sort(key=lambda paths: paths.count(None))
     paths = [next(filter(None, found), None) for found in zip(*locations, strict=True)]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
-    return CohortTable(rows, searched or (root,))
+    return CohortTable(rows, dict.fromkeys(rows["source"], (root, *searched)))

@@ -28,6 +28,8 @@ from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
     describe_other_pictures,
+    find_folders,
+    find_table,
     is_litter,
     list_files,
     list_visible,
@@ -66,7 +68,7 @@ def csv(
     for name in features:
         require_choice("tfrecord", name, ("image", "name"))
     root = require_root(data)
-    file = root / table
+    file = find_table(root, table)
     original = read_table(file)
     rows = _rename(original, columns, file)
     if "part" in rows:
@@ -162,17 +164,17 @@ def image_folder(data: DataConfig) -> CohortTable:
     class; with it a single class folder suffices, for learning masks.
     """
     root = require_root(data)
-    minimum = 1 if (root / MASK_FOLDER).is_dir() else 2
+    masks = find_folders(root, [MASK_FOLDER])
     tops = [folder for folder in _list_folders(root) if folder.name.lower() in PARTS]
     images = [
         (file, folder.name, PARTS[top.name.lower()] if tops else None)
         for top in tops or [root]
         for folder in _list_folders(top)
-        if folder != root / MASK_FOLDER
+        if folder not in masks
         for file in _list_images(folder)
     ]
     classes = sorted({name for _, name, _ in images})
-    if len(classes) < minimum:
+    if len(classes) < 2 - bool(masks):
         has = f"only '{classes[0]}'" if classes else "none"
         raise InputError(f"{root}: two or more folders, one per class, are needed; it has {has}")
     files, diagnosis, part = zip(*images, strict=True)
@@ -184,7 +186,7 @@ def image_folder(data: DataConfig) -> CohortTable:
         table["part"] = pd.Series(part, dtype=object)
     rows = to_canonical(table, root, data).assign(path=[str(file) for file in files])
     others = describe_other_pictures(list_visible(root))
-    return CohortTable(rows, (root,), notes=(others,) if others else ())
+    return CohortTable(rows, notes=(others,) if others else ())
 
 
 def _list_folders(folder: Path) -> list[Path]:
@@ -237,7 +239,7 @@ def tfrecord(
     codes = _require_lists("codes", codes, "sex: [male, female]", str)
     missing = _require_lists("missing", missing, "age: [-1]", int)
     root = require_root(data)
-    listed = list_files(folder for folder in (root, root / "tfrecords") if folder.is_dir())
+    listed = list_files(find_folders(root, ["", "tfrecords"]))
     records = [file for file in listed if is_tfrecord(file)]
     chosen = [file for file in records if fnmatch(Path(file).name, files)]
     if not chosen:
@@ -254,7 +256,7 @@ def tfrecord(
         available = ", ".join(sorted({*map(str, table.columns)} - {"path"}))
         feature = columns.get(column, column)
         raise InputError(f"data.args: no feature '{feature}'; {root} has {available}")
-    return CohortTable(to_canonical(table, root, data).assign(path=table["path"]), (root,))
+    return CohortTable(to_canonical(table, root, data).assign(path=table["path"]))
 
 
 def _require_lists(key: str, value: Any, example: str, kind: type[str | int]) -> dict[str, Any]:
