@@ -34,6 +34,7 @@ OTHER_PICTURES: Final = (
 """Suffixes of pictures that it cannot read, which are reported."""
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 EXCEL_SUFFIXES: Final = (".xlsx", ".xlsm")
+TABLE_SUFFIXES: Final = (".csv", ".tsv", ".csv.gz", *PARQUET_SUFFIXES, *EXCEL_SUFFIXES)
 
 
 def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:

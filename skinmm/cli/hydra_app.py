@@ -37,6 +37,7 @@ PACKAGE: Final = Path(__file__).parents[1]
 # An installed wheel has conf inside the package, a checkout next to it.
 CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
+USER_CONF: Final = "SKINMM_CONF"  # variable that names a folder of configurations
 FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
 _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}}
 
@@ -68,6 +69,10 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     """
     if unreadable := [item for item in argv if not is_utf8(item)]:
         return refuse(f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder")
+    try:
+        argv = add_user_configs(argv)
+    except InputError as error:
+        return refuse(str(error))
     schema, full = command.schema, os.environ.get(FULL_ERROR) == "1"
     store_config(command)
     if {"-h", "--help"} & {*argv}:
@@ -108,6 +113,25 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         sys.argv = original_argv
         logger.handlers[:] = handlers  # a sweep adds one that writes to the present stdout
         logger.setLevel(level)
+
+
+def add_user_configs(argv: list[str]) -> list[str]:
+    """Replace `--config-dir DIR` (default: $SKINMM_CONF) by an override that Hydra can compose."""
+    rest, folders = list[str](), list[str]()
+    words = iter(argv)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if key in ("--config-dir", "-cd"):
+            folders.append(value if separator else next(words, ""))
+        else:
+            rest.append(word)
+    source = "--config-dir" if folders else USER_CONF
+    folders = folders or list(filter(None, [os.environ.get(USER_CONF)]))
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"{source}: {folder or 'DIR'}: no such folder")
+    paths = quote_list(f"file://{Path(folder).absolute()}" for folder in folders)
+    return [*rest, f"hydra.searchpath={paths}"] if folders else rest
 
 
 def store_config(command: Command) -> None:
@@ -257,8 +281,10 @@ def _print_help(argv: list[str], command: Command) -> int:
         composed = compose(command.config_name, single, return_hydra_config=True)
     lines = [f"{command.help}:", command.usage or _format_usage(command), ""]
     groups = [name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")]
+    sources = [source for source in composed.hydra.runtime.config_sources if source.path]
     for group in reversed(groups):
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        files = (path for source in sources for path in Path(source.path, group).glob("*.yaml"))
+        options = sorted({path.stem for path in files})
         lines.append(f"{group}={'|'.join(options)}")
     print_line("\n".join([*lines, *load.describe_settings(command.schema, composed)]))
     return 0

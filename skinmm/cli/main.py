@@ -51,6 +51,7 @@ _COMMANDS: Final = (
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report"),
     Command("compare", schemas.CompareConfig, "skinmm.cli.commands:run_compare"),
     Command("runs", schemas.RunsConfig, "skinmm.cli.commands:run_runs"),
+    Command("init", schemas.InitConfig, "skinmm.cli.init:init"),
     Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
     Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
     Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),

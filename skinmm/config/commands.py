@@ -168,6 +168,17 @@ class ExploreConfig:
 
 
 @dataclass
+class InitConfig:
+    """Infer which column of your table is which, and write a data configuration for it."""
+
+    input: str = literal_path("", "folder of the table and images", example="DIR", positional=True)
+    table: str | None = setting(None, "table in that folder; null: the only one")
+    name: str | None = setting(None, "name of the configuration; null: that of the folder")
+    output: str | None = output_path(None, "folder of configurations; null: conf in that folder")
+    overwrite: bool = setting(False, "replace an existing configuration")
+
+
+@dataclass
 class PackingConfig:
     """Resized copies of the images of a cohort in TFRecord shards."""
 

@@ -1,0 +1,101 @@
+"""`skinmm init`: infer the columns of a user's table, and write a data configuration for it."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from skinmm.config import DataConfig
+from skinmm.config.commands import InitConfig
+from skinmm.errors import InputError, print_line, require_new_output, warn
+from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD: Final = ("age", "sex", "site")
+ROWS: Final = 3
+CELL: Final = 24  # characters of a cell that are printed
+
+
+def init(config: InitConfig) -> int:
+    """Print the inferred columns and the first rows, write the configuration, and say what next."""
+    from skinmm.data.cohorts import load_cohort
+    from skinmm.data.cohorts.tables import read_table
+    from skinmm.data.mapping import MAPPED, infer_columns
+    from skinmm.images.source import list_visible
+    from skinmm.report.terminal import format_columns
+
+    root = Path(config.input).absolute()
+    if not root.is_dir():
+        raise InputError(f"{config.input}: no such folder")
+    name = config.name or root.name.lower().replace(" ", "_")
+    output = Path(config.output).absolute() if config.output else root / "conf"
+    file = output / "data" / f"{name}.yaml"
+    require_new_output("output", file, overwrite=config.overwrite)
+    pictures = [path for path in list_visible(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+    source = _find_table(root, config.table, pictures)
+    table = read_table(root / source)
+    columns = infer_columns(table, {path.stem for path in pictures})
+    print_line(f"{root / source}: {len(table):,} rows; {len(pictures):,} images below {root}")
+    print_line(", ".join(f"{key} <- {columns.get(key, '(none)')}" for key in MAPPED))
+    if unused := [str(column) for column in table if column not in columns.values()]:
+        print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
+    settings = _build_config(root, source, columns, pictures)
+    data = DataConfig(**settings)
+    try:
+        rows = load_cohort(data).rows
+    except InputError as error:  # the configuration can be completed by hand
+        warn(f"the configuration needs more: {error}")
+    else:
+        shown = [key for key in MAPPED if key in columns or key == "target"]
+        print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")
+        print_line(format_columns(shown, _format_rows(rows[shown].head(ROWS))))
+    _write(file, settings)
+    used = f"--config-dir {shlex.quote(str(output))} data={name}"
+    print_line(f"configuration: {file}, which you can edit\nnext:")
+    fusion = "" if {*RECORD} & {*columns} else " fusion=image_only"
+    print_line(f"  skinmm audit {used}\n  python train.py {used}{fusion}")
+    print_line("(export SKINMM_CONF=DIR replaces --config-dir)")
+    return 0
+
+
+def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
+    """Return the name of the table in a folder."""
+    if named:
+        return named
+    names = sorted(path.name for path in root.iterdir() if path.name.endswith(TABLE_SUFFIXES))
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise InputError(f"{root}: several tables; choose one: table={' or table='.join(names)}")
+    folders = sorted({path.relative_to(root).parts[0] for path in pictures if path.parent != root})
+    hint = f"; for a folder per class ({', '.join(folders)}) use data=image_folder data.root={root}"
+    raise InputError(
+        f"{root}: no table ({', '.join(TABLE_SUFFIXES)}){hint if len(folders) > 1 else ''}"
+    )
+
+
+def _build_config(
+    root: Path, source: str, columns: dict[str, str], pictures: list[Path]
+) -> dict[str, Any]:
+    """Return the settings of the data configuration."""
+    folders = sorted({path.parent.relative_to(root).as_posix() for path in pictures})
+    args = {"table": source, "columns": columns, "images": ["" if f == "." else f for f in folders]}
+    record = [key for key in RECORD if key in columns]
+    return {"name": "csv", "root": str(root), "columns": record or [*RECORD], "args": args}
+
+
+def _write(file: Path, settings: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    with atomic_write(file) as partial:
+        partial.write_text(f"# canonical column: column of your table\n{text}", encoding="utf-8")
+
+
+def _format_rows(rows: "pd.DataFrame") -> list[list[str]]:
+    return [
+        ["" if cell is None or cell != cell else f"{cell}"[:CELL] for cell in row]  # noqa: PLR0124
+        for row in rows.astype(object).itertuples(index=False)
+    ]

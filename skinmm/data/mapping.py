@@ -1,0 +1,81 @@
+"""Infer which column of a user's table is which, from names and from cells."""
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+import pandas as pd
+
+from skinmm.images.source import strip_suffix
+from skinmm.vocabulary import (
+    column_key,
+    is_missing,
+    match_columns,
+    parse_age,
+    parse_diagnosis,
+    parse_sex,
+    parse_site,
+    parse_truth,
+)
+
+MAPPED: Final = ("image_id", "patient_id", "lesion_id", "age", "sex", "site", "diagnosis", "target")
+"""Canonical columns, in the order in which they are looked for."""
+BINARY: Final = ("benign", "malignant")
+MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
+MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
+_NAMES: Final = {  # pattern of the column name, where cells alone do not decide
+    "patient_id": "patient|subject|person|case|mrn|pid",
+    "lesion_id": "lesion|mole",
+    "age": "age|years|alter|edad|eta",
+    "target": "target|label|class|malig|cancer|melan|outcome|result|positive",
+}
+
+
+def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str]:
+    """Return the column of a table for each canonical column that it seems to have.
+
+    A known name decides; otherwise the cells do, and for patient, lesion and age the name too.
+    Several columns that fit equally well are left out.
+
+    Args:
+        table: cells as text, None where empty.
+        images: names of the image files, without folder and suffix.
+    """
+    mapping = {canonical: str(name) for name, canonical in match_columns(table.columns).items()}
+    mapping = {canonical: mapping[canonical] for canonical in MAPPED if canonical in mapping}
+    meanings: dict[str, Callable[[str], bool]] = {
+        "image_id": lambda cell: strip_suffix(re.split(r"[\\/]", cell)[-1]) in images,
+        "patient_id": lambda _: True,
+        "lesion_id": lambda _: True,
+        "age": lambda cell: parse_age(cell) is not None,
+        "sex": lambda cell: parse_sex(cell) is not None,
+        "site": lambda cell: parse_site(cell) is not None,
+        "diagnosis": lambda cell: parse_diagnosis(cell) is not None or cell.lower() in BINARY,
+        "target": lambda cell: parse_truth(cell) is not None,
+    }
+    for canonical in MAPPED:
+        is_labelled = canonical == "target" and "diagnosis" in mapping
+        if canonical in mapping or is_labelled:
+            continue
+        pattern = _NAMES.get(canonical, "")
+        candidates = [
+            str(name)
+            for name in table.columns
+            if name not in mapping.values()
+            and re.search(pattern, column_key(name))
+            and _has_meaning(table[name], meanings[canonical])
+        ]
+        if len(candidates) == 1:
+            mapping[canonical] = candidates[0]
+    return mapping
+
+
+def _has_meaning(column: "pd.Series[Any]", has_meaning: Callable[[str], bool]) -> bool:
+    cells = _cells(column)
+    return bool(cells) and sum(map(has_meaning, cells)) >= MIN_SHARE * len(cells)
+
+
+def _cells(column: "pd.Series[Any]") -> list[str]:
+    """Return the first distinct cells that are not empty."""
+    cells = map(str, column.dropna().unique()[:MAX_CELLS])
+    return [cell for cell in cells if not is_missing(cell)]

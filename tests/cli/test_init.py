@@ -1,0 +1,121 @@
+"""A table and images of a stranger become a data configuration, which training reads."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import skinmm
+from skinmm.cli.hydra_app import add_user_configs
+from skinmm.cli.main import main
+from skinmm.data.mapping import infer_columns
+from skinmm.errors import InputError
+
+DEMO = Path(skinmm.__file__).parent / "demo"
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Path:
+    """A folder with a table under foreign names, with semicolons, and images."""
+    folder = tmp_path / "My Clinic"
+    (folder / "photos").mkdir(parents=True)
+    rows = pd.read_csv(DEMO / "cohort.csv").groupby("target").head(20)
+    for name in rows["image_id"]:
+        shutil.copy(DEMO / "images" / f"{name}.jpg", folder / "photos")
+    table = {
+        "Photo": rows["image_id"] + ".jpg",
+        "case no": range(len(rows)),
+        "Years": rows["age"],
+        "geschlecht": rows["sex"],
+        "Where": rows["site"],
+        "result": rows["target"],
+        "smoker": ["yes", "no"] * 20,
+    }
+    pd.DataFrame(table).to_csv(folder / "list.csv", sep=";", index=False)
+    return folder
+
+
+def test_a_foreign_table_is_mapped_and_audited(clinic: Path, capsys: Captured) -> None:
+    assert main(["init", str(clinic)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert (
+        "image_id <- Photo, patient_id <- case no, lesion_id <- (none), age <- Years, "
+        "sex <- geschlecht, site <- Where, diagnosis <- (none), target <- result"
+    ) in printed.out
+    assert "not used: smoker (" in printed.out
+    assert "the first of 40 rows, 20 malignant:" in printed.out
+    file = clinic / "conf" / "data" / "my_clinic.yaml"
+    settings = yaml.safe_load(file.read_text())
+    assert settings["args"]["images"] == ["photos"]
+    assert settings["args"]["columns"]["age"] == "Years"
+    used = ["--config-dir", str(clinic / "conf"), "data=my_clinic"]
+    output = clinic / "audit"
+    assert main(["audit", *used, f"output={output}"]) == 0
+    cohort = pd.read_csv(DEMO / "cohort.csv").groupby("target").head(20)
+    assert "40" in (output / "audit.html").read_text()
+    assert cohort["target"].sum() == 20
+    assert main(["init", str(clinic)]) == 2
+    assert "my_clinic.yaml exists" in capsys.readouterr().err
+
+
+def test_the_variable_names_the_folder_of_configurations(
+    clinic: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert main(["init", str(clinic), "name=mine"]) == 0
+    assert main(["explore", "data=mine", f"output={clinic / 'a.html'}"]) == 2
+    assert "unknown data 'mine'; choose from csv" in capsys.readouterr().err
+    monkeypatch.setenv("SKINMM_CONF", str(clinic / "conf"))
+    assert main(["explore", "data=mine", f"output={clinic / 'a.html'}"]) == 0
+    assert main(["train", "data=mine", "--help"]) == 0
+    assert "|mine|" in capsys.readouterr().out
+    monkeypatch.setenv("SKINMM_CONF", "nowhere")
+    with pytest.raises(InputError, match="SKINMM_CONF: nowhere: no such folder"):
+        add_user_configs([])
+
+
+def test_what_a_folder_lacks_is_named(clinic: Path, capsys: Captured) -> None:
+    assert main(["init", str(clinic / "nowhere")]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    shutil.copy(clinic / "list.csv", clinic / "other.csv")
+    assert main(["init", str(clinic)]) == 2
+    assert (
+        "several tables; choose one: table=list.csv or table=other.csv" in capsys.readouterr().err
+    )
+    for name in ("list.csv", "other.csv"):
+        (clinic / name).unlink()
+    (clinic / "naevus").mkdir()
+    shutil.copy(next((clinic / "photos").iterdir()), clinic / "naevus")
+    assert main(["init", str(clinic)]) == 2
+    error = capsys.readouterr().err
+    assert "no table (.csv, .tsv" in error
+    assert "for a folder per class (naevus, photos) use data=image_folder" in error
+
+
+def test_a_table_without_labels_gets_a_configuration_to_complete(
+    clinic: Path, capsys: Captured
+) -> None:
+    pd.read_csv(clinic / "list.csv", sep=";").drop(columns="result").to_csv(clinic / "list.csv")
+    assert main(["init", str(clinic)]) == 0
+    assert "the configuration needs more: no column target or diagnosis" in capsys.readouterr().err
+    assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
+
+
+def test_cells_decide_where_names_do_not() -> None:
+    cells = {
+        "a": ["x1", "x2", "x3"],
+        "b": ["F", "m", None],
+        "c": ["left arm", "back", "Scalp"],
+        "d": ["nevus", "melanoma", "nevus"],
+        "malignancy class": ["0", "1", "0"],
+        "first site": ["Linz", "Graz", "Wien"],
+    }
+    table = pd.DataFrame(cells, dtype=object)
+    expected = {"image_id": "a", "sex": "b", "site": "c", "diagnosis": "d"}
+    assert infer_columns(table, {"x1", "x2", "x3"}) == expected
+    twice = table.assign(e=table["b"]).drop(columns="d")
+    found = infer_columns(twice, {"x1", "x2", "x3"})
+    assert found == {"image_id": "a", "site": "c", "target": "malignancy class"}
