@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
@@ -22,6 +22,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.experimental.callback import Callback
 
 from skinmm.cli.commands import GENERATED, Command, print_runs
+from skinmm.cli.overrides import FOLDER_KEYS, add_user_configs, quote_path, require_user_configs
 from skinmm.config import from_mapping, keys_with, load
 from skinmm.errors import (
     InputError,
@@ -37,8 +38,6 @@ PACKAGE: Final = Path(__file__).parents[1]
 # An installed wheel has conf inside the package, a checkout next to it.
 CONF: Final = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 FULL_ERROR: Final = "HYDRA_FULL_ERROR"
-USER_CONF: Final = "SKINMM_CONF"  # variable that names a folder of configurations
-FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
 _HYDRA_SETTINGS: Final = {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}}
 
 
@@ -69,10 +68,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     """
     if unreadable := [item for item in argv if not is_utf8(item)]:
         return refuse(f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder")
-    try:
-        argv = add_user_configs(argv)
-    except InputError as error:
-        return refuse(str(error))
+    argv = add_user_configs(argv)
     schema, full = command.schema, os.environ.get(FULL_ERROR) == "1"
     store_config(command)
     if {"-h", "--help"} & {*argv}:
@@ -115,25 +111,6 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         logger.setLevel(level)
 
 
-def add_user_configs(argv: list[str]) -> list[str]:
-    """Replace `--config-dir DIR` (default: $SKINMM_CONF) by an override that Hydra can compose."""
-    rest, folders = list[str](), list[str]()
-    words = iter(argv)
-    for word in words:
-        key, separator, value = word.partition("=")
-        if key in ("--config-dir", "-cd"):
-            folders.append(value if separator else next(words, ""))
-        else:
-            rest.append(word)
-    source = "--config-dir" if folders else USER_CONF
-    folders = folders or list(filter(None, [os.environ.get(USER_CONF)]))
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise InputError(f"{source}: {folder or 'DIR'}: no such folder")
-    paths = quote_list(f"file://{Path(folder).absolute()}" for folder in folders)
-    return [*rest, f"hydra.searchpath={paths}"] if folders else rest
-
-
 def store_config(command: Command) -> None:
     """Store the schema in Hydra, and the primary configuration unless it is a file in conf."""
     store, schema = ConfigStore.instance(), command.schema
@@ -159,46 +136,6 @@ def require_writable(key: str, output: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"{key}={output}: not writable: {error.strerror}") from error
-
-
-def quote_path(override: str, schema: type[Any]) -> str:
-    """Quote the value of an override whose setting is a path, so that Hydra reads it literally.
-
-    Null and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
-    has that name, and so are the paths within a list of mappings such as `data.extra`.
-    """
-    prefixed, separator, value = override.partition("=")
-    key, paths = prefixed.lstrip("+"), (*keys_with(schema, "path"), *FOLDER_KEYS)
-    if names := [path.removeprefix(f"{key}[].") for path in paths if path.startswith(f"{key}[].")]:
-        pattern = _PATH_IN_LIST.replace("NAMES", "|".join(names))
-        return f"{prefixed}={re.sub(pattern, lambda match: match[1] + quote(match[2]), value)}"
-    if not separator or key not in paths:
-        return override
-    is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
-    if is_list and "'" not in value and '"' not in value:
-        return f"{prefixed}={quote_list(item.strip() for item in value[1:-1].split(','))}"
-    return override if is_list else f"{prefixed}={quote(value)}"
-
-
-# PATH in [{name:...,root:PATH},...]: it ends where only a key, a mapping or the end can follow.
-_PATH_IN_LIST: Final = (
-    r"([{,]\s*(?:NAMES)\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
-)
-
-
-def quote(value: str) -> str:
-    """Quote a value, so that Hydra reads it literally; null and quoted values are unchanged."""
-    if value in ("", "null") or value[0] in "'\"":
-        return value
-    # Hydra reads a backslash as itself, except before a quote and at the end.
-    text = load.escape_interpolation(value)
-    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
-    return f"'{escaped}'"
-
-
-def quote_list(values: Iterable[str]) -> str:
-    """Format values as a list of quoted values, for an override."""
-    return f"[{','.join(map(quote, values))}]"
 
 
 def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
@@ -273,6 +210,7 @@ def changed_environment(**variables: str) -> Iterator[None]:
 
 def _print_help(argv: list[str], command: Command) -> int:
     """Print the help of a command: its purpose, groups, and all settings with current values."""
+    require_user_configs(argv)
     overrides = [quote_path(item, command.schema) for item in argv if not item.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     # A sweep has several values for a setting; show the default.
@@ -305,7 +243,11 @@ def _format_usage(command: Command) -> str:
 
 
 def _check_folders(argv: list[str]) -> None:
-    """Refuse run folders that cannot be created; Hydra creates them before it runs the job."""
+    """Refuse run folders that cannot be made, and folders of configurations that do not exist.
+
+    Hydra makes the former before it runs the job, and only warns about the latter.
+    """
+    require_user_configs(argv)
     for item in argv:
         key, _, value = item.lstrip("+").partition("=")
         if key in FOLDER_KEYS:

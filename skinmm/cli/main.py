@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from skinmm import __version__
 from skinmm.cli.commands import Command
-from skinmm.cli.hydra_app import changed_environment, quote, quote_list, refuse, run_cli, run_hydra
+from skinmm.cli.hydra_app import changed_environment, refuse, run_cli, run_hydra
+from skinmm.cli.overrides import quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas

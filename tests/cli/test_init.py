@@ -8,10 +8,8 @@ import pytest
 import yaml
 
 import skinmm
-from skinmm.cli.hydra_app import add_user_configs
 from skinmm.cli.main import main
 from skinmm.data.mapping import infer_columns
-from skinmm.errors import InputError
 
 DEMO = Path(skinmm.__file__).parent / "demo"
 Captured = pytest.CaptureFixture[str]
@@ -73,8 +71,11 @@ def test_the_variable_names_the_folder_of_configurations(
     assert main(["train", "data=mine", "--help"]) == 0
     assert "|mine|" in capsys.readouterr().out
     monkeypatch.setenv("SKINMM_CONF", "nowhere")
-    with pytest.raises(InputError, match="SKINMM_CONF: nowhere: no such folder"):
-        add_user_configs([])
+    capsys.readouterr()
+    error = "error: --config-dir or SKINMM_CONF: nowhere: no such folder\n"
+    for extra in ([], ["--help"]):
+        assert main(["train", "data=mine", *extra]) == 2
+        assert capsys.readouterr().err.replace(f"{Path.cwd()}/", "") == error
 
 
 def test_what_a_folder_lacks_is_named(clinic: Path, capsys: Captured) -> None:
@@ -82,9 +83,8 @@ def test_what_a_folder_lacks_is_named(clinic: Path, capsys: Captured) -> None:
     assert "nowhere: no such folder" in capsys.readouterr().err
     shutil.copy(clinic / "list.csv", clinic / "other.csv")
     assert main(["init", str(clinic)]) == 2
-    assert (
-        "several tables; choose one: table=list.csv or table=other.csv" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "several tables; choose one: table=list.csv or table=other.csv" in error
     for name in ("list.csv", "other.csv"):
         (clinic / name).unlink()
     (clinic / "naevus").mkdir()

@@ -8,8 +8,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from skinmm.cli.commands import Command
-from skinmm.cli.hydra_app import quote_path
 from skinmm.cli.main import COMMANDS, run_single
+from skinmm.cli.overrides import quote_path
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with
 from skinmm.config.setting import output_path, section, setting
 from skinmm.errors import InputError, print_line

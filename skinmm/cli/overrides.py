@@ -1,0 +1,80 @@
+"""The words of a command line as overrides that Hydra reads as they are meant."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from skinmm.config import keys_with, load
+from skinmm.errors import InputError
+
+FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
+USER_CONF: Final = "SKINMM_CONF"  # variable that names a folder of configurations
+_SEARCH_PATH: Final = "hydra.searchpath="
+
+
+def add_user_configs(argv: list[str]) -> list[str]:
+    """Replace `--config-dir DIR` (default: $SKINMM_CONF) by an override that Hydra can compose."""
+    rest, folder = list[str](), os.environ.get(USER_CONF)
+    words = iter(argv)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if key in ("--config-dir", "-cd"):
+            folder = value if separator else next(words, "")
+        else:
+            rest.append(word)
+    return rest if folder is None else [*rest, f"{_SEARCH_PATH}[{quote(_to_url(folder))}]"]
+
+
+def require_user_configs(argv: list[str]) -> None:
+    """Refuse a folder of `add_user_configs` that does not exist."""
+    for word in argv:
+        if word.startswith(_SEARCH_PATH):
+            folder = word.removeprefix(f"{_SEARCH_PATH}['file://").removesuffix("']")
+            if not Path(folder).is_dir():
+                raise InputError(f"--config-dir or {USER_CONF}: {folder}: no such folder")
+
+
+def _to_url(folder: str) -> str:
+    return f"file://{Path(folder).absolute()}"
+
+
+def quote_path(override: str, schema: type[Any]) -> str:
+    """Quote the value of an override whose setting is a path, so that Hydra reads it literally.
+
+    Null and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
+    has that name, and so are the paths within a list of mappings such as `data.extra`.
+    """
+    prefixed, separator, value = override.partition("=")
+    key, paths = prefixed.lstrip("+"), (*keys_with(schema, "path"), *FOLDER_KEYS)
+    if names := [path.removeprefix(f"{key}[].") for path in paths if path.startswith(f"{key}[].")]:
+        pattern = _PATH_IN_LIST.replace("NAMES", "|".join(names))
+        return f"{prefixed}={re.sub(pattern, lambda match: match[1] + quote(match[2]), value)}"
+    if not separator or key not in paths:
+        return override
+    is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    if is_list and "'" not in value and '"' not in value:
+        return f"{prefixed}={quote_list(item.strip() for item in value[1:-1].split(','))}"
+    return override if is_list else f"{prefixed}={quote(value)}"
+
+
+# PATH in [{name:...,root:PATH},...]: it ends where only a key, a mapping or the end can follow.
+_PATH_IN_LIST: Final = (
+    r"([{,]\s*(?:NAMES)\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
+)
+
+
+def quote(value: str) -> str:
+    """Quote a value, so that Hydra reads it literally; null and quoted values are unchanged."""
+    if value in ("", "null") or value[0] in "'\"":
+        return value
+    # Hydra reads a backslash as itself, except before a quote and at the end.
+    text = load.escape_interpolation(value)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def quote_list(values: Iterable[str]) -> str:
+    """Format values as a list of quoted values, for an override."""
+    return f"[{','.join(map(quote, values))}]"
