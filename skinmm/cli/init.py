@@ -24,7 +24,7 @@ def init(config: InitConfig) -> int:
     from skinmm.data.cohorts import load_cohort
     from skinmm.data.cohorts.tables import read_table
     from skinmm.data.mapping import MAPPED, infer_columns
-    from skinmm.images.source import list_visible
+    from skinmm.images.finder import list_visible
     from skinmm.report.terminal import format_columns
 
     root = Path(config.input).absolute()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.images.source import strip_suffix
+from skinmm.images.finder import strip_suffix
 from skinmm.vocabulary import (
     column_key,
     is_missing,
