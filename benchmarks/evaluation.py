@@ -26,11 +26,12 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
 from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.conformal import fit_conformal
 from skinmm.evaluation.intervals import delong_interval
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
-from skinmm.evaluation.referral import add_decisions, fit_conformal
-from skinmm.evaluation.thresholds import choose_threshold
+from skinmm.evaluation.referral import add_decisions
+from skinmm.evaluation.thresholds import choose_threshold, fit_band
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 THRESHOLD: Final = 0.02
@@ -269,9 +270,10 @@ def conformal() -> Iterator[str]:
                 validation.malignancy, validation.malignant, validation.patient_id
             )
             test = predictions(*draw(generator, World(5_000)))
-            decided = add_decisions(
-                test, chosen.value, fitted.predict_sets(test.probabilities), None
-            )
+            rows = validation.malignancy, validation.malignant, validation.patient_id
+            band = fit_band(*rows, miss_rate=0.01, false_alarm_rate=0.1)
+            sets = fitted.predict_sets(test.probabilities)
+            decided = add_decisions(test, chosen.value, band, sets, None)
             metrics = evaluate(decided, resamples=0)["metrics"]
             found.append([metrics[name]["value"] for name in names])
         cells = " | ".join(f"{share:.3f}" for share in np.mean(found, axis=0))

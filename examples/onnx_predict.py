@@ -58,7 +58,9 @@ said = dict(zip(names, session.run(names, feed), strict=True))
 malignancy = chances[positive].sum()  # to refer: never calibrated, or unlike validation
 called = malignancy >= (about["threshold"] or 0)
 refer = about["threshold"] is None or ("ood" in said and said["ood"][0] > 1)
-if about["conformal"]:  # the prediction set must hold classes of the called side alone
+if band := about.get("band"):  # neither call is safe around the threshold
+    refer |= malignancy < band["high"]["value"] if called else malignancy >= band["low"]["value"]
+elif about["conformal"]:  # older model: the prediction set must hold classes of the called side
     held = chances >= [*about["conformal"]["limits"].values()]
     refer |= held[positive].any() != called or held[~positive].any() == called
 decision = "refer" if refer else "malignant" if called else "benign"

@@ -149,8 +149,9 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     from skinmm.report import report_predictions, write_report
 
     source, pictures = Path(config.input), config.report.pictures
+    prevalence = config.evaluation.prevalence
     if source.is_dir():
-        page = write_report(source, pictures=pictures)
+        page = write_report(source, pictures=pictures, prevalence=prevalence)
     else:
         page = report_predictions(
             source,
@@ -158,6 +159,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
             None if config.labels is None else Path(config.labels),
             positive=config.positive or None,
             pictures=pictures is not False,
+            prevalence=prevalence,
             overwrite=config.overwrite,
         )
     print_line(f"report: {page}")
@@ -178,6 +180,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
         None if config.labels is None else Path(config.labels),
         positive=config.positive or None,
         margin=config.margin,
+        prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite,
     )
     table = format_columns(tables[0].header, tables[0].rows, width=TERMINAL)

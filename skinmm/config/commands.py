@@ -109,6 +109,15 @@ class ReportPicturesConfig:
 
 
 @dataclass
+class ClinicConfig:
+    """Clinic for which predictive values and net benefit are restated."""
+
+    prevalence: float | None = setting(
+        None, "share of malignant lesions; null: as in training", low=0.0001, high=0.99
+    )
+
+
+@dataclass
 class ReportPageConfig:
     """Write the report of a run folder or of a prediction file."""
 
@@ -119,6 +128,7 @@ class ReportPageConfig:
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     output: str = output_path("report.html", "page to write; unused for a run folder")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
+    evaluation: ClinicConfig = section(ClinicConfig)
     overwrite: bool = setting(False, "replace an existing page")
 
 
@@ -137,6 +147,7 @@ class CompareConfig:
     output: str | None = output_path(
         None, "page to write; null: compare.html in the folder of runs, else in compare/"
     )
+    evaluation: ClinicConfig = section(ClinicConfig)
     overwrite: bool = setting(False, "replace an existing page")
 
 

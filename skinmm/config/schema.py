@@ -180,6 +180,24 @@ class EvaluationConfig:
         choices=("likeliest", "balanced"),
     )
     coverage: float = setting(0.9, "coverage of the prediction sets by class", low=0.5, high=0.999)
+    miss_rate: float = setting(
+        0.01,
+        "highest expected share of malignant lesions decided benign",
+        low=0.0001,
+        high=0.5,
+    )
+    false_alarm_rate: float = setting(
+        0.1,
+        "highest expected share of benign lesions decided malignant",
+        low=0.0001,
+        high=0.5,
+    )
+    prevalence: float | None = setting(
+        None,
+        "share of malignant lesions in the clinic; null: 0.0176 if the data's is not near it",
+        low=0.0001,
+        high=0.99,
+    )
 
 
 @dataclass

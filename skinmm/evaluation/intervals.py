@@ -49,7 +49,8 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "class_log_loss": (0, math.inf),
     "class_brier": (0, 2),
     **dict.fromkeys(
-        ("net_benefit", "calibration_slope", "calibration_intercept"), (-math.inf, math.inf)
+        ("net_benefit", "net_benefit_gain", "calibration_slope", "calibration_intercept"),
+        (-math.inf, math.inf),
     ),
     "set_size": (0, math.inf),
 }

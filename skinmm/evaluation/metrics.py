@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from skinmm.errors import InputError
 from skinmm.evaluation.intervals import (
     Entry,
+    Statistic,
     bootstrap,
     delong_interval,
     independent_units,
@@ -20,11 +21,14 @@ from skinmm.evaluation.intervals import (
     skewness,
     summarise,
 )
-from skinmm.evaluation.predictions import REFER, Predictions
+from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
 from skinmm.evaluation.smooth_calibration import calibration_noise
-from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, build_statistic
+from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, ClinicMetrics, build_statistic
 from skinmm.vocabulary import UNITS
 
+CLINIC_PREVALENCE: Final = 0.0176
+"""Share of malignant lesions in the SIIM-ISIC 2020 cohort, whose patients were followed up."""
+_MAX_RATIO: Final = 2  # of two prevalences that are about the same
 _GROUP: Final = 20  # minimum rows of a group of similar probability
 _MANY_UNITS: Final = 1000  # of so many independent units hardly any skewness is left
 
@@ -50,8 +54,8 @@ def evaluate(
     Args:
         predictions: at least one row.
         threshold: rows at or above it are called malignant; None: 0.5.
-        prevalence: of the clinic, for `ppv`, `npv` and `number_needed_to_treat` (lesions called
-            malignant per malignant one); None: of the data.
+        prevalence: of the clinic, for `clinic`; None: `CLINIC_PREVALENCE` if the data differ from
+            it by more than a factor of two, else there is no `clinic`.
         resamples: number of bootstrap resamples; 0: no intervals.
         confidence: confidence level of the intervals.
         seed: seed of the resamples.
@@ -63,7 +67,9 @@ def evaluate(
         left_out), `auroc_delong` (see `delong_interval`), `confusion` (rows of each true class by
         predicted class), `support` (rows of each class), `calibration_noise` (calibration errors
         of a calibrated model) and `folds` (AUROC of each). A metric that is undefined for the data
-        is None; `left_out` counts the resamples where it is undefined.
+        is None; `left_out` counts the resamples where it is undefined. `clinic` has `prevalence`
+        and `metrics`, the predictive values and net benefit restated by `ClinicMetrics`; None
+        without it.
     """
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
     if len(predictions) == 0:
@@ -86,8 +92,16 @@ def evaluate(
         "malignant_patients": len(np.unique(codes[malignant])),
         "unpredicted": predictions.unpredicted,
         "threshold": threshold,
-        "prevalence": float(malignant.mean()) if prevalence is None else prevalence,
-        "metrics": _metrics(predictions, codes, threshold, prevalence, resamples, confidence, seed),
+        "prevalence": float(malignant.mean()),
+        "metrics": _metrics(predictions, codes, threshold, resamples, confidence, seed),
+        "clinic": evaluate_clinic(
+            predictions,
+            threshold=threshold,
+            prevalence=prevalence,
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+        ),
         "auroc_delong": delong_interval(
             predictions.malignancy, malignant, predictions.patient_id, confidence=confidence
         ),
@@ -102,26 +116,18 @@ def _metrics(
     predictions: Predictions,
     codes: Int64[np.ndarray, " n"],
     threshold: float,
-    prevalence: float | None,
     resamples: int,
     confidence: float,
     seed: int,
 ) -> dict[str, Entry]:
     """Return value and interval of every metric."""
-    build = partial(build_statistic, predictions, codes, threshold=threshold, prevalence=prevalence)
-    patients, units = int(codes.max()) + 1, independent_units(codes, predictions.malignant)
-    values = build(exact=True)(np.ones((1, patients), dtype=np.int64))
-    if resamples == 0 or patients == 1:  # all resamples of one patient are equal
-        none = np.empty(0)
-        return {k: summarise(k, v[0], none, None, confidence, units) for k, v in values.items()}
-    statistic = build()
-    samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
-    metrics = {}
-    for name, value in values.items():
-        skew = skews.get(name, 0.0)
-        metrics[name] = summarise(name, float(value[0]), samples[name], skew, confidence, units)
-    for name, rows in _counted_rows(predictions, threshold, prevalence).items():
+    build = partial(build_statistic, predictions, codes, threshold=threshold)
+    units = independent_units(codes, predictions.malignant)
+    exact = build(exact=True)
+    metrics = _estimate(exact, build(), codes, units, resamples, confidence, seed)
+    if resamples == 0 or codes.max() == 0:
+        return metrics
+    for name, rows in _counted_rows(predictions, threshold).items():
         if name in metrics:
             counted = len(np.unique(codes[rows]))
             others = len(np.unique(codes[~rows])) if name.startswith("auroc") else None
@@ -129,22 +135,91 @@ def _metrics(
     return metrics
 
 
-def _counted_rows(
-    predictions: Predictions, threshold: float, prevalence: float | None
-) -> dict[str, Bool[np.ndarray, " n"]]:
+def _estimate(
+    exact: Statistic,
+    statistic: Statistic,
+    codes: Int64[np.ndarray, " n"],
+    units: int,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Entry]:
+    """Return the exact value, and the interval of the statistic over resamples of patients."""
+    patients = int(codes.max()) + 1
+    values = exact(np.ones((1, patients), dtype=np.int64))
+    if resamples == 0 or patients == 1:  # all resamples of one patient are equal
+        none = np.empty(0)
+        return {k: summarise(k, v[0], none, None, confidence, units) for k, v in values.items()}
+    samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
+    metrics = {}
+    for name, value in values.items():
+        skew = skews.get(name, 0.0)
+        metrics[name] = summarise(name, float(value[0]), samples[name], skew, confidence, units)
+    return metrics
+
+
+def evaluate_clinic(
+    predictions: Predictions,
+    *,
+    threshold: float,
+    prevalence: float | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """Restate predictive values and net benefit at the prevalence of a clinic.
+
+    Arguments as of `evaluate`. None if there is nothing to restate: the data have one class only,
+    or no prevalence is given and that of the data is near `CLINIC_PREVALENCE`.
+    """
+    malignant = predictions.malignant
+    share = float(malignant.mean())
+    is_near = 1 / _MAX_RATIO <= share / CLINIC_PREVALENCE <= _MAX_RATIO
+    if share in (0, 1) or (prevalence is None and is_near):
+        return None
+    prevalence = CLINIC_PREVALENCE if prevalence is None else prevalence
+    codes, _ = patient_codes(predictions.patient_id)
+    statistic = ClinicMetrics(predictions, codes, threshold, prevalence)
+    units = independent_units(codes, malignant)
+    metrics = _estimate(statistic, statistic, codes, units, resamples, confidence, seed)
+    # Without an error in the data, all resamples agree; the exact bound of its rate is restated.
+    sides = {"ppv": (~malignant, 1 - prevalence), "npv": (malignant, prevalence)}
+    for name, entry in metrics.items():
+        rows, weight = sides.get(name.removeprefix("decided_"), (None, 0.0))
+        if rows is None or entry["value"] != 1 or not resamples:
+            continue
+        calls = _rows_called(predictions, threshold, name)
+        correct = (1 - weight) * float(calls[~rows].mean())
+        bound = bound_extreme({"value": 0}, confidence, len(np.unique(codes[rows])))["high"]
+        low = correct / (correct + weight * float(bound or 1))
+        metrics[name] = {**entry, "low": low, "high": 1.0}
+    return {"prevalence": prevalence, "metrics": metrics}
+
+
+def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[np.ndarray, " n"]:
+    """Return the rows whose call a predictive value is about."""
+    is_positive = name.endswith("ppv")
+    if name.startswith("decided_"):
+        return np.asarray(predictions.decision == DECISIONS[int(is_positive)])
+    return (predictions.malignancy >= threshold) == is_positive
+
+
+def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[np.ndarray, " n"]]:
     """Return the mask of the rows that each share counts; for an AUROC, of the positives."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
-    shares |= {"specificity": ~malignant, "precision": called}
+    shares |= dict.fromkeys(("specificity", "cleared_or_referred"), ~malignant)
+    shares |= {"precision": called, "ppv": called, "npv": ~called}
     shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}
     shares |= {f"specificity_at_{level}_sensitivity": ~malignant for level in (90, 95)}
     shares["accuracy"] = np.ones(len(predictions), dtype=bool)
-    if prevalence is None:  # with a stated prevalence they are not shares of rows
-        shares |= {"ppv": called, "npv": ~called}
     if predictions.decision is not None:
         decided = predictions.decision != REFER
         shares["decided_sensitivity"] = malignant & decided
         shares["decided_specificity"] = ~malignant & decided
+        for name in ("decided_ppv", "decided_npv"):
+            shares[name] = _rows_called(predictions, threshold, name)
     for index, name in enumerate(predictions.classes):
         rows = predictions.target == index
         shares |= dict.fromkeys((f"recall_{name}", f"coverage_{name}", f"auroc_{name}"), rows)

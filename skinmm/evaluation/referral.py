@@ -1,4 +1,4 @@
-"""Referral to a person: conformal prediction sets, and an out-of-distribution (OOD) score."""
+"""Decisions with referral to a person, and an out-of-distribution (OOD) score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +9,11 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from scipy.linalg import eigh
-from scipy.special import betaincinv
 
-from skinmm.errors import InputError
 from skinmm.evaluation.curves import ratio
 from skinmm.evaluation.intervals import patient_codes, sum_by_patient
 from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
-from skinmm.evaluation.thresholds import round_down
+from skinmm.evaluation.thresholds import ReferralBand
 
 COMPONENTS: Final = 64
 FOLDS: Final = 5
@@ -28,106 +26,39 @@ _TINY: Final = float(np.finfo(np.float32).tiny)
 _BLOCK: Final = 4096  # rows that are converted to 64 bit at a time
 
 
-@dataclass(frozen=True)
-class ConformalPredictor:
-    """Prediction sets that contain the true class with a stated frequency, for every class.
-
-    A set contains a class if its calibrated probability reaches the limit of the class. The
-    frequency is the average over validation sets, for new rows from the distribution of the
-    validation rows (`coverage_range` gives the variation between validation sets). It is not
-    guaranteed within a subgroup, for another hospital, or after a change in how a class looks.
-    Several rows of one patient increase the variation. `asdict` gives plain data for a checkpoint.
-
-    Attributes:
-        coverage: stated frequency.
-        limits: probability limit of each class, in the order of the probabilities; 0 if validation
-            has too few rows of the class to exclude it.
-        rows: number of validation rows of each class.
-    """
-
-    coverage: float
-    limits: dict[str, float]
-    rows: dict[str, int]
-
-    def predict_sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
-        """Return the mask of the classes in the set of each row."""
-        return probabilities >= np.array(list(self.limits.values()))
-
-
-def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> ConformalPredictor:
-    """Fit the limit of each class to validation rows.
-
-    Class-conditional split conformal prediction (Vovk 2012, arXiv:1209.2673; Sadinle et al. 2019,
-    doi:10.1080/01621459.2018.1395341): the limit is the k-th lowest probability of the true class
-    among its n rows, k = floor((1 - coverage) * (n + 1)). Limits are rounded down to six digits, so
-    that a probability computed in another batch stays on its side.
-    """
-    if not 0 < coverage < 1:
-        raise InputError(f"coverage {coverage} is not between 0 and 1")
-    limits, rows = {}, {}
-    for index, name in enumerate(predictions.classes):
-        p = np.sort(predictions.probabilities[predictions.target == index, index])
-        rank = _limit_rank(len(p), coverage)
-        limits[name] = round_down(float(p[rank - 1])) if rank else 0.0
-        rows[name] = len(p)
-    return ConformalPredictor(coverage, limits, rows)
-
-
-def coverage_range(
-    rows: int, coverage: float, confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """Return the interval that contains a class's coverage for most validation sets.
-
-    With n independent rows and limit rank k (see `fit_conformal`), the coverage is distributed as
-    Beta(n + 1 - k, k) (Vovk 2012, arXiv:1209.2673). None if the rows are too few to exclude the
-    class from any set.
-    """
-    rank = _limit_rank(rows, coverage)
-    if rank == 0:
-        return None
-    tail = (1 - confidence) / 2
-    low, high = betaincinv(rows + 1 - rank, rank, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _limit_rank(rows: int, coverage: float) -> int:
-    return int((1 - coverage) * (rows + 1) + 1e-9)  # 1 for (1 - 0.9) * 10, despite rounding
-
-
 def add_decisions(
     predictions: Predictions,
     threshold: float,
+    band: ReferralBand | None,
     sets: Bool[np.ndarray, "n c"] | None,
     ood: Float64[np.ndarray, " n"] | None,
 ) -> Predictions:
     """Return the predictions with prediction sets, OOD scores and the resulting decisions."""
-    called = predictions.malignancy >= threshold
-    decision = decide(called, np.isin(predictions.classes, predictions.positive), sets, ood)
-    return replace(predictions, decision=decision, sets=sets, ood=ood)
+    malignancy = predictions.malignancy
+    called = malignancy >= threshold
+    is_safe = None if band is None else band.is_safe(called, malignancy)
+    return replace(predictions, decision=decide(called, is_safe, ood), sets=sets, ood=ood)
 
 
 def decide(
     called: Bool[np.ndarray, " n"],
-    positive: Bool[np.ndarray, " c"],
-    sets: Bool[np.ndarray, "n c"] | None,
+    is_safe: Bool[np.ndarray, " n"] | None,
     ood: Float64[np.ndarray, " n"] | None,
 ) -> Shaped[np.ndarray, " n"]:
     """Return the decision for each row: `malignant`, `benign` or `refer`.
 
-    Rows get `malignant` or `benign` by the threshold. They get `refer` if the prediction set is
-    empty, contains both sides or contradicts the threshold, or if the OOD score is above 1. A row
-    that reaches the threshold is therefore never decided to be benign.
+    Rows get `malignant` or `benign` by the threshold. They get `refer` if this is not safe, or if
+    the OOD score is above 1. A row that reaches the threshold is therefore never decided to be
+    benign.
 
     Args:
         called: malignant by the threshold.
-        positive: classes that count as malignant.
-        sets: prediction sets; None: no check.
+        is_safe: result of `ReferralBand.is_safe`; None: no check.
         ood: OOD scores; None or NaN: no check.
     """
     decision = np.where(called, "malignant", "benign").astype(object)
-    if sets is not None:
-        malignant, benign = sets[:, positive].any(axis=1), sets[:, ~positive].any(axis=1)
-        decision[~np.where(called, malignant & ~benign, benign & ~malignant)] = REFER
+    if is_safe is not None:
+        decision[~is_safe] = REFER
     if ood is not None:
         decision[ood > 1] = REFER
     return decision
@@ -137,7 +68,10 @@ class ReferralMetrics:
     """Metrics of decisions with referral, as functions of how often each patient is drawn.
 
     `referred` is a share of all rows; `decided_sensitivity` and `decided_specificity` are over the
-    other rows; `found_or_referred` is the sensitivity if all referred malignant rows are found.
+    other rows. `decided_ppv` is the share of malignant rows among those decided malignant,
+    `decided_npv` that of benign rows among those decided benign. `found_or_referred` is the share
+    of malignant rows that are not decided benign, `cleared_or_referred` that of benign rows that
+    are not decided malignant.
     `set_size` is the mean number of classes in a set, `coverage_<class>` the share of the rows of
     the class whose set contains it, and `unfamiliar` the share of rows with an OOD score above 1.
     Sets and OOD scores are optional. `codes` are the numbers of the rows' patients.
@@ -146,11 +80,15 @@ class ReferralMetrics:
     def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
         decision, malignant = predictions.decision, predictions.malignant
         all_rows, decided = np.ones(len(predictions)), decision != REFER
+        is_benign, is_malignant = (decision == name for name in DECISIONS[:2])
         shares: dict[str, tuple[Any, Any]] = {
             "referred": (~decided, all_rows),
-            "decided_sensitivity": (malignant & (decision == DECISIONS[1]), malignant & decided),
-            "decided_specificity": (~malignant & (decision == DECISIONS[0]), ~malignant & decided),
-            "found_or_referred": (malignant & (decision != DECISIONS[0]), malignant),
+            "decided_sensitivity": (malignant & is_malignant, malignant & decided),
+            "decided_specificity": (~malignant & is_benign, ~malignant & decided),
+            "decided_ppv": (malignant & is_malignant, is_malignant),
+            "decided_npv": (~malignant & is_benign, is_benign),
+            "found_or_referred": (malignant & ~is_benign, malignant),
+            "cleared_or_referred": (~malignant & ~is_malignant, ~malignant),
         }
         if predictions.ood is not None:
             shares["unfamiliar"] = (predictions.ood > 1, all_rows)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from skinmm.evaluation import curves
 from skinmm.evaluation.curves import CumulativeWeights, Samples, ratio
 from skinmm.evaluation.intervals import Statistic, sum_by_patient
-from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.predictions import DECISIONS, Predictions
 from skinmm.evaluation.referral import ReferralMetrics
 from skinmm.evaluation.smooth_calibration import CalibrationSmoother
 
@@ -44,7 +44,6 @@ class MalignancyMetrics:
         positives: mask of the malignant rows.
         codes: number of each row's patient.
         threshold: rows at or above it are called malignant.
-        prevalence: of the clinic; None: of the data.
         exact: fit the calibration lines to all rows; false: to cells of a fine grid.
     """
 
@@ -55,12 +54,11 @@ class MalignancyMetrics:
         codes: Int64[np.ndarray, " n"],
         *,
         threshold: float = DEFAULT_THRESHOLD,
-        prevalence: float | None = None,
         exact: bool = False,
     ) -> None:
         order = np.argsort(scores, kind="stable")
         self.scores, self.positives, self.codes = scores[order], positives[order], codes[order]
-        self.threshold, self.prevalence = threshold, prevalence
+        self.threshold = threshold
         self.first_called = np.searchsorted(self.scores, [threshold])
         self.levels = curves.find_levels(self.scores, self.positives)
         log_odds = curves.log_odds(self.scores)
@@ -98,23 +96,14 @@ class MalignancyMetrics:
         }
 
     def _decision_metrics(self, cumulative: CumulativeWeights) -> dict[str, Samples]:
-        """Return the metrics of the decision by the threshold.
-
-        `ppv`, `npv` and `number_needed_to_treat` are for the prevalence, by Bayes' theorem.
-        """
+        """Return the metrics of the decision by the threshold."""
         rows = cumulative.rows[:, -1].astype(np.float64)
         positives = cumulative.positives[:, -1].astype(np.float64)
         rows_below, positives_below = cumulative.before(self.first_called)
         called, hits = rows - rows_below[:, 0], positives - positives_below[:, 0]
         tn = rows - called - positives + hits
         sensitivity, specificity = ratio(hits, positives), ratio(tn, rows - positives)
-        share = positives / rows if self.prevalence is None else np.full_like(rows, self.prevalence)
-        # A class without rows contributes 0, although its sensitivity or specificity is undefined.
-        true_positives = np.where(share > 0, share * sensitivity, 0)
-        false_negatives = np.where(share > 0, share - true_positives, 0)
-        true_negatives = np.where(share < 1, (1 - share) * specificity, 0)
-        false_positives = np.where(share < 1, 1 - share - true_negatives, 0)
-        ppv = ratio(true_positives, true_positives + false_positives)
+        benefit = net_benefit(hits / rows, (called - hits) / rows, self.threshold)
         return {
             "accuracy": (hits + tn) / rows,
             "balanced_accuracy": (sensitivity + specificity) / 2,
@@ -123,11 +112,71 @@ class MalignancyMetrics:
             "sensitivity": sensitivity,
             "specificity": specificity,
             "f1": ratio(2 * hits, called + positives),
-            "ppv": ppv,
-            "npv": ratio(true_negatives, true_negatives + false_negatives),
-            "number_needed_to_treat": ratio(np.ones_like(ppv), ppv),
-            "net_benefit": net_benefit(hits / rows, (called - hits) / rows, self.threshold),
+            "ppv": ratio(hits, called),
+            "npv": ratio(tn, rows - called),
+            "number_needed_to_treat": ratio(called, hits),
+            "net_benefit": benefit,
+            "net_benefit_gain": benefit - default_benefit(positives / rows, self.threshold),
         }
+
+
+class ClinicMetrics:
+    """Predictive values and net benefit at a prevalence other than that of the data.
+
+    Sensitivity and specificity are those of the data (Bayes' theorem): it is assumed that malignant
+    and benign lesions look as they do there. The probabilities, and the odds at which the threshold
+    weighs a false alarm, stay the same.
+
+    Args:
+        predictions: rows of the file.
+        codes: number of each row's patient.
+        threshold: rows at or above it are called malignant.
+        prevalence: of the clinic.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        codes: Int64[np.ndarray, " n"],
+        threshold: float,
+        prevalence: float,
+    ) -> None:
+        self.threshold, self.prevalence = threshold, prevalence
+        called = predictions.malignancy >= threshold
+        calls = {"": (called, ~called)}
+        if predictions.decision is not None:
+            benign, malignant = (predictions.decision == name for name in DECISIONS[:2])
+            calls["decided_"] = malignant, benign
+        self.prefixes, truth = list(calls), predictions.malignant
+        masks = [truth, ~truth]
+        masks += [call & side for pair in calls.values() for call in pair for side in masks[:2]]
+        self.sums = sum_by_patient(codes, masks)
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
+        """Return the metrics of each resample."""
+        malignant, benign, *counts = (draws @ self.sums).T.astype(np.float64)
+        result = {}
+        for index, prefix in enumerate(self.prefixes):
+            hits, false_alarms, misses, rejected = counts[4 * index : 4 * index + 4]
+            true_positives = self.prevalence * ratio(hits, malignant)
+            false_positives = (1 - self.prevalence) * ratio(false_alarms, benign)
+            false_negatives = self.prevalence * ratio(misses, malignant)
+            true_negatives = (1 - self.prevalence) * ratio(rejected, benign)
+            flagged = true_positives + false_positives
+            result[f"{prefix}ppv"] = ratio(true_positives, flagged)
+            result[f"{prefix}npv"] = ratio(true_negatives, true_negatives + false_negatives)
+            if not prefix:
+                benefit = net_benefit(true_positives, false_positives, self.threshold)
+                result["number_needed_to_treat"] = ratio(flagged, true_positives)
+                result["net_benefit"] = benefit
+                share = np.full_like(benefit, self.prevalence)
+                result["net_benefit_gain"] = benefit - default_benefit(share, self.threshold)
+        return result
+
+
+def default_benefit(share: Samples, threshold: float) -> Samples:
+    """Return the net benefit of calling all lesions malignant or none, whichever is better."""
+    return np.maximum(net_benefit(share, 1 - share, threshold), 0)
 
 
 def net_benefit(

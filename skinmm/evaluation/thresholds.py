@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -127,12 +127,148 @@ def choose_threshold(
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
     """Return the mean threshold on the logit scale; it is guaranteed if all thresholds are."""
-    values = [threshold.value for threshold in thresholds]
-    mean = float(expit(logit(np.clip(values, 1e-9, 1 - 1e-9)).mean()))
-    # Equal values stay exact, because a score equal to the threshold would change sides.
-    value = mean if len(set(values)) > 1 else values[0]
+    value = _mean_probability([threshold.value for threshold in thresholds])
     guaranteed = all(threshold.guaranteed for threshold in thresholds)
     return Threshold(value, thresholds[0].rule, guaranteed)
+
+
+@dataclass(frozen=True)
+class RiskLimit:
+    """Limit of one kind of decision.
+
+    Attributes:
+        value: probability of malignancy.
+        target: highest expected risk that was asked for.
+        certified: expected risk that validation certifies; above `target` if it is too small.
+        patients: number of validation patients that certify it.
+    """
+
+    value: float
+    target: float
+    certified: float
+    patients: int
+
+    def upper_bound(self, confidence: float = 0.95) -> float:
+        """Return the upper confidence bound of the rate that this limit has for new patients.
+
+        `certified` is an average over sets of validation patients; the rate of one set varies. With
+        one lesion a patient, it has the distribution Beta(k, m + 1 - k), k = certified * (m + 1)
+        (Vovk 2012, arXiv:1209.2673); with several, it varies less.
+        """
+        if self.certified >= 1:
+            return 1.0
+        rank = self.certified * (self.patients + 1)
+        return float(betaincinv(rank, self.patients + 1 - rank, confidence))
+
+
+@dataclass(frozen=True)
+class ReferralBand:
+    """Probabilities around the threshold at which neither decision is safe.
+
+    A row below the threshold is decided benign if it is below `low`; a row from the threshold on is
+    decided malignant if it is not below `high`. All other rows are referred. If `low` exceeds
+    `high`, both decisions are safe between them, and the threshold decides. See `fit_band`.
+
+    Attributes:
+        low: limit of the decision benign; its risk is the miss rate.
+        high: limit of the decision malignant; its risk is the false alarm rate.
+    """
+
+    low: RiskLimit
+    high: RiskLimit
+
+    @classmethod
+    def from_state(cls, state: dict[str, dict[str, Any]]) -> "ReferralBand":
+        """Restore a band from the result of `asdict`."""
+        return cls(**{name: RiskLimit(**limit) for name, limit in state.items()})
+
+    def is_safe(
+        self, called: Bool[np.ndarray, " n"], malignancy: _Scores
+    ) -> Bool[np.ndarray, " n"]:
+        """Return whether the call of each row by the threshold is a safe decision."""
+        return np.where(called, malignancy >= self.high.value, malignancy < self.low.value)
+
+
+def fit_band(
+    scores: _Scores,
+    positives: Bool[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"],
+    *,
+    miss_rate: float,
+    false_alarm_rate: float,
+) -> ReferralBand:
+    """Fit the limits of both decisions by conformal risk control (Angelopoulos et al., ICLR 2024).
+
+    The miss rate of a patient is the share of the patient's malignant lesions that are decided
+    benign, the false alarm rate the share of the benign lesions that are decided malignant. Both
+    grow as the band narrows. With the rates L_1 ... L_m of the validation patients who have such
+    lesions, the band is as narrow as (sum(L) + 1) / (m + 1) <= target allows. Then the expected
+    rate of a new patient is at most the target, without any assumption but that patients have the
+    same distribution. Both rates are within a class, so they do not depend on the prevalence; the
+    predictive values among the decided lesions do.
+
+    m patients certify no target below 1 / (m + 1). With a lower target, the limit is the narrowest
+    without any error on validation, and `certified` is 1 / (m + 1).
+
+    Args:
+        scores: calibrated probability of malignancy.
+        positives: mask of the malignant rows.
+        patients: patient of each row.
+        miss_rate: target, in (0, 1).
+        false_alarm_rate: target, in (0, 1).
+    """
+    lows = np.unique(scores)  # at the first limit, no validation row is decided
+    highs = np.unique(np.r_[lows, (1 + lows[-1]) / 2])[::-1]
+    missed, malignant = _mean_share_below(scores[positives], patients[positives], lows)
+    cleared, benign = _mean_share_below(scores[~positives], patients[~positives], highs)
+    return ReferralBand(
+        _control_risk(lows, missed, malignant, miss_rate),
+        _control_risk(highs, 1 - cleared, benign, false_alarm_rate),
+    )
+
+
+def _mean_share_below(
+    scores: _Scores, patients: Shaped[np.ndarray, " n"], limits: Float64[np.ndarray, " k"]
+) -> tuple[Float64[np.ndarray, " k"], int]:
+    """Return the mean over patients of the share of scores below each limit; patient count."""
+    order = np.argsort(scores, kind="stable")
+    codes, names = pd.factorize(patients[order])
+    weights = 1 / np.bincount(codes, minlength=len(names))[codes] / len(names)
+    return np.r_[0.0, np.cumsum(weights)][np.searchsorted(scores[order], limits)], len(names)
+
+
+def _control_risk(
+    limits: Float64[np.ndarray, " k"],
+    rates: Float64[np.ndarray, " k"],
+    patients: int,
+    target: float,
+) -> RiskLimit:
+    """Return the last limit, in order of ascending rates, whose expected rate is certified."""
+    bounds = np.round((patients * rates + 1) / (patients + 1), 12)  # 0.01 of 99 patients
+    certified = max(target, float(bounds[0]))
+    last = np.searchsorted(bounds, certified + 1e-12, side="right") - 1 if patients else 0
+    return RiskLimit(round_down(float(limits[last])), target, certified, patients)
+
+
+def average_bands(bands: Sequence[ReferralBand]) -> ReferralBand:
+    """Return the mean band on the logit scale, with the mean of the certified rates."""
+    limits = {}
+    for name in ("low", "high"):
+        parts: list[RiskLimit] = [getattr(band, name) for band in bands]
+        limits[name] = RiskLimit(
+            _mean_probability([part.value for part in parts]),
+            float(np.mean([part.target for part in parts])),
+            float(np.mean([part.certified for part in parts])),
+            min(part.patients for part in parts),
+        )
+    return ReferralBand(**limits)
+
+
+def _mean_probability(values: Sequence[float]) -> float:
+    """Return the mean on the logit scale."""
+    mean = float(expit(logit(np.clip(values, 1e-9, 1 - 1e-9)).mean()))
+    # Equal values stay exact, because a score equal to the threshold would change sides.
+    return mean if len(set(values)) > 1 else values[0]
 
 
 def sensitivity_bound(hits: int, positives: int, confidence: float) -> float:

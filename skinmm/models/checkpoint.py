@@ -41,6 +41,7 @@ class Card:
         inverse: inverse of the training loss; None if it has none, or in older checkpoints.
         calibration: state of the fitted calibration; None before it is fitted.
         threshold: `value`, `rule` and `guaranteed` of the decision; None before it is chosen.
+        band: state of the probabilities that are referred; None: the prediction sets decide.
         conformal: state of the prediction sets; None without them.
         ood: state of the out-of-distribution score; None without it.
         preprocess: names of the preprocessing steps, in order.
@@ -60,6 +61,7 @@ class Card:
     inverse: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     threshold: dict[str, Any] | None = None
+    band: dict[str, Any] | None = None
     conformal: dict[str, Any] | None = None
     ood: dict[str, Any] | None = None
     preprocess: list[str] = field(default_factory=list)
@@ -91,10 +93,13 @@ def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
     ]
 
 
-def save_ensemble(paths: Sequence[Path], target: Path) -> None:
-    """Write one file with the networks of several checkpoints, without optimiser and epochs."""
+def save_ensemble(paths: Sequence[Path], target: Path, **facts: Any) -> None:
+    """Write one file with the networks of several checkpoints, without optimiser and epochs.
+
+    `facts` replace fields of every card.
+    """
     contents = [_load(path)[0] for path in paths]
-    members = [{name: content[name] for name in (KEY, "state_dict")} for content in contents]
+    members = [{KEY: {**c[KEY], **facts}, "state_dict": c["state_dict"]} for c in contents]
     save_checkpoint({MEMBERS: members}, target)
 
 

@@ -19,9 +19,10 @@ from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError, one_line
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import BINARY
-from skinmm.evaluation.referral import ConformalPredictor, OODDetector
-from skinmm.evaluation.thresholds import Threshold
+from skinmm.evaluation.referral import OODDetector
+from skinmm.evaluation.thresholds import ReferralBand, Threshold
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_cards
@@ -65,6 +66,7 @@ class CalibratedModel:
     encoder: RecordEncoder
     calibration: Calibration
     threshold: Threshold | None
+    band: ReferralBand | None
     conformal: ConformalPredictor | None
     ood_detector: OODDetector | None
     finder: LesionFinder | None = None
@@ -107,6 +109,7 @@ class CalibratedModel:
             encoder,
             Calibration(**card.calibration) if card.calibration else Calibration(),
             Threshold(**card.threshold) if card.threshold else None,
+            ReferralBand.from_state(card.band) if card.band else None,
             ConformalPredictor(**card.conformal) if card.conformal else None,
             OODDetector.from_state(card.ood) if card.ood else None,
             finder,

@@ -302,6 +302,7 @@ def _build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dic
                 "prior": member.card.prior,
                 "calibration": member.calibration.method if member.card.calibration else None,
                 "threshold": member.card.threshold,
+                "band": member.card.band,
                 "prediction_sets": member.card.conformal,
                 "knows_unfamiliar": member.ood_detector is not None,
                 "test": member.card.summary,

@@ -9,9 +9,9 @@ inside the graph; `log_probabilities` and `features` float32, from which `predic
 same as with PyTorch; and, if the checkpoint has it, `ood` float64 (batch,), the out-of-distribution
 score, 1 is the limit.
 
-Metadata, each as JSON: `classes`, `positive`, `threshold` (null: never calibrated), `conformal`,
-`encoder`, `image_size`, `preprocess` (steps that are not in the graph), and the SHA-256 of the
-`checkpoint`.
+Metadata, each as JSON: `classes`, `positive`, `threshold` (null: never calibrated), `band` (null:
+the prediction sets decide), `conformal`, `encoder`, `image_size`, `preprocess` (steps that are not
+in the graph), and the SHA-256 of the `checkpoint`.
 """
 
 import json
@@ -187,6 +187,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         "classes": model.card.classes,
         "positive": model.card.positive,
         "threshold": model.threshold and model.threshold.value,
+        "band": model.card.band,
         "conformal": model.card.conformal,
         "encoder": model.card.encoder["columns"] if "record" in model.inputs else [],
         "image_size": view.size if view else None,

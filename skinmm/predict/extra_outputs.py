@@ -152,10 +152,11 @@ def _describe_reason(row: Mapping[Hashable, Any]) -> str:
     reasons = []
     if malignancy >= threshold:
         reasons.append(f"malignancy {malignancy:.3g} reaches {threshold:.3g}")
-    if row["decision"] == "refer" and row["prediction_set"]:
-        reasons.append(f"prediction set {row['prediction_set']}")
     if row["ood"] and float(row["ood"]) > 1:
         reasons.append(f"unlike validation ({float(row['ood']):.3g})")
+    elif row["decision"] == "refer":
+        near = "" if reasons else f"malignancy {malignancy:.3g}, "
+        reasons.append(f"{near}neither decision is safe")
     if reasons and row["missing"]:
         reasons.append(f"without {row['missing'].replace('|', ', ')}")
     return f"{row['image_id']}: {', '.join(reasons)}" if reasons else ""

@@ -9,12 +9,18 @@ from typing import Final, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.errors import InputError, warn
+from skinmm.evaluation.conformal import sets_agree
 from skinmm.evaluation.predictions import BINARY, REFER, format_sets
 from skinmm.evaluation.referral import decide
-from skinmm.evaluation.thresholds import average_thresholds, decision_priors, predict_classes
+from skinmm.evaluation.thresholds import (
+    average_bands,
+    average_thresholds,
+    decision_priors,
+    predict_classes,
+)
 from skinmm.files import find_checkpoint
 from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
@@ -62,8 +68,11 @@ class Predictor:
         needs_image: whether a row without an image cannot be predicted.
         backend: what runs the networks: torch, onnx, or both.
         identity: SHA-256 of every checkpoint file, in order.
-        referral: decide `refer` if the prediction set contradicts the threshold, or the
-            out-of-distribution score is above 1; False: decide by the threshold alone.
+        band: probabilities around the threshold that are referred, the mean of the members' on the
+            logit scale; None if a checkpoint has none: the prediction sets decide as when it was
+            made.
+        referral: decide `refer` if the probability is in the band, or the out-of-distribution score
+            is above 1; False: decide by the threshold alone.
     """
 
     def __init__(self, members: Sequence[CalibratedModel], *, referral: bool = True) -> None:
@@ -79,6 +88,8 @@ class Predictor:
         thresholds = [member.threshold for member in members if member.threshold]
         is_calibrated = len(thresholds) == len(members)
         self.threshold = average_thresholds(thresholds).value if is_calibrated else None
+        bands = [member.band for member in members if member.band is not None]
+        self.band = average_bands(bands) if len(bands) == len(members) else None
         shares = [
             decision_priors(m.config.evaluation.call, m.card.prior["deployed"]) for m in members
         ]
@@ -196,12 +207,11 @@ class Predictor:
         limit = np.nan if chosen is None else chosen
         compared = output.calibrated if threshold is None else values
         sets = None if output.votes is None else output.votes >= MIN_VOTES
-        evidence = (sets, output.ood) if self.referral else (None, None)
-        is_above = self._malignancy(compared) >= limit
-        decisions = decide(is_above, self._is_malignant, *evidence)
+        called = self._malignancy(compared) >= limit
+        decision = self._decide(called, output.calibrated, sets, output.ood)
         if self.threshold is None:
-            decisions[:] = REFER
-        columns["decision"] = np.where(is_good, decisions, "")
+            decision[:] = REFER
+        columns["decision"] = np.where(is_good, decision, "")
         columns |= {"threshold": np.full(batch.size, limit), "error": batch.errors}
         set_column = "" if sets is None else format_sets(sets, self.classes)
         columns["prediction_set"] = np.where(is_good, set_column, "")
@@ -211,6 +221,23 @@ class Predictor:
             index = predict_classes(output.calibrated, self._shares)
             columns["called"] = np.where(is_good, np.array(self.classes, object)[index], "")
         return PredictionTable(columns, batch.cells, batch.unknown)
+
+    def _decide(
+        self,
+        called: Bool[np.ndarray, " n"],
+        probabilities: Float64[np.ndarray, "n classes"],
+        sets: Bool[np.ndarray, "n classes"] | None,
+        ood: Float64[np.ndarray, " n"] | None,
+    ) -> Shaped[np.ndarray, " n"]:
+        """Return the decision for each row, given calibrated probabilities."""
+        if not self.referral:
+            return decide(called, None, None)
+        is_safe = None
+        if self.band is not None:
+            is_safe = self.band.is_safe(called, self._malignancy(probabilities))
+        elif sets is not None:
+            is_safe = sets_agree(called, self._is_malignant, sets)
+        return decide(called, is_safe, ood)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
         return np.clip(values[:, self._is_malignant].sum(axis=1), 0, 1)

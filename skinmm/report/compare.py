@@ -28,6 +28,7 @@ from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_s
 from skinmm.report.sections.systems import (
     SHOWN,
     Systems,
+    clinic_table,
     different_settings,
     draw_systems,
     format_setting,
@@ -41,7 +42,7 @@ MEAN: Final = "Mean probability / prevalence"
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 
 
-def write_comparison(
+def write_comparison(  # noqa: PLR0913 - all but two are optional
     sources: Sequence[Path],
     output: Path,
     labels: Path | None = None,
@@ -49,6 +50,7 @@ def write_comparison(
     positive: Sequence[str] | None = None,
     against: Sequence[str] = (),
     margin: float | None = None,
+    prevalence: float | None = None,
     overwrite: bool = False,
 ) -> tuple[list[Table], list[Note]]:
     """Write a page with tables and figures of several systems.
@@ -61,6 +63,7 @@ def write_comparison(
         against: systems to compare all others with, also in the table; empty: all pairs of the
             systems of highest AUROC, on validation where all systems have it.
         margin: largest loss of AUROC that is not inferior; None: not tested.
+        prevalence: of a clinic, for predictive values and net benefit; None: that of each run.
         overwrite: replace an existing page.
 
     Returns:
@@ -76,17 +79,18 @@ def write_comparison(
         raise InputError(f"found {format_count(len(named), 'system')}; name at least two")
     names = [name for name, _ in named]
     systems = {
-        f"{number}. {name}" if names.count(name) > 1 else name: inputs
+        f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)
         for number, (name, inputs) in enumerate(named, start=1)
     }
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against, margin)
     choice = [] if against else [_describe_choice(systems)]
-    further = [table for table in (_calibration_table(systems), _missing_table(systems)) if table]
+    tables = (clinic_table(systems), _calibration_table(systems), _missing_table(systems))
+    further = [table for table in tables if table]
     sections = [Section("systems", "Systems", [table, *choice]), differences, draw_systems(systems)]
     if further:
-        sections.append(Section("further", "Calibration and missing data", further))
+        sections.append(Section("further", "Clinic, calibration and missing data", further))
     facts = [format_count(len(systems), "system")]
     write_page(Path(output), title="Comparison", facts=facts, sections=sections)
     notes = [block for block in differences.blocks if isinstance(block, Note)]

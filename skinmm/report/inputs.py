@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from skinmm.errors import InputError, one_line
-from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.files import IMAGE_SUFFIXES
@@ -90,7 +90,7 @@ class ReportInputs:
         return name_units(pd.DataFrame({**ids, "lesion_id": records["lesion_id"].to_numpy()}))
 
     def fitted(self, name: str) -> Mapping[str, Any]:
-        """Return the fitted `threshold`, `conformal` or `calibration`; empty if unknown."""
+        """Return the fitted `threshold`, `band`, `conformal` or `calibration`; empty if unknown."""
         state = self.metrics.get(name)
         return state if isinstance(state, Mapping) else {}
 
@@ -101,6 +101,18 @@ class ReportInputs:
     def value(self, name: str) -> float | None:
         """Return the value of a metric; None if it is undefined."""
         return self.estimate(name).get("value")
+
+    def restate(self, prevalence: float | None) -> "ReportInputs":
+        """Return the inputs with predictive values at a prevalence; None changes nothing."""
+        if prevalence is None:
+            return self
+        clinic = evaluate_clinic(
+            self.predictions,
+            threshold=self.threshold,
+            prevalence=prevalence,
+            confidence=self.confidence,
+        )
+        return replace(self, measured={**self.measured, "clinic": clinic})
 
 
 def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:

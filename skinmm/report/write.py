@@ -19,17 +19,24 @@ from skinmm.report.sections.appendix import build_card
 from skinmm.report.sections.facts import describe_run
 
 
-def write_report(run: Path, *, pictures: bool | None = None) -> Path:
+def write_report(
+    run: Path, *, pictures: bool | None = None, prevalence: float | None = None
+) -> Path:
     """Write `report.html`, and the card of a classifier, into a run folder; replace earlier ones.
 
     Args:
         run: run folder; all files but the predictions are optional.
         pictures: show lesions; None: `report.pictures` of the run decides.
+        prevalence: of a clinic, for predictive values and net benefit; None: that of the run.
     """
     run = Path(run)
     task = read_mapping(run / "metrics.json").get("task", CLASSIFICATION)
     if task not in RUN_PAGES:
         raise InputError(f"{run}: task={task} has no report; known: {', '.join(RUN_PAGES)}")
+    if task == CLASSIFICATION:
+        return _write_run(run, pictures, prevalence)
+    if prevalence is not None:
+        raise InputError(f"{run}: evaluation.prevalence is for task={CLASSIFICATION}, not {task}")
     return RUN_PAGES[task](run, pictures)
 
 
@@ -40,6 +47,7 @@ def report_predictions(
     *,
     positive: Sequence[str] | None = None,
     pictures: bool = True,
+    prevalence: float | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page of a prediction file from any system.
@@ -51,12 +59,13 @@ def report_predictions(
         labels: CSV with the target of each image; its age, sex and site define subgroups.
         positive: classes that count as malignant; None: the default ones.
         pictures: show lesions whose image files are known.
+        prevalence: of a clinic, see `write_report`.
         overwrite: replace an existing page.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
     inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures)
-    return _write_sections(inputs, Path(output))
+    return _write_sections(inputs.restate(prevalence), Path(output))
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
@@ -113,8 +122,8 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*`\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def _write_run(run: Path, pictures: bool | None) -> Path:
-    inputs = read_run(run, pictures=pictures)
+def _write_run(run: Path, pictures: bool | None, prevalence: float | None = None) -> Path:
+    inputs = read_run(run, pictures=pictures).restate(prevalence)
     _write_text(format_card(inputs), run / "card.md")
     return _write_sections(inputs, run / "report.html")
 

@@ -12,20 +12,17 @@ from jaxtyping import Float, Float32, Int
 from skinmm.config import EvaluationConfig
 from skinmm.data.splits import CALIBRATION
 from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
 from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import BINARY, ROW_COLUMNS, Predictions, write_predictions
-from skinmm.evaluation.referral import (
-    ConformalPredictor,
-    OODDetector,
-    add_decisions,
-    fit_conformal,
-    fit_ood_detector,
-)
+from skinmm.evaluation.referral import OODDetector, add_decisions, fit_ood_detector
 from skinmm.evaluation.thresholds import (
+    ReferralBand,
     Threshold,
     choose_threshold,
     decision_priors,
+    fit_band,
     predict_classes,
 )
 from skinmm.vocabulary import name_units
@@ -58,13 +55,15 @@ class FittedDecision:
         calibrate: turns the outputs of a split into calibrated predictions, without decisions.
         calibration: from raw to calibrated probabilities.
         threshold: on the probability of malignancy.
-        conformal: prediction sets.
+        band: probabilities around the threshold that are referred.
+        conformal: prediction sets, for information.
         ood: out-of-distribution score; None if it could not be fitted.
     """
 
     calibrate: Callable[[SplitOutputs], Predictions]
     calibration: Calibration
     threshold: Threshold
+    band: ReferralBand
     conformal: ConformalPredictor
     ood: OODDetector | None
 
@@ -73,13 +72,14 @@ class FittedDecision:
         rows = self.calibrate(outputs)
         sets = self.conformal.predict_sets(rows.probabilities)
         ood = self.ood.score(outputs.features) if self.ood else None
-        return add_decisions(rows, self.threshold.value, sets, ood)
+        return add_decisions(rows, self.threshold.value, self.band, sets, ood)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the entries of the checkpoint's card."""
         return {
             "calibration": asdict(self.calibration),
             "threshold": asdict(self.threshold),
+            "band": asdict(self.band),
             "conformal": asdict(self.conformal),
             "ood": self.ood.to_state() if self.ood else None,
         }
@@ -137,9 +137,21 @@ def fit_decision(
         confidence=config.confidence,
         cost_ratio=config.cost_ratio,
     )
+    band = fit_referral_band(rows, config)
     conformal = fit_conformal(rows, coverage=config.coverage)
     ood = fit_ood_detector(held_out.features, rows.patient_id)
-    return FittedDecision(calibrate, calibration, threshold, conformal, ood)
+    return FittedDecision(calibrate, calibration, threshold, band, conformal, ood)
+
+
+def fit_referral_band(rows: Predictions, config: EvaluationConfig) -> ReferralBand:
+    """Fit the probabilities that are referred, for the targets of the configuration."""
+    return fit_band(
+        rows.malignancy,
+        rows.malignant,
+        rows.patient_id,
+        miss_rate=config.miss_rate,
+        false_alarm_rate=config.false_alarm_rate,
+    )
 
 
 def write_evaluation(
@@ -160,6 +172,7 @@ def write_evaluation(
         metrics[name] = evaluate(
             predictions,
             threshold=facts["threshold"]["value"],
+            prevalence=config.prevalence,
             resamples=config.resamples,
             confidence=config.confidence,
         )

@@ -19,7 +19,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
-from skinmm.training.calibrate import pool_folds, write_evaluation
+from skinmm.training.calibrate import fit_referral_band, pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
 from skinmm.training.fold import train_fold
 from skinmm.training.losses import LOSSES
@@ -108,7 +108,9 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
 
     The networks of all folds become one checkpoint, `checkpoints/ensemble.ckpt`.
 
-    The decision threshold is the mean of the folds' thresholds.
+    The decision threshold is the mean of the folds' thresholds. Each fold refers by its own band;
+    that of the checkpoint of all folds is fitted to the pooled test rows, whose networks have not
+    been trained on them.
     """
     folds = [run.fold(number) for number in range(run.config.data.folds)]
     for fold in folds:
@@ -130,8 +132,10 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     is_apart = all(fold.get("fitted_on") == CALIBRATION for fold in metrics)
     facts["fitted_on"] = CALIBRATION if is_apart else "val"
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
+    facts["band"] = asdict(fit_referral_band(parts["test"], run.config.evaluation))
     run.remove_results()
-    save_ensemble([fold.best_checkpoint for fold in folds], run.ensemble_checkpoint)
+    checkpoints = [fold.best_checkpoint for fold in folds]
+    save_ensemble(checkpoints, run.ensemble_checkpoint, band=facts["band"])
     facts["checkpoint"] = str(run.ensemble_checkpoint.relative_to(run.path))
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)
     write_json(run.path / "metrics.json", pooled)

@@ -181,15 +181,59 @@ def test_separated_classes_have_no_calibration_line() -> None:
     assert values(binary(np.full(6, 0.5), scores > 0.5))["calibration_slope"] is None
 
 
-def test_values_at_a_stated_prevalence() -> None:
-    truth = np.repeat([True, False], [10, 90])
-    scores = np.r_[np.repeat([0.9, 0.1], [8, 2]), np.repeat([0.9, 0.1], [18, 72])]
-    found = values(binary(scores, truth), threshold=0.5, prevalence=0.02)
+def test_values_at_the_prevalence_of_a_clinic() -> None:
+    """Each value as in a file whose benign rows are repeated until the prevalence is right."""
+    truth = np.repeat([True, False], [10, 40])
+    scores = np.r_[np.repeat([0.9, 0.1], [8, 2]), np.repeat([0.9, 0.1], [8, 32])]
+    names = np.array(["malignant", "refer", "benign"] * 2, dtype=object)
+    decision = np.repeat(names, [6, 3, 1, 2, 8, 30])
+    file = replace(binary(scores, truth), decision=decision)
+    found = evaluate(file, threshold=0.3, prevalence=0.02, resamples=100)
+    assert found["prevalence"] == 0.2
+    assert found["metrics"]["ppv"]["value"] == 0.5
+    clinic = {name: entry["value"] for name, entry in found["clinic"]["metrics"].items()}
+    again = np.r_[np.arange(10), np.tile(np.arange(10, 50), 49)]  # 10 of 1,970 malignant
+    share = 10 / 1970
+    assert found["clinic"]["prevalence"] == 0.02
+    ids = np.arange(len(again)).astype(str)
+    many = replace(file.select(again), image_id=ids, patient_id=ids)
+    repeated = evaluate(many, threshold=0.3, resamples=0)
+    restated = evaluate(file, threshold=0.3, prevalence=share, resamples=0)["clinic"]["metrics"]
+    for name, entry in restated.items():
+        assert entry["value"] == pytest.approx(repeated["metrics"][name]["value"]), name
     ppv = 0.8 * 0.02 / (0.8 * 0.02 + 0.2 * 0.98)  # Bayes
-    assert found["ppv"] == pytest.approx(ppv)
-    assert found["npv"] == pytest.approx(0.8 * 0.98 / (0.8 * 0.98 + 0.2 * 0.02))
-    assert found["number_needed_to_treat"] == pytest.approx(1 / ppv)
-    assert found["precision"] == pytest.approx(8 / 26)
+    assert clinic["number_needed_to_treat"] == pytest.approx(1 / ppv)
+    assert clinic["decided_npv"] == pytest.approx(0.98 * 0.75 / (0.98 * 0.75 + 0.02 * 0.1))
+    entry = found["clinic"]["metrics"]["decided_ppv"]
+    assert entry["low"] < clinic["decided_ppv"] < entry["high"]
+
+
+def test_clinic_is_restated_only_where_the_prevalence_differs() -> None:
+    scores = np.linspace(0, 1, 1000)
+    for count, is_restated in ((9, False), (35, False), (8, True), (36, True)):
+        found = evaluate(binary(scores, scores > scores[-count - 1]), resamples=0)["clinic"]
+        assert (found is not None) == is_restated
+    alone = evaluate(binary(scores, scores > 2), prevalence=0.1, resamples=0)
+    assert alone["clinic"] is None
+
+
+def test_no_error_in_the_data_is_an_exact_bound_at_the_clinic() -> None:
+    truth = np.repeat([True, False], [20, 80])
+    found = evaluate(binary(np.where(truth, 0.9, 0.2), truth), resamples=100, prevalence=0.05)
+    entry = found["clinic"]["metrics"]["npv"]
+    missed = 1 - 0.025 ** (1 / 20)  # Clopper and Pearson: none of 20
+    assert entry["high"] == 1
+    assert entry["low"] == pytest.approx(0.95 / (0.95 + 0.05 * missed))
+
+
+def test_net_benefit_is_compared_with_calling_all_and_none() -> None:
+    truth = np.repeat([True, False], [10, 40])
+    scores = np.r_[np.repeat([0.9, 0.1], [8, 2]), np.repeat([0.9, 0.1], [8, 32])]
+    for threshold, best in ((0.12, 0.2 - 0.8 * 0.12 / 0.88), (0.3, 0.0)):
+        found = values(binary(scores, truth), threshold=threshold)
+        gain = 0.16 - 0.16 * threshold / (1 - threshold) - best
+        assert found["net_benefit_gain"] == pytest.approx(gain)
+    assert values(binary(scores, truth), threshold=0.05)["net_benefit_gain"] == pytest.approx(0)
 
 
 @given(rows, st.integers(0, 2**32 - 1))

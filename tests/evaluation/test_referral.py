@@ -9,26 +9,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float32
 from scipy.special import softmax
-from scipy.stats import beta
+from scipy.stats import beta, norm
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
-from sklearn.metrics import recall_score, roc_auc_score
+from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
+from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
+from skinmm.evaluation.conformal import (
+    ConformalPredictor,
+    count_effective_rows,
+    coverage_range,
+    fit_conformal,
+    sets_agree,
+)
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.referral import (
     BLAS_ROWS,
     FOLDS,
     SHARE,
-    ConformalPredictor,
     OODDetector,
     add_decisions,
-    coverage_range,
     decide,
-    fit_conformal,
     fit_ood_detector,
 )
+from skinmm.evaluation.thresholds import choose_threshold, fit_band
 
 CLASSES = ("bkl", "mel", "nv")
 POSITIVE = np.array([False, True, False])
@@ -89,37 +95,116 @@ def test_few_rows_give_no_coverage() -> None:
         fit_conformal(few, coverage=1.5)
 
 
-def test_a_decision_needs_threshold_and_set_to_agree() -> None:
+def test_rows_are_independent_unless_their_patients_are_alike() -> None:
+    generator = np.random.default_rng(0)
+    covered = generator.random(4000) < 0.9
+    assert count_effective_rows(covered, np.arange(4000)) == 4000
+    fives = np.repeat(np.arange(800), 5)
+    assert 3500 < count_effective_rows(covered, fives) <= 4000
+    alike = np.repeat(generator.random(800) < 0.9, 5)  # a patient is covered or not
+    assert count_effective_rows(alike, fives) == pytest.approx(800, rel=0.02)
+    assert count_effective_rows(np.ones(4000, bool), fives) == 800
+
+
+def test_coverage_range_holds_for_patients_with_many_images() -> None:
+    """Sixty patients of 2 to 115 images, half of the variance between them, as the text says."""
+    generator = np.random.default_rng(1)
+    outside, plain = [], []
+    for _ in range(1500):
+        sizes = np.clip(np.exp(generator.normal(2.3, 0.9, size=60)).round(), 2, 115).astype(int)
+        codes = np.repeat(np.arange(60), sizes)
+        score = generator.normal(size=60)[codes] + generator.normal(size=len(codes))
+        p = norm.cdf(score / np.sqrt(2))
+        limit = np.sort(p)[int(0.1 * (len(p) + 1)) - 1]
+        true = 1 - limit  # of p, which is uniform
+        effective = count_effective_rows(p >= limit, codes)
+        low, high = coverage_range(len(p), 0.9, effective_rows=effective) or (0, 0)
+        outside.append(not low <= true <= high)
+        low, high = coverage_range(len(p), 0.9) or (0, 0)
+        plain.append(not low <= true <= high)
+    assert np.mean(outside) < 0.07 + 0.006  # one standard error of the share
+    assert np.mean(plain) > 0.4  # images that are counted as if they were patients
+
+
+def test_a_decision_must_be_safe_and_familiar() -> None:
+    called = np.array([False, True, False, True])
+    safe = np.array([True, True, False, False])
+    assert decide(called, safe, None).tolist() == ["benign", "malignant", "refer", "refer"]
+    assert decide(called, None, None).tolist() == ["benign", "malignant"] * 2
+    ood = np.array([1.0, 1.1, np.nan, 0.2])
+    assert decide(called, None, ood).tolist() == ["benign", "refer", "benign", "malignant"]
+
+
+def test_the_earlier_rule_needs_threshold_and_set_to_agree() -> None:
     sets = np.array([[1, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]], dtype=bool)
     called = np.array([False, True, False, True, True, False])
-    expected = ["benign", "malignant", "refer", "refer", "refer", "refer"]
-    assert decide(called, POSITIVE, sets, None).tolist() == expected
-    alone = decide(called, POSITIVE, None, None)
-    assert alone.tolist() == np.where(called, "malignant", "benign").tolist()
-    ood = np.array([1.0, 1.1, np.nan, 0.2, 3.0, 0.0])
-    assert np.flatnonzero(decide(called, POSITIVE, None, ood) == "refer").tolist() == [1, 4]
+    assert sets_agree(called, POSITIVE, sets).tolist() == [True, True, *[False] * 4]
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.5, 0.99))
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.01, 0.5))
 @settings(max_examples=30)
 def test_rows_at_the_threshold_are_never_decided_benign(
-    seed: int, threshold: float, coverage: float
+    seed: int, threshold: float, rate: float
 ) -> None:
     generator = np.random.default_rng(seed)
     predictions = rows(generator, 100)
-    sets = fit_conformal(predictions, coverage=coverage).predict_sets(predictions.probabilities)
-    found = add_decisions(predictions, threshold, sets, generator.random(100) * 1.2)
+    band = fit_band(
+        *(predictions.malignancy, predictions.malignant, predictions.patient_id),
+        miss_rate=rate,
+        false_alarm_rate=rate,
+    )
+    found = add_decisions(predictions, threshold, band, None, generator.random(100) * 1.2)
     assert found.decision is not None
     assert not ((predictions.malignancy >= threshold) & (found.decision == "benign")).any()
     assert not ((predictions.malignancy < threshold) & (found.decision == "malignant")).any()
 
 
+def test_a_rare_class_does_not_stop_any_decision() -> None:
+    """With eight rows of a benign class, its set limit is 0: the sets agreed on no malignancy."""
+    generator = np.random.default_rng(5)
+    target = np.repeat([0, 1, 2], [8, 60, 532])
+    scores = 2.2 * np.eye(3)[target] + generator.normal(size=(600, 3)) + np.log([0.02, 0.1, 0.88])
+    names = np.arange(600).astype(str)
+    predictions = Predictions(
+        names, names, target, softmax(scores, axis=1), None, ("df", "mel", "nv"), ("mel",)
+    )
+    facts = predictions.malignancy, predictions.malignant, predictions.patient_id
+    threshold = choose_threshold(*facts).value
+    sets = fit_conformal(predictions).predict_sets(predictions.probabilities)
+    assert sets[:, 0].all()
+    called = predictions.malignancy >= threshold
+    assert not (called & sets_agree(called, POSITIVE, sets)).any()
+    band = fit_band(*facts, miss_rate=0.01, false_alarm_rate=0.1)
+    decision = add_decisions(predictions, threshold, band, sets, None).decision
+    assert decision is not None
+    assert (decision[predictions.malignant] == "malignant").mean() > 0.5
+    assert (decision == "refer").mean() < 0.5
+
+
+def test_missed_lesions_are_referred_with_the_default_targets() -> None:
+    generator = np.random.default_rng(2)
+    truth = np.arange(700) < 140
+    scores = norm.cdf(1.5 * truth - 1 + generator.normal(size=700))
+    facts = scores, truth, np.arange(700)
+    defaults = EvaluationConfig()
+    threshold = choose_threshold(*facts).value
+    band = fit_band(
+        *facts, miss_rate=defaults.miss_rate, false_alarm_rate=defaults.false_alarm_rate
+    )
+    missed = truth & (scores < threshold)
+    assert missed.sum() == 2
+    assert not band.is_safe(scores >= threshold, scores)[missed].any()
+    assert band.low.value < threshold < band.high.value
+
+
 def test_referral_metrics_are_shares_of_rows() -> None:
     generator = np.random.default_rng(3)
     predictions = rows(generator, 300)
+    facts = predictions.malignancy, predictions.malignant, predictions.patient_id
+    band = fit_band(*facts, miss_rate=0.2, false_alarm_rate=0.3)
     sets = fit_conformal(predictions).predict_sets(predictions.probabilities)
     ood = generator.random(300) * 1.05
-    found = add_decisions(predictions, 0.1, sets, ood)
+    found = add_decisions(predictions, 0.1, band, sets, ood)
     metrics = evaluate(found, threshold=0.1, resamples=50)["metrics"]
     decision, malignant = found.decision, found.malignant
     assert decision is not None
@@ -129,7 +214,10 @@ def test_referral_metrics_are_shares_of_rows() -> None:
         "referred": 1 - decided.mean(),
         "decided_sensitivity": recall_score(malignant[decided], called),
         "decided_specificity": recall_score(~malignant[decided], ~called),
+        "decided_ppv": precision_score(malignant[decided], called),
+        "decided_npv": precision_score(~malignant[decided], ~called),
         "found_or_referred": 1 - (malignant & (decision == "benign")).sum() / malignant.sum(),
+        "cleared_or_referred": (decision[~malignant] != "malignant").mean(),
         "unfamiliar": np.mean(ood > 1),
         "set_size": sets.sum(axis=1).mean(),
         **{f"coverage_{name}": sets[found.target == i, i].mean() for i, name in enumerate(CLASSES)},

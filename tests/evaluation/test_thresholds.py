@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Bool, Int64
 from scipy.special import logit
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_curve
 
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import (
+    ReferralBand,
+    RiskLimit,
     Threshold,
+    average_bands,
     average_thresholds,
     choose_threshold,
+    fit_band,
     sensitivity_bound,
 )
 
@@ -128,3 +133,122 @@ def test_invalid_input_raises() -> None:
             choose_threshold(scores, benign, names, **given_)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no benign row"):
         choose_threshold(scores, ~benign, names, rule="youden")
+
+
+def patient_rates(
+    wrong: Bool[np.ndarray, " n"], rows: Bool[np.ndarray, " n"], patients: Int64[np.ndarray, " n"]
+) -> list[float]:
+    """Share of wrong ones among the rows of each patient who has any."""
+    return [wrong[rows & (patients == name)].mean() for name in np.unique(patients[rows])]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 0.6), st.floats(0.01, 0.6))
+@settings(max_examples=60)
+def test_band_is_the_narrowest_whose_risk_is_controlled(
+    seed: int, miss_rate: float, false_alarm_rate: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    patients = generator.integers(0, 12, size=40)
+    positives = np.r_[True, False, generator.random(38) < 0.3]
+    scores = generator.integers(1, 15, size=40) / 16  # six digits are exact
+    band = fit_band(
+        scores, positives, patients, miss_rate=miss_rate, false_alarm_rate=false_alarm_rate
+    )
+    lows = np.unique(scores)
+    highs = [*lows, (1 + lows[-1]) / 2]  # at the ends, no row is decided
+
+    def low_bound(limit: float) -> float:
+        rates = patient_rates(scores < limit, positives, patients)
+        return (sum(rates) + 1) / (len(rates) + 1)
+
+    def high_bound(limit: float) -> float:
+        rates = patient_rates(scores >= limit, ~positives, patients)
+        return (sum(rates) + 1) / (len(rates) + 1)
+
+    malignant, benign = (len(np.unique(patients[rows])) for rows in (positives, ~positives))
+    assert (band.low.patients, band.high.patients) == (malignant, benign)
+    certified = max(miss_rate, 1 / (malignant + 1))
+    assert band.low.certified == pytest.approx(certified)
+    assert band.low.value == max(v for v in lows if low_bound(v) <= certified + 1e-9)
+    certified = max(false_alarm_rate, 1 / (benign + 1))
+    assert band.high.certified == pytest.approx(certified)
+    assert band.high.value == min(v for v in highs if high_bound(v) <= certified + 1e-9)
+
+
+def test_rates_of_new_patients_are_below_both_targets() -> None:
+    """Clustered patients; the mean over 400 validation sets, known to 0.003."""
+    generator = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        patients = np.repeat(np.arange(count), generator.integers(1, 8, size=count))
+        positives = generator.random(len(patients)) < 0.2
+        shared = generator.normal(size=count)[patients]
+        noise = 0.7 * shared + 0.7 * generator.normal(size=len(patients))
+        return norm.cdf(1.5 * positives - 1 + noise), positives, patients
+
+    scores, positives, patients = draw(20_000)
+    missed: list[float] = []
+    alarmed: list[float] = []
+    is_below_bound = []
+    for _ in range(400):
+        band = fit_band(*draw(120), miss_rate=0.05, false_alarm_rate=0.1)
+        assert (band.low.certified, band.high.certified) == (0.05, 0.1)
+        for rates, rows, wrong, limit in (
+            (missed, positives, scores < band.low.value, band.low),
+            (alarmed, ~positives, scores >= band.high.value, band.high),
+        ):
+            own = np.bincount(patients[rows], weights=wrong[rows])
+            size = np.bincount(patients[rows])
+            rates.append((own[size > 0] / size[size > 0]).mean())
+            is_below_bound.append(rates[-1] <= limit.upper_bound())
+    assert 0.035 < np.mean(missed) < 0.053
+    assert 0.085 < np.mean(alarmed) < 0.103
+    assert np.mean(is_below_bound) > 0.94
+
+
+@pytest.mark.parametrize(("misses", "patients"), [(0, 28), (0, 99), (2, 428)])
+def test_bound_of_a_limit_is_that_of_clopper_and_pearson(misses: int, patients: int) -> None:
+    limit = RiskLimit(0.1, 0.01, (misses + 1) / (patients + 1), patients)
+    exact = binomtest(misses, patients, alternative="less").proportion_ci(0.95).high
+    assert limit.upper_bound(0.95) == pytest.approx(exact)
+    assert RiskLimit(0.0, 0.01, 1.0, 0).upper_bound() == 1
+
+
+def test_a_band_of_few_patients_names_the_rate_that_they_certify() -> None:
+    scores = np.linspace(0.01, 0.99, 100)
+    positives = np.isin(np.arange(100), [30, 60, 90])
+    band = fit_band(scores, positives, np.arange(100), miss_rate=0.01, false_alarm_rate=0.009)
+    assert band.low == RiskLimit(0.306969, 0.01, 1 / 4, 3)  # none of three is missed
+    assert band.high == RiskLimit(
+        0.995, 0.009, round(1 / 98, 12), 97
+    )  # the highest score is benign
+    assert not band.is_safe(scores > 0, scores).any()
+    band = fit_band(scores, positives, np.arange(100), miss_rate=0.01, false_alarm_rate=0.021)
+    called = scores >= 0.5
+    safe = band.is_safe(called, scores)
+    assert safe[:30].all()
+    assert not safe[30:50].any()
+    assert safe[-1]
+
+
+def test_a_single_level_of_scores_decides_no_row_to_be_benign() -> None:
+    positives = np.arange(10) < 3
+    settings = {"miss_rate": 0.01, "false_alarm_rate": 0.1}
+    band = fit_band(np.full(10, 0.25), positives, np.arange(10), **settings)
+    assert not band.is_safe(np.zeros(10, bool), np.full(10, 0.25)).any()
+    assert not band.is_safe(np.ones(10, bool), np.full(10, 0.25)).any()
+    no_malignant = fit_band(scores := np.linspace(0, 1, 9), scores > 2, scores, **settings)
+    assert (no_malignant.low.value, no_malignant.low.certified) == (0, 1)
+
+
+def test_mean_band_is_on_the_logit_scale() -> None:
+    bands = [
+        ReferralBand(RiskLimit(v, 0.01, c, n), RiskLimit(0.5, 0.1, 0.1, 9))
+        for v, c, n in ((0.1, 0.02, 50), (0.3, 0.04, 20))
+    ]
+    mean = average_bands(bands)
+    assert logit(mean.low.value) == pytest.approx((logit(0.1) + logit(0.3)) / 2)
+    assert mean.low.certified == pytest.approx(0.03)
+    assert mean.low.patients == 20
+    assert mean.high == bands[0].high
+    assert average_bands(bands[:1]) == bands[0]

@@ -21,9 +21,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import skinmm
 from skinmm.data.audit import audit
+from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import format_sets, read_predictions
-from skinmm.evaluation.referral import ConformalPredictor, decide, fit_conformal, fit_ood_detector
+from skinmm.evaluation.referral import decide, fit_ood_detector
+from skinmm.evaluation.thresholds import ReferralBand, fit_band
 
 THRESHOLD = 0.15
 CONFIG = {
@@ -130,12 +132,23 @@ def _tables() -> dict[str, pd.DataFrame]:
     sets = _conformal().predict_sets(table[["p_benign", "p_malignant"]].to_numpy())
     ood = usual.score(features) if usual else None
     called = (table["p_malignant"] >= THRESHOLD).to_numpy()
-    table["decision"] = decide(called, np.array([False, True]), sets, ood)
+    table["decision"] = decide(
+        called, _band().is_safe(called, table["p_malignant"].to_numpy()), ood
+    )
     table["prediction_set"] = format_sets(sets, ("benign", "malignant"))
     table["ood"] = ood
     rows = {part: table[cohort["part"] == part] for part in ("test", "val")}
     files = {f"predictions/{part}.csv": part_rows for part, part_rows in rows.items()}
     return {**files, "cohort.csv": cohort, "history.csv": _history(cohort)}
+
+
+@cache
+def _band() -> ReferralBand:
+    """Referred probabilities that the validation rows give."""
+    val = demo_cohort()["part"] == "val"
+    scores, truth = (fitted()[name][val].to_numpy() for name in ("p_malignant", "target"))
+    targets = {"miss_rate": 0.01, "false_alarm_rate": 0.1}
+    return fit_band(scores, truth == 1, np.arange(val.sum()), **targets)
 
 
 @cache
@@ -154,6 +167,7 @@ def _documents() -> dict[str, str]:
         "initialisation": "FROM SCRATCH: no weights here",
         "threshold": {"value": THRESHOLD, "rule": "sensitivity", "guaranteed": False},
         "calibration": {"method": "platt"},
+        "band": asdict(_band()),
         "conformal": asdict(_conformal()),
     }
     with TemporaryDirectory() as folder:

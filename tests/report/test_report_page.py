@@ -22,8 +22,9 @@ from skinmm.report import report_predictions, write_report
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.headline import REFERRAL, describe_use
+from skinmm.report.sections.headline import describe_use
 from skinmm.report.sections.performance import PROBABILITIES, RATES
+from skinmm.report.sections.referral import REFERRAL
 from skinmm.report.sections.subgroups import MEASURES
 from skinmm.report.sections.systems import SHOWN
 

@@ -15,9 +15,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.correction import correct_prior
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.evaluation.referral import ConformalPredictor, OODDetector, add_decisions
+from skinmm.evaluation.referral import OODDetector, add_decisions
+from skinmm.evaluation.thresholds import ReferralBand
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.training.calibrate import (
@@ -129,7 +131,9 @@ def test_the_decision_survives_the_checkpoint_as_plain_data() -> None:
     sets = ConformalPredictor(**entries["conformal"]).predict_sets(test.probabilities)
     np.testing.assert_array_equal(sets, test.sets)
     ood = OODDetector.from_state(entries["ood"]).score(outputs(1).features)
-    again_decided = add_decisions(test, entries["threshold"]["value"], sets, ood)
+    band = ReferralBand.from_state(entries["band"])
+    assert band == decision.band
+    again_decided = add_decisions(test, entries["threshold"]["value"], band, sets, ood)
     assert again_decided.decision is not None
     assert test.decision is not None
     assert again_decided.decision.tolist() == test.decision.tolist()

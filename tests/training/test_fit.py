@@ -1,5 +1,6 @@
 """Training through the command line, end to end: the run folder and every way to get there."""
 
+import json
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ from sklearn.metrics import roc_auc_score
 from skinmm.cli.main import predict
 from skinmm.config import Config, read_config
 from skinmm.config.schema import LoggerConfig
-from skinmm.models.checkpoint import CheckpointError, load_card
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.thresholds import fit_band
+from skinmm.models.checkpoint import CheckpointError, load_card, load_cards
 from skinmm.training import fit
 from skinmm.training import fold as training_fold
 from skinmm.training.run_folder import write_config
@@ -242,8 +245,14 @@ def test_all_folds_become_one_checkpoint(pooled: Path, tmp_path: Path) -> None:
     outputs = []
     for name, files in (("one", ensemble), ("each", pooled / "fold_*" / "checkpoints/best.ckpt")):
         outputs.append(tmp_path / f"{name}.csv")
-        assert predict([f"checkpoint={files}", f"input={table}", f"output={outputs[-1]}"]) == 0
+        job = [f"checkpoint={files}", f"input={table}", f"output={outputs[-1]}"]
+        assert predict([*job, "referral=false"]) == 0  # the band alone differs
     assert outputs[0].read_text() == outputs[1].read_text()
+    rows = read_predictions(pooled / "predictions" / "test.csv")
+    facts = rows.malignancy, rows.malignant, rows.patient_id
+    band = fit_band(*facts, miss_rate=0.01, false_alarm_rate=0.1)
+    assert {json.dumps(card.band) for card, _ in load_cards(ensemble)} == {json.dumps(asdict(band))}
+    assert metrics_of(pooled)["band"] == asdict(band)
     assert "'checkpoint=checkpoints/ensemble.ckpt'" in (pooled / "card.md").read_text()
     with pytest.raises(CheckpointError, match=r"an ensemble of 3 networks, where one is needed"):
         load_card(ensemble)

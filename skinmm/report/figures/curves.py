@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
+from scipy.special import logit
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
+from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.statistics import net_benefit
 from skinmm.report.figures import GREY, PALETTE, REFERENCE, figure, line_style, shorten, thin_curve
 
@@ -78,6 +80,50 @@ def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
     ]
 
 
+def net_benefit_band(
+    scores: Scores,
+    positives: Mask,
+    patients: Shaped[np.ndarray, " n"],
+    thresholds: Float[np.ndarray, " k"],
+    confidence: float,
+    resamples: int = 300,
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """Return the percentile interval of the net benefit at each threshold, over patients."""
+    codes, count = patient_codes(patients)
+    odds = thresholds / (1 - thresholds)
+    # Of each patient and threshold, the last one passed: sums from there on are cumulative.
+    passed = np.searchsorted(thresholds, scores, side="right")
+    gains = np.zeros((count, len(thresholds)))
+    for side, weight in ((positives, np.ones_like(odds)), (~positives, -odds)):
+        cells = np.zeros((count, len(thresholds) + 1))
+        np.add.at(cells, (codes[side], passed[side]), 1)
+        gains += cells[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] * weight
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    benefits = draws @ gains / (draws @ np.bincount(codes))[:, None]
+    low, high = np.quantile(benefits, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
+
+
+def referral_lines(scores: Scores, positives: Mask, threshold: float) -> list[Line]:
+    """Return the shares of both classes that are not decided wrongly, against the share referred.
+
+    The rows whose log odds are nearest to those of the threshold are referred first.
+    """
+    tiny = 1e-12
+    odds = logit(np.clip(scores, tiny, 1 - tiny)) - logit(np.clip(threshold, tiny, 1 - tiny))
+    order = np.argsort(np.abs(odds), kind="stable")
+    wrong = (scores >= threshold) != positives
+    lines = []
+    for name, side in (
+        ("malignant, not decided benign", positives),
+        ("benign, not decided malignant", ~positives),
+    ):
+        left = (wrong & side).sum() - np.r_[0, np.cumsum((wrong & side)[order])]
+        lines.append(Line(name, np.linspace(0, 1, len(scores) + 1), 1 - left / side.sum()))
+    return lines
+
+
 @figure
 def draw_ranking(
     axes: "Axes",
@@ -129,7 +175,10 @@ def draw_reliability(axes: "Axes", bins: Line, smooth: Line) -> str:
 def draw_decision(axes: "Axes", lines: Sequence[Line], chosen: float | None = None) -> str:
     """Draw the net benefit against the threshold probability (Vickers and Elkin 2006)."""
     for index, line in enumerate(lines):
-        axes.plot(line.x, line.y, label=line.name, **line_style(index))
+        style = line_style(index)
+        axes.plot(line.x, line.y, label=line.name, **style)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x, line.low, line.high, color=style["color"], alpha=0.15, lw=0)
     best = max(float(line.y.max()) for line in lines)
     axes.set_ylim(-0.15 * best or -0.01, 1.12 * best or 0.01)
     axes.set_xlim(float(lines[0].x[0]), float(lines[0].x[-1]))
@@ -138,6 +187,26 @@ def draw_decision(axes: "Axes", lines: Sequence[Line], chosen: float | None = No
     axes.set(xlabel="Threshold probability", ylabel="Net benefit")
     _add_legend(axes)
     return "Decision curve"
+
+
+@figure
+def draw_referral(
+    axes: "Axes", lines: Sequence[Line], points: Sequence[tuple[float | None, float | None]]
+) -> str:
+    """Draw the coverage of both classes against the share of referred rows; rings: in use."""
+    for index, (line, (referred, share)) in enumerate(zip(lines, points, strict=True)):
+        vertices = thin_curve(line.x, line.y)
+        style = line_style(index)
+        axes.plot(line.x[vertices], line.y[vertices], label=line.name, **style)
+        if referred is not None and share is not None:
+            axes.plot(
+                referred, share, "o", markersize=7, markerfacecolor="white", clip_on=False,
+                markeredgecolor=style["color"], markeredgewidth=1.5,
+            )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(min(float(line.y.min()) for line in lines), 1.01))
+    axes.set(xlabel="Share referred to a person", ylabel="Share not decided wrongly")
+    _add_legend(axes)
+    return "Coverage against referral"
 
 
 @figure

@@ -5,7 +5,7 @@ from typing import Final
 
 from skinmm.report.blocks import Section
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections import appendix, cohort, headline, performance, subgroups
+from skinmm.report.sections import appendix, cohort, headline, performance, referral, subgroups
 
 SECTIONS: Final[dict[str, Callable[[ReportInputs], Section | None]]] = {
     "headline": headline.build_headline,
@@ -13,7 +13,7 @@ SECTIONS: Final[dict[str, Callable[[ReportInputs], Section | None]]] = {
     "decision": performance.build_decision,
     "calibration": performance.build_calibration,
     "benefit": performance.build_benefit,
-    "referral": headline.build_referral,
+    "referral": referral.build_referral,
     "missing": subgroups.build_missing,
     "subgroups": subgroups.build_subgroups,
     "mistakes": performance.build_mistakes,

@@ -10,7 +10,8 @@ import pandas as pd
 from skinmm.report.blocks import TEXTS, format_count, format_estimate, format_number, format_percent
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import PARTS, format_counts, resampling_unit, split_parts
-from skinmm.report.sections.headline import collect_warnings, describe_referred
+from skinmm.report.sections.headline import collect_warnings
+from skinmm.report.sections.referral import describe_referred
 from skinmm.report.sections.subgroups import metrics_by_missing_share
 from skinmm.vocabulary import name_units, resolve_patients
 

@@ -1,21 +1,14 @@
-"""Sections on the headline numbers with their warnings, and on referral to a person."""
+"""Section on the headline numbers with their warnings."""
 
 from typing import Final
 
-import numpy as np
 import pandas as pd
 
-from skinmm.evaluation.predictions import DECISIONS
-from skinmm.evaluation.referral import coverage_range
-from skinmm.evaluation.statistics import net_benefit
 from skinmm.report.blocks import (
     TEXTS,
     Block,
     Note,
-    Plot,
-    Row,
     Section,
-    Table,
     Tile,
     Tiles,
     format_count,
@@ -24,17 +17,17 @@ from skinmm.report.blocks import (
     format_number,
     format_percent,
     metric_label,
-    metric_table,
 )
-from skinmm.report.figures.grids import draw_confusion
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import format_counts, resampling_unit
+from skinmm.report.sections.referral import (
+    build_decided_tiles,
+    collect_referral_warnings,
+    describe_referred,
+    format_error_share,
+)
 
 FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
-REFERRAL: Final = (
-    *("unfamiliar", "set_size"),
-    *("decided_sensitivity", "decided_specificity", "found_or_referred"),
-)
 
 
 def build_headline(inputs: ReportInputs) -> Section:
@@ -59,14 +52,12 @@ def describe_use(inputs: ReportInputs) -> str:
         "below": int((~flagged).sum()),
         "prevalence": format_percent(float(malignant.mean())),
     }
-    low, benefit = inputs.estimate("auroc").get("low"), inputs.value("net_benefit")
-    hits, alarms = malignant.mean(keepdims=True), (~malignant).mean(keepdims=True)
-    best = max(0.0, float(net_benefit(hits, alarms, threshold)[0]))  # of flagging none and all
+    low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
     verdict = "useful"
     if low is not None and low <= 0.5:  # noqa: PLR2004 - chance
         verdict = "chance"
-    elif benefit is None or benefit <= best:
-        verdict = "useless" if best else "useless_none"
+    elif gain is None or gain <= 0:
+        verdict = "useless" if malignant.mean() > threshold else "useless_none"
     return " ".join(texts[name].format(**counts) for name in (verdict, "can", "cannot"))
 
 
@@ -87,25 +78,19 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
         warnings.append(TEXTS["assumed"].format(format_number(inputs.threshold)))
     if rule.get("guaranteed") is False:
         warnings.append(TEXTS["estimate"])
-    warnings += _coverage_warnings(inputs)
+    warnings += _benefit_warnings(inputs) + collect_referral_warnings(inputs)
     if unpredicted := inputs.measured.get("unpredicted", 0):
         warnings.append(TEXTS["unpredicted"].format(format_count(unpredicted, "row")))
     return warnings
 
 
-def _coverage_warnings(inputs: ReportInputs) -> list[str]:
-    """Return warnings about classes with too few validation images for the stated coverage."""
-    state, warnings, loose = inputs.fitted("conformal"), [], []
-    for name, count in state.get("rows", {}).items():
-        bounds = coverage_range(count, state["coverage"])
-        if bounds is None:
-            warnings.append(TEXTS["no_coverage"].format(name=name, count=count))
-        elif bounds[0] < state["coverage"] - 0.05:  # lower than stated by 5 points
-            ends = " to ".join(format_percent(end, 0) for end in bounds)
-            loose.append(f"{count} validation images of {name} ({ends})")
-    if loose:
-        warnings.append(TEXTS["loose_coverage"].format(", ".join(loose)))
-    return warnings
+def _benefit_warnings(inputs: ReportInputs) -> list[str]:
+    """Return a warning unless the threshold is shown to be of more use than calling all or none."""
+    entry = inputs.estimate("net_benefit_gain")
+    value, low = entry.get("value"), entry.get("low")
+    if value is None or (value > 0 and low is not None and low > 0):
+        return []
+    return [TEXTS["unproven_benefit"].format(format_estimate(entry))]
 
 
 def _build_tiles(inputs: ReportInputs) -> list[Tile]:
@@ -121,8 +106,16 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
         value = (format_percent if is_share else format_number)(inputs.value(name))
         interval = format_interval(inputs.estimate(name), percent=is_share) or "no interval"
         tiles.append(Tile(metric_label(name), value, interval, meaning))
+    benefit = inputs.estimate("net_benefit_gain")
     return [
         *tiles,
+        *build_decided_tiles(inputs),
+        Tile(
+            metric_label("net_benefit_gain"),
+            format_number(benefit.get("value")),
+            format_interval(benefit) or "no interval",
+            TEXTS["benefit_meaning"],
+        ),
         Tile(
             "Calibration slope",
             format_number(inputs.value("calibration_slope"), 2),
@@ -156,51 +149,24 @@ def _summarise(inputs: ReportInputs) -> str:
         sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
     if share := describe_referred(inputs):
         sentences.append(TEXTS["referred"].format(share))
-    return " ".join([*sentences, intervals])
+    return " ".join([*sentences, *_restate_at_clinic(inputs), intervals])
 
 
-def describe_referred(inputs: ReportInputs) -> str:
-    """Return `31.2 % of rows (28.0 % to 34.1 %)`; empty if no row is referred."""
-    entry = inputs.estimate("referred")
-    if not entry.get("value"):
-        return ""
-    interval = format_interval(entry, percent=True)
-    return f"{format_percent(entry['value'])} of rows{f' ({interval})' if interval else ''}"
-
-
-def build_referral(inputs: ReportInputs) -> Section | None:
-    """Build the section with decisions including referral, and coverage of prediction sets."""
-    rows = inputs.predictions
-    if rows.decision is None or (rows.sets is None and "refer" not in rows.decision):
-        return None
-    names = [name for name in DECISIONS if name in rows.decision]
-    counts = pd.crosstab(np.where(rows.malignant, "malignant", "benign"), rows.decision)
-    figure = draw_confusion(counts[names].to_numpy(), list(counts.index), names)
-    parts: list[Plot | Table] = [
-        Plot("Decision", figure, "Rows: true class. Columns: decision."),
-        metric_table("With referral", inputs.measured, REFERRAL),
+def _restate_at_clinic(inputs: ReportInputs) -> list[str]:
+    """Return the predictive values and net benefit at the prevalence of the clinic, in words."""
+    clinic = inputs.measured.get("clinic")
+    if not clinic:
+        return []
+    metrics = clinic["metrics"]
+    sentences = [
+        TEXTS["clinic"].format(
+            format_percent(clinic["prevalence"], 2),
+            format_percent(inputs.measured["prevalence"]),
+            format_number(metrics["number_needed_to_treat"]["value"], 1),
+            format_estimate(metrics["net_benefit_gain"]),
+        )
     ]
-    blocks: list[Block] = [Row(parts)]
-    if rows.sets is not None:
-        sizes = np.bincount(rows.sets.sum(axis=1))
-        lines = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
-        size_table = Table("Classes in a prediction set", ("Classes", "Images"), lines)
-        blocks.append(Row([_coverage_table(inputs), size_table]))
-    return Section("referral", "Referral", blocks, TEXTS["referral"])
-
-
-def _coverage_table(inputs: ReportInputs) -> Table:
-    """Return the observed coverage by class, and the range expected from the validation rows."""
-    state = inputs.fitted("conformal")
-    header = ["Class", "Sets that contain it (interval)"]
-    if state:
-        header += ["Validation images", f"Expected, for {format_percent(state['coverage'], 0)}"]
-    lines = []
-    for name in inputs.predictions.classes:
-        line = [name, format_estimate(inputs.estimate(f"coverage_{name}"))]
-        if state:
-            bounds = coverage_range(state["rows"][name], state["coverage"])
-            expected = "none" if bounds is None else " to ".join(f"{end:.2f}" for end in bounds)
-            line += [f"{state['rows'][name]:,}", expected]
-        lines.append(line)
-    return Table("Coverage of the prediction sets", header, lines, stack=True)
+    if metrics.get("decided_npv"):
+        wrong = (format_error_share(metrics[name]) for name in ("decided_npv", "decided_ppv"))
+        sentences.append(TEXTS["clinic_decided"].format(*wrong))
+    return sentences

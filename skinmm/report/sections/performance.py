@@ -1,6 +1,7 @@
 """Sections on ranking, the decision, calibration, clinical use and the most certain mistakes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,7 @@ from skinmm.report.sections.facts import describe_call_rule
 RATES: Final = (
     *("sensitivity", "specificity", "referred", "ppv", "npv"),
     *("balanced_accuracy", "accuracy", "f1", "number_needed_to_treat", "net_benefit"),
+    "net_benefit_gain",
 )
 PROBABILITIES: Final = (
     *("calibration_slope", "calibration_intercept", "ece", "ici", "e90"),
@@ -132,6 +134,10 @@ def build_benefit(inputs: ReportInputs) -> Section | None:
     if not 0 < rows.malignant.sum() < len(rows):
         return None
     lines = curves.net_benefit_lines(rows.malignancy, rows.malignant)
+    low, high = curves.net_benefit_band(
+        rows.malignancy, rows.malignant, rows.patient_id, lines[0].x, inputs.confidence
+    )
+    lines[0] = replace(lines[0], low=low, high=high)
     figure = curves.draw_decision(lines, inputs.threshold)
     plot = Plot("Decision curve", figure, TEXTS["decision_curve"])
     cells = []

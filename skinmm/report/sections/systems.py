@@ -7,13 +7,23 @@ import numpy as np
 from markupsafe import Markup
 
 from skinmm.config import Config, flatten, keys_with
-from skinmm.report.blocks import Plot, Row, Section, is_number, metric_label
+from skinmm.report.blocks import (
+    Plot,
+    Row,
+    Section,
+    Table,
+    format_estimates,
+    format_percent,
+    is_number,
+    metric_label,
+)
 from skinmm.report.figures import PALETTE
 from skinmm.report.figures.curves import draw_ranking, roc_line
 from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.inputs import ReportInputs
 
 SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
+CLINIC: Final = ("ppv", "npv", "number_needed_to_treat", "net_benefit", "net_benefit_gain")
 
 Systems = Mapping[str, ReportInputs]
 """Name -> inputs of a row of the comparison."""
@@ -73,3 +83,15 @@ def different_settings(systems: Systems) -> dict[str, dict[str, Any]]:
         name: {key: values[key] for key in different if key in values}
         for name, values in settings.items()
     }
+
+
+def clinic_table(systems: Systems) -> Table | None:
+    """Return predictive values and net benefit at the prevalence of a clinic."""
+    clinics = {name: inputs.measured.get("clinic") for name, inputs in systems.items()}
+    rows = [
+        [name, format_percent(c["prevalence"], 2), *format_estimates(c["metrics"], CLINIC)]
+        for name, c in clinics.items()
+        if c
+    ]
+    header = ["System", "Prevalence", *map(metric_label, CLINIC)]
+    return Table("In a clinic", header, rows, stack=True) if rows else None

@@ -1,0 +1,193 @@
+"""Section on referral to a person, and its numbers and warnings in the head of the report."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from skinmm.evaluation.conformal import ConformalPredictor
+from skinmm.evaluation.predictions import DECISIONS
+from skinmm.evaluation.thresholds import ReferralBand, RiskLimit
+from skinmm.report.blocks import (
+    ABSENT,
+    TEXTS,
+    Block,
+    Plot,
+    Row,
+    Section,
+    Table,
+    Tile,
+    format_count,
+    format_estimate,
+    format_interval,
+    format_number,
+    format_percent,
+    metric_table,
+)
+from skinmm.report.figures.curves import draw_referral, referral_lines
+from skinmm.report.figures.grids import draw_confusion
+from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.cohort import resampling_unit
+
+REFERRAL: Final = (
+    *("referred", "unfamiliar", "set_size", "decided_ppv", "decided_npv"),
+    *("decided_sensitivity", "decided_specificity", "found_or_referred", "cleared_or_referred"),
+)
+
+
+def format_error_share(entry: Mapping[str, Any]) -> str:
+    """Format 1 minus a predictive value as a percentage with its interval; a dash if undefined."""
+    if entry.get("value") is None:
+        return ABSENT
+    interval = format_interval(_complement(entry), percent=True)
+    share = format_percent(1 - entry["value"])
+    return f"{share} ({interval})" if interval else share
+
+
+def _complement(entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = entry.get("low"), entry.get("high")
+    if low is None or high is None:
+        return {"low": None, "high": None}
+    return {"low": 1 - high, "high": 1 - low}
+
+
+def build_decided_tiles(inputs: ReportInputs) -> list[Tile]:
+    """Return the shares of wrong decisions; empty without referral."""
+    if not inputs.estimate("referred").get("value"):
+        return []
+    tiles = []
+    for name, decision, truth in (
+        ("decided_npv", "benign", "malignant"),
+        ("decided_ppv", "malignant", "benign"),
+    ):
+        entry, decided = inputs.estimate(name), inputs.predictions.decision == decision
+        share, interval = ABSENT, ""
+        if entry.get("value") is not None:
+            share = format_percent(1 - entry["value"])
+            interval = format_interval(_complement(entry), percent=True) or "no interval"
+        meaning = TEXTS["decided"].format(format_count(int(np.sum(decided)), "lesion"), decision)
+        tiles.append(Tile(f"Decided {decision}, but {truth}", share, interval, meaning))
+    return tiles
+
+
+def collect_referral_warnings(inputs: ReportInputs) -> list[str]:
+    """Return warnings about targets and classes with too few validation rows."""
+    warnings = []
+    if state := inputs.fitted("band"):
+        band = ReferralBand.from_state(dict(state))
+        warnings += _limit_warnings(inputs, band.low, "miss_rate", "malignant", "benign")
+        warnings += _limit_warnings(inputs, band.high, "false_alarm_rate", "benign", "malignant")
+    return warnings + _coverage_warnings(inputs)
+
+
+def _limit_warnings(
+    inputs: ReportInputs, limit: RiskLimit, name: str, kind: str, decision: str
+) -> list[str]:
+    """Return warnings about a target that validation cannot certify, or that decides no row."""
+    facts = {
+        "name": name,
+        "target": format_number(limit.target),
+        "kind": kind,
+        "decision": decision,
+        "units": format_count(limit.patients, resampling_unit(inputs)),
+        "needed": f"{math.ceil(1 / limit.target - 1 - 1e-9):,}",
+        "certified": format_percent(limit.certified),
+        "side": "below" if decision == "benign" else "above",
+    }
+    warnings = []
+    if limit.certified > limit.target:
+        warnings.append(TEXTS["not_certified"].format(**facts))
+    if (rows := inputs.predictions).decision is not None and decision not in rows.decision:
+        warnings.append(TEXTS["none_decided"].format(**facts))
+    return warnings
+
+
+def _coverage_warnings(inputs: ReportInputs) -> list[str]:
+    """Return warnings about classes with too few validation images for the stated coverage."""
+    state, warnings, loose = inputs.fitted("conformal"), [], []
+    no_coverage = TEXTS["no_coverage" if inputs.fitted("band") else "no_coverage_no_decision"]
+    for name, count in state.get("rows", {}).items():
+        bounds = ConformalPredictor(**state).coverage_range(name)
+        if bounds is None:
+            warnings.append(no_coverage.format(name=name, count=count))
+        elif bounds[0] < state["coverage"] - 0.05:  # lower than stated by 5 points
+            ends = " to ".join(format_percent(end, 0) for end in bounds)
+            loose.append(f"{count} validation images of {name} ({ends})")
+    if loose:
+        warnings.append(TEXTS["loose_coverage"].format(", ".join(loose)))
+    return warnings
+
+
+def describe_referred(inputs: ReportInputs) -> str:
+    """Return `31.2 % of rows (28.0 % to 34.1 %)`; empty if no row is referred."""
+    entry = inputs.estimate("referred")
+    if not entry.get("value"):
+        return ""
+    interval = format_interval(entry, percent=True)
+    return f"{format_percent(entry['value'])} of rows{f' ({interval})' if interval else ''}"
+
+
+def build_referral(inputs: ReportInputs) -> Section | None:
+    """Build the section with decisions including referral, and coverage of prediction sets."""
+    rows = inputs.predictions
+    if rows.decision is None or (rows.sets is None and "refer" not in rows.decision):
+        return None
+    names = [name for name in DECISIONS if name in rows.decision]
+    counts = pd.crosstab(np.where(rows.malignant, "malignant", "benign"), rows.decision)
+    figure = draw_confusion(counts[names].to_numpy(), list(counts.index), names)
+    parts: list[Plot | Table] = [
+        Plot("Decision", figure, "Rows: true class. Columns: decision."),
+        metric_table("With referral", inputs.measured, REFERRAL),
+    ]
+    if 0 < rows.malignant.sum() < len(rows):
+        lines = referral_lines(rows.malignancy, rows.malignant, inputs.threshold)
+        points = [
+            (inputs.value("referred"), inputs.value(f"{name}_or_referred"))
+            for name in ("found", "cleared")
+        ]
+        parts.append(Plot("Referral", draw_referral(lines, points), TEXTS["referral_curve"]))
+    blocks: list[Block] = [Row(parts)]
+    if rows.sets is not None:
+        sizes = np.bincount(rows.sets.sum(axis=1))
+        cells = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
+        size_table = Table("Classes in a prediction set", ("Classes", "Images"), cells)
+        blocks.append(Row([_coverage_table(inputs), size_table]))
+    return Section("referral", "Referral", blocks, _describe_rule(inputs))
+
+
+def _describe_rule(inputs: ReportInputs) -> str:
+    """Return how the rows of this run were decided."""
+    state = inputs.fitted("band")
+    if not state:
+        return TEXTS["referral_by_sets" if inputs.fitted("conformal") else "referral_unknown"]
+    band = ReferralBand.from_state(dict(state))
+    is_pooled = inputs.predictions.fold is not None
+    return TEXTS["referral_of_folds" if is_pooled else "referral"].format(
+        low=format_number(band.low.value),
+        high=format_number(band.high.value),
+        threshold=format_number(inputs.threshold),
+        misses=format_percent(band.low.certified),
+        most_misses=format_percent(band.low.upper_bound(inputs.confidence)),
+        alarms=format_percent(band.high.certified),
+        most_alarms=format_percent(band.high.upper_bound(inputs.confidence)),
+        confidence=format_percent(inputs.confidence, 0),
+    )
+
+
+def _coverage_table(inputs: ReportInputs) -> Table:
+    """Return the observed coverage by class, and the range expected from the validation rows."""
+    state = inputs.fitted("conformal")
+    header = ["Class", "Sets that contain it (interval)"]
+    if state:
+        header += ["Validation images", f"Expected, for {format_percent(state['coverage'], 0)}"]
+    lines = []
+    for name in inputs.predictions.classes:
+        line = [name, format_estimate(inputs.estimate(f"coverage_{name}"))]
+        if state:
+            bounds = ConformalPredictor(**state).coverage_range(name)
+            expected = "none" if bounds is None else " to ".join(f"{end:.2f}" for end in bounds)
+            line += [f"{state['rows'][name]:,}", expected]
+        lines.append(line)
+    return Table("Coverage of the prediction sets", header, lines, stack=True)
