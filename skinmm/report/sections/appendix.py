@@ -40,6 +40,7 @@ from skinmm.report.sections.subgroups import build_missing
 
 FIGURES: Final = (
     *("auroc", "average_precision", "sensitivity", "specificity", "referred"),
+    *("decided_npv", "decided_ppv", "net_benefit_gain"),
     *("calibration_slope", "brier", "macro_auroc", "class_balanced_accuracy"),
 )
 

@@ -7,11 +7,18 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.report.blocks import TEXTS, format_count, format_estimate, format_number, format_percent
+from skinmm.report.blocks import (
+    TEXTS,
+    format_count,
+    format_estimate,
+    format_number,
+    format_percent,
+    metric_label,
+)
 from skinmm.report.inputs import ReportInputs
 from skinmm.report.sections.cohort import PARTS, format_counts, resampling_unit, split_parts
-from skinmm.report.sections.headline import collect_warnings
-from skinmm.report.sections.referral import describe_referred
+from skinmm.report.sections.headline import collect_warnings, restate_at_clinic
+from skinmm.report.sections.referral import describe_decided, describe_referred, describe_rule
 from skinmm.report.sections.subgroups import metrics_by_missing_share
 from skinmm.vocabulary import name_units, resolve_patients
 
@@ -41,7 +48,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
         "unit": resampling_unit(inputs),
         "performance": _describe_performance(inputs),
-        "threshold": f"{_describe_threshold(inputs)} {describe_call_rule(inputs)}".strip(),
+        "threshold": " ".join(filter(None, _describe_decision(inputs))),
         "warnings": " ".join(collect_warnings(inputs)),
         "limits": "\n".join(_collect_limits(inputs)),
         "checkpoint": checkpoint if inputs.config else "",
@@ -136,9 +143,17 @@ def _describe_performance(inputs: ReportInputs) -> str:
         f"{label} {format_estimate(inputs.estimate(label.lower().replace(' ', '_')))}"
         for label in ("AUROC", "sensitivity", "specificity", "calibration slope")
     ]
+    label = metric_label("net_benefit_gain").lower()
+    parts.append(f"{label} {format_estimate(inputs.estimate('net_benefit_gain'))}")
     if share := describe_referred(inputs):
         parts.append(f"referred to a person: {share}")
-    return f"{', '.join(parts)}; {100 * inputs.confidence:.0f} % intervals."
+    sentences = [f"{', '.join(parts)}; {100 * inputs.confidence:.0f} % intervals."]
+    return " ".join([*sentences, *describe_decided(inputs), *restate_at_clinic(inputs)])
+
+
+def _describe_decision(inputs: ReportInputs) -> tuple[str, str, str]:
+    """Return the rules of the threshold, of the predicted class, and of referral."""
+    return _describe_threshold(inputs), describe_call_rule(inputs), describe_rule(inputs)
 
 
 def _describe_threshold(inputs: ReportInputs) -> str:

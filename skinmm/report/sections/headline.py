@@ -24,7 +24,7 @@ from skinmm.report.sections.referral import (
     build_decided_tiles,
     collect_referral_warnings,
     describe_referred,
-    format_error_share,
+    describe_shares,
 )
 
 FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
@@ -149,10 +149,10 @@ def _summarise(inputs: ReportInputs) -> str:
         sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
     if share := describe_referred(inputs):
         sentences.append(TEXTS["referred"].format(share))
-    return " ".join([*sentences, *_restate_at_clinic(inputs), intervals])
+    return " ".join([*sentences, *restate_at_clinic(inputs), intervals])
 
 
-def _restate_at_clinic(inputs: ReportInputs) -> list[str]:
+def restate_at_clinic(inputs: ReportInputs) -> list[str]:
     """Return the predictive values and net benefit at the prevalence of the clinic, in words."""
     clinic = inputs.measured.get("clinic")
     if not clinic:
@@ -167,6 +167,5 @@ def _restate_at_clinic(inputs: ReportInputs) -> list[str]:
         )
     ]
     if metrics.get("decided_npv"):
-        wrong = (format_error_share(metrics[name]) for name in ("decided_npv", "decided_ppv"))
-        sentences.append(TEXTS["clinic_decided"].format(*wrong))
+        sentences.append(f"There, {describe_shares(metrics)}.")
     return sentences

@@ -129,10 +129,23 @@ def describe_referred(inputs: ReportInputs) -> str:
     return f"{format_percent(entry['value'])} of rows{f' ({interval})' if interval else ''}"
 
 
+def describe_shares(metrics: Mapping[str, Any]) -> str:
+    """Return the shares of wrong decisions among the decided lesions, in words."""
+    wrong = (format_error_share(metrics[name]) for name in ("decided_npv", "decided_ppv"))
+    return TEXTS["decided_wrongly"].format(*wrong)
+
+
+def describe_decided(inputs: ReportInputs) -> list[str]:
+    """Return a sentence on the decided lesions; empty without referral."""
+    if not inputs.estimate("referred").get("value"):
+        return []
+    return [f"In this test, {describe_shares(inputs.measured['metrics'])}."]
+
+
 def build_referral(inputs: ReportInputs) -> Section | None:
     """Build the section with decisions including referral, and coverage of prediction sets."""
     rows = inputs.predictions
-    if rows.decision is None or (rows.sets is None and "refer" not in rows.decision):
+    if rows.decision is None or not _has_referral(inputs):
         return None
     names = [name for name in DECISIONS if name in rows.decision]
     counts = pd.crosstab(np.where(rows.malignant, "malignant", "benign"), rows.decision)
@@ -154,11 +167,18 @@ def build_referral(inputs: ReportInputs) -> Section | None:
         cells = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
         size_table = Table("Classes in a prediction set", ("Classes", "Images"), cells)
         blocks.append(Row([_coverage_table(inputs), size_table]))
-    return Section("referral", "Referral", blocks, _describe_rule(inputs))
+    return Section("referral", "Referral", blocks, describe_rule(inputs))
 
 
-def _describe_rule(inputs: ReportInputs) -> str:
-    """Return how the rows of this run were decided."""
+def _has_referral(inputs: ReportInputs) -> bool:
+    rows = inputs.predictions
+    return rows.decision is not None and (rows.sets is not None or "refer" in rows.decision)
+
+
+def describe_rule(inputs: ReportInputs) -> str:
+    """Return how the rows of this run were decided; empty without referral."""
+    if not _has_referral(inputs):
+        return ""
     state = inputs.fitted("band")
     if not state:
         return TEXTS["referral_by_sets" if inputs.fitted("conformal") else "referral_unknown"]
