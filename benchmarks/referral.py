@@ -118,7 +118,8 @@ def decisions(repeats: int) -> Iterator[str]:
     yield f"\n| validation | rule | {HEADER}"
     worlds = {**WORLDS, "30 patients, 20 % of images malignant": World(30, 0.2)}
     for name, world in worlds.items():
-        rng, found = np.random.default_rng(0), {}
+        rng = np.random.default_rng(0)
+        found: dict[str, list[Float64[np.ndarray, " 5"]]] = {}
         for _ in range(repeats):
             validation, test = draw(rng, world), draw(rng, world._replace(patients=1_000))
             for rule, calls in rules(validation, test).items():
@@ -135,7 +136,9 @@ def guarantee(repeats: int) -> Iterator[str]:
         "true rate at most the 95 % bound |\n|---|---|---|---|---|---|"
     )
     for name, world in WORLDS.items():
-        rng, low, high = np.random.default_rng(1), [], []
+        rng = np.random.default_rng(1)
+        low: list[tuple[float, ...]] = []
+        high: list[tuple[float, ...]] = []
         for _ in range(repeats):
             rows = draw(rng, world)
             facts = rows.malignancy, rows.malignant, rows.patient_id
@@ -188,8 +191,8 @@ def published(folder: Path) -> Iterator[str]:
         ids = labels.index.to_numpy(dtype=str)
         rows = Predictions(ids, codes, target, p, None, HAM_CLASSES, MALIGNANT)
         for repeat in range(10):
-            for rule, values in _decide_half(rows, codes, repeat).items():
-                found.setdefault(rule, []).append(values)
+            for rule, shares in _decide_half(rows, codes, repeat).items():
+                found.setdefault(rule, []).append(shares)
     for rule, values in found.items():
         cells = " | ".join(f"{100 * value:.1f} %" for value in np.mean(values, axis=0))
         none = sum(value[3] == 0 for value in values)
