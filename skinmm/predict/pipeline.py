@@ -52,7 +52,7 @@ class TableBatch:
         cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
             `patient_id`, `lesion_id` and the columns of the models.
         unknown: per column, number of cells with an unknown value, which became missing.
-        target: the column `target` as the table has it, or None.
+        target: the column of targets as the table has it, without blanks around cells, or None.
         size: number of rows.
         scores: scores of the ensemble; NaN until the networks ran.
         errors: why a row cannot be predicted; empty otherwise.
@@ -71,7 +71,10 @@ class TableBatch:
             )
         self.size = count_table_rows(table)
         self.unknown = Counter[str]()
-        self.target = np.asarray(table["target"]) if "target" in table else None
+        self.target = None
+        if label := public_names.get("target"):
+            cells = np.asarray(table[label], object).tolist()
+            self.target = np.array([_convert("target", cell) for cell in cells], object)
         self.cells = {}
         for name in ("image_id", "patient_id", "lesion_id", *columns):
             public = public_names.get(name, name)

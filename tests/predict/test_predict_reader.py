@@ -35,6 +35,14 @@ def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -
     assert patients.unknown.total() == 0
 
 
+@pytest.mark.parametrize("name", ["target", "Target ", "malignant", "Melanoma"])
+def test_targets_are_copied_under_every_name_that_training_reads(name: str) -> None:
+    table = pd.DataFrame({"image": ["a", "b", "c"], name: [" 1", "", 0]})
+    batch = TableBatch(table, [], needs_image=True)
+    assert batch.target is not None
+    assert batch.target.tolist() == ["1", None, 0]
+
+
 def test_columns_under_names_that_nobody_knows_are_told() -> None:
     german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
     assert describe_missing_columns(german, ["age", "itch"]) == ""
