@@ -131,7 +131,7 @@ def make_demo(root: Path) -> tuple[Cohort, list[str]]:
     (root / "images").mkdir(parents=True)
     for name in table["image_id"]:
         copy(DEMO / "images" / f"{name}.jpg", root / "images")
-    rows = Table(list(table), table.to_numpy().tolist(), list(range(len(table))))
+    rows = Table(table.columns.tolist(), table.to_numpy().tolist(), list(range(len(table))))
     return Cohort(root, root / "images", ["age", "sex", "site"], rows), ["data=demo"]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from unicodedata import normalize
 
 import numpy as np
@@ -39,10 +39,10 @@ class Table:
     data: bytes | None = None
     file: str = "damaged.csv"
 
-    def text(self, sep: str = ",", ending: str = "\n", quoting: Any = csv.QUOTE_MINIMAL) -> str:
+    def text(self, sep: str = ",", ending: str = "\n", quote_all: bool = False) -> str:
         """Return the table as CSV."""
-        out = StringIO()
-        writer = csv.writer(out, delimiter=sep, lineterminator=ending, quoting=int(quoting))
+        out, quoting = StringIO(), csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+        writer = csv.writer(out, delimiter=sep, lineterminator=ending, quoting=quoting)
         writer.writerows([self.names, *self.rows])
         return out.getvalue()
 
@@ -159,7 +159,7 @@ def _column_repeated(rng: Rng, cohort: Cohort) -> Table:
 @damage
 def _other_dialect(rng: Rng, cohort: Cohort) -> Table:
     sep, ending = str(rng.choice([",", ";", "\t"])), str(rng.choice(["\n", "\r\n"]))
-    text = cohort.table.text(sep, ending, rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    text = cohort.table.text(sep, ending, quote_all=bool(rng.choice([False, True])))
     text = rng.choice(["", f"sep={sep}{ending}", ending]) + text
     return written(cohort.table, text, str(rng.choice(["utf-8", "utf-8-sig", "utf-16"])))
 
@@ -240,7 +240,7 @@ def _blanks_around_cells(rng: Rng, cohort: Cohort) -> Table:
     rows = [
         [f"{rng.choice(pads)}{cell}{rng.choice(pads)}" for cell in row] for row in cohort.table.rows
     ]
-    return written(cohort.table, replace(cohort.table, rows=rows).text(quoting=csv.QUOTE_ALL))
+    return written(cohort.table, replace(cohort.table, rows=rows).text(quote_all=True))
 
 
 @damage
