@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from unicodedata import normalize
 
 import numpy as np
@@ -41,7 +41,8 @@ class Table:
 
     def text(self, sep: str = ",", ending: str = "\n", quote_all: bool = False) -> str:
         """Return the table as CSV."""
-        out, quoting = StringIO(), csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+        out = StringIO()
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
         writer = csv.writer(out, delimiter=sep, lineterminator=ending, quoting=quoting)
         writer.writerows([self.names, *self.rows])
         return out.getvalue()
