@@ -84,9 +84,32 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
 }
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 
-_TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1"), "true") | dict.fromkeys(
-    ("false", "no", "n", "f", "0"), "false"
+_TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | dict.fromkeys(
+    ("false", "no", "n", "f", "0", "0.0"), "false"
 )
+
+_UNIT_WORDS: Final[dict[str, str]] = {
+    "mm": "millimeter millimetre",
+    "cm": "centimeter centimetre",
+    "um": "\u03bcm micrometer micrometre micron",
+    "inch": "in inche",
+    "mm2": "sqmm squaremillimeter squaremillimetre",
+    "cm2": "sqcm squarecentimeter squarecentimetre",
+    "mm3": "",
+    "cm3": "",
+    "years": "yr year yearsold",
+    "months": "mo month",
+    "weeks": "wk week",
+    "days": "day",
+    "kg": "kilogram",
+    "lb": "pound",
+    "%": "percent pct",
+}
+NUMBER_UNITS: Final = {
+    word: unit for unit, words in _UNIT_WORDS.items() for word in (unit, *words.split())
+}
+"""Word -> unit of a number in a further column, in lower case and the singular."""
+_QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 SEXES: Final = tuple(_SEX_WORDS)
 SITES: Final = tuple(_SITE_WORDS)
@@ -157,6 +180,16 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
     """Return cells as numbers; text may have a decimal point or comma, NaN if not a number."""
     texts = [cell.replace(",", ".") if isinstance(cell, str) else cell for cell in cells]
     return np.asarray(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
+
+
+def split_unit(cell: Any) -> tuple[Any, str]:
+    """Return the number and the unit of a text such as `12 mm`; other cells and no unit."""
+    match = _QUANTITY.fullmatch(cell.strip()) if isinstance(cell, str) else None
+    if not match:
+        return cell, ""
+    word = re.sub(r"[\s.^]", "", unicodedata.normalize("NFKC", match[2]).lower())
+    unit = NUMBER_UNITS.get(word) or NUMBER_UNITS.get(word.removesuffix("s"))
+    return (match[1], unit) if unit else (cell, "")
 
 
 def has_ambiguous_comma(cell: Any) -> bool:

@@ -227,7 +227,7 @@ class LesionData(FoldData):
         malignant = np.isin(self.targets, columns)
         self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
         training = self.cohort.iloc[self.rows("train")]
-        self.encoder = RecordEncoder.fit(training, data.columns)
+        self.encoder = RecordEncoder.fit(training, data.columns, cohort.units)
         self.fitted_on = training["image_id"].tolist()
 
     @property

@@ -1,16 +1,30 @@
 """Patient record: the columns that a model may use, and their encoding as a vector."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers, parse_truth
+from skinmm.vocabulary import (
+    NUMBER_UNITS,
+    Table,
+    count_table_rows,
+    has_ambiguous_comma,
+    has_decimal_comma,
+    is_missing,
+    map_unique,
+    parse_numbers,
+    parse_truth,
+    split_unit,
+)
+
+MAX_CODES: Final = 20  # distinct numbers in a column of words
 
 _REASONS: Final[dict[str, str]] = {
     "it is the answer, or a synonym of it": (
@@ -45,6 +59,75 @@ def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
             raise InputError(f"data.columns: no column '{name}'; the table has {', '.join(usable)}")
 
 
+def find_unit(column: "pd.Series[Any]") -> str:
+    """Return the unit of a column of numbers with a unit; "" if it has none, or other texts.
+
+    Raises:
+        InputError: the numbers have different units, or some have none.
+    """
+    cells = clear_missing(column).dropna()
+    texts = cells.unique()
+    is_number = np.isfinite(parse_numbers(texts))
+    units = {text: split_unit(text)[1] for text in texts[~is_number]}
+    if not units or not all(units.values()):
+        return ""
+    counts = Counter(units.get(text) for text in cells)
+    if len(counts) > 1:
+        found = ", ".join(
+            f"{n} in {unit}" if unit else f"{n} without unit" for unit, n in counts.most_common()
+        )
+        raise InputError(f"column '{column.name}' mixes units: {found}; write all in one unit")
+    return next(iter(units.values()))
+
+
+def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
+
+    Numbers may have a unit, the same in all cells. Spellings of true and false become `true` and
+    `false`. A few words among many different numbers are refused, and so are texts that nearly all
+    differ.
+    """
+    cells = clear_missing(column)
+    if find_unit(cells):
+        cells = map_unique(cells, lambda cell: split_unit(cell)[0]).rename(column.name)
+    texts = cells.dropna().astype(str).unique()
+    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
+    if ambiguous and not any(map(has_decimal_comma, texts)):
+        raise InputError(f"column '{column.name}': {_describe_comma(ambiguous[0])}")
+    numbers = pd.Series(parse_numbers(cells), cells.index)
+    words = cells[numbers.isna() & cells.notna()]
+    if words.empty:
+        return numbers
+    truth = map_unique(cells, parse_truth).astype(object)
+    if cells.nunique() > truth.nunique() and truth.count() == cells.count():  # several spellings
+        return truth.where(truth.notna(), None)
+    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
+        raise InputError(
+            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
+            f"{words.iloc[0]!r}; empty the cells with unknown values"
+        )
+    if cells.nunique() > max(MAX_CODES, cells.count() / 2):
+        first = ", ".join(repr(word) for word in words.iloc[:3])
+        raise InputError(
+            f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
+            f"rows, e.g. {first}: a model needs few categories, or numbers, with no unit or one of "
+            f"{', '.join(dict.fromkeys(NUMBER_UNITS.values()))}"
+        )
+    return cells.astype(object)
+
+
+def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Replace words for "unknown" by None."""
+    words = {value for value in column.dropna().unique() if is_missing(value)}
+    cells = [None if cell in words else cell for cell in column.tolist()]
+    return pd.Series(cells, column.index, object, name=column.name).where(column.notna(), None)
+
+
+def _describe_comma(cell: str) -> str:
+    choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
+    return f"{cell!r} can mean {choices}; write numbers without thousands separators"
+
+
 @dataclass(frozen=True)
 class ColumnLayout:
     """Slice `[start, stop)` of a column in the encoded vector."""
@@ -57,13 +140,19 @@ class ColumnLayout:
 
 @dataclass(frozen=True)
 class _Column:
-    """Fitted state of one column: `mean` and `scale`, or `values` if it is categorical."""
+    """Fitted state of one column.
+
+    A numeric column has `mean`, `scale`, the `unit` that its cells had in training, and whether
+    they were all 0 or 1. A categorical column has `values`.
+    """
 
     name: str
     kind: str
     mean: float = 0.0
     scale: float = 1.0
     values: tuple[str, ...] = ()
+    unit: str = ""
+    is_truth: bool = False
 
     @property
     def width(self) -> int:
@@ -74,6 +163,24 @@ class _Column:
         slots: dict[str | None, int] = {value: slot for slot, value in enumerate(self.values)}
         spellings = {parse_truth(value): slot for value, slot in slots.items()}
         return slots if None in spellings else {**spellings, **slots}
+
+    def parse(self, cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
+        """Return cells as numbers, NaN where unusable; with the unit of training or none."""
+        if self.unit:
+            pairs = map(split_unit, cells)
+            cells = [number if unit in ("", self.unit) else None for number, unit in pairs]
+        if self.is_truth:
+            words: dict[str | None, int] = {"true": 1, "false": 0}
+            cells = [words.get(parse_truth(cell), cell) for cell in cells]
+        return parse_numbers(cells)
+
+    def refuse(self, cell: Any) -> str:
+        """Return why the number in a cell is refused: its unit, or its comma; "" otherwise."""
+        number, unit = split_unit(cell)
+        if self.unit and unit not in ("", self.unit):
+            return f"{cell!r} is not in {self.unit}, the unit of training"
+        is_ambiguous = self.kind == "numeric" and has_ambiguous_comma(number)
+        return _describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
         """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""
@@ -101,20 +208,29 @@ class RecordEncoder:
         )
 
     @classmethod
-    def fit(cls, table: pd.DataFrame, columns: Sequence[str]) -> "RecordEncoder":
+    def fit(
+        cls, table: pd.DataFrame, columns: Sequence[str], units: Mapping[str, str] | None = None
+    ) -> "RecordEncoder":
         """Fit means, scales and values.
 
         Args:
             table: canonical training rows; a column of numbers is numeric, any other categorical.
             columns: names of the columns, in the order of the vector.
+            units: units that columns of numbers had in the user's table.
         """
         check_columns(columns, list(table.columns))
-        return cls([_fit_column(table[name]) for name in columns])
+        units = units or {}
+        return cls([_fit_column(table[name], units.get(name, "")) for name in columns])
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the encoded columns."""
         return tuple(column.name for column in self._columns)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the columns of numbers that had one in training."""
+        return {column.name: column.unit for column in self._columns if column.unit}
 
     @property
     def dim(self) -> int:
@@ -135,7 +251,7 @@ class RecordEncoder:
             cells = np.asarray(table[column.name], object)
             block = encoded[:, layout.start : layout.stop]
             if column.kind == "numeric":
-                numbers = parse_numbers(cells)
+                numbers = column.parse(cells)
                 is_known = np.isfinite(numbers)
                 block[is_known, 0] = (numbers[is_known] - column.mean) / column.scale
                 block[~is_known, 1] = 1
@@ -148,12 +264,25 @@ class RecordEncoder:
 
     def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
         """Return a mask of cells whose value was not in training and so counts as missing."""
-        column = next(column for column in self._columns if column.name == name)
+        column = self._find_column(name)
         if column.kind == "numeric":
-            unusable = ~np.isfinite(parse_numbers(cells))
+            unusable = ~np.isfinite(column.parse(cells))
         else:
             unusable = np.array([column.find(cell) < 0 for cell in cells], np.bool_)
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
+
+    def refuse(self, name: str, cells: np.ndarray) -> dict[int, str]:
+        """Return, by row, why the number in a cell has to be corrected: its unit or its comma."""
+        column, texts = self._find_column(name), (c for c in cells if isinstance(c, str))
+        reasons = {text: reason for text in {*texts} if (reason := column.refuse(text))}
+        if not reasons:
+            return {}
+        return {
+            row: f"column '{name}': {reasons[c]}" for row, c in enumerate(cells) if c in reasons
+        }
+
+    def _find_column(self, name: str) -> _Column:
+        return next(column for column in self._columns if column.name == name)
 
     def to_state(self) -> dict[str, Any]:
         """Return the fitted state as plain data (text, numbers, lists) for a checkpoint."""
@@ -165,11 +294,12 @@ class RecordEncoder:
         return cls([_Column(**{**c, "values": tuple(c["values"])}) for c in state["columns"]])
 
 
-def _fit_column(column: "pd.Series[Any]") -> _Column:
+def _fit_column(column: "pd.Series[Any]", unit: str) -> _Column:
     name = str(column.name)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         numbers = parse_numbers(column)
         numbers = numbers[np.isfinite(numbers)]
         mean, scale = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 1.0)
-        return _Column(name, "numeric", mean=mean, scale=scale or 1.0)
+        is_truth = bool(len(numbers)) and bool(np.isin(numbers, (0, 1)).all())
+        return _Column(name, "numeric", mean, scale or 1.0, unit=unit, is_truth=is_truth)
     return _Column(name, "categorical", values=tuple(sorted(column.dropna().astype(str).unique())))

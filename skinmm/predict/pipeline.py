@@ -227,6 +227,7 @@ def _submit(
             needs_image=ensemble.needs_image,
             score_width=ensemble.score_width,
         )
+        _refuse_cells(batch, ensemble)
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
             batch.cells[name][unseen] = None
             batch.unknown[name] += int(unseen.sum())
@@ -245,6 +246,15 @@ def _submit(
             yield batch, rows, [submit(load, *each, images, ensemble.views) for each in args]
 
 
+def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
+    """Turn rows into errors whose numbers have another unit than in training, or are ambiguous."""
+    for name in [name for name in ensemble.columns if name not in CONVERTERS]:
+        encoder = next(m.encoder for m in ensemble.members if name in m.columns)
+        for row, reason in encoder.refuse(name, batch.cells[name]).items():
+            batch.errors[row] = batch.errors[row] or reason
+            batch.cells[name][row] = None
+
+
 def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
     """Run the networks on the loaded rows; return the table after its last rows."""
     batch, rows, futures = step
@@ -253,9 +263,11 @@ def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
     if any(row.record for row in loaded):
         cells |= fill_empty_cells(cells, [row.record for row in loaded], ensemble.measured_columns)
         batch.cells["patient_id"][rows] = cells["patient_id"]
-    batch.errors[rows] = [row.error for row in loaded]
+    batch.errors[rows] = [
+        refused or row.error for refused, row in zip(batch.errors[rows], loaded, strict=True)
+    ]
     batch.missing[rows] = ensemble.missing_inputs(cells, [bool(row.pixels) for row in loaded])
-    good = np.flatnonzero([not row.error for row in loaded])
+    good = np.flatnonzero(batch.errors[rows] == "")
     if len(good):
         records = {name: column[good] for name, column in cells.items()}
         pixels = [loaded[row].pixels for row in good]

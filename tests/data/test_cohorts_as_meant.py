@@ -1,12 +1,15 @@
 """Tables of users are read as their author meant them, or refused by name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dicom_files import dicom_from_jpeg
 from miniature_cohorts import load, load_table, picture, write, write_images
 from PIL import Image
 
+from skinmm.config import ExtraCohort
 from skinmm.errors import InputError
 from skinmm.predict.inputs import read_input
 from skinmm.vocabulary import match_columns
@@ -106,12 +109,67 @@ def test_truth_has_two_values(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert table["itch"].tolist() == ["true", "true", "false", "false"]
 
 
-def test_texts_that_nearly_all_differ_are_refused(tmp_path: Path) -> None:
-    names = [f"I{number}" for number in range(30)]
-    rows = [f"{name}.jpg,P1,{number} mm,{number % 2}" for number, name in enumerate(names)]
-    folder = cohort(tmp_path, "image,patient,size,target", *rows)
-    with pytest.raises(InputError, match=r"'size' contains 30 different texts.*'0 mm'.*units"):
+def column(root: Path, name: str, cells: Sequence[str]) -> Path:
+    """Write a table with one further column, quoted, and as many images."""
+    names = [f"I{number}" for number in range(len(cells))]
+    rows = [
+        f'{name}.jpg,P1,"{cell}",{i % 2}'
+        for i, (name, cell) in enumerate(zip(names, cells, strict=True))
+    ]
+    write(root, "cohort.csv", "\n".join([f"image,patient,{name},target", *rows]) + "\n")
+    write_images(root / "images", names)
+    return root
+
+
+def test_one_truth_in_several_spellings_is_one_value(tmp_path: Path) -> None:
+    table = load("csv", column(tmp_path, "itch", ["TRUE", "1", "true", "1.0"]), columns=["itch"])
+    assert table["itch"].tolist() == ["true"] * 4
+
+
+@pytest.mark.parametrize("word", ["wound number {}", "{} pixels"])
+def test_texts_that_nearly_all_differ_are_refused(tmp_path: Path, word: str) -> None:
+    folder = column(tmp_path, "size", [word.format(number) for number in range(30)])
+    first = ", ".join(repr(word.format(number)) for number in range(3))
+    pattern = f"'size' contains 30 different texts in 30 rows, e.g. {first}: .* one of mm, cm"
+    with pytest.raises(InputError, match=pattern):
         load("csv", folder, columns=["size"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "unit"),
+    [
+        (["12 mm", "13mm", "1.5 MM", "-4 millimeters"], "mm"),
+        (["12,5 mm\N{SUPERSCRIPT TWO}", "13 mm^2", "1,5 sq. mm", "-4 mm2"], "mm2"),
+        (["12 %", "13%", "unknown", ""], "%"),
+    ],
+)
+def test_numbers_with_one_unit_are_numbers(tmp_path: Path, cells: list[str], unit: str) -> None:
+    cohort = load_table("csv", column(tmp_path, "size", cells), columns=["size"])
+    values = {"mm": [12, 13, 1.5, -4], "mm2": [12.5, 13, 1.5, -4], "%": [12, 13, np.nan, np.nan]}
+    np.testing.assert_array_equal(cohort.rows["size"], values[unit])
+    assert cohort.units == {"size": unit}
+
+
+def test_units_that_differ_are_refused_with_their_names(tmp_path: Path) -> None:
+    folder = column(tmp_path, "size", ["12 mm", "1.2 cm", "13 mm", "14", "15 mm"])
+    match = "'size' mixes units: 3 in mm, 1 in cm, 1 without unit; write all in one unit"
+    with pytest.raises(InputError, match=match):
+        load("csv", folder, columns=["size"])
+
+
+def test_thousands_with_a_unit_are_refused(tmp_path: Path) -> None:
+    folder = column(tmp_path, "size", ["700 mm", "1,033 mm"])
+    with pytest.raises(InputError, match=r"'size': '1,033' can mean 1033 or 1.033"):
+        load("csv", folder, columns=["size"])
+
+
+def test_a_cohort_in_another_unit_is_not_added(tmp_path: Path) -> None:
+    main = column(tmp_path / "main", "size", ["12 mm", "13 mm"])
+    other = column(tmp_path / "other", "size", ["1.2 cm", "1.3 cm"])
+    extra = [ExtraCohort(name="csv", root=str(other))]
+    match = "'size' mixes units: in csv it has mm, in csv cm"
+    with pytest.raises(InputError, match=match):
+        load("csv", main, columns=["size"], extra=extra)
 
 
 def test_an_unknown_diagnosis_has_no_label(tmp_path: Path) -> None:

@@ -150,6 +150,40 @@ def test_unknown_is_what_training_has_not_shown_but_not_what_is_missing() -> Non
     assert encoder.unknown("sex", words).tolist() == [False, True, False, False]
 
 
+def test_a_number_is_read_with_the_unit_of_training_or_none() -> None:
+    table = pd.DataFrame({"size": [3.0, 5.0, 10.0], "age": [1.0, 2.0, 3.0]})
+    encoder = RecordEncoder.fit(table, ["size", "age"], {"size": "mm"})
+    encoder = RecordEncoder.from_state(json.loads(json.dumps(encoder.to_state())))
+    cells = np.array(["5 mm", "5", 5, "5,0 Millimeters", "0.5 cm", "1,033 mm", "5 px"], object)
+    encoded = encoder.transform({"size": cells, "age": cells})
+    assert (encoded[:4] == encoded[1, :]).all(axis=0)[:2].all()
+    assert encoder.refuse("size", cells) == {
+        4: "column 'size': '0.5 cm' is not in mm, the unit of training",
+        5: "column 'size': '1,033 mm' can mean 1033 or 1.033; write numbers without thousands "
+        "separators",
+    }
+    assert encoder.unknown("size", cells[[0, 3, 6]]).tolist() == [False, False, True]
+    assert encoder.units == {"size": "mm"}
+
+
+def test_a_column_of_0_and_1_reads_true_and_false() -> None:
+    encoder = RecordEncoder.fit(
+        pd.DataFrame({"itch": [0.0, 1.0, 1.0], "n": [0, 1, 2]}), ["itch", "n"]
+    )
+    cells = np.array(["TRUE", "yes", 1, True, "1.0", "no", False, "0", "maybe"], object)
+    encoded = encoder.transform({"itch": cells, "n": cells})[:, 0]
+    assert len({*encoded[:5]}) == len({*encoded[5:8]}) == 1
+    assert encoded[0] > encoded[5]
+    assert encoder.unknown("itch", cells).tolist() == [False] * 8 + [True]
+    assert encoder.unknown("n", cells[:2]).tolist() == [True, True]
+
+
+def test_encoders_of_older_checkpoints_load() -> None:
+    state = {"name": "size", "kind": "numeric", "mean": 2.0, "scale": 1.0, "values": []}
+    encoder = RecordEncoder.from_state({"columns": [state]})
+    assert encoder.transform({"size": np.array(["3"], object)})[0].tolist() == [1.0, 0.0]
+
+
 def test_layout_covers_the_vector_once() -> None:
     encoder = RecordEncoder.fit(record(), ["itch", "age", "sex"])
     assert [(c.name, c.kind) for c in encoder.layout] == [

@@ -59,6 +59,33 @@ def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Pat
     pd.testing.assert_series_equal(again["malignancy"], found["malignancy"])
 
 
+def test_another_unit_than_in_training_is_an_error_of_the_row(tmp_path: Path) -> None:
+    lines = [f"I{n},P{n},{n % 7}.5 mm,{n % 2}" for n in range(60)]
+    text = "\n".join(["image_id,patient_id,size,target", *lines])
+    (tmp_path / "cohort.csv").write_text(text, encoding="utf-8")
+    settings = (f"data.root={tmp_path}", "data.columns=[size]", "fusion=tabular_only")
+    assert quick_train(tmp_path / "run", "data=csv", *settings) == 0
+    predictor = Predictor.from_checkpoints([best(tmp_path / "run")])
+    rows = pd.DataFrame({"size": ["3.5 mm", "3.5", "3,5mm", "0.35 cm", "1,033", "3.5 apples"]})
+    (prediction,) = predictor.stream([rows])
+    table = prediction.table
+    assert table["malignancy"].iloc[:3].nunique() == 1
+    assert table["error"].tolist() == [
+        *["", "", ""],
+        "column 'size': '0.35 cm' is not in mm, the unit of training",
+        "column 'size': '1,033' can mean 1033 or 1.033; write numbers without thousands separators",
+        "",
+    ]
+    assert table["malignancy"].isna().tolist() == [False, False, False, True, True, False]
+    assert prediction.unknown == {"size": 1}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "cohort.csv").write_text(text.replace(" mm", ""), encoding="utf-8")
+    assert quick_train(plain / "run", "data=csv", f"data.root={plain}", *settings[1:]) == 0
+    with pytest.raises(InputError, match="trained with column 'size' in different units"):
+        Predictor.from_checkpoints([best(tmp_path / "run"), best(plain / "run")])
+
+
 def test_no_folder_and_no_image_column_are_no_hindrance(tolerant: Path) -> None:
     rows = pd.DataFrame({"age": [40, 60], "sex": ["male", "female"]})
     predicted = Predictor.from_checkpoints([best(tolerant)]).predict(rows)

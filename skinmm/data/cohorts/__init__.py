@@ -120,6 +120,11 @@ def _read(data: DataConfig) -> CohortTable:
 def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> CohortTable:
     """Add another cohort's rows for training only, except images that are present already."""
     rows, other = cohort.rows, _read(_to_data_config(data, extra))
+    for name in cohort.units.keys() | other.units.keys():
+        units = [part.units.get(name, "no unit") for part in (cohort, other)]
+        if name in rows and name in other.rows and len({*units}) > 1:
+            difference = f"in {data.name} it has {units[0]}, in {extra.name} {units[1]}"
+            raise InputError(f"column '{name}' mixes units: {difference}; write both in one unit")
     added = other.rows[~other.rows["image_id"].isin(rows["image_id"])].assign(part="train")
     sources = set(rows["source"])
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from skinmm import files
 from skinmm.config import DataConfig
+from skinmm.data.record import clear_missing, parse_extra_column
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
@@ -18,15 +19,11 @@ from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
-    has_ambiguous_comma,
-    has_decimal_comma,
     is_missing,
     map_unique,
     normalise_name,
     parse_column,
     parse_diagnosis,
-    parse_numbers,
-    parse_truth,
     rename_columns,
 )
 
@@ -37,7 +34,6 @@ CANONICAL: Final = (
 """The columns of every cohort table, in order."""
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
 """Columns of some cohorts, which `splits` uses."""
-MAX_CODES: Final = 20  # distinct numbers in a column of words
 MASK_FOLDER: Final = "masks"
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
@@ -65,6 +61,7 @@ class CohortTable:
         unlabelled: which of `target` and `diagnosis` a user's table lacks.
         description: path and columns of that table.
         notes: lines on columns of that table that are missing or not used.
+        units: further columns of numbers with a unit -> that unit.
     """
 
     rows: pd.DataFrame
@@ -72,6 +69,7 @@ class CohortTable:
     unlabelled: tuple[str, ...] = ()
     description: str = ""
     notes: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
@@ -103,7 +101,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
         table: text under canonical names or names of public datasets; must have an image name.
         file: path for error messages.
         data: name of the cohort, which becomes the `source`, and the record columns of the model;
-            a column that is not canonical is added, as numbers if every cell is one, else as text.
+            a column that is not canonical is added, see `parse_extra_column`.
 
     Returns:
         The columns `CANONICAL`, any of `OPTIONAL` that the table has, and the added ones.
@@ -127,12 +125,12 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
                 f"allowed: {allowed}"
             )
     for name in ("patient_id", "lesion_id"):
-        rows[name] = map_unique(_clear_missing(rows[name]), normalise_name).astype(object)
+        rows[name] = map_unique(clear_missing(rows[name]), normalise_name).astype(object)
     rows = rows.assign(**{name: table[name] for name in OPTIONAL if name in table})
     if "duplicate_of" in rows:
-        rows["duplicate_of"] = strip_suffixes(_clear_missing(rows["duplicate_of"]))
+        rows["duplicate_of"] = strip_suffixes(clear_missing(rows["duplicate_of"]))
     extra = [name for name in data.columns if name in table and name not in rows]
-    return rows.assign(**{name: to_extra_column(table[name]) for name in extra})
+    return rows.assign(**{name: parse_extra_column(table[name]) for name in extra})
 
 
 def _parse_cells(cells: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bool]]":
@@ -184,48 +182,6 @@ def strip_suffixes(cells: "pd.Series[Any]") -> "pd.Series[Any]":
         return f"{strip_suffix(name)}{mark}{frame}"
 
     return map_unique(cells, strip).astype(object)
-
-
-def to_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
-
-    A few words among many different numbers are refused.
-    """
-    cells = _clear_missing(column)
-    texts = cells.dropna().astype(str).unique()
-    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
-    if ambiguous and not any(map(has_decimal_comma, texts)):
-        cell = ambiguous[0]
-        raise InputError(
-            f"column '{column.name}': {cell!r} can mean {cell.replace(',', '')} or "
-            f"{cell.replace(',', '.')}; write numbers without thousands separators"
-        )
-    numbers = pd.Series(parse_numbers(cells), cells.index)
-    words = cells[numbers.isna() & cells.notna()]
-    if words.empty:
-        return numbers
-    truth = map_unique(cells, parse_truth).astype(object)
-    if cells.nunique() > 2 and truth.count() == cells.count():  # noqa: PLR2004  several spellings
-        return truth.where(truth.notna(), None)
-    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
-        raise InputError(
-            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
-            f"{words.iloc[0]!r}; empty the cells with unknown values"
-        )
-    if cells.nunique() > max(MAX_CODES, cells.count() / 2):
-        first = ", ".join(repr(word) for word in words.iloc[:3])
-        raise InputError(
-            f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
-            f"rows, e.g. {first}: a model needs numbers without units, or few categories"
-        )
-    return cells.astype(object)
-
-
-def _clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Replace words for "unknown" by None."""
-    words = {value for value in column.dropna().unique() if is_missing(value)}
-    cells = [None if cell in words else cell for cell in column.tolist()]
-    return pd.Series(cells, column.index, object, name=column.name).where(column.notna(), None)
 
 
 def _check_names(names: "pd.Series[Any]", file: Path) -> None:

@@ -24,6 +24,7 @@ from skinmm.data.cohorts.tables import (
     strip_suffixes,
     to_canonical,
 )
+from skinmm.data.record import find_unit
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
@@ -87,12 +88,14 @@ def csv(
         require_consistent_targets(canonical, file)
     schema = Schema(**features)
     cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
+    extra = [name for name in data.columns if name in rows and name not in CANONICAL]
     description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,
         unlabelled=unlabelled,
         description=description,
         notes=_describe_columns(original, rows, data, columns),
+        units={name: unit for name in extra if (unit := find_unit(rows[name]))},
     )
 
 
