@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -227,14 +228,23 @@ def column_key(name: Any) -> str:
     return re.sub(r"[\W_]+", "", str(name).lower())
 
 
-def match_columns(names: Iterable[Any]) -> dict[Any, str]:
-    """Return the canonical name of each column with a known name; other columns are left out."""
-    present = sorted(names, key=lambda name: name in PUBLIC_NAMES)  # an exact name wins
+def match_columns(names: Iterable[Any], further: Collection[str] = ()) -> dict[Any, str]:
+    """Return the canonical name of each column with a known name; other columns are left out.
+
+    `further` names columns of a model that are not canonical. They match in the same way, unless
+    several columns match.
+    """
+    exact = {*PUBLIC_NAMES, *further}
+    present = sorted(names, key=lambda name: name in exact)  # an exact name wins
     by_key = {column_key(name): name for name in present}
     matches: dict[str, Any] = {}
     for key, canonical in COLUMN_KEYS.items():
         if key in by_key:
             matches.setdefault(canonical, by_key[key])
+    keys = Counter(map(column_key, present))
+    for name in further:
+        if (key := column_key(name)) not in COLUMN_KEYS and keys[key] == 1:
+            matches[name] = by_key[key]
     return {name: canonical for canonical, name in matches.items()}
 
 
@@ -245,9 +255,9 @@ COLUMN_KEYS: Final = {
 """Key of each public name -> canonical column, in order of precedence."""
 
 
-def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Rename columns with a known name to the canonical name."""
-    return table.rename(columns=match_columns(table.columns))
+def rename_columns(table: pd.DataFrame, further: Collection[str] = ()) -> pd.DataFrame:
+    """Rename columns with a known name to the canonical name, see `match_columns`."""
+    return table.rename(columns=match_columns(table.columns, further))
 
 
 def normalise_name(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The commands that combine several rooms of the package, and their common class."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -81,7 +82,8 @@ def run_audit(config: schemas.AuditConfig) -> int:
     for note in loaded.notes:
         print_line(note)
     table = require_images(loaded, data.missing, needed=config.near)
-    near, facts = None, dict[str, Any](absent=describe_missing_images(table, loaded.searched))
+    absent = describe_missing_images(table, loaded.searched)
+    near, facts = None, dict[str, Any](absent=absent, notes=list(loaded.notes))
     if config.near:
         near, table, compared = _compare_images(table)
         facts |= compared
@@ -116,7 +118,8 @@ def run_explore(config: schemas.ExploreConfig) -> int:
     for note in loaded.notes:
         print_line(note)
     table = require_images(loaded, config.data.missing, needed=False)
-    write_cohort_page(_to_cohort(table, config.data), output, examples=config.examples)
+    cohort = _to_cohort(table, config.data, loaded.notes)
+    write_cohort_page(cohort, output, examples=config.examples)
     print_line(f"page: {output}")
     return 0
 
@@ -247,12 +250,13 @@ def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackS
     return table[files.is_usable].reset_index(drop=True), settings
 
 
-def _to_cohort(table: "pd.DataFrame", data: DataConfig) -> "Cohort":
+def _to_cohort(table: "pd.DataFrame", data: DataConfig, notes: Sequence[str] = ()) -> "Cohort":
     from skinmm.data.cohorts import list_classes, list_positive_classes
     from skinmm.report import Cohort
 
     classes = list_classes(table, data)
-    return Cohort(data.name, table, classes, list_positive_classes(classes, data), data.columns)
+    positive = list_positive_classes(classes, data)
+    return Cohort(data.name, table, classes, positive, data.columns, notes)
 
 
 def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str, Any]]":

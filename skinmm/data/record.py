@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Float64
 
 from skinmm.errors import InputError
+from skinmm.files import suggest_names
 from skinmm.vocabulary import (
     NUMBER_UNITS,
     Table,
@@ -47,16 +48,24 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
 """Columns that no model may use, with the reason: they do not exist for a new patient."""
 
 
-def check_columns(columns: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse record columns that no model may use, or that are not in the table."""
+def check_columns(
+    columns: Sequence[str], present: Sequence[str], names: Sequence[str] = ()
+) -> None:
+    """Refuse record columns that no model may use, or that are not in the table.
+
+    `names` are the columns of the user's table, for the message.
+    """
     for name in columns:
         reason = NOT_AT_BEDSIDE.get(name)
         reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason
         if reason:
             raise InputError(f"data.columns: '{name}' cannot be an input: {reason}")
         if name not in present:
-            usable = sorted(c for c in present if c not in NOT_AT_BEDSIDE)
-            raise InputError(f"data.columns: no column '{name}'; the table has {', '.join(usable)}")
+            usable = [*names] or sorted(c for c in present if c not in NOT_AT_BEDSIDE)
+            nearest = " or ".join(f"'{other}'" for other in suggest_names(name, usable))
+            advice = f"did you mean {nearest}? " if nearest else ""
+            has = f"{advice}the table has {', '.join(usable)}"
+            raise InputError(f"data.columns: no column '{name}'; {has}")
 
 
 def find_unit(column: "pd.Series[Any]") -> str:

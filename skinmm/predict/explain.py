@@ -30,7 +30,7 @@ from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.inputs import InMemoryImages
 from skinmm.predict.pipeline import canonical_record, known_values
 from skinmm.predict.predictor import Predictor, select_device
-from skinmm.vocabulary import is_missing
+from skinmm.vocabulary import is_missing, match_columns
 
 HeatMap = Float32[np.ndarray, "down across"]
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -245,9 +245,11 @@ class CasePredictor:
                 [table], InMemoryImages(files), batch_size=8, workers=2 if len(rows) > 1 else 0
             )
         columns = [cells.tolist() for cells in predictions.columns.values()]
+        canonical = match_columns(names, self.predictor.columns)
+        renamed = [{canonical.get(name, name): cell for name, cell in row.items()} for row in rows]
         return [
             self._format(cells, dict(zip(predictions.columns, values, strict=True)))
-            for cells, values in zip(rows, zip(*columns, strict=True), strict=True)
+            for cells, values in zip(renamed, zip(*columns, strict=True), strict=True)
         ]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Explanation | None]:

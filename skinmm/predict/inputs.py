@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from skinmm.files import (
     IMAGE_SUFFIXES,
     OTHER_PICTURES,
     PARQUET_SUFFIXES,
+    describe_unused_columns,
     import_parquet,
     read_table_chunks,
 )
@@ -23,8 +24,6 @@ from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, is_litter, list_files, list_visible
 from skinmm.images.source import Source, may_be_dicom, read_source, split_frame
 from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
-
-MAX_NAMED: Final = 10  # unused columns in a message
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:
@@ -88,18 +87,23 @@ def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Ta
 
 
 def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> str:
-    """Return a warning about record columns that a table lacks; empty if it has them all."""
-    canonical = match_columns(names)
-    missing = [name for name in columns if name not in {*names, *canonical.values()}]
-    if not missing:
-        return ""
+    """Return a warning about columns that a table lacks; empty if it has them all.
+
+    They are the record columns and, if other columns are not used, patient and lesion.
+    """
+    canonical = match_columns(names, columns)
+    present = {*names, *canonical.values()}
+    missing = [name for name in columns if name not in present]
     used = {"image_id", "patient_id", "lesion_id", "target", *columns}
     unused = [str(name) for name in names if canonical.get(name, name) not in used]
-    more = [f"{len(unused) - MAX_NAMED} more"] if len(unused) > MAX_NAMED else []
+    rest = describe_unused_columns(unused)
+    if not missing:
+        is_named = {"patient_id", "lesion_id"} & present
+        return f"no column patient_id or lesion_id; {rest}" if rest and not is_named else ""
     synonyms = {name: f" (known: {', '.join(public[:3])})" for name, public in COLUMN_NAMES.items()}
     named = ", ".join(f"{name}{synonyms.get(name, '')}" for name in missing)
-    rest = f"; columns not used: {', '.join([*unused[:MAX_NAMED], *more])}" if unused else ""
-    return f"no column for {named}: missing, unless DICOM headers have it{rest}"
+    lines = [f"no column for {named}: missing, unless DICOM headers have it", rest]
+    return "; ".join(filter(None, lines))
 
 
 def _is_listed(source: str) -> bool:

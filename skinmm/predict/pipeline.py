@@ -62,7 +62,7 @@ class TableBatch:
     def __init__(
         self, table: Table, columns: Sequence[str], *, needs_image: bool, score_width: int = 0
     ) -> None:
-        names = match_columns(table.keys())
+        names = match_columns(table.keys(), columns)
         public_names = {canonical: public for public, canonical in names.items()}
         if needs_image and "image_id" not in public_names:
             raise InputError(

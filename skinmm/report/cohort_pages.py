@@ -49,6 +49,7 @@ class Cohort:
         classes: class names, in order.
         positive: classes that count as malignant.
         columns: record columns of a model.
+        notes: lines on the cohort.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Cohort:
     classes: Sequence[str]
     positive: Sequence[str]
     columns: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -184,7 +186,7 @@ def _build_counts(cohort: Cohort) -> Section:
         Tile("Malignant", share, format_count(malignant, "image")),
     ]
     characteristics = characteristics_table("Characteristics by class", cohort.groups)
-    blocks: list[Block] = [Tiles(tiles), characteristics]
+    blocks: list[Block] = [Tiles(tiles), *(Note(f"{n}.") for n in cohort.notes), characteristics]
     if rows["diagnosis"].nunique() > len(cohort.classes):
         blocks.append(_crosstab("Diagnoses", rows["diagnosis"], cohort))
     return Section("counts", "Counts", blocks)

@@ -88,7 +88,11 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     choice = [] if against else [_describe_choice(systems)]
     tables = (clinic_table(systems), _calibration_table(systems), _missing_table(systems))
     further = [table for table in tables if table]
-    sections = [Section("systems", "Systems", [table, *choice]), differences, draw_systems(systems)]
+    columns = [
+        Note(f"{name}: {note}.") for name, inputs in systems.items() for note in inputs.notes
+    ]
+    first = Section("systems", "Systems", [table, *choice, *columns])
+    sections = [first, differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
     facts = [format_count(len(systems), "system")]

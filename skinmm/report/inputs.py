@@ -11,11 +11,11 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
-from skinmm.errors import InputError, one_line
+from skinmm.errors import InputError, one_line, warn
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.files import IMAGE_SUFFIXES
+from skinmm.files import IMAGE_SUFFIXES, describe_unused_columns
 from skinmm.vocabulary import CONVERTERS, name_units, parse_column
 
 _EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
@@ -23,6 +23,13 @@ _TEXT_COLUMNS: Final = (
     *("image_id", "path", "patient_id", "lesion_id"),
     *("source", "target", "diagnosis", "name"),
 )
+_USED: Final = frozenset(
+    (
+        *(*_TEXT_COLUMNS, *CONVERTERS, "width", "height", "part", "malignancy", "decision", "unit"),
+        *("threshold", "error", "prediction_set", "ood", "missing", "called", "fold"),
+    )
+)
+"""Columns of a prediction file that pages use, besides `p_<class>` and `raw_<class>`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class ReportInputs:
         environment: versions and hardware.
         pictures: whether the page may show lesions.
         explanations: image id -> points that each input `added`, and path of the `picture`.
+        notes: lines on the columns of a prediction file.
     """
 
     title: str
@@ -54,6 +62,7 @@ class ReportInputs:
     environment: Mapping[str, Any] = field(default_factory=dict)
     pictures: bool = True
     explanations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def threshold(self) -> float:
@@ -161,6 +170,9 @@ def read_prediction_file(
     thresholds = pd.to_numeric(column, errors="coerce").dropna().unique()
     threshold = float(thresholds[0]) if len(thresholds) == 1 else None
     cohort = table if labels is None else read_table(labels)
+    notes = _describe_columns([*table, *cohort])
+    for note in notes:
+        warn(f"{file}: {note}")
     columns = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
     return ReportInputs(
         title=file.name,
@@ -169,6 +181,20 @@ def read_prediction_file(
         metrics={} if threshold is None else {"threshold": {"rule": "stated in the file"}},
         cohort=cohort.assign(**columns),
         pictures=pictures,
+        notes=notes,
+    )
+
+
+def _describe_columns(names: Sequence[str]) -> list[str]:
+    """Return a line on the columns that are not used, if the rows name no patient and lesion."""
+    if {"patient_id", "lesion_id"} & {*names}:
+        return []
+    unused = [
+        n for n in dict.fromkeys(names) if n not in _USED and n[:2] != "p_" and n[:4] != "raw_"
+    ]
+    line = describe_unused_columns(unused)
+    return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"] * bool(
+        line
     )
 
 

@@ -159,6 +159,7 @@ def _anonymize(inputs: ReportInputs) -> ReportInputs:
     audit = dict(inputs.audit)
     if audit.get("leaks"):  # the text of a leak names its rows
         audit["leaks"] = [f"{len(audit['leaks'])} links between parts"]
+    audit["notes"] = []  # which may name files
     predictions = replace(
         rows,
         image_id=image_ids.map(numbers).to_numpy(),

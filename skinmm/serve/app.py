@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 import skinmm
 from skinmm.errors import InputError
 from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, heat_map_to_png
-from skinmm.predict.inputs import InMemoryImages
+from skinmm.predict.inputs import InMemoryImages, describe_missing_columns
 from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (
@@ -232,20 +232,21 @@ class _Endpoints:
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
 
-        def job(form: tuple[Rows, dict[str, bytes]]) -> list[dict[str, Any]]:
+        def job(form: tuple[Rows, dict[str, bytes]]) -> tuple[list[dict[str, Any]], str]:
             rows, files = form
             predictions = self.predictor.predict_table(rows, files)
-            images = InMemoryImages(files)
-            cases = [to_case(row, images) for row in rows]
+            images, columns = InMemoryImages(files), self.predictor.predictor.columns
+            cases = [to_case(row, images, columns) for row in rows]
             self.recorder.record(get_user(request), predictions, cases)
-            return predictions
+            return predictions, describe_missing_columns([*rows[0]], columns)
 
         try:
-            predictions = await self.queue.run(partial(read_batch, request, self.batch), job)
+            predictions, note = await self.queue.run(partial(read_batch, request, self.batch), job)
         except InputError as error:
             raise ProblemError.unusable(str(error)) from None
         self.metrics.count_decisions(row["decision"] for row in predictions)
-        return JSONResponse({"rows": predictions, "notice": NOTICE})
+        notes = [note] if note else []
+        return JSONResponse({"rows": predictions, "notes": notes, "notice": NOTICE})
 
     async def model(self) -> Response:
         """Return the model card."""

@@ -115,9 +115,9 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
     return rows, files
 
 
-def to_case(row: Mapping[str, str], images: InMemoryImages) -> Case:
+def to_case(row: Mapping[str, str], images: InMemoryImages, columns: Sequence[str] = ()) -> Case:
     """Convert a row of a table to a case, with the image that it names if one was uploaded."""
-    canonical = match_columns(row)
+    canonical = match_columns(row, columns)
     cells = {canonical.get(name, name): cell for name, cell in row.items()}
     file = None
     with suppress(InputError):  # two images of one name: the prediction has the error

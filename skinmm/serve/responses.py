@@ -82,6 +82,7 @@ class Batch(BaseModel):
     """Predictions of a table."""
 
     rows: list[BatchRow]
+    notes: list[str] = Field(description="columns that the table lacks, and that were not used")
     notice: str
 
 

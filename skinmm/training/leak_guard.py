@@ -28,7 +28,7 @@ def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
             f"the split leaks: {'; '.join(findings['leaks'][:3])}; correct the data, or set "
             "data.allow_leaks=true (audit.json and the report will mention it)"
         )
-    return {"allow_leaks": config.data.allow_leaks, **findings}
+    return {"allow_leaks": config.data.allow_leaks, **findings, "notes": list(data.notes)}
 
 
 def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:

@@ -94,6 +94,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "missing column": (without_patients, "train.csv: no column patient_id; it has image_name"),
     "unknown column": (with_csv(demo_table(), "data.columns=[age,height]"), "height"),
+    "a column in another language": (
+        with_csv(demo_table().rename(columns={"sex": "sexus"}), "data.columns=[age,sex]"),
+        "data.columns: no column 'sex'; did you mean 'sexus'? the table has image_id",
+    ),
     "empty cohort": (with_csv(demo_table().head(0)), "cohort.csv"),
     "single class": (
         with_csv(demo_table().drop(columns="diagnosis").assign(target=0)),
@@ -185,6 +189,17 @@ def test_an_encoder_fitted_on_test_rows_is_refused(tmp_path: Path) -> None:
     data.cohort.loc[data.cohort["patient_id"] == patient, "part"] = "test"
     with pytest.raises(InputError, match="leaks: the record encoder was fitted on 2 rows"):
         audit_split(data, config)
+
+
+def test_training_names_the_columns_that_are_not_used(tmp_path: Path) -> None:
+    config = micro_config("tabular_only", data=table_cohort(tmp_path))
+    file = tmp_path / "cohort.csv"
+    pd.read_csv(file).rename(columns={"patient_id": "Fall"}).to_csv(file, index=False)
+    data = LesionData(config, frozenset({"record"}))
+    data.setup()
+    line = "no column patient_id or lesion_id: every image counts as a patient; columns not used: "
+    assert audit_split(data, config)["notes"] == [f"{line}Fall"]
+    assert data.notes == (f"{line}Fall",)
 
 
 def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Captured) -> None:

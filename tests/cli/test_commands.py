@@ -149,6 +149,22 @@ def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path) -> None:
     assert page.pictures == 8
 
 
+def test_audit_and_explore_name_the_columns_that_are_not_used(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    rows = "\n".join(f"I{row},P{row // 2},train,{row % 3 % 2}" for row in range(60))
+    (tmp_path / "cohort.csv").write_text(f"image,case,Split,target\n{rows}\n")
+    line = (
+        "no column patient_id or lesion_id: every image counts as a patient; columns not used: "
+        "case, Split (looks like a split: use +data.args.columns.part=Split)"
+    )
+    for command, page in (("audit", "audit/audit.html"), ("explore", "explore.html")):
+        output = tmp_path / page.partition("/")[0]
+        assert main([command, "data=csv", f"data.root={tmp_path}", f"output={output}"]) == 0
+        assert line in capsys.readouterr().out.splitlines()
+        assert line in Page(tmp_path / page).text
+
+
 def test_paths_with_special_characters_are_read(tmp_path: Path, capsys: Captured) -> None:
     places = [tmp_path / name for name in ("${HOME} (1), a=b #c é", "Läsionen {2}, d=e")]
     for number, place in enumerate(places):

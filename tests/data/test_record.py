@@ -236,7 +236,9 @@ def test_histology_is_refused() -> None:
 
 
 def test_an_unknown_column_lists_the_usable_ones() -> None:
-    with pytest.raises(InputError, match=r"no column 'agee'; the table has age, sex$"):
+    with pytest.raises(
+        InputError, match=r"no column 'agee'; did you mean 'age'\? the table has age, sex$"
+    ):
         RecordEncoder.fit(record()[["sex", "age"]].assign(width=1), ["agee"])
 
 

@@ -45,14 +45,18 @@ def test_targets_are_copied_under_every_name_that_training_reads(name: str) -> N
 
 def test_columns_under_names_that_nobody_knows_are_told() -> None:
     german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
-    assert describe_missing_columns(german, ["age", "itch"]) == ""
+    assert describe_missing_columns([*german, "patient"], ["age", "itch"]) == ""
+    assert describe_missing_columns(["image", "Age", "ITCH"], ["age", "itch"]) == ""
+    assert describe_missing_columns([*german, "fold"], ["age", "itch"]) == (
+        "no column patient_id or lesion_id; columns not used: Alter, Geschlecht, fold (looks like "
+        "a split)"
+    )
     assert describe_missing_columns(german, ["age", "sex", "grew"]) == (
         "no column for sex (known: sex, gender, patient_sex), grew: missing, unless DICOM headers "
         "have it; columns not used: Alter, Geschlecht, itch"
     )
-    assert describe_missing_columns([f"c{n}" for n in range(12)], ["sex"]).endswith(
-        "c8, c9, 2 more"
-    )
+    many = [f"c{n}" for n in range(12)]
+    assert describe_missing_columns(many, ["sex"]).endswith(f"not used: {', '.join(many)}")
     assert describe_missing_columns(["image", "target"], ["sex"]).endswith("DICOM headers have it")
 
 

@@ -288,6 +288,25 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])
+def test_columns_that_are_not_used_are_named(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page = tmp_path / "a.csv", tmp_path / "page.html"
+    table = fitted().drop(columns="patient_id").assign(case="P1", subset="test", age=50)
+    table.to_csv(file, index=False)
+    table.assign(Patient=range(len(table))).to_csv(tmp_path / "b.csv", index=False)
+    files = [str(file), *([str(tmp_path / "b.csv")] if command == "compare" else [])]
+    assert cli.main([command, *files, f"output={page}"]) == 0
+    line = (
+        "no column patient_id or lesion_id: every image counts as a patient; columns not used: "
+        "case, subset (looks like a split)"
+    )
+    (warning,) = [row for row in capsys.readouterr().err.splitlines() if "not used" in row]
+    assert warning == f"WARNING: {file}: {line}"
+    assert Page(page).text.count(line) == 1
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
 def test_a_switch_is_true_or_false_and_nothing_else(
     run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

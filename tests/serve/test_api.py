@@ -83,6 +83,13 @@ def test_a_batch_is_the_table(at: TestClient, both: Path, pictures: Path, tmp_pa
     assert said[3]["error"] == "image lost.jpg not found"
     assert [row["unknown"] for row in said] == [[], [], [], ["site"]]
     assert said[3]["malignancy"] is said[3]["probabilities"] is None
+    assert answer.json()["notes"] == []
+    table = "image,Age,SEX,site,fold\nISIC_0000000,old,f,torso,1\n"
+    files[0] = ("table", ("t.csv", table))
+    again = at.post("/v1/predict/batch", files=files).json()
+    note = "no column patient_id or lesion_id; columns not used: fold (looks like a split)"
+    assert again["notes"] == [note]
+    assert again["rows"][0]["unknown"] == ["age"]
 
 
 def test_an_explanation_adds_up_to_the_prediction(at: TestClient, pictures: Path) -> None:

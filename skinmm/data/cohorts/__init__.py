@@ -14,7 +14,7 @@ from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
 from skinmm.data.record import check_columns
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
-from skinmm.files import IMAGE_SUFFIXES
+from skinmm.files import IMAGE_SUFFIXES, describe_unused_columns
 from skinmm.images.finder import (
     ImageFinder,
     describe_folders,
@@ -24,7 +24,16 @@ from skinmm.images.finder import (
 )
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
-from skinmm.vocabulary import CLASSES, MALIGNANT, map_unique, parse_diagnosis, resolve_patients
+from skinmm.vocabulary import (
+    CLASSES,
+    CONVERTERS,
+    MALIGNANT,
+    map_unique,
+    match_columns,
+    name_units,
+    parse_diagnosis,
+    resolve_patients,
+)
 
 BINARY: Final = ("benign", "malignant")
 MASK_FOLDERS: Final = (
@@ -86,7 +95,9 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
             f"data.columns: '{measured[0]}' is measured on the image: set data.segmenter=CKPT, a "
             "checkpoint of task=segmentation that finds the lesion"
         )
-    check_columns(data.columns, [*cohort.rows.columns, *(MEASUREMENTS if data.segmenter else ())])
+    present = [*cohort.rows.columns, *(MEASUREMENTS if data.segmenter else ())]
+    check_columns(data.columns, present, cohort.columns)
+    cohort = replace(cohort, notes=(*cohort.notes, *_describe_columns(cohort, data)))
     try:
         rows = _add_targets(cohort, data)
     except InputError:
@@ -115,6 +126,24 @@ def _read(data: DataConfig) -> CohortTable:
     cohort = build_component(ADAPTERS, "data", Component(data.name, data.args), data=data)
     rows = fill_from_headers(cohort.rows).reset_index(drop=True)
     return replace(cohort, rows=rows.assign(patient_id=resolve_patients(rows)))
+
+
+def _describe_columns(cohort: CohortTable, data: DataConfig) -> list[str]:
+    """Return lines on record columns without a value, missing patients, and unused columns.
+
+    Refuse a record column without a value if the configuration names it.
+    """
+    rows, notes = cohort.rows, []
+    empty = [name for name in data.columns if name in CONVERTERS and rows[name].isna().all()]
+    if data.columns != DataConfig().columns:
+        present = {*match_columns(cohort.columns).values(), *(data.args.get("columns") or ())}
+        check_columns([name for name in empty if name not in present], (), cohort.columns)
+    if empty and cohort.columns:
+        notes.append(f"no value of {', '.join(empty)} in any row")
+    unused = describe_unused_columns(cohort.unused, ": use +data.args.columns.part=COLUMN")
+    if cohort.unused and (name_units(rows) == "image").all():
+        unused = f"no column patient_id or lesion_id: every image counts as a patient; {unused}"
+    return [*notes, unused] if unused else notes
 
 
 def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> CohortTable:

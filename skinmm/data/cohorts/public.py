@@ -270,7 +270,8 @@ def pad_ufes_20(data: DataConfig) -> CohortTable:
     table["lesion_id"] = "PAD_" + table["lesion_id"]
     parts = [f"{top}imgs_part_{number}" for number in (1, 2, 3) for top in ("images/", "")]
     folders = (*parts, "images", "")
-    return attach_images(to_canonical(table, file, data), root, data.format, folders)
+    cohort = attach_images(to_canonical(table, file, data), root, data.format, folders)
+    return replace(cohort, columns=tuple(table))
 
 
 def demo(data: DataConfig) -> CohortTable:

@@ -60,7 +60,9 @@ class CohortTable:
         searched: root and folders that were searched for images, by source.
         unlabelled: which of `target` and `diagnosis` a user's table lacks.
         description: path and columns of that table.
-        notes: lines on columns of that table that are missing or not used.
+        columns: names of its columns.
+        unused: those that are not used.
+        notes: lines on the cohort, to be printed.
         units: further columns of numbers with a unit -> that unit.
     """
 
@@ -68,6 +70,8 @@ class CohortTable:
     searched: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     unlabelled: tuple[str, ...] = ()
     description: str = ""
+    columns: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,7 +114,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     Raises:
         InputError: a missing or repeated image name, or a cell outside the vocabulary.
     """
-    table = rename_columns(table)
+    table = rename_columns(table, data.columns)
     empty = pd.Series(None, index=table.index, dtype=object)
     rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL})
     rows = rows.assign(source=data.name, image_id=strip_suffixes(rows["image_id"]))

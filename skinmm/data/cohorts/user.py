@@ -36,12 +36,7 @@ from skinmm.images.finder import (
     list_visible,
 )
 from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
-from skinmm.vocabulary import (
-    CONVERTERS,
-    column_key,
-    map_unique,
-    rename_columns,
-)
+from skinmm.vocabulary import map_unique, rename_columns
 
 
 def csv(
@@ -71,7 +66,7 @@ def csv(
     root = require_root(data)
     file = find_table(root, table)
     original = read_table(file)
-    rows = _rename(original, columns, file)
+    rows = _rename(original, columns, file, data.columns)
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
     cells = rows["image_id"]
@@ -89,49 +84,29 @@ def csv(
     schema = Schema(**features)
     cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
     extra = [name for name in data.columns if name in rows and name not in CANONICAL]
+    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values()}
     description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,
         unlabelled=unlabelled,
         description=description,
-        notes=_describe_columns(original, rows, data, columns),
+        columns=tuple(original),
+        unused=tuple(name for name in original if name in rows and name not in used),
         units={name: unit for name in extra if (unit := find_unit(rows[name]))},
     )
 
 
-def _describe_columns(
-    table: pd.DataFrame, renamed: pd.DataFrame, data: DataConfig, columns: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Return lines on record and patient columns that a table lacks, and on columns not used."""
-    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values()}
-    unused = [name for name in table if name in renamed and name not in used]
-    labelled = [
-        f"{name} (looks like a split: use +data.args.columns.part={name})"
-        if column_key(name) in ("part", "split", "fold", "subset", "set", "partition")
-        else str(name)
-        for name in unused
-    ]
-    rest = f"; columns not used: {', '.join(labelled)}" if labelled else ""
-    notes = [
-        f"no column {name}: the record has no value of it"
-        for name in data.columns
-        if name in CONVERTERS and name not in renamed
-    ]
-    if not {"patient_id", "lesion_id"} & {*renamed.columns}:
-        notes.append(f"no column patient_id or lesion_id: every image counts as a patient{rest}")
-    elif labelled:
-        notes.append(rest.removeprefix("; "))
-    return tuple(notes)
-
-
-def _rename(table: pd.DataFrame, columns: Mapping[str, str], file: Path) -> pd.DataFrame:
+def _rename(
+    table: pd.DataFrame, columns: Mapping[str, str], file: Path, further: Sequence[str]
+) -> pd.DataFrame:
     available = ", ".join(table.columns)
     for name, column in columns.items():
         if column not in table:
             raise InputError(f"+data.args.columns: {name}={column}, but {file} has {available}")
     shadowed = [name for name, column in columns.items() if name in table and name != column]
     canonical_names = {column: name for name, column in columns.items()}
-    renamed = rename_columns(table.drop(columns=shadowed).rename(columns=canonical_names))
+    renamed = table.drop(columns=shadowed).rename(columns=canonical_names)
+    renamed = rename_columns(renamed, further)
     if "image_id" not in renamed:
         raise InputError(
             f"{file}: no image column; name it: +data.args.columns.image_id=COLUMN, one of "

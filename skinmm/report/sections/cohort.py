@@ -30,7 +30,8 @@ COLUMNS: Final = ("sex", "site", "source")
 
 def build_cohort(inputs: ReportInputs) -> Section | None:
     """Build the section with characteristics by part, results by fold, and the audit."""
-    blocks: list[Block] = [*filter(None, [build_characteristics(inputs)])]
+    blocks: list[Block] = [Note(f"{note}.") for note in inputs.notes]
+    blocks += filter(None, [build_characteristics(inputs)])
     folds = inputs.measured.get("folds") or {}
     if folds:
         rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
@@ -126,6 +127,7 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
     leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]
     blocks: list[Block] = [*(leaks or [Note(TEXTS["no_leak"])])]
     blocks += [Note(f"Not checked: {text}.") for text in audit.get("unchecked", [])]
+    blocks += [Note(f"Cohort: {note}.") for note in audit.get("notes", [])]
     blocks += [Note(f"Shortcut: {text}.", warning=True) for text in audit.get("warnings", [])]
     named, rows = audit.get("named", {}), []
     for kind, count in audit.get("across_parts", {}).items():
