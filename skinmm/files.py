@@ -56,7 +56,7 @@ def read_table(path: Path | str, *, only: Collection[str] = ()) -> pd.DataFrame:
     """
     if str(path).lower().endswith(PARQUET_SUFFIXES):
         chunks = list(_read_parquet(path, None, size=1 << 16))
-        table = pd.concat(chunks, ignore_index=True).map(_to_text).astype(str)
+        table = pd.concat(chunks, ignore_index=True).map(format_cell).astype(str)
     elif (unquoted := _read_unquoted_csv(path)) is not None:
         table = unquoted
     else:
@@ -233,7 +233,7 @@ def _read_excel(path: Path | str, file: Any) -> Iterator[list[str]]:
         book, width = load_workbook(file or path, read_only=True, data_only=True), 0
         with closing(book):
             for cells in book.worksheets[0].iter_rows(values_only=True):
-                row = [_to_text(cell) for cell in cells]
+                row = [format_cell(cell) for cell in cells]
                 while row and not row[-1]:
                     row.pop()
                 width = width or len(row)
@@ -261,7 +261,8 @@ def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFra
             yield pd.DataFrame(cells, dtype=object).set_axis(names, axis=1)
 
 
-def _to_text(cell: Any) -> str:
+def format_cell(cell: Any) -> str:
+    """Return a cell as text, "" if missing; whole numbers without decimals."""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         return str(int(cell))
     return "" if cell is None or str(cell) == "nan" else str(cell)

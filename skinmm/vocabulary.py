@@ -260,13 +260,13 @@ def rename_columns(table: pd.DataFrame, further: Collection[str] = ()) -> pd.Dat
     return table.rename(columns=match_columns(table.columns, further))
 
 
-def normalise_name(value: Any) -> Any:
+def normalise_name(value: Any) -> str:
     """Return the form in which patient and lesion names are compared.
 
-    It is in NFC, without blanks around it, and without `.0` after a number.
+    It is text in NFC, without blanks around it, and without `.0` after a number.
     """
     if not isinstance(value, str):
-        return value
+        value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     name = unicodedata.normalize("NFC", value).strip()
     return re.sub(r"^(\d+)\.0+$", r"\1", name) if name.endswith("0") and "." in name else name
 

@@ -98,6 +98,8 @@ def run_audit(config: schemas.AuditConfig) -> int:
     print_line(f"audit: {page}")
     for warning in filter(None, [*findings["warnings"], findings["absent"]]):
         warn(warning)
+    for text in findings["possible_leaks"]:
+        warn(f"possible leak: {text}")
     if findings["leaks"]:
         print_error(f"leaks found: {'; '.join(findings['leaks'])}")
         return 1

@@ -1,6 +1,7 @@
 """Audit of a split: leaks between parts, near duplicates, shortcuts unrelated to the disease."""
 
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,7 @@ from skinmm.data.splits import UNUSED, deal_folds, find_components
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
-from skinmm.vocabulary import name_units
+from skinmm.vocabulary import map_unique, name_units
 
 HASH_SIDE: Final = 16  # 256 bits; with 64 bits, different lesions get the same hash
 PICTURE_SIDE: Final = 64  # pixels, input size of a hash of 256 bits
@@ -36,6 +37,10 @@ MAX_PAIRS: Final = 200
 _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
 _ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
 _UNUSED_ROWS: Final = "linked by patient, lesion or duplicate_of through rows that no part uses"
+_POSSIBLE_LEAK: Final = (
+    "{} ids in two parts differ in case, blanks or leading zeros alone: {}; write each id in one "
+    "way"
+)
 _UNCHECKED: Final = {
     "patient": "whether patients are in two parts: no row names a patient",
     "size": "image sizes as a shortcut: no size is known; skinmm audit near=true reads them",
@@ -196,8 +201,9 @@ def audit(
         patients, lesions, official and near duplicates that occur in two parts, None if not
         checked; `duplicates`, the number of all such pairs; `pairs`, the first ones across parts;
         `size_auroc` (see `compute_size_auroc`); `acquisition` (see `compare_acquisition_groups`);
-        `warnings`; `unchecked`, one sentence for each check that these data do not allow; and
-        `leaks`, sentences, empty if none was found.
+        `warnings`; `unchecked`, one sentence for each check that these data do not allow; `leaks`,
+        sentences, empty if none was found; and `possible_leaks`, sentences on ids in two parts that
+        differ in case, blanks or leading zeros alone.
     """
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)
@@ -223,6 +229,11 @@ def audit(
         "acquisition": compare_acquisition_groups(used, positive),
         "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
+        "possible_leaks": [
+            _POSSIBLE_LEAK.format(kind, _count("pair", names))
+            for kind in ("patient", "lesion")
+            if (names := _name_similar(used, kind))
+        ],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
             *(
@@ -268,6 +279,23 @@ def _name_linked(table: pd.DataFrame) -> dict[str, list[str]]:
         pairs[how] = [pair for pair in linked if pair not in named]
         named.update(linked)
     return pairs
+
+
+def _name_similar(table: pd.DataFrame, kind: str) -> list[str]:
+    """Return pairs of patient or lesion ids in different parts that differ in spelling alone."""
+    column, is_named = f"{kind}_id", name_units(table) == "patient"
+    rows = table[is_named] if kind == "patient" else table.dropna(subset=[column])
+    rows = rows[[column, "part"]].drop_duplicates()
+    keys = map_unique(
+        rows[column].astype(str),
+        lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold()),
+    )
+    names = []
+    for _, ids in rows.groupby(keys):
+        first = ids.iloc[0]
+        others = ids[(ids[column] != first[column]) & (ids["part"] != first["part"])]
+        names += [f"{first[column]} and {other}" for other in others[column].unique()]
+    return names
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

@@ -11,7 +11,16 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from skinmm import files
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis, rename_columns
+from skinmm.vocabulary import (
+    MALIGNANT,
+    UNITS,
+    is_missing,
+    map_unique,
+    name_units,
+    normalise_name,
+    parse_diagnosis,
+    rename_columns,
+)
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -35,7 +44,14 @@ def read_table(path: Path | str) -> pd.DataFrame:
     if "image_id" not in table:
         raise InputError(f"{path} has no column image_id; it has {', '.join(table.columns)}")
     names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
-    return table.assign(image_id=table["image_id"].fillna(names))
+    ids = {
+        name: map_unique(
+            table[name], lambda cell: None if is_missing(cell) else normalise_name(cell)
+        )
+        for name in ("patient_id", "lesion_id")
+        if name in table
+    }
+    return table.assign(image_id=table["image_id"].fillna(names), **ids)
 
 
 class PredictionFile:

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from skinmm.data.dataset import View, decode_image
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError
+from skinmm.files import format_cell
 from skinmm.images.source import (
     COLUMNS,
     Source,
@@ -95,7 +96,7 @@ class TableBatch:
 
 def _convert(name: str, cell: Any) -> Any:
     if name == "image_id":
-        return "" if pd.isna(cell) else str(cell)
+        return "" if pd.isna(cell) else format_cell(cell)
     if name in ("patient_id", "lesion_id"):
         return None if is_missing(cell) else normalise_name(cell)
     return cell.strip() or None if isinstance(cell, str) else cell

@@ -176,7 +176,7 @@ def announce(
 
 def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]) -> list[str]:
     """Return warnings about the cohort, the initialisation and the correction of imbalance."""
-    warnings = [*findings["warnings"]]
+    warnings = [*findings["warnings"], *findings["possible_leaks"]]
     if findings["leaks"]:
         warnings.append(f"the split leaks (data.allow_leaks): {'; '.join(findings['leaks'])}")
     if module.card.initialisation.startswith("FROM SCRATCH"):

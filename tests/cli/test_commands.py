@@ -135,7 +135,7 @@ def test_the_audit_has_the_calibration_part_of_a_run(tmp_path: Path) -> None:
     assert "Calibration" in Page(output / "audit.html").text
 
 
-def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path) -> None:
+def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path, capsys: Captured) -> None:
     table = demo_table().groupby("target").head(8)
     table["patient"] = [f"p{number // 2}" for number in range(len(table))]
     table["part"] = (["train", "train", "val", "test"] * len(table))[: len(table)]
@@ -147,6 +147,13 @@ def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path) -> None:
     assert "Patient in two parts: 4 of 4" in page.text
     assert "patient p1" in page.text
     assert page.pictures == 8
+    table["patient"] = [("P1", "p1", "P01", "q")[number % 4] for number in range(len(table))]
+    table["part"] = (["train", "train", "val", "test"] * len(table))[: len(table)]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    assert main(["audit", *options, f"output={tmp_path / 'spelling'}"]) == 0
+    line = "possible leak: patient ids in two parts differ in case, blanks or leading zeros alone"
+    assert f"WARNING: {line}: 1 pair (P1 and P01)" in capsys.readouterr().err
+    assert line.capitalize() in Page(tmp_path / "spelling" / "audit.html").text
 
 
 def test_audit_and_explore_name_the_columns_that_are_not_used(

@@ -41,6 +41,25 @@ def cohort(patients: int = 40, images: int = 3) -> pd.DataFrame:
     return split(table, 5, 0, 0)
 
 
+@pytest.mark.parametrize("kind", ["patient", "lesion"])
+def test_ids_that_differ_in_spelling_alone_are_a_possible_leak(kind: str) -> None:
+    table = cohort()
+    table["lesion_id"] = [f"lesion{row}" for row in range(len(table))]
+    table[f"{kind}_id"] = table[f"{kind}_id"].str.replace("patient|lesion", "Pat 0", regex=True)
+    part = table.groupby(f"{kind}_id")["part"].first()
+    one, other, same = (part.index[part == name][0] for name in ("train", "test", "train"))
+    assert audit(table)["possible_leaks"] == []
+    spellings = {other: one.upper().replace(" 0", ""), part.index[part == "train"][1]: same.lower()}
+    table[f"{kind}_id"] = table[f"{kind}_id"].replace(spellings)
+    findings = audit(table)
+    pair = " and ".join(sorted([one, spellings[other]], key=table[f"{kind}_id"].tolist().index))
+    assert findings["possible_leaks"] == [
+        f"{kind} ids in two parts differ in case, blanks or leading zeros alone: 1 pair ({pair}); "
+        "write each id in one way"
+    ]
+    assert findings["leaks"] == []
+
+
 def row_of(table: pd.DataFrame, part: str) -> int:
     return int(table.index[table["part"] == part][0])
 

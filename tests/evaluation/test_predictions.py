@@ -15,6 +15,7 @@ from skinmm.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from skinmm.vocabulary import is_missing, normalise_name
 
 BINARY = "image_id,patient_id,target,p_benign,p_malignant\n"
 GOOD = BINARY + "a,p1,0,0.9,0.1\nb,p1,1,0.2,0.8\n"
@@ -36,11 +37,12 @@ names = st.text(
 def test_what_is_written_is_read(tmp_path: Path, data: st.DataObject) -> None:
     images = data.draw(st.lists(names, min_size=2, max_size=6, unique=True))
     n = len(images)
+    patients = names.filter(lambda name: normalise_name(name) == name and not is_missing(name))
     classes = data.draw(st.sampled_from((("benign", "malignant"), ("bkl", "mel", "nv"))))
     generator = np.random.default_rng(n)
     written = Predictions(
         image_id=np.array(images, dtype=object),
-        patient_id=np.array(data.draw(st.lists(names, min_size=n, max_size=n)), dtype=object),
+        patient_id=np.array(data.draw(st.lists(patients, min_size=n, max_size=n)), dtype=object),
         target=np.arange(n) % len(classes),
         probabilities=generator.dirichlet(np.ones(len(classes)), size=n),
         raw=generator.dirichlet(np.ones(len(classes)), size=n) if n % 2 else None,
@@ -137,6 +139,11 @@ def test_malignancy_alone_is_enough_and_patients_fall_back(tmp_path: Path) -> No
     assert read.classes == ("benign", "malignant")
     assert read.patient_id.tolist() == ["l1", "b.jpg"]
     np.testing.assert_array_equal(read.probabilities, [[0.75, 0.25], [0.5, 0.5]])
+
+
+def test_one_number_is_one_patient(tmp_path: Path) -> None:
+    text = BINARY + "a,100,0,0.9,0.1\nb,100.0,1,0.2,0.8\nc,unknown,1,0.2,0.8\nd, 7,0,0.9,0.1\n"
+    assert read_predictions(write(tmp_path, text)).patient_id.tolist() == ["100", "100", "c", "7"]
 
 
 def test_labels_come_from_a_second_table(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from skinmm.errors import InputError
-from skinmm.predict.inputs import ImageFolder, describe_missing_columns
+from skinmm.predict.inputs import ImageFolder, describe_missing_columns, read_input
 from skinmm.predict.pipeline import TableBatch
 from skinmm.vocabulary import resolve_patients
 
@@ -82,6 +82,17 @@ def test_a_list_in_a_cell_counts_as_not_known() -> None:
     np.testing.assert_array_equal(found.cells["age"].astype(float), [np.nan, 50])
     assert found.cells["itch"].tolist() == ["{'no': 1}", "True"]
     assert found.unknown == {"age": 1}
+
+
+def test_numbers_that_name_something_have_no_decimals(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    names = {"image": [1.0, 2.0, None], "patient_id": [100.0, None, 7.0], "lesion_id": [1, 2, 3]}
+    pd.DataFrame(names).to_parquet(tmp_path / "in.parquet")
+    (table,) = read_input(str(tmp_path / "in.parquet"), 9)
+    cells = TableBatch(table, [], needs_image=True).cells
+    assert cells["image_id"].tolist() == ["1", "2", ""]
+    assert cells["patient_id"].tolist() == ["100", None, "7"]
+    assert cells["lesion_id"].tolist() == ["1", "2", "3"]
 
 
 def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:

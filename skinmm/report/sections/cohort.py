@@ -126,6 +126,8 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
         return [Note("The cohort and its split were not audited.")]
     leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]
     blocks: list[Block] = [*(leaks or [Note(TEXTS["no_leak"])])]
+    possible = audit.get("possible_leaks", [])
+    blocks += [Note(f"Possible leak: {text}.", warning=True) for text in possible]
     blocks += [Note(f"Not checked: {text}.") for text in audit.get("unchecked", [])]
     blocks += [Note(f"Cohort: {note}.") for note in audit.get("notes", [])]
     blocks += [Note(f"Shortcut: {text}.", warning=True) for text in audit.get("warnings", [])]

@@ -185,6 +185,8 @@ def _collect_limits(inputs: ReportInputs) -> list[str]:
     limits, audit = collect_warnings(inputs), inputs.audit
     if audit and not audit.get("leaks"):
         limits.append(TEXTS["no_leak"])
+    if audit.get("possible_leaks"):  # whose text names patients
+        limits.append(TEXTS["possible_leak"])
     limits += [f"Not checked: {text}." for text in audit.get("unchecked", [])]
     if warnings := audit.get("warnings"):
         limits += [f"Shortcut: {warning}." for warning in warnings]
