@@ -5,12 +5,14 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 GRACE: Final = 4.0  # seconds from SIGTERM to the end of the process
+MAX_WORDS: Final = 10  # of a list in a message
 
 
 class InputError(ValueError):
@@ -45,6 +47,13 @@ def print_error(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning to standard error."""
     print_error(f"WARNING: {text}")
+
+
+def list_words(words: Counter[str]) -> str:
+    """Return the most frequent words with their numbers, such as `'moon' (3), 'mars' (1)`."""
+    listed = [f"{word!r} ({count})" for word, count in words.most_common(MAX_WORDS)]
+    more = [f"{len(words) - MAX_WORDS} more"] if len(words) > MAX_WORDS else []
+    return ", ".join([*listed, *more])
 
 
 def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:

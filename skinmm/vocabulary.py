@@ -17,7 +17,7 @@ Table = pd.DataFrame | Columns
 COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "image_id": (
         *("image_id", "image_name", "isic_id", "image", "path", "img_id", "filename", "file_name"),
-        *("image_path", "image_file"),
+        *("image_path", "image_file", "bcn_filename"),
     ),
     "patient_id": ("patient_id", "patient", "subject_id", "subject"),
     "lesion_id": ("lesion_id", "lesion"),
@@ -26,6 +26,7 @@ COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "site": (
         *("site", "anatom_site_general_challenge", "anatom_site_general", "localization"),
         *("region", "anatom_site", "anatomic_site", "body_site", "body_part", "localisation"),
+        "location",
     ),
     "diagnosis": ("diagnosis", "dx", "diagnostic"),
     "target": ("target", "malignant", "melanoma"),
@@ -40,32 +41,43 @@ _EMPTY: Final = {
     *("undetermined", "indeterminate", "not known"),
 }
 _SEX_WORDS: Final[dict[str, tuple[str, ...]]] = {"female": ("f", "woman"), "male": ("m", "man")}
-# Words of ISIC, MILK10k, HAM10000, BCN20000, HIBA, Derm7pt and PAD-UFES-20, and the terms of
-# DICOM PS3.16 annex L, in the singular and without laterality.
-_SITE_WORDS: Final[dict[str, tuple[str, ...]]] = {
+# Words of ISIC, MILK10k, HAM10000, BCN20000, HIBA, Derm7pt and PAD-UFES-20, the terms of DICOM
+# PS3.16 annex L, and the words in the names of its context group 4029 (sites of dermatology), in
+# the singular and without laterality. A name with words of several sites has the first of them.
+_SITE_WORDS: Final[dict[str, str]] = {
+    "oral/genital": (
+        "oral, oral cavity, oral or genital, mouth, mucosa, oropharynx, palate, tongue, tooth, "
+        "genital, genitalia, genital area, anus, clitoris, labia, labium, penis, perineum, "
+        "scrotum, testis, urethral, vagina, vaginal, vulva, vulval"
+    ),
     "head/neck": (
-        *("head", "neck", "headneck", "head neck", "head neck face", "face", "scalp", "ear"),
-        *("external ear", "nose", "lip", "cheek", "chin", "eyebrow", "eyelid", "forehead"),
-        *("jaw", "mandible", "maxilla", "temple", "skull", "zygoma"),
+        "head, neck, headneck, head neck, head neck face, face, scalp, skull, occipital, "
+        "parietal, temporal, temple, nuchal, ear, external ear, auditory, antihelix, antitragus, "
+        "concha, helix, intertragal, pinna, postauricular, preauricular, tragus, eye, canthus, "
+        "cornea, eyebrow, eyelash, eyelid, iris, orbit, retina, sclera, nose, infraalar, nasi, "
+        "nasolabial, paranasal, lip, perioral, philtrum, cheek, zygoma, chin, forehead, jaw, "
+        "jawline, mandible, maxilla, parotid, submandibular, submental, tmjoint, cspine"
+    ),
+    "palms/soles": (
+        "palm, palmar, sole, plantar, palm sole, palms sole, palm or sole, palms or sole, acral, "
+        "acral palm or sole, acral palms or sole"
+    ),
+    "torso": (
+        "trunk, anterior torso, posterior torso, lateral torso, torso front, torso back, abdomen, "
+        "epigastric, hypogastric, umbilicus, abdomenpelvis, chestabdomen, chestabdpelvis, chest, "
+        "thorax, thoracic, areola, breast, nipple, rib, sternum, sternal, clavicle, "
+        "infraclavicular, axilla, flank, back, paraspinal, scapula, spine, tspine, lspine, "
+        "sspine, coccyx, sacrum, pelvis, groin, inguinal, buttock, gluteal, gluteus"
     ),
     "lower extremity": (
-        *("lower limb", "lowerlimb", "lower leg", "lowerleg", "leg", "thigh", "foot", "ankle"),
-        *("calf", "heel", "knee", "shin", "toe", "extremity lower", "popliteal fossa"),
-    ),
-    "oral/genital": (
-        *("oral", "genital", "genital area", "mucosa", "mouth", "tongue", "palate", "penis"),
-        *("vulva", "scrotum", "oral cavity", "perineum", "anus"),
-    ),
-    "palms/soles": ("palm", "sole", "acral", "palm sole", "palms soles"),
-    "torso": (
-        *("anterior torso", "posterior torso", "lateral torso", "trunk", "back", "chest"),
-        *("abdomen", "buttock", "torso front", "torso back", "breast", "flank", "thorax"),
-        *("axilla", "groin", "chestabdomen", "abdomenpelvis", "pelvis"),
-        *("clavicle", "scapula", "sternum", "umbilicus", "gluteus"),
+        "lower limb, lowerlimb, extremity lower, leg, lower leg, lowerleg, thigh, femur, hip, "
+        "knee, patella, popliteal, popliteal fossa, calf, shin, tibia, fibula, ankle, foot, heel, "
+        "calcaneus, toe, toenail"
     ),
     "upper extremity": (
-        *("upper limb", "upperlimb", "upper arm", "upperarm", "arm", "forearm", "hand", "elbow"),
-        *("finger", "thumb", "wrist", "shoulder", "extremity upper", "antecubital fossa"),
+        "upper limb, upperlimb, extremity upper, arm, upper arm, upperarm, shoulder, humerus, "
+        "elbow, antecubital, antecubital fossa, forearm, radius, ulna, wrist, hand, finger, "
+        "fingernail, thumb"
     ),
 }
 _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -89,36 +101,30 @@ _TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | d
     ("false", "no", "n", "f", "0", "0.0"), "false"
 )
 
-_UNIT_WORDS: Final[dict[str, str]] = {
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "um": "\u03bcm micrometer micrometre micron",
-    "inch": "in inche",
-    "mm2": "sqmm squaremillimeter squaremillimetre",
-    "cm2": "sqcm squarecentimeter squarecentimetre",
-    "mm3": "",
-    "cm3": "",
-    "years": "yr year yearsold",
-    "months": "mo month",
-    "weeks": "wk week",
-    "days": "day",
-    "kg": "kilogram",
-    "lb": "pound",
-    "%": "percent pct",
-}
+_UNIT_WORDS: Final = (
+    "mm millimeter millimetre, cm centimeter centimetre, um \u03bcm micrometer micrometre micron, "
+    "inch in inche, mm2 sqmm squaremillimeter squaremillimetre, cm2 sqcm squarecentimeter "
+    "squarecentimetre, mm3, cm3, years yr year yearsold, months mo month, weeks wk week, days day, "
+    "kg kilogram, lb pound, % percent pct"
+)
 NUMBER_UNITS: Final = {
-    word: unit for unit, words in _UNIT_WORDS.items() for word in (unit, *words.split())
+    word: words.split()[0] for words in _UNIT_WORDS.split(", ") for word in words.split()
 }
 """Word -> unit of a number in a further column, in lower case and the singular."""
 _QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 SEXES: Final = tuple(_SEX_WORDS)
-SITES: Final = tuple(_SITE_WORDS)
-CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
-_SEX, _SITE, _DIAGNOSIS = (
-    {word: name for name, synonyms in table.items() for word in (name, *synonyms)}
-    for table in (_SEX_WORDS, _SITE_WORDS, _DIAGNOSIS_WORDS)
+SITES: Final = (
+    *("head/neck", "lower extremity", "oral/genital", "palms/soles", "torso", "upper extremity"),
 )
+CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
+_SEX, _DIAGNOSIS = (
+    {word: name for name, synonyms in table.items() for word in (name, *synonyms)}
+    for table in (_SEX_WORDS, _DIAGNOSIS_WORDS)
+)
+_SITE: Final = {
+    word: site for site, words in _SITE_WORDS.items() for word in (site, *words.split(", "))
+}
 
 
 def count_table_rows(table: Table) -> int:
@@ -143,14 +149,26 @@ def parse_sex(value: Any) -> str | None:
     return _SEX.get(_normalise(value))
 
 
+_SITE_END: Final = r" (left|right|region|joint|nos|upper|lower|(top|middle|bottom) (third|half))$"
+
+
 def parse_site(value: Any) -> str | None:
     """Return one of `SITES` for a word of a public dataset or DICOM, or None.
 
-    Plurals, and `left` or `right` before or after the word, are accepted.
+    Plurals, `left` or `right` before or after the word, and names such as `Skin of sole of foot`
+    are accepted.
     """
     word = re.sub(r" ?(&|/|\band\b) ?", "/", _normalise(value))
-    word = re.sub(r"^(left|right|bilateral) | (left|right)$", "", word)
-    return _SITE.get(word) or _SITE.get(word.removesuffix("s"))
+    word = re.sub(r"^(left|right|bilateral) ", "", word).removeprefix("skin of ")
+    for name in (word, re.sub(_SITE_END, "", word)):
+        if site := _SITE.get(name) or _SITE.get(name.removesuffix("s")):
+            return site
+    is_name = r"^skin of |\b(skin|mucosa|nail unit|labi.*|urethral|introitus|vestibule|triangle)\b"
+    if not re.search(is_name, _normalise(value)):
+        return None
+    parts = re.sub(r"palmar (area of )?wrist", "wrist", word).split()
+    sites = {_SITE.get(part) or _SITE.get(part.removesuffix("s")) for part in parts}
+    return next((site for site in _SITE_WORDS if site in sites), None)
 
 
 def parse_diagnosis(value: Any) -> str | None:
@@ -243,7 +261,8 @@ def match_columns(names: Iterable[Any], further: Collection[str] = ()) -> dict[A
             matches.setdefault(canonical, by_key[key])
     keys = Counter(map(column_key, present))
     for name in further:
-        if (key := column_key(name)) not in COLUMN_KEYS and keys[key] == 1:
+        key = column_key(name)
+        if key not in COLUMN_KEYS and (keys[key] == 1 or by_key.get(key) == name):
             matches[name] = by_key[key]
     return {name: canonical for canonical, name in matches.items()}
 

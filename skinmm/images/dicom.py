@@ -27,7 +27,7 @@ from skinmm.images.base import (
     report_damage,
     to_rgb,
 )
-from skinmm.vocabulary import parse_age
+from skinmm.vocabulary import parse_age, parse_site
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -91,17 +91,19 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
 
     Returns:
         `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
-        and `site` (Body Part Examined, else the anatomic region) as written; None where missing.
+        and `site` (Body Part Examined, else the anatomic region; the first that is known) as
+        written; None where missing.
     """
     with report_damage("DICOM header"):
         file = BytesIO(data) if isinstance(data, bytes) else data
         dataset = _read_dataset(file, stop_before_pixels=True)
         regions = dataset.get("AnatomicRegionSequence") or [{}]
+        sites = dataset.get("BodyPartExamined"), regions[0].get("CodeMeaning")
         record = {
             "age": _read_age(dataset),
             "sex": dataset.get("PatientSex"),
             "patient_id": dataset.get("PatientID"),
-            "site": dataset.get("BodyPartExamined") or regions[0].get("CodeMeaning"),
+            "site": next(filter(parse_site, sites), sites[0] or sites[1]),  # SKIN is no site
         }
     return {name: None if value == "" else value for name, value in record.items()}
 

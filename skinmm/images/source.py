@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, list_words, warn
 from skinmm.files import IMAGE_SUFFIXES, OTHER_PICTURES
 from skinmm.images import shards
 from skinmm.images.dicom import File, read_dicom_record
-from skinmm.vocabulary import CONVERTERS, Table
+from skinmm.vocabulary import CONVERTERS, Table, is_missing
 
 HDF5_SUFFIXES: Final = (".hdf5", ".h5")
 _MANY: Final = 10_000
@@ -110,7 +111,10 @@ _OTHERS: Final = re.compile(
 
 
 def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
-    """Fill empty cells of `COLUMNS` from DICOM headers; files of complete rows are not opened."""
+    """Fill empty cells of `COLUMNS` from DICOM headers; files of complete rows are not opened.
+
+    Words that the vocabulary lacks are printed.
+    """
     is_read = table["path"].map(may_be_dicom, na_action="ignore").eq(True) & has_empty_cell(
         table, COLUMNS
     )
@@ -124,6 +128,15 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
                 records[row] = read_header_record(path, file)
         except (OSError, InputError) as error:
             raise InputError(f"image {image_id} ({path}): {error}") from error
+    for name in CONVERTERS:
+        words = Counter(
+            record["unknown"][name]
+            for record, is_empty in zip(records, table[name].isna(), strict=True)
+            if is_empty and name in record.get("unknown", {})
+        )
+        if words:
+            count = f"{words.total()} unknown values treated as missing"
+            warn(f"DICOM headers: {name}: {count}: {list_words(words)}")
     filled: dict[str, Any] = fill_empty_cells(table, records)
     for name, cells in filled.items():
         filled[name] = pd.Series(cells, table.index, float if name == "age" else object)
@@ -149,14 +162,20 @@ def read_header_record(path: str, file: File) -> dict[str, Any]:
         file: file that is read up to the pixels.
 
     Returns:
-        The record; empty for a file of another format.
+        The record, and `unknown`: column -> word that the vocabulary lacks; empty for a file of
+        another format.
     """
     if file.read(132)[128:] != b"DICM" and not split_frame(path)[0].lower().endswith(".dcm"):
         return {}
     record = read_dicom_record(file)
     values = {name: convert(record[name]) for name, convert in CONVERTERS.items()}
+    unknown = {
+        name: str(record[name])
+        for name, value in values.items()
+        if value is None and not is_missing(record[name])
+    }
     patient = record["patient_id"]
-    return {**values, "patient_id": str(patient) if patient else None}
+    return {**values, "patient_id": str(patient) if patient else None, "unknown": unknown}
 
 
 def fill_empty_cells(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
-from skinmm.errors import InputError, print_error, print_line
+from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.files import find_checkpoints
 from skinmm.images.finder import describe_folders
@@ -33,6 +34,7 @@ from skinmm.predict.writer import OutputTable, find_format
 
 CHUNK: Final = 256  # rows written at a time, rounded up to whole batches
 MAX_WORKERS: Final = 8
+MAX_WORDS: Final = 1000  # unknown values in memory
 CONCURRENCY: Final = 4  # batches at a time; each needs about 200 MB
 PROBED_ROWS: Final = 32  # one of these must have its image next to the table, if no folder is named
 
@@ -64,19 +66,23 @@ def predict_file(config: PredictConfig) -> int:
     if not output.rows and "image" in predictor.inputs:
         require_images(config, images, predictor.ensemble.column_names)
     extra_outputs = open_extra_outputs(config, predictor, checkpoints, images, output.rows)
+    words = Counter[tuple[str, str]]()
     with output, extra_outputs as extras:
         for predictions in _predict_chunks(config, predictor, images, skip=output.rows):
             _require_unchanged(config.input, input_state)
             for extra in extras:
                 extra.add(predictions)
             output.write(predictions.table, predictions.unknown)
+            words = Counter(dict((words + predictions.unread).most_common(MAX_WORDS)))
         _require_unchanged(config.input, input_state)
         if not output.rows:
             raise InputError(f"input={config.input}: the table has no rows")
         for extra in extras:
             extra.finish(output.read())
     for name, count in output.unknown.items():
-        print_error(f"{name}: {count} unknown values treated as missing")
+        texts = Counter({text: n for (column, text), n in words.items() if column == name})
+        listed = f": {list_words(texts)}" if texts else ""
+        print_error(f"{name}: {count} unknown values treated as missing{listed}")
     status = print_summary(output.decisions, config.output, predictor.backend)
     for extra in extras:
         print_line(f"{extra.label}: {extra.path}")

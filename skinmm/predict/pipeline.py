@@ -1,6 +1,6 @@
 """Prediction pipeline: images are decoded in advance while the networks run, batch by batch."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -52,7 +52,7 @@ class TableBatch:
     Attributes:
         cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
             `patient_id`, `lesion_id` and the columns of the models.
-        unknown: per column, number of cells with an unknown value, which became missing.
+        unread: column and text of each cell with an unknown value, which became missing.
         target: the column of targets as the table has it, without blanks around cells, or None.
         size: number of rows.
         scores: scores of the ensemble; NaN until the networks ran.
@@ -71,7 +71,7 @@ class TableBatch:
                 f"(it has: {', '.join(map(str, table.keys()))})"
             )
         self.size = count_table_rows(table)
-        self.unknown = Counter[str]()
+        self.unread: list[tuple[str, str]] = []
         self.target = None
         if label := public_names.get("target"):
             cells = np.asarray(table[label], object).tolist()
@@ -86,8 +86,9 @@ class TableBatch:
                 texts = [cell if isinstance(cell, Hashable) else str(cell) for cell in cells]
                 self.cells[name] = np.array(texts, object)
             if name in CONVERTERS:
-                self.cells[name], is_unknown = parse_column(self.cells[name], name)
-                self.unknown.update({name: int(is_unknown.sum())} if is_unknown.any() else {})
+                texts = self.cells[name]
+                self.cells[name], is_unknown = parse_column(texts, name)
+                self.unread += [(name, str(text)) for text in texts[is_unknown]]
             else:
                 self.cells[name] = np.array([_convert(name, c) for c in self.cells[name]], object)
         self.scores = np.full((self.size, score_width), np.nan)
@@ -230,8 +231,8 @@ def _submit(
         )
         _refuse_cells(batch, ensemble)
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
+            batch.unread += [(name, str(text)) for text in batch.cells[name][unseen]]
             batch.cells[name][unseen] = None
-            batch.unknown[name] += int(unseen.sum())
         if images is None and ensemble.needs_image:
             raise InputError("these models need images: name their folder, images=DIR")
         read_header = has_empty_cell(batch.cells, COLUMNS)
@@ -262,6 +263,12 @@ def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
     loaded = [future.result() for future in futures]
     cells = {name: column[rows] for name, column in batch.cells.items()}
     if any(row.record for row in loaded):
+        batch.unread += [
+            (name, word)
+            for number, row in enumerate(loaded)
+            for name, word in row.record.get("unknown", {}).items()
+            if name in cells and is_missing(cells[name][number])
+        ]
         cells |= fill_empty_cells(cells, [row.record for row in loaded], ensemble.measured_columns)
         batch.cells["patient_id"][rows] = cells["patient_id"]
     batch.errors[rows] = [

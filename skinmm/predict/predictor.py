@@ -38,12 +38,17 @@ class PredictionTable(NamedTuple):
     Attributes:
         columns: columns of the output.
         cells: canonical rows of the input, by column.
-        unknown: per column, number of input cells with an unknown value.
+        unread: number of input cells with an unknown value, by column and text.
     """
 
     columns: dict[str, np.ndarray]
     cells: dict[str, np.ndarray]
-    unknown: Counter[str]
+    unread: Counter[tuple[str, str]]
+
+    @property
+    def unknown(self) -> Counter[str]:
+        """Number of input cells with an unknown value, by column."""
+        return Counter(name for name, _ in self.unread.elements())
 
     @property
     def table(self) -> pd.DataFrame:
@@ -220,7 +225,7 @@ class Predictor:
         if tuple(self.classes) != BINARY:
             index = predict_classes(output.calibrated, self._shares)
             columns["called"] = np.where(is_good, np.array(self.classes, object)[index], "")
-        return PredictionTable(columns, batch.cells, batch.unknown)
+        return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def _decide(
         self,

@@ -218,6 +218,75 @@ def test_an_unknown_diagnosis_has_no_label(tmp_path: Path) -> None:
     assert table["image_id"].tolist() == ["I0", "I2"]
 
 
+@pytest.mark.parametrize("word", ["pending", "", "?", "not known"])
+def test_a_diagnosis_that_is_pending_has_no_label(tmp_path: Path, word: str) -> None:
+    rows = [f"{n}.jpg,P1,{w}" for n, w in zip(NAMES, ["mel", word, "nv", "nv"], strict=True)]
+    folder = cohort(tmp_path, "image,patient,diagnosis", *rows)
+    with pytest.raises(
+        InputError, match=r"1 rows have no malignant target, e\.g\. I1; data\.missing"
+    ):
+        load("csv", folder)
+
+
+@pytest.mark.parametrize("header", ["MEL,NV,BCC", "melanoma,nevus,basal_cell_carcinoma"])
+def test_columns_of_0_and_1_named_like_classes_are_one_hot(tmp_path: Path, header: str) -> None:
+    marks = ["1,0,0", "0,1,0", "0,0,1.0", "0,1,0"]
+    rows = [f"{n}.jpg,P1,{mark}" for n, mark in zip(NAMES, marks, strict=True)]
+    folder = cohort(tmp_path, f"image,patient,{header}", *rows)
+    table = load_table("csv", folder)
+    assert table.notes == ("no value of age, sex, site in any row",)
+    assert table.rows["target"].tolist() == [1, 0, 1, 0]
+    table = load("csv", folder, target="diagnosis")
+    assert table["target"].tolist() == ["mel", "nv", "bcc", "nv"]
+    mapped = {"columns": {"target": header.split(",")[0]}}
+    assert load("csv", folder, args=mapped)["target"].tolist() == [1, 0, 0, 0]
+    for mark in ("1,1,0", "0,0,0", ",,"):
+        write(
+            tmp_path, "cohort.csv", f"image,patient,{header}\nI0.jpg,P1,0,1,0\nI1.jpg,P1,{mark}\n"
+        )
+        with pytest.raises(InputError, match="row 3: exactly one class must be 1"):
+            load("csv", folder)
+
+
+def test_one_hot_columns_against_the_target_are_refused(tmp_path: Path) -> None:
+    rows = [f"{n}.jpg,P1,{i % 2},{i % 2},0" for i, n in enumerate(NAMES)]
+    rows[0] = "I0.jpg,P1,0,1,0"
+    folder = cohort(tmp_path, "image,patient,NV,MEL,target", *rows)
+    with pytest.raises(InputError, match="exactly one class must be 1"):
+        load("csv", folder)
+    rows = [f"{n}.jpg,P1,{i % 2},{1 - i % 2},0" for i, n in enumerate(NAMES)]
+    folder = cohort(tmp_path, "image,patient,NV,MEL,target", *rows)
+    with pytest.raises(InputError, match="2 rows whose target contradicts their diagnosis"):
+        load("csv", folder)
+
+
+def test_unknown_sites_are_counted_and_listed(tmp_path: Path) -> None:
+    words = ["moon", "hands", "moon", "mars"]
+    rows = [f"{n}.jpg,P1,{w},{i % 2}" for i, (n, w) in enumerate(zip(NAMES, words, strict=True))]
+    folder = cohort(tmp_path, "image,patient,location,target", *rows)
+    with pytest.raises(
+        InputError, match=r"site 'moon' .*\(3 such rows: 'moon' \(2\), 'mars' \(1\)\)"
+    ):
+        load("csv", folder)
+
+
+def test_unknown_words_of_headers_are_counted_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cohort(
+        tmp_path, "image,patient,target", *[f"{n},P1,{i % 2}" for i, n in enumerate(NAMES)]
+    )
+    for name, site in zip(NAMES, ("MOON", "HAND", "MOON", ""), strict=True):
+        (folder / "images" / f"{name}.jpg").unlink()
+        data = dicom_from_jpeg(picture(), BodyPartExamined=site, PatientSex="O")
+        (folder / "images" / f"{name}.dcm").write_bytes(data)
+    assert load("csv", folder)["site"].tolist() == [None, "upper extremity", None, None]
+    assert capsys.readouterr().err.splitlines() == [
+        "WARNING: DICOM headers: sex: 4 unknown values treated as missing: 'O' (4)",
+        "WARNING: DICOM headers: site: 2 unknown values treated as missing: 'MOON' (2)",
+    ]
+
+
 def test_spellings_of_a_class_are_one_class(tmp_path: Path) -> None:
     words = ["melanoma", "nevus", "Nevus", "NV"]
     rows = [f"{n}.jpg,P1,{word}" for n, word in zip(NAMES, words, strict=True)]

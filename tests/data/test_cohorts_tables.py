@@ -38,7 +38,10 @@ def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encodin
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("I1,P1,-5,male,torso,0", r"row 3 \('I1'\): age '-5' is not understood .*0 to 120"),
+        (
+            "I1,P1,-5,male,torso,0",
+            r"row 3 \('I1'\): age '-5' is not understood \(1 such rows: '-5' \(1\)\).*0 to 120",
+        ),
         ("I1,P1,forty,male,torso,0", r"row 3 \('I1'\): age 'forty' .*0 to 120"),
         ("I1,P1,40,divers,torso,0", r"row 3 \('I1'\): sex 'divers' .*female, male or empty"),
         ("I1,P1,40,male,moon,0", r"row 3 \('I1'\): site 'moon' .*head/neck, lower extremity"),

@@ -1,12 +1,14 @@
 """The vocabulary, and the encoder against scikit-learn's."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.sr.codedict import codes
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, check_columns
@@ -44,6 +46,101 @@ HAM_SITES = {
 @pytest.mark.parametrize(("word", "site"), HAM_SITES.items())
 def test_ham_localizations_become_sites(word: str, site: str | None) -> None:
     assert parse_site(word) == site
+
+
+SITES_OF_COHORTS = {
+    "MILK10k": {
+        "head/neck": "head_neck_face",
+        "lower extremity": "lower_extremity foot",
+        "oral/genital": "genital",
+        "torso": "trunk",
+        "upper extremity": "upper_extremity hand",
+    },
+    "Derm7pt": {
+        "head/neck": "head_neck",
+        "lower extremity": "lower_limbs",
+        "oral/genital": "genital_areas",
+        "palms/soles": "acral",
+        "torso": "abdomen back buttocks chest",
+        "upper extremity": "upper_limbs",
+    },
+    "BCN20000 and HIBA": {
+        "head/neck": "head/neck",
+        "lower extremity": "lower_extremity",
+        "oral/genital": "oral/genital",
+        "palms/soles": "palms/soles",
+        "torso": "anterior_torso posterior_torso lateral_torso",
+        "upper extremity": "upper_extremity",
+    },
+    "PAD-UFES-20": {
+        "head/neck": "NECK FACE NOSE SCALP EAR LIP",
+        "lower extremity": "THIGH FOOT",
+        "torso": "CHEST BACK ABDOMEN",
+        "upper extremity": "ARM HAND FOREARM",
+    },
+    "ISIC archive": {
+        "head/neck": "Head_&_Neck",
+        "lower extremity": "Left_Leg Right_Leg_-_Lower toenail",
+        "oral/genital": "oral_or_genital",
+        "palms/soles": "acral_NOS acral_palms_or_soles",
+        "torso": "Torso_Front Torso_Back_Top_Third Torso_Front_Top_Half",
+        "upper extremity": "Right_Arm Left_Arm_-_Upper fingernail shoulder hands",
+    },
+    "DICOM PS3.16 annex L": {
+        "head/neck": "HEAD HEADNECK NECK FACE SKULL EAR EYE EYELID NOSE CHEEK JAW MAXILLA ORBIT",
+        "lower extremity": "LEG THIGH KNEE CALF ANKLE FOOT TOE HIP FEMUR PATELLA CALCANEUS",
+        "oral/genital": "MOUTH PENIS SCROTUM VULVA VAGINA TESTIS",
+        "torso": "ABDOMEN BACK BREAST BUTTOCK CHEST AXILLA CLAVICLE PELVIS RIB SCAPULA STERNUM "
+        "SPINE TSPINE LSPINE COCCYX CHESTABDOMEN CHESTABDPELVIS ABDOMENPELVIS",
+        "upper extremity": "ARM ELBOW FINGER HAND HUMERUS SHOULDER THUMB WRIST",
+    },
+}
+
+
+@pytest.mark.parametrize("cohort", SITES_OF_COHORTS)
+def test_the_sites_of_public_cohorts_are_known(cohort: str) -> None:
+    for site, words in SITES_OF_COHORTS[cohort].items():
+        for word in words.split():
+            for spelling in (word, word.lower(), word.replace("_", " "), f" {word.upper()}"):
+                assert parse_site(spelling) == site, spelling
+
+
+@pytest.mark.parametrize("word", ["left {}", "Right {}", "bilateral {}s", "{} left", "{}s", "{}"])
+def test_laterality_and_plurals_do_not_matter(word: str) -> None:
+    assert parse_site(word.format("hand")) == "upper extremity"
+    assert parse_site(word.format("Lower_Leg").upper()) == "lower extremity"
+    assert parse_site(word.format("")) is None
+
+
+@pytest.mark.parametrize(
+    "word", ["EXTREMITY", "WHOLEBODY", "NECKCHEST", "NECKCHESTABDOMEN", "HEART", "SKIN", "moon"]
+)
+def test_what_names_no_single_site_is_unknown(word: str) -> None:
+    assert parse_site(word) is None
+
+
+def test_every_site_of_dicom_s_dermatology_is_known() -> None:
+    """Context group 4029 of PS3.16, as pydicom has it."""
+    names = {concept.meaning for concept in codes.cid4029.concepts.values()} - {"Skin", "Hair"}
+    assert len(names) > 190
+    assert [name for name in names if parse_site(name) is None] == []
+    sure = {
+        "lower extremity": r"\b(toe|foot|knee|thigh|lower leg|ankle|heel)$(?<!sole of foot)",
+        "upper extremity": r"(arm|elbow|wrist|thumb|finger|of hand)$(?<!palm of hand)",
+        "head/neck": r"(ear|nose|eyelid|cheek|neck|scalp|helix of ear|forehead|chin)$",
+        "torso": r"(back|breast|abdomen|thorax|trunk|buttock)$",
+        "oral/genital": r"(penis|scrotum|tongue|Oral mucosa|uvula|clitoris)$",
+        "palms/soles": r"(sole of foot|palm of hand|forefoot|region of palm)$",
+    }
+    for site, pattern in sure.items():
+        matching = [
+            name
+            for name in names
+            if re.search(pattern, name) and not re.search("palmar|plant", name)
+        ]
+        assert {parse_site(name) for name in matching or [""]} == {site}, pattern
+    glabrous = [name for name in names if re.search(r"(palmar part|plantar part) of", name)]
+    assert {parse_site(name) for name in glabrous} == {"palms/soles"}
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -75,7 +75,7 @@ def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
     assert lacking.startswith("no column for age (known: age, age_approx, age_approximate), site (")
     assert lacking.endswith("; columns not used: Alter")
     assert counted == [
-        "sex: 1 unknown values treated as missing",
+        "sex: 1 unknown values treated as missing: 'divers' (1)",
         "1 of 6 rows not predicted; see the column error",
     ]
     assert files_in(tmp_path) - before == {f"{folder.name}/out.csv"}

@@ -122,7 +122,7 @@ def test_an_interrupted_job_counts_all_its_rows_when_resumed(
     assert "threshold changed since 32 rows" in capsys.readouterr().err
     assert main.predict([*arguments, "resume=true"]) == 3
     assert capsys.readouterr().err.splitlines() == [
-        "sex: 1 unknown values treated as missing",
+        "sex: 1 unknown values treated as missing",  # which the first part of the job read
         "1 of 560 rows not predicted; see the column error",
     ]
     assert pd.read_csv(output)["image_id"].tolist() == table["image_id"].tolist()

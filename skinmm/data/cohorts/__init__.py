@@ -137,7 +137,8 @@ def _describe_columns(cohort: CohortTable, data: DataConfig) -> list[str]:
     empty = [name for name in data.columns if name in CONVERTERS and rows[name].isna().all()]
     if data.columns != DataConfig().columns:
         present = {*match_columns(cohort.columns).values(), *(data.args.get("columns") or ())}
-        check_columns([name for name in empty if name not in present], (), cohort.columns)
+        absent = [name for name in empty if name not in present]
+        check_columns(absent, [*rows.columns.difference(empty)], cohort.columns)
     if empty and cohort.columns:
         notes.append(f"no value of {', '.join(empty)} in any row")
     unused = describe_unused_columns(cohort.unused, ": use +data.args.columns.part=COLUMN")

@@ -11,6 +11,7 @@ from skinmm.config import DataConfig
 from skinmm.data.cohorts.tables import (
     CohortTable,
     attach_images,
+    decode_one_hot,
     merge_companion,
     read_table,
     require_choice,
@@ -57,7 +58,7 @@ def isic_2019(data: DataConfig) -> CohortTable:
     root = require_root(data)
     file = find_table(root, "ISIC_2019_Training_GroundTruth.csv")
     table = read_table(file, ["image", "MEL"])
-    table["diagnosis"] = _decode_one_hot(table, file)
+    table["diagnosis"] = decode_one_hot(table, file)
     metadata = ["age_approx", "anatom_site_general", "lesion_id", "sex"]
     companion = find_table(root, "ISIC_2019_Training_Metadata.csv")
     table = merge_companion(table, "image", companion, metadata)
@@ -86,7 +87,7 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
     for part, fixed in _select_parts(folds).items():
         file = find_table(root, f"ISIC2018_Task3_{part}_GroundTruth.csv")
         table = read_table(file, ["image", "MEL"])
-        table["diagnosis"] = _decode_one_hot(table, file)
+        table["diagnosis"] = decode_one_hot(table, file)
         table = merge_companion(table, "image", groups, ["lesion_id"])
         table = merge_companion(table, "image", ham, ["age", "sex", "localization"], "image_id")
         parts.append(to_canonical(table, file, data).assign(part=fixed))
@@ -163,18 +164,6 @@ def _add_diagnosis(table: pd.DataFrame) -> pd.DataFrame:
     neither = "nv" if "seborrheic_keratosis" in table else "unknown"
     diagnosis = pd.Series(neither, table.index).mask(marks["seborrheic_keratosis"], "bkl")
     return table.drop(columns="melanoma").assign(diagnosis=diagnosis.mask(marks["melanoma"], "mel"))
-
-
-def _decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
-    """Return the class of each row of a one-hot ground truth."""
-    classes = {name: parse_diagnosis(name) for name in table.columns}
-    names = [name for name, diagnosis in classes.items() if diagnosis]
-    marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
-    wrong = marks.sum(axis=1) != 1
-    if wrong.any():
-        line = int(wrong.to_numpy().argmax()) + 2
-        raise InputError(f"{file}: row {line}: exactly one class must be 1 ({', '.join(names)})")
-    return marks.idxmax(axis=1).map(classes)
 
 
 def _select_parts(folds: str) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """Cohort tables as canonical rows, with the label of each row and a finder of images by name."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from skinmm import files
 from skinmm.config import DataConfig
 from skinmm.data.record import clear_missing, parse_extra_column
-from skinmm.errors import InputError
+from skinmm.errors import InputError, list_words
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, find_folders, list_files, strip_suffix
@@ -123,9 +124,10 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
         rows[name], invalid = _parse_cells(rows[name])
         if invalid.any():
             first = table.loc[invalid].iloc[0]
+            words = list_words(Counter(map(str, table.loc[invalid, name])))
             raise InputError(
                 f"{file}: row {invalid.index[invalid][0] + 2} ('{first['image_id']}'): {name} "
-                f"'{first[name]}' is not understood ({int(invalid.sum())} such rows); "
+                f"'{first[name]}' is not understood ({int(invalid.sum())} such rows: {words}); "
                 f"allowed: {allowed}"
             )
     for name in ("patient_id", "lesion_id"):
@@ -161,6 +163,28 @@ def merge_companion(
     other = read_table(file, [file_key], only=[file_key, *columns])
     other = other.drop_duplicates(file_key).set_index(file_key)
     return table.assign(**{c: table[key].map(other[c]) for c in columns if c in other})
+
+
+def decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
+    """Return the class of each row of a one-hot ground truth."""
+    classes = {name: parse_diagnosis(name) for name in table.columns}
+    names = [name for name, diagnosis in classes.items() if diagnosis]
+    marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
+    wrong = marks.sum(axis=1) != 1
+    if wrong.any():
+        line = int(wrong.to_numpy().argmax()) + 2
+        raise InputError(f"{file}: row {line}: exactly one class must be 1 ({', '.join(names)})")
+    return marks.idxmax(axis=1).map(classes)
+
+
+def find_one_hot(table: pd.DataFrame) -> list[str]:
+    """Return the columns of 0 and 1 that are named like classes, if there are several classes."""
+    names = [
+        name
+        for name in table
+        if parse_diagnosis(name) and {*table[name].dropna()} <= {"0", "1", "0.0", "1.0"}
+    ]
+    return names if len({*map(parse_diagnosis, names)}) > 1 else []
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from skinmm.data.cohorts.tables import (
     OPTIONAL,
     CohortTable,
     attach_images,
+    decode_one_hot,
+    find_one_hot,
     merge_spellings,
     read_table,
     require_choice,
@@ -36,7 +38,7 @@ from skinmm.images.finder import (
     list_visible,
 )
 from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
-from skinmm.vocabulary import map_unique, rename_columns
+from skinmm.vocabulary import map_unique, match_columns, rename_columns
 
 
 def csv(
@@ -67,6 +69,12 @@ def csv(
     file = find_table(root, table)
     original = read_table(file)
     rows = _rename(original, columns, file, data.columns)
+    free = original.drop(columns=[*columns.values(), *data.columns], errors="ignore")
+    is_labelled = "diagnosis" in rows or "target" in columns
+    if marks := [] if is_labelled else find_one_hot(free):
+        rows["diagnosis"] = decode_one_hot(original[marks], file)
+        if match_columns(marks):  # `melanoma` is one of the classes
+            del rows["target"]
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
     cells = rows["image_id"]
@@ -84,7 +92,7 @@ def csv(
     schema = Schema(**features)
     cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
     extra = [name for name in data.columns if name in rows and name not in CANONICAL]
-    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values()}
+    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values(), *marks}
     description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,
