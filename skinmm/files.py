@@ -8,9 +8,8 @@ import re
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
-from difflib import get_close_matches
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from zipfile import BadZipFile
 import pandas as pd
 
 from skinmm.errors import InputError
-from skinmm.vocabulary import COLUMN_KEYS, column_key
+from skinmm.vocabulary import COLUMN_KEYS, column_key, format_cell
 
 IMAGE_SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
@@ -259,36 +258,6 @@ def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFra
         empty = dict.fromkeys(stored.schema_arrow.names, ())
         for cells in chain([next(batches, empty)], batches):
             yield pd.DataFrame(cells, dtype=object).set_axis(names, axis=1)
-
-
-def format_cell(cell: Any) -> str:
-    """Return a cell as text, "" if missing; whole numbers without decimals."""
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
-        return str(int(cell))
-    return "" if cell is None or str(cell) == "nan" else str(cell)
-
-
-_SPLITS: Final = ("part", "split", "fold", "subset", "set", "partition")
-
-
-def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
-    """Return a clause that lists columns, and marks splits with advice on COLUMN; "" for none."""
-    marked = [
-        f"{name} (looks like a split{advice.replace('COLUMN', name)})"
-        if column_key(name) in _SPLITS
-        else str(name)
-        for name in names
-    ]
-    return f"columns not used: {', '.join(marked)}" if marked else ""
-
-
-def suggest_names(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that are most similar to a name; case and punctuation do not count."""
-    by_key = {column_key(candidate): candidate for candidate in names}
-    key = column_key(name)
-    within = [candidate for candidate in by_key if key in candidate]
-    keys = dict.fromkeys([*get_close_matches(key, by_key), *within])
-    return [by_key[candidate] for candidate in keys][:3]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 import numpy as np
@@ -101,17 +102,6 @@ _TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | d
     ("false", "no", "n", "f", "0", "0.0"), "false"
 )
 
-_UNIT_WORDS: Final = (
-    "mm millimeter millimetre, cm centimeter centimetre, um \u03bcm micrometer micrometre micron, "
-    "inch in inche, mm2 sqmm squaremillimeter squaremillimetre, cm2 sqcm squarecentimeter "
-    "squarecentimetre, mm3, cm3, years yr year yearsold, months mo month, weeks wk week, days day, "
-    "kg kilogram, lb pound, % percent pct"
-)
-NUMBER_UNITS: Final = {
-    word: words.split()[0] for words in _UNIT_WORDS.split(", ") for word in words.split()
-}
-"""Word -> unit of a number in a further column, in lower case and the singular."""
-_QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 SEXES: Final = tuple(_SEX_WORDS)
 SITES: Final = (
@@ -201,27 +191,6 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
     return np.asarray(pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"), np.float64)
 
 
-def split_unit(cell: Any) -> tuple[Any, str]:
-    """Return the number and the unit of a text such as `12 mm`; other cells and no unit."""
-    match = _QUANTITY.fullmatch(cell.strip()) if isinstance(cell, str) else None
-    if not match:
-        return cell, ""
-    word = re.sub(r"[\s.^]", "", unicodedata.normalize("NFKC", match[2]).lower())
-    unit = NUMBER_UNITS.get(word) or NUMBER_UNITS.get(word.removesuffix("s"))
-    return (match[1], unit) if unit else (cell, "")
-
-
-def has_ambiguous_comma(cell: Any) -> bool:
-    """Return whether a comma can be a decimal comma or a thousands separator: `1,033`."""
-    return re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", str(cell).strip()) is not None
-
-
-def has_decimal_comma(cell: Any) -> bool:
-    """Return whether a number has a comma that can only be a decimal comma: `0,5`."""
-    is_number = re.fullmatch(r"[+-]?\d+,\d+", str(cell).strip()) is not None
-    return is_number and not has_ambiguous_comma(cell)
-
-
 def parse_truth(value: Any) -> str | None:
     """Return `true` or `false` for true, yes, y, t, 1 and their opposites in any case, or None."""
     return _TRUTH.get(str(value).strip().lower())
@@ -279,6 +248,13 @@ def rename_columns(table: pd.DataFrame, further: Collection[str] = ()) -> pd.Dat
     return table.rename(columns=match_columns(table.columns, further))
 
 
+def format_cell(cell: Any) -> str:
+    """Return a cell as text, "" if missing; whole numbers without decimals."""
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
+        return str(int(cell))
+    return "" if cell is None or str(cell) == "nan" else str(cell)
+
+
 def normalise_name(value: Any) -> str:
     """Return the form in which patient and lesion names are compared.
 
@@ -314,3 +290,26 @@ def name_units(table: pd.DataFrame) -> "pd.Series[str]":
         if f"{unit}_id" in table:
             units[patients == table[f"{unit}_id"].astype(str)] = unit
     return units
+
+
+_SPLITS: Final = ("part", "split", "fold", "subset", "set", "partition")
+
+
+def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
+    """Return a clause that lists columns, and marks splits with advice on COLUMN; "" for none."""
+    marked = [
+        f"{name} (looks like a split{advice.replace('COLUMN', name)})"
+        if column_key(name) in _SPLITS
+        else str(name)
+        for name in names
+    ]
+    return f"columns not used: {', '.join(marked)}" if marked else ""
+
+
+def suggest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are most similar to a name; case and punctuation do not count."""
+    by_key = {column_key(candidate): candidate for candidate in names}
+    key = column_key(name)
+    within = [candidate for candidate in by_key if key in candidate]
+    keys = dict.fromkeys([*get_close_matches(key, by_key), *within])
+    return [by_key[candidate] for candidate in keys][:3]

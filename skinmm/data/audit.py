@@ -1,7 +1,6 @@
 """Audit of a split: leaks between parts, near duplicates, shortcuts unrelated to the disease."""
 
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -14,12 +13,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.tree import DecisionTreeRegressor
 
-from skinmm.data.record import NOT_AT_BEDSIDE
+from skinmm.data.columns import NOT_AT_BEDSIDE
 from skinmm.data.splits import UNUSED, deal_folds, find_components
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
-from skinmm.vocabulary import map_unique, name_units
+from skinmm.vocabulary import name_units
 
 HASH_SIDE: Final = 16  # 256 bits; with 64 bits, different lesions get the same hash
 PICTURE_SIDE: Final = 64  # pixels, input size of a hash of 256 bits
@@ -37,9 +36,8 @@ MAX_PAIRS: Final = 200
 _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
 _ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
 _UNUSED_ROWS: Final = "linked by patient, lesion or duplicate_of through rows that no part uses"
-_POSSIBLE_LEAK: Final = (
-    "{} ids in two parts differ in case, blanks or leading zeros alone: {}; write each id in one "
-    "way"
+_SPELLING: Final = (
+    "{} ids in two parts differ in case, blanks or leading zeros alone: {}; write each in one way"
 )
 _UNCHECKED: Final = {
     "patient": "whether patients are in two parts: no row names a patient",
@@ -230,9 +228,8 @@ def audit(
         "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "possible_leaks": [
-            _POSSIBLE_LEAK.format(kind, _count("pair", names))
-            for kind in ("patient", "lesion")
-            if (names := _name_similar(used, kind))
+            _SPELLING.format(kind, _count("pair", names))
+            for kind, names in _name_similar(used).items()
         ],
         "leaks": [
             *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
@@ -281,21 +278,17 @@ def _name_linked(table: pd.DataFrame) -> dict[str, list[str]]:
     return pairs
 
 
-def _name_similar(table: pd.DataFrame, kind: str) -> list[str]:
-    """Return pairs of patient or lesion ids in different parts that differ in spelling alone."""
-    column, is_named = f"{kind}_id", name_units(table) == "patient"
-    rows = table[is_named] if kind == "patient" else table.dropna(subset=[column])
-    rows = rows[[column, "part"]].drop_duplicates()
-    keys = map_unique(
-        rows[column].astype(str),
-        lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold()),
-    )
-    names = []
-    for _, ids in rows.groupby(keys):
-        first = ids.iloc[0]
-        others = ids[(ids[column] != first[column]) & (ids["part"] != first["part"])]
-        names += [f"{first[column]} and {other}" for other in others[column].unique()]
-    return names
+def _name_similar(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return pairs of ids in two parts that differ in spelling alone, of patients and lesions."""
+    named, pairs = table[name_units(table) == "patient"], dict[str, list[str]]()
+    for kind, rows in (("patient", named), ("lesion", table.dropna(subset=["lesion_id"]))):
+        column = rows[f"{kind}_id"].astype(str)
+        keys = column.str.casefold().str.replace(r"(?<!\d)0+(?=\d)|\s+", "", regex=True)
+        ids = pd.DataFrame({"id": column, "part": rows["part"], "key": keys}).drop_duplicates()
+        both = ids.merge(ids.drop_duplicates("key"), on="key", suffixes=("", "_first"))
+        both = both[(both["id"] != both["id_first"]) & (both["part"] != both["part_first"])]
+        pairs[kind] = [*dict.fromkeys(both["id_first"] + " and " + both["id"])]
+    return {kind: names for kind, names in pairs.items() if names}
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

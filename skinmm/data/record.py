@@ -1,140 +1,22 @@
-"""Patient record: the columns that a model may use, and their encoding as a vector."""
+"""Patient record: the encoding of its columns as a vector."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float32, Float64
 
-from skinmm.errors import InputError
-from skinmm.files import suggest_names
-from skinmm.vocabulary import (
-    NUMBER_UNITS,
-    Table,
-    count_table_rows,
+from skinmm.data.columns import (
+    check_columns,
+    describe_comma,
     has_ambiguous_comma,
-    has_decimal_comma,
-    is_missing,
-    map_unique,
-    parse_numbers,
-    parse_truth,
     split_unit,
 )
-
-MAX_CODES: Final = 20  # distinct numbers in a column of words
-
-_REASONS: Final[dict[str, str]] = {
-    "it is the answer, or a synonym of it": (
-        "target diagnosis benign_malignant malignant melanoma dx"
-    ),
-    "it is known only after the diagnosis was made": (
-        "dx_type diagnosis_confirm_type biopsed mel_thick_mm mel_mitotic_index"
-    ),
-    "it describes the camera or the archive, not the patient": (
-        "width height file_size bytes megapixels pixels image_size"
-    ),
-    "it describes how the data were collected, not the patient": (
-        "images_per_patient n_images image_id path patient_id lesion_id source part fold "
-        "public_fold attribution copyright_license"
-    ),
-}
-NOT_AT_BEDSIDE: Final[dict[str, str]] = {
-    name: reason for reason, names in _REASONS.items() for name in names.split()
-}
-"""Columns that no model may use, with the reason: they do not exist for a new patient."""
-
-
-def check_columns(
-    columns: Sequence[str], present: Sequence[str], names: Sequence[str] = ()
-) -> None:
-    """Refuse record columns that no model may use, or that are not in the table.
-
-    `names` are the columns of the user's table, for the message.
-    """
-    for name in columns:
-        reason = NOT_AT_BEDSIDE.get(name)
-        reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason
-        if reason:
-            raise InputError(f"data.columns: '{name}' cannot be an input: {reason}")
-        if name not in present:
-            usable = [*names] or sorted(c for c in present if c not in NOT_AT_BEDSIDE)
-            nearest = " or ".join(f"'{other}'" for other in suggest_names(name, usable))
-            advice = f"did you mean {nearest}? " if nearest else ""
-            has = f"{advice}the table has {', '.join(usable)}"
-            raise InputError(f"data.columns: no column '{name}'; {has}")
-
-
-def find_unit(column: "pd.Series[Any]") -> str:
-    """Return the unit of a column of numbers with a unit; "" if it has none, or other texts.
-
-    Raises:
-        InputError: the numbers have different units, or some have none.
-    """
-    cells = clear_missing(column).dropna()
-    texts = cells.unique()
-    is_number = np.isfinite(parse_numbers(texts))
-    units = {text: split_unit(text)[1] for text in texts[~is_number]}
-    if not units or not all(units.values()):
-        return ""
-    counts = Counter(units.get(text) for text in cells)
-    if len(counts) > 1:
-        found = ", ".join(
-            f"{n} in {unit}" if unit else f"{n} without unit" for unit, n in counts.most_common()
-        )
-        raise InputError(f"column '{column.name}' mixes units: {found}; write all in one unit")
-    return next(iter(units.values()))
-
-
-def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
-
-    Numbers may have a unit, the same in all cells. Spellings of true and false become `true` and
-    `false`. A few words among many different numbers are refused, and so are texts that nearly all
-    differ.
-    """
-    cells = clear_missing(column)
-    if find_unit(cells):
-        cells = map_unique(cells, lambda cell: split_unit(cell)[0]).rename(column.name)
-    texts = cells.dropna().astype(str).unique()
-    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
-    if ambiguous and not any(map(has_decimal_comma, texts)):
-        raise InputError(f"column '{column.name}': {_describe_comma(ambiguous[0])}")
-    numbers = pd.Series(parse_numbers(cells), cells.index)
-    words = cells[numbers.isna() & cells.notna()]
-    if words.empty:
-        return numbers
-    truth = map_unique(cells, parse_truth).astype(object)
-    if cells.nunique() > truth.nunique() and truth.count() == cells.count():  # several spellings
-        return truth.where(truth.notna(), None)
-    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
-        raise InputError(
-            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
-            f"{words.iloc[0]!r}; empty the cells with unknown values"
-        )
-    if cells.nunique() > max(MAX_CODES, cells.count() / 2):
-        first = ", ".join(repr(word) for word in words.iloc[:3])
-        raise InputError(
-            f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
-            f"rows, e.g. {first}: a model needs few categories, or numbers, with no unit or one of "
-            f"{', '.join(dict.fromkeys(NUMBER_UNITS.values()))}"
-        )
-    return cells.astype(object)
-
-
-def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Replace words for "unknown" by None."""
-    words = {value for value in column.dropna().unique() if is_missing(value)}
-    cells = [None if cell in words else cell for cell in column.tolist()]
-    return pd.Series(cells, column.index, object, name=column.name).where(column.notna(), None)
-
-
-def _describe_comma(cell: str) -> str:
-    choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
-    return f"{cell!r} can mean {choices}; write numbers without thousands separators"
+from skinmm.errors import InputError
+from skinmm.vocabulary import Table, count_table_rows, is_missing, parse_numbers, parse_truth
 
 
 @dataclass(frozen=True)
@@ -189,7 +71,7 @@ class _Column:
         if self.unit and unit not in ("", self.unit):
             return f"{cell!r} is not in {self.unit}, the unit of training"
         is_ambiguous = self.kind == "numeric" and has_ambiguous_comma(number)
-        return _describe_comma(cell) if is_ambiguous else ""
+        return describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
         """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""

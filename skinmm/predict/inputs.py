@@ -16,14 +16,13 @@ from skinmm.files import (
     IMAGE_SUFFIXES,
     OTHER_PICTURES,
     PARQUET_SUFFIXES,
-    describe_unused_columns,
     import_parquet,
     read_table_chunks,
 )
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, is_litter, list_files, list_visible
 from skinmm.images.source import Source, may_be_dicom, read_source, split_frame
-from skinmm.vocabulary import COLUMN_NAMES, Table, match_columns
+from skinmm.vocabulary import COLUMN_NAMES, Table, describe_unused_columns, match_columns
 
 
 def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]:

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 from skinmm.data.dataset import View, decode_image
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError
-from skinmm.files import format_cell
 from skinmm.images.source import (
     COLUMNS,
     Source,
@@ -31,6 +30,7 @@ from skinmm.vocabulary import (
     Columns,
     Table,
     count_table_rows,
+    format_cell,
     is_missing,
     match_columns,
     normalise_name,
@@ -86,9 +86,9 @@ class TableBatch:
                 texts = [cell if isinstance(cell, Hashable) else str(cell) for cell in cells]
                 self.cells[name] = np.array(texts, object)
             if name in CONVERTERS:
-                texts = self.cells[name]
-                self.cells[name], is_unknown = parse_column(texts, name)
-                self.unread += [(name, str(text)) for text in texts[is_unknown]]
+                given = self.cells[name]
+                self.cells[name], is_unknown = parse_column(given, name)
+                self.unread += [(name, str(cell)) for cell in given[is_unknown]]
             else:
                 self.cells[name] = np.array([_convert(name, c) for c in self.cells[name]], object)
         self.scores = np.full((self.size, score_width), np.nan)

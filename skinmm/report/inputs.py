@@ -15,8 +15,8 @@ from skinmm.errors import InputError, one_line, warn
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.prediction_files import read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.files import IMAGE_SUFFIXES, describe_unused_columns
-from skinmm.vocabulary import CONVERTERS, name_units, parse_column
+from skinmm.files import IMAGE_SUFFIXES
+from skinmm.vocabulary import CONVERTERS, describe_unused_columns, name_units, parse_column
 
 _EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TEXT_COLUMNS: Final = (

@@ -55,7 +55,7 @@ def test_ids_that_differ_in_spelling_alone_are_a_possible_leak(kind: str) -> Non
     pair = " and ".join(sorted([one, spellings[other]], key=table[f"{kind}_id"].tolist().index))
     assert findings["possible_leaks"] == [
         f"{kind} ids in two parts differ in case, blanks or leading zeros alone: 1 pair ({pair}); "
-        "write each id in one way"
+        "write each in one way"
     ]
     assert findings["leaks"] == []
 

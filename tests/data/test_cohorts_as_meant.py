@@ -233,9 +233,9 @@ def test_columns_of_0_and_1_named_like_classes_are_one_hot(tmp_path: Path, heade
     marks = ["1,0,0", "0,1,0", "0,0,1.0", "0,1,0"]
     rows = [f"{n}.jpg,P1,{mark}" for n, mark in zip(NAMES, marks, strict=True)]
     folder = cohort(tmp_path, f"image,patient,{header}", *rows)
-    table = load_table("csv", folder)
-    assert table.notes == ("no value of age, sex, site in any row",)
-    assert table.rows["target"].tolist() == [1, 0, 1, 0]
+    unsplit = load_table("csv", folder)
+    assert unsplit.notes == ("no value of age, sex, site in any row",)
+    assert unsplit.rows["target"].tolist() == [1, 0, 1, 0]
     table = load("csv", folder, target="diagnosis")
     assert table["target"].tolist() == ["mel", "nv", "bcc", "nv"]
     mapped = {"columns": {"target": header.split(",")[0]}}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from skinmm.data.record import NOT_AT_BEDSIDE, RecordEncoder, check_columns
+from skinmm.data.columns import NOT_AT_BEDSIDE, check_columns
+from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.vocabulary import (
     CLASSES,

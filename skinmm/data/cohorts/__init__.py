@@ -11,10 +11,10 @@ import pandas as pd
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.data.cohorts import public, user
 from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
-from skinmm.data.record import check_columns
+from skinmm.data.columns import check_columns, describe_columns, require_same_units
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, warn
-from skinmm.files import IMAGE_SUFFIXES, describe_unused_columns
+from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
     ImageFinder,
     describe_folders,
@@ -26,11 +26,8 @@ from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import (
     CLASSES,
-    CONVERTERS,
     MALIGNANT,
     map_unique,
-    match_columns,
-    name_units,
     parse_diagnosis,
     resolve_patients,
 )
@@ -97,7 +94,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
         )
     present = [*cohort.rows.columns, *(MEASUREMENTS if data.segmenter else ())]
     check_columns(data.columns, present, cohort.columns)
-    cohort = replace(cohort, notes=(*cohort.notes, *_describe_columns(cohort, data)))
+    cohort = replace(cohort, notes=(*cohort.notes, *describe_columns(cohort, data)))
     try:
         rows = _add_targets(cohort, data)
     except InputError:
@@ -128,33 +125,10 @@ def _read(data: DataConfig) -> CohortTable:
     return replace(cohort, rows=rows.assign(patient_id=resolve_patients(rows)))
 
 
-def _describe_columns(cohort: CohortTable, data: DataConfig) -> list[str]:
-    """Return lines on record columns without a value, missing patients, and unused columns.
-
-    Refuse a record column without a value if the configuration names it.
-    """
-    rows, notes = cohort.rows, []
-    empty = [name for name in data.columns if name in CONVERTERS and rows[name].isna().all()]
-    if data.columns != DataConfig().columns:
-        present = {*match_columns(cohort.columns).values(), *(data.args.get("columns") or ())}
-        absent = [name for name in empty if name not in present]
-        check_columns(absent, [*rows.columns.difference(empty)], cohort.columns)
-    if empty and cohort.columns:
-        notes.append(f"no value of {', '.join(empty)} in any row")
-    unused = describe_unused_columns(cohort.unused, ": use +data.args.columns.part=COLUMN")
-    if cohort.unused and (name_units(rows) == "image").all():
-        unused = f"no column patient_id or lesion_id: every image counts as a patient; {unused}"
-    return [*notes, unused] if unused else notes
-
-
 def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> CohortTable:
     """Add another cohort's rows for training only, except images that are present already."""
     rows, other = cohort.rows, _read(_to_data_config(data, extra))
-    for name in cohort.units.keys() | other.units.keys():
-        units = [part.units.get(name, "no unit") for part in (cohort, other)]
-        if name in rows and name in other.rows and len({*units}) > 1:
-            difference = f"in {data.name} it has {units[0]}, in {extra.name} {units[1]}"
-            raise InputError(f"column '{name}' mixes units: {difference}; write both in one unit")
+    require_same_units(cohort, other, (data.name, extra.name))
     added = other.rows[~other.rows["image_id"].isin(rows["image_id"])].assign(part="train")
     sources = set(rows["source"])
 

@@ -260,7 +260,7 @@ def pad_ufes_20(data: DataConfig) -> CohortTable:
     parts = [f"{top}imgs_part_{number}" for number in (1, 2, 3) for top in ("images/", "")]
     folders = (*parts, "images", "")
     cohort = attach_images(to_canonical(table, file, data), root, data.format, folders)
-    return replace(cohort, columns=tuple(table))
+    return replace(cohort, columns=tuple(map(str, table)))
 
 
 def demo(data: DataConfig) -> CohortTable:

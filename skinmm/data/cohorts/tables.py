@@ -11,7 +11,7 @@ import pandas as pd
 
 from skinmm import files
 from skinmm.config import DataConfig
-from skinmm.data.record import clear_missing, parse_extra_column
+from skinmm.data.columns import clear_missing, parse_extra_column
 from skinmm.errors import InputError, list_words
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
@@ -180,7 +180,7 @@ def decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
 def find_one_hot(table: pd.DataFrame) -> list[str]:
     """Return the columns of 0 and 1 that are named like classes, if there are several classes."""
     names = [
-        name
+        str(name)
         for name in table
         if parse_diagnosis(name) and {*table[name].dropna()} <= {"0", "1", "0.0", "1.0"}
     ]

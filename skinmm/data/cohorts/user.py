@@ -26,7 +26,7 @@ from skinmm.data.cohorts.tables import (
     strip_suffixes,
     to_canonical,
 )
-from skinmm.data.record import find_unit
+from skinmm.data.columns import find_unit
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
@@ -98,8 +98,8 @@ def csv(
         cohort,
         unlabelled=unlabelled,
         description=description,
-        columns=tuple(original),
-        unused=tuple(name for name in original if name in rows and name not in used),
+        columns=tuple(map(str, original)),
+        unused=tuple(str(name) for name in original if name in rows and name not in used),
         units={name: unit for name in extra if (unit := find_unit(rows[name]))},
     )
 

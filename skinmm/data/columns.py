@@ -1,0 +1,201 @@
+"""Columns of a user's table: which a model may use, which are not used, and their type."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+
+from skinmm.config import DataConfig
+from skinmm.errors import InputError
+from skinmm.vocabulary import (
+    CONVERTERS,
+    describe_unused_columns,
+    is_missing,
+    map_unique,
+    match_columns,
+    name_units,
+    parse_numbers,
+    parse_truth,
+    suggest_names,
+)
+
+if TYPE_CHECKING:
+    from skinmm.data.cohorts.tables import CohortTable
+
+MAX_CODES: Final = 20  # distinct numbers in a column of words
+
+_REASONS: Final[dict[str, str]] = {
+    "it is the answer, or a synonym of it": (
+        "target diagnosis benign_malignant malignant melanoma dx"
+    ),
+    "it is known only after the diagnosis was made": (
+        "dx_type diagnosis_confirm_type biopsed mel_thick_mm mel_mitotic_index"
+    ),
+    "it describes the camera or the archive, not the patient": (
+        "width height file_size bytes megapixels pixels image_size"
+    ),
+    "it describes how the data were collected, not the patient": (
+        "images_per_patient n_images image_id path patient_id lesion_id source part fold "
+        "public_fold attribution copyright_license"
+    ),
+}
+NOT_AT_BEDSIDE: Final[dict[str, str]] = {
+    name: reason for reason, names in _REASONS.items() for name in names.split()
+}
+"""Columns that no model may use, with the reason: they do not exist for a new patient."""
+
+
+def check_columns(
+    columns: Sequence[str], present: Sequence[str], names: Sequence[str] = ()
+) -> None:
+    """Refuse record columns that no model may use, or that are not in the table.
+
+    `names` are the columns of the user's table, for the message.
+    """
+    for name in columns:
+        reason = NOT_AT_BEDSIDE.get(name)
+        reason = "ISIC knows it only after histology" if name.startswith("iddx") else reason
+        if reason:
+            raise InputError(f"data.columns: '{name}' cannot be an input: {reason}")
+        if name not in present:
+            usable = [*names] or sorted(c for c in present if c not in NOT_AT_BEDSIDE)
+            nearest = " or ".join(f"'{other}'" for other in suggest_names(name, usable))
+            advice = f"did you mean {nearest}? " if nearest else ""
+            has = f"{advice}the table has {', '.join(usable)}"
+            raise InputError(f"data.columns: no column '{name}'; {has}")
+
+
+def describe_columns(cohort: "CohortTable", data: DataConfig) -> list[str]:
+    """Return lines on record columns without a value, missing patients, and unused columns.
+
+    Refuse a record column without a value if the configuration names it.
+    """
+    rows, notes = cohort.rows, []
+    empty = [name for name in data.columns if name in CONVERTERS and rows[name].isna().all()]
+    if data.columns != DataConfig().columns:
+        present = {*match_columns(cohort.columns).values(), *(data.args.get("columns") or ())}
+        absent = [name for name in empty if name not in present]
+        check_columns(absent, [*rows.columns.difference(empty)], cohort.columns)
+    if empty and cohort.columns:
+        notes.append(f"no value of {', '.join(empty)} in any row")
+    unused = describe_unused_columns(cohort.unused, ": use +data.args.columns.part=COLUMN")
+    if cohort.unused and (name_units(rows) == "image").all():
+        unused = f"no column patient_id or lesion_id: every image counts as a patient; {unused}"
+    return [*notes, unused] if unused else notes
+
+
+_UNIT_WORDS: Final = (
+    "mm millimeter millimetre, cm centimeter centimetre, um \u03bcm micrometer micrometre micron, "
+    "inch in inche, mm2 sqmm squaremillimeter squaremillimetre, cm2 sqcm squarecentimeter "
+    "squarecentimetre, mm3, cm3, years yr year yearsold, months mo month, weeks wk week, days day, "
+    "kg kilogram, lb pound, % percent pct"
+)
+NUMBER_UNITS: Final = {
+    word: words.split()[0] for words in _UNIT_WORDS.split(", ") for word in words.split()
+}
+"""Word -> unit of a number in a further column, in lower case and the singular."""
+_QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
+
+
+def split_unit(cell: Any) -> tuple[Any, str]:
+    """Return the number and the unit of a text such as `12 mm`; other cells and no unit."""
+    match = _QUANTITY.fullmatch(cell.strip()) if isinstance(cell, str) else None
+    if not match:
+        return cell, ""
+    word = re.sub(r"[\s.^]", "", unicodedata.normalize("NFKC", match[2]).lower())
+    unit = NUMBER_UNITS.get(word) or NUMBER_UNITS.get(word.removesuffix("s"))
+    return (match[1], unit) if unit else (cell, "")
+
+
+def has_ambiguous_comma(cell: Any) -> bool:
+    """Return whether a comma can be a decimal comma or a thousands separator: `1,033`."""
+    return re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", str(cell).strip()) is not None
+
+
+def has_decimal_comma(cell: Any) -> bool:
+    """Return whether a number has a comma that can only be a decimal comma: `0,5`."""
+    is_number = re.fullmatch(r"[+-]?\d+,\d+", str(cell).strip()) is not None
+    return is_number and not has_ambiguous_comma(cell)
+
+
+def find_unit(column: "pd.Series[Any]") -> str:
+    """Return the unit of a column of numbers with a unit; "" if it has none, or other texts.
+
+    Raises:
+        InputError: the numbers have different units, or some have none.
+    """
+    cells = clear_missing(column).dropna()
+    texts = cells.unique()
+    is_number = np.isfinite(parse_numbers(texts))
+    units = {text: split_unit(text)[1] for text in texts[~is_number]}
+    if not units or not all(units.values()):
+        return ""
+    counts = Counter(units.get(text) for text in cells)
+    if len(counts) > 1:
+        found = ", ".join(
+            f"{n} in {unit}" if unit else f"{n} without unit" for unit, n in counts.most_common()
+        )
+        raise InputError(f"column '{column.name}' mixes units: {found}; write all in one unit")
+    return next(iter(units.values()))
+
+
+def require_same_units(first: "CohortTable", second: "CohortTable", names: Sequence[str]) -> None:
+    """Refuse two cohorts with the given names that have a column in different units."""
+    for column in first.units.keys() | second.units.keys():
+        units = [cohort.units.get(column, "no unit") for cohort in (first, second)]
+        if column in first.rows and column in second.rows and len({*units}) > 1:
+            difference = f"in {names[0]} it has {units[0]}, in {names[1]} {units[1]}"
+            raise InputError(f"column '{column}' mixes units: {difference}; write both in one unit")
+
+
+def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Convert a column that is not canonical: to numbers if every cell is one, otherwise to text.
+
+    Numbers may have a unit, the same in all cells. Spellings of true and false become `true` and
+    `false`. A few words among many different numbers are refused, and so are texts that nearly all
+    differ.
+    """
+    cells = clear_missing(column)
+    if find_unit(cells):
+        cells = map_unique(cells, lambda cell: split_unit(cell)[0]).rename(str(column.name))
+    texts = cells.dropna().astype(str).unique()
+    ambiguous = [text for text in texts if has_ambiguous_comma(text)]
+    if ambiguous and not any(map(has_decimal_comma, texts)):
+        raise InputError(f"column '{column.name}': {describe_comma(ambiguous[0])}")
+    numbers = pd.Series(parse_numbers(cells), cells.index)
+    words = cells[numbers.isna() & cells.notna()]
+    if words.empty:
+        return numbers
+    truth = map_unique(cells, parse_truth).astype(object)
+    if cells.nunique() > truth.nunique() and truth.count() == cells.count():  # several spellings
+        return truth.where(truth.notna(), None)
+    if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
+        raise InputError(
+            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
+            f"{words.iloc[0]!r}; empty the cells with unknown values"
+        )
+    if cells.nunique() > max(MAX_CODES, cells.count() / 2):
+        first = ", ".join(repr(word) for word in words.iloc[:3])
+        raise InputError(
+            f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
+            f"rows, e.g. {first}: a model needs few categories, or numbers, with no unit or one of "
+            f"{', '.join(dict.fromkeys(NUMBER_UNITS.values()))}"
+        )
+    return cells.astype(object)
+
+
+def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Replace words for "unknown" by None."""
+    words = {value for value in column.dropna().unique() if is_missing(value)}
+    cells = [None if cell in words else cell for cell in column.tolist()]
+    return pd.Series(cells, column.index, object, name=column.name).where(column.notna(), None)
+
+
+def describe_comma(cell: str) -> str:
+    """Return what an ambiguous comma can mean, and what to write."""
+    choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
+    return f"{cell!r} can mean {choices}; write numbers without thousands separators"
