@@ -142,7 +142,7 @@ def coverage() -> Iterator[str]:
     yield from covered_table(WORLDS)
     yield (
         "\nStandard error of a share of 0.95 in 1,000 repeats: 0.007, in 400: 0.011, in 200: 0.015."
-        " `ece` where scores are true: the truth is 0."
+        " `ece` of calibrated scores: the truth is 0."
     )
 
 
@@ -195,7 +195,7 @@ def _covered(kind: str, world: World, repeats: int) -> dict[str, str]:
 def bounds() -> Iterator[str]:
     """How often the sensitivity of a guaranteed threshold is at least its target."""
     yield "\n## The sensitivity bound: 95 % sensitivity with 95 % confidence, 2,000 repeats\n"
-    yield table("malignant patients", "lesions each", "shared", "bound holds", "mean sensitivity")
+    yield table("malignant patients", "lesions each", "shared", "bound is true", "mean sensitivity")
     generator = np.random.default_rng(2)
     for patients, lesions, shared in ((59, 1, 0.0), (117, 1, 0.0), (93, 2, 0.5), (300, 3, 0.9)):
         codes = np.repeat(np.arange(patients), lesions)
@@ -212,7 +212,7 @@ def bounds() -> Iterator[str]:
 
 def priors() -> Iterator[str]:
     """A logistic model of a balanced draw, before and after correction and calibration."""
-    yield "\n## Balanced sampling undone: logistic model, 33,126 rows, 20 repeats\n"
+    yield "\n## Correction of balanced sampling: logistic model, 33,126 rows, 20 repeats\n"
     yield table("probabilities", "mean / prevalence", "worst repeat", "mean ECE", "worst ECE")
     generator = np.random.default_rng(3)
     names = ("raw", "prior corrected", "corrected and calibrated")

@@ -1,4 +1,4 @@
-"""One lesion, one exported model, no PyTorch: needs onnxruntime, numpy and pillow.
+"""Predict one lesion with an exported model, without PyTorch (onnxruntime, numpy, pillow).
 
 python onnx_predict.py best.onnx lesion.jpg age=55 sex=female site=torso
 """
@@ -12,56 +12,57 @@ from PIL import Image
 
 
 def end(status: int, reason: object) -> None:
-    """Ends with one line."""
+    """Print an error and exit."""
     print("error:", *str(reason).split(), file=sys.stderr)
     sys.exit(status)
 
 
 try:
-    model, picture, *known = sys.argv[1:]
-    record = dict(item.split("=", 1) for item in known)
+    model, picture, *cells = sys.argv[1:]
+    record = dict(item.split("=", 1) for item in cells)
     session = onnxruntime.InferenceSession(model)
     metadata = session.get_modelmeta().custom_metadata_map
     about = {name: json.loads(text) for name, text in metadata.items()}
-    columns, steps = {each["name"]: each for each in about["encoder"]}, about["preprocess"]
+    columns, steps = {column["name"]: column for column in about["encoder"]}, about["preprocess"]
 except Exception as error:
-    end(2, f"needs MODEL.onnx PICTURE [COLUMN=VALUE ...]: {error}")
+    end(2, f"usage: onnx_predict.py MODEL.onnx IMAGE [COLUMN=VALUE ...]: {error}")
 if steps:
-    end(2, f"the picture must be taken through {steps} first, as in training")
+    end(2, f"the model needs images preprocessed by {steps}, which this example lacks")
 if unknown := record.keys() - columns:
-    end(2, f"no column {', '.join(unknown)}; there are {', '.join(columns)}")
+    end(2, f"no column {', '.join(unknown)}; choose from {', '.join(columns)}")
 
-encoded = []  # of a number: scaled, and whether it is missing; of a category: which, the last: none
+# Numbers: standardised value and a flag for missing. Categories: one-hot, the last for missing.
+encoded = []
 try:
     for name, column in columns.items():
-        given = record.get(name)
+        value = record.get(name)
         if column["kind"] == "numeric":
-            encoded += [(float(given) - column["mean"]) / column["scale"], 0] if given else [0, 1]
+            encoded += [(float(value) - column["mean"]) / column["scale"], 0] if value else [0, 1]
         else:
-            place = column["values"].index(given) if given in column["values"] else -1
-            encoded += np.eye(len(column["values"]) + 1)[place].tolist()
+            index = column["values"].index(value) if value in column["values"] else -1
+            encoded += np.eye(len(column["values"]) + 1)[index].tolist()
     inputs = {"record": np.array([encoded], np.float32), "shown": np.array([True])}
     if side := about["image_size"]:
         opened = Image.open(picture).convert("RGB")
-        plain = all(low == high for low, high in opened.getextrema())
-        if plain or min(opened.size) < 16:  # noqa: PLR2004  pixels
-            end(3, f"{picture}: a few pixels or a single colour: there is nothing to judge")
+        is_plain = all(low == high for low, high in opened.getextrema())
+        if is_plain or min(opened.size) < 16:  # noqa: PLR2004  pixels
+            end(3, f"{picture}: the image is too small or has a single colour")
         pixels = opened.resize((side, side), Image.Resampling.BILINEAR)
         inputs["image"] = np.asarray(pixels).transpose(2, 0, 1)[None]
 except Exception as error:
     end(3, f"{picture}: {error}")
-names = [each.name for each in session.get_outputs()]
-feed = {each.name: inputs[each.name] for each in session.get_inputs()}
-said = dict(zip(names, session.run(names, feed), strict=True))
+names = [node.name for node in session.get_outputs()]
+feed = {node.name: inputs[node.name] for node in session.get_inputs()}
+outputs = dict(zip(names, session.run(names, feed), strict=True))
 
-(chances,), positive = said["probabilities"], np.isin(about["classes"], about["positive"])
-malignancy = chances[positive].sum()  # to refer: never calibrated, or unlike validation
+(probabilities,), positive = outputs["probabilities"], np.isin(about["classes"], about["positive"])
+malignancy = probabilities[positive].sum()  # refer if never calibrated, or unlike validation
 called = malignancy >= (about["threshold"] or 0)
-refer = about["threshold"] is None or ("ood" in said and said["ood"][0] > 1)
-if band := about.get("band"):  # neither call is safe around the threshold
+refer = about["threshold"] is None or ("ood" in outputs and outputs["ood"][0] > 1)
+if band := about.get("band"):  # refer where neither decision is safe
     refer |= malignancy < band["high"]["value"] if called else malignancy >= band["low"]["value"]
-elif about["conformal"]:  # older model: the prediction set must hold classes of the called side
-    held = chances >= [*about["conformal"]["limits"].values()]
-    refer |= held[positive].any() != called or held[~positive].any() == called
+elif about["conformal"]:  # older model: refer unless the prediction set agrees with the threshold
+    in_set = probabilities >= [*about["conformal"]["limits"].values()]
+    refer |= in_set[positive].any() != called or in_set[~positive].any() == called
 decision = "refer" if refer else "malignant" if called else "benign"
 print(json.dumps({"malignancy": float(malignancy), "decision": decision}))

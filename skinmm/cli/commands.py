@@ -105,7 +105,7 @@ def run_audit(config: schemas.AuditConfig) -> int:
         return 1
     for text in findings["unchecked"]:
         print_line(f"not checked: {text}")
-    print_line("no leaks found by the checks that were made")
+    print_line("no leaks found in these checks")
     return 0
 
 

@@ -157,7 +157,7 @@ def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | N
 def report_errors(
     job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None
 ) -> int:
-    """Return the exit status of a job; unlike in `run_cli`, Ctrl-C ends a sweep."""
+    """Run a job, print an error as one line, return the exit status; Ctrl-C is not caught."""
     try:
         return job()
     except BrokenPipeError:

@@ -40,7 +40,7 @@ _SPELLING: Final = (
     "{} ids in two parts differ in case, blanks or leading zeros alone: {}; write each in one way"
 )
 _UNCHECKED: Final = {
-    "patient": "whether patients are in two parts: no row names a patient",
+    "patient": "patients in two parts: no row names a patient",
     "size": "image sizes as a shortcut: no size is known; skinmm audit near=true reads them",
     "near duplicate": "near duplicates: no pixels were compared; skinmm audit near=true does so",
 }
@@ -206,13 +206,13 @@ def audit(
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)
     torn = pairs[pairs["first_part"] != pairs["second_part"]]
-    across, named = _name_torn(used, torn), _count_named(used)
+    across, named = _list_leaks(used, torn), _count_named(used)
     counts = {kind: len(names) if named.get(kind, 1) else None for kind, names in across.items()}
     unchecked = [kind for kind in ("patient", "size") if not named[kind]]
     if near is None:
         counts["near duplicate"] = None
         unchecked.append("near duplicate")
-    linked = {} if any(across.values()) else _name_linked(table)
+    linked = {} if any(across.values()) else _list_indirect_leaks(table)
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
     size = compute_size_auroc(used, positive)
@@ -253,7 +253,7 @@ def _count_named(table: pd.DataFrame) -> dict[str, int]:
     return {"patient": int((units == "patient").sum()), **named}
 
 
-def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
+def _list_leaks(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
     """List by kind the groups and pairs that occur in more than one part."""
     names = {}
     for kind in ("patient", "lesion"):
@@ -265,7 +265,7 @@ def _name_torn(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
     return names
 
 
-def _name_linked(table: pd.DataFrame) -> dict[str, list[str]]:
+def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
     """List images of different parts that only an absent original or unused rows link, by link."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):

@@ -114,9 +114,9 @@ def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder
         )
     if done and measures:
         raise InputError(
-            f"data.root={data.root}: its images were preprocessed ({', '.join(done)}) before they "
-            "were packed, but prediction measures original images; remove the measurements from "
-            "data.columns, or pack without these steps"
+            f"data.root={data.root}: the packed images were preprocessed ({', '.join(done)}), but "
+            "measurements need original images; pack without these steps, or remove the "
+            "measurements from data.columns"
         )
     if finder and not {*steps} & {*MASK_STEPS} and not measures:
         raise InputError(

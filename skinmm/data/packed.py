@@ -149,8 +149,8 @@ class PackSettings:
         check_steps(self.steps, has_finder=self.segmenter is not None)
         if "crop_lesion" in self.steps:
             raise InputError(
-                "crop_lesion cuts out the square that a network gets, so training applies it: "
-                "remove it from data.preprocess of the pack"
+                "crop_lesion cannot be part of a pack, because training applies it: remove it from "
+                "data.preprocess"
             )
         limits = {"size": (16, 8192), "quality": (1, 100), "shard_images": (1, 1_000_000)}
         for name, (low, high) in limits.items():

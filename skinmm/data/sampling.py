@@ -248,7 +248,7 @@ def shard(draw: Draw, rank: int, world_size: int, batch_size: int) -> Int[np.nda
     per_rank = min(batch_size, len(draw) // world_size)
     if per_rank == 0:
         raise InputError(
-            f"{len(draw)} training rows are too few for {world_size} processes; use fewer"
+            f"{len(draw)} training rows are too few for {world_size} processes; use fewer processes"
         )
     whole = len(draw) // (per_rank * world_size) * per_rank * world_size
     return draw[:whole].reshape(-1, world_size, per_rank)[:, rank].ravel()

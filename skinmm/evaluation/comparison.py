@@ -97,7 +97,8 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
         if differs.any():
             raise InputError(
                 f"image {image_ids[int(np.argmax(differs))]} is malignant in one of {first} and "
-                f"{other} and benign in the other; {int(differs.sum())} rows differ"
+                f"{other} but benign in the other ({int(differs.sum())} such rows); correct the "
+                "labels"
             )
     return joined
 

@@ -15,7 +15,6 @@ _POINTS: Final = 33  # of the grid by quantiles, and of the grid by equal steps
 _EXACT_ROWS: Final = 512  # the curve of more rows uses cells of probabilities
 _CELLS: Final = 20  # per unit of log odds
 _SINGULAR: Final = 1e-9
-_BINS: Final = 15
 
 Cells = Float64[np.ndarray, "b c"]
 
@@ -129,16 +128,12 @@ def calibration_noise(
     """
     p = np.sort(probabilities)
     smoother = CalibrationSmoother(curves.log_odds(p))
-    edges = np.percentile(p, np.linspace(0, 1, _BINS + 1)[1:-1] * 100)
-    starts = np.unique(np.searchsorted(p, np.unique(edges), side="right"))
-    starts = np.r_[0, starts[(starts > 0) & (starts < len(p))]]
-    rows = np.diff(np.r_[smoother.starts, len(p)]).astype(np.float64)[None]
+    weights = np.ones((1, len(p)), dtype=np.int64)
     rng = np.random.default_rng(seed)
     errors = []
     for _ in range(draws):
-        truth = (rng.random(len(p)) < p).astype(np.float64)
-        positives = np.add.reduceat(truth, smoother.starts)[None]
-        smooth = smoother.errors(rows, positives)
-        ece = np.abs(np.add.reduceat(truth - p, starts)).sum() / len(p)
-        errors.append((ece, smooth["ici"][0], smooth["e90"][0]))
+        cumulative = curves.CumulativeWeights.from_weights(weights, rng.random(len(p)) < p)
+        smooth = smoother.errors(*cumulative.between(smoother.starts))
+        ece = curves.calibration_error(weights, cumulative, p)
+        errors.append((ece[0], smooth["ici"][0], smooth["e90"][0]))
     return dict(zip(("ece", "ici", "e90"), np.mean(errors, axis=0).tolist(), strict=True))

@@ -132,7 +132,7 @@ def check_frame(frame: int | None, frames: int) -> int:
     """Return the index (from 0) of a frame (from 1), which is required if there are several."""
     if frame is None and frames > 1:
         raise DecodeError(
-            f"it has {frames} frames: name one, #frame=1 to #frame={frames} after the path"
+            f"it has {frames} frames: choose one, #frame=1 to #frame={frames} after the path"
         )
     if frame is not None and not 1 <= frame <= frames:
         allowed = "it has one frame, #frame=1" if frames == 1 else f"1 to {frames} exist"

@@ -119,8 +119,8 @@ def _detect_format(data: bytes) -> str:
     if not data:
         raise DecodeError("the file is empty: fetch it again")
     raise DecodeError(
-        f"no image of a known format ({', '.join(_READERS)}): it begins with {bytes(data[:16])!r}; "
-        "give the image itself, or convert it to JPEG or PNG"
+        f"not an image of a supported format ({', '.join(_READERS)}): it starts with "
+        f"{bytes(data[:16])!r}; convert it to JPEG or PNG"
     )
 
 

@@ -138,7 +138,7 @@ def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
         if len(inflated) == _MAX_INFLATED:
-            raise DecodeError("the deflated DICOM file swells to over 1 GiB: store it uncompressed")
+            raise DecodeError("the DICOM file inflates to over 1 GiB: store it uncompressed")
     file.seek(0)
     return dcmread(file, stop_before_pixels=stop_before_pixels)
 
@@ -196,7 +196,7 @@ def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise DecodeError(f"{syntax.name} is not decoded: convert it to a still picture") from None
+        raise DecodeError(f"{syntax.name} is not supported: convert it to a still image") from None
     if not decoder.is_available:
         raise DecodeError(f"no decoder for {syntax.name}: pip install 'skinmm[dicom-codecs]'")
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")

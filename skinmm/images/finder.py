@@ -15,7 +15,7 @@ from skinmm.files import IMAGE_SUFFIXES, OTHER_PICTURES
 from skinmm.images import shards
 from skinmm.images.source import FRAME, HDF5_SUFFIXES, list_hdf5_names
 
-_LITTER: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
+_SYSTEM_FILES: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
 _ENTRY: Final = re.compile(
     rf".+?(?:{shards.ENDING}|\.hdf5|\.h5)(?:\?[^#]*)?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
 )
@@ -28,25 +28,25 @@ _LISTED_FOLDERS, _VISITED_FOLDERS = 8, 10_000
 def list_files(folders: Iterable[Path | str]) -> list[str]:
     """Return the paths of the files directly in some folders, sorted by folder.
 
-    Hidden files and other litter are left out.
+    Hidden files and system files are left out.
     """
     files = []
     for folder in folders:
         with os.scandir(folder) as entries:
-            files += sorted(e.path for e in entries if not is_litter(e.name) and e.is_file())
+            files += sorted(e.path for e in entries if not is_system_file(e.name) and e.is_file())
     return files
 
 
 def list_visible(folder: Path) -> Iterator[Path]:
     """Yield the files and folders under a folder, without hidden files and system files."""
     paths = folder.rglob("*")
-    return (path for path in paths if not is_litter(*path.relative_to(folder).parts))
+    return (path for path in paths if not is_system_file(*path.relative_to(folder).parts))
 
 
 def find_folders(root: Path, names: Iterable[str]) -> list[Path]:
-    """Return the folders with these names under a root, which an archive may have doubled.
+    """Return the folders with these names under a root; an archive may nest a folder in itself.
 
-    The letter case is ignored where no folder has the very name; `images` also means
+    The letter case is ignored if no folder has exactly this name; `images` also means
     `images/images`.
     """
     list_names = cache(os.listdir)
@@ -74,10 +74,10 @@ def find_table(root: Path, name: str) -> Path:
 
 
 def describe_folders(root: Path) -> str:
-    """Return which folders under a root contain image files, and how many each."""
+    """Describe which folders under a root contain image files, with their numbers."""
     counts = Counter[str]()
     for folder, folders, files in islice(os.walk(root), _VISITED_FOLDERS):
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+        folders[:] = sorted(name for name in folders if not is_system_file(name))
         images = sum(_is_image_file(name) for name in files)
         counts.update({os.path.relpath(folder, root): images} if images else {})
     listed = [f"{folder} ({count:,})" for folder, count in counts.most_common(_LISTED_FOLDERS)]
@@ -88,12 +88,12 @@ def describe_folders(root: Path) -> str:
 def _is_image_file(name: str) -> bool:
     suffixes = (*IMAGE_SUFFIXES, *HDF5_SUFFIXES)
     is_image = name.lower().endswith(suffixes) or shards.is_tfrecord(name)
-    return is_image and not is_litter(name)
+    return is_image and not is_system_file(name)
 
 
-def is_litter(*parts: str) -> bool:
+def is_system_file(*parts: str) -> bool:
     """Return whether a part of a path is hidden, or made by macOS, Windows or a file server."""
-    return any(part.startswith(".") or part in _LITTER for part in parts)
+    return any(part.startswith(".") or part in _SYSTEM_FILES for part in parts)
 
 
 def describe_other_pictures(files: Iterable[Path | str]) -> str:

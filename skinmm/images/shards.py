@@ -124,7 +124,9 @@ class TFRecordFile:
             Payload and CRC, the image's slice of them, and a description of the record for errors.
         """
         if (row := self._rows.get(name)) is None:
-            raise TFRecordError(f"{self.path}: no image named {name!r} among its {len(self._rows)}")
+            raise TFRecordError(
+                f"{self.path}: no image named {name!r} in {len(self._rows)} records"
+            )
         start, size, image_start, image_size = self._index.spans[row].tolist()
         where = f"{self.path}: record {row} at byte {start}"
         try:
@@ -142,7 +144,7 @@ class TFRecordFile:
             descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, descriptor)
             if not self._index.is_current(os.fstat(descriptor)):
-                raise TFRecordError(f"{self.path}: changed since it was indexed: start again")
+                raise TFRecordError(f"{self.path}: changed after it was indexed: start again")
             self._descriptor = descriptor
         return self._descriptor
 
@@ -223,7 +225,7 @@ def _iterate_rows(path: Path, schema: Schema, used: Collection[str]) -> Iterator
         if has_siim_codes and diagnosis and "target" in row and is_other:
             raise TFRecordError(
                 f"{path}: {name} is {diagnosis!r} and has target {target}: this file"
-                " has other integer codes: give a schema with its own"
+                " uses other integer codes than the schema: give a schema with the right ones"
             )
         yield row
 

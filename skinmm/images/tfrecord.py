@@ -203,7 +203,7 @@ def _build_index(path: Path, keys: list[str], status: os.stat_result) -> Index:
         where = f"{path}: record {number} at byte {offset}"
         name, image = _read_name_and_image(payload, keys, where)
         if names.setdefault(name, number) != number:
-            raise TFRecordError(f"{where}: named {name!r} like record {names[name]}: rename one")
+            raise TFRecordError(f"{where}: same name as record {names[name]}, {name!r}: rename one")
         start = payload.find(image[:64])  # faster than a search for the whole image
         if not payload.startswith(image, start):
             start = payload.find(image)

@@ -143,7 +143,7 @@ def check_model_name(name: str) -> None:
         choices = ", ".join([*CUSTOM, *similar])
         raise InputError(f"unknown model.name '{name}'; timm has no such model. Similar: {choices}")
     if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        raise InputError(f"unknown weights model.name '{name}'; timm has {', '.join(tagged)}")
+        raise InputError(f"model.name={name}: no such weights; choose from {', '.join(tagged)}")
 
 
 def _build(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:

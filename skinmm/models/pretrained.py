@@ -58,7 +58,7 @@ def find_weights(
     try:
         return _from_package(name, create) or _from_hub(hub_id)
     except LookupError as error:
-        reason = f"no pretrained weights for {name}: no package of them is installed, {error}"
+        reason = f"no pretrained weights for {name}: no package contains them, {error}"
     if text == "true":
         raise InputError(
             f"model.pretrained=true, but {reason}; name a file by model.pretrained=PATH"
@@ -125,21 +125,21 @@ def _from_hub(hub_id: str | None) -> Weights:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     if hub_id is None:
-        raise LookupError("and the model hub has none")
+        raise LookupError("and the model hub has none for it")
     for name in HUB_FILES:
         if isinstance(cached := try_to_load_from_cache(hub_id, name), str):
             return Weights(f"ImageNet ({hub_id}, cached)", file=cached)
     if constants.HF_HUB_OFFLINE:
-        raise LookupError("none is cached, and HF_HUB_OFFLINE is set")
+        raise LookupError("they are not cached, and HF_HUB_OFFLINE is set")
     if not _is_reachable(constants.ENDPOINT):
-        raise LookupError("none is cached, and the model hub cannot be reached")
+        raise LookupError("they are not cached, and the model hub cannot be reached")
     reason = ""
     for name in HUB_FILES:
         try:
             return Weights(f"ImageNet ({hub_id})", file=hf_hub_download(hub_id, name))
         except Exception as error:  # the hub's own errors and those of its HTTP client
             reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
-    raise LookupError(f"none is cached, and the model hub did not give them: {reason}")
+    raise LookupError(f"they are not cached, and the download from the model hub failed: {reason}")
 
 
 def _is_reachable(endpoint: str) -> bool:

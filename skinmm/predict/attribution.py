@@ -98,53 +98,43 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     # This depends on the model and not on the row, so that all rows have the same inputs.
     if present and max(max_columns, len(columns)) > MAX_COLUMNS:
         groups = {RECORD: present}
-    subsets = _list_subsets(len(groups))
-    is_shown = image is not None and has_image
-    if background:
-        records = _mix_records(encoder, row, groups, subsets, background.get("record"))
-        features = _encode(network, image, views)
-        stages = [features]
-        if is_shown:
-            stages.insert(0, [background["image"].to(network.device).float()])
-        count = len(next(iter(background.values())))
-        args = (None if records is None else records.to(network.device), len(subsets) * count)
-        outputs = [
-            malignancy(_predict_features(network, stage, *args, has_image=has_image))
-            .reshape(-1, count)
-            .mean(axis=1)
-            for stage in stages
-        ]
-        return _to_contributions(outputs, groups, is_average=True)
+    subsets, background = _list_subsets(len(groups)), background or {}
     records = None
     if network.record is not None:
-        cells = {name: np.full(len(subsets), row[name], object) for name in columns}
-        for group, is_member in zip(groups.values(), subsets.T, strict=True):
-            for name in group:
-                cells[name][~is_member] = None
-        records = torch.from_numpy(encoder.transform(cells)).to(network.device)
-    images = [(image, has_image)]
-    if image is not None and is_shown:
-        colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
-        blank = (colour.expand_as(image), True) if network.absent is None else (image, False)
-        images = [blank, (image, True)]
+        rows = background.get("record", torch.from_numpy(encoder.blank)[None])
+        records = _mix_records(encoder, row, groups, subsets, rows).to(network.device)
+    features = _encode(network, image, views)
+    stages = [(features, has_image)]
+    if image is not None and has_image:
+        stages.insert(0, _replace_image(network, image, features, views, background))
+    count = len(next(iter(background.values()))) if background else 1
     outputs = [
-        malignancy(_predict(network, pixels, records, len(subsets), views=views, has_image=has))
-        for pixels, has in images
+        malignancy(_predict(network, stage, records, len(subsets) * count, has_image=has))
+        .reshape(-1, count)
+        .mean(axis=1)
+        for stage, has in stages
     ]
-    return _to_contributions(outputs, groups)
-
-
-def _to_contributions(
-    outputs: Sequence[Float64[np.ndarray, " subsets"]],
-    groups: Mapping[str, Sequence[str]],
-    *,
-    is_average: bool = False,
-) -> Contributions:
-    """Return the contributions from the values of the subsets, without and with the image."""
     # The image is the last input, so the subsets with it are the second half.
-    names = [*groups, *[IMAGE] * (len(outputs) > 1)]
+    names = [*groups, *[IMAGE] * (len(stages) > 1)]
     added = compute_shapley_values(np.concatenate(outputs)).tolist()
-    return Contributions(float(outputs[0][0]), dict(zip(names, added, strict=True)), is_average)
+    start = float(outputs[0][0])
+    return Contributions(start, dict(zip(names, added, strict=True)), bool(background))
+
+
+def _replace_image(
+    network: Network,
+    image: UInt8[Tensor, "1 3 h w"],
+    features: list[Tensor | None],
+    views: int,
+    background: Mapping[str, Tensor],
+) -> tuple[list[Tensor | None], bool]:
+    """Return the features that stand for a missing image, and whether they are an image's."""
+    if "image" in background:
+        return [background["image"].to(network.device).float()], True
+    if network.absent is not None:
+        return features, False
+    colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
+    return _encode(network, colour.expand_as(image), views), True
 
 
 def _mix_records(
@@ -152,20 +142,18 @@ def _mix_records(
     row: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
     subsets: Bool[np.ndarray, "subsets inputs"],
-    background: Float32[Tensor, "k encoded"] | None,
-) -> Float32[Tensor, "rows encoded"] | None:
+    background: Float32[Tensor, "k encoded"],
+) -> Float32[Tensor, "rows encoded"]:
     """Set each subset's columns, and the missing ones, of all background records as in `row`."""
-    if background is None:
-        return None
     cells = {name: np.array([row[name]], object) for name in encoder.columns}
-    own = torch.from_numpy(encoder.transform(cells))
-    is_own = torch.ones(len(subsets), own.shape[1], dtype=torch.bool)
+    record = torch.from_numpy(encoder.transform(cells))
+    is_of_row = torch.ones(len(subsets), record.shape[1], dtype=torch.bool)
     slices = dict(zip(encoder.columns, encoder.layout, strict=True))
     for group, is_member in zip(groups.values(), subsets.T, strict=True):
         for name in group:
             cut = slice(slices[name].start, slices[name].stop)
-            is_own[:, cut] = torch.from_numpy(is_member.copy())[:, None]
-    return torch.where(is_own[:, None], own[None], background.float()[None]).flatten(0, 1)
+            is_of_row[:, cut] = torch.from_numpy(is_member.copy())[:, None]
+    return torch.where(is_of_row[:, None], record[None], background.float()[None]).flatten(0, 1)
 
 
 def compute_shapley_values(
@@ -269,20 +257,6 @@ def _list_subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
     return (np.arange(2**inputs)[:, None] >> np.arange(inputs) & 1).astype(bool)
 
 
-def _predict(
-    network: Network,
-    image: UInt8[Tensor, "1 3 h w"] | None,
-    records: Records | None,
-    rows: int,
-    *,
-    views: int,
-    has_image: bool,
-) -> Float64[np.ndarray, "rows classes"]:
-    """Predict one image with several records; the image branch runs once per view."""
-    features = _encode(network, image, views)
-    return _predict_features(network, features, records, rows, has_image=has_image)
-
-
 def _encode(
     network: Network, image: UInt8[Tensor, "1 3 h w"] | None, views: int
 ) -> list[Tensor | None]:
@@ -293,7 +267,7 @@ def _encode(
         return [network.encode_image(view) for view in islice(iterate_symmetries(image), views)]
 
 
-def _predict_features(
+def _predict(
     network: Network,
     features: Sequence[Tensor | None],
     records: Records | None,
@@ -309,7 +283,8 @@ def _predict_features(
             size = len(numbers)
             record = None if records is None else records[start : start + size]
             mask = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
-            inputs = [None if one is None else one[numbers % len(one)] for one in features]
-            logits = [network.predict(one, record, has_image=mask)[0] for one in inputs]
-            outputs.append(torch.stack([one.double().softmax(dim=1) for one in logits]).mean(dim=0))
+            views = [view if view is None else view[numbers % len(view)] for view in features]
+            logits = [network.predict(view, record, has_image=mask)[0] for view in views]
+            probabilities = [values.double().softmax(dim=1) for values in logits]
+            outputs.append(torch.stack(probabilities).mean(dim=0))
     return torch.cat(outputs).cpu().numpy()

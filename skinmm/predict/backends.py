@@ -134,7 +134,7 @@ def load_exported(
         raise InputError("backend=onnx runs on the CPU; use backend=torch or accelerator=cpu")
     if not path.is_file():
         command = f"skinmm export checkpoint={checkpoint}"
-        raise InputError(f"backend=onnx: there is no {path}; make it: {command}")
+        raise InputError(f"backend=onnx: {path} does not exist; to create it: {command}")
     try:
         model = OnnxBackend(path, concurrency)
     except InputError:

@@ -107,9 +107,9 @@ def _read_header(source: Source) -> Any:
     try:
         header = dcmread(BytesIO(source.data), stop_before_pixels=True)
     except InvalidDicomError as error:
-        raise InputError("not a DICOM file, so a result has nothing to refer to") from error
+        raise InputError("not a DICOM file, which a result has to refer to") from error
     if missing := [name for name in _REQUIRED if not header.get(name)]:
-        raise InputError(f"its header has no {', '.join(missing)}: nothing can refer to it")
+        raise InputError(f"its header lacks {', '.join(missing)}, which a result has to refer to")
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")

@@ -207,7 +207,7 @@ class Ensemble:
     def run(
         self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
     ) -> Float64[np.ndarray, "g width"]:
-        """Return the members' scores for a batch, one row per lesion, side by side in columns."""
+        """Run all members on a batch; return their scores as columns, one row per lesion."""
         scores = []
         for member, view in zip(self.members, self._member_views, strict=True):
             pixels = None
@@ -280,9 +280,9 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
     for member in members[1:]:
         if (member.card.classes, member.card.positive) != (first.classes, first.positive):
             raise InputError(
-                f"the checkpoints do not predict the same: {', '.join(first.classes)} "
-                f"(malignant: {', '.join(first.positive)}) against "
-                f"{', '.join(member.card.classes)} ({', '.join(member.card.positive)})"
+                f"the checkpoints have different classes: {', '.join(first.classes)} "
+                f"(malignant: {', '.join(first.positive)}), but {', '.join(member.card.classes)} "
+                f"(malignant: {', '.join(member.card.positive)}); use checkpoints with equal ones"
             )
     units = {(name, m.encoder.units.get(name)) for m in members for name in m.columns}
     if len(units) > len(names := {name for name, _ in units}):
@@ -291,13 +291,13 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
     rules = dict.fromkeys(member.config.evaluation.call for member in members)
     if len(rules) > 1 and tuple(first.classes) != BINARY:
         raise InputError(
-            "the checkpoints call classes by different rules: "
-            f"evaluation.call={' against '.join(rules)}; predict with one rule at a time"
+            "the checkpoints select the predicted class by different rules: "
+            f"evaluation.call={' and '.join(rules)}; use checkpoints with one rule"
         )
     if len({member.finder for member in members if member.measured_columns}) > 1:
         raise InputError(
-            "the checkpoints measure lesions with different segmenters; predict with one segmenter "
-            "at a time"
+            "the checkpoints measure lesions with different segmenters; use checkpoints with one "
+            "segmenter"
         )
 
 

@@ -20,7 +20,7 @@ from skinmm.files import (
     read_table_chunks,
 )
 from skinmm.images import shards
-from skinmm.images.finder import ImageFinder, is_litter, list_files, list_visible
+from skinmm.images.finder import ImageFinder, is_system_file, list_files, list_visible
 from skinmm.images.source import Source, may_be_dicom, read_source, split_frame
 from skinmm.vocabulary import COLUMN_NAMES, Table, describe_unused_columns, match_columns
 
@@ -30,7 +30,7 @@ def read_input(source: str, chunk: int, skip: int = 0) -> Iterator[pd.DataFrame]
     if not _is_listed(source):
         file = None
         if "://" in source:
-            with _reaching(f"input={source}") as fsspec:
+            with _translate_storage_errors(f"input={source}") as fsspec:
                 file = fsspec.open(source, "rb").open()
         return read_table_chunks(source, chunk, skip=skip, file=file)
     table = _list_images(Path(source))
@@ -53,7 +53,7 @@ def count_rows(source: str) -> int | None:
 def fingerprint(source: str) -> str:
     """Return a string that changes with an input: size and time, or the names in a folder."""
     if "://" in source:
-        with _reaching(f"input={source}") as fsspec:
+        with _translate_storage_errors(f"input={source}") as fsspec:
             filesystem, path = fsspec.core.url_to_fs(source)
             info = filesystem.info(path)
         keys = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
@@ -148,7 +148,7 @@ class ImageFolder(ImageFinder):
     def __init__(self, folder: str | Path) -> None:
         self._filesystem: Any = None
         if "://" in str(folder):
-            with _reaching(f"images={folder}") as fsspec:
+            with _translate_storage_errors(f"images={folder}") as fsspec:
                 self._filesystem, path = fsspec.core.url_to_fs(str(folder))
                 files = self._list_url(path)
             super().__init__(files, [path], suffixes=IMAGE_SUFFIXES, list_folder=self._list_url)
@@ -160,7 +160,7 @@ class ImageFolder(ImageFinder):
     def _list_url(self, folder: str) -> list[str]:
         entries = self._filesystem.ls(folder, detail=True)
         files = sorted(entry["name"] for entry in entries if entry["type"] == "file")
-        return [file for file in files if not is_litter(file.rsplit("/", 1)[-1])]
+        return [file for file in files if not is_system_file(file.rsplit("/", 1)[-1])]
 
     def read(self, location: str) -> Source:
         """Read the bytes at a location that `find` returned."""
@@ -187,7 +187,7 @@ Images = ImageFolder | InMemoryImages
 
 
 @contextmanager
-def _reaching(setting: str) -> Iterator[Any]:
+def _translate_storage_errors(setting: str) -> Iterator[Any]:
     """Yield fsspec, and translate the errors of all its storage services."""
     try:
         import fsspec

@@ -244,8 +244,9 @@ def _submit(
         )
         for start in range(0, max(batch.size, 1), batch_size):
             rows = slice(start, start + batch_size)
-            args = zip(batch.cells["image_id"][rows], read_header[rows].tolist(), strict=True)
-            yield batch, rows, [submit(load, *each, images, ensemble.views) for each in args]
+            cells = zip(batch.cells["image_id"][rows], read_header[rows].tolist(), strict=True)
+            futures = [submit(load, *pair, images, ensemble.views) for pair in cells]
+            yield batch, rows, futures
 
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:

@@ -76,7 +76,9 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     require_new_output("output", Path(output), overwrite=overwrite)
     named = [pair for source in sources for pair in _read_source(Path(source), labels, positive)]
     if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
-        raise InputError(f"found {format_count(len(named), 'system')}; name at least two")
+        raise InputError(
+            f"found {format_count(len(named), 'system')}; a comparison needs at least two"
+        )
     names = [name for name, _ in named]
     systems = {
         f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)

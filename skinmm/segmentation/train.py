@@ -147,8 +147,7 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
     sides = (mask.width, mask.height, image.width, image.height)
     if abs(mask.width * image.height - mask.height * image.width) > max(sides):
         raise InputError(
-            "{}x{} pixels, but its image has {}x{}: a mask covers the whole image, in its size or "
-            "another one of the same aspect ratio".format(*sides)
+            "{}x{} pixels, but its image has {}x{}: both need the same aspect ratio".format(*sides)
         )
     inside = decode_mask(data)
     pixels = np.repeat(inside[..., None] * np.uint8(255), 3, axis=2)
@@ -170,8 +169,8 @@ class MaskData(FoldData):
         data = config.data
         if moving := set(data.preprocess) - ALIGNED_STEPS:
             raise InputError(
-                f"data.preprocess={data.preprocess}: task=segmentation takes only steps "
-                f"that leave pixels where they are: {', '.join(sorted(ALIGNED_STEPS))}; not "
+                f"data.preprocess={data.preprocess}: task=segmentation allows only steps that do "
+                f"not move pixels ({', '.join(sorted(ALIGNED_STEPS))}); remove "
                 f"{', '.join(sorted(moving))}"
             )
         if config.augment.name == "randaugment":
@@ -180,8 +179,8 @@ class MaskData(FoldData):
         steps, finder = build_preprocessing(data)
         if steps != (*data.preprocess,):
             raise InputError(
-                f"data.root={data.root}: task=segmentation takes original images, but this pack's "
-                f"were preprocessed ({', '.join(steps)})"
+                f"data.root={data.root}: task=segmentation needs original images, but this pack "
+                f"contains preprocessed ones ({', '.join(steps)})"
             )
         self._view = View(config.model.image_size, data.icc, steps, finder)
 

@@ -85,7 +85,7 @@ class RequestQueue:
             if future is None:
                 raise ProblemError(408, f"the request did not arrive {limit}") from None
             wait = {"Retry-After": str(math.ceil(self._seconds))}
-            raise ProblemError(503, f"no answer {limit}: try again", wait) from None
+            raise ProblemError(503, f"no result {limit}: try again", wait) from None
         finally:
             self._free(future)
 

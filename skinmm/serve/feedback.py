@@ -91,13 +91,13 @@ def feedback(config: FeedbackConfig) -> Path:
 def _load_cases(config: FeedbackConfig) -> tuple[str, dict[str, Any], pd.DataFrame]:
     """Return the configured model, or the latest one, its card and its cases."""
     if not config.store:
-        raise InputError("store= is empty: give the store= of skinmm serve")
+        raise InputError("store= is missing: give the same location as in skinmm serve")
     store = Store.open(config.store, create=False)
     name = hide_password(config.store)
     try:
         models = store.models()
         if not models:
-            raise InputError(f"store={name}: no model was served with it yet")
+            raise InputError(f"store={name}: no model was served with this store yet")
         model = [*models][-1]
         if config.checkpoint:
             files = find_checkpoints(config.checkpoint)

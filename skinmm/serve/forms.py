@@ -205,7 +205,7 @@ def _read_rows(data: bytes, max_rows: int) -> Rows:
     if not rows:
         raise ProblemError.unusable("the table has no rows")
     if len(rows) > max_rows:
-        raise ProblemError.unusable(f"the table has {len(rows)} rows, at most {max_rows} are taken")
+        raise ProblemError.unusable(f"the table has {len(rows)} rows, the limit is {max_rows}")
     image_columns = [name for name in rows[0] if COLUMN_KEYS.get(column_key(name)) == "image_id"]
     for row, name in product(rows, image_columns):
         if row[name]:

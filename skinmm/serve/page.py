@@ -205,7 +205,7 @@ def read_upload(upload: str | None) -> bytes | None:
         path.unlink()
         path.parent.rmdir()
     except FileNotFoundError:
-        raise ProblemError.unusable("The file was deleted here; choose it again.") from None
+        raise ProblemError.unusable("The uploaded file has expired; choose it again.") from None
     except OSError:  # the folder has another upload
         pass
     return data

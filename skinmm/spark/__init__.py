@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from glob import escape
-from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -51,13 +50,13 @@ def spark_session(master: str) -> Iterator[Any]:
         try:
             session = builder.master(master).getOrCreate()
         except (PySparkException, FileNotFoundError) as error:
-            hint = "Spark does not start; it needs Java 17 or later, and a master that it knows"
+            hint = "Spark does not start; it needs Java 17 or later and a valid master"
             raise InputError(f"master={master}: {hint} ({one_line(error)})") from error
         try:
             yield session
         except PythonException as error:
             reason = str(error).strip().splitlines()[-1]  # the last line of its traceback
-            raise RuntimeError(f"on a Python worker of Spark: {reason}") from error
+            raise RuntimeError(f"a Python worker of Spark failed: {reason}") from error
         finally:
             session.stop()
 
@@ -134,12 +133,12 @@ def _translate_errors(config: PredictSparkConfig) -> Iterator[None]:
 
 def _send_files(context: Any, paths: Sequence[Path], folder: Path) -> list[str]:
     """Send checkpoints and exported models to every executor; return the names of the former."""
-    digests = [sha256(path.read_bytes()).hexdigest() for path in paths]
-    for path, digest in zip(paths, digests, strict=True):
+    names = [f"{number}_model" for number in range(len(paths))]
+    for path, name in zip(paths, names, strict=True):
         for file in (path, *path.parent.glob(f"{escape(path.stem)}*.onnx")):
             suffix = ".ckpt" if file == path else file.name.removeprefix(path.stem)
-            context.addFile(str(copyfile(file, folder / f"{digest}{suffix}")))
-    return [f"{digest}.ckpt" for digest in digests]
+            context.addFile(str(copyfile(file, folder / f"{name}{suffix}")))
+    return [f"{name}.ckpt" for name in names]
 
 
 def _build_task(

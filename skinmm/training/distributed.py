@@ -166,7 +166,7 @@ def _describe(error: Exception) -> str:
         return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
     return (
         f"another process was killed, or did not answer within trainer.timeout ({line[:120]}); "
-        "resume= continues from the last checkpoint"
+        "resume=RUN continues from the last checkpoint"
     )
 
 

@@ -99,7 +99,7 @@ def is_finished(config: Config, path: Path) -> bool:
         or config.logger != before.logger
     )
     if has_folds and has_more:
-        warn(f"{path}: finished folds are not trained further; overwrite=true starts again")
+        warn(f"{path}: finished folds are not trained again; overwrite=true replaces them")
     return has_folds or not has_more
 
 

@@ -32,7 +32,7 @@ def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
 
 
 def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
-    """Return sentences about evaluated rows that `model.pretrained` was trained on."""
+    """Describe overlaps of evaluated rows with the training rows of `model.pretrained`."""
     cohorts: list[pd.DataFrame] = []
     path = Path(str(model.pretrained))
     # A run may itself have started from a run; a checkpoint deleted since then still counts.

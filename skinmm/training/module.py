@@ -162,7 +162,7 @@ class BaseModule(pl.LightningModule):
             self.log(f"val/{name}", value, prog_bar=f"val/{name}" == monitor)
         if monitor.removeprefix("val/") not in values:
             if not self.undefined and self.trainer.is_global_zero:
-                warn(f"validation rows of one kind leave {monitor} undefined; val/loss replaces it")
+                warn(f"{monitor} is undefined (one class in validation); val/loss replaces it")
             self.undefined = monitor
             self.log(monitor, -values["loss"], logger=False)  # for early stopping and checkpoints
 

@@ -100,9 +100,9 @@ class RunFolder:
         contents = _contents(self.path)
         if contents and self.config.overwrite and not (self.path / "config.yaml").is_file():
             raise InputError(
-                f"{self.path} contains {', '.join(path.name for path in contents)} but no "
-                "config.yaml, so it is not a run that overwrite=true may replace; choose another "
-                "hydra.run.dir"
+                f"{self.path} is not a run folder (no config.yaml), but contains "
+                f"{', '.join(path.name for path in contents)}: overwrite=true does not replace it; "
+                "choose another hydra.run.dir"
             )
         if contents and not self.config.overwrite:
             raise InputError(

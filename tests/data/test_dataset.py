@@ -92,7 +92,7 @@ def test_the_frame_that_a_path_names_is_read(tmp_path: Path) -> None:
     [
         (None, "No such file or directory"),
         (b"", "the file is empty: fetch it again"),
-        (b"text", "no image of a known format"),
+        (b"text", "not an image of a supported format"),
         (picture()[:200], "damaged JPEG"),
     ],
 )

@@ -95,7 +95,7 @@ def test_sizes_and_unreadable_images_are_reported(demo: pd.DataFrame, tmp_path: 
     assert found.image_id == [table["image_id"][0]]
     assert found.sizes.tolist() == [[256, 256]]
     assert list(found.unreadable) == table["image_id"][1:3].tolist()
-    assert "no image of a known format" in found.unreadable[table["image_id"][1]]
+    assert "not an image of a supported format" in found.unreadable[table["image_id"][1]]
     assert len(seen) == 3
 
 

@@ -115,7 +115,7 @@ def test_steps_are_taken_before_pictures_are_made_small(
         pack(cohort.iloc[:2], tmp_path, read, PackSettings(size=96), workers=1)
     with pytest.raises(InputError, match="'mask_background' needs a checkpoint"):
         PackSettings(steps=("mask_background",))
-    with pytest.raises(InputError, match="crop_lesion cuts out the square that a network gets"):
+    with pytest.raises(InputError, match="crop_lesion cannot be part of a pack"):
         PackSettings(steps=("crop_lesion",), segmenter="drawing.ckpt")
 
 

@@ -133,7 +133,7 @@ def test_thirty_two_bits_are_refused() -> None:
 def test_a_page_of_a_tiff_is_named() -> None:
     pages = [photograph(), photograph().rotate(180)]
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
-    with pytest.raises(DecodeError, match=r"2 frames: name one"):
+    with pytest.raises(DecodeError, match=r"2 frames: choose one"):
         decode(data)
     np.testing.assert_array_equal(decode(data, frame=2), np.asarray(pages[1]))
 
@@ -303,7 +303,7 @@ BAD = {
     "nothing": (b"", "the file is empty"),
     "text": (
         b"<html>404 not found</html>",
-        "no image of a known format .* it begins with b'<html>",
+        "not an image of a supported format .* it starts with b'<html>",
     ),
     "three bytes": (b"\xff\xd8\xff", "JPEG ends before its pixels begin"),
     "JPEG header only": (JPEGS["4:2:0"][:300], "JPEG"),

@@ -50,7 +50,7 @@ HEADS = {
     b"\xff\xd8\xff": "JPEG|the header has|megapixels",
     b"\x89PNG\r\n\x1a\n": "PNG|the header has|megapixels",
     bytes(128) + b"DICM": "DICOM|the header has|megapixels",
-    b"": "no image of a known format|the file is empty|(BMP|TIFF|GIF|WebP|HEIC)",
+    b"": "not an image of a supported format|the file is empty|(BMP|TIFF|GIF|WebP|HEIC)",
 }
 """How files begin, and what is said of those that go on with anything."""
 

@@ -75,9 +75,9 @@ REFUSED = {
     "badVR.dcm": "unreadable DICOM",
     "meta_missing_tsyntax.dcm": "unreadable DICOM",
     "nested_priv_SQ.dcm": "unreadable DICOM",
-    "no_meta.dcm": "no image of a known format",
+    "no_meta.dcm": "not an image of a supported format",
     "rtplan.dcm": r"has no pixels \(Modality RTPLAN\)",
-    "rtstruct.dcm": "no image of a known format",
+    "rtstruct.dcm": "not an image of a supported format",
     "test-SR.dcm": r"has no pixels \(Modality SR\): leave it out",
     "waveform_ecg.dcm": r"has no pixels \(Modality ECG\)",
 }
@@ -149,7 +149,7 @@ def test_exif_orientation_inside_dicom_is_ignored_as_viewers_do() -> None:
 def test_several_frames_must_be_named() -> None:
     second = jpeg(Image.new("RGB", (104, 74), "olive"))
     data = dicom_from_jpeg(STREAM, second)
-    with pytest.raises(DecodeError, match="has 2 frames: name one, #frame=1 to #frame=2"):
+    with pytest.raises(DecodeError, match="has 2 frames: choose one, #frame=1 to #frame=2"):
         decode(data)
     with pytest.raises(DecodeError, match="#frame=3 does not exist: 1 to 2 exist"):
         decode(data, frame=3)
@@ -238,7 +238,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "video": (
         dicom(encapsulate([b"\0" * 8]), syntax=MPEG2MPML, Rows=2, Columns=2),
-        "is not decoded: convert it",
+        "is not supported: convert it",
     ),
     "no grey": (
         dicom(PIXELS[:, :, 0], RescaleSlope=0, RescaleIntercept=1),
@@ -288,11 +288,11 @@ def test_missing_decoder_names_the_extra() -> None:
         JPEGLosslessSV1Decoder._available.update(removed)
 
 
-def test_deflated_file_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deflated_file_that_inflates_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = FILES["image_dfl.dcm"].read_bytes()
     assert decode(data).shape == (512, 512, 3)
     monkeypatch.setattr(decode_dicom, "_MAX_INFLATED", 100_000)
-    with pytest.raises(DecodeError, match="deflated DICOM file swells"):
+    with pytest.raises(DecodeError, match="DICOM file inflates"):
         decode(data)
 
 

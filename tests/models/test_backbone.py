@@ -128,7 +128,7 @@ def test_the_simple_network_is_built_as_told() -> None:
     [
         ({"name": "effnet_b3"}, "unknown model.name 'effnet_b3'.*efficientnet_b3"),
         ({"name": "Xx"}, "unknown model.name 'Xx'.*simple_cnn"),
-        ({"name": "test_vit.foo"}, "unknown weights.*test_vit.foo.*test_vit.r160_in1k"),
+        ({"name": "test_vit.foo"}, "test_vit.foo: no such weights.*test_vit.r160_in1k"),
         ({"name": "test_resnet", "args": {"depth": 9}}, "model.args of test_resnet: .*depth"),
         ({"name": "simple_cnn", "args": {"depth": 9}}, "model.args of simple_cnn: .*depth"),
         ({"name": "simple_cnn", "args": {"widths": []}}, "model.args of simple_cnn"),

@@ -129,7 +129,7 @@ def test_a_hub_that_fails_halfway_is_no_crash(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
         found = find_weights(NAME, "timm/test_efficientnet.r160_in1k", "auto", torch.nn.Identity)
-    assert "the model hub did not give them: " in found.origin
+    assert "the download from the model hub failed: " in found.origin
     assert (found.file, found.state) == (None, None)
 
 

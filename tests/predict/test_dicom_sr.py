@@ -58,8 +58,8 @@ def test_a_report_says_what_was_predicted_of_which_image(
     told = capsys.readouterr()
     assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
-        "b: its header has no SeriesInstanceUID, StudyInstanceUID: nothing can refer to it",
-        "c: not a DICOM file, so a result has nothing to refer to",
+        "b: its header lacks SeriesInstanceUID, StudyInstanceUID, which a result has to refer to",
+        "c: not a DICOM file, which a result has to refer to",
     ]
     source = dcmread(tree / "a.dcm")
     expected = Predictor.from_checkpoints([best(both)]).predict(

@@ -290,7 +290,7 @@ def changed(path: Path, copy: Path, **changes: Any) -> Path:
 
 def test_members_must_predict_the_same(records: Path, tmp_path: Path) -> None:
     other = changed(best(records), tmp_path / "other.ckpt", positive=["benign"])
-    with pytest.raises(InputError, match=r"do not predict the same: .*\(malignant: malignant\)"):
+    with pytest.raises(InputError, match=r"have different classes: .*\(malignant: malignant\)"):
         Predictor.from_checkpoints([best(records), other])
     with pytest.raises(InputError, match="no checkpoint given"):
         Predictor.from_checkpoints([])

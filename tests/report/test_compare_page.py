@@ -103,7 +103,7 @@ def test_different_images_are_said_loudly(tmp_path: Path) -> None:
 
 
 def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found 1 system; name at least two"):
+    with pytest.raises(InputError, match="found 1 system; a comparison needs at least two"):
         write_comparison([make_run(tmp_path)], tmp_path / "page.html")
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no run found"):

@@ -193,7 +193,7 @@ def test_a_pack_s_steps_are_those_of_prediction(
     packed = ["data=packed", f"data.root={out}"]
     assert "needs a checkpoint of task=segmentation" in refused(capsys, run, *packed)
     columns = "data.columns=[age,area_share]"
-    assert "before they were packed" in refused(capsys, run, *packed, made[1], columns)
+    assert "measurements need original images" in refused(capsys, run, *packed, made[1], columns)
     assert quick_train(run, *packed, made[1]) == 0
     card, _ = load_card(best(run))
     assert card.preprocess == ["mask_background"]
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_said(
         ((*DRAWN, root, "model.freeze=true"), "not used by task=segmentation"),
         ((*DRAWN, root, "data.fold=all"), "trains one fold"),
         ((*DRAWN, root, "augment=randaugment"), "cannot augment masks"),
-        ((*DRAWN, root, "data.preprocess=[border]"), "leave pixels where they are"),
+        ((*DRAWN, root, "data.preprocess=[border]"), "do not move pixels"),
         ((*DRAWN, root, "data.masks=nowhere"), "data.masks=nowhere: no such folder"),
         ((*DRAWN, root, "segmenter.args.channels=[8]"), "must be 5 numbers"),
     ):

@@ -133,7 +133,7 @@ with spark_session("local[1]") as session:
     session.sparkContext.parallelize([0]).map(lambda number: 1 / number).collect()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    said = "RuntimeError: on a Python worker of Spark: ZeroDivisionError: division by zero"
+    said = "RuntimeError: a Python worker of Spark failed: ZeroDivisionError: division by zero"
     assert done.stderr.splitlines()[-1] == said
 
 

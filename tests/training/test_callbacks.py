@@ -101,7 +101,7 @@ def test_a_value_that_one_class_does_not_define_is_not_shown_and_the_loss_steers
     trainer.fit(micro_classifier(config, data), data)
     said = capsys.readouterr()
     assert said.out.count("  val/auroc -  ") == 4
-    assert said.err.count("leave val/auroc undefined; val/loss replaces it") == 1
+    assert said.err.count("val/auroc is undefined (one class in validation); val/loss") == 1
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["name"] for row in rows} == {"train/loss", "val/loss", "val/balanced_accuracy"}

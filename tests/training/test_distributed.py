@@ -161,7 +161,7 @@ def test_a_killed_node_ends_the_other_with_a_word(cohort: Path, tmp_path: Path) 
     assert time.monotonic() - began < MINUTE
     assert alive.returncode != 0
     assert "error: RuntimeError: another process was killed, or did not answer" in errors
-    assert "resume= continues from the last checkpoint" in errors
+    assert "resume=RUN continues from the last checkpoint" in errors
     load_card(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 

@@ -278,7 +278,7 @@ def test_resuming_all_folds_repeats_none_that_is_finished(
     assert files_in(run) == files_in(pooled)
     pd.testing.assert_frame_equal(predictions_of(run), predictions_of(pooled))
     assert train(f"resume={run}", "trainer.max_epochs=20") == 0
-    assert "finished folds are not trained further" in capsys.readouterr().err
+    assert "finished folds are not trained again" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_report_leaves_a_finished_run(

@@ -33,7 +33,7 @@ from skinmm.images.finder import (
     describe_other_pictures,
     find_folders,
     find_table,
-    is_litter,
+    is_system_file,
     list_files,
     list_visible,
 )
@@ -176,7 +176,7 @@ def image_folder(data: DataConfig) -> CohortTable:
 
 
 def _list_folders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not is_litter(f.name))
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not is_system_file(f.name))
 
 
 def _list_images(folder: Path) -> list[Path]:
