@@ -37,7 +37,7 @@ _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the traini
 _ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
 _UNUSED_ROWS: Final = "linked by patient, lesion or duplicate_of through rows that no part uses"
 _SPELLING: Final = (
-    "{} ids in two parts differ in case, blanks or leading zeros alone: {}; write each in one way"
+    "{} ids in two parts differ only in case, spaces or leading zeros: {}; write each in one way"
 )
 _UNCHECKED: Final = {
     "patient": "patients in two parts: no row names a patient",
@@ -201,7 +201,7 @@ def audit(
         `size_auroc` (see `compute_size_auroc`); `acquisition` (see `compare_acquisition_groups`);
         `warnings`; `unchecked`, one sentence for each check that these data do not allow; `leaks`,
         sentences, empty if none was found; and `possible_leaks`, sentences on ids in two parts that
-        differ in case, blanks or leading zeros alone.
+        differ only in case, spaces or leading zeros.
     """
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)

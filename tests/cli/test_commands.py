@@ -151,7 +151,7 @@ def test_a_patient_in_two_parts_is_shown_from_both(tmp_path: Path, capsys: Captu
     table["part"] = (["train", "train", "val", "test"] * len(table))[: len(table)]
     table.to_csv(tmp_path / "cohort.csv", index=False)
     assert main(["audit", *options, f"output={tmp_path / 'spelling'}"]) == 0
-    line = "possible leak: patient ids in two parts differ in case, blanks or leading zeros alone"
+    line = "possible leak: patient ids in two parts differ only in case, spaces or leading zeros"
     assert f"WARNING: {line}: 1 pair (P1 and P01)" in capsys.readouterr().err
     assert line.capitalize() in Page(tmp_path / "spelling" / "audit.html").text
 

@@ -54,7 +54,7 @@ def test_ids_that_differ_in_spelling_alone_are_a_possible_leak(kind: str) -> Non
     findings = audit(table)
     pair = " and ".join(sorted([one, spellings[other]], key=table[f"{kind}_id"].tolist().index))
     assert findings["possible_leaks"] == [
-        f"{kind} ids in two parts differ in case, blanks or leading zeros alone: 1 pair ({pair}); "
+        f"{kind} ids in two parts differ only in case, spaces or leading zeros: 1 pair ({pair}); "
         "write each in one way"
     ]
     assert findings["leaks"] == []
@@ -90,7 +90,7 @@ def test_a_check_that_was_not_made_is_not_passed() -> None:
     report = audit(table, near=near)
     assert report["across_parts"]["patient"] is None
     assert report["named"]["patient"] == report["named"]["size"] == 0
-    assert [text.split()[0] for text in report["unchecked"]] == ["whether", "image"]
+    assert [text.split()[0] for text in report["unchecked"]] == ["patients", "image"]
 
 
 def test_a_patient_in_two_parts_is_found() -> None:
