@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.conformal import fit_conformal
-from skinmm.evaluation.intervals import delong_interval
+from skinmm.evaluation.delong import delong_interval
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
 from skinmm.evaluation.referral import add_decisions

@@ -43,7 +43,9 @@ def coverage() -> Iterator[str]:
     yield from covered_table(
         {
             "few": (siim_like(140), 300),
-            "enough": (siim_like(280), 300),
+            "enough": (siim_like(228), 600),
+            "overconfident": (siim_like(228)._replace(overconfidence=1.6), 300),
+            "easy": (World(250, mean=-6.5, spread=3.0), 300),
             "many": (siim_like(600), 200),
         }
     )

@@ -10,12 +10,12 @@ from jaxtyping import Float64
 from scipy.special import stdtr
 
 from skinmm.errors import InputError
+from skinmm.evaluation.delong import delong_test
 from skinmm.evaluation.intervals import (
     bootstrap,
-    delong_test,
+    estimate_shapes,
     independent_units,
     patient_codes,
-    skewness,
     student_quantile,
     summarise,
 )
@@ -62,9 +62,9 @@ def compare(
         metrics = statistic(np.ones((1, patients), dtype=np.int64))
         values[name] = {key: float(value[0]) for key, value in metrics.items()}
         samples[name] = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-        skews = skewness(statistic, patients, len(codes))
+        shapes = estimate_shapes(statistic, patients, len(codes))
         systems[name] = {
-            key: summarise(key, value, samples[name][key], skews[key], confidence, units)
+            key: summarise(key, value, samples[name][key], shapes[key], confidence, units)
             for key, value in values[name].items()
         }
     return {

@@ -4,16 +4,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import expit, logit, ndtr, stdtrit
 
 Draws = Int64[np.ndarray, "b p"]
 Samples = Float64[np.ndarray, "r ..."]
-_Scores = Float64[np.ndarray, " n"]
 _Mask = Bool[np.ndarray, " n"]
 _Patients = Shaped[np.ndarray, " n"]
 _Codes = Int64[np.ndarray, " n"]
@@ -28,12 +27,14 @@ _GROUPS: Final = 100
 _TINY: Final = 1e-30
 _FLAT: Final = 1e-6  # a smaller skewness makes no difference
 _MAX_SKEW: Final = 0.35
+_MIN_FREEDOM: Final = 2
 _STEPPED: Final = (
     *("average_precision", "sensitivity_at", "specificity_at"),
     *("ece", "ici", "e90", "number_needed_to_treat"),
 )
 """Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
+_AT_SENSITIVITY: Final = "specificity_at"
 MIN_MALIGNANT_PATIENTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("partial_auroc", "balanced_accuracy", "ece"), 45),
     **dict.fromkeys(("specificity_at_90_sensitivity", "specificity_at_95_sensitivity"), 100),
@@ -92,24 +93,49 @@ def bootstrap(
     return _compute_in_blocks(statistic, draw, resamples, max(rows, patients))
 
 
-def skewness(statistic: Statistic, patients: int, rows: int) -> dict[str, float]:
-    """Estimate the skewness of the sampling distribution of metrics, by a grouped jackknife.
+class Shape(NamedTuple):
+    """Shape of the sampling distribution of a metric.
 
-    sum(u**3) / sum(u**2)**1.5 over the influences u of up to 100 groups of patients: six times the
-    acceleration of Efron's BCa interval (1987, doi:10.1080/01621459.1987.10478410).
+    Attributes:
+        skew: six times the acceleration of Efron's BCa interval (1987,
+            doi:10.1080/01621459.1987.10478410).
+        freedom: degrees of freedom of the estimated variance (Satterthwaite 1946,
+            doi:10.2307/3002019). A few patients with large influence make it small.
+    """
+
+    skew: float
+    freedom: float
+
+
+def estimate_shapes(statistic: Statistic, patients: int, rows: int) -> dict[str, Shape]:
+    """Estimate the shape of the sampling distribution of metrics by a grouped jackknife.
+
+    With the influences u of n patients, the skewness is sum(u**3) / sum(u**2)**1.5, and the
+    relative variance of the estimated variance is sum(u**4) / sum(u**2)**2 - 1 / n, which is
+    2 / freedom. The influences are those of up to 100 groups of patients; the products of patients
+    in the same group are subtracted from the sum of fourth powers.
     """
     count = min(patients, _GROUPS)
+    shared = 3 * (patients / count - 1) / max(patients - 1, 1)
     group = np.random.default_rng(0).permutation(patients) % count
 
     def leave_one_out(start: int, size: int) -> Draws:
         return (group != np.arange(start, start + size)[:, None]).astype(np.int64)
 
     jackknife = _compute_in_blocks(statistic, leave_one_out, count, max(rows, patients))
-    defined = {name: values[~np.isnan(values)] for name, values in jackknife.items()}
-    return {k: _skew(v.mean() - v, _TINY) if len(v) else 0.0 for k, v in defined.items()}
+    shapes = {}
+    for name, values in jackknife.items():
+        defined = values[~np.isnan(values)]
+        influence = defined.mean() - defined if len(defined) else np.zeros(1)
+        square = max(float(influence @ influence), _TINY)
+        fourth = (float((influence**4).sum()) / square**2 - shared) / (1 - shared)
+        freedom = np.clip(2 / max(fourth - 1 / patients, _TINY), _MIN_FREEDOM, patients)
+        shapes[name] = Shape(skewness(influence, _TINY), float(freedom))
+    return shapes
 
 
-def _skew(influence: Float64[np.ndarray, " k"], least: float) -> float:
+def skewness(influence: Float64[np.ndarray, " k"], least: float) -> float:
+    """Return sum(u**3) / sum(u**2)**1.5 of influences u; 0 where the sum of squares is `least`."""
     square = float(influence @ influence)
     return float((influence**3).sum()) / square**1.5 if square > least else 0.0
 
@@ -128,7 +154,7 @@ def _compute_in_blocks(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def student_quantile(confidence: float, units: int) -> float:
+def student_quantile(confidence: float, units: int | float) -> float:
     """Return the factor of the standard error in a two-sided interval: Student's t quantile."""
     return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
 
@@ -166,7 +192,7 @@ def skewed_interval(value: float, error: float, skew: float, reach: float) -> tu
     Args:
         value: the estimate.
         error: its standard error.
-        skew: see `skewness`; limited to 0.35, beyond which a dozen lesions would widen the interval
+        skew: see `Shape`; limited to 0.35, beyond which a dozen lesions would widen the interval
             several times for hardly more coverage.
         reach: standard errors to either side without skew.
     """
@@ -178,8 +204,14 @@ def skewed_interval(value: float, error: float, skew: float, reach: float) -> tu
     return value - float(low) * error, value - float(high) * error
 
 
+def logit_interval(value: float, error: float, reach: float) -> tuple[float, float]:
+    """Return the interval of a share in (0, 1) that is symmetric on the logit scale."""
+    half = reach * error / (value * (1 - value))
+    return float(expit(logit(value) - half)), float(expit(logit(value) + half))
+
+
 def summarise(
-    name: str, value: float, samples: Samples, skew: float | None, confidence: float, units: int
+    name: str, value: float, samples: Samples, shape: Shape | None, confidence: float, units: int
 ) -> Entry:
     """Return value and interval of a metric; None where undefined.
 
@@ -190,7 +222,7 @@ def summarise(
         name: name of the metric.
         value: NaN where undefined.
         samples: of a bootstrap, NaN where undefined; without samples there is no interval.
-        skew: see `skewness`; None: a percentile interval.
+        shape: see `estimate_shapes`; None: a percentile interval.
         confidence: confidence level.
         units: number of independent units in the data, see `independent_units`.
     """
@@ -201,108 +233,22 @@ def summarise(
     entry: Entry = {"value": float(value), "low": low, "high": high, "left_out": left_out}
     if low is None or high is None:
         return entry
+    error = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
     if math.isclose(low, high) and any(map(partial(math.isclose, value, abs_tol=1e-12), bounds)):
         low, high = None, None
-    elif skew is not None and not name.startswith(_STEPPED):
-        error = math.sqrt(max(units, 2) / (max(units, 2) - 1)) * float(np.nanstd(samples))
-        interval = skewed_interval(value, error, skew, student_quantile(confidence, units))
-        low, high = np.clip(interval, *bounds).tolist()
+    elif shape is not None and not name.startswith(_STEPPED):
+        reach = student_quantile(confidence, min(units, shape.freedom + 1))
+        low, high = np.clip(skewed_interval(value, error, shape.skew, reach), *bounds).tolist()
+    elif name.startswith(_AT_SENSITIVITY) and 0 < value < 1:
+        # No percentile lies beyond the lowest malignant score, and 10 % of samples of 45 lesions
+        # have none below the threshold sought. The interval on the logit scale extrapolates.
+        ends = logit_interval(value, error, student_quantile(confidence, units))
+        low, high = min(low, ends[0]), max(high, ends[1])
     elif name in _FOLDED:
         # Noise raises a calibration error, which cannot be negative: in the data above the truth,
         # and in a resample above the data, each time by adding to its square. So the squares are
         # reflected about the value (the basic bootstrap). The interval still contains the value.
+        # Smooth curves far from the diagonal gain no such noise: percentiles stay inside.
         ends = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
-        low, high = min(value, ends[0]), max(value, ends[1])
+        low, high = min(value, ends[0]), max(value, ends[1], 0 if name == "ece" else high)
     return {**entry, "low": low, "high": high}
-
-
-def delong_interval(
-    scores: _Scores,
-    positives: _Mask,
-    patients: _Patients | None = None,
-    *,
-    confidence: float = 0.95,
-) -> dict[str, float | None]:
-    """Return the AUROC with its interval in closed form.
-
-    DeLong et al. 1988 (doi:10.2307/2531595) with the ranks of Sun and Xu 2014; with `patients`,
-    the clustered variance of Obuchowski 1997 (doi:10.2307/2533958), which is DeLong's where each
-    patient has one row. Student's quantiles for the patients of the rarer class, and the skewness
-    of the patients' contributions, make it valid with a dozen malignant lesions (see
-    `skewed_interval`).
-
-    Returns:
-        `value`, `standard_error`, `low`, `high`. All are None with rows of one class only. All but
-        the value are None with fewer than two patients of either class; `low` and `high` are None
-        for an AUROC of 0 or 1 (see `perfect_ranking_bound`).
-    """
-    empty: dict[str, float | None] = dict.fromkeys(("value", "standard_error", "low", "high"))
-    if positives.all() or not positives.any():
-        return empty
-    placements = _placements(scores, positives)
-    value = float(placements[positives].mean())
-    error, skew, units = _spread(placements, positives, patients)
-    entry = {**empty, "value": value, "standard_error": error}
-    if error is None or not 0 < value < 1:
-        return entry
-    low, high = skewed_interval(value, error, skew, student_quantile(confidence, units))
-    return {**entry, "low": max(low, 0.0), "high": min(high, 1.0)}
-
-
-def delong_test(
-    a: _Scores,
-    b: _Scores,
-    positives: _Mask,
-    patients: _Patients | None = None,
-    *,
-    confidence: float = 0.95,
-) -> dict[str, float | None]:
-    """Test the difference of the AUROCs of two systems on the same rows.
-
-    The variance is that of `delong_interval`, for the paired differences a - b. The two-sided
-    p-value is from Student's distribution, for the patients of the rarer class.
-
-    Returns:
-        `difference` (a - b), `low`, `high`, `p`; None where undefined.
-    """
-    empty: dict[str, float | None] = dict.fromkeys(("difference", "low", "high", "p"))
-    if positives.all() or not positives.any():
-        return empty
-    placements = _placements(a, positives) - _placements(b, positives)
-    difference = float(placements[positives].mean())
-    error, _, units = _spread(placements, positives, patients)
-    if not error:
-        return {**empty, "difference": difference}
-    reach = student_quantile(confidence, units) * error
-    p = float(2 * stdtr(units - 1, -abs(difference) / error))
-    low, high = difference - reach, difference + reach
-    return {"difference": difference, "low": low, "high": high, "p": p}
-
-
-def _placements(scores: _Scores, positives: _Mask) -> _Scores:
-    """Return, for each row, the share of the other class with a worse rank; ties count 1/2."""
-    from scipy.stats import rankdata  # slow to import, and not needed for prediction
-
-    ranks = rankdata(scores)
-    result = np.empty(len(scores))
-    result[positives] = ranks[positives] - rankdata(scores[positives])
-    result[~positives] = positives.sum() - (ranks[~positives] - rankdata(scores[~positives]))
-    return result / np.where(positives, (~positives).sum(), positives.sum())
-
-
-def _spread(
-    placements: _Scores, positives: _Mask, patients: _Patients | None
-) -> tuple[float | None, float, int]:
-    """Return standard error and skewness of a mean of placements; patients of the rarer class."""
-    codes, count = patient_codes(np.arange(len(placements)) if patients is None else patients)
-    excess = placements - placements[positives].mean()
-    sums, clusters = [], []
-    for rows in (positives, ~positives):
-        sums.append(np.bincount(codes[rows], weights=excess[rows], minlength=count) / rows.sum())
-        clusters.append(len(np.unique(codes[rows])))
-    if min(clusters) == 1:
-        return None, 0.0, 1
-    variance = sum(k / (k - 1) * (s @ s) for k, s in zip(clusters, sums, strict=True))
-    covariance = 2 * count / (count - 1) * (sums[0] @ sums[1])
-    error = float(np.sqrt(max(variance + covariance, 0)))
-    return error, _skew(sums[0] + sums[1], 0.0), min(clusters)

@@ -11,14 +11,15 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
+from skinmm.evaluation.delong import delong_interval
 from skinmm.evaluation.intervals import (
     Entry,
+    Shape,
     Statistic,
     bootstrap,
-    delong_interval,
+    estimate_shapes,
     independent_units,
     patient_codes,
-    skewness,
     summarise,
 )
 from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
@@ -151,11 +152,11 @@ def _estimate(
         none = np.empty(0)
         return {k: summarise(k, v[0], none, None, confidence, units) for k, v in values.items()}
     samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
-    skews = skewness(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
+    shapes = estimate_shapes(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
     metrics = {}
     for name, value in values.items():
-        skew = skews.get(name, 0.0)
-        metrics[name] = summarise(name, float(value[0]), samples[name], skew, confidence, units)
+        shape = shapes.get(name, Shape(skew=0.0, freedom=units))
+        metrics[name] = summarise(name, float(value[0]), samples[name], shape, confidence, units)
     return metrics
 
 

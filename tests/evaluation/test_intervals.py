@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float64, Int64
-from scipy.stats import binomtest, norm, skew, ttest_1samp
+from scipy.stats import binomtest, kurtosis, norm, skew, ttest_1samp
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.comparison import adjust_holm
+from skinmm.evaluation.delong import delong_interval, delong_test
 from skinmm.evaluation.intervals import (
+    Shape,
     bootstrap,
-    delong_interval,
-    delong_test,
+    estimate_shapes,
+    logit_interval,
     percentile_interval,
     skewed_interval,
-    skewness,
     summarise,
 )
 from skinmm.evaluation.metrics import bound_extreme, evaluate, perfect_ranking_bound
@@ -142,11 +143,48 @@ def test_a_dozen_lesions_do_not_blow_an_interval_up() -> None:
     assert skewed_interval(0.8, 0.1, -3.0, 2.2)[0] > 0.4
 
 
-def test_skewness_of_a_mean_is_that_of_its_rows() -> None:
+def test_shape_of_a_mean_is_that_of_its_rows() -> None:
     values = np.random.default_rng(0).exponential(size=80)
-    found = skewness(lambda draws: {"mean": draws @ values / draws.sum(axis=1)}, 80, 80)
-    assert found["mean"] == pytest.approx(skew(values) / np.sqrt(80), rel=1e-6)
-    assert skewness(lambda draws: {"x": np.full(len(draws), np.nan)}, 5, 5) == {"x": 0.0}
+    found = estimate_shapes(lambda draws: {"mean": draws @ values / draws.sum(axis=1)}, 80, 80)
+    assert found["mean"].skew == pytest.approx(skew(values) / np.sqrt(80), rel=1e-6)
+    # Of 80 values the variance has the relative variance (kurtosis + 2) / 80.
+    assert found["mean"].freedom == pytest.approx(2 * 80 / (kurtosis(values) + 2), rel=1e-6)
+    undefined = estimate_shapes(lambda draws: {"x": np.full(len(draws), np.nan)}, 5, 5)
+    assert undefined == {"x": Shape(0, 5)}
+
+
+@pytest.mark.parametrize("patients", [300, 3000])
+def test_groups_of_patients_have_the_freedom_of_the_patients(patients: int) -> None:
+    values = np.random.default_rng(1).normal(size=patients)
+    values[:8] *= 100  # a few patients have nearly all the weight
+    found = estimate_shapes(
+        lambda draws: {"mean": draws @ values / draws.sum(axis=1)}, patients, patients
+    )
+    expected = 2 * patients / (kurtosis(values) + 2)
+    assert found["mean"].freedom == pytest.approx(expected, rel=0.2)
+    assert expected < 12
+
+
+def test_few_influential_patients_widen_the_interval() -> None:
+    samples = norm.ppf((np.arange(2000) + 0.5) / 2000) * 0.01 + 0.8
+    wide, narrow = (
+        summarise("auroc", 0.8, samples, Shape(0.0, freedom), 0.95, 61) for freedom in (9, 500)
+    )
+    for entry, freedom in ((wide, 9), (narrow, 60)):  # at most the patients less 1
+        assert entry["high"] == pytest.approx(
+            0.8 + student.ppf(0.975, freedom) * 0.01 * np.sqrt(61 / 60), rel=1e-4
+        )
+
+
+def test_specificity_at_a_sensitivity_reaches_beyond_the_lowest_malignant_score() -> None:
+    samples = np.r_[np.full(400, 0.6), np.full(600, 0.7)]  # no resample is below 0.6
+    name = "specificity_at_95_sensitivity"
+    entry = summarise(name, 0.7, samples, Shape(0.0, 40), 0.95, 45)
+    low, high = logit_interval(0.7, samples.std() * np.sqrt(45 / 44), student.ppf(0.975, 44))
+    assert (entry["low"], entry["high"]) == pytest.approx((low, max(high, 0.7)))
+    assert low < 0.6
+    for value in (0.0, 1.0):
+        assert summarise(name, value, samples, None, 0.95, 45)["low"] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("positives", [12, 40])
@@ -167,16 +205,16 @@ def test_delong_covers_with_few_malignant_lesions(positives: int) -> None:
 
 def test_an_interval_stays_where_its_metric_can_lie() -> None:
     samples = np.random.default_rng(0).normal(0.95, 0.1, size=500)
-    assert summarise("auroc", 0.95, samples, 0.3, 0.95, 20)["high"] == 1
-    assert summarise("partial_auroc", 0.19, samples - 0.76, 0.3, 0.95, 20)["high"] == 0.2
-    slope = summarise("calibration_slope", 0.95, samples, 0.3, 0.95, 20)["high"]
+    assert summarise("auroc", 0.95, samples, Shape(0.3, 19), 0.95, 20)["high"] == 1
+    assert summarise("partial_auroc", 0.19, samples - 0.76, Shape(0.3, 19), 0.95, 20)["high"] == 0.2
+    slope = summarise("calibration_slope", 0.95, samples, Shape(0.3, 19), 0.95, 20)["high"]
     assert slope is not None
     assert slope > 1
 
 
 @pytest.mark.parametrize(("value", "found"), [(1.0, 46), (0.0, 0)])
 def test_all_or_none_is_clopper_and_pearson(value: float, found: int) -> None:
-    entry = summarise("sensitivity", value, np.full(100, value), 0.0, 0.95, 46)
+    entry = summarise("sensitivity", value, np.full(100, value), Shape(0.0, 45), 0.95, 46)
     assert entry["low"] is entry["high"] is None  # resamples that agree know nothing
     bounded = bound_extreme(entry, 0.95, 46)
     expected = binomtest(found, 46).proportion_ci(0.95, method="exact")
