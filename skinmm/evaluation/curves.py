@@ -31,7 +31,7 @@ _BINS: Final = 15
 _TIE: Final = 1e-12
 _MAX_STEPS: Final = 40
 _LONGEST_STEP: Final = 2.0
-_CONVERGED: Final = 1e-10
+_CONVERGED: Final = 1e-7  # of a step; that of the line is its square
 
 
 def ratio(numerator: _Array, denominator: _Array) -> _Array:
@@ -217,6 +217,10 @@ def calibration_line(
     total, hits = rows.sum(axis=1), positives.sum(axis=1)
     intercept = np.log((hits + 0.5) / (total - hits + 0.5)) if free else np.zeros_like(hits)
     line = np.stack([intercept, np.full_like(intercept, 0 if free else 1)])
+    if len(rows) > 1:  # resamples differ little from their sum, whose line is near all of theirs
+        pooled = rows.sum(axis=0, keepdims=True), positives.sum(axis=0, keepdims=True)
+        near, is_near = _newton(*pooled, z, line[:, :1], free=free)
+        line = np.where(is_near, near, line)
     line, converged = _newton(rows, positives, z, line, free=free)
     defined = (hits > 0) & (hits < total)
     if free:
@@ -246,7 +250,7 @@ def _newton(
             line = line + step * (_LONGEST_STEP / np.maximum(size, _LONGEST_STEP))
             if not (size > _CONVERGED).any():
                 break
-    return line, size < 1e3 * _CONVERGED
+    return line, size < _CONVERGED
 
 
 def _newton_step(rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool) -> _Lines:

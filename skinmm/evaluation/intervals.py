@@ -27,13 +27,19 @@ _GROUPS: Final = 100
 _TINY: Final = 1e-30
 _FLAT: Final = 1e-6  # a smaller skewness makes no difference
 _MAX_SKEW: Final = 0.35
-_MIN_FREEDOM: Final = 2
+_MIN_FREEDOM: Final = 4
 _STEPPED: Final = (
     *("average_precision", "sensitivity_at", "specificity_at"),
     *("ece", "ici", "e90", "number_needed_to_treat"),
 )
 """Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
+_SHARES: Final = (
+    *("sensitivity", "specificity", "recall", "precision", "ppv", "npv"),
+    *("decided", "found", "coverage"),
+)
+"""Shares of rows. A few errors have all the influence on a share near 1, so that its degrees of
+freedom would be few; the skewness, which follows from its value, is enough."""
 _AT_SENSITIVITY: Final = "specificity_at"
 MIN_MALIGNANT_PATIENTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("partial_auroc", "balanced_accuracy", "ece"), 45),
@@ -237,7 +243,8 @@ def summarise(
     if math.isclose(low, high) and any(map(partial(math.isclose, value, abs_tol=1e-12), bounds)):
         low, high = None, None
     elif shape is not None and not name.startswith(_STEPPED):
-        reach = student_quantile(confidence, min(units, shape.freedom + 1))
+        freedom = math.inf if name.startswith(_SHARES) else shape.freedom
+        reach = student_quantile(confidence, min(units, freedom + 1))
         low, high = np.clip(skewed_interval(value, error, shape.skew, reach), *bounds).tolist()
     elif name.startswith(_AT_SENSITIVITY) and 0 < value < 1:
         # No percentile lies beyond the lowest malignant score, and 10 % of samples of 45 lesions

@@ -170,7 +170,8 @@ def test_few_influential_patients_widen_the_interval() -> None:
     wide, narrow = (
         summarise("auroc", 0.8, samples, Shape(0.0, freedom), 0.95, 61) for freedom in (9, 500)
     )
-    for entry, freedom in ((wide, 9), (narrow, 60)):  # at most the patients less 1
+    share = summarise("sensitivity", 0.8, samples, Shape(0.0, 9), 0.95, 61)
+    for entry, freedom in ((wide, 9), (narrow, 60), (share, 60)):  # at most the patients less 1
         assert entry["high"] == pytest.approx(
             0.8 + student.ppf(0.975, freedom) * 0.01 * np.sqrt(61 / 60), rel=1e-4
         )
