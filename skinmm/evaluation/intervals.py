@@ -36,16 +36,18 @@ _STEPPED: Final = (
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
 _SHARES: Final = (
     *("sensitivity", "specificity", "recall", "precision", "ppv", "npv"),
-    *("decided", "found", "coverage"),
+    *("decided", "found", "cleared", "referred", "coverage"),
 )
 """Shares of rows. A few errors have all the influence on a share near 1, so that its degrees of
 freedom would be few; the skewness, which follows from its value, is enough."""
 _AT_SENSITIVITY: Final = "specificity_at"
-MIN_MALIGNANT_PATIENTS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("partial_auroc", "balanced_accuracy", "ece"), 45),
-    **dict.fromkeys(("specificity_at_90_sensitivity", "specificity_at_95_sensitivity"), 100),
-    "mean_probability": 100,
-}
+MIN_MALIGNANT_PATIENTS: Final[Mapping[str, int]] = dict.fromkeys(
+    (
+        *("partial_auroc", "balanced_accuracy", "ece", "mean_probability"),
+        *("specificity_at_90_sensitivity", "specificity_at_95_sensitivity"),
+    ),
+    45,
+)
 """Patients with malignant lesions below which an interval was measured to be too narrow
 (benchmarks/results/evidence.md)."""
 _FOLDED: Final = ("ece", "ici", "e90")
@@ -249,8 +251,8 @@ def summarise(
     elif name.startswith(_AT_SENSITIVITY) and 0 < value < 1:
         # No percentile lies beyond the lowest malignant score, and 10 % of samples of 45 lesions
         # have none below the threshold sought. The interval on the logit scale extrapolates.
-        ends = logit_interval(value, error, student_quantile(confidence, units))
-        low, high = min(low, ends[0]), max(high, ends[1])
+        start, end = logit_interval(value, error, student_quantile(confidence, units))
+        low, high = min(low, start), max(high, end)
     elif name in _FOLDED:
         # Noise raises a calibration error, which cannot be negative: in the data above the truth,
         # and in a resample above the data, each time by adding to its square. So the squares are
