@@ -198,8 +198,13 @@ def test_training_names_the_columns_that_are_not_used(tmp_path: Path) -> None:
     data = LesionData(config, frozenset({"record"}))
     data.setup()
     line = "no column patient_id or lesion_id: every image counts as a patient; columns not used: "
-    assert audit_split(data, config)["notes"] == [f"{line}Fall"]
-    assert data.notes == (f"{line}Fall",)
+    mapping = (
+        "columns: image_id <- image_name, patient_id <- (none), lesion_id <- (none), "
+        "age <- age_approx, sex <- sex, site <- anatom_site_general_challenge, "
+        "diagnosis <- (none), target <- target"
+    )
+    assert audit_split(data, config)["notes"] == [mapping, f"{line}Fall"]
+    assert data.notes == (mapping, f"{line}Fall")
 
 
 def test_a_leak_may_be_allowed_and_is_recorded(tmp_path: Path, capsys: Captured) -> None:

@@ -52,6 +52,8 @@ def test_unused_and_missing_columns_are_named(tmp_path: Path) -> None:
     folder = cohort(tmp_path, "image,patient,age,sex,split,target", *four("P1,50,male,train"))
     notes = load_table("csv", folder).notes
     assert notes == (
+        "columns: image_id <- image, patient_id <- patient, lesion_id <- (none), age <- age, "
+        "sex <- sex, site <- (none), diagnosis <- (none), target <- target",
         "no value of site in any row",
         "columns not used: split (looks like a split: use +data.args.columns.part=split)",
     )
@@ -234,7 +236,9 @@ def test_columns_of_0_and_1_named_like_classes_are_one_hot(tmp_path: Path, heade
     rows = [f"{n}.jpg,P1,{mark}" for n, mark in zip(NAMES, marks, strict=True)]
     folder = cohort(tmp_path, f"image,patient,{header}", *rows)
     unsplit = load_table("csv", folder)
-    assert unsplit.notes == ("no value of age, sex, site in any row",)
+    mapping, absent = unsplit.notes
+    assert mapping.endswith("diagnosis <- (a column per class), target <- (none)")
+    assert absent == "no value of age, sex, site in any row"
     assert unsplit.rows["target"].tolist() == [1, 0, 1, 0]
     table = load("csv", folder, target="diagnosis")
     assert table["target"].tolist() == ["mel", "nv", "bcc", "nv"]

@@ -38,7 +38,7 @@ from skinmm.images.finder import (
     list_visible,
 )
 from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
-from skinmm.vocabulary import map_unique, match_columns, rename_columns
+from skinmm.vocabulary import COLUMN_NAMES, map_unique, match_columns, rename_columns
 
 
 def csv(
@@ -98,6 +98,7 @@ def csv(
         cohort,
         unlabelled=unlabelled,
         description=description,
+        notes=_describe_mapping(original, rows, columns, data.columns),
         columns=tuple(map(str, original)),
         unused=tuple(str(name) for name in original if name in rows and name not in used),
         units={name: unit for name in extra if (unit := find_unit(rows[name]))},
@@ -121,6 +122,20 @@ def _rename(
             f"{available}"
         )
     return renamed
+
+
+def _describe_mapping(
+    table: pd.DataFrame, rows: pd.DataFrame, columns: Mapping[str, str], further: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the column that each canonical one has in the table, if any has another name."""
+    others = [name for name in table.columns if name not in columns.values()]
+    known = {canonical: name for name, canonical in match_columns(others, further).items()}
+    mapping = {key: name for key, name in {**known, **columns}.items() if key in rows}
+    if all(name == key for key, name in mapping.items() if key != "image_id"):
+        return ()
+    absent = {key: "(a column per class)" if key in rows else "(none)" for key in COLUMN_NAMES}
+    pairs = [f"{key} <- {mapping.get(key, absent[key])}" for key in COLUMN_NAMES]
+    return (f"columns: {', '.join(pairs)}",)
 
 
 def _parse_parts(cells: "pd.Series[Any]", file: Path) -> "pd.Series[Any]":
