@@ -35,6 +35,7 @@ from skinmm.training.distributed import open_run
 from skinmm.training.fit import TASKS
 from skinmm.training.fold import load_best, write_facts
 from skinmm.training.leak_guard import require_same_split
+from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, RowCollector
 from skinmm.training.run_folder import RunFolder, write_json
 from skinmm.training.trainer import build_trainer, log_test, run_stage
@@ -58,6 +59,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
     if run.is_resumed:
         require_same_split(run.path / "cohort.csv", data.cohort, "part")
     network = build_segmenter(config, pretrained=True)
+    require_memory(network, config, trainer)
     settings = to_mapping(replace(config, resume=None, overwrite=False))
     card = Card(settings, [], [], {}, network.origin, {}, preprocess=[*config.data.preprocess])
     module = MaskModule(network, card, config)

@@ -29,6 +29,7 @@ from skinmm.training.extras import AFTER_REPORT, EXTRAS, TrainedFold
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_same_finder, require_usable_split
 from skinmm.training.losses import LOSSES
+from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, Classifier
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
 from skinmm.training.trainer import (
@@ -57,6 +58,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     require_usable_split(data, run)
     findings = audit_split(data, config)
     module = build_classifier(config, data)
+    require_memory(module.network, config, trainer, data.record_widths)
 
     open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
     load_features(config, data, module.network, trainer, run)

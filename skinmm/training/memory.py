@@ -1,0 +1,154 @@
+"""Memory that training needs, compared with what is free, before the first step.
+
+The estimate adds the tensors that autograd stores for the backward pass, counted without computing
+them on torch's meta device, the gradients and the state of the optimiser. Measured peaks are 0.91
+to 1.35 times as high (docs/training.md); the rest is workspace of the kernels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from skinmm.config import Config
+from skinmm.errors import InputError, warn
+
+_MOST: Final = 1.35
+"""Highest ratio of a measured peak to its estimate."""
+_MOST_OF_A_PIXEL: Final = 1 << 16
+"""Bytes for each pixel of a row, which no network of timm exceeds."""
+_ROWS: Final = 2  # batch normalisation needs two
+_GB: Final = 1e9
+
+
+def require_memory(
+    network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None = None
+) -> None:
+    """Refuse a batch that does not fit into the free memory, and warn if it may not fit.
+
+    Args:
+        network: network to train, of images alone if `widths` is None.
+        config: configuration of the run.
+        trainer: trainer of the run, which has the device, the precision and the processes.
+        widths: width of each record column.
+    """
+    device = trainer.strategy.root_device
+    rows, side = config.trainer.batch_size, config.model.image_size
+    free = find_free_memory(device)
+    fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
+    if free is None or fixed + rows * side**2 * _MOST_OF_A_PIXEL < free:
+        return
+    processes = 1 if device.type == "cuda" else trainer.num_devices
+    per_row = count_stored_bytes(network, _example(network, side, widths))
+    if "16" in str(trainer.precision):
+        per_row //= 2
+    needed = processes * (fixed + rows * per_row)
+    if needed * _MOST <= free:
+        return
+    fits = int((free / _MOST / processes - fixed) // max(per_row, 1))
+    steps = config.trainer.accumulate * math.ceil(rows / max(fits, 1))
+    advice = (
+        f"trainer.batch_size={fits} fits (with trainer.accumulate={steps} for the same updates)"
+        if fits > 0
+        else "choose a smaller network or model.image_size"
+    )
+    problem = (
+        f"{needed / _GB:.1f} GB of memory for trainer.batch_size={rows}, and {free / _GB:.1f} GB "
+        f"are free; {advice}"
+    )
+    if needed > free:
+        raise InputError(f"training {config.model.name} at {side} px needs about {problem}")
+    warn(f"training {config.model.name} at {side} px may not fit: it needs about {problem}")
+
+
+def count_stored_bytes(network: nn.Module, inputs: Sequence[Tensor | None]) -> int:
+    """Return the bytes that autograd stores for the backward pass of one row, in 32 bit.
+
+    Args:
+        network: network, of which nothing is changed.
+        inputs: arguments of its forward method for `_ROWS` rows, on the meta device.
+    """
+    state = {
+        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        for name, value in (*network.named_parameters(), *network.named_buffers())
+    }
+    weights = {value.untyped_storage()._cdata for value in state.values()}
+    stored: dict[int, Any] = {}
+
+    def store(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        stored[storage._cdata] = storage
+        return value
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(store, lambda value: value)
+    with torch.compiler.set_stance("force_eager"), hooks:
+        functional_call(network, state, tuple(inputs))
+    return sum(s.nbytes() for key, s in stored.items() if key not in weights) // _ROWS
+
+
+def find_free_memory(
+    device: torch.device,
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/proc/self/cgroup"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+) -> int | None:
+    """Return the bytes that this process can still use on a device; None if they are unknown.
+
+    On a CPU it is the smallest of what the machine and each control group of the process leave.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    kilobytes = [int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree")]
+    return min([sum(kilobytes) * 1024, *_iterate_cgroup_limits(cgroup, cgroups)])
+
+
+def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
+    """Yield the bytes that the control groups of this process leave, of version 1 and 2."""
+    for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = cgroups / controllers
+        usage, limit, cache = (
+            ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
+            if controllers
+            else ("memory.current", "memory.max", "inactive_file")
+        )
+        parts = Path(path.strip("/")).parts
+        # In a container the path may be that outside: the root then has the container's limit.
+        for folder in (root.joinpath(*parts[:count]) for count in range(len(parts) + 1)):
+            try:
+                statistics = dict(
+                    pair.split() for pair in (folder / "memory.stat").read_text().splitlines()
+                )
+                used = int((folder / usage).read_text()) - int(statistics.get(cache, 0))
+                yield int((folder / limit).read_text()) - used
+            except (OSError, ValueError):  # no such group, or no limit ("max")
+                continue
+
+
+def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> int:
+    """Return the bytes that do not depend on the batch, besides weights that are in use already."""
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+    moments = 1 if config.optimizer.name == "sgd" else 2
+    average = weights if config.trainer.ema else 0
+    return trained * (1 + moments) + average + on_gpu * weights
+
+
+def _example(network: nn.Module, side: int, widths: Sequence[int] | None) -> list[Tensor | None]:
+    """Return two rows on the meta device, as the network takes them."""
+    image = torch.empty(_ROWS, 3, side, side, dtype=torch.uint8, device="meta")
+    if widths is None:
+        return [image]
+    record = torch.empty(_ROWS, sum(widths), device="meta")
+    return [image if network.image else None, record if network.record else None]
