@@ -282,7 +282,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return a file as it is, and of a run folder its checkpoint.
+    """Return the checkpoint of a run folder; return any other path unchanged.
 
     The checkpoint is `ensemble.ckpt` if the run has one (a run of all folds), else `best.ckpt`.
     """

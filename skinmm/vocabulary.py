@@ -296,7 +296,7 @@ _SPLITS: Final = ("part", "split", "fold", "subset", "set", "partition")
 
 
 def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
-    """Return a clause that lists columns, and marks splits with advice on COLUMN; "" for none."""
+    """Describe unused columns in a clause, with advice for columns of splits; "" for none."""
     marked = [
         f"{name} (looks like a split{advice.replace('COLUMN', name)})"
         if column_key(name) in _SPLITS

@@ -243,7 +243,7 @@ def _format_usage(command: Command) -> str:
 
 
 def _check_folders(argv: list[str]) -> None:
-    """Refuse run folders that cannot be made, and folders of configurations that do not exist.
+    """Refuse run folders that cannot be created, and configuration folders that do not exist.
 
     Hydra makes the former before it runs the job, and only warns about the latter.
     """

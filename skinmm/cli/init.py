@@ -20,7 +20,7 @@ CELL: Final = 24  # characters of a cell that are printed
 
 
 def init(config: InitConfig) -> int:
-    """Print the inferred columns and the first rows, write the configuration, and say what next."""
+    """Print inferred columns and first rows, write the configuration, print the next commands."""
     from skinmm.data.cohorts import load_cohort
     from skinmm.data.cohorts.tables import read_table
     from skinmm.data.mapping import MAPPED, infer_columns
@@ -47,7 +47,7 @@ def init(config: InitConfig) -> int:
     try:
         rows = load_cohort(data).rows
     except InputError as error:  # the configuration can be completed by hand
-        warn(f"the configuration needs more: {error}")
+        warn(f"the configuration is incomplete: {error}")
     else:
         shown = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")

@@ -1,4 +1,4 @@
-"""The words of a command line as overrides that Hydra reads as they are meant."""
+"""Conversion of command-line arguments to overrides with literal values."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def add_user_configs(argv: list[str]) -> list[str]:
 
 
 def require_user_configs(argv: list[str]) -> None:
-    """Refuse a folder of `add_user_configs` that does not exist."""
+    """Refuse a missing folder of `add_user_configs`."""
     for word in argv:
         if word.startswith(_SEARCH_PATH):
             folder = word.removeprefix(f"{_SEARCH_PATH}['file://").removesuffix("']")

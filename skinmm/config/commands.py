@@ -180,7 +180,7 @@ class ExploreConfig:
 
 @dataclass
 class InitConfig:
-    """Infer which column of your table is which, and write a data configuration for it."""
+    """Infer the meaning of the columns of your table, and write a data configuration for it."""
 
     input: str = literal_path("", "folder of the table and images", example="DIR", positional=True)
     table: str | None = setting(None, "table in that folder; null: the only one")

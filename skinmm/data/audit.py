@@ -266,7 +266,7 @@ def _list_leaks(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]
 
 
 def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
-    """List images of different parts that only an absent original or unused rows link, by link."""
+    """List images of different parts that only an absent original or unused rows link, by kind."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
         component = pd.Series(find_components(rows), index=rows.index)
@@ -279,7 +279,7 @@ def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _name_similar(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Return pairs of ids in two parts that differ in spelling alone, of patients and lesions."""
+    """Return pairs of patient or lesion ids of different parts that differ only in spelling."""
     named, pairs = table[name_units(table) == "patient"], dict[str, list[str]]()
     for kind, rows in (("patient", named), ("lesion", table.dropna(subset=["lesion_id"]))):
         column = rows[f"{kind}_id"].astype(str)

@@ -102,7 +102,7 @@ _QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 
 def split_unit(cell: Any) -> tuple[Any, str]:
-    """Return the number and the unit of a text such as `12 mm`; other cells and no unit."""
+    """Split a text such as `12 mm` into number and unit; return other cells with no unit."""
     match = _QUANTITY.fullmatch(cell.strip()) if isinstance(cell, str) else None
     if not match:
         return cell, ""
@@ -123,7 +123,7 @@ def has_decimal_comma(cell: Any) -> bool:
 
 
 def find_unit(column: "pd.Series[Any]") -> str:
-    """Return the unit of a column of numbers with a unit; "" if it has none, or other texts.
+    """Return the unit of a column of numbers; "" without a unit or with other texts.
 
     Raises:
         InputError: the numbers have different units, or some have none.
@@ -144,7 +144,7 @@ def find_unit(column: "pd.Series[Any]") -> str:
 
 
 def require_same_units(first: "CohortTable", second: "CohortTable", names: Sequence[str]) -> None:
-    """Refuse two cohorts with the given names that have a column in different units."""
+    """Refuse two cohorts that have a column in different units."""
     for column in first.units.keys() | second.units.keys():
         units = [cohort.units.get(column, "no unit") for cohort in (first, second)]
         if column in first.rows and column in second.rows and len({*units}) > 1:
@@ -196,6 +196,6 @@ def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def describe_comma(cell: str) -> str:
-    """Return what an ambiguous comma can mean, and what to write."""
+    """Return the possible meanings of an ambiguous comma, and the remedy."""
     choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
     return f"{cell!r} can mean {choices}; write numbers without thousands separators"

@@ -1,4 +1,4 @@
-"""Infer which column of a user's table is which, from names and from cells."""
+"""Inference of the meaning of columns in a user's table, from names and cells."""
 
 import re
 from collections.abc import Callable, Collection
@@ -32,7 +32,7 @@ _NAMES: Final = {  # pattern of the column name, where cells alone do not decide
 
 
 def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str]:
-    """Return the column of a table for each canonical column that it seems to have.
+    """Map canonical columns to the columns of a table that probably contain them.
 
     A known name decides; otherwise the cells do, and for patient, lesion and age the name too.
     Several columns that fit equally well are left out.

@@ -56,7 +56,7 @@ class _Column:
         return slots if None in spellings else {**spellings, **slots}
 
     def parse(self, cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
-        """Return cells as numbers, NaN where unusable; with the unit of training or none."""
+        """Parse cells as numbers with the unit of training or none; NaN where unusable."""
         if self.unit:
             pairs = map(split_unit, cells)
             cells = [number if unit in ("", self.unit) else None for number, unit in pairs]
@@ -66,7 +66,7 @@ class _Column:
         return parse_numbers(cells)
 
     def refuse(self, cell: Any) -> str:
-        """Return why the number in a cell is refused: its unit, or its comma; "" otherwise."""
+        """Return the reason to refuse the number in a cell, its unit or its comma, or ""."""
         number, unit = split_unit(cell)
         if self.unit and unit not in ("", self.unit):
             return f"{cell!r} is not in {self.unit}, the unit of training"
@@ -163,7 +163,7 @@ class RecordEncoder:
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
 
     def refuse(self, name: str, cells: np.ndarray) -> dict[int, str]:
-        """Return, by row, why the number in a cell has to be corrected: its unit or its comma."""
+        """Return the reason to correct a number by row: its unit or its comma."""
         column, texts = self._find_column(name), (c for c in cells if isinstance(c, str))
         reasons = {text: reason for text in {*texts} if (reason := column.refuse(text))}
         if not reasons:

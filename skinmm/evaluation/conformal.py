@@ -70,7 +70,7 @@ def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conform
 def count_effective_rows(
     covered: Bool[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]
 ) -> float:
-    """Return the number of independent rows whose share has the same precision.
+    """Return the number of independent rows that give a share of the same precision.
 
     The number of rows over the design effect (Kish 1965): the variance of the share with whole
     patients left out one by one (the jackknife), over that of independent rows. With few patients
@@ -120,7 +120,7 @@ def sets_agree(
     positive: Bool[np.ndarray, " c"],
     sets: Bool[np.ndarray, "n c"],
 ) -> Bool[np.ndarray, " n"]:
-    """Return whether the set of each row has classes of the called side alone.
+    """Return whether each row's set contains only classes on the row's side of the threshold.
 
     The rule of earlier checkpoints, which have no `ReferralBand`. A class with too few validation
     rows is in every set, so that no row can be decided to be on the other side.

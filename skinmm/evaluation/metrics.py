@@ -199,7 +199,7 @@ def evaluate_clinic(
 
 
 def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[np.ndarray, " n"]:
-    """Return the rows whose call a predictive value is about."""
+    """Return the mask of the rows that a predictive value counts."""
     is_positive = name.endswith("ppv")
     if name.startswith("decided_"):
         return np.asarray(predictions.decision == DECISIONS[int(is_positive)])

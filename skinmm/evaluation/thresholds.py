@@ -149,7 +149,7 @@ class RiskLimit:
     patients: int
 
     def upper_bound(self, confidence: float = 0.95) -> float:
-        """Return the upper confidence bound of the rate that this limit has for new patients.
+        """Return the upper confidence bound of this limit's rate in new patients.
 
         `certified` is an average over sets of validation patients; the rate of one set varies. With
         one lesion a patient, it has the distribution Beta(k, m + 1 - k), k = certified * (m + 1)
@@ -185,7 +185,7 @@ class ReferralBand:
     def is_safe(
         self, called: Bool[np.ndarray, " n"], malignancy: _Scores
     ) -> Bool[np.ndarray, " n"]:
-        """Return whether the call of each row by the threshold is a safe decision."""
+        """Return whether each row's decision by the threshold is safe."""
         return np.where(called, malignancy >= self.high.value, malignancy < self.low.value)
 
 

@@ -1,4 +1,4 @@
-"""Names of images, and the files and entries of containers that they name."""
+"""Search for images by name, in folders and in containers."""
 
 import os
 import re
@@ -114,7 +114,7 @@ def strip_suffix(name: str) -> str:
 
 
 class ImageFinder:
-    """Index from the names of images, as tables contain them, to locations (see `read_source`).
+    """Index from image names, as written in tables, to locations (see `read_source`).
 
     A name with a folder is a path under one of `folders`, of which the first takes precedence.
     Other names are searched among `files`. A name is that of a file, with the letter case of its
@@ -172,7 +172,7 @@ class ImageFinder:
         return f"{locations[0]}{mark}{frame}" if locations else None
 
     def describe_missing(self, name: str) -> str:
-        """Return a message on a name that was not found, with a file that has another suffix."""
+        """Describe a name that was not found, with a file of another suffix if there is one."""
         similar = self.find_similar(name)
         return f"image {name} not found{f' (there is {similar})' if similar else ''}"
 
@@ -263,7 +263,7 @@ def _find_path(
     fold: Callable[[str], str],
     list_names: Callable[[Path], Iterable[str]] = os.listdir,
 ) -> Path:
-    """Return a path as it exists, if `fold` makes its names equal to those of exactly one."""
+    """Return the only existing path whose names equal those of `path` after `fold`."""
     if path.exists() or path.parent == path:
         return path
     parent = _find_path(path.parent, fold, list_names)

@@ -133,7 +133,7 @@ def _describe_folders(table: str) -> str:
 
 
 def _has_image(images: ImageFolder, name: str) -> bool:
-    """Return whether a name is that of one image or several."""
+    """Return whether a name matches one image or several."""
     try:
         return images.find(name) is not None
     except InputError:

@@ -250,7 +250,7 @@ def _submit(
 
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
-    """Turn rows into errors whose numbers have another unit than in training, or are ambiguous."""
+    """Set the error of rows with numbers that are ambiguous or not in the unit of training."""
     for name in [name for name in ensemble.columns if name not in CONVERTERS]:
         encoder = next(m.encoder for m in ensemble.members if name in m.columns)
         for row, reason in encoder.refuse(name, batch.cells[name]).items():

@@ -112,7 +112,7 @@ class ReportInputs:
         return self.estimate(name).get("value")
 
     def restate(self, prevalence: float | None) -> "ReportInputs":
-        """Return the inputs with predictive values at a prevalence; None changes nothing."""
+        """Return the inputs with predictive values at a prevalence; unchanged if it is None."""
         if prevalence is None:
             return self
         clinic = evaluate_clinic(

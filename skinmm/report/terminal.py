@@ -101,7 +101,7 @@ def _describe(run: Path, timestamp: float) -> list[str]:
 
 
 def _first_metric(metrics: Mapping[str, Any]) -> str:
-    """Return the metric that the task asks first, with its interval."""
+    """Return the main metric of the task, with its interval."""
     if not metrics:
         return "not finished"
     entries = order_metrics(metrics.get("test", {}).get("metrics", {}))

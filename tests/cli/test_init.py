@@ -100,7 +100,9 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
 ) -> None:
     pd.read_csv(clinic / "list.csv", sep=";").drop(columns="result").to_csv(clinic / "list.csv")
     assert main(["init", str(clinic)]) == 0
-    assert "the configuration needs more: no column target or diagnosis" in capsys.readouterr().err
+    assert (
+        "the configuration is incomplete: no column target or diagnosis" in capsys.readouterr().err
+    )
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
 
 

@@ -292,7 +292,7 @@ def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     for file in drawn:
         name = file.stem.removesuffix(MASK_ENDING)
         if masks.setdefault(name, str(file)) != str(file):
-            raise InputError(f"{name} has two masks, {masks[name]} and {file}; move one away")
+            raise InputError(f"{name} has two masks, {masks[name]} and {file}; remove one")
     paths = [masks.get(name) for name in rows["image_id"]]
     rows = rows.assign(mask=pd.Series(paths, rows.index, dtype=object))
     has_mask = rows["mask"].notna()

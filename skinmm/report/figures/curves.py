@@ -106,7 +106,7 @@ def net_benefit_band(
 
 
 def referral_lines(scores: Scores, positives: Mask, threshold: float) -> list[Line]:
-    """Return the shares of both classes that are not decided wrongly, against the share referred.
+    """Return the share of each class without wrong decisions, against the share referred.
 
     The rows whose log odds are nearest to those of the threshold are referred first.
     """
@@ -193,7 +193,7 @@ def draw_decision(axes: "Axes", lines: Sequence[Line], chosen: float | None = No
 def draw_referral(
     axes: "Axes", lines: Sequence[Line], points: Sequence[tuple[float | None, float | None]]
 ) -> str:
-    """Draw the coverage of both classes against the share of referred rows; rings: in use."""
+    """Draw the share of each class without wrong decisions against the share of referred rows."""
     for index, (line, (referred, share)) in enumerate(zip(lines, points, strict=True)):
         vertices = thin_curve(line.x, line.y)
         style = line_style(index)

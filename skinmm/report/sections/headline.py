@@ -85,7 +85,7 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
 
 
 def _benefit_warnings(inputs: ReportInputs) -> list[str]:
-    """Return a warning unless the threshold is shown to be of more use than calling all or none."""
+    """Warn unless the threshold is shown to have more net benefit than flagging all or none."""
     entry = inputs.estimate("net_benefit_gain")
     value, low = entry.get("value"), entry.get("low")
     if value is None or (value > 0 and low is not None and low > 0):

@@ -176,7 +176,7 @@ def _has_referral(inputs: ReportInputs) -> bool:
 
 
 def describe_rule(inputs: ReportInputs) -> str:
-    """Return how the rows of this run were decided; empty without referral."""
+    """Describe the decision rule of this run; empty without referral."""
     if not _has_referral(inputs):
         return ""
     state = inputs.fitted("band")
