@@ -288,7 +288,8 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
     if len(units) > len(names := {name for name, _ in units}):
         which = next(n for n in sorted(names) if sum(name == n for name, _ in units) > 1)
         raise InputError(
-            f"the checkpoints were trained with column '{which}' in different units; choose checkpoints with one unit"
+            f"the checkpoints were trained with column '{which}' in different units; choose "
+            "checkpoints with one unit"
         )
     rules = dict.fromkeys(member.config.evaluation.call for member in members)
     if len(rules) > 1 and tuple(first.classes) != BINARY:
