@@ -1,7 +1,7 @@
 """Audit of a split: leaks between parts, near duplicates, shortcuts unrelated to the disease."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -231,17 +231,22 @@ def audit(
             _SPELLING.format(kind, _count("pair", names))
             for kind, names in _name_similar(used).items()
         ],
-        "leaks": [
-            *(f"{_count(kind, names)} in two parts" for kind, names in across.items() if names),
-            *(
-                f"{_count('pair', names)} in two parts, {how}"
-                for how, names in linked.items()
-                if names
-            ),
-            *(f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE),
-            *(_FITTED_OUTSIDE.format(_count("row", outside)) for _ in outside[:1]),
-        ],
+        "leaks": _describe_leaks(across, linked, columns, outside),
     }
+
+
+def _describe_leaks(
+    across: Mapping[str, list[str]],
+    linked: Mapping[str, list[str]],
+    columns: Sequence[str],
+    outside: list[str],
+) -> list[str]:
+    """Return a sentence on each kind of leak."""
+    direct = [f"{_count(kind, names)} in two parts" for kind, names in across.items() if names]
+    indirect = [f"{_count('pair', n)} in two parts, {how}" for how, n in linked.items() if n]
+    forbidden = [f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE]
+    fitted = [_FITTED_OUTSIDE.format(_count("row", outside))] if outside else []
+    return [*direct, *indirect, *forbidden, *fitted]
 
 
 def _count_named(table: pd.DataFrame) -> dict[str, int]:

@@ -85,6 +85,15 @@ def evaluate(
     units = predictions.list_units()
     cells = predictions.target * len(classes) + predictions.predicted_classes(threshold)
     counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), -1)
+    clinic = evaluate_clinic(
+        predictions,
+        threshold=threshold,
+        prevalence=prevalence,
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    scores = predictions.malignancy, malignant, predictions.patient_id
     return {
         "n": len(predictions),
         "patients": patients,
@@ -95,17 +104,8 @@ def evaluate(
         "threshold": threshold,
         "prevalence": float(malignant.mean()),
         "metrics": _metrics(predictions, codes, threshold, resamples, confidence, seed),
-        "clinic": evaluate_clinic(
-            predictions,
-            threshold=threshold,
-            prevalence=prevalence,
-            resamples=resamples,
-            confidence=confidence,
-            seed=seed,
-        ),
-        "auroc_delong": delong_interval(
-            predictions.malignancy, malignant, predictions.patient_id, confidence=confidence
-        ),
+        "clinic": clinic,
+        "auroc_delong": delong_interval(*scores, confidence=confidence),
         "confusion": {"classes": [*classes], "counts": counts.tolist()},
         "support": dict(zip(classes, counts.sum(axis=1).tolist(), strict=True)),
         "calibration_noise": calibration_noise(predictions.malignancy),

@@ -175,7 +175,7 @@ class ClinicMetrics:
 
 
 def default_benefit(share: Samples, threshold: float) -> Samples:
-    """Return the net benefit of calling all lesions malignant or none, whichever is better."""
+    """Return the better net benefit of two rules: flag all lesions, or none."""
     return np.maximum(net_benefit(share, 1 - share, threshold), 0)
 
 

@@ -18,7 +18,7 @@ _Scores = Float64[np.ndarray, " n"]
 
 
 def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
-    """Return the priors that a rule divides the class probabilities by before taking the largest.
+    """Return the priors by which a decision rule divides probabilities before the argmax.
 
     Args:
         rule: `likeliest` divides all alike, which minimises the number of errors; `balanced`
@@ -114,7 +114,7 @@ def choose_threshold(
             raise InputError("the threshold rule cost needs cost_ratio, a number above 0")
         return Threshold(1 / (1 + cost_ratio), rule, guaranteed=False)
     if not positives.any():
-        raise InputError(f"no malignant row among {len(scores)} to choose a threshold with")
+        raise InputError(f"none of {len(scores)} rows is malignant, so no threshold can be chosen")
     if rule == "youden":
         return Threshold(round_down(_choose_by_youden(scores, positives)), rule, guaranteed=False)
     malignant = scores[positives], patients[positives]
@@ -295,7 +295,7 @@ def _choose_by_sensitivity(
 
 def _choose_by_youden(scores: _Scores, positives: Bool[np.ndarray, " n"]) -> float:
     if positives.all():
-        raise InputError("no benign row to choose a threshold with")
+        raise InputError("none of the rows is benign, so no threshold can be chosen")
     values, inverse = np.unique(scores, return_inverse=True)
     hits = np.bincount(inverse, weights=positives)
     false_alarms = np.bincount(inverse, weights=~positives)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Float64, Int
 
 from skinmm.config import EvaluationConfig
 from skinmm.data.splits import CALIBRATION
@@ -111,21 +111,11 @@ def fit_decision(
         method=config.calibration,
     )
     is_binary = tuple(classes) == BINARY  # then the threshold decides
-    call_priors = decision_priors(config.call, prior["deployed"])
+    call_priors = None if is_binary else decision_priors(config.call, prior["deployed"])
+    names = (tuple(classes), tuple(positive))
 
     def calibrate(outputs: SplitOutputs) -> Predictions:
-        probabilities = calibration.apply(outputs.probabilities)
-        return Predictions(
-            image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
-            patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
-            target=outputs.targets,
-            probabilities=probabilities,
-            raw=outputs.probabilities,
-            classes=tuple(classes),
-            positive=tuple(positive),
-            called=None if is_binary else predict_classes(probabilities, call_priors),
-            unit=name_units(outputs.cohort).to_numpy(dtype=str),
-        )
+        return _to_predictions(outputs, calibration, *names, call_priors)
 
     rows = calibrate(held_out)
     threshold = choose_threshold(
@@ -141,6 +131,28 @@ def fit_decision(
     conformal = fit_conformal(rows, coverage=config.coverage)
     ood = fit_ood_detector(held_out.features, rows.patient_id)
     return FittedDecision(calibrate, calibration, threshold, band, conformal, ood)
+
+
+def _to_predictions(
+    outputs: SplitOutputs,
+    calibration: Calibration,
+    classes: tuple[str, ...],
+    positive: tuple[str, ...],
+    call_priors: Float64[np.ndarray, " c"] | None,
+) -> Predictions:
+    """Calibrate outputs; without `call_priors` the threshold decides, not the predicted class."""
+    probabilities = calibration.apply(outputs.probabilities)
+    return Predictions(
+        image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
+        patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
+        target=outputs.targets,
+        probabilities=probabilities,
+        raw=outputs.probabilities,
+        classes=classes,
+        positive=positive,
+        called=None if call_priors is None else predict_classes(probabilities, call_priors),
+        unit=name_units(outputs.cohort).to_numpy(dtype=str),
+    )
 
 
 def fit_referral_band(rows: Predictions, config: EvaluationConfig) -> ReferralBand:

@@ -123,7 +123,7 @@ def test_invalid_input_raises() -> None:
     scores, benign, names = np.array([0.2, 0.4]), np.zeros(2, dtype=bool), np.arange(2)
     cases: dict[str, dict[str, str | float]] = {
         "no threshold rule 'f1'; choose from sensitivity, youden, cost": {"rule": "f1"},
-        "no malignant row among 2": {},
+        "none of 2 rows is malignant": {},
         r"sensitivity 1\.0 of a threshold is not between": {"sensitivity": 1.0},
         r"confidence 0\.0": {"confidence": 0.0},
         "needs cost_ratio": {"rule": "cost"},
@@ -131,7 +131,7 @@ def test_invalid_input_raises() -> None:
     for message, given_ in cases.items():
         with pytest.raises(InputError, match=message):
             choose_threshold(scores, benign, names, **given_)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no benign row"):
+    with pytest.raises(InputError, match="none of the rows is benign"):
         choose_threshold(scores, ~benign, names, rule="youden")
 
 

@@ -360,4 +360,4 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     noise = np.random.default_rng(0).random(len(rows))
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
     chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
-    assert describe_use(chance).startswith("Of no shown use")
+    assert describe_use(chance).startswith("Not shown to be useful")

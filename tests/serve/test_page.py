@@ -96,7 +96,7 @@ def test_a_model_without_calibration_refers_and_names_no_threshold(
 ) -> None:
     service = CasePredictor([both / "checkpoints" / "last.ckpt"], "cpu", uncalibrated=True)
     page = render_result(judged(service, jpeg_of(pictures), sex="female"))
-    assert "The model was never calibrated, so it decides nothing." in page
+    assert "The model was never calibrated, so it makes no decision." in page
     assert "Needs review" in page
     assert "The mark is the threshold" not in page
 
