@@ -1,13 +1,14 @@
-"""Decoding camera JPEGs to a model's size against the libraries that can do it.
+"""Compare the decoding of camera JPEGs to a model's size with other libraries.
 
-All take turns on each file, one thread each; a file's time is the median CPU time of the rounds.
-Pillow resizes with our filter (its default, bicubic, takes longer), once with the conversion to RGB
-that `decode` promises and once without. The package has glibc keep freed memory, which helps all of
-them. Files of 6000x4000 pixels, the commonest size of SIIM-ISIC, are made by enlarging.
+All readers alternate on each file with one thread each; the time of a file is the median CPU time
+over the rounds. Pillow resizes with our filter (its default, bicubic, is slower), with and without
+the conversion to RGB that `decode` guarantees. The package makes glibc reuse freed memory, which
+helps all readers. Files of 6000x4000 pixels, the most frequent size of SIIM-ISIC, are enlarged.
 
     SKINMM_DATA=DIR python benchmarks/decode.py > benchmarks/results/decode.md
 
-Needs opencv-python-headless beside the package's own dependencies. Exits with 1 below the claims.
+Needs opencv-python-headless in addition to the package's dependencies. The exit status is 1 if a
+target is missed.
 """
 
 import os
@@ -50,31 +51,31 @@ REDUCED: Final = {
 
 
 def ours(data: bytes) -> np.ndarray:
-    """What training does."""
+    """Decode as training does."""
     return decode(data, size=SIDE)
 
 
 def pillow_full(data: bytes) -> np.ndarray:
-    """Every pixel decoded, then resized."""
+    """Decode every pixel, then resize."""
     with Image.open(BytesIO(data)) as image:
         return np.array(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def pillow_unconverted(data: bytes) -> np.ndarray:
-    """Without the conversion, which costs a copy even where the file is RGB."""
+    """Omit the conversion, which copies even files that are RGB already."""
     with Image.open(BytesIO(data)) as image:
         return np.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def pillow_draft(data: bytes) -> np.ndarray:
-    """Pillow's scaled decoding: halves, quarters and eighths."""
+    """Use Pillow's scaled decoding: halves, quarters and eighths."""
     with Image.open(BytesIO(data)) as image:
         image.draft("RGB", (SIDE, SIDE))
         return np.array(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def opencv_reduced(data: bytes) -> np.ndarray:
-    """OpenCV's scaled decoding at the smallest scale that covers, averaged over areas."""
+    """Use OpenCV's scaled decoding at the smallest sufficient scale, averaged over areas."""
     info = probe(data)
     shrink = min(info.height, info.width) // SIDE
     flag = next(flag for factor, flag in REDUCED.items() if shrink >= factor)
@@ -84,7 +85,7 @@ def opencv_reduced(data: bytes) -> np.ndarray:
 
 
 def torchvision_full(data: bytes) -> np.ndarray:
-    """Torchvision decodes every pixel; its resize is antialiased."""
+    """Decode every pixel with torchvision; its resize is antialiased."""
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     small = torch_resize(decode_jpeg(encoded, ImageReadMode.RGB), [SIDE, SIDE], antialias=True)
     return small.permute(1, 2, 0).numpy()
@@ -101,7 +102,7 @@ READERS: Final[dict[str, Callable[[bytes], np.ndarray]]] = {
 
 
 def enlarged(data: bytes) -> bytes:
-    """A camera file of today's size: 4:2:2 like most of SIIM-ISIC."""
+    """Return an enlarged camera file, 4:2:2 like most of SIIM-ISIC."""
     file = BytesIO()
     with Image.open(BytesIO(data)) as image:
         image.resize(MADE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=92, subsampling=1)
@@ -109,7 +110,7 @@ def enlarged(data: bytes) -> bytes:
 
 
 def seconds(data: T, contenders: Mapping[str, Callable[[T], object]]) -> dict[str, float]:
-    """Let all take turns on one input; the median round of each."""
+    """Return the median time of each reader, in alternation on one input."""
     rounds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, contender in contenders.items():
@@ -120,12 +121,12 @@ def seconds(data: T, contenders: Mapping[str, Callable[[T], object]]) -> dict[st
 
 
 def summed(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Seconds of every reader over several files."""
+    """Return the total seconds of every reader over several files."""
     return {name: sum(row[name] for row in rows) for name in READERS}
 
 
 def print_times(groups: dict[str, list[dict[str, float]]]) -> None:
-    """A table by size, in milliseconds a file."""
+    """Print a table by size, in milliseconds per file."""
     print("\n## Milliseconds a file to 384x384\n")
     print(f"| pixels | files | {' | '.join(READERS)} | to {' | to '.join(CLAIMS)} |")
     print(f"|---|---:|{'---:|' * (len(READERS) + len(CLAIMS))}")
@@ -137,7 +138,7 @@ def print_times(groups: dict[str, list[dict[str, float]]]) -> None:
 
 
 def speedups(total: dict[str, float]) -> dict[str, float]:
-    """How many times faster than full decoding in Pillow, and than the best of all others."""
+    """Return the speed-up over full decoding in Pillow, and over the fastest other reader."""
     others = min(value for name, value in total.items() if name != "skinmm")
     return {
         **{name: total[name] / total["skinmm"] for name in ("Pillow full", "Pillow unconverted")},
@@ -146,13 +147,13 @@ def speedups(total: dict[str, float]) -> dict[str, float]:
 
 
 def psnr(left: np.ndarray, right: np.ndarray) -> float:
-    """Peak signal-to-noise ratio, decibels; 99 where the pictures are equal."""
+    """Return the peak signal-to-noise ratio in decibels; 99 for equal images."""
     error = np.square(left.astype(float) - right).mean()
     return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
 def print_quality(files: list[bytes]) -> None:
-    """How near scaled decoding comes to the same filter over all pixels."""
+    """Print the difference of scaled decoding from the same filter over all pixels."""
     exact, whole = [], []
     for data in files:
         full = decode(data)
@@ -169,7 +170,7 @@ def print_quality(files: list[bytes]) -> None:
 
 
 def print_resizers(data: bytes) -> None:
-    """What the last step costs with each library, on a scaled raster."""
+    """Print the time of resizing by library, on a scaled raster."""
     raster = simplejpeg.decode_jpeg(data, min_height=SIDE, min_width=SIDE)
     size, extent = (SIDE, SIDE), raster.shape[:2]
     contenders: dict[str, Callable[[np.ndarray], object]] = {
@@ -184,7 +185,7 @@ def print_resizers(data: bytes) -> None:
 
 
 def print_hashing(cohorts: dict[str, list[bytes]]) -> None:
-    """What an audit that compares pixels costs beside the decoding that it needs."""
+    """Print the time of an audit that compares pixels, and of the decoding that it needs."""
     contenders: dict[str, Callable[[bytes], object]] = {
         f"decode to {SIDE} px": ours,
         f"decode to {PICTURE_SIDE} px": lambda data: decode(data, size=PICTURE_SIDE),
@@ -201,7 +202,7 @@ def print_hashing(cohorts: dict[str, list[bytes]]) -> None:
 
 
 def main() -> int:
-    """Measure, print the page, return whether the claims hold."""
+    """Measure, print the page, return whether a target is missed."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     folder = Path(os.environ["SKINMM_DATA"], "isic_originals")
@@ -232,7 +233,7 @@ def main() -> int:
 
 
 def area(title: str) -> int:
-    """Pixels of a size such as 3072x2304."""
+    """Return the number of pixels of a size such as 3072x2304."""
     width, height = title.split("x")
     return int(width) * int(height)
 

@@ -42,7 +42,7 @@ Rows = tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"], Int64[np.ndarray
 
 
 def main() -> None:
-    """Runs every section and prints Markdown."""
+    """Run every section and print Markdown."""
     print(f"# Evaluation\n\n{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, ", end="")
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}.")
     print("Command: `SKINMM_DATA=DIR python benchmarks/evaluation.py`.")
@@ -57,7 +57,7 @@ def predictions(
     truth: Bool[np.ndarray, " n"],
     codes: Int64[np.ndarray, " n"],
 ) -> Predictions:
-    """A binary prediction file in memory."""
+    """Return a binary prediction file in memory."""
     return Predictions(
         image_id=np.arange(len(scores)).astype(str),
         patient_id=codes,
@@ -70,7 +70,7 @@ def predictions(
 
 
 class World(NamedTuple):
-    """How patients are drawn: 1.9 % malignant and scores that are true unless said otherwise."""
+    """Distribution of patients, by default with 1.9 % malignant and calibrated scores."""
 
     patients: int
     mean: float = -5.2
@@ -81,7 +81,7 @@ class World(NamedTuple):
 
 
 def draw(generator: np.random.Generator, world: World) -> Rows:
-    """Scores, truth and patients."""
+    """Return scores, truth and patients."""
     if world.sizes:
         shares = np.linspace(0, 1, len(world.sizes))
         lesions = np.rint(np.interp(generator.random(world.patients), shares, world.sizes)).astype(
@@ -97,12 +97,12 @@ def draw(generator: np.random.Generator, world: World) -> Rows:
 
 
 def table(*header: str) -> str:
-    """Head of a Markdown table."""
+    """Print the head of a Markdown table."""
     return f"| {' | '.join(header)} |\n|---{'|---:' * (len(header) - 1)}|"
 
 
 def speed() -> Iterator[str]:
-    """Time and memory of the whole metric set."""
+    """Measure time and memory of the whole metric set."""
     yield "\n## Speed: the whole metric set, 1,000 resamples of patients\n"
     yield table("rows", "patients", "read file", "evaluate: wall", "CPU", "peak memory")
     for rows, patients in ((33_126, 2_056), (400_000, 25_000), (400_000, 400_000)):
@@ -137,7 +137,7 @@ WORLDS: Final[dict[str, tuple[World, int]]] = {
 
 
 def coverage() -> Iterator[str]:
-    """Share of intervals that hold the truth."""
+    """Measure the share of intervals that contain the truth."""
     yield "\n## Coverage of 95 % intervals (lesions of a patient are correlated)\n"
     yield from covered_table(WORLDS)
     yield (
@@ -147,7 +147,7 @@ def coverage() -> Iterator[str]:
 
 
 def covered_table(worlds: Mapping[str, tuple["World", int]]) -> Iterator[str]:
-    """Table of coverage by metric and world."""
+    """Print a table of coverage by metric and world."""
     columns = [_covered(name, *plan) for name, plan in worlds.items()]
     yield table("metric", *(column.pop("name") for column in columns))
     for name in columns[0]:
@@ -155,7 +155,7 @@ def covered_table(worlds: Mapping[str, tuple["World", int]]) -> Iterator[str]:
 
 
 def mean_lesions(world: World) -> int:
-    """Mean number of lesions of a patient."""
+    """Return the mean number of lesions of a patient."""
     return round(np.mean(world.sizes)) if world.sizes else 6
 
 
@@ -193,7 +193,7 @@ def _covered(kind: str, world: World, repeats: int) -> dict[str, str]:
 
 
 def bounds() -> Iterator[str]:
-    """How often the sensitivity of a guaranteed threshold is at least its target."""
+    """Measure how often the sensitivity of a guaranteed threshold reaches its target."""
     yield "\n## The sensitivity bound: 95 % sensitivity with 95 % confidence, 2,000 repeats\n"
     yield table("malignant patients", "lesions each", "shared", "bound is true", "mean sensitivity")
     generator = np.random.default_rng(2)
@@ -211,7 +211,7 @@ def bounds() -> Iterator[str]:
 
 
 def priors() -> Iterator[str]:
-    """A logistic model of a balanced draw, before and after correction and calibration."""
+    """Correct and calibrate a logistic model of a balanced sample."""
     yield "\n## Correction of balanced sampling: logistic model, 33,126 rows, 20 repeats\n"
     yield table("probabilities", "mean / prevalence", "worst repeat", "mean ECE", "worst ECE")
     generator = np.random.default_rng(3)
@@ -255,7 +255,7 @@ def _features(
 
 
 def conformal() -> Iterator[str]:
-    """Coverage of each class where the marginal one would miss melanomas, and what is referred."""
+    """Measure coverage by class, and the share of referred rows."""
     yield "\n## Class-conditional conformal sets, stated coverage 0.90, 100 repeats\n"
     names = ("coverage_benign", "coverage_malignant", "referred", "found_or_referred")
     yield table("patients, malignant of them in validation", *names)
@@ -281,7 +281,7 @@ def conformal() -> Iterator[str]:
 
 
 def siim() -> Iterator[str]:
-    """Age, sex and site with a balanced draw, through train.py; five test folds pooled."""
+    """Train on age, sex and site with balanced sampling; pool five test folds."""
     folder = os.environ.get("SKINMM_DATA")
     if folder is None:
         return
@@ -305,7 +305,7 @@ def siim() -> Iterator[str]:
 
 
 def pooled(file: Predictions) -> Iterator[str]:
-    """The numbers of a pooled run before and after correction and calibration."""
+    """Print the metrics of a pooled run before and after correction and calibration."""
     if file.raw is None:
         raise ValueError("the file has no raw probabilities")
     shown = ("auroc", "calibration_slope", "calibration_intercept", "ece", "brier")

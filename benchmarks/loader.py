@@ -1,16 +1,15 @@
-"""Throughput of the training loader with two workers against one core that decodes and augments.
+"""Compare the training loader with two workers with one core that decodes and augments.
 
-JPEGs of 512x512 px become augmented batches of 300x300 px, as in training. The two take turns, so
-what the machine does meanwhile hits both; the median of the rounds counts. Beside wall time stands
-CPU time, which other work on the cores does not lengthen: what an image costs through the loader,
-collating and handing over included, against decoding and augmenting it alone. The images on disk
-are too few for an epoch of usual length, at whose beginning nothing is ready yet: each is loaded
-REPEATS times in an epoch. What the machine gives W processes that decode and augment, each by
-itself and without a loader, is measured in the same turns: more than that no loader can reach.
+JPEGs of 512x512 px become augmented batches of 300x300 px, as in training. Both alternate, so that
+other load affects both; the result is the median over the rounds. CPU time is printed next to wall
+time, because it depends less on other load: the CPU time of an image through the loader, including
+collation and transfer, against decoding and augmentation alone. The images on disk are too few for
+an epoch of usual length, whose start is slower; each is loaded REPEATS times per epoch. The rate of
+W independent processes that decode and augment without a loader is the upper limit of a loader.
 
     SKINMM_DATA=DIR python benchmarks/loader.py >> benchmarks/results/loader.md
 
-Exits with 1 below the claim: 0.9 W times the single-core rate with W workers.
+The exit status is 1 below the target: 0.9 W times the single-core rate with W workers.
 """
 
 import multiprocessing
@@ -48,14 +47,14 @@ CONFIG: Final = {
 
 
 class Seconds(NamedTuple):
-    """What an image took: on the clock, and of all cores together."""
+    """Wall and CPU time of an image."""
 
     wall: float
     cpu: float
 
 
 def cpu_of_workers(loader: Any) -> float:
-    """CPU seconds of the loader's processes so far."""
+    """Return the CPU seconds of the loader processes so far."""
     workers = loader._iterator._workers
     ticks = 0
     for worker in workers:
@@ -65,13 +64,13 @@ def cpu_of_workers(loader: Any) -> float:
 
 
 def cpu_of_children() -> float:
-    """CPU seconds of the processes that have ended."""
+    """Return the CPU seconds of the processes that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def timed(call: Callable[[], int], children: Callable[[], float]) -> Seconds:
-    """Seconds an image of a call that returns how many there were."""
+    """Return the seconds per image of a call that returns the number of images."""
     cpu, wall = time.process_time() + children(), time.perf_counter()
     images = call()
     wall, cpu = time.perf_counter() - wall, time.process_time() + children() - cpu
@@ -79,7 +78,7 @@ def timed(call: Callable[[], int], children: Callable[[], float]) -> Seconds:
 
 
 def measured() -> tuple[int, dict[str, list[Seconds]]]:
-    """Images of an epoch, and what an image took in every round."""
+    """Return the images of an epoch, and the time of an image in every round."""
     config = from_mapping(Config, CONFIG)
     config.data.root = str(Path(os.environ["SKINMM_DATA"], "siim_isic_2020"))
     data = LesionData(config, frozenset({"image", "record"}))
@@ -115,7 +114,7 @@ def measured() -> tuple[int, dict[str, list[Seconds]]]:
 
 
 def main() -> int:
-    """Measures, prints a section, returns whether the claim holds."""
+    """Measure, print a section, return whether the target is missed."""
     torch.set_num_threads(1)
     images, rounds = measured()
     cpu = {name: median(each.cpu for each in times) for name, times in rounds.items()}

@@ -1,10 +1,10 @@
-"""Makes the embedded demo cohort from the CC0 part of ISIC 2017.
+"""Make the embedded demo cohort from the CC0 part of ISIC 2017.
 
     python benchmarks/make_demo.py FOLDER
 
-FOLDER holds `training.csv` and `training/*.jpg`. Every training row with age, sex and site is
-taken, and 78 rows with something missing: as many melanomas in proportion, every pattern of missing
-cells in proportion within them, chosen by the hash of the image's name. Bytes are copied unchanged.
+FOLDER contains `training.csv` and `training/*.jpg`. The cohort has every training row with age, sex
+and site, and 78 rows with missing cells, chosen by the hash of the image's name: with the same share of
+melanomas, and the same shares of the patterns of missing cells. Files are copied unchanged.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DEMO = Path(__file__).parent.parent / "skinmm" / "demo"
 
 
 def choose(source: pd.DataFrame) -> pd.DataFrame:
-    """The demo's rows of the ISIC 2017 training table, in its order."""
+    """Return the demo's rows of the ISIC 2017 training table, in its order."""
     cells = source[["age_approximate", "sex", "anatom_site_general"]]
     complete = cells.notna().all(axis=1)
     melanomas = round(INCOMPLETE_ROWS * source.melanoma[complete].mean())
@@ -35,7 +35,7 @@ def choose(source: pd.DataFrame) -> pd.DataFrame:
 
 
 def _proportional(rows: pd.DataFrame, pattern: "pd.Series[str]", count: int) -> pd.DataFrame:
-    """`count` rows: row r of the n rows of a pattern sorts at (r + 0.5) / n."""
+    """Return `count` rows; row r of the n rows of a pattern is ranked at (r + 0.5) / n."""
     digest = rows.image_id.map(lambda name: hashlib.sha256(name.encode()).hexdigest())
     rank = digest.groupby(pattern).rank() - 0.5
     place = rank / pattern.groupby(pattern).transform("size")
@@ -44,7 +44,7 @@ def _proportional(rows: pd.DataFrame, pattern: "pd.Series[str]", count: int) -> 
 
 
 def main(folder: Path) -> None:
-    """Writes cohort.csv and images/ of the demo."""
+    """Write cohort.csv and images/ of the demo."""
     rows = choose(pd.read_csv(folder / "training.csv"))
     cohort = pd.DataFrame(
         {

@@ -1,9 +1,9 @@
-"""Whether a run's unfamiliarity tells pictures that are not skin from its own test images.
+"""Measure how well the out-of-distribution score of a run detects images that are not skin.
 
     [SKINMM_DATA=DIR] python benchmarks/not_skin.py RUN [PICTURES]
 
-The records beside the pictures are those of test patients, so that only the picture is strange.
-With SKINMM_DATA, HAM10000 is shown too: skin, but from another archive.
+The records are those of test patients, so that only the images are unusual. With SKINMM_DATA,
+HAM10000 is included: skin, but from another archive.
 """
 
 import os
@@ -27,20 +27,20 @@ Pictures = Iterator[UInt8[np.ndarray, "h w 3"]]
 
 
 def noise(rng: np.random.Generator) -> Pictures:
-    """Independent pixels."""
+    """Return images of independent pixels."""
     while True:
         yield rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
 def gradients(rng: np.random.Generator) -> Pictures:
-    """Soft colours: a four by four picture made large."""
+    """Return soft colours: enlarged images of four by four pixels."""
     while True:
         small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         yield np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def pages(rng: np.random.Generator) -> Pictures:
-    """Scanned text: black letters on white."""
+    """Return pages of black letters on white."""
     letters = np.array(list("abcdefghijklmnoprstuvwy     "))
     font = ImageFont.load_default(size=14)
     while True:
@@ -51,7 +51,7 @@ def pages(rng: np.random.Generator) -> Pictures:
 
 
 def photographs(rng: np.random.Generator) -> Pictures:
-    """Parts of scikit-learn's two photographs, a temple and a flower."""
+    """Return parts of scikit-learn's two photographs, a temple and a flower."""
     photos = load_sample_images().images
     while True:
         photo = photos[rng.integers(len(photos))]
@@ -66,7 +66,7 @@ KINDS: Final[dict[str, Callable[[np.random.Generator], Pictures]]] = {
 
 
 def main(run: Path, count: int) -> None:
-    """Prints a table row for every kind of picture."""
+    """Print a table row for every kind of image."""
     predictor = Predictor.from_checkpoints([run / "checkpoints" / "best.ckpt"])
     cohort = pd.read_csv(run / "cohort.csv", dtype={"image_id": str})
     patients = cohort[cohort["part"] == "test"].sample(count, replace=True, random_state=0)

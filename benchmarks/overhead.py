@@ -1,9 +1,9 @@
-"""A training epoch of ours against a bare PyTorch loop: same rows, augmentation, network, workers.
+"""Compare a training epoch with a bare PyTorch loop: same rows, augmentation, network and workers.
 
     python benchmarks/overhead.py [PAIRS] [IMAGE_SIZE]
 
-The two take turns in one process, so what the machine does meanwhile hits both; the ratio of each
-pair and their median are printed. The target is a median of at most 1.05.
+Both alternate in one process, so that other load affects both. The ratio of each pair and the
+median are printed. The target is a median of at most 1.05.
 """
 
 import copy
@@ -40,14 +40,14 @@ EPOCH = {
 
 
 class Clock(pl.Callback):
-    """Times the training epoch alone, without set-up and validation."""
+    """Timer of the training epoch alone, without set-up and validation."""
 
     def on_train_epoch_start(self, *_: object) -> None:
-        """Starts."""
+        """Start."""
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, *_: object) -> None:
-        """Stops, each batch anew: after the last one validation follows."""
+        """Stop after each batch; validation follows the last one."""
         self.seconds = time.perf_counter() - self.began
 
 
@@ -61,7 +61,7 @@ def build(config: Config, folder: Path) -> tuple[pl.Trainer, LesionData, Classif
 
 
 def ours(config: Config, folder: Path) -> float:
-    """Seconds of an epoch through `skinmm`."""
+    """Return the seconds of an epoch through `skinmm`."""
     trainer, data, module = build(config, folder)
     clock = Clock()
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def ours(config: Config, folder: Path) -> float:
 
 
 def bare(config: Config, folder: Path) -> float:
-    """Seconds of the same epoch in a plain loop."""
+    """Return the seconds of the same epoch in a plain loop."""
     trainer, data, module = build(config, folder)
     network, loss = copy.deepcopy(module.network), module.loss
     loader, precision = data.train_dataloader(), trainer.precision
@@ -89,7 +89,7 @@ def bare(config: Config, folder: Path) -> float:
 
 
 def main(pairs: int, size: int) -> None:
-    """Prints a line a pair and the medians."""
+    """Print a line per pair and the medians."""
     silence_libraries()
     config = from_mapping(Config, EPOCH)
     config.model.image_size = size

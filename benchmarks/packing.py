@@ -1,8 +1,8 @@
-"""Throughput of `skinmm pack` with two workers against one core that decodes and encodes.
+"""Compare `skinmm pack` with two workers with one core that decodes and encodes.
 
-Camera originals, repeated, become shards of 512 px. The two take turns; beside wall time stands CPU
-time, which other work on the cores does not lengthen. Starting the processes, writing, checking
-every record and the checksums are in it.
+Repeated camera originals become shards of 512 px. Both alternate; CPU time, which depends less on
+other load, is printed next to wall time. The start of the processes, writing, checks of the records
+and the checksums are included.
 
     SKINMM_DATA=DIR python benchmarks/packing.py >> benchmarks/results/loader.md
 """
@@ -30,20 +30,20 @@ ROUNDS: Final = 3
 
 
 def cpu() -> float:
-    """CPU seconds of this process and of those that it started and that have ended."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds."""
     wall, used = time.perf_counter(), cpu()
     call()
     return time.perf_counter() - wall, cpu() - used
 
 
 def main() -> None:
-    """Measures and prints a section."""
+    """Measure and print a section."""
     files = sorted(Path(os.environ["SKINMM_DATA"], "isic_originals").glob("*.jpg")) * REPEATS
     names = [f"I{row}" for row in range(len(files))]
     blank = dict.fromkeys(("patient_id", "lesion_id", "target", "width", "height"))

@@ -1,9 +1,9 @@
-"""Seconds from typing `predict.py` to the first rows on disk, of one checkout or of several.
+"""Measure the time from the start of `predict.py` to the first rows on disk, for some checkouts.
 
     SKINMM_DATA=DIR python benchmarks/predict_start.py CHECKPOINT ROUNDS [CHECKOUT ...]
 
-CHECKPOINT has its exported model beside it. Checkouts take turns, so that what else is done here
-falls on all of them alike; the ratio of two is that of their medians.
+The exported model is next to CHECKPOINT. Checkouts alternate, so that other load affects all of
+them; the ratio of two is that of their medians.
 """
 
 import os
@@ -25,7 +25,7 @@ HAM: Final = Path(os.environ["SKINMM_DATA"]) / "ham10000"
 
 
 def first_rows(checkout: Path, checkpoint: Path, folder: Path) -> tuple[float, float]:
-    """Seconds until the first rows are on disk, and of CPU until the job of 64 rows has ended."""
+    """Return the seconds until the first rows are on disk, and the CPU seconds of the job."""
     source, output = folder / "in.csv", folder / "out.csv"
     pd.read_csv(HAM / "HAM10000_metadata.csv").head(64).to_csv(source, index=False)
     command = [sys.executable, str(checkout / "predict.py"), f"checkpoint={checkpoint}"]
@@ -46,7 +46,7 @@ def first_rows(checkout: Path, checkpoint: Path, folder: Path) -> tuple[float, f
 
 
 def main(checkpoint: Path, rounds: int, checkouts: list[Path]) -> None:
-    """Prints every measurement and the medians."""
+    """Print every measurement and the medians."""
     found: dict[Path, list[tuple[float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):

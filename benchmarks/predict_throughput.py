@@ -1,17 +1,16 @@
-"""Rows a second of `predict.py`, beside a plain PyTorch script and the network alone.
+"""Compare the rate of `predict.py` with a plain PyTorch script and with the network alone.
 
-Every leg is a process of its own; the legs take turns, so that what else the machine does falls on
-all of them alike. A leg's time starts when its model is loaded. CPU seconds a row are those of the
-leg with its loader processes: on a shared machine they tell more than the clock. Memory is a leg's
-with all processes that it starts.
+Every leg is a process of its own; the legs alternate, so that other load affects all of them. The
+time of a leg starts when its model is loaded. CPU seconds per row include the loader processes; on
+a shared machine they are more reliable than wall time. Memory includes all child processes.
 
     SKINMM_DATA=DIR python benchmarks/predict_throughput.py CHECKPOINT [ROWS [ROUNDS [LARGER]]]
 
-CHECKPOINT is one of an EfficientNet-Lite0 at 224 pixels with the exported model beside it. Legs:
-`job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory, as many batches at a time as
-the job has), `job torch`, `network torch`, `eager` (Dataset, DataLoader, PyTorch). At the end the
-job is run on LARGER times the rows (0: it is not), whose memory is to be the same. All of HAM10000:
-10013 3 0. What a job of 100,130 rows takes in memory, alone: 10013 0 10.
+CHECKPOINT is an EfficientNet-Lite0 at 224 pixels with the exported model next to it. Legs:
+`job` (predict.py, onnx), `network` (ONNX Runtime on pixels in memory, with as many batches at a
+time as the job), `job torch`, `network torch`, `eager` (Dataset, DataLoader, PyTorch). At the end
+the job runs on LARGER times the rows (0: not at all), which should need the same memory. All of
+HAM10000: 10013 3 0. The memory of a job of 100,130 rows alone: 10013 0 10.
 """
 
 import json
@@ -47,39 +46,39 @@ HAM: Final = Path(os.environ["SKINMM_DATA"]) / "ham10000"
 
 
 def now() -> Any:
-    """Seconds of the clock, and of the CPUs for this process and those that it has waited for."""
+    """Return wall time, and CPU time of this process and of its children that have ended."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     cpu = sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, kinds))
     return np.array([perf_counter(), cpu])
 
 
 class Pictures(Dataset[Tensor]):
-    """What a plain script reads."""
+    """Dataset of a plain script."""
 
     def __init__(self, names: list[str], size: int) -> None:
-        """Takes the names, and the side of the square."""
+        """Store the names, and the side of the square."""
         self._names, self._size = names, size
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of images."""
         return len(self._names)
 
     def __getitem__(self, row: int) -> Tensor:
-        """One picture, uint8 (3, size, size)."""
+        """Return one image, uint8 (3, size, size)."""
         with Image.open(HAM / "jpeg" / f"{self._names[row]}.jpg") as opened:
             pixels = np.array(opened.convert("RGB").resize((self._size, self._size)))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def patients(rows: int) -> pd.DataFrame:
-    """As many rows of HAM10000, files repeated where there are fewer."""
+    """Return rows of HAM10000; repeat files if there are fewer."""
     table = pd.read_csv(HAM / "HAM10000_metadata.csv")
     table = table[[(HAM / "jpeg" / f"{name}.jpg").is_file() for name in table["image_id"]]]
     return pd.concat([table] * -(-rows // len(table))).head(rows)
 
 
 def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
-    """Seconds of the whole job less those of loading the model."""
+    """Return the seconds of the whole job without loading the model."""
     loading: list[Any] = []
 
     def load(*arguments: Any, **settings: Any) -> Predictor:
@@ -104,7 +103,7 @@ def run_job(checkpoint: Path, rows: int, backend: str) -> Any:
 
 
 def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
-    """Seconds of the network alone, on pixels and records that lie in memory."""
+    """Return the seconds of the network alone, on pixels and records in memory."""
     (member,) = load_models(checkpoint, torch.device("cpu"), backend, job.CONCURRENCY)
     rng = np.random.default_rng(0)
     size = member.view.size if member.view else 0
@@ -118,7 +117,7 @@ def run_network(checkpoint: Path, rows: int, backend: str) -> Any:
 
 
 def run_eager(checkpoint: Path, rows: int, _: str) -> Any:
-    """Seconds of a plain script."""
+    """Return the seconds of a plain script."""
     (member,) = load_models(checkpoint, torch.device("cpu"), "torch")
     network, size = member.backend.network, member.view.size  # type: ignore[union-attr]
     network = network.to(memory_format=torch.contiguous_format)
@@ -144,7 +143,7 @@ SHARE: Final = 4
 
 
 def leg(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
-    """Runs one leg in this process."""
+    """Run one leg in this process."""
     function, backend = LEGS[name]
     seconds, cpu = function(checkpoint, rows, backend)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
@@ -152,7 +151,7 @@ def leg(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
 
 
 def memory(process: int, *, root: bool = True) -> float:
-    """GB in memory of a process, and what its descendants have there for themselves."""
+    """Return the memory of a process, and the private memory of its descendants, in GB."""
     place = Path(f"/proc/{process}")
     try:
         lines = (place / "smaps_rollup").read_text().splitlines()[1:]
@@ -166,7 +165,7 @@ def memory(process: int, *, root: bool = True) -> float:
 
 
 def measured(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
-    """Runs one leg in a process of its own."""
+    """Run one leg in a process of its own."""
     command = [sys.executable, __file__, str(checkpoint), str(rows), "leg", name]
     peak = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
@@ -183,7 +182,7 @@ def measured(name: str, checkpoint: Path, rows: int) -> dict[str, float]:
 
 
 def main(checkpoint: Path, rows: int, rounds: int, larger: int) -> None:
-    """Runs all legs in turns and prints their medians."""
+    """Run all legs in alternation and print their medians."""
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(rounds):
         for name in LEGS:

@@ -1,11 +1,11 @@
-"""Hair removal on real images with hairs drawn on: error inside them, harm elsewhere, and speed.
+"""Measure hair removal on images with drawn hairs: error inside, change elsewhere, and speed.
 
     python benchmarks/preprocess.py FOLDER_OF_JPEGS [IMAGES]
 
 Twelve dark curves, one to three pixels wide, are drawn on each image at 256 px, and twice as wide
-at 512 px, which is what the step is given for a network that looks at 256 px. Reported are the fall
-of the mean error inside them, the mean change of images without hairs of their own (and of all),
-in grey levels, and images a second of processor time.
+at 512 px, the size at which the step is applied for a network of 256 px. The result is the decrease
+of the mean error inside the curves, the mean change of images without hairs (and of all) in grey
+levels, and images per second of CPU time.
 """
 
 import sys
@@ -22,7 +22,7 @@ HAIRLESS = 0.005  # of the picture's area found to be hair by the same detector,
 
 
 def with_hairs(image: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """The picture under a dozen dark curves, and where they are."""
+    """Draw a dozen dark curves on an image; return it and the mask of the curves."""
     size = len(image)
     canvas = Image.new("L", (1024, 1024))
     draw = ImageDraw.Draw(canvas)
@@ -38,7 +38,7 @@ def with_hairs(image: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]
 
 
 def main(folder: Path, count: int, size: int) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     rng = np.random.default_rng(0)
     files = sorted(folder.rglob("*.jpg"))
     chosen = [files[place] for place in rng.choice(len(files), count, replace=False)]

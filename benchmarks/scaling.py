@@ -1,4 +1,4 @@
-"""Startup and throughput of one process and of two on this machine, with a thread each.
+"""Measure start-up and throughput of one and of two processes with one thread each.
 
 Run from the checkout: python benchmarks/scaling.py
 """
@@ -30,7 +30,7 @@ SETTINGS: Final = (
 
 
 def measured(devices: int, threads: int) -> tuple[float, float]:
-    """Seconds until the first step, and seconds an epoch with its validation."""
+    """Return the seconds until the first step, and the seconds of an epoch with validation."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", *SETTINGS, f"hydra.run.dir={folder}/run"]
@@ -51,7 +51,7 @@ def measured(devices: int, threads: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print("| processes | threads each | startup, s | epoch, s | training images a second |")
     print("|---:|---:|---:|---:|---:|")
     for devices, threads in ((1, 1), (1, 2), (2, 1)):

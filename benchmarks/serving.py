@@ -1,15 +1,14 @@
-"""Latency, refusals, memory and throughput of `skinmm serve`, beside the network alone.
+"""Measure latency, refusals, memory and throughput of `skinmm serve`, and of the network alone.
 
-The real command in a process of its own, asked over its socket by bare HTTP clients in this one.
+The service is a separate process; this process runs plain HTTP clients.
 
     python benchmarks/serving.py CHECKPOINT [REQUESTS [SECONDS]]
 
-CHECKPOINT is one of an EfficientNet-Lite0 at 224 pixels with the exported model beside it (`skinmm
-export`). Legs: `network` (ONNX Runtime, a row at a time, pixels in memory), `paced` (5 requests a
-second, counted from when each was due), `busy` (8 clients, as many as the queue holds, that ask
-without a pause), `crowd` (64 clients, SECONDS long, who ask again 50 ms after a refusal), `memory`
-(REQUESTS in all). CPU milliseconds are the server's: on a shared machine they tell more than the
-clock.
+CHECKPOINT is an EfficientNet-Lite0 at 224 pixels with the exported model next to it (`skinmm
+export`). Legs: `network` (ONNX Runtime, one row at a time, pixels in memory), `paced` (5 requests
+per second, latency from their due time), `busy` (8 clients, the size of the queue, without pause),
+`crowd` (64 clients for SECONDS, which retry 50 ms after a refusal), `memory` (REQUESTS in all). CPU
+milliseconds are the server's; on a shared machine they are more reliable than wall time.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def request(image: bytes) -> bytes:
-    """A prediction's whole HTTP request."""
+    """Return the HTTP request of a prediction."""
     parts = {"age": "55", "sex": "female", "site": "torso"}
     head = '--b\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
     fields = "".join(f"{head.format(name, '')}{cell}\r\n" for name, cell in parts.items())
@@ -54,10 +53,10 @@ REQUESTS: Final = cycle([request(path.read_bytes()) for path in PICTURES])
 
 
 class Server:
-    """The command, and what it used."""
+    """The service and its resources."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Starts it and waits until it answers."""
+        """Start the service and wait until it responds."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -73,12 +72,12 @@ class Server:
         raise SystemExit("the service did not start")
 
     def cpu(self) -> float:
-        """Seconds that its threads computed."""
+        """Return the CPU seconds of its threads."""
         cells = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(cells[11]) + int(cells[12])) / TICKS
 
     def memory(self) -> float:
-        """Megabytes that it holds."""
+        """Return its memory in megabytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -140,7 +139,7 @@ async def crowd(port: int, clients: int, more: Callable[[Counter[str]], bool]) -
 
 
 def network(checkpoint: Path, seconds: float) -> tuple[float, float]:
-    """Rows a second and CPU milliseconds a row of the network alone."""
+    """Return rows per second and CPU milliseconds per row of the network alone."""
     (member,) = load_models(checkpoint, torch.device("cpu"), "onnx")
     size = member.view.size if member.view else 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
@@ -155,7 +154,7 @@ def network(checkpoint: Path, seconds: float) -> tuple[float, float]:
 
 
 def main(checkpoint: Path, requests: int = 20_000, seconds: float = 60) -> None:
-    """Runs all legs and prints the table."""
+    """Run all legs and print the table."""
     cores = len(os.sched_getaffinity(0))
     print(f"{platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f} before\n")
     print("| leg | figure |\n|---|---|", flush=True)

@@ -1,9 +1,9 @@
-"""Rows a second of `skinmm predict-spark` on this machine's cores, beside `predict.py`.
+"""Compare the rate of `skinmm predict-spark` on this machine's cores with `predict.py`.
 
     SKINMM_DATA=DIR python benchmarks/spark.py CHECKPOINT [ROWS [ROUNDS]]
 
-Both are whole commands, taking turns, on ROWS of HAM10000 and on a quarter of them: the difference
-gives the rate, and what is left the start, for Spark that of the JVM and of its Python workers.
+Both are whole commands in alternation, on ROWS of HAM10000 and on a quarter of them. The difference
+gives the rate, the rest is the start, for Spark that of the JVM and of its Python workers.
 """
 
 import os
@@ -24,7 +24,7 @@ SHARE: Final = 4
 
 
 def seconds(command: str, rows: int, given: list[str], folder: Path) -> float:
-    """Of one command."""
+    """Return the seconds of a command."""
     source = folder / "in.parquet"
     table = pd.read_csv(HAM / "HAM10000_metadata.csv")
     there = table["image_id"].map(lambda name: (HAM / "jpeg" / f"{name}.jpg").is_file())
@@ -39,7 +39,7 @@ def seconds(command: str, rows: int, given: list[str], folder: Path) -> float:
 
 
 def main(checkpoint: Path, rows: int, rounds: int) -> None:
-    """Prints each round's rates, starts and ratio; then whether both said the same."""
+    """Print the rates, start-up times and ratio of each round, and compare the predictions."""
     given = [f"checkpoint={checkpoint}", f"images={HAM / 'jpeg'}", "accelerator=cpu"]
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {rows} rows")
     ratios = []

@@ -1,9 +1,9 @@
-"""Random access to TFRecord files by name against the tfrecord package's own reader.
+"""Compare random access to TFRecord files by name with the reader of the tfrecord package.
 
-Measures a shuffled epoch in one process and through a loader with two workers, and the memory that
-an epoch takes as the file grows. Ours checks every record's CRC, the package checks none; its
-shuffling is a queue of 1,024 records, ours is exact. A memory map is timed for comparison: it is
-what `TFRecordFile` would be with `mmap` in place of `pread`.
+Measures a shuffled epoch in one process and through a loader with two workers, and the memory of an
+epoch by file size. Our reader checks the CRC of every record, the package checks none; it shuffles
+within a queue of 1,024 records, ours completely. A memory map is included for comparison: it stands
+for `TFRecordFile` with `mmap` instead of `pread`.
 
     SKINMM_DATA=DIR python benchmarks/tfrecord_reading.py > benchmarks/results/tfrecord_reading.md
 """
@@ -45,7 +45,7 @@ Reader = Callable[[Path], Iterable[Any]]
 
 
 class Ours:
-    """A shuffled epoch of one file, by name."""
+    """Shuffled epoch of one file, by name."""
 
     def __init__(self, path: Path, get: Callable[[TFRecordFile, str], Any]) -> None:
         """Open the file; the index stays for all epochs, as it does in training."""
@@ -53,13 +53,13 @@ class Ours:
         self._get = get
 
     def __iter__(self) -> Iterator[Any]:
-        """Every record once."""
+        """Yield every record once."""
         for row in np.random.default_rng(0).permutation(len(self.file.names)).tolist():
             yield self._get(self.file, self.file.names[row])
 
 
 class Mapped(Ours):
-    """The alternative: the same index and checks over a memory map."""
+    """Reader with the same index and checks over a memory map."""
 
     def __init__(self, path: Path) -> None:
         """Map the file."""
@@ -70,7 +70,7 @@ class Mapped(Ours):
             self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
     def image(self, file: TFRecordFile, name: str) -> bytes:  # noqa: ARG002
-        """An image, as `TFRecordFile.image` gets it."""
+        """Return an image, as `TFRecordFile.image` does."""
         start, size, image, image_size = self._spans[name]
         if not has_valid_crc(self._content[start + HEADER : start + size]):
             raise ValueError(name)
@@ -78,23 +78,23 @@ class Mapped(Ours):
 
 
 class Images(Dataset[bytes]):
-    """What a loader reads from."""
+    """Dataset of a loader."""
 
     def __init__(self, path: Path) -> None:
         """Open the file."""
         self._file = TFRecordFile(path)
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return len(self._file.names)
 
     def __getitem__(self, row: int) -> bytes:
-        """One image."""
+        """Return one image."""
         return self._file.image(self._file.names[row])
 
 
 def package(path: Path, description: dict[str, str] | None) -> TFRecordDataset:
-    """The package's reader, with the index it needs for workers."""
+    """Read with the package, with the index that it needs for workers."""
     return TFRecordDataset(str(path), f"{path}.tfindex", description, shuffle_queue_size=QUEUE)
 
 
@@ -112,7 +112,7 @@ LOADERS: Final[dict[str, Reader]] = {
 
 
 def rates(readers: dict[str, Reader], path: Path, clock: Callable[[], float]) -> dict[str, float]:
-    """Records per second of each reader: the median of rounds in which all take turns."""
+    """Return the records per second of each reader: medians of alternating rounds."""
     records = len(TFRecordFile(path).names)
     opened = {name: reader(path) for name, reader in readers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in readers}
@@ -125,13 +125,13 @@ def rates(readers: dict[str, Reader], path: Path, clock: Callable[[], float]) ->
 
 
 def resident() -> float:
-    """Megabytes of memory of this process that are in RAM, file pages included."""
+    """Return the resident memory of this process in megabytes, including file pages."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def print_growth(name: str, path: Path) -> None:
-    """Megabytes that opening adds to this process, and that an epoch adds at its peak."""
+    """Print the megabytes that opening adds, and the peak of an epoch."""
     before = resident()
     epoch = READERS[name](path)
     opened = resident()
@@ -140,13 +140,13 @@ def print_growth(name: str, path: Path) -> None:
 
 
 def growth(name: str, path: Path) -> str:
-    """`print_growth` in a process of its own."""
+    """Run `print_growth` in a process of its own."""
     command = [sys.executable, __file__, name, str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
 
 
 def write(path: Path, megabytes: int, images: list[Path]) -> None:
-    """A file in the public schema, of real images repeated up to a size."""
+    """Write a file in the public schema from real images, repeated up to a size."""
     number, size = 0, 0
 
     def records() -> Iterator[dict[str, Any]]:
@@ -163,7 +163,7 @@ def write(path: Path, megabytes: int, images: list[Path]) -> None:
 
 
 def print_rates(title: str, measured: dict[str, float]) -> None:
-    """A table of rates, each against the package's for the same features."""
+    """Print a table of rates, relative to the package for the same features."""
     print(f"\n## {title}\n\n| reader | records/s | ratio to the package |\n|---|---:|---:|")
     for name, rate in measured.items():
         theirs = measured[f"package, {name.partition(', ')[2]}"]
@@ -171,7 +171,7 @@ def print_rates(title: str, measured: dict[str, float]) -> None:
 
 
 def print_memory(paths: dict[int, Path]) -> None:
-    """What each reader takes as the file grows."""
+    """Print the memory of each reader by file size."""
     print("\n## Memory: opening + peak of one shuffled epoch\n")
     print(f"| reader | {' | '.join(f'{size} MB' for size in paths)} |")
     print(f"|---|{'---:|' * len(paths)}")
