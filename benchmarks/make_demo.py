@@ -3,7 +3,7 @@
     python benchmarks/make_demo.py FOLDER
 
 FOLDER contains `training.csv` and `training/*.jpg`. The cohort has every training row with age, sex
-and site, and 78 rows with missing cells, chosen by the hash of the image's name: with the same share
+and site, and 78 rows with missing cells, chosen by the hash of the image name: with the same share
 of melanomas, and the same shares of the patterns of missing cells. Files are copied unchanged.
 """
 

@@ -188,7 +188,7 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     other = Path(shutil.copy(best(run), tmp_path / "likeliest.ckpt"))
     update_card(other, config={**card.config, "evaluation": {}})
     assert Predictor.from_checkpoints(other).predict(patients)["called"].tolist() == [*likeliest]
-    with pytest.raises(InputError, match=r"evaluation\.call=balanced against likeliest"):
+    with pytest.raises(InputError, match=r"evaluation\.call=balanced and likeliest"):
         Predictor.from_checkpoints([best(run), other])
     even = Path(shutil.copy(best(run), tmp_path / "even.ckpt"))
     update_card(even, prior={**card.prior, "deployed": [1 / 3] * 3})
