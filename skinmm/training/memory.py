@@ -112,7 +112,7 @@ def find_free_memory(
 
 
 def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the bytes that the control groups of this process leave, of version 1 and 2."""
+    """Yield the bytes left by the control groups of this process, of version 1 and 2."""
     for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -146,7 +146,7 @@ def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> i
 
 
 def _example(network: nn.Module, side: int, widths: Sequence[int] | None) -> list[Tensor | None]:
-    """Return two rows on the meta device, as the network takes them."""
+    """Return a batch of two rows for the network, on the meta device."""
     image = torch.empty(_ROWS, 3, side, side, dtype=torch.uint8, device="meta")
     if widths is None:
         return [image]
