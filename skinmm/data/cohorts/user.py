@@ -78,10 +78,7 @@ def csv(
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
     cells = rows["image_id"]
-    paths = strip_suffixes(map_unique(cells, lambda cell: cell.replace("\\", "/")))
-    names = paths.str.rsplit("/", n=1).str[-1]
-    # Folders remain if names would repeat without them.
-    rows["image_id"] = paths if names.nunique() < paths.nunique() else names
+    rows["image_id"] = _shorten_names(cells)
     unlabelled = tuple(name for name in ("target", "diagnosis") if name not in rows)
     if "diagnosis" in rows:
         rows["diagnosis"] = merge_spellings(rows["diagnosis"])
@@ -103,6 +100,13 @@ def csv(
         unused=tuple(str(name) for name in original if name in rows and name not in used),
         units={name: unit for name in extra if (unit := find_unit(rows[name]))},
     )
+
+
+def _shorten_names(cells: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return image names without suffix, and without folder unless names would then repeat."""
+    paths = strip_suffixes(map_unique(cells, lambda cell: cell.replace("\\", "/")))
+    names = paths.str.rsplit("/", n=1).str[-1]
+    return paths if names.nunique() < paths.nunique() else names
 
 
 def _rename(
