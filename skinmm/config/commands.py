@@ -51,7 +51,7 @@ class PredictConfig(BatchInferenceConfig):
         "", "CSV, Parquet or image folder; path or URL", example="patients.csv", decides_rows=True
     )
     images: str | None = literal_path(
-        None, "folder of the images; null: the table's", usage="DIR", decides_rows=True
+        None, "folder of the images; null: that of the table", usage="DIR", decides_rows=True
     )
     output: str = output_path("predictions.csv", "table to write: .csv, .jsonl or .parquet")
     by_patient: str | None = output_path(None, "further CSV to write: one row per patient")

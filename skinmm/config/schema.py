@@ -36,12 +36,12 @@ class DataConfig:
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
     )
-    folds: int = setting(5, "number of folds; patients are never divided", low=3, high=100)
+    folds: int = setting(5, "number of folds; a patient is in one fold", low=3, high=100)
     fold: int | str = setting(0, "test fold, 0 to folds - 1, or all")
     calibration: int | float | str = setting(
         "auto",
-        "share of the validation patients, 0 to 0.9, that fit calibration and threshold and that "
-        "early stopping never uses; auto: 0.5 if both halves have 60 malignant patients, else 0",
+        "share of the validation patients, 0 to 0.9, for calibration and threshold alone; auto: "
+        "0.5 if both halves have 60 malignant patients, else 0",
         task=CLASSIFY,
     )
     split_seed: int = setting(0, "random seed of the split alone", low=0, high=2**32 - 1)
@@ -103,10 +103,10 @@ class OptimizerConfig(Component):
         1.0, "learning rate of the image network divided by lr", low=0, task=CLASSIFY
     )
     layer_decay: float = setting(
-        1.0, "lr of an image layer divided by the next one's", low=0.01, high=1, task=CLASSIFY
+        1.0, "lr of an image layer divided by that of the next", low=0.01, high=1, task=CLASSIFY
     )
     head_epochs: int = setting(
-        0, "first epochs, which train the head only", low=0, high=1_000_000, task=CLASSIFY
+        0, "first epochs, in which only the head is trained", low=0, high=1_000_000, task=CLASSIFY
     )
 
 
@@ -158,7 +158,7 @@ class EvaluationConfig:
     """Metrics, confidence intervals, calibration and decision threshold."""
 
     views: int = setting(
-        1, "flips and transposes averaged outside training", low=1, high=8, task=CLASSIFY
+        1, "flips and transposes averaged per prediction", low=1, high=8, task=CLASSIFY
     )
     resamples: int = setting(1000, "bootstrap resamples of patients", low=0, high=100_000)
     confidence: float = setting(0.95, "level of the confidence intervals", low=0.5, high=0.999)
@@ -194,7 +194,7 @@ class EvaluationConfig:
     )
     prevalence: float | None = setting(
         None,
-        "share of malignant lesions in the clinic; null: 0.0176 if the data's is not near it",
+        "share of malignant lesions in the clinic; null: 0.0176 unless the data are similar",
         low=0.0001,
         high=0.99,
     )
