@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 GRACE: Final = 4.0  # seconds from SIGTERM to the end of the process
+_INVISIBLE: Final = ("Cf", "Zl", "Zp")  # format characters and separators of lines
 MAX_WORDS: Final = 10  # of a list in a message
 
 
@@ -40,8 +42,18 @@ def print_line(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print to standard error."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Print to standard error, with invisible characters such as U+200B as escapes."""
+    print(show_invisible(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show_invisible(text: str) -> str:
+    """Return a text with characters that a terminal shows as nothing or as a space escaped."""
+    if text.isascii():
+        return text
+    return "".join(
+        f"\\u{ord(character):04x}" if unicodedata.category(character) in _INVISIBLE else character
+        for character in text.replace("\N{NO-BREAK SPACE}", "\\u00a0")
+    )
 
 
 def warn(text: str) -> None:

@@ -98,6 +98,7 @@ _DIAGNOSIS_WORDS: Final[dict[str, tuple[str, ...]]] = {
 }
 _YEARS: Final = {"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12, "y": 1.0}  # by DICOM's unit
 
+_INVISIBLE: Final = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | dict.fromkeys(
     ("false", "no", "n", "f", "0", "0.0"), "false"
 )
@@ -258,11 +259,12 @@ def format_cell(cell: Any) -> str:
 def normalise_name(value: Any) -> str:
     """Return the form in which patient and lesion names are compared.
 
-    It is text in NFC, without blanks around it, and without `.0` after a number.
+    It is text in NFC, without blanks around it or invisible characters, and without `.0` after a
+    number.
     """
     if not isinstance(value, str):
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    name = unicodedata.normalize("NFC", value).strip()
+    name = unicodedata.normalize("NFC", _INVISIBLE.sub("", value)).strip()
     return re.sub(r"^(\d+)\.0+$", r"\1", name) if name.endswith("0") and "." in name else name
 
 

@@ -22,12 +22,17 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.experimental.callback import Callback
 
 from skinmm.cli.commands import GENERATED, Command, print_runs
-from skinmm.cli.overrides import FOLDER_KEYS, add_user_configs, quote_path, require_user_configs
-from skinmm.config import from_mapping, keys_with, load
+from skinmm.cli.overrides import (
+    FOLDER_KEYS,
+    add_user_configs,
+    find_mistake,
+    quote_path,
+    require_user_configs,
+)
+from skinmm.config import Config, from_mapping, keys_with, load
 from skinmm.errors import (
     InputError,
     Terminated,
-    is_utf8,
     one_line,
     print_error,
     print_line,
@@ -66,10 +71,10 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     A job that fails in a sweep is reported, and the others continue. Return the highest exit
     status; for jobs in processes of their own, that of the first failure.
     """
-    if unreadable := [item for item in argv if not is_utf8(item)]:
-        return refuse(f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder")
-    argv = add_user_configs(argv)
     schema, full = command.schema, os.environ.get(FULL_ERROR) == "1"
+    argv = add_user_configs(argv)
+    if mistake := find_mistake(argv, schema):
+        return refuse(mistake)
     store_config(command)
     if {"-h", "--help"} & {*argv}:
         return run_cli(lambda: _print_help(argv, command), full=full, schema=schema)
@@ -163,7 +168,7 @@ def report_errors(
     except BrokenPipeError:
         raise
     except Exception as error:  # the last resort
-        if full:
+        if full or hasattr(error, "__notes__"):  # a note: the code of a user failed
             traceback.print_exc()
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
@@ -183,6 +188,10 @@ def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
         return one_line(error)
     if not isinstance(error, HydraException):
         return f"{type(error).__name__}: {one_line(error)} (set {FULL_ERROR}=1 for the traceback)"
+    return _explain_hydra_error(error, schema)
+
+
+def _explain_hydra_error(error: HydraException, schema: type[Any] | None) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
@@ -190,10 +199,19 @@ def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
     if schema and key:
         return load.explain_unknown_key(schema, key)
     if isinstance(error, OverrideParseException):
-        lines = str(error).splitlines()
-        reasons = [line for line in lines if not line.startswith(("Error parsing", "See "))]
-        return f"{error.override}: {', '.join(reasons)}; quote values with special characters"
-    return load.format_config_error(error.__cause__ or error)
+        return (
+            f"{error.override}: not understood; close each bracket and quotation mark, and quote a "
+            "value with special characters: KEY='VALUE'"
+        )
+    if several := re.match("Ambiguous value for argument '(.*?)=(.*)'", one_line(error)):
+        is_list = schema is not None and load.describe_type(schema, several[1]) == load.LIST
+        advice = [f"a list is {several[1]}=[{several[2]}]"] if is_list else []
+        advice += ["-m trains one run for each"] if schema is Config else []
+        advice = advice or ["give one value"]
+        return f"{several[1]}={several[2]}: several values; {', '.join(advice)}"
+    given = re.search(r"Error merging override '?[^=]*=(.*)", str(error))
+    value = given[1].strip("'") if given else None
+    return load.format_config_error(error.__cause__ or error, schema, value)
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     if name == "--version":
         print_line(f"skinmm {__version__}")
         return 0
+    if name.startswith("-"):
+        return refuse(f"{name}: options follow the command, as in skinmm train {name}")
     if name not in COMMANDS:
         return refuse(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")
     return train(rest) if name == TRAIN.name else run_single(rest, COMMANDS[name])

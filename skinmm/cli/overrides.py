@@ -3,15 +3,53 @@
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from skinmm.config import keys_with, load
-from skinmm.errors import InputError
+from skinmm.errors import InputError, is_utf8
 
 FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
 USER_CONF: Final = "SKINMM_CONF"  # variable that names a folder of configurations
 _SEARCH_PATH: Final = "hydra.searchpath="
+
+
+_FLAGS: Final = ("-m", "--multirun", "-h", "--help", "--info", "--resolve", "--hydra-help")
+_VALUED_FLAGS: Final = ("--cfg", "-c", "--package", "-p")  # the next word is their value
+
+
+def find_mistake(argv: list[str], schema: type[Any]) -> str | None:
+    """Describe the first word that is neither an option nor KEY=VALUE; None if there is none."""
+    if unreadable := [word for word in argv if not is_utf8(word)]:
+        return f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder"
+    words = iter(argv)
+    for word in words:
+        following = next(words, "VALUE") if word in _VALUED_FLAGS else ""
+        if not following and word.startswith("-") and word not in _FLAGS:
+            return _describe_dashes(word, next(words, "VALUE"), schema)
+        if not word.startswith(("-", "~")) and (reason := _describe_word(word, schema)):
+            return reason
+    return None
+
+
+def _describe_dashes(word: str, following: str, schema: type[Any]) -> str:
+    """Describe a word with dashes that is no option."""
+    key, separator, value = word.lstrip("-").partition("=")
+    if key.partition(".")[0] in {item.name for item in fields(schema)}:
+        return f"{word}: settings have no dashes: write {key}={value if separator else following}"
+    options = "-m, --config-dir DIR and --help"
+    return f"unknown option {word}; options are {options}, settings are KEY=VALUE"
+
+
+def _describe_word(word: str, schema: type[Any]) -> str:
+    """Describe a word without a key, or a group with a number instead of a name; "" otherwise."""
+    key, separator, value = word.lstrip("+").partition("=")
+    if not separator or not key:
+        return f"{word}: settings are written KEY=VALUE"
+    sections = {item.name for item in fields(schema) if is_dataclass(item.type)}
+    is_number = key in sections and value.isdigit()
+    return f"{word}: must be the name of an option, see --help" if is_number else ""
 
 
 def add_user_configs(argv: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -30,7 +30,7 @@ def from_mapping(schema: type[T], mapping: Any) -> T:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = find_unknown_key(error)
-        message = explain_unknown_key(schema, key) if key else format_config_error(error)
+        message = explain_unknown_key(schema, key) if key else format_config_error(error, schema)
         raise InputError(message) from error
     check_settings(config)
     return config  # type: ignore[return-value]
@@ -149,22 +149,47 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
 
 
 LARGEST_CALIBRATION: Final = 0.9
-_REPLACEMENTS: Final = {
-    r"Value ('.*') of type '\w+' could not be converted to Integer": (
-        r"must be a whole number, e.g. 10, not \1"
-    ),
-    r"Value ('.*') is not a valid bool.*": r"must be true or false, not \1",
+LIST: Final = "a list, e.g. [a,b]"
+_TYPES: Final[dict[Any, str]] = {
+    bool: "true or false",
+    int: "a whole number, e.g. 10",
+    float: "a number, e.g. 0.001",
+    str: "text",
+    list: LIST,
+    dict: "pairs, e.g. {name: value}",
 }
-"""Patterns of OmegaConf's messages, and the wording for the user."""
 
 
-def format_config_error(error: BaseException) -> str:
-    """Return the first line of an OmegaConf error, preceded by the key it concerns."""
+def describe_type(schema: type[Any], key: str) -> str | None:
+    """Return what a setting, or an item of a list of mappings, accepts; None: unknown."""
+    inner: Any = schema
+    for name in key.partition("[")[0].split("."):
+        types = {item.name: item.type for item in fields(inner)} if is_dataclass(inner) else {}
+        if name not in types:
+            return None
+        inner = types[name]
+    kinds = [kind for kind in (get_args(inner) or (inner,)) if kind in _TYPES]
+    kind = get_origin(inner) if get_origin(inner) in _TYPES else next(iter(kinds), None)
+    return _TYPES[dict] if "[" in key else _TYPES.get(kind)
+
+
+def format_config_error(
+    error: BaseException, schema: type[Any] | None = None, value: str | None = None
+) -> str:
+    """Return the first line of an OmegaConf error, preceded by the key it concerns.
+
+    A `value` of the wrong type is named, with what the setting of the `schema` accepts.
+    """
     keys = re.findall(r"^\s*full_key:[ \t]*(\S.*)$", str(error), re.MULTILINE)
     text = one_line(error)
-    for pattern, replacement in _REPLACEMENTS.items():
-        text = re.sub(pattern, replacement, text)
-    return f"{keys[0]}: {text}" if keys else text
+    if not keys:
+        return text
+    allowed = describe_type(schema, keys[0]) if schema else None
+    if allowed and "nterpolation" not in text:
+        quoted = re.search("Value ('.*?') of type", text)
+        given = quoted[1] if quoted else repr(value) if value is not None else ""
+        text = f"must be {allowed}{f', not {given}' if given else ''}"
+    return f"{keys[0]}: {text}"
 
 
 def _list_keys(config: Any, prefix: str = "") -> Iterator[str]:

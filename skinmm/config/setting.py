@@ -150,6 +150,8 @@ def check_values(config: Any, prefix: str = "") -> None:
             raise InputError(f"{key} is missing; for example {key}={example}")
         if choices and value not in choices:
             raise InputError(f"{key}={value}: choose from {', '.join(choices)}")
+        if item.type == list[str] and any(not isinstance(word, str) for word in value):
+            raise InputError(f"{key}={value}: must be a list of words, e.g. [a,b]")
         low, high = item.metadata["low"], item.metadata["high"]
         if isinstance(value, Number) and not isinstance(value, bool):
             is_inside = (low is None or value >= low) and (high is None or value <= high)

@@ -46,8 +46,27 @@ MISTAKES = [
     ("trainer.batch_size=99999999999999999999", "must be between 1 and 100000"),
     ("trainer.max_epochs=1e9", "trainer.max_epochs: must be a whole number, e.g. 10, not "),
     ("hydra.run.dir=/sys/x", "hydra.run.dir=/sys/x: not writable: "),
-    ("seed", "seed: missing EQUAL"),
-    ("data.columns=[age", "data.columns=[age: no viable alternative"),
+    ("seed", "seed: settings are written KEY=VALUE"),
+    ("=3", "=3: settings are written KEY=VALUE"),
+    ("--seed=3", "--seed=3: settings have no dashes: write seed=3"),
+    ("--foo", "unknown option --foo; options are -m, --config-dir DIR and --help, settings are"),
+    ("-x", "unknown option -x; options are -m, "),
+    ("trainer=3", "trainer=3: must be the name of an option, see --help"),
+    ("data.columns=[age", "data.columns=[age: not understood; close each bracket and quotation"),
+    ("model.name='a", "model.name='a: not understood; close each bracket and quotation mark"),
+    ("optimizer.lr=1e-4x", "optimizer.lr: must be a number, e.g. 0.001, not '1e-4x'"),
+    ("optimizer.lr=[1]", "optimizer.lr: must be a number, e.g. 0.001, not '[1]'"),
+    ("data.columns=age", "data.columns: must be a list, e.g. [a,b], not 'age'"),
+    ("data.columns={a:1}", "data.columns: must be a list, e.g. [a,b], not '{a:1}'"),
+    (
+        "data.columns=age,sex",
+        "data.columns=age,sex: several values; a list is data.columns=[age,sex], -m trains one run",
+    ),
+    ("fusion=concat,image_only", "fusion=concat,image_only: several values; -m trains one run"),
+    ("trainer.max_epochs=null", "trainer.max_epochs: must be a whole number, e.g. 10, not 'null'"),
+    ("data.format=[a]", "data.format: must be text, not '[a]'"),
+    ("loss.args=3", "loss.args: must be pairs, e.g. {name: value}, not '3'"),
+    ("data.extra=[a]", "data.extra[0]: must be pairs, e.g. {name: value}, not '[a]'"),
 ]
 
 
@@ -300,6 +319,43 @@ def test_exit_status_and_message_of_an_error(
 ) -> None:
     assert run_cli(failing(error)) == status
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--foo"], "unknown option --foo; options are"),
+        (["train", "--model", "tiny"], "--model: settings have no dashes: write model=tiny"),
+        (["train", "model=tiny", "--optimizer.lr", "1"], "write optimizer.lr=1"),
+        (["-m", "train"], "-m: options follow the command, as in skinmm train -m"),
+        (["predict", "threshold=0.1,0.2"], "threshold=0.1,0.2: several values; give one value"),
+    ],
+)
+def test_words_that_are_no_settings_get_no_page_of_usage(
+    words: list[str], message: str, capsys: Captured
+) -> None:
+    assert cli.main(words) == 2
+    assert message in only_error(capsys)
+
+
+def test_a_mapping_in_a_list_of_words_is_refused() -> None:
+    done = command("train.py", "data.columns=[{a:1}]")  # here, the types of tests refuse it
+    assert done.returncode == 2
+    assert done.stderr == "error: data.columns=[{'a': 1}]: must be a list of words, e.g. [a,b]\n"
+
+
+def test_options_of_hydra_remain(capsys: Captured) -> None:
+    assert cli.main(["train", "--cfg", "job", "--package", "seed", "seed=7"]) == 0
+    assert capsys.readouterr().out.strip() == "7"
+
+
+def test_invisible_characters_are_shown(capsys: Captured) -> None:
+    text = (
+        "row 3: sex 'male\N{ZERO WIDTH SPACE}', \N{ZERO WIDTH NO-BREAK SPACE}age\N{NO-BREAK SPACE}é"
+    )
+    assert run_cli(failing(InputError(text))) == 2
+    expected = "error: row 3: sex 'male\\u200b', \\ufeffage\\u00a0é\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_full_error_is_shown_on_demand(capsys: Captured) -> None:

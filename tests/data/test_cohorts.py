@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from miniature_cohorts import WRITERS, load, load_table
 
+from skinmm.cli.main import main
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import (
     ADAPTERS,
@@ -16,11 +17,48 @@ from skinmm.data.cohorts import (
     load_cohort,
     require_images,
 )
-from skinmm.data.cohorts.tables import CANONICAL
+from skinmm.data.cohorts.tables import CANONICAL, CohortTable
 from skinmm.data.splits import split
 from skinmm.errors import InputError
 from skinmm.images.source import read_source
 from skinmm.vocabulary import CLASSES, SEXES, SITES
+
+
+@pytest.mark.parametrize("error", [KeyError("age"), AttributeError("x"), ValueError("y")])
+def test_a_mistake_in_a_user_s_adapter_is_shown_with_its_traceback(
+    error: Exception,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def clinic(data: DataConfig) -> CohortTable:
+        assert data.name == "clinic"
+        raise error
+
+    monkeypatch.setitem(ADAPTERS, "clinic", clinic)
+    page = f"output={tmp_path}/page.html"
+    assert main(["explore", "data.name=clinic", f"data.root={tmp_path}", page]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert any(line.strip().startswith("raise error") for line in lines)
+    assert "in the adapter of data=clinic" in lines
+    assert lines[-1].startswith(f"error: {type(error).__name__}: ")
+
+
+def test_an_adapter_that_lacks_a_column_is_refused_with_the_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = load_cohort(DataConfig()).rows
+
+    def clinic(data: DataConfig) -> CohortTable:
+        return CohortTable(rows.drop(columns=["path", "site"]).assign(source=data.name))
+
+    monkeypatch.setitem(ADAPTERS, "clinic", clinic)
+    match = (
+        "data=clinic returned rows without path, site; it has to return the columns image_id, path"
+    )
+    with pytest.raises(InputError, match=match):
+        load_cohort(DataConfig(name="clinic", root=str(tmp_path)))
 
 
 def test_every_dataset_is_here_in_miniature() -> None:

@@ -313,6 +313,20 @@ def test_one_number_is_one_patient(tmp_path: Path) -> None:
     assert table["patient_id"].nunique() == 2
 
 
+def test_invisible_characters_make_no_other_patient_or_column(tmp_path: Path) -> None:
+    ids = [
+        "P1",
+        "P1\N{ZERO WIDTH SPACE}",
+        "\N{ZERO WIDTH NO-BREAK SPACE}P1",
+        "P1\N{NO-BREAK SPACE}",
+    ]
+    rows = [f"{n}.jpg,{c},{i % 2}" for i, (n, c) in enumerate(zip(NAMES, ids, strict=True))]
+    folder = cohort(
+        tmp_path, "image,patient\N{ZERO WIDTH SPACE}_id,target\N{NO-BREAK SPACE}", *rows
+    )
+    assert load("csv", folder)["patient_id"].tolist() == ["P1"] * 4
+
+
 def test_jpeg_and_dicom_of_one_table_are_found(tmp_path: Path) -> None:
     rows = [f"{name},P1,{number % 2}" for number, name in enumerate(NAMES)]
     folder = cohort(tmp_path, "image,patient,target", *rows)

@@ -10,10 +10,11 @@ import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.data.cohorts import public, user
-from skinmm.data.cohorts.tables import MASK_FOLDER, CohortTable, require_root
+from skinmm.data.cohorts.tables import CANONICAL, MASK_FOLDER, CohortTable, require_root
+from skinmm.data.cohorts.targets import BINARY, add_targets, select_malignant, sort_key
 from skinmm.data.columns import check_columns, describe_columns, require_same_units
 from skinmm.data.splits import hold_out
-from skinmm.errors import InputError, warn
+from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
     ImageFinder,
@@ -25,14 +26,11 @@ from skinmm.images.finder import (
 from skinmm.images.measure import MEASUREMENTS
 from skinmm.images.source import fill_from_headers
 from skinmm.vocabulary import (
-    CLASSES,
-    MALIGNANT,
     map_unique,
     parse_diagnosis,
     resolve_patients,
 )
 
-BINARY: Final = ("benign", "malignant")
 MASK_FOLDERS: Final = (
     *(MASK_FOLDER, "HAM10000_segmentations_lesion_tschandl"),
     *(f"ISIC2018_Task1_{part}_GroundTruth" for part in ("Training", "Validation", "Test")),
@@ -96,7 +94,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
     check_columns(data.columns, present, cohort.columns)
     cohort = replace(cohort, notes=(*cohort.notes, *describe_columns(cohort, data)))
     try:
-        rows = _add_targets(cohort, data)
+        rows = add_targets(cohort, data)
     except InputError:
         if labelled:
             raise
@@ -110,17 +108,37 @@ def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
     """Return the classes in logit order: first those of the vocabulary, then others by name."""
     if data.target == "malignant":
         return BINARY
-    return tuple(sorted(table["target"].unique(), key=_sort_key))
+    return tuple(sorted(table["target"].unique(), key=sort_key))
 
 
 def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     """Return the classes that count as malignant: `data.positive`, or else the vocabulary's."""
-    return BINARY[1:] if data.target == "malignant" else _select_malignant(classes, data)
+    return BINARY[1:] if data.target == "malignant" else select_malignant(classes, data)
+
+
+def _call_adapter(data: DataConfig) -> CohortTable:
+    """Call the adapter of a cohort; mark exceptions of a user's adapter, so that they are shown."""
+    component = Component(data.name, data.args)
+    check_component(ADAPTERS, "data", component, context=("data",))
+    if ADAPTERS[data.name].__module__.startswith("skinmm."):  # checks the values of its arguments
+        return build_component(ADAPTERS, "data", component, data=data)
+    try:
+        return ADAPTERS[data.name](data=data, **data.args)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        error.add_note(f"in the adapter of data={data.name}")
+        raise
 
 
 def _read(data: DataConfig) -> CohortTable:
     """Read one cohort; an unknown patient is replaced by the lesion, or else the image."""
-    cohort = build_component(ADAPTERS, "data", Component(data.name, data.args), data=data)
+    cohort = _call_adapter(data)
+    if absent := [name for name in CANONICAL if name not in cohort.rows]:
+        raise InputError(
+            f"the adapter of data={data.name} returned rows without {', '.join(absent)}; it has to "
+            f"return the columns {', '.join(CANONICAL)}, as `to_canonical` does"
+        )
     rows = fill_from_headers(cohort.rows).reset_index(drop=True)
     return replace(cohort, rows=rows.assign(patient_id=resolve_patients(rows)))
 
@@ -153,84 +171,6 @@ def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
         example = f"data.extra=[{{name:{extra.name},root:DIR}}]"
         raise InputError(f"data.extra: {extra.name} needs a root of its own, {example}")
     return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
-
-
-def _add_targets(cohort: CohortTable, data: DataConfig) -> pd.DataFrame:
-    """Give every row its target: 0/1 if `data.target=malignant`, otherwise the class name.
-
-    Malignancy is the cohort's 0/1 column if it has one, otherwise it follows from the diagnosis;
-    with `data.positive` the diagnosis takes precedence.
-    """
-    rows = cohort.rows
-    diagnosis, target = rows["diagnosis"], rows["target"]
-    if data.target == "diagnosis":
-        target = diagnosis.astype(object)
-    else:
-        derived = diagnosis.notna() & (target.isna() | bool(data.positive))
-        positive = _select_malignant(diagnosis[derived].unique().tolist(), data)
-        target = target.where(~derived, diagnosis.isin(positive).astype("float64"))
-    unlabelled = target.isna()
-    needed = ("diagnosis",) if data.target == "diagnosis" else ("target", "diagnosis")
-    if unlabelled.all() and set(needed) <= set(cohort.unlabelled):
-        options = " or ".join(f"+data.args.columns.{name}=COLUMN" for name in needed)
-        raise InputError(
-            f"no column {' or '.join(needed)} in {cohort.description}; name it: {options}"
-        )
-    if unlabelled.any():
-        names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
-        message = f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}"
-        if data.missing != "drop" or unlabelled.all():
-            raise InputError(f"{message}; data.missing=drop leaves them out")
-        warn(f"{message}: left out")
-        rows, target = rows[~unlabelled].reset_index(drop=True), target[~unlabelled]
-        target = target.reset_index(drop=True)
-    if target.nunique() < 2:  # noqa: PLR2004  a classifier needs two classes
-        raise InputError(
-            f"data={data.name}: every row has the same target, {target.iloc[0]}; two are needed: "
-            "check data.positive and data.target"
-        )
-    return rows.assign(target=target if data.target == "diagnosis" else target.astype("int64"))
-
-
-def _select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ...]:
-    if not classes:
-        return ()
-    diagnoses = {name: parse_diagnosis(name) for name in classes}
-    available = ", ".join(sorted(classes, key=_sort_key))
-    if data.positive:
-        return _match_classes(diagnoses, data.positive, available)
-    unclear = [name for name in classes if diagnoses[name] is None and name.lower() not in BINARY]
-    malignant = (*MALIGNANT, BINARY[1])
-    chosen = tuple(name for name in classes if (diagnoses[name] or name.lower()) in malignant)
-    if unclear or not chosen:
-        which = f"'{unclear[0]}' is" if unclear else "one of them is"
-        raise InputError(
-            f"cannot determine whether {which} malignant: set data.positive=[...] from {available}"
-        )
-    return chosen
-
-
-def _match_classes(
-    diagnoses: dict[str, str | None], positive: Sequence[str], available: str
-) -> tuple[str, ...]:
-    """Match class names exactly, or as synonyms of the same class of the vocabulary."""
-    chosen: set[str] = set()
-    for word in positive:
-        diagnosis = parse_diagnosis(word)
-        if diagnosis is None and word not in diagnoses:
-            raise InputError(f"data.positive: no class '{word}'; the classes are {available}")
-        synonyms = (name for name, value in diagnoses.items() if value and value == diagnosis)
-        chosen.update([word] if word in diagnoses else synonyms)
-    if not chosen:
-        raise InputError(
-            f"data.positive: none of {', '.join(positive)} is among the classes {available}"
-        )
-    return tuple(name for name in diagnoses if name in chosen)
-
-
-def _sort_key(name: str) -> tuple[int, str]:
-    diagnosis = parse_diagnosis(name)
-    return (CLASSES.index(diagnosis) if diagnosis else len(CLASSES), name)
 
 
 def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> pd.DataFrame:

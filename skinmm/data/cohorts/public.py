@@ -11,13 +11,13 @@ from skinmm.config import DataConfig
 from skinmm.data.cohorts.tables import (
     CohortTable,
     attach_images,
-    decode_one_hot,
     merge_companion,
     read_table,
     require_choice,
     require_root,
     to_canonical,
 )
+from skinmm.data.cohorts.targets import decode_one_hot
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards

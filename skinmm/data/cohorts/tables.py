@@ -1,6 +1,5 @@
 """Cohort tables as canonical rows, with the label of each row and a finder of images by name."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,9 @@ from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
     SITES,
-    is_missing,
     map_unique,
     normalise_name,
     parse_column,
-    parse_diagnosis,
     rename_columns,
 )
 
@@ -165,28 +162,6 @@ def merge_companion(
     return table.assign(**{c: table[key].map(other[c]) for c in columns if c in other})
 
 
-def decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
-    """Return the class of each row of a one-hot ground truth."""
-    classes = {name: parse_diagnosis(name) for name in table.columns}
-    names = [name for name, diagnosis in classes.items() if diagnosis]
-    marks = table[names].apply(pd.to_numeric, errors="coerce") == 1
-    wrong = marks.sum(axis=1) != 1
-    if wrong.any():
-        line = int(wrong.to_numpy().argmax()) + 2
-        raise InputError(f"{file}: row {line}: exactly one class must be 1 ({', '.join(names)})")
-    return marks.idxmax(axis=1).map(classes)
-
-
-def find_one_hot(table: pd.DataFrame) -> list[str]:
-    """Return the columns of 0 and 1 that are named like classes, if there are several classes."""
-    names = [
-        str(name)
-        for name in table
-        if parse_diagnosis(name) and {*table[name].dropna()} <= {"0", "1", "0.0", "1.0"}
-    ]
-    return names if len({*map(parse_diagnosis, names)}) > 1 else []
-
-
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse an option of an adapter that is not among the allowed ones."""
     if value not in allowed:
@@ -223,36 +198,6 @@ def _check_names(names: "pd.Series[Any]", file: Path) -> None:
         raise InputError(
             f"{file}: {int(repeated.sum())} rows repeat an image, first '{name}' (rows {rows}); "
             "use one row per image"
-        )
-
-
-_ONE_CLASS: Final = ("mel", "nv", "bcc", "scc", "df")
-"""Classes whose words are spellings of one diagnosis, not subtypes."""
-
-
-def merge_spellings(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Give all spellings of a class its most frequent spelling; unknown diagnoses become None."""
-    spellings: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for word in cells.value_counts().index:
-        diagnosis = parse_diagnosis(word)
-        key = diagnosis if diagnosis in _ONE_CLASS else re.sub(r"[\s_-]+", " ", word.lower())
-        key = word if re.search(r"\d", word) or not key.strip() else key  # grade 1-2, 1.1
-        spellings[word] = first.setdefault(key, word)
-    return map_unique(cells, lambda word: None if is_missing(word) else spellings[word])
-
-
-def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
-    """Refuse melanomas and carcinomas with target 0, and nevi with target 1."""
-    diagnosis = map_unique(rows["diagnosis"], parse_diagnosis)
-    wrong = diagnosis.isin(("mel", "bcc", "scc")) & rows["target"].eq(0)
-    wrong |= diagnosis.eq("nv") & rows["target"].eq(1)
-    if wrong.any():
-        first = rows[wrong].iloc[0]
-        raise InputError(
-            f"{file}: {int(wrong.sum())} rows whose target contradicts their diagnosis, first "
-            f"{first['image_id']}: target {int(first['target'])}, {first['diagnosis']}; correct "
-            "them, or set data.positive=[...] to derive the target from the diagnosis"
         )
 
 

@@ -15,16 +15,18 @@ from skinmm.data.cohorts.tables import (
     OPTIONAL,
     CohortTable,
     attach_images,
-    decode_one_hot,
-    find_one_hot,
-    merge_spellings,
     read_table,
     require_choice,
-    require_consistent_targets,
     require_mapping,
     require_root,
     strip_suffixes,
     to_canonical,
+)
+from skinmm.data.cohorts.targets import (
+    decode_one_hot,
+    find_one_hot,
+    merge_spellings,
+    require_consistent_targets,
 )
 from skinmm.data.columns import find_unit
 from skinmm.errors import InputError, is_utf8
