@@ -215,6 +215,8 @@ def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[
     shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}
     shares |= {f"specificity_at_{level}_sensitivity": ~malignant for level in (90, 95)}
     shares["accuracy"] = np.ones(len(predictions), dtype=bool)
+    of_patients = malignant & (predictions.list_units() == "patient")
+    shares |= dict.fromkeys(("patient_sensitivity", "top_15_sensitivity"), of_patients)
     if predictions.decision is not None:
         decided = predictions.decision != REFER
         shares["decided_sensitivity"] = malignant & decided

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
 from skinmm.evaluation import curves
@@ -14,6 +15,7 @@ from skinmm.evaluation.referral import ReferralMetrics
 from skinmm.evaluation.smooth_calibration import CalibrationSmoother
 
 DEFAULT_THRESHOLD: Final = 0.5
+TOP: Final = 15
 
 
 def build_statistic(
@@ -33,6 +35,9 @@ def build_statistic(
         parts.append(ClassMetrics(predictions, codes))
     if predictions.decision is not None:
         parts.append(ReferralMetrics(predictions, codes))
+    is_named = predictions.list_units() == "patient"
+    if (predictions.malignant & is_named).any():
+        parts.append(PatientMetrics(predictions, codes, is_named, settings.get("threshold")))
     return lambda draws: {name: value for part in parts for name, value in part(draws).items()}
 
 
@@ -118,6 +123,49 @@ class MalignancyMetrics:
             "net_benefit": benefit,
             "net_benefit_gain": benefit - default_benefit(positives / rows, self.threshold),
         }
+
+
+class PatientMetrics:
+    """Metrics of patients with a malignant lesion, over the rows that name a patient.
+
+    `patient_sensitivity` is the share of these patients of whom at least one malignant lesion is
+    flagged. `top_15_sensitivity` is the share of malignant lesions among the 15 with the highest
+    probabilities of their patient (retrieval sensitivity of the ISIC 2024 challenge); equal
+    probabilities count against the lesion. It is omitted if no patient with a malignant lesion has
+    more than 15 lesions, because it is then 1.
+
+    Args:
+        predictions: rows of the file.
+        codes: number of each row's patient.
+        is_named: mask of the rows that name a patient.
+        threshold: rows at or above it are flagged; None: 0.5.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        codes: Int64[np.ndarray, " n"],
+        is_named: Bool[np.ndarray, " n"],
+        threshold: float | None,
+    ) -> None:
+        scores = predictions.malignancy
+        is_flagged = scores >= (DEFAULT_THRESHOLD if threshold is None else threshold)
+        malignant = predictions.malignant & is_named
+        counts, hits, lesions = sum_by_patient(
+            codes, [malignant, malignant & is_flagged, is_named]
+        ).T
+        shares = {"patient_sensitivity": (hits > 0, counts > 0)}
+        if (lesions[counts > 0] > TOP).any():
+            ranks = pd.Series(scores).groupby(codes).rank(method="max", ascending=False).to_numpy()
+            first = sum_by_patient(codes, [malignant & (ranks <= TOP)])[:, 0]
+            shares[f"top_{TOP}_sensitivity"] = first, counts
+        self.names = (*shares,)
+        self.sums = np.column_stack([column for pair in shares.values() for column in pair]) * 1.0
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
+        """Return the metrics of each resample."""
+        sums = (draws @ self.sums).T
+        return dict(zip(self.names, ratio(sums[::2], sums[1::2]), strict=True))
 
 
 class ClinicMetrics:

@@ -39,6 +39,7 @@ RATES: Final = (
     *("balanced_accuracy", "accuracy", "f1", "number_needed_to_treat", "net_benefit"),
     "net_benefit_gain",
 )
+PER_PATIENT: Final = ("patient_sensitivity", "top_15_sensitivity")
 PROBABILITIES: Final = (
     *("calibration_slope", "calibration_intercept", "ece", "ici", "e90"),
     *("mean_probability", "brier", "log_loss"),
@@ -85,7 +86,7 @@ def build_decision(inputs: ReportInputs) -> Section:
     caption = f"Malignant from a probability of {format_number(inputs.threshold)}."
     parts: list[Plot | Table] = [
         Plot("Decision", draw_confusion(counts, BINARY), caption),
-        metric_table("At the threshold", inputs.measured, RATES),
+        metric_table("At the threshold", inputs.measured, (*RATES, *PER_PATIENT)),
     ]
     if len(rows.classes) in range(3, 21):  # a larger matrix is illegible
         labels = range(len(rows.classes))
