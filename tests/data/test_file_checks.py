@@ -49,7 +49,7 @@ def test_all_damaged_files_are_in_one_message(tmp_path: Path) -> None:
     data = write_cohort(tmp_path)
     for row, kind in enumerate(["truncated", "empty", "text"]):
         damage(tmp_path / f"I0{row}.jpg", kind)
-    said = r"^3 of 60 images .*I00 \(damaged JPEG.*I01 \(the file is empty.*I02 \(not an image.*=drop"
+    said = r"^3 of 60 .*I00 \(damaged JPEG.*I01 \(the file is empty.*I02 \(not an image.*=drop"
     with pytest.raises(InputError, match=said):
         read_data(micro_config(data=data), BOTH)
 
