@@ -113,3 +113,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings]
             assert anchor in slugs, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_named_table_exists(name: str) -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "skinmm").rglob("*.py"))
+    tables = {*re.findall(r"`([A-Z][A-Z_]{3,})`", (ROOT / name).read_text())} - {"SKINMM_DATA"}
+    assert len(tables) >= 4
+    assert not [table for table in tables if not re.search(rf"(?m)^{table}\b", source)]
