@@ -144,7 +144,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     return ReportInputs(
         title=run.resolve().name,
         predictions=predictions,
-        measured=metrics.get("test") or evaluate(predictions),
+        measured=_complete(metrics.get("test"), predictions),
         metrics=metrics,
         config=config,
         history=pd.concat(histories, ignore_index=True) if histories else None,
@@ -196,6 +196,14 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
     return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"] * bool(
         line
     )
+
+
+def _complete(test: Mapping[str, Any] | None, predictions: Predictions) -> Mapping[str, Any]:
+    """Return the metrics of a run; those that an earlier version did not have are added."""
+    if test and "clinic" in test:
+        return test
+    added = evaluate(predictions, threshold=test["threshold"] if test else None)
+    return {**added, **test, "metrics": added["metrics"] | test["metrics"]} if test else added
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

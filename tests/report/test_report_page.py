@@ -361,3 +361,21 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
     chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
     assert describe_use(chance).startswith("Not shown to be useful")
+
+
+def test_metrics_that_an_earlier_version_did_not_have_are_added(run: Path) -> None:
+    whole = json.loads((run / "metrics.json").read_text())["test"]
+    newer = ("decided_npv", "decided_ppv", "cleared_or_referred", "net_benefit_gain")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in newer:
+        del metrics["test"]["metrics"][name]
+    for key in ("clinic", "units", "malignant_patients"):
+        del metrics["test"][key]
+    metrics["test"]["metrics"]["auroc"]["low"] = 0.123  # what was measured then stays
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    measured = read_run(run, pictures=False).measured
+    for name in newer:
+        assert measured["metrics"][name]["value"] == whole["metrics"][name]["value"]
+    assert measured["units"] == whole["units"]
+    assert measured["metrics"]["auroc"]["low"] == 0.123
+    assert "Decided benign, but malignant" in Page(write_report(run)).text
