@@ -355,7 +355,11 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
         rows, probabilities=np.column_stack([~rows.malignant, rows.malignant]).astype(float)
     )
     found = replace(inputs, predictions=perfect, measured=evaluate(perfect, resamples=100))
-    assert describe_use(found).startswith("In this test the model was of more use")
+    assert describe_use(found).startswith("Useful at its threshold in this test")
+    gain = {"value": 0.01, "low": -0.01, "high": 0.02}
+    measured = {**found.measured, "metrics": found.measured["metrics"] | {"net_benefit_gain": gain}}
+    unproven = describe_use(replace(found, measured=measured))
+    assert unproven.startswith("Not shown to be useful at its threshold")
     assert "and flagged 0 of" in describe_use(found)
     noise = np.random.default_rng(0).random(len(rows))
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))

@@ -53,7 +53,8 @@ def describe_use(inputs: ReportInputs) -> str:
         "prevalence": format_percent(float(malignant.mean())),
     }
     low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
-    verdict = "useful"
+    least_gain = inputs.estimate("net_benefit_gain").get("low")
+    verdict = "useful" if least_gain is not None and least_gain > 0 else "unproven"
     if low is not None and low <= 0.5:  # noqa: PLR2004 - chance
         verdict = "chance"
     elif gain is None or gain <= 0:
