@@ -245,7 +245,10 @@ def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackS
         # Workers of Spark start in another folder.
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
-    table = require_images(load_cohort(data), data.missing, needed=True)
+    cohort = load_cohort(data)
+    for note in cohort.notes:
+        print_line(note)
+    table = require_images(cohort, data.missing, needed=True)
     files = require_usable(table, image_checks(table, data), data.missing)
     for note in files.notes:
         print_line(note)

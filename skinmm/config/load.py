@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from skinmm.config.commands import AuditConfig
 from skinmm.config.schema import Config, DataConfig
-from skinmm.config.setting import check_values, format_bounds, keys_with
+from skinmm.config.setting import TYPES, check_values, format_bounds, keys_with
 from skinmm.errors import InputError, one_line
 
 T = TypeVar("T")
@@ -150,14 +150,7 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
 
 LARGEST_CALIBRATION: Final = 0.9
 LIST: Final = "a list, e.g. [a,b]"
-_TYPES: Final[dict[Any, str]] = {
-    bool: "true or false",
-    int: "a whole number, e.g. 10",
-    float: "a number, e.g. 0.001",
-    str: "text",
-    list: LIST,
-    dict: "pairs, e.g. {name: value}",
-}
+_TYPES: Final = TYPES | {list: LIST, dict: "pairs, e.g. {name: value}"}
 
 
 def describe_type(schema: type[Any], key: str) -> str | None:

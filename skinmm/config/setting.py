@@ -5,12 +5,20 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, TypedDict, TypeVar, Unpack, get_args
+from typing import Any, Final, TypedDict, TypeVar, Unpack, get_args
 
 from skinmm.errors import InputError
 
 T = TypeVar("T")
 Number = int | float
+
+
+TYPES: Final[dict[Any, str]] = {
+    bool: "true or false",
+    int: "a whole number, e.g. 10",
+    float: "a number, e.g. 0.001",
+    str: "text",
+}
 
 
 class Flags(TypedDict, total=False):
@@ -123,6 +131,13 @@ def check_component(
             f"{kind} '{component.name}' has no argument '{unknown[0]}'; "
             f"it has: {', '.join(allowed) or 'none'}"
         )
+    for name, value in component.args.items():
+        expected = parameters[name].annotation
+        kinds = (int, float) if expected is float else expected
+        if expected in TYPES and not isinstance(value, kinds):
+            raise InputError(
+                f"{kind} '{component.name}': {name} must be {TYPES[expected]}, not {value!r}"
+            )
 
 
 def build_component(

@@ -172,6 +172,16 @@ class RecordEncoder:
             row: f"column '{name}': {reasons[c]}" for row, c in enumerate(cells) if c in reasons
         }
 
+    def read_numbers(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Return the values of a record that are numbers, also as text or with a unit."""
+        numbers = {c.name: c.parse([record[c.name]])[0] for c in self._columns if c.name in record}
+        kinds = {column.name: column.kind for column in self._columns}
+        return {
+            name: float(number)
+            for name, number in numbers.items()
+            if kinds[name] == "numeric" and np.isfinite(number)
+        }
+
     def _find_column(self, name: str) -> _Column:
         return next(column for column in self._columns if column.name == name)
 

@@ -265,7 +265,10 @@ class CasePredictor:
         """Return the patient of a case, None if unknown, and the record as the models read it."""
         columns = self.predictor.columns
         row = canonical_record(columns, case.image, case.record)
-        return row["patient_id"][0], known_values(row, columns)
+        values = known_values(row, columns)
+        for member in self.predictor.ensemble.members:
+            values |= member.encoder.read_numbers(values)
+        return row["patient_id"][0], values
 
     def _format(self, cells: Mapping[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         """Convert a row of the output to JSON types."""

@@ -117,6 +117,21 @@ def test_every_adapter_names_what_is_missing(name: str, tmp_path: Path) -> None:
         load_cohort(DataConfig(name=name))
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"table": 3}, "data 'csv': table must be text, not 3"),
+        ({"columns": {"age": ["years"]}}, "must be pairs, such as {age: years}"),
+        ({"columns": "age"}, "columns=age: must be pairs, such as {age: years}"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(
+    args: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_cohort(DataConfig(name="csv", root=str(tmp_path), args=args))
+
+
 def test_an_unknown_dataset_or_option_lists_the_choices(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown data 'siim'; choose from demo, siim_isic"):
         load("siim", tmp_path)

@@ -262,6 +262,7 @@ def test_a_number_is_read_with_the_unit_of_training_or_none() -> None:
     }
     assert encoder.unknown("size", cells[[0, 3, 6]]).tolist() == [False, False, True]
     assert encoder.units == {"size": "mm"}
+    assert encoder.read_numbers({"size": "1,5 mm", "age": "old", "sex": "f"}) == {"size": 1.5}
 
 
 def test_a_column_of_0_and_1_reads_true_and_false() -> None:

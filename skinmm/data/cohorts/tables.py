@@ -168,9 +168,10 @@ def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
         raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 
 
-def require_mapping(key: str, value: Any, example: str) -> dict[str, Any]:
-    """Return an option of an adapter that maps names; refuse other values."""
-    if not isinstance(value or {}, Mapping):
+def require_mapping(key: str, value: Any, example: str, kind: type = object) -> dict[str, Any]:
+    """Return an option of an adapter that maps names to values of a kind; refuse other values."""
+    is_mapping = isinstance(value or {}, Mapping)
+    if not is_mapping or not all(isinstance(item, kind) for item in (value or {}).values()):
         raise InputError(f"+data.args.{key}={value}: must be pairs, such as {{{example}}}")
     return dict(value or {})
 

@@ -63,7 +63,7 @@ def csv(
         images: one or more folders under the root.
         tfrecord: features of TFRecord files that differ from the public ones: `image`, `name`.
     """
-    columns = require_mapping("columns", columns, "age: years")
+    columns = require_mapping("columns", columns, "age: years", str)
     features = require_mapping("tfrecord", tfrecord, "image: image/encoded, name: image/id")
     for name in features:
         require_choice("tfrecord", name, ("image", "name"))
@@ -242,7 +242,7 @@ def tfrecord(
         codes: canonical name -> words for the integers 0, 1, ...; other integers mean missing.
         missing: canonical name -> integers that mean missing.
     """
-    columns = require_mapping("columns", columns, "age: patient_age")
+    columns = require_mapping("columns", columns, "age: patient_age", str)
     codes = _require_lists("codes", codes, "sex: [male, female]", str)
     missing = _require_lists("missing", missing, "age: [-1]", int)
     root = require_root(data)
