@@ -19,11 +19,12 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
+from skinmm.report.blocks import TEXTS
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.headline import describe_use
-from skinmm.report.sections.performance import PROBABILITIES, RATES
+from skinmm.report.sections.performance import PER_PATIENT, PROBABILITIES, RATES
 from skinmm.report.sections.referral import REFERRAL
 from skinmm.report.sections.subgroups import MEASURES
 from skinmm.report.sections.systems import SHOWN
@@ -233,6 +234,20 @@ def test_several_classes_have_their_curves_whatever_they_are_called(tmp_path: Pa
     for name in set(demo_cohort()["diagnosis"]) - {"unknown"}:
         assert f"{name} ({measured[f'auroc_{name}']['value']:.3f})" in page.text
     assert f"malignant ({measured['auroc']['value']:.3f})" in page.text
+
+
+def test_patients_with_a_malignant_lesion_have_a_table(tmp_path: Path) -> None:
+    file, table = tmp_path / "predictions.csv", fitted()
+    table.drop(columns=["patient_id", "unit"], errors="ignore").to_csv(file, index=False)
+    assert "By patient" not in Page(report_predictions(file, tmp_path / "page.html")).text
+    table["patient_id"] = [f"P{row // 20}" for row in range(len(table))]
+    table.drop(columns="unit", errors="ignore").to_csv(file, index=False)
+    text = Page(report_predictions(file, tmp_path / "named.html")).text
+    measured = evaluate(read_predictions(file), resamples=0)["metrics"]
+    shown = text.partition("By patient")[2]
+    for name in PER_PATIENT:
+        label, value = TEXTS["metrics"][name], measured[name]["value"]
+        assert shown.partition(label)[2].split()[0] == f"{value:.3f}"
 
 
 SHAPES: Final[dict[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {

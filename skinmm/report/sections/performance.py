@@ -86,8 +86,10 @@ def build_decision(inputs: ReportInputs) -> Section:
     caption = f"Malignant from a probability of {format_number(inputs.threshold)}."
     parts: list[Plot | Table] = [
         Plot("Decision", draw_confusion(counts, BINARY), caption),
-        metric_table("At the threshold", inputs.measured, (*RATES, *PER_PATIENT)),
+        metric_table("At the threshold", inputs.measured, RATES),
     ]
+    by_patient = metric_table("By patient", inputs.measured, PER_PATIENT)
+    parts += [by_patient] if by_patient.rows else []
     if len(rows.classes) in range(3, 21):  # a larger matrix is illegible
         labels = range(len(rows.classes))
         counts = confusion_matrix(rows.target, rows.predicted_classes(), labels=labels)
