@@ -174,9 +174,8 @@ class FoldData(pl.LightningDataModule):
         saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
             raise InputError(
-                f"the run stopped within an epoch with {saved_rows} rows per step: "
-                f"trainer.batch_size times the number of processes is {rows} now; "
-                f"set it to {saved_rows} to resume"
+                f"to resume within an epoch, trainer.batch_size times the number of processes must "
+                f"be {saved_rows}, as before; it is {rows}"
             )
         self._start = (state_dict["epoch"], state_dict["steps"])
 

@@ -135,7 +135,7 @@ class PatientBalanced(Balanced):
     def _draw_class(
         self, rows: Rows, groups: Groups, length: int, rng: np.random.Generator
     ) -> Draw:
-        """Return random rows of patients, who are permuted again whenever all were drawn."""
+        """Draw patients in turn, reshuffled after each pass, and a random row of each."""
         ordered = rows[np.argsort(groups[rows], kind="stable")]
         _, starts, counts = np.unique(groups[ordered], return_index=True, return_counts=True)
         patients = _cycle(np.arange(len(starts)), length, rng)

@@ -143,7 +143,7 @@ DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Raise `InputError` for unknown or repeated steps, and for those that lack a requirement.
+    """Raise `InputError` for unknown or repeated steps, and for steps with unmet requirements.
 
     Hair removal needs OpenCV, and the steps of `MASK_STEPS` need a lesion finder.
     """

@@ -76,7 +76,7 @@ class CutMix(Mixup):
 
 
 def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixed:
-    """Return the weighted means of all inputs that are not pasted, each in its own type."""
+    """Return the weighted means of all inputs except pasted ones, each in its own dtype."""
     order = order.to(batch["target"].device)
     mixed = {**batch, **pasted}
     for name in batch.keys() - pasted.keys() - {"row", "target", "has_image"}:

@@ -164,8 +164,8 @@ def test_steps_within_an_epoch_keep_their_size(
     torch.save(checkpoint, last)
     assert train(f"resume={run}", "trainer.batch_size=4") == 2
     said = capsys.readouterr().err
-    assert "an epoch with 8 rows per step" in said
-    assert "is 4 now; set it to 8" in said
+    assert "within an epoch, trainer.batch_size times the number of processes must be 8" in said
+    assert "it is 4" in said
 
 
 @pytest.mark.slow
