@@ -220,9 +220,7 @@ def _to_eight_bits(values: Stored, dataset: Dataset) -> Pixels:
     if values.ndim < _COLOURS:
         return _to_grey(values, dataset)
     if bits < _BYTE or dataset.PixelRepresentation:
-        raise DecodeError(
-            f"signed colours or colours of {bits} bits are not supported: convert to 8 bits"
-        )
+        raise DecodeError(f"signed or {bits}-bit colours are not supported: convert them to 8 bits")
     return (values >> (bits - _BYTE)).astype(np.uint8)
 
 

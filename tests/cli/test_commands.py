@@ -104,7 +104,7 @@ def test_an_audit_shows_an_image_that_is_in_two_parts(
     page = Page(output / "audit.html")
     assert page.is_self_contained
     assert page.pictures == 2
-    for words in (HOSTILE, "Leak: 1 near duplicate", "1 image could not be read", "begins with"):
+    for words in (HOSTILE, "Leak: 1 near duplicate", "1 image could not be read", "starts with"):
         assert words in page.text
 
 
