@@ -244,7 +244,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         dicom(PIXELS[:, :, 0], RescaleSlope=0, RescaleIntercept=1),
         "Rescale Slope .* is 0",
     ),
-    "signed colours": (dicom(PIXELS, PixelRepresentation=1), "signed or below 8"),
+    "signed colours": (dicom(PIXELS, PixelRepresentation=1), "signed or 8-bit colours are not"),
 }
 
 
