@@ -54,7 +54,11 @@ def test_the_table_has_the_gain_of_each_arm(studied: Path) -> None:
     found = {name: metrics_of(studied / name)["test"]["metrics"]["auroc"] for name in values}
     difference = found["age"]["value"] - found["all"]["value"]
     assert float(values["age"][gain].split()[0]) == pytest.approx(difference, abs=6e-4)
-    assert [table.split(" | ")[1] for table in tables] == ["Correction", "Columns missing"]
+    assert [table.split(" | ")[1] for table in tables] == [
+        "Prevalence",
+        "Correction",
+        "Columns missing",
+    ]
 
 
 def test_a_second_start_runs_only_unfinished_arms(
