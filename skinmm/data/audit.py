@@ -205,8 +205,8 @@ def audit(
     """
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)
-    torn = pairs[pairs["first_part"] != pairs["second_part"]]
-    across, named = _list_leaks(used, torn), _count_named(used)
+    divided = pairs[pairs["first_part"] != pairs["second_part"]]
+    across, named = _list_leaks(used, divided), _count_named(used)
     counts = {kind: len(names) if named.get(kind, 1) else None for kind, names in across.items()}
     unchecked = [kind for kind in ("patient", "size") if not named[kind]]
     if near is None:
@@ -222,14 +222,14 @@ def audit(
         "named": named,
         "across_parts": counts,
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
-        "pairs": torn.head(MAX_PAIRS).to_dict("records"),
+        "pairs": divided.head(MAX_PAIRS).to_dict("records"),
         "size_auroc": size,
         "acquisition": compare_acquisition_groups(used, positive),
         "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "possible_leaks": [
             _SPELLING.format(kind, _count("pair", names))
-            for kind, names in _name_similar(used).items()
+            for kind, names in _find_similar_ids(used).items()
         ],
         "leaks": _describe_leaks(across, linked, columns, outside),
     }
@@ -258,14 +258,14 @@ def _count_named(table: pd.DataFrame) -> dict[str, int]:
     return {"patient": int((units == "patient").sum()), **named}
 
 
-def _list_leaks(table: pd.DataFrame, torn: pd.DataFrame) -> dict[str, list[str]]:
+def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[str]]:
     """List by kind the groups and pairs that occur in more than one part."""
     names = {}
     for kind in ("patient", "lesion"):
         parts = table.groupby(f"{kind}_id")["part"].nunique()
         names[kind] = [str(group) for group in parts.index[parts > 1]]
     for kind in ("official duplicate", "near duplicate"):
-        pairs = torn[torn["kind"] == kind]
+        pairs = divided[divided["kind"] == kind]
         names[kind] = (pairs["first"] + " and " + pairs["second"]).tolist()
     return names
 
@@ -283,7 +283,7 @@ def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
     return pairs
 
 
-def _name_similar(table: pd.DataFrame) -> dict[str, list[str]]:
+def _find_similar_ids(table: pd.DataFrame) -> dict[str, list[str]]:
     """Return pairs of patient or lesion ids of different parts that differ only in spelling."""
     named, pairs = table[name_units(table) == "patient"], dict[str, list[str]]()
     for kind, rows in (("patient", named), ("lesion", table.dropna(subset=["lesion_id"]))):
