@@ -10,6 +10,7 @@ the threshold is known in closed form.
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 from scipy.stats import norm, rankdata
 
@@ -40,8 +41,21 @@ def compute_aurocs(
     return (ranks - m * (m + 1) / 2) / (m * n)
 
 
+def average_latest(
+    values: Float64[np.ndarray, " epochs"], window: int
+) -> Float64[np.ndarray, " epochs"]:
+    """Return the mean over each epoch and those before it, as `trainer.smoothing` does."""
+    return pd.Series(values).rolling(window, min_periods=1).mean().to_numpy()
+
+
 def simulate(
-    malignant: int, epochs: int, correlation: float, *, is_apart: bool, repeats: int = REPEATS
+    malignant: int,
+    epochs: int,
+    correlation: float,
+    *,
+    is_apart: bool,
+    window: int = 1,
+    repeats: int = REPEATS,
 ) -> tuple[float, float]:
     """Return the share of repeats that reach the target, and the excess of validation AUROC.
 
@@ -50,6 +64,7 @@ def simulate(
         epochs: epochs to select from.
         correlation: of the scores of two epochs within a class.
         is_apart: whether the threshold is chosen on other rows than the epoch.
+        window: number of epochs, the latest ones, over which the AUROC is averaged to select one.
         repeats: number of runs.
     """
     rng = np.random.default_rng(0)
@@ -57,7 +72,7 @@ def simulate(
     for _ in range(repeats):
         scores = draw_scores(rng, epochs, correlation, malignant)
         aurocs = compute_aurocs(*scores)
-        best = int(aurocs.argmax())
+        best = int(average_latest(aurocs, window).argmax())
         if is_apart:
             scores = draw_scores(rng, epochs, correlation, malignant)
         values = np.concatenate([part[best] for part in scores])
@@ -71,17 +86,21 @@ def simulate(
 
 def main() -> None:
     """Print the table as Markdown."""
-    print("| malignant | epochs | correlation | same rows | other rows | AUROC too high by |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| malignant | epochs | correlation | same rows | smoothed | other rows "
+        "| AUROC too high by | smoothed |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for malignant in (60, 117):
         for epochs, correlation in ((1, 0.9), (15, 0.9), (15, 0.5)):
             setting = (malignant, epochs, correlation)
-            (same, excess), (apart, _) = (
-                simulate(*setting, is_apart=is_apart) for is_apart in (False, True)
+            (same, excess), (smoothed, less), (apart, _) = (
+                simulate(*setting, is_apart=is_apart, window=window)
+                for is_apart, window in ((False, 1), (False, 3), (True, 1))
             )
             print(
-                f"| {malignant} | {epochs} | {correlation} | {same:.3f} | {apart:.3f} "
-                f"| {excess:.3f} |",
+                f"| {malignant} | {epochs} | {correlation} | {same:.3f} | {smoothed:.3f} "
+                f"| {apart:.3f} | {excess:.3f} | {less:.3f} |",
                 flush=True,
             )
 

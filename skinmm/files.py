@@ -284,11 +284,11 @@ def remove_partials(folder: Path) -> None:
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint of a run folder; return any other path unchanged.
 
-    The checkpoint is `ensemble.ckpt` if the run has one (a run of all folds), else `best.ckpt`.
+    The checkpoint is `final.ckpt` or `ensemble.ckpt`, which runs of all folds have, or `best.ckpt`.
     """
     if not path.is_dir():
         return path
-    names = ("ensemble.ckpt", "best.ckpt")
+    names = ("final.ckpt", "ensemble.ckpt", "best.ckpt")
     files = (folder / name for folder in (path / "checkpoints", path) for name in names)
     if file := next(filter(Path.is_file, files), None):
         return file

@@ -25,7 +25,7 @@ from skinmm.models.tabular import TABULAR
 from skinmm.training.fit import check_components
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
-from skinmm.training.module import OPTIMIZERS
+from skinmm.training.optimizer import OPTIMIZERS
 from skinmm.training.trainer import LOGGERS, PRECISIONS
 
 TABLES: Final[dict[str, Mapping[str, Any]]] = {

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from skinmm.config.commands import AuditConfig
-from skinmm.config.schema import Config, DataConfig
+from skinmm.config.schema import Config, DataConfig, TrainerConfig
 from skinmm.config.setting import TYPES, check_values, format_bounds, keys_with
 from skinmm.errors import InputError, one_line
 
@@ -78,6 +78,8 @@ def read_config(path: Path) -> Config:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and isinstance(content.get("data"), dict):
             content["data"].setdefault("calibration", 0)  # older runs resume with their parts
+        if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
+            content["trainer"].setdefault("smoothing", 1)  # and with their choice of the epoch
         return from_mapping(Config, content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -97,7 +99,9 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
     keys = [key for key in keys if key != "resume"]
     resumable = keys_with(Config, "resumable")
     if fixed := [key for key in keys if key not in resumable]:
-        allowed = " and ".join(f"{key}.*" for key in resumable if "." not in key)
+        names = [key for key in resumable if "." not in key]
+        starred = [f"{key}.*" if f"{key}." in "".join(resumable) else key for key in names]
+        allowed = f"{', '.join(starred[:-1])} and {starred[-1]}"
         raise InputError(
             f"resume=RUN takes the settings of RUN/config.yaml; only {allowed} may be given, "
             f"not {', '.join(fixed)}"
@@ -112,6 +116,8 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
         setattr(target, name, attrgetter(key)(composed))
     config.resume = str(run)
     check_settings(config)
+    if config.final:
+        _check_final(config)
     return config
 
 
@@ -218,6 +224,9 @@ def _check_run(config: Config) -> None:
     if config.data.fold != "all":
         _check_fold(config.data, ", or all")
     _check_task(config)
+    _check_trainer(config.trainer)
+    if config.final and config.resume is None:  # else `resume_config` checks the whole
+        _check_final(config)
     share = config.data.calibration
     if share != "auto" and (isinstance(share, str) or not 0 <= share <= LARGEST_CALIBRATION):
         raise InputError(
@@ -228,15 +237,37 @@ def _check_run(config: Config) -> None:
         raise InputError("study.arms: a study compares two or more runs; add another arm")
     if not {*study.against} <= study.arms.keys():
         raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
-    devices = config.trainer.devices
-    if devices != "auto" and not (isinstance(devices, int) and devices >= 1):
-        raise InputError(f"trainer.devices={devices}: must be a positive integer, or auto")
     if not config.data.columns:
         raise InputError(
             "data.columns is empty; for a model without a record use fusion=image_only"
         )
     if config.evaluation.threshold == "cost" and not config.evaluation.cost_ratio:
         raise InputError("evaluation.threshold=cost needs evaluation.cost_ratio above 0")
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    for name in ("devices", "smoothing"):
+        value = getattr(trainer, name)
+        if value != "auto" and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"trainer.{name}={value}: must be a positive integer, or auto")
+
+
+def _check_final(config: Config) -> None:
+    """Refuse settings under which one network cannot be trained on all rows as in the folds."""
+    if config.data.fold != "all":
+        raise InputError(
+            f"final=true: needs data.fold=all, whose folds select the number of epochs; here "
+            f"data.fold={config.data.fold}"
+        )
+    if config.data.limit is not None:
+        raise InputError(
+            f"final=true: trains on all rows, data.limit={config.data.limit} on some; remove one"
+        )
+    if config.schedule.name == "plateau":
+        raise InputError(
+            "final=true: schedule=plateau needs validation rows, and the final network is trained "
+            "on all rows; choose another schedule"
+        )
 
 
 def _check_task(config: Config) -> None:

@@ -145,6 +145,14 @@ class TrainerConfig:
         "metric for early stopping and the best checkpoint",
         choices=("val/auroc", "val/auprc", "val/balanced_accuracy", "val/dice", "val/loss"),
     )
+    smoothing: int | str = setting(
+        "auto",
+        "epochs, the latest ones, over which the monitored metric is averaged to select the best "
+        "epoch and to stop; auto: 3 with fewer than 100 malignant validation lesions, else 1",
+        low=1,
+        high=1000,
+        task=CLASSIFY,
+    )
     patience: int = setting(5, "epochs without improvement before stopping", low=1, high=1_000_000)
     checkpoint_minutes: float = setting(
         5.0, "minutes between checkpoints in an epoch; 0: every step", low=0
@@ -249,6 +257,13 @@ class Config:
     report: ReportConfig = section(ReportConfig)
     logger: LoggerConfig = section(LoggerConfig, resumable=True, incidental=True)
     study: StudyConfig = section(StudyConfig, per_start=True)
+    final: bool = setting(
+        False,
+        "with data.fold=all: after the folds, train one network on all rows, for as many epochs as "
+        "the folds selected (median)",
+        resumable=True,
+        task=CLASSIFY,
+    )
     seed: int = setting(0, "random seed of everything except the split", low=0, high=2**32 - 1)
     resume: str | None = literal_path(None, "run folder to continue", per_start=True)
     overwrite: bool = setting(False, "replace an existing run in the folder", per_start=True)

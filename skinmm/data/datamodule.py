@@ -72,12 +72,16 @@ class FoldData(pl.LightningDataModule):
     def split_cohort(self, table: pd.DataFrame, *checks: FileCheck) -> None:
         """Assign every row of a cohort to a part, and its target to a class index.
 
-        Rows in use whose files do not pass the checks are refused, or left out.
+        With `data.fold=all` every row is a training row. Rows in use whose files do not pass the
+        checks are refused, or left out.
         """
         data = self.config.data
-        cohort = split(table, data.folds, int(data.fold), data.split_seed)
+        trains_on_all = data.fold == "all"
+        cohort = split(table, data.folds, 0 if trains_on_all else int(data.fold), data.split_seed)
+        if trains_on_all:
+            cohort["part"] = cohort["part"].replace(UNUSED, "train")
         targets = class_indices(cohort["target"], self.classes)
-        training = np.flatnonzero((cohort["part"] == "train").to_numpy())
+        training = np.flatnonzero((cohort["part"] == "train").to_numpy() | trains_on_all)
         used = limit_rows(training, targets, data.limit, self.config.seed)
         cohort.loc[cohort.index[np.setdiff1d(training, used)], "part"] = UNUSED
         is_usable, notes, sizes = require_usable(cohort, checks, data.missing)
@@ -85,6 +89,8 @@ class FoldData(pl.LightningDataModule):
         training = training[is_usable[training]]
         self.natural_prior = shares_in_use(cohort, training, targets, len(self.classes))
         self.cohort = fill_sizes(cohort, sizes)[is_usable].reset_index(drop=True)
+        if trains_on_all:
+            self.cohort["part"] = "train"
         self.targets = targets[is_usable]
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:

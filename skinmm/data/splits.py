@@ -162,7 +162,7 @@ def cut_calibration(
     val = np.flatnonzero(part == "val")
     patients = table["patient_id"].where(malignant).iloc[val]
     is_auto = share == "auto"
-    if not share or (is_auto and patients.nunique() < 2 * MALIGNANT_PATIENTS):
+    if not share or not len(val) or (is_auto and patients.nunique() < 2 * MALIGNANT_PATIENTS):
         return table
     fraction = 0.5 if is_auto else float(share)
     component = find_components(table)[val]

@@ -94,18 +94,24 @@ def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
 
 
 def save_ensemble(paths: Sequence[Path], target: Path, **facts: Any) -> None:
-    """Write one file with the networks of several checkpoints, without optimiser and epochs.
+    """Write one file with the networks of checkpoints, without optimiser and epochs.
 
     `facts` replace fields of every card.
     """
     contents = [_load(path)[0] for path in paths]
     members = [{KEY: {**c[KEY], **facts}, "state_dict": c["state_dict"]} for c in contents]
-    save_checkpoint({MEMBERS: members}, target)
+    save_checkpoint(members[0] if len(members) == 1 else {MEMBERS: members}, target)
 
 
 def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, by the rest of their names."""
     return {name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}
+
+
+def read_epochs(path: Path) -> list[int]:
+    """Return the epochs, from 1, whose weights a checkpoint of a training run has or averages."""
+    content = _load(path)[0]
+    return [epoch + 1 for epoch in content.get("epochs", [content["epoch"]])]
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -157,7 +163,8 @@ def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
         else value
         for name, value in last["state_dict"].items()
     }
-    save_checkpoint({**last, "state_dict": mean}, target)
+    epochs = [content["epoch"] for content in contents]
+    save_checkpoint({**last, "state_dict": mean, "epochs": epochs}, target)
     for path in paths:
         path.unlink()
 

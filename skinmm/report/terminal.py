@@ -70,7 +70,7 @@ def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def list_runs(folder: Path) -> list[list[str]]:
     """Return a row of `HEADER` for each run below a folder, oldest first.
 
-    The folds of a run with `data.fold=all` are part of their run.
+    The folds and the final network of a run with `data.fold=all` are part of their run.
 
     Raises:
         InputError: the folder does not exist, or contains no run.
@@ -79,16 +79,16 @@ def list_runs(folder: Path) -> list[list[str]]:
         raise InputError(f"{folder}: no such folder")
     patterns = (f"{'*/' * depth}config.yaml" for depth in range(MAX_DEPTH + 1))
     files = [file for pattern in patterns for file in folder.glob(pattern)]
-    runs = [file.parent for file in files if not _is_fold(file.parent)]
+    runs = [file.parent for file in files if not _is_part(file.parent)]
     if not runs:
         raise InputError(f"{folder}: contains no run, which is a folder with config.yaml")
     dates = {run: (run / "config.yaml").stat().st_mtime for run in runs}
     return [_describe(run, dates[run]) for run in sorted(runs, key=dates.__getitem__)]
 
 
-def _is_fold(run: Path) -> bool:
-    has_parent = (run.parent / "config.yaml").is_file()
-    return has_parent and run.name.removeprefix("fold_").isdecimal()
+def _is_part(run: Path) -> bool:
+    is_named = run.name == "final" or run.name.removeprefix("fold_").isdecimal()
+    return is_named and (run.parent / "config.yaml").is_file()
 
 
 def _describe(run: Path, timestamp: float) -> list[str]:

@@ -38,13 +38,13 @@ class SplitOutputs:
         cohort: canonical rows of the split.
         targets: class index of each row.
         probabilities: uncalibrated, float64.
-        features: fused features, float32.
+        features: fused features, float32; None if networks with different features are pooled.
     """
 
     cohort: pd.DataFrame
     targets: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"]
-    features: Float32[np.ndarray, "n dim"]
+    features: Float32[np.ndarray, "n dim"] | None
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,17 @@ class FittedDecision:
     conformal: ConformalPredictor
     ood: OODDetector | None
 
-    def apply(self, outputs: SplitOutputs) -> Predictions:
-        """Return calibrated predictions with prediction sets, OOD scores and referrals."""
+    def apply(
+        self, outputs: SplitOutputs, ood: Float64[np.ndarray, " n"] | None = None
+    ) -> Predictions:
+        """Return calibrated predictions with prediction sets, OOD scores and referrals.
+
+        OOD scores that are not given are those of the features.
+        """
         rows = self.calibrate(outputs)
         sets = self.conformal.predict_sets(rows.probabilities)
-        ood = self.ood.score(outputs.features) if self.ood else None
+        if ood is None and self.ood and outputs.features is not None:
+            ood = self.ood.score(outputs.features)
         return add_decisions(rows, self.threshold.value, self.band, sets, ood)
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -129,7 +135,8 @@ def fit_decision(
     )
     band = fit_referral_band(rows, config)
     conformal = fit_conformal(rows, coverage=config.coverage)
-    ood = fit_ood_detector(held_out.features, rows.patient_id)
+    features = held_out.features
+    ood = None if features is None else fit_ood_detector(features, rows.patient_id)
     return FittedDecision(calibrate, calibration, threshold, band, conformal, ood)
 
 

@@ -25,6 +25,8 @@ from skinmm.models.checkpoint import PREFIX, save_checkpoint
 if TYPE_CHECKING:
     from skinmm.training.module import BaseModule
 
+SELECTION: Final = "selection"
+"""Name of the logged value that selects the best epoch and stops the run."""
 SEVERAL: Final = "best-epoch=*.ckpt"
 """Names of the checkpoints in a run that stores more than one best epoch."""
 
@@ -89,16 +91,30 @@ class EpochLines(Callback):
         values = trainer.callback_metrics
         names = dict.fromkeys(("train/loss", "val/loss", self._monitor))
         values_text = "  ".join(
-            f"{name} -" if name == pl_module.undefined else f"{name} {float(values[name]):.4f}"
+            f"{name} {float(values[name]):.4f}" if name in values else f"{name} -"
             for name in names
-            if name in values
+            if name in (*values, pl_module.undefined)
         )
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         print_line(f"{epoch}  {values_text}  {time.monotonic() - self._started:.0f} s")
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run continues, with the patience of its configuration."""
+    """Early stopping that a resumed run continues, with the patience of its configuration.
+
+    Args:
+        metric: name of the metric whose mean is `SELECTION`; a loss should fall, others rise.
+        patience: epochs without improvement.
+    """
+
+    def __init__(self, metric: str, patience: int) -> None:
+        super().__init__(SELECTION, mode=_mode(metric), patience=patience)
+        self._metric = metric
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; it names the metric, as in earlier versions."""
+        return super().state_key.replace(SELECTION, self._metric)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, except for the patience of the interrupted run."""
@@ -110,7 +126,7 @@ class Patience(EarlyStopping):
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Checkpoints `best.ckpt`, by the monitored value, and `last.ckpt`, for `resume=`.
+    """Checkpoints `best.ckpt`, by the highest `SELECTION`, and `last.ckpt`, for `resume=`.
 
     `last.ckpt` is written after every epoch and, within an epoch, every so many minutes, on
     Ctrl-C and on SIGTERM, always between two steps. Rank 0 writes it without waiting for other
@@ -118,20 +134,22 @@ class RunCheckpoints(ModelCheckpoint):
     score.
 
     Args:
-        monitor: name of a logged value; a loss should fall, other values should rise.
+        metric: name of the metric whose mean is `SELECTION`; a loss should fall, others rise.
+            None: without validation the last epochs are the best.
         minutes: least time between two checkpoints within an epoch; 0: after every step.
         best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
     """
 
-    def __init__(self, folder: Path, monitor: str, minutes: float, best: int = 1) -> None:
+    def __init__(self, folder: Path, metric: str | None, minutes: float, best: int = 1) -> None:
         super().__init__(
             folder,
             filename="best" if best == 1 else "best-{epoch}",
-            monitor=monitor,
-            mode="min" if monitor.endswith("loss") else "max",
+            monitor=SELECTION if metric else "epoch",
+            mode=_mode(metric or ""),
             save_top_k=best,
             enable_version_counter=False,
         )
+        self._metric = metric or ""
         self._last = folder / "last.ckpt"
         self._seconds = 60 * minutes
         self._saved = time.monotonic()
@@ -184,6 +202,11 @@ class RunCheckpoints(ModelCheckpoint):
         """Save `best.ckpt` if the epoch is the best, and `last.ckpt` always."""
         super().on_train_epoch_end(trainer, pl_module)
         self._save_last(trainer)
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; it names the metric, as in earlier versions."""
+        return super().state_key.replace(SELECTION, self._metric)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with file names instead of paths."""
@@ -260,6 +283,11 @@ def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
     if int(earlier) < step:
         return not name.startswith("test/")  # logged before the run was resumed
     return int(earlier) == step and name not in names
+
+
+def _mode(metric: str) -> str:
+    """Return whether a metric should be low (`min`) or high (`max`)."""
+    return "min" if metric.endswith("loss") else "max"
 
 
 def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any]:

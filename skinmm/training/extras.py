@@ -1,6 +1,7 @@
 """Optional results of a trained fold: curves of missing columns, explanations, W&B upload."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 import wandb
-from jaxtyping import Int, Int64
+from jaxtyping import Float64, Int, Int64
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
@@ -112,27 +113,34 @@ def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray
 
 
 def store_background(fold: TrainedFold) -> dict[str, Predictions]:
-    """Store inputs of validation rows in the checkpoint, as background rows of explanations.
+    """Store inputs of validation rows in the checkpoint, as background rows of explanations."""
+    if fold.trainer.is_global_zero:
+        rows = fold.predictions["val"]
+        background = sample_background(fold.data, fold.network, "val", rows.malignancy)
+        update_card(fold.run.best_checkpoint, background=background)
+    return {}
+
+
+def sample_background(
+    data: LesionData, network: Network, part: str, malignancy: Float64[np.ndarray, " n"]
+) -> dict[str, Tensor]:
+    """Return the inputs of a sample of the rows of a part.
 
     The rows are at equal steps of the ranking by probability, so that their mean is close to that
-    of all validation rows.
+    of the whole part.
     """
-    if not fold.trainer.is_global_zero:
-        return {}
-    order = np.argsort(fold.predictions["val"].malignancy, kind="stable")
+    order = np.argsort(malignancy, kind="stable")
     steps = (np.arange(BACKGROUND) + 0.5) / BACKGROUND * len(order)
     rows = order[np.unique(steps.astype(np.int64))]
-    network, inputs = fold.network, dict[str, list[Tensor]]()
+    inputs = dict[str, list[Tensor]]()
     with torch.inference_mode(), full_precision(network.device.type):
-        for batch in fold.data.evaluation_loader("val", rows):
+        for batch in data.evaluation_loader(part, rows):
             if "record" in batch:
                 inputs.setdefault("record", []).append(batch["record"])
             if (image := batch.get("image")) is not None:
                 features = network.encode_image(image.to(network.device))
                 inputs.setdefault("image", []).append(features.cpu().bfloat16())
-    background = {name: torch.cat(parts).clone() for name, parts in inputs.items()}
-    update_card(fold.run.best_checkpoint, background=background)
-    return {}
+    return {name: torch.cat(parts).clone() for name, parts in inputs.items()}
 
 
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
@@ -211,11 +219,19 @@ def upload_to_wandb(config: Config, folder: RunFolder, trainer: pl.Trainer) -> N
                 **_plots(predictions, metrics["threshold"]["value"]),
             }
         )
-    checkpoint = wandb.Artifact(f"skinmm-{tracked.id}", type="model")
-    for name in ("checkpoints/best.ckpt", "card.md"):
-        checkpoint.add_file(str(run / name))
-    tracked.log_artifact(checkpoint)
-    tracked.finish()  # the next fold starts its own
+    upload_files(trainer, [run / "checkpoints" / "best.ckpt", run / "card.md"])
+
+
+def upload_files(trainer: pl.Trainer, files: Sequence[Path]) -> None:
+    """Upload the files of a model, if Weights & Biases is the logger, and end its W&B run."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            tracked = logger.experiment
+            checkpoint = wandb.Artifact(f"skinmm-{tracked.id}", type="model")
+            for file in files:
+                checkpoint.add_file(str(file))
+            tracked.log_artifact(checkpoint)
+            tracked.finish()  # the next fold starts its own
 
 
 def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
 from skinmm.training.calibrate import fit_referral_band, pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
+from skinmm.training.final import train_final
 from skinmm.training.fold import train_fold
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
-from skinmm.training.module import OPTIMIZERS
+from skinmm.training.optimizer import OPTIMIZERS
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import silence_libraries
 
@@ -92,6 +93,8 @@ def is_finished(config: Config, path: Path) -> bool:
     folds = [run.fold(number) for number in range(config.data.folds if has_folds else 0)]
     if not all(folder.is_finished for folder in (run, *folds)):
         return False
+    if config.final and not run.final_checkpoint.is_file():
+        return False
     before = read_config(path / "config.yaml")
     has_more = (
         config.trainer.max_epochs > before.trainer.max_epochs
@@ -106,7 +109,8 @@ def is_finished(config: Config, path: Path) -> bool:
 def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     """Train every fold that a resumed run has not finished, and evaluate the pooled test rows.
 
-    The networks of all folds become one checkpoint, `checkpoints/ensemble.ckpt`.
+    The networks of all folds become one checkpoint, `checkpoints/ensemble.ckpt`. With `final=true`
+    a network is then trained on all rows, `checkpoints/final.ckpt`.
 
     The decision threshold is the mean of the folds' thresholds. Each fold refers by its own band;
     that of the checkpoint of all folds is fitted to the pooled test rows, whose networks have not
@@ -116,6 +120,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     for fold in folds:
         if not (run.is_resumed and fold.is_finished):
             train_fold(fold.config, fold)
+    final = train_final(run) if run.config.final else None
     if not is_leader():
         return {}
     metrics = [read_metrics(fold.path) for fold in folds]
@@ -131,6 +136,12 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     facts["calibration"] = {name: calibration.get(name) for name in ("prior", "inverse")}
     is_apart = all(fold.get("fitted_on") == CALIBRATION for fold in metrics)
     facts["fitted_on"] = CALIBRATION if is_apart else "val"
+    selections = [fold["selection"] for fold in metrics if "selection" in fold]
+    if len({selection["window"] for selection in selections}) == 1:
+        epochs = [selection["epochs"] for selection in selections]
+        facts["selection"] = {**selections[0], "epochs": epochs}
+    if final:
+        facts["final"] = final
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     facts["band"] = asdict(fit_referral_band(parts["test"], run.config.evaluation))
     run.remove_results()

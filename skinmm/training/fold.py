@@ -2,7 +2,7 @@
 
 import platform
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,13 @@ from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.predictions import Predictions
 from skinmm.files import remove_partials
 from skinmm.models.backbone import synchronise_batchnorm
-from skinmm.models.checkpoint import Card, average_checkpoints, load_card, update_card
+from skinmm.models.checkpoint import (
+    Card,
+    average_checkpoints,
+    load_card,
+    read_epochs,
+    update_card,
+)
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.report import write_report
@@ -40,6 +46,11 @@ from skinmm.training.trainer import (
     set_threads,
 )
 from skinmm.vocabulary import name_units
+
+SMOOTHING: Final = 3
+"""Epochs over which the monitored metric is averaged if validation has few malignant lesions."""
+FEW: Final = 100
+"""Number of malignant lesions from which it is not averaged."""
 
 
 def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -91,7 +102,10 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
         return {}
 
     del entries["ood"]  # thousands of numbers, which only the checkpoint needs
-    facts = {"initialisation": card.initialisation, **names, "fitted_on": fitting_part, **entries}
+    epochs = read_epochs(run.best_checkpoint)
+    selection = {"monitor": config.trainer.monitor, "window": module.window, "epochs": epochs}
+    facts = {"initialisation": card.initialisation, **names, "selection": selection}
+    facts |= {"fitted_on": fitting_part, **entries}
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
     inputs = describe_inputs(data, predictions["test"])
     observed = {"probabilities": describe_probabilities(predictions["test"])}
@@ -128,7 +142,22 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )
-    return Classifier(network, loss, card, config)
+    return Classifier(network, loss, card, config, choose_window(config, data))
+
+
+def choose_window(config: Config, data: LesionData) -> int:
+    """Return the number of epochs over which the monitored metric is averaged.
+
+    The metric of a few malignant lesions varies by chance from epoch to epoch. Its highest value
+    is too optimistic and often that of another epoch than the best.
+    """
+    if config.trainer.smoothing != "auto":
+        return int(config.trainer.smoothing)
+    rows = data.rows("val")
+    malignant = np.isin(data.targets[rows], [data.classes.index(name) for name in data.positive])
+    table = data.cohort.iloc[rows[malignant]]
+    lesions = table["lesion_id"].fillna(table["image_id"]).nunique()
+    return SMOOTHING if lesions < FEW else 1
 
 
 def write_facts(run: RunFolder, cohort: pd.DataFrame, trainer: pl.Trainer) -> None:

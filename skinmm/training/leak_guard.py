@@ -38,6 +38,8 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
     # A run may itself have started from a run; a checkpoint deleted since then still counts.
     while is_checkpoint(path) or (cohorts and path.suffix == ".ckpt"):
         run = path.resolve().parents[1]
+        if path.name == "final.ckpt":
+            run /= "final"
         files = (run / "cohort.csv", run / "config.yaml")
         if missing := next((file for file in files if not file.is_file()), None):
             return [f"the training rows of {path} are unknown: {missing} is missing"]

@@ -1,9 +1,7 @@
-"""Lightning modules: training steps, collected outputs of whole splits, optimiser and schedule."""
+"""Lightning modules: training steps, and collected outputs of whole splits."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -23,77 +20,16 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from skinmm.config import Config, OptimizerConfig, ScheduleConfig, build_component
+from skinmm.config import Config, build_component
 from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
+from skinmm.training.callbacks import SELECTION
 from skinmm.training.losses import Loss
 from skinmm.training.mixup import MIXES
+from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups
 
-OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
 IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fewer
-
-
-def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Group the parameters that require gradients by learning rate and weight decay.
-
-    Weight decay applies only to parameters of two or more dimensions. The image network's rate is
-    `backbone_lr_scale` times the others', and each of its layers has `layer_decay` times the rate
-    of the next layer (Howard and Ruder 2018, doi:10.18653/v1/P18-1031).
-    """
-    image = getattr(network, "image", None)  # a segmenter has none
-    depths = image.layer_depths() if image else {}
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = config.backbone_lr_scale if name.startswith("image.") else 1.0
-        scale *= config.layer_decay ** depths.get(name.removeprefix("image."), 0)
-        groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-    decays = {True: config.weight_decay, False: 0.0}
-    return [
-        {"params": parameters, "lr": config.lr * scale, "weight_decay": decays[is_matrix]}
-        for (scale, is_matrix), parameters in groups.items()
-    ]
-
-
-def build_schedule(optimizer: Optimizer, config: ScheduleConfig, steps: int, monitor: str) -> Any:
-    """Return the schedule as Lightning expects it: by step, or for plateau by epoch.
-
-    `steps` is the number of steps of the whole run, `monitor` the name of the value that plateau
-    watches: a loss should fall, others should rise.
-    """
-    if config.name == "plateau":
-        mode: Any = "min" if monitor.endswith("loss") else "max"
-        plateau = ReduceLROnPlateau(optimizer, mode, config.factor, config.patience)
-        return {"scheduler": plateau, "interval": "epoch", "monitor": monitor}
-    schedule = LambdaLR(optimizer, partial(rate, config=config, steps=steps))
-    return {"scheduler": schedule, "interval": "step"}
-
-
-def rate(step: int, *, config: ScheduleConfig, steps: int) -> float:
-    """Return the learning rate at a step, as a share of the highest.
-
-    `warmup_cosine` rises linearly, then falls along half a cosine; `one_cycle` rises along half a
-    cosine too, from 1/25; `constant` stays at the highest rate. Steps count from 0.
-    """
-    warmup = int(config.warmup * steps)
-    if step < warmup:
-        if config.name == "one_cycle":
-            return _cosine(1 / 25, 1.0, step / warmup)  # as Smith and Topin 2018
-        return (step + 1) / (warmup + 1)
-    if config.name == "constant":
-        return 1.0
-    return _cosine(1.0, config.final, min((step - warmup) / max(steps - warmup, 1), 1.0))
-
-
-def _cosine(first: float, last: float, done: float) -> float:
-    """Interpolate between two values along half a cosine."""
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class BaseModule(pl.LightningModule):
@@ -103,13 +39,17 @@ class BaseModule(pl.LightningModule):
         network: the network to train.
         card: description of the run that every checkpoint contains.
         undefined: name of the monitored value, if the validation rows do not define it.
+        window: number of epochs, the latest ones, over which the monitored value is averaged to
+            select the best epoch; the mean of several is less optimistic than the highest value.
     """
 
-    def __init__(self, network: nn.Module, card: Card, config: Config) -> None:
+    def __init__(self, network: nn.Module, card: Card, config: Config, window: int = 1) -> None:
         super().__init__()
         self.network = network
         self.card = card
         self.undefined = ""
+        self.window = window
+        self._monitored: list[float] = []  # of the latest epochs
         self._config = config
         # Sum of the epoch's losses and number of its rows, over all ranks.
         self._losses = torch.zeros(2, dtype=torch.float64)
@@ -133,6 +73,10 @@ class BaseModule(pl.LightningModule):
         batch = torch.stack([loss.detach() * count, count])
         # Every rank always has the whole sum, so that rank 0 can save it without communication.
         self._losses = self._losses.to(batch) + self.trainer.strategy.reduce(batch, reduce_op="sum")
+        if self.trainer.is_last_batch and not self.trainer.enable_validation:
+            self._require_finite(self._losses.sum())
+            mean = self._losses[0] / self._losses[1]
+            self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=1)
         return loss
 
     def require_finite_weights(self) -> None:
@@ -152,7 +96,8 @@ class BaseModule(pl.LightningModule):
     def log_validation(self, values: dict[str, Tensor]) -> None:
         """Log metrics of the whole validation split and, in training, the epoch's loss.
 
-        If the monitored value is not among them, the negative `loss` is logged under its name.
+        The mean of the monitored value over the latest epochs is logged as `SELECTION`. If the
+        monitored value is not among the metrics, the negative `loss` replaces it.
         """
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_finite(self._losses.sum() + values["loss"])
@@ -164,14 +109,17 @@ class BaseModule(pl.LightningModule):
             if not self.undefined and self.trainer.is_global_zero:
                 warn(f"{monitor} is undefined (one class in validation); val/loss replaces it")
             self.undefined = monitor
-            self.log(monitor, -values["loss"], logger=False)  # for early stopping and checkpoints
+        monitored = values.get(monitor.removeprefix("val/"), -values["loss"])
+        self._monitored = [*self._monitored, float(monitored)][-self.window :]
+        self.log(SELECTION, sum(self._monitored) / len(self._monitored), logger=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimiser, and its schedule over the whole run."""
+        """Return the optimiser, and its schedule over all epochs, also if fewer are trained."""
         options, monitor = self._config.optimizer, self._config.trainer.monitor
         groups = parameter_groups(self.network, options)
         optimizer = build_component(OPTIMIZERS, "optimizer", options, params=groups, lr=options.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
+        per_epoch = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        steps = per_epoch * self._config.trainer.max_epochs
         schedule = build_schedule(optimizer, self._config.schedule, steps, monitor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -179,7 +127,7 @@ class BaseModule(pl.LightningModule):
         """Step the plateau schedule before the checkpoint is written; Lightning does it after."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
-            schedule.step(float(self.trainer.callback_metrics[self._config.trainer.monitor]))
+            schedule.step(float(self.trainer.callback_metrics[SELECTION]))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step a schedule; `on_train_epoch_end` steps the plateau schedule, which has a metric."""
@@ -190,10 +138,19 @@ class BaseModule(pl.LightningModule):
         """Add the card, and the loss of the current epoch."""
         checkpoint[KEY] = asdict(self.card)
         checkpoint["epoch_losses"] = self._losses.tolist()
+        checkpoint["monitored"] = {"window": self.window, "values": self._monitored}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the loss of the interrupted epoch."""
         self._losses = torch.tensor(checkpoint["epoch_losses"], dtype=torch.float64)
+        # Earlier versions selected by the value of one epoch.
+        monitored = checkpoint.get("monitored", {"window": 1, "values": []})
+        if monitored["window"] != self.window:
+            raise InputError(
+                f"the best epoch was selected by the mean over {monitored['window']} epochs, now "
+                f"over {self.window}; set trainer.smoothing={monitored['window']} to resume"
+            )
+        self._monitored = monitored["values"]
 
 
 class RowCollector(Metric):
@@ -241,8 +198,10 @@ class Classifier(BaseModule):
     network: Network
     test_outputs: tuple[Tensor, ...]
 
-    def __init__(self, network: Network, loss: Loss, card: Card, config: Config) -> None:
-        super().__init__(network, card, config)
+    def __init__(
+        self, network: Network, loss: Loss, card: Card, config: Config, window: int = 1
+    ) -> None:
+        super().__init__(network, card, config, window)
         self.loss = loss
         self._mix = build_component(MIXES, "mix", config.mix)
         self._positive = [card.classes.index(name) for name in card.positive]

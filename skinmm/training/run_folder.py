@@ -21,7 +21,7 @@ from skinmm.files import atomic_write
 CONTENTS: Final = (
     *("config.yaml", "metrics.json", "history.csv", "cohort.csv", "audit.json", "environment.json"),
     *("report.html", "card.md", "checkpoints", "predictions", "explanations", "features"),
-    *("tensorboard", "wandb"),
+    *("final", "tensorboard", "wandb"),
 )
 PACKAGES: Final = (
     *("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"),
@@ -31,12 +31,12 @@ PACKAGES: Final = (
 
 @dataclass
 class RunFolder:
-    """Folder of a run, or of one fold of a run with `data.fold=all`.
+    """Folder of a run, or of one fold or the final network of a run with `data.fold=all`.
 
     Attributes:
         path: the folder.
         config: configuration of what it contains.
-        parent: folder of the whole run, if this is one of its folds.
+        parent: folder of the whole run, if this is a part of it.
         is_open: whether this process has prepared it for writing.
     """
 
@@ -69,6 +69,16 @@ class RunFolder:
     def ensemble_checkpoint(self) -> Path:
         """Ensemble of the folds' best checkpoints, for a run of all folds."""
         return self.path / "checkpoints" / "ensemble.ckpt"
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """Network that was trained on all rows after the folds."""
+        return self.path / "checkpoints" / "final.ckpt"
+
+    @property
+    def final(self) -> "RunFolder":
+        """Folder of the training on all rows, after that of the folds."""
+        return RunFolder(self.path / "final", self.config, parent=self)
 
     @property
     def last_checkpoint(self) -> Path | None:

@@ -38,8 +38,11 @@ PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16"
 THREADS: Final = torch.get_num_threads()
 
 
-def build_trainer(config: Config, run: Path) -> pl.Trainer:
-    """Build the trainer of one fold, with its callbacks and loggers."""
+def build_trainer(config: Config, run: Path, epochs: int | None = None) -> pl.Trainer:
+    """Build the trainer of one fold, with its callbacks and loggers.
+
+    With a number of epochs it trains exactly these, without validation.
+    """
     options = config.trainer
     has_gpu = torch.cuda.is_available()
     if options.accelerator == "gpu" and not has_gpu:
@@ -60,12 +63,12 @@ def build_trainer(config: Config, run: Path) -> pl.Trainer:
         num_nodes=nodes,
         strategy=ddp if is_ddp else "auto",
         precision=_choose_precision(options.precision, accelerator),
-        max_epochs=options.max_epochs,
+        max_epochs=epochs or options.max_epochs,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip,
         limit_train_batches=options.limit_batches,
-        limit_val_batches=options.limit_batches,
-        callbacks=_build_callbacks(config, run / "checkpoints"),
+        limit_val_batches=0 if epochs else options.limit_batches,
+        callbacks=_build_callbacks(config, run / "checkpoints", validates=epochs is None),
         logger=LOGGERS[config.logger.name](config, run),
         plugins=[AtomicCheckpointIO(), *environments],
         deterministic="warn",
@@ -174,15 +177,14 @@ def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
         logger.log_metrics(values, max(trainer.global_step - 1, 0))
 
 
-def _build_callbacks(config: Config, folder: Path) -> list[Callback]:
+def _build_callbacks(config: Config, folder: Path, *, validates: bool) -> list[Callback]:
     options = config.trainer
-    checkpoints = RunCheckpoints(
-        folder, options.monitor, options.checkpoint_minutes, options.average_best
-    )
-    stopping = Patience(options.monitor, mode=checkpoints.mode, patience=options.patience)
+    metric = options.monitor if validates else None
+    checkpoints = RunCheckpoints(folder, metric, options.checkpoint_minutes, options.average_best)
+    stopping = [Patience(options.monitor, options.patience)] if validates else []
     average = [AverageWeights(options.ema)] if options.ema else []
     lines = [EpochLines(options.monitor)] if options.progress else []
-    return [*average, stopping, checkpoints, *lines]
+    return [*average, *stopping, checkpoints, *lines]
 
 
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
@@ -217,8 +219,8 @@ def _choose_precision(setting: str, accelerator: str) -> Any:
 
 def _wandb(config: Config, run: Path) -> list[Logger]:
     options = config.logger
-    # Folds, and runs of a grid, have names that are unique in their parent folder only.
-    is_nested = run.name.isdecimal() or run.name.startswith("fold_")
+    # Parts of a run, and runs of a grid, have names that are unique in their parent folder only.
+    is_nested = run.name.isdecimal() or run.name.startswith("fold_") or run.name == "final"
     earlier = sorted((run / "wandb").glob("*run-*-*"))
     logger = WandbLogger(
         name=f"{run.parent.name}/{run.name}" if is_nested else run.name,

@@ -282,7 +282,9 @@ def test_a_resumed_run_takes_only_trainer_and_logger_settings(tmp_path: Path) ->
 @pytest.mark.parametrize("override", ["seed=1", "model=tiny", "+data.args.x=1", "overwrite=true"])
 def test_a_resumed_run_refuses_everything_else(tmp_path: Path, override: str) -> None:
     given = from_mapping(Config, {"resume": str(a_run(tmp_path))})
-    with pytest.raises(InputError, match=r"only trainer\.\* and logger\.\* may be given, not "):
+    with pytest.raises(
+        InputError, match=r"only trainer\.\*, logger\.\* and final may be given, not "
+    ):
         resume_config(given, ["resume=x", override])
 
 

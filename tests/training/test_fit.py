@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from micro_runs import micro_config, read_data, table_cohort
 from quick_runs import (
     QUICK,
     ROOT,
@@ -411,7 +412,7 @@ def test_an_interrupt_ends_all_processes(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=1"], "only trainer.* and logger.* may be given, not seed"),
+        (["seed=1"], "only trainer.*, logger.* and final may be given, not seed"),
         (["hydra.run.dir=elsewhere"], "not hydra.run.dir"),
     ],
 )
@@ -487,3 +488,66 @@ def test_a_share_for_calibration_is_auto_or_below_one(
 ) -> None:
     assert quick_train(tmp_path / "run", f"data.calibration={share}") == 2
     assert "must be auto, or between 0 and 0.9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("smoothing", "window"), [("auto", 3), ("1", 1)])
+def test_the_best_epoch_has_the_highest_mean_over_the_latest_epochs(
+    records: Path, tmp_path: Path, smoothing: str, window: int
+) -> None:
+    settings = ["trainer.max_epochs=12", "trainer.patience=4", "optimizer.lr=0.05"]
+    settings += ["schedule=constant", f"trainer.smoothing={smoothing}", "seed=2"]
+    assert quick_train(tmp_path / "run", *tabular(records), *settings) == 0
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    values = history.loc[history["name"] == "val/auroc", "value"]
+    means = values.rolling(window, min_periods=1).mean().to_numpy()
+    epoch = int(means.argmax()) + 1  # the first of equal ones
+    assert len(means) == epoch + 4  # early stopping uses the same means
+    selection = metrics_of(tmp_path / "run")["selection"]
+    assert selection == {"monitor": "val/auroc", "window": window, "epochs": [epoch]}
+    assert epoch != int(values.to_numpy().argmax()) + 1 or window == 1
+    card = (tmp_path / "run" / "card.md").read_text(encoding="utf-8")
+    assert ("by the mean of val/auroc over the latest 3 epochs" in card) == (window == 3)
+    assert ("weights of the best epoch by val/auroc." in card) == (window == 1)
+
+
+def test_the_metric_is_smoothed_with_fewer_than_100_malignant_lesions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = micro_config(data=table_cohort(tmp_path))
+    data = read_data(config, frozenset({"record"}))
+    lesions = data.cohort["image_id"].where(data.targets == 1)[data.rows("val")].nunique()
+    windows = []
+    for few in (lesions, lesions + 1):
+        monkeypatch.setattr(training_fold, "FEW", few)
+        windows.append(training_fold.choose_window(config, data))
+    assert windows == [1, 3]
+    # Two images of a lesion count once.
+    data.cohort["lesion_id"] = "the same"
+    assert training_fold.choose_window(config, data) == 3
+
+
+def test_a_run_is_resumed_with_its_smoothing_alone(
+    records: Path, tmp_path: Path, capsys: Said
+) -> None:
+    run = tmp_path / "run"
+    assert quick_train(run, *tabular(records)) == 0
+    more = [f"resume={run}", "trainer.max_epochs=2", "trainer.progress=false"]
+    assert train(*more, "trainer.smoothing=1") == 2
+    message = "by the mean over 3 epochs, now over 1; set trainer.smoothing=3 to resume"
+    assert message in capsys.readouterr().err
+    content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    del content["trainer"]["smoothing"]
+    (run / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert read_config(run / "config.yaml").trainer.smoothing == 1  # of an older run
+    last = run / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    del state["monitored"]
+    torch.save(state, last)
+    assert train(*more) == 0
+    assert metrics_of(run)["selection"]["window"] == 1
+
+
+@pytest.mark.parametrize("value", ["0", "most"])
+def test_smoothing_is_a_number_of_epochs(value: str, tmp_path: Path, capsys: Said) -> None:
+    assert quick_train(tmp_path / "run", f"trainer.smoothing={value}") == 2
+    assert f"trainer.smoothing={value}: must be" in capsys.readouterr().err

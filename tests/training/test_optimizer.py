@@ -16,7 +16,8 @@ from quick_runs import quick_train
 from skinmm.config import OptimizerConfig, ScheduleConfig
 from skinmm.models.backbone import Backbone
 from skinmm.models.checkpoint import load_card
-from skinmm.training.module import OPTIMIZERS, build_schedule, parameter_groups, rate
+from skinmm.training.callbacks import SELECTION
+from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups, rate
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -112,7 +113,7 @@ def test_a_plateau_lowers_the_rate_when_its_patience_is_over(monitor: str, worse
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     config = ScheduleConfig(name="plateau", factor=0.5, patience=1)
     schedule = build_schedule(optimizer, config, 10, monitor)
-    assert (schedule["interval"], schedule["monitor"]) == ("epoch", monitor)
+    assert (schedule["interval"], schedule["monitor"]) == ("epoch", SELECTION)
     rates: list[float] = []
     for epoch in range(4):
         optimizer.step()

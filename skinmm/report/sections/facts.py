@@ -42,6 +42,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return name -> text of the facts that the checklists under `templates/` name."""
     folds = "" if inputs.predictions.fold is None else "fold_*/"
     checkpoint = inputs.metrics.get("checkpoint") or f"{folds}checkpoints/best.ckpt"
+    checkpoint = inputs.metrics.get("final", {}).get("checkpoint", checkpoint)
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
@@ -56,6 +57,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "initialisation": inputs.metrics.get("initialisation") or "",
         "command": _anonymize_command(inputs.environment.get("command", [])),
         **_describe_config(inputs.config, f"fitted_on_{inputs.metrics.get('fitted_on', 'val')}"),
+        "fitting": _describe_fitting(inputs),
     }
 
 
@@ -91,25 +93,36 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
 
 
 def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:
-    keys = ("data", "model", "fusion", "loss", "sampler", "optimizer", "trainer")
-    data, model, fusion, loss, sampler, optimizer, trainer = (config.get(key, {}) for key in keys)
+    keys = ("data", "model", "fusion", "loss", "sampler")
+    data, model, fusion, loss, sampler = (config.get(key, {}) for key in keys)
     block = fusion.get("name")
     image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
-    averaged, monitor = trainer.get("average_best") or 1, trainer.get("monitor")
-    best = "the best epoch" if averaged == 1 else f"the mean of the {averaged} best epochs"
     facts = {
         "inputs": f"{', '.join([*image, *record])}.",
         "network": f"{network if image else ''}fusion {block}.",
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
-        "fitting": f"Optimiser {optimizer.get('name')}, learning rate {optimizer.get('lr')}, at "
-        f"most {trainer.get('max_epochs')} epochs; weights of {best} by {monitor}.",
         "split": f"{TEXTS['split']} {TEXTS[fitted_on]}".format(data.get("folds"), data.get("fold")),
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
+
+
+def _describe_fitting(inputs: ReportInputs) -> str:
+    """Describe optimiser, length and the selection of the epoch."""
+    optimizer, trainer = (inputs.config.get(key, {}) for key in ("optimizer", "trainer"))
+    selection = inputs.metrics.get("selection", {})
+    averaged, window = trainer.get("average_best") or 1, selection.get("window", 1)
+    text = TEXTS["fitting"][0 if averaged == 1 else 1].format(averaged)
+    text += TEXTS["selection"][0 if window == 1 else 1].format(trainer.get("monitor"), window)
+    start = "Optimiser {}, learning rate {}, at most {} epochs".format(
+        optimizer.get("name"), optimizer.get("lr"), trainer.get("max_epochs")
+    )
+    final = inputs.metrics.get("final")
+    last = f" {TEXTS['final'].format(**final, unit=resampling_unit(inputs))}" if final else ""
+    return f"{start}; {text}.{last}" if inputs.config else ""
 
 
 _ROOT: Final = (  # start of a path that identifies a machine
@@ -176,8 +189,15 @@ def _describe_threshold(inputs: ReportInputs) -> str:
             bound = TEXTS["bound"].format(*counts, *levels)
         aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
     part = inputs.metrics.get("fitted_on", "val")
-    optimism = "" if part == "calibration" or rule.get("rule") == "cost" else TEXTS["optimism"]
+    is_apart = part == "calibration" or rule.get("rule") == "cost"
+    optimism = "" if is_apart else _describe_optimism(inputs)
     return f"{text}, chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
+
+
+def _describe_optimism(inputs: ReportInputs) -> str:
+    """Describe the effect of an epoch that was selected on the rows of the threshold."""
+    is_smoothed = inputs.metrics.get("selection", {}).get("window", 1) > 1
+    return TEXTS["optimism"].format(*TEXTS["optimism_figures"][is_smoothed])
 
 
 def _collect_limits(inputs: ReportInputs) -> list[str]:

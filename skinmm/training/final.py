@@ -1,0 +1,194 @@
+"""One network trained on all rows after the folds, with their predictions as its calibration."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+import numpy as np
+import pytorch_lightning as pl
+
+from skinmm.config import Config
+from skinmm.config.schema import LoggerConfig
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError, print_line
+from skinmm.evaluation.metrics import describe_probabilities, evaluate
+from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.referral import SHARE, OODDetector, fit_ood_detector
+from skinmm.models.checkpoint import load_card, read_epochs, save_ensemble, update_card
+from skinmm.models.fusion import FUSIONS
+from skinmm.training.calibrate import FittedDecision, SplitOutputs, fit_decision, pool_folds
+from skinmm.training.distributed import open_run
+from skinmm.training.extras import sample_background, upload_files
+from skinmm.training.fold import (
+    build_classifier,
+    describe_inputs,
+    load_best,
+    predict_split,
+    write_facts,
+)
+from skinmm.training.frozen_features import load_features
+from skinmm.training.leak_guard import require_same_split
+from skinmm.training.run_folder import RunFolder
+from skinmm.training.trainer import (
+    build_trainer,
+    expected_duration,
+    run_stage,
+    set_threads,
+)
+
+NOTE: Final = (
+    "Figures of the folds: predictions of their networks, each for rows that it was not trained "
+    "on. The same predictions fitted calibration and threshold. This network was trained on all "
+    "rows, so that none of them can evaluate it."
+)
+
+
+def train_final(run: RunFolder) -> dict[str, Any]:
+    """Train a network on all rows for the median best epoch of the folds, and calibrate it.
+
+    The test predictions of all folds fit calibration, threshold, referral and prediction sets. Each
+    is of a network that was not trained on the patient, so that they are close to predictions of
+    this network for new patients; no guarantee is derived from them. The network continues from its
+    last checkpoint if the run is resumed.
+
+    Returns:
+        The entry `final` of metrics.json on rank 0, an empty dict on other processes.
+    """
+    config, final = run.config, run.final
+    folds = [run.fold(number) for number in range(config.data.folds)]
+    epochs = count_epochs([read_epochs(fold.best_checkpoint) for fold in folds], config)
+    pl.seed_everything(config.seed, workers=False, verbose=False)
+    trainer = build_trainer(config, final.path, epochs)
+    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    set_threads(has_images=data.decodes_images)
+    data.setup()
+    require_same_split(folds[0].path / "cohort.csv", data.cohort, "fold")
+    module = build_classifier(config, data)
+
+    open_run(final, config.trainer.timeout)
+    load_features(config, data, module.network, trainer, final)
+    if trainer.is_global_zero:
+        write_facts(final, data.cohort, trainer)
+        print_line(f"final network: {len(data.cohort)} rows to train, {epochs} epochs")
+        if config.trainer.progress and not config.trainer.sync_batchnorm:
+            print_line(f"expected duration: {expected_duration(module, data, trainer)}")
+    last = final.last_checkpoint
+    run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
+    card = load_best(trainer, module, final)
+
+    training = predict_split(trainer, module, data, "train")
+    stretches = [measure_stretch(fold) for fold in folds]
+    if not trainer.is_global_zero:
+        return {}
+    files = [fold.path / "predictions" / "test.csv" for fold in folds]
+    pooled = pool_folds([read_predictions(file, positive=card.positive) for file in files])
+    if pooled.raw is None:
+        raise InputError(f"{run.path}: the predictions of a fold lack the columns raw_<class>")
+    cohort = data.cohort.set_index("image_id", drop=False).loc[list(pooled.image_id)]
+    held_out = SplitOutputs(cohort, pooled.target, pooled.raw, None)
+    decision = fit_decision(
+        held_out,
+        classes=card.classes,
+        positive=card.positive,
+        prior=card.prior,
+        inverse=card.inverse,
+        config=config.evaluation,
+    )
+    decision = replace(
+        decision,
+        threshold=replace(decision.threshold, guaranteed=False),
+        ood=fit_corrected_detector(training, stretches),
+    )
+    predictions = decision.apply(held_out, pooled.ood)
+    test = evaluate(
+        predictions,
+        threshold=decision.threshold.value,
+        prevalence=config.evaluation.prevalence,
+        resamples=config.evaluation.resamples,
+        confidence=config.evaluation.confidence,
+    )
+    malignancy = decision.calibrate(training).malignancy
+    update_card(
+        final.best_checkpoint,
+        **decision.to_checkpoint(),
+        summary={**test, "probabilities": describe_probabilities(predictions), "note": NOTE},
+        inputs=describe_inputs(data, predictions),
+        background=sample_background(data, module.network, "train", malignancy),
+    )
+    save_ensemble([final.best_checkpoint], run.final_checkpoint)
+    upload_files(trainer, [run.final_checkpoint])
+    return describe_final(run, decision, epochs, len(data.cohort), stretches)
+
+
+def count_epochs(selected: Sequence[Sequence[int]], config: Config) -> int:
+    """Return the number of epochs to train: the median of the epochs that the folds selected.
+
+    With `trainer.average_best=k` the last k epochs are averaged, and the median is in their middle.
+    """
+    middle = math.ceil(np.median([np.median(epochs) for epochs in selected]))
+    return min(middle + config.trainer.average_best // 2, config.trainer.max_epochs)
+
+
+def measure_stretch(fold: RunFolder) -> float | None:
+    """Return `compare_distances` of the training and the test rows of a fold."""
+    config = replace(fold.config, logger=LoggerConfig("none"))
+    trainer = build_trainer(config, fold.path)
+    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data.setup()
+    module = build_classifier(config, data)
+    load_features(config, data, module.network, trainer, fold)
+    module.network.load_state_dict(load_card(fold.best_checkpoint)[1])
+    return compare_distances(*(predict_split(trainer, module, data, p) for p in ("train", "test")))
+
+
+def compare_distances(training: SplitOutputs, test: SplitOutputs) -> float | None:
+    """Return how much farther test rows are from the training rows' features than those rows.
+
+    A network has memorised its training rows, so that a limit from them is too low for new rows,
+    and a training on all rows leaves no others. In a fold both are available.
+
+    Returns:
+        The quantile `SHARE` of the squared distance of test rows over that of cross-validated
+        training rows. None: the features have no distance.
+    """
+    detector = fit_training_detector(training)
+    if detector is None or test.features is None:
+        return None
+    return float(np.quantile(detector.score(test.features), SHARE))
+
+
+def fit_training_detector(training: SplitOutputs) -> OODDetector | None:
+    """Fit the OOD score to the features of training rows."""
+    if training.features is None:
+        return None
+    return fit_ood_detector(training.features, training.cohort["patient_id"].to_numpy(dtype=str))
+
+
+def fit_corrected_detector(
+    training: SplitOutputs, stretches: Sequence[float | None]
+) -> OODDetector | None:
+    """Fit the OOD score to training rows, with the limit of rows that are new to the network."""
+    detector = fit_training_detector(training)
+    measured = [stretch for stretch in stretches if stretch is not None]
+    if detector is None or not measured:
+        return None
+    return replace(detector, limit=detector.limit * float(np.median(measured)))
+
+
+def describe_final(
+    run: RunFolder,
+    decision: FittedDecision,
+    epochs: int,
+    rows: int,
+    stretches: Sequence[float | None],
+) -> dict[str, Any]:
+    """Return the entry `final` of metrics.json."""
+    return {
+        "checkpoint": str(run.final_checkpoint.relative_to(run.path)),
+        "epochs": epochs,
+        "rows": rows,
+        "threshold": asdict(decision.threshold),
+        "calibration": {"method": decision.calibration.method},
+        "ood_stretch": list(stretches),
+    }
