@@ -21,6 +21,7 @@ from skinmm.training import final as training_final
 from skinmm.training.calibrate import SplitOutputs
 from skinmm.training.leak_guard import rows_seen_in_training
 from skinmm.training.optimizer import rate
+from skinmm.training.trainer import build_trainer
 
 FOLDS = ("data.folds=3", "data.fold=all", "trainer.max_epochs=6", "trainer.patience=3")
 
@@ -146,14 +147,14 @@ class EndAt(pl.Callback):
 def test_an_interrupted_final_training_continues(
     run: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, build = tmp_path / "run", training_final.build_trainer
+    folder = tmp_path / "run"
     plain = ["trainer.checkpoint_minutes=0", *tabular(records)]
     assert quick_train(folder, *plain) == 0
     assert not (folder / "final").exists()
 
     def build_interrupted(config: Config, path: Path, epochs: int | None = None) -> pl.Trainer:
-        trainer = build(config, path, epochs)
-        trainer.callbacks.append(EndAt(3))
+        trainer = build_trainer(config, path, epochs)
+        trainer.callbacks.append(EndAt(3))  # type: ignore[attr-defined]
         return trainer
 
     with monkeypatch.context() as patch:
