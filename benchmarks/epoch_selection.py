@@ -107,9 +107,9 @@ def train(
     )
     aurocs: dict[str, list[float]] = {"val": [], "test": []}
     for _ in range(setting.epochs):
-        for rows in torch.from_numpy(parts["train"])[torch.randperm(len(parts["train"]))].split(
-            BATCH
-        ):
+        order = parts["train"][torch.randperm(len(parts["train"])).numpy()]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
             loss = torch.nn.functional.cross_entropy(head(x[rows]), y[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

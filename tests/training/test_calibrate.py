@@ -130,7 +130,9 @@ def test_the_decision_survives_the_checkpoint_as_plain_data() -> None:
     assert entries["threshold"]["value"] == decision.threshold.value
     sets = ConformalPredictor(**entries["conformal"]).predict_sets(test.probabilities)
     np.testing.assert_array_equal(sets, test.sets)
-    ood = OODDetector.from_state(entries["ood"]).score(outputs(1).features)
+    features = outputs(1).features
+    assert features is not None
+    ood = OODDetector.from_state(entries["ood"]).score(features)
     band = ReferralBand.from_state(entries["band"])
     assert band == decision.band
     again_decided = add_decisions(test, entries["threshold"]["value"], band, sets, ood)
