@@ -87,7 +87,7 @@ def count_effective_rows(
     effect = max(1.0, float(left_out @ left_out) / (rows * share * (1 - share)))
     units = max(rows**2 / float(sizes @ sizes), 2)
     widening = stdtrit(units - 1, 0.975) / stdtrit(np.inf, 0.975)
-    return rows / effect / float(widening) ** 2
+    return float(rows / effect) / float(widening) ** 2  # a NumPy number is no plain data
 
 
 def coverage_range(

@@ -317,3 +317,8 @@ def test_states_are_plain() -> None:
     conformal = fit_conformal(rows(np.random.default_rng(0), 100))
     state = json.loads(json.dumps(asdict(conformal), allow_nan=False))
     assert ConformalPredictor(**state) == conformal
+
+
+def test_effective_rows_are_plain_numbers_that_a_checkpoint_loads() -> None:
+    covered, patients = np.array([True, False, True, True, True, False]), np.array(list("aabbcc"))
+    assert type(count_effective_rows(covered, patients)) is float
