@@ -103,7 +103,7 @@ def describe(
         missed.sum() / max(1, benign_calls.sum()),
         (~malignant & malignant_calls).sum() / (~malignant).sum(),
         malignant_calls.mean(),
-        1 - benign_calls.mean() - malignant_calls.mean(),
+        (~benign_calls & ~malignant_calls).mean(),
     ])  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from skinmm.config.commands import ExportConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import METHODS, Calibration, fit_calibration
+from skinmm.evaluation.thresholds import ReferralBand, RiskLimit
 from skinmm.models.checkpoint import KEY, load_card, save_checkpoint, save_ensemble, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.tabular import TABULAR
@@ -167,25 +168,48 @@ def test_the_example_needs_no_more_than_the_file(
     assert len(EXAMPLE.read_text().splitlines()) <= 70
 
 
+class Rules(NamedTuple):
+    """Decision of a lesion at the threshold 0 or 1, and the rules that refer."""
+
+    decision: str
+    threshold: int
+    limits: tuple[float, float] | None = (0.0, 0.0)
+    ood_limit: float = 1e9
+    band: tuple[float, float] | None = None
+
+
 @needs_onnx
 @pytest.mark.parametrize(
-    ("limits", "limit"), [([0.0, 1.0], 1e9), ([1.0, 0.0], 1e9), ([0.0, 0.0], 1e9), (None, 1e-9)]
+    "rules",
+    [
+        Rules("malignant", 0, (1.0, 0.0)),
+        Rules("benign", 1, (0.0, 1.0)),
+        Rules("refer", 0, (0.0, 1.0)),
+        Rules("refer", 1, (0.0, 0.0)),
+        Rules("refer", 0, None, ood_limit=1e-9),
+        Rules("malignant", 0, band=(1.0, 0.0)),
+        Rules("benign", 1, band=(1.0, 0.0)),
+        Rules("refer", 0, (1.0, 0.0), band=(0.0, 1.0)),
+        Rules("refer", 1, (0.0, 1.0), band=(0.0, 1.0)),
+    ],
 )
 def test_the_example_decides_as_prediction_does(
-    limits: list[float] | None,
-    limit: float,
+    rules: Rules,
     checkpoint: Path,
     pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Said,
 ) -> None:
-    held = limits and {
+    held = rules.limits and {
         "coverage": 0.9,
-        "limits": dict(zip(("benign", "malignant"), limits, strict=True)),
+        "limits": dict(zip(("benign", "malignant"), rules.limits, strict=True)),
         "rows": {},
     }
-    usual = {**(load_card(checkpoint)[0].ood or {}), "limit": limit}
-    update_card(checkpoint, conformal=held, ood=usual, threshold=ALWAYS[limits == [1.0, 0.0]])
+    usual = {**(load_card(checkpoint)[0].ood or {}), "limit": rules.ood_limit}
+    parts = [RiskLimit(value, 0.1, 0.1, 9) for value in rules.band or ()]
+    band = asdict(ReferralBand(*parts)) if parts else None
+    threshold = ALWAYS[rules.threshold]
+    update_card(checkpoint, band=band, conformal=held, ood=usual, threshold=threshold)
     model = exported(ExportConfig(str(checkpoint), rows=2))
     picture = checkpoint.with_suffix(".png")
     side = load_card(checkpoint)[0].config["model"]["image_size"]
@@ -195,7 +219,7 @@ def test_the_example_decides_as_prediction_does(
     row = pd.DataFrame({"image": [picture.name], "age": [55], "site": ["torso"]})
     expected = Predictor.from_checkpoints([checkpoint]).predict(row, picture.parent)
     assert said["malignancy"] == pytest.approx(expected["malignancy"].item(), abs=1e-6)
-    assert said["decision"] == expected["decision"].item()
+    assert said["decision"] == expected["decision"].item() == rules.decision
 
 
 @needs_onnx

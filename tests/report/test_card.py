@@ -62,7 +62,8 @@ def test_a_card_tells_what_is_referred_beside_the_sensitivity(tmp_path: Path) ->
     (results,) = (line for line in card.splitlines() if line.startswith("**Results.**"))
     assert f", referred to a person: {100 * share:.1f} % of rows (" in results
     (threshold,) = (line for line in card.splitlines() if line.startswith("**Threshold.**"))
-    assert "conformal risk control" in threshold
+    assert "are referred to a person. The limits are chosen by conformal risk control" in threshold
+    assert "of the lesions decided benign are malignant" in results
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,17 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.blocks import TEXTS
+from skinmm.report.blocks import TEXTS, format_percent
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.headline import describe_use
+from skinmm.report.sections.headline import describe_use, restate_at_clinic
 from skinmm.report.sections.performance import PER_PATIENT, PROBABILITIES, RATES
-from skinmm.report.sections.referral import REFERRAL
+from skinmm.report.sections.referral import (
+    REFERRAL,
+    build_decided_tiles,
+    collect_referral_warnings,
+)
 from skinmm.report.sections.subgroups import MEASURES
 from skinmm.report.sections.systems import SHOWN
 
@@ -380,6 +384,44 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
     chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
     assert describe_use(chance).startswith("Not shown to be useful")
+
+
+def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    decision = inputs.predictions.decision
+    assert decision is not None
+    count = inputs.metrics["band"]["low"]["patients"]
+    assert count < 99
+    first = "evaluation.miss_rate=0.01 needs 99 images with malignant lesions"
+    (text,) = collect_referral_warnings(inputs)[:1]
+    assert text.startswith(first)
+    assert (
+        f"There are {count}, which show at best a rate of {format_percent(1 / (count + 1))}" in text
+    )
+    none = np.where(decision == "benign", "refer", decision)
+    undecided = replace(inputs, predictions=replace(inputs.predictions, decision=none))
+    texts = collect_referral_warnings(undecided)
+    assert any(text.startswith("No lesion of the test is decided benign") for text in texts)
+    enough = {**inputs.metrics["band"]["low"], "patients": 99, "certified": 0.01}
+    metrics = {**inputs.metrics, "band": {**inputs.metrics["band"], "low": enough}}
+    assert not any(
+        "miss_rate" in text for text in collect_referral_warnings(replace(inputs, metrics=metrics))
+    )
+
+
+def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    rows = inputs.predictions
+    benign = rows.decision == "benign"
+    assert isinstance(benign, np.ndarray)
+    tiles = {tile.label: tile for tile in build_decided_tiles(inputs)}
+    wrong = tiles["Decided benign, but malignant"]
+    assert wrong.value == format_percent(rows.malignant[benign].mean())
+    assert wrong.meaning == f"of {benign.sum()} lesions decided benign"
+    assert f"Decided benign: {(benign & rows.malignant).sum()} of" in describe_use(inputs)
+    clinic = restate_at_clinic(inputs.restate(0.05))
+    assert clinic[0].startswith(f"At a prevalence of {format_percent(0.05, 2)}")
+    assert "of the lesions decided benign are malignant" in clinic[1]
 
 
 def test_metrics_that_an_earlier_version_did_not_have_are_added(run: Path) -> None:

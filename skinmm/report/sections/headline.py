@@ -35,6 +35,9 @@ def build_headline(inputs: ReportInputs) -> Section:
     blocks: list[Block] = [Note(describe_use(inputs))]
     blocks += [Note(text, warning=True) for text in collect_warnings(inputs)]
     blocks += [Tiles(_build_tiles(inputs)), Note(_summarise(inputs))]
+    if clinic := restate_at_clinic(inputs):
+        gain = inputs.measured["clinic"]["metrics"]["net_benefit_gain"]["value"]
+        blocks.append(Note(" ".join(clinic), warning=gain is not None and gain <= 0))
     return Section("headline", "At a glance", blocks)
 
 
@@ -59,7 +62,12 @@ def describe_use(inputs: ReportInputs) -> str:
         verdict = "chance"
     elif gain is None or gain <= 0:
         verdict = "useless" if malignant.mean() > threshold else "useless_none"
-    return " ".join(texts[name].format(**counts) for name in (verdict, "can", "cannot"))
+    names = [verdict, "can", "cannot"]
+    if share := describe_referred(inputs):
+        decided = rows.decision == "benign"
+        counts |= {"referred": share, "cleared": int((malignant & decided).sum())}
+        names.insert(2, "referred")
+    return " ".join(texts[name].format(**counts) for name in names)
 
 
 def collect_warnings(inputs: ReportInputs) -> list[str]:
@@ -150,7 +158,7 @@ def _summarise(inputs: ReportInputs) -> str:
         sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
     if share := describe_referred(inputs):
         sentences.append(TEXTS["referred"].format(share))
-    return " ".join([*sentences, *restate_at_clinic(inputs), intervals])
+    return " ".join([*sentences, intervals])
 
 
 def restate_at_clinic(inputs: ReportInputs) -> list[str]:

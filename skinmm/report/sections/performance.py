@@ -142,7 +142,7 @@ def build_benefit(inputs: ReportInputs) -> Section | None:
     )
     lines[0] = replace(lines[0], low=low, high=high)
     figure = curves.draw_decision(lines, inputs.threshold)
-    plot = Plot("Decision curve", figure, TEXTS["decision_curve"])
+    plot = Plot("Decision curve", figure, TEXTS["decision_curve"].format(resampling_unit(inputs)))
     cells = []
     for point in np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]:
         benefits = (format_number(float(line.y[point]), 4) for line in lines[:2])

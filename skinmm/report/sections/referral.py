@@ -24,6 +24,7 @@ from skinmm.report.blocks import (
     format_interval,
     format_number,
     format_percent,
+    metric_label,
     metric_table,
 )
 from skinmm.report.figures.curves import draw_referral, referral_lines
@@ -54,10 +55,13 @@ def _complement(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_decided_tiles(inputs: ReportInputs) -> list[Tile]:
-    """Return the shares of wrong decisions; empty without referral."""
-    if not inputs.estimate("referred").get("value"):
+    """Return the shares of referred rows and of wrong decisions; empty without referral."""
+    referred = inputs.estimate("referred")
+    if not referred.get("value"):
         return []
-    tiles = []
+    interval = format_interval(referred, percent=True) or "no interval"
+    share = format_percent(referred["value"])
+    tiles = [Tile(metric_label("referred"), share, interval, TEXTS["referred_meaning"])]
     for name, decision, truth in (
         ("decided_npv", "benign", "malignant"),
         ("decided_ppv", "malignant", "benign"),
@@ -88,11 +92,11 @@ def _limit_warnings(
     """Return warnings about a target that validation cannot certify, or that decides no row."""
     facts = {
         "name": name,
-        "target": format_number(limit.target),
+        "target": f"{limit.target:g}",
         "kind": kind,
         "decision": decision,
-        "units": format_count(limit.patients, resampling_unit(inputs)),
-        "needed": f"{math.ceil(1 / limit.target - 1 - 1e-9):,}",
+        "count": f"{limit.patients:,}",
+        "needed": format_count(math.ceil(1 / limit.target - 1 - 1e-9), resampling_unit(inputs)),
         "certified": format_percent(limit.certified),
         "side": "below" if decision == "benign" else "above",
     }
@@ -193,6 +197,7 @@ def describe_rule(inputs: ReportInputs) -> str:
         alarms=format_percent(band.high.certified),
         most_alarms=format_percent(band.high.upper_bound(inputs.confidence)),
         confidence=format_percent(inputs.confidence, 0),
+        unit=resampling_unit(inputs),
     )
 
 
