@@ -1,7 +1,7 @@
 """Intervals and tests that account for several rows of one patient."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, NamedTuple
@@ -261,3 +261,26 @@ def summarise(
         ends = [math.sqrt(max(0.0, 2 * value**2 - end**2)) for end in (high, low)]
         low, high = min(value, ends[0]), max(value, ends[1], 0 if name == "ece" else high)
     return {**entry, "low": low, "high": high}
+
+
+def combine_intervals(entry: Entry, parts: Sequence[tuple[float, Entry]]) -> Entry:
+    """Return the entry with the interval of a weighted sum, from the intervals of its parts.
+
+    Method of variance estimates recovery (Zou and Donner 2008, doi:10.1002/sim.3095): the distances
+    from the value to the ends of the interval add by their squares. A part of which all resamples
+    agree has an exact interval, but adds nothing to the spread of a sum.
+
+    Args:
+        entry: result of `summarise` for the sum.
+        parts: weight, at least 0, and entry of each part.
+    """
+    total, ends = entry["value"], {}
+    for end, sign in (("low", -1), ("high", 1)):
+        distances = []
+        for weight, part in parts:
+            limit, value = part[end], part["value"]
+            if limit is None or value is None or total is None:
+                return entry
+            distances.append(weight * (limit - value))
+        ends[end] = (total or 0.0) + sign * math.hypot(*distances)
+    return {**entry, **ends}

@@ -17,6 +17,7 @@ from skinmm.evaluation.intervals import (
     Shape,
     Statistic,
     bootstrap,
+    combine_intervals,
     estimate_shapes,
     independent_units,
     patient_codes,
@@ -133,6 +134,12 @@ def _metrics(
             counted = len(np.unique(codes[rows]))
             others = len(np.unique(codes[~rows])) if name.startswith("auroc") else None
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
+    halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
+    metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
+    if metrics["sensitivity"]["value"] == 1:  # no resample misses a lesion
+        missed = float(predictions.malignant.mean()), metrics["sensitivity"]
+        for name in ("net_benefit", "net_benefit_gain"):
+            metrics[name] = combine_intervals(metrics[name], [(1.0, metrics[name]), missed])
     return metrics
 
 

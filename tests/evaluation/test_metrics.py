@@ -456,3 +456,21 @@ def test_metrics_of_patients_need_rows_that_name_a_patient() -> None:
     exact = binomtest(everyone["malignant_patients"], everyone["malignant_patients"])
     assert entry["value"] == 1
     assert entry["low"] == pytest.approx(exact.proportion_ci(method="exact").low)
+
+
+@pytest.mark.parametrize("lowest", [0.2, 0.6])
+def test_balanced_accuracy_adds_the_squares_of_its_parts(lowest: float) -> None:
+    """With sensitivity 1 no resample misses a lesion, but the truth may."""
+    generator = np.random.default_rng(0)
+    positives = np.arange(300) < 50
+    scores = np.where(positives, generator.uniform(lowest, 1, 300), generator.uniform(0, 0.9, 300))
+    found = evaluate(binary(scores, positives), threshold=0.5, resamples=300)["metrics"]
+    assert (found["sensitivity"]["value"] == 1) == (lowest > 0.5)
+    entry, parts = found["balanced_accuracy"], [found[n] for n in ("sensitivity", "specificity")]
+    for end in ("low", "high"):
+        distances = [part[end] - part["value"] for part in parts]
+        assert abs(entry[end] - entry["value"]) == pytest.approx(np.hypot(*distances) / 2)
+    # A lesion in 20 that is missed costs the prevalence times 1 / 20.
+    gain = found["net_benefit_gain"]
+    if lowest > 0.5:
+        assert gain["value"] - gain["low"] > (1 - found["sensitivity"]["low"]) / 6
