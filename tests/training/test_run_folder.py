@@ -51,7 +51,7 @@ def test_a_folder_without_a_run_is_free(tmp_path: Path) -> None:
 
 def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()  # somebody's folder of that name
-    with pytest.raises(InputError, match=r"contains predictions but no config\.yaml"):
+    with pytest.raises(InputError, match=r"no config\.yaml\), but contains predictions"):
         folder(tmp_path, overwrite=True).require_unused()
     folder(filled(tmp_path / "run"), overwrite=True).require_unused()
 
