@@ -128,12 +128,12 @@ def find_unit(column: "pd.Series[Any]") -> str:
     Raises:
         InputError: the numbers have different units, or some have none.
     """
-    cells = clear_missing(column).dropna()
-    texts = cells.unique()
-    is_number = np.isfinite(parse_numbers(texts))
-    units = {text: split_unit(text)[1] for text in texts[~is_number]}
+    texts = column.dropna().unique()
+    words = [text for text in texts[np.isnan(parse_numbers(texts))] if not is_missing(text)]
+    units = {text: split_unit(text)[1] for text in words}
     if not units or not all(units.values()):
         return ""
+    cells = clear_missing(column).dropna()
     counts = Counter(units.get(text) for text in cells)
     if len(counts) > 1:
         found = ", ".join(
