@@ -259,13 +259,13 @@ def format_cell(cell: Any) -> str:
 def normalise_name(value: Any) -> str:
     """Return the form in which patient and lesion names are compared.
 
-    It is text in NFC, without blanks around it or invisible characters, and without `.0` after a
-    number.
+    It is text in NFC, without blanks around it or invisible characters, and without `.0` or `,0`
+    after a number.
     """
     if not isinstance(value, str):
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     name = unicodedata.normalize("NFC", _INVISIBLE.sub("", value)).strip()
-    return re.sub(r"^(\d+)\.0+$", r"\1", name) if name.endswith("0") and "." in name else name
+    return re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", name) if name.endswith("0") else name
 
 
 def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
