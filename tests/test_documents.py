@@ -121,3 +121,11 @@ def test_every_named_table_exists(name: str) -> None:
     tables = {*re.findall(r"`([A-Z][A-Z_]{3,})`", (ROOT / name).read_text())} - {"SKINMM_DATA"}
     assert len(tables) >= 4
     assert not [table for table in tables if not re.search(rf"(?m)^{table}\b", source)]
+
+
+def test_every_test_that_a_result_names_exists() -> None:
+    text = (ROOT / "benchmarks" / "results" / "input.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(names) > 40
+    missing = [name for file, name in names if f"\ndef {name}(" not in (ROOT / file).read_text()]
+    assert missing == []

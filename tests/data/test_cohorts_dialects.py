@@ -105,7 +105,7 @@ def write(table: pd.DataFrame, path: Path, draw: Any) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     table=cohorts(),
     suffix=st.sampled_from([".csv", ".tsv", ".csv.gz", ".xlsx", ".parquet"]),
