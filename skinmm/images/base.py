@@ -111,7 +111,9 @@ def report_damage(kind: str) -> Iterator[None]:
     except DecodeError:
         raise
     except Exception as error:
+        has_ended = isinstance(error, StopIteration | EOFError)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = "it ends early" if has_ended else reason
         raise DecodeError(f"unreadable {kind} ({reason}): fetch the file again") from error
 
 

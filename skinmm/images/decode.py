@@ -44,6 +44,7 @@ from skinmm.images.dicom import probe_dicom, read_dicom
 
 __all__ = ["DecodeError", "ImageInfo", "decode", "decode_within", "probe"]
 
+_BITS_PER_SAMPLE, _MAX_SAMPLE, _DEEP = 258, 281, 16  # tags of TIFF 6.0, and bits
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
@@ -206,16 +207,45 @@ def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
             check_size(width, height, request.max_pixels, request.min_side)
         profile, orientation = image.info.get("icc_profile"), _read_orientation(image, kind)
         image.load()
-        if image.mode.startswith("I") and (kind == "PNG" or image.mode != "I"):
-            opaque = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        is_deep = image.mode.startswith("I") and (kind == "PNG" or image.mode != "I")
+        if is_deep:
+            values = np.asarray(image) >> (_count_bits(image) - 8)
+            opaque = Image.fromarray(values.clip(max=255).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise DecodeError("it has 32 bits per value: convert it to 8 or 16 bits")
         else:
             image.info.pop("transparency", None)
             grey, other = ("1", "L", "LA"), image.mode if image.mode == "CMYK" else "RGB"
             opaque = image.convert("L" if image.mode in grey else other)
+        if is_deep or _has_16_bits(image, data):
+            _require_upper_bits(opaque)
         pixels = to_rgb(opaque, profile, request.icc)
     return Raster(pixels, pixels.shape[:2], orientation)
+
+
+def _count_bits(image: Image.Image) -> int:
+    """Return the bits in use of 16-bit values, which a TIFF may state: 12, for example."""
+    tags = getattr(image, "tag_v2", {})
+    bits, highest = (np.ravel(tags.get(tag, 0)).max() for tag in (_BITS_PER_SAMPLE, _MAX_SAMPLE))
+    return max(int(highest).bit_length() or int(bits) or _DEEP, 8)
+
+
+def _has_16_bits(image: Image.Image, data: bytes) -> bool:
+    """Return whether colours have 16 bits in the file, of which Pillow returns the upper eight."""
+    if isinstance(image, PngImageFile):
+        return data[24] == _DEEP
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS_PER_SAMPLE, [0])[0] == _DEEP
+
+
+def _require_upper_bits(image: Image.Image) -> None:
+    """Refuse an image whose upper four bits are not in use: it would be almost black."""
+    extrema: Any = image.getextrema()
+    highest = int(np.max(extrema))
+    if 0 < highest < 1 << 4:
+        raise DecodeError(
+            "its 16-bit values use at most 12 bits, so that it would be almost black: convert it "
+            "to 8 bits, or state the highest value (tag 281, MaxSampleValue) of a grey TIFF"
+        )
 
 
 def _probe_picture(data: bytes, kind: str) -> ImageInfo:

@@ -39,6 +39,10 @@ Stored = Num[np.ndarray, "height width *samples"]
 Pixels = UInt8[np.ndarray, "height width *channels"]
 
 _COLOURS, _BYTE, _META_GROUP, _BOX_HEAD = 3, 8, 2, 8
+_PIXEL_ELEMENTS: Final = (
+    *("SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "PixelRepresentation"),
+)
 _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
 # GDCM is last, and libjpeg-turbo checks streams of 8 bits before it: GDCM ends the whole process
 # on damaged streams.
@@ -67,6 +71,8 @@ def read_dicom(data: bytes, request: Request) -> Raster:
             f"its header has {width}x{height} pixels, the compressed stream "
             f"{size[1]}x{size[0]}: damaged, fetch the file again"
         )
+    if jpeg and not jpeg.adobe:
+        _require_elements(dataset, "PhotometricInterpretation")
     if jpeg and dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
         # Without an Adobe marker, libjpeg treats three components as YCbCr.
         has_same_colours = jpeg.adobe or dataset.PhotometricInterpretation != "RGB"
@@ -143,6 +149,20 @@ def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
     return dcmread(file, stop_before_pixels=stop_before_pixels)
 
 
+def _require_elements(dataset: Dataset, *names: str) -> None:
+    """Refuse a file without elements that describe its pixels."""
+    from pydicom.datadict import dictionary_description
+    from pydicom.tag import Tag
+
+    for name in names:
+        if dataset.get(name) in (None, ""):
+            raise DecodeError(
+                f"the DICOM file has no {dictionary_description(name)} "
+                f"{Tag(name)}, and a copy would lack it too: export it from "
+                "its source again, or leave it out"
+            )
+
+
 def _read_geometry(dataset: Dataset) -> tuple[int, Size]:
     """Return the number of frames and (height, width)."""
     if "PixelData" not in dataset:
@@ -151,6 +171,7 @@ def _read_geometry(dataset: Dataset) -> tuple[int, Size]:
             f"the DICOM file has {kind} (Modality {str(dataset.get('Modality'))[:16]}): "
             "leave it out, or give the file with the photograph"
         )
+    _require_elements(dataset, "Rows", "Columns")
     return int(dataset.get("NumberOfFrames") or 1), (int(dataset.Rows), int(dataset.Columns))
 
 
@@ -199,6 +220,9 @@ def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
         raise DecodeError(f"{syntax.name} is not supported: convert it to a still image") from None
     if not decoder.is_available:
         raise DecodeError(f"no decoder for {syntax.name}: pip install 'skinmm[dicom-codecs]'")
+    _require_elements(dataset, *_PIXEL_ELEMENTS)
+    if dataset.SamplesPerPixel > 1:
+        _require_elements(dataset, "PlanarConfiguration")
     plugin = next((name for name in _DECODERS if name in decoder.available_plugins), "")
     if syntax == JPEGBaseline8Bit:
         plugin = "pillow"  # libjpeg-turbo, like the JPEG path

@@ -125,6 +125,66 @@ def test_sixteen_bits_of_any_format_become_their_upper_eight(format_: str) -> No
     np.testing.assert_array_equal(decode(encoded(GREY16, format_))[..., 1], upper)
 
 
+GREY12 = RNG.integers(0, 2**12, (40, 50), dtype=np.uint16)
+
+
+def tiff(values: np.ndarray, bits: int) -> bytes:
+    """Write values of 12 or 16 bits as an uncompressed TIFF."""
+    height, width, samples = (*values.shape, 1)[:3]
+    if bits == 12:  # two values in three bytes
+        pairs = values.reshape(-1, 2).astype(np.uint32)
+        packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8)
+        strip = packed.reshape(-1, 4)[:, 1:].tobytes()
+    else:
+        strip = values.astype("<u2").tobytes()
+    count, start = 9, 8 + 2 + 9 * 12 + 4  # of the values that follow the directory
+    tags = {
+        256: width,
+        257: height,
+        258: bits if samples == 1 else start,
+        259: 1,
+        262: 1 if samples == 1 else 2,
+        273: start + 6,
+        277: samples,
+        278: height,
+        279: len(strip),
+    }
+    kinds = {256: 4, 257: 4, 273: 4, 279: 4}  # LONG; others are SHORT
+    directory = b"".join(
+        struct.pack("<HHLL", tag, kinds.get(tag, 3), samples if tag == 258 else 1, value)
+        for tag, value in tags.items()
+    )
+    head = b"II*\0" + struct.pack("<LH", 8, count)
+    return head + directory + bytes(4) + struct.pack("<HHH", bits, bits, bits) + strip
+
+
+def test_twelve_bits_that_a_tiff_states_become_their_upper_eight() -> None:
+    expected = (GREY12 >> 4).astype(np.uint8)
+    stated = encoded(Image.fromarray(GREY12), "TIFF", tiffinfo={281: 4095})
+    for data in (stated, tiff(GREY12, 12)):
+        np.testing.assert_array_equal(decode(data)[..., 1], expected)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(GREY12), "TIFF"),
+        encoded(Image.fromarray(GREY12), "PNG"),
+        tiff(GREY12, 16),
+        tiff(np.stack([GREY12] * 3, axis=2), 16),
+    ],
+    ids=["TIFF", "PNG", "TIFF of two bytes", "TIFF in colour"],
+)
+def test_twelve_bits_in_sixteen_are_refused(data: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"at most 12 bits.*almost black: convert it to 8 bits"):
+        decode(data)
+
+
+def test_colours_of_sixteen_bits_become_their_upper_eight() -> None:
+    colours = RNG.integers(0, 2**16, (6, 8, 3), dtype=np.uint16)
+    np.testing.assert_array_equal(decode(tiff(colours, 16)), colours >> 8)
+
+
 def test_thirty_two_bits_are_refused() -> None:
     with pytest.raises(DecodeError, match="32 bits per value: convert it"):
         decode(encoded(Image.fromarray(RNG.random((4, 5), dtype=np.float32)), "TIFF"))

@@ -99,7 +99,15 @@ def _only_documented(data: bytes) -> list[str]:
 @given(edits=EDITS)
 @example(edits=[(0.2734375, "set", b"\x00\x02")])  # Modality is half the header
 def test_damage_is_refused_or_survived(seed: str, edits: list[tuple[float, str, bytes]]) -> None:
-    _only_documented(_damaged(SEEDS[seed], edits))
+    no_header, _, *not_decoded = _only_documented(_damaged(SEEDS[seed], edits))
+    assert all(not_decoded) or not no_header  # pixels need a header
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_undamaged_bytes_are_read(seed: str) -> None:
+    no_header, no_record, *not_decoded = _only_documented(SEEDS[seed])
+    assert [no_header, *not_decoded] == ["", "", ""]
+    assert bool(no_record) == ("dicom" not in seed)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dicom_files import dicom, dicom_from_jpeg
 from PIL import Image, ImageCms
-from pydicom import Dataset, dcmread, examples
+from pydicom import Dataset, dcmread, dcmwrite, examples
 from pydicom import data as pydicom_data
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import JPEGLosslessSV1Decoder
@@ -217,6 +217,42 @@ def test_dicom_from_pydicoms_examples() -> None:
     data = Path(str(examples.get_path("rgb_color"))).read_bytes()
     info = probe(data)
     assert (info.format, info.height, info.width, info.frames) == ("dicom", 240, 320, 1)
+
+
+def without(data: bytes, name: str, value: object = ...) -> bytes:
+    """Remove an element of a file, or empty it."""
+    dataset, file = dcmread(BytesIO(data)), BytesIO()
+    delattr(dataset, name)
+    if value is None:
+        setattr(dataset, name, None)
+    dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("value", [..., None])
+@pytest.mark.parametrize(
+    ("name", "element"),
+    [
+        ("Rows", r"Rows \(0028,0010\)"),
+        ("Columns", r"Columns \(0028,0011\)"),
+        ("SamplesPerPixel", r"Samples per Pixel \(0028,0002\)"),
+        ("PhotometricInterpretation", r"Photometric Interpretation \(0028,0004\)"),
+        ("PlanarConfiguration", r"Planar Configuration \(0028,0006\)"),
+        ("BitsAllocated", r"Bits Allocated \(0028,0100\)"),
+        ("BitsStored", r"Bits Stored \(0028,0101\)"),
+        ("PixelRepresentation", r"Pixel Representation \(0028,0103\)"),
+    ],
+)
+def test_an_element_that_was_never_written_is_named(name: str, element: str, value: object) -> None:
+    message = f"the DICOM file has no {element}, and a copy would lack it too: export it"
+    with pytest.raises(DecodeError, match=message) as caught:
+        decode(without(dicom(PIXELS), name, value))
+    assert "fetch" not in str(caught.value)
+
+
+def test_what_a_jpeg_stream_states_may_be_missing() -> None:
+    data = without(without(dicom_from_jpeg(STREAM), "BitsStored"), "SamplesPerPixel")
+    np.testing.assert_array_equal(decode(data), decode(dicom_from_jpeg(STREAM)))
 
 
 BAD: dict[str, tuple[bytes, str]] = {
