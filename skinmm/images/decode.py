@@ -217,7 +217,8 @@ def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
             image.info.pop("transparency", None)
             grey, other = ("1", "L", "LA"), image.mode if image.mode == "CMYK" else "RGB"
             opaque = image.convert("L" if image.mode in grey else other)
-        if is_deep or _has_16_bits(image, data):
+        is_deep_png = kind == "PNG" and data[24] == _DEEP
+        if is_deep or is_deep_png or (kind == "TIFF" and _count_bits(image) > 8):  # noqa: PLR2004
             _require_upper_bits(opaque)
         pixels = to_rgb(opaque, profile, request.icc)
     return Raster(pixels, pixels.shape[:2], orientation)
@@ -230,18 +231,10 @@ def _count_bits(image: Image.Image) -> int:
     return max(int(highest).bit_length() or int(bits) or _DEEP, 8)
 
 
-def _has_16_bits(image: Image.Image, data: bytes) -> bool:
-    """Return whether colours have 16 bits in the file, of which Pillow returns the upper eight."""
-    if isinstance(image, PngImageFile):
-        return data[24] == _DEEP
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS_PER_SAMPLE, [0])[0] == _DEEP
-
-
 def _require_upper_bits(image: Image.Image) -> None:
-    """Refuse an image whose upper four bits are not in use: it would be almost black."""
+    """Refuse 16-bit values whose upper four bits are not in use: they would be almost black."""
     extrema: Any = image.getextrema()
-    highest = int(np.max(extrema))
-    if 0 < highest < 1 << 4:
+    if 0 < int(np.max(extrema)) < 1 << 4:
         raise DecodeError(
             "its 16-bit values use at most 12 bits, so that it would be almost black: convert it "
             "to 8 bits, or state the highest value (tag 281, MaxSampleValue) of a grey TIFF"
