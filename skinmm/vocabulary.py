@@ -163,7 +163,7 @@ def parse_site(value: Any) -> str | None:
 
 
 def parse_diagnosis(value: Any) -> str | None:
-    """Return one of `CLASSES`, which include `unknown`, or None; an empty cell gives None."""
+    """Return the class in `CLASSES` that a text names; None if it is empty or not recognised."""
     return _DIAGNOSIS.get(_normalise(value))
 
 

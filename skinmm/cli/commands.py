@@ -215,7 +215,7 @@ def run_export(config: schemas.ExportConfig) -> int:
 
     for path in export(config):
         size = f"{path.stat().st_size / 1e6:.1f} MB"
-        print_line(f"model: {path} ({size}), equal to PyTorch on {config.rows} rows")
+        print_line(f"model: {path} ({size}), outputs match PyTorch on {config.rows} rows")
     return 0
 
 

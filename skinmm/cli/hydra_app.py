@@ -51,7 +51,7 @@ class JobError(Exception):
 
 
 class SweepOverview(Callback):
-    """Hydra callback, named in conf/config.yaml, that lists the runs of a grid after the last."""
+    """Hydra callback that lists the runs of a grid when all have ended (see conf/config.yaml)."""
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Print the runs of the sweep, and the command that compares them."""
@@ -117,7 +117,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
 
 
 def store_config(command: Command) -> None:
-    """Store the schema in Hydra, and the primary configuration unless it is a file in conf."""
+    """Register the schema and, for a command without a file in conf, a generated configuration."""
     store, schema = ConfigStore.instance(), command.schema
     store.store(name="schema", node=schema)
     if command.config_name == GENERATED:

@@ -103,7 +103,7 @@ class ExportConfig:
 
 @dataclass
 class ReportPicturesConfig:
-    """Content of a report."""
+    """Whether a report shows lesion images."""
 
     pictures: bool | None = setting(None, "show lesion images; null: as in the run's configuration")
 

@@ -169,7 +169,7 @@ class _RotateAndShift(v2.Transform):  # type: ignore[misc]
 
 
 def _crop(size: int, minimum: float) -> torch.nn.Module:
-    """Build an almost square crop of a minimum share of the area, resized to `size`."""
+    """Build a random, nearly square crop of at least `minimum` of the area, resized to `size`."""
     return v2.RandomResizedCrop(size, scale=(minimum, 1.0), ratio=(0.9, 1.1), antialias=True)
 
 

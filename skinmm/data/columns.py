@@ -182,8 +182,8 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
         first = ", ".join(repr(word) for word in words.iloc[:3])
         raise InputError(
             f"column '{column.name}' contains {cells.nunique()} different texts in {cells.count()} "
-            f"rows, e.g. {first}: a model needs few categories, or numbers, with no unit or one of "
-            f"{', '.join(dict.fromkeys(NUMBER_UNITS.values()))}"
+            f"rows, e.g. {first}: use a column with few categories, or with numbers (without unit, "
+            f"or in {', '.join(dict.fromkeys(NUMBER_UNITS.values()))})"
         )
     return cells.astype(object)
 

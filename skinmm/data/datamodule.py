@@ -260,7 +260,7 @@ class LesionData(FoldData):
         self._features = features
 
     def image_loader(self) -> DataLoader[Sample]:
-        """Return a loader of the images of `used_rows`, all on every rank; `row` counts them."""
+        """Return a loader of the images of `used_rows`; every rank loads all of them."""
         table, targets = self.cohort.iloc[self.used_rows], self.targets[self.used_rows]
         image_ids, paths = table["image_id"].tolist(), table["path"].tolist()
         dataset = LesionDataset(targets, image_ids, paths=paths, view=self._view)

@@ -59,7 +59,7 @@ class LesionFinder:
         """Load a checkpoint of `task=segmentation`; raise `CheckpointError` for any other file."""
         card, weights = load_card(path)
         if card.config.get("task") != "segmentation":
-            raise CheckpointError(f"{path}: this is a classifier; name one of task=segmentation")
+            raise CheckpointError(f"{path}: a classifier; use a checkpoint of task=segmentation")
         digest = sha256(path.read_bytes()).hexdigest()
         return cls({"config": card.config, "weights": weights, "digest": digest})
 

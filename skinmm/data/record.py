@@ -74,7 +74,7 @@ class _Column:
         return describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
-        """Return the slot of a value, in any spelling of true and false; -1 if it is unknown."""
+        """Return the one-hot index of a value, -1 if unknown; spellings of true are one value."""
         slot = self._slots.get(str(cell), -1)
         return slot if slot >= 0 else self._slots.get(parse_truth(cell), -1)
 

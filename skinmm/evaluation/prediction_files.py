@@ -127,8 +127,8 @@ class PredictionFile:
         if bad.any():
             allowed = "0, 1, benign, malignant" if classes == BINARY else ", ".join(classes)
             raise InputError(
-                f"{self.truth_path}: {self._name_row(bad)}: target {words[bad].iloc[0]!r} is none "
-                f"of {allowed}"
+                f"{self.truth_path}: {self._name_row(bad)}: target {words[bad].iloc[0]!r} is "
+                f"not one of {allowed}"
             )
         return indices.to_numpy(dtype=np.int64)
 
@@ -152,7 +152,9 @@ class PredictionFile:
         if not self._has_values("decision"):
             return None
         words = self.table["decision"].str.strip().str.lower()
-        reason = f"is none of {', '.join(DECISIONS)}; rename the column if it means something else"
+        reason = (
+            f"is not one of {', '.join(DECISIONS)}; rename the column if it means something else"
+        )
         self._require("decision", ~words.isin(DECISIONS), reason)
         return words.to_numpy(dtype=object)
 
@@ -191,7 +193,7 @@ class PredictionFile:
         indices = _find_classes(words, classes)
         if indices.isna().all():
             return None
-        reason = f"is none of {', '.join(classes)}; rename or drop the column"
+        reason = f"is not one of {', '.join(classes)}; rename or drop the column"
         self._require("called", indices.isna() & (words != ""), reason)
         most_probable = probabilities.argmax(axis=1)
         return np.where(indices.isna(), most_probable, indices).astype(np.int64)

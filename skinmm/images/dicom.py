@@ -234,7 +234,7 @@ def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
 
 
 def _to_eight_bits(values: Stored, dataset: Dataset) -> Pixels:
-    """Convert stored values to 8-bit grey or RGB, which uses the upper eight bits."""
+    """Convert stored values to 8-bit grey, or to RGB by keeping the upper eight bits."""
     from pydicom.pixels.processing import apply_color_lut
 
     bits = dataset.BitsStored

@@ -59,7 +59,7 @@ def find_folders(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def find_table(root: Path, name: str) -> Path:
-    """Return the path of a table under a root, as different archives unpack it.
+    """Return the path of a table under a root, in any of the layouts that archives produce.
 
     `NAME.csv` also means `NAME.tab` and `NAME`, in any letter case, in the root or in a folder
     `NAME` or `NAME.csv`. Without such a file the result is `root / name`.

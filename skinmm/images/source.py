@@ -155,7 +155,7 @@ def may_be_dicom(path: str) -> bool:
 
 
 def read_header_record(path: str, file: File) -> dict[str, Any]:
-    """Read `COLUMNS` from a DICOM header, in the words of the vocabulary; None where missing.
+    """Read `COLUMNS` from a DICOM header as canonical values, None if missing.
 
     Args:
         path: location of the image; a name without `.dcm` may be that of another format.

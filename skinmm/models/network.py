@@ -115,7 +115,7 @@ class Network(nn.Module):
         views: int = 1,
         has_image: HasImage | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
-        """Return log-probabilities and fused features in 32 bit, averaged over views of the image.
+        """Return the log of the mean probabilities over views, and the mean fused features.
 
         Args:
             image: square uint8 RGB, image features, or None.

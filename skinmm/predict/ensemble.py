@@ -248,7 +248,7 @@ def load_models(
     *,
     uncalibrated: bool = False,
 ) -> list[CalibratedModel]:
-    """Load the models of an ensemble, or the one of a checkpoint; exported ones where they exist.
+    """Load the model of a checkpoint or all models of an ensemble, exported ones where they exist.
 
     The exported models of `ensemble.ckpt` are `ensemble.0.onnx`, `ensemble.1.onnx` and so on. A
     checkpoint without a threshold, such as `last.ckpt`, is refused unless `uncalibrated`.

@@ -127,7 +127,7 @@ def _list_images(source: Path) -> pd.DataFrame:
 
 
 def _is_image(path: Path) -> bool:
-    """Check the suffix, also of pictures that cannot be decoded: each becomes an error row.
+    """Return whether a file has the suffix of an image, even of an unsupported format.
 
     DICOM files of archives often have none, so check their first bytes.
     """

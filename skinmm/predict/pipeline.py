@@ -162,7 +162,7 @@ def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
 def canonical_record(
     columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
 ) -> dict[str, np.ndarray]:
-    """Return a record in the words of the vocabulary, completed from a DICOM header."""
+    """Return a record with canonical values, completed from a DICOM header."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
     if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():

@@ -145,7 +145,7 @@ def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
 def _find_pairs(
     kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return the pairs of a kind; a patient or lesion in two parts gives one image of each part."""
+    """Return the image pairs of one kind of leak, for a shared patient one image of each part."""
     if f"{kind}_id" not in rows:
         return [(p["first"], p["second"]) for p in findings["pairs"] if p["kind"] == kind]
     used = rows[rows["part"].isin(PARTS)].dropna(subset=[f"{kind}_id"])

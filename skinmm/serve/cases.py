@@ -79,7 +79,7 @@ def check_patient(name: str) -> str:
 
 
 def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
-    """Return a stored case; refuse a number without one."""
+    """Return a stored case; refuse a number that no case has."""
     cases = store.find(user, number=min(number, MAX_NUMBER))
     if not cases:
         raise ProblemError(404, f"there is no case {number}")

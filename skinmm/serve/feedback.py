@@ -43,7 +43,7 @@ _SELECTED: Final = (
 
 
 def feedback(config: FeedbackConfig) -> Path:
-    """Write a page, its numbers, all cases and those with a confirmed diagnosis; return the page.
+    """Write the feedback page, its numbers as JSON and the cases as tables; return the page.
 
     Raises:
         InputError: no store, no case of the model, or an output exists.
@@ -97,7 +97,7 @@ def _load_cases(config: FeedbackConfig) -> tuple[str, dict[str, Any], pd.DataFra
     try:
         models = store.models()
         if not models:
-            raise InputError(f"store={name}: no model was served with this store yet")
+            raise InputError(f"store={name}: no model has been served with this store yet")
         model = [*models][-1]
         if config.checkpoint:
             files = find_checkpoints(config.checkpoint)

@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
     @property
     def prevalence(self) -> float:
-        """Share of malignant lesions for which the probability is calibrated."""
+        """Prevalence of malignancy that the calibrated probabilities assume."""
         shares = self.card["members"][0]["prior"]["deployed"]
         named = zip(self.card["classes"], shares, strict=True)
         return float(sum(share for name, share in named if name in self.card["positive"]))

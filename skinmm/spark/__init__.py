@@ -96,7 +96,7 @@ def predict_spark(config: PredictSparkConfig) -> int:
 def _predict_table(
     session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
 ) -> dict[str, int]:
-    """Predict and write the table; return the number of rows per decision, "" for errors."""
+    """Predict and write the table; return the row count of each decision, under "" for errors."""
     records = str(max(256, config.batch_size))
     session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", records)
     table = session.read.parquet(config.input)

@@ -168,7 +168,7 @@ def fit_training_detector(training: SplitOutputs) -> OODDetector | None:
 def fit_corrected_detector(
     training: SplitOutputs, stretches: Sequence[float | None]
 ) -> OODDetector | None:
-    """Fit the OOD score to training rows, with the limit of rows that are new to the network."""
+    """Fit the OOD detector to training rows, and scale its limit to rows that are new to it."""
     detector = fit_training_detector(training)
     measured = [stretch for stretch in stretches if stretch is not None]
     if detector is None or not measured:

@@ -22,7 +22,7 @@ from skinmm.training.trainer import set_threads
 def load_features(
     config: Config, data: LesionData, network: Network, trainer: pl.Trainer, run: RunFolder
 ) -> None:
-    """Replace the images of the data by cached features, if these are equal in every epoch."""
+    """Replace the images with cached features if the features are the same in every epoch."""
     if network.image is None or not has_constant_features(config):
         return
     folder = Path(config.model.cache or run.root.path / "features")

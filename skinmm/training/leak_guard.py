@@ -104,8 +104,8 @@ def require_usable_split(data: LesionData, run: RunFolder) -> None:
             )
     if run.parent and (data.cohort.loc[data.rows("test"), "fold"] < 0).all():
         raise InputError(
-            "data.fold=all pools the folds' test rows, but these data fix the test part; "
-            "choose one data.fold"
+            "data.fold=all needs another test part in each fold, but this dataset has a fixed one; "
+            "set data.fold to a number"
         )
 
 

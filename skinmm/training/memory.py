@@ -67,7 +67,7 @@ def require_memory(
 
 
 def count_stored_bytes(network: nn.Module, inputs: Sequence[Tensor | None]) -> int:
-    """Return the bytes that autograd stores for the backward pass of one row, in 32 bit.
+    """Return the bytes that autograd stores for the backward pass of one 32-bit row.
 
     Args:
         network: network, of which nothing is changed.

@@ -224,7 +224,7 @@ class Classifier(BaseModule):
             image.freeze(self.current_epoch < head_epochs)
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """Return the loss of a batch, in 32 bit whatever the network's precision is."""
+        """Return the loss of a batch in 32-bit precision, regardless of the network's precision."""
         mixed, partners, share = self._mix(batch)
         logits = self(mixed).float()
         loss: Tensor = self.loss(logits, batch["target"])

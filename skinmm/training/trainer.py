@@ -188,7 +188,7 @@ def _build_callbacks(config: Config, folder: Path, *, validates: bool) -> list[C
 
 
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
-    """Return the numbers of processes per machine and of machines, as set or from torchrun."""
+    """Return the processes per machine and the number of machines, also under torchrun."""
     machines = 1
     if is_torchrun():
         local = int(os.environ["LOCAL_WORLD_SIZE"])

@@ -143,7 +143,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "all folds of a fixed test part": (
         lambda _: ["data.fold=all", "+data.args.test_fraction=0.2", "fusion=tabular_only"],
-        "these data fix the test part",
+        "this dataset has a fixed one",
     ),
     "no GPU": (lambda _: ["trainer.accelerator=gpu"], "no GPU is available here; use trainer=cpu"),
 }

@@ -89,7 +89,7 @@ def test_unclear_classes_ask_for_positive(tmp_path: Path) -> None:
     fill(tmp_path, melanoma=1, other=1)
     asked = (
         r"cannot determine whether 'other' is malignant: "
-        r"set data.positive=\[...\] from melanoma, other"
+        r"set data.positive=\[...\] to some of melanoma, other"
     )
     with pytest.raises(InputError, match=asked):
         load("image_folder", tmp_path)

@@ -51,7 +51,7 @@ FORMATS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class CohortTable:
-    """Rows of a cohort, and facts for error messages.
+    """Rows of a cohort, with the context that error messages need.
 
     Attributes:
         rows: canonical rows.

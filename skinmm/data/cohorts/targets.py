@@ -66,9 +66,9 @@ def select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ...
     malignant = (*MALIGNANT, BINARY[1])
     chosen = tuple(name for name in classes if (diagnoses[name] or name.lower()) in malignant)
     if unclear or not chosen:
-        which = f"'{unclear[0]}' is" if unclear else "one of them is"
+        question = f"whether '{unclear[0]}' is" if unclear else "which classes are"
         raise InputError(
-            f"cannot determine whether {which} malignant: set data.positive=[...] from {available}"
+            f"cannot determine {question} malignant: set data.positive=[...] to some of {available}"
         )
     return chosen
 

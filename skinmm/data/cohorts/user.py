@@ -133,7 +133,7 @@ def _rename(
 def _describe_mapping(
     table: pd.DataFrame, rows: pd.DataFrame, columns: Mapping[str, str], further: Sequence[str]
 ) -> tuple[str, ...]:
-    """Describe which columns of the table are read as which, if any has another name."""
+    """Describe which column is read as which canonical one; empty if all names are canonical."""
     others = [name for name in table.columns if name not in columns.values()]
     known = {canonical: name for name, canonical in match_columns(others, further).items()}
     mapping = {key: name for key, name in {**known, **columns}.items() if key in rows}

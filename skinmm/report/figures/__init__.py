@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return colour and dash of a line; the dash changes after every pass of the palette."""
+    """Return colour and dash of a line; the dash changes after each pass through the palette."""
     turn, color = divmod(index, len(PALETTE))
     return {"color": PALETTE[color], "linestyle": ("-", "--", ":", "-.")[turn % 4]}
 

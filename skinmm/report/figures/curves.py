@@ -60,7 +60,7 @@ def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = 10)
 
 
 def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
-    """Return the net benefit of the model, of treating all lesions as malignant, and of none.
+    """Return the net benefit of the model, of flagging every lesion, and of flagging none.
 
     The thresholds end where a decision is no longer in question: at three times the share of
     malignant lesions, between 0.1 and 0.8 (Vickers and Elkin 2006, doi:10.1177/0272989X06295361).
