@@ -197,7 +197,9 @@ def find_difference(training: Row, prediction: Row | None = None) -> str:
     """Return what two readings of a row have different; empty for a refused row."""
     if prediction is None or None in (training["image"], prediction["image"]):
         return ""
-    different = (key for key in training if training[key] != prediction[key])
+    # Training derives targets from diagnoses where the table has none; prediction copies them.
+    keys = [key for key in training if key != "target" or prediction[key] is not None]
+    different = (key for key in keys if training[key] != prediction[key])
     return next((f"{k}: {training[k]} in training, {prediction[k]}" for k in different), "")
 
 
