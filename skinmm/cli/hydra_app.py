@@ -11,7 +11,7 @@ from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -50,16 +50,17 @@ class JobError(Exception):
     """Failure of a job in another process, which printed the reason; carries its exit status."""
 
 
-class SweepOverview(Callback):
-    """Hydra callback that lists the runs of a grid when all have ended (see conf/config.yaml)."""
+class SweepFolders(Callback):
+    """Hydra callback that collects the folders of grids, which Hydra does not return."""
 
-    def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Print the runs of the sweep, and the command that compares them."""
-        folder = Path(config.hydra.sweep.dir)
-        if folder.is_dir() and any(folder.iterdir()):
-            print_line("")
-            print_runs(folder)
+    started: ClassVar[list[Path]] = []
 
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Store the folder of the grid."""
+        self.started.append(Path(config.hydra.sweep.dir))
+
+
+_CALLBACK: Final = f"+hydra.callbacks.folders._target_={__name__}.{SweepFolders.__name__}"
 
 Job = Callable[[Any, Path], int]
 """Function of the typed configuration and the folder that Hydra made; returns the exit status."""
@@ -102,10 +103,12 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         try:
             task()
         except JobError as error:
-            return int(error.args[0])
+            statuses.append(int(error.args[0]))
+        _print_overviews()
         return max(statuses)
 
-    sys.argv = [original_argv[0], *(quote_path(item, schema) for item in argv)]
+    quoted = (quote_path(item, schema) for item in argv)
+    sys.argv = [original_argv[0], *quoted, _CALLBACK]
     try:
         # With the full error Hydra raises, instead of printing several lines and exiting with 1.
         with changed_environment(**{FULL_ERROR: "1"}):
@@ -114,6 +117,15 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         sys.argv = original_argv
         logger.handlers[:] = handlers  # a sweep adds one that writes to the present stdout
         logger.setLevel(level)
+
+
+def _print_overviews() -> None:
+    """List the runs of the grids that were started, and name the command that compares them."""
+    while SweepFolders.started:
+        folder = SweepFolders.started.pop()
+        if any(folder.glob("*/config.yaml")):
+            print_line("")
+            print_runs(folder)
 
 
 def store_config(command: Command) -> None:
