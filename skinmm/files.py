@@ -1,7 +1,6 @@
 """Files: the reader of tables, the suffixes of images, and atomic writes."""
 
 import csv
-import glob
 import gzip
 import os
 import re
@@ -279,33 +278,3 @@ def remove_partials(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder and its subfolders."""
     for partial in folder.rglob("*.part"):
         partial.unlink(missing_ok=True)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint of a run folder; return any other path unchanged.
-
-    The checkpoint is `final.ckpt` or `ensemble.ckpt`, which runs of all folds have, or `best.ckpt`.
-    """
-    if not path.is_dir():
-        return path
-    names = ("final.ckpt", "ensemble.ckpt", "best.ckpt")
-    files = (folder / name for folder in (path / "checkpoints", path) for name in names)
-    if file := next(filter(Path.is_file, files), None):
-        return file
-    raise InputError(
-        f"checkpoint={path}: a folder without checkpoints/best.ckpt; give a run folder or a file"
-    )
-
-
-def find_checkpoints(setting: Any) -> list[Path]:
-    """Return the files of a run folder, file, pattern, or list of these, without repeats."""
-    files: dict[Path, None] = {}
-    for name in map(str, [setting] if isinstance(setting, str) else setting or []):
-        # A file of exactly that name precedes a match of its brackets.
-        paths = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
-        if not paths:
-            raise InputError(
-                f"checkpoint={name}: no such file, and no file matches it as a pattern"
-            )
-        files.update(dict.fromkeys(map(find_checkpoint, map(Path, paths))))
-    return list(files)

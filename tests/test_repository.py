@@ -151,19 +151,20 @@ def test_signatures_are_checked_even_of_what_is_imported_late() -> None:
         decode("text, not bytes")  # type: ignore[arg-type]
 
 
-def test_the_embedded_cohort_is_the_only_data() -> None:
+def test_the_embedded_cohort_and_the_included_model_are_the_only_data() -> None:
     data = {".jpg", ".jpeg", ".png", ".dcm", ".tfrec", ".csv", ".ckpt", ".safetensors", ".npz"}
     elsewhere = [
         path
         for path in tracked()
         if path.suffix in data
-        and not path.is_relative_to("skinmm/demo")
+        and path.parts[:2] not in (("skinmm", "demo"), ("skinmm", "zoo"))
         and not path.is_relative_to("benchmarks/results")
         and path.parent != Path("skinmm/report/templates")  # checklists, not data
         and path.parent != Path("docs")  # screenshots
     ]
     assert elsewhere == []
     assert sum((ROOT / path).stat().st_size for path in tracked() if path.suffix == ".jpg") < 6e6
+    assert (ROOT / "skinmm" / "zoo" / "cc0.safetensors").stat().st_size < 1e7
 
 
 @pytest.fixture(scope="module")

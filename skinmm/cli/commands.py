@@ -53,7 +53,7 @@ class Command:
 
 def run_predict(config: PredictConfig) -> int:
     """Predict a table; write masks if the checkpoint is a segmentation network."""
-    from skinmm.files import find_checkpoints
+    from skinmm.config.checkpoints import find_checkpoints
     from skinmm.models.checkpoint import read_task
     from skinmm.predict.job import predict_file
 

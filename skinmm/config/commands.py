@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from skinmm.config.checkpoints import INCLUDED
 from skinmm.config.schema import DataConfig
 from skinmm.config.setting import fraction, literal_path, output_path, section, setting
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
+CHECKPOINTS: Final = "run folder, file, pattern, or list (ensemble); zoo:cc0: the included model"
 MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
 UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is then refer"
 
@@ -15,9 +17,7 @@ UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is
 class InferenceConfig:
     """Model and device of a prediction."""
 
-    checkpoint: Any = literal_path(
-        None, "run folder, file, pattern, or list (ensemble)", example=CHECKPOINT
-    )
+    checkpoint: Any = literal_path(None, CHECKPOINTS, example=CHECKPOINT)
     backend: str = setting(
         "auto", "library; auto: onnx after `skinmm export`", choices=("auto", "torch", "onnx")
     )
@@ -47,6 +47,7 @@ class BatchInferenceConfig(InferenceConfig):
 class PredictConfig(BatchInferenceConfig):
     """Predict a table of patients or a folder of images."""
 
+    checkpoint: Any = literal_path(INCLUDED, CHECKPOINTS, usage=CHECKPOINT)
     input: str = literal_path(
         "", "CSV, Parquet or image folder; path or URL", example="patients.csv", decides_rows=True
     )
@@ -219,6 +220,7 @@ class PackSparkConfig(PackingConfig):
 class ServeConfig(InferenceConfig):
     """Serve a web page and a REST API for one patient at a time (research use only)."""
 
+    checkpoint: Any = literal_path(INCLUDED, CHECKPOINTS, usage=CHECKPOINT)
     host: str = setting("127.0.0.1", "address to listen on; a public one needs keys", usage="IP")
     port: int = setting(8000, "port to listen on", low=1, high=65535)
     keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")

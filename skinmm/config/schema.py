@@ -61,7 +61,7 @@ class ModelConfig:
 
     name: str = setting("efficientnet_b3", "name of a timm model, or simple_cnn")
     pretrained: bool | str = literal_path(
-        "auto", "auto, true, false, a weights file or a run's checkpoint"
+        "auto", "auto, true, false, a weights file, a run's checkpoint, or zoo:cc0"
     )
     freeze: bool = setting(False, "freeze the image network and train the head only", task=CLASSIFY)
     image_size: int = setting(300, "side of the square input in pixels", low=16, high=4096)

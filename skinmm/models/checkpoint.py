@@ -1,9 +1,11 @@
 """The format of checkpoints: the network's weights and a `Card` of plain data.
 
 A checkpoint is the dictionary that Lightning saves, with the card under the key `skinmm`. It is
-always loaded with `weights_only=True`, which executes no code.
+always loaded with `weights_only=True`, which executes no code. `save_compact` writes the same
+content as a safetensors file with weights of 16 bits, such as the models of the package.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from skinmm.errors import InputError
@@ -21,6 +25,8 @@ KEY: Final = "skinmm"
 MEMBERS: Final = "members"
 """Key of an ensemble: the checkpoints of its models, each with a card and weights."""
 PREFIX: Final = "network."  # attribute of the LightningModule
+COMPACT: Final = ".safetensors"
+WEIGHTS: Final = "state_dict."  # prefix of the weights in such a file
 
 
 class CheckpointError(InputError):
@@ -133,6 +139,8 @@ def is_calibrated(path: Path) -> bool:
 def _peek(path: Path) -> dict[str, Any] | None:
     """Return the card of a checkpoint as stored, without reading tensors; None for other files."""
     try:
+        if path.suffix == COMPACT:
+            return _read_compact(path, with_weights=False).get(KEY)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch raises various errors for other and damaged files
         return None
@@ -176,6 +184,57 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
         torch.save(content, file)
 
 
+def save_compact(source: Path, target: Path, **changes: Any) -> None:
+    """Write a checkpoint of one network as a safetensors file, which loads like the checkpoint.
+
+    Matrices have 16 bits. Vectors have 32, as variances may be too small for 16. The header
+    contains the card as JSON, without its tensors, which are tensors of the file. `changes` are new
+    values of attributes of the card.
+    """
+    content, card = _load(source)
+    tensors = {f"{WEIGHTS}{name}": to_16_bits(v) for name, v in content["state_dict"].items()}
+
+    def extract(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value.contiguous()
+            return {KEY: name}
+        if isinstance(value, dict):
+            return {key: extract(item, f"{name}.{key}") for key, item in value.items()}
+        return value
+
+    header = json.dumps(extract(asdict(replace(card, **changes)), "card"))
+    with atomic_write(target) as partial:
+        save_file(tensors, partial, {KEY: header})
+
+
+def to_16_bits(value: Tensor) -> Tensor:
+    """Return a matrix of floating-point numbers with 16 bits, any other tensor as it is."""
+    is_matrix = value.is_floating_point() and value.ndim > 1
+    return (value.half() if is_matrix else value).contiguous()
+
+
+def _read_compact(path: Path, *, with_weights: bool = True) -> dict[str, Any]:
+    """Read what `save_compact` wrote, weights as 32 bits; other safetensors files have no card."""
+    with safe_open(path, framework="pt") as file:
+
+        def restore(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            if [*value] == [KEY]:
+                return file.get_tensor(value[KEY])
+            return {key: restore(item) for key, item in value.items()}
+
+        header = (file.metadata() or {}).get(KEY)
+        content = {KEY: restore(json.loads(header))} if header else {}
+        if with_weights:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content["state_dict"] = {
+                name: value.float() if value.dtype is torch.float16 else value
+                for name, value in strip_prefix(tensors, WEIGHTS).items()
+            }
+    return content
+
+
 def _load(path: Path) -> tuple[dict[str, Any], Card]:
     """Return the whole content of a checkpoint, and its card."""
     content = _read(path)
@@ -214,6 +273,8 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        if path.suffix == COMPACT:
+            return _read_compact(path)
         with ZipFile(path) as archive:
             damaged = archive.testzip()  # torch writes checksums and never compares them
             if damaged is not None:

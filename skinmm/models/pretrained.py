@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from skinmm.config.checkpoints import locate_included
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card, strip_prefix
 
@@ -41,7 +42,7 @@ def find_weights(
     Args:
         name: timm's name of the network.
         hub_id: its repository on the model hub, if it has one.
-        setting: `model.pretrained`: auto, true or false in any case, or the path of a file.
+        setting: `model.pretrained`: auto, true or false in any case, a path, or zoo:NAME.
         create: creates the network without weights; an installed package is matched against it.
 
     Returns:
@@ -54,7 +55,7 @@ def find_weights(
     if text == "false":
         return Weights("from scratch (model.pretrained=false)")
     if text not in ("auto", "true"):
-        return _from_file(Path(str(setting)))
+        return _from_file(locate_included(str(setting)))
     try:
         return _from_package(name, create) or _from_hub(hub_id)
     except LookupError as error:
@@ -69,8 +70,8 @@ def find_weights(
 def _from_file(path: Path) -> Weights:
     if not path.is_file():
         raise InputError(
-            f"model.pretrained={path}: no such file; choose auto, true, false, a weights file or a "
-            "run's best.ckpt"
+            f"model.pretrained={path}: no such file; choose auto, true, false, zoo:cc0, a weights "
+            "file or a run's best.ckpt"
         )
     if is_checkpoint(path):  # of a classifier with an image network, whatever its fusion
         card, tensors = load_card(path)

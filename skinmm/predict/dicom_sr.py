@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from skinmm import __version__
+from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
-from skinmm.files import find_checkpoints
 from skinmm.images.source import Source
 from skinmm.predict.explain import NOTICE, Case, CasePredictor
 from skinmm.predict.inputs import ImageFolder, read_input

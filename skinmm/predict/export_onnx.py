@@ -30,11 +30,12 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from skinmm import __version__
+from skinmm.config.checkpoints import find_checkpoint
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
-from skinmm.files import atomic_write, find_checkpoint
+from skinmm.files import atomic_write
 from skinmm.predict import backends
 from skinmm.predict.backends import (
     HasImage,

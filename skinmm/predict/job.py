@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
+from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.files import find_checkpoints
 from skinmm.images.finder import describe_folders
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
 from skinmm.predict.inputs import (
@@ -48,6 +48,7 @@ def predict_file(config: PredictConfig) -> int:
     input_state = fingerprint(config.input)
     check_paths(config)
     checkpoints = find_checkpoints(config.checkpoint)
+    announce_included(checkpoints)
     images = ImageFolder(find_image_folder(config))
     predictor = Predictor.from_checkpoints(
         checkpoints,

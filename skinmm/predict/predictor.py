@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Shaped
 
+from skinmm.config.checkpoints import find_checkpoint
 from skinmm.errors import InputError, warn
 from skinmm.evaluation.conformal import sets_agree
 from skinmm.evaluation.predictions import BINARY, REFER, format_sets
@@ -21,7 +22,6 @@ from skinmm.evaluation.thresholds import (
     decision_priors,
     predict_classes,
 )
-from skinmm.files import find_checkpoint
 from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import FeedbackConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
-from skinmm.files import find_checkpoints
 from skinmm.report.blocks import (
     Block,
     Note,

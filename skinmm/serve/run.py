@@ -51,14 +51,16 @@ def serve(config: ServeConfig) -> int:
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:
     """Return the API, and the page if `page=true`."""
-    from skinmm.files import find_checkpoints
+    from skinmm.config.checkpoints import announce_included, find_checkpoints
     from skinmm.predict.explain import CasePredictor
     from skinmm.serve.app import RequestQueue, create_app
     from skinmm.serve.cases import CaseRecorder
     from skinmm.serve.store import Store, StoreError, hide_password
 
+    checkpoints = find_checkpoints(config.checkpoint)
+    announce_included(checkpoints)
     predictor = CasePredictor(
-        find_checkpoints(config.checkpoint),
+        checkpoints,
         config.accelerator,
         referral=config.referral,
         backend=config.backend,

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import PredictSparkConfig
 from skinmm.data.pack import pack
 from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard, write_shard
 from skinmm.errors import InputError, one_line
-from skinmm.files import find_checkpoints
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
 from skinmm.predict.inputs import ImageFolder

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm.config import Config, ModelConfig, read_config
+from skinmm.config.checkpoints import ZOO, locate_included
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesion_finder import LesionFinder
@@ -34,9 +35,12 @@ def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
 def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]:
     """Describe overlaps of evaluated rows with the training rows of `model.pretrained`."""
     cohorts: list[pd.DataFrame] = []
-    path = Path(str(model.pretrained))
+    path = locate_included(str(model.pretrained))
     # A run may itself have started from a run; a checkpoint deleted since then still counts.
     while is_checkpoint(path) or (cohorts and path.suffix == ".ckpt"):
+        if path.parent == ZOO:
+            cohorts.append(pd.read_csv(path.with_suffix(".csv"), dtype=str))
+            break
         run = path.resolve().parents[1]
         if path.name == "final.ckpt":
             run /= "final"
@@ -44,7 +48,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
         if missing := next((file for file in files if not file.is_file()), None):
             return [f"the training rows of {path} are unknown: {missing} is missing"]
         cohorts.append(pd.read_csv(files[0], dtype=str))
-        path = Path(str(read_config(files[1]).model.pretrained))
+        path = locate_included(str(read_config(files[1]).model.pretrained))
     if not cohorts:
         return []
     trained = pd.concat(cohorts, ignore_index=True)

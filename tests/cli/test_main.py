@@ -156,10 +156,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["input=a.csv"],
-            "checkpoint is missing; for example checkpoint=RUN/checkpoints/best.ckpt",
-        ),
+        (["checkpoint=zoo:no", "input=a"], "zoo:no: no such included model; choose from zoo:cc0"),
         (["checkpoint=a.ckpt"], "input is missing; for example input=patients.csv"),
         (["checkpont=a.ckpt"], "unknown key 'checkpont'; did you mean checkpoint?"),
         (["checkpoint=a", "input=b", "threshold=2"], "threshold=2.0: must be between 0 and 1"),

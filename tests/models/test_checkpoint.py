@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 from skinmm.models.checkpoint import (
@@ -19,8 +20,12 @@ from skinmm.models.checkpoint import (
     Card,
     CheckpointError,
     average_checkpoints,
+    is_calibrated,
+    is_checkpoint,
     load_card,
+    read_task,
     save_checkpoint,
+    save_compact,
     update_card,
 )
 
@@ -179,3 +184,41 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(path: Path) -> N
         save_checkpoint({**content(), "callbacks": lambda: None}, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_compact_file_reads_like_the_checkpoint(path: Path, tmp_path: Path) -> None:
+    background = {"image": torch.randn(4, 3).bfloat16(), "record": torch.randn(4, 2)}
+    whole = content(replace(CARD, background=background, threshold={"value": 0.1}))
+    matrix, small = torch.randn(9, 7), torch.tensor([1e-9, 3e5])  # beyond 16 bits
+    whole["state_dict"] |= {
+        f"{PREFIX}a": matrix,
+        f"{PREFIX}b": small,
+        f"{PREFIX}n": torch.tensor(7),
+    }
+    save_checkpoint(whole, path)
+    compact = tmp_path / "model.safetensors"
+    save_compact(path, compact, initialisation="elsewhere")
+    card, weights = load_card(compact)
+    assert replace(card, background={}) == replace(
+        CARD, threshold={"value": 0.1}, initialisation="elsewhere"
+    )
+    assert all(torch.equal(card.background[name], background[name]) for name in background)
+    assert {*weights} == {*WEIGHTS, "a", "b", "n"}
+    assert torch.equal(weights["a"], matrix.half().float())
+    assert torch.equal(weights["b"], small)
+    assert torch.equal(weights["n"], torch.tensor(7))
+    assert is_checkpoint(compact)
+    assert is_calibrated(compact)
+    assert read_task(compact) == "classification"
+
+
+def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(3)}, file)
+    assert not is_checkpoint(file)
+    with pytest.raises(CheckpointError, match="not a skinmm checkpoint"):
+        load_card(file)
+    file.write_bytes(file.read_bytes()[:20])
+    assert not is_checkpoint(file)
+    with pytest.raises(CheckpointError, match="not a checkpoint, or damaged"):
+        load_card(file)

@@ -17,11 +17,11 @@ from PIL import Image
 from quick_runs import best, cohort_of, predictions_of, quick_train
 
 import skinmm
+from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import PackConfig
 from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
-from skinmm.files import find_checkpoints
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.predict.pipeline import MIN_SIDE

@@ -1,0 +1,68 @@
+"""Files of the setting `checkpoint`: from paths, run folders, patterns and included models."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from skinmm.errors import InputError, print_line
+
+ZOO: Final = Path(__file__).parents[1] / "zoo"
+"""Models that come with the package: NAME.safetensors, NAME.md with its figures, and NAME.csv with
+the rows that it was trained and evaluated on."""
+PREFIX: Final = "zoo:"
+INCLUDED: Final = "zoo:cc0"
+"""The included model that predicts if no checkpoint is given: melanoma against the rest."""
+
+
+def locate_included(name: str | Path) -> Path:
+    """Return the file of `zoo:NAME`, and any other path as it is."""
+    if not str(name).startswith(PREFIX):
+        return Path(name)
+    path = ZOO / f"{str(name).removeprefix(PREFIX)}.safetensors"
+    if not path.is_file():
+        names = sorted(f"{PREFIX}{file.stem}" for file in ZOO.glob("*.safetensors"))
+        raise InputError(f"{name}: no such included model; choose from {', '.join(names)}")
+    return path
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return a file as it is, of a run folder its checkpoint, and the file of `zoo:NAME`.
+
+    The checkpoint is `final.ckpt` or `ensemble.ckpt`, which runs of all folds have, or `best.ckpt`.
+    """
+    path = locate_included(path)
+    if not path.is_dir():
+        return path
+    names = ("final.ckpt", "ensemble.ckpt", "best.ckpt")
+    files = (folder / name for folder in (path / "checkpoints", path) for name in names)
+    if file := next(filter(Path.is_file, files), None):
+        return file
+    raise InputError(
+        f"checkpoint={path}: a folder without checkpoints/best.ckpt; give a run folder or a file"
+    )
+
+
+def find_checkpoints(setting: Any) -> list[Path]:
+    """Return the files of a run folder, file, pattern, `zoo:NAME`, or list of these, once each."""
+    files: dict[Path, None] = {}
+    for name in map(str, [setting] if isinstance(setting, str) else setting or []):
+        # A file of exactly that name precedes a match of its brackets.
+        is_name = Path(name).exists() or name.startswith(PREFIX)
+        paths = [name] if is_name else sorted(glob.glob(name))  # noqa: PTH207
+        if not paths:
+            raise InputError(
+                f"checkpoint={name}: no such file, and no file matches it as a pattern"
+            )
+        files.update(dict.fromkeys(map(find_checkpoint, map(Path, paths))))
+    return list(files)
+
+
+def announce_included(checkpoints: Iterable[Path]) -> None:
+    """Print a line about each included model, so that nobody takes it for a model of their own."""
+    for path in checkpoints:
+        if path.parent == ZOO:
+            print_line(
+                f"model: {PREFIX}{path.stem}, which comes with skinmm for trying and comparing; "
+                f"its figures: {path.with_suffix('.md')}; your own model: checkpoint=PATH"
+            )
