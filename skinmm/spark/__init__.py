@@ -136,9 +136,9 @@ def _send_files(context: Any, paths: Sequence[Path], folder: Path) -> list[str]:
     names = [f"{number}_model" for number in range(len(paths))]
     for path, name in zip(paths, names, strict=True):
         for file in (path, *path.parent.glob(f"{escape(path.stem)}*.onnx")):
-            suffix = ".ckpt" if file == path else file.name.removeprefix(path.stem)
+            suffix = file.name.removeprefix(path.stem)
             context.addFile(str(copyfile(file, folder / f"{name}{suffix}")))
-    return [f"{name}.ckpt" for name in names]
+    return [f"{name}{path.suffix}" for name, path in zip(names, paths, strict=True)]
 
 
 def _build_task(

@@ -106,6 +106,14 @@ def is_finished(config: Config, path: Path) -> bool:
     return has_folds or not has_more
 
 
+def _train_or_remove_final(run: RunFolder) -> dict[str, Any] | None:
+    """Train the final network, or remove that of an earlier start, which would still predict."""
+    if run.config.final:
+        return train_final(run)
+    run.final_checkpoint.unlink(missing_ok=True)
+    return None
+
+
 def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     """Train every fold that a resumed run has not finished, and evaluate the pooled test rows.
 
@@ -120,7 +128,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     for fold in folds:
         if not (run.is_resumed and fold.is_finished):
             train_fold(fold.config, fold)
-    final = train_final(run) if run.config.final else None
+    final = _train_or_remove_final(run)
     if not is_leader():
         return {}
     metrics = [read_metrics(fold.path) for fold in folds]

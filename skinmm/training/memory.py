@@ -18,8 +18,9 @@ from torch.func import functional_call
 from skinmm.config import Config
 from skinmm.errors import InputError, warn
 
+_LEAST: Final = 0.91
 _MOST: Final = 1.35
-"""Highest ratio of a measured peak to its estimate."""
+"""Lowest and highest ratio of a measured peak to its estimate."""
 _MOST_OF_A_PIXEL: Final = 1 << 16
 """Bytes for each pixel of a row, which no network of timm exceeds."""
 _ROWS: Final = 2  # batch normalisation needs two
@@ -61,7 +62,7 @@ def require_memory(
         f"{needed / _GB:.1f} GB of memory for trainer.batch_size={rows}, and {free / _GB:.1f} GB "
         f"are free; {advice}"
     )
-    if needed > free:
+    if needed * _LEAST > free:
         raise InputError(f"training {config.model.name} at {side} px needs about {problem}")
     warn(f"training {config.model.name} at {side} px may not fit: it needs about {problem}")
 
@@ -118,11 +119,13 @@ def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
         if controllers not in ("", "memory"):
             continue
         root = cgroups / controllers
-        usage, limit, cache = (
-            ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
+        usage, limit, prefix = (
+            ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_")
             if controllers
-            else ("memory.current", "memory.max", "inactive_file")
+            else ("memory.current", "memory.max", "")
         )
+        # The kernel frees cached files when memory is short, also those read recently.
+        cached = (f"{prefix}inactive_file", f"{prefix}active_file", "slab_reclaimable")
         parts = Path(path.strip("/")).parts
         # In a container the path may be that outside: the root then has the container's limit.
         for folder in (root.joinpath(*parts[:count]) for count in range(len(parts) + 1)):
@@ -130,7 +133,8 @@ def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
                 statistics = dict(
                     pair.split() for pair in (folder / "memory.stat").read_text().splitlines()
                 )
-                used = int((folder / usage).read_text()) - int(statistics.get(cache, 0))
+                used = int((folder / usage).read_text())
+                used -= sum(int(statistics.get(name, 0)) for name in cached)
                 yield int((folder / limit).read_text()) - used
             except (OSError, ValueError):  # no such group, or no limit ("max")
                 continue

@@ -91,7 +91,7 @@ def test_free_memory_is_what_the_machine_has_available(tmp_path: Path) -> None:
 
 def test_free_memory_is_what_the_control_groups_leave(tmp_path: Path) -> None:
     groups = tmp_path / "groups"
-    stat = "anon 5\ninactive_file 200000000"
+    stat = "anon 5\ninactive_file 50000000\nactive_file 100000000\nslab_reclaimable 50000000"
     write(groups / "a" / "b", memory_max="max", memory_current=0, memory_stat=stat)
     assert free(tmp_path, "0::/a/b") == 10_000_000 * 1024
     write(groups / "a", memory_max=4 * GB, memory_current=GB, memory_stat=stat)
@@ -103,7 +103,7 @@ def test_free_memory_is_what_the_control_groups_leave(tmp_path: Path) -> None:
 
 def test_free_memory_is_what_older_control_groups_leave(tmp_path: Path) -> None:
     job = tmp_path / "groups" / "memory" / "job"
-    stat = "inactive_file 7\ntotal_inactive_file 500000000"
+    stat = "inactive_file 7\ntotal_inactive_file 300000000\ntotal_active_file 200000000"
     write(job, memory_limit_in_bytes=2 * GB, memory_usage_in_bytes=GB, memory_stat=stat)
     assert free(tmp_path, "9:cpu,cpuacct:/x\n4:memory:/job\n0::/") == 1.5 * GB
     write(job, memory_limit_in_bytes=2**63 - 4096)
