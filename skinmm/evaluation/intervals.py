@@ -62,6 +62,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
         (-math.inf, math.inf),
     ),
     "set_size": (0, math.inf),
+    "number_needed_to_treat": (1, math.inf),
 }
 """Range of each metric; that of all others is 0 to 1."""
 
@@ -284,3 +285,16 @@ def combine_intervals(entry: Entry, parts: Sequence[tuple[float, Entry]]) -> Ent
             distances.append(weight * (limit - value))
         ends[end] = (total or 0.0) + sign * math.hypot(*distances)
     return {**entry, **ends}
+
+
+def allow_misses(
+    metrics: Mapping[str, Entry], sensitivity: Entry, prevalence: float
+) -> dict[str, Entry]:
+    """Return net benefits and number needed to treat, wider where no resample misses a lesion."""
+    if sensitivity["value"] != 1 or not (lowest := sensitivity["low"]):
+        return {}
+    parts = dict.fromkeys(("net_benefit", "net_benefit_gain"), (prevalence, sensitivity))
+    if value := metrics.get(name := "number_needed_to_treat", {}).get("value"):
+        # It is 1 + false alarms / found.
+        parts[name] = 1.0, {"value": value, "low": value, "high": 1 + (value - 1) / lowest}
+    return {k: combine_intervals(metrics[k], [(1.0, metrics[k]), parts[k]]) for k in parts}

@@ -16,6 +16,7 @@ from skinmm.evaluation.intervals import (
     Entry,
     Shape,
     Statistic,
+    allow_misses,
     bootstrap,
     combine_intervals,
     estimate_shapes,
@@ -136,11 +137,8 @@ def _metrics(
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
     metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
-    if metrics["sensitivity"]["value"] == 1:  # no resample misses a lesion
-        missed = float(predictions.malignant.mean()), metrics["sensitivity"]
-        for name in ("net_benefit", "net_benefit_gain"):
-            metrics[name] = combine_intervals(metrics[name], [(1.0, metrics[name]), missed])
-    return metrics
+    share = float(predictions.malignant.mean())
+    return metrics | allow_misses(metrics, metrics["sensitivity"], share)
 
 
 def _estimate(
@@ -202,6 +200,9 @@ def evaluate_clinic(
         bound = bound_extreme({"value": 0}, confidence, len(np.unique(codes[rows])))["high"]
         low = correct / (correct + weight * float(bound or 1))
         metrics[name] = {**entry, "low": low, "high": 1.0}
+    found: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
+    sensitivity = bound_extreme(found, confidence, len(np.unique(codes[malignant])))
+    metrics |= allow_misses(metrics, sensitivity, prevalence)
     return {"prevalence": prevalence, "metrics": metrics}
 
 

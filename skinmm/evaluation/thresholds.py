@@ -247,18 +247,24 @@ def _control_risk(
     bounds = np.round((patients * rates + 1) / (patients + 1), 12)  # 0.01 of 99 patients
     certified = max(target, float(bounds[0]))
     last = np.searchsorted(bounds, certified + 1e-12, side="right") - 1 if patients else 0
-    return RiskLimit(round_down(float(limits[last])), target, certified, patients)
+    limit, riskier = float(limits[last]), limits[last + 1 :]
+    is_crossed = ((round_down(limit) <= riskier) & (riskier < limit)).any()  # by the rounding
+    return RiskLimit(limit if is_crossed else round_down(limit), target, certified, patients)
 
 
 def average_bands(bands: Sequence[ReferralBand]) -> ReferralBand:
-    """Return the mean band on the logit scale, with the mean of the certified rates."""
+    """Return the mean band on the logit scale, with the highest target and certified rate.
+
+    Where one band certifies nothing (rate 1), the limit is the strictest instead.
+    """
     limits = {}
-    for name in ("low", "high"):
+    for name, strictest in (("low", 0), ("high", -1)):
         parts: list[RiskLimit] = [getattr(band, name) for band in bands]
+        values, certified = sorted(part.value for part in parts), max(p.certified for p in parts)
         limits[name] = RiskLimit(
-            _mean_probability([part.value for part in parts]),
-            float(np.mean([part.target for part in parts])),
-            float(np.mean([part.certified for part in parts])),
+            values[strictest] if certified >= 1 else _mean_probability(values),
+            max(part.target for part in parts),
+            certified,
             min(part.patients for part in parts),
         )
     return ReferralBand(**limits)

@@ -144,7 +144,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     return ReportInputs(
         title=run.resolve().name,
         predictions=predictions,
-        measured=_complete(metrics.get("test"), predictions),
+        measured=_complete(metrics.get("test"), predictions, config.get("evaluation", {})),
         metrics=metrics,
         config=config,
         history=pd.concat(histories, ignore_index=True) if histories else None,
@@ -198,11 +198,15 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
     )
 
 
-def _complete(test: Mapping[str, Any] | None, predictions: Predictions) -> Mapping[str, Any]:
+def _complete(
+    test: Mapping[str, Any] | None, predictions: Predictions, evaluation: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Return the metrics of a run; those that an earlier version did not have are added."""
     if test and "clinic" in test:
         return test
-    added = evaluate(predictions, threshold=test["threshold"] if test else None)
+    names = {"prevalence", "resamples", "confidence"} & evaluation.keys()
+    settings = {name: evaluation[name] for name in names}
+    added = evaluate(predictions, threshold=test["threshold"] if test else None, **settings)
     return {**added, **test, "metrics": added["metrics"] | test["metrics"]} if test else added
 
 

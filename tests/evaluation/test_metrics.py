@@ -224,6 +224,24 @@ def test_no_error_in_the_data_is_an_exact_bound_at_the_clinic() -> None:
     missed = 1 - 0.025 ** (1 / 20)  # Clopper and Pearson: none of 20
     assert entry["high"] == 1
     assert entry["low"] == pytest.approx(0.95 / (0.95 + 0.05 * missed))
+    for name in ("net_benefit", "net_benefit_gain"):  # no false alarms: prevalence * sensitivity
+        entry = found["clinic"]["metrics"][name]
+        assert (entry["value"], entry["high"]) == pytest.approx((0.05, 0.05))
+        assert entry["low"] == pytest.approx(0.05 * (1 - missed))
+    everyone = evaluate(binary(np.full(100, 0.9), truth), resamples=100, prevalence=0.05)
+    entry = everyone["clinic"]["metrics"]["number_needed_to_treat"]
+    assert (entry["value"], entry["low"]) == pytest.approx((20, 20))  # 1 + 19 false alarms per hit
+    assert entry["high"] == pytest.approx(1 + 19 / (1 - missed))
+
+
+def test_the_number_needed_to_treat_has_an_interval_around_its_value() -> None:
+    truth = np.repeat([True, False], [50, 200])
+    scores = np.r_[np.repeat([0.9, 0.1], [40, 10]), np.repeat([0.9, 0.1], [40, 160])]
+    clinic = evaluate(binary(scores, truth), resamples=300, prevalence=0.05)["clinic"]["metrics"]
+    entry, ppv = clinic["number_needed_to_treat"], clinic["ppv"]
+    assert 1 <= entry["low"] < entry["value"] < entry["high"]
+    assert entry["low"] == pytest.approx(1 / ppv["high"], rel=0.1)
+    assert entry["high"] == pytest.approx(1 / ppv["low"], rel=0.1)
 
 
 def test_net_benefit_is_compared_with_calling_all_and_none() -> None:

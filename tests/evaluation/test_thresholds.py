@@ -248,7 +248,32 @@ def test_mean_band_is_on_the_logit_scale() -> None:
     ]
     mean = average_bands(bands)
     assert logit(mean.low.value) == pytest.approx((logit(0.1) + logit(0.3)) / 2)
-    assert mean.low.certified == pytest.approx(0.03)
+    assert mean.low.certified == 0.04
     assert mean.low.patients == 20
     assert mean.high == bands[0].high
     assert average_bands(bands[:1]) == bands[0]
+
+
+def test_a_mean_band_is_the_strictest_where_one_certifies_nothing() -> None:
+    usual = ReferralBand(RiskLimit(0.2, 0.01, 0.01, 200), RiskLimit(0.6, 0.1, 0.1, 200))
+    empty = ReferralBand(RiskLimit(0.0, 0.01, 1.0, 0), RiskLimit(0.9, 0.1, 1.0, 0))
+    for bands in ([usual, empty], [empty, usual]):
+        mean = average_bands(bands)
+        assert mean == empty
+        assert not mean.is_safe(np.array([False, True]), np.array([1e-5, 0.85])).any()
+
+
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_rounding_a_limit_decides_no_further_row(side: str) -> None:
+    """Scores that agree in six digits, at both ends of the range."""
+    generator = np.random.default_rng(0)
+    edge = np.sort(generator.uniform(1.6e-7, 1e-6, 1000))
+    scores = np.r_[1 - edge, 1 - 1.5e-7] if side == "high" else np.r_[edge + 0.1, 0.1]
+    positives = np.arange(1001) == 1000 if side == "high" else np.arange(1001) < 1000
+    band = fit_band(scores, positives, np.arange(1001), miss_rate=0.05, false_alarm_rate=0.05)
+    limit = getattr(band, side)
+    called = np.full(1000, side == "high")
+    decided = band.is_safe(called, scores[:1000])
+    assert limit.certified == 0.05
+    assert (decided.sum() + 1) / 1001 <= 0.05
+    assert side == "low" or decided.sum() == 49

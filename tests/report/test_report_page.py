@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -440,3 +440,11 @@ def test_metrics_that_an_earlier_version_did_not_have_are_added(run: Path) -> No
     assert measured["units"] == whole["units"]
     assert measured["metrics"]["auroc"]["low"] == 0.123
     assert "Decided benign, but malignant" in Page(write_report(run)).text
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    settings: dict[str, Any] = {"prevalence": 0.05, "resamples": 50, "confidence": 0.8}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"evaluation": settings}))
+    inputs = read_run(run, pictures=False)
+    expected = evaluate(inputs.predictions, threshold=whole["threshold"], **settings)
+    assert inputs.measured["clinic"] == expected["clinic"]
+    for name in newer:
+        assert inputs.measured["metrics"][name] == expected["metrics"][name]
