@@ -204,8 +204,8 @@ def fit_band(
     grow as the band narrows. With the rates L_1 ... L_m of the validation patients who have such
     lesions, the band is as narrow as (sum(L) + 1) / (m + 1) <= target allows. Then the expected
     rate of a new patient is at most the target, without any assumption but that patients have the
-    same distribution. Both rates are within a class, so they do not depend on the prevalence; the
-    predictive values among the decided lesions do.
+    same distribution and that these rows did not choose the epoch. Both rates are within a class,
+    so they do not depend on the prevalence; the predictive values among the decided lesions do.
 
     m patients certify no target below 1 / (m + 1). With a lower target, the limit is the narrowest
     without any error on validation, and `certified` is 1 / (m + 1).

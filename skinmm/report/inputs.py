@@ -99,9 +99,26 @@ class ReportInputs:
         return name_units(pd.DataFrame({**ids, "lesion_id": records["lesion_id"].to_numpy()}))
 
     def fitted(self, name: str) -> Mapping[str, Any]:
-        """Return the fitted `threshold`, `band`, `conformal` or `calibration`; empty if unknown."""
-        state = self.metrics.get(name)
+        """Return the fitted `threshold`, `band`, `conformal` or `calibration`; empty if unknown.
+
+        Threshold and band are those of the checkpoint that the card names.
+        """
+        final = self.metrics.get("final") if name in ("threshold", "band") else None
+        state = (final or self.metrics).get(name)
         return state if isinstance(state, Mapping) else {}
+
+    @property
+    def fitting_rows(self) -> str:
+        """Rows that fitted threshold and band: `calibration`, `val`, or `folds` (pooled)."""
+        is_pooled = self.predictions.fold is not None
+        return "folds" if is_pooled else str(self.metrics.get("fitted_on", "val"))
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of the checkpoint to predict with, in the run folder."""
+        folds = "" if self.predictions.fold is None else "fold_*/"
+        pooled = self.metrics.get("checkpoint") or f"{folds}checkpoints/best.ckpt"
+        return str(self.metrics.get("final", {}).get("checkpoint", pooled))
 
     def estimate(self, name: str) -> Mapping[str, Any]:
         """Return value, low and high of a metric; empty if the metric was not measured."""

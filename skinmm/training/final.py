@@ -189,6 +189,7 @@ def describe_final(
         "epochs": epochs,
         "rows": rows,
         "threshold": asdict(decision.threshold),
+        "band": asdict(decision.band),
         "calibration": {"method": decision.calibration.method},
         "ood_stretch": list(stretches),
     }

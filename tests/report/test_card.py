@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import yaml
 from report_cases import CONFIG, demo_cohort, fitted, make_run
 
 from skinmm.report.inputs import read_run
-from skinmm.report.sections.facts import list_corrections
+from skinmm.report.sections.facts import collect_facts, list_corrections
+from skinmm.report.sections.referral import collect_referral_warnings, describe_rule
 from skinmm.report.write import format_card
 
 
@@ -64,6 +66,60 @@ def test_a_card_tells_what_is_referred_beside_the_sensitivity(tmp_path: Path) ->
     (threshold,) = (line for line in card.splitlines() if line.startswith("**Threshold.**"))
     assert "are referred to a person. The limits are chosen by conformal risk control" in threshold
     assert "of the lesions decided benign are malignant" in results
+
+
+@pytest.mark.parametrize("part", ["val", "calibration"])
+def test_rates_are_bounds_only_if_other_rows_chose_the_epoch(tmp_path: Path, part: str) -> None:
+    inputs = read_run(make_run(tmp_path), pictures=False)
+    text = describe_rule(replace(inputs, metrics={**inputs.metrics, "fitted_on": part}))
+    is_apart = part == "calibration"
+    assert ("calibration rows" in text, "On average over such rows, at most" in text) == (
+        is_apart,
+        is_apart,
+    )
+    assert ("estimates without a bound, because the same rows chose the epoch" in text) != is_apart
+
+
+def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
+    inputs = read_run(make_run(tmp_path), pictures=False)
+    rows = replace(inputs.predictions, fold=np.zeros(len(inputs.predictions), dtype=int))
+    limit = {"target": 0.01, "certified": 0.02, "patients": 49}
+    final = {
+        "checkpoint": "checkpoints/final.ckpt",
+        "epochs": 4,
+        "rows": 700,
+        "threshold": {"value": 0.123, "rule": "youden", "guaranteed": False},
+        "band": {"low": {"value": 0.045, **limit}, "high": {"value": 0.678, **limit}},
+    }
+    inputs = replace(inputs, predictions=rows, metrics={**inputs.metrics, "final": final})
+    text = collect_facts(inputs)["threshold"]
+    assert "from a probability of 0.123, chosen on the test predictions of the folds" in text
+    assert f"by the mean threshold of the folds, {inputs.threshold:.3f}." in text
+    assert "checkpoints/final.ckpt decides a lesion to be benign below 0.045" in text
+    assert "malignant from 0.678 on, with the threshold 0.123" in text
+    (warning, *_) = collect_referral_warnings(inputs)
+    assert "of the rows shown here are decided benign by checkpoints/final.ckpt." in warning
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        (1, "the value of one epoch, a target of 95 % with 95 % confidence was reached in 89 %"),
+        (3, "the mean of three epochs, a target of 95 % with 95 % confidence was reached in 93 %"),
+        (5, "(data.calibration=0 or too few malignant cases) by the mean of 5 epochs, which makes"),
+    ],
+)
+def test_optimism_has_figures_only_for_what_was_simulated(
+    tmp_path: Path, window: int, words: str
+) -> None:
+    inputs = read_run(make_run(tmp_path), pictures=False)
+    metrics = {**inputs.metrics, "selection": {"window": window, "epochs": [1]}}
+    text = collect_facts(replace(inputs, metrics=metrics))["threshold"]
+    assert words in text
+    assert (
+        "simulations with 60 malignant cases and 15 equally good epochs, selected by the mean"
+        in text
+    ) == (window == 3)
 
 
 @pytest.mark.parametrize(

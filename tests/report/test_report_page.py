@@ -396,12 +396,21 @@ def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None
     (text,) = collect_referral_warnings(inputs)[:1]
     assert text.startswith(first)
     assert (
-        f"There are {count}, which show at best a rate of {format_percent(1 / (count + 1))}" in text
+        f"There are {count}, which allow a target of {format_percent(1 / (count + 1))} at best"
+        in text
     )
+    assert "the validation rows" in text
+    assert "calibration rows" not in text
     none = np.where(decision == "benign", "refer", decision)
     undecided = replace(inputs, predictions=replace(inputs.predictions, decision=none))
     texts = collect_referral_warnings(undecided)
-    assert any(text.startswith("No lesion of the test is decided benign") for text in texts)
+    assert any("benign: evaluation.miss_rate=0.01 leaves none" in text for text in texts)
+    unfamiliar = replace(undecided.predictions, ood=np.full(len(decision), 2.0))
+    texts = collect_referral_warnings(replace(undecided, predictions=unfamiliar))
+    assert "No lesion of the test is decided benign." in texts  # whatever the target
+    all_above = {**undecided.measured, "threshold": 0.0}
+    texts = collect_referral_warnings(replace(undecided, measured=all_above))
+    assert "No lesion of the test is decided benign." in texts
     enough = {**inputs.metrics["band"]["low"], "patients": 99, "certified": 0.01}
     metrics = {**inputs.metrics, "band": {**inputs.metrics["band"], "low": enough}}
     assert not any(

@@ -93,6 +93,7 @@ def test_the_predictions_of_the_folds_calibrate_it(run: Path) -> None:
     assert threshold.guaranteed  # 140 malignant rows would be enough of the same network
     assert card.threshold["value"] == pytest.approx(threshold.value, rel=1e-5)
     assert not card.threshold["guaranteed"]
+    assert metrics_of(run)["final"]["band"] == card.band
     # The limit of a class is the k-th lowest of its probabilities, k = floor(.1 (n + 1)).
     rank = int(0.1 * (malignant.sum() + 1))
     limit = np.sort(p[malignant])[rank - 1]

@@ -40,9 +40,6 @@ def describe_run(inputs: ReportInputs) -> list[str]:
 
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return name -> text of the facts that the checklists under `templates/` name."""
-    folds = "" if inputs.predictions.fold is None else "fold_*/"
-    checkpoint = inputs.metrics.get("checkpoint") or f"{folds}checkpoints/best.ckpt"
-    checkpoint = inputs.metrics.get("final", {}).get("checkpoint", checkpoint)
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
@@ -52,7 +49,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "threshold": " ".join(filter(None, _describe_decision(inputs))),
         "warnings": " ".join(collect_warnings(inputs)),
         "limits": "\n".join(_collect_limits(inputs)),
-        "checkpoint": checkpoint if inputs.config else "",
+        "checkpoint": inputs.checkpoint if inputs.config else "",
         "calibration": _describe_calibration(inputs),
         "initialisation": inputs.metrics.get("initialisation") or "",
         "command": _anonymize_command(inputs.environment.get("command", [])),
@@ -170,8 +167,9 @@ def _describe_decision(inputs: ReportInputs) -> tuple[str, str, str]:
 
 
 def _describe_threshold(inputs: ReportInputs) -> str:
-    text = f"Malignant from a probability of {format_number(inputs.threshold)}"
-    rule = inputs.fitted("threshold")
+    rule, is_final = inputs.fitted("threshold"), "final" in inputs.metrics
+    value = rule["value"] if is_final else inputs.threshold
+    text = f"Malignant from a probability of {format_number(value)}"
     if not rule:
         return f"{text}, the default; it was not chosen on data."
     if "guaranteed" not in rule:
@@ -183,11 +181,14 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         if rule["guaranteed"]:
             unit = resampling_unit(inputs)
             bound = f"by {unit}, with {format_percent(options['confidence'])} confidence"
-        if not rule["guaranteed"] and rule.get("bound") is not None:
+        if not (rule["guaranteed"] or is_final) and rule.get("bound") is not None:
             counts = (rule["found"], rule["patients"], resampling_unit(inputs))
             levels = (format_percent(value) for value in (rule["bound"], options["confidence"]))
             bound = TEXTS["bound"].format(*counts, *levels)
         aim = f"a sensitivity of {format_percent(options['sensitivity'])}, {bound}"
+    if is_final:
+        folds = TEXTS["threshold_of_folds"].format(format_number(inputs.threshold))
+        return f"{text}, chosen on the test predictions of the folds for {aim}. {folds}"
     part = inputs.metrics.get("fitted_on", "val")
     is_apart = part == "calibration" or rule.get("rule") == "cost"
     optimism = "" if is_apart else _describe_optimism(inputs)
@@ -196,8 +197,12 @@ def _describe_threshold(inputs: ReportInputs) -> str:
 
 def _describe_optimism(inputs: ReportInputs) -> str:
     """Describe the effect of an epoch that was selected on the rows of the threshold."""
-    is_smoothed = inputs.metrics.get("selection", {}).get("window", 1) > 1
-    return TEXTS["optimism"].format(*TEXTS["optimism_figures"][is_smoothed])
+    is_pooled = inputs.predictions.fold is not None  # no entry: folds of different windows
+    window = inputs.metrics.get("selection", {}).get("window", None if is_pooled else 1)
+    if figures := TEXTS["optimism_figures"].get(window):
+        return TEXTS["optimism"].format(*figures)
+    rule = f" by the mean of {window} epochs" if window else ""
+    return TEXTS["optimism_unmeasured"].format(rule)
 
 
 def _collect_limits(inputs: ReportInputs) -> list[str]:

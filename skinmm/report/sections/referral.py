@@ -99,13 +99,26 @@ def _limit_warnings(
         "needed": format_count(math.ceil(1 / limit.target - 1 - 1e-9), resampling_unit(inputs)),
         "certified": format_percent(limit.certified),
         "side": "below" if decision == "benign" else "above",
+        "rows": TEXTS["limit_rows"][inputs.fitting_rows],
+        "checkpoint": f" by {inputs.checkpoint}" if inputs.fitting_rows == "folds" else "",
     }
     warnings = []
     if limit.certified > limit.target:
         warnings.append(TEXTS["not_certified"].format(**facts))
     if (rows := inputs.predictions).decision is not None and decision not in rows.decision:
-        warnings.append(TEXTS["none_decided"].format(**facts))
+        is_by_band = _is_limited_by_band(inputs, decision)
+        warnings.append(
+            TEXTS["none_decided_by_band" if is_by_band else "none_decided"].format(**facts)
+        )
     return warnings
+
+
+def _is_limited_by_band(inputs: ReportInputs, decision: str) -> bool:
+    """Return whether threshold and OOD score leave rows to decide; False if folds decided."""
+    rows = inputs.predictions
+    is_on_side = (rows.malignancy >= inputs.threshold) == (decision == "malignant")
+    is_familiar = np.ones(len(rows), dtype=bool) if rows.ood is None else ~(rows.ood > 1)
+    return rows.fold is None and bool((is_on_side & is_familiar).any())
 
 
 def _coverage_warnings(inputs: ReportInputs) -> list[str]:
@@ -187,11 +200,11 @@ def describe_rule(inputs: ReportInputs) -> str:
     if not state:
         return TEXTS["referral_by_sets" if inputs.fitted("conformal") else "referral_unknown"]
     band = ReferralBand.from_state(dict(state))
-    is_pooled = inputs.predictions.fold is not None
-    return TEXTS["referral_of_folds" if is_pooled else "referral"].format(
+    return TEXTS["referral"][inputs.fitting_rows].format(
+        checkpoint=inputs.checkpoint,
         low=format_number(band.low.value),
         high=format_number(band.high.value),
-        threshold=format_number(inputs.threshold),
+        threshold=format_number(inputs.fitted("threshold").get("value", inputs.threshold)),
         misses=format_percent(band.low.certified),
         most_misses=format_percent(band.low.upper_bound(inputs.confidence)),
         alarms=format_percent(band.high.certified),
