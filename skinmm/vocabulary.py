@@ -103,7 +103,6 @@ _TRUTH: Final = dict.fromkeys(("true", "yes", "y", "t", "1", "1.0"), "true") | d
     ("false", "no", "n", "f", "0", "0.0"), "false"
 )
 
-
 SEXES: Final = tuple(_SEX_WORDS)
 SITES: Final = (
     *("head/neck", "lower extremity", "oral/genital", "palms/soles", "torso", "upper extremity"),
@@ -220,7 +219,8 @@ def match_columns(names: Iterable[Any], further: Collection[str] = ()) -> dict[A
     """Return the canonical name of each column with a known name; other columns are left out.
 
     `further` names columns of a model that are not canonical. They match in the same way, unless
-    several columns match.
+    several columns match. `melanoma` is not the target if another malignant class, or `unknown`,
+    has a column.
     """
     exact = {*PUBLIC_NAMES, *further}
     present = sorted(names, key=lambda name: name in exact)  # an exact name wins
@@ -229,6 +229,9 @@ def match_columns(names: Iterable[Any], further: Collection[str] = ()) -> dict[A
     for key, canonical in COLUMN_KEYS.items():
         if key in by_key:
             matches.setdefault(canonical, by_key[key])
+    classes = map(parse_diagnosis, {*present} - {*further})
+    if parse_diagnosis(matches.get("target")) and len({*classes} & {*MALIGNANT, "unknown"}) > 1:
+        del matches["target"]  # a table with a column per class, of which `melanoma` is one
     keys = Counter(map(column_key, present))
     for name in further:
         key = column_key(name)

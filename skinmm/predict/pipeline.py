@@ -251,11 +251,11 @@ def _submit(
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
     """Set the error of rows with numbers that are ambiguous or not in the unit of training."""
-    for name in [name for name in ensemble.columns if name not in CONVERTERS]:
-        encoder = next(m.encoder for m in ensemble.members if name in m.columns)
-        for row, reason in encoder.refuse(name, batch.cells[name]).items():
-            batch.errors[row] = batch.errors[row] or reason
-            batch.cells[name][row] = None
+    for member in ensemble.members:  # one column may be numbers in one model and words in another
+        for name in [name for name in member.columns if name not in CONVERTERS]:
+            for row, reason in member.encoder.refuse(name, batch.cells[name]).items():
+                batch.errors[row] = batch.errors[row] or reason
+                batch.cells[name][row] = None
 
 
 def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:

@@ -264,6 +264,34 @@ def test_one_hot_columns_against_the_target_are_refused(tmp_path: Path) -> None:
         load("csv", folder)
 
 
+@pytest.mark.parametrize("label", ["target", "malignant"])
+@pytest.mark.parametrize("other", ["akiec", "bcc"])
+def test_a_target_next_to_one_hot_columns_is_read(tmp_path: Path, label: str, other: str) -> None:
+    marks = ["1,1,0,0", "0,0,1,0", "1,0,0,1", "0,0,1,0"]
+    rows = [f"{name}.jpg,{mark}" for name, mark in zip(NAMES, marks, strict=True)]
+    folder = cohort(tmp_path, f"image,{label},melanoma,nevus,{other}", *rows)
+    table = load_table("csv", folder)
+    assert table.rows["target"].tolist() == [1, 0, 1, 0]
+    assert table.rows["diagnosis"].tolist() == ["mel", "nv", other, "nv"]
+    # The vocabulary counts both classes as malignant: a 0 can only come from the column.
+    rows[2] = "I2.jpg,0,0,0,1"
+    folder = cohort(tmp_path, f"image,{label},melanoma,nevus,{other}", *rows)
+    if other == "akiec":
+        assert load("csv", folder)["target"].tolist() == [1, 0, 0, 0]
+    else:
+        with pytest.raises(InputError, match=r"1 rows whose target contradicts .* I2: target 0"):
+            load("csv", folder)
+
+
+def test_one_hot_rows_of_an_unknown_class_have_no_label(tmp_path: Path) -> None:
+    rows = [
+        f"{n}.jpg,{m}" for n, m in zip(NAMES, ["1,0,0", "0,1,0", "0,0,1", "0,1,0"], strict=True)
+    ]
+    folder = cohort(tmp_path, "image,melanoma,nevus,unknown", *rows)
+    with pytest.raises(InputError, match=r"1 rows have no malignant target, e\.g\. I2"):
+        load("csv", folder)
+
+
 def test_unknown_sites_are_counted_and_listed(tmp_path: Path) -> None:
     words = ["moon", "hands", "moon", "mars"]
     rows = [f"{n}.jpg,P1,{w},{i % 2}" for i, (n, w) in enumerate(zip(NAMES, words, strict=True))]

@@ -1,14 +1,18 @@
 """Patient tables and image folders: what is accepted, what is named, what stays unchanged."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
+from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, describe_missing_columns, read_input
-from skinmm.predict.pipeline import TableBatch
+from skinmm.predict.pipeline import TableBatch, _refuse_cells
 from skinmm.vocabulary import resolve_patients
 
 
@@ -41,6 +45,42 @@ def test_targets_are_copied_under_every_name_that_training_reads(name: str) -> N
     batch = TableBatch(table, [], needs_image=True)
     assert batch.target is not None
     assert batch.target.tolist() == ["1", None, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns", "target"),
+    [
+        (["nevus", "BCC"], [], None),
+        (["seborrheic_keratosis", "unknown"], [], None),
+        (["nevus", "bcc"], ["bcc"], [1, 0]),  # an input of the model is not a class
+        (["seborrheic_keratosis"], [], [1, 0]),
+        (["bcc", "malignant"], [], [0, 1]),
+    ],
+)
+def test_melanoma_among_malignant_classes_is_not_the_target(
+    classes: list[str], columns: list[str], target: list[int] | None
+) -> None:
+    table = pd.DataFrame(
+        {"image": ["a", "b"], "melanoma": [1, 0]} | {name: [0, 1] for name in classes}
+    )
+    batch = TableBatch(table, columns, needs_image=True)
+    assert (None if batch.target is None else batch.target.tolist()) == target
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_every_member_refuses_its_ambiguous_numbers(is_reversed: bool) -> None:
+    encoders = [
+        RecordEncoder.fit(pd.DataFrame({"size": sizes}), ["size"])
+        for sizes in (["small", "large"], [1.0, 2.0])
+    ]
+    members: Any = [SimpleNamespace(encoder=encoder, columns=["size"]) for encoder in encoders]
+    ensemble = Ensemble.__new__(Ensemble)  # without networks, which this does not run
+    ensemble.columns, ensemble.members = ["size"], members[:: 1 - 2 * is_reversed]
+    table = pd.DataFrame({"size": ["1,033", "1,5", "small"]})
+    batch = TableBatch(table, ["size"], needs_image=False)
+    _refuse_cells(batch, ensemble)
+    assert [error[:30] for error in batch.errors] == ["column 'size': '1,033' can mea", "", ""]
+    assert batch.cells["size"].tolist() == [None, "1,5", "small"]
 
 
 def test_columns_under_names_that_nobody_knows_are_told() -> None:

@@ -75,8 +75,6 @@ def csv(
     is_labelled = "diagnosis" in rows or "target" in columns
     if marks := [] if is_labelled else find_one_hot(free):
         rows["diagnosis"] = decode_one_hot(original[marks], file)
-        if match_columns(marks):  # `melanoma` is one of the classes
-            del rows["target"]
     if "part" in rows:
         rows["part"] = _parse_parts(rows["part"], file)
     cells = rows["image_id"]
