@@ -16,6 +16,7 @@ from skinmm.images import shards
 from skinmm.images.source import FRAME, HDF5_SUFFIXES, list_hdf5_names
 
 _SYSTEM_FILES: Final = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")  # a name without folder, suffix or frame
 _ENTRY: Final = re.compile(
     rf".+?(?:{shards.ENDING}|\.hdf5|\.h5)(?:\?[^#]*)?#(?P<name>.+)", re.IGNORECASE | re.DOTALL
 )
@@ -151,6 +152,14 @@ class ImageFinder:
             lambda folder: _Index(list_folder(folder), suffixes)
         )
 
+    def find_all(self, names: Iterable[str]) -> list[str | None]:
+        """Return the location of each image; several times as fast as `find` for absent ones."""
+        known = self._files.paths.keys() | self._entries.paths.keys()
+        return [
+            None if name not in known and _PLAIN.fullmatch(name) else self.find(name)
+            for name in names
+        ]
+
     def find(self, name: str) -> str | None:
         """Return the location of an image by its name, or None.
 
@@ -182,7 +191,8 @@ class ImageFinder:
         return next(iter(self._files.paths.get(strip_suffix(stem + suffix), ())), None)
 
     def _list_candidates(self, path: str) -> list[str]:
-        head, tail = os.path.split(path)
+        # Millions of names have no folder: do not split them.
+        head, tail = os.path.split(path) if "/" in path else ("", path)
         tail = compose(tail)
         if not head:
             return self._files.match(tail) or self._entries.match(tail)
@@ -207,10 +217,14 @@ class _Index:
 
     def match(self, name: str, head: str = "") -> list[str]:
         """Return the locations that match a name best; `head` is the folder that precedes it."""
-        stem = strip_suffix(name)
+        if not self.paths:
+            return []
+        stem = strip_suffix(name) if "." in name else name
         locations = self.paths.get(name, ())
         if stem != name:
             locations += self.paths.get(stem, ())
+        if not locations:
+            return []
         if len(locations) == 1 and not head and (stem == name or locations[0].endswith(name)):
             return [*locations]  # the usual case, in a third of the time
         ranks = {location: self._rank(location, name, head) for location in locations}

@@ -234,7 +234,7 @@ def test_what_cannot_be_is_said(
     run, root = tmp_path / "run", f"data.root={cohort}"
     for overrides, said in (
         ((STEPS,), "'crop_lesion' needs a checkpoint of task=segmentation"),
-        ((STEPS, f"data.segmenter={best(both)}"), "this is a classifier"),
+        ((STEPS, f"data.segmenter={best(both)}"), "a classifier; use a checkpoint"),
         ((STEPS, "data.segmenter=gone.ckpt"), "gone.ckpt: no such checkpoint"),
         ((f"data.segmenter={drawing}",), "no step or column uses the lesion's mask"),
         (("data.columns=[age,asymmetry]",), "'asymmetry' is measured on the image"),

@@ -241,10 +241,10 @@ def attach_images(
     if cells is not None and image_format == "auto":
         formats[:2] = [IMAGE_SUFFIXES]
     names = rows["image_id"].tolist() if cells is None else cells
-    locations = []
+    locations: list[list[str | None]] = []
     for suffixes in formats:
         finder = ImageFinder(files, [root, *searched], suffixes=suffixes, schema=schema)
-        locations.append([finder.find(name) for name in names])
+        locations.append(finder.find_all(names))
         if None not in locations[-1]:
             break
     locations.sort(key=lambda paths: paths.count(None))
