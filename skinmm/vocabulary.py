@@ -262,12 +262,12 @@ def format_cell(cell: Any) -> str:
 def normalise_name(value: Any) -> str:
     """Return the form in which patient and lesion names are compared.
 
-    It is text in NFC, without blanks around it or invisible characters, and without `.0` or `,0`
-    after a number.
+    It is in NFC, without blanks around it, invisible characters, and `.0` or `,0` after a number.
     """
     if not isinstance(value, str):
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    name = unicodedata.normalize("NFC", _INVISIBLE.sub("", value)).strip()
+    name = value if value.isascii() else unicodedata.normalize("NFC", _INVISIBLE.sub("", value))
+    name = name.strip()
     return re.sub(r"^(\d+)(\.0+|,00?)$", r"\1", name) if name.endswith("0") else name
 
 

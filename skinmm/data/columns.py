@@ -190,7 +190,11 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Replace words for "unknown" by None."""
-    words = {value for value in column.dropna().unique() if is_missing(value)}
+    # No such word ends in a digit, but most ids do.
+    values = (value for value in column.dropna().unique() if not str(value)[-1:].isdigit())
+    words = {value for value in values if is_missing(value)}
+    if not words:
+        return column.astype(object).where(column.notna(), None)
     cells = [None if cell in words else cell for cell in column.tolist()]
     return pd.Series(cells, column.index, object, name=column.name).where(column.notna(), None)
 

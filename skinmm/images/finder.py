@@ -152,9 +152,11 @@ class ImageFinder:
             lambda folder: _Index(list_folder(folder), suffixes)
         )
 
-    def find_all(self, names: Iterable[str]) -> list[str | None]:
+    def find_all(self, names: Sequence[str]) -> list[str | None]:
         """Return the location of each image; several times as fast as `find` for absent ones."""
         known = self._files.paths.keys() | self._entries.paths.keys()
+        if known.isdisjoint(names) and _PLAIN.fullmatch("".join(names)):
+            return [None] * len(names)
         return [
             None if name not in known and _PLAIN.fullmatch(name) else self.find(name)
             for name in names
