@@ -178,7 +178,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
 
     sources = [Path(source) for source in config.inputs]
     folder = sources[0] if len(sources) == 1 and sources[0].is_dir() else Path("compare")
-    output = Path(config.output) if config.output else folder / "compare.html"
+    output = Path(config.output or folder / "compare.html")  # the default is replaced
     tables, notes = write_comparison(
         sources,
         output,
@@ -186,7 +186,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
         positive=config.positive or None,
         margin=config.margin,
         prevalence=config.evaluation.prevalence,
-        overwrite=config.overwrite,
+        overwrite=config.overwrite or not config.output,
     )
     table = format_columns(tables[0].header, tables[0].rows, width=TERMINAL)
     print_line("\n".join([table, *(note.text for note in notes), f"comparison: {output}"]))

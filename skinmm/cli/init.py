@@ -44,17 +44,20 @@ def init(config: InitConfig) -> int:
         print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
     settings = _build_config(root, source, columns, pictures)
     data = DataConfig(**settings)
+    edit = "which you can edit"
     try:
         rows = load_cohort(data).rows
-    except InputError as error:  # the configuration can be completed by hand
+    except InputError as error:
+        print_line(format_columns([*table], _format_rows(table.head(ROWS))))
         warn(f"the configuration is incomplete: {error}")
+        edit = "which you must complete first"
     else:
         shown = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")
         print_line(format_columns(shown, _format_rows(rows[shown].head(ROWS))))
     _write(file, settings)
     used = f"--config-dir {shlex.quote(str(output))} data={name}"
-    print_line(f"configuration: {file}, which you can edit\nnext:")
+    print_line(f"configuration: {file}, {edit}\nnext:")
     fusion = "" if {*RECORD} & {*columns} else " fusion=image_only"
     print_line(f"  skinmm audit {used}\n  python train.py {used}{fusion}")
     print_line("(export SKINMM_CONF=DIR replaces --config-dir)")
@@ -83,8 +86,7 @@ def _build_config(
     """Return the settings of the data configuration."""
     folders = sorted({path.parent.relative_to(root).as_posix() for path in pictures})
     args = {"table": source, "columns": columns, "images": ["" if f == "." else f for f in folders]}
-    record = [key for key in RECORD if key in columns]
-    return {"name": "csv", "root": str(root), "columns": record or [*RECORD], "args": args}
+    return {"name": "csv", "root": str(root), "args": args}
 
 
 def _write(file: Path, settings: dict[str, Any]) -> None:

@@ -112,6 +112,8 @@ def train(argv: list[str]) -> int:
         print_line(
             f"no settings given: training the example, {DEFAULT} (--help lists all settings)"
         )
+    if {"-m", "--multirun"} & {*argv} and any(item.startswith("resume=") for item in argv):
+        return refuse("resume= continues one run; remove -m")
     studies: list[tuple[Config, Path]] = []
 
     def job(config: Config, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,8 +52,11 @@ def find_checkpoints(setting: Any) -> list[Path]:
         is_name = Path(name).exists() or name.startswith(PREFIX)
         paths = [name] if is_name else sorted(glob.glob(name))  # noqa: PTH207
         if not paths:
+            siblings = glob.glob(f"{glob.escape(str(Path(name).parent))}/*")  # noqa: PTH207
+            nearest = get_close_matches(name, [path.removeprefix("./") for path in siblings], n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise InputError(
-                f"checkpoint={name}: no such file, and no file matches it as a pattern"
+                f"checkpoint={name}: no such file, and no file matches it as a pattern{hint}"
             )
         files.update(dict.fromkeys(map(find_checkpoint, map(Path, paths))))
     return list(files)

@@ -24,9 +24,9 @@ BINARY: Final = ("benign", "malignant")
 MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
 MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
 _NAMES: Final = {  # pattern of the column name, where cells alone do not decide
-    "patient_id": "patient|subject|person|case|mrn|pid",
+    "patient_id": "patient|subject|person|case|fall|mrn|pid",
     "lesion_id": "lesion|mole",
-    "age": "age|years|alter|edad|eta",
+    "age": "age|years|alter|jahre|edad|eta",
     "target": "target|label|class|malig|cancer|melan|outcome|result|positive",
 }
 

@@ -149,7 +149,9 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     """
     file = run / "predictions" / "test.csv"
     if not file.is_file():
-        raise InputError(f"{run}: nothing to report (predictions/test.csv is missing)")
+        raise InputError(
+            f"{run}: nothing to report (predictions/test.csv is missing); give a run folder"
+        )
     folders = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     folders.insert(0, run)
     metrics, config = read_mapping(run / "metrics.json"), _read_first(folders, "config.yaml")

@@ -106,6 +106,13 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
 
 
+def test_a_column_that_is_read_but_no_input_is_named(clinic: Path, capsys: Captured) -> None:
+    assert main(["init", str(clinic)]) == 0
+    used = ["--config-dir", str(clinic / "conf"), "data=my_clinic", "data.columns=[sex,site]"]
+    assert main(["audit", *used, f"output={clinic / 'audit'}"]) == 0
+    assert "not an input of the model: age; see data.columns" in capsys.readouterr().out
+
+
 def test_cells_decide_where_names_do_not() -> None:
     cells = {
         "a": ["x1", "x2", "x3"],

@@ -68,3 +68,25 @@ def test_a_comparison_is_written_into_its_folder_of_runs(
     lines = capsys.readouterr().out.splitlines()
     table = lines[: next(n for n, line in enumerate(lines) if line.startswith("Malignant"))]
     assert max(map(len, table)) <= 100
+
+
+def test_the_default_comparison_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "sweep").rename(tmp_path / "sweep" / "first")
+    make_run(tmp_path / "sweep").rename(tmp_path / "sweep" / "second")
+    for _ in range(2):
+        assert main(["compare", "sweep"]) == 0
+    assert main(["compare", "sweep", "output=sweep/compare.html"]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_what_was_mistaken_for_a_run_is_named(tmp_path: Path, capsys: Captured) -> None:
+    run = make_run(tmp_path / "runs")
+    assert main(["predict", f"checkpoint={str(run)[:-1]}", "input=a.csv"]) == 2
+    assert f"did you mean {run}?" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "runs")]) == 2
+    assert "give a run folder" in capsys.readouterr().err
+    assert main(["train", "-m", f"resume={run}"]) == 2
+    assert capsys.readouterr().err == "error: resume= continues one run; remove -m\n"

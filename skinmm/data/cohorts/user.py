@@ -40,7 +40,7 @@ from skinmm.images.finder import (
     list_visible,
 )
 from skinmm.images.shards import PLAIN, Schema, is_tfrecord, read_records
-from skinmm.vocabulary import COLUMN_NAMES, map_unique, match_columns, rename_columns
+from skinmm.vocabulary import COLUMN_NAMES, CONVERTERS, map_unique, match_columns, rename_columns
 
 
 def csv(
@@ -131,15 +131,18 @@ def _rename(
 def _describe_mapping(
     table: pd.DataFrame, rows: pd.DataFrame, columns: Mapping[str, str], further: Sequence[str]
 ) -> tuple[str, ...]:
-    """Describe which column is read as which canonical one; empty if all names are canonical."""
+    """Describe which column is read as which canonical one, and which ones the model lacks."""
     others = [name for name in table.columns if name not in columns.values()]
     known = {canonical: name for name, canonical in match_columns(others, further).items()}
     mapping = {key: name for key, name in {**known, **columns}.items() if key in rows}
+    inputs = [key for key in mapping if key in CONVERTERS or key not in COLUMN_NAMES]
+    others = [key for key in inputs if key not in (*further, "part", "duplicate_of")]
+    notes = (f"not an input of the model: {', '.join(others)}; see data.columns",) if others else ()
     if all(name == key for key, name in mapping.items() if key != "image_id"):
-        return ()
+        return notes
     absent = {key: "(a column per class)" if key in rows else "(none)" for key in COLUMN_NAMES}
     pairs = [f"{key} <- {mapping.get(key, absent[key])}" for key in COLUMN_NAMES]
-    return (f"columns: {', '.join(pairs)}",)
+    return (f"columns: {', '.join(pairs)}", *notes)
 
 
 def _parse_parts(cells: "pd.Series[Any]", file: Path) -> "pd.Series[Any]":
