@@ -107,8 +107,11 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         _print_overviews()
         return max(statuses)
 
-    quoted = (quote_path(item, schema) for item in argv)
-    sys.argv = [original_argv[0], *quoted, _CALLBACK]
+    words = [quote_path(item, schema) for item in argv]
+    # Next to other overrides: argparse does not accept overrides on both sides of an option.
+    is_override = ["=" in word and not word.startswith("-") for word in words]
+    words.insert(is_override.index(True) if any(is_override) else len(words), _CALLBACK)
+    sys.argv = [original_argv[0], *words]
     try:
         # With the full error Hydra raises, instead of printing several lines and exiting with 1.
         with changed_environment(**{FULL_ERROR: "1"}):

@@ -401,3 +401,16 @@ def test_a_report_names_the_missing_file(tmp_path: Path, capsys: Captured) -> No
 
 def test_conf_is_next_to_the_package() -> None:
     assert (CONF / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [["-m", "seed=x,y", "model=tiny"], ["seed=x,y", "model=tiny", "-m"]]
+)
+def test_the_option_of_a_grid_may_stand_first_or_last(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert "seed" in error
+    assert "unrecognized arguments" not in error
