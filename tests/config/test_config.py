@@ -174,11 +174,10 @@ def test_settings_that_depend_on_each_other(values: dict[str, Any], message: str
         from_mapping(Config, values)
 
 
-@pytest.mark.parametrize("missing", ["checkpoint", "input"])
-def test_a_prediction_job_needs_checkpoint_and_input(missing: str) -> None:
-    given = {"checkpoint": "a.ckpt", "input": "a.csv", missing: None or ""}
-    with pytest.raises(InputError, match=f"^{missing} is missing"):
-        from_mapping(PredictConfig, given)
+def test_a_prediction_job_needs_an_input_and_has_a_model() -> None:
+    assert from_mapping(PredictConfig, {"input": "a.csv"}).checkpoint == "zoo:cc0"
+    with pytest.raises(InputError, match=r"^input is missing"):
+        from_mapping(PredictConfig, {"checkpoint": "a.ckpt", "input": ""})
 
 
 @settings(deadline=None, max_examples=30)

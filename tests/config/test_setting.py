@@ -96,7 +96,7 @@ def test_file_names_without_a_key_are_positional(
 def test_the_help_explains_it(capsys: Captured) -> None:
     assert run_single(["--help"], COMMAND) == 0
     text = capsys.readouterr().out
-    assert text.startswith("The prediction job with more settings:\n  skinmm extended checkpoint=")
+    assert text.startswith("The prediction job with more settings:\n  skinmm extended input=")
     assert "  # figure to write\n" in text
 
 
