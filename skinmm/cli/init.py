@@ -10,11 +10,11 @@ from skinmm.config import DataConfig
 from skinmm.config.commands import InitConfig
 from skinmm.errors import InputError, print_line, require_new_output, warn
 from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, atomic_write
+from skinmm.vocabulary import CONVERTERS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD: Final = ("age", "sex", "site")
 ROWS: Final = 3
 CELL: Final = 24  # characters of a cell that are printed
 
@@ -58,7 +58,7 @@ def init(config: InitConfig) -> int:
     _write(file, settings)
     used = f"--config-dir {shlex.quote(str(output))} data={name}"
     print_line(f"configuration: {file}, {edit}\nnext:")
-    fusion = "" if {*RECORD} & {*columns} else " fusion=image_only"
+    fusion = "" if {*CONVERTERS} & {*columns} else " fusion=image_only"
     print_line(f"  skinmm audit {used}\n  python train.py {used}{fusion}")
     print_line("(export SKINMM_CONF=DIR replaces --config-dir)")
     return 0

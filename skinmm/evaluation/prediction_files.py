@@ -31,7 +31,7 @@ SUM_TOLERANCE: Final = 0.01
 """Allowed difference of a row's sum of probabilities from 1: some systems round to few digits."""
 
 BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
-_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
+IMAGE_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TRUTH: Final = ("target", "diagnosis")
 
 _Mask = Bool[np.ndarray, " n"]
@@ -236,7 +236,7 @@ def _join_labels(
 ) -> pd.DataFrame:
     """Add the truth, and missing columns of patients and lesions, from a second table by image."""
     labels, image_ids = (
-        part.assign(image_id=part["image_id"].str.replace(_EXTENSIONS, "", regex=True))
+        part.assign(image_id=part["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True))
         for part in (labels, table[["image_id"]])
     )
     truth = [name for name in _TRUTH if name in labels]

@@ -1,7 +1,6 @@
 """Inputs of a page: the files of a run folder, or a prediction file, read once."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,12 +12,10 @@ import yaml
 
 from skinmm.errors import InputError, one_line, warn
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
-from skinmm.evaluation.prediction_files import read_table
+from skinmm.evaluation.prediction_files import IMAGE_EXTENSIONS, read_table
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.files import IMAGE_SUFFIXES
 from skinmm.vocabulary import CONVERTERS, describe_unused_columns, name_units, parse_column
 
-_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
 _TEXT_COLUMNS: Final = (
     *("image_id", "path", "patient_id", "lesion_id"),
     *("source", "target", "diagnosis", "name"),
@@ -84,9 +81,10 @@ class ReportInputs:
         """Cohort rows in the order of the predictions; missing cells for unknown images."""
         if self.cohort is None or "image_id" not in self.cohort:
             return None
-        names = self.cohort["image_id"].str.replace(_EXTENSIONS, "", regex=True)
+        names = self.cohort["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True)
         unique = self.cohort.assign(image_id=names).drop_duplicates("image_id")
-        image_ids = pd.Series(self.predictions.image_id).str.replace(_EXTENSIONS, "", regex=True)
+        image_ids = pd.Series(self.predictions.image_id)
+        image_ids = image_ids.str.replace(IMAGE_EXTENSIONS, "", regex=True)
         return unique.set_index("image_id").reindex(image_ids)
 
     @cached_property
