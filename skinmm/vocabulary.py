@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 import numpy as np
@@ -309,12 +308,3 @@ def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
         for name in names
     ]
     return f"columns not used: {', '.join(marked)}" if marked else ""
-
-
-def suggest_names(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that are most similar to a name; case and punctuation do not count."""
-    by_key = {column_key(candidate): candidate for candidate in names}
-    key = column_key(name)
-    within = [candidate for candidate in by_key if key in candidate]
-    keys = dict.fromkeys([*get_close_matches(key, by_key), *within])
-    return [by_key[candidate] for candidate in keys][:3]

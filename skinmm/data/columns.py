@@ -3,7 +3,8 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from skinmm.config import DataConfig
 from skinmm.errors import InputError
 from skinmm.vocabulary import (
     CONVERTERS,
+    column_key,
     describe_unused_columns,
     is_missing,
     map_unique,
@@ -20,7 +22,6 @@ from skinmm.vocabulary import (
     name_units,
     parse_numbers,
     parse_truth,
-    suggest_names,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ NOT_AT_BEDSIDE: Final[dict[str, str]] = {
     name: reason for reason, names in _REASONS.items() for name in names.split()
 }
 """Columns that no model may use, with the reason: they do not exist for a new patient."""
+
+
+def suggest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are most similar to a name; case and punctuation do not count."""
+    by_key = {column_key(candidate): candidate for candidate in names}
+    key = column_key(name)
+    within = [candidate for candidate in by_key if key in candidate]
+    keys = dict.fromkeys([*get_close_matches(key, by_key), *within])
+    return [by_key[candidate] for candidate in keys][:3]
 
 
 def check_columns(
