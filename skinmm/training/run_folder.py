@@ -88,7 +88,8 @@ class RunFolder:
 
     def fold(self, number: int) -> "RunFolder":
         """Return the folder of one fold."""
-        config = replace(self.config, data=replace(self.config.data, fold=number))
+        data = replace(self.config.data, fold=number)
+        config = replace(self.config, data=data, final=False)
         return RunFolder(self.path / f"fold_{number}", config, parent=self)
 
     def prepare(self) -> None:

@@ -125,6 +125,14 @@ def test_it_is_accepted_like_any_checkpoint(run: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_csv(again), rows, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["fold_1/checkpoints/best.ckpt", "checkpoints/ensemble.ckpt"])
+def test_the_networks_of_the_folds_predict_too(run: Path, tmp_path: Path, name: str) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("image,age,sex,site\nI1,50,male,torso\n")
+    arguments = [f"checkpoint={run / name}", f"input={table}", f"output={tmp_path / 'out.csv'}"]
+    assert predict(arguments) == 0
+
+
 def test_a_run_that_starts_from_it_knows_its_rows(run: Path) -> None:
     config = Config()
     config.model.pretrained = str(run / "checkpoints" / "final.ckpt")
