@@ -1,5 +1,6 @@
 """Tables of users: what is accepted, and which file and row an error names."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from miniature_cohorts import load, load_table, picture, siim_isic, write, write_images
 
 from skinmm.config import DataConfig
-from skinmm.data.cohorts import ADAPTERS, require_images
+from skinmm.data.cohorts import ADAPTERS, load_cohort, require_images
 from skinmm.data.cohorts.tables import read_table, to_canonical
 from skinmm.errors import InputError
 from skinmm.images.tfrecord import write_tfrecord
@@ -226,3 +227,45 @@ def test_the_tfrecord_example_of_the_datasets_page_runs(tmp_path: Path) -> None:
 def test_the_datasets_page_has_every_adapter() -> None:
     page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     assert all(f"\n| `{name}` |" in page for name in ADAPTERS)
+
+
+ROWS = "image,patient,lesion,age,target\n" + "".join(
+    f"I{row},P{row // 4},L{row // 2},40,{row % 2}\n" for row in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "left", "note"),
+    [
+        ("image\nI0.jpg\nI3\nI9\n", "1 2 4 5 6 7", "2 of 8 rows are left out; 1 of its images"),
+        ("image\nI0\n", "1 2 3 4 5 6 7", "1 other images of their lesions stay"),
+        ("image,lesion\nI0,L0\n,L3\n", "2 3 4 5", "4 of 8 rows are left out$"),
+        ("patient_id\nP1\n", "0 1 2 3", "4 of 8 rows are left out$"),
+    ],
+)
+def test_rows_that_a_table_names_are_left_out(
+    tmp_path: Path, table: str, left: str, note: str
+) -> None:
+    file = tmp_path / "others.csv"
+    file.write_text(table)
+    args = {"exclude": str(file)}
+    config = DataConfig(name="csv", root=str(cohort(tmp_path, ROWS)), args=args)
+    loaded = load_cohort(config)
+    assert loaded.rows["image_id"].tolist() == [f"I{row}" for row in left.split()]
+    assert any(re.search(note, line) for line in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image\nJ0\n", "none of its names is in data=csv"),
+        ("name_of_file\nI0\n", "needs a column image_id, lesion_id or patient_id; it has name"),
+        (None, "no such file"),
+    ],
+)
+def test_a_list_of_other_rows_is_refused(tmp_path: Path, table: str | None, message: str) -> None:
+    file = tmp_path / "others.csv"
+    if table:
+        file.write_text(table)
+    with pytest.raises(InputError, match=message):
+        load("csv", cohort(tmp_path, ROWS), args={"exclude": str(file)})

@@ -10,7 +10,13 @@ import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.data.cohorts import public, user
-from skinmm.data.cohorts.tables import CANONICAL, MASK_FOLDER, CohortTable, require_root
+from skinmm.data.cohorts.tables import (
+    CANONICAL,
+    MASK_FOLDER,
+    CohortTable,
+    exclude_rows,
+    require_root,
+)
 from skinmm.data.cohorts.targets import BINARY, add_targets, select_malignant, sort_key
 from skinmm.data.columns import check_columns, describe_columns, require_same_units
 from skinmm.data.splits import hold_out
@@ -56,10 +62,13 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "tfrecord": user.tfrecord,
 }
 
+_ARGS: Final = ("test_fraction", "exclude")
+"""Entries of `data.args` that every adapter has."""
+
 
 def verify_cohort(data: DataConfig) -> None:
     """Check the names of adapters, their options and folders before anything is read."""
-    args = {name: value for name, value in data.args.items() if name != "test_fraction"}
+    args = {name: value for name, value in data.args.items() if name not in _ARGS}
     check_component(ADAPTERS, "data", Component(data.name, args), context=("data",))
     if data.name != "demo":  # part of the package
         require_root(data)
@@ -71,8 +80,9 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
     """Read a cohort, add the extra ones, and give every row its target.
 
     Args:
-        data: which cohort; `args.test_fraction` holds out a test part of whole patients, the other
-            options go to the adapter.
+        data: which cohort; `args.test_fraction` holds out a test part of whole patients,
+            `args.exclude` names a table of rows to leave out, and the other options go to the
+            adapter.
         labelled: whether targets are required; if not, a cohort without targets gets 0 everywhere.
 
     Returns:
@@ -80,10 +90,12 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
         `part` if parts are fixed: by the data, by holding out, or `train` for rows of `data.extra`.
     """
     args = dict(data.args)
-    fraction = args.pop("test_fraction", None)
+    fraction, excluded = (args.pop(name, None) for name in _ARGS)
     cohort = _read(replace(data, args=args))
     for extra in data.extra:
         cohort = _add_extra(cohort, data, extra)
+    if excluded is not None:
+        cohort = exclude_rows(cohort, excluded)
     measured = [name for name in data.columns if name in MEASUREMENTS and name not in cohort.rows]
     if measured and not data.segmenter:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,6 +210,51 @@ def require_root(data: DataConfig) -> Path:
     if not root.is_dir():
         raise InputError(f"data.root={data.root}: no such folder")
     return root
+
+
+def exclude_rows(cohort: CohortTable, name: Any) -> CohortTable:
+    """Leave out the rows that a table names, such as the test set of a comparison.
+
+    Args:
+        cohort: rows of a cohort.
+        name: path of a table with a column `image_id`, `lesion_id` or `patient_id`, or several. A
+            row is left out if one of its names is in the column of the same kind.
+
+    Raises:
+        InputError: the table has none of these columns, or names no row of the cohort.
+    """
+    file = Path(str(name)).expanduser()
+    if not file.is_file():
+        raise InputError(f"+data.args.exclude={name}: no such file")
+    table, rows = rename_columns(read_table(file)), cohort.rows
+    columns = [column for column in ("image_id", "lesion_id", "patient_id") if column in table]
+    if not columns:
+        raise InputError(
+            f"+data.args.exclude={name}: needs a column image_id, lesion_id or patient_id; it has "
+            f"{', '.join(map(str, table))}"
+        )
+    is_named, images = pd.Series(data=False, index=rows.index), 0
+    for column in columns:
+        cells = table[column].dropna()
+        names = strip_suffixes(cells) if column == "image_id" else cells.map(normalise_name)
+        is_named |= rows[column].isin(names)
+        images += column == "image_id" and int(names[~names.isin(rows[column])].nunique())
+    if not is_named.any():
+        raise InputError(
+            f"+data.args.exclude={name}: none of its names is in data={cohort.rows['source'][0]}"
+        )
+    lesions = rows.loc[is_named, "lesion_id"].dropna()
+    others = int((rows["lesion_id"].isin(lesions) & ~is_named).sum())
+    notes = [
+        f"{name}: {int(is_named.sum()):,} of {len(rows):,} rows are left out",
+        f"{images:,} of its images are not in the cohort" if images else "",
+        f"{others:,} other images of their lesions stay; to leave them out as well, add the column "
+        "lesion_id"
+        if others
+        else "",
+    ]
+    note = "; ".join(filter(None, notes))
+    return replace(cohort, rows=rows[~is_named].reset_index(drop=True), notes=(*cohort.notes, note))
 
 
 def attach_images(
