@@ -25,6 +25,7 @@ KEY: Final = "skinmm"
 MEMBERS: Final = "members"
 """Key of an ensemble: the checkpoints of its models, each with a card and weights."""
 PREFIX: Final = "network."  # attribute of the LightningModule
+REMOVED: Final = ("patient_context", "metablock without a hidden layer")  # fusion blocks
 COMPACT: Final = ".safetensors"
 WEIGHTS: Final = "state_dict."  # prefix of the weights in such a file
 
@@ -261,10 +262,14 @@ def _parse_card(content: Any, path: Path) -> Card:
         raise CheckpointError(f"{path}: the checkpoint lacks {names}")
     config = card["config"]
     fusion = config.get("fusion") if isinstance(config, dict) else None
-    if isinstance(fusion, dict) and fusion.get("name") == "patient_context":
+    name = fusion.get("name") if isinstance(fusion, dict) else None
+    # Earlier versions of metablock passed the gates' output to the head.
+    if name == "metablock" and f"{PREFIX}fusion.reduce.0.weight" not in content["state_dict"]:
+        name = "metablock without a hidden layer"
+    if name in REMOVED:
         raise CheckpointError(
-            f"{path}: trained with fusion=patient_context, which this version no longer has; use "
-            "the skinmm that trained it, or train again with another fusion"
+            f"{path}: trained with fusion={name}, which this version no longer has; use the skinmm "
+            "that trained it, or train again with another fusion"
         )
     return Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import batch_norm, logsigmoid
 
 from skinmm.errors import InputError
 
@@ -196,28 +196,40 @@ class MetaNet(Fusion):
         return self.dropout(image) * self.gate(record)
 
 
+class _BatchNorm(nn.BatchNorm1d):
+    """BatchNorm that normalises a batch of one row by its running statistics, also in training."""
+
+    def forward(self, features: Features) -> Features:
+        if len(features) > 1:
+            return super().forward(features)
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return batch_norm(features, *statistics, eps=self.eps)
+
+
 class MetaBlock(Fusion):
-    """LSTM-like gates: the record scales and shifts each channel, followed by mean pooling.
+    """LSTM-like gates: the record scales and shifts each image channel; then a hidden layer.
 
     Pacheco & Krohling 2021, "An attention-based mechanism to combine images and metadata in deep
-    learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002. LayerNorm
-    replaces BatchNorm, so that a patient's output does not depend on the batch.
+    learning models applied to skin cancer classification", doi:10.1109/JBHI.2021.3062002, with the
+    layers of the authors' networks (github.com/paaatcha/MetaBlock): pooled features, block, linear
+    layer of `width` features, BatchNorm, ReLU, dropout. They gate groups of 32 channels together.
     """
 
-    tokens = True
-
-    def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
-        super().__init__(image_dim, dropout)
+    def __init__(
+        self, image_dim: int, record_dim: int, width: int = 256, dropout: float = 0.5
+    ) -> None:
+        super().__init__(width, dropout)
         self.scale, self.shift = (
-            nn.Sequential(nn.Linear(record_dim, image_dim), nn.LayerNorm(image_dim))
-            for _ in range(2)
+            nn.Sequential(nn.Linear(record_dim, image_dim), _BatchNorm(image_dim)) for _ in range(2)
+        )
+        self.reduce = nn.Sequential(
+            nn.Linear(image_dim, width), _BatchNorm(width), nn.ReLU(), self.dropout
         )
 
     def forward(self, image: ImageFeatures | None, record: Features | None) -> Features:
-        """Gate and pool: (batch, tokens, image_dim), (batch, record_dim) -> (batch, image_dim)."""
+        """Gate and reduce: (batch, image_dim), (batch, record_dim) -> (batch, width)."""
         image, record = _require_both(image, record)
-        scale, shift = self.scale(record)[:, None], self.shift(record)[:, None]
-        return self.dropout(((image * scale).tanh() + shift).sigmoid().mean(dim=1))
+        return self.reduce(((image * self.scale(record)).tanh() + self.shift(record)).sigmoid())
 
 
 class CrossAttention(Fusion):

@@ -125,15 +125,19 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path: Path) -> None:
         update_card(tmp_path / "gone.ckpt")
 
 
-def test_a_network_that_is_no_longer_there_is_named(path: Path) -> None:
-    config = {**CARD.config, "fusion": {"name": "patient_context", "args": {"base": None}}}
+@pytest.mark.parametrize(
+    ("fusion", "name"),
+    [("patient_context", "patient_context"), ("metablock", "metablock without a hidden layer")],
+)
+def test_a_network_that_is_no_longer_there_is_named(fusion: str, name: str, path: Path) -> None:
+    config = {**CARD.config, "fusion": {"name": fusion, "args": {}}}
     save_checkpoint(content(replace(CARD, config=config)), path)
     for read in (load_card, update_card):
         with pytest.raises(CheckpointError) as refusal:
             read(path)
         assert str(refusal.value) == (
-            f"{path}: trained with fusion=patient_context, which this version no longer has; use "
-            "the skinmm that trained it, or train again with another fusion"
+            f"{path}: trained with fusion={name}, which this version no longer has; use the skinmm "
+            "that trained it, or train again with another fusion"
         )
 
 

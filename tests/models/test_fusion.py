@@ -15,7 +15,7 @@ from block_contract import (
 from torch import Tensor, nn
 
 from skinmm.errors import InputError
-from skinmm.models.fusion import FUSIONS, Concat, CrossAttention, Fusion, Late
+from skinmm.models.fusion import FUSIONS, Concat, CrossAttention, Fusion, Late, MetaBlock
 
 WIDTHS = {"image": 12, "record": 5}
 ROWS, PLACES, CLASSES = 6, 4, 3
@@ -115,6 +115,24 @@ def test_attention_does_not_hang_on_the_order_of_places() -> None:
     image, record = features(CrossAttention, CrossAttention.inputs)
     assert image is not None
     torch.testing.assert_close(block(image[:, [2, 0, 3, 1]], record), block(image, record))
+
+
+def test_metablock_is_the_published_formula_and_trains_on_one_row() -> None:
+    block = new(MetaBlock)
+    block.dropout.p = 0.0
+    image, record = features(MetaBlock, MetaBlock.inputs)
+    assert image is not None
+    assert record is not None
+
+    def normalise(values: Tensor) -> Tensor:
+        return (values - values.mean(dim=0)) / (values.var(dim=0, unbiased=False) + 1e-5).sqrt()
+
+    scale, shift = (normalise(gate[0](record)) for gate in (block.scale, block.shift))
+    gated = torch.sigmoid(torch.tanh(image * scale) + shift)
+    expected = normalise(block.reduce[0](gated)).relu()
+    torch.testing.assert_close(block(image, record), expected, rtol=1e-4, atol=1e-4)
+    alone = block(image[:1], record[:1])  # the last batch of an epoch may have one row
+    torch.testing.assert_close(alone, block.eval()(image[:1], record[:1]))
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:

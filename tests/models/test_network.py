@@ -87,7 +87,7 @@ def test_a_network_that_never_lacked_an_image_refuses_to() -> None:
         network()(IMAGES, RECORDS, SHOWN)
 
 
-@pytest.mark.parametrize("fusion", ["concat", "metablock"])
+@pytest.mark.parametrize("fusion", ["concat", "cross_attention"])
 def test_features_pass_the_image_network_by(fusion: str) -> None:
     built = network(fusion, model="test_vit").eval()
     features = built.encode_image(IMAGES)

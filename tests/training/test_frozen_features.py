@@ -22,7 +22,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("test_efficientnet-*.npy"))
 
 
-@pytest.mark.parametrize("fusion", ["concat", "metablock"])
+@pytest.mark.parametrize("fusion", ["concat", "cross_attention"])
 def test_kept_features_train_the_same_network(
     fusion: str, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
