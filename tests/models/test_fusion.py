@@ -1,6 +1,7 @@
 """Every fusion block against the contract, and the contract against planted faults."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_attention_does_not_hang_on_the_order_of_places() -> None:
 
 
 def test_metablock_is_the_published_formula_and_trains_on_one_row() -> None:
-    block = new(MetaBlock)
+    block: Any = new(MetaBlock)
     block.dropout.p = 0.0
     image, record = features(MetaBlock, MetaBlock.inputs)
     assert image is not None
