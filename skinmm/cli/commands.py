@@ -233,6 +233,7 @@ def run_feedback(config: schemas.FeedbackConfig) -> int:
 def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """Return the rows that have an image, and the settings of the pack."""
     from skinmm.data.cohorts import load_cohort, require_images
+    from skinmm.data.columns import add_units
     from skinmm.data.file_checks import image_checks, require_usable
     from skinmm.data.packed import PackSettings
 
@@ -252,7 +253,7 @@ def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackS
     files = require_usable(table, image_checks(table, data), data.missing)
     for note in files.notes:
         print_line(note)
-    return table[files.is_usable].reset_index(drop=True), settings
+    return add_units(table[files.is_usable], cohort.units).reset_index(drop=True), settings
 
 
 def _to_cohort(table: "pd.DataFrame", data: DataConfig, notes: Sequence[str] = ()) -> "Cohort":

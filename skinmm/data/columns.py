@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
@@ -151,6 +151,12 @@ def find_unit(column: "pd.Series[Any]") -> str:
         )
         raise InputError(f"column '{column.name}' mixes units: {found}; write all in one unit")
     return next(iter(units.values()))
+
+
+def add_units(rows: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows with numbers as in the table of the user, such as `12.0 mm`."""
+    cells = {name: rows[name].map(f"{{}} {unit}".format, "ignore") for name, unit in units.items()}
+    return rows.assign(**cells)
 
 
 def require_same_units(first: "CohortTable", second: "CohortTable", names: Sequence[str]) -> None:

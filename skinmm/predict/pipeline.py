@@ -127,6 +127,7 @@ def load_row(
     """
     if not (views or read_header or finder):
         return LoadedRow({}, {}, "")
+    name = name.strip()  # as training reads cells
     try:
         location = images.find(name) if images else None
         if images is None or location is None:

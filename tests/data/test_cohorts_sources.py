@@ -202,6 +202,7 @@ def test_a_table_beside_tfrecords_of_another_schema(tmp_path: Path) -> None:
         ({"codes": {"sex": "male"}}, r"codes.sex=male: must be a list, as in sex: \[male"),
         ({"missing": {"age": ["x"]}}, r"missing.age=\['x'\]: must be a list"),
         ({"columns": "age"}, "columns=age: must be pairs, such as {age: patient_age}"),
+        ({"columns": {"sex": "m/w"}}, r"sex is coded \(0, 1\); .*codes.sex=\[male,female\]"),
         ({"files": "test*"}, r"no TFRecord file named test\* in it or in tfrecords/"),
     ],
 )

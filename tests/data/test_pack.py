@@ -24,6 +24,7 @@ import skinmm
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.public import demo
 from skinmm.data.cohorts.user import packed as adapter
+from skinmm.data.columns import add_units
 from skinmm.data.pack import assign_shards, pack
 from skinmm.data.packed import (
     Encoder,
@@ -82,6 +83,14 @@ def test_the_adapter_reads_the_cohort_back(cohort: pd.DataFrame, folder: Path) -
     assert table["path"].notna().all()
     sides = table[["width", "height"]].to_numpy().tolist()
     assert sides[:5] == [[6000, 4000], [256, 256], [256, 128], [90, 96], [256, 256]]
+
+
+def test_units_are_kept(cohort: pd.DataFrame, tmp_path: Path) -> None:
+    table = cohort.assign(path=cohort["path"].astype(str))
+    pack(add_units(table, {"thickness": "mm"}), tmp_path, read, SMALL, workers=1)
+    packed = adapter(DataConfig(name="packed", root=str(tmp_path), columns=["age", "thickness"]))
+    assert packed.units == {"thickness": "mm"}
+    np.testing.assert_allclose(packed.rows["thickness"], cohort["thickness"])
 
 
 def test_pictures_are_those_that_pillow_resizes(cohort: pd.DataFrame, folder: Path) -> None:

@@ -79,6 +79,14 @@ def test_every_row_of_a_workbook_or_a_gzipped_table_is_predicted(
     assert count_rows(str(source)) is None
 
 
+def test_blanks_around_names_of_images_do_not_count(
+    table: pd.DataFrame, expected: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
+) -> None:
+    table.assign(image_id=" " + table["image_id"] + " ").to_csv(tmp_path / "b.csv", index=False)
+    found = predicted(best(both), tmp_path / "b.csv", tmp_path / "c.csv", f"images={pictures}")
+    assert_same(found, expected, "error")
+
+
 def test_a_url_is_a_table_and_a_folder(
     table: pd.DataFrame, expected: pd.DataFrame, both: Path, pictures: Path, tmp_path: Path
 ) -> None:

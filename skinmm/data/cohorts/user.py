@@ -219,7 +219,9 @@ def packed(data: DataConfig) -> CohortTable:
     file = root / "cohort.csv"
     table = read_table(file, ["image_id", "target", "source"])
     rows = to_canonical(table, file, data).assign(source=table["source"])
-    return attach_images(rows, root, "tfrecord", [""])
+    units = {name: find_unit(table[name]) for name in data.columns if name in table}
+    cohort = attach_images(rows, root, "tfrecord", [""])
+    return replace(cohort, units={name: unit for name, unit in units.items() if unit})
 
 
 def tfrecord(
@@ -264,7 +266,19 @@ def tfrecord(
         available = ", ".join(sorted({*map(str, table.columns)} - {"path"}))
         feature = columns.get(column, column)
         raise InputError(f"data.args: no feature '{feature}'; {root} has {available}")
+    _require_words(rename_columns(table, data.columns), root)
     return CohortTable(to_canonical(table, root, data).assign(path=table["path"]))
+
+
+def _require_words(table: pd.DataFrame, root: Path) -> None:
+    """Refuse integers for sex and site, whose words only the author of the files knows."""
+    for column, example in {"sex": "male,female", "site": "torso,head/neck"}.items():
+        cells = table[column].dropna().unique() if column in table else ()
+        if numbers := sorted((cell for cell in cells if str(cell).isdecimal()), key=int):
+            raise InputError(
+                f"{root}: {column} is coded ({', '.join(map(str, numbers[:5]))}); name the words "
+                f"of 0, 1, ... in this order, such as +data.args.codes.{column}=[{example}]"
+            )
 
 
 def _require_lists(key: str, value: Any, example: str, kind: type[str | int]) -> dict[str, Any]:
