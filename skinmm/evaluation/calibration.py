@@ -41,6 +41,8 @@ class Calibration:
         losses: log loss of each compared method, cross-validated over validation patients.
         inverse: inverse of the training loss, applied before `prior`; None: the loss has none, or
             the checkpoint is older than this attribute.
+        site: `scale` and `shifts` that adapt the probabilities to a site, applied last; None: not
+            adapted (see `skinmm.evaluation.adaptation`).
     """
 
     method: str = "none"
@@ -48,13 +50,15 @@ class Calibration:
     prior: Sequence[Sequence[float]] | None = None
     losses: dict[str, float] = field(default_factory=dict)
     inverse: Inverse | None = None
+    site: dict[str, Any] | None = None
 
     def apply(self, raw: Probabilities) -> Probabilities:
         """Return calibrated probabilities for raw ones."""
         raw = invert_loss(raw, self.inverse)
         if self.prior is not None:
             raw = correct_prior(raw, *map(np.array, self.prior))
-        return METHODS[self.method][1](self.state, raw)
+        calibrated = METHODS[self.method][1](self.state, raw)
+        return calibrated if self.site is None else apply_scale(self.site, calibrated)
 
 
 def fit_calibration(
@@ -130,7 +134,10 @@ def group_folds(targets: Targets, groups: _Groups, classes: int) -> Targets:
     return fold[codes]
 
 
-def _log(probabilities: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+def log_probabilities(
+    probabilities: Float64[np.ndarray, "..."],
+) -> Float64[np.ndarray, "..."]:
+    """Return the logarithm; that of 0 is the logarithm of the machine epsilon."""
     return np.log(np.maximum(probabilities, _EPSILON))
 
 
@@ -144,7 +151,7 @@ def _cross_validate(
         test = folds == fold
         state = fit(probabilities[~test], targets[~test])
         calibrated[test] = apply(state, probabilities[test])
-    return -_log(calibrated[np.arange(len(targets)), targets])
+    return -log_probabilities(calibrated[np.arange(len(targets)), targets])
 
 
 def _is_as_good(excess: _Losses, groups: _Groups) -> bool:
@@ -162,7 +169,7 @@ def _smooth_targets(targets: Targets, classes: int) -> Probabilities:
     return smooth
 
 
-def _fit_parameters(
+def fit_parameters(
     logits: Probabilities,
     truth: Probabilities,
     start: Parameters,
@@ -213,13 +220,13 @@ def _fit_scale(
 ) -> Parameters:
     """Fit a scale with a normal prior around 1 of this precision, and shifts without a prior."""
     classes = probabilities.shape[1]
-    logits, truth = _log(probabilities), _smooth_targets(targets, classes)
+    logits, truth = log_probabilities(probabilities), _smooth_targets(targets, classes)
     start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)
-    fitted = _fit_parameters(logits, truth, start, precision * start, np.r_[0, shifts])
+    fitted = fit_parameters(logits, truth, start, precision * start, np.r_[0, shifts])
     scale = float(np.clip(fitted[0], *_SCALES))
     if scale != fitted[0]:
         fitted[0] = scale
-        fitted = _fit_parameters(logits, truth, fitted, np.zeros_like(start), shifts)
+        fitted = fit_parameters(logits, truth, fitted, np.zeros_like(start), shifts)
     return fitted
 
 
@@ -229,17 +236,20 @@ def _to_state(parameters: Parameters) -> dict[str, Any]:
 
 def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
     """Fit the scale with free shifts, then shifts near those that preserve the class means."""
-    logits, classes = _log(probabilities), probabilities.shape[1]
+    logits, classes = log_probabilities(probabilities), probabilities.shape[1]
     start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
     shifts, precision = np.arange(1, classes + 1), np.r_[0.0, np.full(classes, _PRECISION)]
     # The optimum for the probabilities as targets preserves their means.
-    start = _fit_parameters(logits, probabilities, start, 0 * precision, shifts[1:])
+    start = fit_parameters(logits, probabilities, start, 0 * precision, shifts[1:])
     truth = _smooth_targets(targets, classes)
-    return _to_state(_fit_parameters(logits, truth, start, precision, shifts))
+    return _to_state(fit_parameters(logits, truth, start, precision, shifts))
 
 
-def _apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabilities:
-    return softmax(_log(probabilities) * state["scale"] + np.array(state["shifts"]), axis=1)
+def apply_scale(state: dict[str, Any], probabilities: Probabilities) -> Probabilities:
+    """Return softmax(scale * log p + shifts)."""
+    return softmax(
+        log_probabilities(probabilities) * state["scale"] + np.array(state["shifts"]), axis=1
+    )
 
 
 def _fit_isotonic(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
@@ -266,7 +276,7 @@ _Apply = Callable[[dict[str, Any], Probabilities], Probabilities]
 
 METHODS: Final[dict[str, tuple[_Fit, _Apply]]] = {
     "none": (lambda _probabilities, _targets: {}, lambda _state, probabilities: probabilities),
-    "temperature": (_fit_temperature, _apply_scale),
-    "platt": (lambda raw, targets: _to_state(_fit_scale(raw, targets)), _apply_scale),
+    "temperature": (_fit_temperature, apply_scale),
+    "platt": (lambda raw, targets: _to_state(_fit_scale(raw, targets)), apply_scale),
     "isotonic": (_fit_isotonic, _apply_isotonic),
 }

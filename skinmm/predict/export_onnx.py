@@ -117,9 +117,9 @@ class CalibrationModule(nn.Module):
             factors = np.divide(deployed, trained, out=np.zeros(len(trained)), where=trained > 0)
             self._factors = torch.from_numpy(factors)
         state = calibration.state
+        self._maps = [calibration.site] if calibration.site else []
         if self._method in ("temperature", "platt"):
-            self._scale = float(state["scale"])
-            self._shifts = torch.tensor(state["shifts"], dtype=torch.float64)
+            self._maps.insert(0, state)
         elif self._method == "isotonic":
             self._steps = [
                 [torch.tensor(step[axis], dtype=torch.float64) for axis in ("x", "y")]
@@ -135,13 +135,13 @@ class CalibrationModule(nn.Module):
             shifted = values * self._factors
             total = shifted.sum(dim=1, keepdim=True)
             values = torch.where(total > 0, shifted / total.clamp_min(1e-300), values)
-        if self._method in ("temperature", "platt"):
-            scaled = values.clamp_min(_TINY).log() * self._scale + self._shifts
-            return scaled.softmax(dim=1)
         if self._method == "isotonic":
             columns = [_interpolate(values[:, i], *step) for i, step in enumerate(self._steps)]
-            stepped = torch.stack(columns, dim=1)
-            return stepped / stepped.sum(dim=1, keepdim=True)
+            values = torch.stack(columns, dim=1)
+            values = values / values.sum(dim=1, keepdim=True)
+        for state in self._maps:
+            shifts = torch.tensor(state["shifts"], dtype=torch.float64)
+            values = (values.clamp_min(_TINY).log() * state["scale"] + shifts).softmax(dim=1)
         return values
 
 

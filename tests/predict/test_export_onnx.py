@@ -314,7 +314,8 @@ def test_the_graph_calibrates_as_the_evaluation_does(
     raw = rng.dirichlet([1, 1, 1], 400)
     targets = np.array([rng.choice(3, p=row) for row in raw])
     fitted = fit_calibration(raw, targets, np.arange(400), method=method)
-    calibration = Calibration(fitted.method, fitted.state, prior, inverse=inverse)
+    site = {"scale": 0.7, "shifts": [0.0, 1.0, -1.0]} if prior else None
+    calibration = Calibration(fitted.method, fitted.state, prior, inverse=inverse, site=site)
     # Certainty of a class that does not occur in use leaves a ratio of rounding errors.
     certain = np.eye(3)[:2] if prior and inverse else np.eye(3)
     values = np.vstack([raw, rng.dirichlet([0.1, 0.1, 0.1], 50), certain])

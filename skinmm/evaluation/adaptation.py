@@ -1,0 +1,284 @@
+"""Adaptation of calibrated probabilities to the lesions of a site, with labels or without."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float64, Int64, Shaped
+
+from skinmm.evaluation.calibration import (
+    Probabilities,
+    Targets,
+    apply_scale,
+    fit_parameters,
+    group_folds,
+    log_probabilities,
+)
+from skinmm.evaluation.intervals import patient_codes
+
+NONE: Final = "none"
+PRECISION: Final = (4.0, 0.5)
+"""Inverse variances of the normal priors of the slope (around 1) and of each intercept (around 0).
+The odds of malignancy then have a standard deviation of a factor of 7, so that a site without a
+malignant lesion has a finite fit."""
+SIGNIFICANCE: Final = 0.05
+_MAX_STEPS: Final = 2000
+_CONVERGED: Final = 1e-7
+_TINY: Final = 1e-12
+
+_Patients = Shaped[np.ndarray, " n"]
+_Shares = Float64[np.ndarray, " c"]
+_Weights = Float64[np.ndarray, "b n"]
+_Losses = Float64[np.ndarray, " n"]
+_Reference = tuple[Float64[np.ndarray, "m c"], Int64[np.ndarray, " m"], Shaped[np.ndarray, " m"]]
+
+
+def fit_map(
+    probabilities: Probabilities,
+    targets: Targets,
+    method: str,
+    precision: tuple[float, float] = PRECISION,
+) -> dict[str, Any]:
+    """Fit softmax(scale * log p + shifts) by penalised maximum likelihood.
+
+    Args:
+        probabilities: calibrated, (n, classes).
+        targets: index of the true class.
+        method: `none`, `intercept` (a shift per class), `slope` (the scale) or `both`.
+        precision: of the priors, see `PRECISION`; (0, 0): none.
+
+    Returns:
+        `scale` and `shifts`, plain data. For two classes, `both` without priors is the logistic
+        regression of the target on the log odds (Cox 1958, doi:10.1093/biomet/45.3-4.562).
+    """
+    classes = probabilities.shape[1]
+    start = np.eye(classes + 1)[0]
+    if method != NONE:
+        free = {"intercept": np.arange(1, classes + 1), "slope": np.arange(1)}
+        index = free.get(method, np.arange(classes + 1))
+        weights = np.r_[precision[0], np.full(classes, precision[1])]
+        truth = np.eye(classes)[targets]
+        start = fit_parameters(log_probabilities(probabilities), truth, start, weights, index)
+    return {"scale": float(start[0]), "shifts": (start[1:] - start[1]).tolist()}
+
+
+METHODS: Final = (NONE, "intercept", "slope", "both")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Map of calibrated probabilities for a site, chosen by cross-validation over patients.
+
+    Attributes:
+        method: one of `METHODS`.
+        state: `scale` and `shifts` of the map, see `fit_map`.
+        losses: cross-validated log loss of each method.
+        before: log loss without adaptation.
+        after: log loss of the whole procedure, choice included, for patients outside of it.
+        cross_fitted: probabilities of each row, adapted without the rows of its patient.
+    """
+
+    method: str
+    state: dict[str, Any]
+    losses: dict[str, float]
+    before: float
+    after: float
+    cross_fitted: Probabilities
+
+
+def fit_adaptation(
+    probabilities: Probabilities, targets: Targets, patients: _Patients
+) -> Adaptation:
+    """Adapt probabilities to labelled rows, or leave them alone if that is not shown to help.
+
+    The candidates are those of Godau et al. 2025 (doi:10.1016/j.media.2024.103504) that few labels
+    can fit: an intercept per class, a slope, or both. The method has the lowest cross-validated log
+    loss. A second, nested cross-validation repeats this choice without each part of the patients.
+    Unless its log loss is below that of the unchanged probabilities, these stay as they are.
+
+    Args:
+        probabilities: calibrated probabilities of the checkpoint, (n, classes).
+        targets: index of the true class.
+        patients: patient of each row; cross-validation does not divide patients.
+    """
+    before = _log_losses(probabilities, targets)
+    nested = probabilities.copy()
+    for part in _parts(probabilities, targets, patients):
+        rest = ~part
+        method, _ = _choose(probabilities[rest], targets[rest], patients[rest])
+        state = fit_map(probabilities[rest], targets[rest], method)
+        nested[part] = apply_scale(state, probabilities[part])
+    method, losses = _choose(probabilities, targets, patients)
+    after = _log_losses(nested, targets)
+    if method == NONE or after.mean() >= before.mean():
+        method, nested, after = NONE, probabilities, before
+    state = fit_map(probabilities, targets, method)
+    return Adaptation(method, state, losses, float(before.mean()), float(after.mean()), nested)
+
+
+def _choose(
+    probabilities: Probabilities, targets: Targets, patients: _Patients
+) -> tuple[str, dict[str, float]]:
+    """Return the method of the lowest cross-validated log loss, and all losses."""
+    parts = _parts(probabilities, targets, patients)
+    losses = {}
+    for method in METHODS if parts else (NONE,):
+        adapted = probabilities.copy()
+        for part in parts if method != NONE else ():
+            state = fit_map(probabilities[~part], targets[~part], method)
+            adapted[part] = apply_scale(state, probabilities[part])
+        losses[method] = float(_log_losses(adapted, targets).mean())
+    return min(losses, key=losses.__getitem__), losses
+
+
+def _parts(
+    probabilities: Probabilities, targets: Targets, patients: _Patients
+) -> list[Shaped[np.ndarray, " n"]]:
+    """Return the masks of the folds; none if the rows cannot be divided."""
+    folds = group_folds(targets, patients, probabilities.shape[1])
+    return [folds == fold for fold in np.unique(folds)] if folds.max(initial=0) else []
+
+
+def _log_losses(probabilities: Probabilities, targets: Targets) -> _Losses:
+    return -log_probabilities(probabilities[np.arange(len(targets)), targets])
+
+
+@dataclass(frozen=True)
+class PrevalenceShift:
+    """Class shares of a site without labels.
+
+    Attributes:
+        shares: estimated share of each class.
+        low: lower ends of their 95 % intervals, over patients of the site.
+        high: upper ends.
+        p: of the test that the scores are those of the reference in these shares.
+        state: `scale` (1) and `shifts` of the map to the new shares, see `fit_map`.
+    """
+
+    shares: list[float]
+    low: list[float]
+    high: list[float]
+    p: float
+    state: dict[str, Any]
+
+    @property
+    def is_plausible(self) -> bool:
+        """Return whether the scores fit a change of the shares alone."""
+        return self.p >= SIGNIFICANCE
+
+
+def estimate_shift(
+    probabilities: Probabilities,
+    patients: _Patients,
+    reference: _Reference,
+    prior: Sequence[float],
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> PrevalenceShift:
+    """Estimate the class shares of rows without labels, and test whether only they have changed.
+
+    The shares are those of the EM algorithm of Saerens et al. 2002
+    (doi:10.1162/089976602753284446), with a percentile interval over resampled patients. It is
+    valid only if the lesions of each class are as in the reference. The test compares the
+    distribution of the probabilities with that of the reference, weighted to the estimated shares:
+    the largest Kolmogorov-Smirnov distance over the classes. Its distribution under the hypothesis
+    is that of patients drawn from the reference in these shares, each time with new estimates and a
+    resampled reference.
+
+    Args:
+        probabilities: calibrated probabilities of the site, (n, classes).
+        patients: patient of each row.
+        reference: calibrated probabilities, true classes and patients of validation rows.
+        prior: class shares for which the probabilities were calibrated.
+        resamples: number of resamples of the interval and of the test.
+        seed: seed of the resamples.
+    """
+    old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(seed)
+    shares = estimate_shares(probabilities, old)[0]
+    codes, count = patient_codes(patients)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = estimate_shares(probabilities, old, draws[:, codes].astype(np.float64))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    known, targets, _ = reference
+    present = np.bincount(targets, minlength=len(old)) > 0
+    mixed = np.where(present, shares, 0) / shares[present].sum()
+    expected = _mixture(targets, np.ones((1, len(known))), mixed)
+    here = np.full((1, len(codes)), 1 / len(codes))
+    observed = _distances(np.vstack([probabilities, known]), np.hstack([here, -expected]))
+    simulated = _simulate(reference, mixed, old, count, resamples, rng)
+    p = (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
+    factors = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
+    state = {"scale": 1.0, "shifts": (factors - factors[0]).tolist()}
+    return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), p, state)
+
+
+def estimate_shares(
+    probabilities: Probabilities, prior: _Shares, weights: _Weights | None = None
+) -> Float64[np.ndarray, "b c"]:
+    """Return the class shares by EM for each of b weightings of the rows; one of ones by default.
+
+    Args:
+        probabilities: calibrated for the class shares `prior`, (n, classes).
+        prior: these class shares; a class with share 0 stays at 0.
+        weights: of the rows, (b, n).
+    """
+    weights = np.ones((1, len(probabilities))) if weights is None else weights
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    ratios = np.divide(probabilities, prior, out=np.zeros_like(probabilities), where=prior > 0)
+    shares = np.tile(prior, (len(weights), 1))
+    for _ in range(_MAX_STEPS):
+        # The mean of the posteriors: each row's likelihood ratio over its mixture.
+        totals = np.maximum(shares @ ratios.T, _TINY)
+        updated = shares * ((weights / totals) @ ratios)
+        updated /= updated.sum(axis=1, keepdims=True)
+        change = np.abs(updated - shares).max()
+        shares = updated
+        if change < _CONVERGED:
+            break
+    return shares
+
+
+def _mixture(targets: Targets, weights: _Weights, shares: Float64[np.ndarray, "... c"]) -> _Weights:
+    """Return row weights such that each class has its share."""
+    one_hot = np.eye(shares.shape[-1])[targets]
+    totals = np.maximum(weights @ one_hot, _TINY)
+    mixed = weights * (shares / totals)[:, targets]
+    return mixed / mixed.sum(axis=1, keepdims=True)
+
+
+def _simulate(
+    reference: _Reference,
+    shares: _Shares,
+    prior: _Shares,
+    count: int,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, " b"]:
+    """Return distances between `count` patients drawn in these shares and a resampled reference."""
+    probabilities, targets, patients = reference
+    codes, total = patient_codes(patients)
+    weights = _mixture(targets, np.ones((1, len(targets))), shares)[0]
+    mean = np.bincount(codes, weights) / np.bincount(codes)
+    draws = rng.multinomial(count, mean / mean.sum(), size=resamples)[:, codes]
+    drawn = draws * (weights / np.maximum(mean[codes], _TINY))
+    drawn /= drawn.sum(axis=1, keepdims=True)
+    again = rng.multinomial(total, np.full(total, 1 / total), size=resamples)[:, codes]
+    estimated = estimate_shares(probabilities, prior, drawn)
+    expected = _mixture(targets, again.astype(np.float64), estimated)
+    return _distances(probabilities, drawn - expected)
+
+
+def _distances(probabilities: Probabilities, differences: _Weights) -> Float64[np.ndarray, " b"]:
+    """Return the largest Kolmogorov-Smirnov distance over the classes, of two weightings of rows.
+
+    `differences` are the row weights of one distribution minus those of the other.
+    """
+    distances = np.zeros(len(differences))
+    for column in probabilities.T:
+        order = np.argsort(column, kind="stable")
+        is_last = np.r_[np.diff(column[order]) > 0, True]  # of equal values
+        gaps = np.abs(np.cumsum(differences[:, order], axis=1))[:, is_last]
+        distances = np.maximum(distances, gaps.max(axis=1))
+    return distances
