@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from skinmm.data.packed import PackSettings
+    from skinmm.report import TableFormat
     from skinmm.report.cohort_pages import Cohort
 
 TERMINAL: Final = 100  # columns of a table
@@ -163,6 +164,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
             Path(config.output),
             None if config.labels is None else Path(config.labels),
             positive=config.positive or None,
+            form=_table_format(config, config.system),
             pictures=pictures is not False,
             prevalence=prevalence,
             overwrite=config.overwrite,
@@ -184,6 +186,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
         output,
         None if config.labels is None else Path(config.labels),
         positive=config.positive or None,
+        form=_table_format(config),
         margin=config.margin,
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
@@ -191,6 +194,17 @@ def run_compare(config: schemas.CompareConfig) -> int:
     table = format_columns(tables[0].header, tables[0].rows, width=TERMINAL)
     print_line("\n".join([table, *(note.text for note in notes), f"comparison: {output}"]))
     return 0
+
+
+def _table_format(
+    config: schemas.PredictionFilesConfig, system: str | None = None
+) -> "TableFormat":
+    from skinmm.report import TableFormat
+
+    columns = config.columns or {}
+    if not isinstance(columns, dict) or not all(isinstance(n, str) for n in columns.values()):
+        raise InputError(f"columns={columns}: must be pairs, such as {{p_malignant: score}}")
+    return TableFormat(config.classes, columns, config.logits, system)
 
 
 def run_runs(config: schemas.RunsConfig) -> int:

@@ -119,14 +119,24 @@ class ClinicConfig:
 
 
 @dataclass
-class ReportPageConfig:
+class PredictionFilesConfig:
+    """Labels and columns of the prediction files of any system."""
+
+    labels: str | None = literal_path(None, "table of labels by image_id", usage="labels.csv")
+    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    classes: list[str] = setting([], "classes in the order of numbered columns, e.g. [mel,nv]")
+    columns: Any = setting(None, "names of other columns, e.g. {p_malignant: score}")
+    logits: bool = setting(False, "the columns of the classes are logits: take their softmax")
+
+
+@dataclass
+class ReportPageConfig(PredictionFilesConfig):
     """Write the report of a run folder or of a prediction file."""
 
     input: str = literal_path(
         "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
     )
-    labels: str | None = literal_path(None, "CSV of labels by image_id", usage="labels.csv")
-    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    system: str | None = setting(None, "system to report, of a file of several")
     output: str = output_path("report.html", "page to write; unused for a run folder")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
     evaluation: ClinicConfig = section(ClinicConfig)
@@ -134,14 +144,12 @@ class ReportPageConfig:
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(PredictionFilesConfig):
     """Compare runs or prediction files, with paired tests."""
 
     inputs: list[str] = literal_path(
         [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
     )
-    labels: str | None = literal_path(None, "CSV of labels by image_id", usage="labels.csv")
-    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     margin: float | None = setting(
         None, "largest loss of AUROC that is not inferior; null: not tested", low=0
     )

@@ -1,6 +1,5 @@
 """Parser of prediction files: the text of a table in, checked arrays out."""
 
-import re
 from pathlib import Path
 from typing import Final
 
@@ -8,19 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from skinmm import files
 from skinmm.errors import InputError
-from skinmm.files import IMAGE_SUFFIXES
-from skinmm.vocabulary import (
-    MALIGNANT,
-    UNITS,
-    is_missing,
-    map_unique,
-    name_units,
-    normalise_name,
-    parse_diagnosis,
-    rename_columns,
-)
+from skinmm.evaluation.other_formats import TableFormat, explain_numbers, suggest_columns
+from skinmm.evaluation.prediction_tables import TRUTH, join_labels, read_tables
+from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis
 
 BINARY: Final = ("benign", "malignant")
 REFER: Final = "refer"
@@ -31,27 +21,8 @@ SUM_TOLERANCE: Final = 0.01
 """Allowed difference of a row's sum of probabilities from 1: some systems round to few digits."""
 
 BINARY_WORDS: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "benign": 0, "malignant": 1}
-IMAGE_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
-_TRUTH: Final = ("target", "diagnosis")
 
 _Mask = Bool[np.ndarray, " n"]
-
-
-def read_table(path: Path | str) -> pd.DataFrame:
-    """Read a table as text with canonical column names; fill empty cells of `image_id`."""
-    table = files.read_table(path)
-    table = rename_columns(table.mask(table == ""))
-    if "image_id" not in table:
-        raise InputError(f"{path} has no column image_id; it has {', '.join(table.columns)}")
-    names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
-    ids = {
-        name: map_unique(
-            table[name], lambda cell: None if is_missing(cell) else normalise_name(cell)
-        )
-        for name in ("patient_id", "lesion_id")
-        if name in table
-    }
-    return table.assign(image_id=table["image_id"].fillna(names), **ids)
 
 
 class PredictionFile:
@@ -63,13 +34,19 @@ class PredictionFile:
     Args:
         path: the file; an image may have only one row.
         labels: a second table with the truth, joined by image.
+        form: what the headers of another system's tables do not state.
     """
 
-    def __init__(self, path: Path | str, labels: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        labels: Path | str | None = None,
+        form: TableFormat | None = None,
+    ) -> None:
         self.path, self.truth_path = path, labels or path
-        table = read_table(path)
-        if labels is not None:
-            table = _join_labels(table, read_table(labels), path, labels)
+        table, truth = read_tables(path, labels, form)
+        if labels is not None and truth is not None:
+            table = join_labels(table, truth, path, labels)
         failed = pd.Series(False, index=table.index)
         if "error" in table:
             failed = table["error"].notna() & table.filter(regex="^p_").isna().all(axis=1)
@@ -91,7 +68,7 @@ class PredictionFile:
             if column not in self.table:
                 raise InputError(
                     f"{self.path} has no probabilities: it needs p_malignant, or one column "
-                    f"p_<class> per class; it has {', '.join(columns)}"
+                    f"p_<class> per class; it has {', '.join(columns)}{self._suggest()}"
                 )
             malignancy = self._parse_numbers([column])
             return BINARY, np.hstack([1 - malignancy, malignancy])
@@ -107,9 +84,11 @@ class PredictionFile:
 
     def parse_truth(self) -> "pd.Series[str]":
         """Return the text of `target`, or else of `diagnosis`, for every row."""
-        column = next((name for name in _TRUTH if name in self.table), None)
+        column = next((name for name in TRUTH if name in self.table), None)
         if column is None:
-            raise InputError(f"{self.truth_path} has no column target; give labels=LABELS.csv")
+            raise InputError(
+                f"{self.truth_path} has no column target; give labels=LABELS.csv{self._suggest()}"
+            )
         empty = self.table[column].isna()
         if empty.any():
             raise InputError(
@@ -198,6 +177,9 @@ class PredictionFile:
         most_probable = probabilities.argmax(axis=1)
         return np.where(indices.isna(), most_probable, indices).astype(np.int64)
 
+    def _suggest(self) -> str:
+        return suggest_columns(self.table, has_labels=self.truth_path != self.path)
+
     def _has_values(self, column: str) -> bool:
         return column in self.table and not self.table[column].isna().all()
 
@@ -207,7 +189,8 @@ class PredictionFile:
         bad = np.abs(totals - 1) > SUM_TOLERANCE
         if bad.any():
             sums = f"{' + '.join(columns)} is {totals[bad][0]:.6g}, not 1"
-            raise InputError(f"{self.path}: {self._name_row(bad)}: {sums}")
+            advice = explain_numbers(self.table[columns])
+            raise InputError(f"{self.path}: {self._name_row(bad)}: {sums}{advice}")
         return values
 
     def _parse_numbers(self, columns: list[str]) -> Float64[np.ndarray, "n k"]:
@@ -215,8 +198,9 @@ class PredictionFile:
         for i, name in enumerate(columns):
             values[:, i] = pd.to_numeric(self.table[name], errors="coerce")
             bad = ~((values[:, i] >= 0) & (values[:, i] <= 1))
-            reason = f"is not a probability in [0, 1]; {int(bad.sum())} rows have none"
-            self._require(name, bad, reason)
+            if bad.any():
+                reason = f"is not a probability in [0, 1]; {int(bad.sum())} rows have none"
+                self._require(name, bad, reason + explain_numbers(self.table[columns]))
         return values
 
     def _require(self, column: str, bad: "pd.Series[bool] | _Mask", reason: str) -> None:
@@ -229,30 +213,6 @@ class PredictionFile:
     def _name_row(self, bad: "pd.Series[bool] | _Mask") -> str:
         row = int(np.flatnonzero(bad)[0])
         return f"row {self.table.index[row] + 1} (image {self.table['image_id'].iloc[row]})"
-
-
-def _join_labels(
-    table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
-) -> pd.DataFrame:
-    """Add the truth, and missing columns of patients and lesions, from a second table by image."""
-    labels, image_ids = (
-        part.assign(image_id=part["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True))
-        for part in (labels, table[["image_id"]])
-    )
-    truth = [name for name in _TRUTH if name in labels]
-    if not truth:
-        raise InputError(f"{labels_path} has neither a column target nor a column diagnosis")
-    labels = labels.drop_duplicates(["image_id", *truth])
-    repeated = labels["image_id"].duplicated()
-    if repeated.any():
-        name = labels["image_id"][repeated].iloc[0]
-        raise InputError(f"{labels_path} gives image {name} two different labels")
-    columns = [*truth, *({"patient_id", "lesion_id"} & set(labels) - set(table))]
-    table = table.drop(columns=[name for name in _TRUTH if name in table])
-    joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
-    if joined[truth].isna().all(axis=None):
-        raise InputError(f"{labels_path} has no label for any image of {path}")
-    return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
 
 
 def find_positive_classes(classes: tuple[str, ...], path: Path | str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from skinmm.errors import InputError
+from skinmm.evaluation.other_formats import TableFormat
 from skinmm.evaluation.prediction_files import (
     BINARY,
     BINARY_WORDS,
@@ -118,14 +119,15 @@ def read_predictions(
     labels: Path | str | None = None,
     positive: Sequence[str] | None = None,
     *,
+    form: TableFormat | None = None,
     allow_one_class: bool = False,
 ) -> Predictions:
     """Read the prediction file of any system, with labels in the same or in a second file.
 
-    Required are an image column and one column `p_<class>` per class; for two classes
-    `p_malignant` or `malignancy` is enough. The truth is in `target` (0/1, or a class), or else in
-    `diagnosis`. Rows with a text in `error` and no probabilities are excluded and counted. A
-    multi-class file whose targets are 0/1 is read as a binary one. The columns `decision`,
+    Required are an image column (else `lesion_id`) and one column `p_<class>` per class; for two
+    classes `p_malignant` or `malignancy` is enough. The truth is in `target` (0/1, or a class), or
+    else in `diagnosis`. Rows with a text in `error` and no probabilities are excluded and counted.
+    A multi-class file whose targets are 0/1 is read as a binary one. The columns `decision`,
     `prediction_set`, `ood` and (multi-class) `called`, as `predict.py` writes them, are optional.
     Errors are one line that names the file, and the column and row that cannot be used.
 
@@ -134,9 +136,10 @@ def read_predictions(
         labels: table with an image column and `target` or `diagnosis`, joined by the name of the
             image with or without its suffix; its `patient_id` is used if the first table has none.
         positive: classes that count as malignant; by default those known as malignant.
+        form: meaning of other headers, see `skinmm.evaluation.other_formats`.
         allow_one_class: accept a file in which all rows are malignant, or none.
     """
-    file = PredictionFile(path, labels)
+    file = PredictionFile(path, labels, form)
     classes, probabilities = file.parse_probabilities()
     raw = file.parse_raw(classes)
     positive = tuple(positive or find_positive_classes(classes, path))

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.comparison import compare, find_not_inferior
-from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.other_formats import TableFormat
+from skinmm.evaluation.prediction_tables import list_systems
 from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
@@ -20,25 +21,26 @@ from skinmm.report.blocks import (
     format_estimates,
     format_number,
     format_p,
-    format_percent,
     metric_label,
 )
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
-from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
 from skinmm.report.sections.systems import (
+    CALIBRATION,
+    MEAN,
     SHOWN,
     Systems,
+    calibration_cells,
+    calibration_table,
     clinic_table,
     different_settings,
     draw_systems,
     format_setting,
+    missing_table,
 )
 from skinmm.report.write import write_page
 
 MACRO: Final = "macro_auroc"  # of multi-class runs only
 DIFFERENT: Final = ("auroc", "average_precision", "brier")
-CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")
-MEAN: Final = "Mean probability / prevalence"
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 
 
@@ -48,6 +50,7 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     labels: Path | None = None,
     *,
     positive: Sequence[str] | None = None,
+    form: TableFormat | None = None,
     against: Sequence[str] = (),
     margin: float | None = None,
     prevalence: float | None = None,
@@ -56,10 +59,12 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     """Write a page with tables and figures of several systems.
 
     Args:
-        sources: prediction files, run folders, or folders whose subfolders are runs.
+        sources: prediction files, also of several systems, run folders, or folders whose
+            subfolders are runs.
         output: page to write.
         labels: table with the target, for prediction files without it.
         positive: classes of the files that count as malignant; None: the default ones.
+        form: meaning of the columns of other systems' files.
         against: systems to compare all others with, also in the table; empty: all pairs of the
             systems of highest AUROC, on validation where all systems have it.
         margin: largest loss of AUROC that is not inferior; None: not tested.
@@ -74,7 +79,8 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         InputError: fewer than two systems, a file that cannot be used, or the page exists.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
-    named = [pair for source in sources for pair in _read_source(Path(source), labels, positive)]
+    form = form or TableFormat()
+    named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
     if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
         raise InputError(
             f"found {format_count(len(named), 'system')}; a comparison needs at least two"
@@ -88,7 +94,7 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against, margin)
     choice = [] if against else [_describe_choice(systems)]
-    tables = (clinic_table(systems), _calibration_table(systems), _missing_table(systems))
+    tables = (clinic_table(systems), calibration_table(systems), missing_table(systems))
     further = [table for table in tables if table]
     columns = [
         Note(f"{name}: {note}.") for name, inputs in systems.items() for note in inputs.notes
@@ -112,10 +118,10 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     """
     rows = []
     for trained, cohort, source in results:
-        inputs = _read(source, None, None)
+        inputs = _read(source)
         audit = read_run(runs[cohort], pictures=False).audit
         auroc, ood = (format_estimate(inputs.estimate(name)) for name in ("auroc", "unfamiliar"))
-        slope = _calibration_cells(inputs.measured)[:2]
+        slope = calibration_cells(inputs.measured)[:2]
         size = format_number(audit.get("size_auroc"))
         malignant = "{positives:,} of {n:,}".format_map(inputs.measured)
         rows.append([trained, cohort, malignant, auroc, *slope, ood, size])
@@ -124,15 +130,23 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     return Table("Other cohorts", [*header, "AUROC of image size alone"], rows, stack=True)
 
 
-def _read(source: Path, labels: Path | None, positive: Sequence[str] | None) -> ReportInputs:
+def _read(
+    source: Path,
+    labels: Path | None = None,
+    positive: Sequence[str] | None = None,
+    form: TableFormat | None = None,
+) -> ReportInputs:
     if source.is_dir():
         return read_run(source, pictures=False)
-    return read_prediction_file(source, labels, positive, pictures=False)
+    return read_prediction_file(source, labels, positive, pictures=False, form=form)
 
 
 def _read_source(
-    source: Path, labels: Path | None, positive: Sequence[str] | None
+    source: Path, labels: Path | None, positive: Sequence[str] | None, form: TableFormat
 ) -> list[tuple[str, ReportInputs]]:
+    if source.is_file() and (systems := list_systems(source)):
+        forms = {name: replace(form, system=name) for name in systems}
+        return [(name, _read(source, labels, positive, forms[name])) for name in systems]
     runs = {source: source.resolve().name if source.is_dir() else source.stem}
     if source.is_dir() and not (source / "predictions" / "test.csv").is_file():
         folders = (file.parents[1] for file in source.rglob("predictions/test.csv"))
@@ -141,7 +155,7 @@ def _read_source(
         raise InputError(f"{source}: no run found (no folder with predictions/test.csv)")
     # Runs with numbers as names are sorted by number.
     order = sorted(runs, key=lambda r: (r.parent, len(r.name) * r.name.isdecimal(), r.name))
-    return [(runs[run], _read(run, labels, positive)) for run in order]
+    return [(runs[run], _read(run, labels, positive, form)) for run in order]
 
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
@@ -276,38 +290,3 @@ def _margin_table(result: Mapping[str, Any], against: Sequence[str], margin: flo
     caption = TEXTS["margin"].format(format_number(margin), (1 - result["confidence"]) / 2)
     header = ("System", "Difference in AUROC", "Low end", "p (one-sided, adjusted)", "Conclusion")
     return Table(caption, header, rows, stack=True)
-
-
-def _calibration_table(systems: Systems) -> Table | None:
-    """Return calibration before and after correction, for systems with raw probabilities."""
-    rows = []
-    for name, inputs in systems.items():
-        after = inputs.predictions
-        if after.raw is None or not 0 < after.malignant.mean() < 1:
-            continue
-        before = evaluate(replace(after, probabilities=after.raw, decision=None), resamples=0)
-        for correction, measured in (("before", before), ("after", inputs.measured)):
-            rows.append([name, correction, *_calibration_cells(measured)])
-    header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
-    return Table("Calibration", header, rows, stack=True) if rows else None
-
-
-def _calibration_cells(measured: Mapping[str, Any]) -> list[str]:
-    metrics = measured["metrics"]
-    ratio = metrics["mean_probability"]["value"] / (measured["positives"] / measured["n"])
-    return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
-
-
-def _missing_table(systems: Systems) -> Table | None:
-    """Return the table of ranking and calibration metrics by share of missing columns."""
-    parts = {name: metrics_by_missing_share(inputs) for name, inputs in systems.items()}
-    shares = sorted({share for by_share in parts.values() for share in by_share})
-    rows = []
-    for name, by_share in parts.items():
-        metrics = [by_share.get(share, {}).get("metrics", {}) for share in shares]
-        rows += [
-            [name, metric_label(key), *(format_estimate(m.get(key)) for m in metrics)]
-            for key in ((*MISSING_DRAWN, CALIBRATION[0]) if len(by_share) > 1 else ())
-        ]
-    header = ["System", "Columns missing", *map(format_percent, shares)]
-    return Table("Missing data", header, rows, stack=True) if rows else None

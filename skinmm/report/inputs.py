@@ -12,7 +12,8 @@ import yaml
 
 from skinmm.errors import InputError, one_line, warn
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
-from skinmm.evaluation.prediction_files import IMAGE_EXTENSIONS, read_table
+from skinmm.evaluation.other_formats import TableFormat
+from skinmm.evaluation.prediction_tables import IMAGE_EXTENSIONS, read_tables
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.vocabulary import CONVERTERS, describe_unused_columns, name_units, parse_column
 
@@ -178,15 +179,20 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
 
 
 def read_prediction_file(
-    file: Path, labels: Path | None, positive: Sequence[str] | None, *, pictures: bool
+    file: Path,
+    labels: Path | None,
+    positive: Sequence[str] | None,
+    *,
+    pictures: bool,
+    form: TableFormat | None = None,
 ) -> ReportInputs:
     """Read the prediction file of any system; records come from the labels or the file itself."""
-    predictions = read_predictions(file, labels, positive)
-    table = read_table(file)
+    predictions = read_predictions(file, labels, positive, form=form)
+    table, truth = read_tables(file, labels, form)
     column = table.get("threshold", pd.Series(dtype=float))
     thresholds = pd.to_numeric(column, errors="coerce").dropna().unique()
     threshold = float(thresholds[0]) if len(thresholds) == 1 else None
-    cohort = table if labels is None else read_table(labels)
+    cohort = table if truth is None else truth
     notes = _describe_columns([*table, *cohort])
     for note in notes:
         warn(f"{file}: {note}")

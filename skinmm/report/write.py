@@ -11,6 +11,7 @@ import pandas as pd
 
 import skinmm
 from skinmm.errors import InputError, require_new_output
+from skinmm.evaluation.other_formats import TableFormat
 from skinmm.files import atomic_write
 from skinmm.report.blocks import Section
 from skinmm.report.inputs import ReportInputs, read_mapping, read_prediction_file, read_run
@@ -40,12 +41,13 @@ def write_report(
     return RUN_PAGES[task](run, pictures)
 
 
-def report_predictions(
+def report_predictions(  # noqa: PLR0913 - all but two are optional
     predictions: Path,
     output: Path,
     labels: Path | None = None,
     *,
     positive: Sequence[str] | None = None,
+    form: TableFormat | None = None,
     pictures: bool = True,
     prevalence: float | None = None,
     overwrite: bool = False,
@@ -58,13 +60,14 @@ def report_predictions(
         output: page to write.
         labels: CSV with the target of each image; its age, sex and site define subgroups.
         positive: classes that count as malignant; None: the default ones.
+        form: meaning of the columns of another system.
         pictures: show lesions whose image files are known.
         prevalence: of a clinic, see `write_report`.
         overwrite: replace an existing page.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
-    inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures)
+    inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures, form=form)
     return _write_sections(inputs.restate(prevalence), Path(output))
 
 

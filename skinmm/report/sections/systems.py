@@ -1,18 +1,22 @@
-"""Figures of several systems, and the settings that differ between them."""
+"""Figures and tables of several systems, and the settings that differ between them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
 
 from skinmm.config import Config, flatten, keys_with
+from skinmm.evaluation.metrics import evaluate
 from skinmm.report.blocks import (
     Plot,
     Row,
     Section,
     Table,
+    format_estimate,
     format_estimates,
+    format_number,
     format_percent,
     is_number,
     metric_label,
@@ -21,8 +25,11 @@ from skinmm.report.figures import PALETTE
 from skinmm.report.figures.curves import draw_ranking, roc_line
 from skinmm.report.figures.grids import Axis, draw_parallel
 from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.subgroups import MISSING_DRAWN, metrics_by_missing_share
 
 SHOWN: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ece", "brier")
+CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece")
+MEAN: Final = "Mean probability / prevalence"
 CLINIC: Final = ("ppv", "npv", "number_needed_to_treat", "net_benefit", "net_benefit_gain")
 
 Systems = Mapping[str, ReportInputs]
@@ -95,3 +102,41 @@ def clinic_table(systems: Systems) -> Table | None:
     ]
     header = ["System", "Prevalence", *map(metric_label, CLINIC)]
     return Table("In a clinic", header, rows, stack=True) if rows else None
+
+
+def calibration_table(systems: Systems) -> Table | None:
+    """Return calibration before and after correction; as given without raw probabilities."""
+    rows = []
+    for name, inputs in systems.items():
+        after = inputs.predictions
+        if not 0 < after.malignant.mean() < 1:
+            continue
+        measured = {"as given": inputs.measured}
+        if after.raw is not None:
+            before = replace(after, probabilities=after.raw, decision=None)
+            measured = {"before": evaluate(before, resamples=0), "after": inputs.measured}
+        rows += [[name, kind, *calibration_cells(values)] for kind, values in measured.items()]
+    header = ["System", "Correction", MEAN, *map(metric_label, CALIBRATION)]
+    return Table("Calibration", header, rows, stack=True) if rows else None
+
+
+def calibration_cells(measured: Mapping[str, Any]) -> list[str]:
+    """Return mean probability / prevalence and the calibration metrics of an evaluation."""
+    metrics = measured["metrics"]
+    ratio = metrics["mean_probability"]["value"] / (measured["positives"] / measured["n"])
+    return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
+
+
+def missing_table(systems: Systems) -> Table | None:
+    """Return the table of ranking and calibration metrics by share of missing columns."""
+    parts = {name: metrics_by_missing_share(inputs) for name, inputs in systems.items()}
+    shares = sorted({share for by_share in parts.values() for share in by_share})
+    rows = []
+    for name, by_share in parts.items():
+        metrics = [by_share.get(share, {}).get("metrics", {}) for share in shares]
+        rows += [
+            [name, metric_label(key), *(format_estimate(m.get(key)) for m in metrics)]
+            for key in ((*MISSING_DRAWN, CALIBRATION[0]) if len(by_share) > 1 else ())
+        ]
+    header = ["System", "Columns missing", *map(format_percent, shares)]
+    return Table("Missing data", header, rows, stack=True) if rows else None

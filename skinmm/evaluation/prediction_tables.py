@@ -1,0 +1,116 @@
+"""Tables of predictions and labels of any system, read as text in the columns of this package."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from skinmm import files
+from skinmm.errors import InputError
+from skinmm.evaluation.other_formats import (
+    TableFormat,
+    convert_labels,
+    convert_predictions,
+    group_systems,
+    suggest_columns,
+)
+from skinmm.files import IMAGE_SUFFIXES
+from skinmm.vocabulary import is_missing, map_unique, normalise_name, rename_columns
+
+ARCHIVE: Final = ".npz"
+IMAGE_EXTENSIONS: Final = rf"(?i)(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})$"
+TRUTH: Final = ("target", "diagnosis")
+
+
+def read_tables(
+    path: Path | str, labels: Path | str | None = None, form: TableFormat | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Read a prediction file and its labels as text, in the columns of a prediction file.
+
+    Empty cells of `image_id` are filled; without this column, lesions count as images.
+    """
+    form = form or TableFormat()
+    table, truth = _read_raw(path), None if labels is None else _read_raw(labels)
+    columns = {*table, *(() if truth is None else truth)}
+    if unknown := [name for name in form.columns.values() if name not in columns]:
+        raise InputError(
+            f"columns={{...: {unknown[0]}}}: {path} has no such column; it has "
+            f"{', '.join(table.columns)}"
+        )
+    converted = convert_predictions(table, path, form, truth)
+    table = _to_canonical(converted, path, has_labels=labels is not None)
+    if labels is None or truth is None:
+        return table, None
+    return table, _to_canonical(convert_labels(truth, labels, form), labels, has_labels=False)
+
+
+def _to_canonical(table: pd.DataFrame, path: Path | str, *, has_labels: bool) -> pd.DataFrame:
+    table = rename_columns(table.mask(table == ""))
+    if "image_id" not in table and "lesion_id" in table:
+        table = table.assign(image_id=table["lesion_id"])
+    if "image_id" not in table:
+        advice = suggest_columns(table, has_labels=has_labels)
+        given = ", ".join(table.columns)
+        raise InputError(f"{path} has no column image_id; it has {given}{advice}")
+    names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
+    ids = {
+        name: map_unique(
+            table[name], lambda cell: None if is_missing(cell) else normalise_name(cell)
+        )
+        for name in ("patient_id", "lesion_id")
+        if name in table
+    }
+    return table.assign(image_id=table["image_id"].fillna(names), **ids)
+
+
+def join_labels(
+    table: pd.DataFrame, labels: pd.DataFrame, path: Path | str, labels_path: Path | str
+) -> pd.DataFrame:
+    """Add the truth, and missing columns of patients and lesions, from a second table by image."""
+    labels, image_ids = (
+        part.assign(image_id=part["image_id"].str.replace(IMAGE_EXTENSIONS, "", regex=True))
+        for part in (labels, table[["image_id"]])
+    )
+    truth = [name for name in TRUTH if name in labels]
+    if not truth:
+        raise InputError(f"{labels_path} has neither a column target nor a column diagnosis")
+    labels = labels.drop_duplicates(["image_id", *truth])
+    repeated = labels["image_id"].duplicated()
+    if repeated.any():
+        name = labels["image_id"][repeated].iloc[0]
+        raise InputError(f"{labels_path} gives image {name} two different labels")
+    columns = [*truth, *({"patient_id", "lesion_id"} & set(labels) - set(table))]
+    table = table.drop(columns=[name for name in TRUTH if name in table])
+    joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
+    if joined[truth].isna().all(axis=None):
+        raise InputError(f"{labels_path} has no label for any image of {path}")
+    return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
+
+
+def list_systems(path: Path | str) -> list[str]:
+    """Return the systems of a file with columns `SYSTEM:CLASS`; empty for any other file."""
+    return [*group_systems(_read_raw(path).columns)]
+
+
+def _read_raw(path: Path | str) -> pd.DataFrame:
+    """Read a table as text; an archive of MedMNIST as its test labels, images numbered from 0.
+
+    A CSV without a header, as MedMNIST's evaluator writes it, has a row number and one column of
+    probabilities per class.
+    """
+    if not str(path).lower().endswith(ARCHIVE):
+        table = files.read_table(path)
+        header = pd.to_numeric(pd.Series(table.columns), errors="coerce")
+        if header.isna().any() or (header % 1 == 0).all():
+            return table
+        names = ["image_id", *map(str, range(len(header) - 1))]
+        rows = [list(table.columns), *table.to_numpy().tolist()]
+        return pd.DataFrame(rows, columns=names, dtype=str)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            labels = np.asarray(archive["test_labels"]).reshape(-1)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: not a MedMNIST archive with test_labels ({error})") from error
+    return pd.DataFrame({"image_id": range(len(labels)), "target": labels}).astype(str)
