@@ -22,7 +22,7 @@ from skinmm.cli.overrides import quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
-from skinmm.errors import delay_sigterm, print_line
+from skinmm.errors import delay_sigterm, print_line, warn
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
@@ -171,17 +171,20 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
                 print_line("to upload it to W&B again, remove its metrics.json and resume it")
             return 0
     verify_cohort(config.data)  # before torch, whose import takes seconds
-    from skinmm.report.terminal import format_metrics
+    from skinmm.report.terminal import summarize_run
 
     try:
         with changed_environment(**{JOIN: str(folder)}):
-            metrics = _import_training(config).fit(config, folder)
+            _import_training(config).fit(config, folder)
     except KeyboardInterrupt as error:
         if not (folder / "config.yaml").is_file():
             raise
         hint = f"to resume: python train.py {shlex.quote(f'resume={folder}')}"
         raise type(error)(hint) from error
-    print_line(format_metrics(metrics["test"]))
+    table, warnings = summarize_run(folder)
+    print_line(table)
+    for warning in warnings:
+        warn(warning)
     print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
 

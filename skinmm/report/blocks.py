@@ -34,6 +34,21 @@ class Note:
     warning: bool = False
 
 
+@dataclass(frozen=True)
+class Warnings:
+    """Highlighted list of warnings."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Conclusion of a page in one sentence, and the sentences that explain it."""
+
+    title: str
+    lines: Sequence[str]
+
+
 class Tile(NamedTuple):
     """Headline number: label, value, interval and meaning."""
 
@@ -123,17 +138,30 @@ class Listing:
     text: str
 
 
-Block = Note | Tiles | Plot | Table | Row | Checklist | Gallery | Pairs | Listing
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that a reader opens; open in print."""
+
+    title: str
+    blocks: "Sequence[Block]"
+
+
+Block = Note | Warnings | Verdict | Tiles | Plot | Table | Row | Checklist
+Block |= Gallery | Pairs | Listing | Fold
 
 
 @dataclass(frozen=True)
 class Section:
-    """Chapter of a page; `anchor` is its address within the page."""
+    """Chapter of a page; `anchor` is its address within the page.
+
+    A section with `is_folded` has only its title until a reader opens it, or follows a link to it.
+    """
 
     anchor: str
     title: str
     blocks: Sequence[Block]
     lead: str = ""
+    is_folded: bool = False
 
 
 def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int = 80) -> str:

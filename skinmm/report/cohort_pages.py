@@ -82,7 +82,6 @@ class Cohort:
     def facts(self) -> list[str]:
         """Short facts for the head of a page."""
         return [
-            f"data {self.name}",
             format_counts(name_units(self.rows), resolve_patients(self.rows)),
             f"{int(self.rows['malignant'].sum()):,} malignant",
         ]
@@ -99,7 +98,9 @@ def write_audit_page(cohort: Cohort, findings: Mapping[str, Any], output: Path) 
     """
     sections = [_build_findings(cohort, findings), _build_pairs(cohort, findings)]
     sections.append(_build_unreadable(findings))
-    return write_page(output, title="Audit", facts=cohort.facts, sections=sections)
+    return write_page(
+        output, title=f"Audit of {cohort.name}", facts=cohort.facts, sections=sections
+    )
 
 
 def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Path:
@@ -114,7 +115,7 @@ def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Pa
     sections = [build(cohort) for build in builders]
     if examples:
         sections.append(_build_examples(cohort, examples))
-    return write_page(output, title="Cohort", facts=cohort.facts, sections=sections)
+    return write_page(output, title=f"Cohort {cohort.name}", facts=cohort.facts, sections=sections)
 
 
 def _build_findings(cohort: Cohort, findings: Mapping[str, Any]) -> Section:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,8 @@ class ReportInputs:
     """Predictions, their metrics, and the files of the run that made them.
 
     Attributes:
-        title: heading of the page.
+        title: name of the run folder or prediction file.
+        day: date of the run, or of the prediction file.
         predictions: evaluated rows.
         measured: `evaluate` of these rows.
         metrics: metrics.json of the run; empty for a prediction file.
@@ -52,6 +54,7 @@ class ReportInputs:
     title: str
     predictions: Predictions
     measured: Mapping[str, Any]
+    day: date | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     history: pd.DataFrame | None = None
@@ -153,6 +156,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
         )
     folders = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
     folders.insert(0, run)
+    environment = _read_first(folders, "environment.json")
     metrics, config = read_mapping(run / "metrics.json"), _read_first(folders, "config.yaml")
     positive = metrics.get("positive") or config.get("data", {}).get("positive") or None
     predictions = read_predictions(file, positive=positive, allow_one_class=True)
@@ -161,6 +165,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
     cohorts = (_read_csv(folder / "cohort.csv") for folder in folders[:2])
     return ReportInputs(
         title=run.resolve().name,
+        day=date.fromisoformat(environment["date"]) if "date" in environment else _date(file),
         predictions=predictions,
         measured=_complete(metrics.get("test"), predictions, config.get("evaluation", {})),
         metrics=metrics,
@@ -168,7 +173,7 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
         history=pd.concat(histories, ignore_index=True) if histories else None,
         cohort=next((table for table in cohorts if not table.empty), None),
         audit=_read_first(folders, "audit.json"),
-        environment=_read_first(folders, "environment.json"),
+        environment=environment,
         pictures=config.get("report", {}).get("pictures", True) if pictures is None else pictures,
         explanations={
             name: {**entry, "picture": folder / "explanations" / entry["picture"]}
@@ -199,6 +204,7 @@ def read_prediction_file(
     columns = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}
     return ReportInputs(
         title=file.name,
+        day=_date(file),
         predictions=predictions,
         measured=evaluate(predictions, threshold=threshold),
         metrics={} if threshold is None else {"threshold": {"rule": "stated in the file"}},
@@ -247,6 +253,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _read_first(folders: Sequence[Path], name: str) -> dict[str, Any]:
     """Return the content of a file of the run, or else of its first fold."""
     return next(filter(None, (read_mapping(folder / name) for folder in folders[:2])), {})
+
+
+def _date(file: Path) -> date:
+    return datetime.fromtimestamp(file.stat().st_mtime, UTC).astimezone().date()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

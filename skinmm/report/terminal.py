@@ -6,31 +6,46 @@ from pathlib import Path
 from typing import Any, Final
 
 from skinmm.errors import InputError
-from skinmm.report.blocks import ABSENT, format_estimate, metric_label, order_metrics
-from skinmm.report.inputs import read_mapping
+from skinmm.report.blocks import (
+    ABSENT,
+    format_estimate,
+    format_interval,
+    format_number,
+    format_percent,
+    metric_label,
+    order_metrics,
+)
+from skinmm.report.inputs import read_mapping, read_run
+from skinmm.report.sections.headline import COUNT, build_tiles, collect_warnings
+from skinmm.report.sections.verdict import build_verdict
 
 HEADER: Final = ("date", "data", "model", "fusion", "first metric", "run")
+MAX_LINES: Final = 8  # of the closing table
 MAX_DEPTH: Final = 4  # folders between the given folder and a run
 
 
-def format_metrics(evaluation: Mapping[str, Any]) -> str:
-    """Format a run's test metrics with intervals for the terminal, one per line."""
-    metrics = evaluation["metrics"]
-    entries = order_metrics(metrics)
-    if metrics.get("referred"):
-        entries["referred to a person"] = metrics["referred"]
-    width = max(map(len, entries), default=0)
-    lines = [f"test: {evaluation['n']} rows"]
-    if "positives" in evaluation:
-        lines[0] += f", {evaluation['positives']} malignant"
-    if units := evaluation.get("units"):
-        lines[0] += f"; {units['patient']} rows name a patient"
-    for name, entry in entries.items():
-        value, low, high = (entry.get(key) for key in ("value", "low", "high"))
-        text = "undefined" if value is None else f"{value:.4g}"
-        interval = "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"
-        lines.append(f"  {name:<{width}}  {text:>8}  {interval}")
-    return "\n".join(lines)
+def summarize_run(run: Path) -> tuple[str, list[str]]:
+    """Return the closing table of a run for the terminal, and the warnings of its report.
+
+    The table has the main numbers of the report with their intervals, and the sensitivity that
+    the configuration asks for.
+    """
+    metrics = read_mapping(run / "metrics.json")
+    if "task" in metrics:
+        entries = metrics["test"]["metrics"].items()
+        rows = [(name, format_number(e["value"], 4), format_interval(e)) for name, e in entries]
+        return format_columns((f"test: {metrics['test']['n']:,} images", "", "interval"), rows), []
+    inputs = read_run(run, pictures=False)
+    tiles = [tile for tile in build_tiles(inputs) if tile.label != COUNT][:MAX_LINES]
+    asked = {}
+    if inputs.fitted("threshold").get("rule") == "sensitivity" and inputs.evaluation:
+        target = format_percent(inputs.evaluation.get("sensitivity"))
+        asked = {metric_label("sensitivity"): target}
+    rows = [(tile.label, tile.value, tile.interval, asked.get(tile.label, "")) for tile in tiles]
+    count = f"test: {len(inputs.predictions):,} rows, {inputs.measured['positives']:,} malignant"
+    table = format_columns((count, "", "interval", "asked" if asked else ""), rows)
+    text = f"{table}\n{build_verdict(inputs).title}"
+    return text.replace("\N{NO-BREAK SPACE}", " "), collect_warnings(inputs)
 
 
 def format_columns(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -77,17 +78,26 @@ def write_anonymous_report(run: Path, output: Path) -> Path:
 
 
 def write_page(
-    output: Path, *, title: str, facts: Sequence[str], sections: Sequence[Section | None]
+    output: Path,
+    *,
+    title: str,
+    facts: Sequence[str],
+    sections: Sequence[Section | None],
+    day: date | None = None,
 ) -> Path:
     """Write a page atomically.
 
     Args:
         output: file to write; its folder is created if needed.
-        title: heading of the page.
+        title: heading of the page, which names the data.
         facts: short facts below the title, such as model and data.
         sections: chapters in reading order; None is left out.
+        day: date in the heading; None: today.
     """
-    return _write_text(_render("page.html", title, facts, sections), output)
+    day = day or datetime.now(UTC).astimezone().date()
+    return _write_text(
+        _render("page.html", f"{title}, {day.day} {day:%B %Y}", facts, sections), output
+    )
 
 
 def format_card(inputs: ReportInputs) -> str:
@@ -138,7 +148,14 @@ RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATI
 
 def _write_sections(inputs: ReportInputs, output: Path) -> Path:
     sections = [build(inputs) for build in SECTIONS.values()]
-    return write_page(output, title=inputs.title, facts=describe_run(inputs), sections=sections)
+    data = inputs.config.get("data", {}).get("name")
+    return write_page(
+        output,
+        title=f"Report of {data or inputs.title}",
+        facts=[*([f"run {inputs.title}"] if data else []), *describe_run(inputs)],
+        sections=sections,
+        day=inputs.day,
+    )
 
 
 def _write_text(text: str, output: Path) -> Path:

@@ -169,7 +169,8 @@ def write_mask_page(run: Path, pictures: bool | None = None) -> Path:
         Section("fit", "Agreement with the true masks", [tiles, table], lead=lead),
         Section("worst", "Worst masks", [Gallery("The lowest Dice of the test part", cards)]),
     ]
-    return write_page(run / "report.html", title=run.name, facts=facts, sections=sections)
+    title = f"Report of {config['data']['name']}, {run.name}"
+    return write_page(run / "report.html", title=title, facts=facts, sections=sections)
 
 
 def _build_tile(name: str, entry: dict[str, Any]) -> Tile:

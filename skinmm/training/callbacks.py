@@ -1,4 +1,4 @@
-"""Callbacks and loggers of a run: history, progress, early stopping, EMA and checkpoints."""
+"""Callbacks and loggers of a run: history, early stopping, EMA and checkpoints."""
 
 import csv
 import signal
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from skinmm.errors import Terminated, print_line
+from skinmm.errors import Terminated
 from skinmm.files import atomic_write
 from skinmm.models.checkpoint import PREFIX, save_checkpoint
 
@@ -70,33 +70,6 @@ class History(Logger):
         self._rows += [[epoch, str(step), name, f"{value:.9g}"] for name, value in values.items()]
         with atomic_write(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("epoch", "step", "name", "value"), *self._rows])
-
-
-class EpochLines(Callback):
-    """One printed line per epoch: training loss, validation loss, monitored value and duration."""
-
-    def __init__(self, monitor: str) -> None:
-        self._monitor = monitor
-        self._started = 0.0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
-        """Start the clock; a run resumed within an epoch calls only this hook."""
-        self._started = time.monotonic()
-
-    on_train_epoch_start = on_train_start
-
-    @rank_zero_only
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print the line."""
-        values = trainer.callback_metrics
-        names = dict.fromkeys(("train/loss", "val/loss", self._monitor))
-        values_text = "  ".join(
-            f"{name} {float(values[name]):.4f}" if name in values else f"{name} -"
-            for name in names
-            if name in (*values, pl_module.undefined)
-        )
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        print_line(f"{epoch}  {values_text}  {time.monotonic() - self._started:.0f} s")
 
 
 class Patience(EarlyStopping):

@@ -30,6 +30,7 @@ from skinmm.report import write_anonymous_report
 from skinmm.report.blocks import order_metrics
 from skinmm.training.calibrate import FittedDecision, SplitOutputs
 from skinmm.training.module import RowCollector
+from skinmm.training.progress import print_stage
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import run_stage, set_threads
 
@@ -147,6 +148,7 @@ def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
     if fold.trainer.is_global_zero and report.pictures and report.explain:
+        print_stage(fold.config, "explaining the most certain mistakes")
         set_threads(has_images=True)  # the images pass through the whole network
         try:
             write_explanations(fold)

@@ -29,13 +29,9 @@ from skinmm.training.fold import (
 )
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import require_same_split
+from skinmm.training.progress import expected_duration
 from skinmm.training.run_folder import RunFolder
-from skinmm.training.trainer import (
-    build_trainer,
-    expected_duration,
-    run_stage,
-    set_threads,
-)
+from skinmm.training.trainer import build_trainer, run_stage, set_threads
 
 NOTE: Final = (
     "Figures of the folds: predictions of their networks, each for rows that it was not trained "
@@ -72,7 +68,8 @@ def train_final(run: RunFolder) -> dict[str, Any]:
         write_facts(final, data.cohort, trainer)
         print_line(f"final network: {len(data.cohort)} rows to train, {epochs} epochs")
         if config.trainer.progress and not config.trainer.sync_batchnorm:
-            print_line(f"expected duration: {expected_duration(module, data, trainer)}")
+            duration = expected_duration(module, data, trainer, config, folds=0)
+            print_line(f"expected duration: {duration}")
     last = final.last_checkpoint
     run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
     card = load_best(trainer, module, final)

@@ -26,6 +26,7 @@ from skinmm.training.fold import train_fold
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS
+from skinmm.training.progress import print_stage
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
 from skinmm.training.trainer import silence_libraries
 
@@ -156,6 +157,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     checkpoints = [fold.best_checkpoint for fold in folds]
     save_ensemble(checkpoints, run.ensemble_checkpoint, band=facts["band"])
     facts["checkpoint"] = str(run.ensemble_checkpoint.relative_to(run.path))
+    print_stage(run.config, f"all folds: resampling and report of {len(parts['test']):,} rows")
     pooled = write_evaluation(run.path, parts, run.config.evaluation, facts)
     write_json(run.path / "metrics.json", pooled)
     write_report(run.path)

@@ -37,14 +37,9 @@ from skinmm.training.leak_guard import audit_split, require_same_finder, require
 from skinmm.training.losses import LOSSES
 from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, Classifier
+from skinmm.training.progress import expected_duration, print_stage
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
-from skinmm.training.trainer import (
-    build_trainer,
-    expected_duration,
-    log_test,
-    run_stage,
-    set_threads,
-)
+from skinmm.training.trainer import build_trainer, log_test, run_stage, set_threads
 from skinmm.vocabulary import name_units
 
 SMOOTHING: Final = 3
@@ -85,6 +80,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
 
     fitting_part = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
     parts = ("test", *dict.fromkeys(("val", fitting_part)))
+    print_stage(config, f"testing: {len(data.rows('test')):,} rows")
     outputs = {part: predict_split(trainer, module, data, part) for part in parts}
     names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
     # Corrections of loss and sampler, which need no fitting.
@@ -106,12 +102,14 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     selection = {"monitor": config.trainer.monitor, "window": module.window, "epochs": epochs}
     facts = {"initialisation": card.initialisation, **names, "selection": selection}
     facts |= {"fitted_on": fitting_part, **entries}
+    print_stage(config, f"resampling: intervals from {config.evaluation.resamples:,} resamples")
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
     inputs = describe_inputs(data, predictions["test"])
     observed = {"probabilities": describe_probabilities(predictions["test"])}
     update_card(run.best_checkpoint, summary=metrics["test"] | observed, inputs=inputs)
     log_test(trainer, metrics["test"])
     write_json(run.path / "metrics.json", metrics)
+    print_stage(config, "writing the report")
     write_report(run.path)
     for upload in AFTER_REPORT:
         upload(config, run, trainer)
@@ -199,8 +197,9 @@ def announce(
         warn(warning)
     # expected_duration trains a copy on this process alone; SyncBatchNorm would wait for others.
     if config.trainer.progress and not config.trainer.sync_batchnorm:
-        duration = expected_duration(module, data, trainer)
-        print_line(f"expected duration: about {duration} to train")
+        folds = config.data.folds - int(config.data.fold) if run.parent else 1
+        duration = expected_duration(module, data, trainer, config, folds)
+        print_line(f"expected duration: {duration}")
     if run.is_resumed and not run.last_checkpoint:
         print_line("no checkpoint was written yet: the run starts again")
 

@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -152,6 +153,7 @@ def environment(device: str) -> dict[str, Any]:
     """Return the command, versions and machine that are needed to repeat a run."""
     return {
         "skinmm": __version__,
+        "date": datetime.now(UTC).astimezone().date().isoformat(),
         "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,14 +1,10 @@
 """The Lightning Trainer of a configuration, its loggers and process-wide settings."""
 
-import copy
 import logging
 import os
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +17,16 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from skinmm.config import Config, to_mapping
-from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, Terminated
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
     AverageWeights,
-    EpochLines,
     History,
     Patience,
     RunCheckpoints,
 )
 from skinmm.training.distributed import is_torchrun
-from skinmm.training.module import Classifier
+from skinmm.training.progress import Progress
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 THREADS: Final = torch.get_num_threads()
@@ -75,7 +69,7 @@ def build_trainer(config: Config, run: Path, epochs: int | None = None) -> pl.Tr
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,
-        enable_progress_bar=options.progress and sys.stdout.isatty(),
+        enable_progress_bar=False,  # Progress is ours
         default_root_dir=run,
     )
     trainer._signal_connector = RestoringSignals(trainer)
@@ -130,40 +124,6 @@ def silence_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def expected_duration(module: Classifier, data: LesionData, trainer: pl.Trainer) -> str:
-    """Predict the training time from three training steps of a copy of the network.
-
-    Loader processes read a batch while another one is computed, so the slower of the two counts.
-    """
-    start = time.perf_counter()
-    loader = data.train_dataloader()
-    keys = islice(loader.sampler, loader.batch_size or 1)
-    batch = loader.collate_fn([loader.dataset[key] for key in keys])
-    reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
-    device = trainer.strategy.root_device
-    network, loss = copy.deepcopy(module.network).to(device), module.loss.to(device)
-    batch = {name: value.to(device) for name, value in batch.items()}
-    seconds = []
-    with torch.random.fork_rng():
-        for _ in range(3):
-            start = time.perf_counter()
-            with trainer.precision_plugin.forward_context():
-                logits = network(*(batch.get(name) for name in ("image", "record", "has_image")))
-                value = loss(logits, batch["target"])
-            value.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    # A row of the validation costs a quarter of one of the training: no gradients, 16 bit.
-    batches = len(loader) + 0.25 * len(data.rows("val")) / (loader.batch_size or 1)
-    epochs = trainer.max_epochs or 1
-    total = epochs * batches * max(min(seconds[1:]), reading) / trainer.world_size
-    for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
-        if total >= 2 * size:
-            return f"{total / size:.{digits}f} {unit}"
-    return f"{total:.0f} s"
-
-
 def log_test(trainer: pl.Trainer, evaluation: dict[str, Any]) -> None:
     """Log the test metrics, as values of the last epoch and step."""
     values = {
@@ -183,7 +143,7 @@ def _build_callbacks(config: Config, folder: Path, *, validates: bool) -> list[C
     checkpoints = RunCheckpoints(folder, metric, options.checkpoint_minutes, options.average_best)
     stopping = [Patience(options.monitor, options.patience)] if validates else []
     average = [AverageWeights(options.ema)] if options.ema else []
-    lines = [EpochLines(options.monitor)] if options.progress else []
+    lines = [Progress(options.monitor)] if options.progress else []
     return [*average, *stopping, checkpoints, *lines]
 
 

@@ -1,31 +1,45 @@
 """What the terminal shows after a run."""
 
-from skinmm.report.blocks import HEADLINE, metric_table
-from skinmm.report.terminal import format_metrics
+import json
+from pathlib import Path
+
+import yaml
+from report_cases import CONFIG, make_run
+
+from skinmm.report.blocks import metric_table
+from skinmm.report.inputs import read_run
+from skinmm.report.sections.headline import collect_warnings
+from skinmm.report.terminal import summarize_run
 
 
-def test_what_is_referred_stands_below_the_sensitivity() -> None:
-    plain = {f"m{number}": {"value": 0.5} for number in range(HEADLINE + 3)}
-    metrics = {**plain, "referred": {"value": 0.3123, "low": 0.28, "high": 0.341}}
-    *lines, last = format_metrics({"n": 9, "metrics": metrics}).splitlines()
-    assert last.split() == ["referred", "to", "a", "person", "0.3123", "[0.28,", "0.341]"]
-    assert len(lines) == HEADLINE + 1
-    assert "referred" not in format_metrics({"n": 9, "metrics": plain})
-
-
-def test_several_classes_are_reported_before_malignancy() -> None:
-    names = ["auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "f1"]
-    names += ["class_balanced_accuracy", "macro_auroc", "recall_mel", "recall_nv", "f1_mel"]
-    text = format_metrics({"n": 9, "metrics": {name: {"value": 0.5} for name in names}})
-    first = [line.split()[0] for line in text.splitlines()[1:]]
-    assert first[:5] == [
-        "macro_auroc",
-        "class_balanced_accuracy",
-        "recall_mel",
-        "recall_nv",
-        "auroc",
+def test_a_run_ends_with_a_short_table_and_the_warnings_of_its_page(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path)
+    settings = {**CONFIG, "evaluation": {"confidence": 0.95, "sensitivity": 0.9}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    text, warnings = summarize_run(run)
+    header, *lines, verdict = text.splitlines()
+    assert header.split() == ["test:", "140", "rows,", "23", "malignant", "interval", "asked"]
+    assert 5 <= len(lines) <= 8
+    auroc = json.loads((run / "metrics.json").read_text())["test"]["metrics"]["auroc"]
+    assert lines[0].split() == [
+        *("AUROC", f"{auroc['value']:.3f}", f"{auroc['low']:.3f}", "to", f"{auroc['high']:.3f}")
     ]
-    assert "f1_mel" not in first
+    (sensitivity,) = (line for line in lines if line.startswith("Sensitivity"))
+    assert sensitivity.endswith("  90.0 %")
+    assert sum(line.endswith("90.0 %") for line in lines) == 1
+    assert "useful" in verdict.lower()
+    assert warnings == collect_warnings(read_run(run, pictures=False))
+
+
+def test_masks_end_with_their_overlaps(tmp_path: Path) -> None:
+    entry = {"value": 0.81234, "low": 0.7, "high": 0.9}
+    metrics = {"task": "segmentation", "test": {"n": 9, "metrics": {"dice": entry}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    text, warnings = summarize_run(tmp_path)
+    assert text.splitlines()[1].split() == ["dice", "0.8123", "0.700", "to", "0.900"]
+    assert warnings == []
 
 
 def test_an_interval_of_few_malignant_patients_is_marked() -> None:

@@ -16,14 +16,14 @@ from scipy.stats import beta
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.blocks import TEXTS, format_percent
+from skinmm.report.blocks import TEXTS, Table, format_percent
 from skinmm.report.compare import DIFFERENT
-from skinmm.report.inputs import read_run
+from skinmm.report.inputs import ReportInputs, read_run
 from skinmm.report.sections import SECTIONS
-from skinmm.report.sections.headline import describe_use, restate_at_clinic
+from skinmm.report.sections.headline import restate_at_clinic
 from skinmm.report.sections.performance import PER_PATIENT, PROBABILITIES, RATES
 from skinmm.report.sections.referral import (
     REFERRAL,
@@ -32,6 +32,12 @@ from skinmm.report.sections.referral import (
 )
 from skinmm.report.sections.subgroups import MEASURES
 from skinmm.report.sections.systems import SHOWN
+from skinmm.report.sections.verdict import (
+    build_frequencies,
+    build_verdict,
+    split_count,
+    useful_prevalence,
+)
 
 HOSTILE: Final = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{&amp;皮膚'
 LOADERS: Final = {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
@@ -47,6 +53,11 @@ def assert_inert(page: Page) -> None:
                 assert value.startswith(("#", "data:image/jpeg;base64,"))
     assert set(re.findall(r"url\(\s*.", page.source)) <= {"url(#"}
     assert "@import" not in page.source
+
+
+def verdict(inputs: ReportInputs) -> str:
+    block = build_verdict(inputs)
+    return " ".join([block.title, *block.lines])
 
 
 @pytest.fixture
@@ -302,7 +313,7 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
     )
     assert "sex: female" in page.text
     assert "age: 40 to 59" in page.text
-    assert "threshold at a probability of 0.300" in page.text
+    assert "At the threshold 0.300 it missed" in page.text
     assert "is assumed" not in page.text
 
 
@@ -368,22 +379,76 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     inputs = read_run(run, pictures=False)
     rows = inputs.predictions
     flags_all = replace(inputs, measured=evaluate(rows, threshold=0.0, resamples=100))
-    assert "flagging every lesion is at least as good" in describe_use(flags_all)
-    assert f"it missed 0 of {rows.malignant.sum()} malignant" in describe_use(flags_all)
+    assert "flagging every lesion is at least as good" in verdict(flags_all)
+    assert f"it missed 0 of {rows.malignant.sum()} malignant" in verdict(flags_all)
     perfect = replace(
         rows, probabilities=np.column_stack([~rows.malignant, rows.malignant]).astype(float)
     )
     found = replace(inputs, predictions=perfect, measured=evaluate(perfect, resamples=100))
-    assert describe_use(found).startswith("Useful at its threshold in this test")
+    assert verdict(found).startswith("Useful at its threshold in this test")
     gain = {"value": 0.01, "low": -0.01, "high": 0.02}
     measured = {**found.measured, "metrics": found.measured["metrics"] | {"net_benefit_gain": gain}}
-    unproven = describe_use(replace(found, measured=measured))
+    unproven = verdict(replace(found, measured=measured))
     assert unproven.startswith("Not shown to be useful at its threshold")
-    assert "and flagged 0 of" in describe_use(found)
+    assert "and flagged 0 of" in verdict(found)
     noise = np.random.default_rng(0).random(len(rows))
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
     chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
-    assert describe_use(chance).startswith("Not shown to be useful")
+    assert verdict(chance).startswith("Not shown to be useful")
+
+
+def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    limits = useful_prevalence(inputs)
+    assert limits is not None
+    for limit in limits:
+        restated = evaluate_clinic(
+            inputs.predictions, threshold=THRESHOLD, prevalence=limit, resamples=0
+        )
+        assert restated is not None
+        assert restated["metrics"]["net_benefit_gain"]["value"] == pytest.approx(0, abs=1e-12)
+    assert f"a prevalence between {format_percent(limits[0])} and" in verdict(inputs)
+    worthless = {name: {"value": 0.5} for name in ("sensitivity", "specificity")}
+    measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
+    assert useful_prevalence(replace(inputs, measured=measured)) is None
+
+
+def test_natural_frequencies_add_up_and_have_the_shares_of_the_rows(run: Path) -> None:
+    inputs = read_run(run, pictures=False).restate(0.002)
+    row = build_frequencies(inputs)
+    assert row is not None
+    table, clinic = row.parts
+    assert isinstance(table, Table)
+    assert isinstance(clinic, Table)
+    assert table.header == ("", "Decided benign", "Decided malignant", "Referred", "All")
+    malignant, benign, total = ([int(cell.replace(",", "")) for cell in r[1:]] for r in table.rows)
+    rows = inputs.predictions
+    assert rows.decision is not None
+    for kind, truth in ((malignant, rows.malignant), (benign, ~rows.malignant)):
+        assert sum(kind[:3]) == kind[3] == pytest.approx(1000 * truth.mean(), abs=0.5)
+        shares = [(rows.decision[truth] == name).mean() for name in ("benign", "malignant")]
+        assert kind[:2] == pytest.approx([share * kind[3] for share in shares], abs=1)
+    assert total == [a + b for a, b in zip(malignant, benign, strict=True)]
+    assert [r[-1] for r in clinic.rows] == ["20", "9,980", "10,000"]
+    no_decisions = replace(inputs, predictions=replace(rows, decision=None))
+    table = build_frequencies(no_decisions).parts[0]  # type: ignore[union-attr]
+    assert table.header == ("", "Not flagged", "Flagged", "All")  # type: ignore[union-attr]
+    assert split_count(10, np.array(["a", "b", "c"]), ["a", "b", "c"]) == [4, 3, 3]
+
+
+def test_a_page_names_its_data_and_the_day_of_the_run(run: Path) -> None:
+    (run / "environment.json").write_text(json.dumps({"date": "2026-02-01"}))
+    page = Page(write_report(run, pictures=False))
+    assert "<title>Report of demo, 1 February 2026</title>" in page.source
+    assert f"run {run.name}" in page.text
+
+
+def test_links_lead_into_folded_sections_and_nothing_else_is_folded(whole: Page) -> None:
+    folded = re.findall(r'<details class="chapter">.*?<section id="(\w+)"', whole.source, re.S)
+    assert folded == [
+        *("decision", "referral", "missing", "training"),
+        *("metrics", "card", "tripod", "configuration"),
+    ]
 
 
 def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None:
@@ -427,7 +492,7 @@ def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:
     wrong = tiles["Decided benign, but malignant"]
     assert wrong.value == format_percent(rows.malignant[benign].mean())
     assert wrong.meaning == f"of {benign.sum()} lesions decided benign"
-    assert f"Decided benign: {(benign & rows.malignant).sum()} of" in describe_use(inputs)
+    assert f"Decided benign: {(benign & rows.malignant).sum()} of" in verdict(inputs)
     clinic = restate_at_clinic(inputs.restate(0.05))
     assert clinic[0].startswith(f"At a prevalence of {format_percent(0.05, 2)}")
     assert "of the lesions decided benign are malignant" in clinic[1]

@@ -86,7 +86,8 @@ def test_an_epoch_is_a_line_with_each_value_once(
     values = "  ".join(rf"{name} \d\.\d{{4}}" for name in names.split())
     assert len(lines) == 2
     for epoch, line in enumerate(lines, start=1):
-        assert re.fullmatch(rf"epoch {epoch}/2  {values}  \d+ s", line)
+        left = r", at most \d+ s left" if epoch == 1 else ""
+        assert re.fullmatch(rf"epoch {epoch}/2  {values}  \d+ s{left}", line)
     assert f"val/loss {trainer.callback_metrics['val/loss']:.4f}" in lines[-1]
 
 
@@ -100,7 +101,7 @@ def test_a_value_that_one_class_does_not_define_is_not_shown_and_the_loss_steers
     trainer = build_trainer(config, tmp_path)
     trainer.fit(micro_classifier(config, data), data)
     said = capsys.readouterr()
-    assert said.out.count("  val/auroc -  ") == 4
+    assert said.out.count("  val/auroc -  ") == 2  # the first and the last epoch
     assert said.err.count("val/auroc is undefined (one class in validation); val/loss") == 1
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -170,7 +170,12 @@ def test_the_same_seed_gives_the_same_probabilities_from_any_folder(
         "benign, malignant"
     )
     before = said.index(next(line for line in said if line.startswith("epoch 1/1  train/loss ")))
-    assert said[before - 1].endswith(" to train")
+    assert re.fullmatch(
+        r"expected duration: at most \d+ s to train, \d+ s for the whole run", said[before - 1]
+    )
+    stages = ["testing: 140 rows", "resampling: intervals from 20 resamples", "writing the report"]
+    assert [line for line in said[before:] if line in stages] == stages
+    assert "interval" in said[said.index(stages[-1]) + 1]
     assert f"run folder: {elsewhere / 'run'}" in said
     assert files_in(elsewhere) == {f"run/{name}" for name in CONTRACT}
     pd.testing.assert_frame_equal(predictions_of(elsewhere / "run"), predictions_of(both))

@@ -65,7 +65,7 @@ def build_training(inputs: ReportInputs) -> Section | None:
             plots.append(Plot(str(quantity), draw_training(str(quantity), lines)))
         plots.sort(key=lambda plot: plot.title != "loss")
         blocks.append(Row(plots))
-    return Section("training", "Training", blocks) if blocks else None
+    return Section("training", "Training", blocks, is_folded=True) if blocks else None
 
 
 def build_metrics(inputs: ReportInputs) -> Section:
@@ -83,7 +83,9 @@ def build_metrics(inputs: ReportInputs) -> Section:
     lead = TEXTS["metrics_lead"]
     if any(row[1].endswith(NARROW) for row in rows):
         lead += f" {describe_narrow(inputs.measured)}"
-    return Section("metrics", "All metrics", [Table("", ("Metric", *columns), rows)], lead)
+    return Section(
+        "metrics", "All metrics", [Table("", ("Metric", *columns), rows)], lead, is_folded=True
+    )
 
 
 def build_configuration(inputs: ReportInputs) -> Section | None:
@@ -98,19 +100,21 @@ def build_configuration(inputs: ReportInputs) -> Section | None:
     if inputs.config:
         text = yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True)
         blocks.append(Listing("Configuration", text))
-    return Section("configuration", "Configuration", blocks) if blocks else None
+    return Section("configuration", "Configuration", blocks, is_folded=True) if blocks else None
 
 
 def build_model_card(inputs: ReportInputs) -> Section:
     """Build the model card: purpose, data, performance and limits (Mitchell et al. 2019)."""
-    return Section("card", "Model card", [Checklist(_load_items("model_card.csv", inputs))])
+    return Section(
+        "card", "Model card", [Checklist(_load_items("model_card.csv", inputs))], is_folded=True
+    )
 
 
 def build_tripod(inputs: ReportInputs) -> Section:
     """Build the TRIPOD+AI checklist (Collins et al. 2024, doi:10.1136/bmj-2023-078378)."""
     items = _load_items("tripod_ai_2024.csv", inputs)
     lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))
-    return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead)
+    return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead, is_folded=True)
 
 
 def _load_items(name: str, inputs: ReportInputs) -> list[Item]:

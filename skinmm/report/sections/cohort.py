@@ -9,11 +9,13 @@ from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
     Block,
+    Fold,
     Note,
     Section,
     Table,
     format_count,
     format_number,
+    format_percent,
     format_share,
 )
 from skinmm.report.inputs import ReportInputs
@@ -29,16 +31,43 @@ COLUMNS: Final = ("sex", "site", "source")
 
 
 def build_cohort(inputs: ReportInputs) -> Section | None:
-    """Build the section with characteristics by part, results by fold, and the audit."""
-    blocks: list[Block] = [Note(f"{note}.") for note in inputs.notes]
-    blocks += filter(None, [build_characteristics(inputs)])
+    """Build the section with the patients and images of each part; fold sites, folds and audit."""
+    first: list[Block] = [Note(f"{note}.") for note in inputs.notes]
+    if parts := split_parts(inputs):
+        first.append(characteristics_table("Patients and images by part", parts, COLUMNS[:1]))
+    blocks: list[Block] = [*filter(None, [build_characteristics(inputs)])]
     folds = inputs.measured.get("folds") or {}
     if folds:
         rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
         blocks.append(Table("AUROC by fold", ("Test part", "AUROC"), rows))
     if inputs.config or inputs.audit:
-        blocks += build_audit(inputs.audit)
-    return Section("data", "Data and split", blocks) if blocks else None
+        audit = build_audit(inputs.audit)
+        first += [block for block in audit if isinstance(block, Note) and block.warning]
+        blocks += [block for block in audit if block not in first]
+    if blocks:
+        first.append(Fold("Sites, sources, folds and audit", blocks))
+    return Section("data", "Who was in the data", first) if first else None
+
+
+def image_kinds(inputs: ReportInputs) -> str:
+    """Return the kinds of images of the cohorts in words."""
+    names = [inputs.config.get("data", {}).get("name")]
+    if inputs.cohort is not None and "source" in inputs.cohort:
+        names = list(inputs.cohort["source"].unique())
+    # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
+    kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
+    return " and ".join(sorted(kinds))
+
+
+def describe_people(inputs: ReportInputs) -> str:
+    """Return number, ages and sexes of the evaluated rows in words; what is unknown is left out."""
+    parts = [format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))]
+    records = pd.DataFrame() if inputs.records is None else inputs.records
+    if "age" in records and len(ages := pd.to_numeric(records["age"], errors="coerce").dropna()):
+        parts.append(f"aged {ages.min():.0f} to {ages.max():.0f} (median {ages.median():.0f})")
+    if "sex" in records and len(sexes := records["sex"].dropna()):
+        parts.append(f"{format_percent(float((sexes == 'female').mean()), 0)} female")
+    return ", ".join(parts)
 
 
 def build_characteristics(inputs: ReportInputs) -> Table | None:

@@ -16,7 +16,13 @@ from skinmm.report.blocks import (
     metric_label,
 )
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import PARTS, format_counts, resampling_unit, split_parts
+from skinmm.report.sections.cohort import (
+    PARTS,
+    format_counts,
+    image_kinds,
+    resampling_unit,
+    split_parts,
+)
 from skinmm.report.sections.headline import collect_warnings, restate_at_clinic
 from skinmm.report.sections.referral import describe_decided, describe_referred, describe_rule
 from skinmm.report.sections.subgroups import metrics_by_missing_share
@@ -73,19 +79,16 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
         f"{label}: {format_counts(units, patients)}, {malignant:,} malignant."
         for label, (units, patients, malignant) in counts.items()
     )
-    sources, names = "", [inputs.config.get("data", {}).get("name")]
+    sources = ""
     if inputs.cohort is not None and "source" in inputs.cohort:
-        names = list(inputs.cohort["source"].unique())
         counted = inputs.cohort["source"].value_counts().items()
         sources = "; ".join(f"{name}: {format_count(int(n), 'image')}" for name, n in counted)
-    # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
-    kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
     return {
         "outcome": outcome,
         "sizes": " ".join(sizes),
         "sources": sources,
-        "table": "See Data and split." if parts else "",
-        "images": " and ".join(sorted(kinds)),
+        "table": "See Who was in the data." if parts else "",
+        "images": image_kinds(inputs),
     }
 
 

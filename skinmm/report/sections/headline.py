@@ -11,6 +11,7 @@ from skinmm.report.blocks import (
     Section,
     Tile,
     Tiles,
+    Warnings,
     format_count,
     format_estimate,
     format_interval,
@@ -26,48 +27,25 @@ from skinmm.report.sections.referral import (
     describe_referred,
     describe_shares,
 )
+from skinmm.report.sections.verdict import build_frequencies, build_verdict
 
 FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
+COUNT: Final = "Malignant images"
 
 
 def build_headline(inputs: ReportInputs) -> Section:
-    """Build the section with the main numbers, in tiles and in words, and all warnings."""
-    blocks: list[Block] = [Note(describe_use(inputs))]
-    blocks += [Note(text, warning=True) for text in collect_warnings(inputs)]
-    blocks += [Tiles(_build_tiles(inputs)), Note(_summarise(inputs))]
+    """Build the section of verdict, natural frequencies, warnings and main numbers."""
+    blocks: list[Block] = [build_verdict(inputs)]
+    if frequencies := build_frequencies(inputs):
+        blocks.append(frequencies)
     if clinic := restate_at_clinic(inputs):
-        gain = inputs.measured["clinic"]["metrics"]["net_benefit_gain"]["value"]
-        blocks.append(Note(" ".join(clinic), warning=gain is not None and gain <= 0))
-    return Section("headline", "At a glance", blocks)
-
-
-def describe_use(inputs: ReportInputs) -> str:
-    """Describe in plain language what the model can do in this test, what it cannot, and where."""
-    texts, rows, threshold = TEXTS["use"], inputs.predictions, inputs.threshold
-    malignant, flagged = rows.malignant, rows.malignancy >= threshold
-    if malignant.all() or not malignant.any():
-        return str(texts["one_kind"])
-    counts = {
-        "missed": int((malignant & ~flagged).sum()),
-        "malignant": format_count(int(malignant.sum()), "malignant image"),
-        "flagged": int((~malignant & flagged).sum()),
-        "benign": format_count(int((~malignant).sum()), "benign image"),
-        "below": int((~flagged).sum()),
-        "prevalence": format_percent(float(malignant.mean())),
-    }
-    low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
-    least_gain = inputs.estimate("net_benefit_gain").get("low")
-    verdict = "useful" if least_gain is not None and least_gain > 0 else "unproven"
-    if low is not None and low <= 0.5:  # noqa: PLR2004 - chance
-        verdict = "chance"
-    elif gain is None or gain <= 0:
-        verdict = "useless" if malignant.mean() > threshold else "useless_none"
-    names = [verdict, "can", "cannot"]
-    if share := describe_referred(inputs):
-        decided = rows.decision == "benign"
-        counts |= {"referred": share, "cleared": int((malignant & decided).sum())}
-        names.insert(2, "referred")
-    return " ".join(texts[name].format(**counts) for name in names)
+        blocks.append(Note(" ".join(clinic)))
+    blocks.append(Warnings(collect_warnings(inputs)))
+    return Section(
+        "headline",
+        "At a glance",
+        [*blocks, Tiles(build_tiles(inputs)), Note(_describe_tiles(inputs))],
+    )
 
 
 def collect_warnings(inputs: ReportInputs) -> list[str]:
@@ -102,7 +80,8 @@ def _benefit_warnings(inputs: ReportInputs) -> list[str]:
     return [TEXTS["unproven_benefit"].format(format_estimate(entry))]
 
 
-def _build_tiles(inputs: ReportInputs) -> list[Tile]:
+def build_tiles(inputs: ReportInputs) -> list[Tile]:
+    """Return the main numbers with their intervals and meanings."""
     measured = inputs.measured
     positives, rows = measured["positives"], measured["n"]
     counts = format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))
@@ -132,7 +111,7 @@ def _build_tiles(inputs: ReportInputs) -> list[Tile]:
             f"ideal: 1; {_describe_calibration_error(inputs)}",
         ),
         Tile(
-            "Malignant images",
+            COUNT,
             f"{positives:,}",
             f"of {counts}",
             f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
@@ -146,19 +125,9 @@ def _describe_calibration_error(inputs: ReportInputs) -> str:
     return text if noise is None else f"{text}, by chance alone {format_number(noise)}"
 
 
-def _summarise(inputs: ReportInputs) -> str:
-    sensitivity, specificity = inputs.value("sensitivity"), inputs.value("specificity")
-    intervals = TEXTS["intervals"].format(100 * inputs.confidence, resampling_unit(inputs))
-    if sensitivity is None or specificity is None:
-        return f"Sensitivity and specificity need malignant and benign lesions. {intervals}"
-    hits, rejected = 100 * sensitivity, 100 * specificity
-    threshold = format_number(inputs.threshold)
-    sentences = [TEXTS["of_100"].format(threshold, hits, 100 - hits, 100 - rejected)]
-    if flagged := inputs.value("number_needed_to_treat"):
-        sentences.append(f"One in {flagged:.1f} flagged lesions is malignant.")
-    if share := describe_referred(inputs):
-        sentences.append(TEXTS["referred"].format(share))
-    return " ".join([*sentences, intervals])
+def _describe_tiles(inputs: ReportInputs) -> str:
+    text = str(TEXTS["intervals"]).format(100 * inputs.confidence, resampling_unit(inputs))
+    return f"{TEXTS['referred']} {text}" if describe_referred(inputs) else text
 
 
 def restate_at_clinic(inputs: ReportInputs) -> list[str]:

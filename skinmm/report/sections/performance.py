@@ -1,4 +1,4 @@
-"""Sections on ranking, the decision, calibration, clinical use and the most certain mistakes."""
+"""Sections on the curves, the decision and the most certain mistakes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +16,7 @@ from skinmm.report.blocks import (
     TEXTS,
     Block,
     Card,
+    Fold,
     Gallery,
     Note,
     Plot,
@@ -46,8 +47,25 @@ PROBABILITIES: Final = (
 )
 
 
-def build_discrimination(inputs: ReportInputs) -> Section:
-    """Build ROC and precision-recall curves, also of each class against the rest."""
+def build_curves(inputs: ReportInputs) -> Section:
+    """Build the curves of ranking, calibration and net benefit; fold their numbers."""
+    blocks: list[Block] = []
+    calibration, numbers = _build_calibration(inputs)
+    plots = [*_ranking_plots(inputs), calibration]
+    folds = [Fold("Calibration in numbers", numbers)]
+    if benefit := _build_benefit(inputs):
+        plots.append(benefit[0])
+        folds.append(Fold("Net benefit in numbers", [benefit[1]]))
+    else:
+        blocks.append(Note("Curves of ranking need both malignant and benign lesions."))
+    blocks.append(Row(plots))
+    if (size := inputs.audit.get("size_auroc")) is not None:
+        blocks.append(Note(TEXTS["size_auroc"].format(format_number(size))))
+    return Section("curves", "Curves", [*blocks, *folds])
+
+
+def _ranking_plots(inputs: ReportInputs) -> list[Plot]:
+    """Return ROC and precision-recall curves, also of each class against the rest."""
     rows = inputs.predictions
     views = [("malignant", rows.malignancy, rows.malignant)]
     if not rows.is_binary:
@@ -58,8 +76,7 @@ def build_discrimination(inputs: ReportInputs) -> Section:
         ]
     views = [view for view in views if 0 < view[2].sum() < len(rows)]
     if not views:
-        note = "Curves need both malignant and benign lesions."
-        return Section("discrimination", "Ranking", [Note(note)])
+        return []
     flagged, malignant = rows.malignancy >= inputs.threshold, rows.malignant
     with np.errstate(invalid="ignore"):  # undefined shares are NaN
         sensitivity, precision = (flagged & malignant).sum() / (malignant.sum(), flagged.sum())
@@ -70,12 +87,10 @@ def build_discrimination(inputs: ReportInputs) -> Section:
     roc = curves.draw_ranking(rocs, (false_positive_rate, sensitivity))
     precision_recall = curves.draw_ranking(precisions, (sensitivity, precision), prevalence)
     caption = TEXTS["precision_recall"].format(format_number(prevalence))
-    plots = [Plot("ROC curve", roc, TEXTS["roc"])]
-    plots.append(Plot("Precision-recall curve", precision_recall, caption))
-    blocks: list[Block] = [Row(plots)]
-    if (size := inputs.audit.get("size_auroc")) is not None:
-        blocks.append(Note(TEXTS["size_auroc"].format(format_number(size))))
-    return Section("discrimination", "Ranking", blocks)
+    return [
+        Plot("ROC curve", roc, TEXTS["roc"]),
+        Plot("Precision-recall curve", precision_recall, caption),
+    ]
 
 
 def build_decision(inputs: ReportInputs) -> Section:
@@ -96,27 +111,26 @@ def build_decision(inputs: ReportInputs) -> Section:
         caption = f"{describe_call_rule(inputs)} Shaded by the share of the row."
         parts.append(Plot("Classes", draw_confusion(counts, rows.classes), caption))
         parts.append(_class_table(inputs))
-    return Section("decision", "The decision", [Row(parts)])
+    return Section("decision", "The decision", [Row(parts)], is_folded=rows.is_binary)
 
 
-def build_calibration(inputs: ReportInputs) -> Section:
-    """Build calibration curves before and after calibration, and the errors in numbers."""
+def _build_calibration(inputs: ReportInputs) -> tuple[Plot, list[Block]]:
+    """Return the calibration curve, and the blocks of its numbers."""
     rows = inputs.predictions
-    title = "Calibration curve" if rows.raw is None else "After calibration"
+    title = "Calibration" if rows.raw is None else "After calibration"
     plot = _calibration_plot(inputs, "calibrated", rows.malignancy)
     caption = TEXTS["reliability"].format(100 * inputs.confidence, resampling_unit(inputs))
-    parts: list[Plot | Table] = [Plot(title, plot, caption)]
+    parts: list[Plot | Table] = [metric_table("", inputs.measured, PROBABILITIES)]
     if rows.raw is not None:
         raw = rows.raw[:, np.isin(rows.classes, rows.positive)].sum(axis=1)
-        plot = _calibration_plot(inputs, "before calibration", raw)
         note = "Note: the axes are cut to the range of the data."
-        parts.append(Plot("Before calibration", plot, note))
-    parts.append(metric_table("In numbers", inputs.measured, PROBABILITIES))
+        before = _calibration_plot(inputs, "before calibration", raw)
+        parts.append(Plot("Before calibration", before, note))
     blocks: list[Block] = [Row(parts)]
     if noise := inputs.measured.get("calibration_noise"):
         numbers = {name: format_number(value) for name, value in noise.items()}
         blocks.append(Note(TEXTS["calibration_noise"].format_map(numbers)))
-    return Section("calibration", "Calibration", blocks)
+    return Plot(title, plot, caption), blocks
 
 
 def _calibration_plot(
@@ -131,8 +145,8 @@ def _calibration_plot(
     )
 
 
-def build_benefit(inputs: ReportInputs) -> Section | None:
-    """Build the decision curve with a table of net benefits."""
+def _build_benefit(inputs: ReportInputs) -> tuple[Plot, Table] | None:
+    """Return the decision curve with a table of net benefits; None with one class."""
     rows = inputs.predictions
     if not 0 < rows.malignant.sum() < len(rows):
         return None
@@ -147,27 +161,29 @@ def build_benefit(inputs: ReportInputs) -> Section | None:
     for point in np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]:
         benefits = (format_number(float(line.y[point]), 4) for line in lines[:2])
         cells.append((format_percent(float(lines[0].x[point])), *benefits))
-    table = Table("Net benefit", ("Threshold", "Model", "Call all malignant"), cells)
-    return Section("benefit", "Clinical use", [Row([plot, table])])
+    return plot, Table("", ("Threshold", "Model", "Call all malignant"), cells)
 
 
 def build_mistakes(inputs: ReportInputs) -> Section:
-    """Build galleries of the malignant lesions rated lowest and the benign ones rated highest."""
+    """Build the gallery of malignant lesions rated lowest; fold the benign ones rated highest."""
     blocks: list[Block] = []
     for kind, rows in find_confident_mistakes(inputs.predictions, inputs.threshold).items():
         cards = [_mistake_card(inputs, row) for row in rows.tolist()]
         caption = TEXTS[kind]
-        blocks.append(Gallery(caption, cards) if cards else Note(f"{caption}: none."))
+        block = Gallery(caption, cards) if cards else Note(f"{caption}: none.")
+        blocks.append(block if kind == "missed" else Fold(caption, [block]))
     lead = TEXTS["mistakes"] + (f" {TEXTS['explanation']}" if inputs.explanations else "")
     if any("average" in explanation for explanation in inputs.explanations.values()):
         lead += f" {TEXTS['average']}"
-    return Section("mistakes", "Most certain mistakes", blocks, lead)
+    return Section("mistakes", "What was missed", blocks, lead)
 
 
 def _mistake_card(inputs: ReportInputs, row: int) -> Card:
     predictions, records = inputs.predictions, inputs.records
     record = {} if records is None else records.iloc[row].to_dict()
     lines = [f"probability {format_number(float(predictions.malignancy[row]))}"]
+    if predictions.decision is not None:
+        lines.append(TEXTS["decisions"][predictions.decision[row]])
     if not predictions.is_binary:
         called = predictions.classes[predictions.predicted_classes()[row]]
         lines.append(f"{predictions.classes[predictions.target[row]]}, classified as {called}")

@@ -184,7 +184,7 @@ def build_referral(inputs: ReportInputs) -> Section | None:
         cells = [(str(size), format_percent(count / len(rows))) for size, count in enumerate(sizes)]
         size_table = Table("Classes in a prediction set", ("Classes", "Images"), cells)
         blocks.append(Row([_coverage_table(inputs), size_table]))
-    return Section("referral", "Referral", blocks, describe_rule(inputs))
+    return Section("referral", "Referral", blocks, describe_rule(inputs), is_folded=True)
 
 
 def _has_referral(inputs: ReportInputs) -> bool:

@@ -21,6 +21,7 @@ from skinmm.images.source import read_source
 from skinmm.report.blocks import (
     TEXTS,
     Block,
+    Fold,
     Note,
     Plot,
     Row,
@@ -60,6 +61,7 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
         plot for name in ("auroc", "sensitivity") if (plot := _forest_plot(inputs, measured, name))
     ]
     blocks: list[Block] = [Row(plots)] if plots else []
+    tables: list[Block] = []
     if gaps:
         lines = [
             (
@@ -69,12 +71,15 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
             for g in gaps
         ]
         header = ("Column", "Groups", "Lowest", "Highest", "Gap (interval)", "p (adjusted)")
-        blocks.append(Table("Gaps in sensitivity at the threshold", header, lines))
-        blocks.append(Note(TEXTS["gaps"].format(MIN_MALIGNANT)))
-    blocks.append(_group_table(measured))
+        tables.append(Table("Gaps in sensitivity at the threshold", header, lines, stack=True))
+        tables.append(Note(TEXTS["gaps"].format(MIN_MALIGNANT)))
+    tables.append(_group_table(measured))
     if rows.sets is not None:
-        blocks += _coverage_blocks(inputs, measured)
-    return Section("subgroups", "Subgroups", [*blocks, Note(TEXTS["subgroups"].format(MAX_TONES))])
+        coverage, *warnings = _coverage_blocks(inputs, measured)
+        tables.append(coverage)
+        blocks += warnings
+    note = Note(TEXTS["subgroups"].format(MAX_TONES))
+    return Section("subgroups", "Subgroups", [*blocks, note, Fold("Tables by group", tables)])
 
 
 def add_skin_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.DataFrame:
@@ -171,7 +176,9 @@ def build_missing(inputs: ReportInputs) -> Section | None:
     ]
     header = ["Missing", *map(metric_label, MISSING_LISTED)]
     table = Table("Columns missing", header, rows, stack=True)
-    return Section("missing", "Missing data", [Note(TEXTS["missing"]), Row(plots), table])
+    return Section(
+        "missing", "Missing data", [Note(TEXTS["missing"]), Row(plots), table], is_folded=True
+    )
 
 
 def metrics_by_missing_share(inputs: ReportInputs) -> dict[float, Mapping[str, Any]]:

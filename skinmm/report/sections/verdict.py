@@ -1,0 +1,145 @@
+"""Verdict of the report: usefulness, population and prevalence, and natural frequencies."""
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Shaped
+
+from skinmm.evaluation.predictions import BINARY, DECISIONS, REFER
+from skinmm.report.blocks import (
+    TEXTS,
+    Row,
+    Table,
+    Verdict,
+    format_count,
+    format_number,
+    format_percent,
+)
+from skinmm.report.inputs import ReportInputs
+from skinmm.report.sections.cohort import describe_people, image_kinds
+from skinmm.report.sections.referral import describe_referred
+
+CHANCE: Final = 0.5
+COLUMNS: Final = {
+    False: {"benign": "Not flagged", "malignant": "Flagged"},
+    True: {"benign": "Decided benign", "malignant": "Decided malignant", REFER: "Referred"},
+}
+"""Has the run decisions with referral -> columns of the natural frequencies."""
+
+
+def build_verdict(inputs: ReportInputs) -> Verdict:
+    """Describe in plain language whether the model is of use in this test, for whom, and where."""
+    texts, rows, threshold = TEXTS["use"], inputs.predictions, inputs.threshold
+    malignant, flagged = rows.malignant, rows.malignancy >= threshold
+    tested = texts["tested"].format(
+        images=image_kinds(inputs),
+        people=describe_people(inputs),
+        prevalence=format_percent(float(malignant.mean())),
+    )
+    if malignant.all() or not malignant.any():
+        return Verdict(texts["one_kind"], [tested])
+    counts = {
+        "missed": int((malignant & ~flagged).sum()),
+        "malignant": format_count(int(malignant.sum()), "malignant image"),
+        "flagged": int((~malignant & flagged).sum()),
+        "benign": format_count(int((~malignant).sum()), "benign image"),
+        "threshold": format_number(threshold),
+    }
+    lines = [texts["can"].format(**counts)]
+    if share := describe_referred(inputs):
+        cleared = int((malignant & (rows.decision == "benign")).sum())
+        lines.append(texts["referred"].format(referred=share, cleared=cleared, **counts))
+    lines.append(tested)
+    if 0 < threshold < 1:
+        lines.append(
+            texts["weights"].format(format_number((1 - threshold) / threshold, 1), **counts)
+        )
+    if limits := useful_prevalence(inputs):
+        lines[-1] += f" {texts['range'].format(*(format_percent(limit) for limit in limits))}"
+    if clinic := inputs.measured.get("clinic"):
+        gain = clinic["metrics"]["net_benefit_gain"]
+        verdict = "useful" if (gain.get("low") or 0) > 0 else "unproven"
+        if gain["value"] is None or gain["value"] <= 0:
+            verdict = "useless"
+        lines.append(texts["clinic"][verdict].format(format_percent(clinic["prevalence"], 2)))
+    lines.append(texts["cannot"])
+    return Verdict(texts[_rate(inputs)], lines)
+
+
+def _rate(inputs: ReportInputs) -> str:
+    """Return the key of the verdict, by the intervals of AUROC and net benefit."""
+    low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
+    if low is not None and low <= CHANCE:
+        return "chance"
+    if gain is None or gain <= 0:
+        prevalence = inputs.predictions.malignant.mean()
+        return "useless" if prevalence > inputs.threshold else "useless_none"
+    least_gain = inputs.estimate("net_benefit_gain").get("low")
+    return "useful" if least_gain is not None and least_gain > 0 else "unproven"
+
+
+def useful_prevalence(inputs: ReportInputs) -> tuple[float, float] | None:
+    """Return the prevalences between which the model has more net benefit than all and none.
+
+    With sensitivity a, specificity b and threshold odds w, the model exceeds "none" where the odds
+    of malignancy exceed w (1 - b) / a, and "all" where they are below w b / (1 - a). None if no
+    prevalence is between the two, which is so unless a + b > 1.
+    """
+    sensitivity, specificity = inputs.value("sensitivity"), inputs.value("specificity")
+    threshold = inputs.threshold
+    if sensitivity is None or specificity is None or not 0 < threshold < 1:
+        return None
+    if sensitivity + specificity <= 1:
+        return None
+    odds = threshold / (1 - threshold)
+    low = odds * (1 - specificity) / sensitivity
+    high = odds * specificity / (1 - sensitivity) if sensitivity < 1 else np.inf
+    return low / (1 + low), high / (1 + high) if np.isfinite(high) else 1.0
+
+
+def build_frequencies(inputs: ReportInputs) -> Row | None:
+    """Build tables of natural frequencies, in this test and in a clinic; None with one class.
+
+    Natural frequencies are understood better than percentages (Hoffrage et al. 2000,
+    doi:10.1126/science.290.5500.2261).
+    """
+    rows, texts = inputs.predictions, TEXTS["frequencies"]
+    if rows.malignant.all() or not rows.malignant.any():
+        return None
+    tables = [_frequency_table(inputs, texts["test"], float(rows.malignant.mean()))]
+    if clinic := inputs.measured.get("clinic"):
+        tables.append(_frequency_table(inputs, texts["clinic"], float(clinic["prevalence"])))
+    return Row(tables)
+
+
+def _frequency_table(inputs: ReportInputs, caption: str, prevalence: float) -> Table:
+    rows = inputs.predictions
+    has_referral = rows.decision is not None and REFER in rows.decision
+    decisions = rows.decision if has_referral else None
+    if decisions is None:
+        decisions = np.where(rows.malignancy >= inputs.threshold, DECISIONS[1], DECISIONS[0])
+    columns = COLUMNS[has_referral]
+    total = next((n for n in (1_000, 10_000, 100_000) if n * prevalence >= 5), 1_000_000)  # noqa: PLR2004 - enough to be divided
+    sick = round(total * prevalence)
+    sizes = {"malignant": sick, "benign": total - sick}
+    counts = {
+        kind: split_count(size, decisions[rows.malignant == (kind == BINARY[1])], [*columns])
+        for kind, size in sizes.items()
+    }
+    lines = [
+        (kind.capitalize(), *(f"{count:,}" for count in counts[kind]), f"{size:,}")
+        for kind, size in sizes.items()
+    ]
+    sums = (f"{sum(column):,}" for column in zip(*counts.values(), strict=True))
+    lines.append(("All", *sums, f"{total:,}"))
+    caption = caption.format(total=f"{total:,}", prevalence=format_percent(prevalence, 2))
+    return Table(caption, ("", *columns.values(), "All"), lines)
+
+
+def split_count(total: int, values: Shaped[np.ndarray, " n"], names: list[str]) -> list[int]:
+    """Split a count by the shares of the values, by largest remainder: the parts add up to it."""
+    exact = total * np.array([(values == name).mean() for name in names])
+    counts = np.floor(exact).astype(int)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: total - counts.sum()]] += 1
+    return [int(count) for count in counts]

@@ -1,0 +1,168 @@
+"""Progress of a run: bar or sparse lines, names of the stages, and the expected duration."""
+
+import copy
+import sys
+import time
+from itertools import islice
+from typing import Any, Final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
+from tqdm import tqdm
+from tqdm.auto import tqdm as notebook_tqdm
+
+from skinmm.config import Config
+from skinmm.data.datamodule import LesionData
+from skinmm.data.splits import CALIBRATION
+from skinmm.errors import print_line
+from skinmm.training.module import Classifier
+
+SPARSE: Final = 15.0
+"""Seconds between two lines where there is neither a terminal nor a notebook."""
+EVALUATION_COST: Final = 0.25
+"""Cost of a row in evaluation, relative to one in training: no gradients, 16 bit."""
+LATER_SECONDS: Final = (15.0, 0.004)
+"""Seconds that intervals, explanations and report take: per fold, and per row of the test."""
+
+
+class Progress(Callback):
+    """Progress of training and testing: one bar, or a line every `SPARSE` seconds in a log.
+
+    Epochs count from 1. Both have the losses, the monitored metric, and the time that the remaining
+    epochs take at most: early stopping may end the training before.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+        self._bar: Any = None
+        self._started = self._printed = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """Start the clock, and the bar if there is a terminal or a notebook."""
+        self._started, self._printed = time.monotonic(), 0.0
+        self._first = trainer.current_epoch
+        epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)
+        self._open_bar(trainer, epochs * batches, self._first * batches, f"epoch 1/{epochs}")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """Name the epoch."""
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Show the values of the epoch."""
+        values = trainer.callback_metrics
+        names = dict.fromkeys(("train/loss", "val/loss", self._monitor))
+        text = "  ".join(
+            f"{name} {float(values[name]):.4f}" if name in values else f"{name} -"
+            for name in names
+            if name in (*values, pl_module.undefined)
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+            return
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        now, is_last = time.monotonic(), trainer.should_stop or epoch >= epochs
+        if not is_last and self._printed and now - self._printed < SPARSE:
+            return
+        self._printed = now
+        spent = now - self._started
+        left = spent / (epoch - self._first) * (epochs - epoch)
+        rest = "" if is_last else f", at most {format_duration(left)} left"
+        print_line(f"epoch {epoch}/{epochs}  {text}  {format_duration(spent)}{rest}")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """Start a bar for a part that is predicted."""
+        self._open_bar(trainer, sum(map(int, trainer.num_test_batches)), 0, "predicting")
+
+    on_test_batch_end = on_train_batch_end
+
+    def on_train_end(self, *_: Any) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    on_test_end = on_exception = on_train_end
+
+    def _open_bar(self, trainer: pl.Trainer, total: int, done: int, name: str) -> None:
+        is_notebook = "ipykernel" in sys.modules
+        if trainer.is_global_zero and (is_notebook or sys.stdout.isatty()):
+            bar = notebook_tqdm if is_notebook else tqdm
+            layout = "{desc} {percentage:3.0f}% {bar} {elapsed}, at most {remaining} left{postfix}"
+            options = {"file": sys.stdout, "bar_format": layout, "dynamic_ncols": True}
+            self._bar = bar(total=total, initial=done, desc=name, leave=name[0] == "e", **options)
+
+
+@rank_zero_only
+def print_stage(config: Config, text: str) -> None:
+    """Print the name of a stage after the training, unless `trainer.progress=false`."""
+    if config.trainer.progress:
+        print_line(text)
+
+
+def format_duration(seconds: float) -> str:
+    """Format `45 s`, `12 min` or `2.5 h`."""
+    for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def expected_duration(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config, folds: int = 1
+) -> str:
+    """Predict the duration of training, and of the run, from three steps of a copy of the network.
+
+    That of the run includes tests, intervals, explanations and reports of `folds` folds (0: no).
+    Loader processes read a batch while another one is computed, so the slower of the two counts.
+    """
+    batches, size, step = _measure_step(module, data, trainer)
+    rows = {part: len(data.rows(part)) for part in ("val", CALIBRATION, "test")}
+    epochs = trainer.max_epochs or 1
+    training = epochs * (batches + EVALUATION_COST * rows["val"] / size) * step
+    tested = sum(rows.values()) + rows["test"] * bool(data.record_widths)  # missing columns
+    fold, row = LATER_SECONDS
+    later = tested * config.evaluation.views * EVALUATION_COST / size * step
+    total = folds * ((training + later) / trainer.world_size + fold + row * rows["test"])
+    text = f"at most {format_duration(training / trainer.world_size)} to train"
+    if not folds:
+        return text
+    count = f"all {folds} folds" if folds > 1 else "the whole run"
+    return f"{text}, {format_duration(total)} for {count}"
+
+
+def _measure_step(
+    module: Classifier, data: LesionData, trainer: pl.Trainer
+) -> tuple[int, int, float]:
+    """Return batches per epoch, rows per batch, and seconds per training step."""
+    start = time.perf_counter()
+    loader = data.train_dataloader()
+    size = loader.batch_size or 1
+    keys = islice(loader.sampler, size)
+    batch = loader.collate_fn([loader.dataset[key] for key in keys])
+    reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
+    device = trainer.strategy.root_device
+    network, loss = copy.deepcopy(module.network).to(device), module.loss.to(device)
+    batch = {name: value.to(device) for name, value in batch.items()}
+    seconds = []
+    with torch.random.fork_rng():
+        for _ in range(3):
+            start = time.perf_counter()
+            with trainer.precision_plugin.forward_context():
+                logits = network(*(batch.get(name) for name in ("image", "record", "has_image")))
+                value = loss(logits, batch["target"])
+            value.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return len(loader), size, max(min(seconds[1:]), reading)
