@@ -146,8 +146,8 @@ class Fold:
     blocks: "Sequence[Block]"
 
 
-Block = Note | Warnings | Verdict | Tiles | Plot | Table | Row | Checklist
-Block |= Gallery | Pairs | Listing | Fold
+Text = Note | Warnings | Verdict | Listing | Checklist
+Block = Text | Tiles | Plot | Table | Row | Gallery | Pairs | Fold
 
 
 @dataclass(frozen=True)

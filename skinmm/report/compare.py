@@ -103,8 +103,8 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     sections = [first, differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
-    names = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
-    title = f"Comparison on {names.pop()}" if len(names) == 1 else "Comparison"
+    cohorts = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
+    title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
     facts = [format_count(len(systems), "system")]
     write_page(Path(output), title=title, facts=facts, sections=sections)
     notes = [block for block in differences.blocks if isinstance(block, Note)]

@@ -33,8 +33,9 @@ def summarize_run(run: Path) -> tuple[str, list[str]]:
     metrics = read_mapping(run / "metrics.json")
     if "task" in metrics:
         entries = metrics["test"]["metrics"].items()
-        rows = [(name, format_number(e["value"], 4), format_interval(e)) for name, e in entries]
-        return format_columns((f"test: {metrics['test']['n']:,} images", "", "interval"), rows), []
+        overlaps = [(name, format_number(e["value"], 4), format_interval(e)) for name, e in entries]
+        header = (f"test: {metrics['test']['n']:,} images", "", "interval")
+        return format_columns(header, overlaps), []
     inputs = read_run(run, pictures=False)
     tiles = [tile for tile in build_tiles(inputs) if tile.label != COUNT][:MAX_LINES]
     asked = {}
