@@ -30,6 +30,7 @@ COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "diagnosis": ("diagnosis", "dx", "diagnostic"),
     "target": ("target", "malignant", "melanoma"),
+    "source": ("source", "attribution"),
 }
 """Canonical column -> its names in public tables, in order of precedence. Case, blanks and
 punctuation do not count: `Patient-ID` is `patient_id`."""

@@ -69,9 +69,11 @@ def run_predict(config: PredictConfig) -> int:
 
 def run_audit(config: schemas.AuditConfig) -> int:
     """Write the audit of a cohort and return 1 if its split leaks, else 0."""
-    from skinmm.data.audit import audit, is_malignant
+    from skinmm.data.audit import audit
     from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
-    from skinmm.data.splits import cut_calibration, split
+    from skinmm.data.shortcuts import is_malignant
+    from skinmm.data.sources import split_by_config
+    from skinmm.data.splits import cut_calibration
     from skinmm.report import write_audit_page
     from skinmm.training.run_folder import write_json
 
@@ -88,7 +90,7 @@ def run_audit(config: schemas.AuditConfig) -> int:
     if config.near:
         near, table, compared = _compare_images(table)
         facts |= compared
-    table = split(table, data.folds, int(data.fold), data.split_seed)
+    table = split_by_config(table, data, int(data.fold))
     malignant = is_malignant(table, _to_cohort(table, data).positive)
     table = cut_calibration(table, data.calibration, malignant, data.split_seed)
     cohort = _to_cohort(table, data)

@@ -221,8 +221,7 @@ def _describe(settings: Any, values: Mapping[str, Any], prefix: str) -> Iterator
 
 
 def _check_run(config: Config) -> None:
-    if config.data.fold != "all":
-        _check_fold(config.data, ", or all")
+    _check_fold(config.data, ", or all")
     _check_task(config)
     _check_trainer(config.trainer)
     if config.final and config.resume is None:  # else `resume_config` checks the whole
@@ -289,7 +288,17 @@ def _check_task(config: Config) -> None:
 
 
 def _check_fold(data: DataConfig, alternative: str = "") -> None:
-    last = data.folds - 1
-    if not (isinstance(data.fold, int) and 0 <= data.fold <= last):
-        allowed = f"0 to {last} (data.folds={data.folds}){alternative}"
+    is_fold = isinstance(data.fold, int) and data.fold >= 0
+    if data.split == "source":
+        if data.folds != DataConfig().folds:
+            raise InputError(
+                f"data.folds={data.folds}: data.split=source has a fold for each source; leave "
+                "data.folds out"
+            )
+        # The number of sources is known when the cohort is read.
+        allowed = "" if is_fold else f"the number of a source, from 0{alternative}"
+    else:
+        is_fold = is_fold and int(data.fold) < data.folds
+        allowed = "" if is_fold else f"0 to {data.folds - 1} (data.folds={data.folds}){alternative}"
+    if allowed and not (alternative and data.fold == "all"):
         raise InputError(f"data.fold={data.fold}: must be {allowed}")

@@ -38,6 +38,12 @@ class DataConfig:
     )
     folds: int = setting(5, "number of folds; a patient is in one fold", low=3, high=100)
     fold: int | str = setting(0, "test fold, 0 to folds - 1, or all")
+    split: str = setting(
+        "patients",
+        "unit of the folds; source: the test part of each fold is one source (centre)",
+        choices=("patients", "source"),
+        task=CLASSIFY,
+    )
     calibration: int | float | str = setting(
         "auto",
         "share of the validation patients, 0 to 0.9, for calibration and threshold alone; auto: "

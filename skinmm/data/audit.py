@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 from PIL import Image
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import PredefinedSplit, cross_val_predict
-from sklearn.tree import DecisionTreeRegressor
 
 from skinmm.data.columns import NOT_AT_BEDSIDE
-from skinmm.data.splits import UNUSED, deal_folds, find_components
+from skinmm.data.shortcuts import (
+    compare_acquisition_groups,
+    compute_size_auroc,
+    compute_source_auroc,
+)
+from skinmm.data.splits import UNUSED, find_components
 from skinmm.errors import InputError
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
@@ -28,10 +30,7 @@ within 30 bits in 12,788 images of SIIM-ISIC, HAM10000 and ISIC 2017, 11 show th
 visual inspection); above 30 bits, small lesions on even skin are confused. Copies with JPEG quality
 30, half the size, another aspect ratio, 15 % more light and most crops by 2 % stay within."""
 BLOCK: Final = 1024  # rows compared with all others at once
-FOLDS: Final = 5
-LEAF: Final = 50  # minimum rows, so that no leaf is the camera of a single patient
-MAX_SIZES: Final = 8
-SUSPICIOUS: Final = 0.65  # a warning is given from this AUROC of the image size
+SUSPICIOUS: Final = 0.65  # a warning is given from this AUROC of the image size or the source
 MAX_PAIRS: Final = 200
 _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the training part"
 _ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
@@ -47,6 +46,10 @@ _UNCHECKED: Final = {
 _SIZE_WARNING: Final = (
     "the size of the image file alone reaches AUROC {:.3f}: cameras differ between malignant and "
     "benign; compare every model with this figure, and check results by camera"
+)
+_SOURCE_WARNING: Final = (
+    "the source alone reaches AUROC {:.3f}: centres differ in their share of malignant lesions; "
+    "compare models by the AUROC within sources, and train with data.split=source"
 )
 
 
@@ -124,58 +127,6 @@ def find_near_duplicates(fingerprints: Fingerprints, distance: int = DISTANCE) -
     return table.sort_values(["bits", "first", "second"], ignore_index=True)
 
 
-def is_malignant(table: pd.DataFrame, positive: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
-    """Return a mask of the rows with target 1, or with one of the classes `positive`."""
-    return table["target"].isin([1, *positive]).to_numpy()
-
-
-def compute_size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | None:
-    """Return the AUROC of width and height alone, pooled over patient-disjoint folds.
-
-    The model is a regression tree, because an image size identifies a camera.
-
-    Returns:
-        None if all sizes are equal, or with too few patients or rows of either target.
-    """
-    rows = table[table["width"].notna() & table["height"].notna()]
-    sizes = rows[["width", "height"]].to_numpy(np.float64)
-    target = is_malignant(rows, positive)
-    patients = len(np.unique(find_components(rows))) if len(rows) else 0
-    if min(target.sum(), (~target).sum(), patients) < FOLDS or (sizes == sizes[0]).all():
-        return None
-    fold = deal_folds(rows, FOLDS, 0)
-    tree = DecisionTreeRegressor(min_samples_leaf=LEAF, random_state=0)
-    score = cross_val_predict(tree, sizes, target, cv=PredefinedSplit(fold))
-    return float(roc_auc_score(target, score))
-
-
-def compare_acquisition_groups(
-    table: pd.DataFrame, positive: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    """Describe the most frequent image sizes, and the sources if there are several.
-
-    Returns:
-        For each `group`: `rows`, `malignant`, and `auroc` of membership as a score for malignancy
-        (or of its negation, whichever is larger); None if all rows have the same target.
-    """
-    target = is_malignant(table, positive)
-    sides = table[["width", "height"]].dropna().astype(int).astype(str)
-    sizes = sides["width"] + "x" + sides["height"]
-    frequent = sizes.value_counts().head(MAX_SIZES).index
-    members = {size: (sizes == size).reindex(table.index, fill_value=False) for size in frequent}
-    if table["source"].nunique() > 1:
-        members |= {name: table["source"] == name for name in table["source"].unique()}
-    groups = []
-    for name, mask in members.items():
-        member, auroc = mask.to_numpy(bool), None
-        if 0 < target.sum() < len(target):
-            auroc = float(roc_auc_score(target, member))
-            auroc = max(auroc, 1 - auroc)
-        counts = {"rows": int(member.sum()), "malignant": int((member & target).sum())}
-        groups.append({"group": str(name), **counts, "auroc": auroc})
-    return groups
-
-
 def audit(
     table: pd.DataFrame,
     *,
@@ -198,7 +149,8 @@ def audit(
         an official duplicate, and whose image size is known; `across_parts`, the number of
         patients, lesions, official and near duplicates that occur in two parts, None if not
         checked; `duplicates`, the number of all such pairs; `pairs`, the first ones across parts;
-        `size_auroc` (see `compute_size_auroc`); `acquisition` (see `compare_acquisition_groups`);
+        `size_auroc` (see `compute_size_auroc`); `source_auroc` (see `compute_source_auroc`);
+        `acquisition` (see `compare_acquisition_groups`);
         `warnings`; `unchecked`, one sentence for each check that these data do not allow; `leaks`,
         sentences, empty if none was found; and `possible_leaks`, sentences on ids in two parts that
         differ only in case, spaces or leading zeros.
@@ -215,7 +167,7 @@ def audit(
     linked = {} if any(across.values()) else _list_indirect_leaks(table)
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
-    size = compute_size_auroc(used, positive)
+    size, source = compute_size_auroc(used, positive), compute_source_auroc(used, positive)
     return {
         "rows": len(used),
         "parts": {str(part): int(n) for part, n in used["part"].value_counts().items()},
@@ -224,8 +176,13 @@ def audit(
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
         "pairs": divided.head(MAX_PAIRS).to_dict("records"),
         "size_auroc": size,
+        "source_auroc": source,
         "acquisition": compare_acquisition_groups(used, positive),
-        "warnings": [] if size is None or size < SUSPICIOUS else [_SIZE_WARNING.format(size)],
+        "warnings": [
+            text.format(auroc)
+            for auroc, text in ((size, _SIZE_WARNING), (source, _SOURCE_WARNING))
+            if auroc is not None and auroc >= SUSPICIOUS
+        ],
         "unchecked": [_UNCHECKED[kind] for kind in unchecked],
         "possible_leaks": [
             _SPELLING.format(kind, _count("pair", names))

@@ -40,7 +40,7 @@ _REASONS: Final[dict[str, str]] = {
         "width height file_size bytes megapixels pixels image_size"
     ),
     "it describes how the data were collected, not the patient": (
-        "images_per_patient n_images image_id path patient_id lesion_id source part fold "
+        "images_per_patient n_images image_id path patient_id lesion_id source cohort part fold "
         "public_fold attribution copyright_license"
     ),
 }

@@ -29,15 +29,16 @@ from skinmm.data.lesion_finder import add_measurements, build_preprocessing
 from skinmm.data.loader import SlotLoader
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
+from skinmm.data.sources import list_sources, require_both_targets, split_by_config
 from skinmm.data.splits import (
     UNUSED,
     class_indices,
     cut_calibration,
     limit_rows,
     shares_in_use,
-    split,
 )
 from skinmm.errors import InputError, delay_sigterm
+from skinmm.models.fusion import FUSIONS
 
 MAX_WORKERS: Final = 8
 
@@ -77,7 +78,8 @@ class FoldData(pl.LightningDataModule):
         """
         data = self.config.data
         trains_on_all = data.fold == "all"
-        cohort = split(table, data.folds, 0 if trains_on_all else int(data.fold), data.split_seed)
+        fold = 0 if trains_on_all else int(data.fold)
+        cohort = split_by_config(table, data, fold)
         if trains_on_all:
             cohort["part"] = cohort["part"].replace(UNUSED, "train")
         targets = class_indices(cohort["target"], self.classes)
@@ -230,6 +232,8 @@ class LesionData(FoldData):
         self.cohort = add_measurements(self.cohort, data.columns, self.finder, MAX_WORKERS)
         columns = [self.classes.index(name) for name in self.positive]
         malignant = np.isin(self.targets, columns)
+        if data.split == "source":
+            require_both_targets(self.cohort, malignant)
         self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
         training = self.cohort.iloc[self.rows("train")]
         self.encoder = RecordEncoder.fit(training, data.columns, cohort.units)
@@ -293,6 +297,15 @@ class LesionData(FoldData):
             pairs = zip(batch["image"], seeds.tolist(), strict=True)
             batch["image"] = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
         return batch
+
+
+def count_folds(config: Config) -> int:
+    """Return the number of folds: `data.folds`, or that of the sources with `data.split=source`."""
+    data = config.data
+    if data.split == "patients":
+        return data.folds
+    needed = "image" in FUSIONS[config.fusion.name].inputs
+    return len(list_sources(require_images(load_cohort(data), data.missing, needed=needed)))
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -80,7 +80,7 @@ def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
         raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
     if not low <= fraction <= high:
         raise InputError(f"+data.args.test_fraction={fraction}: must be between {low} and {high}")
-    part = _get_fixed_parts(table)
+    part = get_fixed_parts(table)
     if (part == "test").any():
         raise InputError("+data.args.test_fraction: this cohort already has a test part")
     free = np.flatnonzero(pd.isna(part))
@@ -122,7 +122,7 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
     Raises:
         InputError: too few patients, or folds that do not fit public folds or fixed parts.
     """
-    fixed = _get_fixed_parts(table)
+    fixed = get_fixed_parts(table)
     free = pd.isna(fixed)
     names = tuple(name for name in ("test", "val") if not (fixed == name).any())
     if not names and fold != 0:
@@ -175,7 +175,7 @@ def cut_calibration(
     return table.assign(part=part)
 
 
-def _get_fixed_parts(table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
+def get_fixed_parts(table: pd.DataFrame) -> Shaped[np.ndarray, " n"]:
     """Return the fixed part of each row, None if it is free."""
     if "part" not in table.columns:
         return np.full(len(table), None, dtype=object)
@@ -250,9 +250,9 @@ def shares_in_use(
     targets: Int[np.ndarray, " all"],
     classes: int,
 ) -> Float[np.ndarray, " classes"]:
-    """Return the class shares of training rows from the sources that are evaluated.
+    """Return the class shares of training rows from the cohorts that are evaluated.
 
-    A class that occurs only in another source counts as one row, because the model learns it.
+    A class that occurs only in another cohort counts as one row, because the model learns it.
 
     Args:
         cohort: canonical rows with their `part`.
@@ -260,8 +260,8 @@ def shares_in_use(
         targets: class index of every row.
         classes: number of classes.
     """
-    evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "source"].unique()
-    native = rows[cohort["source"].iloc[rows].isin(evaluated).to_numpy()]
+    evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "cohort"].unique()
+    native = rows[cohort["cohort"].iloc[rows].isin(evaluated).to_numpy()]
     occurs = np.bincount(targets[rows], minlength=classes) > 0
     counts = np.maximum(np.bincount(targets[native], minlength=classes), occurs)
     return counts / max(counts.sum(), 1)

@@ -26,6 +26,7 @@ from skinmm.evaluation.intervals import (
 )
 from skinmm.evaluation.predictions import DECISIONS, REFER, Predictions
 from skinmm.evaluation.smooth_calibration import calibration_noise
+from skinmm.evaluation.sources import summarise_sources
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, ClinicMetrics, build_statistic
 from skinmm.vocabulary import UNITS
 
@@ -69,7 +70,8 @@ def evaluate(
         row), `unpredicted`, `threshold`, `prevalence`, `metrics` (name -> value, low, high,
         left_out), `auroc_delong` (see `delong_interval`), `confusion` (rows of each true class by
         predicted class), `support` (rows of each class), `calibration_noise` (calibration errors
-        of a calibrated model) and `folds` (AUROC of each). A metric that is undefined for the data
+        of a calibrated model), `folds` (AUROC of each) and `sources` (see `summarise_sources`). A
+        metric that is undefined for the data
         is None; `left_out` counts the resamples where it is undefined. `clinic` has `prevalence`
         and `metrics`, the predictive values and net benefit restated by `ClinicMetrics`; None
         without it.
@@ -112,6 +114,7 @@ def evaluate(
         "support": dict(zip(classes, counts.sum(axis=1).tolist(), strict=True)),
         "calibration_noise": calibration_noise(predictions.malignancy),
         "folds": _fold_aurocs(predictions),
+        "sources": summarise_sources(predictions, confidence=confidence),
     }
 
 
@@ -133,7 +136,7 @@ def _metrics(
     for name, rows in _counted_rows(predictions, threshold).items():
         if name in metrics:
             counted = len(np.unique(codes[rows]))
-            others = len(np.unique(codes[~rows])) if name.startswith("auroc") else None
+            others = len(np.unique(codes[~rows])) if "auroc" in name else None
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
     metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
@@ -218,6 +221,7 @@ def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[
     """Return the mask of the rows that each share counts; for an AUROC, of the positives."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
+    shares["within_source_auroc"] = malignant
     shares |= dict.fromkeys(("specificity", "cleared_or_referred"), ~malignant)
     shares |= {"precision": called, "ppv": called, "npv": ~called}
     shares |= {f"sensitivity_at_{level}_specificity": malignant for level in (90, 95)}

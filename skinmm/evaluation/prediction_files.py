@@ -137,6 +137,13 @@ class PredictionFile:
         self._require("decision", ~words.isin(DECISIONS), reason)
         return words.to_numpy(dtype=object)
 
+    def parse_sources(self) -> Shaped[np.ndarray, " n"] | None:
+        """Return the source of each row, None where empty."""
+        if not self._has_values("source"):
+            return None
+        cells = self.table["source"].astype(object)
+        return cells.where(cells.notna(), None).to_numpy(dtype=object)
+
     def parse_sets(self, classes: tuple[str, ...]) -> Bool[np.ndarray, "n c"] | None:
         """Return the mask of the classes in the prediction set of each row."""
         if not self._has_values("prediction_set"):

@@ -81,7 +81,7 @@ def join_labels(
     if repeated.any():
         name = labels["image_id"][repeated].iloc[0]
         raise InputError(f"{labels_path} gives image {name} two different labels")
-    columns = [*truth, *({"patient_id", "lesion_id"} & set(labels) - set(table))]
+    columns = [*truth, *({"patient_id", "lesion_id", "source"} & set(labels) - set(table))]
     table = table.drop(columns=[name for name in TRUTH if name in table])
     joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
     if joined[truth].isna().all(axis=None):

@@ -29,7 +29,7 @@ __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "w
 MAX_MISTAKES: Final = 8
 ROW_COLUMNS: Final = (
     *("image_id", "patient_id", "target", "probabilities", "raw"),
-    *("fold", "decision", "sets", "ood", "called", "unit"),
+    *("fold", "decision", "sets", "ood", "called", "unit", "source"),
 )
 """Attributes of `Predictions` that have an entry for each row."""
 
@@ -53,6 +53,7 @@ class Predictions:
         ood: OOD score; above 1 a row is unlike the validation rows; NaN where unknown.
         called: index of the class that the system predicts; None in binary files.
         unit: what `patient_id` names in each row: `patient`, `lesion` or `image`.
+        source: centre of each row, None where unknown.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -69,6 +70,7 @@ class Predictions:
     ood: Float64[np.ndarray, " n"] | None = None
     called: Int64[np.ndarray, " n"] | None = None
     unit: Shaped[np.ndarray, " n"] | None = None
+    source: Shaped[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Raise an error unless some but not all classes are positive."""
@@ -128,7 +130,8 @@ def read_predictions(
     classes `p_malignant` or `malignancy` is enough. The truth is in `target` (0/1, or a class), or
     else in `diagnosis`. Rows with a text in `error` and no probabilities are excluded and counted.
     A multi-class file whose targets are 0/1 is read as a binary one. The columns `decision`,
-    `prediction_set`, `ood` and (multi-class) `called`, as `predict.py` writes them, are optional.
+    `prediction_set`, `ood` and (multi-class) `called`, as `predict.py` writes them, are optional,
+    and so is `source`, the centre of each row.
     Errors are one line that names the file, and the column and row that cannot be used.
 
     Args:
@@ -167,6 +170,7 @@ def read_predictions(
         ood=file.parse_ood(),
         called=file.parse_called(classes, probabilities),
         unit=file.parse_units(),
+        source=file.parse_sources(),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -189,6 +193,7 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns["prediction_set"] = format_sets(predictions.sets, predictions.classes)
     if predictions.called is not None:
         columns["called"] = names[predictions.called]
+    columns["source"] = predictions.source
     table = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
     with atomic_write(Path(path)) as partial:
         table.to_csv(partial, index=False, float_format="%.9g")

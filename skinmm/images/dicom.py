@@ -96,9 +96,9 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
         data: bytes of the file, or the open file, which is read up to the pixels.
 
     Returns:
-        `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`
-        and `site` (Body Part Examined, else the anatomic region; the first that is known) as
-        written; None where missing.
+        `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`,
+        `institution` and `site` (Body Part Examined, else the anatomic region; the first that is
+        known) as written; None where missing.
     """
     with report_damage("DICOM header"):
         file = BytesIO(data) if isinstance(data, bytes) else data
@@ -109,6 +109,7 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
             "age": _read_age(dataset),
             "sex": dataset.get("PatientSex"),
             "patient_id": dataset.get("PatientID"),
+            "institution": dataset.get("InstitutionName"),
             "site": next(filter(parse_site, sites), sites[0] or sites[1]),  # SKIN is no site
         }
     return {name: None if value == "" else value for name, value in record.items()}

@@ -20,7 +20,7 @@ from skinmm.vocabulary import CONVERTERS, describe_unused_columns, name_units, p
 
 _TEXT_COLUMNS: Final = (
     *("image_id", "path", "patient_id", "lesion_id"),
-    *("source", "target", "diagnosis", "name"),
+    *("source", "cohort", "target", "diagnosis", "name"),
 )
 _USED: Final = frozenset(
     (

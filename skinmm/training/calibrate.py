@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int, Shaped
 
 from skinmm.config import EvaluationConfig
 from skinmm.data.splits import CALIBRATION
@@ -159,7 +159,15 @@ def _to_predictions(
         positive=positive,
         called=None if call_priors is None else predict_classes(probabilities, call_priors),
         unit=name_units(outputs.cohort).to_numpy(dtype=str),
+        source=list_row_sources(outputs.cohort),
     )
+
+
+def list_row_sources(cohort: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
+    """Return the centre of each row; None if all rows have only the name of their cohort."""
+    if not {"source", "cohort"} <= set(cohort) or (cohort["source"] == cohort["cohort"]).all():
+        return None
+    return cohort["source"].where(cohort["source"].notna(), None).to_numpy(dtype=object)
 
 
 def fit_referral_band(rows: Predictions, config: EvaluationConfig) -> ReferralBand:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from skinmm.config import Config
 from skinmm.config.schema import LoggerConfig
-from skinmm.data.datamodule import LesionData
+from skinmm.data.datamodule import LesionData, count_folds
 from skinmm.errors import InputError, print_line
 from skinmm.evaluation.metrics import describe_probabilities, evaluate
 from skinmm.evaluation.predictions import read_predictions
@@ -52,7 +52,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
         The entry `final` of metrics.json on rank 0, an empty dict on other processes.
     """
     config, final = run.config, run.final
-    folds = [run.fold(number) for number in range(config.data.folds)]
+    folds = [run.fold(number) for number in range(count_folds(config))]
     epochs = count_epochs([read_epochs(fold.best_checkpoint) for fold in folds], config)
     pl.seed_everything(config.seed, workers=False, verbose=False)
     trainer = build_trainer(config, final.path, epochs)

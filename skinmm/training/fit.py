@@ -9,6 +9,7 @@ import torch
 
 from skinmm.config import Config, build_component, check_component, read_config
 from skinmm.data.augment import AUGMENTS
+from skinmm.data.datamodule import count_folds
 from skinmm.data.sampling import SAMPLERS
 from skinmm.data.splits import CALIBRATION
 from skinmm.errors import warn
@@ -91,7 +92,7 @@ def is_finished(config: Config, path: Path) -> bool:
             write_report(metrics.parent)
     run = RunFolder(path, config)
     has_folds = config.data.fold == "all"
-    folds = [run.fold(number) for number in range(config.data.folds if has_folds else 0)]
+    folds = [run.fold(number) for number in range(count_folds(config) if has_folds else 0)]
     if not all(folder.is_finished for folder in (run, *folds)):
         return False
     if config.final and not run.final_checkpoint.is_file():
@@ -125,7 +126,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     that of the checkpoint of all folds is fitted to the pooled test rows, whose networks have not
     been trained on them.
     """
-    folds = [run.fold(number) for number in range(run.config.data.folds)]
+    folds = [run.fold(number) for number in range(count_folds(run.config))]
     for fold in folds:
         if not (run.is_resumed and fold.is_finished):
             train_fold(fold.config, fold)

@@ -177,7 +177,9 @@ def announce(
     """Print rows, initialisation, warnings and the expected duration before the first epoch."""
     config = run.config
     if run.parent:  # one fold of several
-        print_line(f"fold {config.data.fold} of {config.data.folds}")
+        by_source = config.data.split == "source"
+        tested = f": source {data.cohort['source'].iloc[data.rows('test')[0]]}"
+        print_line(f"fold {config.data.fold}{tested if by_source else f' of {config.data.folds}'}")
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
     if calibration := len(data.rows(CALIBRATION)):

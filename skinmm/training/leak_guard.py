@@ -55,11 +55,15 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
     trained = trained[trained["part"].isin(["train", "val"])]
     evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])].astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
-    for name in ("patient_id", "lesion_id"):  # ids that are unique within a source only
+    trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
+        table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))
+        for table in (trained, evaluated)
+    )
+    for name in ("patient_id", "lesion_id"):  # ids that are unique within a cohort only
         owned = trained.dropna(subset=[name])
         owned = owned.assign(**{name: map_unique(owned[name], normalise_name)})
-        overlaps |= pd.Index(evaluated["source"] + "\0" + evaluated[name]).isin(
-            owned["source"] + "\0" + owned[name]
+        overlaps |= pd.Index(evaluated["cohort"] + "\0" + evaluated[name]).isin(
+            owned["cohort"] + "\0" + owned[name]
         )
     if not overlaps.any():
         return []

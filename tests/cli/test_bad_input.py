@@ -145,6 +145,14 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda _: ["data.fold=all", "+data.args.test_fraction=0.2", "fusion=tabular_only"],
         "this dataset has a fixed one",
     ),
+    "folds of a split by source": (
+        lambda _: ["data.fold=all", "data.split=source", "data.folds=4"],
+        "data.folds=4: data.split=source has a fold for each source; leave data.folds out",
+    ),
+    "one source": (
+        lambda _: ["data.fold=all", "data.split=source", "fusion=tabular_only"],
+        "data.split=source: all rows are of the source demo; two or more are needed",
+    ),
     "no GPU": (lambda _: ["trainer.accelerator=gpu"], "no GPU is available here; use trainer=cpu"),
 }
 
@@ -201,7 +209,7 @@ def test_training_names_the_columns_that_are_not_used(tmp_path: Path) -> None:
     mapping = (
         "columns: image_id <- image_name, patient_id <- (none), lesion_id <- (none), "
         "age <- age_approx, sex <- sex, site <- anatom_site_general_challenge, "
-        "diagnosis <- (none), target <- target"
+        "diagnosis <- (none), target <- target, source <- (none)"
     )
     assert audit_split(data, config)["notes"] == [mapping, f"{line}Fall"]
     assert data.notes == (mapping, f"{line}Fall")

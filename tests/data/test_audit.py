@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from skinmm.config import DataConfig
-from skinmm.data.audit import audit, compare_acquisition_groups, compute_size_auroc, is_malignant
+from skinmm.data.audit import audit
 from skinmm.data.cohorts import load_cohort
+from skinmm.data.shortcuts import (
+    compare_acquisition_groups,
+    compute_size_auroc,
+    is_malignant,
+)
 from skinmm.data.splits import split
 
 FOLDER = os.environ.get("SKINMM_DATA", "")

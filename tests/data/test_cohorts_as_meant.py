@@ -53,7 +53,7 @@ def test_unused_and_missing_columns_are_named(tmp_path: Path) -> None:
     notes = load_table("csv", folder).notes
     assert notes == (
         "columns: image_id <- image, patient_id <- patient, lesion_id <- (none), age <- age, "
-        "sex <- sex, site <- (none), diagnosis <- (none), target <- target",
+        "sex <- sex, site <- (none), diagnosis <- (none), target <- target, source <- (none)",
         "no value of site in any row",
         "columns not used: split (looks like a split: use +data.args.columns.part=split)",
     )
@@ -237,7 +237,7 @@ def test_columns_of_0_and_1_named_like_classes_are_one_hot(tmp_path: Path, heade
     folder = cohort(tmp_path, f"image,patient,{header}", *rows)
     unsplit = load_table("csv", folder)
     mapping, absent = unsplit.notes
-    assert mapping.endswith("diagnosis <- (a column per class), target <- (none)")
+    assert mapping.endswith("diagnosis <- (a column per class), target <- (none), source <- (none)")
     assert absent == "no value of age, sex, site in any row"
     assert unsplit.rows["target"].tolist() == [1, 0, 1, 0]
     table = load("csv", folder, target="diagnosis")

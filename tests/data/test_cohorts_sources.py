@@ -303,7 +303,7 @@ def test_the_nine_diagnoses_of_2019_and_2020(tmp_path: Path) -> None:
     table = load_cohort(data).rows
     assert list_classes(table, data) == CLASSES
     assert list_positive_classes(CLASSES, data) == ("akiec", "bcc", "mel", "scc")
-    extra = table["source"] == "isic_2019"
+    extra = table["cohort"] == "isic_2019"
     assert (table["part"][extra] == "train").all()
     assert table["part"][~extra].isna().all()
 
@@ -316,7 +316,7 @@ def test_ham10000_is_in_isic_2019_and_is_not_added_again(tmp_path: Path) -> None
     extra = [ExtraCohort(name="isic_2019", root=str(tmp_path / "b"))]
     table = load("ham10000", tmp_path / "a", extra=extra)
     assert table["image_id"].is_unique
-    assert table.groupby("source").size().to_dict() == {"ham10000": 4, "isic_2019": 7}
+    assert table.groupby("cohort").size().to_dict() == {"ham10000": 4, "isic_2019": 7}
 
 
 def test_isic_2024_measurements_are_declared_columns(tmp_path: Path) -> None:
@@ -348,13 +348,14 @@ def test_extra_cohorts_use_the_names_of_the_first(tmp_path: Path) -> None:
     assert set(table["target"]) == {"melanoma", "nevus", "akiec", "bkl"}
 
 
-def test_an_extra_cohort_is_told_from_the_first_by_its_source(tmp_path: Path) -> None:
+def test_an_extra_cohort_is_told_from_the_first_by_its_name(tmp_path: Path) -> None:
     """The shares of classes in use are those of the first, even where an adapter reads both."""
     for number, name in enumerate("abc"):
         write(tmp_path, f"{name}/cohort.csv", f"image,target\nI{number},0\nJ{number},1\n")
     extra = [ExtraCohort(name="csv", root=str(tmp_path / name)) for name in "bc"]
     table = load("csv", tmp_path / "a", extra=extra)
-    assert table["source"].tolist() == ["csv"] * 2 + ["csv (2)"] * 2 + ["csv (3)"] * 2
+    assert table["cohort"].tolist() == ["csv"] * 2 + ["csv (2)"] * 2 + ["csv (3)"] * 2
+    assert table["source"].tolist() == table["cohort"].tolist()
 
 
 def test_the_same_images_again_add_nothing(tmp_path: Path) -> None:

@@ -357,6 +357,7 @@ def test_record_is_read_as_written() -> None:
         "age": None,
         "sex": "F",
         "patient_id": "IP_7279968",
+        "institution": None,
         "site": "HEAD/NECK",
     }
     region = Dataset()
@@ -364,7 +365,7 @@ def test_record_is_read_as_written() -> None:
     coded = read_dicom_record(
         dicom(PIXELS, AnatomicRegionSequence=Sequence([region]), PatientSex="")
     )
-    assert coded == {"age": None, "sex": None, "patient_id": None, "site": "Trunk"}
+    assert coded == dict.fromkeys(("age", "sex", "patient_id", "institution")) | {"site": "Trunk"}
 
 
 def test_a_site_as_siim_writes_it_is_read_without_a_warning() -> None:

@@ -556,3 +556,25 @@ def test_a_run_is_resumed_with_its_smoothing_alone(
 def test_smoothing_is_a_number_of_epochs(value: str, tmp_path: Path, capsys: Said) -> None:
     assert quick_train(tmp_path / "run", f"trainer.smoothing={value}") == 2
     assert f"trainer.smoothing={value}: must be" in capsys.readouterr().err
+
+
+def test_every_source_is_the_test_part_of_a_fold(records: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(records / "cohort.csv")
+    table.assign(clinic=np.resize(["North", "South", "West"], len(table))).to_csv(
+        tmp_path / "cohort.csv", index=False
+    )
+    run, source = tmp_path / "run", "+data.args.columns.source=clinic"
+    by_source = (*tabular(tmp_path), source, "data.split=source", "data.fold=all")
+    assert quick_train(run, *by_source) == 0
+    rows = predictions_of(run)
+    assert rows.groupby("fold")["source"].unique().map(list).tolist() == [
+        ["North"],
+        ["South"],
+        ["West"],
+    ]
+    measured = metrics_of(run)["test"]
+    aurocs = {entry["source"]: entry for entry in measured["sources"]["aurocs"]}
+    pairs = {name: e["positives"] * (e["n"] - e["positives"]) for name, e in aurocs.items()}
+    within = sum(aurocs[name]["value"] * pairs[name] for name in pairs) / sum(pairs.values())
+    assert measured["metrics"]["within_source_auroc"]["value"] == pytest.approx(within)
+    assert measured["sources"]["random_effects"] is not None

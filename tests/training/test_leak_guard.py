@@ -54,7 +54,7 @@ def test_what_a_run_has_seen_is_counted_by_image_and_by_owner_within_a_source(bo
     ].startswith("3 of")
     alike = train.assign(part="test", image_id=["a", "b", "c"])
     assert rows_seen_in_training(model, alike)[0].startswith("3 of 3")
-    assert rows_seen_in_training(model, alike.assign(source="elsewhere")) == []
+    assert rows_seen_in_training(model, alike.assign(cohort="elsewhere")) == []
     assert rows_seen_in_training(ModelConfig(pretrained="auto"), alike) == []
 
 
@@ -74,7 +74,7 @@ def test_a_run_has_seen_what_the_run_had_that_it_began_from(both: Path, tmp_path
     began = replace(settings.model, pretrained=str(best(both)))
     write_config(later / "config.yaml", replace(settings, model=began))
     other = cohort_of(both, "train").assign(image_id=lambda rows: "other" + rows["image_id"])
-    write_cohort(later, other.assign(source="elsewhere"))
+    write_cohort(later, other.assign(cohort="elsewhere"))
     model = ModelConfig(pretrained=str(best(later)))
     assert rows_seen_in_training(model, cohort_of(both, "test")) == []
     judged = cohort_of(both, "train").head(3).assign(part="test")

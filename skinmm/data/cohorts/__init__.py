@@ -151,7 +151,10 @@ def _read(data: DataConfig) -> CohortTable:
             f"the adapter of data={data.name} returned rows without {', '.join(absent)}; it has to "
             f"return the columns {', '.join(CANONICAL)}, as `to_canonical` does"
         )
-    rows = fill_from_headers(cohort.rows).reset_index(drop=True)
+    rows = cohort.rows if "cohort" in cohort.rows else cohort.rows.assign(cohort=data.name)
+    rows = fill_from_headers(rows).reset_index(drop=True)
+    if rows["source"].isna().all():  # the whole table counts as one centre
+        rows["source"] = rows["cohort"]
     return replace(cohort, rows=rows.assign(patient_id=resolve_patients(rows)))
 
 
@@ -160,13 +163,15 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
     rows, other = cohort.rows, _read(_to_data_config(data, extra))
     require_same_units(cohort, other, (data.name, extra.name))
     added = other.rows[~other.rows["image_id"].isin(rows["image_id"])].assign(part="train")
-    sources = set(rows["source"])
+    cohorts = set(rows["cohort"])
 
     def make_unique(name: str) -> str:
         names = chain([name], (f"{name} ({number})" for number in count(2)))
-        return next(candidate for candidate in names if candidate not in sources)
+        return next(candidate for candidate in names if candidate not in cohorts)
 
-    added["source"] = map_unique(added["source"], make_unique)
+    is_unnamed = added["source"] == added["cohort"]  # a centre may occur in several cohorts
+    added["cohort"] = map_unique(added["cohort"], make_unique)
+    added["source"] = added["source"].mask(is_unnamed, added["cohort"])
     present = rows["diagnosis"].dropna().unique()
     spelling = {parse_diagnosis(name): name for name in present}
     spelling.pop(None, None)  # words outside the vocabulary are classes of their own
@@ -174,7 +179,7 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
         lambda name: name if name in present else spelling.get(parse_diagnosis(name), name)
     )
     rows = pd.concat([rows, added], ignore_index=True)
-    searched = {make_unique(source): folders for source, folders in other.searched.items()}
+    searched = {make_unique(name): folders for name, folders in other.searched.items()}
     return replace(cohort, rows=rows, searched={**cohort.searched, **searched})
 
 
@@ -210,13 +215,13 @@ def describe_missing_images(
 ) -> str | None:
     """Describe how many images were not found, with examples; None if all were found.
 
-    `searched` is that of the cohort; only the folders of sources with missing images are listed.
+    `searched` is that of the table; only the folders of cohorts with missing images are listed.
     """
     missing = rows[rows["path"].isna()]
     if missing.empty:
         return None
     searches = dict.fromkeys(
-        tuple(searched[source]) for source in missing["source"] if source in searched
+        tuple(searched[cohort]) for cohort in missing["cohort"] if cohort in searched
     )
     folders = [folder for _, *folders in searches for folder in folders]
     files = list_files(folders)

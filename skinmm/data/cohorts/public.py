@@ -39,21 +39,36 @@ _IDDX: Final = (
 
 
 def ham10000(data: DataConfig) -> CohortTable:
-    """Read HAM10000 (Tschandl et al. 2018): seven classes, lesions instead of patients."""
+    """Read HAM10000 (Tschandl et al. 2018): seven classes, lesions instead of patients.
+
+    `source` is filled if the official table `HAM10000_metadata` is in the folder, whose column
+    `dataset` names four sources; other forms of the table lack it.
+    """
     root = require_root(data)
     file = find_table(root, "HAM10000_metadata.csv")
     table = read_table(file, ["lesion_id", "image_id", "dx"])
     table["dx"] = map_unique(table["dx"], parse_diagnosis)
+    table = _add_ham_source(table, "image_id", root)
     unpacked = ("HAM10000_images_part_1", "HAM10000_images_part_2")
     rows = to_canonical(table, file, data)
     return attach_images(rows, root, data.format, (*unpacked, *ISIC_FOLDERS))
 
 
+def _add_ham_source(table: pd.DataFrame, key: str, root: Path) -> pd.DataFrame:
+    """Add `source`: the column `dataset` of the table, or of the official `HAM10000_metadata`."""
+    if "dataset" not in table:
+        official = find_table(root, "HAM10000_metadata")
+        table = merge_companion(table, key, official, ["dataset"], "image_id")
+    return table.rename(columns={"dataset": "source"})
+
+
 def isic_2019(data: DataConfig) -> CohortTable:
     """Read the training set of ISIC 2019: eight classes.
 
-    It contains HAM10000 and older ISIC images. An image named `..._downsampled` is linked to its
-    original, so that no split separates the two.
+    It contains HAM10000, BCN20000 and images of MSK. The prefix of the lesion's name states which,
+    as in FLamby (Ogier du Terrail et al. 2022, arXiv:2210.04620), and `HAM10000_metadata` adds the
+    four sources of HAM10000. An image named `..._downsampled` is linked to its original, so that no
+    split separates the two.
     """
     root = require_root(data)
     file = find_table(root, "ISIC_2019_Training_GroundTruth.csv")
@@ -62,6 +77,10 @@ def isic_2019(data: DataConfig) -> CohortTable:
     metadata = ["age_approx", "anatom_site_general", "lesion_id", "sex"]
     companion = find_table(root, "ISIC_2019_Training_Metadata.csv")
     table = merge_companion(table, "image", companion, metadata)
+    table = _add_ham_source(table, "image", root)
+    if "lesion_id" in table:
+        archive = table["lesion_id"].str.extract("^(BCN|HAM|MSK)", expand=False)
+        table["source"] = table["source"].fillna(archive) if "source" in table else archive
     original = table["image"].str.removesuffix("_downsampled")
     table["duplicate_of"] = original.where(original != table["image"], None)
     folders = ("ISIC_2019_Training_Input", *ISIC_FOLDERS)
@@ -90,6 +109,7 @@ def isic_2018(data: DataConfig, *, folds: str = "stratified", task: int = 3) -> 
         table["diagnosis"] = decode_one_hot(table, file)
         table = merge_companion(table, "image", groups, ["lesion_id"])
         table = merge_companion(table, "image", ham, ["age", "sex", "localization"], "image_id")
+        table = _add_ham_source(table, "image", root)
         parts.append(to_canonical(table, file, data).assign(part=fixed))
     unpacked = [f"ISIC2018_Task3_{part}_Input" for part in _PARTS]
     return attach_images(_concatenate(parts), root, data.format, (*unpacked, *ISIC_FOLDERS))

@@ -55,7 +55,7 @@ class CohortTable:
 
     Attributes:
         rows: canonical rows.
-        searched: root and folders that were searched for images, by source.
+        searched: root and folders that were searched for images, by `cohort`.
         unlabelled: which of `target` and `diagnosis` a user's table lacks.
         description: path and columns of that table.
         columns: names of its columns.
@@ -102,12 +102,12 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     Args:
         table: text under canonical names or names of public datasets; must have an image name.
         file: path for error messages.
-        data: name of the cohort, which becomes the `source`, and the record columns of the model;
-            a column that is not canonical is added, see `parse_extra_column`.
+        data: name of the cohort, which becomes the column `cohort`, and the record columns of the
+            model; a column that is not canonical is added, see `parse_extra_column`.
 
     Returns:
-        The columns `CANONICAL`, any of `OPTIONAL` that the table has, and the added ones.
-        `target` is NaN where missing.
+        The columns `CANONICAL` and `cohort`, any of `OPTIONAL` that the table has, and the added
+        ones. `target` is NaN where missing, `source` None where no centre is named.
 
     Raises:
         InputError: a missing or repeated image name, or a cell outside the vocabulary.
@@ -115,7 +115,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     table = rename_columns(table, data.columns)
     empty = pd.Series(None, index=table.index, dtype=object)
     rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL})
-    rows = rows.assign(source=data.name, image_id=strip_suffixes(rows["image_id"]))
+    rows = rows.assign(cohort=data.name, image_id=strip_suffixes(rows["image_id"]))
     _check_names(rows["image_id"], file)
     for name, allowed in _ALLOWED.items():
         rows[name], invalid = _parse_cells(rows[name])
@@ -127,7 +127,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
                 f"'{first[name]}' is not understood ({int(invalid.sum())} such rows: {words}); "
                 f"allowed: {allowed}"
             )
-    for name in ("patient_id", "lesion_id"):
+    for name in ("patient_id", "lesion_id", "source"):
         rows[name] = map_unique(clear_missing(rows[name]), normalise_name).astype(object)
     rows = rows.assign(**{name: table[name] for name in OPTIONAL if name in table})
     if "duplicate_of" in rows:
@@ -295,4 +295,4 @@ def attach_images(
     locations.sort(key=lambda paths: paths.count(None))
     paths = [next(filter(None, found), None) for found in zip(*locations, strict=True)]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
-    return CohortTable(rows, dict.fromkeys(rows["source"], (root, *searched)))
+    return CohortTable(rows, dict.fromkeys(rows["cohort"], (root, *searched)))

@@ -218,7 +218,8 @@ def packed(data: DataConfig) -> CohortTable:
     root = require_root(data)
     file = root / "cohort.csv"
     table = read_table(file, ["image_id", "target", "source"])
-    rows = to_canonical(table, file, data).assign(source=table["source"])
+    # Packs of earlier versions have the name of the cohort as the source.
+    rows = to_canonical(table, file, data).assign(cohort=table.get("cohort", table["source"]))
     units = {name: find_unit(table[name]) for name in data.columns if name in table}
     cohort = attach_images(rows, root, "tfrecord", [""])
     return replace(cohort, units={name: unit for name, unit in units.items() if unit})

@@ -53,7 +53,7 @@ def image_kinds(inputs: ReportInputs) -> str:
     """Return the kinds of images of the cohorts in words."""
     names = [inputs.config.get("data", {}).get("name")]
     if inputs.cohort is not None and "source" in inputs.cohort:
-        names = list(inputs.cohort["source"].unique())
+        names = list(inputs.cohort.get("cohort", inputs.cohort["source"]).unique())
     # A cohort that is added to another of the same name has a number: `isic_2019 (2)`.
     kinds = {TEXTS["kinds"].get(str(name).partition(" (")[0], TEXTS["any_kind"]) for name in names}
     return " and ".join(sorted(kinds))

@@ -1,0 +1,181 @@
+"""AUROC within sources (centres), and a random-effects summary over sources."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64, Shaped
+from scipy.special import expit, logit
+
+from skinmm.evaluation import curves
+from skinmm.evaluation.curves import CumulativeWeights, Samples, ratio
+from skinmm.evaluation.delong import delong_interval
+from skinmm.evaluation.intervals import student_quantile
+from skinmm.evaluation.predictions import Predictions
+
+MIN_SOURCES: Final = 3
+"""Sources that a random-effects summary needs."""
+
+
+class WithinSourceAuroc:
+    """Chance that a malignant row ranks above a benign one of the same source, as a statistic.
+
+    A source that differs from others in its share of malignant rows raises the AUROC of a model
+    that recognises the source. Pairs of the same source do not reward this. The value is the mean
+    of the AUROCs of the sources, weighted by their numbers of pairs; rows of an unknown source, and
+    sources with one class, have no pairs.
+
+    Args:
+        scores: probability of each row.
+        positives: mask of the malignant rows.
+        codes: number of each row's patient.
+        sources: source of each row, None where unknown.
+    """
+
+    def __init__(
+        self,
+        scores: Float64[np.ndarray, " n"],
+        positives: Bool[np.ndarray, " n"],
+        codes: Int64[np.ndarray, " n"],
+        sources: Shaped[np.ndarray, " n"],
+    ) -> None:
+        self.strata = []  # of each source: patient, truth and levels of its rows by score
+        for rows in pd.Series(sources).groupby(sources).indices.values():
+            if 0 < positives[rows].sum() < len(rows):
+                rows = rows[np.argsort(scores[rows], kind="stable")]
+                levels = curves.find_levels(scores[rows], positives[rows])
+                self.strata.append((codes[rows], positives[rows], levels))
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> Samples:
+        """Return the value of each resample; NaN without a pair."""
+        correct, pairs = np.zeros((2, len(draws)))
+        for codes, positives, levels in self.strata:
+            cumulative = CumulativeWeights.from_weights(np.take(draws, codes, axis=1), positives)
+            malignant = cumulative.positives[:, -1].astype(np.float64)
+            count = malignant * (cumulative.rows[:, -1] - malignant)
+            auroc = curves.partial_auroc(curves.Curve.from_levels(cumulative, levels), 0.0)
+            correct += np.where(count > 0, count * auroc, 0)
+            pairs += count
+        return ratio(correct, pairs)
+
+
+class SourceMetrics:
+    """Within-source AUROC of malignancy and, for several classes, its mean over the classes.
+
+    Arguments as of `ClassMetrics`; the predictions need a source.
+    """
+
+    def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
+        scores, truth, sources = predictions.malignancy, predictions.malignant, predictions.source
+        assert sources is not None  # noqa: S101 - as documented
+        self.malignancy = WithinSourceAuroc(scores, truth, codes, sources)
+        present = [] if predictions.is_binary else np.unique(predictions.target)
+        ranked = (
+            WithinSourceAuroc(
+                predictions.probabilities[:, i], predictions.target == i, codes, sources
+            )
+            for i in present
+        )
+        self.classes = [auroc for auroc in ranked if auroc.strata]
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
+        """Return the metrics of each resample."""
+        result = {"within_source_auroc": self.malignancy(draws)}
+        if self.classes:
+            aurocs = [auroc(draws) for auroc in self.classes]
+            result["within_source_macro_auroc"] = np.mean(aurocs, axis=0)
+        return result
+
+
+def has_sources(predictions: Predictions) -> bool:
+    """Return whether the rows are of two or more known sources."""
+    return predictions.source is not None and pd.Series(predictions.source).nunique() > 1
+
+
+def summarise_sources(
+    predictions: Predictions, *, confidence: float = 0.95
+) -> dict[str, Any] | None:
+    """Return the AUROC of each source and its random-effects mean; None without two sources.
+
+    Returns:
+        `aurocs`: for each source `source`, `n`, `positives` and the `delong_interval`;
+        `random_effects`: `pool_random_effects` of their logits, transformed back to the AUROC, with
+        the names `left_out` of the sources without a standard error; None with fewer than
+        `MIN_SOURCES` others.
+    """
+    if not has_sources(predictions):
+        return None
+    aurocs: list[dict[str, Any]] = []
+    for name, rows in sorted(
+        pd.Series(predictions.source).groupby(predictions.source).indices.items()
+    ):
+        part = predictions.select(rows)
+        auroc = delong_interval(
+            part.malignancy, part.malignant, part.patient_id, confidence=confidence
+        )
+        counts = {"n": len(rows), "positives": int(part.malignant.sum())}
+        aurocs.append({"source": str(name), **counts, **auroc})
+    used = [entry for entry in aurocs if entry["standard_error"] and 0 < entry["value"] < 1]
+    if len(used) < MIN_SOURCES:
+        return {"aurocs": aurocs, "random_effects": None}
+    values, errors = (
+        np.array([entry[name] for entry in used]) for name in ("value", "standard_error")
+    )
+    pooled = pool_random_effects(
+        logit(values), errors / (values * (1 - values)), confidence=confidence
+    )
+    scaled = ("value", "low", "high", "prediction_low", "prediction_high")
+    left_out = [entry["source"] for entry in aurocs if entry not in used]
+    summary = {k: float(expit(v)) if k in scaled else v for k, v in pooled.items()}
+    return {"aurocs": aurocs, "random_effects": {**summary, "left_out": left_out}}
+
+
+def pool_random_effects(
+    values: Sequence[float] | Float64[np.ndarray, " k"],
+    errors: Sequence[float] | Float64[np.ndarray, " k"],
+    *,
+    confidence: float = 0.95,
+) -> dict[str, float]:
+    """Return the random-effects mean of independent estimates, its interval and the heterogeneity.
+
+    The variance between estimates is that of DerSimonian and Laird (1986,
+    doi:10.1016/0197-2456(86)90046-2), the interval that of Hartung and Knapp (2001,
+    doi:10.1002/sim.791), never narrower than without their factor (Roever et al. 2015,
+    doi:10.1186/s12874-015-0091-1), because a few estimates may agree by chance. A further source is
+    expected in the prediction interval of Higgins et al. (2009,
+    doi:10.1111/j.1467-985X.2008.00552.x).
+
+    Args:
+        values: three or more estimates.
+        errors: their standard errors, above 0.
+        confidence: confidence level.
+
+    Returns:
+        `value`, `standard_error`, `low`, `high`, `prediction_low`, `prediction_high`, `tau`
+        (standard deviation between estimates), `i2` (its share of the variance), `q` (Cochran's).
+    """
+    y, variance = np.asarray(values, np.float64), np.asarray(errors, np.float64) ** 2
+    fixed, freedom = 1 / variance, len(y) - 1
+    q = float(fixed @ (y - fixed @ y / fixed.sum()) ** 2)
+    scale = float(fixed.sum() - (fixed**2).sum() / fixed.sum())
+    tau2 = max(0.0, (q - freedom) / scale)
+    weights = 1 / (variance + tau2)
+    mean = float(weights @ y / weights.sum())
+    factor = max(1.0, float(weights @ (y - mean) ** 2) / freedom)
+    error = math.sqrt(factor / float(weights.sum()))
+    half = student_quantile(confidence, len(y)) * error
+    spread = math.sqrt(tau2 + 1 / float(weights.sum()))
+    reach = student_quantile(confidence, len(y) - 1) * spread
+    return {
+        "value": mean,
+        "standard_error": error,
+        "low": mean - half,
+        "high": mean + half,
+        "prediction_low": mean - reach,
+        "prediction_high": mean + reach,
+        "tau": math.sqrt(tau2),
+        "i2": max(0.0, 1 - freedom / q) if q else 0.0,
+        "q": q,
+    }
