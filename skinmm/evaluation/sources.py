@@ -19,6 +19,12 @@ MIN_SOURCES: Final = 3
 """Sources that a random-effects summary needs."""
 
 
+def _rows_by_source(sources: Shaped[np.ndarray, " n"]) -> dict[str, Int64[np.ndarray, " k"]]:
+    """Return the row numbers of each source, by name; rows of an unknown source are left out."""
+    groups = pd.Series(range(len(sources))).groupby(sources)
+    return {str(name): rows.to_numpy(np.int64) for name, rows in groups}
+
+
 class WithinSourceAuroc:
     """Chance that a malignant row ranks above a benign one of the same source, as a statistic.
 
@@ -42,7 +48,7 @@ class WithinSourceAuroc:
         sources: Shaped[np.ndarray, " n"],
     ) -> None:
         self.strata = []  # of each source: patient, truth and levels of its rows by score
-        for rows in pd.Series(sources).groupby(sources).indices.values():
+        for rows in _rows_by_source(sources).values():
             if 0 < positives[rows].sum() < len(rows):
                 rows = rows[np.argsort(scores[rows], kind="stable")]
                 levels = curves.find_levels(scores[rows], positives[rows])
@@ -71,7 +77,7 @@ class SourceMetrics:
         scores, truth, sources = predictions.malignancy, predictions.malignant, predictions.source
         assert sources is not None  # noqa: S101 - as documented
         self.malignancy = WithinSourceAuroc(scores, truth, codes, sources)
-        present = [] if predictions.is_binary else np.unique(predictions.target)
+        present: list[int] = [] if predictions.is_binary else np.unique(predictions.target).tolist()
         ranked = (
             WithinSourceAuroc(
                 predictions.probabilities[:, i], predictions.target == i, codes, sources
@@ -105,18 +111,16 @@ def summarise_sources(
         the names `left_out` of the sources without a standard error; None with fewer than
         `MIN_SOURCES` others.
     """
-    if not has_sources(predictions):
+    if predictions.source is None or not has_sources(predictions):
         return None
     aurocs: list[dict[str, Any]] = []
-    for name, rows in sorted(
-        pd.Series(predictions.source).groupby(predictions.source).indices.items()
-    ):
+    for name, rows in _rows_by_source(predictions.source).items():
         part = predictions.select(rows)
         auroc = delong_interval(
             part.malignancy, part.malignant, part.patient_id, confidence=confidence
         )
         counts = {"n": len(rows), "positives": int(part.malignant.sum())}
-        aurocs.append({"source": str(name), **counts, **auroc})
+        aurocs.append({"source": name, **counts, **auroc})
     used = [entry for entry in aurocs if entry["standard_error"] and 0 < entry["value"] < 1]
     if len(used) < MIN_SOURCES:
         return {"aurocs": aurocs, "random_effects": None}

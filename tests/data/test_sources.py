@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,7 +137,7 @@ def test_patients_of_two_sources_are_not_trained_on() -> None:
 
 def test_added_rows_of_the_source_under_test_are_not_trained_on() -> None:
     table = centres()
-    table["part"] = np.where(table.index < 60, "train", None)
+    table["part"] = ["train"] * 60 + [None] * (len(table) - 60)
     parts = leave_one_source_out(table, 5, 2, 0)
     added = parts[:60]
     linked = added["patient_id"].isin(parts["patient_id"][60:])
@@ -154,7 +155,7 @@ def test_added_rows_of_the_source_under_test_are_not_trained_on() -> None:
         ({"part": ["test", *[None] * 119]}, "the cohort fixes its parts"),
     ],
 )
-def test_what_cannot_be_split_by_source_is_refused(change: dict[str, object], message: str) -> None:
+def test_what_cannot_be_split_by_source_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"data.split=source: {message}"):
         list_sources(centres(120).assign(**change))
 
