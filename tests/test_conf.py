@@ -20,6 +20,7 @@ from skinmm.data.cohorts.tables import FORMATS
 from skinmm.data.sampling import SAMPLERS
 from skinmm.models.backbone import CUSTOM
 from skinmm.models.fusion import FUSIONS
+from skinmm.models.heads import HEADS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.training.fit import check_components
@@ -32,6 +33,7 @@ TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "augment": AUGMENTS,
     "data": ADAPTERS,
     "fusion": FUSIONS,
+    "head": HEADS,
     "logger": LOGGERS,
     "loss": LOSSES,
     "mix": MIXES,
@@ -111,7 +113,7 @@ def test_every_arm_of_a_study_composes(option: str) -> None:
 def test_a_file_contains_values_of_the_schema_only(group: str, option: str) -> None:
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
-    values = content if group in ("experiment", "task") else {group: content}
+    values = content if group in ("experiment", "head", "task") else {group: content}
     typed = flatten(to_mapping(from_mapping(Config, values)))
     assert flatten(values).items() <= typed.items()
 

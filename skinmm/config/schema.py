@@ -71,8 +71,12 @@ class ModelConfig:
     )
     freeze: bool = setting(False, "freeze the image network and train the head only", task=CLASSIFY)
     image_size: int = setting(300, "side of the square input in pixels", low=16, high=4096)
-    head_dropout: float = setting(0.0, "dropout of fused features", low=0, high=0.95, task=CLASSIFY)
-    head_masks: int = setting(1, "dropout masks averaged per step", low=1, high=64, task=CLASSIFY)
+    head_dropout: float = setting(
+        0.0, "dropout of fused features", low=0, high=0.95, task=CLASSIFY, neural=True
+    )
+    head_masks: int = setting(
+        1, "dropout masks averaged per step", low=1, high=64, task=CLASSIFY, neural=True
+    )
     args: dict[str, Any] = setting({}, "keyword arguments of the network, e.g. drop_rate")
     drop_image: float = fraction(
         0.0, "fraction of training rows without image; above 0: images are optional", task=CLASSIFY
@@ -80,8 +84,12 @@ class ModelConfig:
     cache: str | None = literal_path(
         None, "folder to cache frozen features; null: the run folder", per_start=True, task=CLASSIFY
     )
-    drop_record: float = fraction(0.0, "fraction of training rows without record", task=CLASSIFY)
-    drop_columns: float = fraction(0.0, "fraction of record columns dropped per row", task=CLASSIFY)
+    drop_record: float = fraction(
+        0.0, "fraction of training rows without record", task=CLASSIFY, neural=True
+    )
+    drop_columns: float = fraction(
+        0.0, "fraction of record columns dropped per row", task=CLASSIFY, neural=True
+    )
 
 
 @dataclass
@@ -252,6 +260,7 @@ class Config:
     segmenter: Component = section(lambda: Component("unet"))
     fusion: Component = section(Component)
     tabular: Component = section(Component)
+    head: Component = section(lambda: Component("neural"))
     loss: Component = section(Component)
     sampler: Component = section(Component)
     augment: Component = section(Component)

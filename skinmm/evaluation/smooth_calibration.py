@@ -47,7 +47,9 @@ class CalibrationSmoother:
         widths = distances[np.arange(len(order)), order[np.arange(len(order)), near]]
         scaled = np.minimum(distances / np.maximum(widths, _SINGULAR)[:, None], 1)
         kernel = (1 - scaled**3) ** 3
-        kernel[widths == 0] = distances[widths == 0] == 0
+        # The width is 0, or the nearest probability is that of most rows: it has all the weight.
+        is_alone = (widths == 0) | ~kernel.any(axis=1)
+        kernel[is_alone] = distances[is_alone] <= widths[is_alone, None]
         self.moments = [(kernel * offsets**power).T for power in range(3)]
 
     def curve(self, rows: Cells, positives: Cells) -> Float64[np.ndarray, "b g"]:

@@ -8,7 +8,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -19,6 +19,7 @@ from skinmm.config import Config, build_component, check_component
 from skinmm.errors import InputError
 from skinmm.models.backbone import Backbone
 from skinmm.models.fusion import FUSIONS, Fusion
+from skinmm.models.heads import HEADS, FittedHead, require_fixed_features
 from skinmm.models.tabular import TABULAR
 
 Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *tokens features"]
@@ -37,7 +38,7 @@ class Network(nn.Module):
         image: image encoder.
         record: record encoder.
         fusion: block that combines their features.
-        classes: number of classes.
+        head: module from the fused features to the logits of the classes.
         dropout: dropout on the fused features.
         dropout_samples: number of dropout masks whose logits are averaged in training
             (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
@@ -49,7 +50,7 @@ class Network(nn.Module):
         image: Backbone | None,
         record: nn.Module | None,
         fusion: Fusion,
-        classes: int,
+        head: nn.Module,
         *,
         dropout: float = 0.0,
         dropout_samples: int = 1,
@@ -60,15 +61,20 @@ class Network(nn.Module):
         self.image = image
         self.record = record
         self.fusion = fusion
-        self.head = fusion.head(classes)
+        self.head = head
         self.absent = None  # features of a missing image
         if image and accepts_missing_image:
             self.absent = nn.Parameter(torch.randn(image.dim) / 10)
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
+        """Device of the parameters, or of the arrays of a network without parameters."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def fitted_head(self) -> FittedHead | None:
+        """Head that is fitted to features; None: the head is trained by gradients."""
+        return self.head if isinstance(self.head, FittedHead) else None
 
     def forward(
         self, image: Images | None, record: Records | None, has_image: HasImage | None = None
@@ -170,15 +176,19 @@ def build_network(
         record = build_component(TABULAR, "tabular", config.tabular, widths=widths)
     dims = {"image_dim": image.dim if image else 0, "record_dim": record.dim if record else 0}
     fusion = build_component(FUSIONS, "fusion", config.fusion, **dims)
-    return Network(
+    parts = {"fusion": fusion, "classes": classes, "image_dim": dims["image_dim"]}
+    network = Network(
         image,
         record,
         fusion,
-        classes,
+        build_component(HEADS, "head", config.head, **parts),
         dropout=config.model.head_dropout,
         dropout_samples=config.model.head_masks,
         accepts_missing_image=config.model.drop_image > 0,
     )
+    if network.fitted_head:
+        require_fixed_features(network, config.head.name)
+    return network
 
 
 @contextmanager

@@ -42,6 +42,18 @@ class MLP(Tabular):
         return self.layers(record)
 
 
+class Raw(Tabular):
+    """The encoded record unchanged, for heads that are fitted to it."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.dim = sum(widths)
+
+    def forward(self, record: Record) -> Float[Tensor, "b dim"]:
+        """Return the batch of records."""
+        return record
+
+
 class Embedding(Tabular):
     """Learned embedding of each column, then a multilayer perceptron over all embeddings.
 
@@ -119,6 +131,7 @@ class _Columns(nn.Module):
 
 TABULAR: Final[dict[str, type[Tabular]]] = {
     "mlp": MLP,
+    "raw": Raw,
     "embedding": Embedding,
     "ft_transformer": FTTransformer,
 }

@@ -23,15 +23,15 @@ from skinmm.training.extras import sample_background, upload_files
 from skinmm.training.fold import (
     build_classifier,
     describe_inputs,
-    load_best,
     predict_split,
+    train_network,
     write_facts,
 )
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import require_same_split
 from skinmm.training.progress import expected_duration
 from skinmm.training.run_folder import RunFolder
-from skinmm.training.trainer import build_trainer, run_stage, set_threads
+from skinmm.training.trainer import build_trainer, set_threads
 
 NOTE: Final = (
     "Figures of the folds: predictions of their networks, each for rows that it was not trained "
@@ -66,13 +66,12 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     load_features(config, data, module.network, trainer, final)
     if trainer.is_global_zero:
         write_facts(final, data.cohort, trainer)
-        print_line(f"final network: {len(data.cohort)} rows to train, {epochs} epochs")
-        if config.trainer.progress and not config.trainer.sync_batchnorm:
+        print_line(f"final network: {len(data.cohort)} rows to train")
+        has_steps = module.network.fitted_head is None
+        if config.trainer.progress and has_steps and not config.trainer.sync_batchnorm:
             duration = expected_duration(module, data, trainer, config, folds=0)
             print_line(f"expected duration: {duration}")
-    last = final.last_checkpoint
-    run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
-    card = load_best(trainer, module, final)
+    card, _ = train_network(trainer, module, data, final)
 
     training = predict_split(trainer, module, data, "train")
     stretches = [measure_stretch(fold) for fold in folds]

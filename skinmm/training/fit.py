@@ -17,12 +17,14 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.checkpoint import save_ensemble
 from skinmm.models.fusion import FUSIONS
+from skinmm.models.heads import HEADS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
 from skinmm.training.calibrate import fit_referral_band, pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
 from skinmm.training.final import train_final
+from skinmm.training.fitted_heads import check_head
 from skinmm.training.fold import train_fold
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
@@ -71,6 +73,8 @@ def check_components(config: Config) -> None:
     check_component(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     check_component(TABULAR, "tabular", config.tabular, context=("widths",))
+    check_component(HEADS, "head", config.head, context=("fusion", "classes", "image_dim"))
+    check_head(config)
     check_component(LOSSES, "loss", config.loss, context=("counts",))
     check_component(AUGMENTS, "augment", config.augment, context=("size",))
     check_component(SAMPLERS, "sampler", config.sampler)

@@ -1,7 +1,7 @@
 """Train one fold: from its rows to its run folder, top to bottom in `train_fold`."""
 
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,10 +19,12 @@ from skinmm.evaluation.predictions import Predictions
 from skinmm.files import remove_partials
 from skinmm.models.backbone import synchronise_batchnorm
 from skinmm.models.checkpoint import (
+    KEY,
     Card,
     average_checkpoints,
     load_card,
     read_epochs,
+    save_checkpoint,
     update_card,
 )
 from skinmm.models.fusion import FUSIONS
@@ -32,6 +34,7 @@ from skinmm.training.calibrate import SplitOutputs, fit_decision, write_evaluati
 from skinmm.training.callbacks import SEVERAL
 from skinmm.training.distributed import open_run
 from skinmm.training.extras import AFTER_REPORT, EXTRAS, TrainedFold
+from skinmm.training.fitted_heads import fit_head
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_same_finder, require_usable_split
 from skinmm.training.losses import LOSSES
@@ -73,10 +76,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
         write_json(run.path / "audit.json", findings)
         announce(run, data, module, trainer, findings)
 
-    # Our own checkpoints contain plain data, so they load with weights_only.
-    last = run.last_checkpoint
-    run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
-    card = load_best(trainer, module, run)
+    card, fitting = train_network(trainer, module, data, run)
 
     fitting_part = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
     parts = ("test", *dict.fromkeys(("val", fitting_part)))
@@ -98,9 +98,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
         return {}
 
     del entries["ood"]  # thousands of numbers, which only the checkpoint needs
-    epochs = read_epochs(run.best_checkpoint)
-    selection = {"monitor": config.trainer.monitor, "window": module.window, "epochs": epochs}
-    facts = {"initialisation": card.initialisation, **names, "selection": selection}
+    facts = {"initialisation": card.initialisation, **names, **fitting}
     facts |= {"fitted_on": fitting_part, **entries}
     print_stage(config, f"resampling: intervals from {config.evaluation.resamples:,} resamples")
     metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
@@ -141,6 +139,33 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         segmenter=data.finder.state if data.finder else None,
     )
     return Classifier(network, loss, card, config, choose_window(config, data))
+
+
+def train_network(
+    trainer: pl.Trainer, module: Classifier, data: LesionData, run: RunFolder
+) -> tuple[Card, dict[str, Any]]:
+    """Train by gradients, or fit a head to the features of the training rows; load the result.
+
+    Returns:
+        The card, and an entry of metrics.json: how the epoch, or the hyper-parameters, were chosen.
+    """
+    head, options = module.network.fitted_head, run.config.trainer
+    if head is None:
+        # Our own checkpoints contain plain data, so they load with weights_only.
+        last = run.last_checkpoint
+        run_stage(trainer.fit, module, data, ckpt_path=last, weights_only=True)
+        card = load_best(trainer, module, run)
+        epochs = read_epochs(run.best_checkpoint)
+        selection = {"monitor": options.monitor, "window": module.window, "epochs": epochs}
+        return card, {"selection": selection}
+    training = predict_split(trainer, module, data, "train")
+    fitting = fit_head(head, training, module.card.prior["trained"], run.config.seed)
+    if trainer.is_global_zero:
+        chosen = ", ".join(f"{name} {value:.4g}" for name, value in fitting.items())
+        print_line(f"head={run.config.head.name}: {chosen}")
+        content = {"state_dict": module.state_dict(), "epoch": 0, KEY: asdict(module.card)}
+        save_checkpoint(content, run.best_checkpoint)
+    return load_best(trainer, module, run), {"fitted_head": fitting}
 
 
 def choose_window(config: Config, data: LesionData) -> int:
@@ -198,7 +223,8 @@ def announce(
     for warning in list_warnings(data, module, findings):
         warn(warning)
     # expected_duration trains a copy on this process alone; SyncBatchNorm would wait for others.
-    if config.trainer.progress and not config.trainer.sync_batchnorm:
+    has_steps = module.network.fitted_head is None
+    if config.trainer.progress and has_steps and not config.trainer.sync_batchnorm:
         folds = config.data.folds - int(config.data.fold) if run.parent else 1
         duration = expected_duration(module, data, trainer, config, folds)
         print_line(f"expected duration: {duration}")

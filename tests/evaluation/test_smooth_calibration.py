@@ -122,3 +122,13 @@ def test_a_calibrated_model_scores_the_noise() -> None:
     assert np.mean(scores, axis=0) == pytest.approx([1, 1, 1], abs=0.2)
     assert result["malignant_patients"] == truth.sum()
     assert logit(p).std() > 1
+
+
+def test_a_probability_of_most_rows_leaves_no_gap_in_the_curve() -> None:
+    """Trees give many rows the same probability, far from those of the others."""
+    p = np.r_[np.full(90, 0.1), np.full(10, 0.9)]
+    truth = np.r_[np.arange(90) < 9, np.arange(10) < 9]
+    band = fit_calibration_band(p, truth, np.arange(100).astype(str), resamples=20)
+    np.testing.assert_allclose(band.y[[0, -1]], [0.1, 0.9], atol=1e-9)
+    assert np.isfinite(band.y).all()
+    assert np.isfinite([*calibration_noise(p).values()]).all()

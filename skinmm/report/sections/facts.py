@@ -95,23 +95,37 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
 def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:
     keys = ("data", "model", "fusion", "loss", "sampler")
     data, model, fusion, loss, sampler = (config.get(key, {}) for key in keys)
+    head = _name_fitted_head(config)
+    part = f"{fitted_on}_head" if head else fitted_on
     block = fusion.get("name")
     image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
     facts = {
         "inputs": f"{', '.join([*image, *record])}.",
-        "network": f"{network if image else ''}fusion {block}.",
+        "network": f"{network if image else ''}fusion {block}{f', head {head}' if head else ''}.",
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
-        "split": f"{TEXTS['split']} {TEXTS[fitted_on]}".format(data.get("folds"), data.get("fold")),
+        "split": f"{TEXTS['split']} {TEXTS[part]}".format(data.get("folds"), data.get("fold")),
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
 
 
+def _name_fitted_head(config: Mapping[str, Any]) -> str:
+    """Return the name of a head that is fitted to features; "" for a neural one."""
+    name = config.get("head", {}).get("name", "neural")
+    return "" if name == "neural" else str(name)
+
+
 def _describe_fitting(inputs: ReportInputs) -> str:
-    """Describe optimiser, length and the selection of the epoch."""
+    """Describe optimiser, length and the selection of the epoch, or the fitting of the head."""
+    if head := _name_fitted_head(inputs.config):
+        chosen = inputs.metrics.get("fitted_head", {})
+        listed = ", ".join(f"{name} {chosen[name]:.4g}" for name in chosen if name != "seconds")
+        text = TEXTS["fitting_head"].format(head, f": {listed}" if listed else "")
+        final = inputs.metrics.get("final")
+        return f"{text} {TEXTS['final_head'].format(**final)}" if final else text
     optimizer, trainer = (inputs.config.get(key, {}) for key in ("optimizer", "trainer"))
     selection = inputs.metrics.get("selection", {})
     averaged, window = trainer.get("average_best") or 1, selection.get("window", 1)
@@ -194,6 +208,7 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         return f"{text}, chosen on the test predictions of the folds for {aim}. {folds}"
     part = inputs.metrics.get("fitted_on", "val")
     is_apart = part == "calibration" or rule.get("rule") == "cost"
+    is_apart |= bool(_name_fitted_head(inputs.config))  # no epoch was selected
     optimism = "" if is_apart else _describe_optimism(inputs)
     return f"{text}, chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
 
