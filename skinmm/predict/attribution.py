@@ -182,14 +182,13 @@ def compute_heat_map(
     record: Records | None,
     *,
     positive: Sequence[int],
-) -> Float32[np.ndarray, "down across"] | None:
+) -> Float32[np.ndarray, "down across"]:
     """Compute a heat map, 0 to 1, of the regions that raise the malignancy, at network resolution.
 
     Gradient times activation of the last spatial layer, summed over its channels, positive part
     (HiResCAM: Draelos and Carin 2020, arXiv:2011.08891). For a network that ends in average pooling
     this is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391). For a transformer the layer is the
-    input of its last attention block, without class and register tokens. None: the head is made of
-    trees, which have no gradients.
+    input of its last attention block, without class and register tokens.
 
     Args:
         network: in evaluation mode, with an image branch.
@@ -212,8 +211,6 @@ def compute_heat_map(
         handle.remove()
     is_positive = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     is_positive[list(positive)] = True
-    if not logits.requires_grad:
-        return None
     odds = logits[:, is_positive].logsumexp(dim=1) - logits[:, ~is_positive].logsumexp(dim=1)
     (gradient,) = torch.autograd.grad(odds.sum(), activations[-1])
     heat = _to_grid(gradient * activations[-1].detach(), net)[0].relu()

@@ -19,6 +19,7 @@ from skinmm import __version__
 from skinmm.data.dataset import decode_image
 from skinmm.images.decode import decode_within
 from skinmm.images.source import FRAME, Source, fill_empty_cells
+from skinmm.models.heads import TreeHead
 from skinmm.predict.attribution import (
     Contributions,
     compute_contributions,
@@ -65,7 +66,8 @@ class Explanation:
     Attributes:
         contributions: contribution of each input.
         record: record values as the model read them, with those of a DICOM header.
-        heat: where the image raises the malignancy, 0 to 1; None without an image.
+        heat: where the image raises the malignancy, 0 to 1; None without an image, and for trees,
+            which have no gradients.
         pixels: preprocessed image under the map; None if the map covers the whole image.
     """
 
@@ -162,7 +164,7 @@ class Explainer:
             background=member.card.background,
         )
         heat = None
-        if tensor is not None and image is not None:
+        if tensor is not None and image is not None and not isinstance(network.head, TreeHead):
             encoded = torch.from_numpy(member.encoder.transform(row)).to(network.device)
             heat = compute_heat_map(network, tensor, encoded, positive=member.positive)
         under_map = pixels if member.card.preprocess else None

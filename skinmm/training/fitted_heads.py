@@ -187,20 +187,16 @@ def cross_validate(stages: Stages, rows: TrainingRows, seed: int) -> Float64[np.
     if folds < 2:  # noqa: PLR2004
         raise InputError("a fitted head needs training rows of at least two patients")
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    total = 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds
         parts = [*split.split(rows.features, rows.targets, rows.patients)]
+    sums = []
     for fitted, held_out in parts:
         others = rows.take(held_out)
         at = (np.arange(len(held_out)), others.targets)
-        total = total + np.array(
-            [
-                -others.weights @ log_softmax(logits, axis=1)[at]
-                for logits in stages(rows.take(fitted), others.features)
-            ]
-        )
-    return np.asarray(total) / rows.weights.sum()
+        logits = stages(rows.take(fitted), others.features)
+        sums.append([-others.weights @ log_softmax(stage, axis=1)[at] for stage in logits])
+    return np.sum(sums, axis=0) / rows.weights.sum()
 
 
 def spread_outputs(

@@ -96,7 +96,7 @@ def test_a_class_without_rows_gets_no_probability(name: str) -> None:
     given = blobs(2)
     given.targets[given.targets == 1] = 2
     given = SplitOutputs(given.cohort, given.targets, np.full((240, 3), 1 / 3), given.features)
-    head = HEADS[name](Concat(IMAGE, RECORD), 3, IMAGE)
+    head: Any = HEADS[name](Concat(IMAGE, RECORD), 3, IMAGE)
     fit_head(head, given, [0.5, 0.0, 0.5], seed=0)
     assert given.features is not None
     logits = head(torch.from_numpy(given.features))
@@ -107,7 +107,7 @@ def test_a_class_without_rows_gets_no_probability(name: str) -> None:
 def test_weights_move_the_predicted_shares() -> None:
     shares = []
     for malignant in (0.2, 0.8):
-        head = HEADS["linear"](Concat(IMAGE, RECORD), 2, IMAGE)
+        head: Any = HEADS["linear"](Concat(IMAGE, RECORD), 2, IMAGE)
         given = blobs()
         fit_head(head, given, [1 - malignant, malignant], seed=0)
         assert given.features is not None
