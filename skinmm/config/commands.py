@@ -103,6 +103,58 @@ class ExportConfig:
 
 
 @dataclass
+class AdaptConfig:
+    """Adapt the calibration, threshold and referral of a checkpoint to the lesions of a site."""
+
+    checkpoint: str = literal_path(
+        "", "checkpoint of one model, its run folder, or zoo:cc0", example=CHECKPOINT
+    )
+    input: str = literal_path(
+        "",
+        "table or folder of the site, with a column target or without; or its predictions",
+        example="site.csv",
+    )
+    images: str | None = literal_path(None, "folder of the images; null: that of the table")
+    reference: str | None = literal_path(
+        None, "without target: predictions of validation rows; null: those of the run folder"
+    )
+    output: str = output_path("adapted.ckpt", "checkpoint to write")
+    page: str = output_path("adapt.html", "page to write: before and after")
+    accelerator: str = setting(
+        "auto", "device to predict on", choices=("auto", "cpu", "gpu"), decides_rows=True
+    )
+    overwrite: bool = setting(False, "replace existing output")
+
+
+@dataclass
+class PlanConfig:
+    """Compute how many malignant lesions an evaluation needs."""
+
+    input: str | None = literal_path(
+        None, "predictions to resample; null: formulas only", usage="predictions.csv",
+        positional=True,
+    )  # fmt: skip
+    labels: str | None = literal_path(None, "CSV of labels by image_id")
+    positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
+    prevalence: float | None = setting(
+        None, "share of malignant lesions; null: that of the input, or 0.0176", low=1e-4, high=0.99
+    )
+    auroc: float | None = setting(
+        None, "expected AUROC; null: that of the input, or 0.85", low=0.51, high=0.999
+    )
+    width: float = setting(0.1, "width of the interval of the AUROC", low=0.001, high=0.9)
+    slope_width: float = setting(0.4, "width of that of the calibration slope", low=0.01, high=9)
+    difference: float = setting(0.05, "difference of two AUROCs", low=0.001, high=0.4)
+    correlation: float = setting(0.5, "of two AUROCs on the same lesions", low=0, high=0.99)
+    sensitivity: float = setting(0.95, "sensitivity to be exceeded", low=0.01, high=0.9999)
+    expected: float = setting(0.98, "true sensitivity of a given threshold", low=0.02, high=0.99999)
+    confidence: float = setting(0.95, "level of bounds and intervals", low=0.5, high=0.999)
+    power: float = setting(0.8, "chance to show a sensitivity or difference", low=0.5, high=0.999)
+    output: str = output_path("plan.html", "page to write")
+    overwrite: bool = setting(False, "replace an existing page")
+
+
+@dataclass
 class ReportPicturesConfig:
     """Whether a report shows lesion images."""
 

@@ -149,9 +149,10 @@ class PrevalenceShift:
     """Class shares of a site without labels.
 
     Attributes:
-        shares: estimated share of each class.
+        shares: estimated share of each class, with half a patient added to it.
         low: lower ends of their 95 % intervals, over patients of the site.
         high: upper ends.
+        is_changed: whether an interval excludes the share before.
         p: of the test that the scores are those of the reference in these shares.
         state: `scale` (1) and `shifts` of the map to the new shares, see `fit_map`.
     """
@@ -159,6 +160,7 @@ class PrevalenceShift:
     shares: list[float]
     low: list[float]
     high: list[float]
+    is_changed: bool
     p: float
     state: dict[str, Any]
 
@@ -196,8 +198,10 @@ def estimate_shift(
         seed: seed of the resamples.
     """
     old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(seed)
-    shares = estimate_shares(probabilities, old)[0]
     codes, count = patient_codes(patients)
+    # With half a patient more in each class, so that no class becomes impossible.
+    shares = estimate_shares(probabilities, old)[0] * count + np.where(old > 0, 0.5, 0)
+    shares /= shares.sum()
     draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = estimate_shares(probabilities, old, draws[:, codes].astype(np.float64))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
@@ -211,7 +215,8 @@ def estimate_shift(
     p = (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
     factors = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
     state = {"scale": 1.0, "shifts": (factors - factors[0]).tolist()}
-    return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), p, state)
+    is_changed = bool(((old < low) | (high < old)).any())
+    return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), is_changed, p, state)
 
 
 def estimate_shares(

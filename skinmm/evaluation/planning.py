@@ -65,6 +65,13 @@ def auroc_error(auroc: float, malignant: int | float, benign: int | float) -> fl
     return math.sqrt(variance / (malignant * benign))
 
 
+def auroc_width(
+    auroc: float, malignant: int | float, benign: int | float, confidence: float = 0.95
+) -> float:
+    """Return the width of the interval of an AUROC."""
+    return 2 * _reach(confidence) * auroc_error(auroc, malignant, benign)
+
+
 def _pair_variances(auroc: float) -> tuple[float, float]:
     """Return Q1 - A**2 and Q2 - A**2 of Hanley and McNeil."""
     return auroc / (2 - auroc) - auroc**2, 2 * auroc**2 / (1 + auroc) - auroc**2
@@ -74,8 +81,8 @@ def malignant_for_auroc(
     auroc: float, width: float, prevalence: float, confidence: float = 0.95
 ) -> int:
     """Return the number of malignant lesions for an interval of the AUROC of a given width."""
-    reach, odds = 2 * _reach(confidence), (1 - prevalence) / prevalence
-    return _find_least(lambda n: reach * auroc_error(auroc, n, n * odds) <= width)
+    odds = (1 - prevalence) / prevalence
+    return _find_least(lambda n: auroc_width(auroc, n, n * odds, confidence) <= width)
 
 
 def malignant_for_difference(
@@ -127,15 +134,12 @@ def expected_log_odds(auroc: float, prevalence: float) -> tuple[_LogOdds, _LogOd
 
 
 def rows_for_slope(
-    log_odds: _LogOdds,
-    width: float,
-    confidence: float = 0.95,
-    weights: _LogOdds | None = None,
+    log_odds: _LogOdds, weights: _LogOdds, width: float, confidence: float = 0.95
 ) -> int:
     """Return the number of rows for an interval of the calibration slope of a given width.
 
     Riley et al. 2021 (doi:10.1002/sim.9025) for a calibrated model: the variance of the slope is
-    the inverse of the mean Fisher information over the distribution of the log odds.
+    the inverse of the mean Fisher information over the weighted log odds.
     """
     p = expit(log_odds)
     a, b, c = (np.average(p * (1 - p) * log_odds**k, weights=weights) for k in range(3))
@@ -178,7 +182,7 @@ def simulate_widths(
 
 
 def malignant_by_simulation(
-    predictions: Predictions, metric: str, width: float, *, confidence: float = 0.95
+    predictions: Predictions, metric: str, width: float, confidence: float = 0.95
 ) -> int:
     """Return the number of patients with malignant lesions at which a simulated width is reached.
 

@@ -57,6 +57,7 @@ class Card:
         inputs: distributions of the training records, and of the outputs for the test rows.
         background: `image` features (bfloat16) and encoded `record` of a sample of validation rows,
             from which explanations start; empty in older checkpoints.
+        adaptation: record of the adaptation to a site, see `skinmm adapt`; None: not adapted.
     """
 
     config: dict[str, Any]
@@ -76,6 +77,7 @@ class Card:
     summary: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     background: dict[str, Tensor] = field(default_factory=dict)
+    adaptation: dict[str, Any] | None = None
     schema: int = SCHEMA
 
 

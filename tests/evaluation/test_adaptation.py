@@ -127,8 +127,19 @@ def test_the_interval_contains_the_share_and_the_map_corrects_it() -> None:
         refused.append(not shift.is_plausible)
     assert np.mean(covered) >= 0.85
     assert np.mean(refused) <= 0.15
+    assert shift.is_changed
     expected = correct_prior(p, np.array(TRAINED), np.array(shift.shares))
     np.testing.assert_allclose(apply_scale(shift.state, p), expected)
+
+
+def test_no_class_becomes_impossible() -> None:
+    reference, truth = draw(12, 500, 0.2)
+    p, _ = draw(13, 60, 0.0)
+    shift = estimate_shift(
+        p, np.arange(60), (reference, truth, np.arange(500)), TRAINED, resamples=60
+    )
+    assert shift.shares[1] >= 0.5 / 61
+    assert shift.low[1] < 1e-3
 
 
 def test_a_change_of_slope_is_no_change_of_prevalence() -> None:

@@ -81,7 +81,9 @@ def test_a_slope_needs_what_riley_and_others_published() -> None:
     # Heart valve failure: normal log odds with mean -5 and standard deviation 2.5, width 0.2; the
     # authors' software has 4544 rows for a million simulated ones.
     rng = np.random.default_rng(0)
-    assert rows_for_slope(rng.normal(-5, 2.5, 400_000), 0.2) == pytest.approx(4544, rel=0.01)
+    assert rows_for_slope(rng.normal(-5, 2.5, 400_000), np.ones(400_000), 0.2) == pytest.approx(
+        4544, rel=0.01
+    )
 
 
 def test_the_expected_log_odds_have_the_auroc_and_are_calibrated() -> None:
@@ -103,11 +105,12 @@ def rows(patients: int, share: float) -> Predictions:
 
 
 def test_simulated_widths_agree_with_the_formulas() -> None:
-    predictions = rows(3000, 0.1)
+    predictions = rows(20_000, 0.1)
     auroc = roc_auc_score(predictions.target, predictions.malignancy)
     widths = simulate_widths(predictions, 100, repeats=400)
     assert widths["auroc"] == pytest.approx(4 * auroc_error(auroc, 100, 900), rel=0.3)
     needed = malignant_by_simulation(predictions, "calibration_slope", 0.4)
-    expected = rows_for_slope(logit(predictions.malignancy), 0.4) * predictions.target.mean()
+    rows_needed = rows_for_slope(logit(predictions.malignancy), np.ones(20_000), 0.4)
+    expected = rows_needed * predictions.target.mean()
     assert needed == pytest.approx(expected, rel=0.25)
     assert math.isclose(simulate_widths(predictions, needed)["calibration_slope"], 0.4, rel_tol=0.1)

@@ -219,6 +219,17 @@ def draw_missing(axes: "Axes", line: Line) -> str:
 
 
 @figure
+def draw_sizes(axes: "Axes", lines: Sequence[Line]) -> str:
+    """Draw the width of intervals against the number of malignant lesions, on log scales."""
+    for index, line in enumerate(lines):
+        axes.loglog(line.x, line.y, label=line.name, **line_style(index))
+    axes.set(xlabel="Malignant lesions", ylabel="Width of the interval")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    _add_legend(axes)
+    return "Width of intervals against malignant lesions"
+
+
+@figure
 def draw_training(axes: "Axes", name: str, lines: Sequence[Line]) -> str:
     """Draw one quantity over the epochs, with one line per part of the data and fold."""
     from matplotlib.ticker import MaxNLocator

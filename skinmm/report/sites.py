@@ -1,0 +1,204 @@
+"""Pages on other sites: a checkpoint before and after its adaptation, and planned sample sizes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from skinmm.config.commands import PlanConfig
+from skinmm.errors import print_line, require_new_output
+from skinmm.evaluation import planning
+from skinmm.evaluation.metrics import CLINIC_PREVALENCE, evaluate
+from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.evaluation.smooth_calibration import fit_calibration_band
+from skinmm.evaluation.thresholds import Threshold
+from skinmm.report.blocks import (
+    ABSENT,
+    TEXTS,
+    Block,
+    Note,
+    Plot,
+    Row,
+    Section,
+    Table,
+    format_count,
+    format_estimates,
+    format_number,
+    format_percent,
+    metric_label,
+)
+from skinmm.report.figures.curves import (
+    Line,
+    draw_decision,
+    draw_reliability,
+    draw_sizes,
+    net_benefit_lines,
+    reliability_line,
+)
+from skinmm.report.terminal import format_columns
+from skinmm.report.write import write_page
+
+COMPARED: Final = ("log_loss", "calibration_slope", "calibration_intercept", "ece", "net_benefit")
+AUROC: Final = 0.85  # expected without predictions
+
+
+def write_adaptation_page(
+    output: Path,
+    facts: Mapping[str, Any],
+    pair: tuple[Predictions, Predictions] | None,
+    thresholds: tuple[Threshold, Threshold],
+    target: tuple[float, float],
+) -> list[str]:
+    """Write the page of an adaptation, and return its main sentences.
+
+    Args:
+        output: page to write.
+        facts: record in the new checkpoint.
+        pair: rows of the site before and after, the latter adapted without their patients; None
+            without labels.
+        thresholds: of the old and of the new checkpoint.
+        target: sensitivity of the threshold, and confidence of its bound.
+    """
+    notes = [_describe_method(facts), _describe_threshold(*thresholds, *target)]
+    blocks: list[Block] = [Note(text) for text in notes]
+    if "losses" in facts:
+        cells = [[name, format_number(loss)] for name, loss in facts["losses"].items()]
+        blocks.append(Table(TEXTS["site"]["losses"], ("Adaptation", "Log loss"), cells))
+    sections = [Section("adaptation", "What was done", blocks)]
+    if pair is not None and 0 < pair[0].malignant.mean() < 1:
+        sections.append(_compare(*pair))
+    counts = [format_count(facts[name], name[:-1]) for name in ("rows", "patients")]
+    record = [[name, str(value)] for name, value in facts.items() if name != "losses"]
+    sections.append(Section("record", "Record", [Table("", ("Entry", "Value"), record)]))
+    write_page(output, title="Adaptation to a site", facts=counts, sections=sections)
+    return notes
+
+
+def _describe_method(facts: Mapping[str, Any]) -> str:
+    texts = TEXTS["site"]
+    if "shares" in facts:
+        shares = [
+            f"{name} {format_percent(value)} ({format_percent(low)} to {format_percent(high)})"
+            for name, (value, low, high) in facts["shares"].items()
+        ]
+        name = "same_prevalence" if facts["method"] == "none" else "prevalence"
+        return str(texts[name].format(", ".join(shares), format_number(facts["p"])))
+    losses = [format_number(facts[name]) for name in ("before", "after")]
+    return str(texts[facts["method"]].format(*losses, facts["rows"], facts["malignant"]))
+
+
+def _describe_threshold(old: Threshold, new: Threshold, target: float, confidence: float) -> str:
+    """Describe the thresholds, and how many more malignant lesions would guarantee the target."""
+    texts = TEXTS["site"]
+    sentences = [texts["threshold"].format(format_number(old.value), format_number(new.value))]
+    if new.bound is not None and new.patients is not None:
+        bound = format_percent(new.bound)
+        sentences.append(texts["bound"].format(new.found, new.patients, bound))
+        if not new.guaranteed:
+            more = planning.malignant_for_guarantee(target, confidence) - new.patients
+            sentences.append(texts["more"].format(more, format_percent(target, 0)))
+    return " ".join(sentences)
+
+
+def _compare(before: Predictions, after: Predictions) -> Section:
+    """Build the section with calibration and net benefit of the same rows, before and after."""
+    share = float(before.malignant.mean())
+    plots, lines, measured = [], [], []
+    for name, rows in (("before", before), ("after", after)):
+        scores = (rows.malignancy, rows.malignant)
+        smooth = fit_calibration_band(*scores, rows.patient_id)
+        band = Line(name, smooth.x, smooth.y, smooth.low, smooth.high)
+        bins = reliability_line(name, *scores)
+        plots.append(Plot(f"Calibration {name}", draw_reliability(bins, band)))
+        lines.append(replace(net_benefit_lines(*scores)[0], name=name))
+        plain = replace(rows, decision=None, sets=None)  # of the old checkpoint
+        measured.append(evaluate(plain, threshold=share)["metrics"])
+    references = net_benefit_lines(before.malignancy, before.malignant)[1:]
+    plots.append(Plot("Decision curve", draw_decision([*lines, *references])))
+    table = Table(
+        TEXTS["site"]["compared"].format(format_percent(share)),
+        ("Measure", "Before", "After"),
+        [
+            [metric_label(name), *(format_estimates(m, [name])[0] for m in measured)]
+            for name in COMPARED
+        ],
+    )
+    return Section("site", "Before and after", [table, Row(plots)], TEXTS["site"]["cross_fitted"])
+
+
+def run_plan(config: PlanConfig) -> int:
+    """Write the page with sample sizes, and print its table."""
+    require_new_output("output", Path(config.output), overwrite=config.overwrite)
+    prevalence, auroc, rows = CLINIC_PREVALENCE, AUROC, None
+    if config.input is not None:
+        labels = None if config.labels is None else Path(config.labels)
+        rows = read_predictions(Path(config.input), labels, config.positive or None)
+        measured = evaluate(rows, resamples=0)
+        prevalence, auroc = measured["prevalence"], measured["metrics"]["auroc"]["value"]
+    prevalence, auroc = config.prevalence or prevalence, config.auroc or auroc
+    table = _plan_table(config, rows, prevalence, auroc)
+    lead = TEXTS["plan"]["lead"].format(format_number(auroc), format_percent(prevalence, 2))
+    figure = _plan_figure(prevalence, auroc, config.confidence)
+    notes = [Note(TEXTS["plan"]["resampled"])] if rows is not None else []
+    section = Section("plan", "Malignant lesions needed", [table, *notes, figure], lead)
+    facts = [] if config.input is None else [Path(config.input).name]
+    write_page(Path(config.output), title="Sample sizes", facts=facts, sections=[section])
+    print_line(f"{format_columns(table.header, table.rows)}\npage: {config.output}")
+    return 0
+
+
+def _plan_table(
+    config: PlanConfig, rows: Predictions | None, prevalence: float, auroc: float
+) -> Table:
+    """Return the numbers by formula and, given predictions, by resampling their patients."""
+    level, power, target = config.confidence, config.power, config.sensitivity
+    goals = {
+        "guarantee": planning.malignant_for_guarantee(target, level),
+        "sensitivity": planning.malignant_for_sensitivity(target, config.expected, level, power),
+        "auroc": planning.malignant_for_auroc(auroc, config.width, prevalence, level),
+        "difference": planning.malignant_for_difference(
+            auroc,
+            config.difference,
+            prevalence,
+            correlation=config.correlation,
+            confidence=level,
+            power=power,
+        ),
+        "slope": math.ceil(
+            prevalence
+            * planning.rows_for_slope(
+                *planning.expected_log_odds(auroc, prevalence), config.slope_width, level
+            )
+        ),
+    }
+    simulated = {
+        "auroc": ("auroc", config.width),
+        "slope": ("calibration_slope", config.slope_width),
+    }
+    cells = []
+    for goal, malignant in goals.items():
+        text = TEXTS["plan"][goal].format_map(vars(config))
+        cells.append([text, f"{malignant:,}", f"{round(malignant / prevalence):,}"])
+        if rows is not None:
+            number = ABSENT
+            if goal in simulated:
+                metric, width = simulated[goal]
+                number = f"{planning.malignant_by_simulation(rows, metric, width, level):,}"
+            cells[-1].append(number)
+    header = ["Goal", "Malignant lesions", "All lesions"]
+    return Table("", header if rows is None else [*header, "Malignant, by resampling"], cells)
+
+
+def _plan_figure(prevalence: float, auroc: float, level: float) -> Plot:
+    """Draw the widths of intervals against the number of malignant lesions."""
+    sizes = np.geomspace(20, 1000, 25)
+    widths = [
+        planning.auroc_width(auroc, n, n * (1 - prevalence) / prevalence, level) for n in sizes
+    ]
+    rows = planning.rows_for_slope(*planning.expected_log_odds(auroc, prevalence), 1.0, level)
+    slopes = np.sqrt(rows * prevalence / sizes)
+    lines = [Line("AUROC", sizes, np.array(widths)), Line("calibration slope", sizes, slopes)]
+    return Plot("Width of the interval", draw_sizes(lines))

@@ -1,0 +1,145 @@
+"""`skinmm adapt`: the new checkpoint predicts for the site, its record is true, and refusals."""
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from quick_runs import best
+from scipy.special import expit, logit
+
+from skinmm.cli import main
+from skinmm.evaluation.conformal import ConformalPredictor
+from skinmm.evaluation.predictions import format_sets
+from skinmm.evaluation.thresholds import choose_threshold
+from skinmm.models.checkpoint import load_card, save_ensemble
+
+Said = pytest.CaptureFixture[str]
+SHIFT = 2.0  # of the log odds of malignancy at the site
+
+
+def adapt(folder: Path, *settings: str) -> int:
+    outputs = (f"output={folder / 'new.ckpt'}", f"page={folder / 'adapt.html'}")
+    return main.main(["adapt", *outputs, *settings])
+
+
+def predict(checkpoint: Path, table: Path, output: Path, *settings: str) -> pd.DataFrame:
+    job = (f"checkpoint={checkpoint}", f"input={table}", f"output={output}", "overwrite=true")
+    assert main.predict([*job, *settings]) == 0
+    return pd.read_csv(output)
+
+
+@pytest.fixture
+def site(records: Path, pictures: Path, tmp_path: Path) -> Path:
+    """A table of another site: records, and labels with higher odds of malignancy."""
+    table = pd.read_csv(pictures.parent / "cohort.csv", dtype=str).head(400)
+    table = table[["image_id", "age", "sex", "site"]].assign(patient_id=table["image_id"])
+    table.to_csv(tmp_path / "site.csv", index=False)
+    p = predict(best(records), tmp_path / "site.csv", tmp_path / "plain.csv")["malignancy"]
+    odds = logit(p.to_numpy()) + SHIFT
+    drawn = np.random.default_rng(0).random(len(p)) < expit(odds)
+    table.assign(target=drawn.astype(int)).to_csv(tmp_path / "site.csv", index=False)
+    return tmp_path / "site.csv"
+
+
+def test_the_new_checkpoint_predicts_for_the_site(
+    records: Path, site: Path, tmp_path: Path, capsys: Said
+) -> None:
+    checkpoint = best(records)
+    assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}") == 0
+    said = capsys.readouterr().out
+    card, old = load_card(tmp_path / "new.ckpt")[0], load_card(checkpoint)[0]
+    facts = card.adaptation or {}
+    labels = pd.read_csv(site)["target"].to_numpy()
+    assert facts["method"] in ("intercept", "both")
+    assert (facts["rows"], facts["malignant"]) == (400, labels.sum())
+    assert facts["source"] == sha256(site.read_bytes()).hexdigest()
+    assert facts["checkpoint"] == sha256(checkpoint.read_bytes()).hexdigest()
+    assert facts["after"] < facts["before"]
+    assert f"log loss {facts['before']:.3f} before, {facts['after']:.3f} after" in said
+    before = pd.read_csv(tmp_path / "plain.csv")["malignancy"]
+    after = predict(tmp_path / "new.ckpt", site, tmp_path / "after.csv")
+    assert after["malignancy"].mean() == pytest.approx(labels.mean(), abs=0.02)
+    assert (after["malignancy"].rank() == before.rank()).all()
+    # The threshold is that of training's function for the site's rows.
+    patients = after["patient_id"].to_numpy(dtype=str)
+    scores = after["malignancy"].to_numpy(), labels == 1, patients
+    assert card.threshold is not None
+    assert card.threshold["value"] == pytest.approx(choose_threshold(*scores).value, rel=1e-4)
+    assert card.threshold["guaranteed"] == (labels.sum() >= 59)
+    assert after["threshold"][0] == pytest.approx(card.threshold["value"])
+    assert card.prior["deployed"] == pytest.approx([1 - labels.mean(), labels.mean()])
+    assert card.prior["trained"] == old.prior["trained"]
+    assert "before its probabilities" in card.summary["note"]
+    page = (tmp_path / "adapt.html").read_text(encoding="utf-8")
+    assert facts["source"] in page
+    assert page.count("<svg") == 3
+
+
+def test_its_own_predictions_replace_the_images(records: Path, site: Path, tmp_path: Path) -> None:
+    checkpoint, cards = best(records), []
+    predictions = tmp_path / "predictions.csv"
+    predict(checkpoint, site, predictions)
+    for source in (site, predictions):
+        given = (f"checkpoint={checkpoint}", f"input={source}", "overwrite=true")
+        assert adapt(tmp_path, *given) == 0
+        cards.append(load_card(tmp_path / "new.ckpt")[0])
+    assert cards[0].calibration == cards[1].calibration
+    assert cards[0].threshold == cards[1].threshold
+
+
+def test_what_cannot_be_adapted_is_named(
+    records: Path, both: Path, site: Path, tmp_path: Path, capsys: Said
+) -> None:
+    checkpoint, raw = best(records), tmp_path / "raw.csv"
+    predict(checkpoint, site, raw, "probabilities=raw")
+    ensemble, new = tmp_path / "ensemble.ckpt", tmp_path / "new.ckpt"
+    save_ensemble([checkpoint, checkpoint], ensemble)
+    assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}") == 0
+    alone = shutil.copy(checkpoint, tmp_path / "alone.ckpt")
+    unlabelled = tmp_path / "unlabelled.csv"
+    pd.read_csv(site, dtype=str).drop(columns="target").to_csv(unlabelled, index=False)
+    benign = tmp_path / "benign.csv"
+    pd.read_csv(site, dtype=str).assign(target="0").to_csv(benign, index=False)
+    cases = {
+        "not the calibrated predictions of this checkpoint": (checkpoint, raw),
+        "an ensemble of 2 networks": (ensemble, site),
+        "adapted to a site already": (new, site),
+        "give reference=RUN/predictions/val.csv": (alone, unlabelled),
+        "none of 400 rows is malignant": (checkpoint, benign),
+    }
+    for message, (model, table) in cases.items():
+        capsys.readouterr()
+        given = (f"checkpoint={model}", f"input={table}", f"output={tmp_path / 'x.ckpt'}")
+        assert adapt(tmp_path, *given, "overwrite=true") == 2, message
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.ckpt").exists()
+    wrong = (f"checkpoint={best(both)}", f"input={site}", f"output={tmp_path / 'x.bin'}")
+    assert adapt(tmp_path, *wrong, "overwrite=true") == 2
+    assert "the suffix must be .ckpt" in capsys.readouterr().err
+
+
+def test_without_labels_only_a_change_of_prevalence_is_accepted(
+    records: Path, tmp_path: Path, capsys: Said
+) -> None:
+    checkpoint, site = best(records), tmp_path / "site.csv"
+    card, val = load_card(checkpoint)[0], pd.read_csv(records / "predictions" / "val.csv")
+    rng = np.random.default_rng(0)
+    for factor, status in ((1.0, 0), (8.0, 2)):
+        drawn = val.iloc[rng.integers(len(val), size=300)].drop(columns="target")
+        p = expit(factor * logit(drawn["p_malignant"].to_numpy()))
+        names = [f"site{row}" for row in range(300)]
+        sets = ConformalPredictor(**card.conformal or {}).predict_sets(np.c_[1 - p, p])
+        values = {"p_benign": 1 - p, "p_malignant": p}
+        values |= {"image_id": names, "patient_id": names}
+        drawn = drawn.assign(prediction_set=format_sets(sets, card.classes), **values)
+        drawn.to_csv(site, index=False)
+        given = (f"checkpoint={checkpoint}", f"input={site}", "overwrite=true")
+        assert adapt(tmp_path, *given) == status
+    assert "do not fit a change of prevalence" in capsys.readouterr().err
+    facts = load_card(tmp_path / "new.ckpt")[0].adaptation or {}
+    share, low, high = facts["shares"]["malignant"]
+    assert low <= share <= high
+    assert facts["p"] >= 0.05
