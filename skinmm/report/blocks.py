@@ -281,9 +281,13 @@ def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]
 def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the main metrics; for several classes, first the class metrics, then malignancy."""
     if "macro_auroc" not in metrics:
-        return dict(list(metrics.items())[:HEADLINE])
-    names = [name for name in metrics if name.startswith("recall_")]
-    names = ["macro_auroc", "class_balanced_accuracy", *names, *MALIGNANCY]
+        names = list(metrics)[:HEADLINE]
+    else:
+        names = [name for name in metrics if name.startswith("recall_")]
+        names = ["macro_auroc", "class_balanced_accuracy", *names, *MALIGNANCY]
+    for name in ("auroc", "macro_auroc"):  # of all pairs, then of pairs of the same source
+        if name in names and f"within_source_{name}" in metrics:
+            names.insert(names.index(name) + 1, f"within_source_{name}")
     return {name: metrics[name] for name in names}
 
 

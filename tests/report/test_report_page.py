@@ -19,7 +19,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.blocks import TEXTS, Table, format_percent
+from skinmm.report.blocks import TEXTS, Table, format_estimate, format_percent
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import ReportInputs, read_run
 from skinmm.report.sections import SECTIONS
@@ -522,3 +522,23 @@ def test_metrics_that_an_earlier_version_did_not_have_are_added(run: Path) -> No
     assert inputs.measured["clinic"] == expected["clinic"]
     for name in newer:
         assert inputs.measured["metrics"][name] == expected["metrics"][name]
+
+
+def test_a_file_with_sources_has_the_ranking_and_the_calibration_within_them(
+    tmp_path: Path,
+) -> None:
+    table = fitted().assign(source=np.resize(["North", "South", "West"], len(fitted())))
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    page = Page(report_predictions(tmp_path / "predictions.csv", tmp_path / "page.html")).text
+    measured = evaluate(read_predictions(tmp_path / "predictions.csv"))
+    within = format_estimate(measured["metrics"]["within_source_auroc"])
+    auroc = format_estimate(measured["metrics"]["auroc"])
+    assert TEXTS["within_source"].format(within, auroc).strip() in page
+    assert "AUROC within sources" in page
+    assert "Calibration by source" in page
+    mean = format_estimate(measured["sources"]["random_effects"])
+    assert f"Random-effects mean of the AUROCs of 3 sources: {mean}." in page
+    one = table.assign(source="North")
+    one.to_csv(tmp_path / "predictions.csv", index=False)
+    page = Page(report_predictions(tmp_path / "predictions.csv", tmp_path / "one.html")).text
+    assert "within sources" not in page

@@ -39,9 +39,11 @@ from skinmm.report.sections.facts import collect_facts
 from skinmm.report.sections.subgroups import build_missing
 
 FIGURES: Final = (
-    *("auroc", "average_precision", "sensitivity", "specificity", "referred"),
+    *("auroc", "within_source_auroc", "average_precision", "sensitivity", "specificity"),
+    "referred",
     *("decided_npv", "decided_ppv", "net_benefit_gain"),
-    *("calibration_slope", "brier", "macro_auroc", "class_balanced_accuracy"),
+    *("calibration_slope", "brier", "macro_auroc", "within_source_macro_auroc"),
+    "class_balanced_accuracy",
 )
 
 

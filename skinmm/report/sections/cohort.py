@@ -170,6 +170,9 @@ def build_audit(audit: Mapping[str, Any]) -> list[Block]:
     if audit.get("size_auroc") is not None:
         label = "AUROC of the image's width and height alone"
         rows.append((label, format_number(audit["size_auroc"])))
+    if audit.get("source_auroc") is not None:
+        label = "AUROC of the source alone, from training to test rows"
+        rows.append((label, format_number(audit["source_auroc"])))
     if rows:
         blocks.append(Table("Audit of cohort and split", ("Check", "Result"), rows))
     groups = audit.get("acquisition", [])

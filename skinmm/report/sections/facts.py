@@ -101,12 +101,15 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
     image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
+    split = TEXTS["split"].format(data.get("folds"), data.get("fold"))
+    if data.get("split") == "source":
+        split = TEXTS["split_by_source"].format(data.get("fold"))
     facts = {
         "inputs": f"{', '.join([*image, *record])}.",
         "network": f"{network if image else ''}fusion {block}{f', head {head}' if head else ''}.",
         "side": str(model.get("image_size")) if image else "",
         "balance": f"Sampler {sampler.get('name')}, loss {loss.get('name')}.",
-        "split": f"{TEXTS['split']} {TEXTS[part]}".format(data.get("folds"), data.get("fold")),
+        "split": f"{split} {TEXTS[part]}",
         "absent_images": str(data.get("missing")),
     }
     return facts if config else dict.fromkeys(facts, "")
@@ -170,6 +173,9 @@ def _describe_performance(inputs: ReportInputs) -> str:
         f"{label} {format_estimate(inputs.estimate(label.lower().replace(' ', '_')))}"
         for label in ("AUROC", "sensitivity", "specificity", "calibration slope")
     ]
+    if inputs.value("within_source_auroc") is not None:
+        within = format_estimate(inputs.estimate("within_source_auroc"))
+        parts.insert(1, f"{metric_label('within_source_auroc')} {within}")
     label = metric_label("net_benefit_gain").lower()
     parts.append(f"{label} {format_estimate(inputs.estimate('net_benefit_gain'))}")
     if share := describe_referred(inputs):
@@ -243,7 +249,8 @@ def _collect_limits(inputs: ReportInputs) -> list[str]:
         )
         limits.append(f"AUROC {complete} with the complete record, {without} without it.")
     if inputs.config:
-        limits.append("No external validation: training and test come from the same cohort.")
+        by_source = inputs.config.get("data", {}).get("split") == "source"
+        limits.append(TEXTS["inside_sources" if by_source else "inside"])
     return limits
 
 

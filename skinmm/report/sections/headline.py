@@ -89,11 +89,12 @@ def build_tiles(inputs: ReportInputs) -> list[Tile]:
     tiles, meanings = [], TEXTS["meanings"]
     if not inputs.predictions.is_binary:
         meanings = TEXTS["class_meanings"] | meanings
-    for name, meaning in meanings.items():
+    absent = {"within_source_auroc"} - set(measured["metrics"])
+    for name in (name for name in meanings if name not in absent):
         is_share = "auroc" not in name
         value = (format_percent if is_share else format_number)(inputs.value(name))
         interval = format_interval(inputs.estimate(name), percent=is_share) or "no interval"
-        tiles.append(Tile(metric_label(name), value, interval, meaning))
+        tiles.append(Tile(metric_label(name), value, interval, meanings[name]))
     benefit = inputs.estimate("net_benefit_gain")
     return [
         *tiles,

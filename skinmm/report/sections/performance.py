@@ -23,6 +23,7 @@ from skinmm.report.blocks import (
     Row,
     Section,
     Table,
+    format_estimate,
     format_number,
     format_percent,
     metric_table,
@@ -61,6 +62,11 @@ def build_curves(inputs: ReportInputs) -> Section:
     blocks.append(Row(plots))
     if (size := inputs.audit.get("size_auroc")) is not None:
         blocks.append(Note(TEXTS["size_auroc"].format(format_number(size))))
+    if (source := inputs.audit.get("source_auroc")) is not None:
+        blocks.append(Note(TEXTS["source_auroc"].format(format_number(source))))
+    if inputs.value("within_source_auroc") is not None:
+        pair = (format_estimate(inputs.estimate(f"{p}auroc")) for p in ("within_source_", ""))
+        blocks.append(Note(TEXTS["within_source"].format(*pair)))
     return Section("curves", "Curves", [*blocks, *folds])
 
 

@@ -29,6 +29,7 @@ from skinmm.report.blocks import (
     Table,
     format_estimate,
     format_estimates,
+    format_number,
     format_p,
     format_percent,
     is_number,
@@ -74,6 +75,7 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
         tables.append(Table("Gaps in sensitivity at the threshold", header, lines, stack=True))
         tables.append(Note(TEXTS["gaps"].format(MIN_MALIGNANT)))
     tables.append(_group_table(measured))
+    tables += _source_blocks(inputs, measured)
     if rows.sets is not None:
         coverage, *warnings = _coverage_blocks(inputs, measured)
         tables.append(coverage)
@@ -129,6 +131,32 @@ def _group_table(measured: Sequence[Mapping[str, Any]]) -> Table:
         rows.append((name, *counts, *format_estimates(group["metrics"], MEASURES)))
     header = ("Group", "Images", "Malignant", "AUROC", "Sensitivity", "Specificity")
     return Table("By group", header, rows, stack=True)
+
+
+def _source_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Return calibration by source, and the random-effects mean of the sources' AUROCs."""
+    blocks: list[Block] = []
+    names = ("mean_probability", "calibration_intercept", "calibration_slope")
+    rows = [
+        (g["group"], format_percent(g["prevalence"]), *format_estimates(g["metrics"], names))
+        for g in measured
+        if g["column"] == "source"
+    ]
+    if rows:
+        header = ("Source", "Malignant", *map(metric_label, names))
+        blocks.append(Table("Calibration by source", header, rows, stack=True))
+    if mean := (inputs.measured.get("sources") or {}).get("random_effects"):
+        left_out = ", ".join(mean["left_out"])
+        text = TEXTS["random_effects"].format(
+            count=len(inputs.measured["sources"]["aurocs"]) - len(mean["left_out"]),
+            mean=format_estimate(mean),
+            low=format_number(mean["prediction_low"]),
+            high=format_number(mean["prediction_high"]),
+            i2=format_percent(mean["i2"], 0),
+            left_out=f" Left out, without a standard error: {left_out}." if left_out else "",
+        )
+        blocks.append(Note(text))
+    return blocks
 
 
 def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -26,7 +26,8 @@ from skinmm.images.source import hash_institution
 
 FOLDER = os.environ.get("SKINMM_DATA", "")
 OFFICIAL = "lesion_id,image_id,dx,dataset\n" + "".join(
-    f"H{n // 2},I{n},mel,{name}\n" for n, name in enumerate(("rosendahl", "vidir_modern") * 2)
+    f"H{n // 2},I{n},{'mel' if n else 'nv'},{name}\n"
+    for n, name in enumerate(("rosendahl", "vidir_modern") * 2)
 )
 
 
