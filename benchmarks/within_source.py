@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.curves import Samples
 from skinmm.evaluation.intervals import independent_units
-from skinmm.evaluation.metrics import _estimate
+from skinmm.evaluation.metrics import estimate
 from skinmm.evaluation.sources import WithinSourceAuroc
 
 ROWS = np.array([0.39, 0.34, 0.23, 0.04])
@@ -55,7 +55,7 @@ def measure(patients: int, repeats: int) -> tuple[float, float, float, float, fl
             return {NAME: ranking(draws)}
 
         units = independent_units(codes, malignant)
-        metrics = _estimate(statistic, statistic, codes, units, RESAMPLES, 0.95, 0)
+        metrics = estimate(statistic, statistic, codes, units, RESAMPLES, 0.95, 0)
         entry = metrics[NAME]
         pooled.append(float(roc_auc_score(malignant, scores)))
         low, high = entry["low"], entry["high"]

@@ -242,6 +242,11 @@ def _check_run(config: Config) -> None:
         )
     if config.evaluation.threshold == "cost" and not config.evaluation.cost_ratio:
         raise InputError("evaluation.threshold=cost needs evaluation.cost_ratio above 0")
+    if (config.evaluation.call == "cost") != bool(config.evaluation.costs):
+        raise InputError(
+            "evaluation.call=cost and evaluation.costs belong together, e.g. evaluation.call=cost "
+            "'evaluation.costs={mel: {nv: 20}}'; give both or none"
+        )
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

@@ -198,8 +198,15 @@ class EvaluationConfig:
     )
     call: str = setting(
         "likeliest",
-        "predicted class; balanced: highest probability divided by class frequency",
-        choices=("likeliest", "balanced"),
+        "rule for the predicted class: the likeliest, or highest probability divided by its "
+        "frequency (balanced) or by its threshold of best F1 (f1), or lowest expected cost (cost)",
+        choices=("likeliest", "balanced", "f1", "cost"),
+    )
+    costs: Any = setting(
+        None, "of call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}; other errors cost 1"
+    )
+    half_cut: bool = setting(
+        False, "also write half_<class>, from 0.5 for the predicted class alone"
     )
     coverage: float = setting(0.9, "coverage of the prediction sets by class", low=0.5, high=0.999)
     miss_rate: float = setting(

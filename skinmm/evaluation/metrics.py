@@ -130,7 +130,7 @@ def _metrics(
     build = partial(build_statistic, predictions, codes, threshold=threshold)
     units = independent_units(codes, predictions.malignant)
     exact = build(exact=True)
-    metrics = _estimate(exact, build(), codes, units, resamples, confidence, seed)
+    metrics = estimate(exact, build(), codes, units, resamples, confidence, seed)
     if resamples == 0 or codes.max() == 0:
         return metrics
     for name, rows in _counted_rows(predictions, threshold).items():
@@ -144,7 +144,7 @@ def _metrics(
     return metrics | allow_misses(metrics, metrics["sensitivity"], share)
 
 
-def _estimate(
+def estimate(
     exact: Statistic,
     statistic: Statistic,
     codes: Int64[np.ndarray, " n"],
@@ -191,7 +191,7 @@ def evaluate_clinic(
     codes, _ = patient_codes(predictions.patient_id)
     statistic = ClinicMetrics(predictions, codes, threshold, prevalence)
     units = independent_units(codes, malignant)
-    metrics = _estimate(statistic, statistic, codes, units, resamples, confidence, seed)
+    metrics = estimate(statistic, statistic, codes, units, resamples, confidence, seed)
     # Without an error in the data, all resamples agree; the exact bound of its rate is restated.
     sides = {"ppv": (~malignant, 1 - prevalence), "npv": (malignant, prevalence)}
     for name, entry in metrics.items():

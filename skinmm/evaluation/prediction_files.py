@@ -82,6 +82,11 @@ class PredictionFile:
         columns = [f"raw_{name}" for name in classes]
         return self._parse_distribution(columns) if set(columns) <= set(self.table) else None
 
+    def parse_half(self, classes: tuple[str, ...]) -> Float64[np.ndarray, "n c"] | None:
+        """Return the scores for a cut of 0.5 if the file has them for all classes."""
+        columns = [f"half_{name}" for name in classes]
+        return self._parse_numbers(columns) if set(columns) <= set(self.table) else None
+
     def parse_truth(self) -> "pd.Series[str]":
         """Return the text of `target`, or else of `diagnosis`, for every row."""
         column = next((name for name in TRUTH if name in self.table), None)

@@ -28,7 +28,7 @@ __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "w
 
 MAX_MISTAKES: Final = 8
 ROW_COLUMNS: Final = (
-    *("image_id", "patient_id", "target", "probabilities", "raw"),
+    *("image_id", "patient_id", "target", "probabilities", "raw", "half"),
     *("fold", "decision", "sets", "ood", "called", "unit", "source"),
 )
 """Attributes of `Predictions` that have an entry for each row."""
@@ -44,6 +44,7 @@ class Predictions:
         target: index of the true class.
         probabilities: calibrated where a calibration exists; in [0, 1], the sum of a row is 1.
         raw: probabilities before calibration.
+        half: scores in [0, 1] of which a cut at 0.5 gives the called class; no probabilities.
         classes: `("benign", "malignant")` in binary files, else the diagnoses.
         positive: classes that count as malignant.
         fold: number of the fold in which a row was tested.
@@ -71,6 +72,7 @@ class Predictions:
     called: Int64[np.ndarray, " n"] | None = None
     unit: Shaped[np.ndarray, " n"] | None = None
     source: Shaped[np.ndarray, " n"] | None = None
+    half: Float64[np.ndarray, "n c"] | None = None
 
     def __post_init__(self) -> None:
         """Raise an error unless some but not all classes are positive."""
@@ -144,7 +146,7 @@ def read_predictions(
     """
     file = PredictionFile(path, labels, form)
     classes, probabilities = file.parse_probabilities()
-    raw = file.parse_raw(classes)
+    raw, half = file.parse_raw(classes), file.parse_half(classes)
     positive = tuple(positive or find_positive_classes(classes, path))
     require_positive_classes(classes, positive)
     words = file.parse_truth()
@@ -152,7 +154,7 @@ def read_predictions(
     truth = set(words.unique())
     if classes != BINARY and truth <= set(BINARY_WORDS) and not truth <= set(classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
-        probabilities, raw = (probabilities @ sides).clip(0, 1), None
+        probabilities, raw, half = (probabilities @ sides).clip(0, 1), None, None
         sets = None if sets is None else sets @ sides
         classes, positive = BINARY, BINARY[1:]
     result = Predictions(
@@ -161,6 +163,7 @@ def read_predictions(
         target=file.parse_targets(words, classes),
         probabilities=probabilities,
         raw=raw,
+        half=half,
         classes=classes,
         positive=positive,
         fold=file.parse_folds(),
@@ -185,8 +188,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     }
     names = np.array(predictions.classes, dtype=object)
     columns["target"] = predictions.target if predictions.is_binary else names[predictions.target]
-    for prefix, values in (("p_", predictions.probabilities), ("raw_", predictions.raw)):
-        if values is not None:
+    for prefix, name in (("p_", "probabilities"), ("raw_", "raw"), ("half_", "half")):
+        if (values := getattr(predictions, name)) is not None:
             columns |= {prefix + name: values[:, i] for i, name in enumerate(predictions.classes)}
     columns |= {"decision": predictions.decision, "prediction_set": None, "ood": predictions.ood}
     if predictions.sets is not None:

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
 from skinmm.evaluation import curves
+from skinmm.evaluation.call_rules import CallMetrics
 from skinmm.evaluation.curves import CumulativeWeights, Samples, ratio
 from skinmm.evaluation.intervals import Statistic, sum_by_patient
 from skinmm.evaluation.predictions import DECISIONS, Predictions
@@ -255,11 +256,8 @@ class ClassMetrics:
         self.classes = predictions.classes
         count = len(self.classes)
         target, probabilities = predictions.target, predictions.probabilities
-        self.present = np.bincount(target, minlength=count) > 0
-        cells = target * count + predictions.predicted_classes()
-        order = np.argsort(cells, kind="stable")
-        self.cell_codes = codes[order]
-        self.cells, self.starts = np.unique(cells[order], return_index=True)
+        self.calls = CallMetrics(target, predictions.predicted_classes(), codes, self.classes)
+        self.present = self.calls.present
         self.rankings = {}  # of each class: patient, truth and levels of the rows by score
         for i in np.flatnonzero(self.present):
             order = np.argsort(probabilities[:, i], kind="stable")
@@ -275,29 +273,11 @@ class ClassMetrics:
     def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
         """Return the metrics of each resample."""
         loss, brier, rows = (draws @ self.sums).T
-        # Rows of each true class (second axis) by predicted class (third axis).
-        counts = np.zeros((len(draws), len(self.classes), len(self.classes)))
-        weights = np.take(draws, self.cell_codes, axis=1)
-        counts.reshape(len(draws), -1)[:, self.cells] = np.add.reduceat(
-            weights, self.starts, axis=1
-        )
-        hits = np.einsum("bcc->bc", counts)
-        recall = ratio(hits, counts.sum(axis=2))
-        precision = ratio(hits, counts.sum(axis=1))
-        f1 = ratio(2 * hits, counts.sum(axis=1) + counts.sum(axis=2))
-        auroc = np.full(recall.shape, np.nan)
+        auroc = np.full((len(draws), len(self.classes)), np.nan)
         for i, (codes, positives, levels) in self.rankings.items():
             cumulative = CumulativeWeights.from_weights(np.take(draws, codes, axis=1), positives)
             auroc[:, i] = curves.partial_auroc(curves.Curve.from_levels(cumulative, levels), 0.0)
-        result = {
-            "class_accuracy": hits.sum(axis=1) / rows,
-            "class_balanced_accuracy": recall[:, self.present].mean(axis=1),
-            "class_log_loss": loss / rows,
-            "class_brier": brier / rows,
-            "macro_auroc": auroc[:, self.present].mean(axis=1),
-            "macro_f1": f1[:, self.present].mean(axis=1),
-        }
-        per_class = {"auroc": auroc, "recall": recall, "precision": precision, "f1": f1}
-        for name, values in per_class.items():
-            result |= {f"{name}_{label}": values[:, i] for i, label in enumerate(self.classes)}
-        return result
+        losses = {"class_log_loss": loss / rows, "class_brier": brier / rows}
+        macro = {"macro_auroc": auroc[:, self.present].mean(axis=1)}
+        aurocs = {f"auroc_{label}": auroc[:, i] for i, label in enumerate(self.classes)}
+        return losses | macro | aurocs | self.calls(draws)

@@ -1,4 +1,4 @@
-"""Decision rules: the threshold of a binary decision, and the predicted one of several classes."""
+"""Decision rules: the threshold of a binary decision, and the limits of referral."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64, Shaped
+from jaxtyping import Bool, Float64, Shaped
 from scipy.special import betaincinv, expit, logit
 
 from skinmm.errors import InputError
@@ -15,32 +15,6 @@ from skinmm.errors import InputError
 RULES: Final = ("sensitivity", "youden", "cost")
 _DIGITS: Final = 6
 _Scores = Float64[np.ndarray, " n"]
-
-
-def decision_priors(rule: str, deployed: Sequence[float]) -> Float64[np.ndarray, " c"]:
-    """Return the priors by which a decision rule divides probabilities before the argmax.
-
-    Args:
-        rule: `likeliest` divides all alike, which minimises the number of errors; `balanced`
-            divides by the share of the class, the Bayes rule for the mean recall (Menon et al.
-            2021, "Long-tail learning via logit adjustment", arXiv:2007.07314).
-        deployed: class shares where the model is used.
-    """
-    shares = np.array(deployed, dtype=np.float64)
-    return shares if rule == "balanced" else np.full_like(shares, 1 / len(shares))
-
-
-def predict_classes(
-    probabilities: Float64[np.ndarray, "n c"], priors: Float64[np.ndarray, " c"]
-) -> Int64[np.ndarray, " n"]:
-    """Return the index of the predicted class of each row; never a class whose prior is 0.
-
-    Args:
-        probabilities: calibrated for deployment.
-        priors: result of `decision_priors`; the mean over several models.
-    """
-    weights = np.divide(1, priors, out=np.zeros_like(priors), where=priors > 0)
-    return (probabilities * weights).argmax(axis=1)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Card:
     threshold: dict[str, Any] | None = None
     band: dict[str, Any] | None = None
     conformal: dict[str, Any] | None = None
+    call: dict[str, Any] | None = None
     ood: dict[str, Any] | None = None
     preprocess: list[str] = field(default_factory=list)
     segmenter: dict[str, Any] | None = None

@@ -13,14 +13,18 @@ from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.config.checkpoints import find_checkpoint
 from skinmm.errors import InputError, warn
+from skinmm.evaluation.call_rules import (
+    average_rules,
+    cut_at_half,
+    restore_rule,
+    threshold_scores,
+)
 from skinmm.evaluation.conformal import sets_agree
 from skinmm.evaluation.predictions import BINARY, REFER, format_sets
 from skinmm.evaluation.referral import decide
 from skinmm.evaluation.thresholds import (
     average_bands,
     average_thresholds,
-    decision_priors,
-    predict_classes,
 )
 from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
@@ -95,10 +99,13 @@ class Predictor:
         self.threshold = average_thresholds(thresholds).value if is_calibrated else None
         bands = [member.band for member in members if member.band is not None]
         self.band = average_bands(bands) if len(bands) == len(members) else None
-        shares = [
-            decision_priors(m.config.evaluation.call, m.card.prior["deployed"]) for m in members
-        ]
-        self._shares = np.mean(shares, axis=0)
+        self.call = average_rules(
+            [
+                restore_rule(m.card.call, m.config.evaluation.call, m.card.prior["deployed"])
+                for m in members
+            ]
+        )
+        self.half_cut = all(member.config.evaluation.half_cut for member in members)
 
     @classmethod
     def from_checkpoints(
@@ -223,8 +230,15 @@ class Predictor:
         columns["ood"] = np.full(batch.size, np.nan) if output.ood is None else output.ood
         columns["missing"] = batch.missing
         if tuple(self.classes) != BINARY:
-            index = predict_classes(output.calibrated, self._shares)
+            scores = self.call.score(output.calibrated)
+            index = scores.argmax(axis=1)
             columns["called"] = np.where(is_good, np.array(self.classes, object)[index], "")
+        else:
+            index = called.astype(np.int64)
+            scores = threshold_scores(self._malignancy(compared), limit)
+        if self.half_cut:
+            halves = cut_at_half(scores, index)
+            columns |= {f"half_{name}": halves[:, i] for i, name in enumerate(self.classes)}
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def _decide(

@@ -12,18 +12,24 @@ from jaxtyping import Float, Float32, Float64, Int, Shaped
 from skinmm.config import EvaluationConfig
 from skinmm.data.splits import CALIBRATION
 from skinmm.evaluation.calibration import Calibration, fit_calibration
+from skinmm.evaluation.call_rules import (
+    FITTED,
+    CallRule,
+    cut_at_half,
+    fit_call_rule,
+    parse_costs,
+    threshold_scores,
+)
 from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
 from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import BINARY, ROW_COLUMNS, Predictions, write_predictions
+from skinmm.evaluation.predictions import ROW_COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.referral import OODDetector, add_decisions, fit_ood_detector
 from skinmm.evaluation.thresholds import (
     ReferralBand,
     Threshold,
     choose_threshold,
-    decision_priors,
     fit_band,
-    predict_classes,
 )
 from skinmm.vocabulary import name_units
 
@@ -58,6 +64,8 @@ class FittedDecision:
         band: probabilities around the threshold that are referred.
         conformal: prediction sets, for information.
         ood: out-of-distribution score; None if it could not be fitted.
+        call: rule that calls a class; None for two classes, which the threshold decides.
+        half_cut: add scores for a cut of 0.5.
     """
 
     calibrate: Callable[[SplitOutputs], Predictions]
@@ -66,6 +74,8 @@ class FittedDecision:
     band: ReferralBand
     conformal: ConformalPredictor
     ood: OODDetector | None
+    call: CallRule | None = None
+    half_cut: bool = False
 
     def apply(
         self, outputs: SplitOutputs, ood: Float64[np.ndarray, " n"] | None = None
@@ -78,7 +88,16 @@ class FittedDecision:
         sets = self.conformal.predict_sets(rows.probabilities)
         if ood is None and self.ood and outputs.features is not None:
             ood = self.ood.score(outputs.features)
-        return add_decisions(rows, self.threshold.value, self.band, sets, ood)
+        rows = add_decisions(rows, self.threshold.value, self.band, sets, ood)
+        called = None if self.call is None else self.call.call(rows.probabilities)
+        rows = replace(rows, called=called)
+        return replace(rows, half=self._cut_at_half(rows)) if self.half_cut else rows
+
+    def _cut_at_half(self, rows: Predictions) -> Float64[np.ndarray, "n c"]:
+        scores = threshold_scores(rows.malignancy, self.threshold.value)
+        if self.call is not None:
+            scores = self.call.score(rows.probabilities)
+        return cut_at_half(scores, rows.predicted_classes(self.threshold.value))
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return the entries of the checkpoint's card."""
@@ -88,6 +107,7 @@ class FittedDecision:
             "band": asdict(self.band),
             "conformal": asdict(self.conformal),
             "ood": self.ood.to_state() if self.ood else None,
+            "call": asdict(self.call) if self.call and self.call.name in FITTED else None,
         }
 
 
@@ -116,12 +136,10 @@ def fit_decision(
         inverse=inverse,
         method=config.calibration,
     )
-    is_binary = tuple(classes) == BINARY  # then the threshold decides
-    call_priors = None if is_binary else decision_priors(config.call, prior["deployed"])
     names = (tuple(classes), tuple(positive))
 
     def calibrate(outputs: SplitOutputs) -> Predictions:
-        return _to_predictions(outputs, calibration, *names, call_priors)
+        return _to_predictions(outputs, calibration, *names)
 
     rows = calibrate(held_out)
     threshold = choose_threshold(
@@ -137,7 +155,18 @@ def fit_decision(
     conformal = fit_conformal(rows, coverage=config.coverage)
     features = held_out.features
     ood = None if features is None else fit_ood_detector(features, rows.patient_id)
-    return FittedDecision(calibrate, calibration, threshold, band, conformal, ood)
+    call = None
+    if not rows.is_binary:  # of two classes, the threshold decides
+        call = fit_call_rule(
+            config.call,
+            rows.probabilities,
+            rows.target,
+            rows.patient_id,
+            shares=prior["deployed"],
+            costs=parse_costs(config.costs, classes),
+        )
+    fitted = (calibration, threshold, band, conformal, ood, call)
+    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut)
 
 
 def _to_predictions(
@@ -145,9 +174,7 @@ def _to_predictions(
     calibration: Calibration,
     classes: tuple[str, ...],
     positive: tuple[str, ...],
-    call_priors: Float64[np.ndarray, " c"] | None,
 ) -> Predictions:
-    """Calibrate outputs; without `call_priors` the threshold decides, not the predicted class."""
     probabilities = calibration.apply(outputs.probabilities)
     return Predictions(
         image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
@@ -157,7 +184,6 @@ def _to_predictions(
         raw=outputs.probabilities,
         classes=classes,
         positive=positive,
-        called=None if call_priors is None else predict_classes(probabilities, call_priors),
         unit=name_units(outputs.cohort).to_numpy(dtype=str),
         source=list_row_sources(outputs.cohort),
     )

@@ -13,6 +13,7 @@ from skinmm.config import Config, build_component, to_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import CALIBRATION
 from skinmm.errors import print_line, warn
+from skinmm.evaluation.call_rules import parse_costs
 from skinmm.evaluation.drift import describe_columns
 from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.predictions import Predictions
@@ -117,6 +118,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
 def build_classifier(config: Config, data: LesionData) -> Classifier:
     """Build the network and its loss, and the card that its checkpoints carry."""
     classes = list(data.classes)
+    parse_costs(config.evaluation.costs, classes)  # names of classes are known from here on
     network = build_network(config, data.record_widths, len(classes), pretrained=True)
     if config.trainer.sync_batchnorm:
         synchronise_batchnorm(network)

@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from skinmm.config import EvaluationConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.call_rules import restore_rule
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.correction import correct_prior
 from skinmm.evaluation.predictions import read_predictions
@@ -102,6 +103,31 @@ def test_the_loss_is_inverted_before_the_prior_also_by_the_checkpoint() -> None:
     np.testing.assert_array_equal(Calibration(**older).apply(val.probabilities), unchanged)
 
 
+@pytest.mark.parametrize("rule", ["f1", "cost"])
+def test_a_fitted_call_is_stored_with_the_checkpoint(rule: str) -> None:
+    val = outputs(0)
+    thirds = np.column_stack([val.probabilities[:, 0] / 2] * 2 + [val.probabilities[:, 1]])
+    targets = np.where(val.targets == 1, 2, np.arange(400) % 2)
+    val = SplitOutputs(val.cohort, targets, thirds, None)
+    costs = {"c": {"a": 30}} if rule == "cost" else None
+    decision = fit_decision(
+        val,
+        classes=["a", "b", "c"],
+        positive=["c"],
+        prior={"trained": [1 / 3] * 3, "deployed": [1 / 3] * 3},
+        config=EvaluationConfig(call=rule, costs=costs, calibration="none", half_cut=True),
+    )
+    rows = decision.apply(val)
+    stored = restore_rule(decision.to_checkpoint()["call"], rule, [1 / 3] * 3)
+    assert stored.name == rule
+    np.testing.assert_array_equal(rows.called, stored.call(rows.probabilities))
+    assert rows.called is not None
+    assert rows.half is not None
+    np.testing.assert_array_equal(rows.half >= 0.5, np.arange(3) == rows.called[:, None])
+    assert (rows.called != rows.probabilities.argmax(axis=1)).any()
+    assert fitted(outputs(0)).to_checkpoint()["call"] is None
+
+
 def test_without_calibration_the_sampling_is_still_corrected() -> None:
     prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
     val = outputs(0)
@@ -172,7 +198,8 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     table.assign(sex="male", site="torso", diagnosis=diagnosis).to_csv(tmp_path / "cohort.csv")
     cohort = ["data=csv", f"data.root={tmp_path}", "fusion=tabular_only", "data.target=diagnosis"]
     run = tmp_path / "run"
-    assert quick_train(run, *cohort, "evaluation.call=balanced", "evaluation.resamples=0") == 0
+    options = ("evaluation.call=balanced", "evaluation.half_cut=true", "evaluation.resamples=0")
+    assert quick_train(run, *cohort, *options) == 0
 
     card, _ = load_card(best(run))
     rows, deployed = predictions_of(run), np.array(card.prior["deployed"])
@@ -183,10 +210,25 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     assert (called != likeliest).any()
     found = metrics_of(run)["test"]["metrics"]["class_balanced_accuracy"]["value"]
     assert found == pytest.approx(balanced_accuracy_score(rows["target"], called))
-    assert "relative to its share of the training rows" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    for words in (
+        "relative to its share of the training rows",
+        "relative to the threshold of best",
+    ):
+        assert words in page
+    halves = [f"half_{name}" for name in card.classes]
+    np.testing.assert_array_equal(rows[halves] >= 0.5, called[:, None] == card.classes)
 
     patients = cohort_of(run)
     assert Predictor.from_checkpoints(best(run)).predict(patients)["called"].tolist() == [*called]
+    again = Predictor.from_checkpoints(best(run)).predict(patients)
+    np.testing.assert_allclose(again[halves], rows[halves], atol=1e-6)
+    f1 = Path(shutil.copy(best(run), tmp_path / "f1.ckpt"))
+    state = {"name": "f1", "divisors": [0.5, 0.1, 0.01], "costs": None}
+    update_card(f1, call=state, config={**card.config, "evaluation": {"call": "f1"}})
+    by_f1 = np.array(card.classes)[(rows[names].to_numpy() / [0.5, 0.1, 0.01]).argmax(axis=1)]
+    assert Predictor.from_checkpoints(f1).predict(patients)["called"].tolist() == by_f1.tolist()
+    assert (by_f1 != called).any()
     other = Path(shutil.copy(best(run), tmp_path / "likeliest.ckpt"))
     update_card(other, config={**card.config, "evaluation": {}})
     assert Predictor.from_checkpoints(other).predict(patients)["called"].tolist() == [*likeliest]

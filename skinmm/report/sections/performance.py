@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
+from skinmm.evaluation.comparison import RULE_METRICS, compare_rules
 from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
 from skinmm.evaluation.smooth_calibration import fit_calibration_band
 from skinmm.report.blocks import (
@@ -24,8 +25,10 @@ from skinmm.report.blocks import (
     Section,
     Table,
     format_estimate,
+    format_estimates,
     format_number,
     format_percent,
+    metric_label,
     metric_table,
     thumbnail,
     to_data_url,
@@ -116,7 +119,7 @@ def build_decision(inputs: ReportInputs) -> Section:
         counts = confusion_matrix(rows.target, rows.predicted_classes(), labels=labels)
         caption = f"{describe_call_rule(inputs)} Shaded by the share of the row."
         parts.append(Plot("Classes", draw_confusion(counts, rows.classes), caption))
-        parts.append(_class_table(inputs))
+        parts += [_class_table(inputs), _rule_table(inputs)]
     return Section("decision", "The decision", [Row(parts)], is_folded=rows.is_binary)
 
 
@@ -217,6 +220,23 @@ def describe_record(record: Mapping[Any, Any]) -> list[str]:
     person = ", ".join([*age, *(str(values[name]) for name in ("sex", "site") if name in values)])
     diagnosis = [f"diagnosis {values['diagnosis']}"] if "diagnosis" in values else []
     return [person or "no record", *diagnosis]
+
+
+def _rule_table(inputs: ReportInputs) -> Table:
+    """Return all decision rules, each cross-fitted to the reported rows."""
+    rows, options = inputs.predictions, inputs.evaluation
+    rules = compare_rules(
+        rows,
+        costs=options.get("costs"),
+        resamples=options.get("resamples", 1000),
+        confidence=inputs.confidence,
+    )
+    labels = TEXTS["rules"]
+    cells = [
+        (labels[name], *format_estimates(entries, RULE_METRICS)) for name, entries in rules.items()
+    ]
+    header = ("Predicted class", *map(metric_label, RULE_METRICS))
+    return Table(f"Decision rules. {TEXTS['rules_caption']}", header, cells, stack=True)
 
 
 def _class_table(inputs: ReportInputs) -> Table:

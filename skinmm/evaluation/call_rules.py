@@ -1,0 +1,262 @@
+"""Rules that call one of several classes: fitted, cross-fitted over patients, and evaluated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64, Shaped
+
+from skinmm.errors import InputError
+from skinmm.evaluation.curves import Samples, ratio
+
+CALLS: Final = ("likeliest", "balanced", "f1", "cost")
+FOLDS: Final = 5
+FITTED: Final = ("f1", "cost")
+"""Rules that a checkpoint stores; the others follow from its settings and its class shares."""
+SHRINKAGE: Final = 5
+"""Patients of a class whose own F1 threshold weighs as much as that of all classes together."""
+_LEAST: Final = 1e-9  # threshold; a distance from the cut that nine digits show
+
+_Probabilities = Float64[np.ndarray, "n c"]
+_Rows = Int64[np.ndarray, " n"]
+_Patients = Shaped[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """Rule that calls a class: a linear score of each class, then the highest.
+
+    Attributes:
+        name: one of `CALLS`. `likeliest` makes the fewest errors. `balanced` is the Bayes rule for
+            the mean recall: probability by class share (Menon et al. 2021, arXiv:2007.07314). `f1`
+            is probability by the class's threshold of highest F1. `cost` has the lowest expected
+            cost.
+        divisors: of the probability of each class; a class with divisor 0 is never called.
+        costs: cost of each call (second axis) for each true class, of `cost` only.
+    """
+
+    name: str
+    divisors: Sequence[float]
+    costs: Sequence[Sequence[float]] | None = None
+
+    def score(self, probabilities: _Probabilities) -> _Probabilities:
+        """Return scores from 0 up; the highest of a row is called."""
+        if self.costs is not None:
+            costs = np.array(self.costs, dtype=np.float64)
+            return probabilities @ (costs.max(axis=1, keepdims=True) - costs)
+        divisors = np.array(self.divisors, dtype=np.float64)
+        return probabilities * np.divide(
+            1, divisors, out=np.zeros_like(divisors), where=divisors > 0
+        )
+
+    def call(self, probabilities: _Probabilities) -> _Rows:
+        """Return the index of the called class of each row."""
+        return self.score(probabilities).argmax(axis=1)
+
+
+def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
+    """Map scores to [0, 1] so that the called class alone reaches 0.5 in its row.
+
+    The value of a class is its score by the sum of this and the highest other score. It is for
+    scorers that cut at 0.5, and no probability.
+    """
+    columns = np.arange(scores.shape[1])
+    highest = np.stack(
+        [np.where(columns != column, scores, -np.inf).max(axis=1) for column in columns], axis=1
+    )
+    totals = scores + highest
+    halves = np.divide(scores, totals, out=np.zeros_like(scores), where=totals != 0)
+    is_called = columns == called[:, None]
+    return np.where(is_called, np.maximum(halves, 0.5), np.minimum(halves, 0.5 - _LEAST))
+
+
+def threshold_scores(malignancy: Float64[np.ndarray, " n"], threshold: float) -> _Probabilities:
+    """Return scores of benign and malignant, of which malignant is higher above the threshold."""
+    return np.column_stack([(1 - malignancy) * threshold, malignancy * (1 - threshold)])
+
+
+def fit_call_rule(
+    name: str,
+    probabilities: _Probabilities,
+    targets: _Rows,
+    patients: _Patients,
+    *,
+    shares: Sequence[float] | None = None,
+    costs: Sequence[Sequence[float]] | None = None,
+) -> CallRule:
+    """Fit a rule to calibrated probabilities.
+
+    Args:
+        name: one of `CALLS`; `likeliest` and `cost` need no rows.
+        probabilities: calibrated.
+        targets: class index of each row.
+        patients: patient of each row.
+        shares: class shares where the rule is used; None: of the rows.
+        costs: result of `parse_costs`, of `cost` only.
+    """
+    count = probabilities.shape[1]
+    if name == "f1":
+        return CallRule(name, fit_f1_thresholds(probabilities, targets, patients).tolist())
+    if name == "balanced" and shares is None:
+        shares = (np.bincount(targets, minlength=count) / len(targets)).tolist()
+    divisors = shares if name == "balanced" and shares is not None else [1 / count] * count
+    return CallRule(name, divisors, costs if name == "cost" else None)
+
+
+def average_rules(rules: Sequence[CallRule]) -> CallRule:
+    """Return the rule with the mean divisors of several; the costs are those of the first."""
+    divisors = np.mean([rule.divisors for rule in rules], axis=0).tolist()
+    return CallRule(rules[0].name, divisors, rules[0].costs)
+
+
+def fit_f1_thresholds(
+    probabilities: _Probabilities, targets: _Rows, patients: _Patients
+) -> Float64[np.ndarray, " c"]:
+    """Return the threshold of each class against the rest that has the highest F1.
+
+    It is the geometric mean over fits that leave out one of `FOLDS` groups of patients each. A
+    class of m patients is shrunk, on the log scale, towards the threshold of all classes together:
+    its own has the weight m / (m + SHRINKAGE). At the optimum the threshold is half of the F1
+    (Lipton et al. 2014, arXiv:1402.1892), so thresholds of classes are of similar size.
+    """
+    folds = assign_folds(targets, patients)
+    truth = np.arange(probabilities.shape[1]) == targets[:, None]
+    logs = []
+    for fold in range(FOLDS):
+        rows = (folds != fold) | (folds.max() == 0)
+        own = [
+            choose_f1_threshold(*pair)
+            for pair in zip(probabilities[rows].T, truth[rows].T, strict=True)
+        ]
+        pooled = choose_f1_threshold(probabilities[rows].ravel(), truth[rows].ravel())
+        counts = np.array([len(pd.unique(patients[rows & of_class])) for of_class in truth.T])
+        weights = counts / (counts + SHRINKAGE)
+        logs.append(weights * np.log(own) + (1 - weights) * np.log(pooled))
+    return np.exp(np.mean(logs, axis=0))
+
+
+def choose_f1_threshold(
+    scores: Float64[np.ndarray, " n"], positives: Shaped[np.ndarray, " n"]
+) -> float:
+    """Return the threshold of the highest F1, midway to the next lower score."""
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(positives[order])
+    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + hits[-1])
+    lower = np.r_[scores[1:], 0]
+    best = np.where(lower < scores, f1, -1).argmax()
+    return max(float(scores[best] + lower[best]) / 2, _LEAST)
+
+
+def cross_fit_calls(
+    name: str,
+    probabilities: _Probabilities,
+    targets: _Rows,
+    patients: _Patients,
+    costs: Sequence[Sequence[float]] | None = None,
+) -> _Rows:
+    """Return the class that a rule calls in each row, fitted to the other groups of patients."""
+    folds = assign_folds(targets, patients)
+    called = np.empty(len(targets), dtype=np.int64)
+    for fold in np.unique(folds):
+        rows, others = folds == fold, (folds != fold) | (folds.max() == 0)
+        fit = probabilities[others], targets[others], patients[others]
+        called[rows] = fit_call_rule(name, *fit, costs=costs).call(probabilities[rows])
+    return called
+
+
+def assign_folds(targets: _Rows, patients: _Patients, seed: int = 0) -> _Rows:
+    """Return the group, of `FOLDS`, of each row; the patients of a class are spread over groups.
+
+    The class of a patient is the rarest one among the patient's rows.
+    """
+    counts = np.bincount(targets)
+    rarity = pd.Series(counts[targets] * len(counts) + targets)
+    by_patient = rarity.groupby(patients).min()
+    shuffled = by_patient.sample(frac=1, random_state=seed).sort_values(kind="stable")
+    numbers = pd.Series(np.arange(len(shuffled)) % FOLDS, index=shuffled.index)
+    return numbers.loc[patients].to_numpy(dtype=np.int64)
+
+
+def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
+    """Return the cost of each call (second axis) for each true class; None without costs.
+
+    `costs` has the costs of errors, {truth: {call: cost}}; those that it does not name cost 1, and
+    a correct call costs 0.
+    """
+    if costs is None:
+        return None
+    if len(classes) < 3:  # noqa: PLR2004
+        raise InputError(
+            "evaluation.costs: of two classes, evaluation.cost_ratio sets the threshold"
+        )
+    matrix = 1 - np.eye(len(classes))
+    for truth, row in (costs if isinstance(costs, Mapping) else {"": costs}).items():
+        for call, cost in (row if isinstance(row, Mapping) else {"": row}).items():
+            if not {truth, call} <= {*classes} or not is_cost(cost):
+                raise InputError(
+                    f"evaluation.costs={costs}: must be {{TRUTH: {{CALL: number}}}} with numbers "
+                    f"from 0 and classes of {', '.join(classes)}"
+                )
+            matrix[classes.index(truth), classes.index(call)] = cost
+    return matrix.tolist()
+
+
+def is_cost(value: Any) -> bool:
+    """Return whether a value is a finite number from 0."""
+    return isinstance(value, int | float) and 0 <= value < np.inf
+
+
+def restore_rule(state: Mapping[str, Any] | None, name: str, shares: Sequence[float]) -> CallRule:
+    """Return the rule of a checkpoint: its state, or else that of its settings and class shares."""
+    if state is not None:
+        return CallRule(**state)
+    is_balanced = name == "balanced"  # f1 has no state only if it was never calibrated
+    return CallRule(name, shares if is_balanced else [1 / len(shares)] * len(shares))
+
+
+class CallMetrics:
+    """Metrics of called classes; macro averages as in `statistics.ClassMetrics`.
+
+    Args:
+        target: index of the true class of each row.
+        called: index of the called class of each row.
+        codes: number of each row's patient.
+        classes: names.
+    """
+
+    def __init__(
+        self,
+        target: Int64[np.ndarray, " n"],
+        called: Int64[np.ndarray, " n"],
+        codes: Int64[np.ndarray, " n"],
+        classes: Sequence[str],
+    ) -> None:
+        self.classes = classes
+        self.present = np.bincount(target, minlength=len(classes)) > 0
+        cells = target * len(classes) + called
+        order = np.argsort(cells, kind="stable")
+        self.codes = codes[order]
+        self.cells, self.starts = np.unique(cells[order], return_index=True)
+
+    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
+        """Return the metrics of each resample."""
+        # Rows of each true class (second axis) by predicted class (third axis).
+        counts = np.zeros((len(draws), len(self.classes), len(self.classes)))
+        weights = np.take(draws, self.codes, axis=1)
+        counts.reshape(len(draws), -1)[:, self.cells] = np.add.reduceat(
+            weights, self.starts, axis=1
+        )
+        hits = np.einsum("bcc->bc", counts)
+        recall = ratio(hits, counts.sum(axis=2))
+        precision = ratio(hits, counts.sum(axis=1))
+        f1 = ratio(2 * hits, counts.sum(axis=1) + counts.sum(axis=2))
+        result = {
+            "class_accuracy": hits.sum(axis=1) / counts.sum(axis=(1, 2)),
+            "class_balanced_accuracy": recall[:, self.present].mean(axis=1),
+            "macro_f1": f1[:, self.present].mean(axis=1),
+        }
+        for name, values in {"recall": recall, "precision": precision, "f1": f1}.items():
+            result |= {f"{name}_{label}": values[:, i] for i, label in enumerate(self.classes)}
+        return result
