@@ -92,10 +92,11 @@ def fit_adaptation(
 ) -> Adaptation:
     """Adapt probabilities to labelled rows, or leave them alone if that is not shown to help.
 
-    The candidates are those of Godau et al. 2025 (doi:10.1016/j.media.2024.103504) that few labels
-    can fit: an intercept per class, a slope, or both. The method has the lowest cross-validated log
-    loss. A second, nested cross-validation repeats this choice without each part of the patients.
-    Unless its log loss is below that of the unchanged probabilities, these stay as they are.
+    The candidates are affine maps of the log probabilities, as in Godau et al. 2025
+    (doi:10.1016/j.media.2025.103504): an intercept per class, a slope, or both. The method has the
+    lowest cross-validated log loss. A second, nested cross-validation repeats this choice without
+    each part of the patients. Unless its log loss is below that of the unchanged probabilities,
+    these stay as they are.
 
     Args:
         probabilities: calibrated probabilities of the checkpoint, (n, classes).

@@ -17,6 +17,7 @@ from scipy.stats import beta
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
+from skinmm.evaluation.planning import malignant_for_auroc
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
 from skinmm.report.blocks import TEXTS, Table, format_estimate, format_percent
@@ -96,6 +97,10 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert f"Sensitivity {100 * sensitivity['value']:.1f} %" in whole.text
     assert "FROM SCRATCH: no weights here" in whole.text
     assert "not a guaranteed lower bound" in whole.text
+    assert "From 59 malignant lesions on, none of them missed" in whole.text
+    rows = json.loads((run / "metrics.json").read_text())["test"]
+    needed = malignant_for_auroc(auroc["value"], 0.1, rows["prevalence"])
+    assert f"An interval of the AUROC of width 0.1 needs {needed:,}." in whole.text
 
 
 def test_only_what_has_a_course_is_drawn_over_the_epochs(whole: Page) -> None:
@@ -146,6 +151,7 @@ def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(run, pictures=False))
     assert "Coverage of malignant cannot be set: 8 validation images are too few" in page.text
+    assert "too few; 9 suffice" in page.text
 
 
 def test_every_tripod_item_is_answered_or_left_to_the_author(whole: Page) -> None:

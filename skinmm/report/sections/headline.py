@@ -1,9 +1,11 @@
 """Section on the headline numbers with their warnings."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.evaluation.planning import malignant_for_auroc, malignant_for_guarantee
 from skinmm.report.blocks import (
     TEXTS,
     Block,
@@ -29,7 +31,8 @@ from skinmm.report.sections.referral import (
 )
 from skinmm.report.sections.verdict import build_frequencies, build_verdict
 
-FEW: Final = 59  # with fewer positives, 95 % sensitivity cannot be guaranteed at 95 % confidence
+FEW: Final = malignant_for_guarantee(0.95)
+WIDTH: Final = 0.1  # of an interval of the AUROC
 COUNT: Final = "Malignant images"
 
 
@@ -60,15 +63,35 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
     if (low := auroc.get("low")) is not None and low <= 0.5:  # noqa: PLR2004 - chance
         warnings.append(TEXTS["chance"].format(format_estimate(auroc)))
     if (positives := inputs.measured["positives"]) < FEW:
-        warnings.append(TEXTS["few"].format(format_count(positives, "malignant image")))
+        warnings.append(_describe_few(inputs, positives))
     if not (rule := inputs.fitted("threshold")):
         warnings.append(TEXTS["assumed"].format(format_number(inputs.threshold)))
     if rule.get("guaranteed") is False:
-        warnings.append(TEXTS["estimate"])
+        warnings.append(_describe_estimate(inputs, rule))
     warnings += _benefit_warnings(inputs) + collect_referral_warnings(inputs)
     if unpredicted := inputs.measured.get("unpredicted", 0):
         warnings.append(TEXTS["unpredicted"].format(format_count(unpredicted, "row")))
     return warnings
+
+
+def _describe_few(inputs: ReportInputs, positives: int) -> str:
+    """Warn of few malignant rows, and state how many are needed."""
+    text = TEXTS["few"].format(format_count(positives, "malignant image"), FEW)
+    auroc = inputs.value("auroc")
+    if auroc is None or not 0 < auroc < 1:
+        return text
+    needed = malignant_for_auroc(auroc, WIDTH, inputs.measured["prevalence"])
+    return f"{text} {TEXTS['few_auroc'].format(WIDTH, f'{needed:,}')}"
+
+
+def _describe_estimate(inputs: ReportInputs, rule: Mapping[str, Any]) -> str:
+    """Describe a threshold without a guarantee, and how many patients would give one."""
+    target = inputs.evaluation.get("sensitivity", 0.95)
+    needed = malignant_for_guarantee(target, inputs.confidence)
+    if rule.get("patients") is None or rule["patients"] >= needed:
+        return str(TEXTS["estimate"])
+    facts = (format_percent(target), needed, rule["patients"])
+    return f"{TEXTS['estimate']} {TEXTS['needed'].format(*facts)}"
 
 
 def _benefit_warnings(inputs: ReportInputs) -> list[str]:

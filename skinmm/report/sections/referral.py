@@ -128,7 +128,8 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
     for name, count in state.get("rows", {}).items():
         bounds = ConformalPredictor(**state).coverage_range(name)
         if bounds is None:
-            warnings.append(no_coverage.format(name=name, count=count))
+            needed = math.ceil(1 / (1 - state["coverage"]) - 1 - 1e-9)
+            warnings.append(no_coverage.format(name=name, count=count, needed=needed))
         elif bounds[0] < state["coverage"] - 0.05:  # lower than stated by 5 points
             ends = " to ".join(format_percent(end, 0) for end in bounds)
             loose.append(f"{count} validation images of {name} ({ends})")

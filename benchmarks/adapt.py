@@ -1,0 +1,114 @@
+"""Adaptation to other cohorts: calibration and net benefit before and after, by number of labels.
+
+    python train.py experiment=outside_study data.root=DATA data.fold=0 hydra.run.dir=STUDY
+    python benchmarks/adapt.py STUDY [DIRECTION ...] >> RESULTS
+
+For each model of the study and each other cohort, whole patients are drawn until so many lesions
+are labelled. The model is adapted to them; of the other lesions at most 2,000 evaluate it.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from skinmm.evaluation.adaptation import estimate_shift, fit_adaptation
+from skinmm.evaluation.calibration import apply_scale
+from skinmm.evaluation.intervals import patient_codes
+from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.evaluation.statistics import MalignancyMetrics
+
+SIZES: Final = (50, 100, 200, 400)
+REPEATS: Final = 200
+UNLABELLED: Final = 50  # repeats, each with a bootstrap of its own
+TEST: Final = 2000
+SHOWN: Final = ("log_loss", "ece", "calibration_slope", "net_benefit")
+
+
+def measure(probabilities: Any, rows: Predictions) -> dict[str, float]:
+    """Return log loss, calibration and net benefit at the share of malignant rows."""
+    codes, count = patient_codes(rows.patient_id)
+    share = float(rows.malignant.mean())
+    statistic = MalignancyMetrics(
+        np.clip(probabilities[:, 1], 0, 1), rows.malignant, codes, threshold=share
+    )
+    values = statistic(np.ones((1, count), dtype=np.int64))
+    return {name: float(values[name][0]) for name in SHOWN}
+
+
+def draw(rows: Predictions, lesions: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Return the row numbers of whole patients with about so many lesions, and of a test."""
+    codes, count = patient_codes(rows.patient_id)
+    order = rng.permutation(count)
+    rank = np.empty(count, dtype=np.int64)
+    rank[order] = np.arange(count)
+    shuffled = np.argsort(rank[codes], kind="stable")
+    cut = min(lesions, len(rows) // 2)
+    while codes[shuffled[cut]] == codes[shuffled[cut - 1]]:
+        cut += 1
+    rest = shuffled[cut:]
+    return shuffled[:cut], rng.choice(rest, min(TEST, len(rest)), replace=False)
+
+
+def run(direction: str, rows: Predictions, reference: Predictions, prior: Any) -> None:
+    """Print the rows of one direction."""
+    rng = np.random.default_rng(0)
+    print(
+        f"| {direction} | {len(rows):,} rows, {int(rows.malignant.sum()):,} melanomas | | | | | |"
+    )
+    for size in SIZES:
+        before, after, chosen = [], [], []
+        for _ in range(REPEATS):
+            labelled, test = (rows.select(part) for part in draw(rows, size, rng))
+            fit = fit_adaptation(
+                labelled.probabilities, labelled.target, labelled.patient_id.astype(str)
+            )
+            before.append(measure(test.probabilities, test))
+            after.append(measure(apply_scale(fit.state, test.probabilities), test))
+            chosen.append(fit.method)
+        report(f"{size} labels", before, after, dict(Counter(chosen)))
+    before, after, refused, unchanged = [], [], 0, 0
+    known = (reference.probabilities, reference.target, reference.patient_id.astype(str))
+    for _ in range(UNLABELLED):
+        site, test = (rows.select(part) for part in draw(rows, SIZES[-1], rng))
+        shift = estimate_shift(
+            site.probabilities, site.patient_id.astype(str), known, prior, resamples=100
+        )
+        refused += not shift.is_plausible
+        is_used = shift.is_plausible and shift.is_changed
+        unchanged += shift.is_plausible and not shift.is_changed
+        before.append(measure(test.probabilities, test))
+        state = shift.state if is_used else {"scale": 1.0, "shifts": [0.0, 0.0]}
+        after.append(measure(apply_scale(state, test.probabilities), test))
+    report(f"{SIZES[-1]} unlabelled", before, after, {"refused": refused, "unchanged": unchanged})
+
+
+def report(name: str, before: list[Any], after: list[Any], facts: dict[str, Any]) -> None:
+    """Print one row: medians before and after, and the share of repeats that are better."""
+    first, second = pd.DataFrame(before), pd.DataFrame(after)
+    cells = [f"{first[key].median():.3f} to {second[key].median():.3f}" for key in SHOWN]
+    gain = second["log_loss"] - first["log_loss"]
+    better, worse = (gain < 0).mean(), (gain > 0).mean()
+    cells.append(f"{better:.1%} better, {worse:.1%} worse, median {gain.median():+.3f}")
+    print(f"| {name} | {' | '.join(cells)} | {facts} |", flush=True)
+
+
+def main(study: Path, directions: list[str]) -> None:
+    """Measure every direction, or the named ones such as `ham10000_on_isic_2017`."""
+    print("| site | log loss | ECE | slope | net benefit | log loss of repeats | chosen |")
+    print("|---|---|---|---|---|---|---|")
+    for file in sorted((study / "outside").glob("*_on_*.csv")):
+        if file.name.endswith(".input.csv") or (directions and file.stem not in directions):
+            continue
+        model = study / file.stem.partition("_on_")[0]
+        reference = read_predictions(model / "predictions" / "val.csv")
+        prior = [1 - reference.malignant.mean(), reference.malignant.mean()]
+        rows = read_predictions(file)
+        run(file.stem.replace("_on_", " on "), rows, reference, prior)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
