@@ -45,6 +45,8 @@ _COMMANDS: Final = (
     TRAIN,
     Command("predict", schemas.PredictConfig, "skinmm.cli.commands:run_predict"),
     Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark:predict_spark"),
+    Command("embed", schemas.EmbedConfig, "skinmm.predict.embed:embed_file"),
+    Command("similar", schemas.SimilarConfig, "skinmm.predict.embed:find_similar"),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
     Command("dicom-sr", schemas.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
     Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),

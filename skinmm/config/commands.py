@@ -68,6 +68,53 @@ class PredictConfig(BatchInferenceConfig):
 
 
 @dataclass
+class EmbeddingModelConfig:
+    """Pretrained image network whose embeddings are computed, without a checkpoint."""
+
+    name: str | None = setting(None, "name of an image network, instead of a checkpoint")
+    pretrained: str = literal_path("true", "true, false, a weights file, a checkpoint, or zoo:cc0")
+    image_size: int = setting(224, "side of the square input in pixels", low=16, high=4096)
+
+
+@dataclass
+class EmbeddingConfig:
+    """Image network, and the images to embed."""
+
+    checkpoint: Any = literal_path(None, "run folder or file of one network", usage=CHECKPOINT)
+    model: EmbeddingModelConfig = section(EmbeddingModelConfig)
+    images: str | None = literal_path(
+        None, "folder of the images; null: that of the table", usage="DIR"
+    )
+    accelerator: str = setting("auto", "device to run on", choices=("auto", "cpu", "gpu"))
+    batch_size: int = setting(32, "images per batch", low=1, high=100_000)
+    workers: int | None = setting(
+        None, "decoding threads; null: CPU cores, at most 8", low=0, high=1000
+    )
+    overwrite: bool = setting(False, "replace existing output")
+
+
+@dataclass
+class EmbedConfig(EmbeddingConfig):
+    """Write the embeddings of images as Parquet."""
+
+    input: str = literal_path(
+        "", "CSV, Parquet or image folder; path or URL", example="patients.csv"
+    )
+    columns: list[str] = setting(["diagnosis", "target"], "further columns of the table to copy")
+    output: str = output_path("embeddings.parquet", "file to write")
+
+
+@dataclass
+class SimilarConfig(EmbeddingConfig):
+    """Find the most similar images of an embedding file, by cosine similarity."""
+
+    input: str = literal_path("", "an image, a table or an image folder", example="lesion.jpg")
+    index: str = literal_path("", "file of skinmm embed", example="embeddings.parquet")
+    count: int = setting(5, "similar images of each image", low=1, high=10_000)
+    output: str = output_path("similar.csv", "table to write")
+
+
+@dataclass
 class PredictSparkConfig(BatchInferenceConfig):
     """Predict a table of any length on Apache Spark; executors must be able to read all paths."""
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
 from skinmm.config.checkpoints import announce_included, find_checkpoints
+from skinmm.config.commands import EmbedConfig, SimilarConfig
 from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.images.finder import describe_folders
@@ -99,7 +100,7 @@ def check_paths(config: PredictConfig) -> None:
     check_summary_paths(config)
 
 
-def find_image_folder(config: PredictConfig) -> str:
+def find_image_folder(config: PredictConfig | EmbedConfig | SimilarConfig) -> str:
     """Return the folder of the images: by default that of the table, or the input folder itself."""
     if config.images:
         return config.images
@@ -108,7 +109,9 @@ def find_image_folder(config: PredictConfig) -> str:
 
 
 def require_images(
-    config: PredictConfig, images: ImageFolder, column_names: dict[str, str] | None = None
+    config: PredictConfig | EmbedConfig | SimilarConfig,
+    images: ImageFolder,
+    column_names: dict[str, str] | None = None,
 ) -> None:
     """Refuse a table if none of its images is next to it and no image folder is given.
 

@@ -26,6 +26,7 @@ from skinmm.evaluation.thresholds import (
     average_bands,
     average_thresholds,
 )
+from skinmm.predict.embedder import Embedder
 from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
@@ -201,6 +202,21 @@ class Predictor:
         """
         for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers):
             yield self._to_predictions(batch, probabilities, threshold)
+
+    def embed(
+        self,
+        table: pd.DataFrame,
+        images: str | Path | Images | None = None,
+        *,
+        batch_size: int = 32,
+        workers: int = 2,
+    ) -> pd.DataFrame:
+        """Return the embeddings of the images of a table, see `Embedder.embed`.
+
+        The predictor has one network with an image branch, run by PyTorch.
+        """
+        embedder = Embedder.from_model(self.ensemble.members)
+        return next(embedder.embed([table], images, batch_size=batch_size, workers=workers))
 
     def _to_predictions(
         self, batch: TableBatch, probabilities: str, threshold: float | None

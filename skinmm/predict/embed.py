@@ -1,0 +1,260 @@
+"""`skinmm embed` and `skinmm similar`: embeddings of images, and the most similar images of a file.
+
+A Parquet file of embeddings has one row an image, in the order of the input, with the columns of
+`Embedder.embed`. Its metadata `skinmm` records, as JSON, the network and the preprocessing.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32, Int64
+from torch import nn
+
+from skinmm.config import Config, ModelConfig
+from skinmm.config.checkpoints import announce_included, find_checkpoints
+from skinmm.config.commands import EmbedConfig, EmbeddingConfig, SimilarConfig
+from skinmm.data.dataset import View
+from skinmm.errors import InputError, print_error, print_line
+from skinmm.files import IMAGE_SUFFIXES, atomic_write, import_parquet
+from skinmm.models.backbone import Backbone
+from skinmm.predict.embedder import Embedder
+from skinmm.predict.ensemble import load_models
+from skinmm.predict.inputs import ImageFolder, Images, read_input
+from skinmm.predict.job import count_workers, find_image_folder, require_images
+from skinmm.predict.predictor import select_device
+from skinmm.predict.writer import require_output_file, to_csv
+
+KEY: Final = b"skinmm"
+CHUNK: Final = 256  # rows read at a time, rounded up to whole batches
+GROUP: Final = 8192
+"""Rows of a row group in the file, which are in memory at a time."""
+COMPARED: Final = ("network", "image_size", "icc", "preprocess", "segmenter")
+"""Entries of the metadata that two embeddings must share to be compared."""
+NO_ROWS: Final = "the input has no rows"
+_QUERIES: Final = 16  # compared with the whole file at a time
+
+
+def build_embedder(config: EmbeddingConfig, columns: Sequence[str] = ()) -> Embedder:
+    """Build the embedder of a checkpoint, or of the pretrained network `model.name`."""
+    device = select_device(config.accelerator)
+    if bool(config.checkpoint) == bool(config.model.name):
+        raise InputError(
+            "name one network: checkpoint=RUN/checkpoints/best.ckpt, or model.name=NAME"
+        )
+    if config.checkpoint:
+        files = find_checkpoints(config.checkpoint)
+        announce_included(files)
+        models = [model for f in files for model in load_models(f, device, uncalibrated=True)]
+        return Embedder.from_model(models, columns)
+    options = replace(
+        ModelConfig(),
+        name=config.model.name,
+        pretrained=config.model.pretrained,
+        image_size=config.model.image_size,
+    )
+    network = Backbone(options, pretrained=True).to(device, memory_format=torch.channels_last)
+    print_line(f"image network {options.name}: {network.origin}")
+    view = View(options.image_size, Config().data.icc)
+    return Embedder(network.requires_grad_(requires_grad=False), view, options.name, columns)
+
+
+def embed_file(config: EmbedConfig) -> int:
+    """Write the embeddings of a table; return 0, or 3 if some rows have no embedding."""
+    path = Path(config.output)
+    require_output_file("output", path, overwrite=config.overwrite)
+    if path.suffix.lower() != ".parquet":
+        raise InputError(f"output={path}: embeddings are written as .parquet")
+    images = ImageFolder(find_image_folder(config))
+    embedder = build_embedder(config, config.columns)
+    require_images(config, images, embedder.column_names)
+    counts = write_embeddings(_stream(config, embedder, images), path, embedder.metadata)
+    return _finish(*counts, f"embeddings: {path} ({counts[0]} rows of {embedder.score_width})")
+
+
+def find_similar(config: SimilarConfig) -> int:
+    """Write the most similar rows of an embedding file for every image; return 0 or 3."""
+    path = Path(config.output)
+    require_output_file("output", path, overwrite=config.overwrite)
+    source, is_image = Path(config.input), config.input.lower().endswith(IMAGE_SUFFIXES)
+    images = ImageFolder(source.parent if is_image else find_image_folder(config))
+    index = EmbeddingIndex.read(Path(config.index))
+    embedder = build_embedder(config)
+    index.require_same_network(embedder.metadata)
+    if is_image:
+        row = pd.DataFrame({"image": [source.name]})
+        tables: Iterable[pd.DataFrame] = embedder.embed([row], images, workers=0)
+    else:
+        require_images(config, images, embedder.column_names)
+        tables = _stream(config, embedder, images)
+    rows = failed = 0
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for table in tables:
+            file.write(to_csv(index.describe(table, config.count), header=not rows))
+            rows, failed = rows + len(table), failed + int((table["error"] != "").sum())
+        if not rows:
+            raise InputError(NO_ROWS)
+    return _finish(rows, failed, f"similar images: {path} ({rows} images)")
+
+
+def _stream(
+    config: EmbedConfig | SimilarConfig, embedder: Embedder, images: Images
+) -> Iterator[pd.DataFrame]:
+    chunk = config.batch_size * -(-CHUNK // config.batch_size)
+    return embedder.embed(
+        read_input(config.input, chunk),
+        images,
+        batch_size=config.batch_size,
+        workers=count_workers(config.workers),
+    )
+
+
+def _finish(rows: int, failed: int, text: str) -> int:
+    if failed:
+        print_error(f"{failed} of {rows} rows have no embedding; see the column error")
+    print_line(text)
+    return 3 if failed else 0
+
+
+def write_embeddings(
+    tables: Iterable[pd.DataFrame], path: Path, metadata: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Write embeddings as Parquet with constant memory; the file appears when it is complete.
+
+    Returns:
+        Number of rows, and of rows with an error.
+    """
+    parquet = import_parquet(f"output={path}")
+    rows = failed = 0
+    with atomic_write(path) as partial:
+        writer = None
+        for table in _group(tables):
+            columns = _to_arrow(table).replace_schema_metadata({KEY: json.dumps(metadata)})
+            writer = writer or parquet.ParquetWriter(partial, columns.schema)
+            writer.write_table(columns)
+            rows, failed = rows + len(table), failed + int((table["error"] != "").sum())
+        if writer is None:
+            raise InputError(NO_ROWS)
+        writer.close()
+    return rows, failed
+
+
+def _group(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    waiting: list[pd.DataFrame] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= GROUP:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting = []
+    if sum(map(len, waiting)):
+        yield pd.concat(waiting, ignore_index=True)
+
+
+def _to_arrow(table: pd.DataFrame) -> Any:
+    import pyarrow as arrow
+
+    is_number = table.dtypes == np.float32
+    arrays = [
+        arrow.array(cells.to_numpy())
+        if is_number[name]
+        else arrow.array([None if pd.isna(cell) else str(cell) for cell in cells], arrow.string())
+        for name, cells in table.items()
+    ]
+    return arrow.table(arrays, names=[*table.columns])
+
+
+class Neighbours(NamedTuple):
+    """Most similar rows of a file, in descending order: (queries, count)."""
+
+    rows: Int64[np.ndarray, "q k"]
+    similarities: Float32[np.ndarray, "q k"]
+
+
+class EmbeddingIndex:
+    """Embeddings of a file in memory, for an exact search by cosine similarity.
+
+    Args:
+        vectors: embeddings, which are scaled to length 1.
+        table: the other columns of their rows.
+        metadata: network and preprocessing of the embeddings.
+    """
+
+    def __init__(
+        self, vectors: Float32[np.ndarray, "n dim"], table: pd.DataFrame, metadata: dict[str, Any]
+    ) -> None:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        self.vectors, self.table, self.metadata = torch.from_numpy(vectors), table, metadata
+
+    @classmethod
+    def read(cls, path: Path) -> "EmbeddingIndex":
+        """Read a file of `skinmm embed`, without its rows that have an error."""
+        parquet = import_parquet(path)
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"index={path}: not a Parquet file") from error
+        metadata = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        if "network" not in metadata:
+            raise InputError(f"index={path}: not a file of skinmm embed")
+        names = [f"e{i}" for i in range(metadata["dim"])]
+        others = [name for name in file.schema_arrow.names if name not in {*names}]
+        parts, vectors = [], []
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number).to_pandas()
+            is_good = (group["error"] == "").to_numpy()
+            parts.append(group.loc[is_good, others])
+            vectors.append(group.loc[is_good, names].to_numpy(np.float32))
+        if not sum(map(len, parts)):
+            raise InputError(f"index={path}: no row has an embedding")
+        table = pd.concat(parts, ignore_index=True).drop(columns="error")
+        return cls(np.concatenate(vectors), table, metadata)
+
+    def require_same_network(self, metadata: Mapping[str, Any]) -> None:
+        """Refuse embeddings of another network or preprocessing."""
+        if changed := [key for key in COMPARED if self.metadata.get(key) != metadata.get(key)]:
+            pairs = (f"{key} {self.metadata.get(key)} and {metadata.get(key)}" for key in changed)
+            raise InputError(
+                f"embeddings of the index and of the images differ: {', '.join(pairs)}; use the "
+                "checkpoint or model.name of the index"
+            )
+
+    def search(self, queries: Float32[np.ndarray, "q dim"], count: int) -> Neighbours:
+        """Return the most similar rows of each query."""
+        scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
+        found = [
+            (part @ self.vectors.T).topk(min(count, len(self.vectors)), dim=1)
+            for part in scaled.split(_QUERIES)
+        ]
+        rows, similarities = (
+            torch.cat([getattr(part, name) for part in found]).numpy()
+            for name in ("indices", "values")
+        )
+        return Neighbours(rows, similarities)
+
+    def describe(self, table: pd.DataFrame, count: int) -> pd.DataFrame:
+        """Return `count` rows for each row of embeddings: rank, similarity and the similar row."""
+        is_good = (table["error"] == "").to_numpy()
+        vectors = table.filter(regex=r"^e\d+$").to_numpy(np.float32)[is_good]
+        near = self.search(np.ascontiguousarray(vectors), count) if len(vectors) else None
+        queries = np.flatnonzero(is_good)
+        result = table.loc[~is_good, ["image_id", "error"]].assign(row=np.flatnonzero(~is_good))
+        if near is not None:
+            length = near.rows.shape[1]
+            repeated = np.repeat(queries, length)
+            similar = self.table.iloc[near.rows.ravel()].reset_index(drop=True)
+            head = {
+                "row": repeated,
+                "image_id": table["image_id"].to_numpy()[repeated],
+                "rank": np.tile(np.arange(1, length + 1), len(queries)),
+                "similarity": near.similarities.ravel(),
+            }
+            found = pd.concat([pd.DataFrame(head), similar.add_prefix("similar_")], axis=1)
+            result = pd.concat([found.assign(error=""), result]) if len(result) else found
+        names = ["image_id", "rank", "similarity", *(f"similar_{n}" for n in self.table), "error"]
+        return result.sort_values("row", kind="stable").reindex(columns=names)
