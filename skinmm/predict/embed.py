@@ -54,11 +54,11 @@ def build_embedder(config: EmbeddingConfig, columns: Sequence[str] = ()) -> Embe
         return Embedder.from_model(models, columns)
     options = replace(
         ModelConfig(),
-        name=config.model.name,
+        name=str(config.model.name),
         pretrained=config.model.pretrained,
         image_size=config.model.image_size,
     )
-    network = Backbone(options, pretrained=True).to(device, memory_format=torch.channels_last)
+    network = Backbone(options, pretrained=True).to(device).to(memory_format=torch.channels_last)
     print_line(f"image network {options.name}: {network.origin}")
     view = View(options.image_size, Config().data.icc)
     return Embedder(network.requires_grad_(requires_grad=False), view, options.name, columns)
@@ -158,12 +158,11 @@ def _group(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
 def _to_arrow(table: pd.DataFrame) -> Any:
     import pyarrow as arrow
 
-    is_number = table.dtypes == np.float32
     arrays = [
         arrow.array(cells.to_numpy())
-        if is_number[name]
+        if cells.dtype == np.float32
         else arrow.array([None if pd.isna(cell) else str(cell) for cell in cells], arrow.string())
-        for name, cells in table.items()
+        for _, cells in table.items()
     ]
     return arrow.table(arrays, names=[*table.columns])
 
@@ -229,7 +228,7 @@ class EmbeddingIndex:
         scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
         found = [
             (part @ self.vectors.T).topk(min(count, len(self.vectors)), dim=1)
-            for part in scaled.split(_QUERIES)
+            for part in torch.split(scaled, _QUERIES)
         ]
         rows, similarities = (
             torch.cat([getattr(part, name) for part in found]).numpy()
