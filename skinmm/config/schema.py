@@ -65,12 +65,21 @@ class DataConfig:
 class ModelConfig:
     """Image network, and which inputs are dropped during training."""
 
-    name: str = setting("efficientnet_b3", "name of a timm model, or simple_cnn")
+    name: str = setting(
+        "efficientnet_b3",
+        "name of a timm model, hf-hub:ORG/NAME, local-dir:PATH, open_clip:MODEL/TAG, or simple_cnn",
+    )
     pretrained: bool | str = literal_path(
-        "auto", "auto, true, false, a weights file, a run's checkpoint, or zoo:cc0"
+        "auto",
+        "auto, true, false, a weights file of any usual program, a run's checkpoint, zoo:cc0",
     )
     freeze: bool = setting(False, "freeze the image network and train the head only", task=CLASSIFY)
-    image_size: int = setting(300, "side of the square input in pixels", low=16, high=4096)
+    image_size: int = setting(
+        300,
+        "side of the square input in pixels, 16 or more; 0: that of the weights",
+        low=0,
+        high=4096,
+    )
     head_dropout: float = setting(
         0.0, "dropout of fused features", low=0, high=0.95, task=CLASSIFY, neural=True
     )

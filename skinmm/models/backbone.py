@@ -1,7 +1,7 @@
 """Image encoder: a network of timm, or the package's own baseline, with its pixel normalisation."""
 
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from skinmm.config import ModelConfig
 from skinmm.errors import InputError
-from skinmm.models.pretrained import Weights, find_weights
+from skinmm.models.pretrained import find_weights, load_weights
+from skinmm.models.sources import OPEN_CLIP, OpenClipImage, find_source
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -46,7 +47,10 @@ class SimpleCNN(nn.Sequential):
         self.head_hidden_size = self.num_features
 
 
-CUSTOM: Final[dict[str, Callable[..., nn.Module]]] = {"simple_cnn": SimpleCNN}
+CUSTOM: Final[dict[str, Callable[..., nn.Module]]] = {
+    "simple_cnn": SimpleCNN,
+    OPEN_CLIP: OpenClipImage,
+}
 """Networks of this package; every other name is one of timm's."""
 
 
@@ -71,6 +75,7 @@ class Backbone(nn.Module):
             token, instead of one for each image.
 
     Attributes:
+        config: configuration with the name and arguments of the architecture, which need no hub.
         origin: description of the weights that the network started from.
         dim: width of a feature vector.
         frozen: whether weights and BatchNorm statistics stay constant.
@@ -83,10 +88,9 @@ class Backbone(nn.Module):
         self, config: ModelConfig, *, pretrained: bool = False, tokens: bool = False
     ) -> None:
         super().__init__()
-        self.origin, self.net = _build(config, pretrained=pretrained)
-        normalisation = getattr(self.net, "pretrained_cfg", {})
+        self.config, self.origin, self.net, normalisation = _build(config, pretrained=pretrained)
         for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            value = torch.tensor(normalisation.get(key, default)) * 255
+            value = torch.tensor(normalisation.get(key) or default) * 255
             self.register_buffer(key, value.view(1, 3, 1, 1))
         if tokens:
             self.net.reset_classifier(0, "")
@@ -131,45 +135,49 @@ class Backbone(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-def check_model_name(name: str) -> None:
-    """Raise `InputError` with similar names if no network, or no weights, have this name."""
-    if name in CUSTOM:
-        return
-    import timm
+def _build(
+    config: ModelConfig, *, pretrained: bool
+) -> tuple[ModelConfig, str, Any, Mapping[str, Any]]:
+    """Return the resolved configuration, the origin of the weights, the network and its settings.
 
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        similar = get_close_matches(architecture.lower(), timm.list_models(), n=5, cutoff=0.4)
-        choices = ", ".join([*CUSTOM, *similar])
-        raise InputError(f"unknown model.name '{name}'; timm has no such model. Similar: {choices}")
-    if tag and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
-        raise InputError(f"model.name={name}: no such weights; choose from {', '.join(tagged)}")
+    The settings are `mean` and `std` of the pixels that the weights were trained on.
+    """
+    source = find_source(config.name, CUSTOM)
+    resolved = replace(config, name=source.name, args={**source.args, **config.args})
+    args, head = dict(resolved.args), {}
+    if source.name in CUSTOM:
+        create: Callable[..., nn.Module] = CUSTOM[source.name]
+    else:
+        import timm
+
+        create, head = partial(timm.create_model, source.name), {"num_classes": 0}
+        if source.settings.get("fixed_input_size"):
+            args.setdefault("img_size", config.image_size)
+    net = _create(config, partial(create, **args, **head))
+    origin = "from scratch"
+    if source.name == "simple_cnn" and str(config.pretrained).lower() not in ("auto", "false"):
+        raise InputError(
+            f"model.name={config.name} has no pretrained weights; set model.pretrained=false"
+        )
+    if pretrained and source.name != "simple_cnn":
+        build = partial(create, **args)
+        weights = find_weights(config.name, source.location, config.pretrained, build, source.files)
+        origin = weights.origin
+        if weights.state is not None:
+            names = build().state_dict().keys() - net.state_dict().keys() if head else ()
+            origin += _load(config, net, weights.state, names)
+    return resolved, origin, net, source.settings
 
 
-def _build(config: ModelConfig, *, pretrained: bool) -> tuple[str, Any]:
-    """Return the origin of the weights, and the network."""
-    check_model_name(config.name)
-    if config.name in CUSTOM:
-        if str(config.pretrained).lower() not in ("auto", "false"):
-            raise InputError(
-                f"model.name={config.name} has no pretrained weights; set model.pretrained=false"
-            )
-        return "from scratch", _create(config, partial(CUSTOM[config.name], **config.args))
-    import timm
-
-    published = timm.get_pretrained_cfg(config.name)
-    args = dict(config.args)
-    if published and published.fixed_input_size:
-        args.setdefault("img_size", config.image_size)
-    create = partial(timm.create_model, config.name, **args)
-    net = _create(config, partial(create, num_classes=0))
-    if not pretrained:
-        return "from scratch", net
-    hub_id = published.hf_hub_id if published else None
-    weights = find_weights(config.name, hub_id, config.pretrained, create)
-    if weights.file or weights.state:
-        net = _load_weights(config, weights, create, net)
-    return weights.origin, net
+def _load(
+    config: ModelConfig, net: nn.Module, state: Mapping[str, Tensor], head: Collection[str]
+) -> str:
+    try:
+        return load_weights(net, state, head)
+    except InputError as error:
+        raise InputError(
+            f"model.pretrained={config.pretrained} does not fit {config.name}: {error}"
+        ) from error
 
 
 def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
@@ -178,34 +186,17 @@ def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
         net = create()
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
         raise InputError(f"model.args of {config.name}: {_shorten(error)}") from error
+    side = getattr(getattr(net, "visual", None), "image_size", config.image_size)
+    if isinstance(side, tuple):
+        side = side[0]
+    if side != config.image_size:
+        raise InputError(f"model.image_size={config.image_size}: {config.name} needs {side}")
     patches: Any = getattr(net, "patch_embed", None)
     patch = (getattr(patches, "patch_size", None) or (1,))[0]
     if config.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
         raise InputError(
             f"model.image_size={config.image_size}: {config.name} needs a multiple of {patch}"
         )
-    return net
-
-
-def _load_weights(
-    config: ModelConfig, weights: Weights, create: Callable[..., nn.Module], empty: nn.Module
-) -> nn.Module:
-    """Return the network with weights, loaded by timm, which adapts older formats."""
-    try:
-        source: dict[str, Any] = {"file": weights.file}
-        if weights.state is not None:
-            head = create().state_dict().keys() - empty.state_dict().keys()
-            state = {name: value for name, value in weights.state.items() if name not in head}
-            # num_classes=0 makes timm load strictly; otherwise it ignores every tensor that the
-            # file lacks, and a file of another network would leave the weights random.
-            source = {"state_dict": state, "num_classes": 0, "label_offset": 0}
-        net: Any = create(num_classes=0, pretrained=True, pretrained_cfg_overlay=source)
-    except Exception as error:  # timm and the readers of files raise many types
-        raise InputError(
-            f"model.pretrained={config.pretrained} does not fit {config.name}: {_shorten(error)}"
-        ) from error
-    for name in source:  # otherwise every copy of the network contains the weights twice
-        net.pretrained_cfg.pop(name, None)
     return net
 
 

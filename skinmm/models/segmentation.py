@@ -53,6 +53,8 @@ def build_unet(
     """
     if len(channels) != DEPTH:
         raise InputError(f"segmenter 'unet': channels={[*channels]}: must be {DEPTH} numbers")
+    if ":" in model.name:
+        raise InputError(f"segmenter 'unet' needs a name of timm, not model.name={model.name}")
     import segmentation_models_pytorch as smp  # takes a second, which classifiers do without
 
     backbone = Backbone(model, pretrained=pretrained)

@@ -1,7 +1,7 @@
 """Start a run: check the configuration, train one fold or all of them, and pool the folds."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +15,12 @@ from skinmm.data.splits import CALIBRATION
 from skinmm.errors import warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
+from skinmm.models.backbone import CUSTOM
 from skinmm.models.checkpoint import save_ensemble
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.heads import HEADS
 from skinmm.models.segmentation import SEGMENTERS
+from skinmm.models.sources import resolve_image_size
 from skinmm.models.tabular import TABULAR
 from skinmm.report import write_report
 from skinmm.training.calibrate import fit_referral_band, pool_folds, write_evaluation
@@ -53,6 +55,8 @@ def fit(config: Config, path: Path) -> dict[str, Any]:
     """
     silence_libraries()
     check_components(config)
+    size = resolve_image_size(config.model, CUSTOM)
+    config = replace(config, model=replace(config.model, image_size=size))
     run = RunFolder(path, config)
     if is_leader() and not run.is_resumed:
         run.require_unused()

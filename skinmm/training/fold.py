@@ -128,9 +128,10 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
     drawn = data.sampler.prior(data.training_targets)
     trained = np.pad(drawn, (0, len(classes) - len(drawn))) * loss.weights.numpy()
     trained /= trained.sum()
+    model = network.image.config if network.image else config.model  # needs no hub to be built
     card = Card(
         # How the run was started is not a property of its network.
-        config=to_mapping(replace(config, resume=None, overwrite=False)),
+        config=to_mapping(replace(config, model=model, resume=None, overwrite=False)),
         classes=classes,
         positive=list(data.positive),
         encoder=data.encoder.to_state(),

@@ -46,7 +46,8 @@ def cache_features(
 
     Its name contains a digest of the network's weights, the settings and the image files.
     """
-    model, tokens = config.model, FUSIONS[config.fusion.name].tokens
+    model = network.image.config if network.image else config.model
+    tokens = FUSIONS[config.fusion.name].tokens
     finder = data.finder.digest if data.finder else None
     pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
     paths = data.cohort["path"].iloc[data.used_rows].tolist()

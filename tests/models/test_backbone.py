@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from skinmm.config import ModelConfig
 from skinmm.errors import InputError
-from skinmm.models.backbone import Backbone, check_model_name
+from skinmm.models.backbone import CUSTOM, Backbone
+from skinmm.models.sources import find_source
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MODELS = {path.stem: path for path in sorted(CONF.glob("*.yaml"))}
@@ -144,6 +145,6 @@ def test_what_cannot_be_built_is_refused_in_a_line(settings: dict[str, Any], mes
 
 def test_names_with_and_without_a_tag_are_known() -> None:
     for name in ("simple_cnn", "efficientnet_b3", "efficientnet_b3.ra2_in1k"):
-        check_model_name(name)
+        find_source(name, CUSTOM)
         with pytest.raises(InputError, match=f"{name}x"):
-            check_model_name(f"{name}x")
+            find_source(f"{name}x", CUSTOM)
