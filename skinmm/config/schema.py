@@ -73,7 +73,16 @@ class ModelConfig:
         "auto",
         "auto, true, false, a weights file of any usual program, a run's checkpoint, zoo:cc0",
     )
-    freeze: bool = setting(False, "freeze the image network and train the head only", task=CLASSIFY)
+    tune: str = setting(
+        "all",
+        "what is trained of the image network: all, nothing (head), normalisation, LoRA adapters",
+        choices=("all", "head", "norm", "lora"),
+        task=CLASSIFY,
+    )
+    freeze: bool = setting(False, "true: the same as tune=head", task=CLASSIFY)
+    lora_rank: int = setting(
+        8, "rank of the adapters of tune=lora", low=1, high=1024, task=CLASSIFY
+    )
     image_size: int = setting(
         300,
         "side of the square input in pixels, 16 or more; 0: that of the weights",
@@ -99,6 +108,11 @@ class ModelConfig:
     drop_columns: float = fraction(
         0.0, "fraction of record columns dropped per row", task=CLASSIFY, neural=True
     )
+
+    @property
+    def trained(self) -> str:
+        """What is trained of the image network, as `tune` names it."""
+        return "head" if self.freeze else self.tune
 
 
 @dataclass

@@ -13,6 +13,7 @@ from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models.pretrained import find_weights, load_weights
 from skinmm.models.sources import OPEN_CLIP, OpenClipImage, find_source
+from skinmm.models.tuning import add_adapters, list_trained, remove_adapters
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -52,6 +53,10 @@ CUSTOM: Final[dict[str, Callable[..., nn.Module]]] = {
     OPEN_CLIP: OpenClipImage,
 }
 """Networks of this package; every other name is one of timm's."""
+
+
+def _remove_adapters(backbone: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    remove_adapters(backbone.get_submodule("net"), state, prefix)
 
 
 def synchronise_batchnorm(network: nn.Module) -> None:
@@ -96,8 +101,13 @@ class Backbone(nn.Module):
             self.net.reset_classifier(0, "")
         # VGG and MobileNetV3 end in a hidden layer that is wider than their feature map.
         self.dim = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
-        self.frozen = False
-        self.freeze(config.freeze)
+        if config.trained == "lora" and pretrained:
+            add_adapters(self.net, config.lora_rank, config.image_size)
+            self.register_load_state_dict_pre_hook(_remove_adapters)
+        self._tune = config.trained
+        self._trained = {f"net.{name}" for name in list_trained(self.net, config.trained)}
+        self.frozen = config.trained != "head"
+        self.freeze(not self.frozen)
 
     def forward(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b *places dim"]:
         """Encode a batch of uint8 RGB images."""
@@ -109,10 +119,11 @@ class Backbone(nn.Module):
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze or unfreeze weights and BatchNorm statistics."""
+        """Freeze weights and BatchNorm statistics, or unfreeze those that `model.tune` trains."""
         if frozen != self.frozen:
             self.frozen = frozen
-            self.requires_grad_(not frozen)
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(not frozen and name in self._trained)
             self.train(not frozen)
 
     def layer_depths(self) -> dict[str, int]:
@@ -131,8 +142,12 @@ class Backbone(nn.Module):
         return {f"net.{name}": last - layer for name, layer in layers.items()}
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode; a frozen network stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
+        """Set the mode; frozen networks, and BatchNorm next to adapters, stay in evaluation."""
+        super().train(mode and not self.frozen)
+        for module in self.net.modules() if self._tune == "lora" else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
 
 def _build(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,7 +97,7 @@ def find_source(name: str, custom: Mapping[str, Any]) -> Source:
     import timm
 
     published = timm.get_pretrained_cfg(name)
-    settings = published.to_dict() if published else {}
+    settings = asdict(published) if published else {}
     return Source(name, settings=settings, location=settings.get("hf_hub_id"))
 
 
@@ -148,6 +148,7 @@ def _find_open_clip(name: str, rest: str) -> Source:
     _require_open_clip(f"model.name={name}")
     import open_clip
 
+    location: str | Path | None
     if rest.startswith(("hf-hub:", "local-dir:")):
         location, content = _read_json(name, rest, "open_clip_config.json")
         config, settings = content["model_cfg"], content.get("preprocess_cfg", {})

@@ -36,7 +36,7 @@ def load_features(
 def has_constant_features(config: Config) -> bool:
     """Return whether the image network gives an image the same features in every epoch."""
     is_changed = config.augment.name != "none" or config.mix.name != "none"
-    return config.model.freeze and not is_changed and config.evaluation.views == 1
+    return config.model.trained == "head" and not is_changed and config.evaluation.views == 1
 
 
 def cache_features(

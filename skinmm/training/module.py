@@ -24,11 +24,13 @@ from skinmm.config import Config, build_component
 from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
+from skinmm.models.tuning import merge_adapters, split_adapters
 from skinmm.training.callbacks import SELECTION
 from skinmm.training.losses import Loss
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups
 
+ADAPTERS: Final = "adapters"  # key in a checkpoint
 IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fewer
 
 
@@ -135,13 +137,19 @@ class BaseModule(pl.LightningModule):
             scheduler.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card, and the loss of the current epoch."""
+        """Add the card and the loss of the current epoch, and merge adapters into the weights."""
         checkpoint[KEY] = asdict(self.card)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = merge_adapters(state)
+        if parts := {n: state[n] for n in state if n not in checkpoint["state_dict"]}:
+            checkpoint[ADAPTERS] = parts  # a resumed run continues with them
         checkpoint["epoch_losses"] = self._losses.tolist()
         checkpoint["monitored"] = {"window": self.window, "values": self._monitored}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the loss of the interrupted epoch."""
+        """Restore the loss of the interrupted epoch, and its adapters."""
+        if parts := checkpoint.pop(ADAPTERS, None):
+            checkpoint["state_dict"] = split_adapters(checkpoint["state_dict"], parts)
         self._losses = torch.tensor(checkpoint["epoch_losses"], dtype=torch.float64)
         # Earlier versions selected by the value of one epoch.
         monitored = checkpoint.get("monitored", {"window": 1, "values": []})
@@ -220,7 +228,7 @@ class Classifier(BaseModule):
         """Freeze the image network in the first `optimizer.head_epochs` epochs, also if resumed."""
         super().on_train_batch_start(batch, batch_idx)
         image, head_epochs = self.network.image, self._config.optimizer.head_epochs
-        if image is not None and head_epochs and not self._config.model.freeze:
+        if image is not None and head_epochs and self._config.model.trained != "head":
             image.freeze(self.current_epoch < head_epochs)
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:

@@ -24,7 +24,7 @@ from skinmm.predict.predictor import Predictor
 
 State = dict[str, Tensor]
 SIZE = 32
-VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+VIT: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 MODEL = ModelConfig(name="vit_small_patch16_224", image_size=SIZE, args=VIT)
 PIXELS = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
 
