@@ -236,8 +236,6 @@ def _check_run(config: Config) -> None:
         raise InputError("study.arms: a study compares two or more runs; add another arm")
     if not {*study.against} <= study.arms.keys():
         raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
-    if config.model.freeze and config.model.tune in ("norm", "lora"):
-        raise InputError(f"model.freeze=true is tune=head, not model.tune={config.model.tune}")
     if not config.data.columns:
         raise InputError(
             "data.columns is empty; for a model without a record use fusion=image_only"
@@ -278,6 +276,8 @@ def _check_final(config: Config) -> None:
 
 def _check_task(config: Config) -> None:
     """Refuse settings that the task would silently ignore."""
+    if config.model.freeze and config.model.tune in ("norm", "lora"):
+        raise InputError(f"model.freeze=true is tune=head, not model.tune={config.model.tune}")
     task, monitor = config.task, config.trainer.monitor
     is_segmentation = task == "segmentation"
     if monitor != "val/loss" and is_segmentation != (monitor == "val/dice"):
