@@ -103,7 +103,7 @@ class Backbone(nn.Module):
         self.dim = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
         if config.trained == "lora" and pretrained:
             add_adapters(self.net, config.lora_rank, config.image_size)
-            self.register_load_state_dict_pre_hook(_remove_adapters)
+            self.register_load_state_dict_pre_hook(_remove_adapters)  # type: ignore[no-untyped-call]
         self._tune = config.trained
         self._trained = {f"net.{name}" for name in list_trained(self.net, config.trained)}
         self.frozen = config.trained != "head"

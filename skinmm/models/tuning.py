@@ -100,7 +100,7 @@ def _list_called_layers(net: nn.Module, size: int) -> dict[str, nn.Module]:
 
 
 def _count(layer: nn.Module) -> int:
-    return int(layer.weight.numel())  # type: ignore[operator,union-attr]
+    return int(layer.weight.numel())  # type: ignore[operator]
 
 
 def _count_adapter(layer: nn.Module, rank: int) -> int:

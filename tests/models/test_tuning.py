@@ -115,6 +115,7 @@ def test_a_resumed_run_with_adapters_ends_as_if_it_had_not_been_stopped(
     ema: str, tmp_path: Path, pictures: Path
 ) -> None:
     pytest.importorskip("peft")
+    options: tuple[str, ...]
     options = ("model.tune=lora", "model.lora_rank=2", "data.limit=48", "trainer.patience=9")
     options = (*options, "schedule=constant", f"trainer.ema={ema}", "optimizer.head_epochs=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
