@@ -23,6 +23,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.models.heads import HEADS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.tabular import TABULAR
+from skinmm.models.views import VIEWS
 from skinmm.training.fit import check_components
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
@@ -41,6 +42,7 @@ TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "sampler": SAMPLERS,
     "segmenter": SEGMENTERS,
     "tabular": TABULAR,
+    "views": VIEWS,
 }
 NOT_GROUPS: Final = ("sweep",)  # W&B sweep files
 

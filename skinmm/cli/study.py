@@ -104,6 +104,8 @@ def _require_image_files(data: DataConfig, name: str) -> None:
     from skinmm.data.cohorts import load_cohort
     from skinmm.images.source import split_frame
 
+    if data.unit == "lesion":
+        raise InputError(f"arm {name}: study.outside=true: not available for data.unit=lesion")
     paths = load_cohort(data).rows["path"].dropna()
     inside = next((path for path in paths if not Path(split_frame(path)[0]).is_file()), None)
     if inside:

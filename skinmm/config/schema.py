@@ -32,6 +32,13 @@ class DataConfig:
     target: str = setting("malignant", "target to predict", choices=("malignant", "diagnosis"))
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     columns: list[str] = setting(["age", "sex", "site"], "record columns that the model uses")
+    unit: str = setting(
+        "image",
+        "what a row of the model is; lesion: all its images",
+        choices=("image", "lesion"),
+        task=CLASSIFY,
+    )
+    views: int = setting(4, "maximum images of a lesion, with unit=lesion", low=1, high=100)
     args: dict[str, Any] = setting({}, "options of the adapter", path=("root", "table", "images"))
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
@@ -98,6 +105,9 @@ class ModelConfig:
     args: dict[str, Any] = setting({}, "keyword arguments of the network, e.g. drop_rate")
     drop_image: float = fraction(
         0.0, "fraction of training rows without image; above 0: images are optional", task=CLASSIFY
+    )
+    drop_views: float = fraction(
+        0.0, "fraction of a lesion's images withheld in training; one always remains", task=CLASSIFY
     )
     cache: str | None = literal_path(
         None, "folder to cache frozen features; null: the run folder", per_start=True, task=CLASSIFY
@@ -288,6 +298,7 @@ class Config:
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     segmenter: Component = section(lambda: Component("unet"))
+    views: Component = section(lambda: Component("mean"))
     fusion: Component = section(Component)
     tabular: Component = section(Component)
     head: Component = section(lambda: Component("neural"))

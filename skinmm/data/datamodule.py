@@ -1,7 +1,6 @@
 """Lightning data modules: one fold of a cohort as loaders for training and evaluation."""
 
 import os
-import signal
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -26,7 +25,8 @@ from skinmm.data.dataset import (
 )
 from skinmm.data.file_checks import FileCheck, fill_sizes, image_checks, require_usable
 from skinmm.data.lesion_finder import add_measurements, build_preprocessing
-from skinmm.data.loader import SlotLoader
+from skinmm.data.lesions import explode_images, group_usable
+from skinmm.data.loader import SlotLoader, ignore_interrupts
 from skinmm.data.record import RecordEncoder
 from skinmm.data.sampling import SAMPLERS, EpochSampler, shard_evaluation
 from skinmm.data.sources import list_sources, require_both_targets, split_by_config
@@ -37,7 +37,8 @@ from skinmm.data.splits import (
     limit_rows,
     shares_in_use,
 )
-from skinmm.errors import InputError, delay_sigterm
+from skinmm.data.view_dataset import ViewDataset, locate_views
+from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
 
 MAX_WORKERS: Final = 8
@@ -158,7 +159,7 @@ class FoldData(pl.LightningDataModule):
             sampler=keys,
             num_workers=workers if self.decodes_images else 0,  # arrays need no processes
             pin=self.is_on_gpu,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=ignore_interrupts,
         )
 
     @property
@@ -225,9 +226,12 @@ class LesionData(FoldData):
         cohort = load_cohort(data)
         self.notes = cohort.notes
         table = require_images(cohort, data.missing, needed="image" in self.inputs)
+        checks = image_checks(table, data, needed="image" in self.inputs)
+        if data.unit == "lesion":
+            table, notes = group_usable(table, checks, data)
+            self.notes, checks = (*self.notes, *notes), []
         self.classes = list_classes(table, data)
         self.positive = list_positive_classes(self.classes, data)
-        checks = image_checks(table, data, needed="image" in self.inputs)
         self.split_cohort(table, *checks)
         self.cohort = add_measurements(self.cohort, data.columns, self.finder, MAX_WORKERS)
         columns = [self.classes.index(name) for name in self.positive]
@@ -265,37 +269,45 @@ class LesionData(FoldData):
 
     def image_loader(self) -> DataLoader[Sample]:
         """Return a loader of the images of `used_rows`; every rank loads all of them."""
-        table, targets = self.cohort.iloc[self.used_rows], self.targets[self.used_rows]
+        table = explode_images(self.cohort.iloc[self.used_rows])
         image_ids, paths = table["image_id"].tolist(), table["path"].tolist()
+        targets = np.zeros(len(table), np.int64)
         dataset = LesionDataset(targets, image_ids, paths=paths, view=self._view)
         keys: list[Key] = [(row, None) for row in range(len(table))]
         return self.build_loader(dataset, keys, self.config.trainer.eval_batch_size)
 
     def build_dataset(self, rows: Int[np.ndarray, " n"]) -> Dataset[Sample]:
         """Return the samples of some rows of the cohort."""
-        table, model, features = self.cohort.iloc[rows], self.config.model, None
-        if self._features is not None:
-            features = CachedFeatures(self._features, np.searchsorted(self.used_rows, rows))
+        table, model = self.cohort.iloc[rows], self.config.model
         augment_on = self.config.trainer.augment_on
         augments_later = augment_on == "device" or (augment_on == "auto" and self.is_on_gpu)
-        return LesionDataset(
-            self.targets[rows],
-            table["image_id"].tolist(),
-            records=self.encoder.transform(table) if "record" in self.inputs else None,
-            paths=table["path"].tolist() if "image" in self.inputs else None,
-            view=self._view,
-            transform=None if augments_later else self.transform,
-            dropout=ModalityDropout(model.drop_image, model.drop_record, model.drop_columns),
-            empty=self.empty_record,
-            features=features,
-        )
+        positions = np.searchsorted(self.used_rows, rows)
+        options: dict[str, Any] = {
+            "records": self.encoder.transform(table) if "record" in self.inputs else None,
+            "view": self._view,
+            "transform": None if augments_later else self.transform,
+            "dropout": ModalityDropout(model.drop_image, model.drop_record, model.drop_columns),
+            "empty": self.empty_record,
+        }
+        names, build = ("image_id", "path"), LesionDataset
+        if self.config.data.unit == "lesion":
+            names, build = ("images", "paths"), ViewDataset
+            types, positions = locate_views(self.cohort, self.used_rows, rows)
+            options |= {"types": types, "drop_views": model.drop_views}
+        if self._features is not None:
+            options["features"] = CachedFeatures(self._features, positions)
+        image_ids, paths = (table[name].tolist() for name in names)
+        options["paths"] = paths if "image" in self.inputs else None
+        return build(self.targets[rows], image_ids, **options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Augment images that the loader has not augmented, each with its row's seed."""
         seeds = batch.pop("seed", None)
         if seeds is not None:
-            pairs = zip(batch["image"], seeds.tolist(), strict=True)
-            batch["image"] = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
+            images = batch["image"].flatten(0, -4)
+            pairs = zip(images, seeds.flatten().tolist(), strict=True)
+            augmented = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
+            batch["image"] = augmented.unflatten(0, seeds.shape)
         return batch
 
 
@@ -306,9 +318,3 @@ def count_folds(config: Config) -> int:
         return data.folds
     needed = "image" in FUSIONS[config.fusion.name].inputs
     return len(list_sources(require_images(load_cohort(data), data.missing, needed=needed)))
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Let the main process handle Ctrl-C and SIGTERM; it needs the batches to finish its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    delay_sigterm()

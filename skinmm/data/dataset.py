@@ -118,7 +118,7 @@ class CachedFeatures(NamedTuple):
     """Features of images from a frozen network; those of row i are `values[positions[i]]`."""
 
     values: Float32[np.ndarray, "all *tokens dim"]
-    positions: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, "n *views"]
 
 
 class ImageError(InputError):
@@ -185,17 +185,24 @@ class LesionDataset(Dataset[Sample]):
             if dropped and self._empty:
                 sample["record"] = self._empty.fill(sample["record"], dropped.columns)
         if self._paths is not None:
-            is_dropped = dropped is not None and dropped.image
-            if is_dropped and self._features is None:
-                side = self._view.size
-                sample["image"] = torch.zeros(3, side, side, dtype=torch.uint8)
-            else:
-                sample["image"] = self._load_image(row, self._paths[row], seed)
-            if self._dropout.image:
-                sample["has_image"] = not is_dropped
-            if seed is not None and self._transform is None and self._features is None:
-                sample["seed"] = seed
+            self._add_image(sample, row, seed, dropped is not None and dropped.image)
         return sample
+
+    def _add_image(self, sample: Sample, row: int, seed: int | None, dropped: bool) -> None:
+        """Add the image of a row, or its features."""
+        if self._features is not None:
+            values, positions = self._features
+            sample["image"] = torch.from_numpy(values[positions[row]].copy())
+        elif dropped:
+            side = self._view.size
+            sample["image"] = torch.zeros(3, side, side, dtype=torch.uint8)
+        else:
+            path: str = self._paths[row]  # type: ignore[index]
+            sample["image"] = self._load_image(self._image_ids[row], path, seed)
+        if self._dropout.image:
+            sample["has_image"] = not dropped
+        if seed is not None and self._transform is None and self._features is None:
+            sample["seed"] = seed
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor] | list[Sample]:
         """Return the samples of rows, as one batch if no image has to be decoded."""
@@ -203,18 +210,29 @@ class LesionDataset(Dataset[Sample]):
             return [self[key] for key in keys]
         rows = np.array([row for row, _ in keys])
         batch = {"row": torch.from_numpy(rows), "target": torch.from_numpy(self._targets[rows])}
-        dropped = self._draw_dropout([seed for _, seed in keys])
+        seeds = [seed for _, seed in keys]
+        dropped = self._draw_dropout(seeds)
         if self._records is not None:
             batch["record"] = self._records[rows]
             if dropped and self._empty:
                 columns = np.array([row.columns for row in dropped])
                 batch["record"] = self._empty.fill(batch["record"], columns)
         if self._features is not None:
-            values, positions = self._features
-            batch["image"] = torch.from_numpy(values[positions[rows]])
-            if self._dropout.image:
-                batch["has_image"] = torch.tensor([not row.image for row in dropped])
+            self._add_features(batch, rows, seeds, dropped)
         return batch
+
+    def _add_features(
+        self,
+        batch: dict[str, Tensor],
+        rows: Int[np.ndarray, " b"],
+        seeds: Sequence[int | None],  # noqa: ARG002
+        dropped: Sequence[Dropped],
+    ) -> None:
+        """Add the cached features of the images of rows."""
+        values, positions = self._features  # type: ignore[misc]
+        batch["image"] = torch.from_numpy(values[positions[rows]])
+        if self._dropout.image:
+            batch["has_image"] = torch.tensor([not row.image for row in dropped])
 
     def _draw_dropout(self, seeds: list[int | None]) -> list[Dropped]:
         """Draw the dropped inputs of each row; empty where there is no dropout."""
@@ -224,13 +242,11 @@ class LesionDataset(Dataset[Sample]):
         nothing = Dropped(image=False, columns=np.zeros(columns, dtype=bool))
         return [nothing if seed is None else self._dropout.draw(seed, columns) for seed in seeds]
 
-    def _load_image(self, row: int, path: str, seed: int | None) -> Tensor:
-        if self._features is not None:
-            return torch.from_numpy(self._features.values[self._features.positions[row]].copy())
+    def _load_image(self, name: str, path: str, seed: int | None) -> Tensor:
         try:
             pixels = load_image(path, self._view)
         except (OSError, InputError) as error:
-            raise ImageError(f"image {self._image_ids[row]} ({path}): {error}") from error
+            raise ImageError(f"image {name} ({path}): {error}") from error
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if self._transform is None or seed is None:
             return image

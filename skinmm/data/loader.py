@@ -6,6 +6,7 @@ longer than filling them. These slots are cleared once.
 
 import itertools
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,6 +15,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from skinmm.errors import delay_sigterm
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Semaphore
@@ -128,3 +131,9 @@ class SlotLoader(DataLoader[Any]):
 def collate(fetched: Batch | _SlotBatch | list[Any]) -> Batch | _SlotBatch:
     """Collate a list of samples; a batch is returned unchanged."""
     return default_collate(fetched) if isinstance(fetched, list) else fetched
+
+
+def ignore_interrupts(_: int) -> None:
+    """Let the main process handle Ctrl-C and SIGTERM; it needs the batches to finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    delay_sigterm()

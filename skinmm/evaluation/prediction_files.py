@@ -124,6 +124,12 @@ class PredictionFile:
         self._require("fold", ~(folds % 1 == 0), "is not a whole number")
         return folds.to_numpy(dtype=np.int64)
 
+    def parse_images(self) -> Shaped[np.ndarray, " n"] | None:
+        """Return the images of each lesion as `predict.py` lists them, for files by lesion."""
+        if not {"lesion_id", "images"} <= {*self.table}:
+            return None
+        return self.table["images"].to_numpy(dtype=object)
+
     def parse_units(self) -> Shaped[np.ndarray, " n"]:
         """Return the unit that each row names: its patient, else its lesion, else its image."""
         units = self.table["unit"] if "unit" in self.table else pd.Series(dtype=object)

@@ -29,7 +29,7 @@ __all__ = ["BINARY", "DECISIONS", "REFER", "Predictions", "read_predictions", "w
 MAX_MISTAKES: Final = 8
 ROW_COLUMNS: Final = (
     *("image_id", "patient_id", "target", "probabilities", "raw", "half"),
-    *("fold", "decision", "sets", "ood", "called", "unit", "source"),
+    *("fold", "decision", "sets", "ood", "called", "unit", "source", "images"),
 )
 """Attributes of `Predictions` that have an entry for each row."""
 
@@ -55,6 +55,7 @@ class Predictions:
         called: index of the class that the system predicts; None in binary files.
         unit: what `patient_id` names in each row: `patient`, `lesion` or `image`.
         source: centre of each row, None where unknown.
+        images: images of each lesion, separated by `|`; `image_id` then names the lesion.
     """
 
     image_id: Shaped[np.ndarray, " n"]
@@ -73,6 +74,7 @@ class Predictions:
     unit: Shaped[np.ndarray, " n"] | None = None
     source: Shaped[np.ndarray, " n"] | None = None
     half: Float64[np.ndarray, "n c"] | None = None
+    images: Shaped[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Raise an error unless some but not all classes are positive."""
@@ -174,6 +176,7 @@ def read_predictions(
         called=file.parse_called(classes, probabilities),
         unit=file.parse_units(),
         source=file.parse_sources(),
+        images=file.parse_images(),
     )
     if not allow_one_class and len(set(result.malignant.tolist())) == 1:
         kind = "malignant" if result.malignant[0] else "benign"
@@ -197,6 +200,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     if predictions.called is not None:
         columns["called"] = names[predictions.called]
     columns["source"] = predictions.source
+    if predictions.images is not None:
+        columns |= {"lesion_id": predictions.image_id, "images": predictions.images}
     table = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
     with atomic_write(Path(path)) as partial:
         table.to_csv(partial, index=False, float_format="%.9g")

@@ -19,6 +19,7 @@ ABSENT: Final = -100.0
 _ADVICE: Final = {
     "image.": "set model.freeze=true",
     "record.": "set tabular=raw",
+    "views.": "choose views=mean or max",
     "fusion.": "choose fusion=image_only, tabular_only or concat",
     "absent": "set model.drop_image=0",
 }

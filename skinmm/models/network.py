@@ -1,6 +1,7 @@
 """The classifier: an image encoder and a record encoder, a fusion block and a head.
 
 - image, uint8 (batch, 3, height, width) -> `Backbone` -> (batch, *tokens, image_dim)
+- with `data.unit=lesion` (batch, views, 3, height, width) -> `Backbone`, then a block of `VIEWS`
 - record, float (batch, columns) -> an encoder of `TABULAR` -> (batch, record_dim)
 - both -> a block of `FUSIONS` -> (batch, dim) -> the head -> logits (batch, classes)
 """
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,10 +22,12 @@ from skinmm.models.backbone import Backbone
 from skinmm.models.fusion import FUSIONS, Fusion
 from skinmm.models.heads import HEADS, FittedHead, require_fixed_features
 from skinmm.models.tabular import TABULAR
+from skinmm.models.views import VIEWS, Views, encode_views
 
-Images = UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b *tokens features"]
+Images = UInt8[Tensor, "b *views 3 h w"] | Float[Tensor, "b *places features"]
 """RGB pixels, or image features that `Network.encode_image` returned earlier."""
-HasImage = Bool[Tensor, " b"]
+HasImage = Bool[Tensor, " b"] | Int[Tensor, "b views"]
+"""Rows with an image; of lesions with several views, the type of each, 0 where there is none."""
 Records = Float[Tensor, "b columns"]
 
 
@@ -43,9 +46,10 @@ class Network(nn.Module):
         dropout_samples: number of dropout masks whose logits are averaged in training
             (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
         accepts_missing_image: learn features that replace those of a missing image.
+        views: block that combines the images of a lesion; None: one image per row.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the parts and their options)
         self,
         image: Backbone | None,
         record: nn.Module | None,
@@ -55,16 +59,18 @@ class Network(nn.Module):
         dropout: float = 0.0,
         dropout_samples: int = 1,
         accepts_missing_image: bool = False,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         self._dropout, self._dropout_samples = dropout, dropout_samples
         self.image = image
         self.record = record
+        self.views = views
         self.fusion = fusion
         self.head = head
         self.absent = None  # features of a missing image
         if image and accepts_missing_image:
-            self.absent = nn.Parameter(torch.randn(image.dim) / 10)
+            self.absent = nn.Parameter(torch.randn(views.dim if views else image.dim) / 10)
 
     @property
     def device(self) -> torch.device:
@@ -101,9 +107,14 @@ class Network(nn.Module):
     ) -> Float[Tensor, "b *tokens dim"]:
         """Return the image features of a batch; features given as `image` are not encoded again.
 
+        Features of views are combined if `has_image` gives the type of each view; without it,
+        features are those of the lesion, and pixels of views are all present.
+
         Raises:
             InputError: a row has no image, and the network has not learned to replace it.
         """
+        if self.views is not None and (has_image is not None or not image.is_floating_point()):
+            return self._combine_views(self.views, image, has_image)
         features: Tensor = image if image.is_floating_point() else self.image(image)  # type: ignore[misc]
         if has_image is None:
             return features
@@ -113,6 +124,20 @@ class Network(nn.Module):
             )
         mask = has_image.view(-1, *[1] * (features.ndim - 1))
         return torch.where(mask, features, self.absent.to(features.dtype))
+
+    def _combine_views(
+        self, combine: Views, image: Images, types: HasImage | None
+    ) -> Float[Tensor, "b *tokens dim"]:
+        features = image
+        if not image.is_floating_point():
+            features = encode_views(self.image, image, types)  # type: ignore[arg-type]
+        if types is None:
+            types = torch.ones(features.shape[:2], dtype=torch.int64, device=features.device)
+        combined = combine(features, types)
+        if self.absent is None:
+            return combined
+        has_any = (types > 0).any(dim=1).view(-1, *[1] * (combined.ndim - 1))
+        return torch.where(has_any, combined, self.absent.to(combined.dtype))
 
     def predict(
         self,
@@ -174,7 +199,11 @@ def build_network(
         image = Backbone(config.model, pretrained=pretrained, tokens=block.tokens)
     if "record" in block.inputs:
         record = build_component(TABULAR, "tabular", config.tabular, widths=widths)
-    dims = {"image_dim": image.dim if image else 0, "record_dim": record.dim if record else 0}
+    views = None
+    if image and config.data.unit == "lesion":
+        views = build_component(VIEWS, "views", config.views, image_dim=image.dim)
+    image_dim = views.dim if views else image.dim if image else 0
+    dims = {"image_dim": image_dim, "record_dim": record.dim if record else 0}
     fusion = build_component(FUSIONS, "fusion", config.fusion, **dims)
     parts = {"fusion": fusion, "classes": classes, "image_dim": dims["image_dim"]}
     network = Network(
@@ -185,6 +214,7 @@ def build_network(
         dropout=config.model.head_dropout,
         dropout_samples=config.model.head_masks,
         accepts_missing_image=config.model.drop_image > 0,
+        views=views,
     )
     if network.fitted_head:
         require_fixed_features(network, config.head.name)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
 from skinmm.config import Config
@@ -18,9 +18,10 @@ KEY: Final = "checkpoint"
 """Metadata entry of an exported model: SHA-256 of its checkpoint."""
 OUTPUTS: Final = ("log_probabilities", "features")
 
-Image = UInt8[np.ndarray, "b size size 3"] | None
+Image = UInt8[np.ndarray, "b *views size size 3"] | None
 Record = Float32[np.ndarray, "b columns"] | None
-HasImage = Bool[np.ndarray, " b"]
+HasImage = Shaped[np.ndarray, "b *views"]
+"""Rows with an image; of lesions with several views, the type of each, 0 where there is none."""
 NetworkOutput = tuple[Float32[np.ndarray, "b classes"], Float32[np.ndarray, "b dim"]]
 """Log-probabilities and fused features."""
 
@@ -56,12 +57,13 @@ class TorchBackend:
 
     def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
         """Run a batch."""
+        is_complete = has_image.dtype == np.bool_ and has_image.all()
         pixels, columns, mask = (
             None if array is None else torch.from_numpy(array).to(self.network.device)
-            for array in (image, record, None if has_image.all() else has_image)
+            for array in (image, record, None if is_complete else has_image)
         )
         if pixels is not None:
-            pixels = pixels.permute(0, 3, 1, 2)
+            pixels = pixels.movedim(-1, -3)
         with torch.inference_mode():
             log_probabilities, features = self.network.predict(pixels, columns, self.views, mask)
         return log_probabilities.cpu().numpy(), features.cpu().numpy()
@@ -110,7 +112,7 @@ class OnnxBackend:
         self, outputs: tuple[str, ...], image: Image, record: Record, has_image: HasImage
     ) -> list[Any]:
         """Return some outputs of the model for a batch."""
-        pixels = None if image is None else np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+        pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
         values = {"image": pixels, "record": record, "shown": has_image}
         feed = {name: value for name, value in values.items() if name in self._inputs}
         results: list[Any] = self._session.run(list(outputs), feed)

@@ -28,6 +28,7 @@ from skinmm.images.preprocess import check_steps
 from skinmm.models.checkpoint import Card, CheckpointError, is_calibrated, load_cards
 from skinmm.models.fusion import FUSIONS
 from skinmm.predict.backends import Backend, OnnxBackend, TorchBackend, load_exported
+from skinmm.predict.loading import stack_images
 from skinmm.vocabulary import CONVERTERS, Columns, is_missing
 
 TASK: Final = "classification"
@@ -150,15 +151,17 @@ class CalibratedModel:
     def run(
         self,
         rows: Columns,
-        images: UInt8[np.ndarray, "b size size 3"] | None,
-        has_image: Bool[np.ndarray, " b"],
+        images: UInt8[np.ndarray, "b *views size size 3"] | None,
+        has_image: Shaped[np.ndarray, "b *views"],
     ) -> Float64[np.ndarray, "b width"]:
         """Return the log-probabilities and the out-of-distribution score of each row of a batch."""
         record = self.encoder.transform(rows) if "record" in self.inputs else None
         log_probabilities, features = self.backend(images, record, has_image)
         ood = self.ood_detector.score(features) if self.ood_detector else np.zeros(len(has_image))
         if "image" in self.inputs:
-            ood[~has_image] = np.nan  # the score was fitted on validation rows with images
+            ood[~has_image.reshape(len(ood), -1).any(axis=1)] = (
+                np.nan
+            )  # the score was fitted on validation rows with images
         return np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
 
     def calibrate(self, scores: Float64[np.ndarray, "b width"]) -> ModelOutput:
@@ -178,6 +181,7 @@ class Ensemble:
         inputs: inputs of all members, of {image, record}.
         needs_image: whether rows without an image cannot be predicted.
         views: how the members need their images.
+        has_views: whether a row is a lesion with at most `max_views` images.
         finder: measures lesions for the members; None if no member uses measurements.
         measured_columns: columns that it measures.
         column_names: names of the columns in the training table -> canonical names.
@@ -199,23 +203,27 @@ class Ensemble:
         self.needs_image = any(member.needs_image for member in members)
         self._member_views = [member.view for member in members]
         self.views = {view for view in self._member_views if view is not None}
+        self.has_views = members[0].config.data.unit == "lesion"
+        self.max_views = min(member.config.data.views for member in members)
         self.finder = next((member.finder for member in members if member.measured_columns), None)
         self.measured_columns = sorted({n for member in members for n in member.measured_columns})
         self.score_width = len(members) * (len(members[0].card.classes) + 1)
         self.concurrency = min(member.backend.concurrency for member in members)
 
     def run(
-        self, rows: Columns, images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]]
+        self,
+        rows: Columns,
+        images: Sequence[Mapping[View, UInt8[np.ndarray, "... _ _ 3"]]],
+        types: Sequence[tuple[int, ...]] | None = None,
     ) -> Float64[np.ndarray, "g width"]:
-        """Run all members on a batch; return their scores as columns, one row per lesion."""
-        scores = []
-        for member, view in zip(self.members, self._member_views, strict=True):
-            pixels = None
-            has_image = np.array([view is None or view in image for image in images])
-            if view is not None:
-                blank = np.zeros((view.size, view.size, 3), np.uint8)
-                pixels = np.stack([image.get(view, blank) for image in images])
-            scores.append(member.run(rows, pixels, has_image))
+        """Run all members on a batch; return their scores as columns, one row per lesion.
+
+        `types` are those of the images of each lesion, if the members combine views.
+        """
+        scores = [
+            member.run(rows, *stack_images(view, images, types))
+            for member, view in zip(self.members, self._member_views, strict=True)
+        ]
         return np.hstack(scores)
 
     def calibrate(self, scores: Float64[np.ndarray, "g width"]) -> ModelOutput:
@@ -284,6 +292,8 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
                 f"(malignant: {', '.join(first.positive)}), but {', '.join(member.card.classes)} "
                 f"(malignant: {', '.join(member.card.positive)}); use checkpoints with equal ones"
             )
+    if len({member.config.data.unit for member in members}) > 1:
+        raise InputError("some checkpoints were trained with data.unit=lesion, others with image")
     units = {(name, m.encoder.units.get(name)) for m in members for name in m.columns}
     if len(units) > len(names := {name for name, _ in units}):
         which = next(n for n in sorted(names) if sum(name == n for name, _ in units) > 1)

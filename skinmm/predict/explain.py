@@ -29,7 +29,7 @@ from skinmm.predict.attribution import (
 from skinmm.predict.backends import OnnxBackend, TorchBackend
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.inputs import InMemoryImages
-from skinmm.predict.pipeline import canonical_record, known_values
+from skinmm.predict.pipeline import canonical_record, known_values, refuse_lesions
 from skinmm.predict.predictor import Predictor, select_device
 from skinmm.vocabulary import is_missing, match_columns
 
@@ -99,8 +99,8 @@ class Explanation:
 def _enlarge(heat: HeatMap, shape: tuple[int, ...]) -> Float32[np.ndarray, "_ _"]:
     if heat.shape == shape:
         return heat
-    map_ = torch.from_numpy(heat)[None, None]
-    return torch.nn.functional.interpolate(map_, shape, mode="bilinear")[0, 0].numpy()
+    batch = torch.from_numpy(heat)[None, None]
+    return torch.nn.functional.interpolate(batch, shape, mode="bilinear")[0, 0].numpy()
 
 
 class Explainer:
@@ -115,6 +115,7 @@ class Explainer:
     def __init__(
         self, member: CalibratedModel, max_columns: int = 0, probabilities: str = "calibrated"
     ) -> None:
+        refuse_lesions(member.config, "explanations and single cases")
         self._max_columns, self._is_raw = max_columns, probabilities == "raw"
         self.member, self._backend = member, cast("TorchBackend", member.backend)
 

@@ -46,6 +46,7 @@ from skinmm.predict.backends import (
     TorchBackend,
 )
 from skinmm.predict.ensemble import CalibratedModel, load_models
+from skinmm.predict.pipeline import refuse_lesions
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.writer import require_output_file
 
@@ -66,6 +67,7 @@ def export(config: ExportConfig) -> list[Path]:
     source = find_checkpoint(Path(config.checkpoint))
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
+    refuse_lesions(models[0].config, "skinmm export")
     paths = [path]
     if len(models) > 1:
         paths = [path.with_suffix(f".{number}.onnx") for number in range(len(models))]

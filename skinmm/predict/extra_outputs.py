@@ -20,7 +20,7 @@ from skinmm.images.source import Source
 from skinmm.predict.attribution import IMAGE, MAX_COLUMNS, RECORD
 from skinmm.predict.explain import Explainer, Explanation
 from skinmm.predict.inputs import ImageFolder
-from skinmm.predict.pipeline import describe_error
+from skinmm.predict.loading import describe_error
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import require_output_file, to_csv
 

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from skinmm.predict.inputs import (
     read_input,
     rename_training_columns,
 )
+from skinmm.predict.lesions import sort_by_lesion
 from skinmm.predict.pipeline import TableBatch
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import OutputTable, find_format
@@ -164,17 +166,24 @@ def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str)
 def _predict_chunks(
     config: PredictConfig, predictor: Predictor, images: ImageFolder, skip: int
 ) -> Iterator[PredictionTable]:
-    return predictor.stream(
-        _read_tables(config, predictor, skip),
-        images,
-        probabilities=config.probabilities,
-        threshold=config.threshold,
-        batch_size=config.batch_size,
-        workers=count_workers(config.workers),
-    )
+    has_views = predictor.ensemble.has_views
+    tables = _read_tables(config, predictor, 0 if has_views else skip)
+    if has_views:
+        names, folder = predictor.ensemble.column_names, Path(config.output).absolute().parent
+        renamed = (pd.DataFrame(rename_training_columns(table, names)) for table in tables)
+        tables = sort_by_lesion(renamed, predictor.columns, folder, skip)
+    with closing(tables):
+        yield from predictor.stream(
+            tables,
+            images,
+            probabilities=config.probabilities,
+            threshold=config.threshold,
+            batch_size=config.batch_size,
+            workers=count_workers(config.workers),
+        )
 
 
-def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Iterator[pd.DataFrame]:
+def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Generator[pd.DataFrame]:
     """Yield the input in tables, with a progress bar, and a warning about columns that it lacks.
 
     The first batch is a table of its own, so that the first results are written early.

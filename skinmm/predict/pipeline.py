@@ -1,23 +1,20 @@
 """Prediction pipeline: images are decoded in advance while the networks run, batch by batch."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 
-from skinmm.data.dataset import View, decode_image
-from skinmm.data.lesion_finder import LesionFinder
-from skinmm.errors import InputError
+from skinmm.config import Config
+from skinmm.errors import InputError, warn
 from skinmm.images.source import (
     COLUMNS,
-    Source,
     fill_empty_cells,
     has_empty_cell,
     may_be_dicom,
@@ -25,6 +22,8 @@ from skinmm.images.source import (
 )
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
+from skinmm.predict.lesions import group_rows
+from skinmm.predict.loading import LoadedRow, load_lesion, load_row
 from skinmm.vocabulary import (
     CONVERTERS,
     Columns,
@@ -39,9 +38,6 @@ from skinmm.vocabulary import (
 
 PREFETCH: Final = 3
 """Batches whose images are decoded before the networks run on them."""
-MIN_SIDE: Final = 16
-"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
-
 Submit = Callable[..., "Future[LoadedRow]"]
 T = TypeVar("T")
 
@@ -101,63 +97,6 @@ def _convert(name: str, cell: Any) -> Any:
     if name in ("patient_id", "lesion_id"):
         return None if is_missing(cell) else normalise_name(cell)
     return cell.strip() or None if isinstance(cell, str) else cell
-
-
-class LoadedRow(NamedTuple):
-    """Loaded image of one row: pixels by view, values read from header or image, or an error."""
-
-    pixels: Mapping[View, UInt8[np.ndarray, "_ _ 3"]]
-    record: Mapping[str, Any]
-    error: str
-
-
-def load_row(
-    name: str,
-    read_header: bool,
-    images: Images | None,
-    views: Collection[View],
-    *,
-    needs_image: bool,
-    finder: LesionFinder | None = None,
-) -> LoadedRow:
-    """Load the image that a cell names; an error becomes part of the result, so a job continues.
-
-    `views` is empty if no model has an image branch. The record has the values of a DICOM header,
-    if `read_header` is true, and the measurements of `finder`.
-    """
-    if not (views or read_header or finder):
-        return LoadedRow({}, {}, "")
-    name = name.strip()  # as training reads cells
-    try:
-        location = images.find(name) if images else None
-        if images is None or location is None:
-            not_found = images.describe_missing(name) if views and name and images else ""
-            no_name = "no image named, and this model needs one" if needs_image else ""
-            return LoadedRow({}, {}, not_found or no_name)
-        read_header = read_header and may_be_dicom(location)
-        if not (views or read_header or finder):
-            return LoadedRow({}, {}, "")
-        source = images.read(location)
-        record = read_header_record(location, BytesIO(source.data)) if read_header else {}
-        if finder:
-            record = {**record, **finder.measure(source)}
-        return LoadedRow({view: _decode(source, view) for view in views}, record, "")
-    except Exception as error:  # whatever is wrong with one image, the other rows continue
-        return LoadedRow({}, {}, describe_error(error))
-
-
-def describe_error(error: Exception) -> str:
-    """Return an error in one line, with the name of its class unless it is an expected one."""
-    message = " ".join(str(error).split())
-    is_expected = isinstance(error, OSError | InputError)
-    return message if is_expected else f"{type(error).__name__}: {message}"
-
-
-def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    pixels = decode_image(source, view, MIN_SIDE)
-    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
-        raise InputError("the image has a single colour: it shows nothing")
-    return pixels
 
 
 def canonical_record(
@@ -224,12 +163,7 @@ def _submit(
 ) -> Iterator[_Step]:
     """Start loading images, one step per batch; a step never mixes rows of two tables."""
     for table in tables:
-        batch = TableBatch(
-            rename_training_columns(table, ensemble.column_names),
-            ensemble.columns,
-            needs_image=ensemble.needs_image,
-            score_width=ensemble.score_width,
-        )
+        batch = _read_batch(table, ensemble)
         _refuse_cells(batch, ensemble)
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
             batch.unread += [(name, str(text)) for text in batch.cells[name][unseen]]
@@ -239,15 +173,40 @@ def _submit(
         read_header = has_empty_cell(batch.cells, COLUMNS)
         measures = has_empty_cell(batch.cells, ensemble.measured_columns).any()
         load = partial(
-            load_row,
+            load_lesion if ensemble.has_views else load_row,
             needs_image=ensemble.needs_image,
             finder=ensemble.finder if measures else None,
         )
         for start in range(0, max(batch.size, 1), batch_size):
             rows = slice(start, start + batch_size)
-            cells = zip(batch.cells["image_id"][rows], read_header[rows].tolist(), strict=True)
+            names: Iterable[Any] = batch.cells["image_id"][rows]
+            if ensemble.has_views:
+                names = zip(names, batch.cells["view"][rows], strict=True)
+            cells = zip(names, read_header[rows].tolist(), strict=True)
             futures = [submit(load, *pair, images, ensemble.views) for pair in cells]
             yield batch, rows, futures
+
+
+def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
+    """Return the rows of a table; grouped by lesion if the models combine views."""
+    table = rename_training_columns(table, ensemble.column_names)
+    options: dict[str, Any] = {
+        "needs_image": ensemble.needs_image,
+        "score_width": ensemble.score_width,
+    }
+    if not ensemble.has_views:
+        return TableBatch(table, ensemble.columns, **options)
+    grouped = group_rows(table, ensemble.columns, ensemble.max_views)
+    batch = TableBatch(grouped.table, [*ensemble.columns, "view"], **options)
+    batch.unread += grouped.unread
+    for row, error in grouped.errors.items():
+        batch.errors[row] = error
+    if grouped.limited:
+        warn(
+            f"{grouped.limited} lesions have more than {ensemble.max_views} images: "
+            f"{ensemble.max_views} of each are used"
+        )
+    return batch
 
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
@@ -276,12 +235,18 @@ def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
     batch.errors[rows] = [
         refused or row.error for refused, row in zip(batch.errors[rows], loaded, strict=True)
     ]
-    batch.missing[rows] = ensemble.missing_inputs(cells, [bool(row.pixels) for row in loaded])
+    missing = ensemble.missing_inputs(cells, [bool(row.pixels) for row in loaded])
+    lost = [[f"image {name}" for name in row.lost] for row in loaded]
+    batch.missing[rows] = [
+        "|".join(filter(None, (text, *names))) for text, names in zip(missing, lost, strict=True)
+    ]
     good = np.flatnonzero(batch.errors[rows] == "")
     if len(good):
         records = {name: column[good] for name, column in cells.items()}
-        pixels = [loaded[row].pixels for row in good]
-        batch.scores[rows.start + good] = ensemble.run(records, pixels)
+        chosen = [loaded[row] for row in good]
+        types = [row.types for row in chosen] if ensemble.has_views else None
+        scores = ensemble.run(records, [row.pixels for row in chosen], types)
+        batch.scores[rows.start + good] = scores
     return [batch] if rows.stop >= batch.size else []
 
 
@@ -290,3 +255,12 @@ def _call_now(call: Callable[..., T], *args: Any) -> "Future[T]":
     future: Future[T] = Future()
     future.set_result(call(*args))
     return future
+
+
+def refuse_lesions(config: Config, feature: str) -> None:
+    """Refuse a feature that cannot process several images of a lesion."""
+    if config.data.unit == "lesion":
+        raise InputError(
+            f"{feature}: not available for a checkpoint trained with data.unit=lesion; use one "
+            "trained with data.unit=image"
+        )

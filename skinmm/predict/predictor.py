@@ -173,7 +173,9 @@ class Predictor:
             lacks, separated by `|`) and, unless the classes are benign and malignant, called (a
             class, by the rule `evaluation.call` of training; for several checkpoints by the mean
             of their class shares). A row that cannot be predicted has no probabilities, and the
-            reason in `error`.
+            reason in `error`. Of models trained with `data.unit=lesion`: one row per lesion, in the
+            order of their first images; `image_id` and `lesion_id` name the lesion, `images` lists
+            the images used, and `missing` those that cannot be read.
         """
         (prediction,) = self.stream(
             [table],
@@ -198,7 +200,8 @@ class Predictor:
         """Predict tables one after another, see `predict`.
 
         While the networks run on a batch, the images of the next batches are decoded, also across
-        tables; no more than `pipeline.PREFETCH` batches are in memory.
+        tables; no more than `pipeline.PREFETCH` batches are in memory. The rows of a lesion have
+        to be in one table (see `lesions.sort_by_lesion`).
         """
         for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers):
             yield self._to_predictions(batch, probabilities, threshold)
@@ -225,7 +228,9 @@ class Predictor:
         is_good = batch.errors == ""
         names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
         patients = [next((name for name in pair if not pd.isna(name)), "") for pair in names]
-        columns = {"image_id": batch.cells["image_id"], "patient_id": np.array(patients, object)}
+        has_views = self.ensemble.has_views
+        ids = batch.cells["lesion_id" if has_views else "image_id"]
+        columns = {"image_id": ids, "patient_id": np.array(patients, object)}
         if batch.target is not None:
             columns["target"] = batch.target
         values = output.raw if probabilities == "raw" else output.calibrated
@@ -255,6 +260,8 @@ class Predictor:
         if self.half_cut:
             halves = cut_at_half(scores, index)
             columns |= {f"half_{name}": halves[:, i] for i, name in enumerate(self.classes)}
+        if has_views:
+            columns |= {"lesion_id": ids, "images": batch.cells["image_id"]}
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def _decide(

@@ -21,7 +21,8 @@ from skinmm.images.decode import decode, probe
 from skinmm.images.finder import strip_suffix
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.job import check_paths, count_workers, find_image_folder, require_images
-from skinmm.predict.pipeline import MIN_SIDE, TableBatch
+from skinmm.predict.loading import MIN_SIDE
+from skinmm.predict.pipeline import TableBatch
 from skinmm.report.blocks import Card, Gallery, Section, Table, Tile, Tiles, thumbnail
 from skinmm.report.write import RUN_PAGES, write_page
 

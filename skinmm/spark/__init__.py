@@ -24,6 +24,7 @@ from skinmm.images.source import read_source
 from skinmm.predict import Predictor
 from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.job import print_summary
+from skinmm.predict.pipeline import refuse_lesions
 from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
@@ -83,6 +84,7 @@ def predict_spark(config: PredictSparkConfig) -> int:
         backend=config.backend,
         uncalibrated=config.uncalibrated,
     )
+    refuse_lesions(predictor.ensemble.members[0].config, "skinmm predict-spark")
     with (
         spark_session(config.master) as session,
         TemporaryDirectory() as folder,

@@ -186,6 +186,7 @@ def _to_predictions(
         positive=positive,
         unit=name_units(outputs.cohort).to_numpy(dtype=str),
         source=list_row_sources(outputs.cohort),
+        images=outputs.cohort["images"].to_numpy(dtype=str) if "images" in outputs.cohort else None,
     )
 
 

@@ -81,7 +81,7 @@ class MissingColumnsPass(pl.LightningModule):
         image, record = batch.get("image"), batch["record"]
         if image is not None:
             with full_precision(self.network.device.type):
-                image = self.network.encode_image(image)
+                image = self.network.encode_image(image, batch.get("has_image"))
         order = removal_order(batch["row"].cpu().numpy(), len(self._empty.widths))
         records = [self._empty.fill(record, order < count) for count in self.counts]
         logits = [self.network.log_probabilities(image, record) for record in records]
@@ -139,7 +139,9 @@ def sample_background(
             if "record" in batch:
                 inputs.setdefault("record", []).append(batch["record"])
             if (image := batch.get("image")) is not None:
-                features = network.encode_image(image.to(network.device))
+                has_image = batch.get("has_image")
+                types = None if has_image is None else has_image.to(network.device)
+                features = network.encode_image(image.to(network.device), types)
                 inputs.setdefault("image", []).append(features.cpu().bfloat16())
     return {name: torch.cat(parts).clone() for name, parts in inputs.items()}
 
@@ -147,7 +149,8 @@ def sample_background(
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
-    if fold.trainer.is_global_zero and report.pictures and report.explain:
+    is_available = fold.config.data.unit == "image"  # not of several images
+    if fold.trainer.is_global_zero and report.pictures and report.explain and is_available:
         print_stage(fold.config, "explaining the most certain mistakes")
         set_threads(has_images=True)  # the images pass through the whole network
         try:

@@ -22,6 +22,7 @@ from skinmm.models.heads import HEADS
 from skinmm.models.segmentation import SEGMENTERS
 from skinmm.models.sources import resolve_image_size
 from skinmm.models.tabular import TABULAR
+from skinmm.models.views import VIEWS
 from skinmm.report import write_report
 from skinmm.training.calibrate import fit_referral_band, pool_folds, write_evaluation
 from skinmm.training.distributed import is_leader, is_torchrun, shared_failure
@@ -76,6 +77,7 @@ def check_components(config: Config) -> None:
     """Check the names and arguments of all components before any data is read."""
     check_component(SEGMENTERS, "segmenter", config.segmenter, context=("model", "pretrained"))
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
+    check_component(VIEWS, "views", config.views, context=("image_dim",))
     check_component(TABULAR, "tabular", config.tabular, context=("widths",))
     check_component(HEADS, "head", config.head, context=("fusion", "classes", "image_dim"))
     check_head(config)

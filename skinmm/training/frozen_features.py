@@ -11,6 +11,7 @@ import torch
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import PIXELS
+from skinmm.data.lesions import explode_images
 from skinmm.errors import print_line
 from skinmm.files import atomic_write
 from skinmm.models.fusion import FUSIONS
@@ -50,7 +51,7 @@ def cache_features(
     tokens = FUSIONS[config.fusion.name].tokens
     finder = data.finder.digest if data.finder else None
     pixels = [PIXELS, model.image_size, config.data.icc, config.data.preprocess, finder]
-    paths = data.cohort["path"].iloc[data.used_rows].tolist()
+    paths = explode_images(data.cohort.iloc[data.used_rows])["path"].tolist()
     files = dict.fromkeys(path.partition("#")[0] for path in paths)
     states = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]  # noqa: PTH116
     settings = [model.name, model.args, *pixels, tokens]
@@ -63,11 +64,12 @@ def cache_features(
     print_line(f"features of {len(paths)} images: {target}")
     features: np.ndarray | None = None
     network.to(device)
+    encode = network.get_submodule("image")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as partial:
         for batch in data.image_loader():
             with torch.inference_mode(), full_precision(device.type):
-                values = network.encode_image(batch["image"].to(device)).float().cpu().numpy()
+                values = encode(batch["image"].to(device)).float().cpu().numpy()
             if features is None:
                 shape = (len(paths), *values.shape[1:])
                 features = np.lib.format.open_memmap(partial, "w+", np.float32, shape)

@@ -11,6 +11,7 @@ from skinmm.config.checkpoints import ZOO, locate_included
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesion_finder import LesionFinder
+from skinmm.data.lesions import explode_images
 from skinmm.data.splits import CALIBRATION, UNUSED
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card
@@ -51,9 +52,10 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
         path = locate_included(str(read_config(files[1]).model.pretrained))
     if not cohorts:
         return []
-    trained = pd.concat(cohorts, ignore_index=True)
+    trained = pd.concat(map(explode_images, cohorts), ignore_index=True)
     trained = trained[trained["part"].isin(["train", "val"])]
-    evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])].astype(str)
+    is_evaluated = cohort["part"].isin(["val", CALIBRATION, "test"])
+    evaluated = explode_images(cohort[is_evaluated]).astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
         table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))

@@ -45,7 +45,7 @@ def require_memory(
     if free is None or fixed + rows * side**2 * _MOST_OF_A_PIXEL < free:
         return
     processes = 1 if device.type == "cuda" else trainer.num_devices
-    per_row = count_stored_bytes(network, _example(network, side, widths))
+    per_row = count_stored_bytes(network, _example(network, config, widths))
     if "16" in str(trainer.precision):
         per_row //= 2
     needed = processes * (fixed + rows * per_row)
@@ -149,9 +149,15 @@ def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> i
     return trained * (1 + moments) + average + on_gpu * weights
 
 
-def _example(network: nn.Module, side: int, widths: Sequence[int] | None) -> list[Tensor | None]:
+def _example(
+    network: nn.Module, config: Config, widths: Sequence[int] | None
+) -> list[Tensor | None]:
     """Return a batch of two rows for the network, on the meta device."""
-    image = torch.empty(_ROWS, 3, side, side, dtype=torch.uint8, device="meta")
+    side = config.model.image_size
+    shape = [3, side, side]
+    if getattr(network, "views", None) is not None:
+        shape = [config.data.views, *shape]
+    image = torch.empty(_ROWS, *shape, dtype=torch.uint8, device="meta")
     if widths is None:
         return [image]
     record = torch.empty(_ROWS, sum(widths), device="meta")

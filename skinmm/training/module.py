@@ -255,7 +255,8 @@ class Classifier(BaseModule):
         """Collect log-probabilities, in 32 bit whatever the training precision was."""
         views = self.card.config["evaluation"]["views"]
         image, record = batch.get("image"), batch.get("record")
-        log_probabilities, features = self.network.predict(image, record, views)
+        has_image = batch.get("has_image")
+        log_probabilities, features = self.network.predict(image, record, views, has_image)
         self._test.update(batch["row"], log_probabilities, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:

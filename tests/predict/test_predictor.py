@@ -24,7 +24,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
 from skinmm.predict import Predictor
-from skinmm.predict.pipeline import MIN_SIDE
+from skinmm.predict.loading import MIN_SIDE
 
 P = ["p_benign", "p_malignant"]
 

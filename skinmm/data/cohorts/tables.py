@@ -11,6 +11,7 @@ import pandas as pd
 from skinmm import files
 from skinmm.config import DataConfig
 from skinmm.data.columns import clear_missing, parse_extra_column
+from skinmm.data.lesions import add_views
 from skinmm.errors import InputError, list_words
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
@@ -30,7 +31,7 @@ CANONICAL: Final = (
     *("source", "width", "height"),
 )
 """The columns of every cohort table, in order."""
-OPTIONAL: Final = ("part", "public_fold", "duplicate_of")
+OPTIONAL: Final = ("part", "public_fold", "duplicate_of", "view")
 """Columns of some cohorts, which `splits` uses."""
 MASK_FOLDER: Final = "masks"
 _ALLOWED: Final = {
@@ -113,6 +114,8 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
         InputError: a missing or repeated image name, or a cell outside the vocabulary.
     """
     table = rename_columns(table, data.columns)
+    if data.unit == "lesion":
+        table = add_views(table, data.columns, file)
     empty = pd.Series(None, index=table.index, dtype=object)
     rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL})
     rows = rows.assign(cohort=data.name, image_id=strip_suffixes(rows["image_id"]))
@@ -129,7 +132,8 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
             )
     for name in ("patient_id", "lesion_id", "source"):
         rows[name] = map_unique(clear_missing(rows[name]), normalise_name).astype(object)
-    rows = rows.assign(**{name: table[name] for name in OPTIONAL if name in table})
+    optional = [name for name in OPTIONAL if name != "view" or data.unit == "lesion"]
+    rows = rows.assign(**{name: table[name] for name in optional if name in table})
     if "duplicate_of" in rows:
         rows["duplicate_of"] = strip_suffixes(clear_missing(rows["duplicate_of"]))
     extra = [name for name in data.columns if name in table and name not in rows]

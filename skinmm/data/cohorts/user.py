@@ -29,6 +29,11 @@ from skinmm.data.cohorts.targets import (
     require_consistent_targets,
 )
 from skinmm.data.columns import find_unit
+from skinmm.data.lesions import (
+    find_view_column,
+    require_different_images,
+    split_image_columns,
+)
 from skinmm.errors import InputError, is_utf8
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
@@ -70,6 +75,10 @@ def csv(
     root = require_root(data)
     file = find_table(root, table)
     original = read_table(file)
+    if data.unit == "lesion":
+        original = split_image_columns(original)
+        require_different_images(original, str(file))
+        original = original.reset_index(drop=True)
     rows = _rename(original, columns, file, data.columns)
     free = original.drop(columns=[*columns.values(), *data.columns], errors="ignore")
     is_labelled = "diagnosis" in rows or "target" in columns
@@ -90,6 +99,8 @@ def csv(
     cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
     extra = [name for name in data.columns if name in rows and name not in CANONICAL]
     used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values(), *marks}
+    if data.unit == "lesion":
+        used |= {find_view_column(rows), *(name.rpartition("_")[0] for name in data.columns)}
     description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,

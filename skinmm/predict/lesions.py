@@ -1,0 +1,194 @@
+"""Prediction by lesion: rows of images grouped, in memory and on disk, and their images loaded."""
+
+import json
+import sqlite3
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from skinmm.data.lesions import (
+    SEPARATOR,
+    choose_views,
+    find_view_column,
+    parse_views,
+    split_image_columns,
+    spread_columns,
+)
+from skinmm.vocabulary import (
+    CONVERTERS,
+    Table,
+    format_cell,
+    is_missing,
+    match_columns,
+    normalise_name,
+    parse_column,
+)
+
+LESIONS: Final = 256
+"""Lesions per table that is read back from disk."""
+
+
+class GroupedRows(NamedTuple):
+    """Rows of lesions.
+
+    Attributes:
+        table: a row per lesion; `image_id` and `view` list its images with `|` between them.
+        errors: row -> contradiction between the images of the lesion.
+        unread: unknown words for views, which count as unstated.
+        limited: number of lesions with more images than allowed.
+    """
+
+    table: pd.DataFrame
+    errors: dict[int, str]
+    unread: list[tuple[str, str]]
+    limited: int
+
+
+def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
+    """Group the image rows of a table by lesion, in the order of their first images.
+
+    A row without a lesion is one of its own, with the name of its image. At most `limit` images of
+    a lesion are used, see `skinmm.data.lesions.choose_views`. `columns` are those of the model.
+    """
+    frame = _to_frame(table, columns)
+    frame, unread = _read_views(frame)
+    frame = spread_columns(frame, columns)
+    codes = pd.factorize(frame["lesion_id"])[0]
+    checked = [n for n in ("patient_id", "target", *columns) if n in frame]
+    values = {name: _compare_values(frame[name], name) for name in checked}
+    first = frame.groupby(codes, sort=False).first()
+    errors, images, views, limited = {}, [], [], 0
+    groups = frame.groupby(codes, sort=False).indices.values()
+    for number, rows in enumerate(groups):
+        names = frame["image_id"].to_numpy(object)[rows]
+        kinds = frame["view"].to_numpy(object)[rows]
+        named = np.flatnonzero(names != "")
+        picks = named[choose_views(kinds[named].tolist(), limit)]
+        limited += len(picks) < len(named)
+        images.append(SEPARATOR.join(names[picks]))
+        views.append(SEPARATOR.join(kinds[picks]))
+        for name, cells in values.items():
+            if len(distinct := cells.iloc[rows].dropna().unique()) > 1:
+                given = " and ".join(map(str, distinct))
+                errors[number] = f"the images of the lesion contradict each other: {name} {given}"
+        if len({*names[named]}) < len(named):
+            errors[number] = "the lesion names an image twice"
+    first = first.assign(image_id=images, view=views).reset_index(drop=True)
+    return GroupedRows(first, errors, unread, limited)
+
+
+def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a row per image, with canonical names, `image_id` and missing cells as None."""
+    frame = pd.DataFrame({str(name): np.asarray(table[name], object) for name in table})
+    frame = split_image_columns(frame)
+    frame = frame.rename(columns=match_columns(frame.columns, columns))
+    if "image_id" not in frame:
+        frame["image_id"] = ""
+    frame["image_id"] = ["" if is_missing(c) else format_cell(c) for c in frame["image_id"]]
+    if "lesion_id" not in frame:
+        frame["lesion_id"] = None
+    names = [None if is_missing(cell) else normalise_name(cell) for cell in frame["lesion_id"]]
+    rows = (f"row {row + 1}" for row in range(len(frame)))
+    named = zip(names, frame["image_id"], rows, strict=True)
+    frame["lesion_id"] = [lesion or image or row for lesion, image, row in named]
+    return frame
+
+
+def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Parse the views, after dividing cells that list several images."""
+    column = find_view_column(frame)
+    frame = frame.assign(view=None if column is None else frame[column])
+    if frame["image_id"].str.contains(SEPARATOR, regex=False).any():
+        names = frame["image_id"].str.split(SEPARATOR, regex=False)
+        cells = ["" if is_missing(cell) else str(cell) for cell in frame["view"]]
+        pairs = zip(cells, names, strict=True)
+        views = [(cell.split(SEPARATOR) + len(row) * [""])[: len(row)] for cell, row in pairs]
+        frame = frame.assign(image_id=names, view=views)
+        frame = frame.explode(["image_id", "view"], ignore_index=True)
+    views, unknown = parse_views(frame["view"].astype(object))
+    unread = [("view", word) for word, count in unknown.items() for _ in range(count)]
+    return frame.assign(view=views.fillna("")), unread
+
+
+def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
+    """Return cells in the form in which those of a lesion are compared; None where missing."""
+    if name in CONVERTERS:
+        return pd.Series(parse_column(cells, name)[0], cells.index)
+    texts = [None if is_missing(cell) else normalise_name(cell) for cell in cells]
+    numbers = pd.to_numeric(pd.Series(texts, cells.index, dtype=object), errors="coerce")
+    return numbers.where(numbers.notna(), pd.Series(texts, cells.index, dtype=object))
+
+
+def sort_by_lesion(
+    tables: Iterable[pd.DataFrame], columns: Sequence[str], folder: Path, skip: int = 0
+) -> Generator[pd.DataFrame]:
+    """Yield the rows of tables with those of a lesion in one table, lesions in order of appearance.
+
+    The rows are stored in a temporary database in `folder`, so that memory does not depend on
+    their number. The first `skip` lesions are left out.
+    """
+    with TemporaryDirectory(prefix=".lesions-", dir=folder) as temporary:
+        database = sqlite3.connect(Path(temporary) / "rows.db", isolation_level=None)
+        try:
+            header = _store_rows(database, tables, columns)
+            yield from _read_lesions(database, header, skip)
+        finally:
+            database.close()
+
+
+def _store_rows(
+    database: sqlite3.Connection, tables: Iterable[pd.DataFrame], columns: Sequence[str]
+) -> list[str]:
+    database.execute("PRAGMA journal_mode=OFF")
+    database.execute("PRAGMA synchronous=OFF")
+    database.execute("CREATE TABLE lesions (number INTEGER PRIMARY KEY, name TEXT UNIQUE)")
+    database.execute(
+        "CREATE TABLE rows (lesion INTEGER, row INTEGER, cells TEXT, PRIMARY KEY (lesion, row)) "
+        "WITHOUT ROWID"
+    )
+    header: list[str] = []
+    count = 0
+    for table in tables:
+        header = header or [str(name) for name in table.columns]
+        names = _name_rows(table, columns, count)
+        cells = (json.dumps(row, default=str) for row in table.to_numpy(object).tolist())
+        numbers = range(count, count + len(table))
+        count += len(table)
+        database.execute("BEGIN")
+        database.executemany(
+            "INSERT OR IGNORE INTO lesions (name) VALUES (?)", [(name,) for name in names]
+        )
+        database.executemany(
+            "INSERT INTO rows SELECT number, ?, ? FROM lesions WHERE name = ?",
+            zip(numbers, cells, names, strict=True),
+        )
+        database.execute("COMMIT")
+    return header
+
+
+def _name_rows(table: pd.DataFrame, columns: Sequence[str], start: int) -> list[str]:
+    """Return the lesion of each row, or else its image, or else a name of its own."""
+    canonical = {name: public for public, name in match_columns(table.columns, columns).items()}
+    names = [f"\0row {start + row}" for row in range(len(table))]
+    for key in ("image_id", "lesion_id"):
+        if key in canonical:
+            cells = zip(table[canonical[key]], names, strict=True)
+            names = [name if is_missing(cell) else normalise_name(cell) for cell, name in cells]
+    return names
+
+
+def _read_lesions(
+    database: sqlite3.Connection, header: list[str], skip: int
+) -> Iterator[pd.DataFrame]:
+    rows = database.execute(
+        "SELECT lesion, cells FROM rows WHERE lesion > ? ORDER BY lesion, row", (skip,)
+    )
+    for _, block in groupby(rows, key=lambda row: (row[0] - 1) // LESIONS):
+        cells = [json.loads(text) for text in map(itemgetter(1), block)]
+        yield pd.DataFrame(cells, columns=header, dtype=object)

@@ -1,0 +1,152 @@
+"""Images of rows in prediction: found, read and decoded; an error becomes part of the result."""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from skinmm.data.dataset import View, decode_image
+from skinmm.data.lesion_finder import LesionFinder
+from skinmm.data.lesions import SEPARATOR, UNSTATED
+from skinmm.errors import InputError
+from skinmm.images.source import Source, may_be_dicom, read_header_record
+from skinmm.models.views import TYPES
+from skinmm.predict.inputs import Images
+from skinmm.vocabulary import is_missing
+
+MIN_SIDE: Final = 16
+"""Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
+
+
+class LoadedRow(NamedTuple):
+    """Loaded image of one row, or images of one lesion.
+
+    Attributes:
+        pixels: (size, size, 3), or (images, size, size, 3) of a lesion, by view of the models.
+        record: values read from header or image.
+        error: why the row cannot be predicted.
+        types: code of the type of each image of a lesion.
+        lost: names of the images of a lesion that cannot be used.
+    """
+
+    pixels: Mapping[View, UInt8[np.ndarray, "... _ _ 3"]]
+    record: Mapping[str, Any]
+    error: str
+    types: tuple[int, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+def load_row(
+    name: str,
+    read_header: bool,
+    images: Images | None,
+    views: Collection[View],
+    *,
+    needs_image: bool,
+    finder: LesionFinder | None = None,
+) -> LoadedRow:
+    """Load the image that a cell names; an error becomes part of the result, so a job continues.
+
+    `views` is empty if no model has an image branch. The record has the values of a DICOM header,
+    if `read_header` is true, and the measurements of `finder`.
+    """
+    if not (views or read_header or finder):
+        return LoadedRow({}, {}, "")
+    name = name.strip()  # as training reads cells
+    try:
+        location = images.find(name) if images else None
+        if images is None or location is None:
+            not_found = images.describe_missing(name) if views and name and images else ""
+            no_name = "no image named, and this model needs one" if needs_image else ""
+            return LoadedRow({}, {}, not_found or no_name)
+        read_header = read_header and may_be_dicom(location)
+        if not (views or read_header or finder):
+            return LoadedRow({}, {}, "")
+        source = images.read(location)
+        record = read_header_record(location, BytesIO(source.data)) if read_header else {}
+        if finder:
+            record = {**record, **finder.measure(source)}
+        return LoadedRow({view: _decode(source, view) for view in views}, record, "")
+    except Exception as error:  # whatever is wrong with one image, the other rows continue
+        return LoadedRow({}, {}, describe_error(error))
+
+
+def load_lesion(
+    cells: tuple[str, str],
+    read_header: bool,
+    images: Images | None,
+    views: Collection[View],
+    *,
+    needs_image: bool,
+    **options: Any,
+) -> LoadedRow:
+    """Load the images of a lesion; the others decide if some cannot be used.
+
+    Args:
+        cells: images and their views, with `|` between them.
+        read_header: see `load_row`.
+        images: where to find the images.
+        views: how the models need their images.
+        needs_image: whether a lesion needs an image.
+        options: further options of `load_row`.
+    """
+    names, kinds = (cell.split(SEPARATOR) for cell in cells)
+    load = partial(load_row, needs_image=needs_image, **options)
+    rows = [load(name, read_header, images, views) for name in names]
+    good = [
+        number for number, row in enumerate(rows) if not row.error and (row.pixels or not views)
+    ]
+    if not good:
+        return next((row for row in rows if row.error), rows[0])
+    pixels = {view: np.stack([rows[number].pixels[view] for number in good]) for view in views}
+    record: dict[str, Any] = {}
+    for number in reversed(good):
+        record |= {
+            k: v for k, v in rows[number].record.items() if k == "unknown" or not is_missing(v)
+        }
+    types = tuple(TYPES.index(kinds[number] or UNSTATED) for number in good)
+    lost = tuple(name for name, row in zip(names, rows, strict=True) if row.error)
+    return LoadedRow(pixels, record, "", types, lost)
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error in one line, with the name of its class unless it is an expected one."""
+    message = " ".join(str(error).split())
+    is_expected = isinstance(error, OSError | InputError)
+    return message if is_expected else f"{type(error).__name__}: {message}"
+
+
+def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
+    pixels = decode_image(source, view, MIN_SIDE)
+    if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+        raise InputError("the image has a single colour: it shows nothing")
+    return pixels
+
+
+def stack_images(
+    view: View | None,
+    images: Sequence[Mapping[View, UInt8[np.ndarray, "... _ _ 3"]]],
+    types: Sequence[tuple[int, ...]] | None,
+) -> tuple[UInt8[np.ndarray, "b *views _ _ 3"] | None, Shaped[np.ndarray, "b *views"]]:
+    """Return the images of a batch as one array for a model, and which rows have one.
+
+    With `types`, rows are lesions: the second array has the type of each image, 0 where there is
+    none. Without a view, the model takes no images.
+    """
+    if types is None:
+        has_image = np.array([view is None or view in image for image in images])
+    else:
+        has_image = np.zeros((len(types), max(1, *map(len, types))), np.int64)
+        for row, codes in enumerate(types):
+            has_image[row, : len(codes)] = codes
+    if view is None:
+        return None, has_image
+    pixels = np.zeros((*has_image.shape, view.size, view.size, 3), np.uint8)
+    for row, image in enumerate(images):
+        if view in image:
+            place = (row,) if types is None else (row, slice(len(image[view])))
+            pixels[place] = image[view]
+    return pixels, has_image
