@@ -152,7 +152,7 @@ def test_features_for_single_images_are_refused(
 ) -> None:
     with pytest.raises(InputError, match="explanations and single cases: not available for a chec"):
         CasePredictor([best(run)], "cpu")
-    assert main.run(["export", f"checkpoint={best(run)}"]) == 2
+    assert main.main(["export", f"checkpoint={best(run)}"]) == 2
     assert "skinmm export: not available for a checkpoint" in capsys.readouterr().err
 
 
