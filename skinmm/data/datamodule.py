@@ -42,6 +42,7 @@ from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
 
 MAX_WORKERS: Final = 8
+_DATASETS: Final = {"image": LesionDataset, "lesion": ViewDataset}
 
 
 class FoldData(pl.LightningDataModule):
@@ -289,9 +290,9 @@ class LesionData(FoldData):
             "dropout": ModalityDropout(model.drop_image, model.drop_record, model.drop_columns),
             "empty": self.empty_record,
         }
-        names, build = ("image_id", "path"), LesionDataset
+        names, build = ("image_id", "path"), _DATASETS[self.config.data.unit]
         if self.config.data.unit == "lesion":
-            names, build = ("images", "paths"), ViewDataset
+            names = ("images", "paths")
             types, positions = locate_views(self.cohort, self.used_rows, rows)
             options |= {"types": types, "drop_views": model.drop_views}
         if self._features is not None:
@@ -307,7 +308,7 @@ class LesionData(FoldData):
             images = batch["image"].flatten(0, -4)
             pairs = zip(images, seeds.flatten().tolist(), strict=True)
             augmented = torch.stack([apply_seeded(self.transform, *pair) for pair in pairs])
-            batch["image"] = augmented.unflatten(0, seeds.shape)
+            batch["image"] = augmented.view(*seeds.shape, *augmented.shape[1:])
         return batch
 
 

@@ -166,7 +166,7 @@ def encode_views(
     shape = images.shape[:2]
     if types is None or torch.onnx.is_in_onnx_export():
         features = encode(images.flatten(0, 1))
-        return features.unflatten(0, shape)
+        return features.view(*shape, *features.shape[1:])
     used = types > 0
     used[:, 0] |= ~used.any(dim=1)  # never an empty batch, which BatchNorm refuses
     values = encode(images[used])

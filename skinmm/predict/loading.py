@@ -81,7 +81,7 @@ def load_lesion(
     views: Collection[View],
     *,
     needs_image: bool,
-    **options: Any,
+    finder: LesionFinder | None = None,
 ) -> LoadedRow:
     """Load the images of a lesion; the others decide if some cannot be used.
 
@@ -91,10 +91,10 @@ def load_lesion(
         images: where to find the images.
         views: how the models need their images.
         needs_image: whether a lesion needs an image.
-        options: further options of `load_row`.
+        finder: measures lesions.
     """
     names, kinds = (cell.split(SEPARATOR) for cell in cells)
-    load = partial(load_row, needs_image=needs_image, **options)
+    load = partial(load_row, needs_image=needs_image, finder=finder)
     rows = [load(name, read_header, images, views) for name in names]
     good = [
         number for number, row in enumerate(rows) if not row.error and (row.pixels or not views)

@@ -127,7 +127,7 @@ class MaskDataset(LesionDataset):
         """Return the sample of one row."""
         row, seed = key
         path, mask_path = self._sources[row]
-        image = Image(self._load_image(row, path, None))
+        image = Image(self._load_image(self._image_ids[row], path, None))
         size = EVALUATION_SIZE if seed is None else self._view.size
         try:
             mask = Mask(torch.from_numpy(load_mask(mask_path, path, size)))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def test_rows_of_a_lesion_become_one_row(tmp_path: Path) -> None:
     table = lesion_table(12)
     rows = load(tmp_path, table.sample(frac=1, random_state=0))
     assert sorted(rows["image_id"]) == sorted(table["lesion_id"].unique())
-    lesion = rows.set_index("image_id").loc["L5"]
+    lesion: Any = rows.set_index("image_id").loc["L5"]
     own = table[table["lesion_id"] == "L5"]
     assert lesion["images"].split("|") == own["image"].tolist()
     assert lesion["image_views"] == "dermoscopic|clinical|overview"
@@ -79,7 +80,7 @@ def test_images_beyond_the_limit_are_left_out_and_counted(tmp_path: Path) -> Non
 
 def test_a_column_of_one_view_is_that_image_s_cell(tmp_path: Path) -> None:
     columns = ["shade_clinical", "shade_dermoscopic"]
-    rows = load(tmp_path, lesion_table(6), columns=columns).set_index("image_id")
+    rows: Any = load(tmp_path, lesion_table(6), columns=columns).set_index("image_id")
     assert rows.loc["L4", columns].tolist() == [round(4 / 7 + 1, 2), round(4 / 7, 2)]
     assert np.isnan(rows.loc["L3", "shade_clinical"])
 
@@ -127,7 +128,7 @@ def test_image_columns_are_images_of_the_row(tmp_path: Path) -> None:
     ],
 )
 def test_contradictions_and_unknown_words_are_refused(
-    column: str, value: object, message: str, tmp_path: Path
+    column: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     table = lesion_table(6)
     table = pd.concat([table, table[table["lesion_id"] == "L3"].assign(image=LAST)])

@@ -71,6 +71,7 @@ def test_attention_is_the_softmax_of_equation_8() -> None:
     types = torch.ones(ROWS, COUNT, dtype=torch.int64)
     normed = torch.nn.functional.layer_norm(features, (DIM,))
     linear = block.hidden[1]
+    assert isinstance(linear, torch.nn.Linear)
     scores = (normed @ linear.weight.T + linear.bias).tanh() @ block.score.weight[0]
     expected = torch.einsum("bv,bvd->bd", scores.softmax(dim=1), features)
     torch.testing.assert_close(block(features, types), expected)

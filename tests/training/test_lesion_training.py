@@ -69,7 +69,7 @@ def test_lesions_of_one_image_train_as_images_do(tmp_path: Path) -> None:
         assert quick_train(tmp_path / unit, *settings(tmp_path), *more) == 0
         rows = predictions_of(tmp_path / unit)
         frames.append(rows.drop(columns=["lesion_id", "images", "unit"], errors="ignore"))
-    pd.testing.assert_frame_equal(*frames, rtol=1e-4, atol=1e-6)
+    pd.testing.assert_frame_equal(frames[0], frames[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
