@@ -224,7 +224,6 @@ def _check_run(config: Config) -> None:
     _check_fold(config.data, ", or all")
     _check_task(config)
     _check_trainer(config.trainer)
-    _check_unit(config)
     if config.final and config.resume is None:  # else `resume_config` checks the whole
         _check_final(config)
     share = config.data.calibration
@@ -288,25 +287,15 @@ def _check_task(config: Config) -> None:
         )
     if is_segmentation and config.data.fold == "all":
         raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
+    if config.data.unit == "lesion" and config.mix.name != "none":
+        raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")
     defaults = type(config)()
-    for key, task_of_setting in keys_with(type(config), "task").items():
-        value, default = map(attrgetter(key), (config, defaults))
-        if task_of_setting != task and value != default:
-            raise InputError(f"{key}={value}: not used by task={task}; remove it")
-
-
-def _check_unit(config: Config) -> None:
-    """Refuse settings that the unit of the rows would silently ignore."""
-    if config.data.unit == "lesion":
-        if config.mix.name != "none":
-            raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")
-        return
-    defaults = Config()
-    for key in ("views", "data.views", "model.drop_views"):
-        value = attrgetter(key)(config)
-        if value != attrgetter(key)(defaults):
-            value = getattr(value, "name", value)
-            raise InputError(f"{key}={value}: needs data.unit=lesion; remove it")
+    for flag, key_of_choice in (("task", "task"), ("unit", "data.unit")):
+        choice = attrgetter(key_of_choice)(config)
+        for key, needed in keys_with(type(config), flag).items():
+            value, default = map(attrgetter(key), (config, defaults))
+            if needed != choice and value != default and not is_dataclass(value):
+                raise InputError(f"{key}={value}: not used by {key_of_choice}={choice}; remove it")
 
 
 def _check_fold(data: DataConfig, alternative: str = "") -> None:

@@ -38,7 +38,7 @@ class DataConfig:
         choices=("image", "lesion"),
         task=CLASSIFY,
     )
-    views: int = setting(4, "maximum images of a lesion, with unit=lesion", low=1, high=100)
+    views: int = setting(4, "maximum images of a lesion", low=1, high=100, unit="lesion")
     args: dict[str, Any] = setting({}, "options of the adapter", path=("root", "table", "images"))
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
@@ -107,7 +107,7 @@ class ModelConfig:
         0.0, "fraction of training rows without image; above 0: images are optional", task=CLASSIFY
     )
     drop_views: float = fraction(
-        0.0, "fraction of a lesion's images withheld in training; one always remains", task=CLASSIFY
+        0.0, "fraction of a lesion's images withheld in training; one remains", unit="lesion"
     )
     cache: str | None = literal_path(
         None, "folder to cache frozen features; null: the run folder", per_start=True, task=CLASSIFY
@@ -298,7 +298,7 @@ class Config:
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     segmenter: Component = section(lambda: Component("unet"))
-    views: Component = section(lambda: Component("mean"))
+    views: Component = section(lambda: Component("mean"), unit="lesion")
     fusion: Component = section(Component)
     tabular: Component = section(Component)
     head: Component = section(lambda: Component("neural"))

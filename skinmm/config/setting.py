@@ -35,6 +35,7 @@ class Flags(TypedDict, total=False):
         per_start: concerns one start of the program, not its result; not compared.
         incidental: differs between runs without being a design choice; not compared.
         task: the only task that uses the setting.
+        unit: the only `data.unit` that uses the setting.
         neural: only head=neural uses the setting.
     """
 

@@ -37,12 +37,11 @@ from skinmm.data.splits import (
     limit_rows,
     shares_in_use,
 )
-from skinmm.data.view_dataset import ViewDataset, locate_views
+from skinmm.data.view_dataset import DATASETS, locate_views
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
 
 MAX_WORKERS: Final = 8
-_DATASETS: Final = {"image": LesionDataset, "lesion": ViewDataset}
 
 
 class FoldData(pl.LightningDataModule):
@@ -290,7 +289,7 @@ class LesionData(FoldData):
             "dropout": ModalityDropout(model.drop_image, model.drop_record, model.drop_columns),
             "empty": self.empty_record,
         }
-        names, build = ("image_id", "path"), _DATASETS[self.config.data.unit]
+        names = ("image_id", "path")
         if self.config.data.unit == "lesion":
             names = ("images", "paths")
             types, positions = locate_views(self.cohort, self.used_rows, rows)
@@ -299,7 +298,7 @@ class LesionData(FoldData):
             options["features"] = CachedFeatures(self._features, positions)
         image_ids, paths = (table[name].tolist() for name in names)
         options["paths"] = paths if "image" in self.inputs else None
-        return build(self.targets[rows], image_ids, **options)
+        return DATASETS[self.config.data.unit](self.targets[rows], image_ids, **options)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Augment images that the loader has not augmented, each with its row's seed."""

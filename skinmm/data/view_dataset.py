@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -115,3 +115,7 @@ class ViewDataset(LesionDataset):
             withheld[generator.integers(len(present))] = False
             types[present[withheld]] = 0
         return types
+
+
+DATASETS: Final = {"image": LesionDataset, "lesion": ViewDataset}
+"""Datasets by `data.unit`."""

@@ -75,9 +75,9 @@ def test_lesions_of_one_image_train_as_images_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("views=attention", "views=attention: needs data.unit=lesion; remove it"),
-        ("data.views=2", "data.views=2: needs data.unit=lesion; remove it"),
-        ("model.drop_views=0.5", "model.drop_views=0.5: needs data.unit=lesion; remove it"),
+        ("views=attention", "views.name=attention: not used by data.unit=image; remove it"),
+        ("data.views=2", "data.views=2: not used by data.unit=image; remove it"),
+        ("model.drop_views=0.5", "model.drop_views=0.5: not used by data.unit=image; remove it"),
     ],
 )
 def test_settings_of_views_need_the_unit(
