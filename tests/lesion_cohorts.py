@@ -14,7 +14,7 @@ WORDS: Final = ("dermoscopic", "clinical: close-up", "clinical: overview")
 def lesion_table(lesions: int = 60) -> pd.DataFrame:
     """One to three images per lesion, two lesions per patient, every third malignant."""
     names = sorted(path.stem for path in PICTURES.glob("*.jpg"))
-    rows = []
+    rows: list[dict[str, object]] = []
     for lesion in range(lesions):
         for view in range(1 + lesion % 3):
             image = names[len(rows)]

@@ -49,6 +49,7 @@ class Flags(TypedDict, total=False):
     per_start: bool
     incidental: bool
     task: str
+    unit: str
     neural: bool
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from skinmm.config import DataConfig
@@ -172,7 +173,7 @@ def group_lesions(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, t
     merged = rows.groupby(codes, sort=False).first()
     merged["image_id"] = merged["lesion_id"]
     chosen, dropped = [], 0
-    for positions in rows.groupby(codes, sort=False).indices.values():
+    for positions in map(np.asarray, rows.groupby(codes, sort=False).indices.values()):
         picks = choose_views(views.iloc[positions].tolist(), data.views)
         dropped += len(picks) < len(positions)
         chosen.append(positions[picks])
@@ -225,7 +226,7 @@ def _drop_contradictions(
     rows: pd.DataFrame, codes: Any, merged: pd.DataFrame, data: DataConfig
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     names = ["target", "patient_id", *data.columns, "part", "public_fold"]
-    wrong = {}
+    wrong: dict[int, str] = {}
     for name in [name for name in names if name in rows]:
         counts = rows[name].groupby(codes, sort=False).nunique()
         for code in counts.index[counts > 1]:

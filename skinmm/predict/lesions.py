@@ -85,7 +85,8 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
 
 def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
     """Return a row per image, with canonical names, `image_id` and missing cells as None."""
-    frame = pd.DataFrame({str(name): np.asarray(table[name], object) for name in table})
+    columns_of = {str(name): np.asarray(cells, object) for name, cells in table.items()}
+    frame = pd.DataFrame(columns_of)
     frame = split_image_columns(frame)
     frame = frame.rename(columns=match_columns(frame.columns, columns))
     if "image_id" not in frame:
@@ -108,8 +109,8 @@ def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]
         names = frame["image_id"].str.split(SEPARATOR, regex=False)
         cells = ["" if is_missing(cell) else str(cell) for cell in frame["view"]]
         pairs = zip(cells, names, strict=True)
-        views = [(cell.split(SEPARATOR) + len(row) * [""])[: len(row)] for cell, row in pairs]
-        frame = frame.assign(image_id=names, view=views)
+        parts = [(cell.split(SEPARATOR) + len(row) * [""])[: len(row)] for cell, row in pairs]
+        frame = frame.assign(image_id=names, view=pd.Series(parts, frame.index))
         frame = frame.explode(["image_id", "view"], ignore_index=True)
     views, unknown = parse_views(frame["view"].astype(object))
     unread = [("view", word) for word, count in unknown.items() for _ in range(count)]
