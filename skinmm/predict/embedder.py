@@ -54,6 +54,7 @@ class Embedder(Ensemble):
         self.members, self.columns, self.column_names = (), list(columns), dict(column_names or {})
         self.inputs, self.needs_image, self.views = frozenset({"image"}), True, {view}
         self.finder, self.measured_columns = None, []
+        self.has_views, self.max_views = False, 1  # an embedding for each image
         self.score_width, self.concurrency = network.dim, 1
         digest = sha256()
         for key, value in network.state_dict().items():
@@ -92,6 +93,7 @@ class Embedder(Ensemble):
         self,
         rows: Columns,  # noqa: ARG002
         images: Sequence[Mapping[View, UInt8[np.ndarray, "_ _ 3"]]],
+        types: Sequence[tuple[int, ...]] | None = None,  # noqa: ARG002
     ) -> Float64[np.ndarray, "g dim"]:
         """Return the embeddings of a batch."""
         pixels = np.stack([image[self._view] for image in images])
