@@ -1,7 +1,9 @@
 """Adaptation to other cohorts: calibration and net benefit before and after, by number of labels.
 
     python train.py experiment=outside_study data.root=DATA data.fold=0 hydra.run.dir=STUDY
-    python benchmarks/adapt.py STUDY [DIRECTION ...] >> RESULTS
+    python benchmarks/adapt.py STUDY [MODEL_on_SITE ...]
+
+Instead of a study, a folder with predictions MODEL_on_SITE.csv, and MODEL.csv of its own cohort.
 
 For each model of the study and each other cohort, whole patients are drawn until so many lesions
 are labelled. The model is adapted to them; of the other lesions at most 2,000 evaluate it.
@@ -53,12 +55,11 @@ def draw(rows: Predictions, lesions: int, rng: np.random.Generator) -> tuple[Any
     return shuffled[:cut], rng.choice(rest, min(TEST, len(rest)), replace=False)
 
 
-def run(direction: str, rows: Predictions, reference: Predictions, prior: Any) -> None:
-    """Print the rows of one direction."""
+def run(direction: str, rows: Predictions, reference: Predictions | None) -> None:
+    """Print the rows of one direction; without reference rows only those with labels."""
     rng = np.random.default_rng(0)
-    print(
-        f"| {direction} | {len(rows):,} rows, {int(rows.malignant.sum()):,} melanomas | | | | | |"
-    )
+    counts = f"{len(rows):,} rows, {int(rows.malignant.sum()):,} melanomas"
+    print(f"| **{direction}** ({counts}) | | | | | | |")
     for size in SIZES:
         before, after, chosen = [], [], []
         for _ in range(REPEATS):
@@ -70,12 +71,23 @@ def run(direction: str, rows: Predictions, reference: Predictions, prior: Any) -
             after.append(measure(apply_scale(fit.state, test.probabilities), test))
             chosen.append(fit.method)
         report(f"{size} labels", before, after, dict(Counter(chosen)))
+    if reference is not None:
+        run_unlabelled(rows, reference, rng)
+
+
+def run_unlabelled(rows: Predictions, reference: Predictions, rng: np.random.Generator) -> None:
+    """Print the row without labels, and how often the shift was refused."""
     before, after, refused, unchanged = [], [], 0, 0
     known = (reference.probabilities, reference.target, reference.patient_id.astype(str))
+    share = reference.malignant.mean()
     for _ in range(UNLABELLED):
         site, test = (rows.select(part) for part in draw(rows, SIZES[-1], rng))
         shift = estimate_shift(
-            site.probabilities, site.patient_id.astype(str), known, prior, resamples=100
+            site.probabilities,
+            site.patient_id.astype(str),
+            known,
+            [1 - share, share],
+            resamples=100,
         )
         refused += not shift.is_plausible
         is_used = shift.is_plausible and shift.is_changed
@@ -96,18 +108,17 @@ def report(name: str, before: list[Any], after: list[Any], facts: dict[str, Any]
     print(f"| {name} | {' | '.join(cells)} | {facts} |", flush=True)
 
 
-def main(study: Path, directions: list[str]) -> None:
+def main(folder: Path, directions: list[str]) -> None:
     """Measure every direction, or the named ones such as `ham10000_on_isic_2017`."""
     print("| site | log loss | ECE | slope | net benefit | log loss of repeats | chosen |")
     print("|---|---|---|---|---|---|---|")
-    for file in sorted((study / "outside").glob("*_on_*.csv")):
+    for file in sorted([*folder.glob("*_on_*.csv"), *folder.glob("outside/*_on_*.csv")]):
         if file.name.endswith(".input.csv") or (directions and file.stem not in directions):
             continue
-        model = study / file.stem.partition("_on_")[0]
-        reference = read_predictions(model / "predictions" / "val.csv")
-        prior = [1 - reference.malignant.mean(), reference.malignant.mean()]
-        rows = read_predictions(file)
-        run(file.stem.replace("_on_", " on "), rows, reference, prior)
+        model = file.stem.partition("_on_")[0]
+        sources = folder / f"{model}.csv", folder / model / "predictions" / "val.csv"
+        reference = next((read_predictions(path) for path in sources if path.is_file()), None)
+        run(file.stem.replace("_on_", " on "), read_predictions(file), reference)
 
 
 if __name__ == "__main__":

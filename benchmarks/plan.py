@@ -1,9 +1,10 @@
 """Promises of `skinmm plan`, by simulation: 500 cohorts of each planned size.
 
-python benchmarks/plan.py
+python benchmarks/plan.py [guarantee|sensitivity|auroc|difference|resampling|slope ...]
 """
 
 import math
+import sys
 from typing import Any, Final
 
 import numpy as np
@@ -132,5 +133,7 @@ def describe(covered: list[bool], widths: list[float]) -> str:
 
 if __name__ == "__main__":
     print(f"| goal | malignant lesions | in {REPEATS} cohorts |\n|---|---|---|")
-    for promise in (guarantee, sensitivity, auroc, slope, difference, resampling):
+    promises = (guarantee, sensitivity, auroc, difference, resampling, slope)
+    chosen = [promise for promise in promises if promise.__name__ in sys.argv[1:]]
+    for promise in chosen or promises:
         print(f"| {promise(np.random.default_rng(0))} |", flush=True)

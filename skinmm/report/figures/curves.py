@@ -221,10 +221,15 @@ def draw_missing(axes: "Axes", line: Line) -> str:
 @figure
 def draw_sizes(axes: "Axes", lines: Sequence[Line]) -> str:
     """Draw the width of intervals against the number of malignant lesions, on log scales."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for index, line in enumerate(lines):
         axes.loglog(line.x, line.y, label=line.name, **line_style(index))
     axes.set(xlabel="Malignant lesions", ylabel="Width of the interval")
-    axes.grid(visible=True, which="both", alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     _add_legend(axes)
     return "Width of intervals against malignant lesions"
 
