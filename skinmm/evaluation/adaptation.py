@@ -1,8 +1,7 @@
 """Adaptation of calibrated probabilities to the lesions of a site, with labels or without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -17,12 +16,13 @@ from skinmm.evaluation.calibration import (
 )
 from skinmm.evaluation.intervals import patient_codes
 
-NONE: Final = "none"
+METHODS: Final = ("none", "intercept", "slope", "both")
+NONE: Final = METHODS[0]
 PRECISION: Final = (4.0, 0.5)
-"""Inverse variances of the normal priors of the slope (around 1) and of each intercept (around 0).
-The odds of malignancy then have a standard deviation of a factor of 7, so that a site without a
-malignant lesion has a finite fit."""
+"""Inverse variances of the normal priors of the slope (around 1) and of each intercept (around 0),
+with which a site without a malignant lesion has a finite fit."""
 SIGNIFICANCE: Final = 0.05
+_LEAST_SCALE: Final = 0.05  # the order of the probabilities stays
 _MAX_STEPS: Final = 2000
 _CONVERGED: Final = 1e-7
 _TINY: Final = 1e-12
@@ -30,7 +30,6 @@ _TINY: Final = 1e-12
 _Patients = Shaped[np.ndarray, " n"]
 _Shares = Float64[np.ndarray, " c"]
 _Weights = Float64[np.ndarray, "b n"]
-_Losses = Float64[np.ndarray, " n"]
 _Reference = tuple[Float64[np.ndarray, "m c"], Int64[np.ndarray, " m"], Shaped[np.ndarray, " m"]]
 
 
@@ -40,34 +39,30 @@ def fit_map(
     method: str,
     precision: tuple[float, float] = PRECISION,
 ) -> dict[str, Any]:
-    """Fit softmax(scale * log p + shifts) by penalised maximum likelihood.
+    """Fit `scale` and `shifts` of softmax(scale * log p + shifts) by penalised maximum likelihood.
 
     Args:
         probabilities: calibrated, (n, classes).
         targets: index of the true class.
-        method: `none`, `intercept` (a shift per class), `slope` (the scale) or `both`.
+        method: `none`, `intercept` (a shift per class), `slope` (the scale), or `both`: for two
+            classes the logistic regression on the log odds (Cox 1958).
         precision: of the priors, see `PRECISION`; (0, 0): none.
-
-    Returns:
-        `scale` and `shifts`, plain data. For two classes, `both` without priors is the logistic
-        regression of the target on the log odds (Cox 1958, doi:10.1093/biomet/45.3-4.562).
     """
     classes = probabilities.shape[1]
-    start = np.eye(classes + 1)[0]
+    found, shifts = np.eye(classes + 1)[0], np.arange(1, classes + 1)
+    weights = np.r_[precision[0], np.full(classes, precision[1])]
+    given = log_probabilities(probabilities), np.eye(classes)[targets]
+    free = {"intercept": shifts, "slope": np.arange(1), "both": np.arange(classes + 1)}
     if method != NONE:
-        free = {"intercept": np.arange(1, classes + 1), "slope": np.arange(1)}
-        index = free.get(method, np.arange(classes + 1))
-        weights = np.r_[precision[0], np.full(classes, precision[1])]
-        truth = np.eye(classes)[targets]
-        start = fit_parameters(log_probabilities(probabilities), truth, start, weights, index)
-    return {"scale": float(start[0]), "shifts": (start[1:] - start[1]).tolist()}
+        found = fit_parameters(*given, found, weights, free[method])
+    if found[0] < _LEAST_SCALE:
+        found = _LEAST_SCALE * np.eye(classes + 1)[0]
+        if method == "both":
+            found = fit_parameters(*given, found, weights, shifts)
+    return {"scale": float(found[0]), "shifts": (found[1:] - found[1]).tolist()}
 
 
-METHODS: Final = (NONE, "intercept", "slope", "both")
-
-
-@dataclass(frozen=True)
-class Adaptation:
+class Adaptation(NamedTuple):
     """Map of calibrated probabilities for a site, chosen by cross-validation over patients.
 
     Attributes:
@@ -93,43 +88,35 @@ def fit_adaptation(
     """Adapt probabilities to labelled rows, or leave them alone if that is not shown to help.
 
     The candidates are affine maps of the log probabilities, as in Godau et al. 2025
-    (doi:10.1016/j.media.2025.103504): an intercept per class, a slope, or both. The method has the
-    lowest cross-validated log loss. A second, nested cross-validation repeats this choice without
-    each part of the patients. Unless its log loss is below that of the unchanged probabilities,
-    these stay as they are.
-
-    Args:
-        probabilities: calibrated probabilities of the checkpoint, (n, classes).
-        targets: index of the true class.
-        patients: patient of each row; cross-validation does not divide patients.
+    (doi:10.1016/j.media.2025.103504). The method has the lowest log loss in cross-validation, which
+    does not divide patients. A second, nested cross-validation repeats this choice; unless its log
+    loss is below that of the unchanged probabilities, these stay as they are.
     """
-    before = _log_losses(probabilities, targets)
-    nested = probabilities.copy()
+    before, nested = _log_loss(probabilities, targets), probabilities.copy()
     for part in _parts(probabilities, targets, patients):
-        rest = ~part
-        method, _ = _choose(probabilities[rest], targets[rest], patients[rest])
-        state = fit_map(probabilities[rest], targets[rest], method)
+        method, _ = _choose(*(rows[~part] for rows in (probabilities, targets, patients)))
+        state = fit_map(probabilities[~part], targets[~part], method)
         nested[part] = apply_scale(state, probabilities[part])
     method, losses = _choose(probabilities, targets, patients)
-    after = _log_losses(nested, targets)
-    if method == NONE or after.mean() >= before.mean():
+    after = _log_loss(nested, targets)
+    if method == NONE or after >= before:
         method, nested, after = NONE, probabilities, before
     state = fit_map(probabilities, targets, method)
-    return Adaptation(method, state, losses, float(before.mean()), float(after.mean()), nested)
+    return Adaptation(method, state, losses, before, after, nested)
 
 
 def _choose(
     probabilities: Probabilities, targets: Targets, patients: _Patients
 ) -> tuple[str, dict[str, float]]:
     """Return the method of the lowest cross-validated log loss, and all losses."""
-    parts = _parts(probabilities, targets, patients)
-    losses = {}
-    for method in METHODS if parts else (NONE,):
-        adapted = probabilities.copy()
-        for part in parts if method != NONE else ():
-            state = fit_map(probabilities[~part], targets[~part], method)
-            adapted[part] = apply_scale(state, probabilities[part])
-        losses[method] = float(_log_losses(adapted, targets).mean())
+    losses = {NONE: _log_loss(probabilities, targets)}
+    if parts := _parts(probabilities, targets, patients):
+        for method in METHODS[1:]:
+            adapted = probabilities.copy()
+            for part in parts:
+                state = fit_map(probabilities[~part], targets[~part], method)
+                adapted[part] = apply_scale(state, probabilities[part])
+            losses[method] = _log_loss(adapted, targets)
     return min(losses, key=losses.__getitem__), losses
 
 
@@ -141,12 +128,11 @@ def _parts(
     return [folds == fold for fold in np.unique(folds)] if folds.max(initial=0) else []
 
 
-def _log_losses(probabilities: Probabilities, targets: Targets) -> _Losses:
-    return -log_probabilities(probabilities[np.arange(len(targets)), targets])
+def _log_loss(probabilities: Probabilities, targets: Targets) -> float:
+    return -float(log_probabilities(probabilities[np.arange(len(targets)), targets]).mean())
 
 
-@dataclass(frozen=True)
-class PrevalenceShift:
+class PrevalenceShift(NamedTuple):
     """Class shares of a site without labels.
 
     Attributes:
@@ -182,13 +168,11 @@ def estimate_shift(
 ) -> PrevalenceShift:
     """Estimate the class shares of rows without labels, and test whether only they have changed.
 
-    The shares are those of the EM algorithm of Saerens et al. 2002
-    (doi:10.1162/089976602753284446), with a percentile interval over resampled patients. It is
-    valid only if the lesions of each class are as in the reference. The test compares the
-    distribution of the probabilities with that of the reference, weighted to the estimated shares:
-    the largest Kolmogorov-Smirnov distance over the classes. Its distribution under the hypothesis
-    is that of patients drawn from the reference in these shares, each time with new estimates and a
-    resampled reference.
+    The shares are those of EM (`estimate_shares`), with a percentile interval over resampled
+    patients. The test statistic is the largest Kolmogorov-Smirnov distance over the classes between
+    the probabilities and those of the reference, weighted to the estimated shares. Its distribution
+    under the hypothesis is that of patients drawn from the reference in these shares, each time
+    with new estimates and a resampled reference.
 
     Args:
         probabilities: calibrated probabilities of the site, (n, classes).
@@ -214,8 +198,8 @@ def estimate_shift(
     observed = _distances(np.vstack([probabilities, known]), np.hstack([here, -expected]))
     simulated = _simulate(reference, mixed, old, count, resamples, rng)
     p = (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
-    factors = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
-    state = {"scale": 1.0, "shifts": (factors - factors[0]).tolist()}
+    shifts = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
+    state = {"scale": 1.0, "shifts": (shifts - shifts[0]).tolist()}
     is_changed = bool(((old < low) | (high < old)).any())
     return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), is_changed, p, state)
 
@@ -223,24 +207,24 @@ def estimate_shift(
 def estimate_shares(
     probabilities: Probabilities, prior: _Shares, weights: _Weights | None = None
 ) -> Float64[np.ndarray, "b c"]:
-    """Return the class shares by EM for each of b weightings of the rows; one of ones by default.
+    """Return the class shares by EM (Saerens et al. 2002, doi:10.1162/089976602753284446).
+
+    They are valid only if the lesions of each class are those that calibrated the probabilities.
 
     Args:
         probabilities: calibrated for the class shares `prior`, (n, classes).
         prior: these class shares; a class with share 0 stays at 0.
-        weights: of the rows, (b, n).
+        weights: b weightings of the rows, (b, n); None: ones.
     """
     weights = np.ones((1, len(probabilities))) if weights is None else weights
     weights = weights / weights.sum(axis=1, keepdims=True)
     ratios = np.divide(probabilities, prior, out=np.zeros_like(probabilities), where=prior > 0)
     shares = np.tile(prior, (len(weights), 1))
     for _ in range(_MAX_STEPS):
-        # The mean of the posteriors: each row's likelihood ratio over its mixture.
         totals = np.maximum(shares @ ratios.T, _TINY)
-        updated = shares * ((weights / totals) @ ratios)
+        updated = shares * ((weights / totals) @ ratios)  # the mean of the posteriors
         updated /= updated.sum(axis=1, keepdims=True)
-        change = np.abs(updated - shares).max()
-        shares = updated
+        change, shares = np.abs(updated - shares).max(), updated
         if change < _CONVERGED:
             break
     return shares
@@ -248,8 +232,7 @@ def estimate_shares(
 
 def _mixture(targets: Targets, weights: _Weights, shares: Float64[np.ndarray, "... c"]) -> _Weights:
     """Return row weights such that each class has its share."""
-    one_hot = np.eye(shares.shape[-1])[targets]
-    totals = np.maximum(weights @ one_hot, _TINY)
+    totals = np.maximum(weights @ np.eye(shares.shape[-1])[targets], _TINY)
     mixed = weights * (shares / totals)[:, targets]
     return mixed / mixed.sum(axis=1, keepdims=True)
 
@@ -277,7 +260,7 @@ def _simulate(
 
 
 def _distances(probabilities: Probabilities, differences: _Weights) -> Float64[np.ndarray, " b"]:
-    """Return the largest Kolmogorov-Smirnov distance over the classes, of two weightings of rows.
+    """Return the largest distance of distribution functions over the classes.
 
     `differences` are the row weights of one distribution minus those of the other.
     """

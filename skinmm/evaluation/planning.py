@@ -15,7 +15,8 @@ from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.statistics import MalignancyMetrics
 from skinmm.evaluation.thresholds import sensitivity_bound
 
-MAX_MALIGNANT: Final = 1_000_000
+MAX_MALIGNANT: Final = 100_000
+_STABLE: Final = 100  # numbers of lesions with enough power in a row
 _QUANTILES: Final = 2000
 _LogOdds = Float64[np.ndarray, " n"]
 
@@ -35,24 +36,23 @@ def malignant_for_sensitivity(
     """Return the number of malignant lesions that show a sensitivity of a given threshold.
 
     The exact lower bound reaches `sensitivity` with probability `power` if the true sensitivity is
-    `expected`, for this number and, as far as doubling it, all greater ones.
+    `expected`, also for greater numbers, although the power falls at each further error allowed.
     """
     if not sensitivity < expected < 1:
         raise InputError(
             f"expected={expected}: a sensitivity that shows {sensitivity} must be between it and 1"
         )
-
-    def is_shown(count: int) -> bool:
-        low, high = 0, count + 1  # least number of lesions found whose bound reaches the target
-        while low < high:
-            middle = (low + high) // 2
-            reaches = sensitivity_bound(middle, count, confidence) >= sensitivity
-            low, high = (low, middle) if reaches else (middle + 1, high)
-        return bool(binom.sf(low - 1, count, expected) >= power)
-
-    count = _find_least(is_shown)  # the power is not monotone: it falls at each further error
-    failing = [n for n in range(count, min(2 * count, count + 300)) if not is_shown(n)]
-    return failing[-1] + 1 if failing else count
+    hits, count = 0, malignant_for_guarantee(sensitivity, confidence)
+    last = count - 1
+    while count - last < _STABLE:
+        while sensitivity_bound(hits, count, confidence) < sensitivity:
+            hits += 1  # the least that show it
+        if binom.sf(hits - 1, count, expected) < power:
+            last = count
+        count += 1
+        if count > MAX_MALIGNANT:
+            raise InputError(f"expected={expected}: too near to {sensitivity} to be shown")
+    return last + 1
 
 
 def auroc_error(auroc: float, malignant: int | float, benign: int | float) -> float:

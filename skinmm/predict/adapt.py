@@ -126,7 +126,7 @@ def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
             header = file.readline(1 << 16)
         if b"p_" in header and b"prediction_set" in header:
             return source
-    predictions = output.with_suffix(".csv")
+    predictions = output.with_suffix(".predictions.csv")
     job = PredictConfig(
         checkpoint=str(checkpoint),
         input=config.input,

@@ -1,6 +1,7 @@
 """`skinmm adapt`: the new checkpoint predicts for the site, its record is true, and refusals."""
 
 import shutil
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from quick_runs import best
 from scipy.special import expit, logit
 
 from skinmm.cli import main
+from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import format_sets
 from skinmm.evaluation.thresholds import choose_threshold
-from skinmm.models.checkpoint import load_card, save_ensemble
+from skinmm.models.checkpoint import load_card, save_ensemble, update_card
 
 Said = pytest.CaptureFixture[str]
 SHIFT = 2.0  # of the log odds of malignancy at the site
@@ -143,3 +145,39 @@ def test_without_labels_only_a_change_of_prevalence_is_accepted(
     share, low, high = facts["shares"]["malignant"]
     assert low <= share <= high
     assert facts["p"] >= 0.05
+
+
+def test_several_classes_need_their_diagnoses(records: Path, tmp_path: Path, capsys: Said) -> None:
+    checkpoint, site = tmp_path / "three.ckpt", tmp_path / "site.csv"
+    shutil.copy(best(records), checkpoint)
+    classes, limits = ["bkl", "mel", "nv"], {"bkl": 0.1, "mel": 0.1, "nv": 0.1}
+    card = update_card(
+        checkpoint,
+        classes=classes,
+        positive=["mel"],
+        prior={"trained": [1 / 3] * 3, "deployed": [0.2, 0.3, 0.5]},
+        calibration=asdict(Calibration()),
+        conformal={"coverage": 0.9, "limits": limits, "rows": dict.fromkeys(classes, 50)},
+    )
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet([1, 1, 2], size=2000)
+    sharp = p**2 * [0.5, 1, 3]  # what the site's probabilities should have been
+    sharp /= sharp.sum(axis=1, keepdims=True)
+    target = np.array([rng.choice(3, p=row) for row in sharp])
+    sets = ConformalPredictor(**card.conformal or {}).predict_sets(p)
+    table = pd.DataFrame({f"p_{name}": p[:, i] for i, name in enumerate(classes)})
+    table = table.assign(image_id=[f"i{row}" for row in range(2000)])
+    table["prediction_set"] = format_sets(sets, classes)
+    table.assign(target=np.array(classes)[target]).to_csv(site, index=False)
+    given = (f"checkpoint={checkpoint}", f"input={site}", "overwrite=true")
+    assert adapt(tmp_path, *given) == 0
+    new = load_card(tmp_path / "new.ckpt")[0]
+    assert (new.adaptation or {})["method"] == "both"
+    state = (new.calibration or {})["site"]
+    assert state["scale"] == pytest.approx(2, abs=0.3)
+    assert state["shifts"] == pytest.approx(np.log([1, 2, 6]), abs=0.35)
+    assert new.prior["deployed"] == pytest.approx(np.bincount(target) / 2000)
+    table.assign(target=(target == 1).astype(int)).to_csv(site, index=False)
+    capsys.readouterr()
+    assert adapt(tmp_path, *given) == 2
+    assert "give the diagnosis of each row" in capsys.readouterr().err
