@@ -89,12 +89,17 @@ def measure(patients: int, repeats: int) -> tuple[float, float, float, float, fl
 def print_row(name: str, rows: pd.DataFrame, score: "pd.Series[float]") -> None:
     """Print AUROCs of all pairs, within sources and of each source, and the random-effects mean."""
     probabilities = np.stack([1 - score, score], axis=1)
-    ids = (rows[column].to_numpy(object) for column in ("image_id", "lesion_id"))
-    sources = rows["source"].to_numpy(object)
-    target = rows["target"].to_numpy(np.int64)
-    measured = evaluate(
-        Predictions(*ids, target, probabilities, None, BINARY, BINARY[1:], source=sources)
+    predictions = Predictions(
+        image_id=rows["image_id"].to_numpy(object),
+        patient_id=rows["lesion_id"].to_numpy(object),
+        target=rows["target"].to_numpy(np.int64),
+        probabilities=probabilities,
+        raw=None,
+        classes=BINARY,
+        positive=BINARY[1:],
+        source=rows["source"].to_numpy(object),
     )
+    measured = evaluate(predictions)
     entries = [measured["metrics"][key] for key in ("auroc", NAME)]
     entries += measured["sources"]["aurocs"]
     pooled = measured["sources"]["random_effects"] or {}
@@ -122,7 +127,9 @@ def measure_ham10000(folder: Path) -> None:
     print_row("share of malignant rows of the source", rows, share)
     published = pd.read_csv(folder / "ham_frontier" / "predictions.csv").set_index("image_id")
     part = rows.loc[published.index]
-    for model in dict.fromkeys(name.partition(":")[0] for name in published if ":" in name):
+    for model in dict.fromkeys(
+        name.partition(":")[0] for name in map(str, published) if ":" in name
+    ):
         malignant = published[[f"{model}:{k}" for k in (0, 1, 4)]]  # akiec, bcc, mel
         print_row(f"{model}, 1,503 images", part, malignant.sum(axis=1).clip(0, 1))
     for name, folds in (
