@@ -1,6 +1,6 @@
 """Image encoder: a network of timm, or the package's own baseline, with its pixel normalisation."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -160,6 +160,9 @@ def _build(
     source = find_source(config.name, CUSTOM)
     resolved = replace(config, name=source.name, args={**source.args, **config.args})
     args, head = dict(resolved.args), {}
+    side = args.get("vision_cfg", {}).get("image_size", config.image_size)  # open_clip's is fixed
+    if side != config.image_size:
+        raise InputError(f"model.image_size={config.image_size}: {config.name} needs {side}")
     if source.name in CUSTOM:
         create: Callable[..., nn.Module] = CUSTOM[source.name]
     else:
@@ -180,19 +183,9 @@ def _build(
         origin = weights.origin
         if weights.state is not None:
             names = build().state_dict().keys() - net.state_dict().keys() if head else ()
-            origin += _load(config, net, weights.state, names)
+            refusal = f"model.pretrained={config.pretrained} does not fit {config.name}"
+            origin += load_weights(net, weights.state, names, refusal)
     return resolved, origin, net, source.settings
-
-
-def _load(
-    config: ModelConfig, net: nn.Module, state: Mapping[str, Tensor], head: Collection[str]
-) -> str:
-    try:
-        return load_weights(net, state, head)
-    except InputError as error:
-        raise InputError(
-            f"model.pretrained={config.pretrained} does not fit {config.name}: {error}"
-        ) from error
 
 
 def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
@@ -201,11 +194,6 @@ def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
         net = create()
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
         raise InputError(f"model.args of {config.name}: {_shorten(error)}") from error
-    side = getattr(getattr(net, "visual", None), "image_size", config.image_size)
-    if isinstance(side, tuple):
-        side = side[0]
-    if side != config.image_size:
-        raise InputError(f"model.image_size={config.image_size}: {config.name} needs {side}")
     patches: Any = getattr(net, "patch_embed", None)
     patch = (getattr(patches, "patch_size", None) or (1,))[0]
     if config.image_size % patch and not getattr(patches, "dynamic_img_pad", False):

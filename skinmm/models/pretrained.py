@@ -28,9 +28,15 @@ PROBE_SECONDS: Final = 2.0  # for a connection to the model hub, whose client re
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 MISSING: Final = 0.01  # share of the network's values that a file may lack
 LISTED: Final = 3  # names in a message
-WRAPPERS: Final = (
-    *("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student", "encoder"),
-)
+WRAPPERS: Final = [
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+    "teacher",
+    "student",
+    "encoder",
+]
 """Keys under which training programs store a state dict, the preferred ones first."""
 IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoints of skinmm
 
@@ -79,7 +85,7 @@ def find_weights(
         reason = f"no pretrained weights for {name}: no package contains them, {error}"
     if text == "true" or isinstance(location, Path):
         raise InputError(
-            f"model.pretrained=true, but {reason}; name a file by model.pretrained=PATH"
+            f"model.pretrained={text}, but {reason}; name a file by model.pretrained=PATH"
         )
     return Weights(f"FROM SCRATCH: {reason}")
 
@@ -108,14 +114,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"model.pretrained={path}: not a weights file, or truncated ({reason})"
         ) from error
-    while isinstance(content, dict):
-        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
-        if (state := next(inner, None)) is None:
-            break
-        content = state
-    if not (content and isinstance(content, dict)) or not all(
-        isinstance(tensor, Tensor) for tensor in content.values()
-    ):
+    while isinstance(content, dict) and (keys := [k for k in WRAPPERS if k in content]):
+        content = content[keys[0]]
+    tensors = content.values() if isinstance(content, dict) else ()
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise InputError(f"model.pretrained={path}: it contains no state dict (tensors by name)")
     return content
 
@@ -201,7 +203,9 @@ TORCHVISION_VIT: Final = {
 """Names of torchvision's vision transformers, and timm's."""
 
 
-def load_weights(net: nn.Module, state: Mapping[str, Tensor], head: Collection[str]) -> str:
+def load_weights(
+    net: nn.Module, state: Mapping[str, Tensor], head: Collection[str], refusal: str
+) -> str:
     """Load tensors into a network of timm, whatever program wrote them, and describe the rest.
 
     Names may be those of timm, torchvision, open_clip, DINO or MAE, with any common prefix. Names
@@ -211,6 +215,7 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], head: Collection[s
         net: the network.
         state: tensors by the names of the file.
         head: names of timm's classifier, which the network lacks.
+        refusal: start of the message if the file does not fit.
 
     Returns:
         Names that the network or the file lacks, for the origin of the weights; may be empty.
@@ -232,7 +237,8 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], head: Collection[s
     parts = [("not in the file", missing), ("not used", surplus)]
     rest = "; ".join(f"{label}: {_first(names)}" for label, names in parts if names)
     if share > MISSING:
-        raise InputError(f"{share:.0%} of the values differ, at most {MISSING:.0%} may ({rest})")
+        limit = f"{share:.0%} of the values differ, at most {MISSING:.0%} may"
+        raise InputError(f"{refusal}: {limit} ({rest})")
     net.load_state_dict({n: mapped[n] for n in expected if n not in missing}, strict=False)
     return f"; {rest}" if rest else ""
 

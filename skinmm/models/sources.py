@@ -14,6 +14,7 @@ from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models.pretrained import HUB_FILES, fetch
 
+PIXELS: Final = ("mean", "std")
 SMALLEST: Final = 16  # side of an image in pixels
 OPEN_CLIP: Final = "open_clip"
 OPEN_CLIP_FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -51,7 +52,8 @@ class OpenClipImage(nn.Module):
         self, embed_dim: int, vision_cfg: Mapping[str, Any], quick_gelu: bool = False
     ) -> None:
         super().__init__()
-        _require_open_clip("model.name=open_clip")
+        if find_spec(OPEN_CLIP) is None:
+            raise InputError("this network needs open_clip: pip install 'skinmm[open-clip]'")
         from open_clip.model import _build_vision_tower
 
         settings = {**vision_cfg, "timm_model_pretrained": False}
@@ -139,13 +141,9 @@ def _read_json(name: str, place: str, file: str) -> tuple[str | Path, dict[str, 
         raise InputError(f"model.name={name}: its {file} cannot be read: {reason}") from error
 
 
-def _require_open_clip(wish: str) -> None:
-    if find_spec(OPEN_CLIP) is None:
-        raise InputError(f"{wish} needs a package: pip install 'skinmm[open-clip]'")
-
-
 def _find_open_clip(name: str, rest: str) -> Source:
-    _require_open_clip(f"model.name={name}")
+    if find_spec(OPEN_CLIP) is None:
+        raise InputError(f"model.name={name} needs open_clip: pip install 'skinmm[open-clip]'")
     import open_clip
 
     location: str | Path | None
@@ -157,27 +155,22 @@ def _find_open_clip(name: str, rest: str) -> Source:
         config = open_clip.get_model_config(model)
         if config is None:
             similar = get_close_matches(model, open_clip.list_models(), n=5, cutoff=0.4)
-            raise InputError(
-                f"unknown model.name '{name}'; open_clip has no such model. Similar: "
-                f"{', '.join(similar)}"
-            )
+            reason = f"open_clip has no such model. Similar: {', '.join(similar)}"
+            raise InputError(f"unknown model.name '{name}'; {reason}")
         settings = open_clip.get_pretrained_cfg(model, tag)
         if not settings:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
-            raise InputError(
-                f"model.name={name}: no such weights; choose {model}/ and one of {tags}"
-            )
+            raise InputError(f"model.name={name}: no such weights; choose {model}/ and of {tags}")
         location = str(settings.get("hf_hub") or "").rstrip("/") or None
     side = config["vision_cfg"].get("image_size", 224)
-    quick = bool(config.get("quick_gelu", settings.get("quick_gelu", False)))
     args = {
         "embed_dim": config["embed_dim"],
-        "vision_cfg": dict(config["vision_cfg"]),
-        "quick_gelu": quick,
+        "vision_cfg": {**config["vision_cfg"], "image_size": side},
+        "quick_gelu": bool(config.get("quick_gelu", settings.get("quick_gelu", False))),
     }
-    mean, std = (
-        settings.get(k) or getattr(open_clip, f"OPENAI_DATASET_{k.upper()}")
-        for k in ("mean", "std")
+    pixels = {
+        k: settings.get(k) or getattr(open_clip, f"OPENAI_DATASET_{k.upper()}") for k in PIXELS
+    }
+    return Source(
+        OPEN_CLIP, args, {**pixels, "input_size": (3, side, side)}, location, OPEN_CLIP_FILES
     )
-    settings = {"mean": mean, "std": std, "input_size": (3, side, side)}
-    return Source(OPEN_CLIP, args, settings, location, OPEN_CLIP_FILES)

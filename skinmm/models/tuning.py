@@ -30,8 +30,9 @@ def add_adapters(net: nn.Module, rank: int, size: int) -> None:
         raise InputError("model.tune=lora needs peft: pip install 'skinmm[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = _list_called_layers(net, size)
-    names = [name for name, layer in layers.items() if _count_adapter(layer, rank) < _count(layer)]
+    weights = _list_called_weights(net, size)
+    # An adapter has `rank` values for each output, and for each value of an output's weights.
+    names = [n for n, w in weights.items() if rank * (len(w) + w[0].numel()) < w.numel()]
     if not names:
         raise InputError(
             f"model.tune=lora: no layer can have adapters of model.lora_rank={rank}; choose a "
@@ -81,14 +82,13 @@ def split_adapters(merged: Mapping[str, Tensor], parts: Mapping[str, Tensor]) ->
     return {**{name: merged[name] for name in merged if name not in names}, **parts}
 
 
-def _list_called_layers(net: nn.Module, size: int) -> dict[str, nn.Module]:
-    """Return the layers that may have adapters and that the network calls, by name."""
-    called: dict[int, bool] = {}
-    layers = {name: m for name, m in net.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
-    layers = {name: m for name, m in layers.items() if getattr(m, "groups", 1) == 1}
+def _list_called_weights(net: nn.Module, size: int) -> dict[str, Tensor]:
+    """Return the weights of linear layers and ungrouped convolutions that the network calls."""
+    called: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_hook(lambda layer, *_: called.update({id(layer): True}))
-        for layer in layers.values()
+        layer.register_forward_hook(lambda m, *_, n=name: called.update({n: m.weight}))
+        for name, layer in net.named_modules()
+        if type(layer) in (nn.Linear, nn.Conv2d) and getattr(layer, "groups", 1) == 1
     ]
     was_training = net.training
     with torch.inference_mode():
@@ -96,14 +96,4 @@ def _list_called_layers(net: nn.Module, size: int) -> dict[str, nn.Module]:
     net.train(was_training)
     for hook in hooks:
         hook.remove()
-    return {name: layer for name, layer in layers.items() if id(layer) in called}
-
-
-def _count(layer: nn.Module) -> int:
-    return int(layer.weight.numel())  # type: ignore[operator]
-
-
-def _count_adapter(layer: nn.Module, rank: int) -> int:
-    """Return the number of parameters that an adapter adds to a layer."""
-    outputs = len(layer.weight)  # type: ignore[arg-type]
-    return rank * (outputs + _count(layer) // outputs)
+    return called
