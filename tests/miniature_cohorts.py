@@ -139,6 +139,58 @@ def pad_ufes_20(root: Path) -> None:
     write_images(root / "images" / "imgs_part_3", ["I2"], ".png")
 
 
+MILK_CLASSES: Final = "AKIEC,BCC,BEN_OTH,BKL,DF,INF,MAL_OTH,MEL,NV,SCCKA,VASC"
+
+
+def milk10k(root: Path) -> None:
+    header = "lesion_id,image_type,isic_id,attribution,copyright_license,age_approx,sex,"
+    rows = [
+        f"IL_{n},{kind},ISIC_{2 * n + k},MILK study team,CC-BY-NC,70,male,3,head_neck_face,0.{n}{k}"
+        for n in range(3)
+        for k, kind in enumerate(("clinical: close-up", "dermoscopic"))
+    ]
+    table = [f"{header}skin_tone_class,site,MONET_hair", *rows]
+    write(root, "MILK10k_Training_Metadata.csv", "\n".join(table))
+    truth = hot(MILK_CLASSES, "BCC", "INF", "SCCKA").replace("\nI", "\nIL_")
+    truth = truth.replace("image,", "lesion_id,")
+    write(root, "MILK10k_Training_GroundTruth.csv", truth)
+    for n in range(3):
+        names = [f"ISIC_{2 * n}", f"ISIC_{2 * n + 1}"]
+        write_images(root / "MILK10k_Training_Input" / f"IL_{n}", names)
+
+
+def derm7pt(root: Path) -> None:
+    header = "case_num,diagnosis,pigment_network,location,sex,clinic,derm\n"
+    rows = [
+        "1,clark nevus,typical,back,male,NEL/I0.jpg,NEL/I1.jpg",
+        "2,melanoma (in situ),atypical,head neck,female,NEL/I2.jpg,NEL/I3.jpg",
+        "3,lentigo,absent,lower limbs,male,NEL/I4.jpg,NEL/I5.jpg",
+    ]
+    write(root, "meta/meta.csv", header + "\n".join(rows))
+    for name, row in {"train": 0, "valid": 1, "test": 2}.items():
+        write(root, f"meta/{name}_indexes.csv", f"indexes\n{row}\n")
+    write_images(root / "images" / "NEL", [f"I{n}" for n in range(6)])
+
+
+def isic_archive(root: Path) -> None:
+    header = (
+        "isic_id,attribution,copyright_license,age_approx,anatom_site_1,anatom_site_2,diagnosis_1,"
+        "diagnosis_2,diagnosis_3,image_type,lesion_id,patient_id,pixels_x,pixels_y,sex\n"
+    )
+    rows = [
+        "I0,A,CC-0,50,Trunk,Back,Benign,Benign melanocytic proliferations,Nevus,dermoscopic,L0,P0,"
+        "600,450,male",
+        "I1,A,CC-BY,50,Trunk,Back,Benign,Benign melanocytic proliferations,Nevus,"
+        "clinical: close-up,L0,P0,600,450,male",
+        "I2,B,CC-BY-NC,,,,Malignant,Malignant melanocytic proliferations (Melanoma),"
+        "Melanoma Invasive,TBP tile: close-up,L1,P1,133,133,female",
+        "I3,B,CC-0,60,Head and neck,Face,Malignant,,Basal cell carcinoma,dermoscopic,,P2,600,450,",
+        "I4,B,CC-0,60,Head and neck,Face,Malignant,,Basal cell carcinoma,RCM: mosaic,,P2,600,450,",
+    ]
+    write(root, "metadata.csv", header + "\n".join(rows))
+    write_images(root, [f"I{n}" for n in range(5)])
+
+
 def image_folder(root: Path) -> None:
     write_images(root / "melanoma", ["a", "b"])
     write_images(root / "nevus" / "deeper", ["c"], ".png")
@@ -183,6 +235,9 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
     "isic_2019": isic_2019,
     "isic_2024": isic_2024,
     "pad_ufes_20": pad_ufes_20,
+    "milk10k": milk10k,
+    "derm7pt": derm7pt,
+    "isic_archive": isic_archive,
     "image_folder": image_folder,
     "csv": csv,
     "packed": packed,

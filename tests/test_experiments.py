@@ -24,6 +24,7 @@ SMALL = (
     "data.fold=0",
     "data.limit=32",
     "data.extra=[]",
+    "data.columns=[age,sex,site]",
     "model.image_size=32",
     "model.pretrained=false",
     "evaluation.views=1",
@@ -39,7 +40,8 @@ SMALL = (
 @pytest.mark.slow  # networks of full width
 @pytest.mark.parametrize("name", sorted(name for name, arms in ARMS.items() if not arms))
 def test_an_experiment_runs_an_epoch(name: str, tmp_path: Path) -> None:
-    assert train(f"experiment={name}", *SMALL, f"hydra.run.dir={tmp_path}") == 0
+    cohort = ("data.positive=[]", f"hydra.run.dir={tmp_path}")
+    assert train(f"experiment={name}", *SMALL, *cohort) == 0
     assert metrics_of(tmp_path)["test"]["n"] == 140
 
 

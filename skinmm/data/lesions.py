@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from skinmm.config import DataConfig
 from skinmm.data.file_checks import FileCheck, fill_sizes, require_usable
@@ -133,6 +134,12 @@ def require_different_images(stacked: pd.DataFrame, source: str) -> None:
         )
 
 
+def list_groups(codes: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " rows"]]:
+    """Return the row numbers of each code 0, 1, ..., in ascending order."""
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(codes))[:-1])
+
+
 def choose_views(views: Sequence[str | None], limit: int) -> list[int]:
     """Return the positions of at most `limit` images of a lesion.
 
@@ -166,25 +173,21 @@ def group_lesions(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, t
         )
     _require_plain_names(rows)
     names = name_lesions(rows)
-    codes, lesions = pd.factorize(rows["source"].astype(str) + "\0" + names.astype(str))
+    codes, lesions = pd.factorize(rows["cohort"].astype(str) + "\0" + names.astype(str))
     rows = rows.assign(lesion_id=names, patient_id=_resolve_patients(rows, names))
     rows = _link_lesions(rows)
     views = rows["view"].fillna("") if "view" in rows else pd.Series("", rows.index)
     merged = rows.groupby(codes, sort=False).first()
     merged["image_id"] = merged["lesion_id"]
-    chosen, dropped = [], 0
-    for positions in map(np.asarray, rows.groupby(codes, sort=False).indices.values()):
-        picks = choose_views(views.iloc[positions].tolist(), data.views)
+    kinds, chosen, dropped = views.to_numpy(object), [], 0
+    for positions in list_groups(codes):
+        picks = choose_views(kinds[positions].tolist(), data.views)
         dropped += len(picks) < len(positions)
         chosen.append(positions[picks])
-    images = pd.DataFrame(
-        {
-            "images": [SEPARATOR.join(rows["image_id"].iloc[p]) for p in chosen],
-            "image_views": [SEPARATOR.join(views.iloc[p]) for p in chosen],
-            "paths": [_join_paths(rows["path"].iloc[p]) for p in chosen],
-        },
-        index=merged.index,
-    )
+    columns = {"images": rows["image_id"], "image_views": views, "paths": rows["path"]}
+    if "licence" in rows:
+        columns["licence"] = rows["licence"].fillna("")
+    images = {name: _join_cells(column, chosen) for name, column in columns.items()}
     first = rows.iloc[[p[0] for p in chosen]][["path", "width", "height"]].set_index(merged.index)
     merged = merged.drop(columns="view", errors="ignore").assign(**first, **images)
     notes = [f"{len(lesions)} lesions of {len(rows)} images"]
@@ -245,7 +248,7 @@ def _drop_contradictions(
 def _resolve_patients(rows: pd.DataFrame, lesions: "pd.Series[Any]") -> "pd.Series[Any]":
     """Return the patient that any image of the lesion names, or else the lesion."""
     named = rows["patient_id"].where(name_units(rows) == "patient")
-    known = named.groupby(rows["source"].astype(str) + "\0" + lesions.astype(str)).transform(
+    known = named.groupby(rows["cohort"].astype(str) + "\0" + lesions.astype(str)).transform(
         "first"
     )
     return named.fillna(known).fillna(lesions)
@@ -260,8 +263,10 @@ def _link_lesions(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(duplicate_of=first.where(first != rows["lesion_id"], None))
 
 
-def _join_paths(paths: "pd.Series[Any]") -> str | None:
-    return None if paths.isna().any() else SEPARATOR.join(paths)
+def _join_cells(column: "pd.Series[Any]", groups: Sequence[Any]) -> list[str | None]:
+    """Join the cells of each lesion; None if one is missing."""
+    cells, is_missing_cell = column.to_numpy(object), column.isna().to_numpy()
+    return [None if is_missing_cell[p].any() else SEPARATOR.join(cells[p]) for p in groups]
 
 
 def _require_plain_names(rows: pd.DataFrame) -> None:
@@ -279,7 +284,7 @@ def _require_unique(lesions: pd.DataFrame) -> None:
     repeated = lesions[lesions["image_id"].duplicated(keep=False)]
     if len(repeated):
         name = repeated["image_id"].iloc[0]
-        sources = repeated.loc[repeated["image_id"] == name, "source"].unique()
+        sources = repeated.loc[repeated["image_id"] == name, "cohort"].unique()
         raise InputError(
             f"lesion id '{name}' names two lesions (in {' and '.join(map(str, sources))}); rename "
             "one of them"

@@ -140,8 +140,18 @@ def summarize_patients(rows: Rows) -> Rows:
 
 
 def _format_submission(rows: Rows) -> Rows:
-    """Return `image_name,target`: the probability of malignancy of every image."""
+    """Return `image_name,target`: the probability of malignancy of every image.
+
+    Of a model of several classes by lesion: `lesion_id`, and a column for each class, as MILK10k
+    asks for; `half_<class>`, where 0.5 is the cut, if `evaluation.half_cut` added it.
+    """
     for table in rows:
+        prefix = "half_" if any(name.startswith("half_") for name in table) else "p_"
+        classes = sorted(str(name) for name in table if str(name).startswith(prefix))
+        if "lesion_id" in table and len(classes) > 2:  # noqa: PLR2004
+            scores = table[classes].set_axis([n.partition("_")[2].upper() for n in classes], axis=1)
+            yield pd.concat([table["lesion_id"], scores.astype(float).fillna(0)], axis=1)
+            continue
         names = [strip_suffix(os.path.basename(cell)) for cell in table["image_id"]]  # noqa: PTH119
         yield pd.DataFrame({"image_name": names, "target": table["malignancy"]})
 

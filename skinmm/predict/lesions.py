@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from skinmm.data.lesions import (
     SEPARATOR,
     choose_views,
     find_view_column,
+    list_groups,
     parse_views,
     split_image_columns,
     spread_columns,
@@ -61,20 +62,20 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
     frame = spread_columns(frame, columns)
     codes = pd.factorize(frame["lesion_id"])[0]
     checked = [n for n in ("patient_id", "target", *columns) if n in frame]
-    values = {name: _compare_values(frame[name], name) for name in checked}
+    values = {name: _compare_values(frame[name], name).to_numpy(object) for name in checked}
     first = frame.groupby(codes, sort=False).first()
     errors, images, views, limited = {}, [], [], 0
-    groups = frame.groupby(codes, sort=False).indices.values()
-    for number, rows in enumerate(groups):
-        names = frame["image_id"].to_numpy(object)[rows]
-        kinds = frame["view"].to_numpy(object)[rows]
+    all_names, all_kinds = (frame[name].to_numpy(object) for name in ("image_id", "view"))
+    for number, rows in enumerate(list_groups(codes)):
+        names, kinds = all_names[rows], all_kinds[rows]
         named = np.flatnonzero(names != "")
         picks = named[choose_views(kinds[named].tolist(), limit)]
         limited += len(picks) < len(named)
         images.append(SEPARATOR.join(names[picks]))
         views.append(SEPARATOR.join(kinds[picks]))
-        for name, cells in values.items():
-            if len(distinct := cells.iloc[rows].dropna().unique()) > 1:
+        for name, cells in values.items() if len(rows) > 1 else ():
+            distinct = dict.fromkeys(cell for cell in cells[rows] if not pd.isna(cell))
+            if len(distinct) > 1:
                 given = " and ".join(map(str, distinct))
                 errors[number] = f"the images of the lesion contradict each other: {name} {given}"
         if len({*names[named]}) < len(named):
@@ -85,13 +86,14 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
 
 def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
     """Return a row per image, with canonical names, `image_id` and missing cells as None."""
-    columns_of = {str(name): np.asarray(cells, object) for name, cells in table.items()}
-    frame = pd.DataFrame(columns_of)
-    frame = split_image_columns(frame)
+    cells_of = {str(name): np.asarray(cells, object) for name, cells in table.items()}
+    frame = split_image_columns(pd.DataFrame(cells_of))
     frame = frame.rename(columns=match_columns(frame.columns, columns))
+    for name in frame.columns.difference(["target"]):
+        frame[name] = pd.Series(map(_read_cell, frame[name]), frame.index, dtype=object)
     if "image_id" not in frame:
         frame["image_id"] = ""
-    frame["image_id"] = ["" if is_missing(c) else format_cell(c) for c in frame["image_id"]]
+    frame["image_id"] = frame["image_id"].map(format_cell)
     if "lesion_id" not in frame:
         frame["lesion_id"] = None
     names = [None if is_missing(cell) else normalise_name(cell) for cell in frame["lesion_id"]]
@@ -99,6 +101,12 @@ def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
     named = zip(names, frame["image_id"], rows, strict=True)
     frame["lesion_id"] = [lesion or image or row for lesion, image, row in named]
     return frame
+
+
+def _read_cell(cell: Any) -> Any:
+    if not isinstance(cell, Hashable):  # lists and structs of Parquet
+        return str(cell)
+    return None if is_missing(cell) else cell
 
 
 def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]]]:

@@ -25,6 +25,7 @@ from skinmm.config import (
 )
 from skinmm.config.commands import AuditConfig, ExploreConfig, PackConfig, PackSparkConfig
 from skinmm.config.load import check_settings
+from skinmm.config.setting import keys_with
 from skinmm.errors import InputError
 from skinmm.training.run_folder import write_config
 
@@ -50,6 +51,7 @@ def changed(key: str, value: Any) -> Config:
     """The defaults with another value at a key."""
     config = Config()
     config.evaluation.cost_ratio = 5.0  # one of the threshold rules needs it
+    config.data.unit = keys_with(Config, "unit").get(key, "image")
     *path, name = key.split(".")
     setattr(reduce(getattr, path, config), name, value)
     return config

@@ -9,7 +9,7 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
-from skinmm.data.cohorts import public, user
+from skinmm.data.cohorts import archives, public, user
 from skinmm.data.cohorts.tables import (
     CANONICAL,
     MASK_FOLDER,
@@ -56,6 +56,9 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "isic_2019": public.isic_2019,
     "isic_2024": public.isic_2024,
     "pad_ufes_20": public.pad_ufes_20,
+    "milk10k": archives.milk10k,
+    "derm7pt": archives.derm7pt,
+    "isic_archive": archives.isic_archive,
     "image_folder": user.image_folder,
     "csv": user.csv,
     "packed": user.packed,
@@ -151,6 +154,7 @@ def _read(data: DataConfig) -> CohortTable:
             f"the adapter of data={data.name} returned rows without {', '.join(absent)}; it has to "
             f"return the columns {', '.join(CANONICAL)}, as `to_canonical` does"
         )
+    cohort = archives.select_licences(cohort, data)
     rows = cohort.rows if "cohort" in cohort.rows else cohort.rows.assign(cohort=data.name)
     rows = fill_from_headers(rows).reset_index(drop=True)
     if rows["source"].isna().all():  # the whole table counts as one centre

@@ -17,7 +17,7 @@ from skinmm.data.cohorts.tables import (
     require_root,
     to_canonical,
 )
-from skinmm.data.cohorts.targets import decode_one_hot
+from skinmm.data.cohorts.targets import decode_one_hot, name_iddx
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
@@ -30,12 +30,6 @@ SIIM_FOLDERS: Final = (
     *("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", ""),
 )
 _PARTS: Final = {"Training": None, "Validation": "val", "Test": "test"}
-_IDDX: Final = (
-    *(("melanoma", "mel"), ("basal cell", "bcc"), ("squamous cell", "scc")),
-    *(("actinic keratosis", "akiec"), ("keratosis", "bkl"), ("lentigo", "bkl")),
-    *(("dermatofibroma", "df"), ("nevus", "nv"), ("angioma", "vasc"), ("vascular", "vasc")),
-)
-"""Words in ISIC's diagnosis path (`iddx_full`) and the class of the first that occurs."""
 
 
 def ham10000(data: DataConfig) -> CohortTable:
@@ -150,16 +144,12 @@ def isic_2024(data: DataConfig) -> CohortTable:
     `data.columns` may name its measurements (`clin_size_long_diam_mm`, `tbp_lv_areaMM2`, ...) but
     not results of histology (`iddx_...`, `mel_...`).
     """
-
-    def parse_iddx(path: str) -> str:
-        return next((name for word, name in _IDDX if word in path), "unknown")
-
     root = require_root(data)
     file = find_table(root, "train-metadata.csv")
     columns = [*PUBLIC_NAMES, "iddx_full", *data.columns]
     table = read_table(file, ["isic_id", "target", "patient_id"], only=columns)
     if "iddx_full" in table:
-        table["diagnosis"] = map_unique(table["iddx_full"].fillna("").str.lower(), parse_iddx)
+        table["diagnosis"] = map_unique(table["iddx_full"].fillna("").str.lower(), name_iddx)
     folders = ("train-image", "train-image/image", *ISIC_FOLDERS)
     return attach_images(to_canonical(table, file, data), root, data.format, folders)
 

@@ -31,7 +31,7 @@ CANONICAL: Final = (
     *("source", "width", "height"),
 )
 """The columns of every cohort table, in order."""
-OPTIONAL: Final = ("part", "public_fold", "duplicate_of", "view")
+OPTIONAL: Final = ("part", "public_fold", "duplicate_of", "view", "licence")
 """Columns of some cohorts, which `splits` uses."""
 MASK_FOLDER: Final = "masks"
 _ALLOWED: Final = {

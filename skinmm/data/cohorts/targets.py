@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from skinmm.data.cohorts.tables import CohortTable
 
 BINARY: Final = ("benign", "malignant")
+_IDDX: Final = (
+    *(("melanoma", "mel"), ("basal cell", "bcc"), ("squamous cell", "scc")),
+    *(("actinic keratosis", "akiec"), ("keratosis", "bkl"), ("lentigo", "bkl")),
+    *(("dermatofibroma", "df"), ("nevus", "nv"), ("angioma", "vasc"), ("vascular", "vasc")),
+)
+"""Words in ISIC's diagnosis path (`iddx_full`) and the class of the first that occurs."""
 
 
 def add_targets(cohort: "CohortTable", data: DataConfig) -> pd.DataFrame:
@@ -147,3 +153,8 @@ def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
             f"{first['image_id']}: target {int(first['target'])}, {first['diagnosis']}; correct "
             "them, or set data.positive=[...] to derive the target from the diagnosis"
         )
+
+
+def name_iddx(path: str) -> str:
+    """Return the class of a path of ISIC's diagnoses in lower case; `unknown` for other words."""
+    return next((name for word, name in _IDDX if word in path), "unknown")

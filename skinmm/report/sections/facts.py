@@ -83,6 +83,7 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
     if inputs.cohort is not None and "source" in inputs.cohort:
         counted = inputs.cohort["source"].value_counts().items()
         sources = "; ".join(f"{name}: {format_count(int(n), 'image')}" for name, n in counted)
+        sources += _count_licences(inputs.cohort)
     return {
         "outcome": outcome,
         "sizes": " ".join(sizes),
@@ -90,6 +91,15 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
         "table": "See Who was in the data." if parts else "",
         "images": image_kinds(inputs),
     }
+
+
+def _count_licences(cohort: pd.DataFrame) -> str:
+    """Return the number of images with each licence; those of a lesion are separated by `|`."""
+    if "licence" not in cohort or cohort["licence"].isna().all():
+        return ""
+    licences = cohort["licence"].fillna("").str.split("|", regex=False).explode()
+    counted = licences.replace("", "none stated").value_counts().items()
+    return f". Licences: {', '.join(f'{name} ({n:,} images)' for name, n in counted)}"
 
 
 def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:
