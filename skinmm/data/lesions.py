@@ -187,7 +187,8 @@ def group_lesions(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, t
     columns = {"images": rows["image_id"], "image_views": views, "paths": rows["path"]}
     if "licence" in rows:
         columns["licence"] = rows["licence"].fillna("")
-    images = {name: _join_cells(column, chosen) for name, column in columns.items()}
+    joined = {name: _join_cells(column, chosen) for name, column in columns.items()}
+    images = pd.DataFrame(joined, merged.index, dtype=object)
     first = rows.iloc[[p[0] for p in chosen]][["path", "width", "height"]].set_index(merged.index)
     merged = merged.drop(columns="view", errors="ignore").assign(**first, **images)
     notes = [f"{len(lesions)} lesions of {len(rows)} images"]

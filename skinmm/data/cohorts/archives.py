@@ -101,14 +101,14 @@ def isic_archive(data: DataConfig) -> CohortTable:
     )
     if "diagnosis_1" in table:
         table["target"] = table["diagnosis_1"].str.lower().map({"benign": "0", "malignant": "1"})
-    sites = [name for name in table if str(name).startswith("anatom_site")]
+    sites = [name for name in map(str, table) if name.startswith("anatom_site")]
     site = pd.Series(None, table.index, dtype=object)
-    for name in sites:
-        site = site.where(site.notna(), map_unique(table[name], parse_site))
+    for column in sites:
+        site = site.where(site.notna(), map_unique(table[column], parse_site))
     table = table.drop(columns=sites).assign(site=site.where(site.notna(), None))
     table = table.rename(columns={"pixels_x": "width", "pixels_y": "height"})
     table["licence"] = table.get(_LICENCE)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if "image_type" in table:
         kinds = table["image_type"]
         is_other = kinds.notna() & map_unique(kinds, parse_view).isna()
