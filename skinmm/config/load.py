@@ -299,17 +299,16 @@ def _check_task(config: Config) -> None:
 
 
 def _check_fold(data: DataConfig, alternative: str = "") -> None:
-    is_fold = isinstance(data.fold, int) and data.fold >= 0
-    if data.split == "source":
-        if data.folds != DataConfig().folds:
-            raise InputError(
-                f"data.folds={data.folds}: data.split=source has a fold for each source; leave "
-                "data.folds out"
-            )
-        # The number of sources is known when the cohort is read.
-        allowed = "" if is_fold else f"the number of a source, from 0{alternative}"
-    else:
-        is_fold = is_fold and int(data.fold) < data.folds
-        allowed = "" if is_fold else f"0 to {data.folds - 1} (data.folds={data.folds}){alternative}"
-    if allowed and not (alternative and data.fold == "all"):
-        raise InputError(f"data.fold={data.fold}: must be {allowed}")
+    by_source, last = data.split == "source", data.folds - 1
+    if by_source and data.folds != DataConfig().folds:
+        raise InputError(
+            f"data.folds={data.folds}: data.split=source has a fold for each source; leave "
+            "data.folds out"
+        )
+    is_number = isinstance(data.fold, int) and 0 <= data.fold
+    if (alternative and data.fold == "all") or (
+        is_number and (by_source or int(data.fold) <= last)
+    ):
+        return
+    allowed = "a source's number, from 0" if by_source else f"0 to {last} (data.folds={data.folds})"
+    raise InputError(f"data.fold={data.fold}: must be {allowed}{alternative}")

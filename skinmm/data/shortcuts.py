@@ -61,7 +61,7 @@ def compute_source_auroc(table: pd.DataFrame, positive: Collection[str] = ()) ->
 def compare_acquisition_groups(
     table: pd.DataFrame, positive: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Describe the most frequent image sizes, and the sources if there are several.
+    """Describe the most frequent image sizes and, if there are several, sources.
 
     Returns:
         For each `group`: `rows`, `malignant`, and `auroc` of membership as a score for malignancy
@@ -73,7 +73,8 @@ def compare_acquisition_groups(
     frequent = sizes.value_counts().head(MAX_SIZES).index
     members = {size: (sizes == size).reindex(table.index, fill_value=False) for size in frequent}
     if table["source"].nunique() > 1:
-        members |= {name: table["source"] == name for name in table["source"].unique()}
+        frequent = table["source"].value_counts().head(MAX_SIZES).index
+        members |= {name: table["source"] == name for name in frequent}
     groups = []
     for name, mask in members.items():
         member, auroc = mask.to_numpy(bool), None

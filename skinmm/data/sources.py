@@ -56,18 +56,9 @@ def leave_one_source_out(table: pd.DataFrame, folds: int, fold: int, seed: int) 
     share a patient, a lesion or a duplicate with the test part are `unused`, and so are those that
     the cohort fixes as `train` (of a cohort added to training) if they are of the source.
 
-    Args:
-        table: canonical rows with `source`.
-        folds: the validation part is 1 / folds of the rows of the other sources.
-        fold: number of the source in the order of `list_sources`.
-        seed: seed of the validation part.
-
     Returns:
         The table with columns `part` (train, val, test, unused) and `fold`, the number of the
-        source; -1 for fixed rows.
-
-    Raises:
-        InputError: see `list_sources`; a number without a source.
+        source in the order of `list_sources`; -1 for fixed rows.
     """
     sources, free = list_sources(table), pd.isna(get_fixed_parts(table))
     if fold >= len(sources):

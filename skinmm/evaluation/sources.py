@@ -12,11 +12,10 @@ from scipy.special import expit, logit
 from skinmm.evaluation import curves
 from skinmm.evaluation.curves import CumulativeWeights, Samples, ratio
 from skinmm.evaluation.delong import delong_interval
-from skinmm.evaluation.intervals import student_quantile
+from skinmm.evaluation.intervals import Statistic, student_quantile
 from skinmm.evaluation.predictions import Predictions
 
-MIN_SOURCES: Final = 3
-"""Sources that a random-effects summary needs."""
+MIN_SOURCES: Final = 3  # of a random-effects summary
 
 
 def _rows_by_source(sources: Shaped[np.ndarray, " n"]) -> dict[str, Int64[np.ndarray, " k"]]:
@@ -30,14 +29,8 @@ class WithinSourceAuroc:
 
     A source that differs from others in its share of malignant rows raises the AUROC of a model
     that recognises the source. Pairs of the same source do not reward this. The value is the mean
-    of the AUROCs of the sources, weighted by their numbers of pairs; rows of an unknown source, and
-    sources with one class, have no pairs.
-
-    Args:
-        scores: probability of each row.
-        positives: mask of the malignant rows.
-        codes: number of each row's patient.
-        sources: source of each row, None where unknown.
+    of the AUROCs of the sources, weighted by their numbers of pairs; rows of an unknown source
+    (None), and sources with one class, have no pairs. `codes` are the numbers of the patients.
     """
 
     def __init__(
@@ -67,37 +60,31 @@ class WithinSourceAuroc:
         return ratio(correct, pairs)
 
 
-class SourceMetrics:
-    """Within-source AUROC of malignancy and, for several classes, its mean over the classes.
+def build_source_statistic(
+    predictions: Predictions, codes: Int64[np.ndarray, " n"]
+) -> Statistic | None:
+    """Return the statistic of the AUROCs within sources; None unless there are two sources.
 
-    Arguments as of `ClassMetrics`; the predictions need a source.
+    It has `within_source_auroc` of malignancy and, for several classes,
+    `within_source_macro_auroc`, the mean over the classes that have a pair. `codes` are the numbers
+    of the rows' patients.
     """
-
-    def __init__(self, predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> None:
-        scores, truth, sources = predictions.malignancy, predictions.malignant, predictions.source
-        assert sources is not None  # noqa: S101 - as documented
-        self.malignancy = WithinSourceAuroc(scores, truth, codes, sources)
-        present: list[int] = [] if predictions.is_binary else np.unique(predictions.target).tolist()
-        ranked = (
-            WithinSourceAuroc(
-                predictions.probabilities[:, i], predictions.target == i, codes, sources
-            )
-            for i in present
-        )
-        self.classes = [auroc for auroc in ranked if auroc.strata]
-
-    def __call__(self, draws: Int64[np.ndarray, "b p"]) -> dict[str, Samples]:
-        """Return the metrics of each resample."""
-        result = {"within_source_auroc": self.malignancy(draws)}
-        if self.classes:
-            aurocs = [auroc(draws) for auroc in self.classes]
-            result["within_source_macro_auroc"] = np.mean(aurocs, axis=0)
-        return result
-
-
-def has_sources(predictions: Predictions) -> bool:
-    """Return whether the rows are of two or more known sources."""
-    return predictions.source is not None and pd.Series(predictions.source).nunique() > 1
+    if predictions.source is None or pd.Series(predictions.source).nunique() <= 1:
+        return None
+    views = {"within_source_auroc": [(predictions.malignancy, predictions.malignant)]}
+    if not predictions.is_binary:
+        views["within_source_macro_auroc"] = [
+            (predictions.probabilities[:, i], predictions.target == i)
+            for i in np.unique(predictions.target).tolist()
+        ]
+    rankings = {}
+    for name, pairs in views.items():
+        ranked = [WithinSourceAuroc(*pair, codes, predictions.source) for pair in pairs]
+        rankings[name] = [auroc for auroc in ranked if auroc.strata] or ranked[:1]
+    return lambda draws: {
+        name: np.mean([auroc(draws) for auroc in aurocs], axis=0)
+        for name, aurocs in rankings.items()
+    }
 
 
 def summarise_sources(
@@ -111,10 +98,11 @@ def summarise_sources(
         the names `left_out` of the sources without a standard error; None with fewer than
         `MIN_SOURCES` others.
     """
-    if predictions.source is None or not has_sources(predictions):
+    groups = {} if predictions.source is None else _rows_by_source(predictions.source)
+    if len(groups) <= 1:
         return None
     aurocs: list[dict[str, Any]] = []
-    for name, rows in _rows_by_source(predictions.source).items():
+    for name, rows in groups.items():
         part = predictions.select(rows)
         auroc = delong_interval(
             part.malignancy, part.malignant, part.patient_id, confidence=confidence
@@ -151,14 +139,9 @@ def pool_random_effects(
     expected in the prediction interval of Higgins et al. (2009,
     doi:10.1111/j.1467-985X.2008.00552.x).
 
-    Args:
-        values: three or more estimates.
-        errors: their standard errors, above 0.
-        confidence: confidence level.
-
-    Returns:
-        `value`, `standard_error`, `low`, `high`, `prediction_low`, `prediction_high`, `tau`
-        (standard deviation between estimates), `i2` (its share of the variance), `q` (Cochran's).
+    Three or more values with positive standard errors are needed. Besides the entries of an
+    estimate there are `prediction_low`, `prediction_high`, `tau` (standard deviation between the
+    estimates), `i2` (its share of the variance) and `q` (Cochran's).
     """
     y, variance = np.asarray(values, np.float64), np.asarray(errors, np.float64) ** 2
     fixed, freedom = 1 / variance, len(y) - 1

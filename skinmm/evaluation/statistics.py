@@ -14,7 +14,7 @@ from skinmm.evaluation.intervals import Statistic, sum_by_patient
 from skinmm.evaluation.predictions import DECISIONS, Predictions
 from skinmm.evaluation.referral import ReferralMetrics
 from skinmm.evaluation.smooth_calibration import CalibrationSmoother
-from skinmm.evaluation.sources import SourceMetrics, has_sources
+from skinmm.evaluation.sources import build_source_statistic
 
 DEFAULT_THRESHOLD: Final = 0.5
 TOP: Final = 15
@@ -37,8 +37,8 @@ def build_statistic(
         parts.append(ClassMetrics(predictions, codes))
     if predictions.decision is not None:
         parts.append(ReferralMetrics(predictions, codes))
-    if has_sources(predictions):
-        parts.append(SourceMetrics(predictions, codes))
+    if within_sources := build_source_statistic(predictions, codes):
+        parts.append(within_sources)
     is_named = predictions.list_units() == "patient"
     if (predictions.malignant & is_named).any():
         parts.append(PatientMetrics(predictions, codes, is_named, settings.get("threshold")))
