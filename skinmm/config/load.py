@@ -305,7 +305,7 @@ def _check_fold(data: DataConfig, alternative: str = "") -> None:
             f"data.folds={data.folds}: data.split=source has a fold for each source; leave "
             "data.folds out"
         )
-    is_number = isinstance(data.fold, int) and 0 <= data.fold
+    is_number = isinstance(data.fold, int) and data.fold >= 0
     if (alternative and data.fold == "all") or (
         is_number and (by_source or int(data.fold) <= last)
     ):
