@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64, Shaped
+from sklearn.metrics import f1_score
 
 from skinmm.errors import InputError
 from skinmm.evaluation.curves import Samples, ratio
@@ -15,7 +16,8 @@ CALLS: Final = ("likeliest", "balanced", "f1", "cost")
 FOLDS: Final = 5
 FITTED: Final = ("f1", "cost")
 """Rules that a checkpoint stores; the others follow from its settings and its class shares."""
-SHRINKAGE: Final = 5
+POWERS: Final = (0, 0.5, 1)
+SHRINKAGE: Final = 10
 """Patients of a class whose own F1 threshold weighs as much as that of all classes together."""
 _LEAST: Final = 1e-9  # threshold; a distance from the cut that nine digits show
 
@@ -117,24 +119,38 @@ def fit_f1_thresholds(
     """Return the threshold of each class against the rest that has the highest F1.
 
     It is the geometric mean over fits that leave out one of `FOLDS` groups of patients each. A
-    class of m patients is shrunk, on the log scale, towards the threshold of all classes together:
-    its own has the weight m / (m + SHRINKAGE). At the optimum the threshold is half of the F1
-    (Lipton et al. 2014, arXiv:1402.1892), so thresholds of classes are of similar size.
+    class of m patients is shrunk, on the log scale, towards its pooled threshold, see
+    `fit_pooled_thresholds`: its own has the weight m / (m + SHRINKAGE). At the optimum a threshold
+    is half of the F1 (Lipton et al. 2014, arXiv:1402.1892).
     """
     folds = assign_folds(targets, patients)
     truth = np.arange(probabilities.shape[1]) == targets[:, None]
     logs = []
     for fold in range(FOLDS):
         rows = (folds != fold) | (folds.max() == 0)
-        own = [
-            choose_f1_threshold(*pair)
-            for pair in zip(probabilities[rows].T, truth[rows].T, strict=True)
-        ]
-        pooled = choose_f1_threshold(probabilities[rows].ravel(), truth[rows].ravel())
+        columns = zip(probabilities[rows].T, truth[rows].T, strict=True)
+        own = [choose_f1_threshold(scores, positives) for scores, positives in columns]
+        pooled = fit_pooled_thresholds(probabilities[rows], targets[rows])
         counts = np.array([len(pd.unique(patients[rows & of_class])) for of_class in truth.T])
         weights = counts / (counts + SHRINKAGE)
         logs.append(weights * np.log(own) + (1 - weights) * np.log(pooled))
     return np.exp(np.mean(logs, axis=0))
+
+
+def fit_pooled_thresholds(
+    probabilities: _Probabilities, targets: _Rows
+) -> Float64[np.ndarray, " c"]:
+    """Return thresholds of all classes that differ by a power of the class share alone.
+
+    The power, of `POWERS`, is that of the highest macro F1: 0 calls the likeliest class, 1 is the
+    rule `balanced`. The common factor has the highest F1 over all pairs of row and class.
+    """
+    truth = np.arange(probabilities.shape[1]) == targets[:, None]
+    shares = np.maximum(truth.mean(axis=0), _LEAST)
+    scores = [probabilities / shares**power for power in POWERS]
+    f1 = [f1_score(targets, s.argmax(axis=1), average="macro", zero_division=0) for s in scores]
+    best = int(np.argmax(f1))
+    return choose_f1_threshold(scores[best].ravel(), truth.ravel()) * shares ** POWERS[best]
 
 
 def choose_f1_threshold(

@@ -17,6 +17,7 @@ from skinmm.evaluation.call_rules import (
     cross_fit_calls,
     cut_at_half,
     fit_call_rule,
+    fit_pooled_thresholds,
     parse_costs,
     restore_rule,
     threshold_scores,
@@ -107,11 +108,23 @@ def test_thresholds_of_rare_classes_are_near_that_of_all_classes() -> None:
     seldom = np.where(rows.target == 3, 0, rows.target)
     seldom[np.flatnonzero(rows.target == 3)[0]] = 3  # a single patient
     fitted = fit_call_rule("f1", rows.probabilities, seldom, rows.patient_id).divisors
-    truth = np.arange(4) == seldom[:, None]
-    pooled = choose_f1_threshold(rows.probabilities.ravel(), truth.ravel())
+    pooled = fit_pooled_thresholds(rows.probabilities, seldom)[3]
     alone = choose_f1_threshold(rows.probabilities[:, 3], seldom == 3)
     assert abs(np.log(fitted[3] / pooled)) < abs(np.log(alone / pooled)) / 4
     assert fit_call_rule("f1", *fit).divisors != fitted
+
+
+def test_pooled_thresholds_are_the_best_between_likeliest_and_balanced() -> None:
+    rows = rare_classes()
+    shares = np.bincount(rows.target) / len(rows)
+    thresholds = fit_pooled_thresholds(rows.probabilities, rows.target)
+    called = (rows.probabilities / thresholds).argmax(axis=1)
+    tried = [
+        f1_score(rows.target, (rows.probabilities / shares**power).argmax(axis=1), average="macro")
+        for power in (0, 0.5, 1)
+    ]
+    assert f1_score(rows.target, called, average="macro") == pytest.approx(max(tried))
+    assert tried[1] > max(tried[0], tried[2])  # neither of the two rules
 
 
 def test_costs_are_the_lowest_expected_ones() -> None:
