@@ -211,8 +211,8 @@ def _table_format(
 
 def run_adapt(config: schemas.AdaptConfig) -> int:
     """Write an adapted checkpoint and its page, and print what was done."""
-    from skinmm.predict.adapt import adapt
     from skinmm.report.sites import write_adaptation_page
+    from skinmm.training.adapt import adapt
 
     page = Path(config.page)
     require_new_output("page", page, overwrite=config.overwrite)

@@ -107,7 +107,7 @@ class FittedDecision:
             "band": asdict(self.band),
             "conformal": asdict(self.conformal),
             "ood": self.ood.to_state() if self.ood else None,
-            "call": asdict(self.call) if self.call and self.call.name in FITTED else None,
+            "call": to_stored_rule(self.call),
         }
 
 
@@ -142,6 +142,25 @@ def fit_decision(
         return _to_predictions(outputs, calibration, *names)
 
     rows = calibrate(held_out)
+    threshold, band, conformal, call = fit_rules(rows, config, prior["deployed"])
+    features = held_out.features
+    ood = None if features is None else fit_ood_detector(features, rows.patient_id)
+    fitted = (calibration, threshold, band, conformal, ood, call)
+    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut)
+
+
+def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:
+    """Return the entry of a checkpoint; None if the rule follows from settings and class shares."""
+    return asdict(call) if call and call.name in FITTED else None
+
+
+def fit_rules(
+    rows: Predictions, config: EvaluationConfig, deployed: list[float]
+) -> tuple[Threshold, ReferralBand, ConformalPredictor, CallRule | None]:
+    """Fit threshold, referral, prediction sets and the rule that calls a class to calibrated rows.
+
+    `deployed` are the class shares where the model is used.
+    """
     threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,
@@ -153,8 +172,6 @@ def fit_decision(
     )
     band = fit_referral_band(rows, config)
     conformal = fit_conformal(rows, coverage=config.coverage)
-    features = held_out.features
-    ood = None if features is None else fit_ood_detector(features, rows.patient_id)
     call = None
     if not rows.is_binary:  # of two classes, the threshold decides
         call = fit_call_rule(
@@ -162,11 +179,10 @@ def fit_decision(
             rows.probabilities,
             rows.target,
             rows.patient_id,
-            shares=prior["deployed"],
-            costs=parse_costs(config.costs, classes),
+            shares=deployed,
+            costs=parse_costs(config.costs, rows.classes),
         )
-    fitted = (calibration, threshold, band, conformal, ood, call)
-    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut)
+    return threshold, band, conformal, call
 
 
 def _to_predictions(

@@ -16,16 +16,17 @@ from skinmm.config.commands import AdaptConfig
 from skinmm.errors import InputError, print_line
 from skinmm.evaluation.adaptation import NONE, estimate_shift, fit_adaptation
 from skinmm.evaluation.calibration import Calibration, apply_scale
-from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
+from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.drift import describe_columns
 from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.planning import malignant_for_guarantee
 from skinmm.evaluation.prediction_files import PredictionFile
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.evaluation.thresholds import Threshold, choose_threshold, fit_band
+from skinmm.evaluation.thresholds import Threshold
 from skinmm.models.checkpoint import Card, CheckpointError, load_card, save_ensemble
 from skinmm.predict.job import predict_file
 from skinmm.predict.writer import require_output_file
+from skinmm.training.calibrate import fit_rules, to_stored_rule
 from skinmm.vocabulary import resolve_patients
 
 SUFFIX: Final = ".ckpt"
@@ -244,17 +245,8 @@ def _to_card(
     card: Card, fit: _Fit, facts: dict[str, Any], rules: EvaluationConfig
 ) -> dict[str, Any]:
     """Return the changed entries of the card."""
-    rows = fit.decided
-    scores = rows.malignancy, rows.malignant, rows.patient_id
-    threshold = choose_threshold(
-        *scores,
-        rule=rules.threshold,
-        sensitivity=rules.sensitivity,
-        confidence=rules.confidence,
-        cost_ratio=rules.cost_ratio,
-    )
-    band = fit_band(*scores, miss_rate=rules.miss_rate, false_alarm_rate=rules.false_alarm_rate)
     calibration = replace(Calibration(**card.calibration or {}), site=fit.state)
+    threshold, band, conformal, call = fit_rules(fit.decided, rules, fit.shares)
     summary = {**card.summary, "note": NOTE.format(facts["date"])}
     summary.pop("probabilities", None)  # of the old probabilities
     if fit.pair:
@@ -265,7 +257,8 @@ def _to_card(
         "calibration": asdict(calibration),
         "threshold": asdict(threshold),
         "band": asdict(band),
-        "conformal": asdict(fit_conformal(rows, coverage=rules.coverage)),
+        "conformal": asdict(conformal),
+        "call": to_stored_rule(call),
         "prior": {**card.prior, "deployed": fit.shares},
         "summary": summary,
         "inputs": {**card.inputs, **describe_columns(here, [*here])} if card.inputs else {},

@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 
 from skinmm.cli import main
 from skinmm.evaluation.calibration import Calibration
+from skinmm.evaluation.call_rules import fit_call_rule
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import format_sets
 from skinmm.evaluation.thresholds import choose_threshold
@@ -151,8 +152,11 @@ def test_several_classes_need_their_diagnoses(records: Path, tmp_path: Path, cap
     checkpoint, site = tmp_path / "three.ckpt", tmp_path / "site.csv"
     shutil.copy(best(records), checkpoint)
     classes, limits = ["bkl", "mel", "nv"], {"bkl": 0.1, "mel": 0.1, "nv": 0.1}
+    config = load_card(checkpoint)[0].config
+    config["evaluation"]["call"] = "f1"
     card = update_card(
         checkpoint,
+        config=config,
         classes=classes,
         positive=["mel"],
         prior={"trained": [1 / 3] * 3, "deployed": [0.2, 0.3, 0.5]},
@@ -177,6 +181,10 @@ def test_several_classes_need_their_diagnoses(records: Path, tmp_path: Path, cap
     assert state["scale"] == pytest.approx(2, abs=0.3)
     assert state["shifts"] == pytest.approx(np.log([1, 2, 6]), abs=0.35)
     assert new.prior["deployed"] == pytest.approx(np.bincount(target) / 2000)
+    adapted = Calibration(**new.calibration or {}).apply(p)
+    names = table["image_id"].to_numpy(dtype=object)
+    rule = fit_call_rule("f1", adapted, target.astype(np.int64), names)
+    assert (new.call or {})["divisors"] == pytest.approx(rule.divisors, rel=1e-4)
     table.assign(target=(target == 1).astype(int)).to_csv(site, index=False)
     capsys.readouterr()
     assert adapt(tmp_path, *given) == 2
