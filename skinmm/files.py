@@ -117,7 +117,7 @@ def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
     """Return the names stripped, without empty ones at the end."""
     names = [name.strip() for name in header]
     if not any(names):
-        raise InputError(f"{path}: the table is empty")
+        raise InputError(f"{path}: the table is empty; it needs a header and a row for each lesion")
     while not names[-1]:
         names.pop()
     name, count = Counter(names).most_common(1)[0]

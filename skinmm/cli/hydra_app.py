@@ -74,7 +74,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     """
     schema, full = command.schema, os.environ.get(FULL_ERROR) == "1"
     argv = add_user_configs(argv)
-    if mistake := find_mistake(argv, schema):
+    if mistake := find_mistake(argv, schema, CONF):
         return refuse(mistake)
     store_config(command)
     if {"-h", "--help"} & {*argv}:
@@ -155,7 +155,9 @@ def require_writable(key: str, output: str) -> None:
         with TemporaryFile(dir=folder):  # `os.access` is always true for root
             pass
     except OSError as error:
-        raise InputError(f"{key}={output}: not writable: {error.strerror}") from error
+        raise InputError(
+            f"{key}={output}: not writable: {error.strerror}; choose another path"
+        ) from error
 
 
 def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None) -> int:
@@ -250,14 +252,23 @@ def _print_help(argv: list[str], command: Command) -> int:
     single = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(command.config_name, single, return_hydra_config=True)
-    lines = [f"{command.help}:", command.usage or _format_usage(command), ""]
-    groups = [name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")]
+    schema = command.schema
+    lines, groups = [f"{command.help}:", command.usage or _format_usage(command), ""], {}
+    names = [name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")]
     sources = [source for source in composed.hydra.runtime.config_sources if source.path]
-    for group in reversed(groups):
+    for group in reversed(names):
         files = (path for source in sources for path in Path(source.path, group).glob("*.yaml"))
-        options = sorted({path.stem for path in files})
-        lines.append(f"{group}={'|'.join(options)}")
-    print_line("\n".join([*lines, *load.describe_settings(command.schema, composed)]))
+        groups[group] = f"{group}={'|'.join(sorted({path.stem for path in files}))}"
+    settings = load.describe_settings(schema, composed)
+    if first_groups := keys_with(schema, "first_group"):
+        keys = keys_with(schema, "first")
+        lines += ["The first settings to know:", groups.pop("experiment")]
+        lines += [groups.pop(group) for group in [*groups] if group in first_groups]
+        lines += [line for line in settings if line.partition("=")[0] in keys]
+        lines += ["", "Further groups:", *groups.values(), "", "All settings:"]
+    else:
+        lines += groups.values()
+    print_line("\n".join([*lines, *settings]))
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from skinmm import __version__
 from skinmm.cli.commands import Command
 from skinmm.cli.hydra_app import changed_environment, refuse, run_cli, run_hydra
-from skinmm.cli.overrides import quote, quote_list
+from skinmm.cli.overrides import FLAGS, quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
@@ -58,6 +58,13 @@ _COMMANDS: Final = (
     Command("runs", schemas.RunsConfig, "skinmm.cli.commands:run_runs"),
     Command("init", schemas.InitConfig, "skinmm.cli.init:init"),
     Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
+    Command(
+        "preview",
+        schemas.PreviewConfig,
+        "skinmm.cli.preview:preview",
+        config_name="config",
+        usage="  skinmm preview data=siim_isic data.root=DIR sampler=balanced augment=strong",
+    ),
     Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
     Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),
     Command("pack-spark", schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
@@ -77,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         print_line(f"skinmm {__version__}")
         return 0
     if name.startswith("-"):
+        if name not in FLAGS:
+            return refuse(f"unknown option {name}; choose --help or --version, or give a command")
         return refuse(f"{name}: options follow the command, as in skinmm train {name}")
     if name not in COMMANDS:
         return refuse(f"unknown command '{name}'; choose from {', '.join(COMMANDS)}")

@@ -15,20 +15,23 @@ USER_CONF: Final = "SKINMM_CONF"  # variable that names a folder of configuratio
 _SEARCH_PATH: Final = "hydra.searchpath="
 
 
-_FLAGS: Final = ("-m", "--multirun", "-h", "--help", "--info", "--resolve", "--hydra-help")
+FLAGS: Final = ("-m", "--multirun", "-h", "--help", "--info", "--resolve", "--hydra-help")
 _VALUED_FLAGS: Final = ("--cfg", "-c", "--package", "-p")  # the next word is their value
 
 
-def find_mistake(argv: list[str], schema: type[Any]) -> str | None:
-    """Describe the first word that is neither an option nor KEY=VALUE; None if there is none."""
+def find_mistake(argv: list[str], schema: type[Any], conf: Path) -> str | None:
+    """Describe the first word that is neither an option nor KEY=VALUE; None if there is none.
+
+    `conf` is the folder of the groups of configurations, by which a word without a key is found.
+    """
     if unreadable := [word for word in argv if not is_utf8(word)]:
         return f"{unreadable[0]!r}: a name that is not UTF-8; rename the file or folder"
     words = iter(argv)
     for word in words:
         following = next(words, "VALUE") if word in _VALUED_FLAGS else ""
-        if not following and word.startswith("-") and word not in _FLAGS:
+        if not following and word.startswith("-") and word not in FLAGS:
             return _describe_dashes(word, next(words, "VALUE"), schema)
-        if not word.startswith(("-", "~")) and (reason := _describe_word(word, schema)):
+        if not word.startswith(("-", "~")) and (reason := _describe_word(word, schema, conf)):
             return reason
     return None
 
@@ -42,11 +45,13 @@ def _describe_dashes(word: str, following: str, schema: type[Any]) -> str:
     return f"unknown option {word}; options are {options}, settings are KEY=VALUE"
 
 
-def _describe_word(word: str, schema: type[Any]) -> str:
+def _describe_word(word: str, schema: type[Any], conf: Path) -> str:
     """Describe a word without a key, or a group with a number instead of a name; "" otherwise."""
     key, separator, value = word.lstrip("+").partition("=")
     if not separator or not key:
-        return f"{word}: settings are written KEY=VALUE"
+        names = sorted(path.parent.name for path in conf.glob("*/*.yaml") if path.stem == word)
+        similar = f"; did you mean {' or '.join(f'{name}={word}' for name in names)}?"
+        return f"{word}: settings are written KEY=VALUE{similar if names else ''}"
     sections = {item.name for item in fields(schema) if is_dataclass(item.type)}
     is_number = key in sections and value.isdigit()
     return f"{word}: must be the name of an option, see --help" if is_number else ""

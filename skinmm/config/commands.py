@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from skinmm.config.checkpoints import INCLUDED
-from skinmm.config.schema import DataConfig
+from skinmm.config.schema import Config, DataConfig
 from skinmm.config.setting import fraction, literal_path, output_path, section, setting
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
@@ -284,6 +284,14 @@ class ExploreConfig:
     examples: int = setting(12, "images shown per class", low=0, high=500)
     output: str = output_path("explore.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
+
+
+@dataclass
+class PreviewConfig(Config):
+    """Show augmented images and decoded records as a network would receive them in training."""
+
+    examples: int = setting(24, "rows shown", low=1, high=200)
+    output: str = output_path("preview.html", "page to write")
 
 
 @dataclass

@@ -108,7 +108,10 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
         )
     run = Path(composed.resume or "").absolute()
     if not (run / "config.yaml").is_file():
-        raise InputError(f"resume={composed.resume}: not a run folder (config.yaml is missing)")
+        raise InputError(
+            f"resume={composed.resume}: not a run folder (config.yaml is missing); skinmm "
+            "runs lists run folders"
+        )
     config = read_config(run / "config.yaml")
     for key in keys:
         section, _, name = key.rpartition(".")

@@ -22,7 +22,7 @@ class DataConfig:
     """Cohort, target and split."""
 
     name: str = setting("demo", "dataset adapter")
-    root: str | None = literal_path(None, "folder of the dataset", incidental=True)
+    root: str | None = literal_path(None, "folder of the dataset", incidental=True, first=True)
     format: str = setting(
         "auto", "storage format of the images", choices=("auto", "jpeg", "dicom", "tfrecord")
     )
@@ -31,7 +31,9 @@ class DataConfig:
     )
     target: str = setting("malignant", "target to predict", choices=("malignant", "diagnosis"))
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
-    columns: list[str] = setting(["age", "sex", "site"], "record columns that the model uses")
+    columns: list[str] = setting(
+        ["age", "sex", "site"], "record columns that the model uses", first=True
+    )
     unit: str = setting(
         "image",
         "what a row of the model is; lesion: all its images",
@@ -45,7 +47,7 @@ class DataConfig:
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
     )
     folds: int = setting(5, "number of folds; a patient is in one fold", low=3, high=100)
-    fold: int | str = setting(0, "test fold, 0 to folds - 1, or all")
+    fold: int | str = setting(0, "test fold, 0 to folds - 1, or all", first=True)
     split: str = setting(
         "patients",
         "unit of the folds; source: the test part of each fold is one source (centre)",
@@ -80,6 +82,7 @@ class ModelConfig:
     pretrained: bool | str = literal_path(
         "auto",
         "auto, true, false, a weights file of any usual program, a run's checkpoint, zoo:cc0",
+        first=True,
     )
     tune: str = setting(
         "all",
@@ -162,7 +165,7 @@ class OptimizerConfig(Component):
 class TrainerConfig:
     """Hardware, training loop and data loaders."""
 
-    max_epochs: int = setting(10, "maximum number of epochs", low=1, high=1_000_000)
+    max_epochs: int = setting(10, "maximum number of epochs", low=1, high=1_000_000, first=True)
     batch_size: int = setting(32, "training rows per step and process", low=1, high=100_000)
     eval_batch_size: int = setting(64, "evaluation rows per step and process", low=1, high=100_000)
     workers: int | None = setting(
@@ -226,7 +229,9 @@ class EvaluationConfig:
     threshold: str = setting(
         "sensitivity", "rule for the decision threshold", choices=("sensitivity", "youden", "cost")
     )
-    sensitivity: float = setting(0.95, "target of threshold=sensitivity", low=0.01, high=0.9999)
+    sensitivity: float = setting(
+        0.95, "target of threshold=sensitivity", low=0.01, high=0.9999, first=True
+    )
     cost_ratio: float | None = setting(
         None, "cost of a missed malignant lesion divided by that of a false alarm", low=0
     )
@@ -296,11 +301,11 @@ class Config:
     """Train, evaluate and report one model."""
 
     task: str = setting("classification", "task of the model", choices=TASKS)
-    data: DataConfig = section(DataConfig)
-    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig, first_group=True)
+    model: ModelConfig = section(ModelConfig, first_group=True)
     segmenter: Component = section(lambda: Component("unet"))
     views: Component = section(lambda: Component("mean"), unit="lesion")
-    fusion: Component = section(Component)
+    fusion: Component = section(Component, first_group=True)
     tabular: Component = section(Component)
     head: Component = section(lambda: Component("neural"))
     loss: Component = section(Component)

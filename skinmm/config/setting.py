@@ -37,6 +37,8 @@ class Flags(TypedDict, total=False):
         task: the only task that uses the setting.
         unit: the only `data.unit` that uses the setting.
         neural: only head=neural uses the setting.
+        first: the help lists the setting before all others.
+        first_group: the help lists the options of the section before all others.
     """
 
     path: bool | tuple[str, ...]
@@ -51,6 +53,8 @@ class Flags(TypedDict, total=False):
     task: str
     unit: str
     neural: bool
+    first: bool
+    first_group: bool
 
 
 def setting(

@@ -182,6 +182,19 @@ class RecordEncoder:
             if kinds[name] == "numeric" and np.isfinite(number)
         }
 
+    def decode(self, vector: Float32[np.ndarray, " dim"]) -> dict[str, str]:
+        """Return the values of one encoded row as text: what a network knows of it."""
+        values = {}
+        for column, layout in zip(self._columns, self.layout, strict=True):
+            block = vector[layout.start : layout.stop]
+            slot = int(block.argmax())
+            if column.kind == "numeric":
+                number = float(block[0]) * column.scale + column.mean
+                values[column.name] = "missing" if block[1] else f"{number:.4g}"
+            else:
+                values[column.name] = [*column.values, "missing"][slot]
+        return values
+
     def _find_column(self, name: str) -> _Column:
         return next(column for column in self._columns if column.name == name)
 

@@ -8,12 +8,16 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
+from PIL import Image
 
 MEASUREMENTS: Final = (
     *("area_share", "asymmetry", "border_irregularity", "colour_variegation"),
     "skin_tone_angle",
 )
 """Names of the measurements, which records may have as columns."""
+
+SHARPNESS_SIDE: Final = 224
+"""Pixels to which the shorter side is reduced before the sharpness is measured."""
 
 Mask = Bool[np.ndarray, "h w"]
 
@@ -130,3 +134,13 @@ def _to_lightness_and_yellow(
         for t in (linear @ _TO_Y, linear @ _TO_Z)
     )
     return 116 * y - 16, 200 * (y - z)
+
+
+def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
+    """Return the variance of the Laplacian (Pech-Pacheco 2000, doi:10.1109/ICPR.2000.903548)."""
+    grey = Image.fromarray(pixels).convert("L")
+    scale = min(1.0, SHARPNESS_SIDE / min(grey.size))
+    size = (max(3, round(scale * grey.width)), max(3, round(scale * grey.height)))
+    light = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), np.float64)
+    neighbours = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
+    return float((neighbours - 4 * light[1:-1, 1:-1]).var())

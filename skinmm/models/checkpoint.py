@@ -290,4 +290,6 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various errors for damaged files
         reason = (str(error).strip().splitlines() or ["empty file"])[0][:120]
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or damaged ({reason}); give a run folder or its best.ckpt"
+        ) from error

@@ -63,7 +63,9 @@ def fingerprint(source: str) -> str:
     try:
         status = Path(source).stat()
     except OSError as error:
-        raise InputError(f"input={source}: no such file") from error
+        raise InputError(
+            f"input={source}: no such file; give a table of lesions or a folder of images"
+        ) from error
     return f"{status.st_size}|{status.st_mtime_ns}"
 
 
@@ -155,7 +157,7 @@ class ImageFolder(ImageFinder):
         elif Path(folder).is_dir():
             super().__init__(list_files([str(folder)]), [folder])
         else:
-            raise InputError(f"images={folder}: no such folder")
+            raise InputError(f"images={folder}: no such folder; give the folder of the images")
 
     def _list_url(self, folder: str) -> list[str]:
         entries = self._filesystem.ls(folder, detail=True)

@@ -92,7 +92,7 @@ def list_runs(folder: Path) -> list[list[str]]:
         InputError: the folder does not exist, or contains no run.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; give a folder that contains runs")
     patterns = (f"{'*/' * depth}config.yaml" for depth in range(MAX_DEPTH + 1))
     files = [file for pattern in patterns for file in folder.glob(pattern)]
     runs = [file.parent for file in files if not _is_part(file.parent)]

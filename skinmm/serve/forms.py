@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import product
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from fastapi import UploadFile
@@ -140,6 +140,22 @@ def check_image(data: bytes) -> ImageInfo:
             f"{MAX_PIXELS // 1_000_000} megapixels",
         )
     return info
+
+
+def read_upload(upload: str | None) -> bytes | None:
+    """Return the content of an upload, None without one."""
+    try:
+        return None if upload is None else Path(upload).read_bytes()
+    except FileNotFoundError:
+        raise ProblemError.unusable("The uploaded file has expired; choose it again.") from None
+
+
+def delete_upload(upload: str | None) -> None:
+    """Delete an upload, and its folder unless that has another one."""
+    if upload is not None:
+        Path(upload).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(upload).parent.rmdir()
 
 
 def check_name(name: str) -> str:

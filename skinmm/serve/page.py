@@ -12,16 +12,15 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI
-from jaxtyping import UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from skinmm.images.decode import decode, decode_within
+from skinmm.images.measure import measure_sharpness
 from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, overlay
 from skinmm.report.blocks import format_estimate, to_data_url
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
-from skinmm.serve.forms import MAX_IMAGE, check_image
+from skinmm.serve.forms import MAX_IMAGE, check_image, delete_upload, read_upload
 from skinmm.serve.middleware import get_user
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import SEXES, SITES
@@ -33,12 +32,16 @@ MIN_SHARPNESS: Final = 5.0
 """An image below is reported as blurred. Of 350 images of the embedded cohort and 22 camera files
 none is below (minimum 7.5 and 10.5), of 400 of HAM10000 fewer than 1 %; blurred with a standard
 deviation of 2 pixels, more than 90 % of the first are."""
-_SHARPNESS_SIDE: Final = 224  # pixels to which the shorter side is reduced
 _QUALITY: Final = 88  # of JPEG images on the page
 _DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
 _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
 _CHOICES: Final = {"sex": SEXES, "site": SITES}
+_SCROLL: Final = """() => {
+  const answer = document.querySelector(".result, .refusal");
+  if (answer && answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
+}"""
+"""Script that shows the answer where it is below the form, as on a phone."""
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
@@ -120,16 +123,6 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
     return render("result.html", result=result, audience=audience, images=images, changes=changes)
 
 
-def measure_sharpness(pixels: UInt8[np.ndarray, "_ _ 3"]) -> float:
-    """Return the variance of the Laplacian (Pech-Pacheco 2000, doi:10.1109/ICPR.2000.903548)."""
-    grey = Image.fromarray(pixels).convert("L")
-    scale = min(1.0, _SHARPNESS_SIDE / min(grey.size))
-    size = (max(3, round(scale * grey.width)), max(3, round(scale * grey.height)))
-    light = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), np.float64)
-    neighbours = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
-    return float((neighbours - 4 * light[1:-1, 1:-1]).var())
-
-
 @dataclass(frozen=True)
 class Page:
     """Actions of the page's buttons, with results in the wording of `audiences`."""
@@ -155,22 +148,32 @@ class Page:
 
     async def analyse(
         self, user: str, upload: str | None, audience: str, *cells: Any
-    ) -> tuple[str, None]:
-        """Return a result or an error as HTML, and None to empty the upload field.
+    ) -> tuple[str, str | None]:
+        """Return a result or an error as HTML, and the content of the upload field.
+
+        The upload stays, so that the record can be changed, until it is replaced or `_CACHE` ends;
+        an image that cannot be used is deleted at once.
 
         Args:
             user: name of the API key.
-            upload: path where Gradio stored the file, which is deleted.
+            upload: path where Gradio stored the file.
             audience: one of the page's `audiences`; any other gets the wording for clinicians.
             cells: values of the recorder's columns.
         """
         try:
             data = read_upload(upload)
+            if data is not None:
+                check_image(data)
+        except ProblemError as error:
+            delete_upload(upload)
+            return render("refusal.html", reason=error.detail), None
+        try:
             read = partial(asyncio.sleep, 0, data)  # nothing is left to wait for
             result = await self.queue.run(read, lambda data: self._predict(user, data, cells))
         except ProblemError as error:
-            return render("refusal.html", reason=error.detail), None
-        return render_result(result, audience if audience in self.audiences else "clinician"), None
+            return render("refusal.html", reason=error.detail), upload
+        audience = audience if audience in self.audiences else AUDIENCES[0]
+        return render_result(result, audience), upload
 
     def _predict(self, user: str, data: bytes | None, cells: Sequence[Any]) -> Result:
         record = {
@@ -187,28 +190,17 @@ class Page:
         row, explanation = self.predictor.predict_and_explain(case)
         if explanation is None:
             raise ProblemError.unusable(row["error"])
+        if words := [name for name in row["unknown"] if name in self.predictor.numbers]:
+            raise ProblemError.unusable(
+                f"{words[0]}: {record[words[0]][:50]!r} is not a number in its range; "
+                "enter a number, or leave the field empty."
+            )
         self.recorder.record(user, [row], [case])
         if data is not None:
             pixels = decode_within(data, _DISPLAY_SIDE)
             is_blurred = measure_sharpness(pixels) < MIN_SHARPNESS
         card = self.predictor.card
         return Result(case, row, explanation, card, side if is_small else 0, is_blurred)
-
-
-def read_upload(upload: str | None) -> bytes | None:
-    """Return the content of an upload and delete the file and its folder."""
-    if upload is None:
-        return None
-    path = Path(upload)
-    try:
-        data = path.read_bytes()
-        path.unlink()
-        path.parent.rmdir()
-    except FileNotFoundError:
-        raise ProblemError.unusable("The uploaded file has expired; choose it again.") from None
-    except OSError:  # the folder has another upload
-        pass
-    return data
 
 
 def mount_page(app: FastAPI, *, patient_view: bool = False) -> FastAPI:
@@ -287,7 +279,7 @@ def _build_page(page: Page) -> Any:
             [output, upload],
             api_visibility="private",
             concurrency_limit=None,  # the request queue has its own limit
-        )
+        ).then(None, js=_SCROLL, api_visibility="private")
     return blocks
 
 

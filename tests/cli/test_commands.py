@@ -273,6 +273,21 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
     assert any(line.endswith("in common: older (1).") for line in said)
 
 
+def test_a_preview_shows_what_the_sampler_draws(tmp_path: Path, capsys: Captured) -> None:
+    output = tmp_path / "preview.html"
+    quick = ["data=demo", "model=tiny", "sampler=balanced", "examples=5", f"output={output}"]
+    assert main(["preview", *quick]) == 0
+    page = Page(output)
+    assert page.pictures == 5
+    data = read_data(micro_config("tabular_only"), frozenset({"record"}))
+    targets = data.training_targets
+    assert f"benign {(targets == 0).sum()} (" in " ".join(page.text.split())
+    assert "208 (50.0" in page.text  # as many of each class
+    assert "age: " in page.text
+    assert main(["preview", *quick]) == 2
+    assert "exists; choose another path or set overwrite=true" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -204,7 +204,7 @@ def test_bad_usage_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     *lines, needed, absent, argument = done.stderr.splitlines()
     assert len(lines) == len(mistakes)
     assert needed == "error: data=ham10000 needs data.root=DIR, the folder of the dataset"
-    assert absent == "error: data.root=no: no such folder"
+    assert absent == "error: data.root=no: no such folder; give the folder of the dataset"
     assert argument.startswith("error: data 'csv' has no argument 'a'; it has: ")
     assert float(done.stdout.split()[0]) < 1.5
 

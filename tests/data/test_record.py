@@ -345,3 +345,16 @@ def test_transform_names_the_column_that_is_not_there() -> None:
     encoder = RecordEncoder.fit(record(), ["age", "sex"])
     with pytest.raises(InputError, match="no column 'sex'"):
         encoder.transform(record()[["age"]])
+
+
+def test_an_encoded_row_is_decoded_to_what_the_network_knows_of_it() -> None:
+    table = pd.DataFrame({"age": [40.0, 60.0, np.nan], "site": ["torso", None, "head/neck"]})
+    encoder = RecordEncoder.fit(table, ["age", "site"])
+    decoded = [encoder.decode(row) for row in encoder.transform(table)]
+    assert decoded == [
+        {"age": "40", "site": "torso"},
+        {"age": "60", "site": "missing"},
+        {"age": "missing", "site": "head/neck"},
+    ]
+    unseen = encoder.transform({"age": np.array(["x"], object), "site": np.array(["moon"], object)})
+    assert encoder.decode(unseen[0]) == {"age": "missing", "site": "missing"}

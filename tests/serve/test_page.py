@@ -1,4 +1,4 @@
-"""The page's words and pictures, and that no upload outlives its result."""
+"""The page's words and pictures, and uploads that stay until they are replaced."""
 
 import asyncio
 import io
@@ -20,6 +20,7 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
+from skinmm.images.measure import measure_sharpness
 from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explainer, Explanation, overlay
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
@@ -30,7 +31,6 @@ from skinmm.serve.page import (
     Page,
     Result,
     format_probability,
-    measure_sharpness,
     render,
     render_result,
 )
@@ -59,10 +59,11 @@ def judge(
     """What the button shows."""
 
     async def press() -> str:
-        said, nothing = await Page(
+        said, stays = await Page(
             service, RequestQueue(4, 60), CaseRecorder(service, None), audiences
         ).analyse("me", upload, audience, *cells)
-        assert nothing is None
+        assert stays in (upload, None)
+        assert stays is None or Path(stays).is_file()
         return said
 
     return asyncio.run(press())
@@ -71,7 +72,7 @@ def judge(
 def uploaded(folder: Path, data: bytes) -> str:
     """A file as Gradio's cache holds it: in a folder of its own."""
     path = folder / "0123abcd" / "lesion.jpg"
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     return str(path)
 
@@ -88,7 +89,17 @@ def test_the_result_is_the_service_s(
     assert said.count("<img") == 2
     assert NOTICE in unescape(said)
     assert ("What moved" in said) == (audience == "clinician")
-    assert [*tmp_path.iterdir()] == []
+    assert said == judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
+
+
+@pytest.mark.parametrize("age", ["old", "fifty", "-3", "200"])
+def test_a_number_that_is_none_is_refused_by_name(
+    service: CasePredictor, pictures: Path, tmp_path: Path, age: str
+) -> None:
+    upload = uploaded(tmp_path, jpeg_of(pictures))
+    said = unescape(judge(service, upload, age, NOT_STATED, "torso"))
+    assert f"age: {age!r} is not a number in its range; enter a number" in said
+    assert "probability" in judge(service, upload, "50,5", NOT_STATED, "torso")
 
 
 def test_a_model_without_calibration_refers_and_names_no_threshold(

@@ -89,7 +89,10 @@ def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = (
     missing = [name for name in required if name not in table.columns]
     if missing:
         columns = ", ".join(table.columns)
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {columns}")
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}; it has {columns}; for a table of your "
+            "own use data=csv, which skinmm init sets up"
+        )
     if table.empty:
         raise InputError(f"{path}: the table has a header and no rows")
     # Python's strings: for columns of different values pandas takes three times as long.
@@ -212,7 +215,7 @@ def require_root(data: DataConfig) -> Path:
         raise InputError(f"data={data.name} needs data.root=DIR, the folder of the dataset")
     root = Path(data.root).expanduser().absolute()
     if not root.is_dir():
-        raise InputError(f"data.root={data.root}: no such folder")
+        raise InputError(f"data.root={data.root}: no such folder; give the folder of the dataset")
     return root
 
 

@@ -102,7 +102,7 @@ def draw_parallel(
         axes.plot(heights[:, system], marker="o", markersize=3, **styles[system])
     for position, axis in enumerate(axis_list):
         _draw_vertical_axis(axes, position, axis)
-    names = [shorten(axis.name, _LABEL_LETTERS) for axis in axis_list]
+    names = [shorten(axis.name, 14) for axis in axis_list]
     axes.set_xticks(range(len(axis_list)), names)
     axes.set(xlim=(-0.3, len(axis_list) - 0.5), ylim=(-0.08, 1.08), yticks=[])
     axes.grid(visible=False)
