@@ -240,7 +240,14 @@ def print_runs(folder: Path) -> None:
 
 
 def run_export(config: schemas.ExportConfig) -> int:
-    """Write a checkpoint as ONNX."""
+    """Write a checkpoint as ONNX, or as a page for browsers."""
+    if config.target == "browser":
+        from skinmm.serve.browser import export_browser
+
+        folder = export_browser(config)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        print_line(f"page: {folder / 'index.html'} ({size:.1f} MB), for any static web server")
+        return 0
     from skinmm.predict.export_onnx import export
 
     for path in export(config):

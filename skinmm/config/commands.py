@@ -138,15 +138,22 @@ class DicomConfig(InferenceConfig):
 
 @dataclass
 class ExportConfig:
-    """Write a checkpoint as one ONNX file, after a comparison with PyTorch."""
+    """Write a checkpoint as one ONNX file, or as a static folder that runs in a web browser."""
 
     checkpoint: str = literal_path(
-        "", "checkpoint to export, or its run folder", example=CHECKPOINT
+        INCLUDED, "checkpoint to export, or its run folder", usage=CHECKPOINT
     )
-    out: str | None = output_path(None, "file to write; null: next to the checkpoint")
+    target: str = setting(
+        "onnx", "onnx: a file for predict.py; browser: a page", choices=("onnx", "browser")
+    )
+    out: str | None = output_path(None, "file of target=onnx; null: next to the checkpoint")
+    output: str | None = output_path(None, "folder of target=browser; null: browser")
+    runtime: str | None = literal_path(
+        None, "folder of onnxruntime-web for target=browser; null: that in node_modules"
+    )
     rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
     uncalibrated: bool = setting(False, UNCALIBRATED)
-    overwrite: bool = setting(False, "replace an existing file")
+    overwrite: bool = setting(False, "replace existing output")
 
 
 @dataclass

@@ -229,7 +229,7 @@ class CasePredictor:
         members = [explainer.member for explainer in self._explainers]
         self.needs_image = any(member.needs_image for member in members)
         self.side = max((member.view.size for member in members if member.view), default=0)
-        self.card = _build_card(self.predictor, members)
+        self.card = build_card(self.predictor, members)
         layouts = (column for member in members for column in member.encoder.layout)
         self.numbers = {column.name for column in layouts if column.kind == "numeric"}
         self.reference = members[0].card.inputs
@@ -291,7 +291,8 @@ class CasePredictor:
         }
 
 
-def _build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict[str, Any]:
+def build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict[str, Any]:
+    """Return the model card of a predictor as plain data."""
     return {
         "skinmm": __version__,
         "intended_use": NOTICE,

@@ -30,7 +30,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from skinmm import __version__
-from skinmm.config.checkpoints import find_checkpoint
+from skinmm.config.checkpoints import ZOO, find_checkpoint
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
@@ -64,7 +64,13 @@ def export(config: ExportConfig) -> list[Path]:
 
     The networks of `ensemble.ckpt` become `ensemble.0.onnx`, `ensemble.1.onnx` and so on.
     """
+    if config.output or config.runtime:
+        raise InputError("output and runtime belong to target=browser; target=onnx writes out=FILE")
     source = find_checkpoint(Path(config.checkpoint))
+    if not config.out and source.parent == ZOO:
+        raise InputError(
+            f"checkpoint={config.checkpoint} comes with skinmm: name the file, out=FILE"
+        )
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
     refuse_lesions(models[0].config, "skinmm export")
@@ -74,10 +80,15 @@ def export(config: ExportConfig) -> list[Path]:
     for target in paths:
         require_output_file("out", target, overwrite=config.overwrite)
     for model, target in zip(models, paths, strict=True):
-        with atomic_write(target) as partial:
-            _write(model, partial)
-            _verify(model, OnnxBackend(partial), config.rows)
+        write_model(model, target, config.rows)
     return paths
+
+
+def write_model(model: CalibratedModel, path: Path, rows: int) -> None:
+    """Write a model as ONNX, unless it differs from PyTorch on `rows` embedded lesions."""
+    with atomic_write(path) as partial:
+        _write(model, partial)
+        _verify(model, OnnxBackend(partial), rows)
 
 
 class _ExportedModule(nn.Module):

@@ -5,34 +5,38 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from skinmm.images.decode import decode, decode_within
+from skinmm.images.decode import decode_within
 from skinmm.images.measure import measure_sharpness
-from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, overlay
-from skinmm.report.blocks import format_estimate, to_data_url
+from skinmm.predict.explain import Case, CasePredictor, Explanation, overlay
+from skinmm.report.blocks import to_data_url
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
 from skinmm.serve.forms import MAX_IMAGE, check_image, delete_upload, read_upload
 from skinmm.serve.middleware import get_user
+from skinmm.serve.rendering import (
+    QUALITY,
+    TITLE,
+    list_groups,
+    read_prevalence,
+    read_test,
+    render,
+)
 from skinmm.serve.responses import ProblemError
 from skinmm.vocabulary import SEXES, SITES
 
-TITLE: Final = "skinmm: a lesion's probability of malignancy"
 AUDIENCES: Final = ("clinician", "patient")
 NOT_STATED: Final = "not stated"
 MIN_SHARPNESS: Final = 5.0
 """An image below is reported as blurred. Of 350 images of the embedded cohort and 22 camera files
 none is below (minimum 7.5 and 10.5), of 400 of HAM10000 fewer than 1 %; blurred with a standard
 deviation of 2 pixels, more than 90 % of the first are."""
-_QUALITY: Final = 88  # of JPEG images on the page
 _DISPLAY_SIDE: Final = 480  # pixels of the longer side of an image on the page
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108  uploads stay in memory where this folder exists
 _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age when deleted
@@ -58,53 +62,19 @@ class Result(NamedTuple):
     @property
     def prevalence(self) -> float:
         """Prevalence of malignancy that the calibrated probabilities assume."""
-        shares = self.card["members"][0]["prior"]["deployed"]
-        named = zip(self.card["classes"], shares, strict=True)
-        return float(sum(share for name, share in named if name in self.card["positive"]))
+        return read_prevalence(self.card)
 
     @property
     def test(self) -> Mapping[str, Any]:
         """Test of the model; empty for an ensemble, whose members were tested one by one."""
-        members = self.card["members"]
-        return dict(members[0]["test"]) if len(members) == 1 else {}
+        return read_test(self.card)
 
     @property
     def similar(self) -> dict[str, float]:
-        """Test rows of similar probability, see `describe_probabilities`; empty if unknown."""
-        groups = self.test.get("probabilities")
-        if not groups:
-            return {}
-        index = int(np.searchsorted(groups["last"], self.row["malignancy"]))
-        index = min(index, len(groups["last"]) - 1)
-        return {name: values[index] for name, values in groups.items()}
-
-
-def format_probability(share: float) -> str:
-    """Return a percentage with two significant digits, without decimals from 10 % on."""
-    value = 100 * share
-    text = "under 0.01" if value < 0.01 else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"  # noqa: PLR2004
-    return f"{text}\N{NO-BREAK SPACE}%"
-
-
-def _load_demo_image(name: str) -> str:
-    file = files("skinmm") / "demo" / "images" / f"{name}.jpg"
-    return to_data_url(decode(file.read_bytes()), _QUALITY)
-
-
-_ENVIRONMENT: Final = Environment(
-    loader=PackageLoader("skinmm.serve"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_ENVIRONMENT.filters["probability"] = format_probability
-_ENVIRONMENT.globals.update(notice=NOTICE, demo_image=_load_demo_image, estimate=format_estimate)
-
-
-def render(template: str, **values: Any) -> str:
-    """Return a rendered template."""
-    return _ENVIRONMENT.get_template(template).render(values)
+        """Test rows of similar probability; empty if unknown."""
+        groups = list_groups(self.card)
+        index = int(np.searchsorted([group["last"] for group in groups], self.row["malignancy"]))
+        return groups[min(index, len(groups) - 1)] if groups else {}
 
 
 def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
@@ -117,8 +87,8 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
         network_input = result.explanation.pixels
         background = pixels if network_input is None else network_input
         images = {
-            "original": to_data_url(pixels, _QUALITY),
-            "heat_map": to_data_url(overlay(background, heat), _QUALITY),
+            "original": to_data_url(pixels, QUALITY),
+            "heat_map": to_data_url(overlay(background, heat), QUALITY),
         }
     return render("result.html", result=result, audience=audience, images=images, changes=changes)
 

@@ -278,7 +278,7 @@ def test_onnx_without_an_exported_model_is_named(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "checkpoint is missing; for example"),
+        ([], "checkpoint=zoo:cc0 comes with skinmm: name the file, out=FILE"),
         (["checkpoint=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
         (["checkpoint={}", "out=nowhere/a.onnx"], "the folder nowhere does not exist"),
         (

@@ -30,10 +30,9 @@ from skinmm.serve.page import (
     NOT_STATED,
     Page,
     Result,
-    format_probability,
-    render,
     render_result,
 )
+from skinmm.serve.rendering import format_probability, render
 from skinmm.serve.store import Store
 
 ROOT = Path(__file__).parents[2]

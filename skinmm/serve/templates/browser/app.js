@@ -1,0 +1,158 @@
+// The page: form, result, offline store. The words of a result are templates of index.html.
+import { loadModel } from './model.js';
+
+const MAX_BYTES = 50e6;
+const one = (selector) => document.querySelector(selector);
+const status = (text) => { one('#status').textContent = text; };
+let chosen = null;
+
+function percent(share) {
+  const value = 100 * share;
+  const text = value < 0.01 ? 'under 0.01' : value < 9.95 ? String(Number(value.toPrecision(2))) : value.toFixed(0);
+  return `${text}\u00a0%`;
+}
+
+// Copy a template; `values` fill its placeholders.
+function copy(id, values = {}) {
+  const part = one(`#${id}`).content.cloneNode(true);
+  for (const slot of part.querySelectorAll('data')) slot.replaceWith(String(values[slot.value]));
+  return part;
+}
+
+function buildScale({ malignancy, threshold }) {
+  const scale = Object.assign(document.createElement('div'), { className: 'scale', role: 'img' });
+  const mark = threshold === null ? '' : `, threshold ${percent(threshold)}`;
+  scale.setAttribute('aria-label', `${percent(malignancy)} on a scale from 0 to 100 %${mark}`);
+  scale.append(document.createElement('i'));
+  scale.firstChild.style.width = `${100 * malignancy}%`;
+  if (threshold !== null) {
+    scale.append(document.createElement('b'));
+    scale.lastChild.style.left = `${100 * threshold}%`;
+  }
+  return scale;
+}
+
+function listNotes(result, facts) {
+  const missing = result.missing.filter((name) => !result.unknown.includes(name));
+  return [
+    ...result.unknown.map((name) => copy('unknown-note', { name })),
+    missing.length && copy('missing-note', { names: missing.join(', ') }),
+    result.ood > 1 && copy('unlike-note'),
+    !facts.is_calibrated && copy('uncalibrated-note'),
+    result.min_side && copy('small-note', { side: result.min_side }),
+    !result.exact && copy('inexact-note'),
+  ].filter(Boolean);
+}
+
+function listReliability(result, facts) {
+  const notes = [copy('test-notes')];
+  if (facts.coverage && result.prediction_set.length) notes.push(copy('set-note', { names: result.prediction_set.join(' or ') }));
+  if (result.ood !== null) notes.push(copy('similarity-note', { outcome: result.ood > 1 ? 'failed' : 'passed', score: result.ood.toFixed(2) }));
+  return notes;
+}
+
+function showResult(result, facts) {
+  const article = Object.assign(document.createElement('article'), { className: 'result' });
+  article.setAttribute('aria-label', 'Result');
+  article.append(copy(facts.threshold === null ? 'head-uncalibrated' : `head-${result.decision}`));
+  if (result.decision === 'benign') article.append(copy('benign-note'));
+  article.append(copy('chance', { malignancy: percent(result.malignancy) }), buildScale(result));
+  if (result.threshold !== null) article.append(copy('threshold-note', { threshold: percent(result.threshold) }));
+  if (result.called) article.append(copy('called-note', { name: result.called, share: percent(result.probabilities[result.called]) }));
+  if (facts.has_calibration) {
+    const sentence = document.createElement('p');
+    const group = facts.groups.findIndex((last) => last >= result.malignancy);
+    sentence.append(copy('expected', { hundred: Math.round(100 * result.malignancy) }), ' ');
+    sentence.append(copy(`similar-${group < 0 ? Math.max(0, facts.groups.length - 1) : group}`));
+    article.append(sentence);
+  }
+  const notes = listNotes(result, facts);
+  if (notes.length) {
+    const box = copy('warnings');
+    box.querySelector('ul').append(...notes);
+    article.append(box);
+  }
+  if (facts.is_calibrated) {
+    const box = copy('reliability');
+    box.querySelector('ul').append(...listReliability(result, facts));
+    article.append(box);
+  }
+  article.append(copy('notice'));
+  one('#result').replaceChildren(article);
+}
+
+function showRefusal(reason) {
+  const text = Object.assign(document.createElement('p'), { className: 'refusal', textContent: reason });
+  text.setAttribute('role', 'alert');
+  one('#result').replaceChildren(text);
+}
+
+function choose(event) {
+  const [file] = event.target.files;
+  if (!file) return;
+  event.target.value = '';
+  chosen = file;
+  one('#result').replaceChildren();
+  one('#name').textContent = file.name;
+  const preview = one('#preview');
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(file);
+  preview.hidden = false;
+  one('#remove').hidden = false;
+}
+
+function remove() {
+  chosen = null;
+  one('#name').textContent = '';
+  one('#preview').hidden = true;
+  one('#remove').hidden = true;
+}
+
+async function submit(event, model) {
+  event.preventDefault();
+  const button = one('#analyse');
+  button.disabled = true;
+  status('Analysing ...');
+  await new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); }); // paint first
+  try {
+    if (chosen && chosen.size > MAX_BYTES) throw new Error(`the image has ${chosen.size} bytes, the limit is ${MAX_BYTES}`);
+    const data = chosen && new Uint8Array(await chosen.arrayBuffer());
+    const record = Object.fromEntries(new FormData(event.target));
+    const started = performance.now();
+    const result = await model.analyse(data, record);
+    showResult(result, model.facts);
+    status(`Done in ${Math.round(performance.now() - started)} ms on this device.`);
+  } catch (error) {
+    showRefusal(error.message);
+    status('');
+  } finally { button.disabled = false; }
+}
+
+// Store the page in the browser; return whether it will start without a network.
+async function storeOffline() {
+  if (!('serviceWorker' in navigator)) return false;
+  try {
+    const registration = await navigator.serviceWorker.register('sw.js');
+    const worker = registration.installing;
+    if (worker) {
+      await new Promise((resolve) => {
+        worker.addEventListener('statechange', () => { if (['activated', 'redundant'].includes(worker.state)) resolve(); });
+      });
+    }
+    return registration.active !== null;
+  } catch { return false; }
+}
+
+async function start() {
+  for (const input of document.querySelectorAll('input[type=file]')) input.addEventListener('change', choose);
+  one('#remove').addEventListener('click', remove);
+  const isStored = await storeOffline();
+  const model = await loadModel();
+  one('#form').addEventListener('submit', (event) => submit(event, model));
+  one('#analyse').disabled = false;
+  status(isStored ? 'Ready, also without a network.' : 'Ready. This browser does not store the page: it needs the network at the next start.');
+  document.documentElement.dataset.ready = isStored ? 'offline' : 'online';
+  window.skinmm = model; // for scripts and tests
+}
+
+start().catch((error) => showRefusal(`The model could not be loaded: ${error.message}. Reload the page.`));
