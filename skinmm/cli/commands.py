@@ -245,8 +245,8 @@ def run_export(config: schemas.ExportConfig) -> int:
         from skinmm.serve.browser import export_browser
 
         folder = export_browser(config)
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-        print_line(f"page: {folder / 'index.html'} ({size:.1f} MB), for any static web server")
+        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        print_line(f"page: {folder / 'index.html'} ({megabytes:.1f} MB), for any static web server")
         return 0
     from skinmm.predict.export_onnx import export
 

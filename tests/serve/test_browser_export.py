@@ -255,8 +255,8 @@ def require_equal_results(page: Page, checkpoint: Path, folder: Path) -> None:
     assert {*expected["error"]} == {""}
     decisions = set()
     for row, wanted in zip(rows, expected.to_dict("records"), strict=True):
-        data = (folder / row["image"]).read_bytes() if row["image"] else None
-        result = page.analyse(data, {key: row[key] for key in ("age", "sex", "site")})
+        image = (folder / row["image"]).read_bytes() if row["image"] else None
+        result = page.analyse(image, {key: row[key] for key in ("age", "sex", "site")})
         assert result["malignancy"] == pytest.approx(wanted["malignancy"], abs=1e-4)
         assert result["threshold"] == wanted["threshold"]
         assert result["decision"] == wanted["decision"], row
