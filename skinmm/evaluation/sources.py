@@ -19,9 +19,9 @@ MIN_SOURCES: Final = 3  # of a random-effects summary
 
 
 def _rows_by_source(sources: Shaped[np.ndarray, " n"]) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Return the row numbers of each source, by name; rows of an unknown source are left out."""
+    """Return the row numbers of each source of several rows, by name; unknown ones are left out."""
     groups = pd.Series(range(len(sources))).groupby(sources)
-    return {str(name): rows.to_numpy(np.int64) for name, rows in groups}
+    return {str(name): rows.to_numpy(np.int64) for name, rows in groups if len(rows) > 1}
 
 
 class WithinSourceAuroc:
