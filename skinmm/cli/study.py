@@ -12,7 +12,8 @@ from skinmm.cli.commands import Command
 from skinmm.cli.hydra_app import FULL_ERROR, refuse, run_cli, run_hydra
 from skinmm.config import Config, flatten, keys_with, read_config, resume_config, to_mapping
 from skinmm.config.commands import PredictConfig
-from skinmm.config.schema import DataConfig, StudyConfig
+from skinmm.config.outputs import StudyConfig
+from skinmm.config.schema import DataConfig
 from skinmm.errors import InputError, print_line
 
 if TYPE_CHECKING:

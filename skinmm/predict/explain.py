@@ -202,7 +202,6 @@ class CasePredictor:
             while the network runs on the other, and 1 with torch, which uses all threads for one.
         side: longest side of the network's input in pixels; 0 without an image branch.
         card: the model card, for /v1/model.
-        numbers: columns of numbers of the record.
         reference: distributions of the first checkpoint (see `skinmm.evaluation.drift`).
     """
 
@@ -230,8 +229,6 @@ class CasePredictor:
         self.needs_image = any(member.needs_image for member in members)
         self.side = max((member.view.size for member in members if member.view), default=0)
         self.card = build_card(self.predictor, members)
-        layouts = (column for member in members for column in member.encoder.layout)
-        self.numbers = {column.name for column in layouts if column.kind == "numeric"}
         self.reference = members[0].card.inputs
 
     def predict(self, case: Case) -> dict[str, Any]:

@@ -160,7 +160,9 @@ class Page:
         row, explanation = self.predictor.predict_and_explain(case)
         if explanation is None:
             raise ProblemError.unusable(row["error"])
-        if words := [name for name in row["unknown"] if name in self.predictor.numbers]:
+        layouts = (m.encoder.layout for m in self.predictor.predictor.ensemble.members)
+        numbers = {c.name for layout in layouts for c in layout if c.kind == "numeric"}
+        if words := [name for name in row["unknown"] if name in numbers]:
             raise ProblemError.unusable(
                 f"{words[0]}: {record[words[0]][:50]!r} is not a number in its range; "
                 "enter a number, or leave the field empty."

@@ -9,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from skinmm.config import Config
-from skinmm.config.schema import LoggerConfig
+from skinmm.config.outputs import LoggerConfig
 from skinmm.data.datamodule import LesionData, count_folds
 from skinmm.errors import InputError, print_line
 from skinmm.evaluation.metrics import describe_probabilities, evaluate

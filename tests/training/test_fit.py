@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 
 from skinmm.cli.main import predict
 from skinmm.config import Config, read_config
-from skinmm.config.schema import LoggerConfig
+from skinmm.config.outputs import LoggerConfig
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import fit_band
 from skinmm.models.checkpoint import CheckpointError, load_card, load_cards
