@@ -101,7 +101,8 @@ class OnnxBackend:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.metadata = {name: json.loads(text) for name, text in metadata.items()}
         self._inputs = {node.name for node in self._session.get_inputs()}
-        self.accepts_missing_image = "shown" in self._inputs
+        accepts = self.metadata.get("accepts_missing_image", "shown" in self._inputs)
+        self.accepts_missing_image = bool(accepts)
 
     def __call__(self, image: Image, record: Record, has_image: HasImage) -> NetworkOutput:
         """Run a batch."""

@@ -2,7 +2,9 @@
 
 Inputs, each only if the model uses it: `image` uint8 (batch, 3, size, size) RGB, `record` float32
 (batch, columns) as the metadata's `encoder` describes, and `shown` bool (batch,), false for rows
-without an image, of a model that was trained with such rows.
+without an image, of a model that was trained with such rows. Of a model trained with
+`data.unit=lesion`: `image` (batch, views, 3, size, size) and `shown` int64 (batch, views), the code
+of each view in `skinmm.models.views.TYPES`, 0 where there is none; the number of views is free.
 
 Outputs: `probabilities` float64 (batch, classes), with the prior correction and the calibration
 inside the graph; `log_probabilities` and `features` float32, from which `predict.py` computes the
@@ -36,6 +38,7 @@ from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
 from skinmm.files import atomic_write
+from skinmm.models.views import TYPES
 from skinmm.predict import backends
 from skinmm.predict.backends import (
     HasImage,
@@ -46,7 +49,6 @@ from skinmm.predict.backends import (
     TorchBackend,
 )
 from skinmm.predict.ensemble import CalibratedModel, load_models
-from skinmm.predict.pipeline import refuse_lesions
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.writer import require_output_file
 
@@ -73,7 +75,6 @@ def export(config: ExportConfig) -> list[Path]:
         )
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
-    refuse_lesions(models[0].config, "skinmm export")
     paths = [path]
     if len(models) > 1:
         paths = [path.with_suffix(f".{number}.onnx") for number in range(len(models))]
@@ -176,11 +177,16 @@ def _write(model: CalibratedModel, path: Path) -> None:
     except ImportError as error:
         raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
     backend, view = cast("TorchBackend", model.backend), model.view
+    has_views = backend.network.views is not None
+    shown = torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None
+    rows = (2, 2) if has_views else (2,)
     examples = {
-        "image": None if view is None else torch.zeros(2, 3, view.size, view.size).byte(),
+        "image": None if view is None else torch.zeros(*rows, 3, view.size, view.size).byte(),
         "record": torch.zeros(2, model.encoder.dim) if "record" in model.inputs else None,
-        "shown": torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None,
+        "shown": torch.ones(rows, dtype=torch.int64) if has_views else shown,
     }
+    axes = {name: {0: "batch"} for name in ("record", *OUTPUTS, "ood")}
+    free = {0: "batch", 1: "views"} if has_views else {0: "batch"}
     inputs = {name: value for name, value in examples.items() if value is not None}
     outputs = [*OUTPUTS, *(["ood"] if model.ood_detector else [])]
     with _traceable():
@@ -190,7 +196,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
             str(path),
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
+            dynamic_axes={name: axes.get(name, free) for name in (*inputs, *outputs)},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -206,6 +212,7 @@ def _write(model: CalibratedModel, path: Path) -> None:
         "encoder": model.card.encoder["columns"] if "record" in model.inputs else [],
         "image_size": view.size if view else None,
         "preprocess": model.card.preprocess,
+        "accepts_missing_image": backend.accepts_missing_image,
     }
     for name, value in metadata.items():
         entry = graph.metadata_props.add()
@@ -229,6 +236,8 @@ def _traceable() -> Iterator[None]:
 def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
     """Compare probabilities and decisions for lesions of the embedded cohort."""
     table = pd.read_csv(DEMO / "cohort.csv", dtype={"image_id": str}).head(rows)
+    if model.config.data.unit == "lesion":
+        table = _group_examples(table)
     comparison = _ComparedBackend(model, exported)
     predictor = Predictor([replace(model, backend=comparison)])
     predictions = predictor.predict(table, DEMO / "images", batch_size=7)
@@ -243,8 +252,17 @@ def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
     if not difference <= TOLERANCE or changed:
         raise InputError(
             "the exported model differs from its checkpoint: probabilities by up to "
-            f"{difference:.2g}, {changed} of {len(table)} decisions; nothing was written"
+            f"{difference:.2g}, {changed} of {len(predictions)} decisions; nothing was written"
         )
+
+
+def _group_examples(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows as lesions of one, two and three images in turn, of all types of views."""
+    numbers = np.arange(len(table))
+    lesions = numbers // 6 * 3 + np.array([0, 1, 1, 2, 2, 2])[numbers % 6]
+    views = np.resize(np.array([*TYPES[2:], ""], object), len(table))
+    first = table.groupby(lesions).transform("first")
+    return first.assign(image_id=table["image_id"], lesion_id=lesions, view=views)
 
 
 class _ComparedBackend(TorchBackend):

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from quick_runs import best, predictions_of, quick_train
 
 from skinmm.cli import main
 from skinmm.errors import InputError
+from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.explain import CasePredictor
 from skinmm.predict.lesions import group_rows, sort_by_lesion
 from skinmm.predict.predictor import Predictor
@@ -147,13 +149,31 @@ def test_a_resumed_job_gives_the_same_file(run: Path, root: Path, tmp_path: Path
     ]
 
 
-def test_features_for_single_images_are_refused(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_for_single_images_are_refused(run: Path) -> None:
     with pytest.raises(InputError, match="explanations and single cases: not available for a chec"):
         CasePredictor([best(run)], "cpu")
-    assert main.main(["export", f"checkpoint={best(run)}"]) == 2
-    assert "skinmm export: not available for a checkpoint" in capsys.readouterr().err
+
+
+def test_an_exported_model_takes_any_number_of_views(
+    run: Path, root: Path, predictor: Predictor, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.onnx"
+    assert main.main(["export", f"checkpoint={best(run)}", f"out={out}", "rows=18"]) == 0
+    (member,) = predictor.ensemble.members
+    model = OnnxBackend(out)
+    rng = np.random.default_rng(0)
+    record = rng.normal(size=(4, member.encoder.dim)).astype(np.float32)
+    for count in (1, 2, 3):
+        image = rng.integers(0, 256, (4, count, 32, 32, 3), dtype=np.uint8)
+        types = rng.integers(0, 5, (4, count))
+        types[:, 0] = 2
+        expected = member.backend(image, record, types)
+        for values, exported in zip(expected, model(image, record, types), strict=True):
+            np.testing.assert_allclose(exported, values, atol=1e-5)
+    exported = Predictor([replace(member, backend=model)])
+    table = lesion_table(75)
+    rows = [each.predict(table, root / "images", batch_size=5) for each in (predictor, exported)]
+    np.testing.assert_allclose(rows[1][P], rows[0][P], atol=1e-5)
 
 
 @pytest.mark.slow
