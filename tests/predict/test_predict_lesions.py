@@ -170,9 +170,9 @@ def test_an_exported_model_takes_any_number_of_views(
         expected = member.backend(image, record, types)
         for values, exported in zip(expected, model(image, record, types), strict=True):
             np.testing.assert_allclose(exported, values, atol=1e-5)
-    exported = Predictor([replace(member, backend=model)])
+    other = Predictor([replace(member, backend=model)])
     table = lesion_table(75)
-    rows = [each.predict(table, root / "images", batch_size=5) for each in (predictor, exported)]
+    rows = [each.predict(table, root / "images", batch_size=5) for each in (predictor, other)]
     np.testing.assert_allclose(rows[1][P], rows[0][P], atol=1e-5)
 
 
