@@ -171,7 +171,7 @@ def find_format(path: Path) -> str:
 def number_columns(table: pd.DataFrame) -> list[str]:
     """Return the columns of an output that contain numbers; the others contain text."""
     names = ("malignancy", "threshold", "ood")
-    return [name for name in table.columns if name.startswith("p_") or name in names]
+    return [name for name in table.columns if name.startswith(("p_", "half_")) or name in names]
 
 
 def _to_jsonl(rows: Rows, path: Path) -> None:

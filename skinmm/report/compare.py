@@ -36,6 +36,7 @@ from skinmm.report.sections.systems import (
     draw_systems,
     format_setting,
     missing_table,
+    source_table,
 )
 from skinmm.report.write import write_page
 
@@ -94,8 +95,8 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against, margin)
     choice = [] if against else [_describe_choice(systems)]
-    tables = (clinic_table(systems), calibration_table(systems), missing_table(systems))
-    further = [table for table in tables if table]
+    build = (clinic_table, source_table, calibration_table, missing_table)
+    further = [made for function in build if (made := function(systems))]
     columns = [
         Note(f"{name}: {note}.") for name, inputs in systems.items() for note in inputs.notes
     ]

@@ -219,7 +219,9 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
     if {"patient_id", "lesion_id"} & {*names}:
         return []
     unused = [
-        n for n in dict.fromkeys(names) if n not in _USED and n[:2] != "p_" and n[:4] != "raw_"
+        n
+        for n in dict.fromkeys(names)
+        if n not in _USED and not n.startswith(("p_", "raw_", "half_"))
     ]
     line = describe_unused_columns(unused)
     return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"] * bool(

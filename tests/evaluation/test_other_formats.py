@@ -165,14 +165,15 @@ def test_files_of_medmnist_are_read(tmp_path: Path) -> None:
 def test_the_commands_read_the_tables_of_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels = write(tmp_path, {"dx": NAMES[TARGET]}, "labels.csv")
+    truth = {"dx": NAMES[TARGET], "source": ["x", "y", "x", "y", "y"]}
+    labels = write(tmp_path, truth, "labels.csv")
     path = write(tmp_path, {**by("One:{k}"), **by("Two:{k}", P[:, ::-1])})
     options = [f"labels={labels}", "classes=[bcc,mel,nv]", "overwrite=true"]
     page = tmp_path / "page.html"
     assert main(["compare", str(path), *options, f"output={page}"]) == 0
     assert re.search(r"System +One +Two", capsys.readouterr().out)
     text = page.read_text()
-    for words in ("One minus Two", "as given", "Calibration slope"):
+    for words in ("One minus Two", "as given", "Calibration slope", "AUROC by source"):
         assert words in text
     assert main(["report", str(path), *options, "system=Two", f"output={page}"]) == 0
     assert main(["report", str(path), *options, f"output={page}"]) == 2

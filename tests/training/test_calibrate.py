@@ -23,6 +23,7 @@ from skinmm.evaluation.referral import OODDetector, add_decisions
 from skinmm.evaluation.thresholds import ReferralBand
 from skinmm.models.checkpoint import load_card, update_card
 from skinmm.predict import Predictor
+from skinmm.predict.writer import number_columns
 from skinmm.training.calibrate import (
     FittedDecision,
     SplitOutputs,
@@ -223,6 +224,7 @@ def test_a_run_calls_classes_as_it_was_told_and_its_checkpoint_does_so_too(tmp_p
     assert Predictor.from_checkpoints(best(run)).predict(patients)["called"].tolist() == [*called]
     again = Predictor.from_checkpoints(best(run)).predict(patients)
     np.testing.assert_allclose(again[halves], rows[halves], atol=1e-6)
+    assert {*halves} <= {*number_columns(again)}
     f1 = Path(shutil.copy(best(run), tmp_path / "f1.ckpt"))
     state = {"name": "f1", "divisors": [0.5, 0.1, 0.01], "costs": None}
     update_card(f1, call=state, config={**card.config, "evaluation": {"call": "f1"}})

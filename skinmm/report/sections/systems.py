@@ -127,6 +127,24 @@ def calibration_cells(measured: Mapping[str, Any]) -> list[str]:
     return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
 
 
+def source_table(systems: Systems) -> Table | None:
+    """Return the AUROC of each system in each source, for systems that were tested on several."""
+    results = {name: inputs.measured.get("sources") for name, inputs in systems.items()}
+    aurocs = {
+        name: {entry["source"]: format_estimate(entry) for entry in result["aurocs"]}
+        for name, result in results.items()
+        if result
+    }
+    sources = sorted({source for by_source in aurocs.values() for source in by_source})
+    within = "within_source_auroc"
+    rows = [
+        [name, format_estimate(systems[name].estimate(within)), *(e.get(s, "") for s in sources)]
+        for name, e in aurocs.items()
+    ]
+    header = ["System", metric_label(within), *sources]
+    return Table("AUROC by source", header, rows, stack=True) if rows else None
+
+
 def missing_table(systems: Systems) -> Table | None:
     """Return the table of ranking and calibration metrics by share of missing columns."""
     parts = {name: metrics_by_missing_share(inputs) for name, inputs in systems.items()}
