@@ -23,7 +23,7 @@ from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.evaluation.statistics import MalignancyMetrics
 
-SIZES: Final = (50, 100, 200, 400)
+SIZES: Final = (200, 50, 100, 400)
 REPEATS: Final = 200
 UNLABELLED: Final = 50  # repeats, each with a bootstrap of its own
 TEST: Final = 2000

@@ -209,20 +209,6 @@ def _table_format(
     return TableFormat(config.classes, columns, config.logits, system)
 
 
-def run_adapt(config: schemas.AdaptConfig) -> int:
-    """Write an adapted checkpoint and its page, and print what was done."""
-    from skinmm.report.sites import write_adaptation_page
-    from skinmm.training.adapt import adapt
-
-    page = Path(config.page)
-    require_new_output("page", page, overwrite=config.overwrite)
-    site = adapt(config)
-    for note in write_adaptation_page(page, *site):
-        print_line(note)
-    print_line(f"checkpoint: {config.output}\npage: {page}")
-    return 0
-
-
 def run_runs(config: schemas.RunsConfig) -> int:
     """Print a table of runs."""
     print_runs(Path(config.input))

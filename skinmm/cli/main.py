@@ -53,7 +53,7 @@ _COMMANDS: Final = (
     Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback"),
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report"),
     Command("compare", schemas.CompareConfig, "skinmm.cli.commands:run_compare"),
-    Command("adapt", schemas.AdaptConfig, "skinmm.cli.commands:run_adapt"),
+    Command("adapt", schemas.AdaptConfig, "skinmm.training.adapt:adapt"),
     Command("plan", schemas.PlanConfig, "skinmm.report.sites:run_plan"),
     Command("runs", schemas.RunsConfig, "skinmm.cli.commands:run_runs"),
     Command("init", schemas.InitConfig, "skinmm.cli.init:init"),

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from skinmm.config import Config, EvaluationConfig, PredictConfig, from_mapping
 from skinmm.config.checkpoints import find_checkpoint
 from skinmm.config.commands import AdaptConfig
-from skinmm.errors import InputError, print_line
+from skinmm.errors import InputError, print_line, require_new_output
 from skinmm.evaluation.adaptation import NONE, estimate_shift, fit_adaptation
 from skinmm.evaluation.calibration import Calibration, apply_scale
 from skinmm.evaluation.conformal import ConformalPredictor
@@ -26,6 +26,7 @@ from skinmm.evaluation.thresholds import Threshold
 from skinmm.models.checkpoint import Card, CheckpointError, load_card, save_ensemble
 from skinmm.predict.job import predict_file
 from skinmm.predict.writer import require_output_file
+from skinmm.report.sites import write_adaptation_page
 from skinmm.training.calibrate import fit_rules, to_stored_rule
 from skinmm.vocabulary import resolve_patients
 
@@ -59,25 +60,10 @@ class _Fit(NamedTuple):
     pair: tuple[Predictions, Predictions] | None
 
 
-class AdaptedSite(NamedTuple):
-    """Result of an adaptation.
-
-    Attributes:
-        facts: record in the new checkpoint.
-        pair: see `_Fit`.
-        thresholds: of the old and of the new checkpoint.
-        target: sensitivity of the threshold, and confidence of its bound.
-    """
-
-    facts: dict[str, Any]
-    pair: tuple[Predictions, Predictions] | None
-    thresholds: tuple[Threshold, Threshold]
-    target: tuple[float, float]
-
-
-def adapt(config: AdaptConfig) -> AdaptedSite:
-    """Write a checkpoint that is adapted to the rows of a site, with labels or without."""
+def adapt(config: AdaptConfig) -> int:
+    """Write a checkpoint that is adapted to the rows of a site, and its page."""
     path, output = find_checkpoint(Path(config.checkpoint)), Path(config.output)
+    require_new_output("page", Path(config.page), overwrite=config.overwrite)
     if output.suffix != SUFFIX:
         raise InputError(f"output={output}: the suffix must be {SUFFIX}")
     require_output_file("output", output, overwrite=config.overwrite)
@@ -102,7 +88,10 @@ def adapt(config: AdaptConfig) -> AdaptedSite:
     changes = _to_card(card, fit, facts, rules)
     save_ensemble([path], output, **changes)
     thresholds = Threshold(**card.threshold or {}), Threshold(**changes["threshold"])
-    return AdaptedSite(facts, fit.pair, thresholds, (rules.sensitivity, rules.confidence))
+    target = (rules.sensitivity, rules.confidence)
+    notes = write_adaptation_page(Path(config.page), facts, fit.pair, thresholds, target)
+    print_line("\n".join([*notes, f"checkpoint: {output}", f"page: {config.page}"]))
+    return 0
 
 
 def _load_adaptable(path: Path) -> Card:
