@@ -28,15 +28,7 @@ PROBE_SECONDS: Final = 2.0  # for a connection to the model hub, whose client re
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 MISSING: Final = 0.01  # share of the network's values that a file may lack
 LISTED: Final = 3  # names in a message
-WRAPPERS: Final = [
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "teacher",
-    "student",
-    "encoder",
-]
+WRAPPERS: Final = ("state_dict_ema", "state_dict", "model", "teacher", "student", "encoder")
 """Keys under which training programs store a state dict, the preferred ones first."""
 IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoints of skinmm
 
