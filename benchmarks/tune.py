@@ -1,4 +1,4 @@
-"""Memory and speed of a training step by `model.tune`: ViT-S at 224 px, 16 rows, 20 steps.
+"""Memory and speed of a training step by `model.tune`: ViT-S at 224 px, 8 rows, 20 steps.
 
 Each kind is trained in a process of its own, on random images, with AdamW on the CPU.
 
@@ -19,7 +19,7 @@ from skinmm.models.network import build_network
 
 KINDS: Final = ("all", "lora", "norm", "head")
 STEPS: Final = 20
-ROWS: Final = 16
+ROWS: Final = 8
 
 
 def measure(kind: str) -> None:
