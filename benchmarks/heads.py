@@ -9,7 +9,8 @@ fitted to its patient, and the folds of an arm are pooled. Further settings go t
 The second form fits heads to a file of `skinmm embed columns=[target,age,sex,site]`, on four fifths
 of the patients for each fifth, without and with columns that compare a lesion with the others of
 its patient: the distance of its embedding to their mean, and the rank of that distance. They are
-missing for a patient with one lesion, and do not contain the number of lesions.
+missing for a patient with one lesion, and do not contain the number of lesions. The neural head is
+that of `fusion=concat`, without early stopping.
 
 Differences are those from the first arm, with intervals over patients. The tables are in
 `benchmarks/results/heads.md`.
@@ -17,6 +18,7 @@ Differences are those from the first arm, with intervals over patients. The tabl
 
 import os
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -27,6 +29,7 @@ import torch
 from jaxtyping import Float32
 from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor, nn
 
 from skinmm.cli import main
 from skinmm.data.record import RecordEncoder
@@ -34,6 +37,7 @@ from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.predictions import BINARY, Predictions, read_predictions
 from skinmm.models.fusion import Concat
 from skinmm.models.heads import HEADS
+from skinmm.models.tabular import MLP
 from skinmm.training.calibrate import SplitOutputs
 from skinmm.training.fitted_heads import fit_head
 from skinmm.training.run_folder import read_metrics
@@ -85,6 +89,38 @@ def compare_with_patient(
     return columns
 
 
+class NeuralHead(nn.Module):
+    """The network of `fusion=concat` after the image network: dropout, MLP of the record, layer."""
+
+    def __init__(self, width: int, columns: int) -> None:
+        super().__init__()
+        self.width, self.record = width, MLP([columns])
+        self.fusion = Concat(width, self.record.dim)
+        self.head = self.fusion.head(2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits."""
+        record = self.record(inputs[:, self.width :])
+        return self.head(self.fusion(inputs[:, : self.width], record))
+
+
+def train_neural(inputs: np.ndarray, target: np.ndarray, width: int) -> NeuralHead:
+    """Train for 15 epochs in batches of 16, with AdamW and the schedule of `optimizer.lr=0.003`."""
+    torch.manual_seed(0)
+    head = NeuralHead(width, inputs.shape[1] - width)
+    optimizer = torch.optim.AdamW(head.parameters(), 0.003, weight_decay=0.01)
+    steps = 15 * (len(inputs) // 16)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=steps)
+    rows, targets = torch.from_numpy(inputs), torch.from_numpy(target)
+    for _ in range(15):
+        for batch in torch.randperm(len(rows))[: len(rows) // 16 * 16].split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(rows[batch]), targets[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    return head.eval()
+
+
 def fit_arm(
     name: str, table: pd.DataFrame, features: Float32[np.ndarray, "n dim"], *, relative: bool
 ) -> tuple[Predictions, list[float]]:
@@ -98,12 +134,15 @@ def fit_arm(
         encoder = RecordEncoder.fit(table.iloc[train], ["age", "sex", "site"])
         inputs = np.hstack([features, encoder.transform(table), extra]).astype(np.float32)
         width = features.shape[1]
-        head: Any = HEADS[name](Concat(width, inputs.shape[1] - width), 2, width)
-        rows = SplitOutputs(
-            table.iloc[train], target[train], np.zeros((len(train), 2)), inputs[train]
-        )
-        shares = (np.bincount(target[train]) / len(train)).tolist()
-        seconds.append(fit_head(head, rows, shares, seed=0)["seconds"])
+        start = time.perf_counter()
+        if name == "neural":
+            head: Any = train_neural(inputs[train], target[train], width)
+        else:
+            head = HEADS[name](Concat(width, inputs.shape[1] - width), 2, width)
+            raw = np.zeros((len(train), 2))
+            rows = SplitOutputs(table.iloc[train], target[train], raw, inputs[train])
+            fit_head(head, rows, (np.bincount(target[train]) / len(train)).tolist(), seed=0)
+        seconds.append(time.perf_counter() - start)
         logits[test] = head(torch.from_numpy(inputs[test])).detach().numpy()
     probabilities = torch.from_numpy(logits).softmax(dim=1).numpy()
     predictions = Predictions(
@@ -169,10 +208,11 @@ def run_embeddings(path: Path) -> None:
     table["target"] = table["target"].astype(float).astype(int)
     features = table.filter(regex=r"^e\d+$").to_numpy(np.float32)
     files, seconds = {}, {}
-    for name in ("linear", "boosting"):
+    for name in ("neural", "linear", "boosting"):
         for relative in (False, True):
             arm = f"{name}, relative columns" if relative else name
             files[arm], seconds[arm] = fit_arm(name, table, features, relative=relative)
+            print(arm, np.round(seconds[arm], 1).tolist(), file=sys.stderr, flush=True)
     print_table(path.name, files, seconds)
 
 

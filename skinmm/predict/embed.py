@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -167,13 +167,6 @@ def _to_arrow(table: pd.DataFrame) -> Any:
     return arrow.table(arrays, names=[*table.columns])
 
 
-class Neighbours(NamedTuple):
-    """Most similar rows of a file, in descending order: (queries, count)."""
-
-    rows: Int64[np.ndarray, "q k"]
-    similarities: Float32[np.ndarray, "q k"]
-
-
 class EmbeddingIndex:
     """Embeddings of a file in memory, for an exact search by cosine similarity.
 
@@ -223,37 +216,26 @@ class EmbeddingIndex:
                 "checkpoint or model.name of the index"
             )
 
-    def search(self, queries: Float32[np.ndarray, "q dim"], count: int) -> Neighbours:
-        """Return the most similar rows of each query."""
+    def search(
+        self, queries: Float32[np.ndarray, "q dim"], count: int
+    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+        """Return the most similar rows of each query, and their cosines in descending order."""
         scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
-        found = [
-            (part @ self.vectors.T).topk(min(count, len(self.vectors)), dim=1)
-            for part in torch.split(scaled, _QUERIES)
-        ]
-        rows, similarities = (
-            torch.cat([getattr(part, name) for part in found]).numpy()
-            for name in ("indices", "values")
-        )
-        return Neighbours(rows, similarities)
+        count = min(count, len(self.vectors))
+        parts = torch.split(scaled, _QUERIES)
+        cosines, rows = zip(*[(p @ self.vectors.T).topk(count, dim=1) for p in parts], strict=True)
+        return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
 
     def describe(self, table: pd.DataFrame, count: int) -> pd.DataFrame:
-        """Return `count` rows for each row of embeddings: rank, similarity and the similar row."""
+        """Return `count` rows for each row of embeddings, and one for each row with an error."""
         is_good = (table["error"] == "").to_numpy()
         vectors = table.filter(regex=r"^e\d+$").to_numpy(np.float32)[is_good]
-        near = self.search(np.ascontiguousarray(vectors), count) if len(vectors) else None
-        queries = np.flatnonzero(is_good)
-        result = table.loc[~is_good, ["image_id", "error"]].assign(row=np.flatnonzero(~is_good))
-        if near is not None:
-            length = near.rows.shape[1]
-            repeated = np.repeat(queries, length)
-            similar = self.table.iloc[near.rows.ravel()].reset_index(drop=True)
-            head = {
-                "row": repeated,
-                "image_id": table["image_id"].to_numpy()[repeated],
-                "rank": np.tile(np.arange(1, length + 1), len(queries)),
-                "similarity": near.similarities.ravel(),
-            }
-            found = pd.concat([pd.DataFrame(head), similar.add_prefix("similar_")], axis=1)
-            result = pd.concat([found.assign(error=""), result]) if len(result) else found
-        names = ["image_id", "rank", "similarity", *(f"similar_{n}" for n in self.table), "error"]
-        return result.sort_values("row", kind="stable").reindex(columns=names)
+        rows, cosines = self.search(np.ascontiguousarray(vectors), count)
+        similar = self.table.iloc[rows.ravel()].add_prefix("similar_")
+        similar.insert(0, "similarity", cosines.ravel())
+        similar.insert(0, "rank", np.tile(np.arange(1, rows.shape[1] + 1), len(rows)))
+        repeats = np.where(is_good, rows.shape[1], 1)
+        queries = table[["image_id", "error"]].iloc[np.repeat(np.arange(len(table)), repeats)]
+        queries = queries.reset_index(drop=True)
+        similar.index = queries.index[queries["error"] == ""]
+        return queries.join(similar)[["image_id", *similar, "error"]]

@@ -109,9 +109,10 @@ def test_the_search_is_that_of_scikit_learn() -> None:
     vectors, queries = (rng.normal(size=(n, 24)).astype(np.float32) for n in (500, 40))
     exact = NearestNeighbors(n_neighbors=7, metric="cosine", algorithm="brute").fit(vectors)
     distances, rows = exact.kneighbors(queries)
-    found = EmbeddingIndex(vectors.copy(), pd.DataFrame(index=range(500)), {}).search(queries, 7)
-    np.testing.assert_array_equal(found.rows, rows)
-    np.testing.assert_allclose(found.similarities, 1 - distances, atol=1e-6)
+    index = EmbeddingIndex(vectors.copy(), pd.DataFrame(index=range(500)), {})
+    similar, cosines = index.search(queries, 7)
+    np.testing.assert_array_equal(similar, rows)
+    np.testing.assert_allclose(cosines, 1 - distances, atol=1e-6)
 
 
 def test_similar_images_come_with_their_diagnoses(file: Path, both: Path, tmp_path: Path) -> None:
