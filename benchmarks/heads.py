@@ -77,7 +77,7 @@ def compare_with_patient(
 ) -> Float32[np.ndarray, "n 4"]:
     """Return distance and rank of each row among its patient's, each with a flag for missing."""
     scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
-    columns = np.tile(np.float32([0, 1, 0, 1]), (len(features), 1))
+    columns = np.tile(np.array([0, 1, 0, 1], np.float32), (len(features), 1))
     for rows in patients.groupby(patients).indices.values():
         if len(rows) > 1:
             others = (scaled[rows].sum(axis=0) - scaled[rows]) / (len(rows) - 1)
@@ -113,9 +113,10 @@ def train_neural(inputs: np.ndarray, target: np.ndarray, width: int) -> NeuralHe
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=steps)
     rows, targets = torch.from_numpy(inputs), torch.from_numpy(target)
     for _ in range(15):
-        for batch in torch.randperm(len(rows))[: len(rows) // 16 * 16].split(16):
+        for batch in torch.randperm(len(rows))[: len(rows) // 16 * 16].view(-1, 16):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(rows[batch]), targets[batch]).backward()
+            loss: Any = nn.functional.cross_entropy(head(rows[batch]), targets[batch])
+            loss.backward()
             optimizer.step()
             schedule.step()
     return head.eval()
