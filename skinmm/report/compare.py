@@ -41,6 +41,7 @@ from skinmm.report.sections.systems import (
 from skinmm.report.write import write_page
 
 MACRO: Final = "macro_auroc"  # of multi-class runs only
+WITHIN: Final = "within_source_auroc"  # of files with sources only
 DIFFERENT: Final = ("auroc", "average_precision", "brier")
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 
@@ -209,7 +210,9 @@ def _system_table(
     systems: Systems, result: Mapping[str, Any] | None, against: Sequence[str]
 ) -> Table:
     has_macro = any(inputs.estimate(MACRO) for inputs in systems.values())
-    metrics = [*SHOWN, MACRO] if has_macro else SHOWN
+    metrics = [*SHOWN, *([MACRO] if has_macro else [])]
+    if any(inputs.estimate(WITHIN) for inputs in systems.values()):
+        metrics.insert(1, WITHIN)
     ranking = {} if against else _validation_aurocs(systems)
     settings = {} if against else different_settings(systems)
     has_settings = any(settings.values())

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -10,7 +11,10 @@ from report_cases import CONFIG, Page, fitted, make_run
 from sklearn.metrics import roc_auc_score
 
 from skinmm.errors import InputError
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import write_comparison
+from skinmm.report.blocks import format_estimate
 
 
 def test_files_are_compared_in_the_order_given(tmp_path: Path) -> None:
@@ -108,3 +112,17 @@ def test_one_system_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no run found"):
         write_comparison([tmp_path / "none"], tmp_path / "page.html")
+
+
+def test_systems_with_sources_are_compared_within_them(tmp_path: Path) -> None:
+    files = []
+    for name, c in (("a", 1.0), ("b", 0.01)):
+        table = fitted(C=c)
+        table = table.assign(source=np.resize(["North", "South"], len(table)))
+        files.append(tmp_path / f"{name}.csv")
+        table.to_csv(files[-1], index=False)
+    (systems, *_), _ = write_comparison(files, tmp_path / "page.html")
+    column = systems.header.index("AUROC within sources")
+    for file, row in zip(files, systems.rows, strict=True):
+        entry = evaluate(read_predictions(file))["metrics"]["within_source_auroc"]
+        assert row[column] == format_estimate(entry)

@@ -578,3 +578,6 @@ def test_every_source_is_the_test_part_of_a_fold(records: Path, tmp_path: Path) 
     within = sum(aurocs[name]["value"] * pairs[name] for name in pairs) / sum(pairs.values())
     assert measured["metrics"]["within_source_auroc"]["value"] == pytest.approx(within)
     assert measured["sources"]["random_effects"] is not None
+    page = (run / "report.html").read_text()
+    assert "fold 1: South" in page
+    assert "The test part of each fold is one source (centre)" in page

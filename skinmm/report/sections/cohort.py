@@ -38,7 +38,12 @@ def build_cohort(inputs: ReportInputs) -> Section | None:
     blocks: list[Block] = [*filter(None, [build_characteristics(inputs)])]
     folds = inputs.measured.get("folds") or {}
     if folds:
-        rows = [(f"fold {fold}", format_number(value)) for fold, value in folds.items()]
+        names = {fold: f"fold {fold}" for fold in folds}
+        if inputs.config.get("data", {}).get("split") == "source":
+            tested = pd.Series(inputs.predictions.source, dtype=object)
+            sources = tested.groupby(pd.Series(inputs.predictions.fold)).first()
+            names = {fold: f"fold {fold}: {sources[int(fold)]}" for fold in folds}
+        rows = [(names[fold], format_number(value)) for fold, value in folds.items()]
         blocks.append(Table("AUROC by fold", ("Test part", "AUROC"), rows))
     if inputs.config or inputs.audit:
         audit = build_audit(inputs.audit)
