@@ -106,9 +106,10 @@ class Progress(Callback):
         is_notebook = "ipykernel" in sys.modules
         if trainer.is_global_zero and (is_notebook or sys.stdout.isatty()):
             bar = notebook_tqdm if is_notebook else tqdm
-            layout = "{desc} {percentage:3.0f}% {bar} {elapsed}, at most {remaining} left{postfix}"
+            layout = "{desc}{percentage:.0f}% {bar} {elapsed}, at most {remaining} left{postfix}"
             options = {"file": sys.stdout, "bar_format": layout, "dynamic_ncols": True}
-            self._bar = bar(total=total, initial=done, desc=name, leave=name[0] == "e", **options)
+            options |= {"desc": f"{name}: ", "leave": name.startswith("epoch")}
+            self._bar = bar(total=total, initial=done, **options)
 
 
 @rank_zero_only

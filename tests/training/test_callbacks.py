@@ -15,6 +15,7 @@ from micro_runs import micro_classifier, micro_config, read_data, table_cohort
 from skinmm.errors import InputError, Terminated
 from skinmm.models.checkpoint import load_card
 from skinmm.training.callbacks import AtomicCheckpointIO, History
+from skinmm.training.progress import format_duration
 from skinmm.training.trainer import build_trainer, run_stage, silence_libraries
 
 
@@ -89,6 +90,30 @@ def test_an_epoch_is_a_line_with_each_value_once(
         left = r", at most \d+ s left" if epoch == 1 else ""
         assert re.fullmatch(rf"epoch {epoch}/2  {values}  \d+ s{left}", line)
     assert f"val/loss {trainer.callback_metrics['val/loss']:.4f}" in lines[-1]
+
+
+def test_a_terminal_has_one_bar_with_the_epoch_and_its_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silence_libraries()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    watched = {"max_epochs": 2, "progress": True, "monitor": "val/auprc"}
+    config = micro_config("tabular_only", table_cohort(tmp_path), **watched)
+    data = read_data(config, frozenset({"record"}))
+    trainer = build_trainer(config, tmp_path)
+    trainer.fit(micro_classifier(config, data), data)
+    first, *states, last = re.split(r"[\r\n]+", capsys.readouterr().out.strip())
+    assert first.startswith("epoch 1/2: 0%")
+    assert all(state.startswith("epoch ") for state in states)
+    assert re.match(r"epoch 2/2: 100%.* left, train/loss \d.\d{4}  val/loss", last)
+    assert f"val/auprc {trainer.callback_metrics['val/auprc']:.4f}" in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7200.0, "2.0 h")]
+)
+def test_durations_have_one_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_a_value_that_one_class_does_not_define_is_not_shown_and_the_loss_steers(
