@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from skinmm.config import DataConfig, PredictConfig
 from skinmm.config import commands as schemas
+from skinmm.config import data_commands as data_schemas
 from skinmm.errors import InputError, print_error, print_line, require_new_output, warn
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run_predict(config: PredictConfig) -> int:
     return predict_file(config)
 
 
-def run_audit(config: schemas.AuditConfig) -> int:
+def run_audit(config: data_schemas.AuditConfig) -> int:
     """Write the audit of a cohort and return 1 if its split leaks, else 0."""
     from skinmm.data.audit import audit
     from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
@@ -112,7 +113,7 @@ def run_audit(config: schemas.AuditConfig) -> int:
     return 0
 
 
-def run_explore(config: schemas.ExploreConfig) -> int:
+def run_explore(config: data_schemas.ExploreConfig) -> int:
     """Write the overview of a cohort."""
     from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.report import write_cohort_page
@@ -129,19 +130,19 @@ def run_explore(config: schemas.ExploreConfig) -> int:
     return 0
 
 
-def run_pack(config: schemas.PackConfig | schemas.PackSparkConfig) -> int:
+def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> int:
     """Pack a cohort, on Apache Spark if the configuration has a master, or verify a pack."""
     from skinmm.data.pack import pack
     from skinmm.data.packed import verify_pack
     from skinmm.images.source import read_source
 
     out, overwrite = Path(config.out), config.overwrite
-    if isinstance(config, schemas.PackConfig) and config.verify:
+    if isinstance(config, data_schemas.PackConfig) and config.verify:
         images = verify_pack(out).images
         print_line(f"{out}: {images:,} images, all equal to their checksums")
         return 0
     table, settings = load_pack_input(config)
-    if isinstance(config, schemas.PackConfig):
+    if isinstance(config, data_schemas.PackConfig):
         pack(table, out, read_source, settings, workers=config.workers, overwrite=overwrite)
     else:
         from skinmm.spark import pack_spark
@@ -253,7 +254,7 @@ def run_feedback(config: schemas.FeedbackConfig) -> int:
     return 0
 
 
-def load_pack_input(config: schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
+def load_pack_input(config: data_schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """Return the rows that have an image, and the settings of the pack."""
     from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.data.columns import add_units

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from skinmm.config import DataConfig
-from skinmm.config.commands import InitConfig
+from skinmm.config.data_commands import InitConfig
 from skinmm.errors import InputError, print_line, require_new_output, warn
 from skinmm.files import IMAGE_SUFFIXES, TABLE_SUFFIXES, atomic_write
 from skinmm.vocabulary import CONVERTERS

@@ -22,6 +22,7 @@ from skinmm.cli.overrides import FLAGS, quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
+from skinmm.config import data_commands as data_schemas
 from skinmm.errors import delay_sigterm, print_line, warn
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
@@ -56,18 +57,18 @@ _COMMANDS: Final = (
     Command("adapt", schemas.AdaptConfig, "skinmm.training.adapt:adapt"),
     Command("plan", schemas.PlanConfig, "skinmm.report.sites:run_plan"),
     Command("runs", schemas.RunsConfig, "skinmm.cli.commands:run_runs"),
-    Command("init", schemas.InitConfig, "skinmm.cli.init:init"),
-    Command("audit", schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
+    Command("init", data_schemas.InitConfig, "skinmm.cli.init:init"),
+    Command("audit", data_schemas.AuditConfig, "skinmm.cli.commands:run_audit"),
     Command(
         "preview",
-        schemas.PreviewConfig,
+        data_schemas.PreviewConfig,
         "skinmm.cli.preview:preview",
         config_name="config",
         usage="  skinmm preview data=siim_isic data.root=DIR sampler=balanced augment=strong",
     ),
-    Command("explore", schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
-    Command("pack", schemas.PackConfig, "skinmm.cli.commands:run_pack"),
-    Command("pack-spark", schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
+    Command("explore", data_schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
+    Command("pack", data_schemas.PackConfig, "skinmm.cli.commands:run_pack"),
+    Command("pack-spark", data_schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
 )
 COMMANDS: Final = {command.name: command for command in _COMMANDS}
 

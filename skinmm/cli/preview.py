@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.config.commands import PreviewConfig
+from skinmm.config.data_commands import PreviewConfig
 from skinmm.errors import print_line, require_new_output
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from skinmm.config.commands import AuditConfig
+from skinmm.config.data_commands import AuditConfig
 from skinmm.config.schema import Config, DataConfig, TrainerConfig
 from skinmm.config.setting import TYPES, check_values, format_bounds, keys_with
 from skinmm.errors import InputError, one_line

@@ -16,7 +16,7 @@ import skinmm
 from skinmm.cli.commands import load_pack_input
 from skinmm.cli.main import main
 from skinmm.config import DataConfig
-from skinmm.config.commands import PackConfig
+from skinmm.config.data_commands import PackConfig
 from skinmm.images.shards import TFRecordFile
 
 DEMO = Path(skinmm.__file__).parent / "demo"

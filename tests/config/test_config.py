@@ -23,7 +23,7 @@ from skinmm.config import (
     resume_config,
     to_mapping,
 )
-from skinmm.config.commands import AuditConfig, ExploreConfig, PackConfig, PackSparkConfig
+from skinmm.config.data_commands import AuditConfig, ExploreConfig, PackConfig, PackSparkConfig
 from skinmm.config.load import check_settings
 from skinmm.config.setting import keys_with
 from skinmm.errors import InputError

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from skinmm.cli.commands import load_pack_input
 from skinmm.config import DataConfig
-from skinmm.config.commands import PackConfig
+from skinmm.config.data_commands import PackConfig
 from skinmm.data.file_checks import (
     HEAD,
     FileCheck,

@@ -18,7 +18,7 @@ from quick_runs import best, cohort_of, predictions_of, quick_train
 
 import skinmm
 from skinmm.config.checkpoints import find_checkpoints
-from skinmm.config.commands import PackConfig
+from skinmm.config.data_commands import PackConfig
 from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
