@@ -23,6 +23,7 @@ from PIL import Image
 from skinmm.config.commands import ExportConfig
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.errors import InputError
+from skinmm.evaluation.call_rules import CallRule
 from skinmm.evaluation.predictions import format_sets
 from skinmm.evaluation.thresholds import ReferralBand, RiskLimit
 from skinmm.images.decode import decode
@@ -308,6 +309,26 @@ def test_every_rule_of_a_decision(page: Page) -> None:
 
 
 @in_browser
+def test_one_of_several_classes_is_called_by_the_rule(page: Page) -> None:
+    classes, rng = ["a", "b", "c"], np.random.default_rng(4)
+    facts = page.run("skinmm.facts") | {"classes": classes, "positive": ["c"]}
+    for rule in (
+        CallRule("likeliest", [1 / 3] * 3),
+        CallRule("balanced", [0.7, 0.3, 0.0]),
+        CallRule("cost", [1 / 3] * 3, [[0.0, 1.0, 2.0], [3.0, 0.0, 1.0], [9.0, 9.0, 0.0]]),
+    ):
+        facts["call"] = rule.score(np.eye(3)).tolist()
+        rows = rng.dirichlet([0.7] * 3, size=20)
+        outputs = [{"probabilities": row, "set": None, "ood": None} for row in rows.tolist()]
+        called = page.run(
+            f"import('./model.js').then((code) => {json.dumps(outputs)}.map((output) => "
+            f"code.decide({json.dumps(facts)}, [output]).called))"
+        )
+        assert called == [classes[index] for index in rule.call(rows)]
+        assert len({*called}) > 1
+
+
+@in_browser
 def test_a_record_is_read_as_meant_or_named(page: Page) -> None:
     columns = [
         {"name": "age", "kind": "number", "low": 0, "high": 120},
@@ -394,6 +415,10 @@ def test_unusable_images_are_refused_by_name(page: Page, tmp_path: Path) -> None
         page.tab.get_by_text(words).wait_for(timeout=60_000)
         assert page.tab.locator(".refusal").count() == 1
         assert page.tab.locator(".result").count() == 0
+    page.tab.get_by_role("button", name="Remove the image").click()
+    page.tab.get_by_label("Age, years").fill("1,234")
+    page.tab.get_by_role("button", name="Analyse this lesion").click()
+    page.tab.get_by_text("age: '1,234' is not a number in its range").wait_for(timeout=60_000)
 
 
 @in_browser

@@ -121,6 +121,8 @@ async function submit(event, model) {
     const started = performance.now();
     const result = await model.analyse(data, record);
     showResult(result, model.facts);
+    const answer = one('#result');
+    if (answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
     status(`Done in ${Math.round(performance.now() - started)} ms on this device.`);
   } catch (error) {
     showRefusal(error.message);

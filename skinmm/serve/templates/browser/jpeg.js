@@ -111,12 +111,15 @@ function readHuffman(segment, state) {
     const lookup = new Uint16Array(65536);
     let code = 0;
     at += 17;
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    if (counts.length < 16 || total > 256 || at + total > segment.length) refuse(DAMAGED);
     for (let length = 1; length <= 16; length += 1) {
       for (let i = 0; i < counts[length - 1]; i += 1, at += 1) {
         const start = code << (16 - length);
-        if (start + (1 << (16 - length)) > 65536) refuse(DAMAGED);
         lookup.fill((length << 8) | segment[at], start, start + (1 << (16 - length)));
         code += 1;
+        // A code of ones only is not allowed, nor a difference of more than 15 bits.
+        if (code >= 1 << length || (tables === state.huffman.dc && segment[at] > 15)) refuse(DAMAGED);
       }
       code <<= 1;
     }
@@ -136,8 +139,10 @@ function readFrame(marker, segment, state) {
   const [hMax, vMax] = [Math.max(...components.map((part) => part.h)), Math.max(...components.map((part) => part.v))];
   const across = Math.ceil(width / (8 * hMax));
   const down = Math.ceil(height / (8 * vMax));
+  const [luma, blue, red] = components;
+  const isUsual = luma.h === hMax && luma.v === vMax && blue?.h === red?.h && blue?.v === red?.v;
   for (const part of components) {
-    if (!part.h || !part.v || hMax % part.h || vMax % part.v) refuse('the colours of this JPEG are sampled in an unusual way: save it again');
+    if (!isUsual || !part.h || !part.v || hMax % part.h || vMax % part.v) refuse('the colours of this JPEG are sampled in an unusual way: save it again');
     part.columns = Math.ceil((width * part.h) / (hMax * 8));
     part.rows = Math.ceil((height * part.v) / (vMax * 8));
     part.stride = across * part.h;
@@ -155,6 +160,7 @@ function readScan(data, at, segment, state) {
   if (!frame || !count || segment.length < 4 + 2 * count) refuse(DAMAGED);
   const [first, last, high, low] = [segment[1 + 2 * count], segment[2 + 2 * count], segment[3 + 2 * count] >> 4, segment[3 + 2 * count] & 15];
   if (last > 63 || first > last || (first && count > 1)) refuse(DAMAGED);
+  if (!frame.isProgressive && (first || last !== 63 || high || low)) refuse(DAMAGED);
   const parts = Array.from({ length: count }, (_, i) => {
     const part = frame.components.find((one) => one.id === segment[1 + 2 * i]) ?? refuse(DAMAGED);
     part.dc = huffman.dc[segment[2 + 2 * i] >> 4];
@@ -310,6 +316,7 @@ function chooseDecoder(isProgressive, first, last, high, low, bits) {
         const symbol = bits.decode(part.ac ?? refuse(DAMAGED));
         let run = symbol >> 4;
         let value = 0;
+        if ((symbol & 15) > 1) refuse(DAMAGED);
         if (symbol & 15) value = bits.read(1) ? plus : minus;
         else if (run < 15) { bound.run = (1 << run) + bits.read(run); break; }
         for (; k <= last; k += 1) {
@@ -346,7 +353,13 @@ function invert(part, side, width, height) {
       const block = 64 * ((y / side) * stride + x / side);
       const [w, h] = [Math.min(side, width - x), Math.min(side, height - y)];
       let isFlat = true;
-      if (side > 1) for (let i = 1; i < 64; i += 1) if (coefficients[block + i]) { isFlat = false; break; }
+      for (let i = 0; i < (side === 1 ? 1 : 64); i += 1) {
+        const coefficient = coefficients[block + i];
+        if (!coefficient) continue;
+        // No image of 8 bits has larger ones.
+        if (Math.abs(coefficient * quantisation[i]) > 2048 + quantisation[i]) refuse(DAMAGED);
+        if (i) isFlat = false;
+      }
       if (isFlat) {
         const level = clamp(((coefficients[block] * quantisation[0] + 4) >> 3) + 128);
         for (let r = 0; r < h; r += 1) samples.fill(level, (y + r) * width + x, (y + r) * width + x + w);
@@ -367,7 +380,9 @@ function invert(part, side, width, height) {
         for (let k = 0; k < w; k += 1) {
           let sum = round2;
           for (let j = 0; j < 8; j += 1) sum += work[8 * r + j] * matrix[8 * k + j];
-          samples[(y + r) * width + x + k] = clamp((sum >> shift2) + 128);
+          const level = sum >> shift2;
+          if (level > 511 || level < -512) refuse(DAMAGED); // where decoders differ
+          samples[(y + r) * width + x + k] = clamp(level + 128);
         }
       }
     }
