@@ -174,20 +174,26 @@ def to_data_url(image: bytes | UInt8[np.ndarray, "height width 3"], quality: int
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def thumbnail(path: Any) -> str | None:
-    """Return the image at a path of a cohort as a small `data:` address.
+def thumbnail(*paths: Any) -> str | None:
+    """Return the images at paths of a cohort, side by side, as a small `data:` address.
 
-    None if the path is missing or the image cannot be read: reports are often made later and on
+    None if a path is missing or the image cannot be read: reports are often made later and on
     another machine than the run, and a missing image must not prevent the page.
     """
-    if not isinstance(path, str) or not path:
+    if not all(isinstance(path, str) and path for path in paths):
         return None
     try:
-        source = read_source(path)
+        sources = map(read_source, paths)
         # About twice the size on the page.
-        return to_data_url(decode_within(source.data, max_side=240, frame=source.frame))
+        pictures = [decode_within(s.data, max_side=240, frame=s.frame) for s in sources]
     except (OSError, InputError):
         return None
+    height = max(len(picture) for picture in pictures)
+    padded = [
+        np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0)), constant_values=255)
+        for picture in pictures
+    ]
+    return to_data_url(np.hstack(padded))
 
 
 ABSENT: Final = "\N{EM DASH}"

@@ -26,6 +26,7 @@ _USED: Final = frozenset(
     (
         *(*_TEXT_COLUMNS, *CONVERTERS, "width", "height", "part", "malignancy", "decision", "unit"),
         *("threshold", "error", "prediction_set", "ood", "missing", "called", "fold"),
+        "images",
     )
 )
 """Columns of a prediction file that pages use, besides `p_<class>` and `raw_<class>`."""

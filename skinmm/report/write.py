@@ -175,6 +175,7 @@ def _anonymize(inputs: ReportInputs) -> ReportInputs:
     if cohort is not None:
         columns = [name for name in ("patient_id", "lesion_id") if name in cohort]
         numbered = {name: _number_names(cohort[name]) for name in columns}
+        cohort = cohort.drop(columns=["images", "paths"], errors="ignore")
         cohort = cohort.assign(image_id=cohort["image_id"].map(numbers), path=None, **numbered)
     audit = dict(inputs.audit)
     if audit.get("leaks"):  # the text of a leak names its rows

@@ -1,5 +1,7 @@
 """Training by lesion, from the table to the prediction files."""
 
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from lesion_cohorts import lesion_table, write_lesions
+from PIL import Image
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train, train
 
+from skinmm.evaluation.predictions import find_confident_mistakes
 from skinmm.models.checkpoint import load_card
+from skinmm.report import write_anonymous_report
+from skinmm.report.blocks import thumbnail
+from skinmm.report.inputs import read_run
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,29 @@ def test_a_run_has_one_prediction_per_lesion(root: Path, tmp_path: Path) -> None
     assert metrics_of(tmp_path / "run")["test"]["n"] == len(predictions_of(tmp_path / "run"))
     weights = load_card(best(tmp_path / "run"))[1]
     assert any(name.startswith("views.") for name in weights)
+
+
+def test_the_report_has_all_images_of_a_mistake_side_by_side(root: Path, tmp_path: Path) -> None:
+    assert quick_train(tmp_path / "run", *settings(root), "report.explain=false") == 0
+    inputs = read_run(tmp_path / "run", pictures=True)
+    page = (tmp_path / "run" / "report.html").read_text()
+    rows = [*find_confident_mistakes(inputs.predictions, inputs.threshold).values()]
+    names = [
+        name for row in np.concatenate(rows) for name in inputs.predictions.images[row].split("|")
+    ]
+    assert len(names) > len(np.concatenate(rows))
+    assert all(name in page for name in names)
+    assert "(clinical)" in page
+    paths = cohort_of(tmp_path / "run")["paths"].iloc[1].split("|")
+    assert len(paths) > 1
+    data = str(thumbnail(*paths)).partition(",")[2]
+    widths = [
+        Image.open(BytesIO(b64decode(d.partition(",")[2]))).width
+        for d in [str(thumbnail(path)) for path in paths]
+    ]
+    assert Image.open(BytesIO(b64decode(data))).width == sum(widths)
+    anonymous = write_anonymous_report(tmp_path / "run", tmp_path / "shared.html").read_text()
+    assert not any(name in anonymous for name in names)
 
 
 def test_folds_pool_one_row_per_lesion_with_cached_features(root: Path, tmp_path: Path) -> None:

@@ -210,7 +210,14 @@ def _mistake_card(inputs: ReportInputs, row: int) -> Card:
     heat_map = None
     if explanation and explanation["picture"].is_file():
         heat_map = to_data_url(explanation["picture"].read_bytes())
-    return Card(title, lines, thumbnail(record.get("path")), heat_map)
+    paths = [record.get("path")]
+    if isinstance(record.get("paths"), str):  # all images of a lesion
+        paths = record["paths"].split("|")
+        views = record["image_views"]
+        views = views.split("|") if isinstance(views, str) else [""]
+        pairs = zip(str(record["images"]).split("|"), views, strict=True)
+        lines += [f"{name} ({view})" if view else name for name, view in pairs]
+    return Card(title, lines, thumbnail(*paths), heat_map)
 
 
 def describe_record(record: Mapping[Any, Any]) -> list[str]:
