@@ -50,9 +50,9 @@ def test_the_report_has_all_images_of_a_mistake_side_by_side(root: Path, tmp_pat
     inputs = read_run(tmp_path / "run", pictures=True)
     page = (tmp_path / "run" / "report.html").read_text()
     rows = [*find_confident_mistakes(inputs.predictions, inputs.threshold).values()]
-    names = [
-        name for row in np.concatenate(rows) for name in inputs.predictions.images[row].split("|")
-    ]
+    images = inputs.predictions.images
+    assert images is not None
+    names = [name for row in np.concatenate(rows) for name in images[row].split("|")]
     assert len(names) > len(np.concatenate(rows))
     assert all(name in page for name in names)
     assert "(clinical)" in page
