@@ -160,6 +160,11 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     source, pictures = Path(config.input), config.report.pictures
     prevalence = config.evaluation.prevalence
     if source.is_dir():
+        if any((config.system, config.labels, config.positive, config.classes, config.columns)):
+            raise InputError(
+                f"{source} is a folder: system, labels, positive, classes and columns are for "
+                "prediction files"
+            )
         page = write_report(source, pictures=pictures, prevalence=prevalence)
     else:
         page = report_predictions(

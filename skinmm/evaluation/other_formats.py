@@ -64,7 +64,8 @@ def find_one_hot(table: pd.DataFrame, path: Path | str, classes: Sequence[str]) 
 def convert_labels(table: pd.DataFrame, path: Path | str, form: TableFormat) -> pd.DataFrame:
     """Rename the columns of a table of labels; a one-hot truth becomes a column `diagnosis`."""
     table = _rename(table, path, {theirs: ours for ours, theirs in form.columns.items()})
-    if one_hot := find_one_hot(table, path, form.classes):
+    one_hot = find_one_hot(table, path, form.classes)
+    if one_hot and not _has_truth(table):
         index = table[one_hot].astype(float).to_numpy().argmax(axis=1)
         table = table.drop(columns=one_hot).assign(diagnosis=np.array(one_hot, dtype=object)[index])
     return _name_truth(table, form.classes)

@@ -71,6 +71,9 @@ def test_truth_may_be_one_hot_or_a_number(tmp_path: Path) -> None:
     require_same(read_predictions(together))
     numbers = write(tmp_path, {**by("{k}"), "target": TARGET})
     require_same(read_predictions(numbers, form=TableFormat(CLASSES)))
+    both = write(tmp_path, {**ONE_HOT, "target": NAMES[TARGET[::-1]]}, "both.csv")
+    read = read_predictions(path, both, form=TableFormat(CLASSES))
+    assert read.target.tolist() == TARGET[::-1].tolist()
     two = write(tmp_path, by("{0}", np.eye(3)[TARGET] * [1, 1, 0], LOUD), "truth.csv")
     with pytest.raises(InputError, match=r"row 3: BCC \+ MEL \+ NV is 0; a one-hot truth has one"):
         read_predictions(path, two)
@@ -178,6 +181,8 @@ def test_the_commands_read_the_tables_of_others(
     assert main(["report", str(path), *options, "system=Two", f"output={page}"]) == 0
     assert main(["report", str(path), *options, f"output={page}"]) == 2
     assert "has 2 systems (One, Two)" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "system=Two"]) == 2
+    assert "is a folder: system, labels, positive, classes" in capsys.readouterr().err
     path = write(tmp_path, {"risk": P[:, 1], "truth": (TARGET == 1).astype(int)})
     columns = "columns={p_malignant: risk, target: truth}"
     assert main(["report", str(path), columns, f"output={tmp_path / 'other.html'}"]) == 0

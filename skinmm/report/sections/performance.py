@@ -119,7 +119,9 @@ def build_decision(inputs: ReportInputs) -> Section:
         counts = confusion_matrix(rows.target, rows.predicted_classes(), labels=labels)
         caption = f"{describe_call_rule(inputs)} Shaded by the share of the row."
         parts.append(Plot("Classes", draw_confusion(counts, rows.classes), caption))
-        parts += [_class_table(inputs), _rule_table(inputs)]
+        parts.append(_class_table(inputs))
+    if not rows.is_binary:
+        parts.append(_rule_table(inputs))
     return Section("decision", "The decision", [Row(parts)], is_folded=rows.is_binary)
 
 
