@@ -46,7 +46,10 @@ def summarize_run(run: Path) -> tuple[str, list[str]]:
     count = f"test: {len(inputs.predictions):,} rows, {inputs.measured['positives']:,} malignant"
     table = format_columns((count, "", "interval", "asked" if asked else ""), rows)
     text = f"{table}\n{build_verdict(inputs).title}"
-    return text.replace("\N{NO-BREAK SPACE}", " "), collect_warnings(inputs)
+    text, *warnings = (
+        line.replace("\N{NO-BREAK SPACE}", " ") for line in (text, *collect_warnings(inputs))
+    )
+    return text, warnings
 
 
 def format_columns(

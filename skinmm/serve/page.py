@@ -43,9 +43,10 @@ _CACHE: Final = (60, 300)  # seconds between deletions of uploads, and their age
 _CHOICES: Final = {"sex": SEXES, "site": SITES}
 _SCROLL: Final = """() => {
   const answer = document.querySelector(".result, .refusal");
-  if (answer && answer.getBoundingClientRect().top > 0.6 * innerHeight) answer.scrollIntoView();
+  const top = answer ? answer.getBoundingClientRect().top : 0;
+  if (top < 0 || top > 0.6 * innerHeight) answer.scrollIntoView();
 }"""
-"""Script that shows the answer where it is below the form, as on a phone."""
+"""Script that shows the answer: on a phone it is below the form, on a desktop above the button."""
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
