@@ -112,7 +112,10 @@ class ModelConfig:
         0.0, "fraction of training rows without image; above 0: images are optional", task=CLASSIFY
     )
     drop_views: float = fraction(
-        0.0, "fraction of a lesion's images withheld in training; one remains", unit="lesion"
+        0.0,
+        "fraction of a lesion's images withheld in training; one remains",
+        unit="lesion",
+        neural=True,
     )
     cache: str | None = literal_path(
         None, "folder to cache frozen features; null: the run folder", per_start=True, task=CLASSIFY

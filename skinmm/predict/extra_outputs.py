@@ -100,7 +100,7 @@ class _Patient:
     images: int = 0
 
     def add(self, row: Mapping[Hashable, Any]) -> None:
-        self.images += 1
+        self.images += str(row.get("images", "")).count("|") + 1
         if row["error"]:
             self.errors.append(row["error"])
             return

@@ -213,14 +213,16 @@ def upload_to_wandb(config: Config, folder: RunFolder, trainer: pl.Trainer) -> N
     file = run / "predictions" / "test.csv"
     predictions = read_predictions(file, positive=metrics["positive"])
     table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
-    hidden = [] if with_ids else ["image_id", "patient_id"]
+    hidden = [] if with_ids else ["image_id", "patient_id", "lesion_id", "images"]
     with tempfile.TemporaryDirectory() as temporary:
         shared = Path(temporary) / "report.html"
         page = run / "report.html" if with_ids else write_anonymous_report(run, shared)
         tracked.log(
             {
                 "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False),
-                "test/predictions": wandb.Table(dataframe=table.drop(columns=hidden)),
+                "test/predictions": wandb.Table(
+                    dataframe=table.drop(columns=hidden, errors="ignore")
+                ),
                 **_plots(predictions, metrics["threshold"]["value"]),
             }
         )
