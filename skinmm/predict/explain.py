@@ -215,11 +215,7 @@ class CasePredictor:
         uncalibrated: bool = False,
     ) -> None:
         self.predictor = Predictor.from_checkpoints(
-            checkpoints,
-            accelerator,
-            referral=referral,
-            backend=backend,
-            uncalibrated=uncalibrated,
+            checkpoints, accelerator, referral=referral, backend=backend, uncalibrated=uncalibrated
         )
         self._explainers = Explainer.for_predictor(self.predictor, checkpoints, accelerator)
         self._lock = Lock()  # explanations add hooks to a network that torch may predict with

@@ -16,7 +16,7 @@ from skinmm.report.blocks import (
     order_metrics,
 )
 from skinmm.report.inputs import read_mapping, read_run
-from skinmm.report.sections.headline import COUNT, build_tiles, collect_warnings
+from skinmm.report.sections.headline import build_tiles, collect_warnings
 from skinmm.report.sections.verdict import build_verdict
 
 HEADER: Final = ("date", "data", "model", "fusion", "first metric", "run")
@@ -37,7 +37,7 @@ def summarize_run(run: Path) -> tuple[str, list[str]]:
         header = (f"test: {metrics['test']['n']:,} images", "", "interval")
         return format_columns(header, overlaps), []
     inputs = read_run(run, pictures=False)
-    tiles = [tile for tile in build_tiles(inputs) if tile.label != COUNT][:MAX_LINES]
+    tiles = build_tiles(inputs)[:MAX_LINES]
     asked = {}
     if inputs.fitted("threshold").get("rule") == "sensitivity" and inputs.evaluation:
         target = format_percent(inputs.evaluation.get("sensitivity"))

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-import pandas as pd
-
 from skinmm.evaluation.planning import malignant_for_auroc, malignant_for_guarantee
 from skinmm.report.blocks import (
     TEXTS,
@@ -22,7 +20,7 @@ from skinmm.report.blocks import (
     metric_label,
 )
 from skinmm.report.inputs import ReportInputs
-from skinmm.report.sections.cohort import format_counts, resampling_unit
+from skinmm.report.sections.cohort import resampling_unit
 from skinmm.report.sections.referral import (
     build_decided_tiles,
     collect_referral_warnings,
@@ -33,7 +31,6 @@ from skinmm.report.sections.verdict import build_frequencies, build_verdict
 
 FEW: Final = malignant_for_guarantee(0.95)
 WIDTH: Final = 0.1  # of an interval of the AUROC
-COUNT: Final = "Malignant images"
 
 
 def build_headline(inputs: ReportInputs) -> Section:
@@ -105,14 +102,10 @@ def _benefit_warnings(inputs: ReportInputs) -> list[str]:
 
 def build_tiles(inputs: ReportInputs) -> list[Tile]:
     """Return the main numbers with their intervals and meanings."""
-    measured = inputs.measured
-    positives, rows = measured["positives"], measured["n"]
-    counts = format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))
-    predicted = format_percent(inputs.value("mean_probability"))
     tiles, meanings = [], TEXTS["meanings"]
     if not inputs.predictions.is_binary:
         meanings = TEXTS["class_meanings"] | meanings
-    absent = {"within_source_auroc"} - set(measured["metrics"])
+    absent = {"within_source_auroc"} - set(inputs.measured["metrics"])
     for name in (name for name in meanings if name not in absent):
         is_share = "auroc" not in name
         value = (format_percent if is_share else format_number)(inputs.value(name))
@@ -133,12 +126,6 @@ def build_tiles(inputs: ReportInputs) -> list[Tile]:
             format_number(inputs.value("calibration_slope"), 2),
             format_interval(inputs.estimate("calibration_slope")) or "no interval",
             f"ideal: 1; {_describe_calibration_error(inputs)}",
-        ),
-        Tile(
-            COUNT,
-            f"{positives:,}",
-            f"of {counts}",
-            f"{format_percent(positives / rows)}; mean predicted probability {predicted}",
         ),
     ]
 
