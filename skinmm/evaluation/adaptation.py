@@ -30,6 +30,8 @@ _TINY: Final = 1e-12
 _Patients = Shaped[np.ndarray, " n"]
 _Shares = Float64[np.ndarray, " c"]
 _Weights = Float64[np.ndarray, "b n"]
+_Ood = Float64[np.ndarray, " n"]
+_ReferenceOod = Float64[np.ndarray, " m"]
 _Reference = tuple[Float64[np.ndarray, "m c"], Int64[np.ndarray, " m"], Shaped[np.ndarray, " m"]]
 
 
@@ -163,22 +165,25 @@ def estimate_shift(
     reference: _Reference,
     prior: Sequence[float],
     *,
+    ood: tuple[_Ood, _ReferenceOod] | None = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> PrevalenceShift:
     """Estimate the class shares of rows without labels, and test whether only they have changed.
 
     The shares are those of EM (`estimate_shares`), with a percentile interval over resampled
-    patients. The test statistic is the largest Kolmogorov-Smirnov distance over the classes between
-    the probabilities and those of the reference, weighted to the estimated shares. Its distribution
-    under the hypothesis is that of patients drawn from the reference in these shares, each time
-    with new estimates and a resampled reference.
+    patients. The test statistic is the largest Kolmogorov-Smirnov distance between the rows and the
+    reference, weighted to the estimated shares: of the probability of each class, and of the OOD
+    score, without which other images may pass for another share. Its distribution under the
+    hypothesis is that of patients drawn from the reference in these shares, each time with new
+    estimates and a resampled reference.
 
     Args:
         probabilities: calibrated probabilities of the site, (n, classes).
         patients: patient of each row.
         reference: calibrated probabilities, true classes and patients of validation rows.
         prior: class shares for which the probabilities were calibrated.
+        ood: OOD scores of the site and of the reference.
         resamples: number of resamples of the interval and of the test.
         seed: seed of the resamples.
     """
@@ -195,8 +200,12 @@ def estimate_shift(
     mixed = np.where(present, shares, 0) / shares[present].sum()
     expected = _mixture(targets, np.ones((1, len(known))), mixed)
     here = np.full((1, len(codes)), 1 / len(codes))
-    observed = _distances(np.vstack([probabilities, known]), np.hstack([here, -expected]))
-    simulated = _simulate(reference, mixed, old, count, resamples, rng)
+    scores = np.vstack([probabilities, known])
+    if ood is not None:
+        scores = np.column_stack([scores, np.nan_to_num(np.concatenate(ood), nan=np.inf)])
+    observed = _distances(scores, np.hstack([here, -expected]))
+    differences = _simulate(reference, mixed, old, count, resamples, rng)
+    simulated = _distances(scores[len(codes) :], differences)
     p = (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
     shifts = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
     state = {"scale": 1.0, "shifts": (shifts - shifts[0]).tolist()}
@@ -244,8 +253,8 @@ def _simulate(
     count: int,
     resamples: int,
     rng: np.random.Generator,
-) -> Float64[np.ndarray, " b"]:
-    """Return distances between `count` patients drawn in these shares and a resampled reference."""
+) -> _Weights:
+    """Return weights of `count` patients drawn in these shares minus those of a new reference."""
     probabilities, targets, patients = reference
     codes, total = patient_codes(patients)
     weights = _mixture(targets, np.ones((1, len(targets))), shares)[0]
@@ -256,16 +265,18 @@ def _simulate(
     again = rng.multinomial(total, np.full(total, 1 / total), size=resamples)[:, codes]
     estimated = estimate_shares(probabilities, prior, drawn)
     expected = _mixture(targets, again.astype(np.float64), estimated)
-    return _distances(probabilities, drawn - expected)
+    return np.asarray(drawn - expected)
 
 
-def _distances(probabilities: Probabilities, differences: _Weights) -> Float64[np.ndarray, " b"]:
-    """Return the largest distance of distribution functions over the classes.
+def _distances(
+    scores: Float64[np.ndarray, "n k"], differences: _Weights
+) -> Float64[np.ndarray, " b"]:
+    """Return the largest distance of distribution functions over the columns.
 
     `differences` are the row weights of one distribution minus those of the other.
     """
     distances = np.zeros(len(differences))
-    for column in probabilities.T:
+    for column in scores.T:
         order = np.argsort(column, kind="stable")
         is_last = np.r_[np.diff(column[order]) > 0, True]  # of equal values
         gaps = np.abs(np.cumsum(differences[:, order], axis=1))[:, is_last]

@@ -193,13 +193,20 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
     classes, probabilities = table.parse_probabilities()
     patients = resolve_patients(table.table).to_numpy(dtype=str)
     rows = (known.probabilities, known.target, known.patient_id.astype(str))
-    shift = estimate_shift(probabilities, patients, rows, card.prior["deployed"])
+    ood = table.parse_ood()
+    if ood is None or known.ood is None:
+        raise InputError(
+            "without a target, the column ood is needed: from probabilities alone, other images "
+            "may pass for another prevalence; label the rows (column target)"
+        )
+    scores = ood, known.ood
+    shift = estimate_shift(probabilities, patients, rows, card.prior["deployed"], ood=scores)
     if not shift.is_plausible:
         rules = from_mapping(Config, card.config).evaluation
         needed = malignant_for_guarantee(rules.sensitivity, rules.confidence)
         raise InputError(
-            f"the probabilities of these rows do not fit a change of prevalence (p = {shift.p:.3f})"
-            ": images or lesions differ from those of validation in other ways. Label rows (column "
+            f"these rows do not fit a change of prevalence alone (p = {shift.p:.3f}): images or "
+            "lesions differ from those of validation in other ways. Label rows (column "
             f"target); {needed} patients with malignant lesions can guarantee a sensitivity of "
             f"{rules.sensitivity:g}"
         )

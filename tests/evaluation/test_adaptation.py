@@ -132,6 +132,18 @@ def test_the_interval_contains_the_share_and_the_map_corrects_it() -> None:
     np.testing.assert_allclose(apply_scale(shift.state, p), expected)
 
 
+def test_other_images_that_pass_for_another_share_are_refused_by_their_ood_scores() -> None:
+    reference, truth = draw(14, 500, 0.2)
+    rng = np.random.default_rng(15)
+    p, _ = draw(15, 300, 0.5)  # as a share of 0.5 would give
+    known = (reference, truth, np.arange(500))
+    usual = rng.gamma(4, 0.15, 500)
+    for scale, is_plausible in ((0.15, True), (0.25, False)):
+        ood = (rng.gamma(4, scale, 300), usual)
+        shift = estimate_shift(p, np.arange(300), known, TRAINED, ood=ood, resamples=60)
+        assert shift.is_plausible == is_plausible
+
+
 def test_no_class_becomes_impossible() -> None:
     reference, truth = draw(12, 500, 0.2)
     p, _ = draw(13, 60, 0.0)

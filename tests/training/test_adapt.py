@@ -141,8 +141,11 @@ def test_without_labels_only_a_change_of_prevalence_is_accepted(
         drawn.to_csv(site, index=False)
         given = (f"checkpoint={checkpoint}", f"input={site}", "overwrite=true")
         assert adapt(tmp_path, *given) == status
-    assert "do not fit a change of prevalence" in capsys.readouterr().err
+    assert "do not fit a change of prevalence alone" in capsys.readouterr().err
     facts = load_card(tmp_path / "new.ckpt")[0].adaptation or {}
+    val.drop(columns=["target", "ood"]).to_csv(site, index=False)
+    assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}", "overwrite=true") == 2
+    assert "the column ood is needed" in capsys.readouterr().err
     share, low, high = facts["shares"]["malignant"]
     assert low <= share <= high
     assert facts["p"] >= 0.05
