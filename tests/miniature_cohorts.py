@@ -245,7 +245,12 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
 }
 
 
+POSITIVE: Final = {"milk10k": ["bcc", "sccka"], "derm7pt": ["mel"]}
+"""Malignant classes of the datasets whose names alone do not decide it."""
+
+
 def load_table(name: str, root: Path, **settings: object) -> CohortTable:
+    settings.setdefault("positive", POSITIVE.get(name, []))
     return load_cohort(DataConfig(name=name, root=str(root), **settings))  # type: ignore[arg-type]
 
 

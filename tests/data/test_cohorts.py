@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from miniature_cohorts import WRITERS, load, load_table
+from miniature_cohorts import POSITIVE, WRITERS, load, load_table
 
 from skinmm.cli.main import main
 from skinmm.config import DataConfig
@@ -97,11 +97,12 @@ def test_every_adapter_says_where_bytes_are(dataset: tuple[str, Path]) -> None:
 
 def test_every_adapter_serves_diagnoses(dataset: tuple[str, Path]) -> None:
     name, root = dataset
-    data = DataConfig(name=name, root=str(root), target="diagnosis")
+    positive = POSITIVE.get(name, [])
+    data = DataConfig(name=name, root=str(root), target="diagnosis", positive=positive)
     table = load_cohort(data).rows
     classes = list_classes(table, data)
     assert set(classes) == set(table["target"])
-    if name not in {"image_folder", "csv", "tfrecord"}:
+    if name not in {"image_folder", "csv", "tfrecord", *POSITIVE}:
         assert set(classes) <= set(CLASSES)
         assert list(classes) == sorted(classes, key=CLASSES.index)
     assert set(list_positive_classes(classes, data)) < set(classes)
