@@ -114,6 +114,8 @@ def test_a_choice_is_one_of_its_list(key: str) -> None:
         config = changed(key, choice)
         if choice in ("segmentation", "val/dice"):  # these two go together
             config.task, config.trainer.monitor = "segmentation", "val/dice"
+        if choice == "cost" and key == "evaluation.call":  # needs costs
+            config.evaluation.costs = {"mel": {"nv": 20.0}}
         check_settings(config)
     with pytest.raises(InputError, match=f"^{key}=nonsense: choose from {', '.join(allowed)}"):
         check_settings(changed(key, "nonsense"))
