@@ -108,6 +108,8 @@ SITES: Final = (
     *("head/neck", "lower extremity", "oral/genital", "palms/soles", "torso", "upper extremity"),
 )
 CLASSES: Final = tuple(_DIAGNOSIS_WORDS)
+VIEW_TYPES: Final = ("absent", "unstated", "dermoscopic", "clinical", "overview")
+"""Types of an image by their code in a network; code 0 is a place without an image."""
 _SEX, _DIAGNOSIS = (
     {word: name for name, synonyms in table.items() for word in (name, *synonyms)}
     for table in (_SEX_WORDS, _DIAGNOSIS_WORDS)

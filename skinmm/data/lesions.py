@@ -16,10 +16,16 @@ from skinmm.data.splits import find_components
 from skinmm.errors import InputError, list_words
 from skinmm.images.finder import strip_suffix
 from skinmm.images.measure import MEASUREMENTS
-from skinmm.models.views import TYPES
-from skinmm.vocabulary import column_key, is_missing, map_unique, match_columns, name_units
+from skinmm.vocabulary import (
+    VIEW_TYPES,
+    column_key,
+    is_missing,
+    map_unique,
+    match_columns,
+    name_units,
+)
 
-UNSTATED: Final = TYPES[1]
+UNSTATED: Final = VIEW_TYPES[1]
 VIEW_WORDS: Final[dict[str, str]] = {
     "dermoscopic": "dermoscopy, dermatoscopic, dermatoscopy, derm, dscope",
     "clinical": (
@@ -35,7 +41,7 @@ SEPARATOR: Final = "|"
 _WORDS: Final = {
     word: view for view, words in VIEW_WORDS.items() for word in (view, *words.split(", "))
 }
-_ORDER: Final = {name: number for number, name in enumerate((*TYPES[2:], UNSTATED))}
+_ORDER: Final = {name: number for number, name in enumerate((*VIEW_TYPES[2:], UNSTATED))}
 _IMAGE_COLUMN: Final = re.compile(r"(?:image|img|path|file|filename)[\W_]+(.+)", re.IGNORECASE)
 
 

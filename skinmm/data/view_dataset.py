@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skinmm.data.dataset import Dropped, LesionDataset, Sample
 from skinmm.data.lesions import SEPARATOR, UNSTATED
-from skinmm.models.views import TYPES
+from skinmm.vocabulary import VIEW_TYPES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +35,10 @@ def locate_views(
 
 
 def encode_types(views: Sequence[str], count: int) -> Int[np.ndarray, "n count"]:
-    """Return the code of each view in `TYPES` from cells such as `clinical|dermoscopic`."""
+    """Return the code of each view in `VIEW_TYPES` from cells such as `clinical|dermoscopic`."""
     types = np.zeros((len(views), count), np.int64)
     for row, cell in enumerate(views):
-        codes = [TYPES.index(view or UNSTATED) for view in cell.split(SEPARATOR)]
+        codes = [VIEW_TYPES.index(view or UNSTATED) for view in cell.split(SEPARATOR)]
         types[row, : len(codes)] = codes
     return types
 

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-TYPES: Final = ("absent", "unstated", "dermoscopic", "clinical", "overview")
-"""Types of a view by their code; code 0 is a place without an image."""
+from skinmm.vocabulary import VIEW_TYPES
 
 Features = Float[Tensor, "b views *tokens dim"]
 Types = Int[Tensor, "b views"]
@@ -41,7 +40,7 @@ class Views(nn.Module, ABC):
 
         Args:
             features: of each view, (batch, views, *tokens, image_dim).
-            types: code of each view in `TYPES`, (batch, views); 0: no image, ignored.
+            types: code of each view in `VIEW_TYPES`, (batch, views); 0: no image, ignored.
 
         Returns:
             Features, (batch, *tokens, dim), that do not depend on the order of views, nor on
@@ -110,7 +109,7 @@ class Gated(Attention):
     def __init__(self, image_dim: int, width: int = 128) -> None:
         super().__init__(image_dim, width)
         self.gate = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, width))
-        self.kind = nn.Embedding(len(TYPES), width)
+        self.kind = nn.Embedding(len(VIEW_TYPES), width)
 
     def _score(self, content: Float[Tensor, "b views dim"], types: Types) -> Tensor:
         gate = (self.gate(content) + self.kind(types)).sigmoid()
@@ -125,7 +124,7 @@ class Typed(Views):
     """
 
     def __init__(self, image_dim: int, width: int = 128) -> None:
-        types = TYPES[1:]
+        types = VIEW_TYPES[1:]
         super().__init__(len(types) * width)
         self.projections = nn.ModuleList(nn.Linear(image_dim, width) for _ in types)
         self.absent = nn.Parameter(torch.randn(len(types), width) / 10)

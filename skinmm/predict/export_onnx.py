@@ -4,7 +4,7 @@ Inputs, each only if the model uses it: `image` uint8 (batch, 3, size, size) RGB
 (batch, columns) as the metadata's `encoder` describes, and `shown` bool (batch,), false for rows
 without an image, of a model that was trained with such rows. Of a model trained with
 `data.unit=lesion`: `image` (batch, views, 3, size, size) and `shown` int64 (batch, views), the code
-of each view in `skinmm.models.views.TYPES`, 0 where there is none; the number of views is free.
+of each view in `skinmm.vocabulary.VIEW_TYPES`, 0 where there is none; the number of views is free.
 
 Outputs: `probabilities` float64 (batch, classes), with the prior correction and the calibration
 inside the graph; `log_probabilities` and `features` float32, from which `predict.py` computes the
@@ -38,7 +38,6 @@ from skinmm.errors import InputError
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
 from skinmm.files import atomic_write
-from skinmm.models.views import TYPES
 from skinmm.predict import backends
 from skinmm.predict.backends import (
     HasImage,
@@ -51,6 +50,7 @@ from skinmm.predict.backends import (
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.writer import require_output_file
+from skinmm.vocabulary import VIEW_TYPES
 
 DEMO: Final = Path(__file__).parents[1] / "demo"
 OPSET: Final = 17
@@ -260,7 +260,7 @@ def _group_examples(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows as lesions of one, two and three images in turn, of all types of views."""
     numbers = np.arange(len(table))
     lesions = numbers // 6 * 3 + np.array([0, 1, 1, 2, 2, 2])[numbers % 6]
-    views = np.resize(np.array([*TYPES[2:], ""], object), len(table))
+    views = np.resize(np.array([*VIEW_TYPES[2:], ""], object), len(table))
     first = table.groupby(lesions).transform("first")
     return first.assign(image_id=table["image_id"], lesion_id=lesions, view=views)
 

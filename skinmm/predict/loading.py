@@ -13,9 +13,8 @@ from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.lesions import SEPARATOR, UNSTATED
 from skinmm.errors import InputError
 from skinmm.images.source import Source, may_be_dicom, read_header_record
-from skinmm.models.views import TYPES
 from skinmm.predict.inputs import Images
-from skinmm.vocabulary import is_missing
+from skinmm.vocabulary import VIEW_TYPES, is_missing
 
 MIN_SIDE: Final = 16
 """Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
@@ -107,7 +106,7 @@ def load_lesion(
         record |= {
             k: v for k, v in rows[number].record.items() if k == "unknown" or not is_missing(v)
         }
-    types = tuple(TYPES.index(kinds[number] or UNSTATED) for number in good)
+    types = tuple(VIEW_TYPES.index(kinds[number] or UNSTATED) for number in good)
     lost = tuple(name for name, row in zip(names, rows, strict=True) if row.error)
     return LoadedRow(pixels, record, "", types, lost)
 

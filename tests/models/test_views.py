@@ -7,7 +7,8 @@ from torch import Tensor
 
 from skinmm.config import Component, Config, DataConfig, ModelConfig
 from skinmm.models.network import Network, build_network
-from skinmm.models.views import TYPES, VIEWS, Attention, Views
+from skinmm.models.views import VIEWS, Attention, Views
+from skinmm.vocabulary import VIEW_TYPES
 
 DIM, ROWS, COUNT = 12, 8, 3
 
@@ -15,7 +16,7 @@ DIM, ROWS, COUNT = 12, 8, 3
 def views(*tokens: int) -> tuple[Tensor, Tensor]:
     """Features and types of lesions, among them one with a view of each type, and one of one."""
     torch.manual_seed(3)
-    types = torch.randint(0, len(TYPES), (ROWS, COUNT))
+    types = torch.randint(0, len(VIEW_TYPES), (ROWS, COUNT))
     types[0], types[1] = torch.tensor([1, 2, 3]), torch.tensor([4, 0, 0])
     types[:, 0] = types[:, 0].clamp(min=1)
     return torch.randn(ROWS, COUNT, *tokens, DIM), types
