@@ -94,6 +94,21 @@ def spread_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return table.assign(**added)
 
 
+def name_spread_columns(names: Sequence[Any], columns: Sequence[str]) -> list[Any]:
+    """Return the names of a table as if each image column were spread over the views.
+
+    Columns `NAME` with a `NAME_VIEW` among `columns` are replaced by these, and the column of the
+    views is left out.
+    """
+    spread = {}
+    for name in columns:
+        base, _, view = name.rpartition("_")
+        if name not in names and base in names and view in VIEW_WORDS:
+            spread[name] = base
+    used = {*spread.values(), find_view_column(names)}
+    return [*(name for name in names if name not in used), *spread]
+
+
 def name_lesions(table: pd.DataFrame) -> "pd.Series[Any]":
     """Return the lesion of each row, or else its image."""
     if "lesion_id" not in table:

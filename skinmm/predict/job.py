@@ -17,6 +17,7 @@ from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.commands import EmbedConfig, SimilarConfig
+from skinmm.data.lesions import name_spread_columns
 from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.images.finder import describe_folders
@@ -201,6 +202,8 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
             first = 0 if number else config.batch_size
             yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
             names = [*rename_training_columns(table, ensemble.column_names)]
+            if ensemble.has_views:
+                names = name_spread_columns(names, expected)
             # A table that is refused gets no warning.
             if not is_warned and (line := describe_missing_columns(names, expected)):
                 tqdm.write(line, file=sys.stderr)

@@ -14,7 +14,13 @@ from micro_runs import micro_config, read_data
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import load_cohort
 from skinmm.data.datamodule import LesionData
-from skinmm.data.lesions import choose_views, explode_images, group_lesions, parse_view
+from skinmm.data.lesions import (
+    choose_views,
+    explode_images,
+    group_lesions,
+    name_spread_columns,
+    parse_view,
+)
 from skinmm.errors import InputError
 
 BOTH = frozenset({"image", "record"})
@@ -83,6 +89,13 @@ def test_a_column_of_one_view_is_that_image_s_cell(tmp_path: Path) -> None:
     rows: Any = load(tmp_path, lesion_table(6), columns=columns).set_index("image_id")
     assert rows.loc["L4", columns].tolist() == [round(4 / 7 + 1, 2), round(4 / 7, 2)]
     assert np.isnan(rows.loc["L3", "shade_clinical"])
+
+
+def test_spread_columns_count_as_present() -> None:
+    names = ["isic_id", "image_type", "hair", "sex"]
+    expected = ["isic_id", "sex", "hair_clinical", "hair_dermoscopic"]
+    columns = ["sex", "hair_clinical", "hair_dermoscopic", "age"]
+    assert name_spread_columns(names, columns) == expected
 
 
 def test_image_columns_are_images_of_the_row(tmp_path: Path) -> None:
