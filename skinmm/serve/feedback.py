@@ -34,7 +34,7 @@ _METRICS: Final = (
     *("auroc", "sensitivity", "specificity", "ppv", "npv"),
     *("calibration_slope", "calibration_intercept", "ece", "brier"),
 )
-_SECTIONS: Final = ["discrimination", "decision", "calibration", "referral", "subgroups", "metrics"]
+_SECTIONS: Final = ["curves", "subgroups", "decision", "referral", "metrics"]
 _SELECTED: Final = (
     "Only lesions with a confirmed diagnosis are evaluated. If they were selected by the "
     "prediction, for example because only suspicious lesions are excised, sensitivity appears too "

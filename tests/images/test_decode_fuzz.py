@@ -81,7 +81,7 @@ def _only_documented(data: bytes) -> list[str]:
     """
     info, no_header = _told(partial(probe, data))
     record, no_record = _told(partial(read_dicom_record, data))
-    assert record is None or {*record} == {"age", "sex", "patient_id", "site"}
+    assert record is None or {*record} == {"age", "sex", "patient_id", "site", "institution"}
     refusals = [no_header, no_record]
     for size in (None, 16):
         pixels, reason = _told(partial(decode, data, size=size, max_pixels=1_000_000))

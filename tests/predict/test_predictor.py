@@ -19,10 +19,10 @@ from quick_runs import best, cohort_of, predictions_of, quick_train
 import skinmm
 from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.data_commands import PackConfig
-from skinmm.config.schema import ModelConfig
 from skinmm.errors import InputError
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.checkpoint import CheckpointError, load_card, update_card
+from skinmm.models.sources import SMALLEST
 from skinmm.predict import Predictor
 from skinmm.predict.loading import MIN_SIDE
 
@@ -217,7 +217,7 @@ def test_what_nobody_could_judge_is_an_error_of_its_row(
 
 
 def test_no_picture_of_a_size_that_models_are_trained_at_is_too_small() -> None:
-    assert ModelConfig.__dataclass_fields__["image_size"].metadata["low"] == MIN_SIDE
+    assert SMALLEST == MIN_SIDE
     assert PackConfig.__dataclass_fields__["size"].metadata["low"] == MIN_SIDE
 
 
