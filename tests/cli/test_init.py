@@ -42,7 +42,7 @@ def test_a_foreign_table_is_mapped_and_audited(clinic: Path, capsys: Captured) -
     assert printed.err == ""
     assert (
         "image_id <- Photo, patient_id <- case no, lesion_id <- (none), age <- Years, "
-        "sex <- geschlecht, site <- Where, diagnosis <- (none), target <- result, source <- (none)"
+        "sex <- geschlecht, site <- Where, diagnosis <- (none), target <- result"
     ) in printed.out
     assert "not used: smoker (" in printed.out
     assert "the first of 40 rows, 20 malignant:" in printed.out
