@@ -197,7 +197,7 @@ class Ensemble:
             public: name
             for config in (member.config for member in members if member.config.data.name == "csv")
             for name, public in (config.data.args.get("columns") or {}).items()
-            if name in {"image_id", "patient_id", "lesion_id", *self.columns}
+            if name in {"image_id", "patient_id", "lesion_id", "view", *self.columns}
         }
         self.inputs = frozenset[str]().union(*(member.inputs for member in members))
         self.needs_image = any(member.needs_image for member in members)

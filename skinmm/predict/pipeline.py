@@ -197,7 +197,8 @@ def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
     if not ensemble.has_views:
         return TableBatch(table, ensemble.columns, **options)
     grouped = group_rows(table, ensemble.columns, ensemble.max_views)
-    batch = TableBatch(grouped.table, [*ensemble.columns, "view"], **options)
+    batch = TableBatch(grouped.table, ensemble.columns, **options)
+    batch.cells["view"] = grouped.table["view"].to_numpy(object)
     batch.unread += grouped.unread
     for row, error in grouped.errors.items():
         batch.errors[row] = error

@@ -133,8 +133,8 @@ def measure_stretch(fold: RunFolder) -> float | None:
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
     data.setup()
     module = build_classifier(config, data)
-    load_features(config, data, module.network, trainer, fold)
     module.network.load_state_dict(load_card(fold.best_checkpoint)[1])
+    load_features(config, data, module.network, trainer, fold)
     return compare_distances(*(predict_split(trainer, module, data, p) for p in ("train", "test")))
 
 

@@ -96,6 +96,30 @@ def test_image_columns_and_lists_of_images_are_the_same(predictor: Predictor, ro
     pd.testing.assert_frame_equal(predictor.predict(lists, root / "images"), expected)
 
 
+def test_images_of_unstated_views_and_rows_without_ids(predictor: Predictor, root: Path) -> None:
+    table = lesion_table(75)
+    unstated = predictor.predict(table.drop(columns="view"), root / "images", workers=0)
+    assert (unstated["error"] == "").all()
+    assert unstated["lesion_id"].tolist() == table["lesion_id"].drop_duplicates().tolist()
+    stated = predictor.predict(table, root / "images", workers=0)
+    assert not np.allclose(unstated[P], stated[P], atol=1e-6)
+    without = predictor.predict(table.assign(image=None), root / "images", workers=0)
+    assert without["error"].str.startswith("no image named").all()
+
+
+def test_the_column_of_views_may_have_the_name_of_the_training_table(
+    predictor: Predictor, root: Path
+) -> None:
+    member = predictor.ensemble.members[0]
+    args = {"columns": {"view": "taken as"}}
+    config = replace(member.config, data=replace(member.config.data, args=args))
+    mapped = Predictor([replace(member, config=config)])
+    table = lesion_table(75)
+    expected = predictor.predict(table, root / "images", workers=0)
+    renamed = mapped.predict(table.rename(columns={"view": "taken as"}), root / "images", workers=0)
+    np.testing.assert_allclose(renamed[P], expected[P], atol=1e-6)
+
+
 def test_bad_input_is_named(predictor: Predictor, root: Path) -> None:
     table = lesion_table(75).query("lesion_id == 'L5'").astype({"age": object})
     table.loc[table.index[0], "age"] = 77

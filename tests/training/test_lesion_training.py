@@ -91,6 +91,16 @@ def test_cached_features_give_the_same_predictions(root: Path, tmp_path: Path) -
         torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_the_final_network_is_compared_with_the_features_of_each_fold(
+    root: Path, tmp_path: Path
+) -> None:
+    more = ("data.fold=all", "data.folds=3", "final=true", "head=linear", "fusion=image_only")
+    assert quick_train(tmp_path / "run", *settings(root), *more) == 0
+    # The image network has random weights: features of others would be another file.
+    assert len([*(tmp_path / "run" / "features").glob("*.npy")]) == 1
+    assert metrics_of(tmp_path / "run")["final"]["rows"] == 75
+
+
 def test_lesions_of_one_image_train_as_images_do(tmp_path: Path) -> None:
     write_lesions(tmp_path, lesion_table(60).drop(columns=["lesion_id", "view"]))
     frames = []
