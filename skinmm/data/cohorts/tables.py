@@ -166,7 +166,8 @@ def merge_companion(
     file_key = file_key or key
     other = read_table(file, [file_key], only=[file_key, *columns])
     other = other.drop_duplicates(file_key).set_index(file_key)
-    return table.assign(**{c: table[key].map(other[c]) for c in columns if c in other})
+    matched = other[[name for name in columns if name in other]].reindex(table[key])
+    return table.assign(**{name: matched[name].to_numpy() for name in matched})
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
