@@ -167,7 +167,7 @@ def merge_companion(
     other = read_table(file, [file_key], only=[file_key, *columns])
     other = other.drop_duplicates(file_key).set_index(file_key)
     matched = other[[name for name in columns if name in other]].reindex(table[key])
-    return table.assign(**{name: matched[name].to_numpy() for name in matched})
+    return table.assign(**{str(name): matched[name].to_numpy() for name in matched})
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
