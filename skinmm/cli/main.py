@@ -46,8 +46,20 @@ _COMMANDS: Final = (
     TRAIN,
     Command("predict", schemas.PredictConfig, "skinmm.cli.commands:run_predict"),
     Command("predict-spark", schemas.PredictSparkConfig, "skinmm.spark:predict_spark"),
-    Command("embed", schemas.EmbedConfig, "skinmm.predict.embed:embed_file"),
-    Command("similar", schemas.SimilarConfig, "skinmm.predict.embed:find_similar"),
+    Command(
+        "embed",
+        schemas.EmbedConfig,
+        "skinmm.predict.embed:embed_file",
+        usage="""\
+  skinmm embed checkpoint=RUN input=patients.csv images=DIR
+  skinmm embed model.name=NAME input=DIR""",
+    ),
+    Command(
+        "similar",
+        schemas.SimilarConfig,
+        "skinmm.predict.embed:find_similar",
+        usage="  skinmm similar checkpoint=RUN index=embeddings.parquet input=lesion.jpg",
+    ),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
     Command("dicom-sr", schemas.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
     Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),

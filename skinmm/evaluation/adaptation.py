@@ -195,6 +195,7 @@ def estimate_shift(
     draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = estimate_shares(probabilities, old, draws[:, codes].astype(np.float64))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    low, high = np.minimum(low, shares), np.maximum(high, shares)
     known, targets, _ = reference
     present = np.bincount(targets, minlength=len(old)) > 0
     mixed = np.where(present, shares, 0) / shares[present].sum()

@@ -187,6 +187,8 @@ class EmbeddingIndex:
     def read(cls, path: Path) -> "EmbeddingIndex":
         """Read a file of `skinmm embed`, without its rows that have an error."""
         parquet = import_parquet(path)
+        if not path.is_file():
+            raise InputError(f"index={path}: no such file; write it with skinmm embed")
         try:
             file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:

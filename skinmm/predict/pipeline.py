@@ -49,7 +49,7 @@ class TableBatch:
         cells: canonical rows by column: `image_id` (the input cell unchanged, "" where empty),
             `patient_id`, `lesion_id` and the columns of the models.
         unread: column and text of each cell with an unknown value, which became missing.
-        target: the column of targets as the table has it, without blanks around cells, or None.
+        target: the column of targets, or else of diagnoses, without blanks around cells, or None.
         size: number of rows.
         scores: scores of the ensemble; NaN until the networks ran.
         errors: why a row cannot be predicted; empty otherwise.
@@ -69,7 +69,7 @@ class TableBatch:
         self.size = count_table_rows(table)
         self.unread: list[tuple[str, str]] = []
         self.target = None
-        if label := public_names.get("target"):
+        if label := public_names.get("target") or public_names.get("diagnosis"):
             cells = np.asarray(table[label], object).tolist()
             self.target = np.array([_convert("target", cell) for cell in cells], object)
         self.cells = {}

@@ -204,10 +204,10 @@ def announce(
 ) -> None:
     """Print rows, initialisation, warnings and the expected duration before the first epoch."""
     config = run.config
-    if run.parent:  # one fold of several
-        by_source = config.data.split == "source"
-        tested = f": source {data.cohort['source'].iloc[data.rows('test')[0]]}"
-        print_line(f"fold {config.data.fold}{tested if by_source else f' of {config.data.folds}'}")
+    by_source = config.data.split == "source"
+    tested = f": source {data.cohort['source'].iloc[data.rows('test')[0]]}" if by_source else ""
+    if run.parent or by_source:  # one fold of several
+        print_line(f"fold {config.data.fold}{tested or f' of {config.data.folds}'}")
     sizes = [len(data.rows(part)) for part in ("train", "val", "test")]
     rows = "cohort: {} rows to train, {} to validate, {} to test".format(*sizes)
     if calibration := len(data.rows(CALIBRATION)):
@@ -215,9 +215,10 @@ def announce(
     print_line(f"{rows}; classes: {', '.join(data.classes)}")
     named = int((name_units(data.cohort) == "patient").sum())
     if named < len(data.cohort):
+        count = f"{named} of {len(data.cohort)} rows name" if named else "no row names"
+        others = "each other row" if named else "each"
         print_line(
-            f"cohort: {named} of {len(data.cohort)} rows name a patient; each other row "
-            "counts as its lesion, or else as its image"
+            f"cohort: {count} a patient; {others} counts as its lesion, or else as its image"
         )
     for note in data.notes:
         print_line(f"cohort: {note}")

@@ -152,6 +152,8 @@ def test_no_class_becomes_impossible() -> None:
     )
     assert shift.shares[1] >= 0.5 / 61
     assert shift.low[1] < 1e-3
+    assert shift.low[1] <= shift.shares[1] <= shift.high[1]
+    assert shift.low[0] <= shift.shares[0] <= shift.high[0]
 
 
 def test_a_change_of_slope_is_no_change_of_prevalence() -> None:

@@ -178,6 +178,8 @@ def test_another_network_or_file_is_refused(
     output = f"output={tmp_path / 'similar.csv'}"
     assert run("similar", larger, f"index={file}", f"input={table}", output) == 2
     assert "embeddings of the index and of the images differ: network" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no such file; write it with skinmm embed"):
+        EmbeddingIndex.read(tmp_path / "absent.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="not a file of skinmm embed"):
         EmbeddingIndex.read(tmp_path / "other.parquet")

@@ -39,7 +39,7 @@ def test_the_usual_column_names_are_understood(name: str, age: str, site: str) -
     assert patients.unread == []
 
 
-@pytest.mark.parametrize("name", ["target", "Target ", "malignant", "Melanoma"])
+@pytest.mark.parametrize("name", ["target", "Target ", "malignant", "Melanoma", "diagnosis", "dx"])
 def test_targets_are_copied_under_every_name_that_training_reads(name: str) -> None:
     table = pd.DataFrame({"image": ["a", "b", "c"], name: [" 1", "", 0]})
     batch = TableBatch(table, [], needs_image=True)

@@ -47,6 +47,15 @@ def site(records: Path, pictures: Path, tmp_path: Path) -> Path:
     return tmp_path / "site.csv"
 
 
+def test_a_column_diagnosis_has_the_labels(records: Path, site: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(site)
+    words = table["target"].map({0: "nevus", 1: "melanoma"})
+    table.drop(columns="target").assign(diagnosis=words).to_csv(site, index=False)
+    assert adapt(tmp_path, f"checkpoint={best(records)}", f"input={site}") == 0
+    facts = load_card(tmp_path / "new.ckpt")[0].adaptation or {}
+    assert facts["malignant"] == table["target"].sum()
+
+
 def test_the_new_checkpoint_predicts_for_the_site(
     records: Path, site: Path, tmp_path: Path, capsys: Said
 ) -> None:

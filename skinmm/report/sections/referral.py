@@ -149,8 +149,12 @@ def describe_referred(inputs: ReportInputs) -> str:
 
 def describe_shares(metrics: Mapping[str, Any]) -> str:
     """Return the shares of wrong decisions among the decided lesions, in words."""
-    wrong = (format_error_share(metrics[name]) for name in ("decided_npv", "decided_ppv"))
-    return TEXTS["decided_wrongly"].format(*wrong)
+    parts = []
+    for name, side, other in (("npv", "benign", "malignant"), ("ppv", "malignant", "benign")):
+        share = format_error_share(metrics[f"decided_{name}"])
+        text = TEXTS["nothing_decided" if share == ABSENT else "decided_wrongly"]
+        parts.append(text.format(decided=side, share=share, other=other))
+    return ", and ".join(parts)
 
 
 def describe_decided(inputs: ReportInputs) -> list[str]:
