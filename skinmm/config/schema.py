@@ -161,7 +161,12 @@ class OptimizerConfig(Component):
         1.0, "lr of an image layer divided by that of the next", low=0.01, high=1, task=CLASSIFY
     )
     head_epochs: int = setting(
-        0, "first epochs, in which only the head is trained", low=0, high=1_000_000, task=CLASSIFY
+        0,
+        "first epochs, in which only the head is trained",
+        low=0,
+        high=1_000_000,
+        task=CLASSIFY,
+        neural=True,
     )
 
 
@@ -193,8 +198,12 @@ class TrainerConfig:
     compile: bool = setting(False, "compile the network with torch.compile")
     accumulate: int = setting(1, "steps per update of the weights", low=1, high=1_000_000)
     clip: float | None = setting(1.0, "maximum gradient norm; null: no clipping", low=0)
-    average_best: int = setting(1, "best epochs to average into best.ckpt", low=1, high=100)
-    ema: float = setting(0.0, "decay of the moving average of weights; 0: off", low=0, high=0.99999)
+    average_best: int = setting(
+        1, "best epochs to average into best.ckpt", low=1, high=100, neural=True
+    )
+    ema: float = setting(
+        0.0, "decay of the moving average of weights; 0: off", low=0, high=0.99999, neural=True
+    )
     monitor: str = setting(
         "val/auroc",
         "metric for early stopping and the best checkpoint",

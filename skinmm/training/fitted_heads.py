@@ -180,12 +180,21 @@ def _fit_trees(
     model = fit(LEAVES[best], int(rounds) + 1, rows)
     arrays = {"mean": mean, "axes": axes, **trees_to_arrays(model, classes)}
     head.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    # The arrays of the trees are not part of scikit-learn's public interface.
+    outputs = model.decision_function(rows.features).reshape(len(rows.targets), -1)
+    baseline = np.asarray(model._baseline_prediction, np.float64).reshape(1, -1)
+    sums = head.sum_trees(torch.from_numpy(rows.features)).numpy() + baseline
+    if not np.allclose(sums, outputs, atol=1e-6):
+        raise InputError("head=boosting: not available with this version of scikit-learn")
     chosen = {"max_leaf_nodes": LEAVES[best], "rounds": int(rounds) + 1}
     return {**chosen, "log_loss": float(losses.min())}
 
 
 def cross_validate(stages: Stages, rows: TrainingRows, seed: int) -> Float64[np.ndarray, " stages"]:
-    """Return the weighted log loss of each stage in inner folds, which divide the patients."""
+    """Return the weighted log loss of each stage in inner folds, which divide the patients.
+
+    Rows of a class that the other folds lack do not count: nothing can be learnt of it there.
+    """
     folds = min(FOLDS, len(np.unique(rows.patients)))
     if folds < 2:  # noqa: PLR2004
         raise InputError("a fitted head needs training rows of at least two patients")
@@ -193,13 +202,21 @@ def cross_validate(stages: Stages, rows: TrainingRows, seed: int) -> Float64[np.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds
         parts = [*split.split(rows.features, rows.targets, rows.patients)]
-    sums = []
+    sums, scored = [], 0.0
     for fitted, held_out in parts:
-        others = rows.take(held_out)
-        at = (np.arange(len(held_out)), others.targets)
+        classes = np.unique(rows.targets[fitted])
+        others = rows.take(held_out[np.isin(rows.targets[held_out], classes)])
+        if len(classes) < 2 or not len(others.targets):  # noqa: PLR2004
+            continue
+        at = (np.arange(len(others.targets)), others.targets)
         logits = stages(rows.take(fitted), others.features)
         sums.append([-others.weights @ log_softmax(stage, axis=1)[at] for stage in logits])
-    return np.sum(sums, axis=0) / rows.weights.sum()
+        scored += others.weights.sum()
+    if not sums:
+        raise InputError(
+            "a fitted head needs more training patients: no inner fold has two classes"
+        )
+    return np.sum(sums, axis=0) / scored
 
 
 def spread_outputs(

@@ -133,6 +133,25 @@ def test_inner_folds_divide_patients() -> None:
     np.testing.assert_allclose(cross_validate(stages, rows, 0), np.log(2))
 
 
+@pytest.mark.parametrize("name", ["linear", "boosting"])
+def test_a_class_of_one_patient_is_fitted_and_leaves_the_log_loss_as_it_is(name: str) -> None:
+    given = blobs(3)
+    targets = np.where(np.arange(len(given.targets)) < 2, 2, given.targets % 2)
+    for classes, of_one_patient in ((2, np.arange(len(targets)) < 2), (3, targets)):
+        outputs = SplitOutputs(
+            given.cohort, of_one_patient.astype(np.int64), given.probabilities, given.features
+        )
+        head: Any = HEADS[name](Concat(IMAGE, RECORD), classes, IMAGE)
+        facts = fit_head(head, outputs, [1 / classes] * classes, seed=0)
+        assert facts["log_loss"] < 3
+    assert given.features is not None
+    only = SplitOutputs(
+        given.cohort[:4], np.array([0, 0, 1, 1]), given.probabilities[:4], given.features[:4]
+    )
+    with pytest.raises(InputError, match="no inner fold has two classes"):
+        fit_head(head, only, [0.5, 0.5, 0], seed=0)
+
+
 def test_axes_are_the_components_of_standardised_features() -> None:
     given = blobs().features
     assert given is not None

@@ -83,6 +83,8 @@ def test_a_case_is_explained(run: Path, pictures: Path) -> None:
         ("augment=standard", "augment=standard: not used by head=linear; use augment=none"),
         ("loss=focal", "loss=focal: not used by head=linear; use loss=cross_entropy or"),
         ("model.drop_columns=0.1", "model.drop_columns=0.1: not used by head=linear; remove it"),
+        ("trainer.ema=0.9", "trainer.ema=0.9: not used by head=linear; remove it"),
+        ("optimizer.head_epochs=1", "optimizer.head_epochs=1: not used by head=linear; remove it"),
         ("model.freeze=false", "image has weights to train; set model.freeze=true"),
         ("tabular=mlp", "record has weights to train; set tabular=raw"),
     ],
