@@ -109,7 +109,8 @@ def malignant_for_difference(
     """
     if not auroc + difference < 1:
         raise InputError(
-            f"difference={difference}: an AUROC of {auroc + difference:g} is not below 1"
+            f"difference={difference}: an AUROC of {auroc + difference:g} is not below 1; ask for "
+            f"less than {1 - auroc:.2g}"
         )
     odds = (1 - prevalence) / prevalence
     lower, higher = (
@@ -176,6 +177,8 @@ def simulate_widths(
     widths = {}
     for name in ("auroc", "calibration_slope"):
         values = np.concatenate([block[name] for block in samples])
+        if np.isnan(values).all():
+            raise InputError(f"{name} is undefined for these predictions: leave them out")
         ends = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
         widths[name] = float(ends[1] - ends[0])
     return widths

@@ -265,7 +265,7 @@ def _find_class(word: str, classes: tuple[str, ...]) -> int | None:
     diagnosis = parse_diagnosis(word)
     if classes == BINARY:
         default = None if diagnosis in (None, "undefault") else int(diagnosis in MALIGNANT)
-        return BINARY_WORDS.get(word, default)
+        return BINARY_WORDS.get(word.lower(), default)
     if word in classes:
         return classes.index(word)
     diagnoses = [parse_diagnosis(name) for name in classes]

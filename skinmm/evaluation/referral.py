@@ -169,6 +169,20 @@ def fit_ood_detector(
     Returns:
         None if no comparison is possible: one patient, or constant features.
     """
+    fitted = cross_fit_ood(features, patients, components=components)
+    return None if fitted is None else fitted[0]
+
+
+def cross_fit_ood(
+    features: Float32[np.ndarray, "n d"],
+    patients: Shaped[np.ndarray, " n"],
+    *,
+    components: int = COMPONENTS,
+) -> tuple[OODDetector, Float64[np.ndarray, " n"]] | None:
+    """Return the detector and the cross-validated scores of the rows that fitted it.
+
+    Scored by the detector itself, these rows would look more familiar than new ones.
+    """
     codes, count = patient_codes(patients)
     components = max(1, min(components, features.shape[1], len(features) // FOLDS))
     if count == 1 or len(features) <= FOLDS or not np.ptp(features, axis=0).any():
@@ -183,7 +197,8 @@ def fit_ood_detector(
         distances[fold == number] = detector.score(features[fold == number])
     limit = float(np.quantile(distances, SHARE, method="higher"))
     detector = _fit_gaussian(list(parts.values()), centre, components)
-    return replace(detector, limit=max(limit, _TINY))
+    detector = replace(detector, limit=max(limit, _TINY))
+    return detector, distances / detector.limit
 
 
 _Moments = tuple[int, Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]

@@ -280,7 +280,7 @@ def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]
     entries = {name: e for name in names if (e := measured["metrics"].get(name))}
     rows = [(metric_label(name), mark_estimate(name, e, measured)) for name, e in entries.items()]
     if any(cell.endswith(NARROW) for _, cell in rows):
-        caption += f". {describe_narrow(measured)}"
+        caption = ". ".join(filter(None, (caption, describe_narrow(measured))))
     return Table(caption, ("Measure", "Value (interval)"), rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from skinmm.config.commands import PlanConfig
-from skinmm.errors import print_line, require_new_output
+from skinmm.errors import InputError, print_line, require_new_output
 from skinmm.evaluation import planning
 from skinmm.evaluation.metrics import CLINIC_PREVALENCE, evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions
@@ -43,6 +43,7 @@ from skinmm.report.write import write_page
 
 COMPARED: Final = ("log_loss", "calibration_slope", "calibration_intercept", "ece", "net_benefit")
 AUROC: Final = 0.85  # expected without predictions
+LOWEST, HIGHEST = 0.51, 0.999
 
 
 def write_adaptation_page(
@@ -62,7 +63,7 @@ def write_adaptation_page(
         thresholds: of the old and of the new checkpoint.
         target: sensitivity of the threshold, and confidence of its bound.
     """
-    notes = [_describe_method(facts), _describe_threshold(*thresholds, *target)]
+    notes = [_describe_method(facts), _describe_threshold(*thresholds, *target, facts["unit"])]
     blocks: list[Block] = [Note(text) for text in notes]
     if "losses" in facts:
         cells = [[name, format_number(loss)] for name, loss in facts["losses"].items()]
@@ -70,7 +71,7 @@ def write_adaptation_page(
     sections = [Section("adaptation", "What was done", blocks)]
     if pair is not None and 0 < pair[0].malignant.mean() < 1:
         sections.append(_compare(*pair))
-    counts = [format_count(facts[name], name[:-1]) for name in ("rows", "patients")]
+    counts = [format_count(facts["rows"], "row"), format_count(facts["patients"], facts["unit"])]
     record = [[name, str(value)] for name, value in facts.items() if name != "losses"]
     sections.append(Section("record", "Record", [Table("", ("Entry", "Value"), record)]))
     write_page(output, title="Adaptation to a site", facts=counts, sections=sections)
@@ -85,21 +86,24 @@ def _describe_method(facts: Mapping[str, Any]) -> str:
             for name, (value, low, high) in facts["shares"].items()
         ]
         name = "same_prevalence" if facts["method"] == "none" else "prevalence"
-        return str(texts[name].format(", ".join(shares), format_number(facts["p"])))
-    losses = [format_number(facts[name]) for name in ("before", "after")]
+        return str(texts[name].format(", ".join(shares), facts["unit"], format_number(facts["p"])))
+    losses = [format_number(facts[name], 4) for name in ("before", "after")]
     return str(texts[facts["method"]].format(*losses, facts["rows"], facts["malignant"]))
 
 
-def _describe_threshold(old: Threshold, new: Threshold, target: float, confidence: float) -> str:
+def _describe_threshold(
+    old: Threshold, new: Threshold, target: float, confidence: float, unit: str
+) -> str:
     """Describe the thresholds, and how many more malignant lesions would guarantee the target."""
     texts = TEXTS["site"]
     sentences = [texts["threshold"].format(format_number(old.value), format_number(new.value))]
     if new.bound is not None and new.patients is not None:
-        bound = format_percent(new.bound)
-        sentences.append(texts["bound"].format(new.found, new.patients, bound))
+        bound = format_percent(math.floor(1000 * new.bound) / 1000)  # not above it
+        shown = (format_percent(confidence, 0), bound)
+        sentences.append(texts["bound"].format(new.found, new.patients, unit, *shown))
         if not new.guaranteed:
             more = planning.malignant_for_guarantee(target, confidence) - new.patients
-            sentences.append(texts["more"].format(more, format_percent(target, 0)))
+            sentences.append(texts["more"].format(more, format_percent(target)))
     return " ".join(sentences)
 
 
@@ -139,6 +143,11 @@ def run_plan(config: PlanConfig) -> int:
         measured = evaluate(rows, resamples=0)
         prevalence, auroc = measured["prevalence"], measured["metrics"]["auroc"]["value"]
     prevalence, auroc = config.prevalence or prevalence, config.auroc or auroc
+    if not LOWEST <= auroc <= HIGHEST:
+        raise InputError(
+            f"{config.input}: its AUROC is {auroc:.3g}; sizes are planned for {LOWEST} to "
+            f"{HIGHEST}: give auroc="
+        )
     table = _plan_table(config, rows, prevalence, auroc)
     lead = TEXTS["plan"]["lead"].format(format_number(auroc), format_percent(prevalence, 2))
     figure = _plan_figure(prevalence, auroc, config.confidence)

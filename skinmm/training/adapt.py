@@ -82,6 +82,7 @@ def adapt(config: AdaptConfig) -> int:
         "rows": len(table.table),
         "unpredicted": table.unpredicted,
         "patients": int(resolve_patients(table.table).nunique()),
+        "unit": str(pd.Series(table.parse_units()).mode()[0]),  # what `patients` counts
         **fit.facts,
     }
     rules = from_mapping(Config, card.config).evaluation

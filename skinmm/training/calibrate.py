@@ -24,7 +24,7 @@ from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
 from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import ROW_COLUMNS, Predictions, write_predictions
-from skinmm.evaluation.referral import OODDetector, add_decisions, fit_ood_detector
+from skinmm.evaluation.referral import OODDetector, add_decisions, cross_fit_ood
 from skinmm.evaluation.thresholds import (
     ReferralBand,
     Threshold,
@@ -66,6 +66,7 @@ class FittedDecision:
         ood: out-of-distribution score; None if it could not be fitted.
         call: rule that calls a class; None for two classes, which the threshold decides.
         half_cut: add scores for a cut of 0.5.
+        ood_rows: features that fitted `ood`, and their cross-validated scores.
     """
 
     calibrate: Callable[[SplitOutputs], Predictions]
@@ -76,18 +77,22 @@ class FittedDecision:
     ood: OODDetector | None
     call: CallRule | None = None
     half_cut: bool = False
+    ood_rows: tuple[Float32[np.ndarray, "n d"], Float64[np.ndarray, " n"]] | None = None
 
     def apply(
         self, outputs: SplitOutputs, ood: Float64[np.ndarray, " n"] | None = None
     ) -> Predictions:
         """Return calibrated predictions with prediction sets, OOD scores and referrals.
 
-        OOD scores that are not given are those of the features.
+        OOD scores that are not given are those of the features, cross-validated for the rows that
+        fitted them.
         """
         rows = self.calibrate(outputs)
         sets = self.conformal.predict_sets(rows.probabilities)
         if ood is None and self.ood and outputs.features is not None:
-            ood = self.ood.score(outputs.features)
+            features, scores = self.ood_rows or (None, None)
+            is_fitted = scores is not None and outputs.features is features
+            ood = scores if is_fitted else self.ood.score(outputs.features)
         rows = add_decisions(rows, self.threshold.value, self.band, sets, ood)
         called = None if self.call is None else self.call.call(rows.probabilities)
         rows = replace(rows, called=called)
@@ -144,9 +149,11 @@ def fit_decision(
     rows = calibrate(held_out)
     threshold, band, conformal, call = fit_rules(rows, config, prior["deployed"])
     features = held_out.features
-    ood = None if features is None else fit_ood_detector(features, rows.patient_id)
+    ood = ood_rows = None
+    if features is not None and (found := cross_fit_ood(features, rows.patient_id)):
+        ood, ood_rows = found[0], (features, found[1])
     fitted = (calibration, threshold, band, conformal, ood, call)
-    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut)
+    return FittedDecision(calibrate, *fitted, half_cut=config.half_cut, ood_rows=ood_rows)
 
 
 def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:

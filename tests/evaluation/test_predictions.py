@@ -226,6 +226,12 @@ def test_faulty_files_are_named_in_one_line(tmp_path: Path, message: str) -> Non
     assert path.name in str(caught.value)
 
 
+def test_truth_may_be_capitalised_words(tmp_path: Path) -> None:
+    file = tmp_path / "words.csv"
+    file.write_text("image_id,p_malignant,target\na,0.1,Benign\nb,0.9,MALIGNANT\n")
+    assert read_predictions(file).target.tolist() == [0, 1]
+
+
 def test_one_class_is_read_on_request(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("p1,0", "p1,1"))
     assert read_predictions(path, allow_one_class=True).malignant.all()

@@ -22,8 +22,9 @@ from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
 from skinmm.report.blocks import TEXTS, Table, format_estimate, format_percent
 from skinmm.report.compare import DIFFERENT
-from skinmm.report.inputs import ReportInputs, read_run
+from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
+from skinmm.report.sections.cohort import describe_people
 from skinmm.report.sections.headline import restate_at_clinic
 from skinmm.report.sections.performance import PER_PATIENT, PROBABILITIES, RATES
 from skinmm.report.sections.referral import (
@@ -98,10 +99,10 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert f"Sensitivity {100 * sensitivity['value']:.1f} %" in whole.text
     assert "FROM SCRATCH: no weights here" in whole.text
     assert "not a guaranteed lower bound" in whole.text
-    assert "From 59 malignant lesions on, none of them missed" in whole.text
+    assert "From 59 malignant lesions of different patients on, none of them missed" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["test"]
     needed = malignant_for_auroc(auroc["value"], 0.1, rows["prevalence"])
-    assert f"An interval of the AUROC of width 0.1 needs {needed:,}." in whole.text
+    assert f"A 95 % interval of the AUROC of width 0.1 needs {needed:,} of them." in whole.text
 
 
 def test_only_what_has_a_course_is_drawn_over_the_epochs(whole: Page) -> None:
@@ -488,6 +489,47 @@ def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None
     assert not any(
         "miss_rate" in text for text in collect_referral_warnings(replace(inputs, metrics=metrics))
     )
+
+
+def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdict(
+    run: Path,
+) -> None:
+    inputs = read_run(run, pictures=False)
+    gain = {"value": 0.01, "low": 0.005, "high": 0.02}
+    metrics = {"net_benefit_gain": gain, "number_needed_to_treat": {"value": None}}
+    clinic = {"prevalence": 0.05, "metrics": metrics}
+    worthless = {"net_benefit_gain": {"value": -0.1, "low": -0.2, "high": -0.05}}
+    measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
+    inputs = replace(inputs, measured={**measured, "clinic": clinic})
+    text = verdict(inputs)
+    assert text.startswith("Not useful")
+    assert "it is useful, if lesions look as in this test" in text
+    assert "too" not in text.split()
+    assert "no malignant lesion is flagged, and the net benefit" in restate_at_clinic(inputs)[0]
+
+
+def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"image_id": ["a", "b"], "p_malignant": [0.1, 0.9], "target": [0, 1]})
+    rows.assign(decision="refer").to_csv(tmp_path / "two.csv", index=False)
+    inputs = read_prediction_file(tmp_path / "two.csv", None, None, pictures=False)
+    text = verdict(inputs)
+    assert text.startswith("Not shown to be useful")
+    assert "it is not shown to be useful, if" in text
+    assert "There, no lesion is decided benign, and no lesion is decided malignant." in (
+        restate_at_clinic(inputs)
+    )
+
+
+def test_ages_and_sexes_that_are_not_all_known_say_so(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    assert inputs.cohort is not None
+    whole = inputs.cohort.assign(age=50.0, sex="female")
+    assert "(median 50), 100" in describe_people(replace(inputs, cohort=whole))
+    is_known = pd.Series(np.arange(len(whole)) % 2 == 0, index=whole.index)
+    part = whole.assign(age=whole["age"].where(is_known), sex=whole["sex"].where(is_known))
+    text = describe_people(replace(inputs, cohort=part))
+    assert "(median 50, where known)" in text
+    assert text.endswith("female where known")
 
 
 def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:

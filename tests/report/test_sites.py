@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
@@ -55,7 +56,12 @@ def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: Said) -> None:
     assert plan(tmp_path, "expected=0.9") == 2
     assert "a sensitivity that shows 0.95 must be between it and 1" in capsys.readouterr().err
     assert plan(tmp_path, "auroc=0.97") == 2
-    assert "an AUROC of 1.02 is not below 1" in capsys.readouterr().err
+    assert "an AUROC of 1.02 is not below 1; ask for less than 0.03" in capsys.readouterr().err
+    rows = pd.DataFrame({"image_id": [*"abcd"], "target": [0, 0, 1, 1]})
+    for p, problem in (([0.1, 0.2, 0.8, 0.9], "its AUROC is 1;"), ([0.1] * 4, "its AUROC is 0.5;")):
+        rows.assign(p_malignant=p).to_csv(tmp_path / "rows.csv", index=False)
+        assert plan(tmp_path, str(tmp_path / "rows.csv")) == 2
+        assert problem in capsys.readouterr().err
     assert not (tmp_path / "plan.html").exists()
 
 

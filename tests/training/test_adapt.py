@@ -1,7 +1,7 @@
 """`skinmm adapt`: the new checkpoint predicts for the site, its record is true, and refusals."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.call_rules import fit_call_rule
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import format_sets
-from skinmm.evaluation.thresholds import choose_threshold
+from skinmm.evaluation.thresholds import Threshold, choose_threshold
 from skinmm.models.checkpoint import load_card, save_ensemble, update_card
+from skinmm.report.sites import _describe_threshold
 
 Said = pytest.CaptureFixture[str]
 SHIFT = 2.0  # of the log odds of malignancy at the site
@@ -70,7 +71,7 @@ def test_the_new_checkpoint_predicts_for_the_site(
     assert facts["source"] == sha256(site.read_bytes()).hexdigest()
     assert facts["checkpoint"] == sha256(checkpoint.read_bytes()).hexdigest()
     assert facts["after"] < facts["before"]
-    assert f"log loss {facts['before']:.3f} before, {facts['after']:.3f} after" in said
+    assert f"log loss {facts['before']:.4f} before, {facts['after']:.4f} after" in said
     before = pd.read_csv(tmp_path / "plain.csv")["malignancy"]
     after = predict(tmp_path / "new.ckpt", site, tmp_path / "after.csv")
     assert after["malignancy"].mean() == pytest.approx(labels.mean(), abs=0.02)
@@ -100,6 +101,15 @@ def test_its_own_predictions_replace_the_images(records: Path, site: Path, tmp_p
         cards.append(load_card(tmp_path / "new.ckpt")[0])
     assert cards[0].calibration == cards[1].calibration
     assert cards[0].threshold == cards[1].threshold
+
+
+def test_the_bound_names_its_unit_and_confidence_and_is_not_rounded_up() -> None:
+    threshold = Threshold(0.1, "sensitivity", guaranteed=False, patients=57, found=57, bound=0.9488)
+    near = replace(threshold, bound=0.94996)
+    text = _describe_threshold(threshold, near, 0.95, 0.95, "image")
+    assert "57 of 57 malignant cases (by image) reach it: with 95" in text
+    assert "at least 94.9" in text
+    assert "2 more patients" in text
 
 
 def test_what_cannot_be_adapted_is_named(

@@ -1,7 +1,7 @@
 """Calibration and decision rules: fitted on validation rows alone, and written for reports."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 from scipy.special import expit
+from scipy.stats import ks_2samp
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from skinmm.config import EvaluationConfig
@@ -71,6 +72,21 @@ def test_the_test_rows_decide_nothing() -> None:
     assert other.ood is not None
     assert one.ood.to_state() == other.ood.to_state()
     np.testing.assert_array_equal(one.apply(val).probabilities, other.apply(val).probabilities)
+
+
+def test_rows_that_fitted_the_ood_score_look_as_unusual_as_new_ones() -> None:
+    val, test = outputs(0, rows=140), outputs(1, rows=140)
+    rng = np.random.default_rng(0)
+    val, test = (
+        replace(part, features=rng.normal(size=(140, 40)).astype(np.float32))
+        for part in (val, test)
+    )
+    decision = fitted(val)
+    scores = [decision.apply(part).ood for part in (val, test)]
+    assert decision.ood is not None
+    assert val.features is not None
+    assert ks_2samp(*scores).pvalue > 0.05
+    assert ks_2samp(decision.ood.score(val.features), scores[1]).pvalue < 1e-6
 
 
 def test_calibration_makes_an_overconfident_model_better_and_keeps_the_order() -> None:

@@ -69,9 +69,13 @@ def describe_people(inputs: ReportInputs) -> str:
     parts = [format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))]
     records = pd.DataFrame() if inputs.records is None else inputs.records
     if "age" in records and len(ages := pd.to_numeric(records["age"], errors="coerce").dropna()):
-        parts.append(f"aged {ages.min():.0f} to {ages.max():.0f} (median {ages.median():.0f})")
+        known = "" if len(ages) == len(records) else ", where known"
+        parts.append(
+            f"aged {ages.min():.0f} to {ages.max():.0f} (median {ages.median():.0f}{known})"
+        )
     if "sex" in records and len(sexes := records["sex"].dropna()):
-        parts.append(f"{format_percent(float((sexes == 'female').mean()), 0)} female")
+        known = "" if len(sexes) == len(records) else " where known"
+        parts.append(f"{format_percent(float((sexes == 'female').mean()), 0)} female{known}")
     return ", ".join(parts)
 
 

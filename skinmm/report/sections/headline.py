@@ -87,7 +87,7 @@ def _describe_estimate(inputs: ReportInputs, rule: Mapping[str, Any]) -> str:
     needed = malignant_for_guarantee(target, inputs.confidence)
     if rule.get("patients") is None or rule["patients"] >= needed:
         return str(TEXTS["estimate"])
-    facts = (format_percent(target), needed, rule["patients"])
+    facts = (format_percent(target), 100 * inputs.confidence, needed, rule["patients"])
     return f"{TEXTS['estimate']} {TEXTS['needed'].format(*facts)}"
 
 
@@ -147,11 +147,14 @@ def restate_at_clinic(inputs: ReportInputs) -> list[str]:
     if not clinic:
         return []
     metrics = clinic["metrics"]
+    flagged = TEXTS["clinic_not_flagged"]
+    if (number := metrics["number_needed_to_treat"]["value"]) is not None:
+        flagged = TEXTS["clinic_flagged"].format(format_number(number, 1))
     sentences = [
         TEXTS["clinic"].format(
             format_percent(clinic["prevalence"], 2),
             format_percent(inputs.measured["prevalence"]),
-            format_number(metrics["number_needed_to_treat"]["value"], 1),
+            flagged,
             format_estimate(metrics["net_benefit_gain"]),
         )
     ]

@@ -58,7 +58,9 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         lines[-1] += f" {texts['range'].format(*(format_percent(limit) for limit in limits))}"
     if clinic := inputs.measured.get("clinic"):
         gain = clinic["metrics"]["net_benefit_gain"]
-        verdict = "useful" if (gain.get("low") or 0) > 0 else "unproven"
+        # The interval of a handful of rows is too narrow: the ranking must be shown too.
+        is_useful = (gain.get("low") or 0) > 0 and _rate(inputs) != "chance"
+        verdict = "useful" if is_useful else "unproven"
         if gain["value"] is None or gain["value"] <= 0:
             verdict = "useless"
         lines.append(texts["clinic"][verdict].format(format_percent(clinic["prevalence"], 2)))
