@@ -209,7 +209,7 @@ class PlanConfig:
 
 @dataclass
 class ReportPicturesConfig:
-    """Whether a report shows lesion images."""
+    """Lesion images in a report."""
 
     pictures: bool | None = setting(None, "show lesion images; null: as in the run's configuration")
 

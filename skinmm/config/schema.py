@@ -129,7 +129,7 @@ class ModelConfig:
 
     @property
     def trained(self) -> str:
-        """What is trained of the image network, as `tune` names it."""
+        """Trained part of the image network, as `tune` names it."""
         return "head" if self.freeze else self.tune
 
 

@@ -115,7 +115,7 @@ class Sample(TypedDict, total=False):
 
 
 class CachedFeatures(NamedTuple):
-    """Features of images from a frozen network; those of row i are `values[positions[i]]`."""
+    """Image features from a frozen network; row i has the features `values[positions[i]]`."""
 
     values: Float32[np.ndarray, "all *tokens dim"]
     positions: Int[np.ndarray, "n *views"]

@@ -255,7 +255,7 @@ def _simulate(
     resamples: int,
     rng: np.random.Generator,
 ) -> _Weights:
-    """Return weights of `count` patients drawn in these shares minus those of a new reference."""
+    """Return weights of `count` patients drawn in these shares, minus a resampled reference."""
     probabilities, targets, patients = reference
     codes, total = patient_codes(patients)
     weights = _mixture(targets, np.ones((1, len(targets))), shares)[0]

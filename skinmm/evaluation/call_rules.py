@@ -108,7 +108,7 @@ def fit_call_rule(
 
 
 def average_rules(rules: Sequence[CallRule]) -> CallRule:
-    """Return the rule with the mean divisors of several; the costs are those of the first."""
+    """Return a rule with the mean divisors of several rules, and the costs of the first."""
     divisors = np.mean([rule.divisors for rule in rules], axis=0).tolist()
     return CallRule(rules[0].name, divisors, rules[0].costs)
 

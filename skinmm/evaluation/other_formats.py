@@ -1,4 +1,4 @@
-"""Prediction tables of other systems: their headers are renamed to those of a prediction file."""
+"""Rename the headers of other systems' prediction tables to the names of prediction files."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
