@@ -1,7 +1,10 @@
 """What tests share: where the real cohorts are, and which tests this machine cannot run."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -29,6 +32,18 @@ def skinmm_data() -> Path:
     if folder is None:
         pytest.skip("SKINMM_DATA names no folder of real cohorts")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright; modules that ask for it skip their tests without the two."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engine:
+        executable = shutil.which("chromium")
+        opened = engine.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

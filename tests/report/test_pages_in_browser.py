@@ -1,7 +1,6 @@
 """Pages in Chromium: axe finds nothing, nothing is wider than the screen, folds open."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from report_cases import make_run
 from skinmm.cli.main import main
 from skinmm.report import write_report
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here"),
 ]
 PAGES = ("report", "explore", "audit", "compare", "preview")
 
@@ -36,16 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = ["data=demo", "model=tiny", "examples=3"]
     assert main(["preview", *quick, f"output={folder / 'preview.html'}"]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,10 +21,9 @@ from skinmm.serve.forms import MAX_IMAGE
 from skinmm.serve.page import NOT_STATED
 from skinmm.vocabulary import SITES
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here"),
 ]
 SCREENSHOTS = os.environ.get("SKINMM_SCREENSHOTS")  # a folder for who wants to look
 
@@ -52,16 +51,6 @@ def kept() -> list[Path]:
     """What uploads left."""
     files = [path for each in uploads() for path in each.rglob("*")]
     return [path for path in files if path.is_file() and path.stat().st_size]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def test_gradio_tells_nobody_and_offers_nothing_else(address: str) -> None:

@@ -33,14 +33,13 @@ from skinmm.predict.ensemble import load_models
 from skinmm.serve import browser as exporter
 from skinmm.serve.browser import ENGINE_FILES, VERSION, export_browser, find_runtime
 
-CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[2]
 ENGINE = os.environ.get("SKINMM_ENGINE", str(ROOT / "node_modules" / exporter.ENGINE))
 SCREENSHOTS = os.environ.get("SKINMM_SCREENSHOTS")  # a folder for who wants to look
 ZOO = ROOT / "skinmm" / "zoo" / "cc0.safetensors"
 needs_browser = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here"),
     pytest.mark.skipif(find_spec("playwright") is None, reason="needs skinmm[browser]"),
     pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"),
     pytest.mark.skipif(not Path(ENGINE).is_dir(), reason="no onnxruntime-web in SKINMM_ENGINE"),
@@ -108,21 +107,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(ZOO, tmp_path_factory.mktemp("site") / "page")
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 class Page:
     """A tab on the exported page, and the requests of its performance log."""
 
-    def __init__(self, chromium: Any, address: str, **options: Any) -> None:
-        self.context = chromium.new_context(**options)
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.context = browser.new_context(**options)
         self.tab = self.context.new_page()
         self._protocol = self.context.new_cdp_session(self.tab)
         self._protocol.send("Network.enable")
@@ -155,9 +144,9 @@ def as_bytes(data: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(chromium: Any, site: Path) -> Iterator[Page]:
+def page(browser: Any, site: Path) -> Iterator[Page]:
     server = Server(site)
-    opened = Page(chromium, server.address)
+    opened = Page(browser, server.address)
     yield opened
     opened.context.close()
     server.stop()
@@ -231,9 +220,9 @@ def test_the_results_are_those_of_predict(page: Page, tmp_path: Path) -> None:
 
 
 @in_browser
-def test_an_ensemble_is_averaged(chromium: Any, networks: Path, tmp_path: Path) -> None:
+def test_an_ensemble_is_averaged(browser: Any, networks: Path, tmp_path: Path) -> None:
     server = Server(export(networks, tmp_path / "page"))
-    page = Page(chromium, server.address)
+    page = Page(browser, server.address)
     require_equal_results(page, networks, tmp_path)
     page.context.close()
     server.stop()
@@ -351,11 +340,11 @@ def test_a_record_is_read_as_meant_or_named(page: Page) -> None:
 
 @in_browser
 def test_nothing_leaves_the_device_and_no_network_is_needed(
-    chromium: Any, site: Path, tmp_path: Path
+    browser: Any, site: Path, tmp_path: Path
 ) -> None:
     """First load, then no server at all; a script that asks another origin is stopped."""
     server, other = Server(site), Server(tmp_path)
-    page = Page(chromium, server.address)
+    page = Page(browser, server.address)
     assert page.run("document.documentElement.dataset.ready") == "offline"
     lesion_file = tmp_path / "lesion.jpg"
     lesion_file.write_bytes(images()["JPEG turned 6"])
@@ -422,13 +411,13 @@ def test_unusable_images_are_refused_by_name(page: Page, tmp_path: Path) -> None
 
 
 @in_browser
-def test_a_changed_network_is_not_run(chromium: Any, site: Path, tmp_path: Path) -> None:
+def test_a_changed_network_is_not_run(browser: Any, site: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(site, tmp_path / "copy"))
     network = bytearray((copy / "model.0.onnx").read_bytes())
     network[len(network) // 2] ^= 1
     (copy / "model.0.onnx").write_bytes(bytes(network))
     server = Server(copy)
-    context = chromium.new_context()
+    context = browser.new_context()
     tab = context.new_page()
     tab.goto(server.address)
     tab.get_by_text("The model could not be loaded").wait_for(timeout=60_000)
@@ -440,7 +429,7 @@ def test_a_changed_network_is_not_run(chromium: Any, site: Path, tmp_path: Path)
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nobody_is_kept_out(
-    chromium: Any, site: Path, tmp_path: Path, width: int, dark: bool
+    browser: Any, site: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
     """axe-core finds nothing serious, nothing is cut off, and the keyboard suffices."""
     pytest.importorskip("axe_playwright_python.sync_playwright", exc_type=ImportError)
@@ -449,7 +438,7 @@ def test_nobody_is_kept_out(
     scheme = "dark" if dark else "light"
     server = Server(site)
     size = {"width": width, "height": 844}
-    page = Page(chromium, server.address, viewport=size, color_scheme=scheme, bypass_csp=True)
+    page = Page(browser, server.address, viewport=size, color_scheme=scheme, bypass_csp=True)
     file = tmp_path / "lesion.jpg"
     file.write_bytes(images()["JPEG turned 3"])
     page.tab.set_input_files("#file", str(file))
