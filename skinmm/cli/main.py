@@ -23,6 +23,7 @@ from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
+from skinmm.config.cores import prepare_threads
 from skinmm.errors import delay_sigterm, print_line, warn
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
@@ -107,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_single(argv: list[str], command: Command) -> int:
     """Run a command once; arguments without KEY= are values of its positional setting."""
+    prepare_threads()
     if {"-m", "--multirun"} & {*argv}:
         return refuse(f"skinmm {command.name} does not accept -m; start it once for each value")
     schema = command.schema
@@ -131,6 +133,7 @@ def predict(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """Train, evaluate and report: `train.py KEY=VALUE ...`, `-m` for several runs."""
+    prepare_threads()
     if (status := _other_process()) is not None:
         return status
     if not argv:

@@ -1,6 +1,5 @@
 """Audit of a split: leaks between parts, near duplicates, shortcuts unrelated to the disease."""
 
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -10,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 from PIL import Image
 
+from skinmm.config.cores import count_cores
 from skinmm.data.columns import NOT_AT_BEDSIDE
 from skinmm.data.shortcuts import (
     compare_acquisition_groups,
@@ -75,7 +75,7 @@ def compute_fingerprints(
     """Decode and hash every image with a path, on all cores; call `progress` after each."""
     paths = table.set_index("image_id")["path"].dropna()
     results: dict[str, Fingerprint | str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         computed = pool.map(lambda path: compute_fingerprint(path, read), paths)
         for image_id, result in zip(paths.index, computed, strict=True):
             results[image_id] = result

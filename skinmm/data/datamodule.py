@@ -1,6 +1,5 @@
 """Lightning data modules: one fold of a cohort as loaders for training and evaluation."""
 
-import os
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from jaxtyping import Float32, Int
 from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, build_component
+from skinmm.config.cores import count_cores
 from skinmm.data.augment import AUGMENTS, apply_seeded
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
 from skinmm.data.dataset import (
@@ -152,7 +152,7 @@ class FoldData(pl.LightningDataModule):
         """Return a loader with as many worker processes as the machine and the data need."""
         if (workers := self.config.trainer.workers) is None:
             neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
-            workers = min(max(len(os.sched_getaffinity(0)) // neighbours, 1), MAX_WORKERS)
+            workers = min(max(count_cores() // neighbours, 1), MAX_WORKERS)
         return SlotLoader(
             dataset,
             batch_size=batch_size,

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
 from skinmm.config import DataConfig
+from skinmm.config.cores import count_cores
 from skinmm.data.splits import UNUSED
 from skinmm.errors import InputError, warn
 from skinmm.images.base import Icc, check_frame
@@ -157,7 +158,7 @@ def _run_check(
     batches = [cells[first : first + _BATCH] for first in range(0, len(cells), _BATCH)]
     bar = tqdm(total=len(cells), desc=f"checking {noun}", unit=f" {noun}", disable=None)
     checked: list[Size | str | None] = []
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar, ThreadPoolExecutor(count_cores()) as pool:
         for results in pool.map(partial(_check_batch, check), batches):
             checked += results
             bar.update(len(results))

@@ -17,6 +17,7 @@ from skinmm import __version__
 from skinmm.config import PredictConfig, keys_with
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.commands import EmbedConfig, SimilarConfig
+from skinmm.config.cores import count_cores
 from skinmm.data.lesions import name_spread_columns
 from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
@@ -149,7 +150,7 @@ def _has_image(images: ImageFolder, name: str) -> bool:
 
 def count_workers(setting: int | None) -> int:
     """Return the number of decoding threads: by default one per core, at most `MAX_WORKERS`."""
-    return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if setting is None else setting
+    return min(count_cores(), MAX_WORKERS) if setting is None else setting
 
 
 def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str) -> dict[str, Any]:

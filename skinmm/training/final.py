@@ -57,7 +57,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     pl.seed_everything(config.seed, workers=False, verbose=False)
     trainer = build_trainer(config, final.path, epochs)
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
-    set_threads(has_images=data.decodes_images)
+    set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_same_split(folds[0].path / "cohort.csv", data.cohort, "fold")
     module = build_classifier(config, data)

@@ -63,7 +63,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     require_same_finder(config, run)
     trainer = build_trainer(config, run.path)
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
-    set_threads(has_images=data.decodes_images)
+    set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_usable_split(data, run)
     findings = audit_split(data, config)

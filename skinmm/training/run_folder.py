@@ -1,7 +1,6 @@
 """The run folder: its paths and files, and protection against overwriting a run by accident."""
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -16,6 +15,7 @@ import yaml
 
 from skinmm import __version__
 from skinmm.config import Config, to_mapping
+from skinmm.config.cores import count_cores
 from skinmm.errors import InputError
 from skinmm.files import atomic_write
 
@@ -157,7 +157,7 @@ def environment(device: str) -> dict[str, Any]:
         "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": count_cores(),
         "device": device,
         "packages": {name: _version(name) for name in PACKAGES},
     }

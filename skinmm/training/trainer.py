@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from skinmm.config import Config, to_mapping
+from skinmm.config.cores import count_cores
 from skinmm.errors import InputError, Terminated
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
@@ -29,7 +30,7 @@ from skinmm.training.distributed import is_torchrun
 from skinmm.training.progress import Progress
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-THREADS: Final = torch.get_num_threads()
+THREADS: Final = min(torch.get_num_threads(), count_cores())
 
 
 def build_trainer(config: Config, run: Path, epochs: int | None = None) -> pl.Trainer:
@@ -103,9 +104,13 @@ class RestoringSignals(_SignalConnector):
         self._original_handlers = self._get_current_signal_handlers()
 
 
-def set_threads(*, has_images: bool) -> None:
-    """Use all threads for images, but one for records, whose layers are too small to divide."""
-    torch.set_num_threads(THREADS if has_images else 1)
+def set_threads(*, has_images: bool, processes: int = 1) -> None:
+    """Use all threads for images, but one for records, whose layers are too small to divide.
+
+    The processes of a machine share its cores.
+    """
+    threads = THREADS if processes == 1 else max(min(THREADS, count_cores() // processes), 1)
+    torch.set_num_threads(threads if has_images else 1)
 
 
 def silence_libraries() -> None:
@@ -160,11 +165,7 @@ def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
         return available, machines
     if accelerator == "gpu" and int(setting) > available:
         raise InputError(f"trainer.devices={setting}: this machine has {available} GPUs")
-    if (
-        accelerator == "cpu"
-        and not is_torchrun()
-        and int(setting) > (cores := len(os.sched_getaffinity(0)))
-    ):
+    if accelerator == "cpu" and not is_torchrun() and int(setting) > (cores := count_cores()):
         raise InputError(f"trainer.devices={setting}: this machine has {cores} CPU cores")
     return int(setting), machines
 
