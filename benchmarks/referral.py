@@ -2,13 +2,15 @@
 
 Patients have 2 to 115 images as in SIIM-ISIC, and 1.76 % of the images are malignant. Half of the
 variance of a score is shared by the images of a patient. Scores are normal, so that the
-true rates of a limit are known in closed form. The last table needs the published predictions of
-others for 1,503 images of HAM10000 and is left out without them.
+true rates of a limit are known in closed form. With SKINMM_DATA, the second and third table also
+draw patients from the 2,056 of SIIM-ISIC, with their numbers of images and of melanomas, and a last
+table uses the published predictions of others for 1,503 images of HAM10000.
 
-    SKINMM_DATA=DIR python benchmarks/referral.py
+    SKINMM_DATA=DIR python benchmarks/referral.py [decisions|guarantee|coverage|published ...]
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -39,10 +41,15 @@ MALIGNANT: Final = ("akiec", "bcc", "mel")
 
 
 class World(NamedTuple):
-    """Number of patients of a validation part, and the share of malignant images."""
+    """Number of patients of a validation part, and the share of malignant images.
+
+    `structure` has the numbers of images and of malignant images of patients to draw from; without
+    it, malignant images are independent.
+    """
 
     patients: int
     prevalence: float
+    structure: Int64[np.ndarray, "p 2"] | None = None
 
 
 WORLDS: Final = {
@@ -54,11 +61,17 @@ WORLDS: Final = {
 
 def draw(rng: np.random.Generator, world: World) -> Predictions:
     """Return calibrated predictions of images; at least one is malignant."""
-    quantiles = rng.random(world.patients)
-    sizes = np.rint(np.interp(quantiles, np.linspace(0, 1, len(SIZES)), SIZES)).astype(int)
-    codes = np.repeat(np.arange(world.patients), sizes)
-    malignant = rng.random(len(codes)) < world.prevalence
-    malignant[0] = True
+    if world.structure is None:
+        quantiles = rng.random(world.patients)
+        sizes = np.rint(np.interp(quantiles, np.linspace(0, 1, len(SIZES)), SIZES)).astype(int)
+        codes = np.repeat(np.arange(world.patients), sizes)
+        malignant = rng.random(len(codes)) < world.prevalence
+        malignant[0] = True
+    else:
+        drawn = world.structure[rng.integers(len(world.structure), size=world.patients)]
+        codes = np.repeat(np.arange(world.patients), drawn[:, 0])
+        first = np.repeat(np.cumsum(drawn[:, 0]) - drawn[:, 0], drawn[:, 0])
+        malignant = np.arange(len(codes)) - first < drawn[codes, 1]
     own, shared = rng.normal(size=len(codes)), rng.normal(size=world.patients)[codes]
     scores = DISTANCE * malignant + np.sqrt(HALF) * (own + shared)
     p = expit(DISTANCE * scores - DISTANCE**2 / 2 + logit(world.prevalence))
@@ -66,6 +79,18 @@ def draw(rng: np.random.Generator, world: World) -> Predictions:
     columns = np.column_stack([1 - p, p])
     target = malignant.astype(np.int64)
     return Predictions(names, codes, target, columns, None, ("benign", "malignant"), ("malignant",))
+
+
+def list_worlds() -> dict[str, World]:
+    """Return the simulated patients, and with SKINMM_DATA those of SIIM-ISIC."""
+    file = Path(os.environ.get("SKINMM_DATA", "")) / "siim_isic_2020" / "train.csv"
+    if not file.is_file():
+        return WORLDS
+    table = pd.read_csv(file)
+    patients = table.groupby("patient_id")["target"].agg(["size", "sum"]).to_numpy()
+    real = World(len(patients), float(table["target"].mean()), patients)
+    names = {240: "240 patients drawn from SIIM-ISIC", len(patients): "SIIM-ISIC's 2,056 patients"}
+    return WORLDS | {name: real._replace(patients=count) for count, name in names.items()}
 
 
 def share_below(value: float, prevalence: float, *, is_malignant: bool) -> float:
@@ -135,7 +160,7 @@ def guarantee(repeats: int) -> Iterator[str]:
         "\n| validation | patients with such lesions | limit | certified | true rate, mean | "
         "true rate at most the 95 % bound |\n|---|---|---|---|---|---|"
     )
-    for name, world in WORLDS.items():
+    for name, world in list_worlds().items():
         rng = np.random.default_rng(1)
         low: list[tuple[float, ...]] = []
         high: list[tuple[float, ...]] = []
@@ -157,7 +182,7 @@ def guarantee(repeats: int) -> Iterator[str]:
 def coverage(repeats: int) -> Iterator[str]:
     """Yield how often the coverage of the benign class is outside its printed range."""
     yield "\n| validation | range that counts images | range that counts patients |\n|---|---|---|"
-    for name, world in WORLDS.items():
+    for name, world in list_worlds().items():
         rng, outside = np.random.default_rng(2), []
         for _ in range(repeats):
             rows = draw(rng, world)
@@ -210,13 +235,16 @@ def _decide_half(
 
 
 def main() -> None:
-    """Print the tables as Markdown."""
-    for lines in (decisions(100), guarantee(REPEATS), coverage(REPEATS)):
-        for line in lines:
-            print(line, flush=True)
+    """Print the named tables, or all, as Markdown."""
     folder = Path(os.environ.get("SKINMM_DATA", "")) / "ham_frontier"
-    if folder.is_dir():
-        for line in published(folder):
+    tables = {
+        "decisions": decisions(100),
+        "guarantee": guarantee(REPEATS),
+        "coverage": coverage(REPEATS),
+        "published": published(folder) if folder.is_dir() else iter(()),
+    }
+    for name in sys.argv[1:] or tables:
+        for line in tables[name]:
             print(line, flush=True)
 
 

@@ -56,7 +56,7 @@ feed = {node.name: inputs[node.name] for node in session.get_inputs()}
 outputs = dict(zip(names, session.run(names, feed), strict=True))
 
 (probabilities,), positive = outputs["probabilities"], np.isin(about["classes"], about["positive"])
-malignancy = probabilities[positive].sum()  # refer if never calibrated, or unlike validation
+malignancy = probabilities[positive].sum()  # refer if never calibrated, or unlike development
 called = malignancy >= (about["threshold"] or 0)
 refer = about["threshold"] is None or ("ood" in outputs and outputs["ood"][0] > 1)
 if band := about.get("band"):  # refer where neither decision is safe

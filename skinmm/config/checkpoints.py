@@ -14,6 +14,15 @@ the rows that it was trained and evaluated on."""
 PREFIX: Final = "zoo:"
 INCLUDED: Final = "zoo:cc0"
 """The included model that predicts if no checkpoint is given: melanoma against the rest."""
+FINAL: Final = "final"
+"""Name of the network that `final=true` trains on all rows: of its folder, its checkpoint and its
+entry in metrics.json."""
+FOLD: Final = "fold_"  # and its number: folder of a fold
+
+
+def is_part_of_run(name: str) -> bool:
+    """Return whether a folder's name is that of a fold, a run of a grid, or the final network."""
+    return name == FINAL or name.removeprefix(FOLD).isdecimal()
 
 
 def locate_included(name: str | Path) -> Path:
@@ -35,7 +44,7 @@ def find_checkpoint(path: Path) -> Path:
     path = locate_included(path)
     if not path.is_dir():
         return path
-    names = ("final.ckpt", "ensemble.ckpt", "best.ckpt")
+    names = (f"{FINAL}.ckpt", "ensemble.ckpt", "best.ckpt")
     files = (folder / name for folder in (path / "checkpoints", path) for name in names)
     if file := next(filter(Path.is_file, files), None):
         return file

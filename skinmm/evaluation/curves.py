@@ -24,14 +24,16 @@ _Sums = Int64[np.ndarray, "b l"]
 
 PARTIAL_FLOOR: Final = 0.8
 """Sensitivity above which the ISIC 2024 challenge measures the area under the ROC curve."""
-GRID: Final = 128
+GRID: Final = 64
 """Cells per unit of log odds into which the calibration lines of resamples gather their rows. The
-cells move a slope by less than 1e-4 and make its cost independent of the number of rows."""
+cells move a slope by less than 1e-3, a hundredth of its standard error, and make its cost
+independent of the number of rows."""
 _BINS: Final = 15
 _TIE: Final = 1e-12
 _MAX_STEPS: Final = 40
 _LONGEST_STEP: Final = 2.0
 _CONVERGED: Final = 1e-7  # of a step; that of the line is its square
+_CONVERGED_RESAMPLE: Final = 1e-4
 
 
 def ratio(numerator: _Array, denominator: _Array) -> _Array:
@@ -242,15 +244,17 @@ def _newton(
     rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool
 ) -> tuple[_Lines, Bool[np.ndarray, " b"]]:
     """Fit the lines of all resamples at once by Newton's method; return also which converged."""
-    size = np.full(line.shape[1], np.inf)
+    size, least = np.full(line.shape[1], np.inf), _CONVERGED
+    if line.shape[1] > 1:
+        least = _CONVERGED_RESAMPLE
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # diverges to NaN
         for _ in range(_MAX_STEPS):
             step = _newton_step(rows, positives, z, line, free=free)
             size = np.abs(step).max(axis=0)
             line = line + step * (_LONGEST_STEP / np.maximum(size, _LONGEST_STEP))
-            if not (size > _CONVERGED).any():
+            if not (size > least).any():
                 break
-    return line, size < _CONVERGED
+    return line, size < least
 
 
 def _newton_step(rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool) -> _Lines:

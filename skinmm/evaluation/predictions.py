@@ -51,7 +51,7 @@ class Predictions:
         unpredicted: number of rows of the file that its system could not predict.
         decision: one of `DECISIONS`.
         sets: mask of the classes in the prediction set of a row.
-        ood: OOD score; above 1 a row is unlike the validation rows; NaN where unknown.
+        ood: OOD score; above 1 a row is unlike the rows used in development; NaN where unknown.
         called: index of the class that the system predicts; None in binary files.
         unit: what `patient_id` names in each row: `patient`, `lesion` or `image`.
         source: centre of each row, None where unknown.

@@ -128,7 +128,7 @@ class OODDetector:
     limit: float = 1.0
 
     def score(self, features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """Return the OOD score of each row; rows above 1 are unlike the validation rows."""
+        """Return the OOD score of each row; rows above 1 are unlike the fitted rows."""
         directions = self.directions.astype(np.float64)
         distances = []
         for block in np.array_split(features, len(features) // _BLOCK + 1):

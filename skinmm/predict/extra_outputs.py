@@ -164,7 +164,7 @@ def _describe_reason(row: Mapping[Hashable, Any]) -> str:
     if malignancy >= threshold:
         reasons.append(f"malignancy {malignancy:.3g} reaches {threshold:.3g}")
     if row["ood"] and float(row["ood"]) > 1:
-        reasons.append(f"unlike validation ({float(row['ood']):.3g})")
+        reasons.append(f"unlike development ({float(row['ood']):.3g})")
     elif row["decision"] == "refer":
         near = "" if reasons else f"malignancy {malignancy:.3g}, "
         reasons.append(f"{near}neither decision is safe")

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
+from skinmm.config.checkpoints import FINAL
 from skinmm.errors import InputError, one_line, warn
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.other_formats import TableFormat
@@ -101,13 +102,18 @@ class ReportInputs:
         ids = {"image_id": rows.image_id, "patient_id": rows.patient_id}
         return name_units(pd.DataFrame({**ids, "lesion_id": records["lesion_id"].to_numpy()}))
 
+    @property
+    def final(self) -> Mapping[str, Any]:
+        """Facts on the network that was trained on all rows after the folds; empty without it."""
+        return self.metrics.get(FINAL) or {}
+
     def fitted(self, name: str) -> Mapping[str, Any]:
         """Return the fitted `threshold`, `band`, `conformal` or `calibration`; empty if unknown.
 
         Threshold and band are those of the checkpoint that the card names.
         """
-        final = self.metrics.get("final") if name in ("threshold", "band") else None
-        state = (final or self.metrics).get(name)
+        is_final = self.final and name in ("threshold", "band")
+        state = (self.final if is_final else self.metrics).get(name)
         return state if isinstance(state, Mapping) else {}
 
     @property
@@ -121,7 +127,7 @@ class ReportInputs:
         """Path of the checkpoint to predict with, in the run folder."""
         folds = "" if self.predictions.fold is None else "fold_*/"
         pooled = self.metrics.get("checkpoint") or f"{folds}checkpoints/best.ckpt"
-        return str(self.metrics.get("final", {}).get("checkpoint", pooled))
+        return str(self.final.get("checkpoint", pooled))
 
     def estimate(self, name: str) -> Mapping[str, Any]:
         """Return value, low and high of a metric; empty if the metric was not measured."""

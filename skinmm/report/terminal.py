@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from skinmm.config.checkpoints import is_part_of_run
 from skinmm.errors import InputError
 from skinmm.report.blocks import (
     ABSENT,
@@ -106,8 +107,7 @@ def list_runs(folder: Path) -> list[list[str]]:
 
 
 def _is_part(run: Path) -> bool:
-    is_named = run.name == "final" or run.name.removeprefix("fold_").isdecimal()
-    return is_named and (run.parent / "config.yaml").is_file()
+    return is_part_of_run(run.name) and (run.parent / "config.yaml").is_file()
 
 
 def _describe(run: Path, timestamp: float) -> list[str]:

@@ -46,7 +46,7 @@ class Prediction(BaseModel):
     malignancy: float | None = Field(description="probability, 0 to 1", examples=[0.18])
     decision: str = Field(description="malignant, benign or refer", examples=["refer"])
     threshold: float | None = Field(examples=[0.12])
-    ood: float | None = Field(description="above 1: unlike the validation images", examples=[0.4])
+    ood: float | None = Field(description="above 1: unlike the development images", examples=[0.4])
     probabilities: dict[str, float] | None = Field(examples=[{"benign": 0.82, "malignant": 0.18}])
     prediction_set: list[str] = Field(examples=[["benign", "malignant"]])
     called: str = Field("", description="predicted class of a model with several classes")

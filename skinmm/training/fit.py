@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 
 from skinmm.config import Config, build_component, check_component, read_config
+from skinmm.config.checkpoints import FINAL
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.datamodule import count_folds
 from skinmm.data.sampling import SAMPLERS
@@ -161,7 +162,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
         epochs = [selection["epochs"] for selection in selections]
         facts["selection"] = {**selections[0], "epochs": epochs}
     if final:
-        facts["final"] = final
+        facts[FINAL] = final
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     facts["band"] = asdict(fit_referral_band(parts["test"], run.config.evaluation))
     run.remove_results()

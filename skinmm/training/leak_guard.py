@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm.config import Config, ModelConfig, read_config
-from skinmm.config.checkpoints import ZOO, locate_included
+from skinmm.config.checkpoints import FINAL, ZOO, locate_included
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesion_finder import LesionFinder
@@ -43,8 +43,8 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
             cohorts.append(pd.read_csv(path.with_suffix(".csv"), dtype=str))
             break
         run = path.resolve().parents[1]
-        if path.name == "final.ckpt":
-            run /= "final"
+        if path.stem == FINAL:
+            run /= FINAL
         files = (run / "cohort.csv", run / "config.yaml")
         if missing := next((file for file in files if not file.is_file()), None):
             return [f"the training rows of {path} are unknown: {missing} is missing"]

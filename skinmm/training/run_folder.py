@@ -15,6 +15,7 @@ import yaml
 
 from skinmm import __version__
 from skinmm.config import Config, to_mapping
+from skinmm.config.checkpoints import FINAL, FOLD
 from skinmm.config.cores import count_cores
 from skinmm.errors import InputError
 from skinmm.files import atomic_write
@@ -22,7 +23,7 @@ from skinmm.files import atomic_write
 CONTENTS: Final = (
     *("config.yaml", "metrics.json", "history.csv", "cohort.csv", "audit.json", "environment.json"),
     *("report.html", "card.md", "checkpoints", "predictions", "explanations", "features"),
-    *("final", "tensorboard", "wandb"),
+    *(FINAL, "tensorboard", "wandb"),
 )
 PACKAGES: Final = (
     *("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"),
@@ -74,12 +75,12 @@ class RunFolder:
     @property
     def final_checkpoint(self) -> Path:
         """Network that was trained on all rows after the folds."""
-        return self.path / "checkpoints" / "final.ckpt"
+        return self.path / "checkpoints" / f"{FINAL}.ckpt"
 
     @property
     def final(self) -> "RunFolder":
         """Folder of the training on all rows, after that of the folds."""
-        return RunFolder(self.path / "final", self.config, parent=self)
+        return RunFolder(self.path / FINAL, self.config, parent=self)
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -91,7 +92,7 @@ class RunFolder:
         """Return the folder of one fold."""
         data = replace(self.config.data, fold=number)
         config = replace(self.config, data=data, final=False)
-        return RunFolder(self.path / f"fold_{number}", config, parent=self)
+        return RunFolder(self.path / f"{FOLD}{number}", config, parent=self)
 
     def prepare(self) -> None:
         """Create the folder, remove an earlier run's files, and write config.yaml."""

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from skinmm.config import Config, to_mapping
+from skinmm.config.checkpoints import is_part_of_run
 from skinmm.config.cores import count_cores
 from skinmm.errors import InputError, Terminated
 from skinmm.training.callbacks import (
@@ -181,7 +182,7 @@ def _choose_precision(setting: str, accelerator: str) -> Any:
 def _wandb(config: Config, run: Path) -> list[Logger]:
     options = config.logger
     # Parts of a run, and runs of a grid, have names that are unique in their parent folder only.
-    is_nested = run.name.isdecimal() or run.name.startswith("fold_") or run.name == "final"
+    is_nested = is_part_of_run(run.name)
     earlier = sorted((run / "wandb").glob("*run-*-*"))
     logger = WandbLogger(
         name=f"{run.parent.name}/{run.name}" if is_nested else run.name,

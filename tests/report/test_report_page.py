@@ -156,8 +156,22 @@ def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
     assert "too few; 9 suffice" in page.text
 
 
+@pytest.mark.parametrize(("key", "count"), [("stard", 48), ("claim", 44)])
+def test_further_lists_refer_to_answered_items_of_tripod(whole: Page, key: str, count: int) -> None:
+    section = whole.source[whole.source.index(f'id="{key}"') :].partition("</section>")[0]
+    rows = re.findall(r"<th scope=\"row\">\d+[a-d]? .*?<td>(.*?)</td>", section, re.DOTALL)
+    assert len(rows) == count  # as published: 40 items with parts; 44 items
+    assert all(row.strip() for row in rows)
+    tripod = whole.source[whole.source.index('id="tripod"') :].partition("</section>")[0]
+    listed = re.findall(r"<th scope=\"row\">(\d+[a-g]?) .*?<td>(.*?)</td>", tripod, re.DOTALL)
+    answered = {number for number, answer in listed if not answer.startswith(" <span")}
+    references = re.findall(r"See TRIPOD\+AI ([\w, ]+)\.", section)
+    assert len(references) > count / 3
+    assert {number for cell in references for number in cell.split(", ")} <= answered
+
+
 def test_every_tripod_item_is_answered_or_left_to_the_author(whole: Page) -> None:
-    checklist = whole.source[whole.source.index('id="tripod"') :]
+    checklist = whole.source[whole.source.index('id="tripod"') : whole.source.index('id="stard"')]
     rows = re.findall(r"<tr><th scope=\"row\">(\d+[a-g]?) .*?</tr>", checklist, re.DOTALL)
     assert len(rows) == 52
     answers = re.findall(r"</th>\s*<td>(.*?)</td>", checklist, re.DOTALL)
@@ -455,7 +469,7 @@ def test_links_lead_into_folded_sections_and_nothing_else_is_folded(whole: Page)
     folded = re.findall(r'<details class="chapter">.*?<section id="(\w+)"', whole.source, re.S)
     assert folded == [
         *("decision", "referral", "missing", "training"),
-        *("metrics", "card", "tripod", "configuration"),
+        *("metrics", "card", "tripod", "stard", "claim", "configuration"),
     ]
 
 

@@ -212,7 +212,7 @@ def test_what_a_patient_sent_is_text(service: CasePredictor, pictures: Path) -> 
 def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="50")
     strange = one._replace(row={**one.row, "ood": 2.0}, min_side=32)
-    assert "Unlike the lesions" in render_result(strange)
+    assert "Unlike the images used in development" in render_result(strange)
     assert "network's input of 32 pixels" in render_result(strange)
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
     assert "The model was never calibrated: the" in render_result(one._replace(card=unchecked))

@@ -20,5 +20,7 @@ SECTIONS: Final[dict[str, Callable[[ReportInputs], Section | None]]] = {
     "metrics": appendix.build_metrics,
     "card": appendix.build_model_card,
     "tripod": appendix.build_tripod,
+    "stard": appendix.build_stard,
+    "claim": appendix.build_claim,
     "configuration": appendix.build_configuration,
 }

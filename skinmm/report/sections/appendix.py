@@ -5,6 +5,7 @@ them is unknown, the item is left to the author.
 """
 
 import csv
+from collections.abc import Container
 from dataclasses import replace
 from importlib.resources import files
 from string import Formatter
@@ -119,7 +120,26 @@ def build_tripod(inputs: ReportInputs) -> Section:
     return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead, is_folded=True)
 
 
-def _load_items(name: str, inputs: ReportInputs) -> list[Item]:
+def build_stard(inputs: ReportInputs) -> Section:
+    """Build the STARD-AI list (Sounderajah et al. 2025, doi:10.1038/s41591-025-03953-8)."""
+    return _build_companion("stard", "STARD-AI 2025", "stard_ai_2025.csv", inputs)
+
+
+def build_claim(inputs: ReportInputs) -> Section:
+    """Build the CLAIM list (Tejani et al. 2024, doi:10.1148/ryai.240300)."""
+    return _build_companion("claim", "CLAIM 2024", "claim_2024.csv", inputs)
+
+
+def _build_companion(key: str, title: str, name: str, inputs: ReportInputs) -> Section:
+    """Build a checklist whose items refer to those of TRIPOD+AI that the files answer."""
+    tripod = _load_items("tripod_ai_2024.csv", inputs)
+    items = _load_items(name, inputs, {item.number for item in tripod if item.answer})
+    lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))
+    return Section(key, title, [Checklist(items)], lead, is_folded=True)
+
+
+def _load_items(name: str, inputs: ReportInputs, answered: Container[str] = ()) -> list[Item]:
+    """Return the items of a table; `answered` has those of TRIPOD+AI that others refer to."""
     facts = collect_facts(inputs)
     with (files("skinmm.report") / "templates" / name).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -127,6 +147,8 @@ def _load_items(name: str, inputs: ReportInputs) -> list[Item]:
     for row in rows:
         names = [name for _, name, _, _ in Formatter().parse(row["answer"]) if name]
         answer = row["answer"].format_map(facts) if all(facts[name] for name in names) else ""
+        if numbers := [number for number in row.get("tripod", "").split() if number in answered]:
+            answer = f"{answer} See TRIPOD+AI {', '.join(numbers)}.".strip()
         answer = answer[:1].upper() + answer[1:]
         left_open = row["open"] if answer else row["open"] or "the whole item"
         items.append(Item(row["item"], row["topic"], row["question"], answer, left_open))

@@ -137,8 +137,7 @@ def _describe_fitting(inputs: ReportInputs) -> str:
         chosen = inputs.metrics.get("fitted_head", {})
         listed = ", ".join(f"{name} {chosen[name]:.4g}" for name in chosen if name != "seconds")
         text = TEXTS["fitting_head"].format(head, f": {listed}" if listed else "")
-        final = inputs.metrics.get("final")
-        return f"{text} {TEXTS['final_head'].format(**final)}" if final else text
+        return f"{text} {TEXTS['final_head'].format(**final)}" if (final := inputs.final) else text
     optimizer, trainer = (inputs.config.get(key, {}) for key in ("optimizer", "trainer"))
     selection = inputs.metrics.get("selection", {})
     averaged, window = trainer.get("average_best") or 1, selection.get("window", 1)
@@ -147,7 +146,7 @@ def _describe_fitting(inputs: ReportInputs) -> str:
     start = "Optimiser {}, learning rate {}, at most {} epochs".format(
         optimizer.get("name"), optimizer.get("lr"), trainer.get("max_epochs")
     )
-    final = inputs.metrics.get("final")
+    final = inputs.final
     last = f" {TEXTS['final'].format(**final, unit=resampling_unit(inputs))}" if final else ""
     return f"{start}; {text}.{last}" if inputs.config else ""
 
@@ -200,7 +199,7 @@ def _describe_decision(inputs: ReportInputs) -> tuple[str, str, str]:
 
 
 def _describe_threshold(inputs: ReportInputs) -> str:
-    rule, is_final = inputs.fitted("threshold"), "final" in inputs.metrics
+    rule, is_final = inputs.fitted("threshold"), bool(inputs.final)
     value = rule["value"] if is_final else inputs.threshold
     text = f"Malignant from a probability of {format_number(value)}"
     if not rule:

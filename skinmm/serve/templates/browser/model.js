@@ -67,7 +67,7 @@ function toPlanes(pixels, size) {
 const mean = (numbers) => numbers.reduce((sum, number) => sum + number, 0) / numbers.length;
 const meanOf = (rows) => (rows.length ? rows[0].map((_, i) => mean(rows.map((row) => row[i]))) : null);
 
-// Average the members and decide: by the threshold, and refer what is not safe or unlike validation.
+// Average the members and decide: by the threshold, and refer what is not safe or unlike development.
 export function decide(facts, outputs) {
   const { classes, positive, threshold, band } = facts;
   const probabilities = meanOf(outputs.map((output) => output.probabilities));
