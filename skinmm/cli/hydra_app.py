@@ -80,7 +80,6 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     if {"-h", "--help"} & {*argv}:
         return run_cli(lambda: _print_help(argv, command), full=full, schema=schema)
     original_argv, process, statuses = sys.argv, os.getpid(), [0]
-    logger, handlers, level = logging.root, [*logging.root.handlers], logging.root.level
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.config_name)
     def task(composed: Any) -> None:
@@ -111,11 +110,20 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
     # Next to other overrides: argparse does not accept overrides on both sides of an option.
     is_override = ["=" in word and not word.startswith("-") for word in words]
     words.insert(is_override.index(True) if any(is_override) else len(words), _CALLBACK)
-    sys.argv = [original_argv[0], *words]
+    with _changed_process([original_argv[0], *words]):
+        return run_cli(compose_and_run, full=full, schema=schema)
+
+
+@contextmanager
+def _changed_process(argv: list[str]) -> Iterator[None]:
+    """Set the arguments that Hydra reads; restore them, and the logging that a sweep changes."""
+    original_argv, logger = sys.argv, logging.root
+    handlers, level = [*logger.handlers], logger.level
+    sys.argv = argv
     try:
         # With the full error Hydra raises, instead of printing several lines and exiting with 1.
         with changed_environment(**{FULL_ERROR: "1"}):
-            return run_cli(compose_and_run, full=full, schema=schema)
+            yield
     finally:
         sys.argv = original_argv
         logger.handlers[:] = handlers  # a sweep adds one that writes to the present stdout

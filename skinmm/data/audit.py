@@ -149,11 +149,9 @@ def audit(
         an official duplicate, and whose image size is known; `across_parts`, the number of
         patients, lesions, official and near duplicates that occur in two parts, None if not
         checked; `duplicates`, the number of all such pairs; `pairs`, the first ones across parts;
-        `size_auroc` (see `compute_size_auroc`); `source_auroc` (see `compute_source_auroc`);
-        `acquisition` (see `compare_acquisition_groups`);
+        `size_auroc`, `source_auroc` and `acquisition` (see `skinmm.data.shortcuts`) with
         `warnings`; `unchecked`, one sentence for each check that these data do not allow; `leaks`,
-        sentences, empty if none was found; and `possible_leaks`, sentences on ids in two parts that
-        differ only in case, spaces or leading zeros.
+        sentences; and `possible_leaks`, sentences on ids in two parts that differ in spelling.
     """
     used = table[table["part"] != UNUSED]
     pairs = _list_pairs(used, near)
@@ -167,7 +165,6 @@ def audit(
     linked = {} if any(across.values()) else _list_indirect_leaks(table)
     training = set(table.loc[table["part"] == "train", "image_id"])
     outside = [name for name in fitted_on if name not in training]  # also of unused rows
-    size, source = compute_size_auroc(used, positive), compute_source_auroc(used, positive)
     return {
         "rows": len(used),
         "parts": {str(part): int(n) for part, n in used["part"].value_counts().items()},
@@ -175,20 +172,25 @@ def audit(
         "across_parts": counts,
         "duplicates": {str(kind): int(n) for kind, n in pairs["kind"].value_counts().items()},
         "pairs": divided.head(MAX_PAIRS).to_dict("records"),
+        **_find_shortcuts(used, positive),
+        "unchecked": [_UNCHECKED[kind] for kind in unchecked],
+        "possible_leaks": _describe_similar_ids(used),
+        "leaks": _describe_leaks(across, linked, columns, outside),
+    }
+
+
+def _find_shortcuts(table: pd.DataFrame, positive: Collection[str]) -> dict[str, Any]:
+    """Return how well size and source alone rank malignancy, with warnings."""
+    size, source = compute_size_auroc(table, positive), compute_source_auroc(table, positive)
+    return {
         "size_auroc": size,
         "source_auroc": source,
-        "acquisition": compare_acquisition_groups(used, positive),
+        "acquisition": compare_acquisition_groups(table, positive),
         "warnings": [
             text.format(auroc)
             for auroc, text in ((size, _SIZE_WARNING), (source, _SOURCE_WARNING))
             if auroc is not None and auroc >= SUSPICIOUS
         ],
-        "unchecked": [_UNCHECKED[kind] for kind in unchecked],
-        "possible_leaks": [
-            _SPELLING.format(kind, _count("pair", names))
-            for kind, names in _find_similar_ids(used).items()
-        ],
-        "leaks": _describe_leaks(across, linked, columns, outside),
     }
 
 
@@ -240,17 +242,18 @@ def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
     return pairs
 
 
-def _find_similar_ids(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Return pairs of patient or lesion ids of different parts that differ only in spelling."""
-    named, pairs = table[name_units(table) == "patient"], dict[str, list[str]]()
+def _describe_similar_ids(table: pd.DataFrame) -> list[str]:
+    """Return sentences on patient or lesion ids in two parts that differ only in spelling."""
+    named, texts = table[name_units(table) == "patient"], []
     for kind, rows in (("patient", named), ("lesion", table.dropna(subset=["lesion_id"]))):
         column = rows[f"{kind}_id"].astype(str)
         keys = column.str.casefold().str.replace(r"(?<!\d)0+(?=\d)|\s+", "", regex=True)
         ids = pd.DataFrame({"id": column, "part": rows["part"], "key": keys}).drop_duplicates()
         both = ids.merge(ids.drop_duplicates("key"), on="key", suffixes=("", "_first"))
         both = both[(both["id"] != both["id_first"]) & (both["part"] != both["part_first"])]
-        pairs[kind] = [*dict.fromkeys(both["id_first"] + " and " + both["id"])]
-    return {kind: names for kind, names in pairs.items() if names}
+        if pairs := [*dict.fromkeys(both["id_first"] + " and " + both["id"])]:
+            texts.append(_SPELLING.format(kind, _count("pair", pairs)))
+    return texts
 
 
 def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:

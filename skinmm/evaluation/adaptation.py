@@ -51,17 +51,17 @@ def fit_map(
         precision: of the priors, see `PRECISION`; (0, 0): none.
     """
     classes = probabilities.shape[1]
-    found, shifts = np.eye(classes + 1)[0], np.arange(1, classes + 1)
+    fitted, shifts = np.eye(classes + 1)[0], np.arange(1, classes + 1)
     weights = np.r_[precision[0], np.full(classes, precision[1])]
-    given = log_probabilities(probabilities), np.eye(classes)[targets]
+    rows = log_probabilities(probabilities), np.eye(classes)[targets]
     free = {"intercept": shifts, "slope": np.arange(1), "both": np.arange(classes + 1)}
     if method != NONE:
-        found = fit_parameters(*given, found, weights, free[method])
-    if found[0] < _LEAST_SCALE:
-        found = _LEAST_SCALE * np.eye(classes + 1)[0]
+        fitted = fit_parameters(*rows, fitted, weights, free[method])
+    if fitted[0] < _LEAST_SCALE:
+        fitted = _LEAST_SCALE * np.eye(classes + 1)[0]
         if method == "both":
-            found = fit_parameters(*given, found, weights, shifts)
-    return {"scale": float(found[0]), "shifts": (found[1:] - found[1]).tolist()}
+            fitted = fit_parameters(*rows, fitted, weights, shifts)
+    return {"scale": float(fitted[0]), "shifts": (fitted[1:] - fitted[1]).tolist()}
 
 
 class Adaptation(NamedTuple):
@@ -196,22 +196,35 @@ def estimate_shift(
     drawn = estimate_shares(probabilities, old, draws[:, codes].astype(np.float64))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     low, high = np.minimum(low, shares), np.maximum(high, shares)
-    known, targets, _ = reference
-    present = np.bincount(targets, minlength=len(old)) > 0
-    mixed = np.where(present, shares, 0) / shares[present].sum()
-    expected = _mixture(targets, np.ones((1, len(known))), mixed)
-    here = np.full((1, len(codes)), 1 / len(codes))
-    scores = np.vstack([probabilities, known])
+    scores = np.vstack([probabilities, reference[0]])
     if ood is not None:
         scores = np.column_stack([scores, np.nan_to_num(np.concatenate(ood), nan=np.inf)])
-    observed = _distances(scores, np.hstack([here, -expected]))
-    differences = _simulate(reference, mixed, old, count, resamples, rng)
-    simulated = _distances(scores[len(codes) :], differences)
-    p = (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
+    p = _test_shift(scores, count, reference, shares, old, resamples, rng)
     shifts = np.log(np.maximum(shares, _TINY)) - np.log(np.maximum(old, _TINY))
     state = {"scale": 1.0, "shifts": (shifts - shifts[0]).tolist()}
     is_changed = bool(((old < low) | (high < old)).any())
     return PrevalenceShift(shares.tolist(), low.tolist(), high.tolist(), is_changed, p, state)
+
+
+def _test_shift(
+    scores: Float64[np.ndarray, "rows k"],
+    patients: int,
+    reference: _Reference,
+    shares: _Shares,
+    prior: _Shares,
+    resamples: int,
+    rng: np.random.Generator,
+) -> float:
+    """Return the p-value of `estimate_shift`; `scores` has the rows of the site first."""
+    targets = reference[1]
+    site = len(scores) - len(targets)
+    present = np.bincount(targets, minlength=len(prior)) > 0
+    mixed = np.where(present, shares, 0) / shares[present].sum()
+    expected = _mixture(targets, np.ones((1, len(targets))), mixed)
+    observed = _distances(scores, np.hstack([np.full((1, site), 1 / site), -expected]))
+    differences = _simulate(reference, mixed, prior, patients, resamples, rng)
+    simulated = _distances(scores[site:], differences)
+    return (1 + int((simulated >= observed - _TINY).sum())) / (resamples + 1)
 
 
 def estimate_shares(

@@ -15,6 +15,7 @@ from skinmm.evaluation.intervals import patient_codes
 
 FOLDS: Final = 5
 ISOTONIC_ROWS: Final = 1000
+_COMPARED: Final = ("temperature", "platt", "isotonic")
 _EPSILON: Final = np.finfo(np.float64).eps
 _SCALES: Final = (0.01, 100.0)
 _PRECISION: Final = 4.0  # of a prior of standard deviation 0.5, which few rows hardly overcome
@@ -77,8 +78,7 @@ def fit_calibration(
       per class. The shifts start where the mean probabilities of the classes are preserved; a prior
       limits how far few rows move them. Scaling alone would move the mean of a rare class, and the
       means of a network are often wrong.
-    - `platt` fits scale and shifts freely (Platt 1999, with his smoothed targets; for two classes
-      it is exactly his method).
+    - `platt` fits scale and shifts freely; for two classes it is exactly the method of Platt 1999.
     - `isotonic` is a monotone step function per class (Zadrozny and Elkan 2002,
       doi:10.1145/775047.775151).
     - `auto` compares the cross-validated log loss of the last three, `isotonic` only from
@@ -105,8 +105,8 @@ def fit_calibration(
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
         return closed_form
-    excluded = {"none"} if len(targets) >= ISOTONIC_ROWS else {"none", "isotonic"}
-    names = [name for name in METHODS if name not in excluded] if method == "auto" else [method]
+    names = _COMPARED if len(targets) >= ISOTONIC_ROWS else _COMPARED[:-1]
+    names = names if method == "auto" else (method,)
     losses = {name: _cross_validate(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _is_as_good(losses[name] - losses[best], groups))

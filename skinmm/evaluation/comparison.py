@@ -15,6 +15,7 @@ from skinmm.evaluation.delong import delong_test
 from skinmm.evaluation.intervals import (
     Entry,
     bootstrap,
+    compute_exact,
     estimate_shapes,
     independent_units,
     patient_codes,
@@ -103,12 +104,11 @@ def compare(
     for name, rows in joined.items():
         threshold = (thresholds or {}).get(name, DEFAULT_THRESHOLD)
         statistic = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
-        metrics = statistic(np.ones((1, patients), dtype=np.int64))
-        values[name] = {key: float(value[0]) for key, value in metrics.items()}
-        samples[name] = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+        drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
+        values[name], samples[name] = compute_exact(statistic, patients), drawn
         shapes = estimate_shapes(statistic, patients, len(codes))
         systems[name] = {
-            key: summarise(key, value, samples[name][key], shapes[key], confidence, units)
+            key: summarise(key, value, drawn[key], shapes[key], confidence, units)
             for key, value in values[name].items()
         }
     return {

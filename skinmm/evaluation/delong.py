@@ -2,7 +2,7 @@
 
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
-from scipy.special import stdtr
+from scipy.special import ndtri, stdtr
 
 from skinmm.evaluation.intervals import (
     patient_codes,
@@ -77,6 +77,30 @@ def delong_test(
     p = float(2 * stdtr(units - 1, -abs(difference) / error))
     low, high = difference - reach, difference + reach
     return {"difference": difference, "low": low, "high": high, "p": p}
+
+
+def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
+    """Return the lower end of the interval of an AUROC of 1, whose upper end is 1.
+
+    All resamples of a perfect ranking are perfect too, and its standard error is 0. Method 5 of
+    Newcombe (2006, doi:10.1002/sim.2324) finds instead the lowest true AUROC for which 1 is not
+    surprising, with the variance of Hanley and McNeil.
+
+    Args:
+        positives: number of patients with malignant lesions, at least 1.
+        negatives: number of patients with benign lesions, at least 1.
+        confidence: confidence level.
+    """
+    from scipy.optimize import brentq  # slow to import, and not needed for prediction
+
+    reach = ndtri((1 + confidence) / 2)
+
+    def excess(auroc: float) -> float:
+        spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)
+        pairs = 1 + ((positives + negatives) / 2 - 1) * spread
+        return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
+
+    return float(brentq(excess, 0, 1))
 
 
 def _placements(scores: _Scores, positives: _Mask) -> _Scores:

@@ -85,6 +85,12 @@ def independent_units(codes: _Codes, positives: _Mask) -> int:
     return min(len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any())
 
 
+def compute_exact(statistic: Statistic, patients: int) -> dict[str, float]:
+    """Compute metrics of the data themselves: every patient is drawn once."""
+    values = statistic(np.ones((1, patients), dtype=np.int64))
+    return {name: float(value[0]) for name, value in values.items()}
+
+
 def bootstrap(
     statistic: Statistic, patients: int, rows: int, *, resamples: int, seed: int
 ) -> dict[str, Samples]:

@@ -5,13 +5,11 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from scipy.optimize import brentq
-from scipy.special import ndtri
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from skinmm.errors import InputError
-from skinmm.evaluation.delong import delong_interval
+from skinmm.evaluation.delong import delong_interval, perfect_ranking_bound
 from skinmm.evaluation.intervals import (
     Entry,
     Shape,
@@ -19,6 +17,7 @@ from skinmm.evaluation.intervals import (
     allow_misses,
     bootstrap,
     combine_intervals,
+    compute_exact,
     estimate_shapes,
     independent_units,
     patient_codes,
@@ -58,8 +57,7 @@ def evaluate(
     Args:
         predictions: at least one row.
         threshold: rows at or above it are called malignant; None: 0.5.
-        prevalence: of the clinic, for `clinic`; None: `CLINIC_PREVALENCE` if the data differ from
-            it by more than a factor of two, else there is no `clinic`.
+        prevalence: of the clinic, see `evaluate_clinic`.
         resamples: number of bootstrap resamples; 0: no intervals.
         confidence: confidence level of the intervals.
         seed: seed of the resamples.
@@ -68,53 +66,61 @@ def evaluate(
         Plain data: `n`, `patients` (resampled units), `units` (rows that name a `patient`, a
         `lesion` or only an `image`), `positives`, `malignant_patients` (units with a malignant
         row), `unpredicted`, `threshold`, `prevalence`, `metrics` (name -> value, low, high,
-        left_out), `auroc_delong` (see `delong_interval`), `confusion` (rows of each true class by
-        predicted class), `support` (rows of each class), `calibration_noise` (calibration errors
-        of a calibrated model), `folds` (AUROC of each) and `sources` (see `summarise_sources`). A
-        metric that is undefined for the data
-        is None; `left_out` counts the resamples where it is undefined. `clinic` has `prevalence`
-        and `metrics`, the predictive values and net benefit restated by `ClinicMetrics`; None
-        without it.
+        left_out: resamples in which it is undefined), `clinic` (see `evaluate_clinic`),
+        `auroc_delong` (see `delong_interval`), `confusion` (rows of each true class by predicted
+        class), `support` (rows of each class), `calibration_noise` (calibration errors of a
+        calibrated model), `folds` (AUROC of each) and `sources` (see `summarise_sources`).
+        Undefined metrics are None.
     """
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-    if len(predictions) == 0:
-        raise InputError("no rows to evaluate")
-    for name, value in (("threshold", threshold), ("prevalence", prevalence)):
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{name} {value} is outside [0, 1]")
+    _check_arguments(predictions, threshold=threshold, prevalence=prevalence)
     # Numbering patients in order of score keeps the memory accesses of the metrics local.
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
-    codes, patients = patient_codes(predictions.patient_id)
-    malignant, classes = predictions.malignant, predictions.classes
-    units = predictions.list_units()
-    cells = predictions.target * len(classes) + predictions.predicted_classes(threshold)
-    counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), -1)
-    clinic = evaluate_clinic(
-        predictions,
-        threshold=threshold,
-        prevalence=prevalence,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )
-    scores = predictions.malignancy, malignant, predictions.patient_id
+    codes, _ = patient_codes(predictions.patient_id)
+    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    rule = {"threshold": threshold, "prevalence": prevalence}
+    scores = predictions.malignancy, predictions.malignant, predictions.patient_id
+    return {
+        **_count_rows(predictions, codes),
+        "threshold": threshold,
+        "metrics": _metrics(predictions, codes, threshold, **options),
+        "clinic": evaluate_clinic(predictions, **rule, **options),
+        "auroc_delong": delong_interval(*scores, confidence=confidence),
+        **_count_classes(predictions, threshold),
+        "calibration_noise": calibration_noise(predictions.malignancy),
+        "folds": _fold_aurocs(predictions),
+        "sources": summarise_sources(predictions, confidence=confidence),
+    }
+
+
+def _check_arguments(predictions: Predictions, **shares: float | None) -> None:
+    if len(predictions) == 0:
+        raise InputError("no rows to evaluate")
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} {value} is outside [0, 1]")
+
+
+def _count_rows(predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    malignant, units = predictions.malignant, predictions.list_units()
     return {
         "n": len(predictions),
-        "patients": patients,
+        "patients": int(codes.max()) + 1,
         "units": {name: int((units == name).sum()) for name in UNITS},
         "positives": int(malignant.sum()),
         "malignant_patients": len(np.unique(codes[malignant])),
         "unpredicted": predictions.unpredicted,
-        "threshold": threshold,
         "prevalence": float(malignant.mean()),
-        "metrics": _metrics(predictions, codes, threshold, resamples, confidence, seed),
-        "clinic": clinic,
-        "auroc_delong": delong_interval(*scores, confidence=confidence),
+    }
+
+
+def _count_classes(predictions: Predictions, threshold: float) -> dict[str, Any]:
+    """Return the confusion matrix and the rows of each class."""
+    classes, called = predictions.classes, predictions.predicted_classes(threshold)
+    counts = confusion_matrix(predictions.target, called, labels=range(len(classes)))
+    return {
         "confusion": {"classes": [*classes], "counts": counts.tolist()},
         "support": dict(zip(classes, counts.sum(axis=1).tolist(), strict=True)),
-        "calibration_noise": calibration_noise(predictions.malignancy),
-        "folds": _fold_aurocs(predictions),
-        "sources": summarise_sources(predictions, confidence=confidence),
     }
 
 
@@ -155,16 +161,16 @@ def estimate(
 ) -> dict[str, Entry]:
     """Return the exact value, and the interval of the statistic over resamples of patients."""
     patients = int(codes.max()) + 1
-    values = exact(np.ones((1, patients), dtype=np.int64))
+    values = compute_exact(exact, patients)
     if resamples == 0 or patients == 1:  # all resamples of one patient are equal
         none = np.empty(0)
-        return {k: summarise(k, v[0], none, None, confidence, units) for k, v in values.items()}
+        return {k: summarise(k, v, none, None, confidence, units) for k, v in values.items()}
     samples = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
     shapes = estimate_shapes(statistic, patients, len(codes)) if units <= _MANY_UNITS else {}
     metrics = {}
     for name, value in values.items():
         shape = shapes.get(name, Shape(skew=0.0, freedom=units))
-        metrics[name] = summarise(name, float(value[0]), samples[name], shape, confidence, units)
+        metrics[name] = summarise(name, value, samples[name], shape, confidence, units)
     return metrics
 
 
@@ -179,8 +185,12 @@ def evaluate_clinic(
 ) -> dict[str, Any] | None:
     """Restate predictive values and net benefit at the prevalence of a clinic.
 
-    Arguments as of `evaluate`. None if there is nothing to restate: the data have one class only,
-    or no prevalence is given and that of the data is near `CLINIC_PREVALENCE`.
+    Arguments as of `evaluate`; without a prevalence that of `CLINIC_PREVALENCE`.
+
+    Returns:
+        `prevalence` and `metrics`. None if there is nothing to restate: the data have one class
+        only, or no prevalence is given and theirs is within a factor of two of
+        `CLINIC_PREVALENCE`.
     """
     malignant = predictions.malignant
     share = float(malignant.mean())
@@ -262,28 +272,6 @@ def bound_extreme(entry: Entry, confidence: float, units: int, others: int | Non
         bound = perfect_ranking_bound(units, others, confidence)
     low, high = (bound, 1.0) if entry["value"] == 1 else (0.0, 1 - bound)
     return {**entry, "low": low, "high": high}
-
-
-def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> float:
-    """Return the lower end of the interval of an AUROC of 1, whose upper end is 1.
-
-    All resamples of a perfect ranking are perfect too, and its standard error is 0. Method 5 of
-    Newcombe (2006, doi:10.1002/sim.2324) finds instead the lowest true AUROC for which 1 is not
-    surprising, with the variance of Hanley and McNeil.
-
-    Args:
-        positives: number of patients with malignant lesions, at least 1.
-        negatives: number of patients with benign lesions, at least 1.
-        confidence: confidence level.
-    """
-    reach = ndtri((1 + confidence) / 2)
-
-    def excess(auroc: float) -> float:
-        spread = (1 - auroc) / (2 - auroc) + auroc / (1 + auroc)
-        pairs = 1 + ((positives + negatives) / 2 - 1) * spread
-        return 1 - auroc - reach**2 * auroc * pairs / (positives * negatives)
-
-    return float(brentq(excess, 0, 1))
 
 
 def describe_probabilities(predictions: Predictions) -> dict[str, list[float]]:

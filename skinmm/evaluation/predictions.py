@@ -147,41 +147,40 @@ def read_predictions(
         allow_one_class: accept a file in which all rows are malignant, or none.
     """
     file = PredictionFile(path, labels, form)
+    result = Predictions(
+        image_id=file.table["image_id"].to_numpy(dtype=object),
+        patient_id=resolve_patients(file.table).to_numpy(dtype=object),
+        fold=file.parse_folds(),
+        unpredicted=file.unpredicted,
+        decision=file.parse_decisions(),
+        ood=file.parse_ood(),
+        unit=file.parse_units(),
+        source=file.parse_sources(),
+        images=file.parse_images(),
+        **_parse_classes(file, positive),
+    )
+    if not allow_one_class and len(set(result.malignant.tolist())) == 1:
+        kind = "malignant" if result.malignant[0] else "benign"
+        raise InputError(f"{path}: all {len(result)} rows are {kind}; evaluation needs both")
+    return result
+
+
+def _parse_classes(file: PredictionFile, positive: Sequence[str] | None) -> dict[str, Any]:
+    """Parse classes, probabilities and truth; merge the classes if the truth is 0 or 1."""
     classes, probabilities = file.parse_probabilities()
     raw, half = file.parse_raw(classes), file.parse_half(classes)
-    positive = tuple(positive or find_positive_classes(classes, path))
+    positive = tuple(positive or find_positive_classes(classes, file.path))
     require_positive_classes(classes, positive)
-    words = file.parse_truth()
-    sets = file.parse_sets(classes)
+    words, sets = file.parse_truth(), file.parse_sets(classes)
     truth = set(words.unique())
     if classes != BINARY and truth <= set(BINARY_WORDS) and not truth <= set(classes):
         sides = np.column_stack([np.isin(classes, positive, invert=side) for side in (True, False)])
         probabilities, raw, half = (probabilities @ sides).clip(0, 1), None, None
         sets = None if sets is None else sets @ sides
         classes, positive = BINARY, BINARY[1:]
-    result = Predictions(
-        image_id=file.table["image_id"].to_numpy(dtype=object),
-        patient_id=resolve_patients(file.table).to_numpy(dtype=object),
-        target=file.parse_targets(words, classes),
-        probabilities=probabilities,
-        raw=raw,
-        half=half,
-        classes=classes,
-        positive=positive,
-        fold=file.parse_folds(),
-        unpredicted=file.unpredicted,
-        decision=file.parse_decisions(),
-        sets=sets,
-        ood=file.parse_ood(),
-        called=file.parse_called(classes, probabilities),
-        unit=file.parse_units(),
-        source=file.parse_sources(),
-        images=file.parse_images(),
-    )
-    if not allow_one_class and len(set(result.malignant.tolist())) == 1:
-        kind = "malignant" if result.malignant[0] else "benign"
-        raise InputError(f"{path}: all {len(result)} rows are {kind}; evaluation needs both")
-    return result
+    target, called = file.parse_targets(words, classes), file.parse_called(classes, probabilities)
+    columns = {"probabilities": probabilities, "raw": raw, "half": half, "sets": sets}
+    return {**columns, "classes": classes, "positive": positive, "target": target, "called": called}
 
 
 def write_predictions(path: Path | str, predictions: Predictions) -> None:

@@ -73,16 +73,8 @@ def choose_threshold(
         sensitivity: target of the rule `sensitivity`, in (0, 1).
         confidence: confidence level of its bound, in (0, 1).
         cost_ratio: cost of a missed malignant lesion over that of a false alarm.
-
-    Returns:
-        The threshold, rounded down to six significant digits, so that a score that is written to a
-        file or computed in another batch stays on its side.
     """
-    if rule not in RULES:
-        raise InputError(f"no threshold rule {rule!r}; choose from {', '.join(RULES)}")
-    for name, value in (("sensitivity", sensitivity), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise InputError(f"{name} {value} of a threshold is not between 0 and 1")
+    _check_rule(rule, sensitivity=sensitivity, confidence=confidence)
     if rule == "cost":
         if cost_ratio is None or not 0 < cost_ratio < math.inf:
             raise InputError("the threshold rule cost needs cost_ratio, a number above 0")
@@ -97,6 +89,14 @@ def choose_threshold(
     count, found = len(lowest), int((lowest >= value).sum())
     bound = sensitivity_bound(found, count, confidence)
     return Threshold(round_down(value), rule, guaranteed, count, found, bound)
+
+
+def _check_rule(rule: str, **shares: float) -> None:
+    if rule not in RULES:
+        raise InputError(f"no threshold rule {rule!r}; choose from {', '.join(RULES)}")
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise InputError(f"{name} {value} of a threshold is not between 0 and 1")
 
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
@@ -284,7 +284,10 @@ def _choose_by_youden(scores: _Scores, positives: Bool[np.ndarray, " n"]) -> flo
 
 
 def round_down(value: float) -> float:
-    """Round down to six significant digits."""
+    """Round a threshold down to six significant digits.
+
+    A score that is written to a file or computed in another batch then stays on its side.
+    """
     if value <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)

@@ -76,31 +76,16 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     Returns:
         The tables of the systems and, if available, of calibration and missing data; and notes if
         the systems were not evaluated on the same images.
-
-    Raises:
-        InputError: fewer than two systems, a file that cannot be used, or the page exists.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
-    form = form or TableFormat()
-    named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
-    if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
-        raise InputError(
-            f"found {format_count(len(named), 'system')}; a comparison needs at least two"
-        )
-    names = [name for name, _ in named]
-    systems = {
-        f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)
-        for number, (name, inputs) in enumerate(named, start=1)
-    }
+    systems = _read_systems(sources, labels, positive, form or TableFormat(), prevalence)
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against, margin)
     choice = [] if against else [_describe_choice(systems)]
     build = (clinic_table, source_table, calibration_table, missing_table)
     further = [made for function in build if (made := function(systems))]
-    columns = [
-        Note(f"{name}: {note}.") for name, inputs in systems.items() for note in inputs.notes
-    ]
+    columns = [Note(f"{n}: {note}.") for n, inputs in systems.items() for note in inputs.notes]
     first = Section("systems", "Systems", [table, *choice, *columns])
     sections = [first, differences, draw_systems(systems)]
     if further:
@@ -132,6 +117,26 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     names = (metric_label("auroc"), MEAN, *map(metric_label, (CALIBRATION[0], "unfamiliar")))
     header = ["Trained on", "Evaluated on", "Malignant images", *names]
     return Table("Other cohorts", [*header, "AUROC of image size alone"], rows, stack=True)
+
+
+def _read_systems(
+    sources: Sequence[Path],
+    labels: Path | None,
+    positive: Sequence[str] | None,
+    form: TableFormat,
+    prevalence: float | None,
+) -> dict[str, ReportInputs]:
+    """Return the systems of all sources by name; a repeated name gets a number."""
+    named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
+    if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
+        raise InputError(
+            f"found {format_count(len(named), 'system')}; a comparison needs at least two"
+        )
+    names = [name for name, _ in named]
+    return {
+        f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)
+        for number, (name, inputs) in enumerate(named, start=1)
+    }
 
 
 def _read(

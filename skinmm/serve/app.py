@@ -135,20 +135,11 @@ def create_app(
     metrics = Metrics(lambda: queue.taken)
     form = case_form(recorder.columns, needs_image=predictor.needs_image)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        queue.close()
-        if hasattr(app.state, "uploads"):  # the page may have uploads that were never submitted
-            app.state.uploads.cleanup()
-        if recorder.store is not None:
-            recorder.store.close()
-
     app = FastAPI(
         title="skinmm",
         version=skinmm.__version__,
         description=f"The probability that a skin lesion is malignant. {NOTICE}",
-        lifespan=lifespan,
+        lifespan=_close_at_end,
         responses=REFUSALS,
         openapi_url="/v1/openapi.json",
         docs_url=None,  # their pages load scripts from other sites
@@ -162,6 +153,16 @@ def create_app(
     if recorder.store is not None:
         app.include_router(case_routes)
     return app
+
+
+@asynccontextmanager
+async def _close_at_end(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.queue.close()
+    if hasattr(app.state, "uploads"):  # the page may have uploads that were never submitted
+        app.state.uploads.cleanup()
+    if (store := app.state.recorder.store) is not None:
+        store.close()
 
 
 @dataclass

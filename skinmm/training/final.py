@@ -6,14 +6,16 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
+from jaxtyping import Float64
 
-from skinmm.config import Config
+from skinmm.config import Config, EvaluationConfig
 from skinmm.config.outputs import LoggerConfig
 from skinmm.data.datamodule import LesionData, count_folds
 from skinmm.errors import InputError, print_line
 from skinmm.evaluation.metrics import describe_probabilities, evaluate
-from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.evaluation.referral import SHARE, OODDetector, fit_ood_detector
 from skinmm.models.checkpoint import load_card, read_epochs, save_ensemble, update_card
 from skinmm.models.fusion import FUSIONS
@@ -29,7 +31,7 @@ from skinmm.training.fold import (
 )
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import require_same_split
-from skinmm.training.progress import expected_duration
+from skinmm.training.progress import print_duration
 from skinmm.training.run_folder import RunFolder
 from skinmm.training.trainer import build_trainer, set_threads
 
@@ -61,60 +63,62 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     data.setup()
     require_same_split(folds[0].path / "cohort.csv", data.cohort, "fold")
     module = build_classifier(config, data)
-
     open_run(final, config.trainer.timeout)
     load_features(config, data, module.network, trainer, final)
     if trainer.is_global_zero:
         write_facts(final, data.cohort, trainer)
         print_line(f"final network: {len(data.cohort)} rows to train")
-        has_steps = module.network.fitted_head is None
-        if config.trainer.progress and has_steps and not config.trainer.sync_batchnorm:
-            duration = expected_duration(module, data, trainer, config, folds=0)
-            print_line(f"expected duration: {duration}")
+        print_duration(module, data, trainer, config, folds=0)
     card, _ = train_network(trainer, module, data, final)
-
     training = predict_split(trainer, module, data, "train")
     stretches = [measure_stretch(fold) for fold in folds]
     if not trainer.is_global_zero:
         return {}
-    files = [fold.path / "predictions" / "test.csv" for fold in folds]
-    pooled = pool_folds([read_predictions(file, positive=card.positive) for file in files])
-    if pooled.raw is None:
-        raise InputError(f"{run.path}: the predictions of a fold lack the columns raw_<class>")
-    cohort = data.cohort.set_index("image_id", drop=False).loc[list(pooled.image_id)]
-    held_out = SplitOutputs(cohort, pooled.target, pooled.raw, None)
-    decision = fit_decision(
-        held_out,
-        classes=card.classes,
-        positive=card.positive,
-        prior=card.prior,
-        inverse=card.inverse,
-        config=config.evaluation,
-    )
-    decision = replace(
-        decision,
-        threshold=replace(decision.threshold, guaranteed=False),
-        ood=fit_corrected_detector(training, stretches),
-    )
-    predictions = decision.apply(held_out, pooled.ood)
-    test = evaluate(
-        predictions,
-        threshold=decision.threshold.value,
-        prevalence=config.evaluation.prevalence,
-        resamples=config.evaluation.resamples,
-        confidence=config.evaluation.confidence,
-    )
+    held_out, ood = pool_held_out(folds, data.cohort, card.positive)
+    names = ("classes", "positive", "prior", "inverse")
+    facts = {name: getattr(card, name) for name in names}
+    decision = fit_decision(held_out, **facts, config=config.evaluation)
+    threshold = replace(decision.threshold, guaranteed=False)
+    detector = fit_corrected_detector(training, stretches)
+    decision = replace(decision, threshold=threshold, ood=detector)
+    predictions = decision.apply(held_out, ood)
     malignancy = decision.calibrate(training).malignancy
     update_card(
         final.best_checkpoint,
         **decision.to_checkpoint(),
-        summary={**test, "probabilities": describe_probabilities(predictions), "note": NOTE},
+        summary=summarise_folds(predictions, threshold.value, config.evaluation),
         inputs=describe_inputs(data, predictions),
         background=sample_background(data, module.network, "train", malignancy),
     )
     save_ensemble([final.best_checkpoint], run.final_checkpoint)
     upload_files(trainer, [run.final_checkpoint])
     return describe_final(run, decision, epochs, len(data.cohort), stretches)
+
+
+def pool_held_out(
+    folds: Sequence[RunFolder], cohort: pd.DataFrame, positive: Sequence[str]
+) -> tuple[SplitOutputs, Float64[np.ndarray, " n"] | None]:
+    """Return the test rows of all folds before calibration, and their OOD scores."""
+    files = [fold.path / "predictions" / "test.csv" for fold in folds]
+    pooled = pool_folds([read_predictions(file, positive=positive) for file in files])
+    if pooled.raw is None:
+        raise InputError(f"{files[0]}: the predictions of a fold lack the columns raw_<class>")
+    rows = cohort.set_index("image_id", drop=False).loc[list(pooled.image_id)]
+    return SplitOutputs(rows, pooled.target, pooled.raw, None), pooled.ood
+
+
+def summarise_folds(
+    predictions: Predictions, threshold: float, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Return the summary of the card: the evaluation of the predictions of all folds."""
+    test = evaluate(
+        predictions,
+        threshold=threshold,
+        prevalence=config.prevalence,
+        resamples=config.resamples,
+        confidence=config.confidence,
+    )
+    return {**test, "probabilities": describe_probabilities(predictions), "note": NOTE}
 
 
 def count_epochs(selected: Sequence[Sequence[int]], config: Config) -> int:

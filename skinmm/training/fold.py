@@ -41,7 +41,7 @@ from skinmm.training.leak_guard import audit_split, require_same_finder, require
 from skinmm.training.losses import LOSSES
 from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, Classifier
-from skinmm.training.progress import expected_duration, print_stage
+from skinmm.training.progress import print_duration, print_stage
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
 from skinmm.training.trainer import build_trainer, log_test, run_stage, set_threads
 from skinmm.vocabulary import name_units
@@ -88,30 +88,33 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
     closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
     decision = fit_decision(outputs[fitting_part], **names, **closed_form, config=config.evaluation)
     predictions = {part: decision.apply(outputs[part]) for part in parts}
-    entries = decision.to_checkpoint()
     if trainer.is_global_zero:
-        update_card(run.best_checkpoint, **entries)
+        update_card(run.best_checkpoint, **decision.to_checkpoint())
     test = outputs["test"]
     fold = TrainedFold(config, run, data, trainer, module.network, test, decision, predictions)
     for extra in EXTRAS:
         predictions |= extra(fold)  # in place: later extras see the results of earlier ones
     if not trainer.is_global_zero:
         return {}
+    facts = {"initialisation": card.initialisation, **names, **fitting, "fitted_on": fitting_part}
+    return write_results(fold, facts)
 
+
+def write_results(fold: TrainedFold, facts: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate the predictions of a fold, and write metrics.json and the report."""
+    config, run, test = fold.config, fold.run, fold.predictions["test"]
+    entries = fold.decision.to_checkpoint()
     del entries["ood"]  # thousands of numbers, which only the checkpoint needs
-    facts = {"initialisation": card.initialisation, **names, **fitting}
-    facts |= {"fitted_on": fitting_part, **entries}
     print_stage(config, f"resampling: intervals from {config.evaluation.resamples:,} resamples")
-    metrics = write_evaluation(run.path, predictions, config.evaluation, facts)
-    inputs = describe_inputs(data, predictions["test"])
-    observed = {"probabilities": describe_probabilities(predictions["test"])}
-    update_card(run.best_checkpoint, summary=metrics["test"] | observed, inputs=inputs)
-    log_test(trainer, metrics["test"])
+    metrics = write_evaluation(run.path, fold.predictions, config.evaluation, facts | entries)
+    summary = metrics["test"] | {"probabilities": describe_probabilities(test)}
+    update_card(run.best_checkpoint, summary=summary, inputs=describe_inputs(fold.data, test))
+    log_test(fold.trainer, metrics["test"])
     write_json(run.path / "metrics.json", metrics)
     print_stage(config, "writing the report")
     write_report(run.path)
     for upload in AFTER_REPORT:
-        upload(config, run, trainer)
+        upload(config, run, fold.trainer)
     return metrics
 
 
@@ -226,12 +229,8 @@ def announce(
     print_line(f"{name}{module.card.initialisation}")
     for warning in list_warnings(data, module, findings):
         warn(warning)
-    # expected_duration trains a copy on this process alone; SyncBatchNorm would wait for others.
-    has_steps = module.network.fitted_head is None
-    if config.trainer.progress and has_steps and not config.trainer.sync_batchnorm:
-        folds = config.data.folds - int(config.data.fold) if run.parent else 1
-        duration = expected_duration(module, data, trainer, config, folds)
-        print_line(f"expected duration: {duration}")
+    folds = config.data.folds - int(config.data.fold) if run.parent else 1
+    print_duration(module, data, trainer, config, folds)
     if run.is_resumed and not run.last_checkpoint:
         print_line("no checkpoint was written yet: the run starts again")
 

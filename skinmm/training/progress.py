@@ -127,6 +127,19 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def print_duration(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config, folds: int
+) -> None:
+    """Print the `expected_duration`, unless `trainer.progress=false` or a head is fitted.
+
+    It trains a copy on this process alone; SyncBatchNorm would wait for the others.
+    """
+    options = config.trainer
+    if options.progress and not options.sync_batchnorm and module.network.fitted_head is None:
+        duration = expected_duration(module, data, trainer, config, folds)
+        print_line(f"expected duration: {duration}")
+
+
 def expected_duration(
     module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config, folds: int = 1
 ) -> str:

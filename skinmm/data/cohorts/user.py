@@ -80,37 +80,54 @@ def csv(
         require_different_images(original, str(file))
         original = original.reset_index(drop=True)
     rows = _rename(original, columns, file, data.columns)
-    free = original.drop(columns=[*columns.values(), *data.columns], errors="ignore")
-    is_labelled = "diagnosis" in rows or "target" in columns
-    if marks := [] if is_labelled else find_one_hot(free):
-        rows["diagnosis"] = decode_one_hot(original[marks], file)
-    if "part" in rows:
-        rows["part"] = _parse_parts(rows["part"], file)
-    cells = rows["image_id"]
-    rows["image_id"] = _shorten_names(cells)
-    unlabelled = tuple(name for name in ("target", "diagnosis") if name not in rows)
-    if "diagnosis" in rows:
-        rows["diagnosis"] = merge_spellings(rows["diagnosis"])
-    folders = [images] if isinstance(images, str) else images
+    marks = _parse_labels(rows, original, columns, data.columns, file)
+    cells = rows["image_id"].tolist()
+    rows["image_id"] = _shorten_names(rows["image_id"])
     canonical = to_canonical(rows, file, data)
     if not data.positive:  # which decides by the diagnosis alone
         require_consistent_targets(canonical, file)
-    schema = Schema(**features)
-    cohort = attach_images(canonical, root, data.format, folders, schema, cells.tolist())
+    folders = [images] if isinstance(images, str) else images
+    cohort = attach_images(canonical, root, data.format, folders, Schema(**features), cells)
     extra = [name for name in data.columns if name in rows and name not in CANONICAL]
-    used = {*CANONICAL, *OPTIONAL, *data.columns, *columns.values(), *marks}
-    if data.unit == "lesion":
-        used |= {find_view_column(rows), *(name.rpartition("_")[0] for name in data.columns)}
-    description = f"{file}: it has {', '.join(original.columns)}"
     return replace(
         cohort,
-        unlabelled=unlabelled,
-        description=description,
+        unlabelled=tuple(name for name in ("target", "diagnosis") if name not in rows),
+        description=f"{file}: it has {', '.join(original.columns)}",
         notes=_describe_mapping(original, rows, columns, data.columns),
         columns=tuple(map(str, original)),
-        unused=tuple(str(name) for name in original if name in rows and name not in used),
+        unused=_list_unused(original, rows, data, {*columns.values(), *marks}),
         units={name: unit for name in extra if (unit := find_unit(rows[name]))},
     )
+
+
+def _parse_labels(
+    rows: pd.DataFrame,
+    original: pd.DataFrame,
+    columns: Mapping[str, str],
+    further: Sequence[str],
+    file: Path,
+) -> list[str]:
+    """Parse part and diagnosis in place; return the columns of a one-hot diagnosis."""
+    marks: list[str] = []
+    if not ("diagnosis" in rows or "target" in columns):
+        used = [*columns.values(), *further]
+        marks = find_one_hot(original.drop(columns=used, errors="ignore"))
+    if marks:
+        rows["diagnosis"] = decode_one_hot(original[marks], file)
+    if "diagnosis" in rows:
+        rows["diagnosis"] = merge_spellings(rows["diagnosis"])
+    if "part" in rows:
+        rows["part"] = _parse_parts(rows["part"], file)
+    return marks
+
+
+def _list_unused(
+    original: pd.DataFrame, rows: pd.DataFrame, data: DataConfig, used: set[str]
+) -> tuple[str, ...]:
+    used = {*used, *CANONICAL, *OPTIONAL, *data.columns}
+    if data.unit == "lesion":
+        used |= {find_view_column(rows), *(name.rpartition("_")[0] for name in data.columns)}
+    return tuple(str(name) for name in original if name in rows and name not in used)
 
 
 def _shorten_names(cells: "pd.Series[Any]") -> "pd.Series[Any]":
