@@ -105,8 +105,8 @@ def fit_calibration(
     folds = group_folds(targets, groups, raw.shape[1])
     if method == "none" or folds.max(initial=0) == 0:
         return closed_form
-    names = _COMPARED if len(targets) >= ISOTONIC_ROWS else _COMPARED[:-1]
-    names = names if method == "auto" else (method,)
+    compared = _COMPARED if len(targets) >= ISOTONIC_ROWS else _COMPARED[:-1]
+    names = [*compared] if method == "auto" else [method]
     losses = {name: _cross_validate(name, corrected, targets, folds) for name in names}
     best = min(losses, key=lambda name: losses[name].mean())
     chosen = next(name for name in names if _is_as_good(losses[name] - losses[best], groups))

@@ -78,7 +78,7 @@ def evaluate(
     predictions = predictions.select(np.argsort(predictions.malignancy, kind="stable"))
     codes, _ = patient_codes(predictions.patient_id)
     options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    rule = {"threshold": threshold, "prevalence": prevalence}
+    rule: dict[str, Any] = {"threshold": threshold, "prevalence": prevalence}
     scores = predictions.malignancy, predictions.malignant, predictions.patient_id
     return {
         **_count_rows(predictions, codes),

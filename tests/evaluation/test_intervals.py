@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from skinmm.evaluation.comparison import adjust_holm
-from skinmm.evaluation.delong import delong_interval, delong_test
+from skinmm.evaluation.delong import delong_interval, delong_test, perfect_ranking_bound
 from skinmm.evaluation.intervals import (
     Shape,
     bootstrap,
@@ -22,7 +22,7 @@ from skinmm.evaluation.intervals import (
     skewed_interval,
     summarise,
 )
-from skinmm.evaluation.metrics import bound_extreme, evaluate, perfect_ranking_bound
+from skinmm.evaluation.metrics import bound_extreme, evaluate
 from skinmm.evaluation.predictions import Predictions
 
 SEPARATION = 1.5
