@@ -17,23 +17,28 @@ Table = pd.DataFrame | Columns
 COLUMN_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "image_id": (
         *("image_id", "image_name", "isic_id", "image", "path", "img_id", "filename", "file_name"),
-        *("image_path", "image_file", "bcn_filename"),
+        *("image_path", "image_file", "bcn_filename", "photo", "picture", "foto", "bild"),
     ),
-    "patient_id": ("patient_id", "patient", "subject_id", "subject"),
+    "patient_id": (
+        *("patient_id", "patient", "subject_id", "subject", "patient_no", "patient_number", "mrn"),
+    ),
     "lesion_id": ("lesion_id", "lesion"),
-    "age": ("age", "age_approx", "age_approximate", "age_years", "patient_age"),
-    "sex": ("sex", "gender", "patient_sex"),
+    "age": (
+        *("age", "age_approx", "age_approximate", "age_years", "patient_age", "years"),
+        *("age_in_years", "alter", "edad"),
+    ),
+    "sex": ("sex", "gender", "patient_sex", "geschlecht", "sexo", "sexe"),
     "site": (
         *("site", "anatom_site_general_challenge", "anatom_site_general", "localization"),
         *("region", "anatom_site", "anatomic_site", "body_site", "body_part", "localisation"),
-        "location",
+        *("location", "lokalisation"),
     ),
-    "diagnosis": ("diagnosis", "dx", "diagnostic"),
+    "diagnosis": ("diagnosis", "dx", "diagnostic", "histology"),
     "target": ("target", "malignant", "melanoma"),
     "source": ("source", "attribution"),
 }
-"""Canonical column -> its names in public tables, in order of precedence. Case, blanks and
-punctuation do not count: `Patient-ID` is `patient_id`."""
+"""Canonical column -> its names in public and clinical tables, in order of precedence. Case, blanks
+and punctuation do not count: `Patient-ID` is `patient_id`."""
 MALIGNANT: Final = ("akiec", "bcc", "mel", "scc")
 MAX_AGE: Final = 120.0  # years
 

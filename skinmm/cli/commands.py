@@ -155,7 +155,10 @@ def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> 
 def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
-    from skinmm.report import report_predictions, write_report
+    from skinmm.report import write_report
+    from skinmm.report.inputs import read_prediction_file
+    from skinmm.report.terminal import summarize, summarize_run
+    from skinmm.report.write import write_inputs
 
     source, pictures = Path(config.input), config.report.pictures
     prevalence = config.evaluation.prevalence
@@ -166,18 +169,19 @@ def run_report(config: schemas.ReportPageConfig) -> int:
                 "prediction files"
             )
         page = write_report(source, pictures=pictures, prevalence=prevalence)
+        text, _ = summarize_run(source)
     else:
-        page = report_predictions(
+        require_new_output("output", Path(config.output), overwrite=config.overwrite)
+        inputs = read_prediction_file(
             source,
-            Path(config.output),
             None if config.labels is None else Path(config.labels),
-            positive=config.positive or None,
-            form=_table_format(config, config.system),
+            config.positive or None,
             pictures=pictures is not False,
-            prevalence=prevalence,
-            overwrite=config.overwrite,
-        )
-    print_line(f"report: {page}")
+            form=_table_format(config, config.system),
+        ).restate(prevalence)
+        page = write_inputs(inputs, Path(config.output))
+        text, _ = summarize(inputs)
+    print_line(f"{text}\nreport: {page}")
     return 0
 
 

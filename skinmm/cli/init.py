@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ROWS: Final = 3
 CELL: Final = 24  # characters of a cell that are printed
+INCOMPLETE: Final = 3
+"""Exit status if the configuration was written but cannot be used yet."""
 
 
 def init(config: InitConfig) -> int:
@@ -46,13 +48,13 @@ def init(config: InitConfig) -> int:
         print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
     settings = _build_config(root, source, columns, pictures)
     data = DataConfig(**settings)
-    edit = "which you can edit"
+    edit, status = "which you can edit", 0
     try:
         rows = load_cohort(data).rows
     except InputError as error:
         print_line(format_columns([*table], _format_rows(table.head(ROWS))))
         warn(f"the configuration is incomplete: {error}")
-        edit = "which you must complete first"
+        edit, status = "which you must complete first", INCOMPLETE
     else:
         shown = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")
@@ -63,7 +65,7 @@ def init(config: InitConfig) -> int:
     fusion = "" if {*CONVERTERS} & {*columns} else " fusion=image_only"
     print_line(f"  skinmm audit {used}\n  python train.py {used}{fusion}")
     print_line("(export SKINMM_CONF=DIR replaces --config-dir)")
-    return 0
+    return status
 
 
 def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:

@@ -24,9 +24,9 @@ MAPPED: Final = ("image_id", "patient_id", "lesion_id", "age", "sex", "site", "d
 MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
 MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
 _NAMES: Final = {  # pattern of the column name, where cells alone do not decide
-    "patient_id": "patient|subject|person|case|fall|mrn|pid",
+    "patient_id": "patient|subject|person|case|fall|pid",
     "lesion_id": "lesion|mole",
-    "age": "age|years|alter|jahre|edad|eta",
+    "age": "age|years|alter|jahre|eta",
     "target": "target|label|class|malig|cancer|melan|outcome|result|positive",
 }
 

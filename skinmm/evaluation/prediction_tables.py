@@ -75,7 +75,10 @@ def join_labels(
     )
     truth = [name for name in TRUTH if name in labels]
     if not truth:
-        raise InputError(f"{labels_path} has neither a column target nor a column diagnosis")
+        raise InputError(
+            f"{labels_path} has neither a column target nor a column diagnosis; it has "
+            f"{', '.join(labels)}; name one: 'columns={{target: COLUMN}}'"
+        )
     labels = labels.drop_duplicates(["image_id", *truth])
     repeated = labels["image_id"].duplicated()
     if repeated.any():

@@ -99,7 +99,9 @@ def find_similar(config: SimilarConfig) -> int:
             rows, failed = rows + len(table), failed + int((table["error"] != "").sum())
         if not rows:
             raise InputError(NO_ROWS)
-    return _finish(rows, failed, f"similar images: {path} ({rows} images)")
+    return _finish(
+        rows, failed, f"similar images: {path} (of {rows} {'image' if rows == 1 else 'images'})"
+    )
 
 
 def _stream(

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -36,6 +36,7 @@ from skinmm.predict.lesions import sort_by_lesion
 from skinmm.predict.pipeline import TableBatch
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import OutputTable, find_format
+from skinmm.vocabulary import COLUMN_NAMES, match_columns
 
 CHUNK: Final = 256  # rows written at a time, rounded up to whole batches
 MAX_WORKERS: Final = 8
@@ -135,6 +136,17 @@ def require_images(
             )
 
 
+def _require_inputs(config: PredictConfig, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a table without a column of images, if images are named, or without any input."""
+    given = {*names, *match_columns(names, columns).values()}
+    if "image_id" in given or (given & {*columns} and not config.images):
+        return
+    raise InputError(
+        f"input={config.input}: no image column; call it {', '.join(COLUMN_NAMES['image_id'][:5])} "
+        f"(it has: {', '.join(map(str, names))})"
+    )
+
+
 def _describe_folders(table: str) -> str:
     """Return the folders with image files next to a local table."""
     return "" if "://" in table else f"; {describe_folders(Path(table).parent)}"
@@ -201,10 +213,11 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
     ) as bar:
         for number, table in enumerate(read_input(config.input, chunk, skip)):
             first = 0 if number else config.batch_size
-            yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
             names = [*rename_training_columns(table, ensemble.column_names)]
             if ensemble.has_views:
                 names = name_spread_columns(names, expected)
+            _require_inputs(config, names, ensemble.columns)
+            yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
             # A table that is refused gets no warning.
             if not is_warned and (line := describe_missing_columns(names, expected)):
                 tqdm.write(line, file=sys.stderr)
@@ -225,5 +238,7 @@ def print_summary(decisions: Mapping[str, int], path: str, backend: str) -> int:
         print_error(f"{failed} of {rows} rows not predicted; see the column error")
     counts = [f"{decisions[name]} {name}" for name in DECISIONS if decisions.get(name)]
     parts = f": {', '.join(counts)}" if counts else ""
-    print_line(f"predictions: {path} ({rows} rows{parts}; by {backend})")
+    print_line(
+        f"predictions: {path} ({rows} {'row' if rows == 1 else 'rows'}{parts}; by {backend})"
+    )
     return 3 if failed else 0

@@ -1,6 +1,7 @@
 """Pages on other sites: a checkpoint before and after its adaptation, and planned sample sizes."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from skinmm.report.terminal import format_columns
 from skinmm.report.write import write_page
 
 COMPARED: Final = ("log_loss", "calibration_slope", "calibration_intercept", "ece", "net_benefit")
+CHECKSUM: Final = 12  # digits
 AUROC: Final = 0.85  # expected without predictions
 LOWEST, HIGHEST = 0.51, 0.999
 
@@ -72,10 +74,19 @@ def write_adaptation_page(
     if pair is not None and 0 < pair[0].malignant.mean() < 1:
         sections.append(_compare(*pair))
     counts = [format_count(facts["rows"], "row"), format_count(facts["patients"], facts["unit"])]
-    record = [[name, str(value)] for name, value in facts.items() if name != "losses"]
+    labels = TEXTS["site"]["record"]
+    record = [[labels[name], _format_fact(facts[name])] for name in labels if name in facts]
     sections.append(Section("record", "Record", [Table("", ("Entry", "Value"), record)]))
     write_page(output, title="Adaptation to a site", facts=counts, sections=sections)
     return notes
+
+
+def _format_fact(value: Any) -> str:
+    """Format an entry of the record, a checksum by its first digits."""
+    if isinstance(value, float):
+        return format_number(value)
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text[:CHECKSUM] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def _describe_method(facts: Mapping[str, Any]) -> str:

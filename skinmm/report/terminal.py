@@ -16,7 +16,7 @@ from skinmm.report.blocks import (
     metric_label,
     order_metrics,
 )
-from skinmm.report.inputs import read_mapping, read_run
+from skinmm.report.inputs import ReportInputs, read_mapping, read_run
 from skinmm.report.sections.headline import build_tiles, collect_warnings
 from skinmm.report.sections.verdict import build_verdict
 
@@ -37,7 +37,11 @@ def summarize_run(run: Path) -> tuple[str, list[str]]:
         overlaps = [(name, format_number(e["value"], 4), format_interval(e)) for name, e in entries]
         header = (f"test: {metrics['test']['n']:,} images", "", "interval")
         return format_columns(header, overlaps), []
-    inputs = read_run(run, pictures=False)
+    return summarize(read_run(run, pictures=False))
+
+
+def summarize(inputs: ReportInputs) -> tuple[str, list[str]]:
+    """Return the closing table and the verdict of a report for the terminal, and its warnings."""
     tiles = build_tiles(inputs)[:MAX_LINES]
     asked = {}
     if inputs.fitted("threshold").get("rule") == "sensitivity" and inputs.evaluation:

@@ -69,12 +69,12 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
     inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures, form=form)
-    return _write_sections(inputs.restate(prevalence), Path(output))
+    return write_inputs(inputs.restate(prevalence), Path(output))
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
     """Write the page of a run without images and with numbers instead of names."""
-    return _write_sections(_anonymize(read_run(run, pictures=False)), output)
+    return write_inputs(_anonymize(read_run(run, pictures=False)), output)
 
 
 def write_page(
@@ -138,7 +138,7 @@ def _escape_markdown(text: str) -> str:
 def _write_run(run: Path, pictures: bool | None, prevalence: float | None = None) -> Path:
     inputs = read_run(run, pictures=pictures).restate(prevalence)
     _write_text(format_card(inputs), run / "card.md")
-    return _write_sections(inputs, run / "report.html")
+    return write_inputs(inputs, run / "report.html")
 
 
 CLASSIFICATION: Final = "classification"
@@ -146,7 +146,8 @@ RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATI
 """Task of a run -> writer of its page; optional tasks register theirs."""
 
 
-def _write_sections(inputs: ReportInputs, output: Path) -> Path:
+def write_inputs(inputs: ReportInputs, output: Path) -> Path:
+    """Write the page of a run or prediction file that has been read."""
     sections = [build(inputs) for build in SECTIONS.values()]
     data = inputs.config.get("data", {}).get("name")
     return write_page(

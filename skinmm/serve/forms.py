@@ -185,6 +185,9 @@ async def _open_form(request: Request, files: int, fields: int) -> AsyncIterator
     try:
         form = await request.form(max_files=files, max_fields=fields, max_part_size=MAX_TEXT)
     except HTTPException as error:
+        if error.detail.startswith("Too many files"):
+            most = f"{files} files" if files > 1 else "one file"
+            raise ProblemError.unusable(f"the form has more than {most}; send fewer") from None
         raise ProblemError(400, f"not a form: {error.detail}") from None
     try:
         yield form

@@ -334,3 +334,16 @@ def test_existing_output_is_not_replaced(tmp_path: Path, capsys: Captured) -> No
 def test_help_names_the_command(command: str, capsys: Captured) -> None:
     assert main([command, "--help"]) == 0
     assert f"skinmm {command}" in capsys.readouterr().out
+
+
+def test_a_report_of_a_vendor_prints_its_verdict(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "vendor.csv"
+    rows = [f"I{n}.jpg,0.{5 + n % 4},{n % 2}" for n in range(40)]
+    file.write_text("\n".join(["Photo,Risk,malignant", *rows]), encoding="utf-8")
+    page = tmp_path / "page.html"
+    assert main(["report", str(file), "columns={p_malignant: Risk}", f"output={page}"]) == 0
+    first, *_, verdict, last = capsys.readouterr().out.splitlines()
+    assert first.split("  ")[0] == "test: 40 rows, 20 malignant"
+    assert verdict.startswith(("Not useful", "Not shown to be useful", "Useful"))
+    assert verdict in Page(page).text
+    assert last == f"report: {page}"

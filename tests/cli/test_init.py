@@ -99,7 +99,7 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     clinic: Path, capsys: Captured
 ) -> None:
     pd.read_csv(clinic / "list.csv", sep=";").drop(columns="result").to_csv(clinic / "list.csv")
-    assert main(["init", str(clinic)]) == 0
+    assert main(["init", str(clinic)]) == 3
     assert (
         "the configuration is incomplete: no column target or diagnosis" in capsys.readouterr().err
     )

@@ -70,8 +70,8 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
         ),
         ("image,target\nI0,1,\nI1,0,\n", "row 2 has 3 cells, the header has 2"),
         (
-            "image,Alter\nI0,40\nI1,50\n",
-            r"no column target or diagnosis in \S+cohort.csv: it has image, Alter; name it: "
+            "image,Zahl\nI0,40\nI1,50\n",
+            r"no column target or diagnosis in \S+cohort.csv: it has image, Zahl; name it: "
             r"\+data.args.columns.target=COLUMN or \+data.args.columns.diagnosis=COLUMN",
         ),
         ("image,target\nI0,\nI1,\n", "2 rows have no malignant target, e.g. I0, I1"),

@@ -58,7 +58,7 @@ def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
         shutil.copy(pictures / f"{name}.jpg", folder)
     table.loc[1, "image_id"] = "nowhere.jpg"
     table.loc[2, "sex"] = "divers"
-    table = table.rename(columns={"image_id": "image_name"}).assign(Alter=50)
+    table = table.rename(columns={"image_id": "image_name"}).assign(Wert=50)
     table.to_csv(folder / "patients (1).csv", index=False, sep=";", encoding="utf-8-sig")
     before = files_in(tmp_path)
     # The images lie beside the table, so their folder need not be named.
@@ -73,7 +73,7 @@ def test_a_real_command_takes_strange_names_and_keeps_bad_rows(
     assert done.stdout == f"predictions: {folder.name}/out.csv (6 rows: 5 refer; by torch)\n"
     lacking, *counted = done.stderr.splitlines()
     assert lacking.startswith("no column for age (known: age, age_approx, age_approximate), site (")
-    assert lacking.endswith("; columns not used: Alter")
+    assert lacking.endswith("; columns not used: Wert")
     assert counted == [
         "sex: 1 unknown values treated as missing: 'divers' (1)",
         "1 of 6 rows not predicted; see the column error",

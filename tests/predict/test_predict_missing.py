@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from quick_runs import best, cohort_of, quick_train
 
+from skinmm.cli.main import main
 from skinmm.errors import InputError
 from skinmm.predict import Predictor
 
@@ -36,6 +37,21 @@ def test_a_row_says_what_it_lacked_and_is_predicted(tolerant: Path, pictures: Pa
     moved = (lacking["malignancy"] - whole["malignancy"]).abs()
     assert moved[0] < 1e-6
     assert (moved[1:] > 0).all()
+
+
+def test_a_table_without_an_image_column_is_refused_not_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "list.csv"
+    job = ["predict", f"input={table}", f"output={tmp_path / 'out.csv'}"]
+    for header, extra in (("Datei;Nummer", []), ("Datei;age", [f"images={tmp_path}"])):
+        table.write_text(f"{header}\na.jpg;50\n", encoding="utf-8")
+        assert main([*job, *extra]) == 2
+        error = capsys.readouterr().err
+        assert "no image column; call it image_id, image_name, isic_id" in error
+        assert f"(it has: {header.replace(';', ', ')})" in error
+    assert main(job) == 0
+    assert pd.read_csv(tmp_path / "out.csv")["missing"].tolist() == ["image|sex|site"]
 
 
 def test_a_further_column_s_unknown_values_are_missing_and_counted(tmp_path: Path) -> None:

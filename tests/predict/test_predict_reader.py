@@ -84,20 +84,33 @@ def test_every_member_refuses_its_ambiguous_numbers(is_reversed: bool) -> None:
 
 
 def test_columns_under_names_that_nobody_knows_are_told() -> None:
-    german = ["image", "Alter", "Geschlecht", "age_approx", "itch"]
+    german = ["image", "Zahl", "Wuchs", "age_approx", "itch"]
     assert describe_missing_columns([*german, "patient"], ["age", "itch"]) == ""
     assert describe_missing_columns(["image", "Age", "ITCH"], ["age", "itch"]) == ""
     assert describe_missing_columns([*german, "fold"], ["age", "itch"]) == (
-        "no column patient_id or lesion_id; columns not used: Alter, Geschlecht, fold (looks like "
+        "no column patient_id or lesion_id; columns not used: Zahl, Wuchs, fold (looks like "
         "a split)"
     )
     assert describe_missing_columns(german, ["age", "sex", "grew"]) == (
         "no column for sex (known: sex, gender, patient_sex), grew: missing, unless DICOM headers "
-        "have it; columns not used: Alter, Geschlecht, itch"
+        "have it; columns not used: Zahl, Wuchs, itch"
     )
     many = [f"c{n}" for n in range(12)]
     assert describe_missing_columns(many, ["sex"]).endswith(f"not used: {', '.join(many)}")
     assert describe_missing_columns(["image", "target"], ["sex"]).endswith("DICOM headers have it")
+
+
+def test_names_that_init_infers_are_known_to_prediction() -> None:
+    table = pd.DataFrame({"Photo": ["A.jpg"], "Years": ["55"], "Geschlecht": ["f"], "MRN": ["7"]})
+    cells = TableBatch(table, ["age", "sex"], needs_image=True).cells
+    expected = {
+        "image_id": "A.jpg",
+        "patient_id": "7",
+        "lesion_id": None,
+        "age": 55,
+        "sex": "female",
+    }
+    assert {name: value[0] for name, value in cells.items()} == expected
 
 
 def test_unknown_values_become_missing_and_are_counted() -> None:

@@ -146,6 +146,11 @@ def test_a_table_that_is_none(at: TestClient, table: str) -> None:
     files = [("table", ("t.csv", table.encode("latin-1")))]
     assert at.post("/v1/predict/batch", files=files).status_code == 422
     assert at.post("/v1/predict/batch", files=[*files, *files]).status_code == 422
+    images = [("images", (f"{number}.png", png(20, 20))) for number in range(33)]
+    answer = at.post("/v1/predict/batch", files=[*files, *images])
+    assert (answer.status_code, answer.json()["detail"]) == (
+        *(422, "the form has more than 33 files; send fewer"),
+    )
     many = "image\n" + "a.jpg\n" * 33
     answer = at.post("/v1/predict/batch", files=[("table", ("t.csv", many))])
     assert "the limit is 32" in answer.json()["detail"]

@@ -75,8 +75,8 @@ def net_benefit_lines(scores: Scores, positives: Mask) -> list[Line]:
     treat_all = net_benefit(np.full_like(thresholds, share), np.asarray(1 - share), thresholds)
     return [
         Line("model", thresholds, model),
-        Line("call all malignant", thresholds, treat_all),
-        Line("call none", thresholds, np.zeros_like(thresholds)),
+        Line("flag every lesion", thresholds, treat_all),
+        Line("flag no lesion", thresholds, np.zeros_like(thresholds)),
     ]
 
 

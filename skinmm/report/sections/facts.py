@@ -99,7 +99,8 @@ def _count_licences(cohort: pd.DataFrame) -> str:
         return ""
     licences = cohort["licence"].fillna("").str.split("|", regex=False).explode()
     counted = licences.replace("", "none stated").value_counts().items()
-    return f". Licences: {', '.join(f'{name} ({n:,} images)' for name, n in counted)}"
+    images = (f"{name} ({format_count(n, 'image')})" for name, n in counted)
+    return f". Licences: {', '.join(images)}"
 
 
 def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:

@@ -172,7 +172,7 @@ def _build_benefit(inputs: ReportInputs) -> tuple[Plot, Table] | None:
     for point in np.linspace(0, len(lines[0].x) - 1, 6).astype(int)[1:]:
         benefits = (format_number(float(line.y[point]), 4) for line in lines[:2])
         cells.append((format_percent(float(lines[0].x[point])), *benefits))
-    return plot, Table("", ("Threshold", "Model", "Call all malignant"), cells)
+    return plot, Table("", ("Threshold", "Model", "Flag every lesion"), cells)
 
 
 def build_mistakes(inputs: ReportInputs) -> Section:
