@@ -77,7 +77,7 @@ def join_labels(
     if not truth:
         raise InputError(
             f"{labels_path} has neither a column target nor a column diagnosis; it has "
-            f"{', '.join(labels)}; name one: 'columns={{target: COLUMN}}'"
+            f"{', '.join(labels.columns)}; name one: 'columns={{target: COLUMN}}'"
         )
     labels = labels.drop_duplicates(["image_id", *truth])
     repeated = labels["image_id"].duplicated()
