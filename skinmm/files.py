@@ -17,8 +17,9 @@ from uuid import uuid4
 from zipfile import BadZipFile
 
 import pandas as pd
+import yaml
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, one_line
 from skinmm.vocabulary import COLUMN_KEYS, column_key, format_cell
 
 IMAGE_SUFFIXES: Final = (
@@ -257,6 +258,24 @@ def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFra
         empty = dict.fromkeys(stored.schema_arrow.names, ())
         for cells in chain([next(batches, empty)], batches):
             yield pd.DataFrame(cells, dtype=object).set_axis(names, axis=1)
+
+
+def read_costs(costs: Any) -> Any:
+    """Return the mapping in a YAML file of `evaluation.costs`; other values stay as they are."""
+    if not isinstance(costs, str):
+        return costs
+    try:
+        content = yaml.safe_load(Path(costs).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"evaluation.costs={costs}: not a YAML file of costs ({one_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"evaluation.costs={costs}: the file must contain TRUTH: {{CALL: number}}, a line a "
+            "true class"
+        )
+    return content
 
 
 @contextmanager

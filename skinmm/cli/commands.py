@@ -155,20 +155,21 @@ def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> 
 def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
+    from skinmm.files import read_costs
     from skinmm.report import write_report
     from skinmm.report.inputs import read_prediction_file
     from skinmm.report.terminal import summarize, summarize_run
     from skinmm.report.write import write_inputs
 
     source, pictures = Path(config.input), config.report.pictures
-    prevalence = config.evaluation.prevalence
+    prevalence, costs = config.evaluation.prevalence, read_costs(config.evaluation.costs)
     if source.is_dir():
         if any((config.system, config.labels, config.positive, config.classes, config.columns)):
             raise InputError(
                 f"{source} is a folder: system, labels, positive, classes and columns are for "
                 "prediction files"
             )
-        page = write_report(source, pictures=pictures, prevalence=prevalence)
+        page = write_report(source, pictures=pictures, prevalence=prevalence, costs=costs)
         text, _ = summarize_run(source)
     else:
         require_new_output("output", Path(config.output), overwrite=config.overwrite)
@@ -178,7 +179,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
             config.positive or None,
             pictures=pictures is not False,
             form=_table_format(config, config.system),
-        ).restate(prevalence)
+        ).restate(prevalence, costs)
         page = write_inputs(inputs, Path(config.output))
         text, _ = summarize(inputs)
     print_line(f"{text}\nreport: {page}")

@@ -72,7 +72,15 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
 
 def absolutize_paths(config: Config) -> Config:
-    """Make the path of the weights absolute, so that the run can be resumed from any folder."""
+    """Make the path of the weights absolute, and read the file of costs.
+
+    The run can then be resumed from any folder, and without the file.
+    """
+    if isinstance(config.evaluation.costs, str):
+        from skinmm.files import read_costs  # which loads pandas
+
+        costs = read_costs(config.evaluation.costs)
+        config = replace(config, evaluation=replace(config.evaluation, costs=costs))
     path = Path(str(config.model.pretrained))
     if not path.is_file():
         return config

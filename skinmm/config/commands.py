@@ -224,6 +224,15 @@ class ClinicConfig:
 
 
 @dataclass
+class ClinicAndCostsConfig(ClinicConfig):
+    """Clinic, and the costs of errors for which decision rules are compared."""
+
+    costs: Any = setting(
+        None, "costs of errors: {TRUTH: {CALL: number}}, or a YAML file; null: those of the run"
+    )
+
+
+@dataclass
 class PredictionFilesConfig:
     """Labels and columns of the prediction files of any system."""
 
@@ -244,7 +253,7 @@ class ReportPageConfig(PredictionFilesConfig):
     system: str | None = setting(None, "system to report, of a file of several")
     output: str = output_path("report.html", "page to write; unused for a run folder")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
-    evaluation: ClinicConfig = section(ClinicConfig)
+    evaluation: ClinicAndCostsConfig = section(ClinicAndCostsConfig)
     overwrite: bool = setting(False, "replace an existing page")
 
 

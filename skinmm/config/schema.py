@@ -255,7 +255,9 @@ class EvaluationConfig:
         choices=("likeliest", "balanced", "f1", "cost"),
     )
     costs: Any = setting(
-        None, "of call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}; other errors cost 1"
+        None,
+        "of call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}, or a YAML file with such "
+        "lines; other errors cost 1",
     )
     half_cut: bool = setting(
         False, "also write half_<class>, from 0.5 for the predicted class alone"

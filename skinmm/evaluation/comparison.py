@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64, Shaped
 from scipy.special import stdtr
 
 from skinmm.errors import InputError
@@ -14,19 +15,23 @@ from skinmm.evaluation.call_rules import CALLS, CallMetrics, cross_fit_calls, pa
 from skinmm.evaluation.delong import delong_test
 from skinmm.evaluation.intervals import (
     Entry,
+    Statistic,
     bootstrap,
     compute_exact,
     estimate_shapes,
     independent_units,
     patient_codes,
     student_quantile,
+    sum_by_patient,
     summarise,
 )
 from skinmm.evaluation.metrics import estimate
 from skinmm.evaluation.predictions import Predictions
+from skinmm.evaluation.sources import build_source_statistic
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, MalignancyMetrics
 
 RULE_METRICS: Final = ("class_accuracy", "class_balanced_accuracy", "macro_f1")
+MEAN_COST: Final = "mean_cost"
 _EQUAL: Final = 1e-12
 
 
@@ -51,7 +56,8 @@ def compare_rules(
         seed: seed of the resamples.
 
     Returns:
-        For each rule, `class_accuracy`, `class_balanced_accuracy` and `macro_f1` with intervals.
+        For each rule, `class_accuracy`, `class_balanced_accuracy` and `macro_f1` with intervals;
+        with costs also `mean_cost`, of a row.
     """
     matrix = parse_costs(costs, predictions.classes)
     fit = predictions.probabilities, predictions.target, predictions.patient_id, matrix
@@ -64,10 +70,24 @@ def compare_rules(
     settings = (codes, units, resamples, confidence, seed)
     results = {}
     for name, called in calls.items():
-        statistic = CallMetrics(predictions.target, called, codes, predictions.classes)
+        statistic: Statistic = CallMetrics(predictions.target, called, codes, predictions.classes)
         metrics = estimate(statistic, statistic, *settings)
         results[name] = {key: metrics[key] for key in RULE_METRICS}
+        if matrix:
+            paid = np.array(matrix)[predictions.target, called]
+            statistic = _build_mean_cost(sum_by_patient(codes, [paid, np.ones_like(paid)]))
+            results[name] |= estimate(statistic, statistic, *settings)
     return results
+
+
+def _build_mean_cost(sums: Float64[np.ndarray, "p 2"]) -> Statistic:
+    """Return the mean cost of a row, given costs and rows of each patient."""
+
+    def statistic(draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
+        costs, rows = (draws @ sums).T
+        return {MEAN_COST: costs / rows}
+
+    return statistic
 
 
 def compare(
@@ -88,7 +108,7 @@ def compare(
     for each metric separately: it does not correct for the number of metrics. Binary and
     multi-class files can be mixed. The decision threshold of a file is 0.5 unless `thresholds` has
     its name. Only pairs with a name in `against` are compared and adjusted; all pairs if it is
-    empty.
+    empty. AUROCs within sources are compared if the files agree on the source of each row.
 
     Returns:
         Plain data: `n`, `patients`, `positives`, `units` (patients of the rarer class),
@@ -99,11 +119,11 @@ def compare(
     joined = _join(files)
     first = next(iter(joined.values()))
     codes, patients = patient_codes(first.patient_id)
-    units = independent_units(codes, first.malignant)
+    units, sources = independent_units(codes, first.malignant), _common_sources(joined)
     values, samples, systems = {}, {}, {}
     for name, rows in joined.items():
         threshold = (thresholds or {}).get(name, DEFAULT_THRESHOLD)
-        statistic = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
+        statistic = _build_statistic(rows, codes, sources, threshold)
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
         values[name], samples[name] = compute_exact(statistic, patients), drawn
         shapes = estimate_shapes(statistic, patients, len(codes))
@@ -147,6 +167,24 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
     return joined
 
 
+def _common_sources(joined: Mapping[str, Predictions]) -> Shaped[np.ndarray, " n"] | None:
+    """Return the sources of the joined rows; None if no file has them, or if files differ."""
+    first, *others = [r.source for r in joined.values() if r.source is not None] or [None]
+    return first if all(np.array_equal(first, other) for other in others) else None
+
+
+def _build_statistic(
+    rows: Predictions,
+    codes: Int64[np.ndarray, " n"],
+    sources: Shaped[np.ndarray, " n"] | None,
+    threshold: float,
+) -> Statistic:
+    """Return the metrics of malignancy, and the AUROCs within sources if there are several."""
+    ranking = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
+    within = build_source_statistic(replace(rows, source=sources), codes)
+    return lambda draws: ranking(draws) | (within(draws) if within else {})
+
+
 def _compare_pairs(
     joined: Mapping[str, Predictions],
     values: Mapping[str, Mapping[str, float]],
@@ -160,15 +198,16 @@ def _compare_pairs(
         if against and not {a, b} & {*against}:
             continue
         metrics = {}
-        for key, value in values[a].items():
+        for key in [key for key in values[a] if key in values[b]]:
             drawn = samples[a][key] - samples[b][key]
-            metrics[key] = _difference(value - values[b][key], drawn, confidence, units)
+            metrics[key] = _difference(values[a][key] - values[b][key], drawn, confidence, units)
         scores = joined[a].malignancy, joined[b].malignancy
         truth = joined[a].malignant, joined[a].patient_id
         delong = delong_test(*scores, *truth, confidence=confidence)
         pairs.append({"a": a, "b": b, "metrics": metrics, "delong": delong})
-    for key in next(iter(values.values())):
-        tested = [e for pair in pairs if (e := pair["metrics"][key])["p"] is not None]
+    for key in dict.fromkeys(key for pair in pairs for key in pair["metrics"]):
+        entries = [e for pair in pairs if (e := pair["metrics"].get(key))]
+        tested = [entry for entry in entries if entry["p"] is not None]
         for entry, p in zip(tested, adjust_holm([entry["p"] for entry in tested]), strict=True):
             entry["p_holm"] = p
     return pairs

@@ -57,6 +57,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "log_loss": (0, math.inf),
     "class_log_loss": (0, math.inf),
     "class_brier": (0, 2),
+    "mean_cost": (0, math.inf),
     **dict.fromkeys(
         ("net_benefit", "net_benefit_gain", "calibration_slope", "calibration_intercept"),
         (-math.inf, math.inf),

@@ -42,7 +42,7 @@ from skinmm.report.write import write_page
 
 MACRO: Final = "macro_auroc"  # of multi-class runs only
 WITHIN: Final = "within_source_auroc"  # of files with sources only
-DIFFERENT: Final = ("auroc", "average_precision", "brier")
+DIFFERENT: Final = ("auroc", WITHIN, f"within_source_{MACRO}", "average_precision", "brier")
 MAX_PAIRED: Final = 6  # systems, which give fifteen pairs
 
 
@@ -260,11 +260,12 @@ def _differences(
     """Build the section of differences on common images, the only fair comparison."""
     if result is None:
         return Section("paired", "Differences", [Note(TEXTS["disjoint"], warning=True)])
-    rows = []
-    for pair in result["pairs"]:
-        cells = (_format_difference(pair["metrics"][name]) for name in DIFFERENT)
+    rows, metrics = [], [pair["metrics"] for pair in result["pairs"]]
+    names = [name for name in DIFFERENT if any(name in entries for entries in metrics)]
+    for pair, entries in zip(result["pairs"], metrics, strict=True):
+        cells = (_format_difference(entries[n]) if n in entries else ABSENT for n in names)
         rows.append([f"{pair['a']} minus {pair['b']}", *cells])
-    blocks: list[Block] = [Table("", ("Systems", *map(metric_label, DIFFERENT)), rows, stack=True)]
+    blocks: list[Block] = [Table("", ("Systems", *map(metric_label, names)), rows, stack=True)]
     if any(result["left_out"].values()):
         text = TEXTS["different_images"].format(format_count(result["n"], "image"))
         if few := [name for name, count in result["left_out"].items() if count > result["n"]]:

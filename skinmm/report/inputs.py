@@ -13,6 +13,7 @@ import yaml
 
 from skinmm.config.checkpoints import FINAL
 from skinmm.errors import InputError, one_line, warn
+from skinmm.evaluation.call_rules import parse_costs
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.other_formats import TableFormat
 from skinmm.evaluation.prediction_tables import IMAGE_EXTENSIONS, read_tables
@@ -51,6 +52,7 @@ class ReportInputs:
         pictures: whether the page may show lesions.
         explanations: image id -> points that each input `added`, and path of the `picture`.
         notes: lines on the columns of a prediction file.
+        costs: of errors, as `evaluation.costs`, instead of those in `config`; None: not given.
     """
 
     title: str
@@ -66,6 +68,7 @@ class ReportInputs:
     pictures: bool = True
     explanations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    costs: Mapping[str, Any] | None = None
 
     @property
     def threshold(self) -> float:
@@ -137,8 +140,13 @@ class ReportInputs:
         """Return the value of a metric; None if it is undefined."""
         return self.estimate(name).get("value")
 
-    def restate(self, prevalence: float | None) -> "ReportInputs":
-        """Return the inputs with predictive values at a prevalence; unchanged if it is None."""
+    def restate(
+        self, prevalence: float | None, costs: Mapping[str, Any] | None = None
+    ) -> "ReportInputs":
+        """Return the inputs with predictive values at a prevalence, and with costs of errors."""
+        if costs is not None:
+            parse_costs(costs, self.predictions.classes)  # refuses wrong ones
+            return replace(self, costs=costs).restate(prevalence)
         if prevalence is None:
             return self
         clinic = evaluate_clinic(

@@ -1,7 +1,7 @@
 """Writers of self-contained pages: one page per run folder or prediction file."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from html import escape
@@ -22,7 +22,11 @@ from skinmm.report.sections.facts import describe_run
 
 
 def write_report(
-    run: Path, *, pictures: bool | None = None, prevalence: float | None = None
+    run: Path,
+    *,
+    pictures: bool | None = None,
+    prevalence: float | None = None,
+    costs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html`, and the card of a classifier, into a run folder; replace earlier ones.
 
@@ -30,15 +34,17 @@ def write_report(
         run: run folder; all files but the predictions are optional.
         pictures: show lesions; None: `report.pictures` of the run decides.
         prevalence: of a clinic, for predictive values and net benefit; None: that of the run.
+        costs: of errors, for the table of decision rules; None: those of the run.
     """
     run = Path(run)
     task = read_mapping(run / "metrics.json").get("task", CLASSIFICATION)
     if task not in RUN_PAGES:
         raise InputError(f"{run}: task={task} has no report; known: {', '.join(RUN_PAGES)}")
     if task == CLASSIFICATION:
-        return _write_run(run, pictures, prevalence)
-    if prevalence is not None:
-        raise InputError(f"{run}: evaluation.prevalence is for task={CLASSIFICATION}, not {task}")
+        return _write_run(run, pictures, prevalence, costs)
+    for name, value in (("prevalence", prevalence), ("costs", costs)):
+        if value is not None:
+            raise InputError(f"{run}: evaluation.{name} is for task={CLASSIFICATION}, not {task}")
     return RUN_PAGES[task](run, pictures)
 
 
@@ -51,6 +57,7 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
     form: TableFormat | None = None,
     pictures: bool = True,
     prevalence: float | None = None,
+    costs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page of a prediction file from any system.
@@ -64,12 +71,13 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
         form: meaning of the columns of another system.
         pictures: show lesions whose image files are known.
         prevalence: of a clinic, see `write_report`.
+        costs: of errors, see `write_report`.
         overwrite: replace an existing page.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
     inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures, form=form)
-    return write_inputs(inputs.restate(prevalence), Path(output))
+    return write_inputs(inputs.restate(prevalence, costs), Path(output))
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
@@ -135,8 +143,13 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*`\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def _write_run(run: Path, pictures: bool | None, prevalence: float | None = None) -> Path:
-    inputs = read_run(run, pictures=pictures).restate(prevalence)
+def _write_run(
+    run: Path,
+    pictures: bool | None,
+    prevalence: float | None = None,
+    costs: Mapping[str, Any] | None = None,
+) -> Path:
+    inputs = read_run(run, pictures=pictures).restate(prevalence, costs)
     _write_text(format_card(inputs), run / "card.md")
     return write_inputs(inputs, run / "report.html")
 

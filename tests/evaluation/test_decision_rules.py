@@ -24,6 +24,7 @@ from skinmm.evaluation.call_rules import (
 )
 from skinmm.evaluation.comparison import compare_rules
 from skinmm.evaluation.predictions import Predictions, read_predictions, write_predictions
+from skinmm.files import read_costs
 
 GAP = 2.0
 SHARES = [0.9, 0.1]
@@ -144,6 +145,17 @@ def test_costs_are_the_lowest_expected_ones() -> None:
         parse_costs(given, ("benign", "malignant"))
 
 
+def test_costs_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "costs.yaml"
+    file.write_text("mel:  # a missed melanoma\n  nv: 20\n  bkl: 20\n", encoding="utf-8")
+    assert read_costs(str(file)) == {"mel": {"nv": 20, "bkl": 20}}
+    assert read_costs({"mel": {"nv": 1}}) == {"mel": {"nv": 1}}
+    file.write_text("20", encoding="utf-8")
+    for wrong, message in ((file, "must contain TRUTH"), (tmp_path / "none.yaml", "not a YAML")):
+        with pytest.raises(InputError, match=message):
+            read_costs(str(wrong))
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_cut_at_half_gives_the_called_class_alone(name: str) -> None:
     rows = rare_classes()
@@ -200,6 +212,7 @@ def test_the_comparison_of_rules_has_the_figures_of_scikit_learn() -> None:
     rows = rare_classes()
     fit = rows.probabilities, rows.target, rows.patient_id
     results = compare_rules(rows, costs={"mel": {"nv": 20}}, resamples=100)
+    costs = np.array(parse_costs({"mel": {"nv": 20}}, rows.classes))
     assert [*results] == [*CALLS]
     for name, entries in results.items():
         called = cross_fit_calls(name, *fit, parse_costs({"mel": {"nv": 20}}, rows.classes))
@@ -210,6 +223,9 @@ def test_the_comparison_of_rules_has_the_figures_of_scikit_learn() -> None:
         for entry in entries.values():
             assert None not in (entry["low"], entry["high"])
             assert entry["low"] < entry["value"] < entry["high"]  # type: ignore[operator]
+        paid = costs[rows.target, called].mean()
+        assert entries["mean_cost"]["value"] == pytest.approx(paid)
+    assert min(results, key=lambda n: results[n]["mean_cost"]["value"] or 0) == "cost"
     best = {key: max(results, key=lambda n: results[n][key]["value"]) for key in results["f1"]}  # type: ignore[arg-type,return-value]
     assert best["class_accuracy"] == "likeliest"
     assert best["class_balanced_accuracy"] == "balanced"

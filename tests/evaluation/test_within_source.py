@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import Bool, Float64, Int64, Shaped
 from sklearn.metrics import roc_auc_score
 
+from skinmm.evaluation.comparison import compare
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import (
     BINARY,
@@ -101,6 +102,24 @@ def test_one_source_has_no_auroc_within_sources() -> None:
         measured = evaluate(other, resamples=0)
         assert "within_source_auroc" not in measured["metrics"]
         assert measured["sources"] is None
+
+
+def test_a_score_of_the_source_wins_over_all_pairs_and_not_within_sources() -> None:
+    camera = make_predictions(400)  # adds to each score 0.3 times the share of the source
+    shift = pd.Series(camera.source).map({"a": 0.06, "b": 0.18}).fillna(0).to_numpy()
+    scores = np.round(camera.malignancy - shift, 2)
+    plain = replace(camera, probabilities=np.stack([1 - scores, scores], axis=1))
+    result = compare({"camera": camera, "plain": plain}, resamples=200)
+    metrics = result["pairs"][0]["metrics"]
+    assert metrics["auroc"]["low"] > 0
+    same = {k: metrics["within_source_auroc"][k] for k in ("difference", "low", "high", "p")}
+    assert same == pytest.approx({"difference": 0, "low": 0, "high": 0, "p": 1}, abs=1e-9)
+    value = evaluate(plain, resamples=0)["metrics"]["within_source_auroc"]["value"]
+    assert result["systems"]["plain"]["within_source_auroc"]["value"] == pytest.approx(value)
+    assert plain.source is not None
+    other = replace(plain, source=np.roll(plain.source, 1))  # the files disagree
+    result = compare({"camera": camera, "other": other}, resamples=20)
+    assert "within_source_auroc" not in result["pairs"][0]["metrics"]
 
 
 def test_every_class_is_ranked_within_sources() -> None:

@@ -126,3 +126,7 @@ def test_systems_with_sources_are_compared_within_them(tmp_path: Path) -> None:
     for file, row in zip(files, systems.rows, strict=True):
         entry = evaluate(read_predictions(file))["metrics"]["within_source_auroc"]
         assert row[column] == format_estimate(entry)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (
+        page.count('<th scope="col">AUROC within sources</th>') == 3
+    )  # systems, differences, by source

@@ -385,6 +385,26 @@ def test_the_command_leaves_pictures_out_and_takes_positive_classes(
     assert "3 images" in Page(page).text
 
 
+def test_costs_add_a_rule_and_its_mean_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, costs, page = (tmp_path / name for name in ("three.csv", "costs.yaml", "page.html"))
+    p = np.random.default_rng(0).dirichlet([1, 1, 2], size=60)
+    table = pd.DataFrame(p, columns=["p_bkl", "p_mel", "p_nv"])
+    table["target"] = np.array(["bkl", "mel", "nv"])[np.resize([0, 1, 2, 2], 60)]
+    table.rename_axis("image_id").to_csv(file)
+    costs.write_text("mel: {nv: 20}\n", encoding="utf-8")
+    given = ["report", str(file), f"output={page}", "overwrite=true"]
+    assert cli.main(given) == 0
+    assert "Mean cost" not in Page(page).text
+    assert cli.main([*given, f"evaluation.costs={costs}"]) == 0
+    assert "Mean cost" in Page(page).text
+    assert "lowest expected cost (cost)" in Page(page).text
+    costs.write_text("melanoma: {nv: 20}\n", encoding="utf-8")
+    assert cli.main([*given, f"evaluation.costs={costs}"]) == 2
+    assert "classes of bkl, mel, nv" in capsys.readouterr().err
+
+
 def test_a_page_that_is_there_is_kept(tmp_path: Path) -> None:
     fitted().to_csv(tmp_path / "predictions.csv", index=False)
     output = tmp_path / "page.html"

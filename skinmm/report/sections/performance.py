@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
-from skinmm.evaluation.comparison import RULE_METRICS, compare_rules
+from skinmm.evaluation.comparison import MEAN_COST, RULE_METRICS, compare_rules
 from skinmm.evaluation.predictions import BINARY, find_confident_mistakes
 from skinmm.evaluation.smooth_calibration import fit_calibration_band
 from skinmm.report.blocks import (
@@ -234,17 +234,17 @@ def describe_record(record: Mapping[Any, Any]) -> list[str]:
 def _rule_table(inputs: ReportInputs) -> Table:
     """Return all decision rules, each cross-fitted to the reported rows."""
     rows, options = inputs.predictions, inputs.evaluation
+    costs = inputs.costs or options.get("costs")
+    metrics = (*RULE_METRICS, MEAN_COST) if costs else RULE_METRICS
     rules = compare_rules(
         rows,
-        costs=options.get("costs"),
+        costs=costs,
         resamples=options.get("resamples", 1000),
         confidence=inputs.confidence,
     )
     labels = TEXTS["rules"]
-    cells = [
-        (labels[name], *format_estimates(entries, RULE_METRICS)) for name, entries in rules.items()
-    ]
-    header = ("Predicted class", *map(metric_label, RULE_METRICS))
+    cells = [(labels[name], *format_estimates(entries, metrics)) for name, entries in rules.items()]
+    header = ("Predicted class", *map(metric_label, metrics))
     return Table(f"Decision rules. {TEXTS['rules_caption']}", header, cells, stack=True)
 
 
