@@ -169,8 +169,9 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
 
 def _common_sources(joined: Mapping[str, Predictions]) -> Shaped[np.ndarray, " n"] | None:
     """Return the sources of the joined rows; None if no file has them, or if files differ."""
-    first, *others = [r.source for r in joined.values() if r.source is not None] or [None]
-    return first if all(np.array_equal(first, other) for other in others) else None
+    sources = [rows.source for rows in joined.values() if rows.source is not None]
+    is_common = sources and all(np.array_equal(sources[0], other) for other in sources[1:])
+    return sources[0] if is_common else None
 
 
 def _build_statistic(
