@@ -3,7 +3,13 @@
     python train.py experiment=outside_study data.root=DATA data.fold=0 hydra.run.dir=STUDY
     python benchmarks/adapt.py STUDY [MODEL_on_SITE ...]
 
-Instead of a study, a folder with predictions MODEL_on_SITE.csv, and MODEL.csv of its own cohort.
+Instead of a study, a folder with predictions MODEL_on_SITE.csv, and MODEL.csv of its own cohort:
+
+    skinmm embed model.name=tf_efficientnet_lite0 ... input=ham10000.csv output=E/ham10000.parquet
+    python benchmarks/adapt.py E heads
+
+writes them for each file of embeddings in E, with the columns patient_id and target. A model is a
+logistic regression on three fifths of the patients of a cohort, calibrated on another fifth.
 
 For each model of the study and each other cohort, whole patients are drawn until so many lesions
 are labelled. The model is adapted to them; of the other lesions at most 2,000 evaluate it.
@@ -16,11 +22,21 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skinmm.evaluation.adaptation import estimate_shift, fit_adaptation
-from skinmm.evaluation.calibration import apply_scale
+from skinmm.evaluation.calibration import apply_scale, fit_calibration
 from skinmm.evaluation.intervals import patient_codes
-from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.evaluation.predictions import (
+    BINARY,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+from skinmm.evaluation.referral import cross_fit_ood
 from skinmm.evaluation.statistics import MalignancyMetrics
 
 SIZES: Final = (200, 50, 100, 400)
@@ -110,6 +126,57 @@ def report(name: str, before: list[Any], after: list[Any], facts: dict[str, Any]
     print(f"| {name} | {' | '.join(cells)} | {facts} |", flush=True)
 
 
+def write_heads(folder: Path) -> None:
+    """Write the predictions of a linear head on each cohort of embeddings for all others."""
+    tables = {file.stem: read_embeddings(file) for file in sorted(folder.glob("*.parquet"))}
+    for name, own in tables.items():
+        codes, count = patient_codes(own["patient_id"].to_numpy(str))
+        parts = np.random.default_rng(0).permutation(count)[codes] % 5
+        train, val = own[parts < 3], own[parts == 3]  # noqa: PLR2004 - of five
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        head.fit(to_features(train), train["target"])
+        features = to_features(val)
+        patients = val["patient_id"].to_numpy(str)
+        calibration = fit_calibration(head.predict_proba(features), to_targets(val), patients)
+        fitted = cross_fit_ood(features, patients)
+        if fitted is None:
+            sys.exit(f"{name}: too few rows for an out-of-distribution score")
+        write_rows(folder / f"{name}.csv", val, head, calibration, fitted[1])
+        for site, table in tables.items():
+            rows = table[~table["image_id"].isin(own["image_id"])]
+            ood = fitted[0].score(to_features(rows))
+            if site != name:
+                write_rows(folder / f"{name}_on_{site}.csv", rows, head, calibration, ood)
+
+
+def read_embeddings(file: Path) -> pd.DataFrame:
+    """Return image_id, patient_id, target and the columns of the embedding."""
+    table = pd.read_parquet(file)
+    names = table["image_id"].map(lambda name: Path(name).stem)
+    patients = table["patient_id"].fillna(names)
+    return table.assign(image_id=names, patient_id=patients, target=table["target"].astype(int))
+
+
+def to_features(rows: pd.DataFrame) -> Any:
+    """Return the embeddings."""
+    return rows.filter(regex=r"^e\d+$").to_numpy(np.float32)
+
+
+def to_targets(rows: pd.DataFrame) -> Any:
+    """Return the index of the true class of each row."""
+    return rows["target"].to_numpy(np.int64)
+
+
+def write_rows(file: Path, rows: pd.DataFrame, head: Any, calibration: Any, ood: Any) -> None:
+    """Write the calibrated predictions of a head."""
+    p = calibration.apply(head.predict_proba(to_features(rows)))
+    columns = rows[["image_id", "patient_id"]].to_numpy(str).T
+    write_predictions(
+        file, Predictions(*columns, to_targets(rows), p, None, BINARY, BINARY[1:], ood=ood)
+    )
+    print(f"{file}: AUROC {roc_auc_score(rows['target'], p[:, 1]):.3f}", flush=True)
+
+
 def main(folder: Path, directions: list[str]) -> None:
     """Measure every direction, or the named ones such as `ham10000_on_isic_2017`."""
     print("| site | log loss | ECE | slope | net benefit | log loss of repeats | chosen |")
@@ -124,4 +191,7 @@ def main(folder: Path, directions: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[2:] == ["heads"]:
+        write_heads(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

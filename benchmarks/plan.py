@@ -76,8 +76,7 @@ def auroc(rng: np.random.Generator) -> str:
 
 def slope(rng: np.random.Generator) -> str:
     """An interval of the calibration slope of a given width."""
-    planned = planning.rows_for_slope(*planning.expected_log_odds(AUROC, SHARE), 0.4)
-    size = math.ceil(SHARE * planned)
+    size = planning.malignant_for_slope(AUROC, 0.4, SHARE)
     covered, widths = [], []
     for _ in range(REPEATS):
         rows = to_predictions(*draw(rng, size))

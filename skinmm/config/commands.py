@@ -187,6 +187,9 @@ class PlanConfig:
         None, "predictions to resample; null: formulas only", usage="predictions.csv",
         positional=True,
     )  # fmt: skip
+    against: str | None = literal_path(
+        None, "predictions of a second system for the same lesions; null: no pairs to resample"
+    )
     labels: str | None = literal_path(None, "CSV of labels by image_id")
     positive: list[str] = setting([], "malignant classes; empty: those of the vocabulary")
     prevalence: float | None = setting(
@@ -197,7 +200,10 @@ class PlanConfig:
     )
     width: float = setting(0.1, "width of the interval of the AUROC", low=0.001, high=0.9)
     slope_width: float = setting(0.4, "width of that of the calibration slope", low=0.01, high=9)
-    difference: float = setting(0.05, "difference of two AUROCs", low=0.001, high=0.4)
+    difference: float | None = setting(
+        None, "difference of two AUROCs; null: 0.05, at most half of what is left to 1", low=0.001,
+        high=0.4,
+    )  # fmt: skip
     correlation: float = setting(0.5, "of two AUROCs on the same lesions", low=0, high=0.99)
     sensitivity: float = setting(0.95, "sensitivity to be exceeded", low=0.01, high=0.9999)
     expected: float = setting(0.98, "true sensitivity of a given threshold", low=0.02, high=0.99999)

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64
-from scipy.special import expit, logit, ndtri
+from jaxtyping import Bool, Float64, Int64
+from scipy.special import expit, logit, ndtr, ndtri, owens_t
 from scipy.stats import binom
 
 from skinmm.errors import InputError
-from skinmm.evaluation.intervals import patient_codes
+from skinmm.evaluation import curves
+from skinmm.evaluation.comparison import compare
+from skinmm.evaluation.intervals import Statistic, patient_codes, student_quantile
+from skinmm.evaluation.metrics import estimate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.statistics import MalignancyMetrics
 from skinmm.evaluation.thresholds import sensitivity_bound
@@ -18,6 +21,9 @@ from skinmm.evaluation.thresholds import sensitivity_bound
 MAX_MALIGNANT: Final = 100_000
 _STABLE: Final = 100  # numbers of lesions with enough power in a row
 _QUANTILES: Final = 2000
+_COHORTS, _RESAMPLES = 40, 100  # of the simulated width of a slope's interval
+_LARGE: Final = 1000  # malignant lesions with which it is that of the formula
+_MAX_ROWS: Final = 10_000  # of a simulated cohort
 _LogOdds = Float64[np.ndarray, " n"]
 
 
@@ -58,23 +64,30 @@ def malignant_for_sensitivity(
 def auroc_error(auroc: float, malignant: int | float, benign: int | float) -> float:
     """Return the standard error of an AUROC.
 
-    Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747.
+    Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, for normal scores.
     """
-    first, second = _pair_variances(auroc)
-    variance = auroc * (1 - auroc) + (malignant - 1) * first + (benign - 1) * second
-    return math.sqrt(variance / (malignant * benign))
+    shared = (malignant + benign - 2) * _pair_variance(auroc)
+    return math.sqrt((auroc * (1 - auroc) + shared) / (malignant * benign))
 
 
 def auroc_width(
     auroc: float, malignant: int | float, benign: int | float, confidence: float = 0.95
 ) -> float:
-    """Return the width of the interval of an AUROC."""
-    return 2 * _reach(confidence) * auroc_error(auroc, malignant, benign)
+    """Return the width of the interval of an AUROC, with Student's quantile."""
+    reach = student_quantile(confidence, min(malignant, benign))
+    return 2 * reach * auroc_error(auroc, malignant, benign)
 
 
-def _pair_variances(auroc: float) -> tuple[float, float]:
-    """Return Q1 - A**2 and Q2 - A**2 of Hanley and McNeil."""
-    return auroc / (2 - auroc) - auroc**2, 2 * auroc**2 / (1 + auroc) - auroc**2
+def _pair_variance(auroc: float) -> float:
+    """Return Q - A**2, where Q is the chance that two pairs with a common lesion are in order.
+
+    For normal scores of one variance it is the same with a common malignant and a common benign
+    lesion (Q1 and Q2 of Hanley and McNeil): two normal variables of correlation 0.5 are both below
+    the quantile of A. The authors' exponential scores have another variance in each class, which
+    asks for half as many lesions more where malignant ones are rare.
+    """
+    quantile = ndtri(auroc)
+    return float(ndtr(quantile) - 2 * owens_t(quantile, 1 / math.sqrt(3))) - auroc**2
 
 
 def malignant_for_auroc(
@@ -96,8 +109,9 @@ def malignant_for_difference(
 ) -> int:
     """Return the number of malignant lesions that show a difference of two AUROCs.
 
-    The formula of Hanley and McNeil 1982 for a two-sided test, with the correlation of the two
-    AUROCs on the same lesions (Hanley and McNeil 1983, doi:10.1148/radiology.148.3.6878708).
+    The formula of Hanley and McNeil 1982 for a two-sided test and normal scores, with the
+    correlation of the two AUROCs on the same lesions (Hanley and McNeil 1983,
+    doi:10.1148/radiology.148.3.6878708).
 
     Args:
         auroc: the lower one.
@@ -112,10 +126,7 @@ def malignant_for_difference(
             f"difference={difference}: an AUROC of {auroc + difference:g} is not below 1; ask for "
             f"less than {1 - auroc:.2g}"
         )
-    odds = (1 - prevalence) / prevalence
-    lower, higher = (
-        first / odds + second for first, second in map(_pair_variances, (auroc, auroc + difference))
-    )
+    lower, higher = (_pair_variance(a) / (1 - prevalence) for a in (auroc, auroc + difference))
     null = 2 * lower * (1 - correlation)
     variance = lower + higher - 2 * correlation * math.sqrt(lower * higher)
     reach = _reach(confidence) * math.sqrt(null) + ndtri(power) * math.sqrt(variance)
@@ -146,6 +157,52 @@ def rows_for_slope(
     a, b, c = (np.average(p * (1 - p) * log_odds**k, weights=weights) for k in range(3))
     error = width / (2 * _reach(confidence))
     return math.ceil(a / (error**2 * (a * c - b**2)))
+
+
+def malignant_for_slope(
+    auroc: float, width: float, prevalence: float, confidence: float = 0.95
+) -> int:
+    """Return the number of malignant lesions for an interval of the calibration slope.
+
+    The number of `rows_for_slope` is for a normal interval with the true variance. That of a report
+    is wider, which is measured in simulated cohorts of this number, with fewer benign lesions if
+    they are very rare.
+    """
+    log_odds = expected_log_odds(auroc, prevalence)
+    malignant = math.ceil(prevalence * rows_for_slope(*log_odds, width, confidence))
+    if malignant > _LARGE:
+        return malignant
+    share = max(prevalence, malignant / _MAX_ROWS)
+    expected = rows_for_slope(*expected_log_odds(auroc, share), 1.0, confidence)
+    excess = _simulate_slopes(auroc, share, malignant, confidence) ** 2 * malignant / share
+    return math.ceil(malignant * max(1.0, excess / expected))
+
+
+def _simulate_slopes(auroc: float, share: float, malignant: int, confidence: float) -> float:
+    """Return the mean width of the interval of the slope in cohorts of so many lesions."""
+    rng, spread, widths = np.random.default_rng(0), math.sqrt(2) * ndtri(auroc), []
+    truth = np.arange(round(malignant / share)) < malignant
+    units = min(malignant, len(truth) - malignant)
+    for _ in range(_COHORTS):
+        ratios = rng.normal(np.where(truth, 0.5, -0.5) * spread**2, spread)
+        statistic = _build_slope(ratios + logit(share), truth)
+        settings = (np.arange(len(truth)), units, _RESAMPLES, confidence, 0)
+        entry = estimate(statistic, statistic, *settings)["calibration_slope"]
+        widths.append((entry["high"] or 0) - (entry["low"] or 0))
+    return float(np.mean(widths))
+
+
+def _build_slope(log_odds: _LogOdds, truth: Bool[np.ndarray, " n"]) -> Statistic:
+    """Return the calibration slope of rows of different patients as a statistic."""
+    order = np.argsort(log_odds, kind="stable")
+    starts, centres = curves.group_log_odds(log_odds[order], curves.GRID)
+
+    def statistic(draws: Int64[np.ndarray, "b p"]) -> dict[str, curves.Samples]:
+        weights = curves.CumulativeWeights.from_weights(draws[:, order], truth[order])
+        line = curves.calibration_line(*weights.between(starts), centres, free=True)
+        return {"calibration_slope": line[1]}
+
+    return statistic
 
 
 def simulate_widths(
@@ -197,6 +254,27 @@ def malignant_by_simulation(
         present = simulate_widths(predictions, malignant, confidence=confidence)[metric]
         malignant = max(2, math.ceil(malignant * (present / width) ** 2))
     return malignant
+
+
+def malignant_by_pairs(
+    first: Predictions,
+    second: Predictions,
+    difference: float,
+    confidence: float = 0.95,
+    power: float = 0.8,
+) -> int:
+    """Return the number of patients with malignant lesions that show a difference of two AUROCs.
+
+    Two systems predict the same lesions. The standard error of their difference is that of
+    resampled patients (see `compare`), and falls as one over the square root of the number.
+    """
+    result = compare({"first": first, "second": second}, resamples=500)
+    entry = result["pairs"][0]["metrics"]["auroc"]
+    if not entry["standard_error"]:
+        raise InputError("the two systems rank the lesions alike: a difference cannot be planned")
+    malignant = len(np.unique(first.patient_id[first.malignant].astype(str)))
+    reach = _reach(confidence) + float(ndtri(power))
+    return math.ceil(malignant * (reach * entry["standard_error"] / difference) ** 2)
 
 
 def _reach(confidence: float) -> float:

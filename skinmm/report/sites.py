@@ -46,6 +46,7 @@ COMPARED: Final = ("log_loss", "calibration_slope", "calibration_intercept", "ec
 CHECKSUM: Final = 12  # digits
 AUROC: Final = 0.85  # expected without predictions
 LOWEST, HIGHEST = 0.51, 0.999
+DIFFERENCE: Final = 0.05  # of two AUROCs
 
 
 def write_adaptation_page(
@@ -148,20 +149,22 @@ def run_plan(config: PlanConfig) -> int:
     """Write the page with sample sizes, and print its table."""
     require_new_output("output", Path(config.output), overwrite=config.overwrite)
     prevalence, auroc, rows = CLINIC_PREVALENCE, AUROC, None
+    if config.against is not None and config.input is None:
+        raise InputError("against= is compared with predictions; give both files")
     if config.input is not None:
-        labels = None if config.labels is None else Path(config.labels)
-        rows = read_predictions(Path(config.input), labels, config.positive or None)
+        rows = _read_rows(config, config.input)
         measured = evaluate(rows, resamples=0)
         prevalence, auroc = measured["prevalence"], measured["metrics"]["auroc"]["value"]
     prevalence, auroc = config.prevalence or prevalence, config.auroc or auroc
     if not LOWEST <= auroc <= HIGHEST:
-        raise InputError(
-            f"{config.input}: its AUROC is {auroc:.3g}; sizes are planned for {LOWEST} to "
-            f"{HIGHEST}: give auroc="
-        )
-    table = _plan_table(config, rows, prevalence, auroc)
+        advice = f"sizes are planned for {LOWEST} to {HIGHEST}: give auroc="
+        if auroc < 1 - LOWEST:
+            advice = "it ranks benign lesions above malignant ones: check its labels and positive="
+        raise InputError(f"{config.input}: its AUROC is {auroc:.3g}; {advice}")
+    config = replace(config, difference=config.difference or min(DIFFERENCE, (1 - auroc) / 2))
+    table, slope = _plan_table(config, rows, prevalence, auroc)
     lead = TEXTS["plan"]["lead"].format(format_number(auroc), format_percent(prevalence, 2))
-    figure = _plan_figure(prevalence, auroc, config.confidence)
+    figure = _plan_figure(prevalence, auroc, config.confidence, slope)
     notes = [Note(TEXTS["plan"]["resampled"])] if rows is not None else []
     section = Section("plan", "Malignant lesions needed", [table, *notes, figure], lead)
     facts = [] if config.input is None else [Path(config.input).name]
@@ -172,8 +175,11 @@ def run_plan(config: PlanConfig) -> int:
 
 def _plan_table(
     config: PlanConfig, rows: Predictions | None, prevalence: float, auroc: float
-) -> Table:
-    """Return the numbers by formula and, given predictions, by resampling their patients."""
+) -> tuple[Table, float]:
+    """Return the numbers by formula and, given predictions, by resampling their patients.
+
+    Also the width of the interval of a slope, times the root of the malignant lesions.
+    """
     level, power, target = config.confidence, config.power, config.sensitivity
     goals = {
         "guarantee": planning.malignant_for_guarantee(target, level),
@@ -181,44 +187,54 @@ def _plan_table(
         "auroc": planning.malignant_for_auroc(auroc, config.width, prevalence, level),
         "difference": planning.malignant_for_difference(
             auroc,
-            config.difference,
+            config.difference or DIFFERENCE,
             prevalence,
             correlation=config.correlation,
             confidence=level,
             power=power,
         ),
-        "slope": math.ceil(
-            prevalence
-            * planning.rows_for_slope(
-                *planning.expected_log_odds(auroc, prevalence), config.slope_width, level
-            )
-        ),
+        "slope": planning.malignant_for_slope(auroc, config.slope_width, prevalence, level),
     }
-    simulated = {
-        "auroc": ("auroc", config.width),
-        "slope": ("calibration_slope", config.slope_width),
-    }
-    cells = []
+    numbers, cells = _resample(config, rows), []
     for goal, malignant in goals.items():
         text = TEXTS["plan"][goal].format_map(vars(config))
         cells.append([text, f"{malignant:,}", f"{round(malignant / prevalence):,}"])
         if rows is not None:
-            number = ABSENT
-            if goal in simulated:
-                metric, width = simulated[goal]
-                number = f"{planning.malignant_by_simulation(rows, metric, width, level):,}"
-            cells[-1].append(number)
+            cells[-1].append(f"{numbers[goal]:,}" if goal in numbers else ABSENT)
     header = ["Goal", "Malignant lesions", "All lesions"]
-    return Table("", header if rows is None else [*header, "Malignant, by resampling"], cells)
+    table = Table("", header if rows is None else [*header, "Malignant, by resampling"], cells)
+    return table, config.slope_width * math.sqrt(goals["slope"])
 
 
-def _plan_figure(prevalence: float, auroc: float, level: float) -> Plot:
+def _resample(config: PlanConfig, rows: Predictions | None) -> dict[str, int]:
+    """Return the numbers by resampling the patients of the predictions, by goal."""
+    if rows is None:
+        return {}
+    level = config.confidence
+    widths = {"auroc": config.width, "calibration_slope": config.slope_width}
+    auroc, slope = (
+        planning.malignant_by_simulation(rows, metric, width, level)
+        for metric, width in widths.items()
+    )
+    numbers = {"auroc": auroc, "slope": slope}
+    if config.against is not None:
+        other = _read_rows(config, config.against)
+        gain = config.difference or DIFFERENCE
+        numbers["difference"] = planning.malignant_by_pairs(rows, other, gain, level, config.power)
+    return numbers
+
+
+def _read_rows(config: PlanConfig, file: str) -> Predictions:
+    labels = None if config.labels is None else Path(config.labels)
+    return read_predictions(Path(file), labels, config.positive or None)
+
+
+def _plan_figure(prevalence: float, auroc: float, level: float, slope: float) -> Plot:
     """Draw the widths of intervals against the number of malignant lesions."""
     sizes = np.geomspace(20, 1000, 25)
     widths = [
         planning.auroc_width(auroc, n, n * (1 - prevalence) / prevalence, level) for n in sizes
     ]
-    rows = planning.rows_for_slope(*planning.expected_log_odds(auroc, prevalence), 1.0, level)
-    slopes = np.sqrt(rows * prevalence / sizes)
-    lines = [Line("AUROC", sizes, np.array(widths)), Line("calibration slope", sizes, slopes)]
+    slopes = Line("calibration slope", sizes, slope / np.sqrt(sizes))
+    lines = [Line("AUROC", sizes, np.array(widths)), slopes]
     return Plot("Width of the interval", draw_sizes(lines))
