@@ -170,10 +170,10 @@ def to_targets(rows: pd.DataFrame) -> Any:
 def write_rows(file: Path, rows: pd.DataFrame, head: Any, calibration: Any, ood: Any) -> None:
     """Write the calibrated predictions of a head."""
     p = calibration.apply(head.predict_proba(to_features(rows)))
-    columns = rows[["image_id", "patient_id"]].to_numpy(str).T
-    write_predictions(
-        file, Predictions(*columns, to_targets(rows), p, None, BINARY, BINARY[1:], ood=ood)
-    )
+    names, patients = (rows[name].to_numpy(str) for name in ("image_id", "patient_id"))
+    target = to_targets(rows)
+    made = Predictions(names, patients, target, p, None, BINARY, BINARY[1:], ood=ood)
+    write_predictions(file, made)
     print(f"{file}: AUROC {roc_auc_score(rows['target'], p[:, 1]):.3f}", flush=True)
 
 

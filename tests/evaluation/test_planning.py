@@ -118,12 +118,13 @@ def test_a_difference_is_planned_from_two_systems_of_the_same_lesions() -> None:
         systems.append(
             Predictions(names, names, target * 1, np.c_[1 - p, p], None, BINARY, BINARY[1:])
         )
-    needed = malignant_by_pairs(*systems, 0.05)
+    first, second = systems
+    needed = malignant_by_pairs(first, second, 0.05)
     formula = malignant_for_difference(0.85, 0.05, 0.1, correlation=0.45)
     assert needed == pytest.approx(formula, rel=0.3)
-    assert malignant_by_pairs(*systems, 0.025) == pytest.approx(4 * needed, abs=4)
+    assert malignant_by_pairs(first, second, 0.025) == pytest.approx(4 * needed, abs=4)
     with pytest.raises(InputError, match="rank the lesions alike"):
-        malignant_by_pairs(systems[0], systems[0], 0.05)
+        malignant_by_pairs(first, first, 0.05)
 
 
 def test_the_expected_log_odds_have_the_auroc_and_are_calibrated() -> None:
