@@ -49,6 +49,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "spark": ("config", "data", "images", "predict"),
     "serve": ("config", "evaluation", "images", "predict", "report", "training"),
+    "federated": ("config", "data", "images", "models", "training"),
     # The command line. It imports other rooms inside functions: it answers --help and refuses a
     # wrong option before they, and torch, are loaded.
     "cli": (
@@ -62,7 +63,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
 LATE: Final = {"cli": tuple(room for room in ARROWS["cli"] if room != "config")}
 
 # Packages that are not named here may be imported anywhere.
-LIGHTNING: Final = ("data.datamodule", "segmentation", "training")
+LIGHTNING: Final = ("data.datamodule", "federated", "segmentation", "training")
 ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "hydra": ("cli.hydra_app",),
     "omegaconf": ("config",),
@@ -73,7 +74,8 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "lightning": (),  # the same code as pytorch_lightning under a second name
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
-    "torch": ("data", "models", "predict", "segmentation", "serve", "training"),
+    "torch": ("data", "federated", "models", "predict", "segmentation", "serve", "training"),
+    "flwr": ("federated",),
 }
 LATE_PACKAGES: Final = ("tfrecord",)  # imports torch, which takes 1.7 s
 

@@ -23,6 +23,7 @@ from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
+from skinmm.config import federated_commands as federated
 from skinmm.config.cores import prepare_threads
 from skinmm.errors import delay_sigterm, print_line, warn
 
@@ -82,6 +83,23 @@ _COMMANDS: Final = (
     Command("explore", data_schemas.ExploreConfig, "skinmm.cli.commands:run_explore"),
     Command("pack", data_schemas.PackConfig, "skinmm.cli.commands:run_pack"),
     Command("pack-spark", data_schemas.PackSparkConfig, "skinmm.cli.commands:run_pack"),
+    Command(
+        "federate simulate",
+        federated.FederateSimulateConfig,
+        "skinmm.federated:simulate",
+        config_name="config",
+        usage="  skinmm federate simulate data=ham10000 data.root=DIR data.split=source rounds=10",
+    ),
+    Command(
+        "federate server",
+        federated.FederateServerConfig,
+        "skinmm.federated:serve",
+        config_name="config",
+        usage="""\
+  skinmm federate server rounds=10 min_clients=3 model=effnet_b0 host=0.0.0.0 \\
+    certificate=server.pem private_key=server.key clients=centres.txt""",
+    ),
+    Command("federate client", federated.FederateClientConfig, "skinmm.federated:take_part"),
 )
 COMMANDS: Final = {command.name: command for command in _COMMANDS}
 
@@ -90,10 +108,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the `skinmm` command and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
-        rows = [f"  {command.name:<15}{command.help}" for command in COMMANDS.values()]
+        rows = [f"  {command.name:<18}{command.help}" for command in COMMANDS.values()]
         print_line("\n".join(["usage: skinmm COMMAND ...", "", *rows]))
         return 0
     name, *rest = arguments
+    if name == "federate" and rest:
+        name, rest = f"federate {rest[0]}", rest[1:]
     if name == "--version":
         print_line(f"skinmm {__version__}")
         return 0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from skinmm.config.outputs import LoggerConfig, ReportConfig, StudyConfig
-from skinmm.config.setting import Component, fraction, literal_path, section, setting
+from skinmm.config.setting import Component, fraction, literal_path, local, section, setting
 
 CLASSIFY: Final = "classification"
 TASKS: Final = (CLASSIFY, "segmentation")
@@ -22,12 +22,12 @@ class ExtraCohort:
 class DataConfig:
     """Cohort, target and split."""
 
-    name: str = setting("demo", "dataset adapter")
-    root: str | None = literal_path(None, "folder of the dataset", incidental=True, first=True)
-    format: str = setting(
+    name: str = local("demo", "dataset adapter")
+    root: str | None = local(None, "folder of the dataset", path=True, incidental=True, first=True)
+    format: str = local(
         "auto", "storage format of the images", choices=("auto", "jpeg", "dicom", "tfrecord")
     )
-    missing: str = setting(
+    missing: str = local(
         "error", "rows without an image file, if images are used", choices=("error", "drop")
     )
     target: str = setting("malignant", "target to predict", choices=("malignant", "diagnosis"))
@@ -43,7 +43,7 @@ class DataConfig:
     )
     views: int = setting(4, "maximum images of a lesion", low=1, high=100, unit="lesion")
     licences: list[str] = setting([], "licences of the images to use, e.g. [CC-0]; empty: all")
-    args: dict[str, Any] = setting({}, "options of the adapter", path=("root", "table", "images"))
+    args: dict[str, Any] = local({}, "options of the adapter", path=("root", "table", "images"))
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
     )
@@ -62,13 +62,13 @@ class DataConfig:
         task=CLASSIFY,
     )
     split_seed: int = setting(0, "random seed of the split alone", low=0, high=2**32 - 1)
-    extra: list[ExtraCohort] = setting([], "cohorts added to the training rows only")
+    extra: list[ExtraCohort] = local([], "cohorts added to the training rows only")
     icc: str = setting("ignore", "embedded colour profiles", choices=("ignore", "srgb"))
     preprocess: list[str] = setting(
         [], "steps on every image, in order: border, hair, colour, crop_lesion, mask_background"
     )
     segmenter: str | None = literal_path(None, "task=segmentation checkpoint that finds lesions")
-    masks: str | None = literal_path(None, "folder of lesion masks; null: the dataset's")
+    masks: str | None = local(None, "folder of lesion masks; null: the dataset's", path=True)
     allow_leaks: bool = setting(False, "train even if the audit finds a leak")
 
 

@@ -37,6 +37,7 @@ class Flags(TypedDict, total=False):
         task: the only task that uses the setting.
         unit: the only `data.unit` that uses the setting.
         neural: only head=neural uses the setting.
+        local: a client of a federation sets it, not the server.
         first: the help lists the setting before all others.
         first_group: the help lists the options of the section before all others.
     """
@@ -53,6 +54,7 @@ class Flags(TypedDict, total=False):
     task: str
     unit: str
     neural: bool
+    local: bool
     first: bool
     first_group: bool
 
@@ -79,6 +81,7 @@ def setting(
 
 
 literal_path = partial(setting, path=True)
+local = partial(setting, local=True)
 output_path = partial(setting, path=True, output=True)
 fraction = partial(setting, low=0, high=1)
 

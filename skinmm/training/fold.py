@@ -1,6 +1,7 @@
 """Train one fold: from its rows to its run folder, top to bottom in `train_fold`."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -52,17 +53,28 @@ FEW: Final = 100
 """Number of malignant lesions from which it is not averaged."""
 
 
-def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
+def train_fold(
+    config: Config,
+    run: RunFolder,
+    data: LesionData | None = None,
+    train: Callable[..., tuple[Card, dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
     """Train one fold, calibrate it on rows apart from training, evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
     continues from the last checkpoint in its folder. Returns the content of metrics.json
     on rank 0, and an empty dict on other processes.
+
+    Args:
+        config: configuration of the run.
+        run: folder to write.
+        data: rows of the fold; None: those of the configuration.
+        train: replaces `train_network`, with its arguments and result.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)
     trainer = build_trainer(config, run.path)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = data or LesionData(config, FUSIONS[config.fusion.name].inputs)
     set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_usable_split(data, run)
@@ -77,7 +89,7 @@ def train_fold(config: Config, run: RunFolder) -> dict[str, Any]:
         write_json(run.path / "audit.json", findings)
         announce(run, data, module, trainer, findings)
 
-    card, fitting = train_network(trainer, module, data, run)
+    card, fitting = (train or train_network)(trainer, module, data, run)
 
     fitting_part = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
     parts = ("test", *dict.fromkeys(("val", fitting_part)))

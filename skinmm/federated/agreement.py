@@ -1,0 +1,252 @@
+"""What the centres agree on before they train, and the state of the server.
+
+Messages, for clients in any language that Flower has (all JSON is text in a ConfigRecord):
+
+- `query.describe`: `config.question` {config, audit}; the answer `config.answer` has the name of
+  the centre, its classes, the states of its record columns without rare words, and `facts`.
+- `train`: `arrays`, `config.agreement`, `config.server-round`, perhaps `config.proximal-mu`; the
+  answer has `arrays` with the same names and shapes, and `metrics.num-examples`.
+- `query.finish`: the final `arrays` and the agreement; the answer has `metrics`.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from skinmm.config import Config, to_mapping
+from skinmm.config.federated_commands import FederationConfig
+from skinmm.data.cohorts import list_positive_classes
+from skinmm.data.cohorts.targets import sort_key
+from skinmm.data.record import RecordEncoder
+from skinmm.errors import InputError, print_line
+from skinmm.federated.arrays import describe_layout, digest_fixed, list_shared, to_record
+from skinmm.federated.audit import Tokens, describe_links, from_plain
+from skinmm.federated.fleet import Nodes
+from skinmm.files import atomic_write
+from skinmm.models.network import build_network
+
+
+@dataclass
+class Federation:
+    """State of a federation, from which a server that was killed continues.
+
+    Attributes:
+        config: configuration of the federation.
+        folder: folder of the server.
+        agreement: what the centres agreed on in round 0; empty before.
+        arrays: the shared arrays after the last finished round.
+        moments: those of fedadam.
+        round: number of the last finished round.
+        centres: name -> facts that it allows to state, `rounds` it took part in, and its metrics.
+    """
+
+    config: FederationConfig
+    folder: Path
+    agreement: dict[str, Any] = field(default_factory=dict)
+    arrays: ArrayRecord = field(default_factory=ArrayRecord)
+    moments: dict[str, np.ndarray] = field(default_factory=dict)
+    round: int = 0
+    centres: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """File of the arrays and the state."""
+        return self.folder / "federation.safetensors"
+
+    def log(self, line: str) -> None:
+        """Print a line, and append it to log.txt with the time."""
+        print_line(line)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def save(self) -> None:
+        """Write the state atomically."""
+        facts = {"agreement": self.agreement, "round": self.round, "centres": self.centres}
+        arrays = {f"arrays.{name}": array.numpy() for name, array in self.arrays.items()}
+        moments = {f"moments.{name}": np.asarray(value) for name, value in self.moments.items()}
+        content = {name: np.ascontiguousarray(v) for name, v in (arrays | moments).items()}
+        with atomic_write(self.file) as partial:
+            save_file(content, partial, {"federation": json.dumps(facts)})
+
+    def load(self) -> None:
+        """Read the state of `save`; nothing if the first round was not reached."""
+        if not self.file.is_file():
+            return
+        with safe_open(self.file, framework="np") as file:
+            facts = json.loads(file.metadata()["federation"])
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.agreement, self.round = facts["agreement"], facts["round"]
+        self.centres = facts["centres"]
+        names = [*self.agreement["layout"]]
+        self.arrays = ArrayRecord({name: Array(values[f"arrays.{name}"]) for name in names})
+        moments = {name: value for name, value in values.items() if name.startswith("moments.")}
+        self.moments = {name.removeprefix("moments."): value for name, value in moments.items()}
+
+
+def greet(
+    federation: Federation,
+    grid: Nodes,
+    asked: set[int],
+    answers: dict[str, dict[str, Any]],
+    timeout: float,
+) -> None:
+    """Ask new clients to describe their data, and accept those whose answer fits.
+
+    Raises:
+        InputError: the centres' parts share patients, lesions or images.
+    """
+    config = federation.config
+    question = {"config": to_client_mapping(config), "audit": config.audit}
+    content = {"config": ConfigRecord({"question": json.dumps(question)})}
+    new = sorted(grid.list_connected() - asked)
+    messages = [Message(RecordDict(content), node, "query.describe") for node in new]
+    asked |= {*new}
+    for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
+        node = reply.metadata.src_node_id
+        try:
+            answer = read_answer(reply)
+        except InputError as error:
+            federation.log(f"client {node % 10_000:04}: refused: {error}")
+            continue
+        name = answer["name"]
+        returned = "again" if name in federation.centres else "joins"
+        federation.log(f"{name}: {returned}, {describe_facts(answer['facts'])}")
+        federation.centres.setdefault(name, {"rounds": []})["facts"] = answer["facts"]
+        answers[name] = answer
+        require_no_links(federation, answers)
+        grid.accepted.add(node)
+        grid.names[node] = name
+
+
+def read_answer(reply: Message) -> dict[str, Any]:
+    """Return the checked answer to `query.describe`; raise InputError with the reason."""
+    if reply.has_error():
+        raise InputError(reply.error.reason or "it failed")
+    try:
+        answer = json.loads(str(reply.content["config"]["answer"]))  # type: ignore[index]
+        checked = {
+            "name": " ".join(str(answer["name"]).split())[:60],
+            "classes": [str(name) for name in answer["classes"]],
+            "columns": [dict(column) for column in answer["columns"]],
+            "facts": {str(n): float(v) for n, v in dict(answer["facts"]).items()},
+            "hashes": from_plain(answer.get("hashes") or {}),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"its description cannot be read ({type(error).__name__})") from error
+    if not checked["name"]:
+        raise InputError("it has no name; set name=NAME")
+    return checked
+
+
+def require_no_links(federation: Federation, answers: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse centres whose training rows are evaluated elsewhere, or report that none were found.
+
+    `data.allow_leaks` turns the refusal into a line of the log.
+    """
+    tokens: dict[str, Tokens] = {n: a["hashes"] for n, a in answers.items() if a["hashes"]}
+    if leaks := describe_links(tokens):
+        text = f"the centres leak: {'; '.join(leaks[:4])}"
+        if not federation.config.data.allow_leaks:
+            federation.log(text)
+            raise InputError(f"{text}; leave these rows out, or set data.allow_leaks=true")
+        federation.log(text)
+
+
+def start(
+    federation: Federation, answers: Mapping[str, dict[str, Any]], epsilon: float | None
+) -> None:
+    """Agree on classes and record encoder, and build the network that round 1 starts from."""
+    config = federation.config
+    columns = merge_columns([answer["columns"] for answer in answers.values()])
+    classes = sorted({c for answer in answers.values() for c in answer["classes"]}, key=sort_key)
+    if config.data.target == "malignant":
+        classes = [*next(iter(answers.values()))["classes"]]
+    list_positive_classes(classes, config.data)  # refuses classes of another vocabulary
+    encoder = RecordEncoder.from_state({"columns": columns})
+    widths = [column.stop - column.start for column in encoder.layout]
+    pl.seed_everything(config.seed, workers=False, verbose=False)
+    network = build_network(config, widths, len(classes), pretrained=True)
+    names = list_shared(network, config, config.strategy, config.aggregate)
+    federation.arrays = to_record(network, names)
+    parameters = [name for name, _ in network.named_parameters() if name in federation.arrays]
+    if config.noise and len(parameters) < len(names):
+        raise InputError(
+            "noise>0 does not protect statistics of normalisation layers; keep them local with "
+            "strategy=fedbn, or share other arrays with aggregate=head"
+        )
+    settings = ("strategy", "aggregate", "rounds", "local_epochs")
+    federation.agreement = {
+        "id": secrets.token_hex(8),
+        "classes": classes,
+        "columns": columns,
+        "parameters": parameters,
+        "fixed": digest_fixed(network, names),
+        "layout": describe_layout(federation.arrays),
+        **{name: getattr(config, name) for name in settings},
+    }
+    if epsilon is not None:
+        federation.agreement["epsilon"] = epsilon
+    federation.log(
+        f"round 0: {len(answers)} centres ({', '.join(answers)}), {len(classes)} classes, "
+        f"{sum(widths)} record inputs, {len(names)} arrays of "
+        f"{sum(a.numpy().size for a in federation.arrays.values()):,} numbers"
+    )
+    if unaudited := [name for name, answer in answers.items() if not answer["hashes"]]:
+        federation.log(f"audit across centres: not of {', '.join(unaudited)}, which gave no hashes")
+    federation.save()
+
+
+def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the record columns of all centres: the union of their words, pooled mean and scale."""
+    merged = []
+    for states in zip(*answers, strict=True):
+        names = {(state["name"], state["kind"], state["unit"]) for state in states}
+        if len(names) > 1:
+            kinds = " and ".join(sorted(f"{n} ({k}{f', {u}' if u else ''})" for n, k, u in names))
+            raise InputError(f"the centres differ in a record column: {kinds}")
+        rows = np.array([state["rows"] for state in states], float)
+        words = {str(word) for state in states for word in state["values"]}
+        shares = rows / max(rows.sum(), 1)
+        means = np.array([state["mean"] for state in states], float)
+        mean = float(shares @ means) if rows.sum() else 0.0
+        spread = np.array([state["scale"] for state in states], float) ** 2 + (means - mean) ** 2
+        scale = float(np.sqrt(shares @ spread)) if rows.sum() else 1.0
+        merged.append(
+            {
+                **{key: states[0][key] for key in ("name", "kind", "unit")},
+                "mean": mean if states[0]["kind"] == "numeric" else 0.0,
+                "scale": scale if states[0]["kind"] == "numeric" else 1.0,
+                "values": sorted(words),
+                "is_truth": all(state["is_truth"] for state in states),
+            }
+        )
+    return merged
+
+
+def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
+    """Return the settings of a run that clients receive, without those of this machine."""
+    plain = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
+    data = replace(plain.data, name="demo", root=None, args={}, extra=[], masks=None, fold=0)
+    data = replace(data, split="patients", folds=config.data.folds)
+    trainer = replace(plain.trainer, max_epochs=config.rounds * config.local_epochs)
+    model = replace(plain.model, cache=None)
+    return to_mapping(
+        replace(plain, data=data, trainer=trainer, model=model, resume=None, overwrite=False)
+    )
+
+
+def describe_facts(facts: Mapping[str, float]) -> str:
+    """Return what a centre allows to state, in words."""
+    words = [f"{facts['rows']:,.0f} rows"] if "rows" in facts else []
+    words += [f"{facts['prevalence']:.1%} malignant"] if "prevalence" in facts else []
+    return ", ".join(words) or "which states nothing about its rows"

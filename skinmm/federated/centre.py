@@ -1,0 +1,309 @@
+"""One centre of a federation: it trains on its rows, and answers the server with arrays."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.torch import load_file, save_file
+
+from skinmm.config import Config, from_mapping
+from skinmm.config.outputs import LoggerConfig
+from skinmm.data.cohorts import list_positive_classes
+from skinmm.data.datamodule import LesionData
+from skinmm.data.record import RecordEncoder
+from skinmm.data.splits import class_indices
+from skinmm.errors import InputError, print_line
+from skinmm.federated.arrays import (
+    describe_layout,
+    digest_fixed,
+    find_problem,
+    list_shared,
+    load_record,
+    to_record,
+)
+from skinmm.federated.audit import hash_rows, to_plain
+from skinmm.models.backbone import CUSTOM
+from skinmm.models.checkpoint import KEY, Card, read_epochs, save_checkpoint
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.sources import resolve_image_size
+from skinmm.training.fit import check_components
+from skinmm.training.fold import build_classifier, load_best, train_fold
+from skinmm.training.frozen_features import load_features
+from skinmm.training.leak_guard import audit_split, require_usable_split
+from skinmm.training.module import Classifier
+from skinmm.training.run_folder import RunFolder
+from skinmm.training.trainer import build_trainer, run_stage, set_threads
+from skinmm.vocabulary import SEXES, SITES
+
+NEVER: Final = 1e6  # minutes
+RARE: Final = 5
+"""A word of a record column that fewer training rows have does not leave the centre."""
+
+
+@dataclass
+class Round:
+    """What a client trains with in a round.
+
+    Attributes:
+        number: of the round, from 1.
+        arrays: those of the server.
+        agreement: classes, record encoder and settings that all centres share.
+        mu: weight of the proximal term.
+    """
+
+    number: int
+    arrays: ArrayRecord
+    agreement: dict[str, Any]
+    mu: float = 0.0
+
+
+class ServerArrays(pl.Callback):
+    """Start a round with the arrays of the server, and pull the weights towards them.
+
+    The gradient of the proximal term mu/2 |w - w_server|^2 (FedProx, Li et al. 2020,
+    arXiv:1812.06127) is added before gradients are clipped.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], mu: float) -> None:
+        self._arrays, self._mu = arrays, mu
+        self._pulls: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Replace the weights, after a checkpoint was restored."""
+        network = pl_module.get_submodule("network")
+        load_record(network, self._arrays)  # type: ignore[arg-type]
+        named = network.named_parameters() if self._mu else ()
+        self._pulls = [(p, p.detach().clone()) for n, p in named if n in self._arrays]
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        """Add the gradient of the proximal term."""
+        for parameter, start in self._pulls:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self._mu)
+
+
+class Centre:
+    """Data, network and run folder of one centre.
+
+    Args:
+        name: name in the model card of the server.
+        folder: run folder; rounds are stored in a folder in it until the run is finished.
+        localise: returns the server's configuration with what is local to this centre.
+        share: facts that may be stated: rows, prevalence, auroc.
+        key: secret of all centres for the audit; None: no audit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        localise: Callable[[Config], Config],
+        share: Sequence[str],
+        key: bytes | None = None,
+    ) -> None:
+        self.name, self.folder, self.is_finished = name, folder, False
+        self._localise, self._share, self._key = localise, share, key
+        self._config: Config | None = None
+        self._data: LesionData
+        self._module: Classifier | None = None
+        self._names: list[str] = []
+
+    def describe(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Read the cohort, and return what the centres have to agree on, without rows."""
+        if self._config is None:
+            config = self._localise(from_mapping(Config, question["config"]))
+            check_components(config)
+            size = resolve_image_size(config.model, CUSTOM)
+            config = replace(config, model=replace(config.model, image_size=size))
+            run = RunFolder(self.folder, config)
+            run.require_unused()
+            data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+            data.setup()
+            require_usable_split(data, run)
+            audit_split(data, config)
+            self._config, self._data = config, data
+        data = self._data
+        training = data.cohort.iloc[data.rows("train")]
+        answer: dict[str, Any] = {
+            "name": self.name,
+            "classes": list(data.classes),
+            "columns": [describe_column(c, training) for c in data.encoder.to_state()["columns"]],
+            "facts": self._list_facts(),
+        }
+        if self._key and question["audit"]:
+            answer["hashes"] = to_plain(hash_rows(data.cohort, question["audit"], self._key))
+        return answer
+
+    def _list_facts(self) -> dict[str, float]:
+        data = self._data
+        positive = [data.classes.index(name) for name in data.positive]
+        facts = {
+            "rows": len(data.cohort),
+            "prevalence": float(np.isin(data.targets, positive).mean()),
+        }
+        return {name: value for name, value in facts.items() if name in self._share}
+
+    def train(self, task: Round) -> tuple[ArrayRecord, int]:
+        """Train the epochs of a round; return the shared arrays and the number of training rows.
+
+        A round that was trained before its answer was lost is answered again, not trained again.
+        """
+        module = self._prepare(task)
+        rows, digest = len(self._data.rows("train")), digest_arrays(task.arrays)
+        folder = self._federation(task.agreement)
+        answer, last = folder / "answer.safetensors", folder / "checkpoints" / "last.ckpt"
+        stored = folder / f"{digest}-{task.number}"
+        if stored.exists() and answer.is_file():
+            print_line(f"round {task.number}: trained before; its answer is sent again")
+            tensors = load_file(answer)
+            return ArrayRecord({n: Array(tensors[n].numpy()) for n in self._names}), rows
+        start = folder / "round.ckpt"
+        before = start if start.is_file() else None
+        epochs = (read_epochs(start)[0] if before else 0) + task.agreement["local_epochs"]
+        last.unlink(missing_ok=True)
+        trainer = build_trainer(self._config, folder, epochs)  # type: ignore[arg-type]
+        trainer.callbacks.insert(0, ServerArrays(task.arrays, task.mu))  # type: ignore[attr-defined]
+        run_stage(trainer.fit, module, self._data, ckpt_path=before, weights_only=True)
+        state = module.network.state_dict()
+        for other in folder.glob("*-*"):
+            other.unlink()
+        save_file({name: state[name].cpu().contiguous() for name in self._names}, answer)
+        stored.touch()
+        os.replace(last, start)  # noqa: PTH105 - a killed round starts again from its beginning
+        print_line(f"round {task.number}: trained to epoch {epochs} on {rows} rows")
+        return to_record(module.network, self._names), rows
+
+    def finish(self, task: Round) -> dict[str, float]:
+        """Calibrate and evaluate the final network on this centre's rows; write its run folder."""
+        module = self._prepare(task)
+        shared, config = task.agreement, self._config
+        folder = self._federation(shared)
+        if (folder / "round.ckpt").is_file():  # arrays that stay local
+            content = torch.load(folder / "round.ckpt", map_location="cpu", weights_only=True)
+            module.load_state_dict(content["state_dict"])
+        load_record(module.network, task.arrays)
+        weights = {name: value.cpu() for name, value in module.network.state_dict().items()}
+
+        def adopt(
+            trainer: pl.Trainer, module: Classifier, _: LesionData, run: RunFolder
+        ) -> tuple[Card, dict[str, Any]]:
+            module.network.load_state_dict(weights)
+            epoch = shared["rounds"] * shared["local_epochs"] - 1
+            content = {"state_dict": module.state_dict(), "epoch": epoch, KEY: asdict(module.card)}
+            save_checkpoint(content, run.best_checkpoint)
+            names = ("id", "strategy", "aggregate", "rounds", "local_epochs", "epsilon")
+            facts = {name: shared[name] for name in names if name in shared}
+            return load_best(trainer, module, run), {"federation": facts}
+
+        run = RunFolder(self.folder, config)  # type: ignore[arg-type]
+        metrics = train_fold(config, run, self._data, adopt)  # type: ignore[arg-type]
+        shutil.rmtree(self.folder / "federation", ignore_errors=True)
+        self.is_finished = True
+        auroc = metrics["test"]["metrics"]["auroc"]["value"]
+        return {"auroc": auroc} if "auroc" in self._share and auroc is not None else {}
+
+    def _federation(self, agreement: Mapping[str, Any]) -> Path:
+        folder = self.folder / "federation" / str(agreement["id"])
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _prepare(self, task: Round) -> Classifier:
+        """Build the network of the agreement once, and check the received arrays."""
+        config, agreement = self._config, task.agreement
+        if config is None:
+            raise InputError("the server sent a round before its configuration")
+        if self._module is None:
+            folder = self._federation(agreement)
+            config = replace(config, model=replace(config.model, cache=str(folder / "features")))
+            adopt_agreement(self._data, agreement)
+            pl.seed_everything(config.seed, workers=False, verbose=False)
+            trainer = build_trainer(replace(config, logger=LoggerConfig("none")), folder, 1)
+            set_threads(has_images=self._data.decodes_images)
+            module = build_classifier(config, self._data)
+            self._names = list_shared(
+                module.network, config, agreement["strategy"], agreement["aggregate"]
+            )
+            if digest_fixed(module.network, self._names) != agreement["fixed"]:
+                raise InputError(
+                    "the image network that is not trained differs from the server's; give the "
+                    "same weights with pretrained=FILE"
+                )
+            load_features(config, self._data, module.network, trainer, RunFolder(folder, config))
+            self._module, self._config = module, config
+        record = to_record(self._module.network, self._names)
+        if problem := find_problem(task.arrays, describe_layout(record)):
+            raise InputError(f"the server sent {problem}")
+        return self._module
+
+
+def describe_column(state: dict[str, Any], training: Any) -> dict[str, Any]:
+    """Return the fitted state of a record column and its number of rows, without rare words.
+
+    Sexes and sites are words of this package, which may be rare.
+    """
+    cells = training[state["name"]].dropna()
+    counts = cells.astype(str).value_counts()
+    public = {*SEXES, *SITES} if state["name"] in ("sex", "site") else set()
+    common = [word for word in state["values"] if counts[word] >= RARE or word in public]
+    return {**state, "values": common, "rows": len(cells)}
+
+
+def adopt_agreement(data: LesionData, agreement: Mapping[str, Any]) -> None:
+    """Use the record encoder and the classes that the centres have agreed on."""
+    classes = tuple(agreement["classes"])
+    counts = dict(zip(data.classes, data.natural_prior * len(data.training_targets), strict=True))
+    shares = np.array([max(counts.get(name, 0.0), 1.0) for name in classes])
+    if classes != data.classes:  # a class that this centre lacks counts as one row
+        data.natural_prior = shares / shares.sum()
+        data.targets = class_indices(data.cohort["target"], classes)
+        data.classes = classes
+        data.positive = list_positive_classes(classes, data.config.data)
+    data.encoder = RecordEncoder.from_state({"columns": agreement["columns"]})
+
+
+def digest_arrays(record: Mapping[str, Array]) -> str:
+    """Return a digest of arrays by name."""
+    digest = hashlib.sha256()
+    for name, array in record.items():
+        digest.update(name.encode() + array.data)
+    return digest.hexdigest()[:16]
+
+
+def build_app(centre: Centre) -> ClientApp:
+    """Return Flower's client application of a centre; the module `rounds` has the messages."""
+    app = ClientApp()
+
+    def parse(message: Message) -> Round:
+        config = message.content["config"]
+        agreement = json.loads(str(config["agreement"]))  # type: ignore[index]
+        number, mu = config["server-round"], config.get("proximal-mu", 0.0)  # type: ignore[index,union-attr]
+        return Round(int(number), message.content["arrays"], agreement, float(mu))  # type: ignore[arg-type]
+
+    @app.query("describe")
+    def describe(message: Message, _: Context) -> Message:
+        question = json.loads(str(message.content["config"]["question"]))  # type: ignore[index]
+        answer = ConfigRecord({"answer": json.dumps(centre.describe(question))})
+        return Message(RecordDict({"config": answer}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        arrays, rows = centre.train(parse(message))
+        content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": rows})}
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.query("finish")
+    def finish(message: Message, _: Context) -> Message:
+        metrics = MetricRecord({"finished": 1, **centre.finish(parse(message))})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app

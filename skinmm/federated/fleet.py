@@ -1,0 +1,195 @@
+"""The server's end of Flower's protocol: its Fleet API over HTTP, with TLS and keys of clients.
+
+Only this interface is offered, without those of Flower that start applications, so that neither
+side executes code of the other.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from fastapi import FastAPI
+from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status
+from flwr.proto.message_pb2 import (
+    ObjectTree,
+)
+from flwr.proto.task_pb2 import TaskStatus
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.error.http import http_error_translator
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from flwr.superlink.routers.fleet.router import router as fleet_router
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from skinmm.errors import InputError
+
+PATIENCE: Final = 300.0  # seconds for the arrays of an answer that has begun to arrive
+
+
+class Nodes(InMemoryGrid):
+    """Grid of Flower whose nodes are the clients that the server has accepted.
+
+    Attributes:
+        accepted: nodes that take part.
+        names: name of the centre of each node.
+    """
+
+    accepted: set[int]
+    names: dict[int, str]
+
+    def list_connected(self) -> set[int]:
+        """Return the nodes that are connected, accepted or not."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the accepted nodes that are connected."""
+        return self.accepted & self.list_connected()
+
+
+class FleetGrid(Nodes):
+    """Grid of the clients that are connected to this process, see `serve_fleet`."""
+
+    def __init__(self, factory: LinkStateFactory, run_id: int) -> None:
+        super().__init__(factory)
+        self.accepted, self.names = set(), {}
+        self._run_id = run_id
+        self.set_run(self.state.get_run_info(run_ids=[run_id])[0])
+
+    def list_connected(self) -> set[int]:
+        """Return the nodes that are connected."""
+        return {*self.state.get_nodes(self._run_id)}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Store messages with their arrays, as Flower's HttpGrid sends them."""
+        stored = []
+        for message in messages:
+            with no_object_id_recompute():
+                message.metadata.__dict__["_message_id"] = message.object_id
+                objects, session = (
+                    get_all_nested_objects(message),
+                    self.state.start_session(self._run_id),
+                )
+                plain = remove_content_from_message(message)
+                is_stored, missing = self.state.store_message_and_object_tree(
+                    plain, get_object_tree(message), session
+                )
+                for name in missing:
+                    self.state.store_object(self._run_id, session, name, objects[name].deflate())
+            if is_stored:
+                stored.append(message.metadata.message_id)
+        return stored
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers that have arrived, with their arrays."""
+        replies = []
+        for reply in self.state.get_message_res(message_ids={*message_ids}, run_id=self._run_id):
+            name, store = reply.metadata.message_id, self.state.object_store
+            if not reply.has_error():
+                try:
+                    reply = inflate(store.get_object_tree(name), store.get, reply)
+                except Exception as error:
+                    reason = f"its arrays did not arrive ({type(error).__name__})"
+                    meta = reply.metadata
+                    reply = Message(error=Error(0, reason), metadata=meta)  # type: ignore[call-overload]
+                store.delete(name)
+            replies.append(reply)
+        self.state.delete_messages({reply.metadata.reply_to_message_id for reply in replies})
+        return replies
+
+
+def inflate(tree: ObjectTree, read: Callable[[str], bytes | None], head: Message) -> Message:
+    """Return a message with its content; wait for parts that are still on their way."""
+    contents, end = {}, time.monotonic() + PATIENCE
+    for name in {part.object_id for part in iterate_object_tree(tree)}:
+        while not (content := read(name)):
+            if content is None or time.monotonic() > end:
+                raise TimeoutError(name)
+            time.sleep(0.05)
+        contents[name] = content
+    message: Any = inflate_object_from_contents(tree.object_id, contents)
+    message.metadata.__dict__["_message_id"] = head.metadata.message_id
+    return message
+
+
+def serve_fleet(
+    host: str, port: int, certificate: str | None, private_key: str | None, clients: str | None
+) -> FleetGrid:
+    """Start the Fleet API in a thread of this process, and return the grid of its clients.
+
+    `clients` is a file of public keys; no other client is accepted. None: every one is.
+    """
+    manager, objects = NoOpFederationManager(), ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME)
+    factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, manager, objects)
+    state: Any = factory.state()
+    run_id = state.create_run(
+        None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+    )
+    task_id = state.get_run_info(run_ids=[run_id])[0].primary_task_id
+    state.task_store[task_id].status.CopyFrom(TaskStatus(status=Status.RUNNING))
+    set_identity(run_id, task_id)
+    for key in read_public_keys(clients) if clients else ():
+        state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
+            Middleware(ProtobufTranslationMiddleware),
+            Middleware(NodeAuthMiddleware),
+        ],
+    )
+    app.state.linkstate_factory, app.state.enable_supernode_auth = factory, clients is not None
+    app.include_router(fleet_router)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, host, port, ssl_certfile=certificate, ssl_keyfile=private_key, log_level="error"
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise InputError(f"host={host} port={port}: cannot listen there; choose another port")
+        time.sleep(0.05)
+    return FleetGrid(factory, run_id)
+
+
+def set_identity(run_id: int, task_id: int) -> None:
+    """Make this process the one whose messages the run sends."""
+    TaskIdentity.run_id, TaskIdentity.task_id = run_id, task_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
+def read_public_keys(path: str) -> list[bytes]:
+    """Return the keys of a file with lines as in `key.pub`."""
+    keys = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            key: Any = load_ssh_public_key(line.encode())
+            keys.append(public_key_to_bytes(key))
+        except Exception as error:
+            raise InputError(f"clients={path}: line {number} is not a public key") from error
+    return keys

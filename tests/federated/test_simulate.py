@@ -1,0 +1,53 @@
+"""A federation in one process: equal to a plain run where it has to be, and refused elsewhere."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from micro_runs import micro_config
+from safetensors.numpy import load_file
+
+from skinmm.config import Config
+from skinmm.config.federated_commands import FederateSimulateConfig
+from skinmm.models.checkpoint import load_card
+from skinmm.training.fit import fit
+
+federated = pytest.importorskip("skinmm.federated")
+
+
+def simulated(config: Config, folder: Path, **settings: Any) -> FederateSimulateConfig:
+    """The settings of a simulated federation from those of a run."""
+    plain = {item.name: getattr(config, item.name) for item in fields(Config)}
+    return FederateSimulateConfig(**plain, output=str(folder), **settings)
+
+
+def quick(**trainer: Any) -> Config:
+    """A micro-run with little to evaluate."""
+    config = micro_config(accelerator="cpu", **trainer)
+    return replace(config, evaluation=replace(config.evaluation, resamples=20))
+
+
+def test_one_client_equals_a_plain_run_to_the_bit(tmp_path: Path) -> None:
+    config = quick(max_epochs=3)
+    fit(config, tmp_path / "plain")
+    settings = simulated(config, tmp_path / "federation", rounds=3)
+    assert federated.simulate(settings) == 0
+
+    _, expected = load_card(tmp_path / "plain" / "checkpoints" / "last.ckpt")
+    arrays = load_file(tmp_path / "federation" / "federation.safetensors")
+    shared = {name.removeprefix("arrays."): value for name, value in arrays.items()}
+    for name, value in shared.items():
+        np.testing.assert_array_equal(value, expected[name].numpy(), err_msg=name)
+    constant = expected.keys() - shared.keys()
+    assert constant == {"image.mean", "image.std"}
+
+    run = tmp_path / "federation" / "clients" / "demo"
+    card, weights = load_card(run / "checkpoints" / "best.ckpt")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert card.calibration is not None
+    assert card.threshold is not None
+    assert (run / "report.html").is_file()
+    assert not (run / "federation").exists()
