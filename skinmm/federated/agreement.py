@@ -107,7 +107,7 @@ def greet(
     """
     config = federation.config
     question = {"config": to_client_mapping(config), "audit": config.audit}
-    content = {"config": ConfigRecord({"question": json.dumps(question)})}
+    content: Any = {"config": ConfigRecord({"question": json.dumps(question)})}
     new = sorted(grid.list_connected() - asked)
     messages = [Message(RecordDict(content), node, "query.describe") for node in new]
     asked |= {*new}
@@ -133,7 +133,7 @@ def read_answer(reply: Message) -> dict[str, Any]:
     if reply.has_error():
         raise InputError(reply.error.reason or "it failed")
     try:
-        answer = json.loads(str(reply.content["config"]["answer"]))  # type: ignore[index]
+        answer = json.loads(str(reply.content["config"]["answer"]))
         checked = {
             "name": " ".join(str(answer["name"]).split())[:60],
             "classes": [str(name) for name in answer["classes"]],

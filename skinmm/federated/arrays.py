@@ -108,7 +108,6 @@ def digest_fixed(network: Network, names: Sequence[str]) -> str:
         hashlib.sha256(),
         {n for n, p in network.named_parameters() if p.requires_grad},
     )
-    state: dict[str, Any] = network.state_dict()
     for name, parameter in network.named_parameters():
         if name.startswith(IMAGE) and name not in trained and name not in names:
             digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())

@@ -284,21 +284,21 @@ def build_app(centre: Centre) -> ClientApp:
     app = ClientApp()
 
     def parse(message: Message) -> Round:
-        config = message.content["config"]
-        agreement = json.loads(str(config["agreement"]))  # type: ignore[index]
-        number, mu = config["server-round"], config.get("proximal-mu", 0.0)  # type: ignore[index,union-attr]
-        return Round(int(number), message.content["arrays"], agreement, float(mu))  # type: ignore[arg-type]
+        config: Any = message.content["config"]
+        arrays: Any = message.content["arrays"]
+        number, mu = int(config["server-round"]), float(config.get("proximal-mu", 0.0))
+        return Round(number, arrays, json.loads(str(config["agreement"])), mu)
 
     @app.query("describe")
     def describe(message: Message, _: Context) -> Message:
-        question = json.loads(str(message.content["config"]["question"]))  # type: ignore[index]
+        question = json.loads(str(message.content["config"]["question"]))
         answer = ConfigRecord({"answer": json.dumps(centre.describe(question))})
         return Message(RecordDict({"config": answer}), reply_to=message)
 
     @app.train()
     def train(message: Message, _: Context) -> Message:
         arrays, rows = centre.train(parse(message))
-        content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": rows})}
+        content: Any = {"arrays": arrays, "metrics": MetricRecord({"num-examples": rows})}
         return Message(RecordDict(content), reply_to=message)
 
     @app.query("finish")

@@ -74,7 +74,7 @@ def run_client(
     A server that does not answer is asked again; a failure of the app is sent as its type alone.
     """
     keys, is_silent = keys or generate_key_pairs(), False
-    interceptors = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(*keys)]
+    interceptors: Any = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(*keys)]
     authority: Any = certificate and Path(certificate).read_bytes()
     while not is_finished():
         try:
@@ -150,16 +150,10 @@ def _pull(client: FleetHttpClient, node: Node, head: Message, tree: ObjectTree) 
     return message
 
 
-def _run_app(app: ClientApp, message: Message) -> Message:
-    metadata = message.metadata
-    context = Context(
-        metadata.run_id, metadata.dst_node_id, UserConfig(), RecordDict(), UserConfig()
-    )
-    return answer(app, message, context)
-
-
-def answer(app: ClientApp, message: Message, context: Context) -> Message:
+def answer(app: ClientApp, message: Message) -> Message:
     """Return the app's answer, or an error whose reason contains nothing of this machine."""
+    run_id, node = message.metadata.run_id, message.metadata.dst_node_id
+    context = Context(run_id, node, UserConfig(), RecordDict(), UserConfig())
     try:
         return app(message, context)
     except Exception as error:

@@ -116,7 +116,7 @@ def find_problem_of(reply: Message, layout: Layout) -> str:
     if reply.has_error():
         return reply.error.reason or "it failed"
     try:
-        rows = float(reply.content["metrics"]["num-examples"])  # type: ignore[index,arg-type]
+        rows = float(reply.content["metrics"]["num-examples"])  # type: ignore[arg-type]
         arrays: Any = reply.content["arrays"]
         if not math.isfinite(rows) or rows <= 0:
             return f"num-examples is {rows}"
@@ -137,11 +137,11 @@ def combine(
     statistics = [name for name in layout if name not in {*parameters}]
 
     def select(reply: Message, names: Iterable[str]) -> Message:
-        rows = 1 if config.noise else reply.content["metrics"]["num-examples"]  # type: ignore[index]
+        rows: Any = 1 if config.noise else reply.content["metrics"]["num-examples"]
         arrays: Any = reply.content["arrays"]
-        content = {
+        content: Any = {
             "arrays": ArrayRecord({name: arrays[name] for name in names}),
-            "metrics": MetricRecord({"num-examples": rows}),  # type: ignore[dict-item]
+            "metrics": MetricRecord({"num-examples": rows}),
         }
         return Message(RecordDict(content), metadata=reply.metadata)  # type: ignore[call-overload]
 
@@ -175,11 +175,11 @@ def combine(
 
 def finish(federation: Federation, grid: Nodes, timeout: float) -> None:
     """Send the final arrays, with which every client writes its run folder; write the card."""
-    sent = {
+    sent: Any = {
         "agreement": json.dumps(federation.agreement),
         "server-round": federation.config.rounds + 1,
     }
-    content = {"arrays": federation.arrays, "config": ConfigRecord(sent)}
+    content: Any = {"arrays": federation.arrays, "config": ConfigRecord(sent)}
     nodes = sorted(grid.accepted & grid.list_connected())
     messages = [Message(RecordDict(content), node, "query.finish") for node in nodes]
     for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
