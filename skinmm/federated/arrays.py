@@ -104,12 +104,9 @@ def digest_fixed(network: Network, names: Sequence[str]) -> str:
 
     All centres need the same ones, since they do not receive them.
     """
-    digest, trained = (
-        hashlib.sha256(),
-        {n for n, p in network.named_parameters() if p.requires_grad},
-    )
+    digest = hashlib.sha256()
     for name, parameter in network.named_parameters():
-        if name.startswith(IMAGE) and name not in trained and name not in names:
+        if name.startswith(IMAGE) and not parameter.requires_grad and name not in names:
             digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(repr([(name, [*value.shape]) for name, value in state.items()]).encode())
-    return digest.hexdigest()[:32]
+    shapes = [(name, [*value.shape]) for name, value in network.state_dict().items()]
+    return hashlib.sha256(digest.digest() + repr(shapes).encode()).hexdigest()[:32]
