@@ -1,0 +1,253 @@
+"""What the centres agree on, what is refused, and the arithmetic of the rounds."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from micro_runs import micro_config, read_data, table_cohort
+
+from skinmm.config import DataConfig
+from skinmm.config.federated_commands import FederateClientConfig, FederateServerConfig
+from skinmm.data.audit import compute_fingerprints, find_near_duplicates
+from skinmm.data.record import RecordEncoder
+from skinmm.errors import InputError
+from skinmm.images.source import read_source
+from skinmm.models.fusion import FUSIONS
+from skinmm.models.network import Network, build_network
+
+pytest.importorskip("flwr")
+
+from flwr.app import Array, ArrayRecord
+
+from skinmm.federated import build_localiser, serve, take_part
+from skinmm.federated.agreement import merge_columns, to_client_mapping
+from skinmm.federated.arrays import describe_layout, find_problem, list_shared, to_record
+from skinmm.federated.audit import (
+    describe_links,
+    from_plain,
+    hash_bands,
+    hash_rows,
+    to_plain,
+)
+from skinmm.federated.centre import ServerArrays, describe_column
+from skinmm.federated.node import read_private_key
+from skinmm.federated.rounds import compute_epsilon
+
+
+def described(table: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
+    states = RecordEncoder.fit(table, columns).to_state()["columns"]
+    return [describe_column(state, table) for state in states]
+
+
+def columns_of(rng: np.random.Generator, rows: int, shift: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "age": rng.normal(50 + shift, 10, rows),
+            "sex": rng.choice(["female", "male"], rows),
+            "device": rng.choice(["Alpha", "Beta"], rows),
+        }
+    )
+
+
+def test_the_agreed_encoder_is_that_of_all_rows_together() -> None:
+    rng, names = np.random.default_rng(0), ["age", "sex", "device"]
+    first, second = columns_of(rng, 300, 0), columns_of(rng, 100, 20)
+    second.loc[:20, "device"] = "Gamma"
+    second.loc[30:32, "device"] = "Jane Doe's own"  # fewer than five rows
+    merged = merge_columns([described(table, names) for table in (first, second)])
+    whole = RecordEncoder.fit(pd.concat([first, second]), names).to_state()["columns"]
+    assert merged[0]["mean"] == pytest.approx(whole[0]["mean"], rel=1e-12)
+    assert merged[0]["scale"] == pytest.approx(whole[0]["scale"], rel=1e-12)
+    assert merged[1]["values"] == ["female", "male"]
+    assert merged[2]["values"] == ["Alpha", "Beta", "Gamma"]
+    assert RecordEncoder.from_state({"columns": merged}).transform(second).shape == (100, 9)
+
+
+def test_the_agreed_encoder_of_one_centre_is_its_own() -> None:
+    table = columns_of(np.random.default_rng(1), 97, 3.3)
+    states = RecordEncoder.fit(table, ["age", "sex"]).to_state()["columns"]
+    assert merge_columns([described(table, ["age", "sex"])]) == states
+
+
+def test_columns_of_another_type_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    table = columns_of(rng, 50, 0)
+    other = table.assign(device=1.5)
+    with pytest.raises(InputError, match=r"device \(categorical\) and device \(numeric\)"):
+        merge_columns([described(t, ["device"]) for t in (table, other)])
+
+
+def test_only_local_settings_of_a_client_are_its_own() -> None:
+    server = replace(micro_config(), data=DataConfig(columns=["age"], root="/server", folds=4))
+    config = build_localiser(DataConfig(name="csv", root="/clinic"), "cpu", 0)(server)
+    assert (config.data.root, config.data.folds, config.data.columns) == ("/clinic", 4, ["age"])
+    with pytest.raises(InputError, match=r"data.folds=7: the server sets it to 4"):
+        build_localiser(DataConfig(name="csv", folds=7), "cpu", 0)(server)
+
+
+def test_paths_of_the_server_are_not_sent() -> None:
+    data = DataConfig(name="csv", root="/server/secret", args={"table": "x.csv"})
+    sent = to_client_mapping(FederateServerConfig(data=data, rounds=3, local_epochs=2))
+    assert "secret" not in json.dumps(sent)
+    assert sent["trainer"]["max_epochs"] == 6
+    assert "rounds" not in sent
+
+
+@pytest.mark.parametrize("host", ["192.168.0.7", "10.1.2.3", "hospital.example"])
+def test_off_loopback_certificates_and_keys_are_needed(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="off loopback the server needs certificate"):
+        serve(FederateServerConfig(host=host, output=str(tmp_path / "s"), data=DataConfig()))
+    with pytest.raises(InputError, match="off loopback a client needs private_key"):
+        take_part(FederateClientConfig(server=f"{host}:9092", name="a"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_keys_of_another_type_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("no key")
+    with pytest.raises(InputError, match=r"private_key=.*not readable"):
+        read_private_key(str(tmp_path / "key"))
+
+
+def network_of(config: Any) -> Network:
+    return build_network(config, [2, 3], 2, pretrained=False)
+
+
+def test_arrays_that_cross_the_wire() -> None:
+    config = micro_config()
+    network = network_of(config)
+    names = {
+        (s, a): {*list_shared(network, config, s, a)}
+        for s in ("fedavg", "fedbn")
+        for a in ("all", "backbone", "head")
+    }
+    whole = names["fedavg", "all"]
+    assert whole == {*network.state_dict()} - {"image.mean", "image.std"}
+    assert names["fedavg", "backbone"] | names["fedavg", "head"] == whole
+    assert not names["fedavg", "backbone"] & names["fedavg", "head"]
+    local = {
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if "Norm" in type(module).__name__
+        for name in module.state_dict()
+    }
+    assert local
+    assert names["fedbn", "all"] == whole - local
+    frozen = replace(config, model=replace(config.model, tune="head"))
+    shared = list_shared(network_of(frozen), frozen, "fedavg", "all")
+    assert shared
+    assert not any(name.startswith("image.") for name in shared)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda arrays: arrays.pop("b"), "another architecture: 1 arrays differ by name, e.g. b"),
+        (lambda arrays: arrays.update(c=Array(np.ones(1))), "e.g. c"),
+        (
+            lambda arrays: arrays.update(a=Array(np.ones((3, 2), np.float32))),
+            r"is float32 \[3, 2\]",
+        ),
+        (lambda arrays: arrays.update(a=Array(np.full((2, 3), np.nan))), "a is not finite"),
+        (lambda arrays: arrays.update(a=Array("f4", (2, 3), "numpy.ndarray", b"x")), "unreadable"),
+        (
+            lambda arrays: arrays.update(
+                a=Array("object", (1,), "numpy.ndarray", np.array([{}], object).dumps())
+            ),
+            "unreadable",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(change: Any, problem: str) -> None:
+    arrays = {"a": Array(np.ones((2, 3), np.float32)), "b": Array(np.array(4))}
+    layout = describe_layout(arrays)
+    assert find_problem(ArrayRecord(dict(arrays)), layout) == ""
+    change(arrays)
+    text = find_problem(arrays, layout)
+    assert re.search(problem, text), text
+
+
+def test_the_proximal_term_has_the_gradient_of_its_formula() -> None:
+    config = micro_config("tabular_only")
+    network = network_of(config)
+    arrays = to_record(network, list_shared(network, config, "fedprox", "all"))
+    module = torch.nn.Module()
+    module.network = network
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.25)
+    moved = [p.detach().clone() for p in network.parameters()]
+    callback = ServerArrays(arrays, mu=2.0)
+    callback.on_train_start(None, module)  # type: ignore[arg-type]
+    start = [p.detach().clone() for p in network.parameters()]
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), moved, strict=True):
+            parameter.copy_(value)
+            parameter.grad = torch.ones_like(parameter)
+    callback.on_before_optimizer_step()
+    for parameter, origin in zip(network.parameters(), start, strict=True):
+        distance = parameter.detach().clone().requires_grad_()
+        torch.autograd.backward((2.0 / 2) * (distance - origin).square().sum())
+        assert distance.grad is not None
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, 1 + distance.grad)
+
+
+def test_epsilon_is_that_of_the_gaussian_mechanism() -> None:
+    # Renyi divergence of order a between N(0, s^2) and N(1, s^2) is a / (2 s^2); epsilon is the
+    # least of a rho + log(1/delta) / (a - 1) over a (Mironov 2017).
+    noise, rounds, delta = 1.5, 10, 1e-5
+    orders = np.linspace(1.001, 500, 2_000_000)
+    bounds = rounds * orders / (2 * noise**2) + math.log(1 / delta) / (orders - 1)
+    assert compute_epsilon(noise, rounds, delta) == pytest.approx(bounds.min(), rel=1e-4)
+
+
+def test_links_between_centres_are_those_of_the_names(tmp_path: Path) -> None:
+    config = replace(micro_config("tabular_only"), data=table_cohort(tmp_path))
+    cohort = read_data(config, FUSIONS["tabular_only"].inputs).cohort
+    first = cohort[cohort["patient_id"].str[1:].astype(int) < 40]
+    second = cohort[cohort["patient_id"].str[1:].astype(int) >= 35].assign(part="test")
+    tokens = {
+        name: from_plain(json.loads(json.dumps(to_plain(hash_rows(rows, ["patient"], b"secret")))))
+        for name, rows in (("A", first), ("B", second))
+    }
+    shared = {*first.loc[first["part"] == "train", "patient_id"]} & {*second["patient_id"]}
+    assert shared
+    plural = "s" if len(shared) > 1 else ""
+    assert describe_links(tokens) == [f"{len(shared)} patient{plural} of A (training) in B (test)"]
+    assert not describe_links({**tokens, "B": hash_rows(second, ["patient"], b"another")})
+    with pytest.raises(InputError, match="audit=name: choose from patient, lesion, image"):
+        hash_rows(first, ["name"], b"secret")
+
+
+def test_keyed_bands_find_the_near_duplicates_of_the_plain_hashes(
+    pictures: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    names = sorted(pictures.glob("*.jpg"))[:60]
+    for number, name in enumerate(names[:20]):
+        with Image.open(name) as image:
+            smaller = image.convert("RGB").resize((image.width // 2, image.height // 2))
+            smaller.save(tmp_path / f"copy{number}.jpg", quality=40)
+    paths = [*names, *sorted(tmp_path.glob("*.jpg"))]
+    table = pd.DataFrame({"image_id": [p.stem for p in paths], "path": map(str, paths)})
+    prints = compute_fingerprints(table, read_source)
+    pairs = find_near_duplicates(prints)
+    across = pairs["first"].str.startswith("copy") != pairs["second"].str.startswith("copy")
+    copies = np.array([name.startswith("copy") for name in prints.image_id])
+    tokens = hash_bands(prints.bits, b"secret")
+    links = describe_links(
+        {
+            "A": {"image": {"trained": tokens[~copies], "evaluated": tokens[:0]}},
+            "B": {"image": {"trained": tokens[:0], "evaluated": tokens[copies]}},
+        }
+    )
+    assert across.sum() >= 20
+    assert links == ["20 images of A (training) in B (test)"]
