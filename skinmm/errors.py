@@ -127,7 +127,7 @@ def _end_after_sigterm(reader: int, has_ended: threading.Event) -> None:
 
 
 def _reset_after_fork() -> None:
-    """Let a forked process end on SIGTERM without waking the thread of its parent."""
+    """Restore the default SIGTERM handler in a forked process."""
     if signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)

@@ -218,7 +218,7 @@ def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarra
 
 
 def column_key(name: Any) -> str:
-    """Return the letters and digits of a column name in lower case, by which it is compared."""
+    """Return the key for comparing column names: letters and digits in lower case."""
     return re.sub(r"[\W_]+", "", str(name).lower())
 
 
@@ -267,9 +267,10 @@ def format_cell(cell: Any) -> str:
 
 
 def normalise_name(value: Any) -> str:
-    """Return the form in which patient and lesion names are compared.
+    """Normalise the name of a patient or lesion for comparison.
 
-    It is in NFC, without blanks around it, invisible characters, and `.0` or `,0` after a number.
+    The result is in NFC, without surrounding blanks, invisible characters, and `.0` or `,0` after a
+    number.
     """
     if not isinstance(value, str):
         value = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

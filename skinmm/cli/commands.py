@@ -139,7 +139,7 @@ def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> 
     out, overwrite = Path(config.out), config.overwrite
     if isinstance(config, data_schemas.PackConfig) and config.verify:
         images = verify_pack(out).images
-        print_line(f"{out}: {images:,} images, all equal to their checksums")
+        print_line(f"{out}: {images:,} images, all match their checksums")
         return 0
     table, settings = load_pack_input(config)
     if isinstance(config, data_schemas.PackConfig):

@@ -234,8 +234,8 @@ def _explain_hydra_error(error: HydraException, schema: type[Any] | None) -> str
         advice += ["-m trains one run for each"] if schema is Config else []
         advice = advice or ["give one value"]
         return f"{several[1]}={several[2]}: several values; {', '.join(advice)}"
-    given = re.search(r"Error merging override '?[^=]*=(.*)", str(error))
-    value = given[1].strip("'") if given else None
+    match = re.search(r"Error merging override '?[^=]*=(.*)", str(error))
+    value = match[1].strip("'") if match else None
     return load.format_config_error(error.__cause__ or error, schema, value)
 
 

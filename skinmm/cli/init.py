@@ -56,9 +56,9 @@ def init(config: InitConfig) -> int:
         warn(f"the configuration is incomplete: {error}")
         edit, status = "which you must complete first", INCOMPLETE
     else:
-        shown = [key for key in MAPPED if key in columns or key == "target"]
+        names = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")
-        print_line(format_columns(shown, _format_rows(rows[shown].head(ROWS))))
+        print_line(format_columns(names, _format_rows(rows[names].head(ROWS))))
     _write(file, settings)
     used = f"--config-dir {shlex.quote(str(output))} data={name}"
     print_line(f"configuration: {file}, {edit}\nnext:")
@@ -69,7 +69,6 @@ def init(config: InitConfig) -> int:
 
 
 def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
-    """Return the name of the table in a folder."""
     if named:
         return named
     names = sorted(path.name for path in root.iterdir() if path.name.endswith(TABLE_SUFFIXES))
@@ -87,7 +86,6 @@ def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
 def _build_config(
     root: Path, source: str, columns: dict[str, str], pictures: list[Path]
 ) -> dict[str, Any]:
-    """Return the settings of the data configuration."""
     folders = sorted({path.parent.relative_to(root).as_posix() for path in pictures})
     args = {"table": source, "columns": columns, "images": ["" if f == "." else f for f in folders]}
     return {"name": "csv", "root": str(root), "args": args}

@@ -205,7 +205,6 @@ def _bracket_list(item: str, settings: Any) -> str:
 
 
 def _start(config: Config, folder: Path, argv: list[str]) -> int:
-    """Start a run, or resume one."""
     from skinmm.data.cohorts import verify_cohort
 
     if config.resume is None:

@@ -125,7 +125,6 @@ def _require_image_files(data: DataConfig, name: str) -> None:
 
 
 def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Start) -> int:
-    """Run the arms one after the other, and compare them."""
     from skinmm.report import write_comparison
     from skinmm.report.terminal import format_markdown
 

@@ -26,7 +26,7 @@ def is_part_of_run(name: str) -> bool:
 
 
 def locate_included(name: str | Path) -> Path:
-    """Return the file of `zoo:NAME`, and any other path as it is."""
+    """Return the file of an included model `zoo:NAME`; other paths are unchanged."""
     if not str(name).startswith(PREFIX):
         return Path(name)
     path = ZOO / f"{str(name).removeprefix(PREFIX)}.safetensors"
@@ -37,9 +37,9 @@ def locate_included(name: str | Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return a file as it is, of a run folder its checkpoint, and the file of `zoo:NAME`.
+    """Return the checkpoint that a path names: a file, a run folder or `zoo:NAME`.
 
-    The checkpoint is `final.ckpt` or `ensemble.ckpt`, which runs of all folds have, or `best.ckpt`.
+    In a run folder it is `final.ckpt` or `ensemble.ckpt` (runs of all folds), or else `best.ckpt`.
     """
     path = locate_included(path)
     if not path.is_dir():
@@ -54,7 +54,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_checkpoints(setting: Any) -> list[Path]:
-    """Return the files of a run folder, file, pattern, `zoo:NAME`, or list of these, once each."""
+    """Return the checkpoints of a path, a pattern, or a list of them, each file once."""
     files: dict[Path, None] = {}
     for name in map(str, [setting] if isinstance(setting, str) else setting or []):
         # A file of exactly that name precedes a match of its brackets.
@@ -72,7 +72,7 @@ def find_checkpoints(setting: Any) -> list[Path]:
 
 
 def announce_included(checkpoints: Iterable[Path]) -> None:
-    """Print a line about each included model, so that nobody takes it for a model of their own."""
+    """Print a line about each included model, to distinguish it from models of the user."""
     for path in checkpoints:
         if path.parent == ZOO:
             print_line(

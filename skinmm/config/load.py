@@ -62,7 +62,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping by full keys."""
+    """Flatten nested mappings to one mapping with full keys such as `data.root`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -163,7 +163,7 @@ _TYPES: Final = TYPES | {list: LIST, dict: "pairs, e.g. {name: value}"}
 
 
 def describe_type(schema: type[Any], key: str) -> str | None:
-    """Return what a setting, or an item of a list of mappings, accepts; None: unknown."""
+    """Describe the values that a setting accepts; None for an unknown setting."""
     inner: Any = schema
     for name in key.partition("[")[0].split("."):
         types = {item.name: item.type for item in fields(inner)} if is_dataclass(inner) else {}
@@ -189,8 +189,8 @@ def format_config_error(
     allowed = describe_type(schema, keys[0]) if schema else None
     if allowed and "nterpolation" not in text:
         quoted = re.search("Value ('.*?') of type", text)
-        given = quoted[1] if quoted else repr(value) if value is not None else ""
-        text = f"must be {allowed}{f', not {given}' if given else ''}"
+        actual = quoted[1] if quoted else repr(value) if value is not None else ""
+        text = f"must be {allowed}{f', not {actual}' if actual else ''}"
     return f"{keys[0]}: {text}"
 
 
@@ -260,7 +260,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 
 
 def _check_final(config: Config) -> None:
-    """Refuse settings under which one network cannot be trained on all rows as in the folds."""
+    """Refuse settings of `final=true` that need validation rows or a part of the rows."""
     if config.data.fold != "all":
         raise InputError(
             f"final=true: needs data.fold=all, whose folds select the number of epochs; here "

@@ -180,7 +180,7 @@ def audit(
 
 
 def _find_shortcuts(table: pd.DataFrame, positive: Collection[str]) -> dict[str, Any]:
-    """Return how well size and source alone rank malignancy, with warnings."""
+    """Return the AUROCs of image size alone and of source alone, with warnings."""
     size, source = compute_size_auroc(table, positive), compute_source_auroc(table, positive)
     return {
         "size_auroc": size,
@@ -200,7 +200,6 @@ def _describe_leaks(
     columns: Sequence[str],
     outside: list[str],
 ) -> list[str]:
-    """Return a sentence on each kind of leak."""
     direct = [f"{_count(kind, names)} in two parts" for kind, names in across.items() if names]
     indirect = [f"{_count('pair', n)} in two parts, {how}" for how, n in linked.items() if n]
     forbidden = [f"column {c}: {NOT_AT_BEDSIDE[c]}" for c in columns if c in NOT_AT_BEDSIDE]
@@ -218,7 +217,7 @@ def _count_named(table: pd.DataFrame) -> dict[str, int]:
 
 
 def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[str]]:
-    """List by kind the groups and pairs that occur in more than one part."""
+    """List the patients, lesions and duplicates that occur in more than one part."""
     names = {}
     for kind in ("patient", "lesion"):
         parts = table.groupby(f"{kind}_id")["part"].nunique()
@@ -230,7 +229,7 @@ def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[st
 
 
 def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
-    """List images of different parts that only an absent original or unused rows link, by kind."""
+    """List pairs in two parts that are linked only by an absent image or by unused rows."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
         component = pd.Series(find_components(rows), index=rows.index)

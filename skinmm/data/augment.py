@@ -104,9 +104,6 @@ def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform
         size: side of the square output, pixels.
         operations: number of operations per image.
         magnitude: strength of each operation, 0 to 30.
-
-    Raises:
-        InputError: an argument out of bounds.
     """
     if operations < 0 or not 0 <= magnitude < _MAGNITUDES:
         raise InputError(

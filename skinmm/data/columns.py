@@ -133,11 +133,7 @@ def has_decimal_comma(cell: Any) -> bool:
 
 
 def find_unit(column: "pd.Series[Any]") -> str:
-    """Return the unit of a column of numbers; "" without a unit or with other texts.
-
-    Raises:
-        InputError: the numbers have different units, or some have none.
-    """
+    """Return the unit of a column of numbers; "" without a unit or with other texts."""
     texts = column.dropna().unique()
     words = [text for text in texts[np.isnan(parse_numbers(texts))] if not is_missing(text)]
     units = {text: split_unit(text)[1] for text in words}
@@ -146,10 +142,10 @@ def find_unit(column: "pd.Series[Any]") -> str:
     cells = clear_missing(column).dropna()
     counts = Counter(units.get(text) for text in cells)
     if len(counts) > 1:
-        found = ", ".join(
+        listed = ", ".join(
             f"{n} in {unit}" if unit else f"{n} without unit" for unit, n in counts.most_common()
         )
-        raise InputError(f"column '{column.name}' mixes units: {found}; write all in one unit")
+        raise InputError(f"column '{column.name}' mixes units: {listed}; write all in one unit")
     return next(iter(units.values()))
 
 

@@ -45,7 +45,7 @@ MAX_WORKERS: Final = 8
 
 
 class FoldData(pl.LightningDataModule):
-    """Base of the data modules: loaders of one fold, exact under DDP and after a resume.
+    """Base of the data modules: loaders of one fold, reproducible under DDP and on resuming.
 
     `setup` of a subclass reads the cohort and calls `split_cohort`.
 
@@ -202,7 +202,7 @@ class LesionData(FoldData):
     """Images and records of one fold.
 
     Attributes:
-        positive: the classes that count as malignant.
+        positive: classes that count as malignant.
         encoder: of the record, fitted on training rows alone.
         fitted_on: image ids of the rows that `encoder` was fitted on.
         steps: of preprocessing; the steps of a pack's images come first.

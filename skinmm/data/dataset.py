@@ -102,7 +102,7 @@ class Sample(TypedDict, total=False):
         record: (encoded,) float32.
         mask: (side, side) bool, True inside the lesion.
         seed: of the augmentation, where the image is still to be augmented.
-        shown: False where modality dropout has removed the image.
+        has_image: False where modality dropout has removed the image.
     """
 
     row: int
@@ -189,7 +189,6 @@ class LesionDataset(Dataset[Sample]):
         return sample
 
     def _add_image(self, sample: Sample, row: int, seed: int | None, dropped: bool) -> None:
-        """Add the image of a row, or its features."""
         if self._features is not None:
             values, positions = self._features
             sample["image"] = torch.from_numpy(values[positions[row]].copy())
@@ -228,7 +227,6 @@ class LesionDataset(Dataset[Sample]):
         seeds: Sequence[int | None],  # noqa: ARG002
         dropped: Sequence[Dropped],
     ) -> None:
-        """Add the cached features of the images of rows."""
         values, positions = self._features  # type: ignore[misc]
         batch["image"] = torch.from_numpy(values[positions[rows]])
         if self._dropout.image:

@@ -154,7 +154,7 @@ def _describe(parts: set[Any]) -> str:
 def _run_check(
     cells: list[tuple[Any, ...]], check: Callable[..., Size | None], noun: str
 ) -> list[Size | str | None]:
-    """Return the result of the check of each row; a message where it fails."""
+    """Check every row in parallel; return its size, or the error message."""
     batches = [cells[first : first + _BATCH] for first in range(0, len(cells), _BATCH)]
     bar = tqdm(total=len(cells), desc=f"checking {noun}", unit=f" {noun}", disable=None)
     checked: list[Size | str | None] = []

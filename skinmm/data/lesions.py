@@ -118,7 +118,7 @@ def name_lesions(table: pd.DataFrame) -> "pd.Series[Any]":
 
 
 def split_image_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per image of a table with an image column per view, such as `image_clinical`.
+    """Turn image columns per view, such as `image_clinical`, into a row per image.
 
     Without a column of lesions, each row is a lesion with the name of its first image.
     """
@@ -141,7 +141,7 @@ def split_image_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def require_different_images(stacked: pd.DataFrame, source: str) -> None:
-    """Refuse rows of `split_image_columns` of which two name one file."""
+    """Refuse a row whose image columns name one file twice."""
     if "image_id" not in stacked:  # the table has an image column of another name
         return
     files = map_unique(stacked["image_id"], lambda cell: strip_suffix(str(cell)))
@@ -175,17 +175,13 @@ def choose_views(views: Sequence[str | None], limit: int) -> list[int]:
 
 
 def group_lesions(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Group canonical rows of images to rows of lesions, in the order of their first images.
+    """Group rows of images by lesion, in the order of their first images.
 
     Returns:
         A row per lesion, and lines on the cohort. `image_id` and `lesion_id` name the lesion (its
         image, where the lesion is unknown). `images`, `image_views` and `paths` list its images
         with `|` between them (see `choose_views`); `path`, `width` and `height` are those of the
         first one. Other cells are the first that is not missing.
-
-    Raises:
-        InputError: images of a lesion have different targets, patients, parts or values of a
-            record column, and `data.missing` is not `drop`.
     """
     if measured := [name for name in data.columns if name in MEASUREMENTS and name not in rows]:
         raise InputError(
@@ -234,7 +230,7 @@ def group_usable(
 
 
 def explode_images(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per image of rows of lesions; rows of images are returned unchanged."""
+    """Turn rows of lesions into a row per image; rows of images are unchanged."""
     if "images" not in cohort:
         return cohort
     names = cohort["images"].str.split(SEPARATOR, regex=False)
@@ -268,12 +264,12 @@ def _drop_contradictions(
 
 
 def _resolve_patients(rows: pd.DataFrame, lesions: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the patient that any image of the lesion names, or else the lesion."""
+    """Return the first patient named by the images of each lesion, or else the lesion."""
     named = rows["patient_id"].where(name_units(rows) == "patient")
-    known = named.groupby(rows["cohort"].astype(str) + "\0" + lesions.astype(str)).transform(
+    shared = named.groupby(rows["cohort"].astype(str) + "\0" + lesions.astype(str)).transform(
         "first"
     )
-    return named.fillna(known).fillna(lesions)
+    return named.fillna(shared).fillna(lesions)
 
 
 def _link_lesions(rows: pd.DataFrame) -> pd.DataFrame:

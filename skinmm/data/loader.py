@@ -134,6 +134,6 @@ def collate(fetched: Batch | _SlotBatch | list[Any]) -> Batch | _SlotBatch:
 
 
 def ignore_interrupts(_: int) -> None:
-    """Let the main process handle Ctrl-C and SIGTERM; it needs the batches to finish its step."""
+    """Leave Ctrl-C and SIGTERM to the main process, which has to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     delay_sigterm()

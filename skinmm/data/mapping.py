@@ -20,7 +20,7 @@ from skinmm.vocabulary import (
 )
 
 MAPPED: Final = ("image_id", "patient_id", "lesion_id", "age", "sex", "site", "diagnosis", "target")
-"""Canonical columns, in the order in which they are looked for."""
+"""Canonical columns, in the order of the search."""
 MAX_CELLS: Final = 2000  # distinct cells of a column that are examined
 MIN_SHARE: Final = 0.9  # of the cells that must have a meaning
 _NAMES: Final = {  # pattern of the column name, where cells alone do not decide

@@ -66,9 +66,6 @@ def pack(
         workers: number of processes that decode and encode; None: one per core.
         overwrite: replace a pack of other rows or settings.
         write_shards: replaces the local processes, for example by a cluster.
-
-    Raises:
-        PackError: a row cannot be packed, or the folder contains other files or is not writable.
     """
     settings = settings or PackSettings()
     _require_packable(table)

@@ -168,7 +168,7 @@ class PackSettings:
 def write_shard(
     file: Path, rows: pd.DataFrame, encode: Callable[[Iterable[Job]], Iterable[Encoded]]
 ) -> Shard:
-    """Write a shard, unless a complete one exists that is not yet in the manifest.
+    """Write a shard, or accept an existing complete one.
 
     `encode` yields the encoded images of jobs, in order.
     """

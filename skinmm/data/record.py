@@ -120,7 +120,7 @@ class RecordEncoder:
 
     @property
     def units(self) -> dict[str, str]:
-        """Units of the columns of numbers that had one in training."""
+        """Units of the numeric columns that had a unit in training."""
         return {column.name: column.unit for column in self._columns if column.unit}
 
     @property
@@ -183,7 +183,7 @@ class RecordEncoder:
         }
 
     def decode(self, vector: Float32[np.ndarray, " dim"]) -> dict[str, str]:
-        """Return the values of one encoded row as text: what a network knows of it."""
+        """Decode one row to text: the values that the network receives."""
         values = {}
         for column, layout in zip(self._columns, self.layout, strict=True):
             block = vector[layout.start : layout.stop]

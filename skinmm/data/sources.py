@@ -17,11 +17,7 @@ def split_by_config(table: pd.DataFrame, data: DataConfig, fold: int) -> pd.Data
 
 
 def list_sources(table: pd.DataFrame) -> list[str]:
-    """Return the sources of the rows that the cohort does not fix, by name: one for each fold.
-
-    Raises:
-        InputError: fewer than two, a row without a source, or a fixed validation or test part.
-    """
+    """Return the sources of the rows that the cohort does not fix, by name: one for each fold."""
     fixed = get_fixed_parts(table)
     names = table["source"][pd.isna(fixed)]
     sources = sorted(map(str, names.dropna().unique()))

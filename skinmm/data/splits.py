@@ -60,9 +60,6 @@ def deal_folds(
 
     Returns:
         The fold of each row, 0 to folds - 1.
-
-    Raises:
-        InputError: fewer components than folds.
     """
     component = find_components(table) if component is None else component
     fold_of = _deal_shares(table, component, np.full(folds, 1 / folds), seed)
@@ -70,11 +67,7 @@ def deal_folds(
 
 
 def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
-    """Assign about `fraction` of the free rows, by whole patients, to the test part of all folds.
-
-    Raises:
-        InputError: a fraction that is not a number from 0.01 to 0.5, or a fixed test part.
-    """
+    """Assign about `fraction` of the free rows, by patients, to the test part of all folds."""
     low, high = 0.01, 0.5
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
@@ -118,9 +111,6 @@ def split(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame
 
     Returns:
         The table with columns `part` (train, val, test, unused) and `fold` (-1 for fixed rows).
-
-    Raises:
-        InputError: too few patients, or folds that do not fit public folds or fixed parts.
     """
     fixed = get_fixed_parts(table)
     free = pd.isna(fixed)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def locate_views(
     cohort: "pd.DataFrame", used_rows: Int[np.ndarray, " u"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, "n limit"], Int[np.ndarray, "n limit"]]:
-    """Return the type of each view of lesions, and its position among the images of used rows.
+    """Return the type of each view, and the position of its cached features.
 
     Args:
         cohort: rows of lesions.

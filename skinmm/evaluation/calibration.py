@@ -137,7 +137,7 @@ def group_folds(targets: Targets, groups: _Groups, classes: int) -> Targets:
 def log_probabilities(
     probabilities: Float64[np.ndarray, "..."],
 ) -> Float64[np.ndarray, "..."]:
-    """Return the logarithm; that of 0 is the logarithm of the machine epsilon."""
+    """Return the logarithm of probabilities, which are clipped at the machine epsilon."""
     return np.log(np.maximum(probabilities, _EPSILON))
 
 
@@ -155,7 +155,6 @@ def _cross_validate(
 
 
 def _is_as_good(excess: _Losses, groups: _Groups) -> bool:
-    """Return whether losses exceed the best ones by at most two standard errors over groups."""
     mean = excess.mean()
     sums = np.bincount(patient_codes(groups)[0], weights=excess - mean)
     return bool(mean <= _STANDARD_ERRORS * np.sqrt(sums @ sums) / len(excess))

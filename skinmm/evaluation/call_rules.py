@@ -44,7 +44,7 @@ class CallRule:
     costs: Sequence[Sequence[float]] | None = None
 
     def score(self, probabilities: _Probabilities) -> _Probabilities:
-        """Return scores from 0 up; the highest of a row is called."""
+        """Return non-negative scores of the classes; the highest one is called."""
         if self.costs is not None:
             costs = np.array(self.costs, dtype=np.float64)
             return probabilities @ (costs.max(axis=1, keepdims=True) - costs)
@@ -75,7 +75,7 @@ def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
 
 
 def threshold_scores(malignancy: Float64[np.ndarray, " n"], threshold: float) -> _Probabilities:
-    """Return scores of benign and malignant, of which malignant is higher above the threshold."""
+    """Return scores of benign and malignant that are equal at the threshold."""
     return np.column_stack([(1 - malignancy) * threshold, malignancy * (1 - threshold)])
 
 
@@ -129,11 +129,11 @@ def fit_f1_thresholds(
     for fold in range(FOLDS):
         rows = (folds != fold) | (folds.max() == 0)
         columns = zip(probabilities[rows].T, truth[rows].T, strict=True)
-        own = [choose_f1_threshold(scores, positives) for scores, positives in columns]
+        separate = [choose_f1_threshold(scores, positives) for scores, positives in columns]
         pooled = fit_pooled_thresholds(probabilities[rows], targets[rows])
         counts = np.array([len(pd.unique(patients[rows & of_class])) for of_class in truth.T])
         weights = counts / (counts + SHRINKAGE)
-        logs.append(weights * np.log(own) + (1 - weights) * np.log(pooled))
+        logs.append(weights * np.log(separate) + (1 - weights) * np.log(pooled))
     return np.exp(np.mean(logs, axis=0))
 
 
@@ -183,7 +183,7 @@ def cross_fit_calls(
 
 
 def assign_folds(targets: _Rows, patients: _Patients, seed: int = 0) -> _Rows:
-    """Return the group, of `FOLDS`, of each row; the patients of a class are spread over groups.
+    """Assign rows to `FOLDS` groups by patient, with each class spread evenly.
 
     The class of a patient is the rarest one among the patient's rows.
     """

@@ -217,7 +217,7 @@ def _compare_pairs(
 def _difference(
     value: float, samples: Float64[np.ndarray, " r"], confidence: float, units: int
 ) -> dict[str, float | int | None]:
-    """Return the t test of a difference, and the interval that inverts it.
+    """Return the t test of a difference, with the matching confidence interval.
 
     The standard error is that of the resamples. The difference of two equal systems has a symmetric
     distribution, so that the test needs no correction for skewness.

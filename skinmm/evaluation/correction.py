@@ -18,7 +18,7 @@ _FLOOR: Final = 1e-3  # slope where a loss has no value: rows stay in order, at 
 
 
 def invert_loss(probabilities: Any, inverse: Mapping[str, Any] | None, xp: Any = np) -> Any:
-    """Return the class probabilities whose expected loss the given ones minimise.
+    """Undo the bias of a training loss: convert its minimisers to class probabilities.
 
     Losses other than cross-entropy are minimised by probabilities that are not the shares of the
     classes, however many rows there are. The inverse applies to the classes as drawn and weighted,

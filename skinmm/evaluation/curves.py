@@ -270,7 +270,7 @@ def _newton_step(rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, fre
 
 
 def _search_line(rows: _Axis, positives: _Axis, z: _Axis) -> _Lines:
-    """Fit the line of one resample by line searches, where the steps of Newton overshoot."""
+    """Fit the line of one resample by L-BFGS, where Newton's method diverges."""
     from scipy.optimize import minimize  # rarely needed, and slow to import
 
     def loss(line: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:

@@ -104,7 +104,7 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
 
 
 def _placements(scores: _Scores, positives: _Mask) -> _Scores:
-    """Return, for each row, the share of the other class with a worse rank; ties count 1/2."""
+    """Return the share of the other class that each row outranks; ties count 1/2."""
     from scipy.stats import rankdata  # slow to import, and not needed for prediction
 
     ranks = rankdata(scores)

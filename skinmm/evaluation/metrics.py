@@ -115,7 +115,6 @@ def _count_rows(predictions: Predictions, codes: Int64[np.ndarray, " n"]) -> dic
 
 
 def _count_classes(predictions: Predictions, threshold: float) -> dict[str, Any]:
-    """Return the confusion matrix and the rows of each class."""
     classes, called = predictions.classes, predictions.predicted_classes(threshold)
     counts = confusion_matrix(predictions.target, called, labels=range(len(classes)))
     return {
@@ -132,7 +131,6 @@ def _metrics(
     confidence: float,
     seed: int,
 ) -> dict[str, Entry]:
-    """Return value and interval of every metric."""
     build = partial(build_statistic, predictions, codes, threshold=threshold)
     units = independent_units(codes, predictions.malignant)
     exact = build(exact=True)
@@ -213,8 +211,8 @@ def evaluate_clinic(
         bound = bound_extreme({"value": 0}, confidence, len(np.unique(codes[rows])))["high"]
         low = correct / (correct + weight * float(bound or 1))
         metrics[name] = {**entry, "low": low, "high": 1.0}
-    found: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
-    sensitivity = bound_extreme(found, confidence, len(np.unique(codes[malignant])))
+    share: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
+    sensitivity = bound_extreme(share, confidence, len(np.unique(codes[malignant])))
     metrics |= allow_misses(metrics, sensitivity, prevalence)
     return {"prevalence": prevalence, "metrics": metrics}
 
@@ -228,7 +226,7 @@ def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[
 
 
 def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return the mask of the rows that each share counts; for an AUROC, of the positives."""
+    """Return the rows in the denominator of each share, and the positives of each AUROC."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
     shares["within_source_auroc"] = malignant

@@ -24,7 +24,7 @@ _EXAMPLES: Final = ("akiec", "bcc", "bkl")
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Meaning of the columns of a prediction file where its header does not state it.
+    """Meaning of the columns of a prediction file, as far as the header does not state it.
 
     Attributes:
         classes: names of the classes, in the order of numbered columns and of a numeric truth.
@@ -41,7 +41,7 @@ class TableFormat:
 
 
 def find_one_hot(table: pd.DataFrame, path: Path | str, classes: Sequence[str]) -> list[str]:
-    """Return the columns of a one-hot truth, of which two are classes; empty if there is none."""
+    """Return the columns of a one-hot truth with at least two classes; empty without one."""
     is_class = _class_test(classes)
     others = {*match_columns(table)} - {*classes}
     bits = [name for name in table.columns if name not in others and table[name].isin(_BITS).all()]
@@ -161,7 +161,6 @@ def _find_named(
 
 
 def _find_bare(table: pd.DataFrame, is_class: Callable[[str], bool]) -> list[str]:
-    """Return the columns that are called like a class."""
     if {*_SIDES} <= {*table} and all(_is_score(table[name]) for name in _SIDES):
         return [*_SIDES]  # although a column `malignant` is otherwise the truth
     others = match_columns(table)
@@ -169,7 +168,7 @@ def _find_bare(table: pd.DataFrame, is_class: Callable[[str], bool]) -> list[str
 
 
 def _class_test(classes: Sequence[str], further: Sequence[str] = ()) -> Callable[[str], bool]:
-    """Return a function that tells classes by name: given ones, else known or further ones."""
+    """Return a function that recognises names of classes: `classes`, or else the vocabulary's."""
     words = {name.lower() for name in classes or (*further, *_SIDES)}
     return lambda name: name.lower() in words or (not classes and parse_diagnosis(name) is not None)
 
@@ -216,8 +215,8 @@ def suggest_columns(table: pd.DataFrame, *, has_labels: bool) -> str:
         columns["p_malignant"] = [n for n in names if _is_score(table[n])]
     if not has_labels and not _has_truth(table):
         columns["target"] = [n for n in names if table[n].map(_is_truth).all()]
-    found = ", ".join(f"{ours}: {theirs[0]}" for ours, theirs in columns.items() if theirs)
-    return f"; if this is what they mean: 'columns={{{found}}}'" if found else ""
+    pairs = ", ".join(f"{ours}: {theirs[0]}" for ours, theirs in columns.items() if theirs)
+    return f"; if this is what they mean: 'columns={{{pairs}}}'" if pairs else ""
 
 
 def _is_number(column: "pd.Series[str]") -> bool:

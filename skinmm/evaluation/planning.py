@@ -213,7 +213,7 @@ def simulate_widths(
     repeats: int = 300,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return the widths of intervals in cohorts of so many patients with malignant lesions.
+    """Simulate the widths of intervals for a number of patients with malignant lesions.
 
     Patients of the file are drawn with replacement, so that lesions of one patient stay together,
     and others in proportion. A width is the distance of two quantiles over the repeats.
@@ -244,7 +244,7 @@ def simulate_widths(
 def malignant_by_simulation(
     predictions: Predictions, metric: str, width: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of patients with malignant lesions at which a simulated width is reached.
+    """Return the number of patients with malignant lesions for a width, by simulation.
 
     The width falls as one over the square root of the number; two steps from the present number
     correct for what differs from that.

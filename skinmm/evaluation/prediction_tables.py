@@ -52,8 +52,8 @@ def _to_canonical(table: pd.DataFrame, path: Path | str, *, has_labels: bool) ->
         table = table.assign(image_id=table["lesion_id"])
     if "image_id" not in table:
         advice = suggest_columns(table, has_labels=has_labels)
-        given = ", ".join(table.columns)
-        raise InputError(f"{path} has no column image_id; it has {given}{advice}")
+        columns = ", ".join(table.columns)
+        raise InputError(f"{path} has no column image_id; it has {columns}{advice}")
     names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)
     ids = {
         name: map_unique(
@@ -98,7 +98,7 @@ def list_systems(path: Path | str) -> list[str]:
 
 
 def _read_raw(path: Path | str) -> pd.DataFrame:
-    """Read a table as text; an archive of MedMNIST as its test labels, images numbered from 0.
+    """Read a table as text, or the test labels of a MedMNIST archive (.npz).
 
     A CSV without a header, as MedMNIST's evaluator writes it, has a row number and one column of
     probabilities per class.

@@ -245,7 +245,6 @@ def average_bands(bands: Sequence[ReferralBand]) -> ReferralBand:
 
 
 def _mean_probability(values: Sequence[float]) -> float:
-    """Return the mean on the logit scale."""
     mean = float(expit(logit(np.clip(values, 1e-9, 1 - 1e-9)).mean()))
     # Equal values stay exact, because a score equal to the threshold would change sides.
     return mean if len(set(values)) > 1 else values[0]

@@ -154,11 +154,11 @@ class ImageFinder:
 
     def find_all(self, names: Sequence[str]) -> list[str | None]:
         """Return the location of each image; several times as fast as `find` for absent ones."""
-        known = self._files.paths.keys() | self._entries.paths.keys()
-        if known.isdisjoint(names) and _PLAIN.fullmatch("".join(names)):
+        indexed = self._files.paths.keys() | self._entries.paths.keys()
+        if indexed.isdisjoint(names) and _PLAIN.fullmatch("".join(names)):
             return [None] * len(names)
         return [
-            None if name not in known and _PLAIN.fullmatch(name) else self.find(name)
+            None if name not in indexed and _PLAIN.fullmatch(name) else self.find(name)
             for name in names
         ]
 
@@ -166,9 +166,6 @@ class ImageFinder:
         """Return the location of an image by its name, or None.
 
         Name and location end in `#frame=N` for one frame of a DICOM or TIFF file.
-
-        Raises:
-            InputError: several images have this name.
         """
         path, mark, frame = name.partition(FRAME)
         locations = self._list_candidates(path) if path else []
@@ -199,9 +196,9 @@ class ImageFinder:
         if not head:
             return self._files.match(tail) or self._entries.match(tail)
         folders = (os.path.join(folder, head) for folder in self._folders)  # noqa: PTH118
-        found = [self._index_folder(folder).match(tail) for folder in folders]
-        very_path = found[0] if found else []
-        return very_path or [*chain(*found)] or self._entries.match(tail, head)
+        matches = [self._index_folder(folder).match(tail) for folder in folders]
+        very_path = matches[0] if matches else []
+        return very_path or [*chain(*matches)] or self._entries.match(tail, head)
 
 
 class _Index:

@@ -95,9 +95,6 @@ class TFRecordFile:
 
     Attributes:
         names: image names in file order.
-
-    Raises:
-        TFRecordError: the file is missing, empty, truncated, damaged, or lacks these features.
     """
 
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:

@@ -70,11 +70,7 @@ def split_frame(location: str) -> tuple[str, int | None]:
 
 
 def list_hdf5_names(file: Path) -> list[str]:
-    """Return the names of the images in an HDF5 file, also in groups (`GROUP/NAME`).
-
-    Raises:
-        InputError: the file is not an HDF5 file.
-    """
+    """Return the names of the images in an HDF5 file, also in groups (`GROUP/NAME`)."""
     with _open_hdf5(str(file)) as images:
         top = list(images)
         if len(top) > _MANY and hasattr(images[top[0]], "dtype"):
@@ -214,7 +210,7 @@ def read_header_record(path: str, file: File) -> dict[str, Any]:
 def fill_empty_cells(
     table: Table, records: Sequence[Mapping[str, Any]], further: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Return columns of a table with empty cells filled from one record for each row.
+    """Fill empty cells of a table from one record per row; return the filled columns.
 
     Args:
         table: canonical rows; columns that it lacks are not added.

@@ -83,12 +83,7 @@ class Card:
 
 
 def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """Load the card and the weights of a network, on the CPU.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not a checkpoint of this package, or its
-            network no longer exists.
-    """
+    """Load the card and the weights of a network, on the CPU."""
     content, card = _load(path)
     return card, strip_prefix(content["state_dict"], PREFIX)
 
@@ -212,7 +207,7 @@ def save_compact(source: Path, target: Path, **changes: Any) -> None:
 
 
 def to_16_bits(value: Tensor) -> Tensor:
-    """Return a matrix of floating-point numbers with 16 bits, any other tensor as it is."""
+    """Convert matrices of floating-point numbers to 16 bits; others are unchanged."""
     is_matrix = value.is_floating_point() and value.ndim > 1
     return (value.half() if is_matrix else value).contiguous()
 

@@ -128,9 +128,9 @@ class TreeHead(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
-            given = state_dict.get(f"{prefix}{name}")
-            if given is not None and given.ndim == buffer.ndim:
-                self.register_buffer(name, torch.zeros_like(given, dtype=buffer.dtype))
+            stored = state_dict.get(f"{prefix}{name}")
+            if stored is not None and stored.ndim == buffer.ndim:
+                self.register_buffer(name, torch.zeros_like(stored, dtype=buffer.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._depth = int(self.depth)
 

@@ -109,9 +109,6 @@ class Network(nn.Module):
 
         Features of views are combined if `has_image` gives the type of each view; without it,
         features are those of the lesion, and pixels of views are all present.
-
-        Raises:
-            InputError: a row has no image, and the network has not learned to replace it.
         """
         if self.views is not None and (has_image is not None or not image.is_floating_point()):
             return self._combine_views(self.views, image, has_image)

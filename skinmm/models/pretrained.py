@@ -59,9 +59,6 @@ def find_weights(
 
     Returns:
         The weights; without a state, the network starts from scratch, and `origin` says why.
-
-    Raises:
-        InputError: the file cannot be used, or the setting is true and there are no weights.
     """
     text = str(setting).lower()
     if text == "false":
@@ -265,7 +262,7 @@ def _match_names(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tenso
 def _match_order(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor] | None:
-    """Return the first tensors under the network's names, if kinds and shapes agree in order."""
+    """Match tensors to the network by their order; None if a kind or shape differs."""
     if len(state) < len(expected):
         return None
     mapped = {}

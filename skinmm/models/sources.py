@@ -80,9 +80,6 @@ def find_source(name: str, custom: Mapping[str, Any]) -> Source:
         name: of timm, with or without a tag; `hf-hub:ORG/NAME`; `local-dir:PATH`; or
             `open_clip:MODEL/TAG`, `open_clip:hf-hub:ORG/NAME`, `open_clip:local-dir:PATH`.
         custom: networks of this package by name.
-
-    Raises:
-        InputError: there is no such network, or its configuration cannot be read.
     """
     scheme, _, rest = name.partition(":")
     if scheme == OPEN_CLIP and rest:

@@ -175,7 +175,7 @@ def encode_views(
 
 
 def _align(values: Tensor, features: Tensor) -> Tensor:
-    """Add dimensions at the end, so that values apply to the last dimensions of features."""
+    """Append dimensions to values until they broadcast against features."""
     return values.reshape(*values.shape, *[1] * (features.ndim - values.ndim))
 
 

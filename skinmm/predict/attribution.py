@@ -275,7 +275,7 @@ def _predict(
     *,
     has_image: bool,
 ) -> Float64[np.ndarray, "rows classes"]:
-    """Predict rows that reuse the image features cyclically; views are averaged."""
+    """Predict rows with repeated image features; average the views."""
     outputs = []
     with torch.inference_mode():
         for start in range(0, rows, _BATCH):

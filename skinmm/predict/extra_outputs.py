@@ -230,7 +230,7 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         self._flush()
 
     def finish(self, rows: Rows) -> None:
-        """Do nothing: every row is written as it is explained."""
+        """Do nothing: rows are written when they are explained."""
 
     def _flush(self) -> None:
         self._file.flush()

@@ -148,12 +148,10 @@ def _require_inputs(config: PredictConfig, names: Sequence[str], columns: Sequen
 
 
 def _describe_folders(table: str) -> str:
-    """Return the folders with image files next to a local table."""
     return "" if "://" in table else f"; {describe_folders(Path(table).parent)}"
 
 
 def _has_image(images: ImageFolder, name: str) -> bool:
-    """Return whether a name matches one image or several."""
     try:
         return images.find(name) is not None
     except InputError:

@@ -76,8 +76,8 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
         for name, cells in values.items() if len(rows) > 1 else ():
             distinct = dict.fromkeys(cell for cell in cells[rows] if not pd.isna(cell))
             if len(distinct) > 1:
-                given = " and ".join(map(str, distinct))
-                errors[number] = f"the images of the lesion contradict each other: {name} {given}"
+                texts = " and ".join(map(str, distinct))
+                errors[number] = f"the images of the lesion contradict each other: {name} {texts}"
         if len({*names[named]}) < len(named):
             errors[number] = "the lesion names an image twice"
     first = first.assign(image_id=images, view=views).reset_index(drop=True)
@@ -126,7 +126,7 @@ def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]
 
 
 def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
-    """Return cells in the form in which those of a lesion are compared; None where missing."""
+    """Normalise cells for the comparison within a lesion; None where missing."""
     if name in CONVERTERS:
         return pd.Series(parse_column(cells, name)[0], cells.index)
     texts = [None if is_missing(cell) else normalise_name(cell) for cell in cells]

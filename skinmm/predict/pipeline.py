@@ -82,9 +82,9 @@ class TableBatch:
                 texts = [cell if isinstance(cell, Hashable) else str(cell) for cell in cells]
                 self.cells[name] = np.array(texts, object)
             if name in CONVERTERS:
-                given = self.cells[name]
-                self.cells[name], is_unknown = parse_column(given, name)
-                self.unread += [(name, str(cell)) for cell in given[is_unknown]]
+                raw = self.cells[name]
+                self.cells[name], is_unknown = parse_column(raw, name)
+                self.unread += [(name, str(cell)) for cell in raw[is_unknown]]
             else:
                 self.cells[name] = np.array([_convert(name, c) for c in self.cells[name]], object)
         self.scores = np.full((self.size, score_width), np.nan)

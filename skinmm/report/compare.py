@@ -291,7 +291,7 @@ def _format_difference(entry: Mapping[str, Any]) -> str:
 
 
 def _margin_table(result: Mapping[str, Any], against: Sequence[str], margin: float) -> Table:
-    """Return which systems are not inferior to which by more than the margin."""
+    """Return the table of non-inferiority tests."""
     rows = []
     for entry in find_not_inferior(result, margin, against=against):
         is_shown = entry["p_holm"] < (1 - result["confidence"]) / 2

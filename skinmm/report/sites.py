@@ -111,8 +111,8 @@ def _describe_threshold(
     sentences = [texts["threshold"].format(format_number(old.value), format_number(new.value))]
     if new.bound is not None and new.patients is not None:
         bound = format_percent(math.floor(1000 * new.bound) / 1000)  # not above it
-        shown = (format_percent(confidence, 0), bound)
-        sentences.append(texts["bound"].format(new.found, new.patients, unit, *shown))
+        levels = (format_percent(confidence, 0), bound)
+        sentences.append(texts["bound"].format(new.found, new.patients, unit, *levels))
         if not new.guaranteed:
             more = planning.malignant_for_guarantee(target, confidence) - new.patients
             sentences.append(texts["more"].format(more, format_percent(target)))

@@ -95,9 +95,6 @@ def list_runs(folder: Path) -> list[list[str]]:
     """Return a row of `HEADER` for each run below a folder, oldest first.
 
     The folds and the final network of a run with `data.fold=all` are part of their run.
-
-    Raises:
-        InputError: the folder does not exist, or contains no run.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a folder that contains runs")

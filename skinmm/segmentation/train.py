@@ -245,7 +245,7 @@ class MaskModule(BaseModule):
         return self.accumulate_loss(dice_bce(self(batch), batch["mask"]), len(batch["mask"]))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect areas and losses, in training precision, because they only steer the run."""
+        """Collect areas and losses, in training precision: they only select the epoch."""
         logits, true = self(batch), batch["mask"]
         losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
         predicted = logits > 0

@@ -166,7 +166,7 @@ def digest(path: Path) -> str:
 
 
 def describe(predictor: Predictor, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page needs for the form and the decision of all models together."""
+    """Return the facts that the page needs for its form and the decision."""
     band = predictor.band
     rule = predictor.call.score(np.eye(len(predictor.classes)))  # it is linear
     calibrations = [member["calibration"] for member in card["members"]]
@@ -216,7 +216,7 @@ def describe_field(predictor: Predictor, name: str) -> dict[str, Any]:
 
 
 def describe_member(model: CalibratedModel) -> dict[str, Any]:
-    """Return how the page feeds one network and reads its output."""
+    """Return the inputs and outputs of one network for the page."""
     conformal = model.card.conformal
     return {
         "image_size": model.view.size if model.view else None,

@@ -43,11 +43,7 @@ _SELECTED: Final = (
 
 
 def feedback(config: FeedbackConfig) -> Path:
-    """Write the feedback page, its numbers as JSON and the cases as tables; return the page.
-
-    Raises:
-        InputError: no store, no case of the model, or an output exists.
-    """
+    """Write the feedback page, its numbers as JSON and the cases as tables; return the page."""
     folder = Path(config.output)
     names = ("feedback.html", "feedback.json", "cases.csv", "verdicts.csv")
     page, facts_file, cases_file, verdicts_file = files = [folder / name for name in names]

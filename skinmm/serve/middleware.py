@@ -62,11 +62,7 @@ class Keys:
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """Read a file in the format of `sha256sum`: a digest and an optional name per line.
-
-        Raises:
-            InputError: the file is missing, has no key, an invalid line or a repeated name.
-        """
+        """Read a file in the format of `sha256sum`: a digest and an optional name per line."""
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

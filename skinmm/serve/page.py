@@ -213,7 +213,6 @@ def mount_page(app: FastAPI, *, patient_view: bool = False) -> FastAPI:
 
 
 def _build_page(page: Page) -> Any:
-    """Return the page as Gradio Blocks."""
     import gradio as gr
 
     async def analyse(request: gr.Request, upload: str | None, audience: str, *cells: Any) -> Any:
@@ -257,7 +256,6 @@ def _build_page(page: Page) -> Any:
 
 
 def _add_verdicts(page: Page) -> None:
-    """Add the tab for confirmed diagnoses."""
     import gradio as gr
 
     def save(request: gr.Request, number: float | None, verdict: str | None) -> str:

@@ -11,12 +11,7 @@ from skinmm.errors import InputError, print_line
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return the exit status 1 if the service cannot start.
-
-    Raises:
-        InputError: a checkpoint, key file or store cannot be used, others could connect without a
-            key, or a package is not installed.
-    """
+    """Serve until Ctrl-C or SIGTERM, and return the exit status 1 if the service cannot start."""
     try:
         import uvicorn
 
@@ -50,7 +45,6 @@ def serve(config: ServeConfig) -> int:
 
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:
-    """Return the API, and the page if `page=true`."""
     from skinmm.config.checkpoints import announce_included, find_checkpoints
     from skinmm.predict.explain import CasePredictor
     from skinmm.serve.app import RequestQueue, create_app

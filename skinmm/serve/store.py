@@ -115,11 +115,7 @@ class Store:
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
-        """Open a SQLite file or a database URL; `create` creates the file and missing tables.
-
-        Raises:
-            InputError: the database cannot be used, or a package is not installed.
-        """
+        """Open a SQLite file or a database URL; `create` creates the file and missing tables."""
         url, name = _to_url(location), hide_password(location)
         if url.get_backend_name() == "sqlite":
             _require_private_file(Path(url.database or ""), location, create=create)

@@ -96,7 +96,6 @@ def adapt(config: AdaptConfig) -> int:
 
 
 def _load_adaptable(path: Path) -> Card:
-    """Load the card of a checkpoint of one calibrated classifier."""
     card = load_card(path)[0]
     if (task := card.config.get("task", "classification")) != "classification":
         raise CheckpointError(f"{path}: checkpoint of task={task}; adapt a classifier")
@@ -132,7 +131,7 @@ def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
 
 
 def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
-    """Read a prediction file, and refuse it unless this checkpoint made it.
+    """Read a prediction file; refuse predictions of another checkpoint.
 
     Its prediction sets must be those of the checkpoint for its probabilities. Probabilities of
     another checkpoint, or raw ones, give other sets.
@@ -154,7 +153,6 @@ def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
 
 
 def _fit_labelled(file: Path, card: Card) -> _Fit:
-    """Choose the map with the labels of the rows."""
     before = read_predictions(file, positive=card.positive, allow_one_class=True)
     if before.classes != tuple(card.classes):
         raise InputError(
@@ -241,7 +239,6 @@ def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
 def _to_card(
     card: Card, fit: _Fit, facts: dict[str, Any], rules: EvaluationConfig
 ) -> dict[str, Any]:
-    """Return the changed entries of the card."""
     calibration = replace(Calibration(**card.calibration or {}), site=fit.state)
     threshold, band, conformal, call = fit_rules(fit.decided, rules, fit.shares)
     summary = {**card.summary, "note": NOTE.format(facts["date"])}

@@ -150,8 +150,8 @@ def fit_decision(
     threshold, band, conformal, call = fit_rules(rows, config, prior["deployed"])
     features = held_out.features
     ood = ood_rows = None
-    if features is not None and (found := cross_fit_ood(features, rows.patient_id)):
-        ood, ood_rows = found[0], (features, found[1])
+    if features is not None and (fitted_ood := cross_fit_ood(features, rows.patient_id)):
+        ood, ood_rows = fitted_ood[0], (features, fitted_ood[1])
     fitted = (calibration, threshold, band, conformal, ood, call)
     return FittedDecision(calibrate, *fitted, half_cut=config.half_cut, ood_rows=ood_rows)
 

@@ -129,7 +129,7 @@ class RunCheckpoints(ModelCheckpoint):
         self._interrupt: type[KeyboardInterrupt] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Let Ctrl-C and SIGTERM end the run after the current step, a second one at once."""
+        """End the run on Ctrl-C or SIGTERM after the current step, at once on a second one."""
         self._saved = time.monotonic()
 
         def interrupt(number: int, *_: Any) -> None:

@@ -149,7 +149,7 @@ def shared_failure(error: Exception, run: Path) -> BaseException:
 
 
 def _select_error(error: Exception, first: Failure, store: Any, others: list[str]) -> Exception:
-    """Return the error that rank 0 raises, after all living processes know of the failure."""
+    """Return the error that rank 0 raises, after informing all other processes."""
     if first.rank == 0 and _is_connection_error(error):
         return RuntimeError(first.reason)
     with suppress(RuntimeError):
@@ -171,7 +171,6 @@ def _describe(error: Exception) -> str:
 
 
 def _is_connection_error(error: Exception) -> bool:
-    """Return whether an error reports the loss of another process."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 

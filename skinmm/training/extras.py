@@ -108,7 +108,7 @@ def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
 
 
 def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray, "b columns"]:
-    """Return each column's position in the random order in which a row loses its columns."""
+    """Return the position of each column in the row's random order of removal."""
     orders = [np.random.default_rng(int(row)).permutation(columns) for row in rows]
     return np.array(orders, dtype=np.int64).reshape(len(rows), columns)
 

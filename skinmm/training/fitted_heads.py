@@ -241,7 +241,7 @@ def trees_to_arrays(model: HistGradientBoostingClassifier, classes: int) -> dict
     """Return the trees of a fitted model as the arrays of `TreeHead`."""
     trees = [tree.nodes for trees_of_round in model._predictors for tree in trees_of_round]
     roots = np.cumsum([0, *(len(nodes) for nodes in trees[:-1])])
-    nodes, own = np.concatenate(trees), np.arange(sum(map(len, trees)))
+    nodes, numbers = np.concatenate(trees), np.arange(sum(map(len, trees)))
     start, is_leaf = np.repeat(roots, [len(tree) for tree in trees]), nodes["is_leaf"] == 1
     outputs = model.n_trees_per_iteration_
     baseline = np.asarray(model._baseline_prediction, np.float64).reshape(-1)
@@ -250,8 +250,8 @@ def trees_to_arrays(model: HistGradientBoostingClassifier, classes: int) -> dict
         "roots": roots,
         "feature": np.where(is_leaf, 0, nodes["feature_idx"]).astype(np.int64),
         "threshold": nodes["num_threshold"].astype(np.float64),
-        "left": np.where(is_leaf, own, start + nodes["left"].astype(np.int64)),
-        "right": np.where(is_leaf, own, start + nodes["right"].astype(np.int64)),
+        "left": np.where(is_leaf, numbers, start + nodes["left"].astype(np.int64)),
+        "right": np.where(is_leaf, numbers, start + nodes["right"].astype(np.int64)),
         "value": nodes["value"].astype(np.float64),
         "spread": np.ascontiguousarray(spread.T),
         "offset": offset,

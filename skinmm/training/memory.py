@@ -141,7 +141,7 @@ def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> int:
-    """Return the bytes that do not depend on the batch, besides weights that are in use already."""
+    """Return the bytes of gradients, optimiser and averages, for any batch size."""
     weights = sum(parameter.nbytes for parameter in network.parameters())
     trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     moments = 1 if config.optimizer.name == "sgd" else 2

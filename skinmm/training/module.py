@@ -87,7 +87,6 @@ class BaseModule(pl.LightningModule):
             self._require_finite(value)
 
     def _require_finite(self, values: Tensor) -> None:
-        """Stop the run if a loss or weight is not finite."""
         if not values.isfinite().all():
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise InputError(
@@ -241,7 +240,7 @@ class Classifier(BaseModule):
         return self.accumulate_loss(loss, len(logits))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect logits, in training precision, because they only steer the run."""
+        """Collect logits, in training precision: they only select the epoch."""
         self._validation.update(batch["row"], self(batch), batch["target"])
 
     def on_validation_epoch_end(self) -> None:

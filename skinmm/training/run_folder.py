@@ -165,7 +165,6 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _contents(run: Path) -> list[Path]:
-    """Return the files and folders of an earlier run."""
     paths = [run / name for name in CONTENTS if (run / name).exists()]
     folds = [path for path in run.glob("fold_*") if path.name.removeprefix("fold_").isdecimal()]
     return [*paths, *sorted(folds)]

@@ -236,7 +236,7 @@ def test_a_pack_is_written_verified_and_used(tmp_path: Path, capsys: Captured) -
     assert sorted(shard.names) == sorted(table["image_id"].iloc[1:])
     check = ["pack", f"out={out}", "verify=true"]
     assert main(check) == 0
-    assert "11 images, all equal to their checksums" in capsys.readouterr().out
+    assert "11 images, all match their checksums" in capsys.readouterr().out
     page = tmp_path / "explore.html"
     used = ["explore", "data=packed", f"data.root={out}", f"output={page}", "examples=20"]
     assert main(used) == 0

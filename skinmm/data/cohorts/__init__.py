@@ -120,7 +120,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
 
 
 def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
-    """Return the classes in logit order: first those of the vocabulary, then others by name."""
+    """Return the classes in the order of the logits: the vocabulary's, then others by name."""
     if data.target == "malignant":
         return BINARY
     return tuple(sorted(table["target"].unique(), key=sort_key))
@@ -132,7 +132,7 @@ def list_positive_classes(classes: Sequence[str], data: DataConfig) -> tuple[str
 
 
 def _call_adapter(data: DataConfig) -> CohortTable:
-    """Call the adapter of a cohort; mark exceptions of a user's adapter, so that they are shown."""
+    """Call the adapter of a cohort; name it in exceptions of a user's adapter."""
     component = Component(data.name, data.args)
     check_component(ADAPTERS, "data", component, context=("data",))
     if ADAPTERS[data.name].__module__.startswith("skinmm."):  # checks the values of its arguments
@@ -147,7 +147,7 @@ def _call_adapter(data: DataConfig) -> CohortTable:
 
 
 def _read(data: DataConfig) -> CohortTable:
-    """Read one cohort; an unknown patient is replaced by the lesion, or else the image."""
+    """Read one cohort; fill unknown patients with the lesion, or else the image."""
     cohort = _call_adapter(data)
     if absent := [name for name in CANONICAL if name not in cohort.rows]:
         raise InputError(

@@ -112,9 +112,6 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     Returns:
         The columns `CANONICAL` and `cohort`, any of `OPTIONAL` that the table has, and the added
         ones. `target` is NaN where missing, `source` None where no centre is named.
-
-    Raises:
-        InputError: a missing or repeated image name, or a cell outside the vocabulary.
     """
     table = rename_columns(table, data.columns)
     if data.unit == "lesion":
@@ -227,9 +224,6 @@ def exclude_rows(cohort: CohortTable, name: Any) -> CohortTable:
         cohort: rows of a cohort.
         name: path of a table with a column `image_id`, `lesion_id` or `patient_id`, or several. A
             row is left out if one of its names is in the column of the same kind.
-
-    Raises:
-        InputError: the table has none of these columns, or names no row of the cohort.
     """
     file = Path(str(name)).expanduser()
     if not file.is_file():
@@ -284,9 +278,6 @@ def attach_images(
         schema: features of TFRecord files that contain the name and the image.
         cells: names of the images in a user's table, which may have folders and suffixes. JPEG and
             DICOM files of one name are refused there; those of an archive are the same image.
-
-    Raises:
-        InputError: a name is that of several files.
     """
     searched = find_folders(root, folders)
     files = list_files(searched)
@@ -301,6 +292,6 @@ def attach_images(
         if None not in locations[-1]:
             break
     locations.sort(key=lambda paths: paths.count(None))
-    paths = [next(filter(None, found), None) for found in zip(*locations, strict=True)]
+    paths = [next(filter(None, candidates), None) for candidates in zip(*locations, strict=True)]
     rows = rows.assign(path=pd.Series(paths, rows.index, dtype=object))
     return CohortTable(rows, dict.fromkeys(rows["cohort"], (root, *searched)))

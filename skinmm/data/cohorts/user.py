@@ -161,8 +161,8 @@ def _describe_mapping(
 ) -> tuple[str, ...]:
     """Describe which column is read as which canonical one, and which ones the model lacks."""
     others = [name for name in table.columns if name not in columns.values()]
-    known = {canonical: name for name, canonical in match_columns(others, further).items()}
-    mapping = {key: name for key, name in {**known, **columns}.items() if key in rows}
+    inferred = {canonical: name for name, canonical in match_columns(others, further).items()}
+    mapping = {key: name for key, name in {**inferred, **columns}.items() if key in rows}
     inputs = [key for key in mapping if key in CONVERTERS or key not in COLUMN_NAMES]
     others = [key for key in inputs if key not in (*further, "part", "duplicate_of")]
     notes = (f"not an input of the model: {', '.join(others)}; see data.columns",) if others else ()

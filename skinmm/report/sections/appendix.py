@@ -131,7 +131,7 @@ def build_claim(inputs: ReportInputs) -> Section:
 
 
 def _build_companion(key: str, title: str, name: str, inputs: ReportInputs) -> Section:
-    """Build a checklist whose items refer to those of TRIPOD+AI that the files answer."""
+    """Build a checklist that refers to answered items of TRIPOD+AI."""
     tripod = _load_items("tripod_ai_2024.csv", inputs)
     items = _load_items(name, inputs, {item.number for item in tripod if item.answer})
     lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))

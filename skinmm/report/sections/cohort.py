@@ -1,4 +1,4 @@
-"""Section on the data: who is in which part, what is missing, and the audit of the split."""
+"""Section on the data: patients of each part, missing values, and the audit of the split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -69,13 +69,13 @@ def describe_people(inputs: ReportInputs) -> str:
     parts = [format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))]
     records = pd.DataFrame() if inputs.records is None else inputs.records
     if "age" in records and len(ages := pd.to_numeric(records["age"], errors="coerce").dropna()):
-        known = "" if len(ages) == len(records) else ", where known"
+        suffix = "" if len(ages) == len(records) else ", where known"
         parts.append(
-            f"aged {ages.min():.0f} to {ages.max():.0f} (median {ages.median():.0f}{known})"
+            f"aged {ages.min():.0f} to {ages.max():.0f} (median {ages.median():.0f}{suffix})"
         )
     if "sex" in records and len(sexes := records["sex"].dropna()):
-        known = "" if len(sexes) == len(records) else " where known"
-        parts.append(f"{format_percent(float((sexes == 'female').mean()), 0)} female{known}")
+        suffix = "" if len(sexes) == len(records) else " where known"
+        parts.append(f"{format_percent(float((sexes == 'female').mean()), 0)} female{suffix}")
     return ", ".join(parts)
 
 

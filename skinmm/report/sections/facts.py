@@ -65,7 +65,6 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
 
 
 def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
-    """Describe the target, the numbers of images and patients, and the origin of the images."""
     rows, measured, parts = inputs.predictions, inputs.measured, split_parts(inputs)
     outcome = "whether a lesion is malignant"
     if not rows.is_binary:
@@ -195,7 +194,6 @@ def _describe_performance(inputs: ReportInputs) -> str:
 
 
 def _describe_decision(inputs: ReportInputs) -> tuple[str, str, str]:
-    """Return the rules of the threshold, of the predicted class, and of referral."""
     return _describe_threshold(inputs), describe_call_rule(inputs), describe_rule(inputs)
 
 

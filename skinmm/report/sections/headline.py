@@ -72,7 +72,6 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
 
 
 def _describe_few(inputs: ReportInputs, positives: int) -> str:
-    """Warn of few malignant rows, and state how many are needed."""
     text = TEXTS["few"].format(format_count(positives, "malignant image"), FEW)
     auroc = inputs.value("auroc")
     if auroc is None or not 0 < auroc < 1:

@@ -126,7 +126,6 @@ def build_decision(inputs: ReportInputs) -> Section:
 
 
 def _build_calibration(inputs: ReportInputs) -> tuple[Plot, list[Block]]:
-    """Return the calibration curve, and the blocks of its numbers."""
     rows = inputs.predictions
     title = "Calibration" if rows.raw is None else "After calibration"
     plot = _calibration_plot(inputs, "calibrated", rows.malignancy)
