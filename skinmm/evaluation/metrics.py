@@ -211,8 +211,8 @@ def evaluate_clinic(
         bound = bound_extreme({"value": 0}, confidence, len(np.unique(codes[rows])))["high"]
         low = correct / (correct + weight * float(bound or 1))
         metrics[name] = {**entry, "low": low, "high": 1.0}
-    share: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
-    sensitivity = bound_extreme(share, confidence, len(np.unique(codes[malignant])))
+    flagged: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
+    sensitivity = bound_extreme(flagged, confidence, len(np.unique(codes[malignant])))
     metrics |= allow_misses(metrics, sensitivity, prevalence)
     return {"prevalence": prevalence, "metrics": metrics}
 
