@@ -22,8 +22,7 @@ from guarantee import DISTANCE, average_latest, compute_aurocs, draw_scores
 from jaxtyping import Bool, Float32, Float64
 from scipy.stats import norm, rankdata
 
-from skinmm.config import from_mapping
-from skinmm.config.schema import Config, ScheduleConfig
+from skinmm.config import Config, ScheduleConfig, from_mapping
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import split
 from skinmm.models.network import build_network

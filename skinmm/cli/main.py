@@ -223,7 +223,8 @@ def _start(config: Config, folder: Path, argv: list[str]) -> int:
 
     try:
         with changed_environment(**{JOIN: str(folder)}):
-            _import_training(config).fit(config, folder)
+            is_single = not {"-m", "--multirun"} & {*argv}
+            _import_training(config).fit(config, folder, starts_processes=is_single)
     except KeyboardInterrupt as error:
         if not (folder / "config.yaml").is_file():
             raise

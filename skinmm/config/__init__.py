@@ -8,14 +8,13 @@ from skinmm.config.load import (
     resume_config,
     to_mapping,
 )
+from skinmm.config.optimisation import OptimizerConfig, ScheduleConfig
 from skinmm.config.schema import (
     Config,
     DataConfig,
     EvaluationConfig,
     ExtraCohort,
     ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
 )
 from skinmm.config.setting import Component, build_component, check_component, keys_with
 

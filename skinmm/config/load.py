@@ -257,6 +257,8 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         value = getattr(trainer, name)
         if value != "auto" and not (isinstance(value, int) and value >= 1):
             raise InputError(f"trainer.{name}={value}: must be a positive integer, or auto")
+    if (layout := trainer.channels_last) not in (True, False, "auto"):
+        raise InputError(f"trainer.channels_last={layout}: must be true, false, or auto")
 
 
 def _check_final(config: Config) -> None:

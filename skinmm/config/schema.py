@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from skinmm.config.optimisation import CLASSIFY, OptimizerConfig, ScheduleConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig, StudyConfig
 from skinmm.config.setting import Component, fraction, literal_path, local, section, setting
 
-CLASSIFY: Final = "classification"
 TASKS: Final = (CLASSIFY, "segmentation")
 
 
@@ -134,43 +134,6 @@ class ModelConfig:
 
 
 @dataclass
-class ScheduleConfig:
-    """Learning-rate schedule."""
-
-    name: str = setting(
-        "warmup_cosine", "schedule", choices=("warmup_cosine", "one_cycle", "plateau", "constant")
-    )
-    warmup: float = fraction(0.1, "fraction of the steps used for warm-up; not used by plateau")
-    final: float = fraction(0.01, "final learning rate as a fraction of the highest")
-    factor: float = setting(0.2, "factor by which plateau lowers the rate", low=0.001, high=0.999)
-    patience: int = setting(
-        1, "epochs without improvement before plateau lowers the rate", low=0, high=1_000_000
-    )
-
-
-@dataclass
-class OptimizerConfig(Component):
-    """Optimiser and its learning rates."""
-
-    lr: float = setting(1e-3, "highest learning rate", low=0)
-    weight_decay: float = setting(1e-2, "weight decay of matrices only", low=0)
-    backbone_lr_scale: float = setting(
-        1.0, "learning rate of the image network divided by lr", low=0, task=CLASSIFY
-    )
-    layer_decay: float = setting(
-        1.0, "lr of an image layer divided by that of the next", low=0.01, high=1, task=CLASSIFY
-    )
-    head_epochs: int = setting(
-        0,
-        "first epochs, in which only the head is trained",
-        low=0,
-        high=1_000_000,
-        task=CLASSIFY,
-        neural=True,
-    )
-
-
-@dataclass
 class TrainerConfig:
     """Hardware, training loop and data loaders."""
 
@@ -181,12 +144,14 @@ class TrainerConfig:
         None, "data loader processes; null: CPU cores, at most 8", low=0, high=1000
     )
     accelerator: str = setting("auto", "device to train on", choices=("auto", "cpu", "gpu"))
-    devices: int | str = setting("auto", "processes per machine, or auto; torchrun sets its own")
+    devices: int | str = setting("auto", "processes per machine; auto: GPUs, or measured on a CPU")
     strategy: str = setting("auto", "how several processes train", choices=("auto", "ddp"))
     sync_batchnorm: bool = setting(False, "compute batch normalisation over the rows of all GPUs")
     timeout: float = setting(10.0, "minutes that a process waits for another", low=0.1)
     precision: str = setting(
-        "auto", "arithmetic; probabilities always in 32 bit", choices=("auto", "32", "bf16", "16")
+        "auto",
+        "arithmetic of training; auto: measured on a CPU",
+        choices=("auto", "32", "bf16", "16"),
     )
     augment_on: str = setting(
         "workers",
@@ -194,7 +159,9 @@ class TrainerConfig:
         choices=("auto", "workers", "device"),
         task=CLASSIFY,
     )
-    channels_last: bool = setting(True, "store images in channels-last memory layout")
+    channels_last: bool | str = setting(
+        "auto", "channels-last memory layout: true, false, or auto (measured on a CPU)"
+    )
     compile: bool = setting(False, "compile the network with torch.compile")
     accumulate: int = setting(1, "steps per update of the weights", low=1, high=1_000_000)
     clip: float | None = setting(1.0, "maximum gradient norm; null: no clipping", low=0)

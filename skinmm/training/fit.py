@@ -42,11 +42,12 @@ TASKS: Final[dict[str, Train]] = {"classification": train_fold}
 """Functions that train one fold, by `task`; optional tasks add themselves."""
 
 
-def fit(config: Config, path: Path) -> dict[str, Any]:
+def fit(config: Config, path: Path, *, starts_processes: bool = False) -> dict[str, Any]:
     """Train, test and report a configuration, in a run folder that is created if missing.
 
     `data.fold=all` trains every fold and pools the test rows; `resume` continues the run in the
-    folder. An existing run is only changed when all checks have passed.
+    folder. An existing run is only changed when all checks have passed. With `starts_processes`
+    the training may start further processes of the command that runs.
 
     Returns:
         The content of the run's metrics.json; empty on other processes than rank 0.
@@ -58,8 +59,10 @@ def fit(config: Config, path: Path) -> dict[str, Any]:
     silence_libraries()
     check_components(config)
     size = resolve_image_size(config.model, CUSTOM)
-    config = replace(config, model=replace(config.model, image_size=size))
-    run = RunFolder(path, config)
+    # Folds share the settings of the trainer, in which measured choices replace `auto`.
+    trainer = replace(config.trainer)
+    config = replace(config, model=replace(config.model, image_size=size), trainer=trainer)
+    run = RunFolder(path, config, starts_processes=starts_processes)
     if is_leader() and not run.is_resumed:
         run.require_unused()
     threads = torch.get_num_threads()

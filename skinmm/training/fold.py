@@ -32,9 +32,10 @@ from skinmm.models.checkpoint import (
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.report import write_report
+from skinmm.training.autotune import StepTime, tune
 from skinmm.training.calibrate import SplitOutputs, fit_decision, write_evaluation
 from skinmm.training.callbacks import SEVERAL
-from skinmm.training.distributed import open_run
+from skinmm.training.distributed import is_leader, open_run
 from skinmm.training.extras import AFTER_REPORT, EXTRAS, TrainedFold
 from skinmm.training.fitted_heads import fit_head
 from skinmm.training.frozen_features import load_features
@@ -81,13 +82,17 @@ def train_fold(
     findings = audit_split(data, config)
     module = build_classifier(config, data)
     require_memory(module.network, config, trainer, data.record_widths)
+    step = tune(module, data, trainer, run) if is_leader() else None
+    if step:
+        trainer = build_trainer(config, run.path)
+        set_threads(has_images=True, processes=trainer.num_devices)
 
     open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
     load_features(config, data, module.network, trainer, run)
     if trainer.is_global_zero:
         write_facts(run, data.cohort, trainer)
         write_json(run.path / "audit.json", findings)
-        announce(run, data, module, trainer, findings)
+        announce(run, data, module, trainer, findings, step)
 
     card, fitting = (train or train_network)(trainer, module, data, run)
 
@@ -216,6 +221,7 @@ def announce(
     module: Classifier,
     trainer: pl.Trainer,
     findings: dict[str, Any],
+    step: StepTime | None,
 ) -> None:
     """Print rows, initialisation, warnings and the expected duration before the first epoch."""
     config = run.config
@@ -242,7 +248,7 @@ def announce(
     for warning in list_warnings(data, module, findings):
         warn(warning)
     folds = config.data.folds - int(config.data.fold) if run.parent else 1
-    print_duration(module, data, trainer, config, folds)
+    print_duration(module, data, trainer, config, folds, step)
     if run.is_resumed and not run.last_checkpoint:
         print_line("no checkpoint was written yet: the run starts again")
 

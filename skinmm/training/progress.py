@@ -1,13 +1,10 @@
 """Progress of a run: bar or sparse lines, names of the stages, and the expected duration."""
 
-import copy
 import sys
 import time
-from itertools import islice
 from typing import Any, Final
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
@@ -17,6 +14,7 @@ from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import CALIBRATION
 from skinmm.errors import print_line
+from skinmm.training.autotune import StepTime, measure_step
 from skinmm.training.module import Classifier
 
 SPARSE: Final = 15.0
@@ -128,7 +126,12 @@ def format_duration(seconds: float) -> str:
 
 
 def print_duration(
-    module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config, folds: int
+    module: Classifier,
+    data: LesionData,
+    trainer: pl.Trainer,
+    config: Config,
+    folds: int,
+    step: StepTime | None = None,
 ) -> None:
     """Print the `expected_duration`, unless `trainer.progress=false` or a head is fitted.
 
@@ -136,55 +139,34 @@ def print_duration(
     """
     options = config.trainer
     if options.progress and not options.sync_batchnorm and module.network.fitted_head is None:
-        duration = expected_duration(module, data, trainer, config, folds)
+        duration = expected_duration(module, data, trainer, config, folds, step)
         print_line(f"expected duration: {duration}")
 
 
 def expected_duration(
-    module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config, folds: int = 1
+    module: Classifier,
+    data: LesionData,
+    trainer: pl.Trainer,
+    config: Config,
+    folds: int = 1,
+    step: StepTime | None = None,
 ) -> str:
-    """Predict the duration of training, and of the run, from three steps of a copy of the network.
+    """Predict the duration of training, and of the run, from the seconds of a training step.
 
-    That of the run includes tests, intervals, explanations and reports of `folds` folds (0: no).
+    A step that was not measured before is measured on a copy of the network. The duration of the
+    run includes tests, intervals, explanations and reports of `folds` folds (0: no).
     Loader processes read a batch while another one is computed, so the slower of the two counts.
     """
-    batches, size, step = _measure_step(module, data, trainer)
+    step = step or measure_step(module, data, trainer, config.trainer.channels_last)
     rows = {part: len(data.rows(part)) for part in ("val", CALIBRATION, "test")}
-    epochs = trainer.max_epochs or 1
-    training = epochs * (batches + EVALUATION_COST * rows["val"] / size) * step
+    row_seconds = EVALUATION_COST / step.rows * step.seconds
+    training = (trainer.max_epochs or 1) * (step.batches * step.seconds + rows["val"] * row_seconds)
     tested = sum(rows.values()) + rows["test"] * bool(data.record_widths)  # missing columns
     fold, row = LATER_SECONDS
-    later = tested * config.evaluation.views * EVALUATION_COST / size * step
-    total = folds * ((training + later) / trainer.world_size + fold + row * rows["test"])
-    text = f"at most {format_duration(training / trainer.world_size)} to train"
+    later = tested * config.evaluation.views * row_seconds
+    total = folds * (training + later + fold + row * rows["test"])
+    text = f"at most {format_duration(training)} to train"
     if not folds:
         return text
     count = f"all {folds} folds" if folds > 1 else "the whole run"
     return f"{text}, {format_duration(total)} for {count}"
-
-
-def _measure_step(
-    module: Classifier, data: LesionData, trainer: pl.Trainer
-) -> tuple[int, int, float]:
-    """Return batches per epoch, rows per batch, and seconds per training step."""
-    start = time.perf_counter()
-    loader = data.train_dataloader()
-    size = loader.batch_size or 1
-    keys = islice(loader.sampler, size)
-    batch = loader.collate_fn([loader.dataset[key] for key in keys])
-    reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
-    device = trainer.strategy.root_device
-    network, loss = copy.deepcopy(module.network).to(device), module.loss.to(device)
-    batch = {name: value.to(device) for name, value in batch.items()}
-    seconds = []
-    with torch.random.fork_rng():
-        for _ in range(3):
-            start = time.perf_counter()
-            with trainer.precision_plugin.forward_context():
-                logits = network(*(batch.get(name) for name in ("image", "record", "has_image")))
-                value = loss(logits, batch["target"])
-            value.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return len(loader), size, max(min(seconds[1:]), reading)

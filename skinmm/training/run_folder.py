@@ -40,12 +40,14 @@ class RunFolder:
         config: configuration of what it contains.
         parent: folder of the whole run, if this is a part of it.
         is_open: whether this process has prepared it for writing.
+        starts_processes: whether the training may start further processes of the same command.
     """
 
     path: Path
     config: Config
     parent: "RunFolder | None" = None
     is_open: bool = False
+    starts_processes: bool = False
 
     @property
     def root(self) -> "RunFolder":

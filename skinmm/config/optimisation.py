@@ -1,0 +1,45 @@
+"""Settings of the optimiser and the learning-rate schedule."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from skinmm.config.setting import Component, fraction, setting
+
+CLASSIFY: Final = "classification"
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning-rate schedule."""
+
+    name: str = setting(
+        "warmup_cosine", "schedule", choices=("warmup_cosine", "one_cycle", "plateau", "constant")
+    )
+    warmup: float = fraction(0.1, "fraction of the steps used for warm-up; not used by plateau")
+    final: float = fraction(0.01, "final learning rate as a fraction of the highest")
+    factor: float = setting(0.2, "factor by which plateau lowers the rate", low=0.001, high=0.999)
+    patience: int = setting(
+        1, "epochs without improvement before plateau lowers the rate", low=0, high=1_000_000
+    )
+
+
+@dataclass
+class OptimizerConfig(Component):
+    """Optimiser and its learning rates."""
+
+    lr: float = setting(1e-3, "highest learning rate", low=0)
+    weight_decay: float = setting(1e-2, "weight decay of matrices only", low=0)
+    backbone_lr_scale: float = setting(
+        1.0, "learning rate of the image network divided by lr", low=0, task=CLASSIFY
+    )
+    layer_decay: float = setting(
+        1.0, "lr of an image layer divided by that of the next", low=0.01, high=1, task=CLASSIFY
+    )
+    head_epochs: int = setting(
+        0,
+        "first epochs, in which only the head is trained",
+        low=0,
+        high=1_000_000,
+        task=CLASSIFY,
+        neural=True,
+    )

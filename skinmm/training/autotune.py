@@ -1,0 +1,234 @@
+"""Settings of the trainer that are `auto`, chosen by the time of training steps on this machine."""
+
+import copy
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from typing import Final, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from skinmm.config.cores import count_cores
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import print_line
+from skinmm.training.distributed import is_torchrun
+from skinmm.training.memory import find_free_memory
+from skinmm.training.module import Classifier
+from skinmm.training.run_folder import RunFolder
+
+LEAST_STEPS: Final = 100
+"""Steps of a run from which it is worth measuring twelve of them."""
+TURNS: Final = 3
+"""Steps of a variant; the first warms up, the fastest of the others counts."""
+LEAST_GAIN: Final = 1.05
+"""Speed, divided by that of the default, from which a variant is chosen."""
+LEAST_GAIN_OF_PROCESSES: Final = 1.1
+LEAST_ROWS: Final = 8
+"""Rows per process, over which batch normalisation averages."""
+PROCESS_BYTES: Final = 1.5e9
+"""Memory of a process without the rows of its batch."""
+REDUCED_BYTES: Final = 1e9
+"""Bytes of gradients a second that processes of a machine add up."""
+
+
+class Variant(NamedTuple):
+    """Ways to compute a step: trainer settings, and processes that share the batch."""
+
+    precision: str
+    channels_last: bool
+    processes: int = 1
+
+
+class StepTime(NamedTuple):
+    """Steps per epoch, rows per step, and seconds of a step, of all processes together."""
+
+    batches: int
+    rows: int
+    seconds: float
+
+
+class StepClock:
+    """Timer of training steps, on copies of a network and one batch of training rows.
+
+    The random numbers of the run do not depend on it.
+
+    Attributes:
+        batches: steps per epoch.
+        rows: rows per step.
+        reading: seconds to read a batch, divided by the number of loader processes.
+    """
+
+    def __init__(self, module: Classifier, data: LesionData, device: torch.device) -> None:
+        start = time.perf_counter()
+        loader = data.train_dataloader()
+        self.batches = min(len(loader), data.config.trainer.limit_batches or len(loader))
+        self.rows = loader.batch_size or 1
+        keys = islice(loader.sampler, self.rows)
+        batch = loader.collate_fn([loader.dataset[key] for key in keys])
+        self.reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
+        self._module, self._device = module, device
+        self._batch = {name: value.to(device) for name, value in batch.items()}
+
+    def time(self, *variants: Variant) -> dict[Variant, float]:
+        """Return the seconds of a step of each variant, in turns, as other load varies."""
+        runs = {variant: self._prepare(variant) for variant in variants}
+        seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
+        with torch.random.fork_rng():
+            for _ in range(TURNS):
+                for variant, run in runs.items():
+                    start = time.perf_counter()
+                    run()
+                    if self._device.type == "cuda":
+                        torch.cuda.synchronize(self._device)
+                    seconds[variant].append(time.perf_counter() - start)
+        return {variant: min(values[1:]) for variant, values in seconds.items()}
+
+    def _prepare(self, variant: Variant) -> Callable[[], object]:
+        parts = [
+            {name: value.tensor_split(variant.processes)[i] for name, value in self._batch.items()}
+            for i in range(variant.processes)
+        ]
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        networks = [copy.deepcopy(self._module.network).to(self._device) for _ in parts]
+        loss = self._module.loss.to(self._device)
+
+        def step(number: int) -> None:
+            if variant.processes > 1:
+                torch.set_num_threads(1)  # of this thread
+            batch, network = parts[number], networks[number]
+            image: Tensor | None = batch.get("image")
+            if image is not None and image.ndim == 4:  # noqa: PLR2004  # not features
+                image = image.contiguous(memory_format=layout)
+            dtype = torch.float16 if variant.precision == "16" else torch.bfloat16
+            mixed = torch.autocast(self._device.type, dtype, enabled=variant.precision != "32")
+            with mixed:
+                logits = network(image, batch.get("record"), batch.get("has_image"))
+            loss(logits.float(), batch["target"]).backward()
+
+        for network in networks:
+            network.to(memory_format=layout)
+        if variant.processes == 1:
+            return lambda: step(0)
+        return lambda: _run_in_threads(step, variant.processes)
+
+
+def tune(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, run: RunFolder
+) -> StepTime | None:
+    """Choose precision, memory layout and processes of a run on a CPU; print and set the choice.
+
+    Only settings that are `auto` are measured, and only if the run has many steps. The choice
+    replaces `auto` in the configuration of the run, so that folds, other processes and a resumed
+    run share it. Processes divide the batch: rows and order remain the same, and batch
+    normalisation averages over fewer rows.
+
+    Returns:
+        The time of a step; None: nothing was measured.
+    """
+    options, device = run.config.trainer, trainer.strategy.root_device
+    is_open = "auto" in (options.precision, options.channels_last, options.devices)
+    has_steps = module.network.image is not None and run.config.model.trained != "head"
+    if not (is_open and has_steps) or device.type != "cpu" or run.is_resumed or is_torchrun():
+        return None
+    if trainer.world_size > 1 or options.compile:
+        return None
+    clock = StepClock(module, data, device)
+    if clock.batches * (trainer.max_epochs or 1) < LEAST_STEPS:
+        return None
+    default = current_variant(trainer, options.channels_last)
+    variants = list_variants(default, options.precision, options.channels_last)
+    processes = _count_possible_processes(module, run)
+    if processes > 1:
+        variants += [variant._replace(processes=processes) for variant in variants]
+    seconds = clock.time(*variants)
+    best = choose_variant(default, seconds)
+    if options.precision == "auto":
+        options.precision = best.precision
+    options.channels_last = best.channels_last
+    if best.processes > 1:
+        options.devices = best.processes
+        options.batch_size //= best.processes
+    module.network.to(
+        memory_format=torch.channels_last if best.channels_last else torch.contiguous_format
+    )
+    module.card.config["trainer"] = asdict(options)
+    print_line(describe_choice(default, best, seconds))
+    return StepTime(clock.batches, clock.rows, max(seconds[best], clock.reading))
+
+
+def measure_step(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, channels_last: bool | str
+) -> StepTime:
+    """Measure a step of a trainer as it is configured."""
+    clock = StepClock(module, data, trainer.strategy.root_device)
+    (seconds,) = clock.time(current_variant(trainer, channels_last)).values()
+    share = max(seconds, clock.reading) / trainer.world_size
+    return StepTime(clock.batches, clock.rows, share)
+
+
+def current_variant(trainer: pl.Trainer, channels_last: bool | str) -> Variant:
+    """Return what a trainer computes if nothing is measured."""
+    name = str(trainer.precision)
+    precision = "bf16" if name.startswith("bf16") else "16" if name.startswith("16") else "32"
+    return Variant(precision, bool(channels_last))
+
+
+def list_variants(default: Variant, precision: str, channels_last: bool | str) -> list[Variant]:
+    """Return the variants of one process to measure.
+
+    A CPU that emulates bf16 is never faster with it.
+    """
+    layouts = [True, False] if channels_last == "auto" else [default.channels_last]
+    is_native = precision == "auto" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    precisions = ["32", "bf16"] if is_native else [default.precision]
+    return [Variant(name, layout) for name in precisions for layout in layouts]
+
+
+def choose_variant(default: Variant, seconds: dict[Variant, float]) -> Variant:
+    """Return the fastest variant if it is clearly faster; several processes need more gain."""
+    alone = {variant: value for variant, value in seconds.items() if variant.processes == 1}
+    best = min(alone, key=lambda variant: alone[variant])
+    if alone[best] * LEAST_GAIN > alone[default]:
+        best = default
+    shared = min(seconds, key=lambda variant: seconds[variant])
+    return shared if seconds[shared] * LEAST_GAIN_OF_PROCESSES < alone[best] else best
+
+
+def describe_choice(default: Variant, best: Variant, seconds: dict[Variant, float]) -> str:
+    """Return one line with the chosen settings and the measured times."""
+    layout = str(best.channels_last).lower()
+    text = f"trainer.precision={best.precision} trainer.channels_last={layout}"
+    if best.processes > 1:
+        text += f" trainer.devices={best.processes}, which share each batch"
+    reason = f"{seconds[best]:.2f} s a step"
+    if best != default:
+        reason += f" instead of {seconds[default]:.2f} s"
+    others = sorted(value for variant, value in seconds.items() if variant not in (best, default))
+    if others:
+        reason += f"; other settings: {others[0]:.2f} to {others[-1]:.2f} s"
+    return f"chosen by measurement: {text} ({reason})"
+
+
+def _count_possible_processes(module: Classifier, run: RunFolder) -> int:
+    """Return the number of processes that could share a batch; 1: no others."""
+    options, cores = run.config.trainer, count_cores()
+    is_fixed = options.devices != "auto" or options.strategy != "auto"
+    if is_fixed or not run.root.starts_processes or cores == 1:
+        return 1
+    if options.batch_size % cores or options.batch_size // cores < LEAST_ROWS:
+        return 1
+    weights = sum(parameter.nbytes for parameter in module.network.parameters())
+    free = find_free_memory(torch.device("cpu"))
+    needed = (cores - 1) * (PROCESS_BYTES + 4 * weights)
+    return cores if free is None or free > needed else 1
+
+
+def _run_in_threads(step: Callable[[int], None], count: int) -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(step, range(count)))
+    torch.set_num_threads(before)
