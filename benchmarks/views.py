@@ -1,6 +1,6 @@
 """Several images of a lesion: HAM10000 by lesion, missing views, cost for single images, sorting.
 
-    python benchmarks/views.py ham DIR                 # HAM10000 under DIR, all arms
+    python benchmarks/views.py ham DIR SIDE            # HAM10000 under DIR, images of SIDE pixels
     python benchmarks/views.py withhold RUN DIR        # curve of a run of data.unit=lesion
     python benchmarks/views.py speed BEFORE            # BEFORE: checkout of an earlier commit
     python benchmarks/views.py sort ROWS               # rows of lesions sorted on disk
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 ROOT = Path(__file__).parents[1]
 ARMS = {
@@ -33,7 +34,7 @@ ARMS = {
 }
 FROZEN = (
     *("data=ham10000", "data.missing=drop", "data.fold=all", "model=effnet_lite0"),
-    *("model.freeze=true", "augment=none", "model.image_size=160", "fusion=image_only"),
+    *("model.freeze=true", "augment=none", "fusion=image_only", "trainer.workers=0"),
     *("optimizer.lr=0.003", "trainer.batch_size=128", "trainer.max_epochs=15"),
     *("report.pictures=false", "report.explain=false", "evaluation.call=balanced"),
 )
@@ -131,24 +132,33 @@ def measure_sorting(rows: int) -> None:
     print(f"{count} rows: {time.perf_counter() - start:.0f} s, {peak:.0f} MB")
 
 
-def compare_on_ham10000(root: Path, folder: Path) -> None:
-    """Train every arm on frozen features, and compare them on lesions of several images."""
+def compare_on_ham10000(root: Path, folder: Path, side: str) -> None:
+    """Train every arm on frozen features of the lesions of several images, and compare them."""
+    from skinmm.cli import main
+    from skinmm.evaluation.comparison import compare
+    from skinmm.evaluation.predictions import read_predictions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.read_csv(root / "HAM10000_metadata.csv")
+    is_single = ~table["lesion_id"].duplicated(keep=False)
+    table[is_single][["lesion_id"]].to_csv(folder / "single_images.csv", index=False)
+    shared = [f"data.root={root}", f"model.cache={folder / 'features'}", f"model.image_size={side}"]
+    shared += [f"+data.args.exclude={folder / 'single_images.csv'}"]
     for name, overrides in ARMS.items():
         run = folder / name
         if not (run / "metrics.json").is_file():
-            command = [sys.executable, str(ROOT / "train.py"), *FROZEN, *overrides]
-            command += [f"data.root={root}", f"model.cache={folder / 'features'}"]
-            subprocess.run([*command, f"hydra.run.dir={run}"], check=True)  # noqa: S603
-    several = [folder / f"{name}_several.csv" for name in ARMS]
-    for name, file in zip(ARMS, several, strict=True):
-        reference = pd.read_csv(folder / "mean" / "predictions" / "test.csv")
-        lesions = reference.loc[reference["images"].str.contains("|", regex=False), "lesion_id"]
-        rows = pd.read_csv(folder / name / "predictions" / "test.csv")
-        rows[rows["lesion_id"].isin(lesions)].to_csv(file, index=False)
-    for files, page in ((several, "several"), ([folder / name for name in ARMS], "all")):
-        out = folder / f"compare_{page}.html"
-        command = [sys.executable, "-m", "skinmm", "compare", *map(str, files), f"output={out}"]
-        subprocess.run([*command, "overwrite=true"], check=True)  # noqa: S603
+            if main.train([*FROZEN, *overrides, *shared, f"hydra.run.dir={run}"]):
+                sys.exit(f"{name}: failed")
+            torch.use_deterministic_algorithms(mode=False)
+    files = {name: read_predictions(folder / name / "predictions" / "test.csv") for name in ARMS}
+    result = compare(files)
+    print({name: result[name] for name in ("n", "positives", "units")})
+    names = ("auroc", "average_precision", "brier")
+    for name, metrics in result["systems"].items():
+        print(name, {key: metrics[key] for key in names if key in metrics})
+    for pair in result["pairs"]:
+        metrics = {key: pair["metrics"][key] for key in names if key in pair["metrics"]}
+        print(pair["a"], "-", pair["b"], metrics)
     for name in ("gated", "gated_withheld"):
         measure_withholding(folder / name, root)
 
@@ -185,8 +195,8 @@ if __name__ == "__main__":
             measure_speed(Path(before).resolve())
         case ["sort", rows]:
             measure_sorting(int(rows))
-        case ["ham", root]:
-            compare_on_ham10000(Path(root).resolve(), Path("runs/views").resolve())
+        case ["ham", root, side]:
+            compare_on_ham10000(Path(root).resolve(), Path("runs/views").resolve(), side)
         case ["withhold", run, root]:
             measure_withholding(Path(run), Path(root))
         case _:

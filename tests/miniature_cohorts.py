@@ -172,6 +172,25 @@ def derm7pt(root: Path) -> None:
     write_images(root / "images" / "NEL", [f"I{n}" for n in range(6)])
 
 
+def midas(root: Path) -> None:
+    header = (
+        ",midas_record_id,midas_file_name,midas_iscontrol,midas_distance,midas_location,midas_path,"
+        "midas_pathreport,midas_gender,midas_age,midas_fitzpatrick,midas_melanoma,midas_ethnicity,"
+        "midas_race,length_(mm),width_(mm),clinical_impression_1\n"
+    )
+    rows = [
+        "0,1,I0.jpeg,no,1ft,r upper back,malignant- bcc,text,male,70,ii fair skin,no,,,6,5,bcc",
+        "1,1,I1.jpeg,no,6in,r upper back,malignant- bcc,text,male,70,ii fair skin,no,,,6,5,bcc",
+        "2,1,I2.jpeg,no,dscope,r upper back,malignant- bcc,text,male,70,ii fair skin,no,,,6,5,bcc",
+        "3,1,I3.jpeg,no,dscope,l cheek,benign-melanocytic nevus,text,male,70,ii,no,,,3,3,",
+        "4,2,I4.jpg,no,n/a - virtual,scalp,benign-fibrous papule,text,female,40,,no,,,2,2,",
+        "5,2,I5.jpeg,yes,dscope,scalp,,,female,40,,no,,,,,",
+        "6,3,I6.jpeg,no,dscope,nose,,,female,50,,no,,,4,4,scc",
+    ]
+    write(root, "release_midas.csv", header + "\n".join(rows))
+    write_images(root / "images", [f"I{n}" for n in range(7)])
+
+
 def isic_archive(root: Path) -> None:
     header = (
         "isic_id,attribution,copyright_license,age_approx,anatom_site_1,anatom_site_2,diagnosis_1,"
@@ -237,6 +256,7 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
     "pad_ufes_20": pad_ufes_20,
     "milk10k": milk10k,
     "derm7pt": derm7pt,
+    "midas": midas,
     "isic_archive": isic_archive,
     "image_folder": image_folder,
     "csv": csv,

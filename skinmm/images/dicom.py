@@ -115,6 +115,21 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
     return {name: None if value == "" else value for name, value in record.items()}
 
 
+def read_dicom_lesion(data: bytes) -> tuple[str | None, str]:
+    """Return the lesion of an image and its view, empty if the header does not state it.
+
+    The lesion is the Tracking UID, which names a skin lesion (PS3.3 C.8.12), else the series.
+    """
+    from pydicom.uid import DermoscopicPhotographyImageStorage
+
+    with report_damage("DICOM header"):
+        dataset = _read_dataset(BytesIO(data), stop_before_pixels=True)
+        name = dataset.get("TrackingUID") or dataset.get("SeriesInstanceUID")
+        kinds = dataset.get("SOPClassUID"), dataset.get("Modality")
+    is_dermoscopic = kinds[0] == DermoscopicPhotographyImageStorage or kinds[1] == "DMS"
+    return str(name) if name else None, "dermoscopic" if is_dermoscopic else ""
+
+
 def _read_age(dataset: Dataset) -> float | None:
     """Return the age in years; `000Y` counts only if the dates state an age below one year.
 

@@ -1,25 +1,27 @@
 """Attribution of a prediction to its inputs: Shapley values, and a heat map over the image."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from math import comb, isqrt
+from math import comb
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, UInt8
-from torch import Tensor, nn
+from jaxtyping import Bool, Float32, Float64, Int, UInt8
+from torch import Tensor
 
 from skinmm.data.record import RecordEncoder
 from skinmm.models.network import Network, Records, full_precision, iterate_symmetries
+from skinmm.models.views import encode_views
 from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
 RECORD: Final = "record"
+_IMAGES: Final = re.compile(rf"{IMAGE} \d+")
 MAX_COLUMNS: Final = 10
-"""Record columns with a contribution each, as every subset needs a prediction; more are one."""
-_MAP_NDIM: Final = 4
+"""Inputs besides an image with a contribution each, as every subset needs a prediction."""
 _BATCH: Final = 256  # rows per forward pass
 
 Malignancy = Callable[[Float64[np.ndarray, "n c"]], Float64[np.ndarray, " n"]]
@@ -41,9 +43,33 @@ class Contributions:
     is_average: bool = False
 
     def share(self, name: str) -> float | None:
-        """Return an input's share of the sum of absolute changes; None if nothing changed."""
+        """Return an input's share of the sum of absolute changes; None if nothing changed.
+
+        The share of `image` is that of all images of a lesion.
+        """
         total = sum(map(abs, self.added.values()))
-        return abs(self.added.get(name, 0.0)) / total if total else None
+        parts = [n for n in self.added if n == name or (name == IMAGE and is_image(n))]
+        return sum(abs(self.added[part]) for part in parts) / total if total else None
+
+
+def is_image(name: str) -> bool:
+    """Return whether an input is the image, or one of a lesion."""
+    return name == IMAGE or bool(_IMAGES.fullmatch(name))
+
+
+def name_inputs(columns: Sequence[str], views: int | None = None) -> list[str]:
+    """Return the inputs with a contribution each, given the columns of all models.
+
+    Args:
+        columns: record columns; they are one input if all inputs are too many.
+        views: images of a lesion at most: `image 1`, `image 2`, ..., or `image` if these are too
+            many; None: one image.
+    """
+    images = [IMAGE]
+    if views is not None and views <= MAX_COLUMNS:
+        images = [f"{IMAGE} {number + 1}" for number in range(views)]
+    is_small = len(columns) + len(images) - 1 <= MAX_COLUMNS
+    return [*images, *(columns if is_small else [RECORD])]
 
 
 def mean_contributions(members: Sequence[Contributions]) -> Contributions:
@@ -61,11 +87,12 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     encoder: RecordEncoder,
     malignancy: Malignancy,
     row: Mapping[str, Any],
-    image: UInt8[Tensor, "1 3 h w"] | None,
+    image: UInt8[Tensor, "1 *views 3 h w"] | None,
     *,
     views: int = 1,
     has_image: bool = True,
-    max_columns: int = 0,
+    types: Int[Tensor, "1 views"] | None = None,
+    inputs: Sequence[str] = (),
     background: Mapping[str, Tensor] | None = None,
 ) -> Contributions:
     """Compute exact Shapley values of the image and of each record column.
@@ -79,16 +106,20 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     is replaced by the features that the network learned for a missing image, or, without these, by
     an image of the mean colour.
 
+    Images of a lesion outside the subset are withheld, as `model.drop_views` does in training; a
+    subset without any image has the lesion's features replaced as those of a single image.
+
     Args:
         network: in evaluation mode.
         encoder: encoder of its records.
         malignancy: maps the network's probabilities to the explained one.
         row: one canonical record, a cell by column.
-        image: square uint8 RGB, if the network has an image branch.
+        image: square uint8 RGB, or those of a lesion, if the network has an image branch.
         views: number of flips and transposes, as in prediction.
         has_image: False if `image` is blank because the row has none.
-        max_columns: record columns of all models whose contributions are averaged, so that all
-            have the same inputs.
+        types: type of each image of a lesion; None: `image` is a single one.
+        inputs: result of `name_inputs` for all models whose contributions are averaged, so that
+            all have the same inputs; by default that for this encoder.
         background: `image` features and encoded `record` of background rows; empty or None for
             checkpoints without them.
     """
@@ -96,17 +127,21 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     present = [name for name in columns if not is_missing(row[name])]
     groups = {name: [name] for name in present}
     # This depends on the model and not on the row, so that all rows have the same inputs.
-    if present and max(max_columns, len(columns)) > MAX_COLUMNS:
+    inputs = inputs or name_inputs(columns, None if types is None else types.shape[1])
+    if present and RECORD in inputs:
         groups = {RECORD: present}
     subsets, background = _list_subsets(len(groups)), background or {}
     records = None
     if network.record is not None:
         rows = background.get("record", torch.from_numpy(encoder.blank)[None])
         records = _mix_records(encoder, row, groups, subsets, rows).to(network.device)
-    features = _encode(network, image, views)
-    stages = [(features, has_image)]
-    if image is not None and has_image:
-        stages.insert(0, _replace_image(network, image, features, views, background))
+    if types is not None and image is not None:
+        stages = _withhold_images(network, image, types, views, background, IMAGE in inputs)
+    else:
+        features = _encode(network, image, views)
+        stages = [(features, has_image)]
+        if image is not None and has_image:
+            stages.insert(0, _replace_image(network, image, features, views, background))
     count = len(next(iter(background.values()))) if background else 1
     outputs = [
         malignancy(_predict(network, stage, records, len(subsets) * count, has_image=has))
@@ -114,8 +149,9 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         .mean(axis=1)
         for stage, has in stages
     ]
-    # The image is the last input, so the subsets with it are the second half.
-    names = [*groups, *[IMAGE] * (len(stages) > 1)]
+    # The images are the last inputs, so the subsets with the last one are the second half.
+    images = len(stages).bit_length() - 1
+    names = [*groups, *[name for name in inputs if is_image(name)][:images]]
     added = compute_shapley_values(np.concatenate(outputs)).tolist()
     start = float(outputs[0][0])
     return Contributions(start, dict(zip(names, added, strict=True)), bool(background))
@@ -135,6 +171,42 @@ def _replace_image(
         return features, False
     colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
     return _encode(network, colour.expand_as(image), views), True
+
+
+def _withhold_images(
+    network: Network,
+    images: UInt8[Tensor, "1 views 3 h w"],
+    types: Int[Tensor, "1 views"],
+    views: int,
+    background: Mapping[str, Tensor],
+    as_one: bool,
+) -> list[tuple[list[Tensor | None], bool]]:
+    """Return the features of a lesion for each subset of its images; the first has none.
+
+    With `as_one`, all images are one input.
+    """
+    count = int((types > 0).sum())
+    with torch.inference_mode(), full_precision(network.device.type):
+
+        def encode(turned: Tensor) -> Tensor:
+            return encode_views(network.image, turned, types)  # type: ignore[arg-type]
+
+        encoded = [encode(turned) for turned in islice(iterate_symmetries(images), views)]
+        if not count:
+            return [([network.encode_image(one, types) for one in encoded], True)]
+        subsets = torch.from_numpy(_list_subsets(count)).to(types.device)
+        subsets = subsets[[0, -1]] if as_one else subsets
+        stages: list[tuple[list[Tensor | None], bool]] = [
+            ([network.encode_image(one, types * subset) for one in encoded], True)
+            for subset in subsets
+        ]
+        if "image" in background:
+            stages[0] = ([background["image"].to(network.device).float()], True)
+        elif network.absent is None:
+            colour = images.double().mean(dim=(-2, -1), keepdim=True).round().to(torch.uint8)
+            blank = encode(colour.expand_as(images))
+            stages[0] = ([network.encode_image(blank, types)] * views, True)
+    return stages
 
 
 def _mix_records(
@@ -174,83 +246,6 @@ def compute_shapley_values(
         gain = values[without | 1 << player] - values[without]
         added[player] = weights[sizes[without]] @ gain
     return added
-
-
-def compute_heat_map(
-    network: Network,
-    image: UInt8[Tensor, "1 3 h w"],
-    record: Records | None,
-    *,
-    positive: Sequence[int],
-) -> Float32[np.ndarray, "down across"]:
-    """Compute a heat map, 0 to 1, of the regions that raise the malignancy, at network resolution.
-
-    Gradient times activation of the last spatial layer, summed over its channels, positive part
-    (HiResCAM: Draelos and Carin 2020, arXiv:2011.08891). For a network that ends in average pooling
-    this is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391). For a transformer the layer is the
-    input of its last attention block, without class and register tokens.
-
-    Args:
-        network: in evaluation mode, with an image branch.
-        image: as the network takes it.
-        record: its encoded record, if the network has a record branch.
-        positive: indices of the malignant classes.
-    """
-    net: Any = network.image.net  # type: ignore[union-attr]
-    activations: list[Tensor] = []
-
-    def store(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        activations.append(output.detach().requires_grad_())
-        return activations[-1].clone()  # later layers may change it in place
-
-    handle = _find_last_spatial_layer(network, image).register_forward_hook(store)
-    try:
-        with torch.enable_grad(), full_precision(network.device.type):
-            logits = network(image, record).log_softmax(dim=1)
-    finally:
-        handle.remove()
-    is_positive = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    is_positive[list(positive)] = True
-    odds = logits[:, is_positive].logsumexp(dim=1) - logits[:, ~is_positive].logsumexp(dim=1)
-    (gradient,) = torch.autograd.grad(odds.sum(), activations[-1])
-    heat = _to_grid(gradient * activations[-1].detach(), net)[0].relu()
-    return (heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)).cpu().numpy()
-
-
-def _find_last_spatial_layer(network: Network, image: UInt8[Tensor, "1 3 h w"]) -> nn.Module:
-    net: Any = network.image.net  # type: ignore[union-attr]
-    last: Any = list(net.blocks)[-1] if hasattr(net, "blocks") else None
-    if hasattr(last, "norm1"):  # a transformer, whose later layers pass on the class token alone
-        return last.norm1
-    layers: list[nn.Module] = []
-
-    def collect(module: nn.Module, _inputs: Any, output: Any) -> None:
-        is_map = isinstance(output, Tensor) and output.ndim == _MAP_NDIM
-        height, width = (1, 2) if _is_channels_last(net) else (2, 3)
-        if is_map and min(output.shape[height], output.shape[width]) > 1:
-            layers.append(module)
-
-    handles = [module.register_forward_hook(collect) for module in net.modules()]
-    try:
-        with torch.inference_mode():
-            network.encode_image(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return layers[-1]
-
-
-def _is_channels_last(net: Any) -> bool:
-    return getattr(net, "output_fmt", "NCHW") == "NHWC"
-
-
-def _to_grid(values: Tensor, net: Any) -> Float32[Tensor, "1 down across"]:
-    """Sum a map, or the tokens of a transformer, over its channels."""
-    if values.ndim == _MAP_NDIM:
-        return values.sum(dim=-1 if _is_channels_last(net) else 1)
-    tokens = values[:, getattr(net, "num_prefix_tokens", 0) :].sum(dim=-1)
-    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
-    return tokens.reshape(1, grid[0] if grid else isqrt(tokens.shape[1]), -1)
 
 
 def _list_subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:

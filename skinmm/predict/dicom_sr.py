@@ -19,8 +19,10 @@ from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
-from skinmm.predict.explain import NOTICE, Case, CasePredictor
+from skinmm.predict.cases import NOTICE, Case, CasePredictor
 from skinmm.predict.inputs import ImageFolder, read_input
+from skinmm.predict.loading import CaseImage
+from skinmm.predict.pipeline import refuse_lesions
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"
@@ -54,6 +56,7 @@ def write_results(config: DicomConfig) -> int:
         backend=config.backend,
         uncalibrated=config.uncalibrated,
     )
+    refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicom-sr")
     tables = map(rename_columns, read_input(config.input, 256))
     rows = (row for table in tables for row in table.to_dict("records"))
     written = failed = 0
@@ -87,15 +90,14 @@ def _build_results(
     header = _read_header(source)
     cells = {name: row.get(name) for name in predictor.predictor.columns}
     record = {name: str(cell) for name, cell in cells.items() if not is_missing(cell)}
-    case = Case(source.data, record, source.frame)
+    case = Case([CaseImage(*source)], record)
     prediction, explanation = predictor.predict_and_explain(case)
     if explanation is None:
         raise InputError(prediction["error"])
     name = str(header.SOPInstanceUID) + ("" if source.frame is None else f".{source.frame}")
     digests = predictor.predictor.identity
     results = {f"{name}.{REPORT}.dcm": build_report(header, source.frame, prediction, digests)}
-    drawing = explanation.draw(source.data, source.frame, _MAX_SIDE)
-    if drawing is not None:
+    for drawing in explanation.draw(_MAX_SIDE):
         results[f"{name}.{CAPTURE}.dcm"] = build_capture(header, source.frame, drawing, digests)
     return results
 

@@ -159,9 +159,8 @@ class CalibratedModel:
         log_probabilities, features = self.backend(images, record, has_image)
         ood = self.ood_detector.score(features) if self.ood_detector else np.zeros(len(has_image))
         if "image" in self.inputs:
-            ood[~has_image.reshape(len(ood), -1).any(axis=1)] = (
-                np.nan
-            )  # the score was fitted on validation rows with images
+            # The score was fitted on validation rows with images.
+            ood[~has_image.reshape(len(ood), -1).any(axis=1)] = np.nan
         return np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
 
     def calibrate(self, scores: Float64[np.ndarray, "b width"]) -> ModelOutput:
@@ -204,7 +203,7 @@ class Ensemble:
         self._member_views = [member.view for member in members]
         self.views = {view for view in self._member_views if view is not None}
         self.has_views = members[0].config.data.unit == "lesion"
-        self.max_views = min(member.config.data.views for member in members)
+        self.max_views = members[0].config.data.views
         self.finder = next((member.finder for member in members if member.measured_columns), None)
         self.measured_columns = sorted({n for member in members for n in member.measured_columns})
         self.score_width = len(members) * (len(members[0].card.classes) + 1)
@@ -292,8 +291,8 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
                 f"(malignant: {', '.join(first.positive)}), but {', '.join(member.card.classes)} "
                 f"(malignant: {', '.join(member.card.positive)}); use checkpoints with equal ones"
             )
-    if len({member.config.data.unit for member in members}) > 1:
-        raise InputError("some checkpoints were trained with data.unit=lesion, others with image")
+    for name in ("unit", "views"):
+        _require_equal(f"data.{name}", [getattr(m.config.data, name) for m in members])
     units = {(name, m.encoder.units.get(name)) for m in members for name in m.columns}
     if len(units) > len(names := {name for name, _ in units}):
         which = next(n for n in sorted(names) if sum(name == n for name, _ in units) > 1)
@@ -301,16 +300,17 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
             f"the checkpoints were trained with column '{which}' in different units; choose "
             "checkpoints with one unit"
         )
-    rules = dict.fromkeys(member.config.evaluation.call for member in members)
-    if len(rules) > 1 and tuple(first.classes) != BINARY:
-        raise InputError(
-            "the checkpoints select the predicted class by different rules: "
-            f"evaluation.call={' and '.join(rules)}; use checkpoints with one rule"
-        )
+    if tuple(first.classes) != BINARY:
+        _require_equal("evaluation.call", [m.config.evaluation.call for m in members])
     if len({member.finder for member in members if member.measured_columns}) > 1:
+        raise InputError("the checkpoints measure lesions with different segmenters; use one")
+
+
+def _require_equal(setting: str, values: Sequence[Any]) -> None:
+    if len({*values}) > 1:
+        given = " and ".join(sorted(map(str, {*values})))
         raise InputError(
-            "the checkpoints measure lesions with different segmenters; use checkpoints with one "
-            "segmenter"
+            f"the checkpoints were trained with {setting}={given}; use checkpoints with one value"
         )
 
 

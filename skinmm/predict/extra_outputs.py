@@ -13,14 +13,14 @@ import pandas as pd
 from PIL import Image
 
 from skinmm.config import PredictConfig
+from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
 from skinmm.images.finder import strip_suffix
-from skinmm.images.source import Source
-from skinmm.predict.attribution import IMAGE, MAX_COLUMNS, RECORD
-from skinmm.predict.explain import Explainer, Explanation
+from skinmm.predict.attribution import IMAGE, name_inputs
+from skinmm.predict.explain import Explainer, explain_case
 from skinmm.predict.inputs import ImageFolder
-from skinmm.predict.loading import describe_error
+from skinmm.predict.loading import CaseImage, describe_error
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import require_output_file, to_csv
 
@@ -186,7 +186,8 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
     """Folder with a heat map over each image, and a table with the contribution of each input.
 
     In the table, `start` and the columns that begin with `added_` sum up to `explained`, the
-    probability of malignancy of the row.
+    probability of malignancy of the row. For the images of a lesion, `picture` lists a heat map of
+    each one that can be used, in the order of `added_image 1`, `added_image 2`, ...
     """
 
     def __init__(
@@ -195,8 +196,9 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         super().__init__("explanations", folder)
         self._explainers, self._images = explainers, images
         self._columns = sorted({name for one in explainers for name in one.member.columns})
-        record = self._columns if len(self._columns) <= MAX_COLUMNS else [RECORD]
-        added = [f"added_{name}" for name in (IMAGE, *record)]
+        self._has_views = any(one.has_views for one in explainers)
+        views = explainers[0].member.config.data.views if self._has_views else None
+        added = [f"added_{name}" for name in name_inputs(self._columns, views)]
         names = ("row", "image_id", "picture", "explained", "start", *added)
         header = [*names, "share_of_image", "share_of_record", "error"]
         self._row = done
@@ -219,6 +221,8 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         """Explain predicted rows; an error becomes part of the table."""
         names, errors = (predictions.columns[name] for name in ("image_id", "error"))
         columns = {name: predictions.cells[name] for name in ("patient_id", *self._columns)}
+        if self._has_views:
+            columns |= {name: predictions.cells[name] for name in ("image_id", "view")}
         for row, (name, error) in enumerate(zip(names, errors, strict=True)):
             record = {column: cells[row] for column, cells in columns.items()}
             try:
@@ -237,10 +241,7 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         os.fsync(self._file.fileno())
 
     def _explain(self, name: str, record: dict[str, Any]) -> dict[str, Any]:
-        location = self._images.find(name)
-        source = Source(b"") if location is None else self._images.read(location)
-        args = (source.data or None, record, source.frame, location or "")
-        explanation = Explanation.mean([one.explain(*args) for one in self._explainers])
+        explanation = explain_case(self._explainers, self._read_images(name, record), record)
         contributions = explanation.contributions
         image = contributions.share(IMAGE)
         shares = {} if image is None else {"share_of_image": image, "share_of_record": 1 - image}
@@ -250,11 +251,33 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
             **{f"added_{name}": value for name, value in contributions.added.items()},
             **shares,
         }
-        picture_name, drawing = "", explanation.draw(source.data, source.frame, MAX_SIDE)
-        if drawing is not None:
-            picture_name = f"{self._row + 1:07d}_{strip_suffix(Path(name).name)[:100]}.png"
-            Image.fromarray(drawing).save(self.path / picture_name, "png")
+        pictures = []
+        for number, drawing in enumerate(explanation.draw(MAX_SIDE)):
+            suffix = f"_{number + 1}" if self._has_views else ""
+            stem = f"{self._row + 1:07d}_{strip_suffix(Path(name).name)[:100]}{suffix}"
+            pictures.append(f"{stem}.png")
+            Image.fromarray(drawing).save(self.path / pictures[-1], "png")
         return {
-            "picture": picture_name,
+            "picture": SEPARATOR.join(pictures),
             **{column: f"{number:.9g}" for column, number in numbers.items()},
         }
+
+    def _read_images(self, name: str, record: dict[str, Any]) -> list[CaseImage]:
+        """Read the images of a row; those of a lesion that are not found are left out."""
+        pairs = [(name, "")]
+        if self._has_views:
+            names, views = (record.pop(key).split(SEPARATOR) for key in ("image_id", "view"))
+            pairs = [*zip(names, views, strict=True)]
+        images = []
+        for image, view in pairs:
+            try:
+                location = self._images.find(image)
+                if location is not None:
+                    images.append(CaseImage(*self._images.read(location), location, view))
+                    continue
+            except (InputError, OSError):
+                if not self._has_views:
+                    raise
+            if self._has_views:
+                images.append(CaseImage(b"", view=view))  # cannot be used, but is counted
+        return images

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -32,7 +32,7 @@ from skinmm.predict.inputs import (
     read_input,
     rename_training_columns,
 )
-from skinmm.predict.lesions import sort_by_lesion
+from skinmm.predict.lesions import fill_from_headers, sort_by_lesion
 from skinmm.predict.pipeline import TableBatch
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import OutputTable, find_format
@@ -181,9 +181,9 @@ def _predict_chunks(
     has_views = predictor.ensemble.has_views
     tables = _read_tables(config, predictor, 0 if has_views else skip)
     if has_views:
-        names, folder = predictor.ensemble.column_names, Path(config.output).absolute().parent
-        renamed = (pd.DataFrame(rename_training_columns(table, names)) for table in tables)
-        tables = sort_by_lesion(renamed, predictor.columns, folder, skip)
+        folder = Path(config.output).absolute().parent
+        named = _name_lesions(tables, predictor, images)
+        tables = sort_by_lesion(named, predictor.columns, folder, skip)
     with closing(tables):
         yield from predictor.stream(
             tables,
@@ -193,6 +193,15 @@ def _predict_chunks(
             batch_size=config.batch_size,
             workers=count_workers(config.workers),
         )
+
+
+def _name_lesions(
+    tables: Iterable[pd.DataFrame], predictor: Predictor, images: ImageFolder
+) -> Iterator[pd.DataFrame]:
+    """Yield tables with canonical names, and with the lesions that DICOM headers name."""
+    for table in tables:
+        renamed = rename_training_columns(table, predictor.ensemble.column_names)
+        yield pd.DataFrame(fill_from_headers(renamed, predictor.columns, images))
 
 
 def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Generator[pd.DataFrame]:

@@ -3,8 +3,8 @@
 import json
 import sqlite3
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -21,6 +21,10 @@ from skinmm.data.lesions import (
     split_image_columns,
     spread_columns,
 )
+from skinmm.errors import InputError
+from skinmm.images.dicom import read_dicom_lesion
+from skinmm.images.source import may_be_dicom
+from skinmm.predict.inputs import Images
 from skinmm.vocabulary import (
     CONVERTERS,
     Table,
@@ -29,10 +33,13 @@ from skinmm.vocabulary import (
     match_columns,
     normalise_name,
     parse_column,
+    parse_diagnosis,
 )
 
 LESIONS: Final = 256
 """Lesions per table that is read back from disk."""
+_ROW: Final = "row"
+"""Name of an index with the numbers of the rows in the whole input."""
 
 
 class GroupedRows(NamedTuple):
@@ -61,7 +68,8 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
     frame, unread = _read_views(frame)
     frame = spread_columns(frame, columns)
     codes = pd.factorize(frame["lesion_id"])[0]
-    checked = [n for n in ("patient_id", "target", *columns) if n in frame]
+    label = "target" if "target" in frame else "diagnosis"
+    checked = [n for n in ("patient_id", label, *columns) if n in frame]
     values = {name: _compare_values(frame[name], name).to_numpy(object) for name in checked}
     first = frame.groupby(codes, sort=False).first()
     errors, images, views, limited = {}, [], [], 0
@@ -87,7 +95,8 @@ def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
 def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
     """Return a row per image, with canonical names, `image_id` and missing cells as None."""
     cells_of = {str(name): np.asarray(cells, object) for name, cells in table.items()}
-    frame = split_image_columns(pd.DataFrame(cells_of))
+    index = table.index if isinstance(table, pd.DataFrame) and table.index.name == _ROW else None
+    frame = split_image_columns(pd.DataFrame(cells_of, index))
     frame = frame.rename(columns=match_columns(frame.columns, columns))
     for name in frame.columns.difference(["target"]):
         frame[name] = pd.Series(map(_read_cell, frame[name]), frame.index, dtype=object)
@@ -97,7 +106,7 @@ def _to_frame(table: Table, columns: Sequence[str]) -> pd.DataFrame:
     if "lesion_id" not in frame:
         frame["lesion_id"] = None
     names = [None if is_missing(cell) else normalise_name(cell) for cell in frame["lesion_id"]]
-    rows = (f"row {row + 1}" for row in range(len(frame)))
+    rows = (f"row {row + 1}" for row in frame.index)
     named = zip(names, frame["image_id"], rows, strict=True)
     frame["lesion_id"] = [lesion or image or row for lesion, image, row in named]
     return frame
@@ -130,8 +139,36 @@ def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
     if name in CONVERTERS:
         return pd.Series(parse_column(cells, name)[0], cells.index)
     texts = [None if is_missing(cell) else normalise_name(cell) for cell in cells]
+    if name == "diagnosis":
+        return pd.Series([text and (parse_diagnosis(text) or text) for text in texts], cells.index)
     numbers = pd.to_numeric(pd.Series(texts, cells.index, dtype=object), errors="coerce")
     return numbers.where(numbers.notna(), pd.Series(texts, cells.index, dtype=object))
+
+
+def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> Table:
+    """Add the lesion of each DICOM image of a table without a column of lesions, and its view.
+
+    A column of views stays; `columns` are those of the model.
+    """
+    canonical = {name: public for public, name in match_columns(table.keys(), columns).items()}
+    if "lesion_id" in canonical or "image_id" not in canonical:
+        return table
+    lesions, views = [], []
+    for cell in np.asarray(table[canonical["image_id"]], object):
+        lesion, view = None, ""
+        with suppress(InputError, OSError):  # the prediction has the error
+            location = None if is_missing(cell) else images.find(format_cell(cell))
+            if location and may_be_dicom(location):
+                data = images.read(location).data
+                lesion, view = read_dicom_lesion(data) if data[128:132] == b"DICM" else (None, "")
+        lesions.append(lesion)
+        views.append(view)
+    if not any(lesions):
+        return table
+    added = {"lesion_id": np.array(lesions, object)}
+    if find_view_column(table.keys()) is None:
+        added["view"] = np.array(views, object)
+    return {**{str(name): np.asarray(cells) for name, cells in table.items()}, **added}
 
 
 def sort_by_lesion(
@@ -165,7 +202,7 @@ def _store_rows(
     count = 0
     for table in tables:
         header = header or [str(name) for name in table.columns]
-        names = _name_rows(table, columns, count)
+        names = name_rows(table, columns, count)
         cells = (json.dumps(row, default=str) for row in table.to_numpy(object).tolist())
         numbers = range(count, count + len(table))
         count += len(table)
@@ -181,7 +218,7 @@ def _store_rows(
     return header
 
 
-def _name_rows(table: pd.DataFrame, columns: Sequence[str], start: int) -> list[str]:
+def name_rows(table: pd.DataFrame, columns: Sequence[str], start: int = 0) -> list[str]:
     """Return the lesion of each row, or else its image, or else a name of its own."""
     canonical = {name: public for public, name in match_columns(table.columns, columns).items()}
     names = [f"\0row {start + row}" for row in range(len(table))]
@@ -196,8 +233,9 @@ def _read_lesions(
     database: sqlite3.Connection, header: list[str], skip: int
 ) -> Iterator[pd.DataFrame]:
     rows = database.execute(
-        "SELECT lesion, cells FROM rows WHERE lesion > ? ORDER BY lesion, row", (skip,)
+        "SELECT lesion, row, cells FROM rows WHERE lesion > ? ORDER BY lesion, row", (skip,)
     )
     for _, block in groupby(rows, key=lambda row: (row[0] - 1) // LESIONS):
-        cells = [json.loads(text) for text in map(itemgetter(1), block)]
-        yield pd.DataFrame(cells, columns=header, dtype=object)
+        _, numbers, texts = zip(*block, strict=True)
+        index = pd.Index(numbers, name=_ROW)
+        yield pd.DataFrame(map(json.loads, texts), index, columns=header, dtype=object)

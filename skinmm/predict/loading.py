@@ -20,6 +20,16 @@ MIN_SIDE: Final = 16
 """Pixels of an image's shorter side: the smallest `model.image_size`, and `size` of a pack."""
 
 
+class CaseImage(NamedTuple):
+    """Encoded image, its DICOM frame, counted from 1, location, and view and name in a lesion."""
+
+    data: bytes
+    frame: int | None = None
+    path: str = ""
+    view: str = ""
+    name: str = ""
+
+
 class LoadedRow(NamedTuple):
     """Loaded image of one row, or images of one lesion.
 
@@ -68,7 +78,7 @@ def load_row(
         record = read_header_record(location, BytesIO(source.data)) if read_header else {}
         if finder:
             record = {**record, **finder.measure(source)}
-        return LoadedRow({view: _decode(source, view) for view in views}, record, "")
+        return LoadedRow({view: decode_usable(source, view) for view in views}, record, "")
     except Exception as error:  # whatever is wrong with one image, the other rows continue
         return LoadedRow({}, {}, describe_error(error))
 
@@ -118,7 +128,8 @@ def describe_error(error: Exception) -> str:
     return message if is_expected else f"{type(error).__name__}: {message}"
 
 
-def _decode(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
+def decode_usable(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
+    """Decode and preprocess an image; refuse a tiny one, and one of a single colour."""
     pixels = decode_image(source, view, MIN_SIDE)
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise InputError("the image has a single colour: it shows nothing")

@@ -23,7 +23,7 @@ from skinmm.images.source import (
 from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
 from skinmm.predict.lesions import group_rows
-from skinmm.predict.loading import LoadedRow, load_lesion, load_row
+from skinmm.predict.loading import CaseImage, LoadedRow, load_lesion, load_row
 from skinmm.vocabulary import (
     CONVERTERS,
     Columns,
@@ -54,6 +54,7 @@ class TableBatch:
         scores: scores of the ensemble; NaN until the networks ran.
         errors: why a row cannot be predicted; empty otherwise.
         missing: inputs that a row lacks.
+        limited: number of lesions with more images than the models use.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class TableBatch:
                 "the table has no image column; call it image_name, image_id, image or path "
                 f"(it has: {', '.join(map(str, table.keys()))})"
             )
-        self.size = count_table_rows(table)
+        self.size, self.limited = count_table_rows(table), 0
         self.unread: list[tuple[str, str]] = []
         self.target = None
         if label := public_names.get("target") or public_names.get("diagnosis"):
@@ -100,14 +101,16 @@ def _convert(name: str, cell: Any) -> Any:
 
 
 def canonical_record(
-    columns: Sequence[str], image: bytes | None, record: Mapping[str, Any], path: str = ""
+    columns: Sequence[str], images: Sequence[CaseImage], record: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return a record with canonical values, completed from a DICOM header."""
+    """Return a record with canonical values, completed from DICOM headers, the first one first."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
-    if image is None or not may_be_dicom(path) or not has_empty_cell(row, COLUMNS).any():
-        return row
-    return row | fill_empty_cells(row, [read_header_record(path, BytesIO(image))])
+    for image in images:
+        if may_be_dicom(image.path) and has_empty_cell(row, COLUMNS).any():
+            header = read_header_record(image.path, BytesIO(image.data))
+            row |= fill_empty_cells(row, [header])
+    return row
 
 
 def known_values(row: Columns, columns: Sequence[str]) -> dict[str, Any]:
@@ -162,8 +165,10 @@ def _submit(
     batch_size: int,
 ) -> Iterator[_Step]:
     """Start loading images, one step per batch; a step never mixes rows of two tables."""
+    limited = 0
     for table in tables:
         batch = _read_batch(table, ensemble)
+        limited += batch.limited
         _refuse_cells(batch, ensemble)
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
             batch.unread += [(name, str(text)) for text in batch.cells[name][unseen]]
@@ -185,6 +190,9 @@ def _submit(
             cells = zip(names, read_header[rows].tolist(), strict=True)
             futures = [submit(load, *pair, images, ensemble.views) for pair in cells]
             yield batch, rows, futures
+    if limited:
+        count = ensemble.max_views
+        warn(f"{limited} lesions have more than {count} images: {count} of each are used")
 
 
 def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
@@ -202,11 +210,7 @@ def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
     batch.unread += grouped.unread
     for row, error in grouped.errors.items():
         batch.errors[row] = error
-    if grouped.limited:
-        warn(
-            f"{grouped.limited} lesions have more than {ensemble.max_views} images: "
-            f"{ensemble.max_views} of each are used"
-        )
+    batch.limited = grouped.limited
     return batch
 
 

@@ -188,12 +188,19 @@ def thumbnail(*paths: Any) -> str | None:
         pictures = [decode_within(s.data, max_side=240, frame=s.frame) for s in sources]
     except (OSError, InputError):
         return None
-    height = max(len(picture) for picture in pictures)
+    return to_data_url(join_pictures(pictures))
+
+
+def join_pictures(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return pictures side by side, on a white background."""
+    height = max(map(len, pictures))
     padded = [
         np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0)), constant_values=255)
         for picture in pictures
     ]
-    return to_data_url(np.hstack(padded))
+    return np.hstack(padded)
 
 
 ABSENT: Final = "\N{EM DASH}"

@@ -18,19 +18,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 import skinmm
+from skinmm.data.lesions import name_spread_columns
 from skinmm.errors import InputError
-from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explanation, heat_map_to_png
-from skinmm.predict.inputs import InMemoryImages, describe_missing_columns
+from skinmm.predict.cases import NOTICE, Case, CasePredictor
+from skinmm.predict.explain import Explanation
+from skinmm.predict.heat_maps import heat_map_to_png
+from skinmm.predict.inputs import describe_missing_columns
 from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (
     BatchForm,
     CaseForm,
+    LesionForm,
     Rows,
     case_form,
     read_batch,
     read_case,
-    to_case,
 )
 from skinmm.serve.middleware import Keys, Metrics, ServiceMiddleware, get_user
 from skinmm.serve.responses import REFUSALS, ProblemError
@@ -133,7 +136,8 @@ def create_app(
     """
     recorder = recorder or CaseRecorder(predictor, None)
     metrics = Metrics(lambda: queue.taken)
-    form = case_form(recorder.columns, needs_image=predictor.needs_image)
+    limit = predictor.max_images if predictor.has_views else None
+    form = case_form(recorder.columns, needs_image=predictor.needs_image, max_images=limit)
 
     app = FastAPI(
         title="skinmm",
@@ -145,7 +149,8 @@ def create_app(
         docs_url=None,  # their pages load scripts from other sites
         redoc_url=None,
     )
-    app.add_middleware(ServiceMiddleware, keys=keys, hosts=hosts, metrics=metrics, framed=framed)
+    limits = {"hosts": hosts, "framed": framed, "images": predictor.max_images}
+    app.add_middleware(ServiceMiddleware, keys=keys, metrics=metrics, **limits)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(RequestValidationError, _refuse_parameters)
     app.state.predictor, app.state.queue, app.state.recorder = predictor, queue, recorder
@@ -173,7 +178,7 @@ class _Endpoints:
     queue: RequestQueue
     metrics: Metrics
     recorder: CaseRecorder
-    form: type[CaseForm]
+    form: type[CaseForm | LesionForm]
     batch: int
 
     def mount(self, app: FastAPI) -> None:
@@ -210,14 +215,19 @@ class _Endpoints:
         row, explanation = await self._answer(request, self.predictor.predict_and_explain)
         content = _to_prediction(row)
         if explanation is not None:
-            contributions, heat = explanation.contributions, explanation.heat
+            contributions = explanation.contributions
+            names = [image.name for image in explanation.images]
+            maps = [b64encode(heat_map_to_png(heat)).decode() for heat in explanation.heats]
             content |= {
                 "record": explanation.record,
                 "start": contributions.start,
                 "added": contributions.added,
                 "share_of_image": contributions.share("image"),
-                "heat_map_png": None if heat is None else b64encode(heat_map_to_png(heat)).decode(),
+                "heat_map_png": maps[0] if len(maps) == 1 else None,
             }
+            if self.predictor.has_views:
+                content["views"] = {i.name: i.view or None for i in explanation.images}
+                content["heat_maps_png"] = dict(zip(names, maps, strict=bool(maps)))
         return JSONResponse(content)
 
     async def _answer(self, request: Request, predict: Callable[[Case], Answer]) -> Answer:
@@ -228,7 +238,8 @@ class _Endpoints:
             self.recorder.record(get_user(request), [row], [case])
             return row, explanation
 
-        return await self.queue.run(partial(read_case, request, self.form), job)
+        read = partial(read_case, request, self.form, self.predictor.max_images)
+        return await self.queue.run(read, job)
 
     async def predict_batch(self, request: Request) -> Response:
         """Predict a table of lesions."""
@@ -236,10 +247,11 @@ class _Endpoints:
         def job(form: tuple[Rows, dict[str, bytes]]) -> tuple[list[dict[str, Any]], str]:
             rows, files = form
             predictions = self.predictor.predict_table(rows, files)
-            images, columns = InMemoryImages(files), self.predictor.predictor.columns
-            cases = [to_case(row, images, columns) for row in rows]
+            cases = self.predictor.list_cases(rows, files)
             self.recorder.record(get_user(request), predictions, cases)
-            return predictions, describe_missing_columns([*rows[0]], columns)
+            columns = self.predictor.predictor.columns
+            names = name_spread_columns([*rows[0]], columns)
+            return predictions, describe_missing_columns(names, columns)
 
         try:
             predictions, note = await self.queue.run(partial(read_batch, request, self.batch), job)

@@ -21,8 +21,8 @@ from skinmm.config.checkpoints import announce_included, find_checkpoint
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.predictions import BINARY
+from skinmm.predict.cases import NOTICE, build_card
 from skinmm.predict.ensemble import CalibratedModel, load_models
-from skinmm.predict.explain import NOTICE, build_card
 from skinmm.predict.export_onnx import write_model
 from skinmm.predict.pipeline import refuse_lesions
 from skinmm.predict.predictor import MIN_VOTES, Predictor

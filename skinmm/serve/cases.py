@@ -1,20 +1,23 @@
 """Recording of cases in the case store, and the API routes that read, label and delete them."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Annotated, Any, Final
+from zipfile import ZipFile
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from skinmm.predict.explain import Case, CasePredictor
+from skinmm.predict.cases import Case, CasePredictor
+from skinmm.predict.loading import CaseImage
 from skinmm.serve.middleware import get_user
 from skinmm.serve.responses import AuditEvent, ProblemError, StoredCase
 from skinmm.serve.store import MAX_NUMBER, NewCase, Store
 from skinmm.vocabulary import normalise_name
 
 PATIENT: Final = "patient_id"
-NAMES: Final = ("image_id", PATIENT, "error")
+NAMES: Final = ("image_id", PATIENT, "lesion_id", "images", "error")
 MAX_NAME: Final = 100  # characters
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER, description="number of the case")]
 After = Annotated[int, Query(ge=0, le=MAX_NUMBER, description="last number already read")]
@@ -63,11 +66,22 @@ class CaseRecorder:
             name, record = self._predictor.record_of(case)
             patient = check_patient(name) if name else None
             result = {name: cell for name, cell in row.items() if name not in NAMES}
-            image = case.image if self._images else None
+            image = _pack_images(case.images) if self._images and case.images else None
             new_cases.append(NewCase(patient, record, result, image))
         numbers = self.store.add(user, self._model, new_cases)
         for row, number in zip(predicted, numbers, strict=True):
             row["case"] = number
+
+
+def _pack_images(images: Sequence[CaseImage]) -> bytes:
+    """Return the file of one image, or a ZIP archive of several, named by number and view."""
+    if len(images) == 1:
+        return images[0].data
+    file = BytesIO()
+    with ZipFile(file, "w") as archive:
+        for number, image in enumerate(images):
+            archive.writestr(f"{number + 1} {image.view or 'image'}", image.data)
+    return file.getvalue()
 
 
 def check_patient(name: str) -> str:
@@ -149,7 +163,7 @@ def delete_case(store: CaseStore, user: User, number: Number) -> Response:
 
 @case_routes.get("/cases/{number}/image", response_class=Response)
 def get_image(store: CaseStore, user: User, number: Number) -> Response:
-    """Return the image of a case, if images are stored."""
+    """Return the image of a case, or a ZIP archive of several, if images are stored."""
     image = store.read_image(user, number)
     if image is None:
         raise ProblemError(404, f"no image is stored for case {number}")

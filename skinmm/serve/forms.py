@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -15,14 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 
+from skinmm.data.lesions import VIEW_WORDS, parse_view
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES, read_table_chunks
 from skinmm.images.decode import DecodeError, ImageInfo, probe
 from skinmm.images.source import split_frame
-from skinmm.predict.explain import Case
-from skinmm.predict.inputs import InMemoryImages
+from skinmm.predict.cases import Case
+from skinmm.predict.loading import CaseImage
 from skinmm.serve.responses import ProblemError
-from skinmm.vocabulary import COLUMN_KEYS, SEXES, SITES, column_key, match_columns
+from skinmm.vocabulary import COLUMN_KEYS, SEXES, SITES, column_key
 
 MAX_IMAGE: Final = 20_000_000  # bytes
 MAX_BATCH: Final = 100_000_000  # bytes
@@ -51,6 +52,14 @@ class CaseForm(BaseModel, extra="forbid"):
     frame: int | None = None
 
 
+class LesionForm(BaseModel, extra="forbid"):
+    """Form of one lesion for a model that combines its images."""
+
+    image: list[UploadFile] = []
+    view: list[str] = []
+    frame: list[Annotated[int, Field(ge=1)] | None] = []
+
+
 class BatchForm(BaseModel, extra="forbid"):
     """Form of several lesions."""
 
@@ -58,45 +67,95 @@ class BatchForm(BaseModel, extra="forbid"):
     images: list[UploadFile] = Field([], description="image files that the table names")
 
 
-def case_form(columns: Sequence[str], *, needs_image: bool) -> type[CaseForm]:
-    """Return the form of one lesion for a model that reads `columns`."""
-    default = ... if needs_image else None
+def case_form(
+    columns: Sequence[str], *, needs_image: bool, max_images: int | None = None
+) -> type[CaseForm | LesionForm]:
+    """Return the form of one lesion for a model that reads `columns`.
+
+    With `max_images`, the model combines at most so many images of a lesion.
+    """
     fields: dict[str, Any] = {
         f"column_{number}": (str, Field(None, alias=name, **_COLUMNS.get(name, {})))
         for number, name in enumerate(columns)
     }
-    image = Field(default, description="JPEG, PNG, DICOM and others", json_schema_extra=_BINARY)
-    frame = Field(None, ge=1, description="frame of a DICOM file with several")
-    fields |= {"image": (UploadFile, image), "frame": (int, frame)}
-    return create_model("CaseForm", __base__=CaseForm, **fields)
+    kinds, frames = "JPEG, PNG, DICOM and others", "frame of a DICOM file with several"
+    default = ... if needs_image else None
+    if max_images is None:
+        image = Field(default, description=kinds, json_schema_extra=_BINARY)
+        frame = Field(None, ge=1, description=frames)
+        fields |= {"image": (UploadFile, image), "frame": (int, frame)}
+        return create_model("CaseForm", __base__=CaseForm, **fields)
+    each = "; of each image in turn, empty where not stated"
+    views = Field([], description=f"{', '.join(VIEW_WORDS)} or a synonym{each}")
+    images = Field(default or [], description=kinds, max_length=max_images)
+    fields |= {"image": (list[UploadFile], images), "view": (list[str], views)}
+    frame_type = LesionForm.model_fields["frame"].annotation
+    fields["frame"] = (frame_type, Field([], description=f"{frames}{each}"))
+    return create_model("LesionForm", __base__=LesionForm, **fields)
 
 
-def body_limit(path: str) -> int:
-    """Return the largest body of a request in bytes."""
+def body_limit(path: str, images: int = 1) -> int:
+    """Return the largest body of a request in bytes, given the images of a lesion at most."""
     if path.startswith("/v1/cases"):
         return MAX_TEXT
-    return MAX_BATCH if path == "/v1/predict/batch" else MAX_IMAGE + _FORM_OVERHEAD
+    if path == "/v1/predict/batch":
+        return MAX_BATCH
+    return min(images * MAX_IMAGE + _FORM_OVERHEAD, MAX_BATCH)
 
 
-async def read_case(request: Request, model: type[CaseForm]) -> Case:
+async def read_case(
+    request: Request, model: type[CaseForm | LesionForm], max_images: int = 1
+) -> Case:
     """Read the form of one lesion; a value that is not understood counts as missing."""
-    async with _open_form(request, files=1, fields=len(model.model_fields)) as form:
+    lists = [*LesionForm.model_fields] if issubclass(model, LesionForm) else []
+    fields = len(model.model_fields) + 2 * max_images
+    async with _open_form(request, files=max_images, fields=fields) as form:
         for name in form:
-            if len(form.getlist(name)) > 1:
+            if name not in lists and len(form.getlist(name)) > 1:
                 raise ProblemError.unusable(f"the field {name[:50]} is given twice")
-        cells = {name: cell for name, cell in form.items() if name != "frame" or cell != ""}
+        cells: dict[str, Any] = {
+            name: cell for name, cell in form.items() if name != "frame" or cell != ""
+        }
+        cells |= {name: form.getlist(name) for name in lists if name in form}
+        if "frame" in lists:
+            cells["frame"] = [cell or None for cell in form.getlist("frame")]
         values = _validate(model, cells)
-        image = await values.image.read() if values.image else None
-    if image == b"":
-        raise ProblemError.unusable("the field image has no file")
-    if image is not None:
-        check_image(image)
+        images = await _read_images(values)
     record = {
         field.alias: cell
         for name, field in model.model_fields.items()
         if field.alias and (cell := getattr(values, name)) is not None
     }
-    return Case(image, record, values.frame)
+    return Case(images, record)
+
+
+async def _read_images(values: CaseForm | LesionForm) -> list[CaseImage]:
+    """Read and check the images of a form."""
+    if isinstance(values, CaseForm):
+        uploads, frames, views = [values.image] if values.image else [], [values.frame], [""]
+    else:
+        uploads, frames, views = values.image, values.frame, values.view
+    images = []
+    for name, cells in ("frame", frames), ("view", views):
+        if isinstance(values, LesionForm) and len(cells) not in (0, len(uploads)):
+            raise ProblemError.unusable(
+                f"{name}: {len(cells)} values for {len(uploads)} images; send one for each image, "
+                "empty if not stated, or none"
+            )
+    for number, upload in enumerate(uploads):
+        data = await upload.read()
+        if not data:
+            raise ProblemError.unusable("the field image has no file")
+        check_image(data)
+        word = views[number].strip() if views else ""
+        view = parse_view(word) if word else ""
+        if view is None:
+            allowed = ", ".join(VIEW_WORDS)
+            raise ProblemError.unusable(
+                f"view: {word[:50]!r} is not a view; allowed: {allowed}, a synonym, or empty"
+            )
+        images.append(CaseImage(data, frames[number] if frames else None, view=view))
+    return images
 
 
 async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, bytes]]:
@@ -113,16 +172,6 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
             files[name] = await upload.read()
         rows = _read_rows(await values.table.read(), max_rows)
     return rows, files
-
-
-def to_case(row: Mapping[str, str], images: InMemoryImages, columns: Sequence[str] = ()) -> Case:
-    """Convert a row of a table to a case, with the image that it names if one was uploaded."""
-    canonical = match_columns(row, columns)
-    cells = {canonical.get(name, name): cell for name, cell in row.items()}
-    file = None
-    with suppress(InputError):  # two images of one name: the prediction has the error
-        file = images.find(split_frame(cells.get("image_id", ""))[0])
-    return Case(None if file is None else images.read(file).data, cells)
 
 
 def check_image(data: bytes) -> ImageInfo:
@@ -142,20 +191,19 @@ def check_image(data: bytes) -> ImageInfo:
     return info
 
 
-def read_upload(upload: str | None) -> bytes | None:
-    """Return the content of an upload, None without one."""
+def read_upload(upload: str) -> bytes:
+    """Return the content of an upload."""
     try:
-        return None if upload is None else Path(upload).read_bytes()
+        return Path(upload).read_bytes()
     except FileNotFoundError:
         raise ProblemError.unusable("The uploaded file has expired; choose it again.") from None
 
 
-def delete_upload(upload: str | None) -> None:
+def delete_upload(upload: str) -> None:
     """Delete an upload, and its folder unless that has another one."""
-    if upload is not None:
-        Path(upload).unlink(missing_ok=True)
-        with suppress(OSError):
-            Path(upload).parent.rmdir()
+    Path(upload).unlink(missing_ok=True)
+    with suppress(OSError):
+        Path(upload).parent.rmdir()
 
 
 def check_name(name: str) -> str:

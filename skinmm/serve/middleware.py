@@ -152,6 +152,7 @@ class ServiceMiddleware:
         hosts: accepted host names, so that no web page can reach a service on the visitor's own
             machine under another name (DNS rebinding); None: any.
         framed: allow other sites to show the page in a frame.
+        images: images of a lesion at most.
     """
 
     app: ASGIApp
@@ -159,6 +160,7 @@ class ServiceMiddleware:
     hosts: Collection[str] | None
     metrics: Metrics
     framed: bool = False
+    images: int = 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -182,7 +184,8 @@ class ServiceMiddleware:
 
         try:
             self._authorize(scope)
-            await self.app(scope, _limit_body(scope, receive, body_limit(path)), respond)
+            limit = body_limit(path, self.images)
+            await self.app(scope, _limit_body(scope, receive, limit), respond)
         except ClientDisconnect:
             pass
         except Exception as error:

@@ -12,9 +12,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from fastapi import FastAPI
 
+from skinmm.data.lesions import VIEW_WORDS
 from skinmm.images.decode import decode_within
 from skinmm.images.measure import measure_sharpness
-from skinmm.predict.explain import Case, CasePredictor, Explanation, overlay
+from skinmm.predict.cases import Case, CasePredictor
+from skinmm.predict.explain import Explanation
+from skinmm.predict.loading import CaseImage
 from skinmm.report.blocks import to_data_url
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import PATIENT, CaseRecorder, set_verdict
@@ -82,15 +85,17 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
     """Return a result as HTML."""
     added = result.explanation.contributions.added
     changes = sorted(added.items(), key=lambda item: -abs(item[1]))
-    image, heat, images = result.case.image, result.explanation.heat, None
-    if image is not None and heat is not None:
-        pixels = decode_within(image, _DISPLAY_SIDE, result.case.frame)
-        network_input = result.explanation.pixels
-        background = pixels if network_input is None else network_input
-        images = {
-            "original": to_data_url(pixels, QUALITY),
-            "heat_map": to_data_url(overlay(background, heat), QUALITY),
+    explanation = result.explanation
+    images = [
+        {
+            "name": f"{image.name} ({image.view})" if image.view else image.name,
+            "original": to_data_url(decode_within(image.data, _DISPLAY_SIDE, image.frame), QUALITY),
+            "heat_map": to_data_url(drawing, QUALITY),
         }
+        for image, drawing in zip(
+            explanation.images, explanation.draw(_DISPLAY_SIDE), strict=bool(explanation.heats)
+        )
+    ]
     return render("result.html", result=result, audience=audience, images=images, changes=changes)
 
 
@@ -118,46 +123,51 @@ class Page:
         return f'<p role="status">Case {case["number"]}: {case["verdict"]}. Thank you.</p>'
 
     async def analyse(
-        self, user: str, upload: str | None, audience: str, *cells: Any
-    ) -> tuple[str, str | None]:
-        """Return a result or an error as HTML, and the content of the upload field.
+        self, user: str, uploads: Mapping[str, Sequence[str]], audience: str, *cells: Any
+    ) -> tuple[str, bool]:
+        """Return a result or an error as HTML, and whether the uploads stay.
 
-        The upload stays, so that the record can be changed, until it is replaced or `_CACHE` ends;
-        an image that cannot be used is deleted at once.
+        They stay, so that the record can be changed, until they are replaced or `_CACHE` ends;
+        images of which one cannot be used are deleted at once.
 
         Args:
             user: name of the API key.
-            upload: path where Gradio stored the file.
+            uploads: paths where Gradio stored the files, by view; "" if not stated.
             audience: one of the page's `audiences`; any other gets the wording for clinicians.
             cells: values of the recorder's columns.
         """
+        files = [(path, view) for view, paths in uploads.items() for path in paths]
         try:
-            data = read_upload(upload)
-            if data is not None:
-                check_image(data)
+            images = [CaseImage(read_upload(path), view=view) for path, view in files]
+            for image in images:
+                check_image(image.data)
         except ProblemError as error:
-            delete_upload(upload)
-            return render("refusal.html", reason=error.detail), None
+            for path, _ in files:
+                delete_upload(path)
+            return render("refusal.html", reason=error.detail), False
         try:
-            read = partial(asyncio.sleep, 0, data)  # nothing is left to wait for
-            result = await self.queue.run(read, lambda data: self._predict(user, data, cells))
+            read = partial(asyncio.sleep, 0, images)  # nothing is left to wait for
+            result = await self.queue.run(read, lambda images: self._predict(user, images, cells))
         except ProblemError as error:
-            return render("refusal.html", reason=error.detail), upload
+            return render("refusal.html", reason=error.detail), True
         audience = audience if audience in self.audiences else AUDIENCES[0]
-        return render_result(result, audience), upload
+        return render_result(result, audience), True
 
-    def _predict(self, user: str, data: bytes | None, cells: Sequence[Any]) -> Result:
+    def _predict(self, user: str, images: Sequence[CaseImage], cells: Sequence[Any]) -> Result:
         record = {
             name: str(cell)
             for name, cell in zip(self.recorder.columns, cells, strict=True)
             if cell not in (None, "", NOT_STATED)
         }
-        case, side, is_small, is_blurred = Case(data, record), self.predictor.side, False, False
-        if data is not None:
-            info = check_image(data)
-            is_small = min(info.width, info.height) < side
-        elif self.predictor.needs_image:
+        case, side, limit = Case(images, record), self.predictor.side, self.predictor.max_images
+        if not images and self.predictor.needs_image:
             raise ProblemError.unusable("This model needs an image: choose one first.")
+        if len(images) > limit:
+            raise ProblemError.unusable(
+                f"There are {len(images)} images, and this model takes {limit}: remove some."
+            )
+        infos = [check_image(image.data) for image in images]
+        is_small = any(min(info.width, info.height) < side for info in infos)
         row, explanation = self.predictor.predict_and_explain(case)
         if explanation is None:
             raise ProblemError.unusable(row["error"])
@@ -169,9 +179,8 @@ class Page:
                 "enter a number, or leave the field empty."
             )
         self.recorder.record(user, [row], [case])
-        if data is not None:
-            pixels = decode_within(data, _DISPLAY_SIDE)
-            is_blurred = measure_sharpness(pixels) < MIN_SHARPNESS
+        pictures = (decode_within(image.data, _DISPLAY_SIDE) for image in explanation.images)
+        is_blurred = any(measure_sharpness(picture) < MIN_SHARPNESS for picture in pictures)
         card = self.predictor.card
         return Result(case, row, explanation, card, side if is_small else 0, is_blurred)
 
@@ -215,15 +224,20 @@ def mount_page(app: FastAPI, *, patient_view: bool = False) -> FastAPI:
 def _build_page(page: Page) -> Any:
     import gradio as gr
 
-    async def analyse(request: gr.Request, upload: str | None, audience: str, *cells: Any) -> Any:
-        return await page.analyse(get_user(request.request), upload, audience, *cells)
+    async def analyse(request: gr.Request, audience: str, *cells: Any) -> Any:
+        files = [[one] if isinstance(one, str) else one or [] for one in cells[: len(uploads)]]
+        named = dict(zip(views, files, strict=True))
+        user, record = get_user(request.request), cells[len(uploads) :]
+        html, is_kept = await page.analyse(user, named, audience, *record)
+        return html, *(cells[: len(uploads)] if is_kept else [None] * len(uploads))
 
+    views = ("", *VIEW_WORDS) if page.predictor.has_views else ("",)
     columns, has_store = page.recorder.columns, page.recorder.store is not None
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE) as blocks:
         gr.HTML(render("header.html", title=TITLE))
         with gr.Tab("Lesion"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                upload = gr.File(label="Image", type="filepath", height=150)
+                uploads = [_add_upload(gr, view, len(views) > 1) for view in views]
                 gr.HTML('<p class="small">JPEG, PNG, DICOM and others, up to 20 MB.</p>')
                 fields = [_add_field(gr, name) for name in columns]
                 if "site" in columns:
@@ -247,12 +261,20 @@ def _build_page(page: Page) -> Any:
             gr.HTML(render("model.html", card=page.predictor.card))
         button.click(
             analyse,
-            [upload, audience, *fields],
-            [output, upload],
+            [audience, *uploads, *fields],
+            [output, *uploads],
             api_visibility="private",
             concurrency_limit=None,  # the request queue has its own limit
         ).then(None, js=_SCROLL, api_visibility="private")
     return blocks
+
+
+def _add_upload(gr: Any, view: str, has_views: bool) -> Any:
+    """Add a field for an image, or for the images of one view of a lesion."""
+    if not has_views:
+        return gr.File(label="Image", type="filepath", height=150)
+    label = f"{view.capitalize()} images" if view else "Images of any view, not stated"
+    return gr.File(label=label, type="filepath", file_count="multiple", height=90)
 
 
 def _add_verdicts(page: Page) -> None:

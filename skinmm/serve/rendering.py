@@ -7,7 +7,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from skinmm.images.decode import decode
-from skinmm.predict.explain import NOTICE
+from skinmm.predict.cases import NOTICE
 from skinmm.report.blocks import format_estimate, to_data_url
 
 TITLE: Final = "skinmm: a lesion's probability of malignancy"

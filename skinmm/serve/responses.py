@@ -66,7 +66,13 @@ class Explanation(Prediction):
     )
     share_of_image: float | None = Field(description="share of the change", examples=[0.57])
     heat_map_png: str | None = Field(
-        description="regions that raise the probability: 8-bit PNG in Base64"
+        description="regions that raise the probability: 8-bit PNG in Base64; null for several"
+    )
+    views: dict[str, str | None] | None = Field(
+        None, description="view of each used image of a lesion", examples=[{"image 1": "clinical"}]
+    )
+    heat_maps_png: dict[str, str] | None = Field(
+        None, description="of each used image of a lesion, in one scale"
     )
 
 
@@ -75,6 +81,8 @@ class BatchRow(Prediction):
 
     image_id: str | None = Field(examples=["a.jpg"])
     patient_id: str | None = Field(examples=["1"])
+    lesion_id: str | None = Field(None, description="of a model of several images per lesion")
+    images: str | None = Field(None, description="images of the lesion, with | between them")
     error: str
 
 

@@ -46,7 +46,7 @@ def serve(config: ServeConfig) -> int:
 
 def _build_app(config: ServeConfig, keys: Any) -> Any:
     from skinmm.config.checkpoints import announce_included, find_checkpoints
-    from skinmm.predict.explain import CasePredictor
+    from skinmm.predict.cases import CasePredictor
     from skinmm.serve.app import RequestQueue, create_app
     from skinmm.serve.cases import CaseRecorder
     from skinmm.serve.store import Store, StoreError, hide_password

@@ -10,7 +10,7 @@ from functools import cache, partial
 from glob import escape
 from pathlib import Path
 from shutil import copyfile
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Final
 
 import pandas as pd
@@ -22,9 +22,9 @@ from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard
 from skinmm.errors import InputError, one_line
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
-from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.inputs import ImageFolder, rename_training_columns
 from skinmm.predict.job import print_summary
-from skinmm.predict.pipeline import refuse_lesions
+from skinmm.predict.lesions import name_rows, sort_by_lesion
 from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
@@ -70,6 +70,7 @@ def ignore_pandas_warning() -> Iterator[None]:
         yield
 
 
+_LESION: Final = "_skinmm_lesion"
 TASK_ROWS: Final = 1024
 """Rows per task, which are predicted again if their worker dies."""
 
@@ -84,7 +85,6 @@ def predict_spark(config: PredictSparkConfig) -> int:
         backend=config.backend,
         uncalibrated=config.uncalibrated,
     )
-    refuse_lesions(predictor.ensemble.members[0].config, "skinmm predict-spark")
     with (
         spark_session(config.master) as session,
         TemporaryDirectory() as folder,
@@ -112,10 +112,38 @@ def _predict_table(
     schema = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
     tasks = max(session.sparkContext.defaultParallelism, -(-rows // TASK_ROWS))
     with ignore_pandas_warning():
-        predictions = table.repartition(tasks).mapInArrow(_build_task(config, names), schema)
+        if predictor.ensemble.has_views:
+            table = _distribute_lesions(table, predictor, tasks)
+        else:
+            table = table.repartition(tasks)
+        predictions = table.mapInArrow(_build_task(config, names), schema)
     predictions.write.mode("overwrite" if config.overwrite else "error").parquet(config.output)
     counts = session.read.parquet(config.output).groupBy("decision").count().collect()
     return {row["decision"]: row["count"] for row in counts}
+
+
+def _distribute_lesions(table: Any, predictor: Predictor, tasks: int) -> Any:
+    """Return the table with all rows of a lesion in one task, in a column `_LESION`."""
+    names, columns = predictor.ensemble.column_names, predictor.columns
+
+    def add_lesions(batches: Iterator[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        for batch in batches:
+            frame = pd.DataFrame(rename_training_columns(_to_frame(batch), names))
+            lesions = pa.array(name_rows(frame, columns), pa.string())
+            yield pa.RecordBatch.from_arrays(
+                [*batch.columns, lesions], [*batch.schema.names, _LESION]
+            )
+
+    from pyspark.sql.types import StringType, StructType
+
+    schema = StructType([*table.schema.fields]).add(_LESION, StringType())
+    return table.mapInArrow(add_lesions, schema).repartition(tasks, _LESION)
+
+
+def _to_frame(batch: Any) -> pd.DataFrame:
+    return pd.DataFrame(batch.to_pydict(), dtype=object).drop(columns=_LESION, errors="ignore")
 
 
 @contextmanager
@@ -149,10 +177,14 @@ def _build_task(
     """Return the function that a Python worker calls with Arrow batches of rows."""
 
     def predict(batches: Iterator[Any]) -> Iterator[Any]:
-        tables = (pd.DataFrame(batch.to_pydict(), dtype=object) for batch in batches)
+        tables: Iterator[pd.DataFrame] = map(_to_frame, batches)
         predictor, images = _load(
             tuple(names), config.images, config.accelerator, config.referral, config.backend
         )
+        if predictor.ensemble.has_views:
+            public = predictor.ensemble.column_names
+            renamed = (pd.DataFrame(rename_training_columns(each, public)) for each in tables)
+            tables = sort_by_lesion(renamed, predictor.columns, Path(gettempdir()))
         for predictions in predictor.stream(
             tables,
             images,

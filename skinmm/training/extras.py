@@ -19,15 +19,17 @@ from torch import Tensor
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import EmptyRecord
+from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import one_line, warn
 from skinmm.evaluation.predictions import Predictions, find_confident_mistakes, read_predictions
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import update_card
 from skinmm.models.network import Network, full_precision
 from skinmm.predict.ensemble import CalibratedModel
-from skinmm.predict.explain import Explainer
+from skinmm.predict.explain import Explainer, explain_case
+from skinmm.predict.loading import CaseImage
 from skinmm.report import write_anonymous_report
-from skinmm.report.blocks import order_metrics
+from skinmm.report.blocks import join_pictures, order_metrics
 from skinmm.training.calibrate import FittedDecision, SplitOutputs
 from skinmm.training.module import RowCollector
 from skinmm.training.progress import print_stage
@@ -149,8 +151,7 @@ def sample_background(
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
-    is_available = fold.config.data.unit == "image"  # not of several images
-    if fold.trainer.is_global_zero and report.pictures and report.explain and is_available:
+    if fold.trainer.is_global_zero and report.pictures and report.explain:
         print_stage(fold.config, "explaining the most certain mistakes")
         set_threads(has_images=True)  # the images pass through the whole network
         try:
@@ -172,12 +173,17 @@ def write_explanations(fold: TrainedFold) -> None:
     for kind, rows in find_confident_mistakes(test, fold.decision.threshold.value).items():
         for number, image_id in enumerate(test.image_id[rows]):
             record = cohort.loc[image_id].to_dict()
-            source = read_source(record["path"])
-            reasons = explainer.explain(source.data, record, source.frame, record["path"])
+            paths, views = [record["path"]], [""]
+            if explainer.has_views:
+                paths, views = (record[name].split(SEPARATOR) for name in ("paths", "image_views"))
+            images = [
+                CaseImage(*read_source(path), path, view)
+                for path, view in zip(paths, views, strict=True)
+            ]
+            reasons = explain_case([explainer], images, record)
             picture = f"{kind}_{number}.jpg"
-            drawing = reasons.draw(source.data, source.frame, SIDE)
-            if drawing is not None:
-                Image.fromarray(drawing).save(folder / picture, quality=80)
+            if drawings := reasons.draw(SIDE):
+                Image.fromarray(join_pictures(drawings)).save(folder / picture, quality=80)
             parts = reasons.contributions
             explanation: dict[str, Any] = {"picture": picture, "added": parts.added}
             if parts.is_average:

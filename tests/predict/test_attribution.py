@@ -17,10 +17,11 @@ from skinmm.models.network import Network, build_network
 from skinmm.predict.attribution import (
     Contributions,
     compute_contributions,
-    compute_heat_map,
     compute_shapley_values,
     mean_contributions,
+    name_inputs,
 )
+from skinmm.predict.heat_maps import compute_heat_map
 
 BACKBONES = ("test_efficientnet", "test_vit", "test_convnext", "test_resnet", "simple_cnn")
 TRAINING = pd.DataFrame({"age": [30.0, 50.0, 70.0], "sex": ["female", "male", None]})
@@ -173,7 +174,9 @@ def test_a_long_record_is_one_input() -> None:
 
 
 def test_models_that_are_averaged_name_the_same_inputs() -> None:
-    assert of(micro(), max_columns=11).added.keys() == {"image", "record"}
+    inputs = name_inputs([f"column {number}" for number in range(11)])
+    assert inputs == ["image", "record"]
+    assert of(micro(), inputs=inputs).added.keys() == {"image", "record"}
 
 
 def test_the_mean_of_models_has_the_mean_of_contributions() -> None:

@@ -15,8 +15,10 @@ from skinmm.cli import main
 from skinmm.images.decode import decode_within
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import extra_outputs
-from skinmm.predict.explain import Explainer, overlay
+from skinmm.predict.explain import Explainer
+from skinmm.predict.heat_maps import overlay
 from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.loading import CaseImage
 from skinmm.predict.predictor import PredictionTable, Predictor
 
 Said = pytest.CaptureFixture[str]
@@ -58,8 +60,7 @@ def test_each_row_gets_its_picture_and_what_each_input_added(
     predictor = Predictor.from_checkpoints([best(both)], "cpu")
     (explainer,) = Explainer.for_predictor(predictor, [best(both)], "cpu")
     image = (pictures / f"{table['image_id'][0]}.jpg").read_bytes()
-    heat = explainer.explain(image, dict(table.iloc[0])).heat
-    assert heat is not None
+    (heat,) = explainer.explain([CaseImage(image)], dict(table.iloc[0])).heats
     drawn = np.asarray(Image.open(tmp_path / "why" / names[0]))
     np.testing.assert_array_equal(
         drawn, overlay(decode_within(image, extra_outputs.MAX_SIDE), heat)

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import dicom_from_jpeg
 from lesion_cohorts import lesion_table, write_lesions
+from pydicom.uid import DermoscopicPhotographyImageStorage
 from quick_runs import best, predictions_of, quick_train
 
 from skinmm.cli import main
 from skinmm.errors import InputError
 from skinmm.predict.backends import OnnxBackend
-from skinmm.predict.explain import CasePredictor
+from skinmm.predict.cases import Case, CasePredictor
 from skinmm.predict.lesions import group_rows, sort_by_lesion
+from skinmm.predict.loading import CaseImage
 from skinmm.predict.predictor import Predictor
 
 COLUMNS = ["age", "sex"]
@@ -140,6 +143,62 @@ def test_unknown_words_count_as_unstated_and_further_images_are_left_out() -> No
     assert grouped.limited == 2
 
 
+def test_rows_without_names_are_counted_over_the_whole_input(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"lesion_id": None, "age": "50"}, range(600), dtype=object)
+    tables = [*sort_by_lesion([rows[:500], rows[500:]], COLUMNS, tmp_path)]
+    names = [name for table in tables for name in group_rows(table, COLUMNS, 4).table["lesion_id"]]
+    assert names == [f"row {number + 1}" for number in range(600)]
+    assert group_rows(rows[500:502], COLUMNS, 4).table["lesion_id"].tolist() == ["row 1", "row 2"]
+
+
+def test_labels_of_a_lesion_must_agree() -> None:
+    table = lesion_table(3).query("lesion_id == 'L2'").drop(columns="target")
+    words = table.assign(diagnosis=["nevus", "nv", None])
+    assert group_rows(words, COLUMNS, 4).errors == {}
+    wrong = group_rows(table.assign(diagnosis=["nevus", "mel", None]), COLUMNS, 4).errors
+    assert wrong == {0: "the images of the lesion contradict each other: diagnosis nv and mel"}
+
+
+def test_a_limit_is_warned_about_once(
+    predictor: Predictor, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = lesion_table(75).query("lesion_id in ('L2', 'L5')")
+    rows = [table.assign(lesion_id=name, age=50, sex="male") for name in ("A", "B")]
+    assert len(rows[0]) > 4
+    [*predictor.stream(rows, root / "images", workers=0)]
+    warning = "2 lesions have more than 4 images: 4 of each are used"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_folder_of_dicom_files_is_grouped_by_its_headers(
+    run: Path, predictor: Predictor, root: Path, tmp_path: Path
+) -> None:
+    streams = [path.read_bytes() for path in sorted((root / "images").iterdir())[:5]]
+    derm = {"SOPClassUID": DermoscopicPhotographyImageStorage}
+    headers = [
+        {"TrackingUID": "1.2.3", "SeriesInstanceUID": "1.9", **derm},
+        {"TrackingUID": "1.2.3", "SeriesInstanceUID": "1.8"},
+        {"SeriesInstanceUID": "1.7", "Modality": "DMS"},
+        {"SeriesInstanceUID": "1.7"},
+        {},
+    ]
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for number, (stream, header) in enumerate(zip(streams, headers, strict=True)):
+        data = dicom_from_jpeg(stream, PatientAge="050Y", PatientSex="M", **header)
+        (folder / f"{number}.dcm").write_bytes(data)
+    output = tmp_path / "out.csv"
+    assert main.predict([f"checkpoint={best(run)}", f"input={folder}", f"output={output}"]) == 0
+    rows = pd.read_csv(output, dtype=str)
+    assert rows["lesion_id"].tolist() == ["1.2.3", "1.7", "4"]
+    assert rows["images"].tolist() == ["0|1", "2|3", "4"]
+    table = pd.DataFrame({"image": [f"{n}.dcm" for n in range(5)], "age": 50, "sex": "male"})
+    table["lesion_id"] = ["1.2.3", "1.2.3", "1.7", "1.7", "4"]
+    table["view"] = ["dermoscopic", "", "dermoscopic", "", ""]
+    expected = predictor.predict(table, folder, workers=0)
+    np.testing.assert_allclose(rows[P].astype(float), expected[P], atol=1e-6)
+
+
 def shuffled(rows: int) -> Iterator[pd.DataFrame]:
     """Two rows per lesion, far from each other."""
     for start in range(0, rows, 1000):
@@ -173,9 +232,77 @@ def test_a_resumed_job_gives_the_same_file(run: Path, root: Path, tmp_path: Path
     ]
 
 
-def test_features_for_single_images_are_refused(run: Path) -> None:
-    with pytest.raises(InputError, match="explanations and single cases: not available for a chec"):
-        CasePredictor([best(run)], "cpu")
+def explain(run: Path, root: Path, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The table of explanations of a job, after a check that its values sum to the predictions."""
+    folder.mkdir(exist_ok=True)
+    table.to_csv(folder / "in.csv", index=False)
+    words = [f"checkpoint={best(run)}", f"input={folder / 'in.csv'}", f"images={root / 'images'}"]
+    words += [f"output={folder / 'out.csv'}", f"explain={folder / 'why'}"]
+    assert main.predict(words) == 0
+    rows = pd.read_csv(folder / "why" / "explanations.csv", keep_default_na=False)
+    numbers = rows.replace("", 0).filter(regex="^(added_|start)").astype(float)
+    predicted = pd.read_csv(folder / "out.csv")["malignancy"]
+    np.testing.assert_allclose(numbers.sum(axis=1), predicted, atol=1e-6)
+    np.testing.assert_allclose(rows["explained"], predicted, atol=1e-6)
+    return rows
+
+
+def test_each_image_of_a_lesion_has_its_contribution_and_heat_map(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    table = lesion_table(75).query("lesion_id in ('L0', 'L1', 'L2')").sort_values("image")
+    rows = explain(run, root, table, tmp_path)
+    images = [f"added_image {number}" for number in (1, 2, 3, 4)]
+    assert rows.filter(regex="^added_").columns.tolist() == [*images, "added_age", "added_sex"]
+    counts = pd.read_csv(tmp_path / "out.csv")["images"].str.count(r"\|") + 1
+    assert (rows[images] != "").sum(axis=1).tolist() == counts.tolist()
+    pictures = [cell.split("|") for cell in rows["picture"]]
+    assert [*map(len, pictures)] == counts.tolist()
+    assert all((tmp_path / "why" / name).is_file() for row in pictures for name in row)
+    shares = rows[["share_of_image", "share_of_record"]].astype(float)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_an_image_that_cannot_be_used_has_no_contribution(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    table = lesion_table(75).query("lesion_id == 'L2'")
+    copy = tmp_path / "copy"
+    write_lesions(copy, table)
+    first = table["image"].iloc[0]
+    (copy / "images" / f"{first}.jpg").write_bytes(b"no image")
+    rows = explain(run, copy, table, tmp_path / "damaged")
+    assert rows["added_image 1"].tolist() == [""]
+    assert (rows[["added_image 2", "added_image 3"]] != "").all(axis=None)
+    left = explain(run, root, table.iloc[1:], tmp_path / "without")
+    np.testing.assert_allclose(
+        rows[["added_image 2", "added_image 3"]].astype(float),
+        left[["added_image 1", "added_image 2"]].astype(float),
+        atol=1e-9,
+    )
+
+
+def test_equal_images_have_equal_contributions(run: Path, root: Path) -> None:
+    predictor = CasePredictor([best(run)], "cpu")
+    files = [path.read_bytes() for path in sorted((root / "images").iterdir())[:2]]
+    twice = [CaseImage(data, view="clinical") for data in (files[0], files[1], files[1])]
+    row, explanation = predictor.predict_and_explain(Case(twice, {"age": "50"}))
+    assert explanation is not None
+    added = explanation.contributions.added
+    assert added["image 2"] == pytest.approx(added["image 3"], abs=1e-9)
+    total = explanation.contributions.start + sum(added.values())
+    assert total == pytest.approx(row["malignancy"], abs=1e-6)
+    np.testing.assert_allclose(explanation.heats[1], explanation.heats[2], atol=1e-6)
+    assert max(heat.max() for heat in explanation.heats) in (0, pytest.approx(1))
+    _, single = predictor.predict_and_explain(Case([], {"age": "50"}))
+    assert single is None  # this model needs an image
+
+
+def test_checkpoints_with_different_limits_are_refused(predictor: Predictor) -> None:
+    (member,) = predictor.ensemble.members
+    config = replace(member.config, data=replace(member.config.data, views=2))
+    with pytest.raises(InputError, match=r"trained with data\.views=2 and 4; use checkpoints with"):
+        Predictor([member, replace(member, config=config)])
 
 
 def test_an_exported_model_takes_any_number_of_views(

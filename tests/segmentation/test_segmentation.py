@@ -24,6 +24,7 @@ from skinmm.predict import Predictor
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer
 from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.loading import CaseImage
 
 DRAWN = ("task=segmentation", "data=image_folder")
 STEPS = "data.preprocess=[colour,crop_lesion,mask_background]"
@@ -170,7 +171,7 @@ def test_training_prediction_and_service_see_the_same_tensor(
     row = int(data.rows("test")[0])
     path = ImageFolder(pictures).find(data.cohort["image_id"].iloc[row])
     assert path is not None
-    told = Explainer(member).explain(Path(path).read_bytes(), {"age": "50"})
+    told = Explainer(member).explain([CaseImage(Path(path).read_bytes())], {"age": "50"})
     kept = data.cohort["asymmetry"].iloc[row]
     assert told.record.get("asymmetry") == pytest.approx(None if np.isnan(kept) else kept)
     seen = data.evaluation_loader("test").dataset[0, None]["image"]

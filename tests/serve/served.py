@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
-from skinmm.predict.explain import CasePredictor
+from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.cases import CaseRecorder
 from skinmm.serve.store import Store

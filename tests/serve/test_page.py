@@ -21,7 +21,10 @@ from served import jpeg_of, service
 
 import skinmm
 from skinmm.images.measure import measure_sharpness
-from skinmm.predict.explain import NOTICE, Case, CasePredictor, Explainer, Explanation, overlay
+from skinmm.predict.cases import NOTICE, Case, CasePredictor
+from skinmm.predict.explain import Explainer, Explanation
+from skinmm.predict.heat_maps import overlay
+from skinmm.predict.loading import CaseImage
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
 from skinmm.serve.page import (
@@ -42,7 +45,7 @@ __all__ = ["service"]  # fixtures
 
 
 def judged(service: CasePredictor, image: bytes, **record: str) -> Result:
-    case = Case(image, record)
+    case = Case([CaseImage(image)], record)
     row, reasons = service.predict_and_explain(case)
     assert reasons is not None
     return Result(case, row, reasons, service.card)
@@ -60,9 +63,8 @@ def judge(
     async def press() -> str:
         said, stays = await Page(
             service, RequestQueue(4, 60), CaseRecorder(service, None), audiences
-        ).analyse("me", upload, audience, *cells)
-        assert stays in (upload, None)
-        assert stays is None or Path(stays).is_file()
+        ).analyse("me", {"": [upload] if upload else []}, audience, *cells)
+        assert not stays or upload is None or Path(upload).is_file()
         return said
 
     return asyncio.run(press())
@@ -82,7 +84,7 @@ def test_the_result_is_the_service_s(
 ) -> None:
     upload = uploaded(tmp_path, jpeg_of(pictures))
     said = judge(service, upload, "55", NOT_STATED, "torso", audience=audience)
-    row = service.predict(Case(jpeg_of(pictures), {"age": "55", "site": "torso"}))
+    row = service.predict(Case([CaseImage(jpeg_of(pictures))], {"age": "55", "site": "torso"}))
     assert f"{format_probability(row['malignancy'])}</b> probability" in said
     assert "Not provided: sex." in said
     assert said.count("<img") == 2
@@ -138,7 +140,7 @@ def test_a_percentage_can_be_read(share: int | float, words: str) -> None:
 def test_nobody_predicts_with_a_network_that_is_being_explained(
     service: CasePredictor, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(jpeg_of(pictures), {"age": "50"})
+    case = Case([CaseImage(jpeg_of(pictures))], {"age": "50"})
     said: list[Any] = []
     real = Explainer.explain
 
@@ -275,7 +277,9 @@ def test_a_verdict_on_the_page(service: CasePredictor, pictures: Path, tmp_path:
     store = Store.open(str(tmp_path / "cases.db"))
     page = Page(service, RequestQueue(4, 60), CaseRecorder(service, store))
     upload = uploaded(tmp_path, jpeg_of(pictures))
-    said, _ = asyncio.run(page.analyse("me", upload, "clinician", "55", NOT_STATED, "torso", "P1"))
+    said, _ = asyncio.run(
+        page.analyse("me", {"": [upload]}, "clinician", "55", NOT_STATED, "torso", "P1")
+    )
     assert "Saved as case <b>1</b>" in said
     assert "Case 1: malignant" in page.save_verdict("you", 1.0, "malignant")
     for number, words in ((None, "number of the case"), (7, "no case 7")):

@@ -26,7 +26,7 @@ from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.predict.explain import CasePredictor
+from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.forms import MAX_IMAGE, check_name
 from skinmm.serve.middleware import Keys

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.predict.explain import CasePredictor
+from skinmm.predict.cases import CasePredictor
 from skinmm.serve.middleware import Keys
 from skinmm.serve.store import NewCase, Store, StoreError
 

@@ -12,7 +12,8 @@ from time import monotonic, sleep
 
 import pandas as pd
 import pytest
-from quick_runs import best
+from lesion_cohorts import lesion_table, write_lesions
+from quick_runs import best, quick_train
 
 from skinmm.cli import main as cli
 
@@ -184,3 +185,29 @@ def test_one_job_at_a_time(capsys: Said) -> None:
     assert "skinmm pack-spark does not accept -m" in capsys.readouterr().err
     assert cli.main(["predict-spark", "-m", "checkpoint=a", "input=b"]) == 2
     assert "skinmm predict-spark does not accept -m" in capsys.readouterr().err
+
+
+@needs_spark
+def test_the_rows_of_a_lesion_are_predicted_together(tmp_path: Path) -> None:
+    table = lesion_table(75)
+    write_lesions(tmp_path, table)
+    run = tmp_path / "run"
+    data = ("data=csv", f"data.root={tmp_path}", "data.unit=lesion", "data.columns=[age,sex]")
+    assert quick_train(run, *data, "trainer.workers=0") == 0
+    shuffled = table.sample(frac=1, random_state=0).drop(columns=["shade", "target"])
+    shuffled.to_parquet(tmp_path / "in.parquet", index=False, row_group_size=10)
+    given = [f"checkpoint={best(run)}", f"input={tmp_path / 'in.parquet'}"]
+    given.append(f"images={tmp_path / 'images'}")
+    out = tmp_path / "spark"
+    started = begun("predict-spark", *given, f"output={out}")
+    told, said = started.communicate(timeout=300)
+    assert started.returncode == 0, said
+    assert told.startswith(f"predictions: {out} (75 rows: ")
+    assert cli.predict([*given, f"output={tmp_path / 'one.parquet'}"]) == 0
+    one, spark = (
+        pd.read_parquet(place).sort_values("lesion_id", ignore_index=True)
+        for place in (tmp_path / "one.parquet", out)
+    )
+    for rows in (one, spark):  # the order of views of one kind is that of the rows
+        rows["images"] = [sorted(cell.split("|")) for cell in rows["images"]]
+    pd.testing.assert_frame_equal(spark, one, atol=1e-6, rtol=1e-6)

@@ -12,7 +12,9 @@ from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.evaluation.predictions import MAX_MISTAKES, find_confident_mistakes, read_predictions
 from skinmm.images.decode import decode_within
-from skinmm.predict.explain import Explainer, overlay
+from skinmm.predict.explain import Explainer
+from skinmm.predict.heat_maps import overlay
+from skinmm.predict.loading import CaseImage
 from skinmm.predict.predictor import Predictor
 from skinmm.report import write_report
 from skinmm.report.write import write_anonymous_report
@@ -34,11 +36,10 @@ def test_the_report_says_why_the_surest_mistakes_were_made(pictures: Path, tmp_p
     )
     records = cohort_of(run).astype(object).set_index("image_id")
     image = (pictures / f"{names[0]}.jpg").read_bytes()
-    reasons = explainer.explain(image, dict(records.loc[names[0]]))
+    reasons = explainer.explain([CaseImage(image)], dict(records.loc[names[0]]))
     assert told[names[0]]["added"] == pytest.approx(reasons.contributions.added)
-    assert reasons.heat is not None
     drawn = np.asarray(Image.open(run / "explanations" / told[names[0]]["picture"]), float)
-    exact = overlay(decode_within(image, SIDE), reasons.heat)
+    exact = overlay(decode_within(image, SIDE), *reasons.heats)
     assert np.abs(drawn - exact).mean() < 5  # of 255: what JPEG takes away
     chance = predictions_of(run).set_index("image_id")["p_malignant"]
     together = reasons.contributions.start + sum(reasons.contributions.added.values())

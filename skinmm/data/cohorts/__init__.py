@@ -58,6 +58,7 @@ ADAPTERS: Final[dict[str, Adapter]] = {
     "pad_ufes_20": public.pad_ufes_20,
     "milk10k": archives.milk10k,
     "derm7pt": archives.derm7pt,
+    "midas": archives.midas,
     "isic_archive": archives.isic_archive,
     "image_folder": user.image_folder,
     "csv": user.csv,

@@ -1,4 +1,4 @@
-"""Adapters of datasets whose lesions have several images: MILK10k, Derm7pt, the ISIC archive."""
+"""Adapters of datasets whose lesions have several images: MILK10k, Derm7pt, MIDAS, ISIC archive."""
 
 from collections import Counter
 from dataclasses import replace
@@ -83,6 +83,45 @@ def derm7pt(data: DataConfig) -> CohortTable:
     rows = to_canonical(images, file, data)
     cohort = attach_images(rows, root, data.format, ("images", ""), cells=images["image"].tolist())
     return replace(cohort, columns=tuple(map(str, table)))
+
+
+def midas(data: DataConfig) -> CohortTable:
+    """Read MRA-MIDAS (Stanford AIMI): dermoscopic images, photographs from 6 inches and 1 foot.
+
+    The target follows from `midas_path` (`malignant-...`, `benign-...`; others have none), where
+    actinic keratosis is malignant. Images of one record, location and size are a lesion.
+    Controls are left out. `data.columns` may name `length_mm`, `width_mm`, `midas_fitzpatrick`, ...
+    """
+    root = require_root(data)
+    files = [find_table(root, "release_midas.csv"), root / "release_midas.xlsx"]
+    file = next((file for file in files if file.is_file()), files[1])
+    table = read_table(file, ["midas_record_id", "midas_file_name", "midas_path", "midas_distance"])
+    table = table.rename(columns={"length_(mm)": "length_mm", "width_(mm)": "width_mm"})
+    is_control = table.get("midas_iscontrol", pd.Series("", table.index)).str.lower() == "yes"
+    notes = (f"{int(is_control.sum())} images of controls left out",)
+    table = table[~is_control].reset_index(drop=True)
+    paths = table["midas_path"].fillna("").str.lower().str.split("-", n=1)
+    kinds, words = (paths.str[part].fillna("").str.strip() for part in (0, 1))
+    table["target"] = kinds.map({"benign": "0", "malignant": "1"})
+    named = map_unique(words, parse_diagnosis)
+    table["diagnosis"] = named.where(named.notna(), (kinds + " " + words).where(words != "", None))
+    empty = pd.Series(None, table.index, dtype=object)
+    renamed = {"midas_age": "age", "midas_gender": "sex", "midas_location": "site"}
+    for public, name in renamed.items():
+        table[name] = table.get(public, empty)
+    keys = [table.get(n, empty).fillna("").astype(str) for n in ("site", "length_mm", "width_mm")]
+    table["lesion_id"] = pd.concat([table["midas_record_id"], *keys], axis=1).agg(" ".join, axis=1)
+    table["site"] = map_unique(table["site"], _find_site)
+    table["image_id"], table["patient_id"] = table["midas_file_name"], table["midas_record_id"]
+    table["view"] = map_unique(table["midas_distance"], parse_view)  # none of virtual visits
+    rows = to_canonical(table.drop(columns=[*renamed], errors="ignore"), file, data)
+    cohort = attach_images(rows, root, data.format, ("images", ""))
+    return replace(cohort, columns=tuple(map(str, table)), notes=notes)
+
+
+def _find_site(text: str) -> str | None:
+    """Return the site of the last word that names one: `r upper back` is the torso."""
+    return next(filter(None, map(parse_site, [text, *reversed(text.split())])), None)
 
 
 def isic_archive(data: DataConfig) -> CohortTable:
