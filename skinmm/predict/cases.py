@@ -133,7 +133,8 @@ class CasePredictor:
             names = self.predictor.ensemble.column_names
             table = rename_training_columns(_to_table(rows), names)
             lesions = group_rows(table, columns, self.max_images).table
-            return [dict(zip(lesions, row, strict=True)) for row in lesions.to_numpy(object)]
+            cells = lesions.to_numpy(object)
+            return [dict(zip(map(str, lesions), row, strict=True)) for row in cells]
         canonical = match_columns(dict.fromkeys(name for row in rows for name in row), columns)
         return [{canonical.get(name, name): cell for name, cell in row.items()} for row in rows]
 

@@ -86,8 +86,8 @@ def case_form(
         fields |= {"image": (UploadFile, image), "frame": (int, frame)}
         return create_model("CaseForm", __base__=CaseForm, **fields)
     each = "; of each image in turn, empty where not stated"
-    views = Field([], description=f"{', '.join(VIEW_WORDS)} or a synonym{each}")
-    images = Field(default or [], description=kinds, max_length=max_images)
+    views: Any = Field([], description=f"{', '.join(VIEW_WORDS)} or a synonym{each}")
+    images: Any = Field(default or [], description=kinds, max_length=max_images)
     fields |= {"image": (list[UploadFile], images), "view": (list[str], views)}
     frame_type = LesionForm.model_fields["frame"].annotation
     fields["frame"] = (frame_type, Field([], description=f"{frames}{each}"))

@@ -147,7 +147,7 @@ class Page:
             return render("refusal.html", reason=error.detail), False
         try:
             read = partial(asyncio.sleep, 0, images)  # nothing is left to wait for
-            result = await self.queue.run(read, lambda images: self._predict(user, images, cells))
+            result = await self.queue.run(read, lambda _: self._predict(user, images, cells))
         except ProblemError as error:
             return render("refusal.html", reason=error.detail), True
         audience = audience if audience in self.audiences else AUDIENCES[0]

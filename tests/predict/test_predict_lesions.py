@@ -153,9 +153,9 @@ def test_rows_without_names_are_counted_over_the_whole_input(tmp_path: Path) -> 
 
 def test_labels_of_a_lesion_must_agree() -> None:
     table = lesion_table(3).query("lesion_id == 'L2'").drop(columns="target")
-    words = table.assign(diagnosis=["nevus", "nv", None])
+    words = table.assign(diagnosis=["nevus", "nv", ""])
     assert group_rows(words, COLUMNS, 4).errors == {}
-    wrong = group_rows(table.assign(diagnosis=["nevus", "mel", None]), COLUMNS, 4).errors
+    wrong = group_rows(table.assign(diagnosis=["nevus", "mel", ""]), COLUMNS, 4).errors
     assert wrong == {0: "the images of the lesion contradict each other: diagnosis nv and mel"}
 
 
