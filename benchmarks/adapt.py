@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skinmm.evaluation.adaptation import estimate_shift, fit_adaptation
+from skinmm.evaluation.adaptation import fit_adaptation
 from skinmm.evaluation.calibration import apply_scale, fit_calibration
 from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.predictions import (
@@ -36,6 +36,7 @@ from skinmm.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from skinmm.evaluation.prevalence_shift import estimate_shift
 from skinmm.evaluation.referral import cross_fit_ood
 from skinmm.evaluation.statistics import MalignancyMetrics
 

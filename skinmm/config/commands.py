@@ -159,9 +159,7 @@ class ExportConfig:
 class AdaptConfig:
     """Adapt the calibration, threshold and referral of a checkpoint to the lesions of a site."""
 
-    checkpoint: str = literal_path(
-        "", "checkpoint of one model, its run folder, or zoo:cc0", example=CHECKPOINT
-    )
+    checkpoint: Any = literal_path("", CHECKPOINTS, example=CHECKPOINT)
     input: str = literal_path(
         "",
         "table or folder of the site, with a column target or without; or its predictions",

@@ -6,7 +6,7 @@ content as a safetensors file with weights of 16 bits, such as the models of the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -90,22 +90,38 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
     """Load card and weights of each network of an ensemble, or of the one of a checkpoint."""
-    content = _read(path)
-    members = content.get(MEMBERS) if isinstance(content, dict) else None
     return [
-        (_parse_card(member, path), strip_prefix(member["state_dict"], PREFIX))
-        for member in members or [content]
+        (card, strip_prefix(member["state_dict"], PREFIX)) for member, card in _load_members(path)
     ]
 
 
-def save_ensemble(paths: Sequence[Path], target: Path, **facts: Any) -> None:
+def save_ensemble(
+    paths: Sequence[Path],
+    target: Path,
+    changes: Callable[[int, Card], Mapping[str, Any]] | None = None,
+    **facts: Any,
+) -> None:
     """Write one file with the networks of checkpoints, without optimiser and epochs.
 
-    `facts` replace fields of every card.
+    `facts` replace fields of every card, and `changes` returns those of a network, given its number
+    and its card.
     """
-    contents = [_load(path)[0] for path in paths]
-    members = [{KEY: {**c[KEY], **facts}, "state_dict": c["state_dict"]} for c in contents]
+    members = []
+    for content, card in (member for path in paths for member in _load_members(path)):
+        own = {} if changes is None else changes(len(members), card)
+        members.append({KEY: {**content[KEY], **facts, **own}, "state_dict": content["state_dict"]})
     save_checkpoint(members[0] if len(members) == 1 else {MEMBERS: members}, target)
+
+
+def split_ensemble(path: Path, folder: Path) -> list[Path]:
+    """Return one checkpoint for each network: the file itself, or files written to a folder."""
+    members = _load_members(path)
+    if len(members) == 1:
+        return [path]
+    paths = [folder / f"{path.stem}.{number}.ckpt" for number in range(len(members))]
+    for target, (content, _) in zip(paths, members, strict=True):
+        save_checkpoint(content, target)
+    return paths
 
 
 def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -243,6 +259,13 @@ def _load(path: Path) -> tuple[dict[str, Any], Card]:
             "the best.ckpt of one fold"
         )
     return content, _parse_card(content, path)
+
+
+def _load_members(path: Path) -> list[tuple[dict[str, Any], Card]]:
+    """Return content and card of each network of an ensemble, or of the one of a checkpoint."""
+    content = _read(path)
+    members = content.get(MEMBERS) if isinstance(content, dict) else None
+    return [(member, _parse_card(member, path)) for member in members or [content]]
 
 
 def _parse_card(content: Any, path: Path) -> Card:

@@ -1,9 +1,12 @@
 """`skinmm adapt`: fit the calibration and the decision of a checkpoint to the lesions of a site."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -11,10 +14,10 @@ import pandas as pd
 from jaxtyping import Float64
 
 from skinmm.config import Config, EvaluationConfig, PredictConfig, from_mapping
-from skinmm.config.checkpoints import find_checkpoint
+from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import AdaptConfig
 from skinmm.errors import InputError, print_line, require_new_output
-from skinmm.evaluation.adaptation import NONE, estimate_shift, fit_adaptation
+from skinmm.evaluation.adaptation import NONE, fit_ensemble
 from skinmm.evaluation.calibration import Calibration, apply_scale
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.drift import describe_columns
@@ -22,8 +25,16 @@ from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.planning import malignant_for_guarantee
 from skinmm.evaluation.prediction_files import PredictionFile
 from skinmm.evaluation.predictions import Predictions, read_predictions
-from skinmm.evaluation.thresholds import Threshold
-from skinmm.models.checkpoint import Card, CheckpointError, load_card, save_ensemble
+from skinmm.evaluation.prevalence_shift import estimate_shift
+from skinmm.evaluation.thresholds import Threshold, average_thresholds
+from skinmm.files import PARQUET_SUFFIXES, import_parquet
+from skinmm.models.checkpoint import (
+    Card,
+    CheckpointError,
+    load_cards,
+    save_ensemble,
+    split_ensemble,
+)
 from skinmm.predict.job import predict_file
 from skinmm.predict.writer import require_output_file
 from skinmm.report.sites import write_adaptation_page
@@ -31,6 +42,7 @@ from skinmm.training.calibrate import fit_rules, to_stored_rule
 from skinmm.vocabulary import resolve_patients
 
 SUFFIX: Final = ".ckpt"
+MIXED: Final = "mixed"  # different methods for the networks of an ensemble
 AGREEMENT: Final = 0.999
 """Share of rows whose prediction sets must be those of the checkpoint; the rest may be rounding."""
 NOTE: Final = (
@@ -44,7 +56,7 @@ class _Fit(NamedTuple):
 
     Attributes:
         facts: entries of the record.
-        state: the map, see `fit_map`; None: the probabilities stay as they are.
+        states: map of each network, see `fit_map`; None: its probabilities stay as they are.
         shares: of the classes at the site.
         decided: adapted rows that the decision is fitted to.
         here: adapted probabilities of the site.
@@ -53,7 +65,7 @@ class _Fit(NamedTuple):
     """
 
     facts: dict[str, Any]
-    state: dict[str, Any] | None
+    states: list[dict[str, Any] | None]
     shares: list[float]
     decided: Predictions
     here: Float64[np.ndarray, "n c"]
@@ -62,41 +74,49 @@ class _Fit(NamedTuple):
 
 def adapt(config: AdaptConfig) -> int:
     """Write a checkpoint that is adapted to the rows of a site, and its page."""
-    path, output = find_checkpoint(Path(config.checkpoint)), Path(config.output)
+    paths, output = find_checkpoints(config.checkpoint), Path(config.output)
     require_new_output("page", Path(config.page), overwrite=config.overwrite)
     if output.suffix != SUFFIX:
         raise InputError(f"output={output}: the suffix must be {SUFFIX}")
     require_output_file("output", output, overwrite=config.overwrite)
-    card = _load_adaptable(path)
-    file = _predict(config, path, output)
-    table = _read_own_predictions(file, card, "input")
+    cards = [_require_adaptable(path, card) for path in paths for card, _ in load_cards(path)]
+    files = _predict_members(config, paths, cards, output)
+    table, file = _read_own_predictions(files[0], cards[0], "input"), files[0]
+    for other, card in zip(files[1:], cards[1:], strict=True):
+        _read_own_predictions(other, card, "input")
     if {"target", "diagnosis"} & {*table.table.dropna(axis=1, how="all")}:
-        fit = _fit_labelled(file, card)
+        fit = _fit_labelled(files, cards)
+    elif len(cards) > 1:
+        raise InputError(
+            f"{file}: no column target; several networks are adapted with labels only, or adapt "
+            "one of them"
+        )
     else:
-        fit = _fit_unlabelled(_find_reference(config, path), table, card)
+        fit = _fit_unlabelled(_find_reference(config, paths[0]), table, cards[0])
     source = Path(config.input) if Path(config.input).is_file() else file
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source": sha256(source.read_bytes()).hexdigest(),
-        "checkpoint": sha256(path.read_bytes()).hexdigest(),
+        "checkpoint": ", ".join(sha256(path.read_bytes()).hexdigest() for path in paths),
         "rows": len(table.table),
         "unpredicted": table.unpredicted,
         "patients": int(resolve_patients(table.table).nunique()),
         "unit": str(pd.Series(table.parse_units()).mode()[0]),  # what `patients` counts
         **fit.facts,
     }
-    rules = from_mapping(Config, card.config).evaluation
-    changes = _to_card(card, fit, facts, rules)
-    save_ensemble([path], output, **changes)
-    thresholds = Threshold(**card.threshold or {}), Threshold(**changes["threshold"])
+    rules = from_mapping(Config, cards[0].config).evaluation
+    shared = _to_card(cards[0], fit, facts, rules)
+    save_ensemble(paths, output, partial(_to_member, fit, facts), **shared)
+    old = average_thresholds([Threshold(**card.threshold or {}) for card in cards])
+    thresholds = old, Threshold(**shared["threshold"])
     target = (rules.sensitivity, rules.confidence)
     notes = write_adaptation_page(Path(config.page), facts, fit.pair, thresholds, target)
     print_line("\n".join([*notes, f"checkpoint: {output}", f"page: {config.page}"]))
     return 0
 
 
-def _load_adaptable(path: Path) -> Card:
-    card = load_card(path)[0]
+def _require_adaptable(path: Path, card: Card) -> Card:
+    """Return the card of a calibrated classifier; raise an error for another one."""
     if (task := card.config.get("task", "classification")) != "classification":
         raise CheckpointError(f"{path}: checkpoint of task={task}; adapt a classifier")
     if card.adaptation:
@@ -108,14 +128,30 @@ def _load_adaptable(path: Path) -> Card:
     return card
 
 
+def _predict_members(
+    config: AdaptConfig, paths: Sequence[Path], cards: Sequence[Card], output: Path
+) -> list[Path]:
+    """Return the prediction file of each network; several predict the table one by one."""
+    if len(cards) == 1:
+        return [_predict(config, paths[0], output)]
+    if len({(*card.classes, "", *card.positive) for card in cards}) > 1:
+        raise InputError("the checkpoints have different classes; adapt them one by one")
+    if Path(config.input).is_file() and _has_predictions(Path(config.input)):
+        raise InputError(
+            f"input={config.input}: predictions, of which each row is a mean of {len(cards)} "
+            "networks; give the table or folder that they predict"
+        )
+    with TemporaryDirectory() as folder:
+        members = [member for path in paths for member in split_ensemble(path, Path(folder))]
+        outputs = [output.with_suffix(f".{number}.ckpt") for number in range(len(members))]
+        return [_predict(config, *pair) for pair in zip(members, outputs, strict=True)]
+
+
 def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
     """Return the input if it is a prediction file, else the predictions of its rows."""
     source = Path(config.input)
-    if source.is_file():
-        with source.open("rb") as file:
-            header = file.readline(1 << 16)
-        if b"p_" in header and b"prediction_set" in header:
-            return source
+    if source.is_file() and _has_predictions(source):
+        return source
     predictions = output.with_suffix(".predictions.csv")
     job = PredictConfig(
         checkpoint=str(checkpoint),
@@ -128,6 +164,16 @@ def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
     if predict_file(job):
         print_line(f"rows without a prediction are not used; their reasons: {predictions}")
     return predictions
+
+
+def _has_predictions(source: Path) -> bool:
+    """Return whether a table is a prediction file of this package."""
+    if source.suffix not in PARQUET_SUFFIXES:
+        with source.open("rb") as file:
+            header = file.readline(1 << 16)
+        return b"p_" in header and b"prediction_set" in header
+    names = import_parquet(source).read_schema(source).names
+    return "prediction_set" in names and any(name.startswith("p_") for name in names)
 
 
 def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
@@ -152,33 +198,42 @@ def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
     return table
 
 
-def _fit_labelled(file: Path, card: Card) -> _Fit:
-    before = read_predictions(file, positive=card.positive, allow_one_class=True)
-    if before.classes != tuple(card.classes):
+def _fit_labelled(files: Sequence[Path], cards: Sequence[Card]) -> _Fit:
+    """Choose the map of each network with the labels of the rows; the mean of all must gain."""
+    parts = [
+        read_predictions(file, positive=card.positive, allow_one_class=True)
+        for file, card in zip(files, cards, strict=True)
+    ]
+    first, classes = parts[0], tuple(cards[0].classes)
+    if first.classes != classes:
         raise InputError(
-            f"{file}: the targets are 0 and 1, the classes of the checkpoint are "
-            f"{', '.join(card.classes)}; give the diagnosis of each row"
+            f"{files[0]}: the targets are 0 and 1, the classes of the checkpoint are "
+            f"{', '.join(classes)}; give the diagnosis of each row"
         )
-    patients = before.patient_id.astype(str)
-    result = fit_adaptation(before.probabilities, before.target, patients)
-    adapted = apply_scale(result.state, before.probabilities)
+    if any(not np.array_equal(first.image_id, part.image_id) for part in parts):
+        raise InputError("some rows are not predicted by all networks; remove them")
+    if first.malignant.all():
+        raise InputError(
+            f"{files[0]}: none of {len(first):,} rows is benign, so that the share of malignant "
+            "lesions at the site is unknown; label lesions as they come, or all of some weeks"
+        )
+    patients = first.patient_id.astype(str)
+    result = fit_ensemble([part.probabilities for part in parts], first.target, patients)
+    methods = [fit.method for fit in result.fits]
     facts = {
-        "method": result.method,
-        "losses": result.losses,
-        "before": result.before,
-        "after": result.after,
-        "malignant": int(before.malignant.sum()),
-        "malignant_patients": len(np.unique(patients[before.malignant])),
+        "method": methods[0] if len({*methods}) == 1 else MIXED,
+        **({"methods": methods} if len(parts) > 1 else {"losses": result.fits[0].losses}),
+        **dict(zip(("before", "after"), result.losses, strict=True)),
+        "malignant": int(first.malignant.sum()),
+        "malignant_patients": len(np.unique(patients[first.malignant])),
     }
-    shares = np.bincount(before.target, minlength=len(before.classes)) / len(before)
-    return _Fit(
-        facts,
-        None if result.method == NONE else result.state,
-        shares.tolist(),
-        replace(before, probabilities=adapted),
-        adapted,
-        (before, replace(before, probabilities=result.cross_fitted)),
+    shares = np.bincount(first.target, minlength=len(classes)) / len(first)
+    states = [None if fit.method == NONE else fit.state for fit in result.fits]
+    before, decided, after = (
+        replace(first, probabilities=p)
+        for p in (result.before, result.adapted, result.cross_fitted)
     )
+    return _Fit(facts, states, shares.tolist(), decided, result.adapted, (before, after))
 
 
 def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
@@ -220,7 +275,7 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
     if state:
         known = replace(known, probabilities=apply_scale(state, known.probabilities))
         probabilities = apply_scale(state, probabilities)
-    return _Fit(facts, state, shares, known, probabilities, None)
+    return _Fit(facts, [state], shares, known, probabilities, None)
 
 
 def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
@@ -239,22 +294,26 @@ def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
 def _to_card(
     card: Card, fit: _Fit, facts: dict[str, Any], rules: EvaluationConfig
 ) -> dict[str, Any]:
-    calibration = replace(Calibration(**card.calibration or {}), site=fit.state)
+    """Return the changed entries that the cards of all networks have in common."""
     threshold, band, conformal, call = fit_rules(fit.decided, rules, fit.shares)
-    summary = {**card.summary, "note": NOTE.format(facts["date"])}
-    summary.pop("probabilities", None)  # of the old probabilities
-    if fit.pair:
-        summary["probabilities"] = describe_probabilities(fit.pair[1])
     positive = np.isin(card.classes, card.positive)
     here = pd.DataFrame({"malignancy": fit.here[:, positive].sum(axis=1)})
     return {
-        "calibration": asdict(calibration),
         "threshold": asdict(threshold),
         "band": asdict(band),
         "conformal": asdict(conformal),
         "call": to_stored_rule(call),
-        "prior": {**card.prior, "deployed": fit.shares},
-        "summary": summary,
         "inputs": {**card.inputs, **describe_columns(here, [*here])} if card.inputs else {},
         "adaptation": facts,
     }
+
+
+def _to_member(fit: _Fit, facts: dict[str, Any], number: int, card: Card) -> dict[str, Any]:
+    """Return the changed entries of the card of one network."""
+    calibration = replace(Calibration(**card.calibration or {}), site=fit.states[number])
+    summary = {**card.summary, "note": NOTE.format(facts["date"])}
+    summary.pop("probabilities", None)  # of the old probabilities
+    if fit.pair:
+        summary["probabilities"] = describe_probabilities(fit.pair[1])
+    prior = {**card.prior, "deployed": fit.shares}
+    return {"calibration": asdict(calibration), "summary": summary, "prior": prior}

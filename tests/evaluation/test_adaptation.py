@@ -9,13 +9,13 @@ from sklearn.metrics import log_loss
 
 from skinmm.evaluation.adaptation import (
     METHODS,
-    estimate_shares,
-    estimate_shift,
     fit_adaptation,
+    fit_ensemble,
     fit_map,
 )
 from skinmm.evaluation.calibration import Calibration, apply_scale
 from skinmm.evaluation.correction import correct_prior
+from skinmm.evaluation.prevalence_shift import estimate_shares, estimate_shift
 
 SPREAD = 1.35  # of the log odds within a class: an AUROC of 0.83
 TRAINED = [0.8, 0.2]
@@ -182,3 +182,24 @@ def test_few_patients_with_many_rows_are_no_evidence_of_another_shift() -> None:
         )
         refused += not shift.is_plausible
     assert refused <= 3
+
+
+def test_an_ensemble_stays_alone_unless_its_mean_gains() -> None:
+    p, target = draw(3, 400, 0.2)
+    patients = np.arange(400).astype(str)
+    # Two networks that err in opposite ways: their mean is calibrated, each alone is not.
+    odds = logit(p[:, 1])
+    pair = [np.c_[1 - q, q] for q in (expit(odds + 1.2), expit(odds - 1.2))]
+    for members in ([p, p], pair):
+        result = fit_ensemble(members, target, patients)
+        mean = (members[0] + members[1]) / 2
+        assert result.losses[0] == pytest.approx(log_loss(target, mean))
+        assert result.losses[1] == pytest.approx(log_loss(target, result.cross_fitted))
+        assert result.losses[1] <= result.losses[0]
+        if result.losses[1] == result.losses[0]:
+            assert [fit.method for fit in result.fits] == ["none", "none"]
+            assert result.adapted == pytest.approx(mean)
+    alone = fit_adaptation(pair[0], target, patients)
+    one = fit_ensemble(pair[:1], target, patients)
+    assert one.fits[0].state == alone.state
+    assert one.losses == pytest.approx((alone.before, alone.after))

@@ -99,7 +99,7 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert f"Sensitivity {100 * sensitivity['value']:.1f} %" in whole.text
     assert "FROM SCRATCH: no weights here" in whole.text
     assert "not a guaranteed lower bound" in whole.text
-    assert "From 59 malignant lesions of different patients on, none of them missed" in whole.text
+    assert "From 59 malignant cases on, none of them missed" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["test"]
     needed = malignant_for_auroc(auroc["value"], 0.1, rows["prevalence"])
     assert f"A 95 % interval of the AUROC of width 0.1 needs {needed:,} of them." in whole.text

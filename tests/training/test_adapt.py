@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from quick_runs import best
 from scipy.special import expit, logit
+from sklearn.metrics import log_loss
 
 from skinmm.cli import main
 from skinmm.evaluation.calibration import Calibration
@@ -17,7 +18,7 @@ from skinmm.evaluation.call_rules import fit_call_rule
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import format_sets
 from skinmm.evaluation.thresholds import Threshold, choose_threshold
-from skinmm.models.checkpoint import load_card, save_ensemble, update_card
+from skinmm.models.checkpoint import load_card, load_cards, save_ensemble, update_card
 from skinmm.report.sites import _describe_threshold
 
 Said = pytest.CaptureFixture[str]
@@ -94,13 +95,53 @@ def test_the_new_checkpoint_predicts_for_the_site(
 def test_its_own_predictions_replace_the_images(records: Path, site: Path, tmp_path: Path) -> None:
     checkpoint, cards = best(records), []
     predictions = tmp_path / "predictions.csv"
-    predict(checkpoint, site, predictions)
-    for source in (site, predictions):
+    predict(checkpoint, site, predictions).to_parquet(tmp_path / "predictions.parquet")
+    for source in (site, predictions, tmp_path / "predictions.parquet"):
         given = (f"checkpoint={checkpoint}", f"input={source}", "overwrite=true")
         assert adapt(tmp_path, *given) == 0
         cards.append(load_card(tmp_path / "new.ckpt")[0])
     assert cards[0].calibration == cards[1].calibration
     assert cards[0].threshold == cards[1].threshold
+    assert cards[1].calibration == cards[2].calibration
+
+
+def test_the_networks_of_an_ensemble_are_adapted_one_by_one(
+    records: Path, site: Path, tmp_path: Path, capsys: Said
+) -> None:
+    first, second = best(records), tmp_path / "second.ckpt"
+    shutil.copy(first, second)
+    calibration = load_card(first)[0].calibration or {}
+    update_card(second, calibration={**calibration, "method": "none", "state": {}})
+    target = pd.read_csv(site)["target"].to_numpy()
+    plain = [predict(path, site, tmp_path / "p.csv")["malignancy"] for path in (first, second)]
+    cards = []
+    ensemble = tmp_path / "ensemble.ckpt"
+    save_ensemble([first, second], ensemble)
+    for checkpoint in (f"[{first},{second}]", ensemble):
+        given = (f"checkpoint={checkpoint}", f"input={site}", "overwrite=true")
+        assert adapt(tmp_path, *given) == 0
+        cards.append([card for card, _ in load_cards(tmp_path / "new.ckpt")])
+    assert [c.calibration for c in cards[0]] == [c.calibration for c in cards[1]]
+    facts = cards[0][0].adaptation or {}
+    assert facts["before"] == pytest.approx(log_loss(target, sum(plain) / 2))
+    after = predict(tmp_path / "new.ckpt", site, tmp_path / "after.csv")
+    assert log_loss(target, after["malignancy"]) < facts["after"] < facts["before"]
+    assert after["malignancy"].mean() == pytest.approx(target.mean(), abs=0.02)
+    state = (cards[0][0].threshold or {})["value"]
+    assert after["threshold"][0] == pytest.approx(state)
+    scores = after["malignancy"].to_numpy(), target == 1, after["patient_id"].to_numpy(dtype=str)
+    assert state == pytest.approx(choose_threshold(*scores).value, rel=1e-4)
+    # One by one: the first network is adapted as it is alone.
+    assert adapt(tmp_path, f"checkpoint={first}", f"input={site}", "overwrite=true") == 0
+    assert load_card(tmp_path / "new.ckpt")[0].calibration == cards[0][0].calibration
+    capsys.readouterr()
+    unlabelled = tmp_path / "unlabelled.csv"
+    pd.read_csv(site, dtype=str).drop(columns="target").to_csv(unlabelled, index=False)
+    refused = {"adapted with labels only": unlabelled, "a mean of 2 networks": tmp_path / "p.csv"}
+    for message, table in refused.items():
+        given = (f"checkpoint={ensemble}", f"input={table}", "overwrite=true")
+        assert adapt(tmp_path, *given) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_bound_names_its_unit_and_confidence_and_is_not_rounded_up() -> None:
@@ -117,20 +158,20 @@ def test_what_cannot_be_adapted_is_named(
 ) -> None:
     checkpoint, raw = best(records), tmp_path / "raw.csv"
     predict(checkpoint, site, raw, "probabilities=raw")
-    ensemble, new = tmp_path / "ensemble.ckpt", tmp_path / "new.ckpt"
-    save_ensemble([checkpoint, checkpoint], ensemble)
+    new = tmp_path / "new.ckpt"
     assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}") == 0
     alone = shutil.copy(checkpoint, tmp_path / "alone.ckpt")
     unlabelled = tmp_path / "unlabelled.csv"
     pd.read_csv(site, dtype=str).drop(columns="target").to_csv(unlabelled, index=False)
-    benign = tmp_path / "benign.csv"
+    benign, malignant = tmp_path / "benign.csv", tmp_path / "malignant.csv"
     pd.read_csv(site, dtype=str).assign(target="0").to_csv(benign, index=False)
+    pd.read_csv(site, dtype=str).assign(target="1").to_csv(malignant, index=False)
     cases = {
         "not the calibrated predictions of this checkpoint": (checkpoint, raw),
-        "an ensemble of 2 networks": (ensemble, site),
         "adapted to a site already": (new, site),
         "give reference=RUN/predictions/val.csv": (alone, unlabelled),
         "none of 400 rows is malignant": (checkpoint, benign),
+        "none of 400 rows is benign": (checkpoint, malignant),
     }
     for message, (model, table) in cases.items():
         capsys.readouterr()

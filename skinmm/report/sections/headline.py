@@ -59,8 +59,9 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
     auroc = inputs.estimate("auroc")
     if (low := auroc.get("low")) is not None and low <= 0.5:  # noqa: PLR2004 - chance
         warnings.append(TEXTS["chance"].format(format_estimate(auroc)))
-    if (positives := inputs.measured["positives"]) < FEW:
-        warnings.append(_describe_few(inputs, positives))
+    rows = inputs.predictions
+    if (patients := len(set(rows.patient_id[rows.malignant]))) < FEW:
+        warnings.append(_describe_few(inputs, patients))
     if not (rule := inputs.fitted("threshold")):
         warnings.append(TEXTS["assumed"].format(format_number(inputs.threshold)))
     if rule.get("guaranteed") is False:
@@ -71,8 +72,10 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
     return warnings
 
 
-def _describe_few(inputs: ReportInputs, positives: int) -> str:
-    text = TEXTS["few"].format(format_count(positives, "malignant image"), FEW)
+def _describe_few(inputs: ReportInputs, patients: int) -> str:
+    """Warn of few patients with malignant lesions, and state how many are needed."""
+    cases = f"{format_count(patients, 'malignant case')} (by {resampling_unit(inputs)})"
+    text = TEXTS["few"].format(cases, FEW)
     auroc = inputs.value("auroc")
     if auroc is None or not 0 < auroc < 1:
         return text
