@@ -99,6 +99,7 @@ def save_ensemble(
     paths: Sequence[Path],
     target: Path,
     changes: Callable[[int, Card], Mapping[str, Any]] | None = None,
+    /,
     **facts: Any,
 ) -> None:
     """Write one file with the networks of checkpoints, without optimiser and epochs.
@@ -106,7 +107,7 @@ def save_ensemble(
     `facts` replace fields of every card, and `changes` returns those of a network, given its number
     and its card.
     """
-    members = []
+    members = list[dict[str, Any]]()
     for content, card in (member for path in paths for member in _load_members(path)):
         own = {} if changes is None else changes(len(members), card)
         members.append({KEY: {**content[KEY], **facts, **own}, "state_dict": content["state_dict"]})
