@@ -38,12 +38,8 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
     An interrupted arm is resumed. Arms with the same frozen network share its cached features.
 
-    Args:
-        config: configuration of the study.
-        folder: contains a folder per arm, `compare.md` and, for one cohort, `compare.html`.
-        argv: the command line; the overrides of an arm follow it.
-        command: the command that trains; `start` starts or resumes one of its runs.
-        start: called for each arm.
+    `folder` contains a folder per arm, `compare.md` and, for one cohort, `compare.html`. The
+    overrides of an arm follow those of `argv`; `start` starts or resumes one run.
 
     Returns:
         The exit status of the first arm that failed; 3 if some rows could not be predicted.

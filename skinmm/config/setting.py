@@ -127,11 +127,8 @@ def check_component(
 ) -> None:
     """Check the name of a component, and its args against the signature of the constructor.
 
-    Args:
-        table: constructors by name.
-        kind: group of the component, for the error message.
-        component: name and arguments to check.
-        context: parameters that the program passes itself.
+    `kind` is the group of the component, and `context` names the parameters that the program
+    passes.
     """
     if component.name not in table:
         raise InputError(f"unknown {kind} '{component.name}'; choose from {', '.join(table)}")

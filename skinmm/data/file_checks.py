@@ -113,10 +113,8 @@ def _check_file(path: Path) -> ImageInfo:
 def require_usable(rows: pd.DataFrame, checks: Sequence[FileCheck], missing: str) -> CheckResults:
     """Check the files of all rows in use, in parallel.
 
-    Args:
-        rows: rows with `image_id`, and `part` if they are split.
-        checks: what to check.
-        missing: `drop` warns of unusable files, `error` refuses them.
+    `missing=drop` warns of unusable files, `error` refuses them. Rows have `image_id`, and `part`
+    if they are split.
     """
     parts = rows["part"] if "part" in rows else pd.Series(None, rows.index, dtype=object)
     is_usable, notes, sizes = np.ones(len(rows), bool), [], np.full((len(rows), 2), np.nan)
@@ -155,20 +153,18 @@ def _run_check(
     cells: list[tuple[Any, ...]], check: Callable[..., Size | None], noun: str
 ) -> list[Size | str | None]:
     """Check every row in parallel; return its size, or the error message."""
+
+    def check_batch(batch: list[tuple[Any, ...]]) -> list[Size | str | None]:
+        return [_describe_file(check, cells) for cells in batch]
+
     batches = [cells[first : first + _BATCH] for first in range(0, len(cells), _BATCH)]
     bar = tqdm(total=len(cells), desc=f"checking {noun}", unit=f" {noun}", disable=None)
     checked: list[Size | str | None] = []
     with bar, ThreadPoolExecutor(count_cores()) as pool:
-        for results in pool.map(partial(_check_batch, check), batches):
+        for results in pool.map(check_batch, batches):
             checked += results
             bar.update(len(results))
     return checked
-
-
-def _check_batch(
-    check: Callable[..., Size | None], batch: list[tuple[Any, ...]]
-) -> list[Size | str | None]:
-    return [_describe_file(check, cells) for cells in batch]
 
 
 def _describe_file(check: Callable[..., Size | None], cells: tuple[Any, ...]) -> Size | str | None:

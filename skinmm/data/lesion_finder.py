@@ -131,11 +131,7 @@ def add_measurements(
 ) -> pd.DataFrame:
     """Add the columns of `MEASUREMENTS` that a cohort lacks; NaN for rows without an image.
 
-    Args:
-        table: canonical rows.
-        columns: record columns of the model.
-        finder: lesion finder; None adds nothing.
-        workers: number of threads.
+    Without a finder nothing is added; `columns` are those of the model.
     """
     names = [name for name in columns if name in MEASUREMENTS and name not in table]
     if not names or finder is None:

@@ -37,9 +37,7 @@ def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str
     A known name decides; otherwise the cells do, and for patient, lesion and age the name too.
     Several columns that fit equally well are left out.
 
-    Args:
-        table: cells as text, None where empty.
-        images: names of the image files, without folder and suffix.
+    Cells are text, None where empty; `images` are names without folder and suffix.
     """
     mapping = {canonical: str(name) for name, canonical in match_columns(table.columns).items()}
     mapping = {canonical: mapping[canonical] for canonical in MAPPED if canonical in mapping}

@@ -31,11 +31,7 @@ class RowSampler(Protocol):
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:
         """Return the row numbers of one epoch, in order; their number is constant.
 
-        Args:
-            labels: class of every row.
-            groups: patient of every row.
-            seed: seed of the run.
-            epoch: number of the epoch, from 0.
+        `labels` and `groups` are the class and the patient of every row; epochs count from 0.
         """
 
     def prior(self, labels: Labels) -> Shares:

@@ -244,11 +244,7 @@ def shares_in_use(
 
     A class that occurs only in another cohort counts as one row, because the model learns it.
 
-    Args:
-        cohort: canonical rows with their `part`.
-        rows: row numbers of the training part, before `data.limit`.
-        targets: class index of every row.
-        classes: number of classes.
+    `rows` are those of the training part before `data.limit`.
     """
     evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "cohort"].unique()
     native = rows[cohort["cohort"].iloc[rows].isin(evaluated).to_numpy()]

@@ -22,10 +22,7 @@ def locate_views(
 ) -> tuple[Int[np.ndarray, "n limit"], Int[np.ndarray, "n limit"]]:
     """Return the type of each view, and the position of its cached features.
 
-    Args:
-        cohort: rows of lesions.
-        used_rows: row numbers, ascending, whose images are counted.
-        rows: the lesions, among the used rows.
+    `rows` are lesions among `used_rows`, ascending row numbers whose images are counted.
     """
     counts = cohort["images"].str.count(re.escape(SEPARATOR)).to_numpy() + 1
     types = encode_types(cohort["image_views"].iloc[rows].tolist(), int(counts.max()))

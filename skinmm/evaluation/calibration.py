@@ -89,13 +89,8 @@ def fit_calibration(
 
     The method is `none` unless two classes have rows of at least two groups each.
 
-    Args:
-        raw: probabilities of the network.
-        targets: index of the true class.
-        groups: patients, which cross-validation does not divide.
-        prior: class shares of training (after sampling and class weights) and of deployment.
-        inverse: inverse of the training loss.
-        method: auto, or one of `METHODS`.
+    `groups` are patients, which cross-validation does not divide. `prior` has the class shares of
+    training (after sampling and class weights) and of deployment; `inverse` is that of the loss.
     """
     if method not in ("auto", *METHODS):
         raise InputError(f"no calibration {method!r}; choose from auto, {', '.join(METHODS)}")

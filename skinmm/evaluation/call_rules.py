@@ -90,13 +90,8 @@ def fit_call_rule(
 ) -> CallRule:
     """Fit a rule to calibrated probabilities.
 
-    Args:
-        name: one of `CALLS`; `likeliest` and `cost` need no rows.
-        probabilities: calibrated.
-        targets: class index of each row.
-        patients: patient of each row.
-        shares: class shares where the rule is used; None: of the rows.
-        costs: result of `parse_costs`, of `cost` only.
+    `likeliest` and `cost` need no rows. `shares` are those where the rule is used, by default of
+    the rows; `costs` are the result of `parse_costs`.
     """
     count = probabilities.shape[1]
     if name == "f1":
@@ -235,11 +230,7 @@ def restore_rule(state: Mapping[str, Any] | None, name: str, shares: Sequence[fl
 class CallMetrics:
     """Metrics of called classes; macro averages as in `statistics.ClassMetrics`.
 
-    Args:
-        target: index of the true class of each row.
-        called: index of the called class of each row.
-        codes: number of each row's patient.
-        classes: names.
+    `target` and `called` are indices of `classes`; `codes` number the patients of the rows.
     """
 
     def __init__(

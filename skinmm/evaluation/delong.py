@@ -86,10 +86,7 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
     Newcombe (2006, doi:10.1002/sim.2324) finds instead the lowest true AUROC for which 1 is not
     surprising, with the variance of Hanley and McNeil.
 
-    Args:
-        positives: number of patients with malignant lesions, at least 1.
-        negatives: number of patients with benign lesions, at least 1.
-        confidence: confidence level.
+    Both numbers are of patients, at least 1.
     """
     from scipy.optimize import brentq  # slow to import, and not needed for prediction
 

@@ -183,10 +183,7 @@ def percentile_interval(
     The percentiles are widened as Student's quantiles are, because percentile intervals of few
     units are too narrow (Hesterberg 2015, doi:10.1080/00031305.2015.1089789).
 
-    Args:
-        samples: NaN where undefined.
-        confidence: confidence level.
-        units: number of independent units in the data, see `independent_units`.
+    Undefined samples are NaN; `units` are independent units (see `independent_units`).
     """
     defined = samples[~np.isnan(samples)]
     left_out = len(samples) - len(defined)
@@ -278,9 +275,7 @@ def combine_intervals(entry: Entry, parts: Sequence[tuple[float, Entry]]) -> Ent
     from the value to the ends of the interval add by their squares. A part of which all resamples
     agree has an exact interval, but adds nothing to the spread of a sum.
 
-    Args:
-        entry: result of `summarise` for the sum.
-        parts: weight, at least 0, and entry of each part.
+    `entry` is that of the sum; each part has a weight of at least 0.
     """
     total, ends = entry["value"], {}
     for end, sign in (("low", -1), ("high", 1)):

@@ -1,6 +1,7 @@
 """Sample sizes: how many malignant lesions an evaluation or a threshold needs."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
@@ -283,13 +284,7 @@ def _reach(confidence: float) -> float:
 
 def _find_least(is_enough: Callable[[int], bool]) -> int:
     """Return the least number that is enough, if all greater ones are."""
-    high = 2
-    while not is_enough(high):
-        high *= 2
-        if high > MAX_MALIGNANT:
-            raise InputError(f"more than {MAX_MALIGNANT:,} malignant lesions; ask for less")
-    low = high // 2
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
-    return high
+    least = bisect_left(range(MAX_MALIGNANT + 1), x=True, lo=2, key=is_enough)
+    if least > MAX_MALIGNANT:
+        raise InputError(f"more than {MAX_MALIGNANT:,} malignant lesions; ask for less")
+    return least

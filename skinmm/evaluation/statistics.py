@@ -25,10 +25,7 @@ def build_statistic(
 ) -> Statistic:
     """Return a function that computes every metric of a prediction file.
 
-    Args:
-        predictions: rows of the file.
-        codes: number of each row's patient.
-        **settings: keyword arguments of `MalignancyMetrics`.
+    `codes` number the patients of the rows; the settings are those of `MalignancyMetrics`.
     """
     parts: list[Statistic] = [
         MalignancyMetrics(predictions.malignancy, predictions.malignant, codes, **settings)
@@ -138,11 +135,8 @@ class PatientMetrics:
     probabilities count against the lesion. It is omitted if no patient with a malignant lesion has
     more than 15 lesions, because it is then 1.
 
-    Args:
-        predictions: rows of the file.
-        codes: number of each row's patient.
-        is_named: mask of the rows that name a patient.
-        threshold: rows at or above it are flagged; None: 0.5.
+    `codes` number the patients of the rows, and `is_named` masks the rows that name one. Rows are
+    flagged from the threshold on, by default 0.5.
     """
 
     def __init__(
@@ -179,11 +173,7 @@ class ClinicMetrics:
     and benign lesions look as they do there. The probabilities, and the odds at which the threshold
     weighs a false alarm, stay the same.
 
-    Args:
-        predictions: rows of the file.
-        codes: number of each row's patient.
-        threshold: rows at or above it are called malignant.
-        prevalence: of the clinic.
+    `codes` number the patients of the rows.
     """
 
     def __init__(

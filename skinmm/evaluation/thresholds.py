@@ -184,12 +184,7 @@ def fit_band(
     m patients certify no target below 1 / (m + 1). With a lower target, the limit is the narrowest
     without any error on validation, and `certified` is 1 / (m + 1).
 
-    Args:
-        scores: calibrated probability of malignancy.
-        positives: mask of the malignant rows.
-        patients: patient of each row.
-        miss_rate: target, in (0, 1).
-        false_alarm_rate: target, in (0, 1).
+    The scores are calibrated probabilities of malignancy; both targets are in (0, 1).
     """
     lows = np.unique(scores)  # at the first limit, no validation row is decided
     highs = np.unique(np.r_[lows, (1 + lows[-1]) / 2])[::-1]

@@ -92,8 +92,7 @@ def probe_dicom(data: bytes) -> ImageInfo:
 def read_dicom_record(data: bytes | File) -> dict[str, Any]:
     """Read the patient data of a header.
 
-    Args:
-        data: bytes of the file, or the open file, which is read up to the pixels.
+    An open file is read up to the pixels.
 
     Returns:
         `age` in years (Patient's Age, else from the dates of birth and study), `sex`, `patient_id`,

@@ -212,10 +212,8 @@ def fill_empty_cells(
 ) -> dict[str, np.ndarray]:
     """Fill empty cells of a table from one record per row; return the filled columns.
 
-    Args:
-        table: canonical rows; columns that it lacks are not added.
-        records: results of `read_header_record`.
-        further: columns to fill besides `COLUMNS`.
+    Columns that the table lacks are not added. The records are results of `read_header_record`;
+    `further` names columns besides `COLUMNS`.
     """
     filled = {}
     for name in (*COLUMNS, *further):

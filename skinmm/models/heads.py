@@ -36,11 +36,8 @@ class LinearHead(nn.Linear):
     Image features are reduced to principal components first. Both steps are linear, so the weights
     contain them.
 
-    Args:
-        fusion: block whose features are the input: those of the image, then the encoded record.
-        classes: number of classes.
-        image_dim: width of the image features, 0 without an image.
-        components: largest number of principal components of the image features.
+    The features are `image_dim` of the image (0 without one), then the encoded record; there are at
+    most `components` principal components.
     """
 
     def __init__(self, fusion: Fusion, classes: int, image_dim: int, components: int = 256) -> None:

@@ -182,12 +182,8 @@ def build_network(
 ) -> Network:
     """Build the network of a configuration.
 
-    Args:
-        config: configuration of a run.
-        widths: width of each record column (see `skinmm.models.tabular`).
-        classes: number of classes.
-        pretrained: load pretrained weights as `model.pretrained` states; False if a checkpoint is
-            loaded afterwards.
+    `widths` are those of `skinmm.models.tabular`. With `pretrained`, weights are loaded as
+    `model.pretrained` states, which a checkpoint loaded afterwards makes needless.
     """
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     block = FUSIONS[config.fusion.name]

@@ -96,9 +96,7 @@ SEGMENTERS: Final[dict[str, Callable[..., Segmenter]]] = {
 def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
     """Build the segmentation network of a configuration.
 
-    Args:
-        config: configuration of a run.
-        pretrained: load pretrained weights; False if a checkpoint is loaded afterwards.
+    Pretrained weights are not needed if a checkpoint is loaded afterwards.
     """
     net = build_component(
         SEGMENTERS, "segmenter", config.segmenter, model=config.model, pretrained=pretrained

@@ -21,10 +21,7 @@ def add_adapters(net: nn.Module, rank: int, size: int) -> None:
     `peft`. Layers that would gain as many parameters as they have, and layers whose weights the
     network uses without calling them, have none.
 
-    Args:
-        net: image network.
-        rank: rank of the adapters.
-        size: side of the images in pixels.
+    `size` is the side of the images in pixels.
     """
     if find_spec("peft") is None:
         raise InputError("model.tune=lora needs peft: pip install 'skinmm[lora]'")

@@ -172,10 +172,7 @@ def _to_arrow(table: pd.DataFrame) -> Any:
 class EmbeddingIndex:
     """Embeddings of a file in memory, for an exact search by cosine similarity.
 
-    Args:
-        vectors: embeddings, which are scaled to length 1.
-        table: the other columns of their rows.
-        metadata: network and preprocessing of the embeddings.
+    `table` has the other columns of the rows of `vectors`.
     """
 
     def __init__(

@@ -130,9 +130,11 @@ def require_images(
         names = [name for name in cells if name]
         has_paths = any("://" in name or Path(name).is_absolute() for name in names)
         if names and not has_paths and not any(_has_image(images, name) for name in names):
+            is_local = "://" not in config.input
+            listed = f"; {describe_folders(Path(config.input).parent)}" if is_local else ""
             raise InputError(
                 f"none of the first {len(names)} images is next to {config.input}; name their "
-                f"folder, images=DIR{_describe_folders(config.input)}"
+                f"folder, images=DIR{listed}"
             )
 
 
@@ -145,10 +147,6 @@ def _require_inputs(config: PredictConfig, names: Sequence[str], columns: Sequen
         f"input={config.input}: no image column; call it {', '.join(COLUMN_NAMES['image_id'][:5])} "
         f"(it has: {', '.join(map(str, names))})"
     )
-
-
-def _describe_folders(table: str) -> str:
-    return "" if "://" in table else f"; {describe_folders(Path(table).parent)}"
 
 
 def _has_image(images: ImageFolder, name: str) -> bool:

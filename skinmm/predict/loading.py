@@ -94,13 +94,7 @@ def load_lesion(
 ) -> LoadedRow:
     """Load the images of a lesion; the others decide if some cannot be used.
 
-    Args:
-        cells: images and their views, with `|` between them.
-        read_header: see `load_row`.
-        images: where to find the images.
-        views: how the models need their images.
-        needs_image: whether a lesion needs an image.
-        finder: measures lesions.
+    A cell lists images, or their views, with `|` between them. Further arguments as of `load_row`.
     """
     names, kinds = (cell.split(SEPARATOR) for cell in cells)
     load = partial(load_row, needs_image=needs_image, finder=finder)

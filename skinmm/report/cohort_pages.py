@@ -106,10 +106,7 @@ def write_audit_page(cohort: Cohort, findings: Mapping[str, Any], output: Path) 
 def write_cohort_page(cohort: Cohort, output: Path, *, examples: int = 12) -> Path:
     """Write the exploration page of a cohort; replace an existing page.
 
-    Args:
-        cohort: rows; images that are not on disk are counted.
-        output: page to write.
-        examples: images of each class, a fixed random choice.
+    Images that are not on disk are counted; `examples` of each class are a fixed random choice.
     """
     builders = (_build_counts, _build_missing, _build_people, _build_sizes)
     sections = [build(cohort) for build in builders]

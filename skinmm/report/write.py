@@ -95,12 +95,8 @@ def write_page(
 ) -> Path:
     """Write a page atomically.
 
-    Args:
-        output: file to write; its folder is created if needed.
-        title: heading of the page, which names the data.
-        facts: short facts below the title, such as model and data.
-        sections: chapters in reading order; None is left out.
-        day: date in the heading; None: today.
+    The folder of `output` is created if needed. Sections that are None are left out. The date in
+    the heading is `day`, by default today.
     """
     day = day or datetime.now(UTC).astimezone().date()
     return _write_text(

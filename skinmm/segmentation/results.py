@@ -114,11 +114,7 @@ def mean_overlaps(
 ) -> dict[str, Any]:
     """Return means over images with bootstrap intervals over patients, for `metrics.json`.
 
-    Args:
-        scores: columns to average.
-        patients: patient id of each row.
-        resamples: number of bootstrap samples; 0: no intervals.
-        confidence: confidence level of the intervals.
+    `patients` has the patient of each row; without resamples there are no intervals.
     """
     codes, count = patient_codes(patients)
     rows = np.bincount(codes, minlength=count)

@@ -47,10 +47,8 @@ Answer = tuple[dict[str, Any], Explanation | None]
 class RequestQueue:
     """Bounded queue in front of the prediction threads.
 
-    Args:
-        slots: requests at a time, running ones included.
-        seconds: time limit of a request, upload included.
-        threads: jobs that run at a time.
+    `slots` limits the requests, running ones included, `seconds` each request with its upload, and
+    `threads` the jobs that run at a time.
 
     Attributes:
         taken: slots in use.
@@ -124,15 +122,9 @@ def create_app(
 ) -> FastAPI:
     """Return the API as an ASGI application; `skinmm.serve.page` mounts the page on it.
 
-    Args:
-        predictor: predictor of single cases.
-        queue: request queue; closed when the application ends.
-        keys: accepted API keys; None: everyone may connect.
-        hosts: accepted host names; None: any.
-        batch: rows of a batch at most.
-        framed: allow other sites to show the page in a frame.
-        recorder: recorder of cases, whose store is closed when the application ends; None: cases
-            are not stored.
+    Without keys everyone may connect, without hosts any host name is accepted, and without a
+    recorder cases are not stored. The queue and the store of the recorder are closed when the
+    application ends. `framed` allows other sites to show the page in a frame.
     """
     recorder = recorder or CaseRecorder(predictor, None)
     metrics = Metrics(lambda: queue.taken)

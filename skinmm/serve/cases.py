@@ -36,10 +36,7 @@ class CaseRecorder:
 
     The constructor registers the model in the store.
 
-    Args:
-        predictor: predictor whose cases are recorded.
-        store: case store; None: nothing is recorded.
-        images: record images as well.
+    Without a store nothing is recorded; images are recorded only if `images` is true.
 
     Attributes:
         columns: columns in the form of one lesion.

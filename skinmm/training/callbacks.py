@@ -75,9 +75,7 @@ class History(Logger):
 class Patience(EarlyStopping):
     """Early stopping that a resumed run continues, with the patience of its configuration.
 
-    Args:
-        metric: name of the metric whose mean is `SELECTION`; a loss should fall, others rise.
-        patience: epochs without improvement.
+    `metric` names the metric whose mean is `SELECTION`; a loss should fall, others rise.
     """
 
     def __init__(self, metric: str, patience: int) -> None:

@@ -76,11 +76,8 @@ def fit_head(
 ) -> dict[str, Any]:
     """Fit a head in place to the fused features of training rows.
 
-    Args:
-        head: head of the network.
-        outputs: features, class indices and patients of the training rows.
-        shares: share of each class, to which the rows are weighted.
-        seed: random seed of the inner folds and of large principal component analyses.
+    The rows of `outputs` are weighted to the `shares` of the classes. The seed is that of the inner
+    folds and of large principal component analyses.
 
     Returns:
         The selected hyper-parameters, and the seconds.

@@ -32,11 +32,7 @@ def require_memory(
 ) -> None:
     """Refuse a batch that does not fit into the free memory, and warn if it may not fit.
 
-    Args:
-        network: network to train, of images alone if `widths` is None.
-        config: configuration of the run.
-        trainer: trainer of the run, which has the device, the precision and the processes.
-        widths: width of each record column.
+    Without `widths`, the widths of the record columns, the network takes images alone.
     """
     device = trainer.strategy.root_device
     rows, side = config.trainer.batch_size, config.model.image_size
@@ -70,9 +66,7 @@ def require_memory(
 def count_stored_bytes(network: nn.Module, inputs: Sequence[Tensor | None]) -> int:
     """Return the bytes that autograd stores for the backward pass of one 32-bit row.
 
-    Args:
-        network: network, of which nothing is changed.
-        inputs: arguments of its forward method for `_ROWS` rows, on the meta device.
+    `inputs` are the arguments for `_ROWS` rows, on the meta device; the network is unchanged.
     """
     state = {
         name: value.detach().to("meta").requires_grad_(value.requires_grad)

@@ -78,10 +78,7 @@ class CohortTable:
 def read_table(path: Path, required: Sequence[str] = (), only: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table of a cohort as stripped text, None where empty; see `skinmm.files`.
 
-    Args:
-        path: file to read, in any format of `skinmm.files`.
-        required: columns that the table must have.
-        only: columns to read; empty: all columns.
+    `required` names columns that the table must have, `only` those to read (empty: all).
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; data.root must be the folder that contains it")

@@ -110,9 +110,7 @@ def resampling_unit(inputs: ReportInputs) -> str:
 def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
     """Format the number of images, and of the patients that rows name.
 
-    Args:
-        units: what each row names, see `name_units`.
-        patients: name of the patient of each row.
+    `units` are those of `name_units`, `patients` the names of the rows' patients.
     """
     is_named, images = units == "patient", format_count(len(units), "image")
     if not is_named.any():
