@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
-from evaluation import RESAMPLES, Rows, World, covered_table, draw, predictions, table
+from evaluation import Rows, World, covered_table, draw, predictions, table
 from scipy.special import expit, logit
 
 from skinmm.evaluation.comparison import compare
@@ -52,6 +52,7 @@ def coverage() -> Iterator[str]:
 
 
 NULL_REPEATS: Final = 1000
+NULL_RESAMPLES: Final = 200  # of the standard error, whose noise is then 5 %
 NULL_METRICS: Final = (
     *("auroc", "average_precision", "brier", "log_loss", "net_benefit"),
     *("balanced_accuracy", "sensitivity", "specificity"),
@@ -77,8 +78,13 @@ def null_tests() -> Iterator[str]:
                 name: predictions(p, truth, codes) for name, p in zip("abcd", noisy, strict=True)
             }
             threshold = float(np.quantile(noisy[0][truth], 0.05))
-            thresholds = dict.fromkeys(files, threshold)
-            pairs = compare(files, thresholds=thresholds, resamples=RESAMPLES, seed=repeat)["pairs"]
+            found = compare(
+                files,
+                thresholds=dict.fromkeys(files, threshold),
+                resamples=NULL_RESAMPLES,
+                seed=repeat,
+            )
+            pairs = found["pairs"]
             entries = {name: pairs[0]["metrics"][name] for name in NULL_METRICS}
             entries["auroc, DeLong over patients"] = pairs[0]["delong"]
             for name, entry in entries.items():

@@ -62,7 +62,7 @@ def test_a_card_tells_what_is_referred_beside_the_sensitivity(tmp_path: Path) ->
     share = (decision == "refer").mean()
     assert f"| Referred to a person | {share:.3f} (" in card
     (results,) = (line for line in card.splitlines() if line.startswith("**Results.**"))
-    assert f", referred to a person: {100 * share:.1f} % of rows (" in results
+    assert f", referred to a person: {100 * share:.1f} % of images (" in results
     (threshold,) = (line for line in card.splitlines() if line.startswith("**Threshold.**"))
     assert "are referred to a person. The limits are chosen by conformal risk control" in threshold
     assert "of the lesions decided benign are malignant" in results

@@ -20,7 +20,7 @@ from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.planning import malignant_for_auroc
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.blocks import TEXTS, Table, format_estimate, format_percent
+from skinmm.report.blocks import TEXTS, Note, Table, format_estimate, format_percent
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
 from skinmm.report.sections import SECTIONS
@@ -33,7 +33,7 @@ from skinmm.report.sections.referral import (
     collect_referral_warnings,
     describe_shares,
 )
-from skinmm.report.sections.subgroups import MEASURES
+from skinmm.report.sections.subgroups import MEASURES, build_subgroups
 from skinmm.report.sections.systems import SHOWN
 from skinmm.report.sections.verdict import (
     build_frequencies,
@@ -128,7 +128,7 @@ def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
         for decision in ("benign", "malignant", "refer"):
             assert f" {(truth & (table['decision'] == decision)).sum()} " in whole.text
     share = 100 * (table["decision"] == "refer").mean()
-    assert f"Referred to a person: {share:.1f} % of rows (" in whole.text
+    assert f"Referred to a person: {share:.1f} % of images (" in whole.text
     held = table["prediction_set"].str.contains("malignant")[malignant].mean()
     assert f"malignant {held:.3f} (" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["conformal"]["rows"]["malignant"]
@@ -188,7 +188,7 @@ def test_without_pictures_no_lesion_is_shown(run: Path) -> None:
     page = Page(write_report(run, pictures=False))
     assert page.count("img") == 0
     assert "data:image" not in page.source
-    assert "Malignant, classified as benign" in page.text
+    assert "Malignant, below the threshold" in page.text
 
 
 def test_a_run_s_own_wish_about_pictures_holds_until_another_is_said(run: Path) -> None:
@@ -491,6 +491,25 @@ def test_links_lead_into_folded_sections_and_nothing_else_is_folded(whole: Page)
         *("decision", "referral", "missing", "training"),
         *("metrics", "card", "tripod", "stard", "claim", "configuration"),
     ]
+
+
+def test_a_gap_that_is_more_than_chance_is_named_above_the_tables(run: Path) -> None:
+    inputs = read_run(run, pictures=False)
+    rows = inputs.predictions
+    threshold = float(np.median(rows.malignancy[rows.malignant]))  # half are missed: 14 of women
+    hits = rows.malignant & (rows.malignancy >= threshold)
+    women = rows.malignant & ~hits
+    sex = pd.Series(np.where(women, "female", "male"), rows.image_id)
+    assert inputs.cohort is not None
+    cohort = inputs.cohort.drop(columns=["age", "site"])
+    cohort = cohort.assign(sex=cohort["image_id"].map(sex).fillna("male"))
+    measured = {**inputs.measured, "threshold": threshold}
+    section = build_subgroups(replace(inputs, cohort=cohort, measured=measured))
+    assert section is not None
+    notes = [block.text for block in section.blocks if isinstance(block, Note)]
+    named = "Sensitivity at the threshold differs by sex: lowest for female, highest for male"
+    assert any(note.startswith(named) for note in notes)
+    assert not any("image size" in note for note in notes)  # no size is known
 
 
 def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None:

@@ -58,6 +58,7 @@ def collect_facts(inputs: ReportInputs) -> dict[str, str]:
         "checkpoint": inputs.checkpoint if inputs.config else "",
         "calibration": _describe_calibration(inputs),
         "initialisation": inputs.metrics.get("initialisation") or "",
+        "software": "Versions: see Configuration." if inputs.environment else "",
         "command": _anonymize_command(inputs.environment.get("command", [])),
         **_describe_config(inputs.config, f"fitted_on_{inputs.metrics.get('fitted_on', 'val')}"),
         "fitting": _describe_fitting(inputs),
@@ -111,7 +112,9 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
     image = [] if block == "tabular_only" else ["the image"]
     record = [] if block == "image_only" else list(data.get("columns", []))
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
-    split = TEXTS["split"].format(data.get("folds"), data.get("fold"))
+    fold = data.get("fold")
+    tested = TEXTS["tested_parts"]["all" if fold == "all" else "one"].format(fold)
+    split = TEXTS["split"].format(data.get("folds"), tested)
     if data.get("split") == "source":
         split = TEXTS["split_by_source"].format(data.get("fold"))
     facts = {
@@ -224,7 +227,8 @@ def _describe_threshold(inputs: ReportInputs) -> str:
     is_apart = part == "calibration" or rule.get("rule") == "cost"
     is_apart |= bool(_name_fitted_head(inputs.config))  # no epoch was selected
     optimism = "" if is_apart else _describe_optimism(inputs)
-    return f"{text}, chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
+    pooled = "" if inputs.predictions.fold is None else f" {TEXTS['pooled_threshold']}"
+    return f"{text},{pooled} chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()
 
 
 def _describe_optimism(inputs: ReportInputs) -> str:

@@ -139,12 +139,12 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
 
 
 def describe_referred(inputs: ReportInputs) -> str:
-    """Return `31.2 % of rows (28.0 % to 34.1 %)`; empty if no row is referred."""
+    """Return `31.2 % of images (28.0 % to 34.1 %)`; empty if no row is referred."""
     entry = inputs.estimate("referred")
     if not entry.get("value"):
         return ""
     interval = format_interval(entry, percent=True)
-    return f"{format_percent(entry['value'])} of rows{f' ({interval})' if interval else ''}"
+    return f"{format_percent(entry['value'])} of images{f' ({interval})' if interval else ''}"
 
 
 def describe_shares(metrics: Mapping[str, Any]) -> str:

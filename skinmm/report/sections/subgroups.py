@@ -63,6 +63,10 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
     ]
     blocks: list[Block] = [Row(plots)] if plots else []
     tables: list[Block] = []
+    for g in gaps:
+        if g["p_holm"] < 1 - inputs.confidence:
+            facts = {**g, "gap": format_estimate(g), "p": format_p(g["p_holm"])}
+            blocks.append(Note(TEXTS["shown_gap"].format(**facts), warning=True))
     if gaps:
         lines = [
             (
@@ -80,7 +84,9 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
         coverage, *warnings = _coverage_blocks(inputs, measured)
         tables.append(coverage)
         blocks += warnings
-    note = Note(TEXTS["subgroups"].format(MAX_TONES))
+    names = {group.column for group in groups}
+    notes = (text for name, text in TEXTS["subgroup_notes"].items() if name in names)
+    note = Note(" ".join([TEXTS["subgroups"], *notes]).format(MAX_TONES))
     return Section("subgroups", "Subgroups", [*blocks, note, Fold("Tables by group", tables)])
 
 
@@ -177,7 +183,7 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
     header = ("Group", *map(metric_label, names))
     blocks: list[Block] = [Table("Referral and coverage by group", header, lines, stack=True)]
     if low_groups:
-        text = TEXTS["low_coverage"].format(", ".join(low_groups))
+        text = TEXTS["low_coverage"].format(format_percent(stated, 0), ", ".join(low_groups))
         blocks.append(Note(text, warning=True))
     return blocks
 

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Shaped
 
+from skinmm.evaluation.metrics import CLINIC_PREVALENCE
 from skinmm.evaluation.predictions import BINARY, DECISIONS, REFER
 from skinmm.report.blocks import (
     TEXTS,
@@ -63,7 +64,10 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         verdict = "useful" if is_useful else "unproven"
         if gain["value"] is None or gain["value"] <= 0:
             verdict = "useless"
-        lines.append(texts["clinic"][verdict].format(format_percent(clinic["prevalence"], 2)))
+        prevalence = format_percent(clinic["prevalence"], 2)
+        if clinic["prevalence"] == CLINIC_PREVALENCE:
+            prevalence += ", as in SIIM-ISIC 2020,"
+        lines.append(texts["clinic"][verdict].format(prevalence))
     lines.append(texts["cannot"])
     return Verdict(texts[_rate(inputs)], lines)
 
@@ -134,7 +138,8 @@ def _frequency_table(inputs: ReportInputs, caption: str, prevalence: float) -> T
     ]
     sums = (f"{sum(column):,}" for column in zip(*counts.values(), strict=True))
     lines.append(("All", *sums, f"{total:,}"))
-    caption = caption.format(total=f"{total:,}", prevalence=format_percent(prevalence, 2))
+    digits = 1 if prevalence >= 0.1 else 2  # noqa: PLR2004 - three digits
+    caption = caption.format(total=f"{total:,}", prevalence=format_percent(prevalence, digits))
     return Table(caption, ("", *columns.values(), "All"), lines)
 
 
