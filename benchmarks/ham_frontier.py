@@ -1,12 +1,13 @@
 """Published predictions of eight foundation models on HAM10000, and decision rules on MILK10k.
 
-    SKINMM_DATA=DIR python benchmarks/ham_frontier.py
+    SKINMM_DATA=DIR python benchmarks/ham_frontier.py [milk10k]
 
 DIR has `ham_frontier/predictions.csv` (published probabilities on 1,503 images), the official table
 `ham10000/HAM10000_metadata`, which has the column `dataset`, and the tables in `milk10k/`.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skinmm.evaluation.call_rules import assign_folds
+from skinmm.evaluation.call_rules import assign_folds, cross_fit_calls
 from skinmm.evaluation.comparison import RULE_METRICS, compare, compare_rules
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.other_formats import TableFormat
@@ -38,10 +39,14 @@ PUBLISHED: Final = {  # accuracy, balanced accuracy, macro AUROC
 RANKING: Final = ("auroc", "within_source_auroc", "macro_auroc", "within_source_macro_auroc")
 CALIBRATION: Final = ("calibration_slope", "calibration_intercept", "ece", "class_log_loss")
 RULES: Final = ("likeliest", "balanced", "f1")
+SEEDS: Final = 5
 
 
 def main() -> None:
-    """Print all tables as Markdown."""
+    """Print all tables as Markdown, or those of MILK10k."""
+    if sys.argv[1:] == ["milk10k"]:
+        print_milk10k()
+        return
     file, labels = DATA / "ham_frontier/predictions.csv", DATA / "ham10000/HAM10000_metadata"
     columns = {"source": "dataset"}
     systems = {
@@ -59,7 +64,24 @@ def main() -> None:
     print_table("Calibration", CALIBRATION, measured)
     print_rules("Decision rules, cross-fitted over lesions", systems)
     print_pairs(systems)
-    print_rules("MILK10k, record only, cross-fitted over lesions", predict_milk10k())
+    print_milk10k()
+
+
+def print_milk10k() -> None:
+    """Print the rules on MILK10k, and the spread of macro F1 over divisions into folds."""
+    print_rules("MILK10k, record only, cross-fitted over lesions", predict_milk10k(seed=1))
+    values: dict[str, dict[str, list[float]]] = {}
+    for seed in range(SEEDS):
+        for name, rows in predict_milk10k(seed=seed).items():
+            fit = rows.probabilities, rows.target, rows.patient_id
+            scores = values.setdefault(name.partition(" (")[0], {rule: [] for rule in RULES})
+            for rule in RULES:
+                called = cross_fit_calls(rule, *fit)
+                scores[rule].append(float(f1_score(rows.target, called, average="macro")))
+    print_row([f"macro F1, mean (sd) of {SEEDS} divisions", *RULES])
+    print_row(["---"] * (len(RULES) + 1))
+    for name, scores in values.items():
+        print_row([name, *(f"{np.mean(v):.3f} ({np.std(v, ddof=1):.3f})" for v in scores.values())])
 
 
 def print_published(systems: dict[str, Predictions]) -> None:
@@ -117,7 +139,7 @@ def print_pairs(systems: dict[str, Predictions]) -> None:
     print()
 
 
-def predict_milk10k() -> dict[str, Predictions]:
+def predict_milk10k(seed: int) -> dict[str, Predictions]:
     """Return cross-fitted predictions of logistic regressions on the record of MILK10k."""
     folder = DATA / "milk10k"
     truth = pd.read_csv(folder / "MILK10k_Training_GroundTruth.csv").set_index("lesion_id")
@@ -137,7 +159,7 @@ def predict_milk10k() -> dict[str, Predictions]:
     systems = {}
     for name, table in tables.items():
         table = table.loc[truth.index].astype(float)
-        p = cross_fit(table.fillna(table.median()).to_numpy(), target, names)
+        p = cross_fit(table.fillna(table.median()).to_numpy(), target, names, seed)
         aurocs = roc_auc_score(np.eye(truth.shape[1])[target], p)
         classes = tuple(truth.columns)
         malignant = ("AKIEC", "BCC", "MAL_OTH", "MEL", "SCCKA")
@@ -148,10 +170,10 @@ def predict_milk10k() -> dict[str, Predictions]:
 
 
 def cross_fit(
-    inputs: Float64[np.ndarray, "n k"], target: np.ndarray, names: np.ndarray
+    inputs: Float64[np.ndarray, "n k"], target: np.ndarray, names: np.ndarray, seed: int
 ) -> Float64[np.ndarray, "n c"]:
     """Return the probabilities of models that were fitted to the other four fifths of the rows."""
-    folds = assign_folds(target, names, seed=1)
+    folds = assign_folds(target, names, seed=seed)
     p = np.zeros((len(target), target.max() + 1))
     for fold in np.unique(folds):
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
