@@ -43,7 +43,7 @@ import sys, time
 import pandas as pd, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from skinmm.config import Config, Component, DataConfig, ModelConfig, OptimizerConfig
+from skinmm.config import Config, Component, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 from skinmm.config.schema import TrainerConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.models.network import build_network
@@ -51,7 +51,7 @@ import skinmm
 demo = Path(skinmm.__file__).parent / "demo"
 config = Config(data=DataConfig(limit=64), model=ModelConfig("test_efficientnet", "false",
     image_size=64), fusion=Component("concat"), tabular=Component("mlp"),
-    loss=Component("cross_entropy"), sampler=Component("shuffle"), augment=Component("standard"),
+    loss=LossConfig("cross_entropy"), sampler=Component("shuffle"), augment=Component("standard"),
     optimizer=OptimizerConfig("adamw"), trainer=TrainerConfig(batch_size=32, workers=0,
     progress=False, precision="32"))
 data = LesionData(config, frozenset({"image", "record"}))

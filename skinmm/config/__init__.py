@@ -8,7 +8,7 @@ from skinmm.config.load import (
     resume_config,
     to_mapping,
 )
-from skinmm.config.optimisation import OptimizerConfig, ScheduleConfig
+from skinmm.config.optimisation import LossConfig, OptimizerConfig, ScheduleConfig
 from skinmm.config.schema import (
     Config,
     DataConfig,
@@ -24,6 +24,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ExtraCohort",
+    "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PredictConfig",

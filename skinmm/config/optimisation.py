@@ -1,11 +1,27 @@
-"""Settings of the optimiser and the learning-rate schedule."""
+"""Settings of the loss, the optimiser and the learning-rate schedule."""
 
 from dataclasses import dataclass
 from typing import Final
 
-from skinmm.config.setting import Component, fraction, setting
+from skinmm.config.setting import Component, fraction, literal_path, setting
 
 CLASSIFY: Final = "classification"
+
+
+@dataclass
+class LossConfig(Component):
+    """Loss, and a teacher whose probabilities are further targets."""
+
+    teacher: str | None = literal_path(
+        None,
+        "prediction file of networks that were not trained on the rows they teach",
+        task=CLASSIFY,
+        neural=True,
+    )
+    temperature: float = setting(
+        2.0, "softens the probabilities of teacher and network", low=0.1, high=100, task=CLASSIFY
+    )
+    teacher_share: float = fraction(0.5, "share of the teacher in the loss", task=CLASSIFY)
 
 
 @dataclass

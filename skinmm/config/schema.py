@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from skinmm.config.optimisation import CLASSIFY, OptimizerConfig, ScheduleConfig
+from skinmm.config.optimisation import CLASSIFY, LossConfig, OptimizerConfig, ScheduleConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig, StudyConfig
 from skinmm.config.setting import Component, fraction, literal_path, local, section, setting
 
@@ -262,7 +262,7 @@ class Config:
     fusion: Component = section(Component, first_group=True)
     tabular: Component = section(Component)
     head: Component = section(lambda: Component("neural"))
-    loss: Component = section(Component)
+    loss: LossConfig = section(LossConfig)
     sampler: Component = section(Component)
     augment: Component = section(Component)
     mix: Component = section(lambda: Component("none"))

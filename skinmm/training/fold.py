@@ -45,6 +45,7 @@ from skinmm.training.memory import require_memory
 from skinmm.training.module import BaseModule, Classifier
 from skinmm.training.progress import print_duration, print_stage
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
+from skinmm.training.teacher import load_teacher
 from skinmm.training.trainer import build_trainer, log_test, run_stage, set_threads
 from skinmm.vocabulary import name_units
 
@@ -161,7 +162,10 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
     )
-    return Classifier(network, loss, card, config, choose_window(config, data))
+    module = Classifier(network, loss, card, config, choose_window(config, data))
+    if config.loss.teacher:
+        module.teacher = load_teacher(config.loss, data, card.prior["trained"])
+    return module
 
 
 def train_network(

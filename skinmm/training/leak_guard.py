@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skinmm.config import Config, ModelConfig, read_config
+from skinmm.config import Config, LossConfig, ModelConfig, read_config
 from skinmm.config.checkpoints import FINAL, ZOO, locate_included
 from skinmm.data.audit import audit
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.lesions import explode_images
 from skinmm.data.splits import CALIBRATION, UNUSED
-from skinmm.errors import InputError
+from skinmm.errors import InputError, warn
 from skinmm.models.checkpoint import is_checkpoint, load_card
 from skinmm.training.run_folder import RunFolder
 from skinmm.vocabulary import map_unique, normalise_name
@@ -25,6 +25,7 @@ def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
         data.cohort, positive=data.positive, columns=config.data.columns, fitted_on=data.fitted_on
     )
     findings["leaks"] += rows_seen_in_training(config.model, data.cohort)
+    findings["leaks"] += list_teacher_leaks(config.loss, data.cohort)
     if findings["leaks"] and not config.data.allow_leaks:
         raise InputError(
             f"the split leaks: {'; '.join(findings['leaks'][:3])}; correct the data, or set "
@@ -55,7 +56,16 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
     trained = pd.concat(map(explode_images, cohorts), ignore_index=True)
     trained = trained[trained["part"].isin(["train", "val"])]
     is_evaluated = cohort["part"].isin(["val", CALIBRATION, "test"])
-    evaluated = explode_images(cohort[is_evaluated]).astype(str)
+    overlaps = find_overlaps(cohort[is_evaluated], trained)
+    if not overlaps.any():
+        return []
+    rows = f"{int(overlaps.sum())} of {len(overlaps)} validation and test rows share an image, a"
+    return [f"{rows} lesion or a patient with the training rows of model.pretrained"]
+
+
+def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
+    """Mark the images of rows that share image, lesion or patient with rows of images."""
+    evaluated = explode_images(rows).astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
         table.assign(cohort=table.get("cohort", table["source"]).fillna(table["source"]))
@@ -67,10 +77,47 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
         overlaps |= pd.Index(evaluated["cohort"] + "\0" + evaluated[name]).isin(
             owned["cohort"] + "\0" + owned[name]
         )
-    if not overlaps.any():
+    return overlaps
+
+
+def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:
+    """Describe overlaps of evaluated rows with the training rows of the teacher.
+
+    The teacher would carry what it has learned from them into the network.
+    """
+    if not config.teacher:
         return []
-    rows = f"{int(overlaps.sum())} of {len(evaluated)} validation and test rows share an image, a"
-    return [f"{rows} lesion or a patient with the training rows of model.pretrained"]
+    tables = list(read_teacher_cohorts(Path(config.teacher)).values())
+    if not tables:
+        warn(f"loss.teacher={config.teacher}: not in a run folder; its training rows are unknown")
+        return []
+    evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])]
+    trained = pd.concat(tables, ignore_index=True)
+    if not (count := int(find_overlaps(evaluated, trained).sum())):
+        return []
+    return [
+        f"{count} of {len(evaluated)} validation and test rows share an image, a lesion or a "
+        "patient with the training rows of loss.teacher"
+    ]
+
+
+def read_teacher_cohorts(path: Path) -> dict[int, pd.DataFrame]:
+    """Return the rows that the networks of a run's prediction file were fitted on, by fold.
+
+    The images of a lesion are rows of their own. The number -1 is a run of one fold. A file
+    outside the folder `predictions` of a run has no rows.
+    """
+    folder = path.absolute().parent
+    if folder.name != "predictions":
+        return {}
+    by_fold = folder.parent.glob("fold_*/cohort.csv")
+    files = {int(file.parent.name.removeprefix("fold_")): file for file in by_fold}
+    files = files or {-1: folder.parent / "cohort.csv"}
+    tables = {
+        fold: explode_images(pd.read_csv(f, dtype=str)) for fold, f in files.items() if f.is_file()
+    }
+    fitted = ["train", "val", CALIBRATION]
+    return {fold: table[table["part"].isin(fitted)] for fold, table in tables.items()}
 
 
 def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:

@@ -195,6 +195,15 @@ class Asymmetric(Loss):
         return -(_one_minus_probability(log_true) ** self.gammas[target] * log_true).mean()
 
 
+def distillation_loss(logits: Logits, soft: Logits, temperature: float) -> Mean:
+    """Return the mean divergence from the softened probabilities, times the squared temperature.
+
+    The factor gives its gradient the scale of that of the labels.
+    """
+    log_p = functional.log_softmax(logits / temperature, dim=1)
+    return functional.kl_div(log_p, soft, reduction="batchmean") * temperature**2
+
+
 LOSSES: Final[dict[str, type[Loss]]] = {
     "cross_entropy": CrossEntropy,
     "label_smoothing": LabelSmoothing,

@@ -26,7 +26,7 @@ from skinmm.models.checkpoint import KEY, Card
 from skinmm.models.network import Network
 from skinmm.models.tuning import merge_adapters, split_adapters
 from skinmm.training.callbacks import SELECTION
-from skinmm.training.losses import Loss
+from skinmm.training.losses import Loss, distillation_loss
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups
 
@@ -204,12 +204,15 @@ class Classifier(BaseModule):
 
     network: Network
     test_outputs: tuple[Tensor, ...]
+    teacher: Tensor | None
 
     def __init__(
         self, network: Network, loss: Loss, card: Card, config: Config, window: int = 1
     ) -> None:
         super().__init__(network, card, config, window)
         self.loss = loss
+        # Soft targets of the training rows, (n, classes); not part of the checkpoint.
+        self.register_buffer("teacher", None, persistent=False)
         self._mix = build_component(MIXES, "mix", config.mix)
         self._positive = [card.classes.index(name) for name in card.positive]
         self._validation = RowCollector()
@@ -232,11 +235,17 @@ class Classifier(BaseModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Return the loss of a batch in 32-bit precision, regardless of the network's precision."""
+        if self.teacher is not None:
+            batch = {**batch, "teacher": self.teacher[batch["row"]]}
         mixed, partners, share = self._mix(batch)
         logits = self(mixed).float()
         loss: Tensor = self.loss(logits, batch["target"])
         if share < 1:
             loss = share * loss + (1 - share) * self.loss(logits, partners)
+        if self.teacher is not None:
+            options = self._config.loss
+            soft = distillation_loss(logits, mixed["teacher"], options.temperature)
+            loss = (1 - options.teacher_share) * loss + options.teacher_share * soft
         return self.accumulate_loss(loss, len(logits))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
