@@ -194,13 +194,11 @@ class Encoder:
         image_id, path = job
         try:
             data, frame = self.read(path)
-            info = probe(data)
-            steps = self.settings.steps
+            info, steps = probe(data), self.settings.steps
             shorter = self.settings.size * (2 if DETAIL_STEPS.intersection(steps) else 1)
             size = _shrink((info.height, info.width), shorter)
             pixels = decode(data, size=size, frame=frame, icc=self.settings.icc)
-            if steps:
-                pixels = self._preprocess(pixels)
+            pixels = self._preprocess(pixels) if steps else pixels
         except (OSError, InputError) as error:
             raise PackError(f"image {image_id} ({path}): {error}") from error
         unchanged = size is None and info.format == "jpeg" and not steps

@@ -149,7 +149,7 @@ def _find_numbered(table: pd.DataFrame, path: Path | str, classes: Sequence[str]
 def _find_named(
     table: pd.DataFrame, is_class: Callable[[str], bool], *, has_labels: bool
 ) -> dict[str, str]:
-    """Return column -> `p_<class>` of a column per class; the score of a submission is `target`."""
+    """Map columns named like classes, or the score of a submission, to `p_<class>`."""
     prefixed = {name: match[1] for name in table.columns if (match := _NAMED.fullmatch(str(name)))}
     named = {name: word for name, word in prefixed.items() if is_class(word)}
     if not named:

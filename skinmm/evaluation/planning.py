@@ -47,7 +47,7 @@ def malignant_for_sensitivity(
     """
     if not sensitivity < expected < 1:
         raise InputError(
-            f"expected={expected}: a sensitivity that shows {sensitivity} must be between it and 1"
+            f"expected={expected}: must be above sensitivity={sensitivity} and below 1"
         )
     hits, count = 0, malignant_for_guarantee(sensitivity, confidence)
     last = count - 1

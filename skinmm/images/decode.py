@@ -171,8 +171,7 @@ def reuse_freed_memory() -> None:
 def _read_jpeg(data: bytes, request: Request) -> Raster:
     check_frame(request.frame, 1)
     header = read_jpeg_header(data)
-    orientation = read_orientation(header.exif)
-    return read_jpeg_stream(data, header, request, header.profile, orientation)
+    return read_jpeg_stream(data, header, request, header.profile, read_orientation(header.exif))
 
 
 def _probe_jpeg(data: bytes) -> ImageInfo:

@@ -164,7 +164,7 @@ def _replace_image(
     views: int,
     background: Mapping[str, Tensor],
 ) -> tuple[list[Tensor | None], bool]:
-    """Return the features that stand for a missing image, and whether they are an image's."""
+    """Return features in place of an image, and whether they count as those of an image."""
     if "image" in background:
         return [background["image"].to(network.device).float()], True
     if network.absent is not None:

@@ -103,7 +103,7 @@ def _convert(name: str, cell: Any) -> Any:
 def canonical_record(
     columns: Sequence[str], images: Sequence[CaseImage], record: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return a record with canonical values, completed from DICOM headers, the first one first."""
+    """Return a record with canonical values; fill gaps from DICOM headers, in their order."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
     for image in images:

@@ -169,7 +169,8 @@ def _read_source(
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
     """Return differences on the common images; None if runs have none in common."""
-    ranking = _validation_aurocs(systems) or _test_aurocs(systems)
+    tested = {name: inputs.value("auroc") or 0.0 for name, inputs in systems.items()}
+    ranking = _validation_aurocs(systems) or tested
     best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
     chosen = {name: inputs for name, inputs in systems.items() if against or name in best}
     image_ids = [set(inputs.predictions.image_id) for inputs in chosen.values()]
@@ -196,10 +197,6 @@ def _validation_aurocs(systems: Systems) -> dict[str, float]:
             return {}
         aurocs[name] = float(entry["value"])
     return aurocs
-
-
-def _test_aurocs(systems: Systems) -> dict[str, float]:
-    return {name: inputs.value("auroc") or 0.0 for name, inputs in systems.items()}
 
 
 def _describe_choice(systems: Systems) -> Note:

@@ -46,7 +46,7 @@ def test_the_power_of_a_bound_is_that_of_exact_tests() -> None:
     assert 0.78 < np.mean(shown) < 0.9
     assert needed < malignant_for_sensitivity(0.9, 0.95, power=0.8)
     assert malignant_for_sensitivity(0.95, 0.99999) == 59
-    with pytest.raises(InputError, match=r"expected=0.9: a sensitivity that shows 0.95"):
+    with pytest.raises(InputError, match=r"expected=0.9: must be above sensitivity=0.95"):
         malignant_for_sensitivity(0.95, 0.9)
 
 

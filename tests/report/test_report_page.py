@@ -14,33 +14,22 @@ import yaml
 from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run
 from scipy.stats import beta
 
-from skinmm.cli import main as cli
 from skinmm.errors import InputError
-from skinmm.evaluation.metrics import evaluate, evaluate_clinic
+from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.planning import malignant_for_auroc
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.report import report_predictions, write_report
-from skinmm.report.blocks import TEXTS, Note, Table, format_estimate, format_percent
+from skinmm.report.blocks import TEXTS, format_estimate
 from skinmm.report.compare import DIFFERENT
-from skinmm.report.inputs import ReportInputs, read_prediction_file, read_run
+from skinmm.report.inputs import read_run
 from skinmm.report.sections import SECTIONS
 from skinmm.report.sections.cohort import describe_people
-from skinmm.report.sections.headline import restate_at_clinic
 from skinmm.report.sections.performance import PER_PATIENT, PROBABILITIES, RATES
 from skinmm.report.sections.referral import (
     REFERRAL,
-    build_decided_tiles,
-    collect_referral_warnings,
-    describe_shares,
 )
-from skinmm.report.sections.subgroups import MEASURES, build_subgroups
+from skinmm.report.sections.subgroups import MEASURES
 from skinmm.report.sections.systems import SHOWN
-from skinmm.report.sections.verdict import (
-    build_frequencies,
-    build_verdict,
-    split_count,
-    useful_prevalence,
-)
 
 HOSTILE: Final = '"><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{&amp;皮膚'
 LOADERS: Final = {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
@@ -56,11 +45,6 @@ def assert_inert(page: Page) -> None:
                 assert value.startswith(("#", "data:image/jpeg;base64,"))
     assert set(re.findall(r"url\(\s*.", page.source)) <= {"url(#"}
     assert "@import" not in page.source
-
-
-def verdict(inputs: ReportInputs) -> str:
-    block = build_verdict(inputs)
-    return " ".join([block.title, *block.lines])
 
 
 @pytest.fixture
@@ -321,163 +305,6 @@ def test_pooled_folds_show_each_fold(run: Path, tmp_path: Path) -> None:
     assert "train fold_1" in page.text
 
 
-def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
-    table = fitted().drop(columns=["target", "patient_id"])
-    table.assign(image_id=table["image_id"] + ".jpg", threshold=0.3).to_csv(
-        tmp_path / "predictions.csv", index=False
-    )
-    labels = demo_cohort()[["image_id", "target", "age", "sex", "site"]]
-    labels.rename(columns={"age": "age_approx"}).to_csv(tmp_path / "labels.csv", index=False)
-    page = Page(
-        report_predictions(
-            tmp_path / "predictions.csv", tmp_path / "page.html", tmp_path / "labels.csv"
-        )
-    )
-    assert "sex: female" in page.text
-    assert "age: 40 to 59" in page.text
-    assert "At the threshold 0.300 it missed" in page.text
-    assert "is assumed" not in page.text
-
-
-@pytest.mark.parametrize("command", ["report", "compare"])
-def test_columns_that_are_not_used_are_named(
-    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, page = tmp_path / "a.csv", tmp_path / "page.html"
-    table = fitted().drop(columns="patient_id").assign(case="P1", subset="test", age=50)
-    table.to_csv(file, index=False)
-    table.assign(Patient=range(len(table))).to_csv(tmp_path / "b.csv", index=False)
-    files = [str(file), *([str(tmp_path / "b.csv")] if command == "compare" else [])]
-    assert cli.main([command, *files, f"output={page}"]) == 0
-    line = (
-        "no column patient_id or lesion_id: every image counts as a patient; columns not used: "
-        "case, subset (looks like a split)"
-    )
-    (warning,) = [row for row in capsys.readouterr().err.splitlines() if "not used" in row]
-    assert warning == f"WARNING: {file}: {line}"
-    assert Page(page).text.count(line) == 1
-
-
-@pytest.mark.parametrize("command", ["report", "compare"])
-def test_a_switch_is_true_or_false_and_nothing_else(
-    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = run / "predictions" / "test.csv"
-    out = tmp_path / "page.html"
-    for name in ("overwrite", *(["report.pictures"] if command == "report" else [])):
-        assert cli.main([command, str(file), str(file), f"output={out}", f"{name}=flase"]) == 2
-        assert cli.main([command, str(file), f"output={out}", f"{name}=flase"]) == 2
-        assert f"{name}: must be true or false, not 'flase'" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_the_command_leaves_pictures_out_and_takes_positive_classes(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["report", str(run), "report.pictures=False"]) == 0
-    assert Page(run / "report.html").count("img") == 0
-    file = tmp_path / "two.csv"
-    file.write_text("image_id,target,p_x,p_y\na,x,0.9,0.1\nb,y,0.4,0.6\nc,y,0.2,0.8\n")
-    page = tmp_path / "page.html"
-    assert cli.main(["report", str(file), f"output={page}"]) == 2
-    assert "name the malignant classes with positive=" in capsys.readouterr().err
-    assert cli.main(["report", str(file), f"output={page}", "positive=[y]"]) == 0
-    assert "3 images" in Page(page).text
-
-
-def test_costs_add_a_rule_and_its_mean_cost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, costs, page = (tmp_path / name for name in ("three.csv", "costs.yaml", "page.html"))
-    p = np.random.default_rng(0).dirichlet([1, 1, 2], size=60)
-    table = pd.DataFrame(p, columns=["p_bkl", "p_mel", "p_nv"])
-    table["target"] = np.array(["bkl", "mel", "nv"])[np.resize([0, 1, 2, 2], 60)]
-    table.rename_axis("image_id").to_csv(file)
-    costs.write_text("mel: {nv: 20}\n", encoding="utf-8")
-    given = ["report", str(file), f"output={page}", "overwrite=true"]
-    assert cli.main(given) == 0
-    assert "Mean cost" not in Page(page).text
-    assert cli.main([*given, f"evaluation.costs={costs}"]) == 0
-    assert "Mean cost" in Page(page).text
-    assert "lowest expected cost (cost)" in Page(page).text
-    costs.write_text("melanoma: {nv: 20}\n", encoding="utf-8")
-    assert cli.main([*given, f"evaluation.costs={costs}"]) == 2
-    assert "classes of bkl, mel, nv" in capsys.readouterr().err
-
-
-def test_a_page_that_is_there_is_kept(tmp_path: Path) -> None:
-    fitted().to_csv(tmp_path / "predictions.csv", index=False)
-    output = tmp_path / "page.html"
-    output.write_text("mine")
-    with pytest.raises(InputError, match=r"output=.* exists"):
-        report_predictions(tmp_path / "predictions.csv", output)
-    assert output.read_text() == "mine"
-    report_predictions(tmp_path / "predictions.csv", output, overwrite=True)
-    assert Page(output).count("svg") > 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "predictions.csv"]
-
-
-def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> None:
-    inputs = read_run(run, pictures=False)
-    rows = inputs.predictions
-    flags_all = replace(inputs, measured=evaluate(rows, threshold=0.0, resamples=100))
-    assert "flagging every lesion is at least as good" in verdict(flags_all)
-    assert f"it missed 0 of {rows.malignant.sum()} malignant" in verdict(flags_all)
-    perfect = replace(
-        rows, probabilities=np.column_stack([~rows.malignant, rows.malignant]).astype(float)
-    )
-    found = replace(inputs, predictions=perfect, measured=evaluate(perfect, resamples=100))
-    assert verdict(found).startswith("Useful at its threshold in this test")
-    gain = {"value": 0.01, "low": -0.01, "high": 0.02}
-    measured = {**found.measured, "metrics": found.measured["metrics"] | {"net_benefit_gain": gain}}
-    unproven = verdict(replace(found, measured=measured))
-    assert unproven.startswith("Not shown to be useful at its threshold")
-    assert "and flagged 0 of" in verdict(found)
-    noise = np.random.default_rng(0).random(len(rows))
-    random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
-    chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
-    assert verdict(chance).startswith("Not shown to be useful")
-
-
-def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run: Path) -> None:
-    inputs = read_run(run, pictures=False)
-    limits = useful_prevalence(inputs)
-    assert limits is not None
-    for limit in limits:
-        restated = evaluate_clinic(
-            inputs.predictions, threshold=THRESHOLD, prevalence=limit, resamples=0
-        )
-        assert restated is not None
-        assert restated["metrics"]["net_benefit_gain"]["value"] == pytest.approx(0, abs=1e-12)
-    assert f"a prevalence between {format_percent(limits[0])} and" in verdict(inputs)
-    worthless = {name: {"value": 0.5} for name in ("sensitivity", "specificity")}
-    measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
-    assert useful_prevalence(replace(inputs, measured=measured)) is None
-
-
-def test_natural_frequencies_add_up_and_have_the_shares_of_the_rows(run: Path) -> None:
-    inputs = read_run(run, pictures=False).restate(0.002)
-    row = build_frequencies(inputs)
-    assert row is not None
-    table, clinic = row.parts
-    assert isinstance(table, Table)
-    assert isinstance(clinic, Table)
-    assert table.header == ("", "Decided benign", "Decided malignant", "Referred", "All")
-    malignant, benign, total = ([int(cell.replace(",", "")) for cell in r[1:]] for r in table.rows)
-    rows = inputs.predictions
-    assert rows.decision is not None
-    for kind, truth in ((malignant, rows.malignant), (benign, ~rows.malignant)):
-        assert sum(kind[:3]) == kind[3] == pytest.approx(1000 * truth.mean(), abs=0.5)
-        shares = [(rows.decision[truth] == name).mean() for name in ("benign", "malignant")]
-        assert kind[:2] == pytest.approx([share * kind[3] for share in shares], abs=1)
-    assert total == [a + b for a, b in zip(malignant, benign, strict=True)]
-    assert [r[-1] for r in clinic.rows] == ["20", "9,980", "10,000"]
-    no_decisions = replace(inputs, predictions=replace(rows, decision=None))
-    table = build_frequencies(no_decisions).parts[0]  # type: ignore[union-attr]
-    assert table.header == ("", "Not flagged", "Flagged", "All")  # type: ignore[union-attr]
-    assert split_count(10, np.array(["a", "b", "c"]), ["a", "b", "c"]) == [4, 3, 3]
-
-
 def test_a_page_names_its_data_and_the_day_of_the_run(run: Path) -> None:
     (run / "environment.json").write_text(json.dumps({"date": "2026-02-01"}))
     page = Page(write_report(run, pictures=False))
@@ -493,86 +320,6 @@ def test_links_lead_into_folded_sections_and_nothing_else_is_folded(whole: Page)
     ]
 
 
-def test_a_gap_that_is_more_than_chance_is_named_above_the_tables(run: Path) -> None:
-    inputs = read_run(run, pictures=False)
-    rows = inputs.predictions
-    threshold = float(np.median(rows.malignancy[rows.malignant]))  # half are missed: 14 of women
-    hits = rows.malignant & (rows.malignancy >= threshold)
-    women = rows.malignant & ~hits
-    sex = pd.Series(np.where(women, "female", "male"), rows.image_id)
-    assert inputs.cohort is not None
-    cohort = inputs.cohort.drop(columns=["age", "site"])
-    cohort = cohort.assign(sex=cohort["image_id"].map(sex).fillna("male"))
-    measured = {**inputs.measured, "threshold": threshold}
-    section = build_subgroups(replace(inputs, cohort=cohort, measured=measured))
-    assert section is not None
-    notes = [block.text for block in section.blocks if isinstance(block, Note)]
-    named = "Sensitivity at the threshold differs by sex: lowest for female, highest for male"
-    assert any(note.startswith(named) for note in notes)
-    assert not any("image size" in note for note in notes)  # no size is known
-
-
-def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None:
-    inputs = read_run(run, pictures=False)
-    decision = inputs.predictions.decision
-    assert decision is not None
-    count = inputs.metrics["band"]["low"]["patients"]
-    assert count < 99
-    first = "evaluation.miss_rate=0.01 needs 99 images with malignant lesions"
-    (text,) = collect_referral_warnings(inputs)[:1]
-    assert text.startswith(first)
-    assert (
-        f"There are {count}, which allow a target of {format_percent(1 / (count + 1))} at best"
-        in text
-    )
-    assert "the validation rows" in text
-    assert "calibration rows" not in text
-    none = np.where(decision == "benign", "refer", decision)
-    undecided = replace(inputs, predictions=replace(inputs.predictions, decision=none))
-    texts = collect_referral_warnings(undecided)
-    assert any("benign: evaluation.miss_rate=0.01 leaves none" in text for text in texts)
-    unfamiliar = replace(undecided.predictions, ood=np.full(len(decision), 2.0))
-    texts = collect_referral_warnings(replace(undecided, predictions=unfamiliar))
-    assert "No lesion of the test is decided benign." in texts  # whatever the target
-    all_above = {**undecided.measured, "threshold": 0.0}
-    texts = collect_referral_warnings(replace(undecided, measured=all_above))
-    assert "No lesion of the test is decided benign." in texts
-    enough = {**inputs.metrics["band"]["low"], "patients": 99, "certified": 0.01}
-    metrics = {**inputs.metrics, "band": {**inputs.metrics["band"], "low": enough}}
-    assert not any(
-        "miss_rate" in text for text in collect_referral_warnings(replace(inputs, metrics=metrics))
-    )
-
-
-def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdict(
-    run: Path,
-) -> None:
-    inputs = read_run(run, pictures=False)
-    gain = {"value": 0.01, "low": 0.005, "high": 0.02}
-    metrics = {"net_benefit_gain": gain, "number_needed_to_treat": {"value": None}}
-    clinic = {"prevalence": 0.05, "metrics": metrics}
-    worthless = {"net_benefit_gain": {"value": -0.1, "low": -0.2, "high": -0.05}}
-    measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
-    inputs = replace(inputs, measured={**measured, "clinic": clinic})
-    text = verdict(inputs)
-    assert text.startswith("Not useful")
-    assert "it is useful, if lesions look as in this test" in text
-    assert "too" not in text.split()
-    assert "no malignant lesion is flagged, and the net benefit" in restate_at_clinic(inputs)[0]
-
-
-def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
-    rows = pd.DataFrame({"image_id": ["a", "b"], "p_malignant": [0.1, 0.9], "target": [0, 1]})
-    rows.assign(decision="refer").to_csv(tmp_path / "two.csv", index=False)
-    inputs = read_prediction_file(tmp_path / "two.csv", None, None, pictures=False)
-    text = verdict(inputs)
-    assert text.startswith("Not shown to be useful")
-    assert "it is not shown to be useful, if" in text
-    assert "There, no lesion is decided benign, and no lesion is decided malignant." in (
-        restate_at_clinic(inputs)
-    )
-
-
 def test_ages_and_sexes_that_are_not_all_known_say_so(run: Path) -> None:
     inputs = read_run(run, pictures=False)
     assert inputs.cohort is not None
@@ -583,26 +330,6 @@ def test_ages_and_sexes_that_are_not_all_known_say_so(run: Path) -> None:
     text = describe_people(replace(inputs, cohort=part))
     assert "(median 50, where known)" in text
     assert text.endswith("female where known")
-
-
-def test_the_head_counts_wrong_decisions_among_the_decided(run: Path) -> None:
-    inputs = read_run(run, pictures=False)
-    rows = inputs.predictions
-    benign = rows.decision == "benign"
-    assert isinstance(benign, np.ndarray)
-    tiles = {tile.label: tile for tile in build_decided_tiles(inputs)}
-    wrong = tiles["Decided benign, but malignant"]
-    assert wrong.value == format_percent(rows.malignant[benign].mean())
-    assert wrong.meaning == f"of {benign.sum()} lesions decided benign"
-    assert f"Decided benign: {(benign & rows.malignant).sum()} of" in verdict(inputs)
-    clinic = restate_at_clinic(inputs.restate(0.05))
-    assert clinic[0].startswith(f"At a prevalence of {format_percent(0.05, 2)}")
-    assert "of the lesions decided benign are malignant" in clinic[1]
-    undefined = {"decided_npv": {"value": 0.9}, "decided_ppv": {"value": None}}
-    assert describe_shares(undefined) == (
-        f"{format_percent(0.1)} of the lesions decided benign are malignant, "
-        "and no lesion is decided malignant"
-    )
 
 
 def test_metrics_that_an_earlier_version_did_not_have_are_added(run: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_high_auroc_has_a_smaller_difference(tmp_path: Path, capsys: Said) -> 
 
 def test_what_cannot_be_planned_is_named(tmp_path: Path, capsys: Said) -> None:
     assert plan(tmp_path, "expected=0.9") == 2
-    assert "a sensitivity that shows 0.95 must be between it and 1" in capsys.readouterr().err
+    assert "must be above sensitivity=0.95 and below 1" in capsys.readouterr().err
     assert plan(tmp_path, "auroc=0.97", "difference=0.05") == 2
     assert "an AUROC of 1.02 is not below 1; ask for less than 0.03" in capsys.readouterr().err
     rows = pd.DataFrame({"image_id": [*"abcd"], "target": [0, 0, 1, 1]})

@@ -139,7 +139,7 @@ def _build_companion(key: str, title: str, name: str, inputs: ReportInputs) -> S
 
 
 def _load_items(name: str, inputs: ReportInputs, answered: Container[str] = ()) -> list[Item]:
-    """Return the items of a table; `answered` has those of TRIPOD+AI that others refer to."""
+    """Return the items of a checklist; `answered` are items of TRIPOD+AI to refer to."""
     facts = collect_facts(inputs)
     with (files("skinmm.report") / "templates" / name).open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
