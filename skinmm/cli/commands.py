@@ -221,19 +221,14 @@ def _table_format(
 
 
 def run_runs(config: schemas.RunsConfig) -> int:
-    """Print a table of runs."""
-    print_runs(Path(config.input))
-    return 0
-
-
-def print_runs(folder: Path) -> None:
     """Print the runs below a folder, and the command that compares them."""
     from skinmm.report.terminal import HEADER, format_columns, list_runs
 
-    rows = list_runs(folder)
+    rows = list_runs(Path(config.input))
     print_line(format_columns(HEADER, rows))
     if len(rows) > 1:
-        print_line(f"to compare them: skinmm compare {shlex.quote(str(folder))}")
+        print_line(f"to compare them: skinmm compare {shlex.quote(config.input)}")
+    return 0
 
 
 def run_export(config: schemas.ExportConfig) -> int:

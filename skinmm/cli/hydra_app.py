@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 
-from skinmm.cli.commands import GENERATED, Command, print_runs
+from skinmm.cli.commands import GENERATED, Command, run_runs
 from skinmm.cli.overrides import (
     FOLDER_KEYS,
     add_user_configs,
@@ -30,6 +30,7 @@ from skinmm.cli.overrides import (
     require_user_configs,
 )
 from skinmm.config import Config, from_mapping, keys_with, load
+from skinmm.config.commands import RunsConfig
 from skinmm.errors import (
     InputError,
     Terminated,
@@ -136,7 +137,7 @@ def _print_overviews() -> None:
         folder = SweepFolders.started.pop()
         if any(folder.glob("*/config.yaml")):
             print_line("")
-            print_runs(folder)
+            run_runs(RunsConfig(str(folder)))
 
 
 def store_config(command: Command) -> None:

@@ -69,11 +69,6 @@ def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str
 
 
 def _has_meaning(column: "pd.Series[Any]", has_meaning: Callable[[str], bool]) -> bool:
-    cells = _cells(column)
+    distinct = map(str, column.dropna().unique()[:MAX_CELLS])
+    cells = [cell for cell in distinct if not is_missing(cell)]
     return bool(cells) and sum(map(has_meaning, cells)) >= MIN_SHARE * len(cells)
-
-
-def _cells(column: "pd.Series[Any]") -> list[str]:
-    """Return the first distinct cells that are not empty."""
-    cells = map(str, column.dropna().unique()[:MAX_CELLS])
-    return [cell for cell in cells if not is_missing(cell)]
