@@ -64,14 +64,9 @@ def train_fold(
     """Train one fold, calibrate it on rows apart from training, evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
-    continues from the last checkpoint in its folder. Returns the content of metrics.json
-    on rank 0, and an empty dict on other processes.
-
-    Args:
-        config: configuration of the run.
-        run: folder to write.
-        data: rows of the fold; None: those of the configuration.
-        train: replaces `train_network`, with its arguments and result.
+    continues from the last checkpoint in its folder. `data` replaces the rows of the configuration,
+    and `train` the function `train_network`. Returns the content of metrics.json on rank 0, and an
+    empty dict on other processes.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)
@@ -97,10 +92,10 @@ def train_fold(
 
     card, fitting = (train or train_network)(trainer, module, data, run)
 
-    fitting_part = CALIBRATION if len(data.rows(CALIBRATION)) else "val"
-    parts = ("test", *dict.fromkeys(("val", fitting_part)))
+    parts = [part for part in ("test", "val", CALIBRATION) if len(data.rows(part))]
     print_stage(config, f"testing: {len(data.rows('test')):,} rows")
     outputs = {part: predict_split(trainer, module, data, part) for part in parts}
+    fitting_part = CALIBRATION if CALIBRATION in parts else "val"
     names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
     # Corrections of loss and sampler, which need no fitting.
     closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
