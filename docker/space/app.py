@@ -13,7 +13,7 @@ from skinmm.serve.run import silence_libraries
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 
 predictor = CasePredictor([CHECKPOINT])
-queue = RequestQueue(slots=8, seconds=60, threads=predictor.lanes)
+queue = RequestQueue(slots=8, seconds=60, threads=predictor.concurrency)
 # The site of the Space shows the page in a frame.
 app = mount_page(create_app(predictor, queue, framed=True))
 

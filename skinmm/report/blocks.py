@@ -246,8 +246,8 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_share(mask: "pd.Series[bool]") -> str:
-    """Format `count (percentage)` of the true rows."""
-    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()))})"
+    """Format `count (percentage)` of the true rows; 100 % without decimals, to fit a phone."""
+    return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()), 0 if mask.all() else 1)})"
 
 
 def format_interval(entry: Mapping[str, Any] | None, *, percent: bool = False) -> str:

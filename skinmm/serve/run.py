@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ def serve(config: ServeConfig) -> int:
                 f"host={config.host}: other machines can reach this address, so it needs "
                 f"keys=FILE; {KEY_HELP}"
             )
+        if config.page and find_spec("gradio") is None:  # before torch, which takes seconds
+            install = "pip install 'skinmm[serve,page]'"
+            raise InputError(f"page=true needs gradio: {install}, or page=false")
         app = _build_app(config, keys)
     except ModuleNotFoundError as error:
         install = "pip install 'skinmm[serve]'"
@@ -72,13 +76,9 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     )
     if not config.page:
         return app
-    try:
-        from skinmm.serve.page import mount_page
+    from skinmm.serve.page import mount_page
 
-        return mount_page(app, patient_view=config.patient_view)
-    except ModuleNotFoundError as error:
-        install = "pip install 'skinmm[serve,page]'"
-        raise InputError(f"page=true needs {error.name}: {install}, or page=false") from error
+    return mount_page(app, patient_view=config.patient_view)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Progress of a run: bar or sparse lines, names of the stages, and the expected duration."""
 
+import importlib
 import sys
 import time
 from typing import Any, Final
@@ -8,7 +9,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
-from tqdm.auto import tqdm as notebook_tqdm
 
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
@@ -103,11 +103,34 @@ class Progress(Callback):
     def _open_bar(self, trainer: pl.Trainer, total: int, done: int, name: str) -> None:
         is_notebook = "ipykernel" in sys.modules
         if trainer.is_global_zero and (is_notebook or sys.stdout.isatty()):
-            bar = notebook_tqdm if is_notebook else tqdm
             layout = "{desc}{percentage:.0f}% {bar} {elapsed}, at most {remaining} left{postfix}"
-            options = {"file": sys.stdout, "bar_format": layout, "dynamic_ncols": True}
-            options |= {"desc": f"{name}: ", "leave": name.startswith("epoch")}
-            self._bar = bar(total=total, initial=done, **options)
+            options = {"bar_format": layout, "desc": f"{name}: ", "leave": name.startswith("epoch")}
+            if is_notebook:
+                options |= {
+                    "file": NotebookLine(),
+                    "mininterval": 1.0,
+                    "ncols": 120,
+                    "ascii": False,
+                }
+            else:
+                options |= {"file": sys.stdout, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=done, **options)
+
+
+class NotebookLine:
+    """Stream whose latest line is one output of a notebook's cell, however often it is written."""
+
+    def __init__(self) -> None:
+        display: Any = importlib.import_module("IPython.display").display
+        self._output = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text: str) -> None:
+        """Replace the line."""
+        if text.strip("\r\n"):
+            self._output.update({"text/plain": text.strip()}, raw=True)
+
+    def flush(self) -> None:
+        """Do nothing: each line is shown at once."""
 
 
 @rank_zero_only
