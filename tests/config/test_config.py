@@ -23,6 +23,7 @@ from skinmm.config import (
     resume_config,
     to_mapping,
 )
+from skinmm.config.checkpoints import is_part_of_run
 from skinmm.config.data_commands import AuditConfig, ExploreConfig, PackConfig, PackSparkConfig
 from skinmm.config.load import check_settings
 from skinmm.config.setting import keys_with
@@ -295,3 +296,10 @@ def test_resume_names_a_folder_without_a_run(tmp_path: Path) -> None:
     given = from_mapping(Config, {"resume": str(tmp_path)})
     with pytest.raises(InputError, match=r"not a run folder \(config\.yaml is missing\)"):
         resume_config(given, [])
+
+
+@pytest.mark.parametrize("name", ["fold_0", "fold_12", "final", "3"])
+def test_folders_of_folds_runs_of_a_grid_and_the_final_network_are_parts(name: str) -> None:
+    assert is_part_of_run(name)
+    assert not is_part_of_run(f"{name}_copy")
+    assert not is_part_of_run(f"demo_{name}")

@@ -47,6 +47,7 @@ def test_a_card_holds_the_run_s_figures_and_facts_and_names_nobody(tmp_path: Pat
         "No external validation",
         "with the complete record, 0.500 without it",
         "predict.py 'checkpoint=checkpoints/best.ckpt'",
+        "There are 5 parts; part 0 is tested.",
     ):
         assert words in card, words
     test = demo_cohort().query("part == 'test'")
@@ -120,6 +121,18 @@ def test_optimism_has_figures_only_for_what_was_simulated(
         "simulations with 60 malignant cases and 15 equally good epochs, selected by the mean"
         in text
     ) == (window == 3)
+
+
+def test_the_threshold_of_pooled_folds_is_the_mean_of_theirs(tmp_path: Path) -> None:
+    inputs = read_run(make_run(tmp_path), pictures=False)
+    assert ", chosen on the validation part for" in collect_facts(inputs)["threshold"]
+    rows = inputs.predictions
+    pooled = replace(rows, fold=np.arange(len(rows)) % 5)
+    config = {**inputs.config, "data": {**inputs.config["data"], "fold": "all"}}
+    facts = collect_facts(replace(inputs, predictions=pooled, config=config))
+    mean = ", the mean of the thresholds of the folds, each chosen on the validation part for"
+    assert mean in facts["threshold"]
+    assert "There are 5 parts; each is tested by a network that was not trained" in facts["split"]
 
 
 @pytest.mark.parametrize(
