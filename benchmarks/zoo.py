@@ -23,7 +23,8 @@ from skinmm.data.audit import compute_fingerprints, find_near_duplicates
 from skinmm.data.cohorts import load_cohort
 from skinmm.data.splits import find_components
 from skinmm.evaluation.metrics import evaluate
-from skinmm.evaluation.predictions import read_predictions
+from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.evaluation.smooth_calibration import calibration_noise
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import load_card, save_checkpoint, save_compact, to_16_bits
 
@@ -47,7 +48,10 @@ ALIASES: Final = {
 }
 """Images of SIIM-ISIC whose 256-bit hash differs from that of an image of ISIC 2017 in at most two
 bits, of the 775 and 10,013 images compared. No other image differs in 30 bits or fewer."""
-SHOWN: Final = ("auroc", "sensitivity", "specificity", "referred", "calibration_slope", "ece")
+SHOWN: Final = (
+    *("auroc", "ece", "calibration_slope", "calibration_intercept"),
+    *("sensitivity", "specificity", "referred"),
+)
 
 
 def train_network(root: Path, out: Path) -> None:
@@ -99,7 +103,10 @@ def write_model(best: Path, out: Path) -> None:
 
 
 def measure(out: Path, name: str, root: Path) -> None:
-    """Predict a cohort without the rows of the training, and print rows of the card's table."""
+    """Predict a cohort without the rows of the training, and print rows of the table.
+
+    An output that exists is measured again, without a prediction.
+    """
     rows = read_rows(name, root)
     used = pd.read_csv((ZOO / "cc0.csv"), dtype=str)
     if name == "own":
@@ -110,7 +117,8 @@ def measure(out: Path, name: str, root: Path) -> None:
     columns = ["image", "patient_id", "age", "sex", "site", "target"]
     inputs[columns].to_csv(out / f"{name}_input.csv", index=False)
     output = out / f"{name}.csv"
-    if status := predict([f"input={out / name}_input.csv", f"output={output}", "overwrite=true"]):
+    job = [f"input={out / name}_input.csv", f"output={output}"]
+    if not output.is_file() and (status := predict(job)):
         sys.exit(status)
     groups = {name: rows.index == rows.index}
     if "dataset" in rows:
@@ -119,7 +127,7 @@ def measure(out: Path, name: str, root: Path) -> None:
     threshold = float(pd.read_csv(output).threshold[0])
     for group, mask in groups.items():
         part = predictions.select(mask.nonzero()[0])
-        print(format_row(group, evaluate(part, threshold=threshold)))
+        print(format_row(group, part, evaluate(part, threshold=threshold)))
 
 
 def read_rows(name: str, root: Path) -> pd.DataFrame:
@@ -135,9 +143,11 @@ def read_rows(name: str, root: Path) -> pd.DataFrame:
     return rows
 
 
-def format_row(group: str, metrics: dict[str, Any]) -> str:
-    """Return a row of the table of the model's card."""
+def format_row(group: str, rows: Predictions, metrics: dict[str, Any]) -> str:
+    """Return a row: counts, mean probability and prevalence, calibration error by chance, ..."""
     cells = [f"{metrics['n']:,}", f"{metrics['positives']:,}"]
+    cells.append(f"{rows.malignancy.mean():.3f} / {metrics['prevalence']:.3f}")
+    cells.append(f"{calibration_noise(rows.malignancy)['ece']:.3f}")
     for name in SHOWN:
         entry = metrics["metrics"][name]
         value, low, high = (entry[bound] for bound in ("value", "low", "high"))
