@@ -43,12 +43,17 @@ def simulate(config: FederateSimulateConfig) -> int:
     silence()
     federation = open_federation(config)
     machine = {name: getattr(config.trainer, name) for name in ("accelerator", "workers")}
+    stored = {"cache": config.model.cache}
     apps = {}
     for name, data in split_sources(config.data, federation).items():
-        localise = build_localiser(data, **machine, overwrite=config.overwrite)
+        localise = build_localiser(data, **machine, **stored, overwrite=config.overwrite)
         folder = federation.folder / "clients" / name
         apps[name] = build_app(Centre(name, folder, localise, SHARED, b"simulated"))
-    run_federation(federation, SimulatedGrid(apps), NEVER)
+
+    def refuse() -> None:
+        raise InputError(f"too few clients; {federation.folder / 'log.txt'} has the reasons")
+
+    run_federation(federation, SimulatedGrid(apps), NEVER, refuse)
     return 0
 
 
@@ -102,7 +107,11 @@ def take_part(config: FederateClientConfig) -> int:
         config.name,
         Path(config.output).absolute(),
         build_localiser(
-            config.data, config.accelerator, config.workers, config.pretrained, config.overwrite
+            config.data,
+            config.accelerator,
+            config.workers,
+            config.pretrained,
+            overwrite=config.overwrite,
         ),
         config.share,
         key,
@@ -213,6 +222,8 @@ def build_localiser(
     accelerator: str,
     workers: int | None,
     pretrained: str | None = None,
+    cache: str | None = None,
+    *,
     overwrite: bool = False,
 ) -> Callable[[Config], Config]:
     """Return a function that sets what is local in the configuration of the server.
@@ -240,7 +251,8 @@ def build_localiser(
             progress=False,
             checkpoint_minutes=NEVER,
         )
-        model = replace(config.model, pretrained=pretrained or config.model.pretrained)
+        weights = pretrained or config.model.pretrained
+        model = replace(config.model, pretrained=weights, cache=cache)
         values = {name: value for name, value in own.items() if name in names}
         config = replace(config, data=replace(config.data, **values), trainer=trainer, model=model)
         return replace(config, overwrite=overwrite)

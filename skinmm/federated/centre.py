@@ -78,10 +78,10 @@ class ServerArrays(pl.Callback):
         self._arrays, self._mu = arrays, mu
         self._pulls: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, *modules: Any) -> None:
         """Replace the weights, after a checkpoint was restored."""
-        network = pl_module.get_submodule("network")
-        load_record(network, self._arrays)  # type: ignore[arg-type]
+        network = modules[1].network  # after the trainer
+        load_record(network, self._arrays)
         named = network.named_parameters() if self._mu else ()
         self._pulls = [(p, p.detach().clone()) for n, p in named if n in self._arrays]
 
@@ -224,7 +224,8 @@ class Centre:
             raise InputError("the server sent a round before its configuration")
         if self._module is None:
             folder = self._federation(agreement)
-            config = replace(config, model=replace(config.model, cache=str(folder / "features")))
+            cache = config.model.cache or str(folder / "features")
+            config = replace(config, model=replace(config.model, cache=cache))
             adopt_agreement(self._data, agreement)
             pl.seed_everything(config.seed, workers=False, verbose=False)
             trainer = build_trainer(replace(config, logger=LoggerConfig("none")), folder, 1)

@@ -22,6 +22,8 @@ from skinmm.federated.fleet import Nodes
 from skinmm.files import atomic_write
 
 DELTA: Final = 1e-5
+REPEATS: Final = 5
+"""Attempts of a round, after which the server stops."""
 
 
 def build_strategy(config: FederationConfig) -> FedAvg:
@@ -59,6 +61,7 @@ def run_federation(
     config, asked = federation.config, set[int]()
     strategy = build_strategy(config)
     answers: dict[str, dict[str, Any]] = {}
+    failures = 0
     while federation.round < config.rounds:
         greet(federation, grid, asked, answers, timeout)
         if len(grid.accepted & grid.list_connected()) < config.min_clients:
@@ -67,15 +70,21 @@ def run_federation(
         if not federation.agreement:
             epsilon = compute_epsilon(config.noise, config.rounds) if config.noise else None
             start(federation, answers, epsilon)
-        run_round(federation, grid, strategy, timeout)
+        failures = 0 if run_round(federation, grid, strategy, timeout) else failures + 1
+        if failures == REPEATS:
+            raise InputError(
+                f"round {federation.round + 1} failed {failures} times: "
+                f"{federation.folder / 'log.txt'} has the reasons; correct them and continue with "
+                f"resume={federation.folder}"
+            )
     greet(federation, grid, asked, answers, timeout)
     finish(federation, grid, timeout)
 
 
-def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: float) -> None:
+def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: float) -> bool:
     """Train one round on all accepted clients, and combine the answers that pass the checks.
 
-    If too few do, the arrays stay as they were, and the round is run again.
+    Return False if too few do; the arrays then stay as they were.
     """
     number, config = federation.round + 1, federation.config
     layout = {name: (tuple(s), t) for name, (s, t) in federation.agreement["layout"].items()}
@@ -102,13 +111,14 @@ def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: fl
             f"round {number}: {len(usable)} of {config.min_clients} clients; the round is repeated"
         )
         time.sleep(1)
-        return
+        return False
     federation.arrays = combine(federation, strategy, number, [*usable.values()], layout)
     federation.round = number
     for name in usable:
         federation.centres[name]["rounds"].append(number)
     federation.save()
     federation.log(f"round {number} of {config.rounds}: {', '.join(usable)}")
+    return True
 
 
 def find_problem_of(reply: Message, layout: Layout) -> str:

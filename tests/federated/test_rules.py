@@ -184,7 +184,7 @@ def test_the_proximal_term_has_the_gradient_of_its_formula() -> None:
             parameter.add_(0.25)
     moved = [p.detach().clone() for p in network.parameters()]
     callback = ServerArrays(arrays, mu=2.0)
-    callback.on_train_start(None, module)  # type: ignore[arg-type]
+    callback.on_train_start(None, module)
     start = [p.detach().clone() for p in network.parameters()]
     with torch.no_grad():
         for parameter, value in zip(network.parameters(), moved, strict=True):
