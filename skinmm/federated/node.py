@@ -42,7 +42,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from skinmm.errors import InputError, print_line
 from skinmm.federated.fleet import Nodes, inflate, set_identity
 
-HEARTBEAT: Final = 10.0
+HEARTBEAT: Final = 20.0
 """Seconds between two signs of life; a client without two of them counts as dead."""
 PAUSE: Final = 1.0  # seconds between two questions for work
 
@@ -112,7 +112,7 @@ def _answer_messages(
     ended = threading.Event()
 
     def send_heartbeats() -> None:
-        while not ended.wait(HEARTBEAT / 2):
+        while not ended.wait(HEARTBEAT / 4):
             with suppress(httpx.HTTPError):  # the next question for work fails too
                 client.SendNodeHeartbeat(
                     SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT)
@@ -167,9 +167,7 @@ def _push(client: FleetHttpClient, node: Node, message: Message) -> None:
     with no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = message.object_id
         objects, tree = get_all_nested_objects(message), get_object_tree(message)
-        plain = message_to_proto(
-            remove_content_from_message(message) if message.has_content() else message
-        )
+        plain = remove_content_from_message(message) if message.has_content() else message
         reply = client.PushMessages(
             PushMessagesRequest(
                 node=node,

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,9 +93,7 @@ def start(log: Path, function: Callable[..., Any], *args: Any) -> Any:
     """Start a function in a process of its own, which prints to a file."""
 
     def run() -> None:
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = log.open("a")  # in place of what captures the test's output
         try:
             function(*args)
         except BaseException as error:
