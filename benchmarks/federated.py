@@ -20,7 +20,7 @@ import pandas as pd
 from skinmm.config import Component, Config, DataConfig, ModelConfig, OptimizerConfig
 from skinmm.config.federated_commands import FederateSimulateConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig
-from skinmm.config.schema import EvaluationConfig, ScheduleConfig, TrainerConfig
+from skinmm.config.schema import EvaluationConfig, TrainerConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions
@@ -50,7 +50,6 @@ def build_config(data: DataConfig, cache: Path) -> Config:
         sampler=Component("shuffle"),
         augment=Component("none"),
         optimizer=OptimizerConfig(name="adamw"),
-        schedule=ScheduleConfig(),
         trainer=TrainerConfig(max_epochs=ROUNDS, workers=0, precision="32", progress=False),
         evaluation=EvaluationConfig(resamples=0),
         report=ReportConfig(pictures=False, explain=False),

@@ -42,11 +42,12 @@ def simulate(config: FederateSimulateConfig) -> int:
 
     silence()
     federation = open_federation(config)
-    machine = {name: getattr(config.trainer, name) for name in ("accelerator", "workers")}
-    stored = {"cache": config.model.cache}
+    trainer, model, overwrite = config.trainer, config.model, config.overwrite
     apps = {}
     for name, data in split_sources(config.data, federation).items():
-        localise = build_localiser(data, **machine, **stored, overwrite=config.overwrite)
+        localise = build_localiser(
+            data, trainer.accelerator, trainer.workers, cache=model.cache, overwrite=overwrite
+        )
         folder = federation.folder / "clients" / name
         apps[name] = build_app(Centre(name, folder, localise, SHARED, b"simulated"))
 

@@ -163,7 +163,14 @@ def serve_fleet(
     app.include_router(fleet_router)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host, port, ssl_certfile=certificate, ssl_keyfile=private_key, log_level="error"
+            app,
+            host,
+            port,
+            ws="none",
+            lifespan="off",
+            log_level="error",
+            ssl_certfile=certificate,
+            ssl_keyfile=private_key,
         )
     )
     thread = threading.Thread(target=server.run, daemon=True)
