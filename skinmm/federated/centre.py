@@ -148,7 +148,7 @@ class Centre:
         data = self._data
         positive = [data.classes.index(name) for name in data.positive]
         facts = {
-            "rows": len(data.cohort),
+            "rows": float(len(data.cohort)),
             "prevalence": float(np.isin(data.targets, positive).mean()),
         }
         return {name: value for name, value in facts.items() if name in self._share}
