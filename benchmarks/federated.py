@@ -20,7 +20,7 @@ import pandas as pd
 from skinmm.config import Component, Config, DataConfig, ModelConfig, OptimizerConfig
 from skinmm.config.federated_commands import FederateSimulateConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig
-from skinmm.config.schema import EvaluationConfig, TrainerConfig
+from skinmm.config.schema import EvaluationConfig, LossConfig, TrainerConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions
@@ -46,7 +46,7 @@ def build_config(data: DataConfig, cache: Path) -> Config:
         ),
         fusion=Component("concat"),
         tabular=Component("mlp"),
-        loss=Component("cross_entropy"),
+        loss=LossConfig("cross_entropy"),
         sampler=Component("shuffle"),
         augment=Component("none"),
         optimizer=OptimizerConfig(name="adamw"),
