@@ -185,6 +185,7 @@ def require_trainable(config: FederationConfig) -> None:
         "task": config.task != "classification",
         "head": config.head.name != "neural",
         "data.fold": config.data.fold == "all",
+        "loss.teacher": config.loss.teacher is not None,
         "trainer.ema": config.trainer.ema > 0,
         "trainer.average_best": config.trainer.average_best > 1,
         "schedule": config.schedule.name == "plateau",

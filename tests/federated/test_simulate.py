@@ -27,13 +27,15 @@ def simulated(config: Config, folder: Path, **settings: Any) -> FederateSimulate
 def quick(**trainer: Any) -> Config:
     """A micro-run with little to evaluate."""
     config = micro_config(accelerator="cpu", **trainer)
-    return replace(config, evaluation=replace(config.evaluation, resamples=20))
+    report = replace(config.report, explain=False, pictures=False)
+    evaluation, data = replace(config.evaluation, resamples=0), replace(config.data, limit=80)
+    return replace(config, evaluation=evaluation, report=report, data=data)
 
 
 def test_one_client_equals_a_plain_run_to_the_bit(tmp_path: Path) -> None:
-    config = quick(max_epochs=3)
+    config = quick(max_epochs=2)
     fit(config, tmp_path / "plain")
-    settings = simulated(config, tmp_path / "federation", rounds=3)
+    settings = simulated(config, tmp_path / "federation", rounds=2)
     assert federated.simulate(settings) == 0
 
     _, expected = load_card(tmp_path / "plain" / "checkpoints" / "last.ckpt")
