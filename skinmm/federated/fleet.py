@@ -72,6 +72,7 @@ class FleetGrid(Nodes):
     def __init__(self, factory: LinkStateFactory, run_id: int) -> None:
         super().__init__(factory)
         self.accepted, self.names = set(), {}
+        self._targets: dict[str, int] = {}  # message -> node
         self._run_id = run_id
         self.set_run(self.state.get_run_info(run_ids=[run_id])[0])
 
@@ -97,6 +98,7 @@ class FleetGrid(Nodes):
                     self.state.store_object(self._run_id, session, name, objects[name].deflate())
             if is_stored:
                 stored.append(message.metadata.message_id)
+                self._targets[message.metadata.message_id] = message.metadata.dst_node_id
         return stored
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -104,6 +106,9 @@ class FleetGrid(Nodes):
         replies = []
         for reply in self.state.get_message_res(message_ids={*message_ids}, run_id=self._run_id):
             name, store = reply.metadata.message_id, self.state.object_store
+            if reply.metadata.src_node_id == SUPERLINK_NODE_ID:  # Flower's own, of a dead client
+                node = self._targets.get(reply.metadata.reply_to_message_id, 0)
+                reply.metadata.__dict__["_src_node_id"] = node
             if not reply.has_error():
                 try:
                     reply = inflate(store.get_object_tree(name), store.get, reply)

@@ -42,8 +42,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from skinmm.errors import InputError, print_line
 from skinmm.federated.fleet import Nodes, inflate, set_identity
 
-HEARTBEAT: Final = 20.0
-"""Seconds between two signs of life; a client without two of them counts as dead."""
+HEARTBEAT: Final = 30.0
+"""A client without a sign of life for two such times, in seconds, counts as dead."""
 PAUSE: Final = 1.0  # seconds between two questions for work
 
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
@@ -112,8 +112,8 @@ def _answer_messages(
     ended = threading.Event()
 
     def send_heartbeats() -> None:
-        while not ended.wait(HEARTBEAT / 4):
-            with suppress(httpx.HTTPError):  # the next question for work fails too
+        while not ended.wait(HEARTBEAT / 6):
+            with suppress(Exception):  # the next question for work fails too
                 client.SendNodeHeartbeat(
                     SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT)
                 )

@@ -14,7 +14,11 @@ import torch
 from micro_runs import micro_config, read_data, table_cohort
 
 from skinmm.config import DataConfig
-from skinmm.config.federated_commands import FederateClientConfig, FederateServerConfig
+from skinmm.config.federated_commands import (
+    FederateClientConfig,
+    FederateServerConfig,
+    FederationConfig,
+)
 from skinmm.data.audit import compute_fingerprints, find_near_duplicates
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
@@ -24,10 +28,10 @@ from skinmm.models.network import Network, build_network
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from skinmm.federated import build_localiser, serve, take_part
-from skinmm.federated.agreement import merge_columns, to_client_mapping
+from skinmm.federated.agreement import Federation, merge_columns, to_client_mapping
 from skinmm.federated.arrays import describe_layout, find_problem, list_shared, to_record
 from skinmm.federated.audit import (
     describe_links,
@@ -37,8 +41,9 @@ from skinmm.federated.audit import (
     to_plain,
 )
 from skinmm.federated.centre import ServerArrays, describe_column
+from skinmm.federated.fleet import set_identity
 from skinmm.federated.node import read_private_key
-from skinmm.federated.rounds import compute_epsilon
+from skinmm.federated.rounds import build_strategy, combine, compute_epsilon
 
 
 def described(table: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
@@ -251,3 +256,48 @@ def test_keyed_bands_find_the_near_duplicates_of_the_plain_hashes(
     )
     assert across.sum() >= 20
     assert links == ["20 images of A (training) in B (test)"]
+
+
+def combined(tmp_path: Path, sent: list[tuple[np.ndarray, int]], **settings: Any) -> np.ndarray:
+    """The array after a round, of clients with an array and a number of rows each."""
+    set_identity(1, 1)
+    values = {"weight": np.zeros_like(sent[0][0]), "batches": np.array(0)}
+    start = ArrayRecord({name: Array(value) for name, value in values.items()})
+    layout = describe_layout(start)
+    if "noise" in settings:
+        layout.pop("batches")
+    config = FederationConfig(**settings)
+    agreement = {"parameters": ["weight"], "layout": layout}
+    federation = Federation(config, tmp_path, agreement, start)
+    replies = []
+    for value, rows in sent:
+        arrays = ArrayRecord({"weight": Array(value), "batches": Array(np.array(rows))})
+        content: Any = {"arrays": arrays, "metrics": MetricRecord({"num-examples": rows})}
+        question = Message(RecordDict(), 2, "train")
+        replies.append(Message(RecordDict(content), reply_to=question))
+    result = combine(federation, build_strategy(config), 1, replies, layout)
+    if "noise" not in settings:
+        expected = round(np.average([rows for _, rows in sent], weights=[rows for _, rows in sent]))
+        assert result["batches"].numpy() == expected
+        assert result["batches"].numpy().dtype == np.int64
+    return result["weight"].numpy()
+
+
+def test_updates_are_weighted_by_rows(tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(0), [10, 20, 70]
+    values = [rng.normal(size=(4, 3)).astype(np.float32) for _ in rows]
+    result = combined(tmp_path, [*zip(values, rows, strict=True)])
+    np.testing.assert_allclose(result, np.average(values, axis=0, weights=rows), rtol=1e-5)
+    assert result.dtype == np.float32
+    alone = combined(tmp_path, [(values[0], 17)])
+    np.testing.assert_array_equal(alone, values[0])
+
+
+def test_private_updates_are_clipped_and_have_the_noise_of_the_setting(tmp_path: Path) -> None:
+    np.random.seed(0)  # noqa: NPY002 - which Flower draws from
+    size, clip, noise = 40_000, 2.0, 1.5
+    large = np.full(size, 1.0, np.float32)  # its norm is 200
+    sent = [(large, 10), (large, 1000), (large, 10)]
+    result = combined(tmp_path, sent, noise=noise, clip_norm=clip)
+    assert result.mean() == pytest.approx(clip / np.sqrt(size), abs=0.015)
+    assert result.std() == pytest.approx(noise * clip / 3, rel=0.02)
