@@ -54,7 +54,7 @@ def preview(config: PreviewConfig) -> int:
 
 def _build_card(data: "LesionData", dataset: Any, key: tuple[int, int]) -> "Card":
     """Return the card of one sample: class, decoded record and augmented image."""
-    from skinmm.data.augment import apply_seeded
+    from skinmm.data.dataset import apply_seeded
     from skinmm.report.blocks import Card, to_data_url
 
     sample = dataset[key]

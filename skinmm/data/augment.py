@@ -1,35 +1,15 @@
-"""Image augmentations, applied as a function of a seed."""
+"""Image augmentations; `skinmm.data.dataset.apply_seeded` applies them as a function of a seed."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
+from skinmm.data.dataset import Transform
 from skinmm.errors import InputError
-
-Transform = Callable[[Any], Any]
-"""Function of an image, or of a pair of tv_tensors (image, mask) with the same geometry."""
-
-Image = UInt8[Tensor, "3 h w"]
-T = TypeVar("T")
-
-
-def apply_seeded(transform: Transform, image: T, seed: int) -> T:
-    """Apply a random transform as a function of the seed, and restore the random state.
-
-    Transforms use the generator of the CPU only; `torch.manual_seed` would also reseed the
-    generator of the GPU, and with it the dropout of the network.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        augmented: T = transform(image)
-    return augmented
-
 
 _MAGNITUDES: Final = 31  # bins of RandAugment
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from skinmm.config import Config, build_component
 from skinmm.config.cores import count_cores
-from skinmm.data.augment import AUGMENTS, apply_seeded
+from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
 from skinmm.data.dataset import (
     CachedFeatures,
@@ -22,6 +22,7 @@ from skinmm.data.dataset import (
     ModalityDropout,
     Sample,
     View,
+    apply_seeded,
 )
 from skinmm.data.file_checks import FileCheck, fill_sizes, image_checks, require_usable
 from skinmm.data.lesion_finder import add_measurements, build_preprocessing

@@ -1,8 +1,8 @@
 """Rows of a cohort as tensors: decoded images, encoded records, and modality dropout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -10,12 +10,27 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from skinmm.data.augment import Transform, apply_seeded
 from skinmm.errors import InputError
 from skinmm.images.base import resize
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import DETAIL_STEPS, preprocess
 from skinmm.images.source import Source, read_source
+
+Transform = Callable[[Any], Any]
+"""Function of an image, or of a pair of tv_tensors (image, mask) with the same geometry."""
+T = TypeVar("T")
+
+
+def apply_seeded(transform: Transform, image: T, seed: int) -> T:
+    """Apply a random transform as a function of the seed, and restore the random state.
+
+    Transforms use the generator of the CPU only; `torch.manual_seed` would also reseed the
+    generator of the GPU, and with it the dropout of the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        augmented: T = transform(image)
+    return augmented
 
 
 class Dropped(NamedTuple):

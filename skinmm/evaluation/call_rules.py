@@ -7,7 +7,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64, Shaped
-from sklearn.metrics import f1_score
 
 from skinmm.errors import InputError
 from skinmm.evaluation.curves import Samples, ratio
@@ -140,6 +139,8 @@ def fit_pooled_thresholds(
     The power, of `POWERS`, is that of the highest macro F1: 0 calls the likeliest class, 1 is the
     rule `balanced`. The common factor has the highest F1 over all pairs of row and class.
     """
+    from sklearn.metrics import f1_score  # takes a second; prediction does not need it
+
     truth = np.arange(probabilities.shape[1]) == targets[:, None]
     shares = np.maximum(truth.mean(axis=0), _LEAST)
     scores = [probabilities / shares**power for power in POWERS]

@@ -15,10 +15,17 @@ from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image, Mask
 
 from skinmm.config import Config, to_mapping
-from skinmm.data.augment import Transform, apply_seeded
 from skinmm.data.cohorts import load_cohort, require_images, require_masks
 from skinmm.data.datamodule import FoldData
-from skinmm.data.dataset import ImageError, Key, LesionDataset, Sample, View
+from skinmm.data.dataset import (
+    ImageError,
+    Key,
+    LesionDataset,
+    Sample,
+    Transform,
+    View,
+    apply_seeded,
+)
 from skinmm.data.file_checks import FileCheck, image_checks
 from skinmm.data.lesion_finder import build_preprocessing
 from skinmm.errors import InputError, print_line

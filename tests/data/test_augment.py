@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
-from skinmm.data.augment import AUGMENTS, apply_seeded, standard
+from skinmm.data.augment import AUGMENTS, standard
+from skinmm.data.dataset import apply_seeded
 from skinmm.errors import InputError
 
 SIZE = 24

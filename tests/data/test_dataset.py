@@ -11,8 +11,8 @@ from miniature_cohorts import picture, write_records
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from skinmm.data.augment import apply_seeded, standard
-from skinmm.data.dataset import ImageError, LesionDataset, View, load_image
+from skinmm.data.augment import standard
+from skinmm.data.dataset import ImageError, LesionDataset, View, apply_seeded, load_image
 from skinmm.errors import InputError
 from skinmm.images.decode import decode
 from skinmm.images.preprocess import preprocess
