@@ -48,7 +48,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         *("predict", "report", "training"),
     ),
     "spark": ("config", "data", "images", "predict"),
-    "serve": ("config", "evaluation", "images", "predict", "report", "training"),
+    "serve": ("config", "data", "evaluation", "images", "predict", "report", "training"),
     "federated": ("config", "data", "images", "models", "training"),
     # The command line. It imports other rooms inside functions: it answers --help and refuses a
     # wrong option before they, and torch, are loaded.

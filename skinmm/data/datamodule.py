@@ -235,8 +235,7 @@ class LesionData(FoldData):
         self.positive = list_positive_classes(self.classes, data)
         self.split_cohort(table, *checks)
         self.cohort = add_measurements(self.cohort, data.columns, self.finder, MAX_WORKERS)
-        columns = [self.classes.index(name) for name in self.positive]
-        malignant = np.isin(self.targets, columns)
+        malignant = np.isin(self.targets, [self.classes.index(name) for name in self.positive])
         if data.split == "source":
             require_both_targets(self.cohort, malignant)
         self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
