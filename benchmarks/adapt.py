@@ -112,8 +112,8 @@ def run_unlabelled(rows: Predictions, reference: Predictions, rng: np.random.Gen
         is_used = shift.is_plausible and shift.is_changed
         unchanged += shift.is_plausible and not shift.is_changed
         before.append(measure(test.probabilities, test))
-        state = shift.state if is_used else {"scale": 1.0, "shifts": [0.0, 0.0]}
-        after.append(measure(apply_scale(state, test.probabilities), test))
+        adapted = apply_scale(shift.state, test.probabilities) if is_used else test.probabilities
+        after.append(measure(adapted, test))
     report(f"{SIZES[-1]} unlabelled", before, after, {"refused": refused, "unchanged": unchanged})
 
 
