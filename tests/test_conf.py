@@ -9,7 +9,7 @@ import timm
 import yaml
 from hydra import compose, initialize_config_dir
 
-from skinmm.cli.hydra_app import CONF, store_config
+from skinmm.cli.compose import CONF, store_config
 from skinmm.cli.main import COMMANDS
 from skinmm.config import Config, PredictConfig, ScheduleConfig, flatten, from_mapping, to_mapping
 from skinmm.config.commands import ServeConfig

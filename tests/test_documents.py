@@ -11,7 +11,7 @@ import pytest
 from quick_runs import ROOT
 
 from skinmm.cli import main as cli
-from skinmm.cli.hydra_app import CONF
+from skinmm.cli.compose import CONF
 from skinmm.config import commands as commands_schema
 from skinmm.config import data_commands, federated_commands, schema
 

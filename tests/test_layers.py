@@ -56,6 +56,8 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
         *("config", "data", "images", "models", "predict", "report"),
         *("segmentation", "serve", "spark", "training"),
     ),
+    # Contract tests, also for components of others.
+    "testing": ("config", "data", "models"),
     "__main__": ("cli",),
     "train.py": ("cli",),
     "predict.py": ("cli",),
@@ -65,7 +67,7 @@ LATE: Final = {"cli": tuple(room for room in ARROWS["cli"] if room != "config")}
 # Packages that are not named here may be imported anywhere.
 LIGHTNING: Final = ("data.datamodule", "federated", "segmentation", "training")
 ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
-    "hydra": ("cli.hydra_app",),
+    "hydra": ("cli.hydra_app", "cli.compose"),
     "omegaconf": ("config",),
     "pydicom": ("images", "predict.dicom_sr"),
     "tfrecord": ("images",),
@@ -74,7 +76,16 @@ ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "lightning": (),  # the same code as pytorch_lightning under a second name
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
-    "torch": ("data", "federated", "models", "predict", "segmentation", "serve", "training"),
+    "torch": (
+        "data",
+        "federated",
+        "models",
+        "predict",
+        "segmentation",
+        "serve",
+        "testing",
+        "training",
+    ),
     "flwr": ("federated",),
 }
 LATE_PACKAGES: Final = ("tfrecord",)  # imports torch, which takes 1.7 s

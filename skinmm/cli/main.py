@@ -25,7 +25,8 @@ from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
 from skinmm.config import federated_commands as federated
 from skinmm.config.cores import prepare_threads
-from skinmm.errors import delay_sigterm, print_line, warn
+from skinmm.config.registry import load_plugins
+from skinmm.errors import InputError, delay_sigterm, print_line, warn
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
@@ -167,7 +168,7 @@ def train(argv: list[str]) -> int:
 
     def job(config: Config, folder: Path) -> int:
         if not config.study.arms:
-            return _start(config, folder, argv)
+            return start(config, folder, argv)
         studies.append((config, folder))
         return 0
 
@@ -175,7 +176,7 @@ def train(argv: list[str]) -> int:
     try:
         status = run_hydra(argv, TRAIN, job)
         for config, folder in studies:
-            status = max(status, study(config, folder.absolute(), argv, TRAIN, _start))
+            status = max(status, study(config, folder.absolute(), argv, TRAIN, start))
     finally:
         if TORCHRUN in os.environ:
             from skinmm.training.distributed import dismiss
@@ -204,14 +205,17 @@ def _bracket_list(item: str, settings: Any) -> str:
     return f"{key}={quote_list(text.strip() for text in values)}"
 
 
-def _start(config: Config, folder: Path, argv: list[str]) -> int:
+def start(config: Config, folder: Path, argv: list[str]) -> int:
+    """Start a run, or resume one that the configuration names."""
     from skinmm.data.cohorts import verify_cohort
 
     if config.resume is None:
         config, folder = absolutize_paths(config), folder.absolute()
     else:
         overrides = [item for item in argv if "=" in item and not item.startswith("-")]
-        config = resume_config(config, overrides)
+        is_given, config = bool(config.plugins), resume_config(config, overrides)
+        if config.plugins and not is_given:
+            raise InputError(f"resume={config.resume}: give its plugins={config.plugins} again")
         folder = Path(config.resume or "").absolute()
         if _import_training(config).is_finished(config, folder):
             print_line(f"{folder}: this run is finished; its report: {folder / 'report.html'}")
@@ -272,6 +276,7 @@ def _take_part() -> int:
         return follow(lambda config, folder: _import_training(config).fit(config, folder))
     end_with_parent()
     folder = Path(os.environ[JOIN])
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")  # of the run that rank 0 has started
+    load_plugins(config.plugins)
     _import_training(config).fit(config, folder)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skinmm.config import keys_with, load
+from skinmm.config.registry import load_plugins
 from skinmm.errors import InputError, is_utf8
 
 FOLDER_KEYS: Final = ("hydra.run.dir", "hydra.sweep.dir")
@@ -68,6 +69,15 @@ def add_user_configs(argv: list[str]) -> list[str]:
         else:
             rest.append(word)
     return rest if folder is None else [*rest, f"{_SEARCH_PATH}[{quote(_to_url(folder))}]"]
+
+
+def load_user_code(argv: list[str]) -> None:
+    """Run the files of `plugins=`, whose components are options of the command line."""
+    for word in argv:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == "plugins":
+            load_plugins(re.findall(r"[^\[\],'\"]+", value))
+    require_user_configs(argv)
 
 
 def require_user_configs(argv: list[str]) -> None:

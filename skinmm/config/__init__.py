@@ -9,6 +9,7 @@ from skinmm.config.load import (
     to_mapping,
 )
 from skinmm.config.optimisation import LossConfig, OptimizerConfig, ScheduleConfig
+from skinmm.config.registry import Registry
 from skinmm.config.schema import (
     Config,
     DataConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PredictConfig",
+    "Registry",
     "ScheduleConfig",
     "build_component",
     "check_component",

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from skinmm.config.checkpoints import INCLUDED
-from skinmm.config.setting import fraction, literal_path, output_path, section, setting
+from skinmm.config.setting import PLUGINS, fraction, literal_path, output_path, section, setting
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
 CHECKPOINTS: Final = "run folder, file, pattern, or list (ensemble); zoo:cc0: the included model"
+DECODERS: Final = "decoding threads; null: CPU cores, at most 8"
 MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
 UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is then refer"
 
@@ -27,6 +28,7 @@ class InferenceConfig:
         True, "refer ambiguous or unfamiliar rows; false: threshold only", decides_rows=True
     )
     uncalibrated: bool = setting(False, UNCALIBRATED)
+    plugins: list[str] = literal_path([], PLUGINS)
 
 
 @dataclass
@@ -59,9 +61,7 @@ class PredictConfig(BatchInferenceConfig):
     explain: str | None = output_path(
         None, "folder for heat maps and contributions", decides_rows=True
     )
-    workers: int | None = setting(
-        None, "decoding threads; null: CPU cores, at most 8", low=0, high=1000
-    )
+    workers: int | None = setting(None, DECODERS, low=0, high=1000)
     resume: bool = setting(False, "continue a job that was interrupted")
     overwrite: bool = setting(False, "replace existing output")
 
@@ -86,9 +86,8 @@ class EmbeddingConfig:
     )
     accelerator: str = setting("auto", "device to run on", choices=("auto", "cpu", "gpu"))
     batch_size: int = setting(32, "images per batch", low=1, high=100_000)
-    workers: int | None = setting(
-        None, "decoding threads; null: CPU cores, at most 8", low=0, high=1000
-    )
+    workers: int | None = setting(None, DECODERS, low=0, high=1000)
+    plugins: list[str] = literal_path([], PLUGINS)
     overwrite: bool = setting(False, "replace existing output")
 
 
@@ -150,6 +149,7 @@ class ExportConfig:
     runtime: str | None = literal_path(
         None, "folder of onnxruntime-web for target=browser; null: that in node_modules"
     )
+    plugins: list[str] = literal_path([], PLUGINS)
     rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
     uncalibrated: bool = setting(False, UNCALIBRATED)
     overwrite: bool = setting(False, "replace existing output")
@@ -169,6 +169,7 @@ class AdaptConfig:
     reference: str | None = literal_path(
         None, "without target: predictions of validation rows; null: those of the run folder"
     )
+    plugins: list[str] = literal_path([], PLUGINS)
     output: str = output_path("adapted.ckpt", "checkpoint to write")
     page: str = output_path("adapt.html", "page to write: before and after")
     accelerator: str = setting(
@@ -312,5 +313,6 @@ class FeedbackConfig:
     checkpoint: Any = literal_path(
         None, "run folder, file, pattern, or list; null: the latest of the store", usage=CHECKPOINT
     )
+    plugins: list[str] = literal_path([], PLUGINS)
     output: str = output_path("feedback", "folder for feedback.html, feedback.json and cases.csv")
     overwrite: bool = setting(False, "replace existing output")

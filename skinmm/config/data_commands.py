@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from skinmm.config.commands import MASTER
 from skinmm.config.schema import Config, DataConfig
-from skinmm.config.setting import literal_path, output_path, section, setting
+from skinmm.config.setting import PLUGINS, literal_path, output_path, section, setting
 
 
 @dataclass
@@ -12,6 +12,7 @@ class AuditConfig:
     """Find leaks and shortcuts in a cohort; exit status 1 if its split leaks."""
 
     data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
+    plugins: list[str] = literal_path([], PLUGINS)
     near: bool = setting(False, "also compare all pixels, to find near duplicates", usage="true")
     output: str = output_path("audit", "folder for audit.json and audit.html")
     overwrite: bool = setting(False, "replace an existing audit")
@@ -22,6 +23,7 @@ class ExploreConfig:
     """Show the classes, missing values and images of a cohort on one page."""
 
     data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
+    plugins: list[str] = literal_path([], PLUGINS)
     examples: int = setting(12, "images shown per class", low=0, high=500)
     output: str = output_path("explore.html", "page to write")
     overwrite: bool = setting(False, "replace an existing page")
@@ -52,6 +54,7 @@ class PackingConfig:
 
     data: DataConfig = section(DataConfig, usage="siim_isic data.root=DIR")
     out: str = output_path("", "folder to write", example="packed")
+    plugins: list[str] = literal_path([], PLUGINS)
     size: int = setting(512, "shorter side in pixels; images are not enlarged", low=16, high=8192)
     quality: int = setting(95, "JPEG quality", low=1, high=100)
     overwrite: bool = setting(False, "replace a pack of other rows or settings")

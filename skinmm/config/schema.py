@@ -281,5 +281,6 @@ class Config:
         task=CLASSIFY,
     )
     seed: int = setting(0, "random seed of everything except the split", low=0, high=2**32 - 1)
+    plugins: list[str] = literal_path([], "files of plug-ins", resumable=True, incidental=True)
     resume: str | None = literal_path(None, "run folder to continue", per_start=True)
     overwrite: bool = setting(False, "replace an existing run in the folder", per_start=True)

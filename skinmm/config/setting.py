@@ -80,6 +80,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+PLUGINS: Final = "Python files of plug-ins, e.g. [my_blocks.py]"
 literal_path = partial(setting, path=True)
 local = partial(setting, local=True)
 output_path = partial(setting, path=True, output=True)

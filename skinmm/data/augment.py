@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Mask
 
+from skinmm.config import Registry
 from skinmm.data.dataset import Transform
 from skinmm.errors import InputError
 
@@ -105,12 +106,13 @@ def none(size: int) -> Transform:  # noqa: ARG001  the contract of AUGMENTS
     return torch.nn.Identity()
 
 
-AUGMENTS: Final[dict[str, Callable[..., Transform]]] = {
-    "standard": standard,
-    "strong": strong,
-    "randaugment": randaugment,
-    "none": none,
-}
+AUGMENTS: Final[Registry[Callable[..., Transform]]] = Registry(
+    "augment",
+    standard=standard,
+    strong=strong,
+    randaugment=randaugment,
+    none=none,
+)
 
 
 class _Erase(v2.RandomErasing):  # type: ignore[misc]  # torchvision has no types

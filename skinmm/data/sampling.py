@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch.utils.data import Sampler
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 
 Labels = Int[np.ndarray, " rows"]
@@ -195,14 +196,15 @@ class Undersample:
         return np.minimum(counts, round(self.ratio * int(counts[counts > 0].min())))
 
 
-SAMPLERS: Final[dict[str, Callable[..., RowSampler]]] = {
-    "shuffle": Shuffle,
-    "weighted": Weighted,
-    "balanced": Balanced,
-    "undersample": Undersample,
-    "oversample": Oversample,
-    "patient_balanced": PatientBalanced,
-}
+SAMPLERS: Final[Registry[Callable[..., RowSampler]]] = Registry(
+    "sampler",
+    shuffle=Shuffle,
+    weighted=Weighted,
+    balanced=Balanced,
+    undersample=Undersample,
+    oversample=Oversample,
+    patient_balanced=PatientBalanced,
+)
 
 
 def make_generator(*key: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from skinmm.config import ModelConfig
+from skinmm.config import ModelConfig, Registry
 from skinmm.errors import InputError
 from skinmm.models.pretrained import find_weights, load_weights
 from skinmm.models.sources import OPEN_CLIP, OpenClipImage, find_source
@@ -48,10 +48,11 @@ class SimpleCNN(nn.Sequential):
         self.head_hidden_size = self.num_features
 
 
-CUSTOM: Final[dict[str, Callable[..., nn.Module]]] = {
-    "simple_cnn": SimpleCNN,
-    OPEN_CLIP: OpenClipImage,
-}
+CUSTOM: Final[Registry[Callable[..., nn.Module]]] = Registry(
+    "model",
+    simple_cnn=SimpleCNN,
+    **{OPEN_CLIP: OpenClipImage},
+)
 """Networks of this package; every other name is one of timm's."""
 
 
@@ -173,11 +174,12 @@ def _build(
             args.setdefault("img_size", config.image_size)
     net = _create(config, partial(create, **args, **head))
     origin = "from scratch"
-    if source.name == "simple_cnn" and str(config.pretrained).lower() not in ("auto", "false"):
+    has_weights = source.name not in CUSTOM or source.name == OPEN_CLIP
+    if not has_weights and str(config.pretrained).lower() not in ("auto", "false"):
         raise InputError(
             f"model.name={config.name} has no pretrained weights; set model.pretrained=false"
         )
-    if pretrained and source.name != "simple_cnn":
+    if pretrained and has_weights:
         build = partial(create, **args)
         weights = find_weights(config.name, source.location, config.pretrained, build, source.files)
         origin = weights.origin

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from skinmm.config.registry import require_sources
 from skinmm.errors import InputError
 from skinmm.files import atomic_write
 
@@ -57,6 +58,7 @@ class Card:
         inputs: distributions of the training records, and of the outputs for the test rows.
         background: `image` features (bfloat16) and encoded `record` of a sample of validation rows,
             from which explanations start; empty in older checkpoints.
+        parts: kind, name and source of each component that is not of this package.
         adaptation: record of the adaptation to a site, see `skinmm adapt`; None: not adapted.
     """
 
@@ -79,6 +81,7 @@ class Card:
     inputs: dict[str, Any] = field(default_factory=dict)
     background: dict[str, Tensor] = field(default_factory=dict)
     adaptation: dict[str, Any] | None = None
+    parts: list[dict[str, str]] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -293,6 +296,7 @@ def _parse_card(content: Any, path: Path) -> Card:
             f"{path}: trained with fusion={name}, which this version no longer has; use the skinmm "
             "that trained it, or train again with another fusion"
         )
+    require_sources(path, card.get("parts", []))
     return Card(**{i.name: card[i.name] for i in fields(Card) if i.name in card})
 
 

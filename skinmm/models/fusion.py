@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, logsigmoid
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 
 Features = Float[Tensor, "b _"]
@@ -294,16 +295,17 @@ class Bilinear(Fusion):
         return self.image(image) * self.record(record)
 
 
-FUSIONS: Final[dict[str, type[Fusion]]] = {
-    "image_only": ImageOnly,
-    "tabular_only": TabularOnly,
-    "concat": Concat,
-    "late": Late,
-    "gated": Gated,
-    "film": FiLM,
-    "metanet": MetaNet,
-    "metablock": MetaBlock,
-    "cross_attention": CrossAttention,
-    "bilinear": Bilinear,
-}
+FUSIONS: Final[Registry[type[Fusion]]] = Registry(
+    "fusion",
+    image_only=ImageOnly,
+    tabular_only=TabularOnly,
+    concat=Concat,
+    late=Late,
+    gated=Gated,
+    film=FiLM,
+    metanet=MetaNet,
+    metablock=MetaBlock,
+    cross_attention=CrossAttention,
+    bilinear=Bilinear,
+)
 """The fusion blocks by the name that `fusion=` selects."""

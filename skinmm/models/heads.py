@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 from skinmm.models.fusion import Fusion
 
@@ -134,11 +135,12 @@ class TreeHead(nn.Module):
 
 FittedHead = LinearHead | TreeHead
 
-HEADS: Final[dict[str, Callable[..., nn.Module]]] = {
-    "neural": build_neural,
-    "linear": LinearHead,
-    "boosting": TreeHead,
-}
+HEADS: Final[Registry[Callable[..., nn.Module]]] = Registry(
+    "head",
+    neural=build_neural,
+    linear=LinearHead,
+    boosting=TreeHead,
+)
 """The heads by the name that `head=` selects."""
 
 

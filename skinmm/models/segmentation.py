@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from skinmm.config import Config, ModelConfig, build_component
+from skinmm.config import Config, ModelConfig, Registry, build_component
 from skinmm.errors import InputError
 from skinmm.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
@@ -86,10 +86,11 @@ def build_autoencoder(
     return Segmenter(nn.Sequential(*layers), (mean, std), "from scratch")
 
 
-SEGMENTERS: Final[dict[str, Callable[..., Segmenter]]] = {
-    "unet": build_unet,
-    "autoencoder": build_autoencoder,
-}
+SEGMENTERS: Final[Registry[Callable[..., Segmenter]]] = Registry(
+    "segmenter",
+    unet=build_unet,
+    autoencoder=build_autoencoder,
+)
 """The segmentation networks by the name that `segmenter=` selects."""
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 
 Record = Float[Tensor, "b columns"]
@@ -129,12 +130,13 @@ class _Columns(nn.Module):
         return torch.stack([layer(column) for layer, column in columns], dim=1)
 
 
-TABULAR: Final[dict[str, type[Tabular]]] = {
-    "mlp": MLP,
-    "raw": Raw,
-    "embedding": Embedding,
-    "ft_transformer": FTTransformer,
-}
+TABULAR: Final[Registry[type[Tabular]]] = Registry(
+    "tabular",
+    mlp=MLP,
+    raw=Raw,
+    embedding=Embedding,
+    ft_transformer=FTTransformer,
+)
 """The record encoders by the name that `tabular=` selects."""
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from skinmm.config import Registry
 from skinmm.vocabulary import VIEW_TYPES
 
 Features = Float[Tensor, "b views *tokens dim"]
@@ -140,13 +141,14 @@ class Typed(Views):
         return torch.cat(parts, dim=-1)
 
 
-VIEWS: Final[dict[str, type[Views]]] = {
-    "mean": Mean,
-    "max": Max,
-    "attention": Attention,
-    "gated": Gated,
-    "typed": Typed,
-}
+VIEWS: Final[Registry[type[Views]]] = Registry(
+    "views",
+    mean=Mean,
+    max=Max,
+    attention=Attention,
+    gated=Gated,
+    typed=Typed,
+)
 """The blocks by the name that `views=` selects."""
 
 

@@ -79,6 +79,22 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     systems = _read_systems(sources, labels, positive, form or TableFormat(), prevalence)
+    sections, tables, notes = build_comparison(systems, against, margin)
+    cohorts = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
+    title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
+    facts = [format_count(len(systems), "system")]
+    write_page(Path(output), title=title, facts=facts, sections=sections)
+    return tables, notes
+
+
+def build_comparison(
+    systems: Systems, against: Sequence[str] = (), margin: float | None = None
+) -> tuple[list[Section], list[Table], list[Note]]:
+    """Return the sections of a comparison, its tables, and its notes; see `write_comparison`."""
+    if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
+        raise InputError(
+            f"found {format_count(len(systems), 'system')}; a comparison needs at least two"
+        )
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
     differences = _differences(result, systems, against, margin)
@@ -90,12 +106,8 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
     sections = [first, differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
-    cohorts = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
-    title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
-    facts = [format_count(len(systems), "system")]
-    write_page(Path(output), title=title, facts=facts, sections=sections)
     notes = [block for block in differences.blocks if isinstance(block, Note)]
-    return [table, *further], [*choice, *notes]
+    return sections, [table, *further], [*choice, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
@@ -128,10 +140,6 @@ def _read_systems(
 ) -> dict[str, ReportInputs]:
     """Return the systems of all sources by name; a repeated name gets a number."""
     named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
-    if len(named) < 2:  # noqa: PLR2004 - a comparison needs two
-        raise InputError(
-            f"found {format_count(len(named), 'system')}; a comparison needs at least two"
-        )
     names = [name for name, _ in named]
     return {
         f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from skinmm.config import Config, build_component, to_mapping
+from skinmm.config.registry import GROUPS, list_sources
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import CALIBRATION
 from skinmm.errors import print_line, warn
@@ -147,7 +148,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
     model = network.image.config if network.image else config.model  # needs no hub to be built
     card = Card(
         # How the run was started is not a property of its network.
-        config=to_mapping(replace(config, model=model, resume=None, overwrite=False)),
+        config=to_mapping(replace(config, model=model, plugins=[], resume=None, overwrite=False)),
         classes=classes,
         positive=list(data.positive),
         encoder=data.encoder.to_state(),
@@ -156,6 +157,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
         inverse=loss.inverse,
         preprocess=list(data.steps),
         segmenter=data.finder.state if data.finder else None,
+        parts=list_sources({kind: getattr(config, kind).name for kind in GROUPS}),
     )
     module = Classifier(network, loss, card, config, choose_window(config, data))
     if config.loss.teacher:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 from skinmm.evaluation.correction import Inverse
 
@@ -204,14 +205,15 @@ def distillation_loss(logits: Logits, soft: Logits, temperature: float) -> Mean:
     return functional.kl_div(log_p, soft, reduction="batchmean") * temperature**2
 
 
-LOSSES: Final[dict[str, type[Loss]]] = {
-    "cross_entropy": CrossEntropy,
-    "label_smoothing": LabelSmoothing,
-    "weighted_cross_entropy": WeightedCrossEntropy,
-    "focal": Focal,
-    "ldam": LDAM,
-    "asymmetric": Asymmetric,
-}
+LOSSES: Final[Registry[type[Loss]]] = Registry(
+    "loss",
+    cross_entropy=CrossEntropy,
+    label_smoothing=LabelSmoothing,
+    weighted_cross_entropy=WeightedCrossEntropy,
+    focal=Focal,
+    ldam=LDAM,
+    asymmetric=Asymmetric,
+)
 
 
 def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:

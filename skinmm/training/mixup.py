@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from skinmm.config import Registry
 from skinmm.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -98,9 +99,10 @@ def _draw_bounds(side: int, share: float) -> tuple[int, int]:
     return max(centre - half, 0), min(centre + half, side)
 
 
-MIXES: Final[dict[str, Callable[..., Callable[[Batch], Mixed]]]] = {
-    "none": NoMix,
-    "mixup": Mixup,
-    "cutmix": CutMix,
-}
+MIXES: Final[Registry[Callable[..., Callable[[Batch], Mixed]]]] = Registry(
+    "mix",
+    none=NoMix,
+    mixup=Mixup,
+    cutmix=CutMix,
+)
 """Mixes of a batch, whose `row` is unchanged; random numbers come from torch's CPU generator."""

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from skinmm.config import OptimizerConfig, ScheduleConfig
+from skinmm.config import OptimizerConfig, Registry, ScheduleConfig
 from skinmm.training.callbacks import SELECTION
 
-OPTIMIZERS: Final[dict[str, type[Optimizer]]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
+OPTIMIZERS: Final[Registry[type[Optimizer]]] = Registry(
+    "optimizer",
+    adamw=torch.optim.AdamW,
+    adam=torch.optim.Adam,
+    sgd=torch.optim.SGD,
+)
 
 
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

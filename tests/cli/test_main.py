@@ -16,7 +16,8 @@ from quick_runs import ROOT, command
 
 from skinmm import __version__
 from skinmm.cli import main as cli
-from skinmm.cli.hydra_app import CONF, run_cli
+from skinmm.cli.compose import CONF
+from skinmm.cli.hydra_app import run_cli
 from skinmm.cli.overrides import quote_path
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config
 from skinmm.errors import InputError, Terminated

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from quick_runs import metrics_of, predictions_of, quick_train
 
-from skinmm.cli.hydra_app import CONF
+from skinmm.cli.compose import CONF
 
 GROUPS: Final = (
     *("fusion", "tabular", "loss", "sampler"),

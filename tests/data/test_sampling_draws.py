@@ -23,6 +23,7 @@ from skinmm.data.sampling import (
     Weighted,
 )
 from skinmm.errors import InputError
+from skinmm.testing import ContractError, check_sampler
 
 CHOICES: list[Callable[[], RowSampler]] = [
     *SAMPLERS.values(),
@@ -64,10 +65,30 @@ def test_a_draw_is_rows_and_a_function_of_seed_and_epoch(
 
 
 @each_choice
-def test_epochs_and_seeds_draw_differently(make: Callable[[], RowSampler]) -> None:
-    labels = imbalanced(90, 10)
-    draws = {tuple(drawn(make(), labels, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
-    assert len(draws) == 4
+def test_a_sampler_keeps_the_contract(make: Callable[[], RowSampler]) -> None:
+    check_sampler(make)
+
+
+class Fixed(Shuffle):
+    """A sampler that ignores the epoch."""
+
+    def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
+        return super().draw(labels, groups, seed, 0)
+
+
+class Secret(Balanced):
+    """A sampler that states the shares of the data."""
+
+    def prior(self, labels: Labels) -> np.ndarray:
+        return np.bincount(labels) / len(labels)
+
+
+@pytest.mark.parametrize(("make", "message"), [(Fixed, "draw: two epochs"), (Secret, "prior: ")])
+def test_a_sampler_that_breaks_the_contract_is_caught(
+    make: Callable[[], RowSampler], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        check_sampler(make)
 
 
 def inclusion(sampler: RowSampler, labels: Labels) -> np.ndarray:

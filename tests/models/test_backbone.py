@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from block_contract import check_rows, check_state, check_width
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from skinmm.config import ModelConfig
 from skinmm.errors import InputError
 from skinmm.models.backbone import CUSTOM, Backbone
 from skinmm.models.sources import find_source
+from skinmm.testing import check_backbone, check_rows, check_state, check_width
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MODELS = {path.stem: path for path in sorted(CONF.glob("*.yaml"))}
@@ -83,6 +83,10 @@ def test_a_network_keeps_the_contract_of_a_block(name: str) -> None:
     check_width(Backbone(config), [images(3)])
     check_rows(Backbone(config), [images(3)])
     check_state(lambda: Backbone(config), [images(3)])
+
+
+def test_a_network_of_this_package_keeps_the_contract_of_plug_ins() -> None:
+    check_backbone(CUSTOM["simple_cnn"])
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])

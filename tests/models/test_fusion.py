@@ -5,18 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from block_contract import (
-    ContractError,
-    check_block,
-    check_gradients,
-    check_open,
-    check_rows,
-    check_state,
-)
 from torch import Tensor, nn
 
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS, Concat, CrossAttention, Fusion, Late, MetaBlock
+from skinmm.testing import ContractError, check_block, check_fusion
 
 WIDTHS = {"image": 12, "record": 5}
 ROWS, PLACES, CLASSES = 6, 4, 3
@@ -37,56 +30,7 @@ def new(block: type[Fusion]) -> Fusion:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_block_keeps_the_contract(name: str) -> None:
-    block = FUSIONS[name]
-    check_block(lambda: new(block), features(block, block.inputs))
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_a_block_s_head_turns_what_it_gives_into_logits(name: str) -> None:
-    block = new(FUSIONS[name])
-    fused = torch.randn(ROWS, block.dim)
-    head = block.head(CLASSES)
-    logits = head(fused)
-    assert logits.shape == (ROWS, CLASSES)
-    # Views of an image come stacked.
-    torch.testing.assert_close(head(torch.stack([fused, 2 * fused]))[0], logits)
-    check_gradients(head, [fused])
-    check_rows(head, [fused])
-    check_state(lambda: block.head(CLASSES), [fused])
-
-
-class Decision(nn.Module):
-    """A block with its head: a head that shuts a branch out is no better than a block that does."""
-
-    def __init__(self, block: Fusion) -> None:
-        """Makes the block's own head."""
-        super().__init__()
-        self.block, self.head = block, block.head(CLASSES)
-
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        logits: Tensor = self.head(self.block(*inputs))
-        return logits
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_neither_input_is_shut_out_by_a_block_with_its_head(name: str) -> None:
-    block = FUSIONS[name]
-    check_open(Decision(new(block)), features(block, block.inputs))
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_a_block_uses_what_it_declares_and_nothing_else(name: str) -> None:
-    block = new(FUSIONS[name]).eval()
-    assert block.inputs
-    assert block.inputs <= WIDTHS.keys()
-    given = features(FUSIONS[name], frozenset(WIDTHS))
-    for place, what in enumerate(WIDTHS):
-        without = [None if here == place else each for here, each in enumerate(given)]
-        if what in block.inputs:
-            with pytest.raises(InputError, match=f"this model needs an? {what}"):
-                block(*without)
-        else:
-            assert torch.equal(block(*without), block(*given))
+    check_fusion(FUSIONS[name])
 
 
 def test_concatenation_keeps_both_vectors_as_they_are() -> None:
@@ -116,6 +60,37 @@ def test_attention_does_not_hang_on_the_order_of_places() -> None:
     image, record = features(CrossAttention, CrossAttention.inputs)
     assert image is not None
     torch.testing.assert_close(block(image[:, [2, 0, 3, 1]], record), block(image, record))
+
+
+class Undeclared(Concat):
+    """A block that declares one input and uses both."""
+
+    inputs = frozenset({"record"})
+
+    def forward(self, image: Tensor | None, record: Tensor | None) -> Tensor:
+        assert record is not None
+        return record if image is None else record + image.mean()
+
+
+class DeafHead(Concat):
+    """A block whose head ignores the record."""
+
+    def head(self, classes: int) -> nn.Module:
+        layer: Any = nn.Linear(self.dim, classes)
+        layer.weight.data[:, WIDTHS["image"] :] *= 1e-5
+        return layer
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (Undeclared, "inputs: image must be ignored if it is not declared"),
+        (DeafHead, "saturated: input 1 hardly moves the output"),
+    ],
+)
+def test_what_a_block_declares_and_its_head_are_checked(block: type[Fusion], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        check_fusion(block)
 
 
 def test_metablock_is_the_published_formula_and_trains_on_one_row() -> None:
@@ -174,7 +149,7 @@ def forgetful(block: Fusion) -> None:
         (idle, "gradient: none reaches idle.weight"),
         (mixed, "rows: row 0 depends on the others"),
         (saturated, "saturated: input 1 hardly moves the output"),
-        (forgetful, "state: it does not hold all"),
+        (forgetful, "state: it lacks something"),
     ],
 )
 def test_the_contract_catches_a_planted_fault(

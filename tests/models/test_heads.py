@@ -17,6 +17,7 @@ from skinmm.errors import InputError
 from skinmm.models.fusion import Concat, Late, TabularOnly
 from skinmm.models.heads import ABSENT, HEADS, LinearHead, TreeHead
 from skinmm.models.network import build_network
+from skinmm.testing import check_head
 from skinmm.training.calibrate import SplitOutputs
 from skinmm.training.fitted_heads import (
     TrainingRows,
@@ -43,6 +44,11 @@ def fitted(name: str, classes: int = 2, outputs: SplitOutputs | None = None, **a
     head: Any = HEADS[name](Concat(IMAGE, RECORD), classes, IMAGE, **args)
     fit_head(head, outputs or blobs(classes), [1 / classes] * classes, seed=0)
     return head
+
+
+@pytest.mark.parametrize("name", ["neural", "linear"])
+def test_a_head_keeps_the_contract(name: str) -> None:
+    check_head(HEADS[name])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from block_contract import check_block
 from torch import Tensor
 
 from skinmm.config import Component, Config, DataConfig, ModelConfig
 from skinmm.models.network import Network, build_network
 from skinmm.models.views import VIEWS, Attention, Views
+from skinmm.testing import check_views
 from skinmm.vocabulary import VIEW_TYPES
 
 DIM, ROWS, COUNT = 12, 8, 3
@@ -29,33 +29,7 @@ def build(name: str) -> Views:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_block_of_views_keeps_the_contract(name: str) -> None:
-    check_block(lambda: VIEWS[name](image_dim=DIM), views())  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_neither_order_nor_empty_places_change_the_features(name: str) -> None:
-    block, (features, types) = build(name).eval(), views()
-    expected = block(features, types)
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(block(features[:, order], types[:, order]), expected)
-    padded = torch.cat([torch.full_like(features[:, :1], 7.0), features], dim=1)
-    more = torch.cat([torch.zeros_like(types[:, :1]), types], dim=1)
-    torch.testing.assert_close(block(padded, more), expected)
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_tokens_are_combined_position_by_position(name: str) -> None:
-    block, (features, types) = build(name).eval(), views(5)
-    combined = block(features, types)
-    assert combined.shape == (ROWS, 5, block.dim)
-    order = torch.tensor([4, 2, 0, 1, 3])
-    torch.testing.assert_close(block(features[:, :, order], types), combined[:, order])
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_a_lesion_without_an_image_has_finite_features(name: str) -> None:
-    features, types = views()
-    assert build(name).eval()(features, torch.zeros_like(types)).isfinite().all()
+    check_views(VIEWS[name])
 
 
 @pytest.mark.parametrize("name", ["mean", "max", "attention", "gated"])

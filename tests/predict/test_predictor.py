@@ -53,7 +53,7 @@ def test_the_package_exports_the_predictor_and_imports_torch_only_for_it() -> No
     subprocess.run([sys.executable, "-c", code], check=True)
     assert skinmm.Predictor is Predictor
     with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
-        _ = skinmm.Predicter
+        _ = skinmm.Predicter  # type: ignore[attr-defined]
 
 
 def test_images_are_preprocessed_as_in_training(pictures: Path, tmp_path: Path) -> None:

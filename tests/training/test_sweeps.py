@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from skinmm.cli.hydra_app import CONF
+from skinmm.cli.compose import CONF
 from skinmm.cli.overrides import quote_path
 from skinmm.config import Config, from_mapping, read_config
 from skinmm.config.schema import TrainerConfig

@@ -9,6 +9,7 @@ from typing import Final
 import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
+from skinmm.config.registry import Registry, find_plugins
 from skinmm.data.cohorts import archives, public, user
 from skinmm.data.cohorts.tables import (
     CANONICAL,
@@ -47,24 +48,25 @@ MASK_ENDING: Final = "_segmentation"  # optional, after the name of the image, a
 Adapter = Callable[..., CohortTable]
 """`adapter(data, **data.args)` -> canonical rows; its keyword arguments are its options."""
 
-ADAPTERS: Final[dict[str, Adapter]] = {
-    "demo": public.demo,
-    "siim_isic": public.siim_isic,
-    "ham10000": public.ham10000,
-    "isic_2017": public.isic_2017,
-    "isic_2018": public.isic_2018,
-    "isic_2019": public.isic_2019,
-    "isic_2024": public.isic_2024,
-    "pad_ufes_20": public.pad_ufes_20,
-    "milk10k": archives.milk10k,
-    "derm7pt": archives.derm7pt,
-    "midas": archives.midas,
-    "isic_archive": archives.isic_archive,
-    "image_folder": user.image_folder,
-    "csv": user.csv,
-    "packed": user.packed,
-    "tfrecord": user.tfrecord,
-}
+ADAPTERS: Final[Registry[Adapter]] = Registry(
+    "data",
+    demo=public.demo,
+    siim_isic=public.siim_isic,
+    ham10000=public.ham10000,
+    isic_2017=public.isic_2017,
+    isic_2018=public.isic_2018,
+    isic_2019=public.isic_2019,
+    isic_2024=public.isic_2024,
+    pad_ufes_20=public.pad_ufes_20,
+    milk10k=archives.milk10k,
+    derm7pt=archives.derm7pt,
+    midas=archives.midas,
+    isic_archive=archives.isic_archive,
+    image_folder=user.image_folder,
+    csv=user.csv,
+    packed=user.packed,
+    tfrecord=user.tfrecord,
+)
 
 _ARGS: Final = ("test_fraction", "exclude")
 """Entries of `data.args` that every adapter has."""
@@ -74,7 +76,7 @@ def verify_cohort(data: DataConfig) -> None:
     """Check the names of adapters, their options and folders before anything is read."""
     args = {name: value for name, value in data.args.items() if name not in _ARGS}
     check_component(ADAPTERS, "data", Component(data.name, args), context=("data",))
-    if data.name != "demo":  # part of the package
+    if data.name not in ("demo", *find_plugins("data")):  # which may have data in their package
         require_root(data)
     for extra in data.extra:
         verify_cohort(_to_data_config(data, extra))

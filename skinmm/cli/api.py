@@ -1,0 +1,153 @@
+"""The Python API: training, runs, evaluation and comparison for scripts and notebooks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from skinmm.config.cores import prepare_threads
+from skinmm.errors import InputError
+
+if TYPE_CHECKING:
+    from skinmm.training.results import Comparison, Evaluation, Run
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a training, as one line in a notebook instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def fit(*overrides: str, output: str | Path | None = None, **settings: Any) -> "Run":
+    """Train, test and report a model, in this process.
+
+    Args:
+        overrides: `KEY=VALUE`, as on the command line of `train.py`.
+        output: run folder; None: `runs/DATE_MODEL_FUSION`.
+        settings: groups and top-level settings by name, such as `model="effnet_b0"` or `seed=1`; a
+            mapping has the settings of a section: `trainer={"max_epochs": 5}`.
+
+    Raises:
+        InputError: a setting or data that cannot be used.
+        KeyboardInterrupt: after Ctrl-C; the message has the call that continues the run.
+    """
+    from skinmm.cli.compose import compose_config
+    from skinmm.cli.main import TRAIN, start
+    from skinmm.training.results import Run
+
+    prepare_threads()
+    words = [*overrides, *_to_overrides(settings)]
+    words += [] if output is None else [f"hydra.run.dir={output}"]
+    config, folder = compose_config(words, TRAIN)
+    if config.study.arms or config.trainer.devices not in ("auto", 1):
+        raise InputError("fit trains one run in this process; use python train.py for several")
+    if config.resume is None:
+        config = replace(config, trainer=replace(config.trainer, devices=1))
+    folder = folder.absolute() if config.resume is None else Path(config.resume).absolute()
+    try:
+        start(config, folder, words)
+    except KeyboardInterrupt as error:
+        has_run = (folder / "config.yaml").is_file()
+        advice = f"; to resume: skinmm.fit(resume={str(folder)!r})" if has_run else ""
+        raise Interrupted(f"interrupted{advice}") from error
+    return Run(folder)
+
+
+def load_run(path: str | Path) -> "Run":
+    """Return the finished run of a folder."""
+    from skinmm.training.results import Run
+
+    return Run(path)
+
+
+def load_cohort(*overrides: str, **settings: Any) -> pd.DataFrame:
+    """Read a cohort as canonical rows, with targets and paths of images.
+
+    The arguments are those of `fit`, such as `load_cohort("data.root=DIR", data="siim_isic")`.
+    """
+    from skinmm.cli.compose import compose_config
+    from skinmm.cli.main import TRAIN
+    from skinmm.data import cohorts
+
+    config, _ = compose_config([*overrides, *_to_overrides(settings)], TRAIN)
+    cohorts.verify_cohort(config.data)
+    return cohorts.load_cohort(config.data).rows
+
+
+def evaluate(
+    predictions: pd.DataFrame | str | Path,
+    labels: str | Path | None = None,
+    *,
+    positive: list[str] | None = None,
+    report: str | Path | None = None,
+    overwrite: bool = False,
+) -> "Evaluation":
+    """Evaluate the predictions of any system, with intervals over patients.
+
+    The table, or its file, has a form that `skinmm report` reads: image names, a probability for
+    each class, and `target` unless the file `labels` has it. `positive` are the malignant classes,
+    `report` is a page to write.
+    """
+    from skinmm.report import report_predictions
+    from skinmm.report.inputs import read_prediction_file
+    from skinmm.training.results import Evaluation
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "predictions.csv"
+        if isinstance(predictions, pd.DataFrame):
+            predictions.to_csv(file, index=False)
+        else:
+            file = Path(predictions)
+        truth = None if labels is None else Path(labels)
+        if report is not None:
+            report_predictions(file, Path(report), truth, positive=positive, overwrite=overwrite)
+        inputs = read_prediction_file(file, truth, positive, pictures=False)
+    return Evaluation(lambda: inputs)
+
+
+def compare(
+    *systems: "Evaluation | str | Path",
+    margin: float | None = None,
+    **named: "Evaluation | pd.DataFrame | str | Path",
+) -> "Comparison":
+    """Compare runs, evaluations, files or (by name) tables on common images, with paired tests.
+
+    `margin` is the largest loss of AUROC that is not inferior; None: not tested.
+    """
+    from skinmm.training.results import Comparison
+
+    evaluations: dict[str, Evaluation] = {}
+    for number, system in enumerate(map(_to_evaluation, systems), start=1):
+        title = system.title
+        evaluations[f"{number}. {title}" if title in evaluations else title] = system
+    evaluations |= {name: _to_evaluation(system) for name, system in named.items()}
+    return Comparison(evaluations, margin=margin)
+
+
+def _to_evaluation(system: "Evaluation | pd.DataFrame | str | Path") -> "Evaluation":
+    from skinmm.training.results import Evaluation, Run
+
+    if isinstance(system, Evaluation):
+        return system
+    is_folder = not isinstance(system, pd.DataFrame) and Path(system).is_dir()
+    return Run(str(system)) if is_folder else evaluate(system)
+
+
+def _to_overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield keyword arguments as overrides; mappings have the settings of sections."""
+    from skinmm.cli.overrides import quote, quote_list
+
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _to_overrides(value, f"{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{key}={quote_list(map(str, value))}"
+        elif isinstance(value, str | Path):
+            yield f"{key}={quote(str(value)) if prefix or isinstance(value, Path) else value}"
+        else:
+            yield f"{key}={'null' if value is None else str(value).lower()}"
