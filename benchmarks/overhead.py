@@ -74,7 +74,7 @@ def bare(config: Config, folder: Path) -> float:
     trainer, data, module = build(config, folder)
     network, loss = copy.deepcopy(module.network), module.loss
     loader, precision = data.train_dataloader(), trainer.precision
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=float(config.optimizer.lr))
     network.train()
     began = time.perf_counter()
     for batch in loader:

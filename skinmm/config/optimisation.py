@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from skinmm.config.setting import Component, fraction, literal_path, setting
+from skinmm.errors import InputError
 
 CLASSIFY: Final = "classification"
 
@@ -43,7 +44,9 @@ class ScheduleConfig:
 class OptimizerConfig(Component):
     """Optimiser and its learning rates."""
 
-    lr: float = setting(1e-3, "highest learning rate", low=0)
+    lr: int | float | str = setting(
+        1e-3, "highest learning rate; auto: by a range test on training rows", low=0
+    )
     weight_decay: float = setting(1e-2, "weight decay of matrices only", low=0)
     backbone_lr_scale: float = setting(
         1.0, "learning rate of the image network divided by lr", low=0, task=CLASSIFY
@@ -59,3 +62,8 @@ class OptimizerConfig(Component):
         task=CLASSIFY,
         neural=True,
     )
+
+    def __post_init__(self) -> None:
+        """Check that a rate in words is `auto`."""
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise InputError(f"optimizer.lr={self.lr}: must be a number, e.g. 0.001, or auto")

@@ -1,23 +1,27 @@
 """Settings of the trainer that are `auto`, chosen by the time of training steps on this machine."""
 
 import copy
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, replace
+from itertools import chain, count, islice
 from typing import Final, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from skinmm.config import Config, OptimizerConfig, build_component
 from skinmm.config.cores import count_cores
 from skinmm.data.datamodule import LesionData
-from skinmm.errors import print_line
+from skinmm.errors import InputError, print_line
+from skinmm.models.checkpoint import load_card
 from skinmm.training.distributed import is_torchrun
 from skinmm.training.memory import find_free_memory
 from skinmm.training.module import Classifier
+from skinmm.training.optimizer import OPTIMIZERS, parameter_groups
 from skinmm.training.run_folder import RunFolder
 
 LEAST_STEPS: Final = 100
@@ -31,8 +35,10 @@ LEAST_ROWS: Final = 8
 """Rows per process, over which batch normalisation averages."""
 PROCESS_BYTES: Final = 1.5e9
 """Memory of a process without the rows of its batch."""
-REDUCED_BYTES: Final = 1e9
-"""Bytes of gradients a second that processes of a machine add up."""
+LR_RANGE: Final = (1e-6, 1.0)
+LR_STEPS: Final = 80
+LEAST_FALL: Final = 5  # steps of a range test in which the loss has to fall
+SMOOTHING: Final = 0.9  # share of the mean loss in that of the next step
 
 
 class Variant(NamedTuple):
@@ -56,10 +62,7 @@ class StepClock:
 
     The random numbers of the run do not depend on it.
 
-    Attributes:
-        batches: steps per epoch.
-        rows: rows per step.
-        reading: seconds to read a batch, divided by the number of loader processes.
+    `reading` is the time to read a batch, divided by the number of loader processes.
     """
 
     def __init__(self, module: Classifier, data: LesionData, device: torch.device) -> None:
@@ -132,9 +135,8 @@ def tune(
     options, device = run.config.trainer, trainer.strategy.root_device
     is_open = "auto" in (options.precision, options.channels_last, options.devices)
     has_steps = module.network.image is not None and run.config.model.trained != "head"
-    if not (is_open and has_steps) or device.type != "cpu" or run.is_resumed or is_torchrun():
-        return None
-    if trainer.world_size > 1 or options.compile:
+    is_fixed = run.is_resumed or is_torchrun() or trainer.world_size > 1 or options.compile
+    if not (is_open and has_steps) or is_fixed or device.type != "cpu":
         return None
     clock = StepClock(module, data, device)
     if clock.batches * (trainer.max_epochs or 1) < LEAST_STEPS:
@@ -144,6 +146,8 @@ def tune(
     processes = _count_possible_processes(module, run)
     if processes > 1:
         variants += [variant._replace(processes=processes) for variant in variants]
+    if len(variants) == 1:
+        return None
     seconds = clock.time(*variants)
     best = choose_variant(default, seconds)
     if options.precision == "auto":
@@ -213,10 +217,92 @@ def describe_choice(default: Variant, best: Variant, seconds: dict[Variant, floa
     return f"chosen by measurement: {text} ({reason})"
 
 
+def choose_lr(module: Classifier, data: LesionData, trainer: pl.Trainer, run: RunFolder) -> None:
+    """Replace `optimizer.lr=auto` by the result of a range test (Smith 2017, arXiv:1506.01186).
+
+    A copy of the network is trained on training batches at rates that rise from 1e-6 to 1; the
+    rate in the middle of the fall of the loss is chosen and printed. A resumed run uses the rate
+    in its checkpoint. The random numbers of the run do not depend on the test.
+    """
+    options = run.config.optimizer
+    if options.lr != "auto":
+        return
+    if module.network.fitted_head is not None:
+        options.lr = OptimizerConfig().lr  # not used
+        return
+    if trainer.world_size > 1:
+        raise InputError("optimizer.lr=auto: needs one process; give a number")
+    if last := run.last_checkpoint:
+        options.lr = float(load_card(last)[0].config["optimizer"]["lr"])
+        return
+    rates, losses = measure_losses(module, data, trainer, run.config)
+    options.lr = float(f"{suggest_lr(rates, losses):.2g}")
+    module.card.config["optimizer"]["lr"] = options.lr
+    print_line(
+        f"chosen by a range test: optimizer.lr={options.lr:g} (middle of the fall of the loss in "
+        f"{len(losses)} steps at rates from {rates[0]:.0e} to {rates[-1]:.1e})"
+    )
+
+
+def measure_losses(
+    module: Classifier, data: LesionData, trainer: pl.Trainer, config: Config
+) -> tuple[list[float], list[float]]:
+    """Return rising learning rates and the smoothed loss at each, until the loss diverges."""
+    device = trainer.strategy.root_device
+    network = copy.deepcopy(module.network).to(device)
+    groups = parameter_groups(network, replace(config.optimizer, lr=1.0))
+    scales = [group["lr"] for group in groups]
+    optimizer = build_component(OPTIMIZERS, "optimizer", config.optimizer, params=groups, lr=1.0)
+    low, high = LR_RANGE
+    rates: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
+    with torch.random.fork_rng():
+        loader = data.train_dataloader()
+        batches = chain.from_iterable(iter(loader) for _ in count())
+        for number, batch in zip(range(LR_STEPS), batches, strict=False):
+            rates.append(low * (high / low) ** (number / (LR_STEPS - 1)))
+            for group, scale in zip(optimizer.param_groups, scales, strict=True):
+                group["lr"] = rates[-1] * scale
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            inputs = data.on_after_batch_transfer(inputs, 0)
+            with trainer.precision_plugin.forward_context():
+                logits = network(*(inputs.get(name) for name in ("image", "record", "has_image")))
+            loss = module.loss(logits.float(), inputs["target"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * float(loss.detach())
+            losses.append(mean / (1 - SMOOTHING ** (number + 1)))
+            if not math.isfinite(losses[-1]) or losses[-1] > 4 * min(losses):
+                break
+    return rates, losses
+
+
+def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the rate in the middle, on a logarithmic scale, of the longest fall of the loss.
+
+    The fall is the longest subsequence of falling losses, as in fastai's rule `valley`, which
+    depends less on the noise of single batches than the steepest slope.
+    """
+    values = [loss for loss in losses if math.isfinite(loss)]
+    lengths, starts = [1] * len(values), [*range(len(values))]
+    for i, value in enumerate(values):
+        before = [j for j in reversed(range(i)) if values[j] > value]
+        if before:
+            longest = max(before, key=lambda j: lengths[j])
+            lengths[i], starts[i] = lengths[longest] + 1, starts[longest]
+    end = max(range(len(values)), key=lambda i: lengths[i], default=0)
+    if not values or lengths[end] < LEAST_FALL:
+        raise InputError("optimizer.lr=auto: the loss does not fall at any rate; give a number")
+    return math.sqrt(rates[starts[end]] * rates[end])
+
+
 def _count_possible_processes(module: Classifier, run: RunFolder) -> int:
     """Return the number of processes that could share a batch; 1: no others."""
     options, cores = run.config.trainer, count_cores()
     is_fixed = options.devices != "auto" or options.strategy != "auto"
+    is_fixed = is_fixed or run.root.config.optimizer.lr == "auto"  # processes could not share it
     if is_fixed or not run.root.starts_processes or cores == 1:
         return 1
     if options.batch_size % cores or options.batch_size // cores < LEAST_ROWS:

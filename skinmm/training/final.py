@@ -19,6 +19,7 @@ from skinmm.evaluation.predictions import Predictions, read_predictions
 from skinmm.evaluation.referral import SHARE, OODDetector, fit_ood_detector
 from skinmm.models.checkpoint import load_card, read_epochs, save_ensemble, update_card
 from skinmm.models.fusion import FUSIONS
+from skinmm.training.autotune import choose_lr
 from skinmm.training.calibrate import FittedDecision, SplitOutputs, fit_decision, pool_folds
 from skinmm.training.distributed import open_run
 from skinmm.training.extras import sample_background, upload_files
@@ -63,6 +64,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     data.setup()
     require_same_split(folds[0].path / "cohort.csv", data.cohort, "fold")
     module = build_classifier(config, data)
+    choose_lr(module, data, trainer, final)
     open_run(final, config.trainer.timeout)
     load_features(config, data, module.network, trainer, final)
     if trainer.is_global_zero:

@@ -60,8 +60,12 @@ def fit(config: Config, path: Path, *, starts_processes: bool = False) -> dict[s
     check_components(config)
     size = resolve_image_size(config.model, CUSTOM)
     # Folds share the settings of the trainer, in which measured choices replace `auto`.
-    trainer = replace(config.trainer)
-    config = replace(config, model=replace(config.model, image_size=size), trainer=trainer)
+    config = replace(
+        config,
+        model=replace(config.model, image_size=size),
+        trainer=replace(config.trainer),
+        optimizer=replace(config.optimizer),
+    )
     run = RunFolder(path, config, starts_processes=starts_processes)
     if is_leader() and not run.is_resumed:
         run.require_unused()
@@ -92,7 +96,7 @@ def check_components(config: Config) -> None:
     optimizer, parameters = config.optimizer, [torch.nn.Parameter(torch.zeros(1))]
     check_component(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
     # Lightning builds the optimiser after the run has started; bad arguments have to fail here.
-    build_component(OPTIMIZERS, "optimizer", optimizer, params=parameters, lr=optimizer.lr)
+    build_component(OPTIMIZERS, "optimizer", optimizer, params=parameters, lr=1e-3)
 
 
 def is_finished(config: Config, path: Path) -> bool:

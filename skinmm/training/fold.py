@@ -33,7 +33,7 @@ from skinmm.models.checkpoint import (
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.report import write_report
-from skinmm.training.autotune import StepTime, tune
+from skinmm.training.autotune import StepTime, choose_lr, tune
 from skinmm.training.calibrate import SplitOutputs, fit_decision, write_evaluation
 from skinmm.training.callbacks import SEVERAL
 from skinmm.training.distributed import is_leader, open_run
@@ -79,6 +79,7 @@ def train_fold(
     findings = audit_split(data, config)
     module = build_classifier(config, data)
     require_memory(module.network, config, trainer, data.record_widths)
+    choose_lr(module, data, trainer, run)
     step = tune(module, data, trainer, run) if is_leader() else None
     if step:
         trainer = build_trainer(config, run.path)

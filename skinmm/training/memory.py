@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from skinmm.config import Config
-from skinmm.errors import InputError, warn
+from skinmm.config.schema import TrainerConfig
+from skinmm.errors import InputError, print_line, warn
+from skinmm.training.distributed import is_leader
 
 _LEAST: Final = 0.91
 _MOST: Final = 1.35
@@ -32,6 +34,8 @@ def require_memory(
 ) -> None:
     """Refuse a batch that does not fit into the free memory, and warn if it may not fit.
 
+    The default batch is divided instead (`divide_batch`). What a step needs is printed.
+
     Without `widths`, the widths of the record columns, the network takes images alone.
     """
     device = trainer.strategy.root_device
@@ -45,9 +49,15 @@ def require_memory(
     if "16" in str(trainer.precision):
         per_row //= 2
     needed = processes * (fixed + rows * per_row)
-    if needed * _MOST <= free:
-        return
     fits = int((free / _MOST / processes - fixed) // max(per_row, 1))
+    if needed * _MOST > free and divide_batch(config, trainer, fits):
+        rows = config.trainer.batch_size
+        needed = processes * (fixed + rows * per_row)
+    if needed * _MOST <= free:
+        if is_leader() and config.trainer.progress:
+            sizes = f"{needed / _GB:.1f} GB for a step of {rows} rows, {free / _GB:.1f} GB are free"
+            print_line(f"memory: about {sizes}")
+        return
     steps = config.trainer.accumulate * math.ceil(rows / max(fits, 1))
     advice = (
         f"trainer.batch_size={fits} fits (with trainer.accumulate={steps} for the same updates)"
@@ -61,6 +71,29 @@ def require_memory(
     if needed * _LEAST > free:
         raise InputError(f"training {config.model.name} at {side} px needs about {problem}")
     warn(f"training {config.model.name} at {side} px may not fit: it needs about {problem}")
+
+
+def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:
+    """Divide a batch of the default size into 2, 4 or 8 steps of at most `fits` rows, and print it.
+
+    An update still averages over the same rows; batch normalisation averages over those of a step.
+    Batches of another size, and of a resumed run, are left as they are.
+    """
+    options = config.trainer
+    parts = next((parts for parts in (2, 4, 8) if options.batch_size // parts <= fits), None)
+    is_default = (options.batch_size, options.accumulate) == (TrainerConfig().batch_size, 1)
+    if not is_default or parts is None or config.resume is not None:
+        return False
+    rows = options.batch_size
+    options.batch_size, options.accumulate = rows // parts, parts
+    trainer.accumulate_grad_batches = parts
+    if is_leader():
+        print_line(
+            f"memory: {rows} rows do not fit; trainer.batch_size={options.batch_size} "
+            f"trainer.accumulate={parts} make the same updates, with batch normalisation over "
+            f"{options.batch_size} rows"
+        )
+    return True
 
 
 def count_stored_bytes(network: nn.Module, inputs: Sequence[Tensor | None]) -> int:

@@ -38,7 +38,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
         groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     decays = {True: config.weight_decay, False: 0.0}
     return [
-        {"params": parameters, "lr": config.lr * scale, "weight_decay": decays[is_matrix]}
+        {"params": parameters, "lr": float(config.lr) * scale, "weight_decay": decays[is_matrix]}
         for (scale, is_matrix), parameters in groups.items()
     ]
 

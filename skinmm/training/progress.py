@@ -6,19 +6,24 @@ import time
 from typing import Any, Final
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
-from skinmm.config import Config
+from skinmm.config import Config, ModelConfig
 from skinmm.data.datamodule import LesionData
 from skinmm.data.splits import CALIBRATION
 from skinmm.errors import print_line
+from skinmm.models.backbone import Backbone
 from skinmm.training.autotune import StepTime, measure_step
 from skinmm.training.module import Classifier
 
 SPARSE: Final = 15.0
 """Seconds between two lines where there is neither a terminal nor a notebook."""
+QUICKER: Final = "tf_efficientnet_lite0"
+SLOW: Final = 1800.0
+"""Seconds of training on a CPU from which a quicker network is named."""
 EVALUATION_COST: Final = 0.25
 """Cost of a row in evaluation, relative to one in training: no gradients, 16 bit."""
 LATER_SECONDS: Final = (15.0, 0.004)
@@ -162,8 +167,30 @@ def print_duration(
     """
     options = config.trainer
     if options.progress and not options.sync_batchnorm and module.network.fitted_head is None:
+        step = step or measure_step(module, data, trainer, options.channels_last)
         duration = expected_duration(module, data, trainer, config, folds, step)
         print_line(f"expected duration: {duration}")
+        seconds = (trainer.max_epochs or 1) * step.batches * step.seconds
+        is_slow = seconds > SLOW and trainer.strategy.root_device.type == "cpu"
+        if is_slow and module.network.image and config.model.trained != "head":
+            share = measure_row(QUICKER) * step.rows / step.seconds
+            if share < 1 / 2:
+                rest = format_duration(share * seconds)
+                print_line(f"quicker: model=effnet_lite0 trains in about {rest}")
+
+
+def measure_row(name: str) -> float:
+    """Return the seconds of a training step for a row of 224 px, of an untrained network."""
+    rows, seconds = 8, []
+    with torch.random.fork_rng():
+        network = Backbone(ModelConfig(name=name, pretrained=False, image_size=224))
+        images = torch.zeros(rows, 3, 224, 224, dtype=torch.uint8)
+        network.to(memory_format=torch.channels_last)
+        for _ in range(2):
+            start = time.perf_counter()
+            network(images.contiguous(memory_format=torch.channels_last)).sum().backward()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / rows
 
 
 def expected_duration(

@@ -93,7 +93,8 @@ class RunFolder:
     def fold(self, number: int) -> "RunFolder":
         """Return the folder of one fold."""
         data = replace(self.config.data, fold=number)
-        config = replace(self.config, data=data, final=False)
+        optimizer = replace(self.config.optimizer)  # lr=auto is chosen on the rows of the fold
+        config = replace(self.config, data=data, optimizer=optimizer, final=False)
         return RunFolder(self.path / f"{FOLD}{number}", config, parent=self)
 
     def prepare(self) -> None:

@@ -11,7 +11,16 @@ from micro_runs import micro_config, parts
 from skinmm.config import Config, from_mapping
 from skinmm.errors import InputError
 from skinmm.training import autotune
-from skinmm.training.autotune import StepClock, Variant, choose_variant, describe_choice, tune
+from skinmm.training.autotune import (
+    LR_STEPS,
+    StepClock,
+    Variant,
+    choose_lr,
+    choose_variant,
+    describe_choice,
+    suggest_lr,
+    tune,
+)
 from skinmm.training.progress import expected_duration
 from skinmm.training.run_folder import RunFolder
 
@@ -112,3 +121,43 @@ def test_the_expected_duration_is_that_of_the_measured_step(tmp_path: Path) -> N
 def test_channels_last_accepts_no_other_word() -> None:
     with pytest.raises(InputError, match=re.escape("must be true, false, or auto")):
         from_mapping(Config, {"trainer": {"channels_last": "maybe"}})
+
+
+def test_the_suggested_rate_is_in_the_middle_of_the_fall() -> None:
+    rates = np.logspace(-6, 0, LR_STEPS)
+    position = np.log10(rates)
+    falling = np.clip(-4 - position, -3, 0)  # from 1e-4 to 1e-1
+    losses = 5 + falling + 3 * np.maximum(position + 1, 0)
+    step = rates[1] / rates[0]
+    rate = suggest_lr(rates.tolist(), losses.tolist())
+    assert rate == pytest.approx(10**-2.5, rel=step - 1)
+    noise = np.random.default_rng(0).normal(0, 0.02, LR_STEPS)
+    assert 2e-4 < suggest_lr(rates.tolist(), (losses + noise).tolist()) < 1e-2
+
+
+@pytest.mark.parametrize("losses", [[float("nan")] * 20, [1.0] * 20, np.arange(20.0).tolist()])
+def test_a_loss_that_never_falls_needs_a_number(losses: list[float]) -> None:
+    with pytest.raises(InputError, match="give a number"):
+        suggest_lr(np.logspace(-6, 0, 20).tolist(), losses)
+
+
+def test_a_range_test_replaces_auto_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(autotune, "LR_STEPS", 30)
+    config = micro_config()
+    module, data, trainer = parts(config, tmp_path)
+    config.optimizer.lr = "auto"
+    state = torch.get_rng_state()
+    weights = {name: value.clone() for name, value in module.network.state_dict().items()}
+    choose_lr(module, data, trainer, RunFolder(tmp_path, config))
+    assert 1e-6 < float(config.optimizer.lr) < 1
+    assert f"optimizer.lr={config.optimizer.lr:g}" in capsys.readouterr().out
+    assert module.card.config["optimizer"]["lr"] == config.optimizer.lr
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[n]) for n, value in module.network.state_dict().items())
+
+
+def test_the_rate_accepts_no_other_word() -> None:
+    with pytest.raises(InputError, match=re.escape("must be a number, e.g. 0.001, or auto")):
+        from_mapping(Config, {"optimizer": {"lr": "fast"}})

@@ -12,6 +12,7 @@ from micro_runs import micro_config, with_model
 from torch import nn
 
 from skinmm.config import Component
+from skinmm.config.schema import TrainerConfig
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
@@ -141,3 +142,22 @@ def test_a_small_batch_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(memory, "count_stored_bytes", fail)
     check(monkeypatch, 16e9, 32)
+
+
+def test_the_default_batch_is_divided_until_it_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = replace(micro_config(), trainer=TrainerConfig())
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert memory.divide_batch(config, trainer, 11)
+    assert (config.trainer.batch_size, config.trainer.accumulate) == (8, 4)
+    assert trainer.accumulate_grad_batches == 4
+    assert "32 rows do not fit; trainer.batch_size=8" in capsys.readouterr().out
+    for other, fits in (
+        (TrainerConfig(batch_size=64), 11),
+        (TrainerConfig(accumulate=2), 11),
+        (TrainerConfig(), 3),
+    ):
+        assert not memory.divide_batch(replace(config, trainer=other), trainer, fits)
+    resumed = replace(config, trainer=TrainerConfig(), resume="runs/a")
+    assert not memory.divide_batch(resumed, trainer, 11)
