@@ -16,7 +16,6 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
-    DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
     RegisterNodeFleetRequest,
@@ -128,7 +127,6 @@ def _answer_messages(
             head = message_from_proto(response.messages_list[0])
             tree = response.message_object_trees[0]
             _push(client, node, answer(app, _pull(client, node, head, tree)))
-        client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
     finally:
         ended.set()
 
