@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, Field, ValidationError, create_model
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
@@ -237,6 +238,8 @@ async def _open_form(request: Request, files: int, fields: int) -> AsyncIterator
             most = f"{files} files" if files > 1 else "one file"
             raise ProblemError.unusable(f"the form has more than {most}; send fewer") from None
         raise ProblemError(400, f"not a form: {error.detail}") from None
+    except FormParserError as error:  # some versions of Starlette do not translate it
+        raise ProblemError(400, f"not a form: {error}") from None
     try:
         yield form
     finally:

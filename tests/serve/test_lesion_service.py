@@ -100,7 +100,7 @@ def test_a_lesion_without_an_image_and_one_with_a_damaged_image(at: TestClient, 
     [
         (2, ("clinical",), "view: 1 values for 2 images; send one for each image, empty if not st"),
         (1, ("radiograph",), "view: 'radiograph' is not a view; allowed: dermoscopic, clinical, o"),
-        (4, (), "Too many files. Maximum number of files is 3"),
+        (4, (), "the form has more than 3 files; send fewer"),
     ],
 )
 def test_bad_forms_are_named(
