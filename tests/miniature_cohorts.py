@@ -185,7 +185,6 @@ def midas(root: Path) -> None:
         "3,1,I3.jpeg,no,dscope,l cheek,benign-melanocytic nevus,text,male,70,ii,no,,,3,3,",
         "4,2,I4.jpg,no,n/a - virtual,scalp,benign-fibrous papule,text,female,40,,no,,,2,2,",
         "5,2,I5.jpeg,yes,dscope,scalp,,,female,40,,no,,,,,",
-        "6,3,I6.jpeg,no,dscope,nose,,,female,50,,no,,,4,4,scc",
     ]
     write(root, "release_midas.csv", header + "\n".join(rows))
     write_images(root / "images", [f"I{n}" for n in range(7)])

@@ -58,15 +58,19 @@ def test_derm7pt_has_its_published_parts_and_pairs(tmp_path: Path) -> None:
 
 def test_midas_joins_the_distances_of_a_lesion(tmp_path: Path) -> None:
     rows = by_lesion("midas", tmp_path, columns=["age", "sex", "site", "length_mm"])
-    assert rows["images"].tolist() == ["I2|I1|I0", "I3", "I4", "I6"]
-    views = ["dermoscopic|clinical|overview", "dermoscopic", "", "dermoscopic"]
-    assert rows["image_views"].tolist() == views
-    assert rows["target"].fillna(-1).tolist() == [1, 0, 0, -1]
-    assert rows["diagnosis"].fillna("").tolist() == ["bcc", "nv", "benign fibrous papule", ""]
-    assert rows["patient_id"].tolist() == ["1", "1", "2", "3"]
-    assert rows["site"].tolist() == ["torso", "head/neck", "head/neck", "head/neck"]
-    assert rows["length_mm"].tolist() == [6, 3, 2, 4]
+    assert rows["images"].tolist() == ["I2|I1|I0", "I3", "I4"]
+    assert rows["image_views"].tolist() == ["dermoscopic|clinical|overview", "dermoscopic", ""]
+    assert rows["target"].tolist() == [1, 0, 0]
+    assert rows["diagnosis"].tolist() == ["bcc", "nv", "benign fibrous papule"]
+    assert rows["patient_id"].tolist() == ["1", "1", "2"]
+    assert rows["site"].tolist() == ["torso", "head/neck", "head/neck"]
+    assert rows["length_mm"].tolist() == [6, 3, 2]
     assert load_table("midas", tmp_path).notes == ("1 images of controls left out",)
+    file = tmp_path / "release_midas.csv"
+    unknown = "6,3,I6.jpeg,no,dscope,nose,,,female,50,,no,,,4,4,scc\n"
+    file.write_text(f"{file.read_text().rstrip()}\n{unknown}")
+    with pytest.raises(InputError, match=r"1 rows have no malignant target, e\.g\. I6"):
+        load_table("midas", tmp_path)
 
 
 def test_isic_archive_reads_diagnoses_sites_and_sizes(tmp_path: Path) -> None:
