@@ -183,7 +183,7 @@ def midas(root: Path) -> None:
         "1,1,I1.jpeg,no,6in,r upper back,malignant- bcc,text,male,70,ii fair skin,no,,,6,5,bcc",
         "2,1,I2.jpeg,no,dscope,r upper back,malignant- bcc,text,male,70,ii fair skin,no,,,6,5,bcc",
         "3,1,I3.jpeg,no,dscope,l cheek,benign-melanocytic nevus,text,male,70,ii,no,,,3,3,",
-        "4,2,I4.jpg,no,n/a - virtual,scalp,benign-fibrous papule,text,female,40,,no,,,2,2,",
+        "4,2,I4.jpg,no,n/a - virtual,scalp,benign-dermatofibroma,text,female,40,,no,,,2,2,",
         "5,2,I5.jpeg,yes,dscope,scalp,,,female,40,,no,,,,,",
     ]
     write(root, "release_midas.csv", header + "\n".join(rows))

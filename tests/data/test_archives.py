@@ -61,7 +61,7 @@ def test_midas_joins_the_distances_of_a_lesion(tmp_path: Path) -> None:
     assert rows["images"].tolist() == ["I2|I1|I0", "I3", "I4"]
     assert rows["image_views"].tolist() == ["dermoscopic|clinical|overview", "dermoscopic", ""]
     assert rows["target"].tolist() == [1, 0, 0]
-    assert rows["diagnosis"].tolist() == ["bcc", "nv", "benign fibrous papule"]
+    assert rows["diagnosis"].tolist() == ["bcc", "nv", "df"]
     assert rows["patient_id"].tolist() == ["1", "1", "2"]
     assert rows["site"].tolist() == ["torso", "head/neck", "head/neck"]
     assert rows["length_mm"].tolist() == [6, 3, 2]

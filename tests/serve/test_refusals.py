@@ -82,7 +82,8 @@ def test_what_does_not_belong_in_the_form(at: TestClient, pictures: Path) -> Non
     assert "#frame=2 does not exist" in send(at, image, frame="2")[1]["detail"]
     assert at.post("/v1/predict", json={}).status_code == 415
     twice = at.post("/v1/predict", files=[("image", ("a", image)), ("image", ("b", image))])
-    assert twice.status_code == 400
+    assert twice.status_code == 422
+    assert twice.json()["detail"] == "the form has more than one file; send fewer"
     ages = [("image", ("a", image)), ("age", (None, "5")), ("age", (None, "6"))]
     assert "twice" in at.post("/v1/predict", files=ages).json()["detail"]
     assert at.post("/v1/predict", files=[("age", ("a", image))]).status_code == 422
