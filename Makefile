@@ -3,7 +3,7 @@
 # `make test` everything.
 
 VENV ?= .venv
-EXTRAS ?= dev,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,dicom-codecs,dicom,heic,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated
+EXTRAS ?= dev,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,dicom-codecs,dicom,heic,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated,docs,notebooks
 DEMO_EXTRAS ?= weights
 DEMO_RUN ?= runs/demo
 DEMO_MODEL = $(DEMO_RUN)/checkpoints/ensemble.ckpt
@@ -23,7 +23,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint format python wheel install-wheel check-wheel constraints
+.PHONY: help demo test test-slow test-notebooks docs docs-serve lint format python wheel install-wheel check-wheel constraints
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -47,6 +47,15 @@ test: $(STAMP)  ## run the tests (those of real cohorts where SKINMM_DATA names 
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	$(IN_VENV) -m pytest -m slow $(PYTEST_ARGS)
+
+test-notebooks: $(STAMP)  ## run the notebooks of examples/ from top to bottom
+	$(IN_VENV) -m pytest -m slow tests/test_notebooks.py $(PYTEST_ARGS)
+
+docs: $(STAMP)  ## build the documentation into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs build --strict
+
+docs-serve: $(STAMP)  ## show the documentation on http://127.0.0.1:8000 while you write
+	NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs serve
 
 lint: $(STAMP)  ## what must hold of every file: ruff, its format, mypy
 	$(VENV)/bin/ruff check .
