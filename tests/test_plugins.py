@@ -15,7 +15,7 @@ from quick_runs import QUICK, ROOT, best
 
 import skinmm
 from skinmm.config import registry
-from skinmm.config.registry import load_plugins, register, require_sources, unregister
+from skinmm.config.registry import load_plugins, register, require_sources
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS, Concat
 
@@ -160,7 +160,7 @@ def test_a_file_adds_a_block_and_is_named_again_to_predict(
     run = skinmm.fit(
         *words, plugins, "fusion=of_a_file", "data.limit=48", trainer="debug", output=tmp_path / "r"
     )
-    unregister("fusion", "of_a_file")
+    del registry._registered["fusion"]["of_a_file"]
     for name in [name for name in sys.modules if name.startswith("skinmm_plugin_")]:
         del sys.modules[name]
     with pytest.raises(InputError, match=r"of the file my blocks.py is missing: give plugins=\["):

@@ -122,7 +122,7 @@ def compare(
 
     evaluations: dict[str, Evaluation] = {}
     for number, system in enumerate(map(_to_evaluation, systems), start=1):
-        title = system.title
+        title = system._inputs.title
         evaluations[f"{number}. {title}" if title in evaluations else title] = system
     evaluations |= {name: _to_evaluation(system) for name, system in named.items()}
     return Comparison(evaluations, margin=margin)

@@ -100,11 +100,6 @@ def _add(plugins: dict[str, Plugin], kind: str, name: str, plugin: Plugin) -> No
     plugins[name] = plugin
 
 
-def unregister(kind: str, name: str) -> None:
-    """Remove a component that `register` added."""
-    del _registered[kind][name]
-
-
 def find_plugins(kind: str) -> dict[str, Plugin]:
     """Return the components of others by name, without importing those of installed packages."""
     return {**_find_installed(kind), **_registered[kind]} if kind in GROUPS else {}

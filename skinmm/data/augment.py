@@ -107,11 +107,7 @@ def none(size: int) -> Transform:  # noqa: ARG001  the contract of AUGMENTS
 
 
 AUGMENTS: Final[Registry[Callable[..., Transform]]] = Registry(
-    "augment",
-    standard=standard,
-    strong=strong,
-    randaugment=randaugment,
-    none=none,
+    "augment", standard=standard, strong=strong, randaugment=randaugment, none=none
 )
 
 

@@ -49,9 +49,7 @@ class SimpleCNN(nn.Sequential):
 
 
 CUSTOM: Final[Registry[Callable[..., nn.Module]]] = Registry(
-    "model",
-    simple_cnn=SimpleCNN,
-    **{OPEN_CLIP: OpenClipImage},
+    "model", simple_cnn=SimpleCNN, **{OPEN_CLIP: OpenClipImage}
 )
 """Networks of this package; every other name is one of timm's."""
 

@@ -136,10 +136,7 @@ class TreeHead(nn.Module):
 FittedHead = LinearHead | TreeHead
 
 HEADS: Final[Registry[Callable[..., nn.Module]]] = Registry(
-    "head",
-    neural=build_neural,
-    linear=LinearHead,
-    boosting=TreeHead,
+    "head", neural=build_neural, linear=LinearHead, boosting=TreeHead
 )
 """The heads by the name that `head=` selects."""
 

@@ -87,9 +87,7 @@ def build_autoencoder(
 
 
 SEGMENTERS: Final[Registry[Callable[..., Segmenter]]] = Registry(
-    "segmenter",
-    unet=build_unet,
-    autoencoder=build_autoencoder,
+    "segmenter", unet=build_unet, autoencoder=build_autoencoder
 )
 """The segmentation networks by the name that `segmenter=` selects."""
 

@@ -131,11 +131,7 @@ class _Columns(nn.Module):
 
 
 TABULAR: Final[Registry[type[Tabular]]] = Registry(
-    "tabular",
-    mlp=MLP,
-    raw=Raw,
-    embedding=Embedding,
-    ft_transformer=FTTransformer,
+    "tabular", mlp=MLP, raw=Raw, embedding=Embedding, ft_transformer=FTTransformer
 )
 """The record encoders by the name that `tabular=` selects."""
 

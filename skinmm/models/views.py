@@ -142,12 +142,7 @@ class Typed(Views):
 
 
 VIEWS: Final[Registry[type[Views]]] = Registry(
-    "views",
-    mean=Mean,
-    max=Max,
-    attention=Attention,
-    gated=Gated,
-    typed=Typed,
+    "views", mean=Mean, max=Max, attention=Attention, gated=Gated, typed=Typed
 )
 """The blocks by the name that `views=` selects."""
 

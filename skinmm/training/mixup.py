@@ -100,9 +100,6 @@ def _draw_bounds(side: int, share: float) -> tuple[int, int]:
 
 
 MIXES: Final[Registry[Callable[..., Callable[[Batch], Mixed]]]] = Registry(
-    "mix",
-    none=NoMix,
-    mixup=Mixup,
-    cutmix=CutMix,
+    "mix", none=NoMix, mixup=Mixup, cutmix=CutMix
 )
 """Mixes of a batch, whose `row` is unchanged; random numbers come from torch's CPU generator."""

@@ -13,10 +13,7 @@ from skinmm.config import OptimizerConfig, Registry, ScheduleConfig
 from skinmm.training.callbacks import SELECTION
 
 OPTIMIZERS: Final[Registry[type[Optimizer]]] = Registry(
-    "optimizer",
-    adamw=torch.optim.AdamW,
-    adam=torch.optim.Adam,
-    sgd=torch.optim.SGD,
+    "optimizer", adamw=torch.optim.AdamW, adam=torch.optim.Adam, sgd=torch.optim.SGD
 )
 
 

@@ -40,11 +40,6 @@ class Evaluation:
         return self._read()
 
     @property
-    def title(self) -> str:
-        """Name of the run folder or prediction file."""
-        return self._inputs.title
-
-    @property
     def metrics(self) -> pd.DataFrame:
         """Value and interval (`low`, `high`) of each metric; missing if it is undefined."""
         entries, names = self._inputs.measured["metrics"], ["value", "low", "high"]
@@ -81,6 +76,7 @@ class Run(Evaluation):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self.report = self.path / "report.html"
         super().__init__(lambda: read_run(self.path, pictures=False))
         if not (self.path / "metrics.json").is_file():
             advice = f"give a run folder, or continue it with skinmm.fit(resume={str(path)!r})"
@@ -90,11 +86,6 @@ class Run(Evaluation):
     def config(self) -> dict[str, Any]:
         """Configuration of the run."""
         return read_mapping(self.path / "config.yaml")
-
-    @property
-    def report(self) -> Path:
-        """The page of the run."""
-        return self.path / "report.html"
 
     def read_predictions(self, part: str = "test") -> pd.DataFrame:
         """Return the prediction file of a part of the data: `test`, `val` or `calibration`."""
@@ -109,10 +100,6 @@ class Run(Evaluation):
         from skinmm.predict.predictor import Predictor
 
         return Predictor.from_checkpoints(self.path, **options)
-
-    def __repr__(self) -> str:
-        """Return the path."""
-        return f"Run({str(self.path)!r})"
 
 
 class Comparison:
