@@ -24,17 +24,14 @@ from skinmm.training.module import Classifier
 from skinmm.training.optimizer import OPTIMIZERS, parameter_groups
 from skinmm.training.run_folder import RunFolder
 
-LEAST_STEPS: Final = 100
-"""Steps of a run from which it is worth measuring twelve of them."""
-TURNS: Final = 3
-"""Steps of a variant; the first warms up, the fastest of the others counts."""
+LEAST_STEPS: Final = 100  # of a run in which steps are measured
+LEAST_SECONDS: Final = 30.0  # of the run to save, as further processes take time to start
+TURNS: Final = 3  # steps of a variant; the first warms up, the fastest of the others counts
 LEAST_GAIN: Final = 1.05
 """Speed, divided by that of the default, from which a variant is chosen."""
 LEAST_GAIN_OF_PROCESSES: Final = 1.1
-LEAST_ROWS: Final = 8
-"""Rows per process, over which batch normalisation averages."""
-PROCESS_BYTES: Final = 1.5e9
-"""Memory of a process without the rows of its batch."""
+LEAST_ROWS: Final = 8  # per process, over which batch normalisation averages
+PROCESS_BYTES: Final = 1.5e9  # memory of a process without the rows of its batch
 LR_RANGE: Final = (1e-6, 1.0)
 LR_STEPS: Final = 80
 LEAST_FALL: Final = 5  # steps of a range test in which the loss has to fall
@@ -139,7 +136,8 @@ def tune(
     if not (is_open and has_steps) or is_fixed or device.type != "cpu":
         return None
     clock = StepClock(module, data, device)
-    if clock.batches * (trainer.max_epochs or 1) < LEAST_STEPS:
+    steps = clock.batches * (trainer.max_epochs or 1)
+    if steps < LEAST_STEPS:
         return None
     default = current_variant(trainer, options.channels_last)
     variants = list_variants(default, options.precision, options.channels_last)
@@ -150,6 +148,8 @@ def tune(
         return None
     seconds = clock.time(*variants)
     best = choose_variant(default, seconds)
+    if steps * (seconds[default] - seconds[best]) < LEAST_SECONDS:
+        best = default
     if options.precision == "auto":
         options.precision = best.precision
     options.channels_last = best.channels_last

@@ -58,7 +58,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Config, be
     monkeypatch.setattr(autotune, "count_cores", lambda: 2)
     monkeypatch.setattr(autotune, "LEAST_STEPS", 1)
     monkeypatch.setattr(
-        StepClock, "time", lambda _, *variants: {v: 1.0 - 0.5 * (v == best) for v in variants}
+        StepClock, "time", lambda _, *variants: {v: 100.0 - 50 * (v == best) for v in variants}
     )
     module, data, trainer = parts(config, tmp_path)
     tune(module, data, trainer, RunFolder(tmp_path, config, starts_processes=True))
