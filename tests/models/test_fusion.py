@@ -84,7 +84,7 @@ class DeafHead(Concat):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (Undeclared, "inputs: image must be ignored if it is not declared"),
+        (Undeclared, "inputs: image must be ignored"),
         (DeafHead, "saturated: input 1 hardly moves the output"),
     ],
 )
