@@ -69,7 +69,7 @@ LIGHTNING: Final = ("data.datamodule", "federated", "segmentation", "training")
 ONLY_IN: Final[dict[str, tuple[str, ...]]] = {
     "hydra": ("cli.hydra_app", "cli.compose"),
     "omegaconf": ("config",),
-    "pydicom": ("images", "predict.dicom_sr"),
+    "pydicom": ("images", "predict.dicom_sr", "serve.dicomweb"),
     "tfrecord": ("images",),
     "timm": ("models",),
     "segmentation_models_pytorch": ("models",),

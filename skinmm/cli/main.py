@@ -21,6 +21,7 @@ from skinmm.cli.hydra_app import changed_environment, refuse, run_cli, run_hydra
 from skinmm.cli.overrides import FLAGS, quote, quote_list
 from skinmm.cli.study import absolutize_paths, study
 from skinmm.config import Config, keys_with, read_config, resume_config
+from skinmm.config import clinic_commands as clinic
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
 from skinmm.config import federated_commands as federated
@@ -64,7 +65,9 @@ _COMMANDS: Final = (
         usage="  skinmm similar checkpoint=RUN index=embeddings.parquet input=lesion.jpg",
     ),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
-    Command("dicom-sr", schemas.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
+    Command("dicom-sr", clinic.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
+    Command("dicomweb", clinic.DicomwebConfig, "skinmm.serve.dicomweb:exchange"),
+    Command("fhir", clinic.FhirConfig, "skinmm.serve.fhir:export_cases"),
     Command("serve", schemas.ServeConfig, "skinmm.serve.run:serve"),
     Command("feedback", schemas.FeedbackConfig, "skinmm.cli.commands:run_feedback"),
     Command("report", schemas.ReportPageConfig, "skinmm.cli.commands:run_report"),

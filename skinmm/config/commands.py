@@ -125,16 +125,6 @@ class PredictSparkConfig(BatchInferenceConfig):
 
 
 @dataclass
-class DicomConfig(InferenceConfig):
-    """Predict DICOM images, and write DICOM structured reports and heat maps."""
-
-    input: str = literal_path("", "folder of DICOM files, or a table", example="DICOM_TREE")
-    images: str | None = literal_path(None, "folder of the images of a table")
-    out: str = output_path("dicom", "folder to write", usage="DIR")
-    overwrite: bool = setting(False, "write into a folder that contains files")
-
-
-@dataclass
 class ExportConfig:
     """Write a checkpoint as one ONNX file, or as a static folder that runs in a web browser."""
 
@@ -150,6 +140,12 @@ class ExportConfig:
         None, "folder of onnxruntime-web for target=browser; null: that in node_modules"
     )
     plugins: list[str] = literal_path([], PLUGINS)
+    precision: str = setting(
+        "fp32", "arithmetic of the image network", choices=("fp32", "fp16", "int8")
+    )
+    root: str | None = literal_path(
+        None, "folder of the cohort for fp16 and int8, if it is no longer data.root", usage="DIR"
+    )
     rows: int = setting(64, "rows on which ONNX is compared with PyTorch", low=2, high=700)
     uncalibrated: bool = setting(False, UNCALIBRATED)
     overwrite: bool = setting(False, "replace existing output")

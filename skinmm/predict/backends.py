@@ -16,6 +16,8 @@ from skinmm.models.network import Network, build_network
 
 KEY: Final = "checkpoint"
 """Metadata entry of an exported model: SHA-256 of its checkpoint."""
+PRECISION: Final = "precision"
+"""Metadata entry of an exported model: arithmetic of its image network, and what it cost."""
 OUTPUTS: Final = ("log_probabilities", "features")
 
 Image = UInt8[np.ndarray, "b *views size size 3"] | None
@@ -149,3 +151,9 @@ def load_exported(
     if backend == "auto":
         return None
     raise InputError(f"{path} was exported from another checkpoint than {checkpoint}")
+
+
+def read_precision(backend: Backend) -> dict[str, Any]:
+    """Return the arithmetic of the image network and what it cost on validation."""
+    metadata = backend.metadata if isinstance(backend, OnnxBackend) else {}
+    return dict(metadata.get(PRECISION, {"name": "fp32"}))

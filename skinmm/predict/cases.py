@@ -13,7 +13,7 @@ from skinmm import __version__
 from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import InputError
 from skinmm.images.source import FRAME
-from skinmm.predict.backends import OnnxBackend
+from skinmm.predict.backends import PRECISION, OnnxBackend, read_precision
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer, Explanation, explain_case
 from skinmm.predict.inputs import InMemoryImages, rename_training_columns
@@ -203,7 +203,8 @@ def build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict
                 "prediction_sets": member.card.conformal,
                 "knows_unfamiliar": member.ood_detector is not None,
                 "test": member.card.summary,
+                PRECISION: read_precision(runner.backend),
             }
-            for member in members
+            for member, runner in zip(members, predictor.ensemble.members, strict=True)
         ],
     }

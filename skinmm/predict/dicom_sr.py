@@ -9,14 +9,14 @@ from collections.abc import Hashable, Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from skinmm import __version__
 from skinmm.config.checkpoints import find_checkpoints
-from skinmm.config.commands import DicomConfig
+from skinmm.config.clinic_commands import DicomConfig
 from skinmm.errors import InputError, print_error, print_line, require_new_output
 from skinmm.images.source import Source
 from skinmm.predict.cases import NOTICE, Case, CasePredictor
@@ -28,6 +28,8 @@ from skinmm.vocabulary import is_missing, rename_columns
 SCHEME: Final = "99SKINMM"
 """Coding scheme of the codes that DICOM does not define."""
 REPORT, CAPTURE = "sr", "sc"
+INVALID: Final = (InputError, ValueError, TypeError, AttributeError)
+"""Errors of an image without a result; highdicom raises the last three for a wrong header."""
 _REQUIRED: Final = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _MAY_BE_EMPTY: Final = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
@@ -69,8 +71,7 @@ def write_results(config: DicomConfig) -> int:
             for name, dataset in results.items():
                 dataset.save_as(out / name, enforce_file_format=True)
             written += 1
-        except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
-            # highdicom raises the last three for a header that violates the standard.
+        except (OSError, *INVALID) as error:
             print_error(f"{row['image_id']}: {error}")
             failed += 1
     if not written + failed:
@@ -87,19 +88,37 @@ def _build_results(
     if location is None:
         raise InputError(images.describe_missing(str(row["image_id"])))
     source = images.read(location)
-    header = _read_header(source)
     cells = {name: row.get(name) for name in predictor.predictor.columns}
     record = {name: str(cell) for name, cell in cells.items() if not is_missing(cell)}
+    result = build_results(predictor, source, record)
+    name = str(result.header.SOPInstanceUID)
+    name += "" if source.frame is None else f".{source.frame}"
+    return {f"{name}.{kind}.dcm": dataset for kind, dataset in result.objects.items()}
+
+
+class DicomResult(NamedTuple):
+    """Prediction of a DICOM image, and its DICOM objects by kind: report, and heat map."""
+
+    header: Any
+    case: Case
+    prediction: dict[str, Any]
+    objects: dict[str, Any]
+
+
+def build_results(
+    predictor: CasePredictor, source: Source, record: Mapping[str, str]
+) -> DicomResult:
+    """Predict a DICOM image and build the objects of its result."""
+    header = _read_header(source)
     case = Case([CaseImage(*source)], record)
     prediction, explanation = predictor.predict_and_explain(case)
     if explanation is None:
         raise InputError(prediction["error"])
-    name = str(header.SOPInstanceUID) + ("" if source.frame is None else f".{source.frame}")
     digests = predictor.predictor.identity
-    results = {f"{name}.{REPORT}.dcm": build_report(header, source.frame, prediction, digests)}
+    objects = {REPORT: build_report(header, source.frame, prediction, digests)}
     for drawing in explanation.draw(_MAX_SIDE):
-        results[f"{name}.{CAPTURE}.dcm"] = build_capture(header, source.frame, drawing, digests)
-    return results
+        objects[CAPTURE] = build_capture(header, source.frame, drawing, digests)
+    return DicomResult(header, case, prediction, objects)
 
 
 def _read_header(source: Source) -> Any:

@@ -13,7 +13,8 @@ score, 1 is the limit.
 
 Metadata, each as JSON: `classes`, `positive`, `threshold` (null: never calibrated), `band` (null:
 the prediction sets decide), `conformal`, `encoder`, `image_size`, `preprocess` (steps that are not
-in the graph), and the SHA-256 of the `checkpoint`.
+in the graph), the SHA-256 of the `checkpoint`, and `precision`: the arithmetic of the image network
+and, if it is not fp32, what it cost on validation (`skinmm.predict.quantise`).
 """
 
 import json
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,13 @@ from torch import Tensor, nn
 from skinmm import __version__
 from skinmm.config.checkpoints import ZOO, find_checkpoint
 from skinmm.config.commands import ExportConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_line
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
 from skinmm.files import atomic_write
 from skinmm.predict import backends
 from skinmm.predict.backends import (
+    PRECISION,
     HasImage,
     Image,
     NetworkOutput,
@@ -81,15 +83,26 @@ def export(config: ExportConfig) -> list[Path]:
     for target in paths:
         require_output_file("out", target, overwrite=config.overwrite)
     for model, target in zip(models, paths, strict=True):
-        write_model(model, target, config.rows)
+        write_model(model, target, config)
     return paths
 
 
-def write_model(model: CalibratedModel, path: Path, rows: int) -> None:
-    """Write a model as ONNX, unless it differs from PyTorch on `rows` embedded lesions."""
+def write_model(model: CalibratedModel, path: Path, config: ExportConfig) -> dict[str, Any]:
+    """Write a model as ONNX, unless it differs from PyTorch on embedded lesions.
+
+    Returns the precision of the image network and what it cost.
+    """
+    facts: dict[str, Any] = {"name": config.precision}
     with atomic_write(path) as partial:
         _write(model, partial)
-        _verify(model, OnnxBackend(partial), rows)
+        _verify(model, OnnxBackend(partial), config.rows)
+        if config.precision != "fp32":
+            from skinmm.predict.quantise import describe, reduce_precision
+
+            facts = reduce_precision(model, partial, config.precision, config.root)
+            print_line(f"{path.name}: {describe(facts)}")
+        _add_metadata(partial, {PRECISION: facts})
+    return facts
 
 
 class _ExportedModule(nn.Module):
@@ -173,7 +186,7 @@ def _interpolate(
 
 def _write(model: CalibratedModel, path: Path) -> None:
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
     backend, view = cast("TorchBackend", model.backend), model.view
@@ -200,7 +213,6 @@ def _write(model: CalibratedModel, path: Path) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
-    graph = onnx.load(path)
     metadata = {
         "made_by": f"skinmm {__version__}",
         backends.KEY: model.digest,
@@ -214,6 +226,13 @@ def _write(model: CalibratedModel, path: Path) -> None:
         "preprocess": model.card.preprocess,
         "accepts_missing_image": backend.accepts_missing_image,
     }
+    _add_metadata(path, metadata)
+
+
+def _add_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    import onnx
+
+    graph = onnx.load(path)
     for name, value in metadata.items():
         entry = graph.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value)

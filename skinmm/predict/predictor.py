@@ -241,7 +241,7 @@ class Predictor:
         compared = output.calibrated if threshold is None else values
         sets = None if output.votes is None else output.votes >= MIN_VOTES
         called = self._malignancy(compared) >= limit
-        decision = self._decide(called, output.calibrated, sets, output.ood)
+        decision = self.decide(called, output.calibrated, sets, output.ood)
         if self.threshold is None:
             decision[:] = REFER
         columns["decision"] = np.where(is_good, decision, "")
@@ -264,7 +264,7 @@ class Predictor:
             columns |= {"lesion_id": ids, "images": batch.cells["image_id"]}
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
-    def _decide(
+    def decide(
         self,
         called: Bool[np.ndarray, " n"],
         probabilities: Float64[np.ndarray, "n classes"],

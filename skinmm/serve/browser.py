@@ -21,6 +21,7 @@ from skinmm.config.checkpoints import announce_included, find_checkpoint
 from skinmm.config.commands import ExportConfig
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.predictions import BINARY
+from skinmm.predict.backends import PRECISION
 from skinmm.predict.cases import NOTICE, build_card
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.export_onnx import write_model
@@ -61,7 +62,7 @@ def export_browser(config: ExportConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".browser-", dir=folder) as name:
         partial = Path(name)
-        _write_folder(models, partial, runtime, config.rows)
+        _write_folder(models, partial, runtime, config)
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "index.html"):
             file.replace(folder / file.name)
     return folder
@@ -105,7 +106,7 @@ def require_supported(model: CalibratedModel, checkpoint: Path) -> None:
 
 
 def _write_folder(
-    models: Sequence[CalibratedModel], folder: Path, runtime: Path, rows: int
+    models: Sequence[CalibratedModel], folder: Path, runtime: Path, config: ExportConfig
 ) -> None:
     for name in ENGINE_FILES:
         (folder / name).write_bytes((runtime / name).read_bytes())
@@ -113,15 +114,21 @@ def _write_folder(
         (folder / name).write_bytes((_TEMPLATES / "browser" / name).read_bytes())
     (folder / "page.css").write_bytes((_TEMPLATES / "page.css").read_bytes())
     names = [f"model.{number}.onnx" for number in range(len(models))]
-    for model, name in zip(models, names, strict=True):
-        write_model(model, folder / name, rows)
+    precisions = [
+        write_model(model, folder / name, config) for model, name in zip(models, names, strict=True)
+    ]
     predictor = Predictor(models)
     card = build_card(predictor, models)
     integrity = {path.name: digest(path) for path in sorted(folder.iterdir())}
     facts = describe(predictor, card) | {
         "members": [
-            {"file": name, "integrity": integrity[name], **describe_member(model)}
-            for name, model in zip(names, models, strict=True)
+            {
+                "file": name,
+                "integrity": integrity[name],
+                PRECISION: precision,
+                **describe_member(model),
+            }
+            for name, model, precision in zip(names, models, precisions, strict=True)
         ],
         "runtime": {"name": ENGINE, "version": VERSION, "integrity": integrity[ENGINE_FILES[1]]},
     }

@@ -49,7 +49,7 @@ class CaseRecorder:
         self._model = ",".join(predictor.predictor.identity)
         self.columns = [*predictor.predictor.columns, *([PATIENT] if store else [])]
         if store is not None:
-            store.register(self._model, predictor.card | {"inputs": predictor.reference})
+            register_model(predictor, store)
 
     def record(self, user: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
         """Store predicted rows in one transaction, and add the number `case` to each."""
@@ -59,15 +59,26 @@ class CaseRecorder:
         for row, case in zip(rows, cases, strict=True):
             if row["error"]:
                 continue
-            # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
-            name, record = self._predictor.record_of(case)
-            patient = check_patient(name) if name else None
-            result = {name: cell for name, cell in row.items() if name not in NAMES}
             image = _pack_images(case.images) if self._images and case.images else None
-            new_cases.append(NewCase(patient, record, result, image))
+            new_cases.append(build_case(self._predictor, row, case)._replace(image=image))
         numbers = self.store.add(user, self._model, new_cases)
         for row, number in zip(predicted, numbers, strict=True):
             row["case"] = number
+
+
+def register_model(predictor: CasePredictor, store: Store) -> str:
+    """Store the card of a model, and return the name of the model."""
+    model = ",".join(predictor.predictor.identity)
+    store.register(model, predictor.card | {"inputs": predictor.reference})
+    return model
+
+
+def build_case(predictor: CasePredictor, row: dict[str, Any], case: Case) -> NewCase:
+    """Return a prediction as a case to store, without its image."""
+    # The case, not the row: a prediction's patient_id may be the lesion's or the image's.
+    name, record = predictor.record_of(case)
+    result = {name: cell for name, cell in row.items() if name not in NAMES}
+    return NewCase(check_patient(name) if name else None, record, result)
 
 
 def _pack_images(images: Sequence[CaseImage]) -> bytes:

@@ -1,7 +1,7 @@
 """Case store on SQLite or PostgreSQL: predicted cases, confirmed diagnoses and an audit trail."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,24 +148,31 @@ class Store:
         dialects: Any = {"sqlite": sqlite, "postgresql": postgresql}  # for ON CONFLICT
         row = {"model": model, "at": _now(), "card": dict(card)}
         statement = dialects[self._engine.dialect.name].insert(_MODELS).values(row)
-        with self._begin() as database:
+        with self.begin() as database:
             database.execute(statement.on_conflict_do_nothing())
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Return the cards of all models, newest last."""
-        with self._begin() as database:
+        with self.begin() as database:
             rows = database.execute(select(_MODELS).order_by(_MODELS.c.at))
             return {row.model: row.card for row in rows}
 
-    def add(self, user: str, model: str, cases: Sequence[NewCase]) -> list[int]:
-        """Store cases in one transaction, and return their numbers."""
+    def add(
+        self,
+        user: str,
+        model: str,
+        cases: Sequence[NewCase],
+        also: Callable[[Connection, list[int]], None] = lambda *_: None,
+    ) -> list[int]:
+        """Store cases in one transaction with what `also` writes, and return their numbers."""
         common = {"at": _now(), "who": user, "model": model}
-        with self._begin() as database:
+        with self.begin() as database:
             numbers = [
                 int(database.execute(insert(_CASES).values(row)).inserted_primary_key[0])  # type: ignore[index]
                 for row in ({**case._asdict(), **common} for case in cases)
             ]
             _log(database, user, "predict", numbers)
+            also(database, numbers)
         return numbers
 
     def find(
@@ -181,14 +188,14 @@ class Store:
         query = _SELECT_CASES.where(_CASES.c.number > after).limit(limit)
         query = query if number is None else query.where(_CASES.c.number == number)
         query = query if patient is None else query.where(_CASES.c.patient == patient)
-        with self._begin() as database:
+        with self.begin() as database:
             cases = [dict(row) for row in database.execute(query).mappings()]
             _log(database, user, "read", [case["number"] for case in cases])
         return cases
 
     def read_image(self, user: str, number: int) -> bytes | None:
         """Return the image of a case, if it is stored."""
-        with self._begin() as database:
+        with self.begin() as database:
             image = database.scalar(select(_CASES.c.image).where(_CASES.c.number == number))
             _log(database, user, "read image", [number] if image else [])
         return image
@@ -197,7 +204,7 @@ class Store:
         """Store the confirmed diagnosis of a case, replacing an earlier one."""
         values = {"verdict": verdict, "verdict_at": _now(), "verdict_who": user}
         statement = sql.update(_CASES).where(_CASES.c.number == number).values(values)
-        with self._begin() as database:
+        with self.begin() as database:
             if database.execute(statement).rowcount:
                 _log(database, user, "verdict", [number], verdict)
 
@@ -205,7 +212,7 @@ class Store:
         """Delete the cases of a patient, or a single one, and return their numbers."""
         rows = _CASES.c.number == number if patient is None else _CASES.c.patient == patient
         statement = sql.delete(_CASES).where(rows).returning(_CASES.c.number)
-        with self._begin() as database:
+        with self.begin() as database:
             numbers = sorted(database.scalars(statement))
             _log(database, user, "delete", numbers)
         return numbers
@@ -213,19 +220,19 @@ class Store:
     def read_audit(self, *, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
         """Return the audit trail in order."""
         query = select(_AUDIT).where(_AUDIT.c.number > after).order_by(_AUDIT.c.number)
-        with self._begin() as database:
+        with self.begin() as database:
             return [dict(row) for row in database.execute(query.limit(limit)).mappings()]
 
     def to_table(self, user: str, model: str | None = None) -> pd.DataFrame:
         """Return cases as a prediction file whose `target` is the confirmed diagnosis."""
         query = _SELECT_CASES if model is None else _SELECT_CASES.where(_CASES.c.model == model)
-        with self._begin() as database:
+        with self.begin() as database:
             rows = [_to_row(dict(case)) for case in database.execute(query).mappings()]
             _log(database, user, "export", [], f"{len(rows)} cases")
         return pd.DataFrame(rows)
 
     @contextmanager
-    def _begin(self) -> Iterator[Connection]:
+    def begin(self) -> Iterator[Connection]:
         """Open a transaction, which is stored as a whole or rolled back."""
         try:
             with self._engine.begin() as database:

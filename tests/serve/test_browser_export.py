@@ -290,7 +290,7 @@ def test_every_rule_of_a_decision(page: Page) -> None:
         )
         predictor.band = band
         called = p[:, 1] >= threshold
-        (decision,) = predictor._decide(called, p, sets if kind else None, ood)
+        (decision,) = predictor.decide(called, p, sets if kind else None, ood)
         assert result["decision"] == decision, (changed, output)
         assert "|".join(result["prediction_set"]) == (
             format_sets(sets, predictor.classes)[0] if kind else ""

@@ -1,0 +1,319 @@
+"""`skinmm export precision=int8|fp16`: smaller arithmetic for the image network of an ONNX file.
+
+int8 is static quantisation (Jacob et al. 2018, arXiv:1712.05877): weights per channel, and
+activations with the ranges of images from the training part. The layers that change the output most
+stay in 32 bits, as few as validation requires. Record, fusion, head, calibration and the
+out-of-distribution score always stay in 32 and 64 bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from skinmm.data.datamodule import LesionData
+from skinmm.errors import InputError, print_error
+from skinmm.evaluation.metrics import evaluate
+from skinmm.evaluation.predictions import Predictions
+from skinmm.predict.backends import HasImage, Image, OnnxBackend, Record
+from skinmm.predict.ensemble import CalibratedModel
+from skinmm.predict.predictor import Predictor
+
+MAX_AUROC_LOSS: Final = 0.002
+MAX_ERROR_GAIN: Final = 0.005
+"""Of the expected calibration error."""
+MIN_EQUAL: Final = 0.99
+"""Share of decisions that stay."""
+CALIBRATION_IMAGES: Final = 200
+PROBED_IMAGES: Final = 16
+"""Images on which the layers are ranked."""
+_LAYERS: Final = ("Conv", "Gemm", "MatMul")
+_AROUND: Final = (
+    *("Add", "Mul", "Clip", "Relu", "Sigmoid", "HardSigmoid", "LeakyRelu", "Pad"),
+    *("Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean"),
+)
+_Batch = tuple[Image, Record, HasImage]
+
+
+class Quality(NamedTuple):
+    """Quality of a file on validation: AUROC, expected calibration error and decisions."""
+
+    auroc: float
+    ece: float
+    decisions: Shaped[np.ndarray, " n"]
+
+
+def reduce_precision(
+    model: CalibratedModel, path: Path, precision: str, root: str | None
+) -> dict[str, Any]:
+    """Replace an exported file by a smaller one, and return what this cost on validation.
+
+    A file that costs more than the limits of this module is refused.
+    """
+    data = _load_data(model, precision, root)
+    before = measure(model, OnnxBackend(path), data)
+    with TemporaryDirectory() as folder:
+        smaller = Path(folder, "smaller.onnx")
+        for layers in _write_candidates(model, path, smaller, precision, data):
+            after = measure(model, OnnxBackend(smaller), data)
+            facts = _compare(before, after) | {"name": precision, "layers_in_32_bits": layers}
+            text = describe(facts)
+            if is_accepted(facts):
+                path.write_bytes(smaller.read_bytes())
+                return facts
+            print_error(f"not accepted: {text}")
+    raise InputError(
+        f"precision={precision} costs too much: {text}; allowed: AUROC -{MAX_AUROC_LOSS}, "
+        f"calibration error +{MAX_ERROR_GAIN}, {MIN_EQUAL:.0%} equal decisions; nothing was "
+        "written, use precision=fp32"
+    )
+
+
+def is_accepted(facts: dict[str, Any]) -> bool:
+    """Return whether the cost is within the limits."""
+    losses = [facts[name][1] - facts[name][0] for name in ("auroc", "calibration_error")]
+    is_equal = facts["equal_decisions"] >= MIN_EQUAL
+    return -losses[0] < MAX_AUROC_LOSS and losses[1] < MAX_ERROR_GAIN and is_equal
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Return the cost in one line."""
+    auroc, ece = (
+        "{:.4f} -> {:.4f}".format(*facts[name]) for name in ("auroc", "calibration_error")
+    )
+    layers = len(facts["layers_in_32_bits"])
+    return (
+        f"{facts['name']}, {layers} layers in 32 bits: AUROC {auroc}, calibration error {ece}, "
+        f"{facts['equal_decisions']:.1%} of {facts['validation_rows']} decisions equal"
+    )
+
+
+def _compare(before: Quality, after: Quality) -> dict[str, Any]:
+    return {
+        "auroc": [before.auroc, after.auroc],
+        "calibration_error": [before.ece, after.ece],
+        "equal_decisions": float((before.decisions == after.decisions).mean()),
+        "validation_rows": len(before.decisions),
+    }
+
+
+def _load_data(model: CalibratedModel, precision: str, root: str | None) -> LesionData:
+    """Return the cohort of a checkpoint, with training and validation rows."""
+    given = f"precision={precision}"
+    if "image" not in model.inputs:
+        raise InputError(f"{given}: the checkpoint has no image network; use precision=fp32")
+    if model.threshold is None:
+        raise InputError(f"{given} needs a calibrated checkpoint, whose decisions are compared")
+    config = model.config
+    if config.data.fold == "all":
+        raise InputError(f"{given}: the checkpoint has no validation part; use that of a fold")
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=root))
+    data = LesionData(config, model.inputs)
+    try:
+        data.setup()
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"{given} needs the cohort of the checkpoint, root=DIR ({error})"
+        ) from error
+    if list(data.classes) != list(model.card.classes):
+        raise InputError(f"{given}: the cohort has other classes than the checkpoint")
+    return data
+
+
+def _load(data: LesionData, part: str, rows: int | None = None) -> Iterator[_Batch]:
+    """Load the batches of a part, or of random rows of it."""
+    chosen = None
+    if rows is not None:
+        count = len(data.rows(part))
+        chosen = np.random.default_rng(0).permutation(count)[:rows]
+    for batch in data.evaluation_loader(part, chosen):
+        image = batch["image"].numpy()
+        record = batch["record"].numpy() if "record" in batch else None
+        has_image = batch.get("has_image")
+        shown = np.ones(len(image), bool) if has_image is None else has_image.numpy()
+        yield np.moveaxis(image, -3, -1), record, shown
+
+
+def measure(
+    model: CalibratedModel, backend: OnnxBackend, data: LesionData, part: str = "val"
+) -> Quality:
+    """Evaluate a file on a part of a cohort."""
+    outputs = [backend(*batch) for batch in _load(data, part)]
+    log_probabilities, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    detector = model.ood_detector
+    ood = detector.score(features) if detector else np.zeros(len(features))
+    scores = np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
+    predictor = Predictor([model])
+    output = model.calibrate(scores)
+    probabilities = output.calibrated
+    malignancy = probabilities[:, model.positive].sum(axis=1)
+    rows = data.rows(part)
+    cohort = data.cohort.iloc[rows]
+    predictions = Predictions(
+        cohort["image_id"].to_numpy(object),
+        cohort["patient_id"].to_numpy(object),
+        data.targets[rows],
+        probabilities,
+        None,
+        tuple(model.card.classes),
+        tuple(model.card.positive),
+    )
+    metrics = evaluate(predictions, resamples=0)["metrics"]
+    called = malignancy >= (predictor.threshold or 0)
+    sets = None if output.votes is None else output.votes >= 1
+    decisions = predictor.decide(called, probabilities, sets, output.ood)
+    return Quality(metrics["auroc"]["value"], metrics["ece"]["value"], decisions)
+
+
+def _write_candidates(
+    model: CalibratedModel, path: Path, smaller: Path, precision: str, data: LesionData
+) -> Iterator[list[str]]:
+    """Write files with more and more layers in 32 bits, and yield the names of these layers."""
+    if precision == "fp16":
+        _write_half(path, smaller)
+        yield []
+        return
+    quantiser = Quantiser(path, smaller, model, data)
+    quantiser.write()
+    yield []
+    ranking = quantiser.rank_layers()
+    count = 1
+    while count <= len(ranking) // 2:
+        quantiser.write(exclude=ranking[:count])
+        yield ranking[:count]
+        count *= 2
+
+
+def _write_half(path: Path, smaller: Path) -> None:
+    """Write a file whose image network has 16 bits."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = _load_graph(path)
+    halved = {node.name for node in find_image_nodes(model.graph)}
+    others = [node.name for node in model.graph.node if node.name not in halved]
+    half = convert_float_to_float16(model, keep_io_types=True, node_block_list=others)
+    _save(half, _load_graph(path), smaller)
+
+
+class Quantiser:
+    """Quantisation of the image network of a file; the ranges of activations are read once."""
+
+    def __init__(self, path: Path, smaller: Path, model: CalibratedModel, data: LesionData) -> None:
+        self._path, self._smaller, self._data = path, smaller, data
+        self._model = _load_graph(path)
+        self._nodes = find_image_nodes(self._model.graph)
+        self.layers = [node.name for node in self._nodes if node.op_type in _LAYERS]
+        if not self.layers:
+            raise InputError(f"precision=int8: {model.config.model.name} has no layer to quantise")
+        self._ranges = self._read_ranges()
+
+    def _read_ranges(self) -> Any:
+        from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+        operators = sorted({node.op_type for node in self._nodes})
+        with TemporaryDirectory() as folder:
+            calibrator = create_calibrator(
+                self._path,
+                operators,
+                str(Path(folder, "observed.onnx")),
+                CalibrationMethod.MinMax,
+                extra_options={"symmetric": False},
+            )
+            feeds = self._feeds(_load(self._data, "train", CALIBRATION_IMAGES))
+            for feed in feeds:  # one batch at a time: the calibrator stores all activations
+                calibrator.collect_data(_Reader([feed]))
+            return calibrator.compute_data()
+
+    def _feeds(self, batches: Iterator[_Batch]) -> Iterator[dict[str, Any]]:
+        names = {node.name for node in self._model.graph.input}
+        for image, record, has_image in batches:
+            pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
+            values = {"image": pixels, "record": record, "shown": has_image}
+            yield {name: value for name, value in values.items() if name in names}
+
+    def write(self, only: str | None = None, exclude: list[str] | None = None) -> None:
+        """Write the file with one layer quantised, or with all but those excluded."""
+        import onnx
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        nodes = [only] if only else [node.name for node in self._nodes]
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=True,  # 7-bit weights: without VNNI, sums of products in 8 bits overflow
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self._ranges,
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=exclude or [],
+            op_types_to_quantize=sorted({node.op_type for node in self._nodes}),
+            extra_options={},
+        )
+        quantizer.quantize_model()
+        _save(quantizer.model.model, self._model, self._smaller)
+
+    def rank_layers(self) -> list[str]:
+        """Return the layers, first those that change the output most if quantised alone."""
+        batches = list(_load(self._data, "train", PROBED_IMAGES))
+        expected = self._run(OnnxBackend(self._path), batches)
+        changes = {}
+        for name in self.layers:
+            self.write(only=name)
+            actual = self._run(OnnxBackend(self._smaller), batches)
+            changes[name] = float(np.square(actual - expected).mean())
+        return sorted(changes, key=lambda name: -changes[name])
+
+    @staticmethod
+    def _run(backend: OnnxBackend, batches: list[_Batch]) -> Float32[np.ndarray, "n classes"]:
+        return np.concatenate([backend(*batch)[0] for batch in batches])
+
+
+class _Reader:
+    """Batches as ONNX Runtime's calibrator takes them."""
+
+    def __init__(self, feeds: list[dict[str, Any]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+def _load_graph(path: Path) -> Any:
+    """Load a file with the shapes of its activations."""
+    import onnx
+
+    return onnx.shape_inference.infer_shapes(onnx.load(path))
+
+
+def _save(model: Any, original: Any, path: Path) -> None:
+    """Write a converted model with the metadata of the original one alone."""
+    import onnx
+
+    del model.metadata_props[:]
+    model.metadata_props.extend(original.metadata_props)
+    onnx.save(model, path)
+
+
+def find_image_nodes(graph: Any) -> list[Any]:
+    """Return the nodes of the image network that calculate with pixels in 32 bits."""
+    from onnx import TensorProto
+
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    pixels, nodes = {"image"}, []
+    for node in graph.node:
+        if node.op_type == "Shape" or not pixels.intersection(node.input):
+            continue
+        is_float = kinds.get(node.output[0]) == TensorProto.FLOAT
+        is_in_network = node.name.startswith("/image") and (nodes or node.op_type in _LAYERS)
+        if is_in_network and is_float and node.op_type in (*_LAYERS, *_AROUND):
+            nodes.append(node)
+        pixels.update(node.output)
+    return nodes

@@ -1,0 +1,255 @@
+"""`skinmm dicomweb`: find images on a DICOMweb server, predict them and store the results there.
+
+QIDO-RS finds the images, WADO-RS reads them, STOW-RS stores reports and heat maps (DICOM PS3.18).
+The case store remembers every image, so that each gets one result, also if the program is killed.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from time import sleep
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from skinmm.config.checkpoints import announce_included, find_checkpoints
+from skinmm.config.clinic_commands import DicomwebConfig
+from skinmm.errors import InputError, one_line, print_error, print_line
+from skinmm.images.source import Source
+from skinmm.predict.cases import CasePredictor
+from skinmm.predict.dicom_sr import CAPTURE, INVALID, build_results
+from skinmm.predict.pipeline import refuse_lesions
+from skinmm.serve.cases import build_case, register_model
+from skinmm.serve.outbox import IGNORED, PARKED, SENT, Outbox
+from skinmm.serve.responses import ProblemError
+from skinmm.serve.run import is_loopback, silence_libraries
+from skinmm.serve.store import Store, hide_password
+
+T = TypeVar("T")
+TOKEN: Final = "SKINMM_DICOMWEB_TOKEN"  # noqa: S105
+TOKEN_FILE: Final = "SKINMM_DICOMWEB_TOKEN_FILE"  # noqa: S105
+"""Environment variables: a bearer token, or a file of it, which is read for every request."""
+USER: Final = "dicomweb"
+_FIRST_PAUSE: Final = 0.5  # seconds, doubled after each failure
+_LAST_PAUSE: Final = 60.0
+_UNAUTHORISED: Final = (401, 403)
+_RETRIED: Final = (408, 425, 429, *range(500, 600))  # others are parked
+_IMAGE_KEYS: Final = ("0020000D", "0020000E", "00080018")  # study, series, instance
+
+
+class RefusedError(Exception):
+    """Answer of the server to one image that another attempt does not change."""
+
+
+class UnavailableError(Exception):
+    """Failure of the server, the network or the token: to be tried again."""
+
+
+class Image(NamedTuple):
+    """UIDs of study, series and instance."""
+
+    study: str
+    series: str
+    uid: str
+
+
+def exchange(config: DicomwebConfig) -> int:
+    """Predict new images once or until stopped.
+
+    Returns the exit status: 0, or 3 if some images have no stored result.
+    """
+    try:
+        import dicomweb_client  # noqa: F401
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        install = "pip install 'skinmm[dicom,dicomweb,serve]'"
+        raise InputError(f"skinmm dicomweb needs {error.name}: {install}") from error
+    silence_libraries()
+    server = Server(config)
+    checkpoints = find_checkpoints(config.checkpoint)
+    announce_included(checkpoints)
+    predictor = CasePredictor(
+        checkpoints,
+        config.accelerator,
+        referral=config.referral,
+        backend=config.backend,
+        uncalibrated=config.uncalibrated,
+    )
+    refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicomweb")
+    store = Store.open(config.store)
+    outbox = Outbox(store)
+    model = register_model(predictor, store)
+    if config.parked:
+        outbox.restart_parked()
+    worker = _Worker(config, server, predictor, outbox, model)
+    while True:
+        is_available = worker.run()
+        if config.watch is None:
+            break
+        sleep(config.watch)
+    counts = outbox.count()
+    store.close()
+    text = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print_line(f"images: {text} (store: {hide_password(config.store)})")
+    return 0 if is_available and counts == {**counts, PARKED: 0, "ready": 0} else 3
+
+
+class _Worker:
+    """Searches, predictions and deliveries of one process."""
+
+    def __init__(
+        self,
+        config: DicomwebConfig,
+        server: "Server",
+        predictor: CasePredictor,
+        outbox: Outbox,
+        model: str,
+    ) -> None:
+        self._config, self._server, self._outbox = config, server, outbox
+        self._predictor, self._model = predictor, model
+
+    def run(self) -> bool:
+        """Send what is ready, then predict and send new images; return whether all was tried."""
+        try:
+            for uid in self._outbox.list_ready():
+                self._send(uid)
+            images = self._outbox.list_images()
+            for image in self._retry(lambda: [*self._server.find()]):
+                if image.uid not in images:
+                    self._predict(image)
+        except UnavailableError as error:
+            print_error(f"{error}; nothing is lost, the next search tries again")
+            return False
+        return True
+
+    def _predict(self, image: Image) -> None:
+        key = (image.uid, image.study)
+        try:
+            data, manufacturer = self._retry(lambda: self._server.read(image))
+            if manufacturer == "skinmm":
+                self._outbox.add_without_result(key, IGNORED, "a result of skinmm")
+                return
+            result = build_results(self._predictor, Source(data), {})
+            case = build_case(self._predictor, result.prediction, result.case)
+        except (RefusedError, ProblemError, OSError, *INVALID) as error:
+            self._outbox.add_without_result(key, PARKED, one_line(error))
+            print_error(f"{image.uid}: parked ({one_line(error)})")
+            return
+        objects = [
+            _to_bytes(dataset)
+            for kind, dataset in result.objects.items()
+            if self._config.captures or kind != CAPTURE
+        ]
+        self._outbox.add(USER, self._model, case, key, objects)
+        self._send(image.uid)
+
+    def _send(self, uid: str) -> None:
+        objects = self._outbox.read_objects(uid)
+        try:
+            self._retry(lambda: self._server.store(objects))
+        except RefusedError as error:
+            self._outbox.set_state(uid, PARKED, str(error))
+            print_error(f"{uid}: its result is parked ({error})")
+        else:
+            self._outbox.set_state(uid, SENT)
+
+    def _retry(self, call: Callable[[], T]) -> T:
+        """Call with growing pauses after failures; a watcher never gives up."""
+        pause, attempt = _FIRST_PAUSE, 1
+        while True:
+            try:
+                return call()
+            except UnavailableError as error:
+                if self._config.watch is None and attempt >= self._config.attempts:
+                    raise
+                print_error(f"attempt {attempt}: {error}; again in {pause:g} s")
+            sleep(pause)
+            pause, attempt = min(2 * pause, _LAST_PAUSE), attempt + 1
+
+
+class Server:
+    """DICOMweb server; every failure is a `RefusedError` or an `UnavailableError`."""
+
+    def __init__(self, config: DicomwebConfig) -> None:
+        from dicomweb_client import DICOMwebClient
+        from dicomweb_client.session_utils import create_session
+
+        parts = urlsplit(config.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"url={parts.scheme}://...: not an address of https://")
+        if parts.username or parts.password or parts.query:
+            raise InputError(f"url: no user, password or token there; set {TOKEN} or {TOKEN_FILE}")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise InputError(f"url=http://{parts.hostname}: patients' data need https")
+        session = create_session()
+        session.trust_env = False  # no passwords of a .netrc
+        session.auth = _authorise
+        session.verify = config.certificate or True
+        session.cert = config.client_certificate
+        self._client = DICOMwebClient(config.url, session, timeout=config.timeout)
+        self._client.set_http_retry_params(retry=False)
+        self._config = config
+
+    def find(self) -> Iterator[Image]:
+        """Find the images of the modalities."""
+        for modality in self._config.modality:
+            filters = {**self._config.filters, "Modality": modality}
+            for row in self._call(
+                "search",
+                lambda filters=filters: self._client.search_for_instances(
+                    search_filters=filters, get_remaining=True
+                ),
+            ):
+                yield Image(*(str(row[key]["Value"][0]) for key in _IMAGE_KEYS))
+
+    def read(self, image: Image) -> tuple[bytes, str]:
+        """Return the file of an image as it is stored, and its manufacturer."""
+        anything = (("application/dicom", "*"),)
+        dataset = self._call(
+            "read", lambda: self._client.retrieve_instance(*image, media_types=anything)
+        )
+        return _to_bytes(dataset), str(dataset.get("Manufacturer", ""))
+
+    def store(self, objects: list[bytes]) -> None:
+        """Store the results of an image."""
+        from pydicom import dcmread
+
+        datasets = [dcmread(BytesIO(data)) for data in objects]
+        answer = self._call("store", lambda: self._client.store_instances(datasets))
+        if failed := answer.get("FailedSOPSequence"):
+            reasons = {f"{item.get('FailureReason', 0):#06x}" for item in failed}
+            raise RefusedError(f"the server does not store it: {', '.join(sorted(reasons))}")
+
+    def _call(self, action: str, call: Callable[[], T]) -> T:
+        import requests
+
+        try:
+            return call()
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            if status in _UNAUTHORISED:
+                raise UnavailableError(
+                    f"{action}: HTTP {status}, the token is missing, wrong or expired: renew "
+                    f"{TOKEN_FILE}"
+                ) from error
+            kind = UnavailableError if status in _RETRIED else RefusedError
+            if action == "search":  # it concerns no single image
+                kind = UnavailableError
+            raise kind(f"{action}: HTTP {status} {error.response.reason}") from error
+        except requests.RequestException as error:  # its text has the address, with patients' UIDs
+            raise UnavailableError(f"{action}: no answer ({type(error).__name__})") from error
+
+
+def _authorise(request: Any) -> Any:
+    """Add the token to a request."""
+    file = os.environ.get(TOKEN_FILE)
+    token = Path(file).read_text(encoding="utf-8") if file else os.environ.get(TOKEN, "")
+    if token.strip():
+        request.headers["Authorization"] = f"Bearer {token.strip()}"
+    return request
+
+
+def _to_bytes(dataset: Any) -> bytes:
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

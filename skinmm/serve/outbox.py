@@ -1,0 +1,107 @@
+"""Outbox of a case store: images of an archive that were predicted, and results to be sent.
+
+A result is written together with its case, in one transaction, and sent afterwards. A process that
+is killed in between sends the same bytes, with the same UIDs, once more, which archives accept
+without storing them twice.
+"""
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sql
+from sqlalchemy import Column, Connection, Integer, String
+
+from skinmm.serve.store import NewCase, Store
+
+READY, SENT, PARKED, IGNORED = "ready", "sent", "parked", "ignored"
+_TABLES: Final = sql.MetaData()
+_OUTBOX: Final = sql.Table(
+    "outbox",
+    _TABLES,
+    Column("image", String, primary_key=True),  # SOP Instance UID
+    Column("study", String, nullable=False),
+    Column("state", String, nullable=False, index=True),
+    Column("number", Integer),  # of the case
+    Column("objects", sql.JSON, nullable=False),  # results that are not sent yet, in Base64
+    Column("reason", String, nullable=False),  # why the image is parked
+)
+
+
+class Outbox:
+    """State of every image, in the database of a case store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        with store.begin() as database:
+            _TABLES.create_all(database)
+
+    def list_images(self) -> set[str]:
+        """Return the images that need no prediction."""
+        with self._store.begin() as database:
+            return {*database.scalars(sql.select(_OUTBOX.c.image))}
+
+    def add(
+        self, user: str, model: str, case: NewCase, image: tuple[str, str], objects: Sequence[bytes]
+    ) -> None:
+        """Store a case and the results to send, in one transaction; `image`: its UID and study."""
+        texts = [base64.b64encode(data).decode() for data in objects]
+
+        def write(database: Connection, numbers: list[int]) -> None:
+            _insert(database, image, READY, number=numbers[0], objects=texts)
+
+        self._store.add(user, model, [case], write)
+
+    def add_without_result(self, image: tuple[str, str], state: str, reason: str) -> None:
+        """Store that an image has no result, and why."""
+        with self._store.begin() as database:
+            _insert(database, image, state, reason=reason)
+
+    def list_ready(self) -> list[str]:
+        """Return the images whose results are to be sent, oldest case first."""
+        query = sql.select(_OUTBOX.c.image).where(_OUTBOX.c.state == READY)
+        with self._store.begin() as database:
+            return [*database.scalars(query.order_by(_OUTBOX.c.number))]
+
+    def read_objects(self, image: str) -> list[bytes]:
+        """Return the results to send of an image."""
+        query = sql.select(_OUTBOX.c.objects).where(_OUTBOX.c.image == image)
+        with self._store.begin() as database:
+            return [base64.b64decode(text) for text in database.scalar(query) or []]
+
+    def set_state(self, image: str, state: str, reason: str = "") -> None:
+        """Mark an image as sent, and forget its results, or as parked."""
+        values: dict[str, Any] = {"state": state, "reason": reason}
+        if state == SENT:
+            values["objects"] = []
+        statement = sql.update(_OUTBOX).where(_OUTBOX.c.image == image).values(values)
+        with self._store.begin() as database:
+            database.execute(statement)
+
+    def restart_parked(self) -> None:
+        """Send parked results again, and forget parked images that have none."""
+        is_parked = _OUTBOX.c.state == PARKED
+        has_result = _OUTBOX.c.number.is_not(None)
+        with self._store.begin() as database:
+            database.execute(sql.delete(_OUTBOX).where(is_parked, ~has_result))
+            values = {"state": READY, "reason": ""}
+            database.execute(sql.update(_OUTBOX).where(is_parked).values(values))
+
+    def list_studies(self) -> dict[int, tuple[str, str]]:
+        """Return the Study and SOP Instance UID of the image of each case, by its number."""
+        columns = (_OUTBOX.c.number, _OUTBOX.c.study, _OUTBOX.c.image)
+        query = sql.select(*columns).where(_OUTBOX.c.number.is_not(None))
+        with self._store.begin() as database:
+            return {number: (study, image) for number, study, image in database.execute(query)}
+
+    def count(self) -> dict[str, int]:
+        """Return the number of images in each state."""
+        query = sql.select(_OUTBOX.c.state, sql.func.count()).group_by(_OUTBOX.c.state)
+        with self._store.begin() as database:
+            rows = {state: int(count) for state, count in database.execute(query)}
+        return {state: rows.get(state, 0) for state in (SENT, READY, PARKED)}
+
+
+def _insert(database: Connection, image: tuple[str, str], state: str, **values: Any) -> None:
+    row = {"image": image[0], "study": image[1], "state": state, "objects": [], "reason": ""}
+    database.execute(sql.insert(_OUTBOX).values(row | values))
