@@ -141,7 +141,9 @@ class ExportConfig:
     )
     plugins: list[str] = literal_path([], PLUGINS)
     precision: str = setting(
-        "fp32", "arithmetic of the image network", choices=("fp32", "fp16", "int8")
+        "fp32",
+        "arithmetic of the image network; fp16: of its weights",
+        choices=("fp32", "fp16", "int8"),
     )
     root: str | None = literal_path(
         None, "folder of the cohort for fp16 and int8, if it is no longer data.root", usage="DIR"

@@ -6,6 +6,7 @@ The case store remembers every image, so that each gets one result, also if the 
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from time import sleep
@@ -194,12 +195,8 @@ class Server:
         """Find the images of the modalities."""
         for modality in self._config.modality:
             filters = {**self._config.filters, "Modality": modality}
-            for row in self._call(
-                "search",
-                lambda filters=filters: self._client.search_for_instances(
-                    search_filters=filters, get_remaining=True
-                ),
-            ):
+            search = partial(self._client.search_for_instances, search_filters=filters)
+            for row in self._call("search", partial(search, get_remaining=True)):
                 yield Image(*(str(row[key]["Value"][0]) for key in _IMAGE_KEYS))
 
     def read(self, image: Image) -> tuple[bytes, str]:

@@ -89,15 +89,15 @@ def build_bundle(
         subject = {"display": f"case {case['number']}"}
         if case["patient"]:
             subject = _add(entries, _resource("Patient", "patient", case["patient"]))
-        evidence = []
+        evidence: list[dict[str, str]] = []
         if case["number"] in images:
             study, image = images[case["number"]]
-            evidence.append(_add(entries, build_study(study, subject)))
-            evidence.append(_add(entries, build_media(image, *evidence, subject)))
+            archived = _add(entries, build_study(study, subject))
+            evidence = [archived, _add(entries, build_media(image, archived, subject))]
         risk = _add(entries, build_risk(case, device, subject, evidence))
         _add(entries, build_report(case, device, subject, risk, evidence))
     bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [*entries.values()]}
-    return json.loads(Bundle.model_validate(bundle).model_dump_json())  # type: ignore[no-any-return]
+    return json.loads(Bundle.model_validate(bundle).model_dump_json())
 
 
 def _add(entries: dict[str, dict[str, Any]], resource: dict[str, Any]) -> dict[str, str]:
