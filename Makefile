@@ -3,7 +3,7 @@
 # `make test` everything.
 
 VENV ?= .venv
-EXTRAS ?= dev,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,dicom-codecs,dicom,dicomweb,fhir,heic,hdf5,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated,docs,notebooks
+EXTRAS ?= dev,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,dicom-codecs,dicom,dicomweb,fhir,heic,hdf5,s3,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated,docs,notebooks
 DEMO_EXTRAS ?= weights
 DEMO_RUN ?= runs/demo
 DEMO_MODEL = $(DEMO_RUN)/checkpoints/ensemble.ckpt

@@ -278,6 +278,12 @@ def read_costs(costs: Any) -> Any:
     return content
 
 
+def user_cache() -> Path:
+    """Return the folder of this package in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache")
+    return Path(cache, "skinmm")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to `path` when the block succeeds."""

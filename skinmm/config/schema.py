@@ -43,7 +43,9 @@ class DataConfig:
     )
     views: int = setting(4, "maximum images of a lesion", low=1, high=100, unit="lesion")
     licences: list[str] = setting([], "licences of the images to use, e.g. [CC-0]; empty: all")
-    args: dict[str, Any] = local({}, "options of the adapter", path=("root", "table", "images"))
+    args: dict[str, Any] = local(
+        {}, "options of the adapter", path=("root", "table", "images", "cache")
+    )
     limit: int | None = setting(
         None, "size of a class-balanced training subset; null: all rows", low=2, high=10**9
     )

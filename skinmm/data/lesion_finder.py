@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch.nn.functional import interpolate
 
 from skinmm.config import Config, DataConfig, from_mapping
+from skinmm.data.bucket import find_pack
 from skinmm.data.packed import load_packed_steps
 from skinmm.errors import InputError, one_line, print_line
 from skinmm.images.base import resize
@@ -103,7 +104,7 @@ def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder
     """Return the preprocessing steps, starting with a pack's own, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
-    done, digest = load_packed_steps(Path(data.root or "")) if is_pack else ((), None)
+    done, digest = load_packed_steps(find_pack(data)) if is_pack else ((), None)
     steps = (*done, *data.preprocess)
     check_steps(steps, has_finder=finder is not None)
     measures = bool({*data.columns} & {*MEASUREMENTS})

@@ -18,13 +18,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from skinmm.data.packed import (
+    COHORT,
     FILE,
+    INDEX_ENDINGS,
     Encoded,
     Encoder,
     Job,
@@ -39,8 +41,6 @@ from skinmm.files import atomic_write, remove_partials
 from skinmm.images.shards import read_records
 from skinmm.images.source import Read
 from skinmm.vocabulary import resolve_patients
-
-COHORT: Final = "cohort.csv"
 
 WriteShards = Callable[[Mapping[str, pd.DataFrame], Path, Encoder], Iterable[tuple[str, Shard]]]
 """Writes shards (rows by file name) to a folder with `write_shard`; yields each when finished."""
@@ -141,7 +141,7 @@ def _start_manifest(
                 f"{out}: contains a pack of other rows or settings: choose a new folder or set "
                 "overwrite=true"
             )
-        endings = ("", ".tfindex", ".names.json")  # of a shard and its index
+        endings = ("", *INDEX_ENDINGS)
         shards = [f"{file}{ending}" for file in old.files for ending in endings]
         for name in (*shards, COHORT, FILE):  # the files of a pack and no others, the manifest last
             (out / name).unlink(missing_ok=True)

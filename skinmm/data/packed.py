@@ -23,6 +23,9 @@ from skinmm.images.tfrecord import TFRecordError, write_tfrecord
 from skinmm.vocabulary import resolve_patients
 
 FILE: Final = "manifest.json"
+COHORT: Final = "cohort.csv"
+INDEX_ENDINGS: Final = (".tfindex", ".names.json")
+"""Endings of the two files of a shard's index."""
 _SCHEMA: Final = 1
 
 
@@ -104,16 +107,22 @@ def describe_shard(file: Path, images: int, patients: int) -> Shard:
 
 def verify_pack(folder: Path) -> Manifest:
     """Compare every shard of a pack with its checksum, for example after copying it."""
+    manifest = require_complete(folder)
+    for name, shard in manifest.shards.items():
+        file = folder / name
+        if not file.is_file() or describe_shard(file, shard.images, shard.patients) != shard:
+            raise PackError(f"{file}: missing or changed since it was packed: copy it again")
+    return manifest
+
+
+def require_complete(folder: Path) -> Manifest:
+    """Return the manifest of a complete pack; refuse any other folder."""
     manifest = load_manifest(folder)
     if manifest is None:
         raise PackError(f"{folder}: no {FILE}: name a folder that skinmm pack wrote")
     if not manifest.complete:
         done, planned = len(manifest.shards), len(manifest.files)
         raise PackError(f"{folder}: {done} of {planned} shards packed: run the same command again")
-    for name, shard in manifest.shards.items():
-        file = folder / name
-        if not file.is_file() or describe_shard(file, shard.images, shard.patients) != shard:
-            raise PackError(f"{file}: missing or changed since it was packed: copy it again")
     return manifest
 
 

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
 
+from skinmm.images.bucket import is_in_bucket, read_range
 from skinmm.images.tfrecord import (
     DAMAGED,
     FOOTER,
@@ -27,6 +28,7 @@ from skinmm.images.tfrecord import (
     decode_text,
     has_valid_crc,
     load_index,
+    load_stored_index,
     parse_example,
 )
 from skinmm.vocabulary import COLUMN_KEYS, column_key
@@ -90,7 +92,8 @@ class TFRecordFile:
     """Random access to one file by image name; may be forked and pickled.
 
     Args:
-        path: TFRecord file; its index is loaded or built at once.
+        path: TFRecord file; its index is loaded or built at once. It may be a file in the cache of
+            a bucket (`skinmm.images.bucket`), whether it was fetched or not.
         schema: features that contain the name and the image.
 
     Attributes:
@@ -99,7 +102,10 @@ class TFRecordFile:
 
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
         self.path = Path(path)
-        self._index = load_index(self.path, schema.name, schema.image)
+        index = None
+        if is_in_bucket(self.path):
+            index = load_stored_index(self.path, [schema.name, schema.image])
+        self._index = index or load_index(self.path, schema.name, schema.image)
         self.names = self._index.names
         self._rows = {name: row for row, name in enumerate(self.names)}
         self._descriptor: int | None = None
@@ -127,7 +133,10 @@ class TFRecordFile:
         start, size, image_start, image_size = self._index.spans[row].tolist()
         where = f"{self.path}: record {row} at byte {start}"
         try:
-            body = os.pread(self._open(), size - HEADER, start + HEADER)
+            if self._descriptor is None and is_in_bucket(self.path):
+                body = read_range(self.path, start + HEADER, start + size)
+            else:
+                body = os.pread(self._open(), size - HEADER, start + HEADER)
         except OSError as error:
             raise TFRecordError(f"{where}: {error.strerror or error}") from error
         if not has_valid_crc(body):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from skinmm.errors import InputError
-from skinmm.files import atomic_write
+from skinmm.files import atomic_write, user_cache
 
 HEADER: Final = 12  # bytes before the payload: its length and the length's CRC
 FOOTER: Final = 4  # bytes after it: its CRC
@@ -183,7 +183,7 @@ def load_index(path: Path, name_key: str, image_key: str) -> Index:
     try:
         status = path.stat()
         for base in _list_bases(path):
-            if (index := _load_stored(base, keys)) and index.is_current(status):
+            if (index := load_stored_index(base, keys)) and index.is_current(status):
                 return index
         index = _build_index(path, keys, status)
     except OSError as error:
@@ -230,13 +230,12 @@ def _read_name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[s
 
 def _list_bases(path: Path) -> tuple[Path, Path]:
     """Return the paths of an index without suffix: next to the file, then in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "/"), ".cache"))
     digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    return path, cache / "skinmm" / f"{digest}-{path.name}"
+    return path, user_cache() / f"{digest}-{path.name}"
 
 
-def _load_stored(base: Path, keys: list[str]) -> Index | None:
-    """Load a stored index; None if there is none or it is not valid."""
+def load_stored_index(base: Path, keys: list[str]) -> Index | None:
+    """Load the index `base.tfindex` and `base.names.json`; None if it is absent or invalid."""
     try:
         saved = json.loads(Path(f"{base}.names.json").read_text("utf-8"))
         words = [int(word) for word in Path(f"{base}.tfindex").read_text("utf-8").split()]

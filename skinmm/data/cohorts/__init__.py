@@ -10,6 +10,7 @@ import pandas as pd
 
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.config.registry import Registry, find_plugins
+from skinmm.data.bucket import is_in_bucket
 from skinmm.data.cohorts import archives, public, user
 from skinmm.data.cohorts.tables import (
     CANONICAL,
@@ -76,7 +77,8 @@ def verify_cohort(data: DataConfig) -> None:
     """Check the names of adapters, their options and folders before anything is read."""
     args = {name: value for name, value in data.args.items() if name not in _ARGS}
     check_component(ADAPTERS, "data", Component(data.name, args), context=("data",))
-    if data.name not in ("demo", *find_plugins("data")):  # which may have data in their package
+    has_folder = data.name not in ("demo", *find_plugins("data"))  # may have data in their package
+    if has_folder and not is_in_bucket(data):
         require_root(data)
     for extra in data.extra:
         verify_cohort(_to_data_config(data, extra))

@@ -210,7 +210,12 @@ def require_root(data: DataConfig) -> Path:
         raise InputError(f"data={data.name} needs data.root=DIR, the folder of the dataset")
     root = Path(data.root).expanduser().absolute()
     if not root.is_dir():
-        raise InputError(f"data.root={data.root}: no such folder; give the folder of the dataset")
+        advice = (
+            "only data=packed reads a URL"
+            if "://" in data.root
+            else "give the folder of the dataset"
+        )
+        raise InputError(f"data.root={data.root}: no such folder; {advice}")
     return root
 
 

@@ -9,6 +9,13 @@ from typing import Any, Final
 import pandas as pd
 
 from skinmm.config import DataConfig
+from skinmm.data.bucket import (
+    CACHE_GB,
+    describe_cache,
+    is_in_bucket,
+    locate_images,
+    locate_pack,
+)
 from skinmm.data.cohorts.tables import (
     CANONICAL,
     MASK_FOLDER,
@@ -241,15 +248,26 @@ def _list_images(folder: Path) -> list[Path]:
     return files
 
 
-def packed(data: DataConfig) -> CohortTable:
-    """Read a folder that `skinmm pack` wrote: `cohort.csv` in canonical columns, and shards."""
-    root = require_root(data)
+def packed(data: DataConfig, *, cache: str = "", cache_gb: float = CACHE_GB) -> CohortTable:
+    """Read a folder that `skinmm pack` wrote: `cohort.csv` in canonical columns, and shards.
+
+    Args:
+        data: root, a folder or a URL of object storage such as `s3://BUCKET/DIR`.
+        cache: folder for shards of object storage; empty: one in the user's cache.
+        cache_gb: gigabytes of shards in it.
+    """
+    is_url = is_in_bucket(data)
+    root = locate_pack(str(data.root), cache, cache_gb) if is_url else require_root(data)
     file = root / "cohort.csv"
     table = read_table(file, ["image_id", "target", "source"])
     # Packs of earlier versions have the name of the cohort as the source.
     rows = to_canonical(table, file, data).assign(cohort=table.get("cohort", table["source"]))
     units = {name: find_unit(table[name]) for name in data.columns if name in table}
-    cohort = attach_images(rows, root, "tfrecord", [""])
+    if is_url:
+        rows["path"] = locate_images(root, rows["image_id"])
+        cohort = CohortTable(rows, notes=(describe_cache(root),))
+    else:
+        cohort = attach_images(rows, root, "tfrecord", [""])
     return replace(cohort, units={name: unit for name, unit in units.items() if unit})
 
 
