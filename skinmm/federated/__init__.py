@@ -1,9 +1,9 @@
 """Training across centres on Flower: `skinmm federate simulate`, `server` and `client`."""
 
 import logging
+import os
 import time
-from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from skinmm.config import Config, DataConfig, from_mapping, keys_with
+from skinmm.config import DataConfig, from_mapping
 from skinmm.config.federated_commands import (
     SHARED,
     FederateClientConfig,
@@ -22,6 +22,7 @@ from skinmm.config.federated_commands import (
 from skinmm.data.cohorts import load_cohort, require_images
 from skinmm.data.splits import find_components
 from skinmm.errors import InputError, print_line, require_new_output
+from skinmm.federated.privacy import NEVER, require_trainable
 from skinmm.training.fit import check_components
 from skinmm.training.run_folder import write_config
 from skinmm.training.trainer import silence_libraries
@@ -29,7 +30,7 @@ from skinmm.training.trainer import silence_libraries
 if TYPE_CHECKING:
     from skinmm.federated.agreement import Federation
 
-NEVER: Final = 1e6  # minutes between checkpoints: a killed round starts from its beginning
+KEY_LENGTH: Final = 32  # characters of the secret of the audit
 NETWORK: Final = ("host", "port", "certificate", "private_key", "clients", "insecure")
 
 
@@ -40,16 +41,20 @@ def simulate(config: FederateSimulateConfig) -> int:
     from skinmm.federated.node import SimulatedGrid
     from skinmm.federated.rounds import run_federation
 
-    silence()
     federation = open_federation(config)
-    trainer, model, overwrite = config.trainer, config.model, config.overwrite
-    apps = {}
+    trainer, weights, apps = config.trainer, config.model.pretrained, {}
     for name, data in split_sources(config.data, federation).items():
-        localise = build_localiser(
-            data, trainer.accelerator, trainer.workers, cache=model.cache, overwrite=overwrite
+        own = FederateClientConfig(
+            name=name,
+            data=data,
+            accelerator=trainer.accelerator,
+            workers=trainer.workers,
+            pretrained=weights if isinstance(weights, str) else None,
+            share=[*SHARED],
+            output=str(federation.folder / "clients" / name),
+            overwrite=config.overwrite,
         )
-        folder = federation.folder / "clients" / name
-        apps[name] = build_app(Centre(name, folder, localise, SHARED, b"simulated"))
+        apps[name] = build_app(Centre(own, b"simulated", config.model.cache))
 
     def refuse() -> None:
         raise InputError(f"too few clients; {federation.folder / 'log.txt'} has the reasons")
@@ -64,7 +69,6 @@ def serve(config: FederateServerConfig) -> int:
     from skinmm.federated.fleet import serve_fleet
     from skinmm.federated.rounds import run_federation
 
-    silence()
     is_secure = config.certificate and config.private_key and config.clients
     if not (is_secure or is_loopback(config.host) or config.insecure):
         raise InputError(
@@ -90,7 +94,6 @@ def take_part(config: FederateClientConfig) -> int:
     from skinmm.federated.centre import Centre, build_app
     from skinmm.federated.node import read_private_key, run_client
 
-    silence()
     if unknown := {*config.share} - {*SHARED}:
         raise InputError(f"share={min(unknown)}: choose from {', '.join(SHARED)}")
     host, _, port = config.server.rpartition(":")
@@ -102,25 +105,17 @@ def take_part(config: FederateClientConfig) -> int:
             f"server={config.server}: off loopback a client needs private_key=FILE, whose public "
             "key the server has; insecure=true connects without key and TLS"
         )
-    tls = bool(config.certificate) or not (is_local or config.insecure)
     key = Path(config.audit_key).read_bytes().strip() if config.audit_key else None
-    centre = Centre(
-        config.name,
-        Path(config.output).absolute(),
-        build_localiser(
-            config.data,
-            config.accelerator,
-            config.workers,
-            config.pretrained,
-            overwrite=config.overwrite,
-        ),
-        config.share,
-        key,
-    )
+    if key is not None and len(key) < KEY_LENGTH:
+        raise InputError(
+            f"audit_key={config.audit_key}: fewer than {KEY_LENGTH} characters, which the server "
+            "could guess; use openssl rand -hex 32"
+        )
+    centre = Centre(config, key)
     run_client(
         build_app(centre),
         config.server,
-        tls=tls,
+        tls=bool(config.certificate) or not (is_local or config.insecure),
         certificate=config.certificate,
         keys=read_private_key(config.private_key) if config.private_key else None,
         is_finished=lambda: centre.is_finished,
@@ -130,14 +125,11 @@ def take_part(config: FederateClientConfig) -> int:
 
 
 def require_flower() -> None:
-    """Refuse to continue without Flower, and keep alembic, which it imports, silent."""
+    """Refuse to continue without Flower; silence the libraries, and Flower's telemetry."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     logging.getLogger("alembic").setLevel(logging.ERROR)
     if find_spec("flwr") is None:
         raise InputError("training across centres needs Flower: pip install 'skinmm[federated]'")
-
-
-def silence() -> None:
-    """Silence the libraries; this package prints its own lines."""
     silence_libraries()
     for name in ("flwr", "httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -168,7 +160,8 @@ def open_federation(config: FederationConfig) -> "Federation":
         federation.load()
         federation.log(f"resumed after round {federation.round}")
         return federation
-    require_trainable(config)
+    check_components(config)
+    require_trainable(replace(config, plugins=[], model=replace(config.model, pretrained=True)))
     folder = Path(config.output).absolute()
     require_new_output("output", folder, overwrite=config.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,23 +169,6 @@ def open_federation(config: FederationConfig) -> "Federation":
     federation.file.unlink(missing_ok=True)
     write_config(folder / "config.yaml", config)
     return federation
-
-
-def require_trainable(config: FederationConfig) -> None:
-    """Refuse settings that rounds cannot follow."""
-    check_components(config)
-    refused = {
-        "task": config.task != "classification",
-        "head": config.head.name != "neural",
-        "data.fold": config.data.fold == "all",
-        "loss.teacher": config.loss.teacher is not None,
-        "trainer.ema": config.trainer.ema > 0,
-        "trainer.average_best": config.trainer.average_best > 1,
-        "schedule": config.schedule.name == "plateau",
-        "noise with strategy": config.noise > 0 and config.strategy == "fedadam",
-    }
-    if names := [name for name, is_refused in refused.items() if is_refused]:
-        raise InputError(f"{names[0]}: this choice is not available in a federation; change it")
 
 
 def split_sources(data: DataConfig, federation: "Federation") -> dict[str, DataConfig]:
@@ -217,46 +193,3 @@ def split_sources(data: DataConfig, federation: "Federation") -> dict[str, DataC
         args = {**data.args, "exclude": str(file)}
         centres[str(source)] = replace(data, split="patients", args=args)
     return centres
-
-
-def build_localiser(
-    data: DataConfig,
-    accelerator: str,
-    workers: int | None,
-    pretrained: str | None = None,
-    cache: str | None = None,
-    *,
-    overwrite: bool = False,
-) -> Callable[[Config], Config]:
-    """Return a function that sets what is local in the configuration of the server.
-
-    Raises:
-        InputError: by that function, if a setting of the server has another value here.
-    """
-    names = {key.partition(".")[0] for key in keys_with(DataConfig, "local")}
-    own = {item.name: getattr(data, item.name) for item in fields(DataConfig)}
-
-    def localise(config: Config) -> Config:
-        default = DataConfig()
-        for name, value in own.items():
-            agreed = getattr(config.data, name)
-            if name not in names and value not in (agreed, getattr(default, name)):
-                raise InputError(
-                    f"data.{name}={value}: the server sets it to {agreed}; leave it out"
-                )
-        trainer = replace(
-            config.trainer,
-            accelerator=accelerator,
-            workers=workers,
-            devices=1,
-            strategy="auto",
-            progress=False,
-            checkpoint_minutes=NEVER,
-        )
-        weights = pretrained or config.model.pretrained
-        model = replace(config.model, pretrained=weights, cache=cache)
-        values = {name: value for name, value in own.items() if name in names}
-        config = replace(config, data=replace(config.data, **values), trainer=trainer, model=model)
-        return replace(config, overwrite=overwrite)
-
-    return localise

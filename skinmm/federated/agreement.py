@@ -26,14 +26,15 @@ from safetensors.numpy import save_file
 from skinmm.config import Config, to_mapping
 from skinmm.config.federated_commands import FederationConfig
 from skinmm.data.cohorts import list_positive_classes
-from skinmm.data.cohorts.targets import sort_key
+from skinmm.data.cohorts.targets import BINARY, sort_key
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError, print_line
 from skinmm.federated.arrays import describe_layout, digest_fixed, list_shared, to_record
-from skinmm.federated.audit import Tokens, describe_links, from_plain
 from skinmm.federated.fleet import Nodes
+from skinmm.federated.privacy import WEIGHTS, describe_links, from_plain
 from skinmm.files import atomic_write
 from skinmm.models.network import build_network
+from skinmm.vocabulary import parse_diagnosis
 
 
 @dataclass
@@ -102,8 +103,7 @@ def greet(
 ) -> None:
     """Ask new clients to describe their data, and accept those whose answer fits.
 
-    Raises:
-        InputError: the centres' parts share patients, lesions or images.
+    A client whose parts share patients, lesions or images with those accepted before is refused.
     """
     config = federation.config
     question = {"config": to_client_mapping(config), "audit": config.audit}
@@ -115,49 +115,79 @@ def greet(
         node = reply.metadata.src_node_id
         try:
             answer = read_answer(reply)
+            name = answer["name"]
+            twins = {n for n in grid.get_node_ids() if grid.names[n] == name and n != node}
+            require_fit(federation, {**answers, name: answer}, answer, is_taken=bool(twins))
         except InputError as error:
             federation.log(f"client {node % 10_000:04}: refused: {error}")
             continue
-        name = answer["name"]
         returned = "again" if name in federation.centres else "joins"
         federation.log(f"{name}: {returned}, {describe_facts(answer['facts'])}")
         federation.centres.setdefault(name, {"rounds": []})["facts"] = answer["facts"]
         answers[name] = answer
-        require_no_links(federation, answers)
-        grid.accepted.add(node)
+        grid.accepted = grid.accepted - twins | {node}
         grid.names[node] = name
 
 
 def read_answer(reply: Message) -> dict[str, Any]:
     """Return the checked answer to `query.describe`; raise InputError with the reason."""
     if reply.has_error():
-        raise InputError(reply.error.reason or "it failed")
+        raise InputError(read_reason(reply))
     try:
         answer = json.loads(str(reply.content["config"]["answer"]))
         checked = {
             "name": " ".join(str(answer["name"]).split())[:60],
             "classes": [str(name) for name in answer["classes"]],
-            "columns": [dict(column) for column in answer["columns"]],
+            "columns": [read_column(column) for column in answer["columns"]],
             "facts": {str(n): float(v) for n, v in dict(answer["facts"]).items()},
             "hashes": from_plain(answer.get("hashes") or {}),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"its description cannot be read ({type(error).__name__})") from error
     if not checked["name"]:
         raise InputError("it has no name; set name=NAME")
     return checked
 
 
-def require_no_links(federation: Federation, answers: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse centres whose training rows are evaluated elsewhere, or report that none were found.
+def read_column(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked state of a record column; raise ValueError if it cannot be used."""
+    numbers = {name: float(state[name]) for name in ("mean", "scale", "rows")}
+    is_usable = np.isfinite([*numbers.values()]).all() and numbers["scale"] > 0 <= numbers["rows"]
+    if not is_usable or state["kind"] not in ("numeric", "categorical"):
+        raise ValueError
+    texts = {name: str(state[name]) for name in ("name", "kind", "unit")}
+    words = [str(word) for word in state["values"]]
+    return {**texts, **numbers, "values": words, "is_truth": bool(state["is_truth"])}
 
-    `data.allow_leaks` turns the refusal into a line of the log.
+
+def read_reason(reply: Message) -> str:
+    """Return the reason of an error on one line."""
+    return " ".join(str(reply.error.reason or "").split())[:200] or "it failed"
+
+
+def require_fit(
+    federation: Federation,
+    answers: Mapping[str, dict[str, Any]],
+    answer: dict[str, Any],
+    *,
+    is_taken: bool = False,
+) -> None:
+    """Refuse a centre with other classes or columns, or whose rows leak to or from another's.
+
+    With keys of clients a name that `is_taken` belongs to another centre; without, to the same one
+    that was started again. `data.allow_leaks` turns the refusal of leaks into a line of the log.
     """
-    tokens: dict[str, Tokens] = {n: a["hashes"] for n, a in answers.items() if a["hashes"]}
-    if leaks := describe_links(tokens):
+    if is_taken and getattr(federation.config, "clients", None):
+        raise InputError(f"another client is connected as {answer['name']}")
+    data, agreed = federation.config.data, federation.agreement.get("columns")
+    is_known = parse_diagnosis if data.target == "diagnosis" else BINARY.__contains__
+    if unknown := [name for name in answer["classes"] if not (is_known(name) or data.positive)]:
+        raise InputError(f"its class {unknown[0]} is unknown")
+    known = [[{**column, "rows": 0} for column in agreed]] if agreed else []
+    merge_columns([*known, *(other["columns"] for other in answers.values())])
+    if leaks := describe_links({n: a["hashes"] for n, a in answers.items() if a["hashes"]}):
         text = f"the centres leak: {'; '.join(leaks[:4])}"
-        if not federation.config.data.allow_leaks:
-            federation.log(text)
+        if not data.allow_leaks:
             raise InputError(f"{text}; leave these rows out, or set data.allow_leaks=true")
         federation.log(text)
 
@@ -169,12 +199,10 @@ def start(
     config = federation.config
     columns = merge_columns([answer["columns"] for answer in answers.values()])
     classes = sorted({c for answer in answers.values() for c in answer["classes"]}, key=sort_key)
-    if config.data.target == "malignant":
-        classes = [*next(iter(answers.values()))["classes"]]
-    list_positive_classes(classes, config.data)  # refuses classes of another vocabulary
     encoder = RecordEncoder.from_state({"columns": columns})
     widths = [column.stop - column.start for column in encoder.layout]
     pl.seed_everything(config.seed, workers=False, verbose=False)
+    list_positive_classes(classes, config.data)  # refuses classes without a malignant one
     network = build_network(config, widths, len(classes), pretrained=True)
     names = list_shared(network, config, config.strategy, config.aggregate)
     federation.arrays = to_record(network, names)
@@ -192,6 +220,7 @@ def start(
         "parameters": parameters,
         "fixed": digest_fixed(network, names),
         "layout": describe_layout(federation.arrays),
+        "config": to_client_mapping(config),  # for a client that was started again
         **{name: getattr(config, name) for name in settings},
     }
     if epsilon is not None:
@@ -208,6 +237,8 @@ def start(
 
 def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return the record columns of all centres: the union of their words, pooled mean and scale."""
+    if len({len(states) for states in answers}) > 1:
+        raise InputError("the centres differ in the number of record columns")
     merged = []
     for states in zip(*answers, strict=True):
         names = {(state["name"], state["kind"], state["unit"]) for state in states}
@@ -236,13 +267,14 @@ def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
     """Return the settings of a run that clients receive, without those of this machine."""
     plain = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
-    data = replace(plain.data, name="demo", root=None, args={}, extra=[], masks=None, fold=0)
-    data = replace(data, split="patients", folds=config.data.folds)
+    data = replace(plain.data, name="demo", root=None, args={}, extra=[], masks=None)
+    data = replace(data, split="patients", fold=0)
     trainer = replace(plain.trainer, max_epochs=config.rounds * config.local_epochs)
-    model = replace(plain.model, cache=None)
-    return to_mapping(
-        replace(plain, data=data, trainer=trainer, model=model, resume=None, overwrite=False)
-    )
+    weights = config.model.pretrained
+    weights = weights if str(weights).lower() in WEIGHTS else "auto"
+    model = replace(plain.model, cache=None, pretrained=weights)
+    plain = replace(plain, data=data, trainer=trainer, model=model, plugins=[], resume=None)
+    return to_mapping(replace(plain, overwrite=False))
 
 
 def describe_facts(facts: Mapping[str, float]) -> str:

@@ -80,7 +80,7 @@ def find_problem(record: Mapping[str, Array], layout: Layout) -> str:
         except Exception as error:
             return f"array {name} is unreadable ({type(error).__name__})"
         shape, dtype = layout[name]
-        if values.shape != shape or values.dtype.kind != np.dtype(dtype).kind:
+        if values.shape != shape or values.dtype != dtype:
             given = f"{values.dtype} {[*values.shape]}"
             return f"another architecture: {name} is {given}, not {dtype} {[*shape]}"
         if not np.isfinite(values).all():

@@ -4,19 +4,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from safetensors.torch import load_file, save_file
 
 from skinmm.config import Config, from_mapping
+from skinmm.config.federated_commands import FederateClientConfig
 from skinmm.config.outputs import LoggerConfig
 from skinmm.data.cohorts import list_positive_classes
 from skinmm.data.datamodule import LesionData
@@ -31,7 +31,13 @@ from skinmm.federated.arrays import (
     load_record,
     to_record,
 )
-from skinmm.federated.audit import hash_rows, to_plain
+from skinmm.federated.privacy import (
+    describe_column,
+    hash_rows,
+    localise,
+    require_common_classes,
+    to_plain,
+)
 from skinmm.models.backbone import CUSTOM
 from skinmm.models.checkpoint import KEY, Card, read_epochs, save_checkpoint
 from skinmm.models.fusion import FUSIONS
@@ -43,11 +49,6 @@ from skinmm.training.leak_guard import audit_split, require_usable_split
 from skinmm.training.module import Classifier
 from skinmm.training.run_folder import RunFolder
 from skinmm.training.trainer import build_trainer, run_stage, set_threads
-from skinmm.vocabulary import SEXES, SITES
-
-NEVER: Final = 1e6  # minutes
-RARE: Final = 5
-"""A word of a record column that fewer training rows have does not leave the centre."""
 
 
 @dataclass
@@ -96,23 +97,16 @@ class Centre:
     """Data, network and run folder of one centre.
 
     Args:
-        name: name in the model card of the server.
-        folder: run folder; rounds are stored in a folder in it until the run is finished.
-        localise: returns the server's configuration with what is local to this centre.
-        share: facts that may be stated: rows, prevalence, auroc.
+        own: settings of the centre.
         key: secret of all centres for the audit; None: no audit.
+        cache: folder to store frozen features in; None: a temporary one in the run folder.
     """
 
     def __init__(
-        self,
-        name: str,
-        folder: Path,
-        localise: Callable[[Config], Config],
-        share: Sequence[str],
-        key: bytes | None = None,
+        self, own: FederateClientConfig, key: bytes | None = None, cache: str | None = None
     ) -> None:
-        self.name, self.folder, self.is_finished = name, folder, False
-        self._localise, self._share, self._key = localise, share, key
+        self.name, self.folder, self.is_finished = own.name, Path(own.output).absolute(), False
+        self._own, self._key, self._cache = own, key, cache
         self._config: Config | None = None
         self._data: LesionData
         self._module: Classifier | None = None
@@ -121,7 +115,7 @@ class Centre:
     def describe(self, question: dict[str, Any]) -> dict[str, Any]:
         """Read the cohort, and return what the centres have to agree on, without rows."""
         if self._config is None:
-            config = self._localise(from_mapping(Config, question["config"]))
+            config = localise(from_mapping(Config, question["config"]), self._own, self._cache)
             check_components(config)
             size = resolve_image_size(config.model, CUSTOM)
             config = replace(config, model=replace(config.model, image_size=size))
@@ -131,6 +125,7 @@ class Centre:
             data.setup()
             require_usable_split(data, run)
             audit_split(data, config)
+            require_common_classes(data)
             self._config, self._data = config, data
         data = self._data
         training = data.cohort.iloc[data.rows("train")]
@@ -151,7 +146,7 @@ class Centre:
             "rows": float(len(data.cohort)),
             "prevalence": float(np.isin(data.targets, positive).mean()),
         }
-        return {name: value for name, value in facts.items() if name in self._share}
+        return {name: value for name, value in facts.items() if name in self._own.share}
 
     def train(self, task: Round) -> tuple[ArrayRecord, int]:
         """Train the epochs of a round; return the shared arrays and the number of training rows.
@@ -159,38 +154,32 @@ class Centre:
         A round that was trained before its answer was lost is answered again, not trained again.
         """
         module = self._prepare(task)
-        rows, digest = len(self._data.rows("train")), digest_arrays(task.arrays)
+        rows, network = len(self._data.rows("train")), module.network
         folder = self._federation(task.agreement)
-        answer, last = folder / "answer.safetensors", folder / "checkpoints" / "last.ckpt"
-        stored = folder / f"{digest}-{task.number}"
-        if stored.exists() and answer.is_file():
+        before = find_checkpoint(folder)
+        trained = folder / f"{task.number}-{digest_arrays(task.arrays)}.ckpt"
+        if before == trained:
+            load_state(module, before)
             print_line(f"round {task.number}: trained before; its answer is sent again")
-            tensors = load_file(answer)
-            return ArrayRecord({n: Array(tensors[n].numpy()) for n in self._names}), rows
-        start = folder / "round.ckpt"
-        before = start if start.is_file() else None
-        epochs = (read_epochs(start)[0] if before else 0) + task.agreement["local_epochs"]
+            return to_record(network, self._names), rows
+        epochs = (read_epochs(before)[0] if before else 0) + task.agreement["local_epochs"]
+        last = folder / "checkpoints" / "last.ckpt"
         last.unlink(missing_ok=True)
         trainer = build_trainer(self._config, folder, epochs)  # type: ignore[arg-type]
         trainer.callbacks.insert(0, ServerArrays(task.arrays, task.mu))  # type: ignore[attr-defined]
         run_stage(trainer.fit, module, self._data, ckpt_path=before, weights_only=True)
-        state = module.network.state_dict()
-        for other in folder.glob("*-*"):
-            other.unlink()
-        save_file({name: state[name].cpu().contiguous() for name in self._names}, answer)
-        stored.touch()
-        os.replace(last, start)  # noqa: PTH105 - a killed round starts again from its beginning
+        os.replace(last, trained)  # noqa: PTH105 - a killed round starts again from its beginning
+        if before:
+            before.unlink()
         print_line(f"round {task.number}: trained to epoch {epochs} on {rows} rows")
-        return to_record(module.network, self._names), rows
+        return to_record(network, self._names), rows
 
     def finish(self, task: Round) -> dict[str, float]:
         """Calibrate and evaluate the final network on this centre's rows; write its run folder."""
         module = self._prepare(task)
         shared, config = task.agreement, self._config
-        folder = self._federation(shared)
-        if (folder / "round.ckpt").is_file():  # arrays that stay local
-            content = torch.load(folder / "round.ckpt", map_location="cpu", weights_only=True)
-            module.load_state_dict(content["state_dict"])
+        if last := find_checkpoint(self._federation(shared)):  # arrays that stay local
+            load_state(module, last)
         load_record(module.network, task.arrays)
         weights = {name: value.cpu() for name, value in module.network.state_dict().items()}
 
@@ -210,18 +199,20 @@ class Centre:
         shutil.rmtree(self.folder / "federation", ignore_errors=True)
         self.is_finished = True
         auroc = metrics["test"]["metrics"]["auroc"]["value"]
-        return {"auroc": auroc} if "auroc" in self._share and auroc is not None else {}
+        return {"auroc": auroc} if "auroc" in self._own.share and auroc is not None else {}
 
     def _federation(self, agreement: Mapping[str, Any]) -> Path:
-        folder = self.folder / "federation" / str(agreement["id"])
+        name = hashlib.sha256(str(agreement["id"]).encode()).hexdigest()[:16]  # never a path
+        folder = self.folder / "federation" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _prepare(self, task: Round) -> Classifier:
         """Build the network of the agreement once, and check the received arrays."""
-        config, agreement = self._config, task.agreement
-        if config is None:
-            raise InputError("the server sent a round before its configuration")
+        agreement = task.agreement
+        if self._config is None:  # started again, while the server still waits for a round
+            self.describe({"config": agreement["config"], "audit": []})
+        config: Any = self._config
         if self._module is None:
             folder = self._federation(agreement)
             cache = config.model.cache or str(folder / "features")
@@ -247,16 +238,16 @@ class Centre:
         return self._module
 
 
-def describe_column(state: dict[str, Any], training: Any) -> dict[str, Any]:
-    """Return the fitted state of a record column and its number of rows, without rare words.
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of the latest round that was trained: `ROUND-DIGEST.ckpt`."""
+    files = folder.glob("*-*.ckpt")
+    return max(files, key=lambda file: int(file.name.partition("-")[0]), default=None)
 
-    Sexes and sites are words of this package, which may be rare.
-    """
-    cells = training[state["name"]].dropna()
-    counts = cells.astype(str).value_counts()
-    public = {*SEXES, *SITES} if state["name"] in ("sex", "site") else set()
-    common = [word for word in state["values"] if counts[word] >= RARE or word in public]
-    return {**state, "values": common, "rows": len(cells)}
+
+def load_state(module: Classifier, checkpoint: Path) -> None:
+    """Load the weights of a round."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])
 
 
 def adopt_agreement(data: LesionData, agreement: Mapping[str, Any]) -> None:

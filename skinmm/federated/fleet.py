@@ -29,7 +29,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
@@ -43,7 +48,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from skinmm.errors import InputError
 
-PATIENCE: Final = 300.0  # seconds for the arrays of an answer that has begun to arrive
+PATIENCE: Final = 300.0  # seconds for the arrays of a message that has begun to arrive
 
 
 class Nodes(InMemoryGrid):
@@ -101,6 +106,14 @@ class FleetGrid(Nodes):
                 self._targets[message.metadata.message_id] = message.metadata.dst_node_id
         return stored
 
+    def _read(self, name: str) -> bytes:
+        content = self.state.object_store.get(name)
+        if content is None:
+            raise ObjectPullError(name, "unknown")
+        if not content:
+            raise ObjectUnavailableError(name)
+        return bytes(content)
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers that have arrived, with their arrays."""
         replies = []
@@ -111,7 +124,7 @@ class FleetGrid(Nodes):
                 reply.metadata.__dict__["_src_node_id"] = node
             if not reply.has_error():
                 try:
-                    reply = inflate(store.get_object_tree(name), store.get, reply)
+                    reply = inflate(store.get_object_tree(name), self._read, reply)
                 except Exception as error:
                     reason = f"its arrays did not arrive ({type(error).__name__})"
                     meta = reply.metadata
@@ -122,16 +135,12 @@ class FleetGrid(Nodes):
         return replies
 
 
-def inflate(tree: ObjectTree, read: Callable[[str], bytes | None], head: Message) -> Message:
+def inflate(tree: ObjectTree, pull: Callable[[str], bytes], head: Message) -> Message:
     """Return a message with its content; wait for parts that are still on their way."""
-    contents, end = {}, time.monotonic() + PATIENCE
-    for name in {part.object_id for part in iterate_object_tree(tree)}:
-        while not (content := read(name)):
-            if content is None or time.monotonic() > end:
-                raise TimeoutError(name)
-            time.sleep(0.05)
-        contents[name] = content
-    message: Any = inflate_object_from_contents(tree.object_id, contents)
+    names = list({part.object_id for part in iterate_object_tree(tree)})
+    message: Any = inflate_object_from_contents(
+        tree.object_id, pull_objects(names, pull, max_time=PATIENCE)
+    )
     message.metadata.__dict__["_message_id"] = head.metadata.message_id
     return message
 

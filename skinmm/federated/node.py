@@ -21,18 +21,19 @@ from flwr.proto.fleet_pb2 import (
     RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
-)
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -132,19 +133,9 @@ def _answer_messages(
 
 
 def _pull(client: FleetHttpClient, node: Node, head: Message, tree: ObjectTree) -> Message:
-    run_id = head.metadata.run_id
-
-    def read(name: str) -> bytes | None:
-        request = PullObjectRequest(node=node, run_id=run_id, object_id=name)
-        reply = client.PullObject(request)
-        return bytes(reply.object_content) if reply.object_found else None
-
-    message = inflate(tree, read, head)
-    client.ConfirmMessageReceived(
-        ConfirmMessageReceivedRequest(
-            node=node, run_id=run_id, message_object_id=head.metadata.message_id
-        )
-    )
+    run_id, name = head.metadata.run_id, head.metadata.message_id
+    message = inflate(tree, make_pull_object_fn_protobuf(client.PullObject, node, run_id), head)
+    make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id)(name)
     return message
 
 
@@ -161,7 +152,6 @@ def answer(app: ClientApp, message: Message) -> Message:
 
 
 def _push(client: FleetHttpClient, node: Node, message: Message) -> None:
-    run_id = message.metadata.run_id
     with no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = message.object_id
         objects, tree = get_all_nested_objects(message), get_object_tree(message)
@@ -174,17 +164,10 @@ def _push(client: FleetHttpClient, node: Node, message: Message) -> None:
                 clientapp_runtime_list=[0.0],
             )
         )
-        for name in reply.objects_to_push:
-            content = objects[name].deflate()
-            client.PushObject(
-                PushObjectRequest(
-                    node=node,
-                    run_id=run_id,
-                    session_id=reply.session_id,
-                    object_id=name,
-                    object_content=content,
-                )
-            )
+        push = make_push_object_fn_protobuf(
+            client.PushObject, node, message.metadata.run_id, reply.session_id
+        )
+        push_objects(objects, push, object_ids_to_push={*reply.objects_to_push})
 
 
 class SimulatedGrid(Nodes):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -16,12 +17,14 @@ from flwr.serverapp.strategy import (
 
 from skinmm.config.federated_commands import FederationConfig
 from skinmm.errors import InputError
-from skinmm.federated.agreement import Federation, greet, start
+from skinmm.federated.agreement import Federation, greet, read_reason, start
 from skinmm.federated.arrays import Layout, cast_record, find_problem
 from skinmm.federated.fleet import Nodes
 from skinmm.files import atomic_write
 
 DELTA: Final = 1e-5
+AWAY: Final = 60.0  # seconds that the last round waits for a client that is away
+MANY: Final = 1e9  # rows
 REPEATS: Final = 5
 """Attempts of a round, after which the server stops."""
 
@@ -77,7 +80,16 @@ def run_federation(
                 f"{federation.folder / 'log.txt'} has the reasons; correct them and continue with "
                 f"resume={federation.folder}"
             )
-    greet(federation, grid, asked, answers, timeout)
+    end = time.monotonic() + min(timeout, AWAY)
+    while True:
+        greet(federation, grid, asked, answers, timeout)
+        centres = federation.centres.items()
+        missing = {name for name, c in centres if c["rounds"] and "metrics" not in c}
+        if not missing - {grid.names[node] for node in grid.get_node_ids()}:
+            break
+        if time.monotonic() > end:
+            break
+        wait()
     finish(federation, grid, timeout)
 
 
@@ -124,11 +136,11 @@ def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: fl
 def find_problem_of(reply: Message, layout: Layout) -> str:
     """Return why the answer to a round cannot be used, or ""."""
     if reply.has_error():
-        return reply.error.reason or "it failed"
+        return read_reason(reply)
     try:
         rows = float(reply.content["metrics"]["num-examples"])  # type: ignore[arg-type]
         arrays: Any = reply.content["arrays"]
-        if not math.isfinite(rows) or rows <= 0:
+        if not 0 < rows < MANY:
             return f"num-examples is {rows}"
         return find_problem(arrays, layout)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -167,6 +179,7 @@ def combine(
         )
         weights = {name: federation.arrays[name] for name in parameters}
         aggregator.current_arrays = ArrayRecord(weights)
+        np.random.seed()  # noqa: NPY002 - Flower draws from it, and clients know the seed of the run
     combined, _ = aggregator.aggregate_train(number, [select(r, parameters) for r in replies])
     if combined is None:
         raise InputError(f"round {number}: the strategy returned no arrays")
@@ -195,7 +208,7 @@ def finish(federation: Federation, grid: Nodes, timeout: float) -> None:
     for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
         name = name_of(grid, reply.metadata.src_node_id)
         if reply.has_error():
-            federation.log(f"{name}: its run folder was not written: {reply.error.reason}")
+            federation.log(f"{name}: its run folder was not written: {read_reason(reply)}")
             continue
         values: Any = reply.content.metric_records.get("metrics", {})
         metrics = {n: float(v) for n, v in values.items() if n == "auroc"}
@@ -236,9 +249,10 @@ def write_card(federation: Federation) -> None:
     if "epsilon" in agreement:
         lines += [
             "",
-            f"Differential privacy of a centre's updates: epsilon {agreement['epsilon']:.3g} at "
-            f"delta {DELTA:g} (noise {config.noise:g}, clipped at {config.clip_norm:g}, the "
-            "server trusted to add the noise).",
+            f"Differential privacy of the weights that a centre sends: epsilon "
+            f"{agreement['epsilon']:.3g} at delta {DELTA:g} (noise {config.noise:g}, clipped at "
+            f"{config.clip_norm:g}, the server trusted to add the noise). The facts above and the "
+            "means and words of the record have no noise.",
         ]
     with atomic_write(federation.folder / "card.md") as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

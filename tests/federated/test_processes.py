@@ -41,6 +41,7 @@ from skinmm.federated.node import run_client
 pytestmark = pytest.mark.slow
 FORK = multiprocessing.get_context("fork")  # real processes, without the time of the imports
 PATIENCE = 240.0
+AUDIT_KEY = "a secret of the centres, 32 letters or more"
 
 
 def write_cohort(root: Path, name: str, patients: int = 60) -> Path:
@@ -185,7 +186,7 @@ def test_killed_client_and_killed_server_cost_a_round_and_nothing_is_trained_twi
         "private_key": private_key,
         "clients": write_keys(tmp_path, "abcd"),
     }
-    (tmp_path / "audit.key").write_text("a secret of the centres")
+    (tmp_path / "audit.key").write_text(AUDIT_KEY)
     logs = {name: tmp_path / f"{name}.log" for name in "abcd"}
 
     def settings(name: str) -> FederateClientConfig:
@@ -327,7 +328,7 @@ def take_part_as_third_party(port: int) -> None:
 
 def test_the_wire_carries_no_row_and_a_third_party_takes_part(tmp_path: Path) -> None:
     port, folder, log = free_port(), tmp_path / "server", tmp_path / "server.log"
-    (tmp_path / "audit.key").write_text("a secret of the centres")
+    (tmp_path / "audit.key").write_text(AUDIT_KEY)
     server = start(log, serve, server_settings(folder, port=port, rounds=2, min_clients=3))
     wait_for(log, "listening")
     processes = [server, start(tmp_path / "t.log", take_part_as_third_party, port)]
@@ -356,7 +357,7 @@ def test_the_wire_carries_no_row_and_a_third_party_takes_part(tmp_path: Path) ->
     assert len(wire) > 10_000
     for present in (b"fusion", b"Alphascope", b"NUMPY", b"agreement"):
         assert present in wire
-    secrets = {str(tmp_path), "cohort.csv", "a secret of the centres"}
+    secrets = {str(tmp_path), "cohort.csv", AUDIT_KEY}
     for name in "ab":
         table = pd.read_csv(tmp_path / f"data_{name}" / "cohort.csv", dtype=str)
         for column in ("image_name", "patient_id", "lesion_id", "age_approx"):

@@ -12,37 +12,43 @@ import pandas as pd
 import pytest
 import torch
 from micro_runs import micro_config, read_data, table_cohort
+from scipy.stats import norm
 
-from skinmm.config import DataConfig
+from skinmm.config import Config, DataConfig, from_mapping
 from skinmm.config.federated_commands import (
     FederateClientConfig,
     FederateServerConfig,
     FederationConfig,
 )
-from skinmm.data.audit import compute_fingerprints, find_near_duplicates
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
-from skinmm.images.source import read_source
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import Network, build_network
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from skinmm.federated import build_localiser, serve, take_part
-from skinmm.federated.agreement import Federation, merge_columns, to_client_mapping
-from skinmm.federated.arrays import describe_layout, find_problem, list_shared, to_record
-from skinmm.federated.audit import (
-    describe_links,
-    from_plain,
-    hash_bands,
-    hash_rows,
-    to_plain,
+from skinmm.federated import serve, take_part
+from skinmm.federated.agreement import (
+    Federation,
+    merge_columns,
+    read_answer,
+    require_fit,
+    to_client_mapping,
 )
-from skinmm.federated.centre import ServerArrays, describe_column
+from skinmm.federated.arrays import describe_layout, find_problem, list_shared, to_record
+from skinmm.federated.centre import Centre, ServerArrays
 from skinmm.federated.fleet import set_identity
 from skinmm.federated.node import read_private_key
+from skinmm.federated.privacy import (
+    describe_column,
+    describe_links,
+    from_plain,
+    hash_rows,
+    localise,
+    to_plain,
+)
 from skinmm.federated.rounds import build_strategy, combine, compute_epsilon
 
 
@@ -54,6 +60,7 @@ def described(table: pd.DataFrame, columns: list[str]) -> list[dict[str, Any]]:
 def columns_of(rng: np.random.Generator, rows: int, shift: float) -> pd.DataFrame:
     return pd.DataFrame(
         {
+            "patient_id": [f"P{row}" for row in range(rows)],
             "age": rng.normal(50 + shift, 10, rows),
             "sex": rng.choice(["female", "male"], rows),
             "device": rng.choice(["Alpha", "Beta"], rows),
@@ -91,10 +98,114 @@ def test_columns_of_another_type_are_refused() -> None:
 
 def test_only_local_settings_of_a_client_are_its_own() -> None:
     server = replace(micro_config(), data=DataConfig(columns=["age"], root="/server", folds=4))
-    config = build_localiser(DataConfig(name="csv", root="/clinic"), "cpu", 0)(server)
+    own = FederateClientConfig(data=DataConfig(name="csv", root="/clinic"), workers=0)
+    config = localise(server, own)
     assert (config.data.root, config.data.folds, config.data.columns) == ("/clinic", 4, ["age"])
     with pytest.raises(InputError, match=r"data.folds=7: the server sets it to 4"):
-        build_localiser(DataConfig(name="csv", folds=7), "cpu", 0)(server)
+        localise(server, replace(own, data=DataConfig(name="csv", folds=7)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logger": {"name": "wandb", "images": True, "entity": "elsewhere"}},
+        {"plugins": ["/elsewhere/evil.py"]},
+        {"model": {"pretrained": "https://elsewhere/weights.bin"}},
+        {"model": {"name": "local-dir:/etc"}},
+        {"model": {"args": {"checkpoint_path": "/etc/passwd"}}},
+        {"data": {"segmenter": "/elsewhere/x.ckpt"}},
+        {"data": {"limit": 2}},
+        {"trainer": {"limit_batches": 1}},
+        {"loss": {"teacher": "/elsewhere/x.ckpt"}},
+        {"evaluation": {"call": "cost", "costs": "/etc/passwd"}},
+        {"resume": "/elsewhere/run"},
+    ],
+)
+def test_a_server_cannot_read_upload_or_run_anything_at_a_centre(settings: Any) -> None:
+    asked = from_mapping(Config, settings)
+    with pytest.raises(InputError, match="not available in a federation"):
+        localise(asked, FederateClientConfig(data=DataConfig(root="/clinic")))
+
+
+def test_an_agreement_cannot_name_a_folder_outside_the_run(tmp_path: Path) -> None:
+    own = FederateClientConfig(output=str(tmp_path / "run"))
+    for name in ("../../elsewhere", str(tmp_path / "absolute")):
+        folder = Centre(own)._federation({"id": name})
+        assert folder.parent == tmp_path / "run" / "federation"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_fewer_than_five_patients_have_does_not_leave() -> None:
+    table = columns_of(np.random.default_rng(0), 100, 0)
+    table["thickness"] = np.nan
+    table.loc[3, "thickness"] = 1.2345  # the mean of one cell is the cell
+    table.loc[:9, "device"], table.loc[:9, "patient_id"] = "Jane Doe's own", "P0"
+    described_columns = described(table, ["thickness", "device"])
+    assert described_columns[0]["rows"] == 0
+    assert (described_columns[0]["mean"], described_columns[0]["scale"]) == (0, 1)
+    assert described_columns[1]["values"] == ["Alpha", "Beta"]
+
+
+def test_a_short_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "audit.key").write_text("melanoma2026\n")
+    with pytest.raises(InputError, match="fewer than 32 characters"):
+        take_part(
+            FederateClientConfig(
+                server="127.0.0.1:1", name="a", audit_key=str(tmp_path / "audit.key")
+            )
+        )
+
+
+def answered(**changes: Any) -> Message:
+    column = {"name": "age", "kind": "numeric", "unit": "", "mean": 50.0, "scale": 9.0, "rows": 40}
+    column |= {"values": [], "is_truth": False}
+    content = {"name": "a", "classes": ["benign", "malignant"], "columns": [column], "facts": {}}
+    for name, value in changes.items():
+        target = column if name in column and name != "name" else content
+        target[name] = value
+    set_identity(1, 1)
+    answer = ConfigRecord({"answer": json.dumps(content)})
+    return Message(RecordDict({"config": answer}), reply_to=Message(RecordDict(), 2, "query"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": math.nan},
+        {"scale": 0},
+        {"kind": "x"},
+        {"columns": [{}]},
+        {"columns": 3},
+        {"name": " "},
+        {"hashes": {"patient": 1}},
+        {"hashes": [1]},
+        {"facts": {"rows": "many"}},
+    ],
+)
+def test_a_description_that_cannot_be_used_is_refused(changes: dict[str, Any]) -> None:
+    read_answer(answered())
+    with pytest.raises(InputError):
+        read_answer(answered(**changes))
+
+
+def test_a_centre_that_does_not_fit_is_refused_alone(tmp_path: Path) -> None:
+    federation = Federation(FederateServerConfig(clients="keys"), tmp_path)
+    first = read_answer(answered())
+    hashes = {"patient": {"trained": [1, 2], "evaluated": [3]}}
+    leak = {"patient": {"trained": [7], "evaluated": [2]}}
+    with_hashes = {**first, "hashes": from_plain(hashes)}
+    for changes, problem in (
+        ({"classes": ["benign", "Jane Doe"]}, "its class Jane Doe is unknown"),
+        ({"columns": []}, "differ in the number of record columns"),
+        ({"kind": "categorical"}, "differ in a record column"),
+        ({"hashes": leak}, "the centres leak: 1 patient of a"),
+    ):
+        answer = read_answer(answered(name="b", **changes))
+        with pytest.raises(InputError, match=problem):
+            require_fit(federation, {"a": with_hashes, "b": answer}, answer)
+    with pytest.raises(InputError, match="another client is connected as a"):
+        require_fit(federation, {"a": first}, first, is_taken=True)
+    require_fit(federation, {"a": first, "b": first}, first)
 
 
 def test_paths_of_the_server_are_not_sent() -> None:
@@ -159,7 +270,14 @@ def test_arrays_that_cross_the_wire() -> None:
             lambda arrays: arrays.update(a=Array(np.ones((3, 2), np.float32))),
             r"is float32 \[3, 2\]",
         ),
-        (lambda arrays: arrays.update(a=Array(np.full((2, 3), np.nan))), "a is not finite"),
+        (
+            lambda arrays: arrays.update(a=Array(np.full((2, 3), np.nan, np.float32))),
+            "a is not finite",
+        ),
+        (  # finite, but infinite in the type of the network
+            lambda arrays: arrays.update(a=Array(np.full((2, 3), 1e300))),
+            "a is float64",
+        ),
         (lambda arrays: arrays.update(a=Array("f4", (2, 3), "numpy.ndarray", b"x")), "unreadable"),
         (
             lambda arrays: arrays.update(
@@ -213,6 +331,19 @@ def test_epsilon_is_that_of_the_gaussian_mechanism() -> None:
     assert compute_epsilon(noise, rounds, delta) == pytest.approx(bounds.min(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (1.5, 10), (5.0, 20), (20.0, 100)])
+def test_epsilon_is_above_the_exact_one_of_the_analytic_gaussian(noise: float, rounds: int) -> None:
+    # Balle and Wang 2018 (arXiv:1805.06530), theorem 8; rounds are one with noise / sqrt(rounds).
+    epsilon, mu = compute_epsilon(noise, rounds), math.sqrt(rounds) / noise
+
+    def delta(value: float) -> float:
+        upper = norm.cdf(mu / 2 - value / mu)
+        return float(upper - math.exp(value) * norm.cdf(-mu / 2 - value / mu))
+
+    assert delta(epsilon) < 1e-5
+    assert delta(0.75 * epsilon) > 1e-5  # not far above
+
+
 def test_links_between_centres_are_those_of_the_names(tmp_path: Path) -> None:
     config = replace(micro_config("tabular_only"), data=table_cohort(tmp_path))
     cohort = read_data(config, FUSIONS["tabular_only"].inputs).cohort
@@ -231,36 +362,24 @@ def test_links_between_centres_are_those_of_the_names(tmp_path: Path) -> None:
         hash_rows(first, ["name"], b"secret")
 
 
-def test_keyed_bands_find_the_near_duplicates_of_the_plain_hashes(
-    pictures: Path, tmp_path: Path
-) -> None:
-    from PIL import Image
-
-    names = sorted(pictures.glob("*.jpg"))[:60]
-    for number, name in enumerate(names[:20]):
-        with Image.open(name) as image:
-            smaller = image.convert("RGB").resize((image.width // 2, image.height // 2))
-            smaller.save(tmp_path / f"copy{number}.jpg", quality=40)
-    paths = [*names, *sorted(tmp_path.glob("*.jpg"))]
+def test_keyed_hashes_find_the_same_picture(pictures: Path) -> None:
+    paths = sorted(pictures.glob("*.jpg"))[:6]
     table = pd.DataFrame({"image_id": [p.stem for p in paths], "path": map(str, paths)})
-    prints = compute_fingerprints(table, read_source)
-    pairs = find_near_duplicates(prints)
-    across = pairs["first"].str.startswith("copy") != pairs["second"].str.startswith("copy")
-    copies = np.array([name.startswith("copy") for name in prints.image_id])
-    tokens = hash_bands(prints.bits, b"secret")
-    links = describe_links(
-        {
-            "A": {"image": {"trained": tokens[~copies], "evaluated": tokens[:0]}},
-            "B": {"image": {"trained": tokens[:0], "evaluated": tokens[copies]}},
-        }
-    )
-    assert across.sum() >= 20
-    assert links == ["20 images of A (training) in B (test)"]
+    parts = {"A": table[:4].assign(part="train"), "B": table[2:].assign(part="test")}
+    tokens = {name: hash_rows(rows, ["image"], b"secret") for name, rows in parts.items()}
+    assert describe_links(tokens) == ["2 images of A (training) in B (test)"]
+
+
+def reply_with(arrays: dict[str, np.ndarray], rows: int) -> Message:
+    """An answer to a round."""
+    set_identity(1, 1)
+    record = ArrayRecord({name: Array(value) for name, value in arrays.items()})
+    content: Any = {"arrays": record, "metrics": MetricRecord({"num-examples": rows})}
+    return Message(RecordDict(content), reply_to=Message(RecordDict(), 2, "train"))
 
 
 def combined(tmp_path: Path, sent: list[tuple[np.ndarray, int]], **settings: Any) -> np.ndarray:
     """The array after a round, of clients with an array and a number of rows each."""
-    set_identity(1, 1)
     values = {"weight": np.zeros_like(sent[0][0]), "batches": np.array(0)}
     start = ArrayRecord({name: Array(value) for name, value in values.items()})
     layout = describe_layout(start)
@@ -271,10 +390,7 @@ def combined(tmp_path: Path, sent: list[tuple[np.ndarray, int]], **settings: Any
     federation = Federation(config, tmp_path, agreement, start)
     replies = []
     for value, rows in sent:
-        arrays = ArrayRecord({"weight": Array(value), "batches": Array(np.array(rows))})
-        content: Any = {"arrays": arrays, "metrics": MetricRecord({"num-examples": rows})}
-        question = Message(RecordDict(), 2, "train")
-        replies.append(Message(RecordDict(content), reply_to=question))
+        replies.append(reply_with({"weight": value, "batches": np.array(rows)}, rows))
     result = combine(federation, build_strategy(config), 1, replies, layout)
     if "noise" not in settings:
         expected = round(np.average([rows for _, rows in sent], weights=[rows for _, rows in sent]))
@@ -294,10 +410,40 @@ def test_updates_are_weighted_by_rows(tmp_path: Path) -> None:
 
 
 def test_private_updates_are_clipped_and_have_the_noise_of_the_setting(tmp_path: Path) -> None:
-    np.random.seed(0)  # noqa: NPY002 - which Flower draws from
     size, clip, noise = 40_000, 2.0, 1.5
     large = np.full(size, 1.0, np.float32)  # its norm is 200
     sent = [(large, 10), (large, 1000), (large, 10)]
-    result = combined(tmp_path, sent, noise=noise, clip_norm=clip)
-    assert result.mean() == pytest.approx(clip / np.sqrt(size), abs=0.015)
+    results = []
+    for _ in range(2):
+        np.random.seed(0)  # noqa: NPY002 - the seed of the run, which the clients know
+        results.append(combined(tmp_path, sent, noise=noise, clip_norm=clip))
+    result = results[0]
+    assert result.mean() == pytest.approx(clip / np.sqrt(size), abs=0.03)
     assert result.std() == pytest.approx(noise * clip / 3, rel=0.02)
+    assert not np.isclose(results[1], result, atol=1e-3).mean() > 0.01
+
+
+def test_fedadam_follows_its_formula_over_two_rounds(tmp_path: Path) -> None:
+    # Reddi et al. 2021 (arXiv:2003.00295), algorithm 2, with Flower's correction of the bias.
+    rate, first, second, tau = 0.05, 0.9, 0.99, 1e-3
+    config = FederationConfig(strategy="fedadam", server_lr=rate)
+    x, m, v = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros((2, 2))
+    arrays = ArrayRecord({"weight": Array(x.astype(np.float32))})
+    layout = describe_layout(arrays)
+    federation = Federation(config, tmp_path, {"parameters": ["weight"], "layout": layout}, arrays)
+    for number in (1, 2):
+        values = [np.full((2, 2), 1.0 * number, np.float32), np.eye(2, dtype=np.float32)]
+        delta = np.average(values, axis=0, weights=[10, 30]) - x
+        m, v = first * m + (1 - first) * delta, second * v + (1 - second) * delta**2
+        scale = np.sqrt(1 - second ** (number + 1)) / (1 - first ** (number + 1))
+        x = x + rate * scale * m / (np.sqrt(v) + tau)
+        replies = [
+            reply_with({"weight": value}, rows)
+            for value, rows in zip(values, (10, 30), strict=True)
+        ]
+        federation.save()  # as if the server was killed
+        federation.load()
+        strategy: Any = build_strategy(config)
+        strategy.current_arrays = federation.arrays
+        federation.arrays = combine(federation, strategy, number, replies, layout)
+        np.testing.assert_allclose(federation.arrays["weight"].numpy(), x, rtol=1e-4)

@@ -11,7 +11,7 @@ from micro_runs import micro_config
 from safetensors.numpy import load_file
 
 from skinmm.config import Config
-from skinmm.config.federated_commands import FederateSimulateConfig
+from skinmm.config.federated_commands import FederateClientConfig, FederateSimulateConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.training.fit import fit
 
@@ -53,3 +53,24 @@ def test_one_client_equals_a_plain_run_to_the_bit(tmp_path: Path) -> None:
     assert card.threshold is not None
     assert (run / "report.html").is_file()
     assert not (run / "federation").exists()
+
+
+def test_a_client_that_was_started_again_neither_waits_nor_trains_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from skinmm.federated.agreement import Federation
+    from skinmm.federated.centre import Centre, Round
+
+    settings = simulated(quick(), tmp_path / "federation", rounds=1)
+    assert federated.simulate(settings) == 0
+    state = Federation(settings, tmp_path / "federation")
+    state.load()
+    own = FederateClientConfig(name="demo", output=str(tmp_path / "again"), workers=0)
+    task = Round(1, state.arrays, state.agreement)
+    capsys.readouterr()
+    answers = [Centre(own).train(task)[0] for _ in range(2)]  # without `describe`
+    lines = capsys.readouterr().out
+    assert lines.count("round 1: trained to epoch") == 1
+    assert lines.count("round 1: trained before") == 1
+    for name, array in answers[0].items():
+        np.testing.assert_array_equal(array.numpy(), answers[1][name].numpy())

@@ -1,0 +1,185 @@
+"""What leaves a centre and what does not: refused settings, rare words, keyed hashes of names."""
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from itertools import permutations
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt64
+
+from skinmm.config import Config, DataConfig, keys_with
+from skinmm.config.federated_commands import FederateClientConfig
+from skinmm.data.audit import compute_fingerprints
+from skinmm.data.datamodule import LesionData
+from skinmm.data.lesions import explode_images
+from skinmm.data.splits import UNUSED
+from skinmm.errors import InputError
+from skinmm.images.source import read_source
+from skinmm.vocabulary import SEXES, SITES, name_units, normalise_name, parse_diagnosis
+
+NEVER: Final = 1e6  # minutes between checkpoints: a killed round starts from its beginning
+RARE: Final = 5
+"""A word, mean or class that fewer patients have does not leave the centre."""
+WEIGHTS: Final = ("auto", "true", "false", "zoo:cc0")  # that are no file or address
+FEW: Final = 32  # rows; images can be reconstructed from an update by fewer
+KINDS: Final = ("patient", "lesion", "image")
+Tokens = dict[str, dict[str, UInt64[np.ndarray, " n"]]]
+"""Keyed hashes by kind, then by role: `trained` or `evaluated`."""
+
+
+def require_trainable(config: Config) -> None:
+    """Refuse settings that rounds cannot follow, and those that a server must not set at a centre.
+
+    The latter read, upload or execute something of the centre's, or train on so few rows that an
+    update shows them.
+    """
+    model, limit = config.model, config.data.limit
+    refused = {
+        "task": config.task != "classification",
+        "head": config.head.name != "neural",
+        "data.fold": config.data.fold == "all",
+        "loss.teacher": config.loss.teacher is not None,
+        "trainer.ema": config.trainer.ema > 0,
+        "trainer.average_best": config.trainer.average_best > 1,
+        "schedule": config.schedule.name == "plateau",
+        "noise with strategy": getattr(config, "noise", 0) > 0
+        and getattr(config, "strategy", "") == "fedadam",
+        "model.pretrained": str(model.pretrained).lower() not in WEIGHTS,
+        "model.name": "local-dir:" in model.name,
+        "model.args": any(
+            not isinstance(value, bool | int | float) for value in model.args.values()
+        ),
+        "data.segmenter": config.data.segmenter is not None,
+        "data.limit": limit is not None and limit < FEW,
+        "trainer.limit_batches": config.trainer.limit_batches is not None,
+        "evaluation.costs": isinstance(config.evaluation.costs, str),
+        "logger": config.logger.name == "wandb",
+        "study": bool(config.study.arms),
+        "plugins": bool(config.plugins),
+        "resume": config.resume is not None,
+    }
+    if names := [name for name, is_refused in refused.items() if is_refused]:
+        raise InputError(f"{names[0]}: this choice is not available in a federation; change it")
+
+
+def localise(config: Config, own: FederateClientConfig, cache: str | None = None) -> Config:
+    """Return the configuration of the server with what is local to a centre.
+
+    Raises:
+        InputError: a setting of the centre has another value at the server, or one of the server
+            is refused.
+    """
+    require_trainable(config)
+    names = {key.partition(".")[0] for key in keys_with(DataConfig, "local")}
+    values, default = {}, DataConfig()
+    for name in (item.name for item in fields(DataConfig)):
+        value, agreed = getattr(own.data, name), getattr(config.data, name)
+        if name in names:
+            values[name] = value
+        elif value not in (agreed, getattr(default, name)):
+            raise InputError(f"data.{name}={value}: the server sets it to {agreed}; leave it out")
+    trainer = replace(
+        config.trainer,
+        accelerator=own.accelerator,
+        workers=own.workers,
+        devices=1,
+        strategy="auto",
+        progress=False,
+        checkpoint_minutes=NEVER,
+    )
+    model = replace(config.model, pretrained=own.pretrained or config.model.pretrained, cache=cache)
+    data = replace(config.data, **values)
+    return replace(config, data=data, trainer=trainer, model=model, overwrite=own.overwrite)
+
+
+def require_common_classes(data: LesionData) -> None:
+    """Refuse classes that fewer patients than `RARE` have, and that are no words of the package."""
+    patients = data.cohort["patient_id"].groupby(data.cohort["target"].astype(str)).nunique()
+    for name in data.classes if data.config.data.target == "diagnosis" else ():
+        if patients.get(name, 0) < RARE and not parse_diagnosis(name):
+            raise InputError(f"class '{name}' has fewer than {RARE} patients; leave its rows out")
+
+
+def describe_column(state: dict[str, Any], training: Any) -> dict[str, Any]:
+    """Return the fitted state of a record column and its number of rows.
+
+    Without words, mean and scale that fewer patients than `RARE` have. Sexes and sites are words
+    of this package, which may be rare.
+    """
+    cells = training[state["name"]].dropna()
+    patients = training.loc[cells.index, "patient_id"]
+    counts = patients.groupby(cells.astype(str)).nunique()
+    public = {*SEXES, *SITES} if state["name"] in ("sex", "site") else set()
+    common = [word for word in state["values"] if counts[word] >= RARE or word in public]
+    hidden = {"mean": 0.0, "scale": 1.0, "rows": 0} if patients.nunique() < RARE else {}
+    return {**state, "values": common, "rows": len(cells), **hidden}
+
+
+def hash_rows(cohort: pd.DataFrame, kinds: list[str], key: bytes) -> Tokens:
+    """Return keyed hashes of a cohort's patients, lesions and images.
+
+    Without the key, which the server never has, they cannot be computed for guessed names.
+
+    Args:
+        cohort: canonical rows with their `part`; unused rows are left out.
+        kinds: of `KINDS`.
+        key: secret that all centres have agreed on.
+    """
+    if unknown := {*kinds} - {*KINDS}:
+        raise InputError(f"audit={min(unknown)}: choose from {', '.join(KINDS)}")
+    used = cohort[cohort["part"] != UNUSED]
+    tokens: Tokens = {}
+    for role, is_role in (("trained", True), ("evaluated", False)):
+        rows = used[(used["part"] == "train") == is_role]
+        for kind in kinds:
+            tokens.setdefault(kind, {})[role] = _hash_kind(rows, kind, key)
+    return tokens
+
+
+def _hash_kind(rows: pd.DataFrame, kind: str, key: bytes) -> UInt64[np.ndarray, " n"]:
+    if kind == "image":
+        prints = compute_fingerprints(explode_images(rows), read_source)
+        names = {np.packbits(bits).tobytes().hex() for bits in prints.bits}
+        return _hash_names(names, kind, key)
+    named = rows[name_units(rows) == "patient"] if kind == "patient" else rows
+    names = {normalise_name(name) for name in named[f"{kind}_id"].dropna()}
+    return _hash_names(names, kind, key)
+
+
+def _hash_names(names: set[str], kind: str, key: bytes) -> UInt64[np.ndarray, " n"]:
+    digests = (hmac.digest(key, f"{kind}\0{name}".encode(), "sha256") for name in names)
+    return np.unique(np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64))
+
+
+def describe_links(centres: Mapping[str, Tokens]) -> list[str]:
+    """Describe what a centre trains on and another evaluates on, by kind and pair of centres."""
+    leaks = []
+    for first, second in permutations(centres, 2):
+        for kind in centres[first].keys() & centres[second].keys():
+            trained = centres[first][kind]["trained"]
+            evaluated = centres[second][kind]["evaluated"]
+            if shared := len(np.intersect1d(trained, evaluated)):
+                plural = "s" if shared > 1 else ""
+                leaks.append(f"{shared} {kind}{plural} of {first} (training) in {second} (test)")
+    return sorted(leaks)
+
+
+def to_plain(tokens: Tokens) -> dict[str, Any]:
+    """Return tokens as lists, for JSON."""
+    return {kind: {role: t.tolist() for role, t in by.items()} for kind, by in tokens.items()}
+
+
+def from_plain(content: Any) -> Tokens:
+    """Return the tokens of `to_plain`, from a client that may have sent anything."""
+    try:
+        return {
+            str(kind): {
+                role: np.array(content[kind][role], np.uint64) for role in ("trained", "evaluated")
+            }
+            for kind in content
+        }
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"unreadable keyed hashes ({type(error).__name__})") from error
