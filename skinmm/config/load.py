@@ -290,8 +290,11 @@ def _check_task(config: Config) -> None:
         raise InputError(
             f"trainer.monitor={monitor}: not available for task={task}; use {monitor_of_task}"
         )
-    if is_segmentation and config.data.fold == "all":
-        raise InputError("data.fold=all: task=segmentation trains one fold; choose a number")
+    if is_segmentation and {"all", "auto"} & {config.data.fold, config.optimizer.lr}:
+        raise InputError(
+            "task=segmentation trains one fold at a given rate: choose numbers for data.fold "
+            "(not all) and optimizer.lr (not auto)"
+        )
     if config.data.unit == "lesion" and config.mix.name != "none":
         raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")
     defaults = type(config)()

@@ -206,10 +206,11 @@ def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
     matrix = 1 - np.eye(len(classes))
     for truth, row in (costs if isinstance(costs, Mapping) else {"": costs}).items():
         for call, cost in (row if isinstance(row, Mapping) else {"": row}).items():
-            if not {truth, call} <= {*classes} or not is_cost(cost):
+            is_free = truth != call or cost == 0
+            if not {truth, call} <= {*classes} or not is_cost(cost) or not is_free:
                 raise InputError(
                     f"evaluation.costs={costs}: must be {{TRUTH: {{CALL: number}}}} with numbers "
-                    f"from 0 and classes of {', '.join(classes)}"
+                    f"from 0, 0 for correct calls, and classes of {', '.join(classes)}"
                 )
             matrix[classes.index(truth), classes.index(call)] = cost
     return matrix.tolist()

@@ -287,7 +287,7 @@ def test_a_resumed_run_takes_only_trainer_and_logger_settings(tmp_path: Path) ->
 def test_a_resumed_run_refuses_everything_else(tmp_path: Path, override: str) -> None:
     given = from_mapping(Config, {"resume": str(a_run(tmp_path))})
     with pytest.raises(
-        InputError, match=r"only trainer\.\*, logger\.\* and final may be given, not "
+        InputError, match=r"only trainer\.\*, logger\.\*, final and plugins may be given, not "
     ):
         resume_config(given, ["resume=x", override])
 

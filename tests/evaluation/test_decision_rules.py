@@ -138,7 +138,9 @@ def test_costs_are_the_lowest_expected_ones() -> None:
     expected = np.array([[sum(r[t] * costs[t, c] for t in range(4)) for c in range(4)] for r in p])
     np.testing.assert_array_equal(called, expected.argmin(axis=1))
     assert parse_costs(None, classes) is None
-    for wrong in ({"mole": {"nv": 1}}, {"mel": {"nv": -1}}, {"mel": {"nv": "x"}}, {"mel": 3}, "x"):
+    assert parse_costs({"mel": {"mel": 0}}, classes) == (1 - np.eye(4)).tolist()
+    mistyped = ({"mel": {"mel": 5}}, {"mel": {"nv": "x"}}, {"mel": 3}, "x")
+    for wrong in ({"mole": {"nv": 1}}, {"mel": {"nv": -1}}, *mistyped):
         with pytest.raises(InputError, match=r"must be \{TRUTH: \{CALL: number\}\} .* nv, mel, bc"):
             parse_costs(wrong, classes)
     with pytest.raises(InputError, match=r"of two classes, evaluation\.cost_ratio"):
