@@ -24,7 +24,7 @@ from skinmm.serve.cases import build_case, register_model
 from skinmm.serve.outbox import IGNORED, PARKED, SENT, Outbox
 from skinmm.serve.responses import ProblemError
 from skinmm.serve.run import is_loopback, silence_libraries
-from skinmm.serve.store import Store, hide_password
+from skinmm.serve.store import Store, StoreError, hide_password
 
 T = TypeVar("T")
 TOKEN: Final = "SKINMM_DICOMWEB_TOKEN"  # noqa: S105
@@ -118,7 +118,7 @@ class _Worker:
             for image in self._retry(lambda: [*self._server.find()]):
                 if image.uid not in images:
                     self._predict(image)
-        except UnavailableError as error:
+        except (UnavailableError, StoreError) as error:
             print_error(f"{error}; nothing is lost, the next search tries again")
             return False
         return True
@@ -208,17 +208,35 @@ class Server:
         return _to_bytes(dataset), str(dataset.get("Manufacturer", ""))
 
     def store(self, objects: list[bytes]) -> None:
-        """Store the results of an image."""
+        """Store the results of an image; some servers refuse what they already have."""
         from pydicom import dcmread
 
         datasets = [dcmread(BytesIO(data)) for data in objects]
-        answer = self._call("store", lambda: self._client.store_instances(datasets))
-        if failed := answer.get("FailedSOPSequence"):
-            reasons = {f"{item.get('FailureReason', 0):#06x}" for item in failed}
-            raise RefusedError(f"the server does not store it: {', '.join(sorted(reasons))}")
+        refusal: RefusedError | None = None
+        try:
+            answer = self._call("store", lambda: self._client.store_instances(datasets))
+        except RefusedError as error:
+            refusal = error
+        else:
+            failed = answer.get("FailedSOPSequence") or []
+            reasons = sorted({f"{item.get('FailureReason', 0):#06x}" for item in failed})
+            if reasons:
+                refusal = RefusedError(f"the server does not store it: {', '.join(reasons)}")
+        if refusal and not all(map(self._has, datasets)):
+            raise refusal
+
+    def _has(self, dataset: Any) -> bool:
+        """Return whether an object is stored; its UID depends on its content."""
+        uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+        try:
+            found = self._call("check", lambda: self._client.retrieve_instance_metadata(*uids))
+        except RefusedError:
+            return False
+        return bool(found)
 
     def _call(self, action: str, call: Callable[[], T]) -> T:
         import requests
+        from pydicom.errors import InvalidDicomError
 
         try:
             return call()
@@ -233,7 +251,9 @@ class Server:
             if action == "search":  # it concerns no single image
                 kind = UnavailableError
             raise kind(f"{action}: HTTP {status} {error.response.reason}") from error
-        except requests.RequestException as error:  # its text has the address, with patients' UIDs
+        except (InvalidDicomError, LookupError) as error:
+            raise RefusedError(f"{action}: the answer is not DICOM") from error
+        except OSError as error:  # of the network, whose text has UIDs, or of the token's file
             raise UnavailableError(f"{action}: no answer ({type(error).__name__})") from error
 
 

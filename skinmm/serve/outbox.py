@@ -70,13 +70,13 @@ class Outbox:
             return [base64.b64decode(text) for text in database.scalar(query) or []]
 
     def set_state(self, image: str, state: str, reason: str = "") -> None:
-        """Mark an image as sent, and forget its results, or as parked."""
+        """Mark an image as sent, and forget its results, or as parked, unless another did."""
         values: dict[str, Any] = {"state": state, "reason": reason}
         if state == SENT:
             values["objects"] = []
-        statement = sql.update(_OUTBOX).where(_OUTBOX.c.image == image).values(values)
+        statement = sql.update(_OUTBOX).where(_OUTBOX.c.image == image, _OUTBOX.c.state == READY)
         with self._store.begin() as database:
-            database.execute(statement)
+            database.execute(statement.values(values))
 
     def restart_parked(self) -> None:
         """Send parked results again, and forget parked images that have none."""

@@ -275,6 +275,35 @@ def test_a_token_that_expires_is_renewed_from_its_file(
 
 
 @needs_orthanc
+def test_a_result_that_the_archive_already_has_counts_as_stored(front: Front) -> None:
+    from skinmm.serve.dicomweb import RefusedError, Server
+
+    def result(uid: str) -> bytes:
+        study = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.9.1"}
+        return dicom(None, PatientID="P9", SOPInstanceUID=uid, **study)
+
+    url = f"http://127.0.0.1:{front.server_port}/dicom-web"
+    server = Server(DicomwebConfig(url=url, store="cases.db"))
+    server.store([result("1.2.9.2")])
+    front.failures["POST"] = [409]
+    server.store([result("1.2.9.2")])
+    with pytest.raises(RefusedError, match="store: HTTP 409"):
+        server.store([result("1.2.9.2"), result("1.2.9.3")])
+
+
+@needs_orthanc
+def test_a_token_file_that_is_missing_for_a_while_parks_nothing(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from skinmm.serve.dicomweb import Image, Server, UnavailableError
+
+    monkeypatch.setenv("SKINMM_DICOMWEB_TOKEN_FILE", str(tmp_path / "token"))
+    url = f"http://127.0.0.1:{front.server_port}/dicom-web"
+    with pytest.raises(UnavailableError, match=r"read: no answer \(FileNotFoundError\)"):
+        Server(DicomwebConfig(url=url, store="cases.db")).read(Image("1.2", "1.3", "1.4"))
+
+
+@needs_orthanc
 def test_a_watcher_that_is_killed_stores_every_result_once(
     orthanc: Orthanc, both: Path, pictures: Path, tmp_path: Path
 ) -> None:
