@@ -180,7 +180,7 @@ def _predict_chunks(
     tables = _read_tables(config, predictor, 0 if has_views else skip)
     if has_views:
         folder = Path(config.output).absolute().parent
-        named = _name_lesions(tables, predictor, images)
+        named = name_lesions(tables, predictor, images)
         tables = sort_by_lesion(named, predictor.columns, folder, skip)
     with closing(tables):
         yield from predictor.stream(
@@ -193,13 +193,15 @@ def _predict_chunks(
         )
 
 
-def _name_lesions(
-    tables: Iterable[pd.DataFrame], predictor: Predictor, images: ImageFolder
+def name_lesions(
+    tables: Iterable[pd.DataFrame], predictor: Predictor, images: ImageFolder | None
 ) -> Iterator[pd.DataFrame]:
     """Yield tables with canonical names, and with the lesions that DICOM headers name."""
     for table in tables:
-        renamed = rename_training_columns(table, predictor.ensemble.column_names)
-        yield pd.DataFrame(fill_from_headers(renamed, predictor.columns, images))
+        named = rename_training_columns(table, predictor.ensemble.column_names)
+        if images:
+            named = fill_from_headers(named, predictor.columns, images)
+        yield pd.DataFrame(named)
 
 
 def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Generator[pd.DataFrame]:

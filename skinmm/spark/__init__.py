@@ -22,8 +22,8 @@ from skinmm.data.packed import Encoder, Manifest, PackError, PackSettings, Shard
 from skinmm.errors import InputError, one_line
 from skinmm.images.source import read_source
 from skinmm.predict import Predictor
-from skinmm.predict.inputs import ImageFolder, rename_training_columns
-from skinmm.predict.job import print_summary
+from skinmm.predict.inputs import ImageFolder
+from skinmm.predict.job import name_lesions, print_summary
 from skinmm.predict.lesions import name_rows, sort_by_lesion
 from skinmm.predict.writer import number_columns, to_arrow
 
@@ -113,7 +113,7 @@ def _predict_table(
     tasks = max(session.sparkContext.defaultParallelism, -(-rows // TASK_ROWS))
     with ignore_pandas_warning():
         if predictor.ensemble.has_views:
-            table = _distribute_lesions(table, predictor, tasks)
+            table = _distribute_lesions(table, config, names, tasks)
         else:
             table = table.repartition(tasks)
         predictions = table.mapInArrow(_build_task(config, names), schema)
@@ -122,16 +122,18 @@ def _predict_table(
     return {row["decision"]: row["count"] for row in counts}
 
 
-def _distribute_lesions(table: Any, predictor: Predictor, tasks: int) -> Any:
+def _distribute_lesions(
+    table: Any, config: PredictSparkConfig, names: Sequence[str], tasks: int
+) -> Any:
     """Return the table with all rows of a lesion in one task, in a column `_LESION`."""
-    names, columns = predictor.ensemble.column_names, predictor.columns
 
     def add_lesions(batches: Iterator[Any]) -> Iterator[Any]:
         import pyarrow as pa
 
+        predictor, images = _load_models(config, names)
         for batch in batches:
-            frame = pd.DataFrame(rename_training_columns(_to_frame(batch), names))
-            lesions = pa.array(name_rows(frame, columns), pa.string())
+            (frame,) = name_lesions([_to_frame(batch)], predictor, images)
+            lesions = pa.array(name_rows(frame, predictor.columns), pa.string())
             yield pa.RecordBatch.from_arrays(
                 [*batch.columns, lesions], [*batch.schema.names, _LESION]
             )
@@ -178,13 +180,10 @@ def _build_task(
 
     def predict(batches: Iterator[Any]) -> Iterator[Any]:
         tables: Iterator[pd.DataFrame] = map(_to_frame, batches)
-        predictor, images = _load(
-            tuple(names), config.images, config.accelerator, config.referral, config.backend
-        )
+        predictor, images = _load_models(config, names)
         if predictor.ensemble.has_views:
-            public = predictor.ensemble.column_names
-            renamed = (pd.DataFrame(rename_training_columns(each, public)) for each in tables)
-            tables = sort_by_lesion(renamed, predictor.columns, Path(gettempdir()))
+            named = name_lesions(tables, predictor, images)
+            tables = sort_by_lesion(named, predictor.columns, Path(gettempdir()))
         for predictions in predictor.stream(
             tables,
             images,
@@ -196,6 +195,12 @@ def _build_task(
             yield from to_arrow(predictions.table).to_batches()
 
     return predict
+
+
+def _load_models(
+    config: PredictSparkConfig, names: Sequence[str]
+) -> tuple[Predictor, ImageFolder | None]:
+    return _load(tuple(names), config.images, config.accelerator, config.referral, config.backend)
 
 
 @cache

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 
 import pandas as pd
 import pytest
+from dicom_files import dicom_from_jpeg
 from lesion_cohorts import lesion_table, write_lesions
 from quick_runs import best, quick_train
 
@@ -211,3 +212,21 @@ def test_the_rows_of_a_lesion_are_predicted_together(tmp_path: Path) -> None:
     for rows in (one, spark):  # the order of views of one kind is that of the rows
         rows["images"] = [sorted(cell.split("|")) for cell in rows["images"]]
     pd.testing.assert_frame_equal(spark, one, atol=1e-6, rtol=1e-6)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())[:4]):
+        header = {"SeriesInstanceUID": f"1.2.{number // 2}"}
+        (folder / f"{number}.dcm").write_bytes(dicom_from_jpeg(path.read_bytes(), **header))
+    headless = pd.DataFrame(
+        {"image": [f"{n}.dcm" for n in (2, 0, 3, 1)], "age": 50.0, "sex": "male"}
+    )
+    headless.to_parquet(tmp_path / "dicom.parquet", index=False)
+    given = [given[0], f"input={tmp_path / 'dicom.parquet'}", f"images={folder}"]
+    assert cli.predict([*given, f"output={tmp_path / 'two.parquet'}"]) == 0
+    started = begun("predict-spark", *given, f"output={tmp_path / 'spark2'}")
+    assert started.wait(timeout=300) == 0
+    for place in (tmp_path / "two.parquet", tmp_path / "spark2"):
+        rows = pd.read_parquet(place)
+        assert sorted(rows["lesion_id"]) == ["1.2.0", "1.2.1"]
+        images = sorted(sorted(cell.split("|")) for cell in rows["images"])
+        assert images == [["0.dcm", "1.dcm"], ["2.dcm", "3.dcm"]]
