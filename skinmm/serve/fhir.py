@@ -7,11 +7,12 @@ resource once: it finds those of an earlier transaction by their identifiers.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from skinmm.config.clinic_commands import FhirConfig
@@ -105,7 +106,9 @@ def _add(entries: dict[str, dict[str, Any]], resource: dict[str, Any]) -> dict[s
     (identifier,) = resource["identifier"]
     key = f"{identifier['system']}|{identifier['value']}"
     kind, address = resource["resourceType"], f"urn:uuid:{uuid5(NAMESPACE_URL, key)}"
-    request = {"method": "POST", "url": kind, "ifNoneExist": f"identifier={key}"}
+    value = quote(re.sub(r"([\\$,|])", r"\\\1", identifier["value"]), safe=":")  # as in a search
+    search = f"identifier={identifier['system']}|{value}"
+    request = {"method": "POST", "url": kind, "ifNoneExist": search}
     entries.setdefault(key, {"fullUrl": address, "resource": resource, "request": request})
     return {"reference": address, "type": kind}
 

@@ -303,6 +303,7 @@ def test_a_token_file_that_is_missing_for_a_while_parks_nothing(
         Server(DicomwebConfig(url=url, store="cases.db")).read(Image("1.2", "1.3", "1.4"))
 
 
+@pytest.mark.slow  # six starts of a process
 @needs_orthanc
 def test_a_watcher_that_is_killed_stores_every_result_once(
     orthanc: Orthanc, both: Path, pictures: Path, tmp_path: Path

@@ -16,6 +16,7 @@ from fhir.resources.R4B import get_fhir_model_class
 from fhir.resources.R4B.bundle import Bundle
 
 from skinmm.cli import main
+from skinmm.serve.fhir import build_bundle
 from skinmm.serve.outbox import READY, SENT, Outbox
 from skinmm.serve.store import NewCase, Store
 
@@ -137,6 +138,14 @@ def test_a_transaction_creates_each_resource_once(
     told = capsys.readouterr()
     assert "the server refuses the cases: HTTP 422" in told.err
     assert "secret" not in told.err + told.out
+
+
+def test_a_patient_is_searched_by_the_whole_identifier() -> None:
+    case = {"number": 1, "model": "m", "at": "2026-11-01T00:00:00.000+00:00", "verdict": None}
+    bundle = build_bundle([case | {"patient": "A&B,C|D", "result": RESULT}], {}, {})
+    (patient,) = (each for each in bundle["entry"] if each["request"]["url"] == "Patient")
+    search = "identifier=urn:skinmm:patient|A%26B%5C%2CC%5C%7CD"
+    assert patient["request"]["ifNoneExist"] == search
 
 
 @pytest.mark.parametrize(
