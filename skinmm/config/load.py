@@ -13,8 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from skinmm.config.checks import check_final, check_fold, check_run
 from skinmm.config.data_commands import AuditConfig
-from skinmm.config.schema import Config, DataConfig, TrainerConfig
+from skinmm.config.schema import Config
 from skinmm.config.setting import TYPES, check_values, format_bounds, keys_with
 from skinmm.errors import InputError, one_line
 
@@ -40,9 +41,9 @@ def check_settings(config: Any) -> None:
     """Check the value of every setting, and settings that depend on each other."""
     check_values(config)
     if isinstance(config, Config):
-        _check_run(config)
+        check_run(config)
     elif isinstance(config, AuditConfig):
-        _check_fold(config.data)
+        check_fold(config.data)
 
 
 def escape_interpolation(value: Any) -> Any:
@@ -120,7 +121,7 @@ def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
     config.resume = str(run)
     check_settings(config)
     if config.final:
-        _check_final(config)
+        check_final(config)
     return config
 
 
@@ -157,7 +158,6 @@ def explain_unknown_key(schema: type[Any], key: str) -> str:
     return f"unknown key '{key}'; choose from {', '.join(map(''.join, siblings))}"
 
 
-LARGEST_CALIBRATION: Final = 0.9
 LIST: Final = "a list, e.g. [a,b]"
 _TYPES: Final = TYPES | {list: LIST, dict: "pairs, e.g. {name: value}"}
 
@@ -221,102 +221,3 @@ def _describe(settings: Any, values: Mapping[str, Any], prefix: str) -> Iterator
         for name, entry in (entries or {key: value}).items():
             text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False).replace('"', "")
             yield f"{f'{name}={text}':<36}  # {explanation}"
-
-
-def _check_run(config: Config) -> None:
-    _check_fold(config.data, ", or all")
-    _check_task(config)
-    _check_trainer(config.trainer)
-    if config.final and config.resume is None:  # else `resume_config` checks the whole
-        _check_final(config)
-    share = config.data.calibration
-    if share != "auto" and (isinstance(share, str) or not 0 <= share <= LARGEST_CALIBRATION):
-        raise InputError(
-            f"data.calibration={share}: must be auto, or between 0 and {LARGEST_CALIBRATION}"
-        )
-    study = config.study
-    if len(study.arms) == 1:
-        raise InputError("study.arms: a study compares two or more runs; add another arm")
-    if not {*study.against} <= study.arms.keys():
-        raise InputError(f"study.against={study.against}: choose from {', '.join(study.arms)}")
-    if not config.data.columns:
-        raise InputError(
-            "data.columns is empty; for a model without a record use fusion=image_only"
-        )
-    if config.evaluation.threshold == "cost" and not config.evaluation.cost_ratio:
-        raise InputError("evaluation.threshold=cost needs evaluation.cost_ratio above 0")
-    if (config.evaluation.call == "cost") != bool(config.evaluation.costs):
-        raise InputError(
-            "evaluation.call=cost and evaluation.costs belong together, e.g. evaluation.call=cost "
-            "'evaluation.costs={mel: {nv: 20}}'; give both or none"
-        )
-
-
-def _check_trainer(trainer: TrainerConfig) -> None:
-    for name in ("devices", "smoothing"):
-        value = getattr(trainer, name)
-        if value != "auto" and not (isinstance(value, int) and value >= 1):
-            raise InputError(f"trainer.{name}={value}: must be a positive integer, or auto")
-    if (layout := trainer.channels_last) not in (True, False, "auto"):
-        raise InputError(f"trainer.channels_last={layout}: must be true, false, or auto")
-
-
-def _check_final(config: Config) -> None:
-    """Refuse settings of `final=true` that need validation rows or a part of the rows."""
-    if config.data.fold != "all":
-        raise InputError(
-            f"final=true: needs data.fold=all, whose folds select the number of epochs; here "
-            f"data.fold={config.data.fold}"
-        )
-    if config.data.limit is not None:
-        raise InputError(
-            f"final=true: trains on all rows, data.limit={config.data.limit} on some; remove one"
-        )
-    if config.schedule.name == "plateau":
-        raise InputError(
-            "final=true: schedule=plateau needs validation rows, and the final network is trained "
-            "on all rows; choose another schedule"
-        )
-
-
-def _check_task(config: Config) -> None:
-    """Refuse settings that the task would silently ignore."""
-    if config.model.freeze and config.model.tune in ("norm", "lora"):
-        raise InputError(f"model.freeze=true is tune=head, not model.tune={config.model.tune}")
-    task, monitor = config.task, config.trainer.monitor
-    is_segmentation = task == "segmentation"
-    if monitor != "val/loss" and is_segmentation != (monitor == "val/dice"):
-        monitor_of_task = "val/dice" if is_segmentation else "val/auroc"
-        raise InputError(
-            f"trainer.monitor={monitor}: not available for task={task}; use {monitor_of_task}"
-        )
-    if is_segmentation and {"all", "auto"} & {config.data.fold, config.optimizer.lr}:
-        raise InputError(
-            "task=segmentation trains one fold at a given rate: choose numbers for data.fold "
-            "(not all) and optimizer.lr (not auto)"
-        )
-    if config.data.unit == "lesion" and config.mix.name != "none":
-        raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")
-    defaults = type(config)()
-    for flag, key_of_choice in (("task", "task"), ("unit", "data.unit")):
-        choice = attrgetter(key_of_choice)(config)
-        for key, needed in keys_with(type(config), flag).items():
-            value, default = map(attrgetter(key), (config, defaults))
-            if needed != choice and value != default and not is_dataclass(value):
-                raise InputError(f"{key}={value}: not used by {key_of_choice}={choice}; remove it")
-
-
-def _check_fold(data: DataConfig, alternative: str = "") -> None:
-    by_source, last = data.split == "source", data.folds - 1
-    if by_source and data.folds != DataConfig().folds:
-        raise InputError(
-            f"data.folds={data.folds}: data.split=source has a fold for each source; leave "
-            "data.folds out"
-        )
-    is_number = isinstance(data.fold, int) and data.fold >= 0
-    if (alternative and data.fold == "all") or (
-        is_number and (by_source or int(data.fold) <= last)
-    ):
-        return
-    allowed = "a source's number, from 0" if by_source else f"0 to {last} (data.folds={data.folds})"
-    raise InputError(f"data.fold={data.fold}: must be {allowed}{alternative}")

@@ -23,8 +23,8 @@ from quick_runs import ROOT, quick_train
 
 from skinmm.config import DataConfig
 from skinmm.data.bucket import _open_bucket, locate_pack
+from skinmm.data.cohorts.packs import packed
 from skinmm.data.cohorts.public import demo
-from skinmm.data.cohorts.user import packed
 from skinmm.data.pack import pack
 from skinmm.data.packed import COHORT, FILE, PackError, PackSettings
 from skinmm.errors import InputError

@@ -22,8 +22,8 @@ from PIL import Image
 
 import skinmm
 from skinmm.config import DataConfig
+from skinmm.data.cohorts.packs import packed as adapter
 from skinmm.data.cohorts.public import demo
-from skinmm.data.cohorts.user import packed as adapter
 from skinmm.data.columns import add_units
 from skinmm.data.pack import assign_shards, pack
 from skinmm.data.packed import (

@@ -11,7 +11,7 @@ import pandas as pd
 from skinmm.config import Component, DataConfig, ExtraCohort, build_component, check_component
 from skinmm.config.registry import Registry, find_plugins
 from skinmm.data.bucket import is_in_bucket
-from skinmm.data.cohorts import archives, public, user
+from skinmm.data.cohorts import archives, packs, public, user
 from skinmm.data.cohorts.tables import (
     CANONICAL,
     MASK_FOLDER,
@@ -65,8 +65,8 @@ ADAPTERS: Final[Registry[Adapter]] = Registry(
     isic_archive=archives.isic_archive,
     image_folder=user.image_folder,
     csv=user.csv,
-    packed=user.packed,
-    tfrecord=user.tfrecord,
+    packed=packs.packed,
+    tfrecord=packs.tfrecord,
 )
 
 _ARGS: Final = ("test_fraction", "exclude")
