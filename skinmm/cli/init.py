@@ -1,7 +1,8 @@
 """`skinmm init`: infer the columns of a user's table, and write a data configuration for it."""
 
 import shlex
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -46,7 +47,9 @@ def init(config: InitConfig) -> int:
     print_line(", ".join(f"{key} <- {columns.get(key, '(none)')}" for key in MAPPED))
     if unused := [str(column) for column in table if column not in columns.values()]:
         print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
-    settings = _build_config(root, source, columns, pictures)
+    folders = _find_folders(root, pictures, table.get(columns.get("image_id", ""), ()))
+    args = {"table": source, "columns": columns, "images": folders}
+    settings = {"name": "csv", "root": str(root), "args": args}
     data = DataConfig(**settings)
     edit, status = "which you can edit", 0
     try:
@@ -83,12 +86,15 @@ def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
     )
 
 
-def _build_config(
-    root: Path, source: str, columns: dict[str, str], pictures: list[Path]
-) -> dict[str, Any]:
-    folders = sorted({path.parent.relative_to(root).as_posix() for path in pictures})
-    args = {"table": source, "columns": columns, "images": ["" if f == "." else f for f in folders]}
-    return {"name": "csv", "root": str(root), "args": args}
+def _find_folders(root: Path, pictures: list[Path], cells: Iterable[Any]) -> list[str]:
+    """Return the folders below `root` to which the paths in the cells of images are relative."""
+    parents = {PurePosixPath(str(cell).replace("\\", "/")).parent.as_posix() for cell in cells}
+    folders = set[str]()
+    for folder in {"/" + path.parent.relative_to(root).as_posix() for path in pictures}:
+        ends = [f"/{parent}" for parent in parents - {"."} if folder.endswith(f"/{parent}")]
+        folders |= {folder.removesuffix(end) for end in ends}
+        folders |= {folder} if "." in parents or not ends else set()
+    return sorted("" if folder == "/." else folder.removeprefix("/") for folder in folders)
 
 
 def _write(file: Path, settings: dict[str, Any]) -> None:

@@ -60,6 +60,24 @@ def test_a_foreign_table_is_mapped_and_audited(clinic: Path, capsys: Captured) -
     assert "my_clinic.yaml exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_images_in_the_folders_that_cells_name_are_found(
+    clinic: Path, separator: str, capsys: Captured
+) -> None:
+    (clinic / "photos" / "2024").mkdir()
+    table = pd.read_csv(clinic / "list.csv", sep=";")
+    for name in table["Photo"]:
+        shutil.move(clinic / "photos" / name, clinic / "photos" / "2024")
+    table["Photo"] = f"2024{separator}" + table["Photo"]
+    table.to_csv(clinic / "list.csv", sep=";", index=False)
+    assert main(["init", str(clinic)]) == 0
+    used = ["--config-dir", str(clinic / "conf"), "data=my_clinic"]
+    assert main(["audit", *used, f"output={clinic / 'audit'}"]) == 0
+    assert capsys.readouterr().err == ""
+    settings = yaml.safe_load((clinic / "conf" / "data" / "my_clinic.yaml").read_text())
+    assert settings["args"]["images"] == ["photos"]
+
+
 def test_the_variable_names_the_folder_of_configurations(
     clinic: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
