@@ -128,3 +128,12 @@ def test_mistakes_are_refused(words: list[str], settings: dict[str, object], mes
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a finished run .*skinmm.fit"):
         skinmm.load_run(tmp_path)
+
+
+def test_evaluate_takes_one_positive_class_and_names_the_table_in_errors() -> None:
+    table = pd.DataFrame({"image_id": ["a", "b", "c", "d"], "target": ["mel", "nv"] * 2})
+    with pytest.raises(InputError, match=r"^the table has no probabilities: "):
+        skinmm.evaluate(table)
+    table = table.assign(p_mel=[0.9, 0.2, 0.6, 0.4], p_nv=[0.1, 0.8, 0.4, 0.6])
+    by_name = skinmm.evaluate(table, positive="mel").metrics
+    pd.testing.assert_frame_equal(by_name, skinmm.evaluate(table, positive=["mel"]).metrics)

@@ -82,7 +82,7 @@ def evaluate(
     predictions: pd.DataFrame | str | Path,
     labels: str | Path | None = None,
     *,
-    positive: list[str] | None = None,
+    positive: str | list[str] | None = None,
     report: str | Path | None = None,
     overwrite: bool = False,
 ) -> "Evaluation":
@@ -90,7 +90,7 @@ def evaluate(
 
     The table, or its file, has a form that `skinmm report` reads: image names, a probability for
     each class, and `target` unless the file `labels` has it. `positive` are the malignant classes,
-    `report` is a page to write.
+    or the one, `report` is a page to write.
     """
     from skinmm.report import report_predictions
     from skinmm.report.inputs import read_prediction_file
@@ -103,9 +103,13 @@ def evaluate(
         else:
             file = Path(predictions)
         truth = None if labels is None else Path(labels)
-        if report is not None:
-            report_predictions(file, Path(report), truth, positive=positive, overwrite=overwrite)
-        inputs = read_prediction_file(file, truth, positive, pictures=False)
+        classes = [positive] if isinstance(positive, str) else positive
+        try:
+            if report is not None:
+                report_predictions(file, Path(report), truth, positive=classes, overwrite=overwrite)
+            inputs = read_prediction_file(file, truth, classes, pictures=False)
+        except InputError as error:  # a table has no file that its owner knows
+            raise InputError(str(error).replace(f"{folder}/predictions.csv", "the table")) from None
     return Evaluation(lambda: inputs)
 
 

@@ -237,4 +237,6 @@ def explain_numbers(table: pd.DataFrame) -> str:
     is_percent = np.median(totals) > 1.5 and totals.max() < 101  # noqa: PLR2004 - rounded to 100
     if is_percent or table.map(lambda cell: str(cell).strip().endswith("%")).any(axis=None):
         return "; percentages are not read: divide the columns by 100"
+    if table.map(lambda cell: "," in str(cell)).any(axis=None):
+        return "; decimal commas are not read: write 0.5, not 0,5"
     return ""

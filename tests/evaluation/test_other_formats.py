@@ -112,6 +112,13 @@ def test_percentages_are_refused_by_name(tmp_path: Path, unit: str) -> None:
             read_predictions(path)
 
 
+def test_decimal_commas_are_refused_by_name(tmp_path: Path) -> None:
+    numbers = [f"{value:.3f}".replace(".", ",") for value in P[:, 1]]
+    path = write(tmp_path, {"p_malignant": numbers, "target": (TARGET == 1).astype(int)})
+    with pytest.raises(InputError, match=r"decimal commas are not read: write 0[.]5"):
+        read_predictions(path)
+
+
 def test_free_names_are_refused_once_with_the_setting_to_type(tmp_path: Path) -> None:
     columns = {"probability": P[:, 1], "label": (TARGET == 1).astype(int)}
     path = write(tmp_path, columns)
