@@ -49,7 +49,7 @@ def init(config: InitConfig) -> int:
         print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
     folders = _find_folders(root, pictures, table.get(columns.get("image_id", ""), ()))
     args = {"table": source, "columns": columns, "images": folders}
-    settings = {"name": "csv", "root": str(root), "args": args}
+    settings: dict[str, Any] = {"name": "csv", "root": str(root), "args": args}
     data = DataConfig(**settings)
     edit, status = "which you can edit", 0
     try:
