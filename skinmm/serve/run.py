@@ -40,6 +40,7 @@ def serve(config: ServeConfig) -> int:
         log_level="warning",
         access_log=False,  # a query could name a patient
         server_header=False,
+        ws="none",  # the page gets its events over HTTP
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,  # seconds for the answers to requests that have arrived
     )

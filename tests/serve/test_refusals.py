@@ -286,11 +286,13 @@ def test_a_late_answer_is_none_and_its_place_is_taken_until_it_ends() -> None:
 
 def test_a_slow_client_keeps_nobody_else_waiting(service: CasePredictor, pictures: Path) -> None:
     """Over a real socket: a body that never ends is answered, and its place is free again."""
-    config = uvicorn.Config(application(service, seconds=0.5), port=0, log_level="critical")
+    app = application(service, seconds=0.5)
+    config = uvicorn.Config(app, port=0, log_level="critical", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
+        assert thread.is_alive()
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     head = (
