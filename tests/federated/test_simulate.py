@@ -15,6 +15,7 @@ from skinmm.config.federated_commands import FederateClientConfig, FederateSimul
 from skinmm.models.checkpoint import load_card
 from skinmm.training.fit import fit
 
+pytest.importorskip("flwr")  # imported here: its warnings are not those of a test
 federated = pytest.importorskip("skinmm.federated")
 
 
