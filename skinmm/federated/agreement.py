@@ -75,7 +75,7 @@ class Federation:
         facts = {"agreement": self.agreement, "round": self.round, "centres": self.centres}
         arrays = {f"arrays.{name}": array.numpy() for name, array in self.arrays.items()}
         moments = {f"moments.{name}": np.asarray(value) for name, value in self.moments.items()}
-        content = {name: np.ascontiguousarray(v) for name, v in (arrays | moments).items()}
+        content = {name: np.asarray(v, order="C") for name, v in (arrays | moments).items()}
         with atomic_write(self.file) as partial:
             save_file(content, partial, {"federation": json.dumps(facts)})
 
