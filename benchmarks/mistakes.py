@@ -35,8 +35,8 @@ FILES: Final = {
 MISTAKES: Final = tuple(
     Mistake(*(part.strip() for part in line.split("|")))
     for line in """
-train optimizer.lr=1e-4x | '1e-4x' | must be a number, e.g. 0.001
-train optimizer.lr=-1 | optimizer.lr=-1.0 | must be at least 0
+train optimizer.lr=1e-4x | optimizer.lr=1e-4x | must be a number, e.g. 0.001
+train optimizer.lr=-1 | optimizer.lr=-1 | must be at least 0
 train optimizer.name=adamm | 'adamm' | choose from adamw, adam, sgd
 train optimzer.lr=1 | 'optimzer' | did you mean optimizer?
 train data.columns=age,sex | data.columns=age,sex | a list is data.columns=[age,sex]

@@ -44,7 +44,7 @@ class ScheduleConfig:
 class OptimizerConfig(Component):
     """Optimiser and its learning rates."""
 
-    lr: int | float | str = setting(
+    lr: float | int | str = setting(
         1e-3, "highest learning rate; auto: by a range test on training rows", low=0
     )
     weight_decay: float = setting(1e-2, "weight decay of matrices only", low=0)

@@ -22,6 +22,7 @@ from skinmm.data.lesions import name_spread_columns
 from skinmm.errors import InputError, list_words, print_error, print_line
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.images.finder import describe_folders
+from skinmm.predict.ensemble import Ensemble
 from skinmm.predict.extra_outputs import check_summary_paths, open_extra_outputs
 from skinmm.predict.inputs import (
     ImageFolder,
@@ -138,10 +139,12 @@ def require_images(
             )
 
 
-def _require_inputs(config: PredictConfig, names: Sequence[str], columns: Sequence[str]) -> None:
+def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensemble) -> None:
     """Refuse a table without a column of images, if images are named, or without any input."""
+    columns = ensemble.columns
     given = {*names, *match_columns(names, columns).values()}
-    if "image_id" in given or (given & {*columns} and not config.images):
+    needs_names = config.images and "image" in ensemble.inputs
+    if "image_id" in given or (given & {*columns} and not needs_names):
         return
     raise InputError(
         f"input={config.input}: no image column; call it {', '.join(COLUMN_NAMES['image_id'][:5])} "
@@ -223,7 +226,7 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
             names = [*rename_training_columns(table, ensemble.column_names)]
             if ensemble.has_views:
                 names = name_spread_columns(names, expected)
-            _require_inputs(config, names, ensemble.columns)
+            _require_inputs(config, names, ensemble)
             yield from (part for part in (table.iloc[:first], table.iloc[first:]) if len(part))
             # A table that is refused gets no warning.
             if not is_warned and (line := describe_missing_columns(names, expected)):

@@ -55,7 +55,7 @@ MISTAKES = [
     ("trainer=3", "trainer=3: must be the name of an option, see --help"),
     ("data.columns=[age", "data.columns=[age: not understood; close each bracket and quotation"),
     ("model.name='a", "model.name='a: not understood; close each bracket and quotation mark"),
-    ("optimizer.lr=1e-4x", "optimizer.lr: must be a number, e.g. 0.001, not '1e-4x'"),
+    ("optimizer.lr=1e-4x", "optimizer.lr=1e-4x: must be a number, e.g. 0.001, or auto"),
     ("optimizer.lr=[1]", "optimizer.lr: must be a number, e.g. 0.001, not '[1]'"),
     ("data.columns=age", "data.columns: must be a list, e.g. [a,b], not 'age'"),
     ("data.columns={a:1}", "data.columns: must be a list, e.g. [a,b], not '{a:1}'"),

@@ -421,7 +421,7 @@ def test_an_interrupt_ends_all_processes(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=1"], "only trainer.*, logger.* and final may be given, not seed"),
+        (["seed=1"], "only trainer.*, logger.*, final and plugins may be given, not seed"),
         (["hydra.run.dir=elsewhere"], "not hydra.run.dir"),
     ],
 )
