@@ -50,10 +50,10 @@ def check_fusion(block: type[Fusion]) -> None:
     check_open(whole, features)
     built.eval()
     for index, (name, value) in enumerate(tensors.items()):
-        given = [*features]
-        given[index] = None if name in used else value
+        altered = [*features]
+        altered[index] = None if name in used else value
         try:
-            is_right = torch.equal(built(*given), built(*features)) and name not in used
+            is_right = torch.equal(built(*altered), built(*features)) and name not in used
         except InputError as error:
             is_right = name in used and name in str(error)
         rule = "required by an InputError that names it" if name in used else "ignored"

@@ -13,7 +13,7 @@ INSECURE: Final = "connect off loopback without TLS and client keys"
 
 @dataclass
 class FederationConfig(Config):
-    """Training across centres: the settings of a run, and those of the federation."""
+    """Settings of a run that several centres train, and of their federation."""
 
     rounds: int = setting(10, "rounds of training", low=1, high=100_000)
     local_epochs: int = setting(1, "epochs of a client in a round", low=1, high=1000)

@@ -1,4 +1,4 @@
-"""Components by name: those of this package, of installed packages, and of files of a user.
+"""Components by name, from this package, installed packages and plug-in files.
 
 Only entry points of installed packages and files that the user names are ever imported: a
 checkpoint names a component, never its code.
@@ -35,7 +35,7 @@ OF_NETWORK: Final = ("fusion", "views", "tabular", "head", "model", "segmenter")
 
 
 class Plugin(NamedTuple):
-    """Component of others, or the entry point that loads it, and its source."""
+    """Plug-in component, or the entry point that loads it, and its source."""
 
     source: dict[str, str]
     component: Any
@@ -47,7 +47,7 @@ _files: dict[str, str] = {}  # module -> name of a file that `load_plugins` has 
 
 
 class Registry(Mapping[str, T]):
-    """Components of a kind by name: those of this package (`own`), and those of others."""
+    """Components of a kind by name: `own` from this package, and plug-ins."""
 
     def __init__(self, kind: str, **own: T) -> None:
         self._kind, self._own = kind, own
@@ -70,7 +70,7 @@ class Registry(Mapping[str, T]):
             raise InputError(f"{title} cannot be imported: {error!r}") from error
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names: first those of this package."""
+        """Iterate over the names, plug-ins last."""
         return iter({**self._own, **find_plugins(self._kind)})
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Registry(Mapping[str, T]):
         return len({**self._own, **find_plugins(self._kind)})
 
     def require_free(self, name: str, plugin: Plugin) -> None:
-        """Refuse a component of others that has the name of one of this package."""
+        """Refuse a plug-in with the name of a component of this package."""
         if name in self._own:
             title = describe(self._kind, name, plugin.source)
             raise InputError(f"{title} has the name of a component of skinmm; rename it")
@@ -101,7 +101,7 @@ def _add(plugins: dict[str, Plugin], kind: str, name: str, plugin: Plugin) -> No
 
 
 def find_plugins(kind: str) -> dict[str, Plugin]:
-    """Return the components of others by name, without importing those of installed packages."""
+    """Return the plug-ins of a kind by name; entry points are not imported."""
     return {**_find_installed(kind), **_registered[kind]} if kind in GROUPS else {}
 
 
@@ -136,7 +136,7 @@ def load_plugins(paths: list[str]) -> None:
 
 
 def list_sources(names: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return kind, name and source of each component of others in `kind -> name`."""
+    """Return kind, name and source of each plug-in in `kind -> name`."""
     plugins = {kind: find_plugins(kind).get(name) for kind, name in names.items()}
     return [
         {"kind": k, "name": names[k], **plugin.source} for k, plugin in plugins.items() if plugin
@@ -144,7 +144,7 @@ def list_sources(names: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def require_sources(path: Path, parts: list[dict[str, str]]) -> None:
-    """Require the components of others that the network of a checkpoint has."""
+    """Require the plug-ins in the network of a checkpoint."""
     for part in (part for part in parts if part["kind"] in OF_NETWORK):
         source = {key: value for key, value in part.items() if key not in ("kind", "name")}
         title = describe(part["kind"], part["name"], source)
@@ -177,7 +177,7 @@ register_head, register_loss, register_sampler, register_views = map(
 
 
 def describe(kind: str, name: str, source: Mapping[str, str]) -> str:
-    """Return the kind and name of a component of others, and its package or file."""
+    """Return the kind and name of a plug-in, and its package or file."""
     origin = f"the file {source['file']}" if "file" in source else "a Python session"
     if "package" in source:
         origin = f"the package {source['package']} {source['version']}"

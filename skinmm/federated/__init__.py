@@ -44,7 +44,7 @@ def simulate(config: FederateSimulateConfig) -> int:
     federation = open_federation(config)
     trainer, weights, apps = config.trainer, config.model.pretrained, {}
     for name, data in split_sources(config.data, federation).items():
-        own = FederateClientConfig(
+        client = FederateClientConfig(
             name=name,
             data=data,
             accelerator=trainer.accelerator,
@@ -54,7 +54,7 @@ def simulate(config: FederateSimulateConfig) -> int:
             output=str(federation.folder / "clients" / name),
             overwrite=config.overwrite,
         )
-        apps[name] = build_app(Centre(own, b"simulated", config.model.cache))
+        apps[name] = build_app(Centre(client, b"simulated", config.model.cache))
 
     def refuse() -> None:
         raise InputError(f"too few clients; {federation.folder / 'log.txt'} has the reasons")
@@ -155,8 +155,8 @@ def open_federation(config: FederationConfig) -> "Federation":
         if not (folder / "config.yaml").is_file():
             raise InputError(f"resume={folder}: not the folder of a federation")
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        given = {name: getattr(config, name) for name in NETWORK if hasattr(config, name)}
-        federation = Federation(from_mapping(kind, {**content, **given}), folder)
+        network = {name: getattr(config, name) for name in NETWORK if hasattr(config, name)}
+        federation = Federation(from_mapping(kind, {**content, **network}), folder)
         federation.load()
         federation.log(f"resumed after round {federation.round}")
         return federation

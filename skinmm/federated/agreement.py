@@ -1,4 +1,4 @@
-"""What the centres agree on before they train, and the state of the server.
+"""Agreement of the centres before training, and the state of the server.
 
 Messages, for clients in any language that Flower has (all JSON is text in a ConfigRecord):
 
@@ -183,8 +183,8 @@ def require_fit(
     is_known = parse_diagnosis if data.target == "diagnosis" else BINARY.__contains__
     if unknown := [name for name in answer["classes"] if not (is_known(name) or data.positive)]:
         raise InputError(f"its class {unknown[0]} is unknown")
-    known = [[{**column, "rows": 0} for column in agreed]] if agreed else []
-    merge_columns([*known, *(other["columns"] for other in answers.values())])
+    agreed_columns = [[{**column, "rows": 0} for column in agreed]] if agreed else []
+    merge_columns([*agreed_columns, *(other["columns"] for other in answers.values())])
     if leaks := describe_links({n: a["hashes"] for n, a in answers.items() if a["hashes"]}):
         text = f"the centres leak: {'; '.join(leaks[:4])}"
         if not data.allow_leaks:
@@ -265,16 +265,16 @@ def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
-    """Return the settings of a run that clients receive, without those of this machine."""
-    plain = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
-    data = replace(plain.data, name="demo", root=None, args={}, extra=[], masks=None)
+    """Return the settings of a run that clients receive, without machine settings."""
+    settings = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
+    data = replace(settings.data, name="demo", root=None, args={}, extra=[], masks=None)
     data = replace(data, split="patients", fold=0)
-    trainer = replace(plain.trainer, max_epochs=config.rounds * config.local_epochs)
+    trainer = replace(settings.trainer, max_epochs=config.rounds * config.local_epochs)
     weights = config.model.pretrained
     weights = weights if str(weights).lower() in WEIGHTS else "auto"
-    model = replace(plain.model, cache=None, pretrained=weights)
-    plain = replace(plain, data=data, trainer=trainer, model=model, plugins=[], resume=None)
-    return to_mapping(replace(plain, overwrite=False))
+    model = replace(settings.model, cache=None, pretrained=weights)
+    settings = replace(settings, data=data, trainer=trainer, model=model, plugins=[], resume=None)
+    return to_mapping(replace(settings, overwrite=False))
 
 
 def describe_facts(facts: Mapping[str, float]) -> str:

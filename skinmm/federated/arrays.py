@@ -81,8 +81,8 @@ def find_problem(record: Mapping[str, Array], layout: Layout) -> str:
             return f"array {name} is unreadable ({type(error).__name__})"
         shape, dtype = layout[name]
         if values.shape != shape or values.dtype != dtype:
-            given = f"{values.dtype} {[*values.shape]}"
-            return f"another architecture: {name} is {given}, not {dtype} {[*shape]}"
+            sent = f"{values.dtype} {[*values.shape]}"
+            return f"another architecture: {name} is {sent}, not {dtype} {[*shape]}"
         if not np.isfinite(values).all():
             return f"array {name} is not finite"
     return ""

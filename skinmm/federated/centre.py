@@ -53,7 +53,7 @@ from skinmm.training.trainer import build_trainer, run_stage, set_threads
 
 @dataclass
 class Round:
-    """What a client trains with in a round.
+    """Task of a client in one round.
 
     Attributes:
         number: of the round, from 1.

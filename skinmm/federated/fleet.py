@@ -95,9 +95,9 @@ class FleetGrid(Nodes):
                     get_all_nested_objects(message),
                     self.state.start_session(self._run_id),
                 )
-                plain = remove_content_from_message(message)
+                envelope = remove_content_from_message(message)
                 is_stored, missing = self.state.store_message_and_object_tree(
-                    plain, get_object_tree(message), session
+                    envelope, get_object_tree(message), session
                 )
                 for name in missing:
                     self.state.store_object(self._run_id, session, name, objects[name].deflate())

@@ -155,11 +155,11 @@ def _push(client: FleetHttpClient, node: Node, message: Message) -> None:
     with no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = message.object_id
         objects, tree = get_all_nested_objects(message), get_object_tree(message)
-        plain = remove_content_from_message(message) if message.has_content() else message
+        envelope = remove_content_from_message(message) if message.has_content() else message
         reply = client.PushMessages(
             PushMessagesRequest(
                 node=node,
-                messages_list=[message_to_proto(plain)],
+                messages_list=[message_to_proto(envelope)],
                 message_object_trees=[tree],
                 clientapp_runtime_list=[0.0],
             )

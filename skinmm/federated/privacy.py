@@ -1,4 +1,4 @@
-"""What leaves a centre and what does not: refused settings, rare words, keyed hashes of names."""
+"""Protection of a centre's data: refused settings, rare words, keyed hashes of names."""
 
 import hmac
 from collections.abc import Mapping

@@ -112,8 +112,10 @@ def save_ensemble(
     """
     members = list[dict[str, Any]]()
     for content, card in (member for path in paths for member in _load_members(path)):
-        own = {} if changes is None else changes(len(members), card)
-        members.append({KEY: {**content[KEY], **facts, **own}, "state_dict": content["state_dict"]})
+        changed = {} if changes is None else changes(len(members), card)
+        members.append(
+            {KEY: {**content[KEY], **facts, **changed}, "state_dict": content["state_dict"]}
+        )
     save_checkpoint(members[0] if len(members) == 1 else {MEMBERS: members}, target)
 
 

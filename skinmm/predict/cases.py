@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm import __version__
+from skinmm.config.commands import InferenceConfig
 from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import InputError
 from skinmm.images.source import FRAME
@@ -78,6 +79,17 @@ class CasePredictor:
         self.card = build_card(self.predictor, members)
         self.reference = members[0].card.inputs
 
+    @classmethod
+    def from_config(cls, config: InferenceConfig, checkpoints: Sequence[Path]) -> "CasePredictor":
+        """Load checkpoints with the settings of a command."""
+        return cls(
+            checkpoints,
+            config.accelerator,
+            referral=config.referral,
+            backend=config.backend,
+            uncalibrated=config.uncalibrated,
+        )
+
     def predict(self, case: Case) -> dict[str, Any]:
         """Predict one case, with the columns of `predict.py`."""
         files, cells = {}, []
@@ -118,12 +130,12 @@ class CasePredictor:
             names, views = [cells.get("image_id") or ""], [""]
             if self.has_views:
                 names, views = (cells[name].split(SEPARATOR) for name in ("image_id", "view"))
-            found = []
+            pictures = []
             for name, view in zip(names, views, strict=True):
                 with suppress(InputError):  # two images of one name: the prediction has the error
                     if location := images.find(name):
-                        found.append(CaseImage(*images.read(location), view=view))
-            cases.append(Case(found, {n: c for n, c in cells.items() if n != "view"}))
+                        pictures.append(CaseImage(*images.read(location), view=view))
+            cases.append(Case(pictures, {n: c for n, c in cells.items() if n != "view"}))
         return cases
 
     def _list_cells(self, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:

@@ -51,13 +51,7 @@ def write_results(config: DicomConfig) -> int:
     out = Path(config.out)
     require_new_output("out", out, overwrite=config.overwrite)
     images = ImageFolder(config.images or config.input)
-    predictor = CasePredictor(
-        find_checkpoints(config.checkpoint),
-        config.accelerator,
-        referral=config.referral,
-        backend=config.backend,
-        uncalibrated=config.uncalibrated,
-    )
+    predictor = CasePredictor.from_config(config, find_checkpoints(config.checkpoint))
     refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicom-sr")
     tables = map(rename_columns, read_input(config.input, 256))
     rows = (row for table in tables for row in table.to_dict("records"))

@@ -104,14 +104,14 @@ def _compare(before: Quality, after: Quality) -> dict[str, Any]:
 
 def _load_data(model: CalibratedModel, precision: str, root: str | None) -> LesionData:
     """Return the cohort of a checkpoint, with training and validation rows."""
-    given = f"precision={precision}"
+    setting = f"precision={precision}"
     if "image" not in model.inputs:
-        raise InputError(f"{given}: the checkpoint has no image network; use precision=fp32")
+        raise InputError(f"{setting}: the checkpoint has no image network; use precision=fp32")
     if model.threshold is None:
-        raise InputError(f"{given} needs a calibrated checkpoint, whose decisions are compared")
+        raise InputError(f"{setting} needs a calibrated checkpoint, whose decisions are compared")
     config = model.config
     if config.data.fold == "all":
-        raise InputError(f"{given}: the checkpoint has no validation part; use that of a fold")
+        raise InputError(f"{setting}: the checkpoint has no validation part; use that of a fold")
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     data = LesionData(config, model.inputs)
@@ -119,10 +119,10 @@ def _load_data(model: CalibratedModel, precision: str, root: str | None) -> Lesi
         data.setup()
     except (InputError, OSError) as error:
         raise InputError(
-            f"{given} needs the cohort of the checkpoint, root=DIR ({error})"
+            f"{setting} needs the cohort of the checkpoint, root=DIR ({error})"
         ) from error
     if list(data.classes) != list(model.card.classes):
-        raise InputError(f"{given}: the cohort has other classes than the checkpoint")
+        raise InputError(f"{setting}: the cohort has other classes than the checkpoint")
     return data
 
 

@@ -130,8 +130,8 @@ def _compare(before: Predictions, after: Predictions) -> Section:
         bins = reliability_line(name, *scores)
         plots.append(Plot(f"Calibration {name}", draw_reliability(bins, band)))
         lines.append(replace(net_benefit_lines(*scores)[0], name=name))
-        plain = replace(rows, decision=None, sets=None)  # of the old checkpoint
-        measured.append(evaluate(plain, threshold=share)["metrics"])
+        undecided = replace(rows, decision=None, sets=None)  # of the old checkpoint
+        measured.append(evaluate(undecided, threshold=share)["metrics"])
     references = net_benefit_lines(before.malignancy, before.malignant)[1:]
     plots.append(Plot("Decision curve", draw_decision([*lines, *references])))
     table = Table(

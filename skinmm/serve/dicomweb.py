@@ -69,13 +69,7 @@ def exchange(config: DicomwebConfig) -> int:
     server = Server(config)
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
-    predictor = CasePredictor(
-        checkpoints,
-        config.accelerator,
-        referral=config.referral,
-        backend=config.backend,
-        uncalibrated=config.uncalibrated,
-    )
+    predictor = CasePredictor.from_config(config, checkpoints)
     refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicomweb")
     store = Store.open(config.store)
     outbox = Outbox(store)

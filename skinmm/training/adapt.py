@@ -243,17 +243,17 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
     fitted to them, with their probabilities for the new shares.
     """
     _read_own_predictions(reference, card, "reference")
-    known = read_predictions(reference, positive=card.positive)
+    validation = read_predictions(reference, positive=card.positive)
     classes, probabilities = table.parse_probabilities()
     patients = resolve_patients(table.table).to_numpy(dtype=str)
-    rows = (known.probabilities, known.target, known.patient_id.astype(str))
+    rows = (validation.probabilities, validation.target, validation.patient_id.astype(str))
     ood = table.parse_ood()
-    if ood is None or known.ood is None:
+    if ood is None or validation.ood is None:
         raise InputError(
             "without a target, the column ood is needed: from probabilities alone, other images "
             "may pass for another prevalence; label the rows (column target)"
         )
-    scores = ood, known.ood
+    scores = ood, validation.ood
     shift = estimate_shift(probabilities, patients, rows, card.prior["deployed"], ood=scores)
     if not shift.is_plausible:
         rules = from_mapping(Config, card.config).evaluation
@@ -273,9 +273,9 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
     }
     shares = shift.shares if shift.is_changed else card.prior["deployed"]
     if state:
-        known = replace(known, probabilities=apply_scale(state, known.probabilities))
+        validation = replace(validation, probabilities=apply_scale(state, validation.probabilities))
         probabilities = apply_scale(state, probabilities)
-    return _Fit(facts, [state], shares, known, probabilities, None)
+    return _Fit(facts, [state], shares, validation, probabilities, None)
 
 
 def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
