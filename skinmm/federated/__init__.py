@@ -5,13 +5,13 @@ import os
 import time
 from dataclasses import replace
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
 
 from skinmm.config import DataConfig, from_mapping
+from skinmm.config.addresses import is_loopback
 from skinmm.config.federated_commands import (
     SHARED,
     FederateClientConfig,
@@ -133,14 +133,6 @@ def require_flower() -> None:
     silence_libraries()
     for name in ("flwr", "httpx", "uvicorn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address is reached from this machine alone."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def open_federation(config: FederationConfig) -> "Federation":

@@ -30,19 +30,17 @@ _WAITS: Final = (0.2, 1.0, 4.0)
 
 def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """Return the bytes of an object, or those from `start` to `end`; repeat a failed request."""
-    for wait in _WAITS:
+    waits = iter(_WAITS)
+    while True:
         try:
             return _request(url, start, end)
         except InputError:
             raise
-        except Exception:  # each service has its own errors
+        except Exception as error:  # each service has its own errors
+            wait = next(waits, None)
+            if wait is None:
+                raise InputError(f"{url}: cannot be read ({one_line(error)})") from error
             time.sleep(wait)
-    try:
-        return _request(url, start, end)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{url}: cannot be read ({one_line(error)})") from error
 
 
 def _request(url: str, start: int | None, end: int | None) -> bytes:
@@ -147,7 +145,7 @@ class _Fetcher(threading.Thread):
             self.error = error
 
 
-def is_in_bucket(path: Path) -> bool:
+def is_uncached(path: Path) -> bool:
     """Return whether a shard is in a bucket, but not yet in the cache folder of its path."""
     return not path.exists() and path.with_name(FILE).is_file()
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pandas as pd
 
-from skinmm.images.bucket import is_in_bucket, read_range
+from skinmm.images.bucket import is_uncached, read_range
 from skinmm.images.tfrecord import (
     DAMAGED,
     FOOTER,
@@ -103,7 +103,7 @@ class TFRecordFile:
     def __init__(self, path: Path | str, schema: Schema = PLAIN) -> None:
         self.path = Path(path)
         index = None
-        if is_in_bucket(self.path):
+        if is_uncached(self.path):
             index = load_stored_index(self.path, [schema.name, schema.image])
         self._index = index or load_index(self.path, schema.name, schema.image)
         self.names = self._index.names
@@ -133,7 +133,7 @@ class TFRecordFile:
         start, size, image_start, image_size = self._index.spans[row].tolist()
         where = f"{self.path}: record {row} at byte {start}"
         try:
-            if self._descriptor is None and is_in_bucket(self.path):
+            if self._descriptor is None and is_uncached(self.path):
                 body = read_range(self.path, start + HEADER, start + size)
             else:
                 body = os.pread(self._open(), size - HEADER, start + HEADER)

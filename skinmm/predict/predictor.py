@@ -27,7 +27,7 @@ from skinmm.evaluation.thresholds import (
     average_thresholds,
 )
 from skinmm.predict.embedder import Embedder
-from skinmm.predict.ensemble import CalibratedModel, Ensemble, load_models
+from skinmm.predict.ensemble import CalibratedModel, Ensemble, ModelOutput, load_models
 from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import TableBatch, run_pipeline
 from skinmm.vocabulary import Table
@@ -239,9 +239,9 @@ class Predictor:
         chosen = self.threshold if threshold is None else threshold
         limit = np.nan if chosen is None else chosen
         compared = output.calibrated if threshold is None else values
-        sets = None if output.votes is None else output.votes >= MIN_VOTES
+        sets = _to_sets(output)
         called = self._malignancy(compared) >= limit
-        decision = self.decide(called, output.calibrated, sets, output.ood)
+        decision = self.decide(called, output)
         if self.threshold is None:
             decision[:] = REFER
         columns["decision"] = np.where(is_good, decision, "")
@@ -265,24 +265,25 @@ class Predictor:
         return PredictionTable(columns, batch.cells, Counter(batch.unread))
 
     def decide(
-        self,
-        called: Bool[np.ndarray, " n"],
-        probabilities: Float64[np.ndarray, "n classes"],
-        sets: Bool[np.ndarray, "n classes"] | None,
-        ood: Float64[np.ndarray, " n"] | None,
+        self, called: Bool[np.ndarray, " n"], output: ModelOutput
     ) -> Shaped[np.ndarray, " n"]:
-        """Return the decision for each row, given calibrated probabilities."""
+        """Return the decision for each row; `called`: the rows above the threshold."""
         if not self.referral:
             return decide(called, None, None)
         is_safe = None
         if self.band is not None:
-            is_safe = self.band.is_safe(called, self._malignancy(probabilities))
-        elif sets is not None:
+            is_safe = self.band.is_safe(called, self._malignancy(output.calibrated))
+        elif (sets := _to_sets(output)) is not None:
             is_safe = sets_agree(called, self._is_malignant, sets)
-        return decide(called, is_safe, ood)
+        return decide(called, is_safe, output.ood)
 
     def _malignancy(self, values: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, " n"]:
         return np.clip(values[:, self._is_malignant].sum(axis=1), 0, 1)
+
+
+def _to_sets(output: ModelOutput) -> Bool[np.ndarray, "n classes"] | None:
+    """Return the prediction set of each row: the classes in at least half of the models' sets."""
+    return None if output.votes is None else output.votes >= MIN_VOTES
 
 
 def select_device(accelerator: str) -> torch.device:

@@ -166,8 +166,7 @@ def measure(
     )
     metrics = evaluate(predictions, resamples=0)["metrics"]
     called = malignancy >= (predictor.threshold or 0)
-    sets = None if output.votes is None else output.votes >= 1
-    decisions = predictor.decide(called, probabilities, sets, output.ood)
+    decisions = predictor.decide(called, output)
     return Quality(metrics["auroc"]["value"], metrics["ece"]["value"], decisions)
 
 

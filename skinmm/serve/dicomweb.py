@@ -11,8 +11,8 @@ from io import BytesIO
 from pathlib import Path
 from time import sleep
 from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
+from skinmm.config.addresses import require_private
 from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.clinic_commands import DicomwebConfig
 from skinmm.errors import InputError, one_line, print_error, print_line
@@ -23,7 +23,7 @@ from skinmm.predict.pipeline import refuse_lesions
 from skinmm.serve.cases import build_case, register_model
 from skinmm.serve.outbox import IGNORED, PARKED, SENT, Outbox
 from skinmm.serve.responses import ProblemError
-from skinmm.serve.run import is_loopback, silence_libraries
+from skinmm.serve.run import silence_libraries
 from skinmm.serve.store import Store, StoreError, hide_password
 
 T = TypeVar("T")
@@ -169,13 +169,9 @@ class Server:
         from dicomweb_client import DICOMwebClient
         from dicomweb_client.session_utils import create_session
 
-        parts = urlsplit(config.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"url={parts.scheme}://...: not an address of https://")
-        if parts.username or parts.password or parts.query:
-            raise InputError(f"url: no user, password or token there; set {TOKEN} or {TOKEN_FILE}")
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise InputError(f"url=http://{parts.hostname}: patients' data need https")
+        require_private(
+            config.url, f"url: no user, password or token there; set {TOKEN} or {TOKEN_FILE}"
+        )
         session = create_session()
         session.trust_env = False  # no passwords of a .netrc
         session.auth = _authorise

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 
+from skinmm.config.addresses import require_private
 from skinmm.config.clinic_commands import FhirConfig
 from skinmm.errors import InputError, print_line, require_new_output
 from skinmm.files import atomic_write
 from skinmm.predict.cases import NOTICE
 from skinmm.serve.outbox import Outbox
-from skinmm.serve.run import is_loopback
 from skinmm.serve.store import Store, StoreError
 
 TOKEN: Final = "SKINMM_FHIR_TOKEN"  # noqa: S105
@@ -244,19 +244,22 @@ def send(url: str, bundle: dict[str, Any]) -> None:
     """Send a transaction, which the server stores as a whole or not at all."""
     import requests
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or parts.username or parts.query:
-        raise InputError(f"url: an address of https:// without user and token; set {TOKEN}")
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise InputError(f"url=http://{parts.hostname}: patients' data need https")
+    require_private(url, f"url: an address of https:// without user and token; set {TOKEN}")
     headers = {"Content-Type": "application/fhir+json"}
-    if token := os.environ.get(TOKEN):
-        headers["Authorization"] = f"Bearer {token}"
     try:
-        answer = requests.post(url, json.dumps(bundle), headers=headers, timeout=TIMEOUT)
+        answer = requests.post(
+            url, json.dumps(bundle), headers=headers, timeout=TIMEOUT, auth=_authorise
+        )
         answer.raise_for_status()
     except requests.HTTPError as error:
         response = error.response
         raise InputError(f"the server refuses the cases: HTTP {response.status_code}") from error
     except requests.RequestException as error:
         raise InputError(f"the server does not answer ({type(error).__name__})") from error
+
+
+def _authorise(request: Any) -> Any:
+    """Add the token to a request; with `auth`, no password of a .netrc replaces it."""
+    if token := os.environ.get(TOKEN):
+        request.headers["Authorization"] = f"Bearer {token}"
+    return request

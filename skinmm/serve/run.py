@@ -3,10 +3,10 @@
 import logging
 import warnings
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from skinmm.config.addresses import is_loopback
 from skinmm.config.commands import ServeConfig
 from skinmm.errors import InputError, print_line
 
@@ -74,14 +74,6 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
     from skinmm.serve.page import mount_page
 
     return mount_page(app, patient_view=config.patient_view)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def silence_libraries() -> None:

@@ -123,8 +123,10 @@ def server() -> Iterator[Any]:
 
 
 def test_a_transaction_creates_each_resource_once(
-    place: Path, server: Any, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    place: Path, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("SKINMM_FHIR_TOKEN", "secret")
     command = ["fhir", f"store={place}", f"url=http://127.0.0.1:{server.server_port}/fhir"]
     assert main.main(command) == 0

@@ -25,13 +25,13 @@ from quick_runs import ROOT, best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main as cli
+from skinmm.config.addresses import is_loopback
 from skinmm.errors import InputError
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.forms import MAX_IMAGE, check_name
 from skinmm.serve.middleware import Keys
 from skinmm.serve.responses import ProblemError
-from skinmm.serve.run import is_loopback
 
 KEY: Final = "5" * 64
 MALFORMED: Final = 300
