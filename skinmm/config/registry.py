@@ -47,10 +47,10 @@ _files: dict[str, str] = {}  # module -> name of a file that `load_plugins` has 
 
 
 class Registry(Mapping[str, T]):
-    """Components of a kind by name: `own` from this package, and plug-ins."""
+    """Components of a kind by name: `included` in this package, and plug-ins."""
 
-    def __init__(self, kind: str, **own: T) -> None:
-        self._kind, self._own = kind, own
+    def __init__(self, kind: str, **included: T) -> None:
+        self._kind, self._included = kind, included
         _tables[kind] = self
         for name, plugin in _registered[kind].items():
             self.require_free(name, plugin)
@@ -59,7 +59,7 @@ class Registry(Mapping[str, T]):
         """Return a component; load it if it is an entry point of an installed package."""
         plugin = find_plugins(self._kind).get(name)
         if plugin is None:
-            return self._own[name]
+            return self._included[name]
         self.require_free(name, plugin)
         if not isinstance(plugin.component, metadata.EntryPoint):
             return plugin.component
@@ -71,15 +71,15 @@ class Registry(Mapping[str, T]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, plug-ins last."""
-        return iter({**self._own, **find_plugins(self._kind)})
+        return iter({**self._included, **find_plugins(self._kind)})
 
     def __len__(self) -> int:
         """Return the number of names."""
-        return len({**self._own, **find_plugins(self._kind)})
+        return len({**self._included, **find_plugins(self._kind)})
 
     def require_free(self, name: str, plugin: Plugin) -> None:
         """Refuse a plug-in with the name of a component of this package."""
-        if name in self._own:
+        if name in self._included:
             title = describe(self._kind, name, plugin.source)
             raise InputError(f"{title} has the name of a component of skinmm; rename it")
 

@@ -97,16 +97,16 @@ class Centre:
     """Data, network and run folder of one centre.
 
     Args:
-        own: settings of the centre.
+        local: settings of the centre.
         key: secret of all centres for the audit; None: no audit.
         cache: folder to store frozen features in; None: a temporary one in the run folder.
     """
 
     def __init__(
-        self, own: FederateClientConfig, key: bytes | None = None, cache: str | None = None
+        self, local: FederateClientConfig, key: bytes | None = None, cache: str | None = None
     ) -> None:
-        self.name, self.folder, self.is_finished = own.name, Path(own.output).absolute(), False
-        self._own, self._key, self._cache = own, key, cache
+        self.name, self.folder, self.is_finished = local.name, Path(local.output).absolute(), False
+        self._local, self._key, self._cache = local, key, cache
         self._config: Config | None = None
         self._data: LesionData
         self._module: Classifier | None = None
@@ -115,7 +115,7 @@ class Centre:
     def describe(self, question: dict[str, Any]) -> dict[str, Any]:
         """Read the cohort, and return what the centres have to agree on, without rows."""
         if self._config is None:
-            config = localise(from_mapping(Config, question["config"]), self._own, self._cache)
+            config = localise(from_mapping(Config, question["config"]), self._local, self._cache)
             check_components(config)
             size = resolve_image_size(config.model, CUSTOM)
             config = replace(config, model=replace(config.model, image_size=size))
@@ -146,7 +146,7 @@ class Centre:
             "rows": float(len(data.cohort)),
             "prevalence": float(np.isin(data.targets, positive).mean()),
         }
-        return {name: value for name, value in facts.items() if name in self._own.share}
+        return {name: value for name, value in facts.items() if name in self._local.share}
 
     def train(self, task: Round) -> tuple[ArrayRecord, int]:
         """Train the epochs of a round; return the shared arrays and the number of training rows.
@@ -199,7 +199,7 @@ class Centre:
         shutil.rmtree(self.folder / "federation", ignore_errors=True)
         self.is_finished = True
         auroc = metrics["test"]["metrics"]["auroc"]["value"]
-        return {"auroc": auroc} if "auroc" in self._own.share and auroc is not None else {}
+        return {"auroc": auroc} if "auroc" in self._local.share and auroc is not None else {}
 
     def _federation(self, agreement: Mapping[str, Any]) -> Path:
         name = hashlib.sha256(str(agreement["id"]).encode()).hexdigest()[:16]  # never a path

@@ -65,7 +65,7 @@ def require_trainable(config: Config) -> None:
         raise InputError(f"{names[0]}: this choice is not available in a federation; change it")
 
 
-def localise(config: Config, own: FederateClientConfig, cache: str | None = None) -> Config:
+def localise(config: Config, local: FederateClientConfig, cache: str | None = None) -> Config:
     """Return the configuration of the server with what is local to a centre.
 
     Raises:
@@ -76,23 +76,25 @@ def localise(config: Config, own: FederateClientConfig, cache: str | None = None
     names = {key.partition(".")[0] for key in keys_with(DataConfig, "local")}
     values, default = {}, DataConfig()
     for name in (item.name for item in fields(DataConfig)):
-        value, agreed = getattr(own.data, name), getattr(config.data, name)
+        value, agreed = getattr(local.data, name), getattr(config.data, name)
         if name in names:
             values[name] = value
         elif value not in (agreed, getattr(default, name)):
             raise InputError(f"data.{name}={value}: the server sets it to {agreed}; leave it out")
     trainer = replace(
         config.trainer,
-        accelerator=own.accelerator,
-        workers=own.workers,
+        accelerator=local.accelerator,
+        workers=local.workers,
         devices=1,
         strategy="auto",
         progress=False,
         checkpoint_minutes=NEVER,
     )
-    model = replace(config.model, pretrained=own.pretrained or config.model.pretrained, cache=cache)
+    model = replace(
+        config.model, pretrained=local.pretrained or config.model.pretrained, cache=cache
+    )
     data = replace(config.data, **values)
-    return replace(config, data=data, trainer=trainer, model=model, overwrite=own.overwrite)
+    return replace(config, data=data, trainer=trainer, model=model, overwrite=local.overwrite)
 
 
 def require_common_classes(data: LesionData) -> None:

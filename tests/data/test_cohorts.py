@@ -35,7 +35,7 @@ def test_a_mistake_in_a_user_s_adapter_is_shown_with_its_traceback(
         assert data.name == "clinic"
         raise error
 
-    monkeypatch.setitem(ADAPTERS._own, "clinic", clinic)
+    monkeypatch.setitem(ADAPTERS._included, "clinic", clinic)
     page = f"output={tmp_path}/page.html"
     assert main(["explore", "data.name=clinic", f"data.root={tmp_path}", page]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -53,7 +53,7 @@ def test_an_adapter_that_lacks_a_column_is_refused_with_the_columns(
     def clinic(data: DataConfig) -> CohortTable:
         return CohortTable(rows.drop(columns=["path", "site"]).assign(source=data.name))
 
-    monkeypatch.setitem(ADAPTERS._own, "clinic", clinic)
+    monkeypatch.setitem(ADAPTERS._included, "clinic", clinic)
     match = (
         "data=clinic returned rows without path, site; it has to return the columns image_id, path"
     )
