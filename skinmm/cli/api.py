@@ -105,12 +105,15 @@ def evaluate(
         truth = None if labels is None else Path(labels)
         classes = [positive] if isinstance(positive, str) else positive
         try:
-            if report is not None:
-                report_predictions(file, Path(report), truth, positive=classes, overwrite=overwrite)
-            inputs = read_prediction_file(file, truth, classes, pictures=False)
+            if report is None:
+                inputs = read_prediction_file(file, truth, classes, pictures=False)
+            else:
+                inputs = report_predictions(
+                    file, Path(report), truth, positive=classes, overwrite=overwrite
+                )
         except InputError as error:  # a table has no file that its owner knows
             raise InputError(str(error).replace(f"{folder}/predictions.csv", "the table")) from None
-    return Evaluation(lambda: inputs)
+    return Evaluation(lambda: replace(inputs, pictures=False))
 
 
 def compare(

@@ -156,10 +156,8 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     """Write the report of a run folder or of a prediction file."""
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
     from skinmm.files import read_costs
-    from skinmm.report import write_report
-    from skinmm.report.inputs import read_prediction_file
+    from skinmm.report import report_predictions, write_report
     from skinmm.report.terminal import summarize, summarize_run
-    from skinmm.report.write import write_inputs
 
     source, pictures = Path(config.input), config.report.pictures
     prevalence, costs = config.evaluation.prevalence, read_costs(config.evaluation.costs)
@@ -172,15 +170,18 @@ def run_report(config: schemas.ReportPageConfig) -> int:
         page = write_report(source, pictures=pictures, prevalence=prevalence, costs=costs)
         text, _ = summarize_run(source)
     else:
-        require_new_output("output", Path(config.output), overwrite=config.overwrite)
-        inputs = read_prediction_file(
+        page = Path(config.output)
+        inputs = report_predictions(
             source,
+            page,
             None if config.labels is None else Path(config.labels),
-            config.positive or None,
-            pictures=pictures is not False,
+            positive=config.positive or None,
             form=_table_format(config, config.system),
-        ).restate(prevalence, costs)
-        page = write_inputs(inputs, Path(config.output))
+            pictures=pictures is not False,
+            prevalence=prevalence,
+            costs=costs,
+            overwrite=config.overwrite,
+        )
         text, _ = summarize(inputs)
     print_line(f"{text}\nreport: {page}")
     return 0

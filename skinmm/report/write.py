@@ -59,8 +59,8 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
     prevalence: float | None = None,
     costs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> Path:
-    """Write the page of a prediction file from any system.
+) -> ReportInputs:
+    """Write the page of a prediction file from any system, and return what it describes.
 
     Args:
         predictions: CSV with probabilities, and with the target unless `labels` has it. A column
@@ -77,7 +77,9 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
     require_new_output("output", Path(output), overwrite=overwrite)
     source = None if labels is None else Path(labels)
     inputs = read_prediction_file(Path(predictions), source, positive, pictures=pictures, form=form)
-    return write_inputs(inputs.restate(prevalence, costs), Path(output))
+    inputs = inputs.restate(prevalence, costs)
+    write_inputs(inputs, Path(output))
+    return inputs
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:

@@ -26,6 +26,7 @@ from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import format_sets, read_predictions
 from skinmm.evaluation.referral import decide, fit_ood_detector
 from skinmm.evaluation.thresholds import ReferralBand, fit_band
+from skinmm.report import report_predictions
 
 THRESHOLD = 0.15
 CONFIG = {
@@ -200,3 +201,9 @@ def _history(cohort: pd.DataFrame) -> pd.DataFrame:
         losses.append((epoch, 5 * epoch, "val/auroc", network.score(x, cohort["target"])))
     losses.append((5, 29, "test/brier", 0.1))
     return pd.DataFrame(losses, columns=["epoch", "step", "name", "value"])
+
+
+def report_file(predictions: Path, output: Path, *options: Path) -> Page:
+    """Write the report of a prediction file, and read its page."""
+    report_predictions(predictions, output, *options)
+    return Page(output)

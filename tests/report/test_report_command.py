@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from report_cases import Page, demo_cohort, fitted, make_run
+from report_cases import Page, demo_cohort, fitted, make_run, report_file
 
 from skinmm.cli import main as cli
 from skinmm.errors import InputError
@@ -24,10 +24,8 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
     )
     labels = demo_cohort()[["image_id", "target", "age", "sex", "site"]]
     labels.rename(columns={"age": "age_approx"}).to_csv(tmp_path / "labels.csv", index=False)
-    page = Page(
-        report_predictions(
-            tmp_path / "predictions.csv", tmp_path / "page.html", tmp_path / "labels.csv"
-        )
+    page = report_file(
+        tmp_path / "predictions.csv", tmp_path / "page.html", tmp_path / "labels.csv"
     )
     assert "sex: female" in page.text
     assert "age: 40 to 59" in page.text

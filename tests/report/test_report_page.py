@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run
+from report_cases import CONFIG, THRESHOLD, Page, demo_cohort, fitted, make_run, report_file
 from scipy.stats import beta
 
 from skinmm.errors import InputError
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.planning import malignant_for_auroc
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.report import report_predictions, write_report
+from skinmm.report import write_report
 from skinmm.report.blocks import TEXTS, format_estimate
 from skinmm.report.compare import DIFFERENT
 from skinmm.report.inputs import read_run
@@ -249,7 +249,7 @@ def test_several_classes_have_their_curves_whatever_they_are_called(tmp_path: Pa
     table = fitted("diagnosis").rename(columns={"p_unknown": f"p_{HOSTILE}"})
     table["target"] = table["target"].replace("unknown", HOSTILE)
     table.to_csv(file, index=False)
-    page = Page(report_predictions(file, tmp_path / "page.html"))
+    page = report_file(file, tmp_path / "page.html")
     assert_inert(page)
     assert HOSTILE in page.text
     measured = evaluate(read_predictions(file), resamples=0)["metrics"]
@@ -261,10 +261,10 @@ def test_several_classes_have_their_curves_whatever_they_are_called(tmp_path: Pa
 def test_patients_with_a_malignant_lesion_have_a_table(tmp_path: Path) -> None:
     file, table = tmp_path / "predictions.csv", fitted()
     table.drop(columns=["patient_id", "unit"], errors="ignore").to_csv(file, index=False)
-    assert "By patient" not in Page(report_predictions(file, tmp_path / "page.html")).text
+    assert "By patient" not in report_file(file, tmp_path / "page.html").text
     table["patient_id"] = [f"P{row // 20}" for row in range(len(table))]
     table.drop(columns="unit", errors="ignore").to_csv(file, index=False)
-    text = Page(report_predictions(file, tmp_path / "named.html")).text
+    text = report_file(file, tmp_path / "named.html").text
     measured = evaluate(read_predictions(file), resamples=0)["metrics"]
     shown = text.partition("By patient")[2]
     for name in PER_PATIENT:
@@ -364,7 +364,7 @@ def test_a_file_with_sources_has_the_ranking_and_the_calibration_within_them(
 ) -> None:
     table = fitted().assign(source=np.resize(["North", "South", "West"], len(fitted())))
     table.to_csv(tmp_path / "predictions.csv", index=False)
-    page = Page(report_predictions(tmp_path / "predictions.csv", tmp_path / "page.html")).text
+    page = report_file(tmp_path / "predictions.csv", tmp_path / "page.html").text
     measured = evaluate(read_predictions(tmp_path / "predictions.csv"))
     within = format_estimate(measured["metrics"]["within_source_auroc"])
     auroc = format_estimate(measured["metrics"]["auroc"])
@@ -375,5 +375,5 @@ def test_a_file_with_sources_has_the_ranking_and_the_calibration_within_them(
     assert f"Random-effects mean of the AUROCs of 3 sources: {mean}." in page
     one = table.assign(source="North")
     one.to_csv(tmp_path / "predictions.csv", index=False)
-    page = Page(report_predictions(tmp_path / "predictions.csv", tmp_path / "one.html")).text
+    page = report_file(tmp_path / "predictions.csv", tmp_path / "one.html").text
     assert "within sources" not in page
