@@ -17,10 +17,18 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from skinmm.config import Component, Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from skinmm.config import (
+    Component,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from skinmm.config.federated_commands import FederateSimulateConfig
 from skinmm.config.outputs import LoggerConfig, ReportConfig
-from skinmm.config.schema import EvaluationConfig, TrainerConfig
+from skinmm.config.schema import TrainerConfig
 from skinmm.evaluation.calibration import Calibration, fit_calibration
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions

@@ -68,6 +68,11 @@ def list_words(words: Counter[str]) -> str:
     return ", ".join([*listed, *more])
 
 
+def format_count(count: int | float, noun: str) -> str:
+    """Format `1 patient`, `2 patients`."""
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
 def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:
     """Refuse an output file that exists, or an output folder that contains files.
 

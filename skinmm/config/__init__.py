@@ -9,11 +9,11 @@ from skinmm.config.load import (
     to_mapping,
 )
 from skinmm.config.optimisation import LossConfig, OptimizerConfig, ScheduleConfig
+from skinmm.config.outputs import EvaluationConfig
 from skinmm.config.registry import Registry
 from skinmm.config.schema import (
     Config,
     DataConfig,
-    EvaluationConfig,
     ExtraCohort,
     ModelConfig,
 )

@@ -1,27 +1,95 @@
-"""Settings of what a run writes besides its model: report, log, and comparison of its arms."""
+"""Settings of what a run evaluates and writes: metrics, report, log, comparison of its arms."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from skinmm.config.setting import setting
+from skinmm.config.optimisation import CLASSIFY
+from skinmm.config.setting import has_no_text, setting, shared
+
+
+@dataclass
+class EvaluationConfig:
+    """Metrics, confidence intervals, calibration and decision threshold."""
+
+    views: int = shared(
+        1, "flips and transposes averaged per prediction", low=1, high=8, task=CLASSIFY
+    )
+    resamples: int = shared(1000, "bootstrap resamples of patients", low=0, high=100_000)
+    confidence: float = shared(0.95, "level of the confidence intervals", low=0.5, high=0.999)
+    calibration: str = shared(
+        "auto",
+        "calibration fitted on the validation rows",
+        choices=("auto", "none", "temperature", "platt", "isotonic"),
+    )
+    threshold: str = shared(
+        "sensitivity", "rule for the decision threshold", choices=("sensitivity", "youden", "cost")
+    )
+    sensitivity: float = shared(
+        0.95, "target of threshold=sensitivity", low=0.01, high=0.9999, first=True
+    )
+    cost_ratio: float | None = shared(
+        None, "cost of a missed malignant lesion divided by that of a false alarm", low=0
+    )
+    call: str = shared(
+        "likeliest",
+        "rule for the predicted class: the likeliest, or highest probability divided by its "
+        "frequency (balanced) or by its threshold of best F1 (f1), or lowest expected cost (cost)",
+        choices=("likeliest", "balanced", "f1", "cost"),
+    )
+    costs: Any = setting(
+        None,
+        "of call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}, or a YAML file with such "
+        "lines; other errors cost 1",
+        shared=has_no_text,
+    )
+    half_cut: bool = shared(
+        False, "also write half_<class>, from 0.5 for the predicted class alone"
+    )
+    coverage: float = shared(0.9, "coverage of the prediction sets by class", low=0.5, high=0.999)
+    miss_rate: float = shared(
+        0.01,
+        "highest expected share of malignant lesions decided benign",
+        low=0.0001,
+        high=0.5,
+    )
+    false_alarm_rate: float = shared(
+        0.1,
+        "highest expected share of benign lesions decided malignant",
+        low=0.0001,
+        high=0.5,
+    )
+    prevalence: float | None = shared(
+        None,
+        "share of malignant lesions in the clinic; null: 0.0176 unless the data are similar",
+        low=0.0001,
+        high=0.99,
+    )
 
 
 @dataclass
 class ReportConfig:
     """Content of the report of a run."""
 
-    pictures: bool = setting(True, "show lesion images in the report")
-    explain: bool = setting(True, "explain the most confident mistakes")
+    pictures: bool = shared(True, "show lesion images in the report")
+    explain: bool = shared(True, "explain the most confident mistakes")
 
 
 @dataclass
 class LoggerConfig:
     """Destination of the training curves."""
 
-    name: str = setting("csv", "logger", choices=("csv", "tensorboard", "wandb", "none"))
-    project: str = setting("skinmm", "W&B project")
-    entity: str | None = setting(None, "W&B team or user")
-    group: str | None = setting(None, "W&B group")
-    images: bool = setting(False, "upload lesion images and patient identifiers to W&B")
+    name: str = setting(
+        "csv",
+        "logger",
+        choices=("csv", "tensorboard", "wandb", "none"),
+        shared=lambda name: name != "wandb",
+    )
+    project: str = setting("skinmm", "W&B project", shared=False)
+    entity: str | None = setting(None, "W&B team or user", shared=False)
+    group: str | None = setting(None, "W&B group", shared=False)
+    images: bool = setting(
+        False, "upload lesion images and patient identifiers to W&B", shared=False
+    )
 
 
 @dataclass

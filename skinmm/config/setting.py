@@ -38,6 +38,9 @@ class Flags(TypedDict, total=False):
         unit: the only `data.unit` that uses the setting.
         neural: only head=neural uses the setting.
         local: a client of a federation sets it, not the server.
+        shared: the server of a federation may set it for its clients; a function returns whether it
+            may set a value. Clients accept nothing but the default of a setting without this flag.
+            False of a section applies to all of it.
         first: the help lists the setting before all others.
         first_group: the help lists the options of the section before all others.
     """
@@ -55,6 +58,7 @@ class Flags(TypedDict, total=False):
     unit: str
     neural: bool
     local: bool
+    shared: bool | Callable[[Any], bool]
     first: bool
     first_group: bool
 
@@ -83,6 +87,7 @@ def setting(
 PLUGINS: Final = "Python files of plug-ins, e.g. [my_blocks.py]"
 literal_path = partial(setting, path=True)
 local = partial(setting, local=True)
+shared = partial(setting, shared=True)
 output_path = partial(setting, path=True, output=True)
 fraction = partial(setting, low=0, high=1)
 
@@ -101,7 +106,8 @@ def keys_with(
     """
     values: dict[str, Any] = {}
     for item in fields(schema):
-        key, value = f"{prefix}{item.name}", item.metadata.get(flag, inherited)
+        key = f"{prefix}{item.name}"
+        value = False if inherited is False else item.metadata.get(flag, inherited)
         if isinstance(value, tuple):
             values |= {f"{key}.{name}": True for name in value}
         elif value:
@@ -112,12 +118,22 @@ def keys_with(
     return values
 
 
+def has_no_text(value: Any) -> bool:
+    """Return whether a value and its items contain no text, which may be a path or an address."""
+    items = value.values() if isinstance(value, Mapping) else value
+    return not isinstance(value, str) and (
+        not isinstance(items, Collection) or all(map(has_no_text, items))
+    )
+
+
 @dataclass
 class Component:
     """A choice from a table of classes; `args` go to the constructor."""
 
-    name: str = setting("", "name of the component")
-    args: dict[str, Any] = setting({}, "keyword arguments of the component's constructor")
+    name: str = shared("", "name of the component")
+    args: dict[str, Any] = setting(
+        {}, "keyword arguments of the component's constructor", shared=has_no_text
+    )
 
 
 def check_component(

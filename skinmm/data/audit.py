@@ -17,7 +17,7 @@ from skinmm.data.shortcuts import (
     compute_source_auroc,
 )
 from skinmm.data.splits import UNUSED, find_components
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
 from skinmm.vocabulary import name_units
@@ -274,5 +274,4 @@ def _list_pairs(table: pd.DataFrame, near: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _count(kind: str, names: Sequence[str]) -> str:
-    plural = "s" if len(names) > 1 else ""
-    return f"{len(names)} {kind}{plural} ({', '.join(names[:3])})"
+    return f"{format_count(len(names), kind)} ({', '.join(names[:3])})"

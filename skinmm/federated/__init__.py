@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from skinmm.config import DataConfig, from_mapping
+from skinmm.config import Config, DataConfig, from_mapping
 from skinmm.config.addresses import is_loopback
 from skinmm.config.federated_commands import (
     SHARED,
@@ -22,7 +22,7 @@ from skinmm.config.federated_commands import (
 from skinmm.data.cohorts import load_cohort, require_images
 from skinmm.data.splits import find_components
 from skinmm.errors import InputError, print_line, require_new_output
-from skinmm.federated.privacy import NEVER, require_trainable
+from skinmm.federated.privacy import NEVER, require_shared
 from skinmm.training.fit import check_components
 from skinmm.training.run_folder import write_config
 from skinmm.training.trainer import silence_libraries
@@ -140,7 +140,7 @@ def open_federation(config: FederationConfig) -> "Federation":
 
     A resumed federation has the settings of its folder, except for those of the network.
     """
-    from skinmm.federated.agreement import Federation
+    from skinmm.federated.agreement import Federation, to_client_mapping
 
     if config.resume:
         folder, kind = Path(config.resume), type(config)
@@ -153,7 +153,9 @@ def open_federation(config: FederationConfig) -> "Federation":
         federation.log(f"resumed after round {federation.round}")
         return federation
     check_components(config)
-    require_trainable(replace(config, plugins=[], model=replace(config.model, pretrained=True)))
+    require_shared(from_mapping(Config, to_client_mapping(config)))
+    if config.noise and config.strategy == "fedadam":
+        raise InputError("noise>0: not available with strategy=fedadam; choose another strategy")
     folder = Path(config.output).absolute()
     require_new_output("output", folder, overwrite=config.overwrite)
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,13 +25,14 @@ from safetensors.numpy import save_file
 
 from skinmm.config import Config, to_mapping
 from skinmm.config.federated_commands import FederationConfig
+from skinmm.config.schema import WEIGHTS
 from skinmm.data.cohorts import list_positive_classes
 from skinmm.data.cohorts.targets import BINARY, sort_key
 from skinmm.data.record import RecordEncoder
-from skinmm.errors import InputError, print_line
+from skinmm.errors import InputError, format_count, print_line
 from skinmm.federated.arrays import describe_layout, digest_fixed, list_shared, to_record
 from skinmm.federated.fleet import Nodes
-from skinmm.federated.privacy import WEIGHTS, describe_links, from_plain
+from skinmm.federated.privacy import describe_links, from_plain
 from skinmm.files import atomic_write
 from skinmm.models.network import build_network
 from skinmm.vocabulary import parse_diagnosis
@@ -226,8 +227,8 @@ def start(
     if epsilon is not None:
         federation.agreement["epsilon"] = epsilon
     federation.log(
-        f"round 0: {len(answers)} centres ({', '.join(answers)}), {len(classes)} classes, "
-        f"{sum(widths)} record inputs, {len(names)} arrays of "
+        f"round 0: {format_count(len(answers), 'centre')} ({', '.join(answers)}), {len(classes)} "
+        f"classes, {format_count(sum(widths), 'record input')}, {len(names)} arrays of "
         f"{sum(a.numpy().size for a in federation.arrays.values()):,} numbers"
     )
     if unaudited := [name for name, answer in answers.items() if not answer["hashes"]]:
@@ -268,7 +269,7 @@ def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
     """Return the settings of a run that clients receive, without machine settings."""
     settings = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
     data = replace(settings.data, name="demo", root=None, args={}, extra=[], masks=None)
-    data = replace(data, split="patients", fold=0)
+    data = replace(data, split="patients")
     trainer = replace(settings.trainer, max_epochs=config.rounds * config.local_epochs)
     weights = config.model.pretrained
     weights = weights if str(weights).lower() in WEIGHTS else "auto"
@@ -279,6 +280,6 @@ def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
 
 def describe_facts(facts: Mapping[str, float]) -> str:
     """Return what a centre allows to state, in words."""
-    words = [f"{facts['rows']:,.0f} rows"] if "rows" in facts else []
+    words = [format_count(facts["rows"], "row")] if "rows" in facts else []
     words += [f"{facts['prevalence']:.1%} malignant"] if "prevalence" in facts else []
     return ", ".join(words) or "which states nothing about its rows"

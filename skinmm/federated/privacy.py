@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import permutations
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -16,53 +17,32 @@ from skinmm.data.audit import compute_fingerprints
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesions import explode_images
 from skinmm.data.splits import UNUSED
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.images.source import read_source
 from skinmm.vocabulary import SEXES, SITES, name_units, normalise_name, parse_diagnosis
 
 NEVER: Final = 1e6  # minutes between checkpoints: a killed round starts from its beginning
 RARE: Final = 5
 """A word, mean or class that fewer patients have does not leave the centre."""
-WEIGHTS: Final = ("auto", "true", "false", "zoo:cc0")  # that are no file or address
-FEW: Final = 32  # rows; images can be reconstructed from an update by fewer
 KINDS: Final = ("patient", "lesion", "image")
 Tokens = dict[str, dict[str, UInt64[np.ndarray, " n"]]]
 """Keyed hashes by kind, then by role: `trained` or `evaluated`."""
 
 
-def require_trainable(config: Config) -> None:
-    """Refuse settings that rounds cannot follow, and those that a server must not set at a centre.
+def require_shared(config: Config) -> None:
+    """Refuse settings that a server must not set at a centre: all but those marked as `shared`.
 
-    The latter read, upload or execute something of the centre's, or train on so few rows that an
-    update shows them.
+    The others read, upload or execute something of the centre's, train on so few rows that an
+    update shows them, or cannot be followed in rounds.
     """
-    model, limit = config.model, config.data.limit
-    refused = {
-        "task": config.task != "classification",
-        "head": config.head.name != "neural",
-        "data.fold": config.data.fold == "all",
-        "loss.teacher": config.loss.teacher is not None,
-        "trainer.ema": config.trainer.ema > 0,
-        "trainer.average_best": config.trainer.average_best > 1,
-        "schedule": config.schedule.name == "plateau",
-        "noise with strategy": getattr(config, "noise", 0) > 0
-        and getattr(config, "strategy", "") == "fedadam",
-        "model.pretrained": str(model.pretrained).lower() not in WEIGHTS,
-        "model.name": "local-dir:" in model.name,
-        "model.args": any(
-            not isinstance(value, bool | int | float) for value in model.args.values()
-        ),
-        "data.segmenter": config.data.segmenter is not None,
-        "data.limit": limit is not None and limit < FEW,
-        "trainer.limit_batches": config.trainer.limit_batches is not None,
-        "evaluation.costs": isinstance(config.evaluation.costs, str),
-        "logger": config.logger.name == "wandb",
-        "study": bool(config.study.arms),
-        "plugins": bool(config.plugins),
-        "resume": config.resume is not None,
-    }
-    if names := [name for name, is_refused in refused.items() if is_refused]:
-        raise InputError(f"{names[0]}: this choice is not available in a federation; change it")
+    rules, local = keys_with(Config, "shared"), keys_with(Config, "local")
+    for key in keys_with(Config, "explanation"):
+        if key in local or "[]" in key:
+            continue
+        value, default = attrgetter(key)(config), attrgetter(key)(Config())
+        rule = rules.get(key)
+        if value != default and not (rule(value) if callable(rule) else rule):
+            raise InputError(f"{key}={value}: not available in a federation; leave it out")
 
 
 def localise(config: Config, local: FederateClientConfig, cache: str | None = None) -> Config:
@@ -72,7 +52,7 @@ def localise(config: Config, local: FederateClientConfig, cache: str | None = No
         InputError: a setting of the centre has another value at the server, or one of the server
             is refused.
     """
-    require_trainable(config)
+    require_shared(config)
     names = {key.partition(".")[0] for key in keys_with(DataConfig, "local")}
     values, default = {}, DataConfig()
     for name in (item.name for item in fields(DataConfig)):
@@ -164,8 +144,8 @@ def describe_links(centres: Mapping[str, Tokens]) -> list[str]:
             trained = centres[first][kind]["trained"]
             evaluated = centres[second][kind]["evaluated"]
             if shared := len(np.intersect1d(trained, evaluated)):
-                plural = "s" if shared > 1 else ""
-                leaks.append(f"{shared} {kind}{plural} of {first} (training) in {second} (test)")
+                count = format_count(shared, kind)
+                leaks.append(f"{count} of {first} (training) in {second} (test)")
     return sorted(leaks)
 
 

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import (
 )
 
 from skinmm.config.federated_commands import FederationConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.federated.agreement import Federation, greet, read_reason, start
 from skinmm.federated.arrays import Layout, cast_record, find_problem
 from skinmm.federated.fleet import Nodes
@@ -234,7 +234,8 @@ def write_card(federation: Federation) -> None:
     lines = [
         "# Federated model",
         "",
-        f"{config.strategy}, {federation.round} rounds of {config.local_epochs} epochs; "
+        f"{config.strategy}, {format_count(federation.round, 'round')} of "
+        f"{format_count(config.local_epochs, 'epoch')}; "
         f"image network {config.model.name}, fusion {config.fusion.name}; shared arrays: "
         f"{config.aggregate}; classes: {', '.join(agreement['classes'])}.",
         "",

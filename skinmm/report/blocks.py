@@ -17,7 +17,7 @@ import yaml
 from jaxtyping import UInt8
 from markupsafe import Markup
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.evaluation.intervals import MIN_MALIGNANT_PATIENTS
 from skinmm.images.decode import decode_within
 from skinmm.images.source import read_source
@@ -238,11 +238,6 @@ def format_p(p: float) -> str:
 def format_percent(value: Any, digits: int = 1) -> str:
     """Format a fraction as a percentage with fixed decimals."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if is_number(value) else ABSENT
-
-
-def format_count(count: int, noun: str) -> str:
-    """Format `1 patient`, `2 patients`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def format_share(mask: "pd.Series[bool]") -> str:

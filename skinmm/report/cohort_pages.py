@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.images.decode import probe
 from skinmm.images.source import read_source
 from skinmm.report.blocks import (
@@ -25,7 +25,6 @@ from skinmm.report.blocks import (
     Table,
     Tile,
     Tiles,
-    format_count,
     format_percent,
     format_share,
     thumbnail,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from skinmm.errors import InputError, require_new_output
+from skinmm.errors import InputError, format_count, require_new_output
 from skinmm.evaluation.comparison import compare, find_not_inferior
 from skinmm.evaluation.other_formats import TableFormat
 from skinmm.evaluation.prediction_tables import list_systems
@@ -16,7 +16,6 @@ from skinmm.report.blocks import (
     Note,
     Section,
     Table,
-    format_count,
     format_estimate,
     format_estimates,
     format_number,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from skinmm.config.commands import PlanConfig
-from skinmm.errors import InputError, print_line, require_new_output
+from skinmm.errors import InputError, format_count, print_line, require_new_output
 from skinmm.evaluation import planning
 from skinmm.evaluation.metrics import CLINIC_PREVALENCE, evaluate
 from skinmm.evaluation.predictions import Predictions, read_predictions
@@ -25,7 +25,6 @@ from skinmm.report.blocks import (
     Row,
     Section,
     Table,
-    format_count,
     format_estimates,
     format_number,
     format_percent,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from skinmm.config.checkpoints import find_checkpoints
 from skinmm.config.commands import FeedbackConfig
-from skinmm.errors import InputError, require_new_output
+from skinmm.errors import InputError, format_count, require_new_output
 from skinmm.evaluation.drift import ColumnShift, compare_columns
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.report.blocks import (
@@ -18,7 +18,6 @@ from skinmm.report.blocks import (
     Note,
     Section,
     Table,
-    format_count,
     format_estimate,
     format_number,
     format_percent,

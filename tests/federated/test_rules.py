@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from micro_runs import micro_config, read_data, table_cohort
 from scipy.stats import norm
 
-from skinmm.config import Config, DataConfig, from_mapping
+from skinmm.config import Config, DataConfig, flatten, from_mapping, to_mapping
 from skinmm.config.federated_commands import (
     FederateClientConfig,
     FederateServerConfig,
     FederationConfig,
 )
+from skinmm.config.setting import setting
 from skinmm.data.record import RecordEncoder
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
@@ -47,6 +48,7 @@ from skinmm.federated.privacy import (
     from_plain,
     hash_rows,
     localise,
+    require_shared,
     to_plain,
 )
 from skinmm.federated.rounds import build_strategy, combine, compute_epsilon
@@ -119,12 +121,62 @@ def test_only_local_settings_of_a_client_are_its_own() -> None:
         {"loss": {"teacher": "/elsewhere/x.ckpt"}},
         {"evaluation": {"call": "cost", "costs": "/etc/passwd"}},
         {"resume": "/elsewhere/run"},
+        {"tabular": {"name": "raw", "args": {"words": ["/etc/passwd"]}}},
+        {"head": {"name": "boosting"}},
+        {"schedule": {"name": "plateau"}},
+        {"data": {"fold": 2}},
+        {"study": {"arms": {"a": [], "b": []}}},
     ],
 )
 def test_a_server_cannot_read_upload_or_run_anything_at_a_centre(settings: Any) -> None:
     asked = from_mapping(Config, settings)
     with pytest.raises(InputError, match="not available in a federation"):
         localise(asked, FederateClientConfig(data=DataConfig(root="/clinic")))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data": {"limit": 32, "columns": ["age"]}, "evaluation": {"call": "f1"}},
+        {"evaluation": {"call": "cost", "costs": {"mel": {"nv": 20}}}},
+        {"model": {"args": {"drop_rate": 0.1}, "pretrained": "zoo:cc0"}},
+        {"mix": {"name": "mixup", "args": {"alpha": 0.2}}, "logger": {"name": "none"}},
+        {"schedule": {"name": "one_cycle", "warmup": 0.2}, "optimizer": {"lr": "auto"}},
+    ],
+)
+def test_a_server_sets_what_is_shared(settings: Any) -> None:
+    config = from_mapping(Config, settings)
+    assert (
+        flatten(to_mapping(localise(config, FederateClientConfig()))).items()
+        >= {**flatten(settings)}.items()
+    )
+
+
+def test_a_setting_that_nobody_has_classified_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Extended(Config):
+        fresh: str = setting("", "a new setting")
+
+    monkeypatch.setattr("skinmm.federated.privacy.Config", Extended)
+    require_shared(Extended())
+    with pytest.raises(InputError, match=r"^fresh=x: not available in a federation; leave it out"):
+        require_shared(Extended(fresh="x"))
+
+
+def list_unclassified(schema: Any, prefix: str = "") -> list[str]:
+    """Settings that are neither local to a centre, nor shared, nor refused by name."""
+    keys = []
+    for item in fields(schema):
+        if is_dataclass(item.type) and item.metadata.get("shared") is not False:
+            keys += list_unclassified(item.type, f"{prefix}{item.name}.")
+        elif not {"local", "shared"} & item.metadata.keys():
+            keys.append(f"{prefix}{item.name}")
+    return keys
+
+
+def test_every_setting_is_classified() -> None:
+    assert list_unclassified(Config) == []
+    assert list_unclassified(FederateClientConfig)[0] == "server"
 
 
 def test_an_agreement_cannot_name_a_folder_outside_the_run(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def test_one_client_equals_a_plain_run_to_the_bit(tmp_path: Path) -> None:
     settings = simulated(config, tmp_path / "federation", rounds=2)
     assert federated.simulate(settings) == 0
 
+    log = (tmp_path / "federation" / "log.txt").read_text()
+    assert " round 0: 1 centre (demo), 2 classes, " in log
+
     _, expected = load_card(tmp_path / "plain" / "checkpoints" / "last.ckpt")
     arrays = load_file(tmp_path / "federation" / "federation.safetensors")
     shared = {name.removeprefix("arrays."): value for name, value in arrays.items()}

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.errors import format_count
 from skinmm.report.blocks import (
     ABSENT,
     TEXTS,
@@ -13,7 +14,6 @@ from skinmm.report.blocks import (
     Note,
     Section,
     Table,
-    format_count,
     format_number,
     format_percent,
     format_share,

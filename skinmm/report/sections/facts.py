@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.errors import format_count
 from skinmm.report.blocks import (
     TEXTS,
-    format_count,
     format_estimate,
     format_number,
     format_percent,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from skinmm.errors import format_count
 from skinmm.evaluation.planning import malignant_for_auroc, malignant_for_guarantee
 from skinmm.report.blocks import (
     TEXTS,
@@ -12,7 +13,6 @@ from skinmm.report.blocks import (
     Tile,
     Tiles,
     Warnings,
-    format_count,
     format_estimate,
     format_interval,
     format_number,

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from skinmm.errors import format_count
 from skinmm.evaluation.conformal import ConformalPredictor
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.evaluation.thresholds import ReferralBand, RiskLimit
@@ -19,7 +20,6 @@ from skinmm.report.blocks import (
     Section,
     Table,
     Tile,
-    format_count,
     format_estimate,
     format_interval,
     format_number,

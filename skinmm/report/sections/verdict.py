@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Shaped
 
+from skinmm.errors import format_count
 from skinmm.evaluation.metrics import CLINIC_PREVALENCE
 from skinmm.evaluation.predictions import BINARY, DECISIONS, REFER
 from skinmm.report.blocks import (
@@ -12,7 +13,6 @@ from skinmm.report.blocks import (
     Row,
     Table,
     Verdict,
-    format_count,
     format_number,
     format_percent,
 )
