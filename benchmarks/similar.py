@@ -22,8 +22,7 @@ from jaxtyping import Float32
 from skinmm.config import ModelConfig
 from skinmm.data.dataset import View
 from skinmm.models.backbone import Backbone
-from skinmm.predict.embed import EmbeddingIndex
-from skinmm.predict.embedder import Embedder
+from skinmm.predict.embedder import Embedder, EmbeddingIndex
 from skinmm.predict.inputs import ImageFolder
 
 REPEATS: Final = 7

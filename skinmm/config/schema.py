@@ -151,6 +151,12 @@ class ModelConfig:
         task=CLASSIFY,
         local=True,
     )
+    index: bool = setting(
+        False,
+        "store names, diagnoses and embeddings of the training images in the checkpoint, so that "
+        "explanations show similar ones; share such a checkpoint like the images",
+        task=CLASSIFY,
+    )
     drop_record: float = fraction(
         0.0, "fraction of training rows without record", task=CLASSIFY, neural=True, shared=True
     )

@@ -208,6 +208,7 @@ class LesionData(FoldData):
         fitted_on: image ids of the rows that `encoder` was fitted on.
         steps: of preprocessing; the steps of a pack's images come first.
         finder: finds lesions, if `data.segmenter` names its checkpoint.
+        features: cached features of the images of `used_rows`, instead of the images.
         inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
     """
 
@@ -217,7 +218,7 @@ class LesionData(FoldData):
         self.steps, self.finder = build_preprocessing(config.data)
         steps = tuple(config.data.preprocess)
         self._view = View(config.model.image_size, config.data.icc, steps, self.finder)
-        self._features: Float32[np.ndarray, "n *tokens dim"] | None = None
+        self.features: Float32[np.ndarray, "n *tokens dim"] | None = None
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
         """Read and split the cohort, and fit the record encoder; a second call does nothing."""
@@ -261,15 +262,11 @@ class LesionData(FoldData):
     @property
     def decodes_images(self) -> bool:  # type: ignore[override]
         """Return whether loaders decode images."""
-        return "image" in self.inputs and self._features is None
+        return "image" in self.inputs and self.features is None
 
-    def use_features(self, features: Float32[np.ndarray, "n *tokens dim"]) -> None:
-        """Load cached features of the images of `used_rows` instead of the images."""
-        self._features = features
-
-    def image_loader(self) -> DataLoader[Sample]:
-        """Return a loader of the images of `used_rows`; every rank loads all of them."""
-        table = explode_images(self.cohort.iloc[self.used_rows])
+    def image_loader(self, rows: Int[np.ndarray, " n"] | None = None) -> DataLoader[Sample]:
+        """Return a loader of the images of rows (`used_rows`); every rank loads all of them."""
+        table = explode_images(self.cohort.iloc[self.used_rows if rows is None else rows])
         image_ids, paths = table["image_id"].tolist(), table["path"].tolist()
         targets = np.zeros(len(table), np.int64)
         dataset = LesionDataset(targets, image_ids, paths=paths, view=self._view)
@@ -294,8 +291,8 @@ class LesionData(FoldData):
             names = ("images", "paths")
             types, positions = locate_views(self.cohort, self.used_rows, rows)
             options |= {"types": types, "drop_views": model.drop_views}
-        if self._features is not None:
-            options["features"] = CachedFeatures(self._features, positions)
+        if self.features is not None:
+            options["features"] = CachedFeatures(self.features, positions)
         image_ids, paths = (table[name].tolist() for name in names)
         options["paths"] = paths if "image" in self.inputs else None
         return DATASETS[self.config.data.unit](self.targets[rows], image_ids, **options)

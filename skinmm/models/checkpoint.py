@@ -58,6 +58,7 @@ class Card:
         inputs: distributions of the training records, and of the outputs for the test rows.
         background: `image` features (bfloat16) and encoded `record` of a sample of validation rows,
             from which explanations start; empty in older checkpoints.
+        index: names, diagnoses and embeddings of training images (`model.index`); None without.
         parts: kind, name and source of each component that is not of this package.
         adaptation: record of the adaptation to a site, see `skinmm adapt`; None: not adapted.
     """
@@ -80,6 +81,7 @@ class Card:
     summary: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     background: dict[str, Tensor] = field(default_factory=dict)
+    index: dict[str, Any] | None = None
     adaptation: dict[str, Any] | None = None
     parts: list[dict[str, str]] = field(default_factory=list)
     schema: int = SCHEMA
@@ -283,10 +285,9 @@ def _parse_card(content: Any, path: Path) -> Card:
             f"{path}: schema {card.get('schema')}; this version reads schema {SCHEMA}"
         )
     required = {i.name for i in fields(Card) if MISSING is i.default is i.default_factory}
-    missing = required - card.keys()
-    if missing or not isinstance(content.get("state_dict"), dict):
-        names = ", ".join(sorted(missing)) or "state_dict"
-        raise CheckpointError(f"{path}: the checkpoint lacks {names}")
+    names = ", ".join(sorted(required - card.keys()))
+    if names or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(f"{path}: the checkpoint lacks {names or 'state_dict'}")
     config = card["config"]
     fusion = config.get("fusion") if isinstance(config, dict) else None
     name = fusion.get("name") if isinstance(fusion, dict) else None
@@ -309,8 +310,7 @@ def _read(path: Path) -> Any:
         if path.suffix == COMPACT:
             return _read_compact(path)
         with ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes checksums and never compares them
-            if damaged is not None:
+            if damaged := archive.testzip():  # torch writes checksums and never compares them
                 raise BadZipFile(f"{damaged} was changed")  # noqa: TRY301
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various errors for damaged files

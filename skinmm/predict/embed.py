@@ -13,8 +13,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float32, Int64
-from torch import nn
 
 from skinmm.config import Config, ModelConfig
 from skinmm.config.checkpoints import announce_included, find_checkpoints
@@ -23,21 +21,17 @@ from skinmm.data.dataset import View
 from skinmm.errors import InputError, print_error, print_line
 from skinmm.files import IMAGE_SUFFIXES, atomic_write, import_parquet
 from skinmm.models.backbone import Backbone
-from skinmm.predict.embedder import Embedder
+from skinmm.predict.embedder import KEY, Embedder, EmbeddingIndex
 from skinmm.predict.ensemble import load_models
 from skinmm.predict.inputs import ImageFolder, Images, read_input
 from skinmm.predict.job import count_workers, find_image_folder, require_images
 from skinmm.predict.predictor import select_device
 from skinmm.predict.writer import require_output_file, to_csv
 
-KEY: Final = b"skinmm"
 CHUNK: Final = 256  # rows read at a time, rounded up to whole batches
 GROUP: Final = 8192
 """Rows of a row group in the file, which are in memory at a time."""
-COMPARED: Final = ("network", "image_size", "icc", "preprocess", "segmenter")
-"""Entries of the metadata that two embeddings must share to be compared."""
 NO_ROWS: Final = "the input has no rows"
-_QUERIES: Final = 16  # compared with the whole file at a time
 
 
 def build_embedder(config: EmbeddingConfig, columns: Sequence[str] = ()) -> Embedder:
@@ -167,76 +161,3 @@ def _to_arrow(table: pd.DataFrame) -> Any:
         for _, cells in table.items()
     ]
     return arrow.table(arrays, names=[*table.columns])
-
-
-class EmbeddingIndex:
-    """Embeddings of a file in memory, for an exact search by cosine similarity.
-
-    `table` has the other columns of the rows of `vectors`.
-    """
-
-    def __init__(
-        self, vectors: Float32[np.ndarray, "n dim"], table: pd.DataFrame, metadata: dict[str, Any]
-    ) -> None:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
-        self.vectors, self.table, self.metadata = torch.from_numpy(vectors), table, metadata
-
-    @classmethod
-    def read(cls, path: Path) -> "EmbeddingIndex":
-        """Read a file of `skinmm embed`, without its rows that have an error."""
-        parquet = import_parquet(path)
-        if not path.is_file():
-            raise InputError(f"index={path}: no such file; write it with skinmm embed")
-        try:
-            file = parquet.ParquetFile(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"index={path}: not a Parquet file") from error
-        metadata = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
-        if "network" not in metadata:
-            raise InputError(f"index={path}: not a file of skinmm embed")
-        names = [f"e{i}" for i in range(metadata["dim"])]
-        others = [name for name in file.schema_arrow.names if name not in {*names}]
-        parts, vectors = [], []
-        for number in range(file.num_row_groups):
-            group = file.read_row_group(number).to_pandas()
-            is_good = (group["error"] == "").to_numpy()
-            parts.append(group.loc[is_good, others])
-            vectors.append(group.loc[is_good, names].to_numpy(np.float32))
-        if not sum(map(len, parts)):
-            raise InputError(f"index={path}: no row has an embedding")
-        table = pd.concat(parts, ignore_index=True).drop(columns="error")
-        return cls(np.concatenate(vectors), table, metadata)
-
-    def require_same_network(self, metadata: Mapping[str, Any]) -> None:
-        """Refuse embeddings of another network or preprocessing."""
-        if changed := [key for key in COMPARED if self.metadata.get(key) != metadata.get(key)]:
-            pairs = (f"{key} {self.metadata.get(key)} and {metadata.get(key)}" for key in changed)
-            raise InputError(
-                f"embeddings of the index and of the images differ: {', '.join(pairs)}; use the "
-                "checkpoint or model.name of the index"
-            )
-
-    def search(
-        self, queries: Float32[np.ndarray, "q dim"], count: int
-    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-        """Return the most similar rows of each query, and their cosines in descending order."""
-        scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
-        count = min(count, len(self.vectors))
-        parts = torch.split(scaled, _QUERIES)
-        cosines, rows = zip(*[(p @ self.vectors.T).topk(count, dim=1) for p in parts], strict=True)
-        return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
-
-    def describe(self, table: pd.DataFrame, count: int) -> pd.DataFrame:
-        """Return `count` rows for each row of embeddings, and one for each row with an error."""
-        is_good = (table["error"] == "").to_numpy()
-        vectors = table.filter(regex=r"^e\d+$").to_numpy(np.float32)[is_good]
-        rows, cosines = self.search(np.ascontiguousarray(vectors), count)
-        similar = self.table.iloc[rows.ravel()].add_prefix("similar_")
-        similar.insert(0, "similarity", cosines.ravel())
-        similar.insert(0, "rank", np.tile(np.arange(1, rows.shape[1] + 1), len(rows)))
-        repeats = np.where(is_good, rows.shape[1], 1)
-        queries = table[["image_id", "error"]].iloc[np.repeat(np.arange(len(table)), repeats)]
-        queries = queries.reset_index(drop=True)
-        similar.index = queries.index[queries["error"] == ""]
-        return queries.join(similar)[["image_id", *similar, "error"]]

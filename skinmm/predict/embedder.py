@@ -1,9 +1,10 @@
-"""Embedder: the image network of a model as a function from images to vectors.
+"""Embedder: the image network of a model as a function from images to vectors, and their search.
 
 An embedding is the output of the image network for the preprocessed image, float32 (dim,); the mean
 over positions or tokens if the network passes these on.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any, Final, cast
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
+from torch import Tensor, nn
 
 from skinmm import __version__
 from skinmm.data.dataset import View
 from skinmm.errors import InputError
+from skinmm.files import import_parquet
 from skinmm.models.backbone import Backbone
 from skinmm.models.network import full_precision
 from skinmm.predict.backends import TorchBackend
@@ -25,7 +28,17 @@ from skinmm.predict.inputs import Images
 from skinmm.predict.pipeline import run_pipeline
 from skinmm.vocabulary import Columns, Table
 
+KEY: Final = b"skinmm"  # of the metadata of a file of embeddings
 NAMES: Final = ("image_id", "patient_id", "lesion_id")
+COMPARED: Final = ("network", "image_size", "icc", "preprocess", "segmenter")
+"""Entries of the metadata that two embeddings must share to be compared."""
+SIMILAR: Final = 5  # training images that an explanation shows
+_QUERIES: Final = 16  # compared with the whole file at a time
+
+
+def pool_tokens(features: Float[Tensor, "n *tokens dim"]) -> Float[Tensor, "n dim"]:
+    """Return one vector for each image: the mean over positions or tokens, if there are any."""
+    return features.flatten(1, -2).mean(dim=1) if features.ndim > 2 else features  # noqa: PLR2004
 
 
 class Embedder(Ensemble):
@@ -100,8 +113,7 @@ class Embedder(Ensemble):
         device = next(self._network.buffers()).device
         with torch.inference_mode(), full_precision(device.type):
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-            features = self._network(batch)
-        features = features.flatten(1, -2).mean(dim=1) if features.ndim > 2 else features  # noqa: PLR2004
+            features = pool_tokens(self._network(batch))
         return features.double().cpu().numpy()
 
     def unseen_cells(self, rows: Columns) -> dict[str, Any]:  # noqa: ARG002
@@ -126,3 +138,100 @@ class Embedder(Ensemble):
             cells = {name: batch.cells[name] for name in (*NAMES, *self.columns)}
             texts = pd.DataFrame({**cells, "error": batch.errors}, dtype=object)
             yield pd.concat([texts, pd.DataFrame(batch.scores.astype("f4"), columns=names)], axis=1)
+
+
+class EmbeddingIndex:
+    """Embeddings in memory, for an exact search by cosine similarity.
+
+    `table` has the other columns of the rows of `vectors`.
+    """
+
+    def __init__(
+        self, vectors: Float32[np.ndarray, "n dim"], table: pd.DataFrame, metadata: dict[str, Any]
+    ) -> None:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        self.vectors, self.table, self.metadata = torch.from_numpy(vectors), table, metadata
+
+    @classmethod
+    def read(cls, path: Path) -> "EmbeddingIndex":
+        """Read a file of `skinmm embed`, without its rows that have an error."""
+        parquet = import_parquet(path)
+        if not path.is_file():
+            raise InputError(f"index={path}: no such file; write it with skinmm embed")
+        try:
+            file = parquet.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"index={path}: not a Parquet file") from error
+        metadata = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        if "network" not in metadata:
+            raise InputError(f"index={path}: not a file of skinmm embed")
+        names = [f"e{i}" for i in range(metadata["dim"])]
+        others = [name for name in file.schema_arrow.names if name not in {*names}]
+        parts, vectors = [], []
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number).to_pandas()
+            is_good = (group["error"] == "").to_numpy()
+            parts.append(group.loc[is_good, others])
+            vectors.append(group.loc[is_good, names].to_numpy(np.float32))
+        if not sum(map(len, parts)):
+            raise InputError(f"index={path}: no row has an embedding")
+        table = pd.concat(parts, ignore_index=True).drop(columns="error")
+        return cls(np.concatenate(vectors), table, metadata)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "EmbeddingIndex":
+        """Restore the index of a checkpoint, see `to_state`."""
+        table = pd.DataFrame({name: state[name] for name in ("image_id", "diagnosis")})
+        return cls(state["vectors"].float().numpy(), table, {})
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the index as plain data, with vectors of 16 bits."""
+        names = {str(name): cells.astype(str).tolist() for name, cells in self.table.items()}
+        return {"vectors": self.vectors.half(), **names}
+
+    def require_same_network(self, metadata: Mapping[str, Any]) -> None:
+        """Refuse embeddings of another network or preprocessing."""
+        if changed := [key for key in COMPARED if self.metadata.get(key) != metadata.get(key)]:
+            pairs = (f"{key} {self.metadata.get(key)} and {metadata.get(key)}" for key in changed)
+            raise InputError(
+                f"embeddings of the index and of the images differ: {', '.join(pairs)}; use the "
+                "checkpoint or model.name of the index"
+            )
+
+    def search(
+        self, queries: Float32[np.ndarray, "q dim"], count: int
+    ) -> tuple[Int64[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+        """Return the most similar rows of each query, and their cosines in descending order."""
+        scaled = nn.functional.normalize(torch.from_numpy(queries), dim=1)
+        count = min(count, len(self.vectors))
+        parts = torch.split(scaled, _QUERIES)
+        cosines, rows = zip(*[(p @ self.vectors.T).topk(count, dim=1) for p in parts], strict=True)
+        return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
+
+    def list_similar(self, queries: Float[Tensor, "q dim"], count: int) -> list[dict[str, Any]]:
+        """Return names, diagnoses and cosines of the rows that are most similar to any query."""
+        rows, cosines = self.search(queries.float().cpu().numpy(), count)
+        best = dict[int, float]()
+        for row, cosine in zip(rows.ravel().tolist(), cosines.ravel().tolist(), strict=True):
+            best[row] = max(cosine, best.get(row, cosine))
+        names = [str(name) for name in self.table]
+        ranked = sorted(best.items(), key=lambda pair: -pair[1])[:count]
+        return [
+            dict(zip(names, self.table.iloc[row], strict=True)) | {"similarity": round(cosine, 4)}
+            for row, cosine in ranked
+        ]
+
+    def describe(self, table: pd.DataFrame, count: int) -> pd.DataFrame:
+        """Return `count` rows for each row of embeddings, and one for each row with an error."""
+        is_good = (table["error"] == "").to_numpy()
+        vectors = table.filter(regex=r"^e\d+$").to_numpy(np.float32)[is_good]
+        rows, cosines = self.search(np.ascontiguousarray(vectors), count)
+        similar = self.table.iloc[rows.ravel()].add_prefix("similar_")
+        similar.insert(0, "similarity", cosines.ravel())
+        similar.insert(0, "rank", np.tile(np.arange(1, rows.shape[1] + 1), len(rows)))
+        repeats = np.where(is_good, rows.shape[1], 1)
+        queries = table[["image_id", "error"]].iloc[np.repeat(np.arange(len(table)), repeats)]
+        queries = queries.reset_index(drop=True)
+        similar.index = queries.index[queries["error"] == ""]
+        return queries.join(similar)[["image_id", *similar, "error"]]

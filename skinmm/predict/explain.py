@@ -14,6 +14,7 @@ from skinmm.data.lesions import UNSTATED
 from skinmm.images.decode import decode_within
 from skinmm.images.source import Source, fill_empty_cells
 from skinmm.models.heads import TreeHead
+from skinmm.models.network import full_precision
 from skinmm.predict.attribution import (
     IMAGE,
     Contributions,
@@ -23,6 +24,7 @@ from skinmm.predict.attribution import (
     name_inputs,
 )
 from skinmm.predict.backends import TorchBackend
+from skinmm.predict.embedder import SIMILAR, EmbeddingIndex, pool_tokens
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.heat_maps import HeatMap, Pixels, compute_heat_map, enlarge, overlay
 from skinmm.predict.loading import CaseImage, decode_usable
@@ -42,6 +44,8 @@ class Explanation:
         heats: where each image raises the malignancy, 0 to 1; empty for trees, which have no
             gradients.
         pixels: preprocessed images under the maps; empty if the maps cover the whole images.
+        similar: the most similar training images (`model.index`): `image_id`, `diagnosis` and
+            `similarity`, the cosine of the embeddings; of several checkpoints those of the first.
     """
 
     contributions: Contributions
@@ -49,6 +53,7 @@ class Explanation:
     images: tuple[CaseImage, ...]
     heats: tuple[HeatMap, ...]
     pixels: tuple[Pixels, ...] = ()
+    similar: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def mean(cls, members: "Sequence[Explanation]") -> "Explanation":
@@ -57,7 +62,9 @@ class Explanation:
         record = {name: cell for member in members for name, cell in member.record.items()}
         pixels = next((member.pixels for member in members if member.pixels), ())
         contributions = mean_contributions([member.contributions for member in members])
-        return cls(contributions, record, members[0].images, tuple(map(_mean_map, maps)), pixels)
+        similar = next((member.similar for member in members if member.similar), ())
+        heats = tuple(map(_mean_map, maps))
+        return cls(contributions, record, members[0].images, heats, pixels, similar)
 
     def draw(self, max_side: int) -> list[Pixels]:
         """Draw the heat maps over the images that they explain."""
@@ -84,6 +91,7 @@ class Explainer:
 
     Attributes:
         has_views: whether the model combines the images of a lesion.
+        index: embeddings of training images; None if the checkpoint has none.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class Explainer:
         self._inputs = inputs or name_inputs(member.columns, views)
         self._is_raw = probabilities == "raw"
         self.member, self._backend = member, cast("TorchBackend", member.backend)
+        self.index = EmbeddingIndex.from_state(member.card.index) if member.card.index else None
 
     @classmethod
     def for_predictor(
@@ -156,6 +165,7 @@ class Explainer:
             tuple(images),
             tuple(heats),
             tuple(pixels) if member.card.preprocess and images else (),
+            self._find_similar(tensor) if images else (),
         )
 
     def can_use(self, image: CaseImage) -> bool:
@@ -181,6 +191,14 @@ class Explainer:
             return pixels, tensor, None
         types = [VIEW_TYPES.index(image.view or UNSTATED) for image in images] or [0]
         return pixels, tensor[None], torch.tensor([types], device=device)
+
+    def _find_similar(self, images: torch.Tensor | None) -> tuple[dict[str, Any], ...]:
+        if self.index is None or images is None:
+            return ()
+        encode = self._backend.network.get_submodule("image")
+        with torch.inference_mode(), full_precision(images.device.type):
+            embeddings = pool_tokens(encode(images.flatten(0, -4)))
+        return tuple(self.index.list_similar(embeddings, SIMILAR))
 
     def _malignancy(self, raw: np.ndarray) -> np.ndarray:
         probabilities = raw if self._is_raw else self.member.calibration.apply(raw)

@@ -179,6 +179,11 @@ SUMMARIES: Final[dict[str, tuple[str, Callable[[Rows], Rows]]]] = {
 }
 """Setting -> label of the file, and the function from the rows of the output to its rows."""
 TABLE: Final = "explanations.csv"
+SIMILAR_COLUMNS: Final = {
+    **{f"similar_{name}": name for name in ("image_id", "diagnosis")},
+    "similarity": "similarity",
+}
+"""Column of the table -> key of `Explanation.similar`, whose values have `|` between them."""
 MAX_SIDE: Final = 480  # pixels of a picture's longer side
 
 
@@ -200,7 +205,8 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         views = explainers[0].member.config.data.views if self._has_views else None
         added = [f"added_{name}" for name in name_inputs(self._columns, views)]
         names = ("row", "image_id", "picture", "explained", "start", *added)
-        header = [*names, "share_of_image", "share_of_record", "error"]
+        similar = SIMILAR_COLUMNS if any(one.index for one in explainers) else {}
+        header = [*names, "share_of_image", "share_of_record", *similar, "error"]
         self._row = done
         folder.mkdir(parents=True, exist_ok=True)
         path, fresh = folder / TABLE, folder / f".{TABLE}.new"
@@ -260,6 +266,10 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         return {
             "picture": SEPARATOR.join(pictures),
             **{column: f"{number:.9g}" for column, number in numbers.items()},
+            **{
+                column: SEPARATOR.join(str(image[key]) for image in explanation.similar)
+                for column, key in (SIMILAR_COLUMNS if explanation.similar else {}).items()
+            },
         }
 
     def _read_images(self, name: str, record: dict[str, Any]) -> list[CaseImage]:

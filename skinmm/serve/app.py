@@ -216,6 +216,7 @@ class _Endpoints:
                 "added": contributions.added,
                 "share_of_image": contributions.share("image"),
                 "heat_map_png": maps[0] if len(maps) == 1 else None,
+                "similar": [*explanation.similar],
             }
             if self.predictor.has_views:
                 content["views"] = {i.name: i.view or None for i in explanation.images}

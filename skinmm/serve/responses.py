@@ -56,6 +56,14 @@ class Prediction(BaseModel):
     case: int | None = Field(None, description="number in the case store")
 
 
+class SimilarImage(BaseModel):
+    """Training image with an embedding similar to that of the lesion."""
+
+    image_id: str = Field(examples=["ISIC_0000166"])
+    diagnosis: str = Field(examples=["mel"])
+    similarity: float = Field(description="cosine, -1 to 1", examples=[0.93])
+
+
 class Explanation(Prediction):
     """Prediction of one lesion and what moved its probability."""
 
@@ -67,6 +75,9 @@ class Explanation(Prediction):
     share_of_image: float | None = Field(description="share of the change", examples=[0.57])
     heat_map_png: str | None = Field(
         description="regions that raise the probability: 8-bit PNG in Base64; null for several"
+    )
+    similar: list[SimilarImage] = Field(
+        description="most similar training images, if the checkpoint has an index of them"
     )
     views: dict[str, str | None] | None = Field(
         None, description="view of each used image of a lesion", examples=[{"image 1": "clinical"}]

@@ -19,12 +19,13 @@ from torch import Tensor
 from skinmm.config import Config
 from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import EmptyRecord
-from skinmm.data.lesions import SEPARATOR
+from skinmm.data.lesions import SEPARATOR, explode_images
 from skinmm.errors import one_line, warn
 from skinmm.evaluation.predictions import Predictions, find_confident_mistakes, read_predictions
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import update_card
 from skinmm.models.network import Network, full_precision
+from skinmm.predict.embedder import EmbeddingIndex, pool_tokens
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer, explain_case
 from skinmm.predict.loading import CaseImage
@@ -148,6 +149,33 @@ def sample_background(
     return {name: torch.cat(parts).clone() for name, parts in inputs.items()}
 
 
+def store_index(fold: TrainedFold) -> dict[str, Predictions]:
+    """Store the training images in the checkpoint, for similar images (`model.index`)."""
+    if fold.trainer.is_global_zero and fold.config.model.index:
+        print_stage(fold.config, "storing names and embeddings of the training images")
+        update_card(fold.run.best_checkpoint, index=build_index(fold.data, fold.network))
+    return {}
+
+
+def build_index(data: LesionData, network: Network) -> dict[str, Any]:
+    """Return names, diagnoses and embeddings of the training images, for a checkpoint."""
+    if data.features is not None:
+        rows = explode_images(data.cohort.iloc[data.used_rows])
+        is_training = (rows["part"] == "train").to_numpy()
+        parts = [pool_tokens(torch.from_numpy(data.features[is_training]))]
+        table = rows[is_training]
+    else:
+        table, parts = explode_images(data.cohort.iloc[data.rows("train")]), []
+        encode = network.get_submodule("image")
+        with torch.inference_mode(), full_precision(network.device.type):
+            for batch in data.image_loader(data.rows("train")):
+                parts.append(pool_tokens(encode(batch["image"].to(network.device))).cpu())
+    diagnosis = table["diagnosis"].fillna(table["target"].map(str))
+    table = pd.DataFrame({"image_id": table["image_id"], "diagnosis": diagnosis})
+    vectors = torch.cat(parts).float().numpy()
+    return EmbeddingIndex(vectors, table.reset_index(drop=True), {}).to_state()
+
+
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
     """Explain the most confident mistakes if the report shows images; a failure is a warning."""
     report = fold.config.report
@@ -257,7 +285,7 @@ def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
     }
 
 
-EXTRAS: Final = (predict_missing_columns, store_background, explain_mistakes)
+EXTRAS: Final = (predict_missing_columns, store_background, store_index, explain_mistakes)
 """Functions that `train_fold` calls on all processes before the evaluation."""
 AFTER_REPORT: Final = (upload_to_wandb,)
 """Functions that `train_fold` calls on rank 0 when metrics and report are written."""

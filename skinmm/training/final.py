@@ -22,7 +22,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.training.autotune import choose_lr
 from skinmm.training.calibrate import FittedDecision, SplitOutputs, fit_decision, pool_folds
 from skinmm.training.distributed import open_run
-from skinmm.training.extras import sample_background, upload_files
+from skinmm.training.extras import build_index, sample_background, upload_files
 from skinmm.training.fold import (
     build_classifier,
     describe_inputs,
@@ -91,6 +91,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
         summary=summarise_folds(predictions, threshold.value, config.evaluation),
         inputs=describe_inputs(data, predictions),
         background=sample_background(data, module.network, "train", malignancy),
+        index=build_index(data, module.network) if config.model.index else None,
     )
     save_ensemble([final.best_checkpoint], run.final_checkpoint)
     upload_files(trainer, [run.final_checkpoint])

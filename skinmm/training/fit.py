@@ -13,7 +13,7 @@ from skinmm.data.augment import AUGMENTS
 from skinmm.data.datamodule import count_folds
 from skinmm.data.sampling import SAMPLERS
 from skinmm.data.splits import CALIBRATION
-from skinmm.errors import warn
+from skinmm.errors import InputError, warn
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.thresholds import Threshold, average_thresholds
 from skinmm.models.backbone import CUSTOM
@@ -89,6 +89,7 @@ def check_components(config: Config) -> None:
     check_component(TABULAR, "tabular", config.tabular, context=("widths",))
     check_component(HEADS, "head", config.head, context=("fusion", "classes", "image_dim"))
     check_head(config)
+    check_index(config)
     check_component(LOSSES, "loss", config.loss, context=("counts",))
     check_component(AUGMENTS, "augment", config.augment, context=("size",))
     check_component(SAMPLERS, "sampler", config.sampler)
@@ -97,6 +98,19 @@ def check_components(config: Config) -> None:
     check_component(OPTIMIZERS, "optimizer", optimizer, context=("params", "lr", "weight_decay"))
     # Lightning builds the optimiser after the run has started; bad arguments have to fail here.
     build_component(OPTIMIZERS, "optimizer", optimizer, params=parameters, lr=1e-3)
+
+
+def check_index(config: Config) -> None:
+    """Refuse `model.index` without images, and where W&B would receive the names."""
+    if not config.model.index:
+        return
+    if "image" not in FUSIONS[config.fusion.name].inputs:
+        raise InputError(f"model.index=true: fusion={config.fusion.name} has no image; remove it")
+    if config.logger.name == "wandb" and not config.logger.images:
+        raise InputError(
+            "model.index=true: the checkpoint that logger=wandb uploads contains names of images; "
+            "set logger.images=true to allow it, or model.index=false"
+        )
 
 
 def is_finished(config: Config, path: Path) -> bool:

@@ -284,7 +284,12 @@ def load_best(trainer: pl.Trainer, module: BaseModule, run: RunFolder) -> Card:
 def predict_split(
     trainer: pl.Trainer, module: Classifier, data: LesionData, part: str
 ) -> SplitOutputs:
-    """Return the outputs of all rows of a part, on every process."""
+    """Return the outputs of all rows of a part, on every process.
+
+    The module stays in evaluation mode: Lightning restores the mode that precedes a test, and in
+    training mode a network normalises by batch.
+    """
+    module.eval()
     run_stage(trainer.test, module, data.evaluation_loader(part), verbose=False)
     log_probabilities, targets, features = (values.cpu() for values in module.test_outputs)
     probabilities = log_probabilities.double().softmax(dim=1).numpy()

@@ -29,7 +29,7 @@ def load_features(
     folder = Path(config.model.cache or run.root.path / "features")
     file = cache_features(config, data, network, trainer.strategy.root_device, folder)
     features = np.load(file, mmap_mode="r")
-    data.use_features(features)
+    data.features = features
     if features[0].ndim == 1:  # one vector per image, no tokens
         set_threads(has_images=False)
 

@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from pyarrow import parquet
-from quick_runs import best
+from quick_runs import best, cohort_of
 from sklearn.neighbors import NearestNeighbors
 
 from skinmm.cli import main
 from skinmm.data.dataset import load_image
 from skinmm.errors import InputError
 from skinmm.predict import Predictor, embed
-from skinmm.predict.embed import EmbeddingIndex
+from skinmm.predict.embedder import EmbeddingIndex
 
 Printed = pytest.CaptureFixture[str]
 DEMO = Path(embed.__file__).parents[1] / "demo"
@@ -75,6 +75,15 @@ def test_the_predictor_embeds_alike(file: Path, both: Path, table: Path) -> None
     pd.testing.assert_frame_equal(
         rows.filter(regex=r"^e\d"), stored.filter(regex=r"^e\d"), rtol=1e-4, atol=1e-5
     )
+
+
+def test_background_rows_are_features_of_evaluation(both: Path) -> None:
+    predictor = Predictor.from_checkpoints([best(both)], "cpu", backend="torch")
+    rows = predictor.embed(cohort_of(both, "val")[["image_id"]], DEMO / "images")
+    features = rows.filter(regex=r"^e\d").to_numpy()
+    stored = predictor.ensemble.members[0].card.background["image"].float().numpy()
+    distances = np.abs(stored[:, None] - features[None]).max(axis=2).min(axis=1)
+    assert distances.max() < 0.01 * np.abs(features).max()  # bfloat16
 
 
 def test_a_long_table_has_several_row_groups(
