@@ -34,7 +34,7 @@ def build_neural(fusion: Fusion, classes: int, image_dim: int) -> nn.Module:  # 
 class LinearHead(nn.Linear):
     """Multinomial logistic regression on standardised features.
 
-    Image features are reduced to principal components first. Both steps are linear, so the weights
+    Image features are reduced to principal components first. All steps are linear, so the weights
     contain them.
 
     The features are `image_dim` of the image (0 without one), then the encoded record; there are at

@@ -120,11 +120,17 @@ def _fit_linear(
     head: LinearHead, rows: TrainingRows, mean: np.ndarray, axes: np.ndarray, seed: int
 ) -> dict[str, Any]:
     classes = head.out_features
+    # The penalty treats all columns of the record alike; principal components keep their scale.
+    centre, scale = np.zeros(rows.features.shape[1]), np.ones(rows.features.shape[1])
+    record = rows.features[:, len(axes) :]
+    centre[len(axes) :], scale[len(axes) :] = record.mean(axis=0), record.std(axis=0)
+    scale[scale == 0] = 1
 
     def fit(strength: float, some: TrainingRows) -> tuple[np.ndarray, np.ndarray]:
         model = LogisticRegression(C=strength, max_iter=2000)
-        model.fit(some.features, some.targets, some.weights)
-        return spread_outputs(model.coef_, model.intercept_, model.classes_, classes)
+        model.fit((some.features - centre) / scale, some.targets, some.weights)
+        coef = model.coef_ / scale
+        return spread_outputs(coef, model.intercept_ - coef @ centre, model.classes_, classes)
 
     def stages(some: TrainingRows, others: np.ndarray) -> Iterator[np.ndarray]:
         for strength in STRENGTHS:

@@ -76,13 +76,14 @@ def test_our_trees_predict_as_those_of_scikit_learn(classes: int) -> None:
 def test_a_linear_head_is_standardisation_components_and_regression_in_one(classes: int) -> None:
     given = blobs(classes)
     assert given.features is not None
+    given.features[:, IMAGE] *= 0.1  # a rare category
     head = HEADS["linear"](Concat(IMAGE, RECORD), classes, IMAGE, components=5)
     assert isinstance(head, LinearHead)
     counts = np.bincount(given.targets)
     chosen = fit_head(head, given, (counts / counts.sum()).tolist(), seed=0)
     image, record = np.split(given.features.astype(np.float64), [IMAGE], axis=1)
     parts = PCA(5).fit_transform(StandardScaler().fit_transform(image)) / np.sqrt(IMAGE)
-    rows = np.hstack([parts, record])
+    rows = np.hstack([parts, StandardScaler().fit_transform(record)])
     model = LogisticRegression(C=chosen["C"], max_iter=2000).fit(rows, given.targets)
     ours = head(torch.from_numpy(given.features)).double().softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(ours, model.predict_proba(rows), atol=2e-4)
