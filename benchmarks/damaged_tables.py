@@ -90,7 +90,7 @@ class Reader:
         """Read as `train.py` does."""
         columns, root = self.cohort.columns, str(self.cohort.root)
         data = DataConfig(name="csv", root=root, columns=columns, args={"table": file})
-        rows = require_images(load_cohort(data), data.missing)
+        rows = require_images(load_cohort(data), data.missing).rows
         return self.encode(rows, rows["target"], rows["path"].tolist())
 
     def predict(self, file: str) -> list[Row]:

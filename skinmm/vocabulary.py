@@ -184,6 +184,11 @@ def parse_age(value: Any) -> float | None:
     return age if 0 <= age <= MAX_AGE else None
 
 
+def is_in_months(name: Any) -> bool:
+    """Return whether the name of a column is that of ages in months."""
+    return re.match("(patient)?(age|alter).*mon(th|at)", column_key(name)) is not None
+
+
 CONVERTERS: Final[dict[str, Any]] = {"age": parse_age, "sex": parse_sex, "site": parse_site}
 
 

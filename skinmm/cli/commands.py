@@ -82,10 +82,10 @@ def run_audit(config: data_schemas.AuditConfig) -> int:
     page, summary = folder / "audit.html", folder / "audit.json"
     for file in (page, summary):
         require_new_output("output", file, overwrite=config.overwrite)
-    loaded = load_cohort(data)
+    loaded = require_images(load_cohort(data), data.missing, needed=config.near)
     for note in loaded.notes:
         print_line(note)
-    table = require_images(loaded, data.missing, needed=config.near)
+    table = loaded.rows
     absent = describe_missing_images(table, loaded.searched)
     near, facts = None, dict[str, Any](absent=absent, notes=list(loaded.notes))
     if config.near:
@@ -120,11 +120,10 @@ def run_explore(config: data_schemas.ExploreConfig) -> int:
 
     output = Path(config.output)
     require_new_output("output", output, overwrite=config.overwrite)
-    loaded = load_cohort(config.data)
+    loaded = require_images(load_cohort(config.data), config.data.missing, needed=False)
     for note in loaded.notes:
         print_line(note)
-    table = require_images(loaded, config.data.missing, needed=False)
-    cohort = _to_cohort(table, config.data, loaded.notes)
+    cohort = _to_cohort(loaded.rows, config.data, loaded.notes)
     write_cohort_page(cohort, output, examples=config.examples)
     print_line(f"page: {output}")
     return 0
@@ -276,10 +275,10 @@ def load_pack_input(config: data_schemas.PackingConfig) -> "tuple[pd.DataFrame, 
         # Workers of Spark start in another folder.
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
-    cohort = load_cohort(data)
+    cohort = require_images(load_cohort(data), data.missing, needed=True)
     for note in cohort.notes:
         print_line(note)
-    table = require_images(cohort, data.missing, needed=True)
+    table = cohort.rows
     files = require_usable(table, image_checks(table, data), data.missing)
     for note in files.notes:
         print_line(note)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.vocabulary import (
     CONVERTERS,
     column_key,
@@ -187,8 +187,9 @@ def parse_extra_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
         return truth.where(truth.notna(), None)
     if numbers.count() > len(words) and numbers.nunique() > MAX_CODES:
         raise InputError(
-            f"column '{column.name}' contains numbers, but also {len(words)} words, e.g. "
-            f"{words.iloc[0]!r}; empty the cells with unknown values"
+            f"column '{column.name}' contains numbers, but also {format_count(len(words), 'word')}"
+            f", first {words.iloc[0]!r} in row {words.index[0] + 2}; empty the cells with unknown "
+            "values"
         )
     if cells.nunique() > max(MAX_CODES, cells.count() / 2):
         first = ", ".join(repr(word) for word in words.iloc[:3])

@@ -225,9 +225,8 @@ class LesionData(FoldData):
         if hasattr(self, "cohort"):
             return
         data = self.config.data
-        cohort = load_cohort(data)
-        self.notes = cohort.notes
-        table = require_images(cohort, data.missing, needed="image" in self.inputs)
+        cohort = require_images(load_cohort(data), data.missing, needed="image" in self.inputs)
+        self.notes, table = cohort.notes, cohort.rows
         checks = image_checks(table, data, needed="image" in self.inputs)
         if data.unit == "lesion":
             table, notes = group_usable(table, checks, data)
@@ -314,4 +313,4 @@ def count_folds(config: Config) -> int:
     if data.split == "patients":
         return data.folds
     needed = "image" in FUSIONS[config.fusion.name].inputs
-    return len(list_sources(require_images(load_cohort(data), data.missing, needed=needed)))
+    return len(list_sources(require_images(load_cohort(data), data.missing, needed=needed).rows))

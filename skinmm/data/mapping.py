@@ -10,6 +10,7 @@ from skinmm.data.cohorts.targets import BINARY
 from skinmm.images.finder import strip_suffix
 from skinmm.vocabulary import (
     column_key,
+    is_in_months,
     is_missing,
     match_columns,
     parse_age,
@@ -61,7 +62,10 @@ def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str
             for name in table.columns
             if name not in mapping.values()
             and re.search(pattern, column_key(name))
-            and _has_meaning(table[name], meanings[canonical])
+            and (
+                _has_meaning(table[name], meanings[canonical])
+                or (canonical == "age" and is_in_months(name))  # refused with what to do
+            )
         ]
         if len(candidates) == 1:
             mapping[canonical] = candidates[0]

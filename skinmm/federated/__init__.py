@@ -172,7 +172,7 @@ def split_sources(data: DataConfig, federation: "Federation") -> dict[str, DataC
     """
     if data.split != "source":
         return {data.name: data}
-    rows = require_images(load_cohort(data), data.missing, needed=data.missing == "drop")
+    rows = require_images(load_cohort(data), data.missing, needed=data.missing == "drop").rows
     component = find_components(rows)
     is_linked = rows.groupby(component)["source"].transform("nunique").to_numpy() > 1
     if is_linked.any():

@@ -198,10 +198,10 @@ class MaskData(FoldData):
         if hasattr(self, "cohort"):
             return
         data = self.config.data
-        cohort = load_cohort(data, labelled=False)
+        cohort = require_images(load_cohort(data, labelled=False), data.missing)
         self.classes = tuple(map(str, sorted(cohort.rows["target"].unique())))
         self.notes = cohort.notes
-        table = require_masks(require_images(cohort, data.missing), data)
+        table = require_masks(cohort.rows, data)
         masks = FileCheck(("mask",), check_mask, "masks")
         self.split_cohort(table, *image_checks(table, data), masks)
 

@@ -124,6 +124,32 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "factor", "expected"),
+    [
+        ("Age (months)", 12, "column 'Age (months)': divide ages in months by"),
+        ("Age in months", 1, "column 'Age in months': divide ages in months by"),
+        ("Years", 12, "is not understood (40 such rows: "),
+    ],
+)
+def test_ages_in_months_are_refused(
+    clinic: Path, capsys: Captured, name: str, factor: int, expected: str
+) -> None:
+    file = clinic / "list.csv"
+    table = pd.read_csv(file, sep=";", dtype=str)
+    table["Years"] = str(factor * 50)
+    table.loc[5, "geschlecht"] = "divers"
+    table.rename(columns={"Years": name}).to_csv(file, sep=";", index=False)
+    assert main(["init", str(clinic)]) == 3
+    error = capsys.readouterr().err
+    assert expected in error
+    advice = "divide ages in months by 12, or name another column: +data.args.columns.age=COLUMN"
+    assert advice in error
+    if name == "Years":  # all columns are named, not the first alone
+        assert f"{advice}; row 7 (" in error
+        assert "sex 'divers' is not understood (1 such row: 'divers' (1))" in error
+
+
 def test_a_column_that_is_read_but_no_input_is_named(clinic: Path, capsys: Captured) -> None:
     assert main(["init", str(clinic)]) == 0
     used = ["--config-dir", str(clinic / "conf"), "data=my_clinic", "data.columns=[sex,site]"]

@@ -87,7 +87,7 @@ def test_every_adapter_yields_the_canonical_table(dataset: tuple[str, Path]) -> 
 
 def test_every_adapter_says_where_bytes_are(dataset: tuple[str, Path]) -> None:
     name, root = dataset
-    table = require_images(load_table(name, root), "error")
+    table = require_images(load_table(name, root), "error").rows
     for location in table["path"].iloc[:5]:
         assert Path(location.partition("#")[0]).is_absolute()
         data, frame = read_source(location)

@@ -38,7 +38,7 @@ def test_siim_is_the_whole_cohort(siim: pd.DataFrame) -> None:
     assert siim["target"].sum() == 584
     assert siim["patient_id"].nunique() == 2056
     assert siim[["sex", "age", "site"]].isna().sum().tolist() == [65, 68, 527]
-    with_images = require_images(CohortTable(siim), "drop")
+    with_images = require_images(CohortTable(siim), "drop").rows
     assert (len(with_images), with_images["target"].sum()) == (775, 405)
 
 
@@ -93,12 +93,12 @@ def test_ham10000_counts(ham: pd.DataFrame) -> None:
     assert ham["diagnosis"].value_counts().to_dict() == counts
     assert ham[["age", "sex", "site"]].isna().sum().tolist() == [57, 57, 234]
     assert ham["target"].sum() == 1113 + 514 + 327
-    assert len(require_images(CohortTable(ham), "drop")) == 10_013
+    assert len(require_images(CohortTable(ham), "drop").rows) == 10_013
 
 
 def test_isic_2017_as_one_table_a_part() -> None:
     data = DataConfig(name="isic_2017", root=ROOTS["isic_2017_cc0"], args={"folds": "public"})
-    table = require_images(load_cohort(data), "error")
+    table = require_images(load_cohort(data), "error").rows
     assert table["part"].fillna("train").value_counts().to_dict() == {"train": 2000, "val": 150}
     assert table["target"].sum() == 374 + 30
 

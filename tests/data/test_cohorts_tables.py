@@ -41,7 +41,7 @@ def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encodin
     [
         (
             "I1,P1,-5,male,torso,0",
-            r"row 3 \('I1'\): age '-5' is not understood \(1 such rows: '-5' \(1\)\).*0 to 120",
+            r"row 3 \('I1'\): age '-5' is not understood \(1 such row: '-5' \(1\)\).*0 to 120",
         ),
         ("I1,P1,forty,male,torso,0", r"row 3 \('I1'\): age 'forty' .*0 to 120"),
         ("I1,P1,40,divers,torso,0", r"row 3 \('I1'\): sex 'divers' .*female, male or empty"),
@@ -134,7 +134,7 @@ def test_further_columns_are_numbers_or_words_but_not_both(tmp_path: Path) -> No
     assert table["grade"].dropna().unique().tolist() == ["0", "1+", "2", "1"]
     rows = rows.replace("I7;1;7,5", "I7;1;wide")
     cohort(tmp_path, "image_id;target;width_mm;grade\n" + rows)
-    with pytest.raises(InputError, match=r"'width_mm' contains numbers, .* 1 words, e\.g\. 'wide'"):
+    with pytest.raises(InputError, match=r"'width_mm' contains numbers, .* 1 word, first 'wide'"):
         load("csv", tmp_path, columns=["width_mm"])
 
 
@@ -164,12 +164,14 @@ def test_missing_images_are_counted_with_examples(tmp_path: Path) -> None:
         require_images(cohort, "error")
     for needed in (True, False):  # a model of the record has the rows of those that also look
         kept = require_images(cohort, "drop", needed=needed)
-        assert kept["image_id"].tolist() == ["I1", "I2"]
-    assert len(require_images(cohort, "error", needed=False)) == 4
+        assert kept.rows["image_id"].tolist() == ["I1", "I2"]
+        note = "data.missing=drop leaves out 2 of 4 rows, which have no image, e.g. I0, I3"
+        assert kept.notes == (*cohort.notes, note)
+    assert len(require_images(cohort, "error", needed=False).rows) == 4
     nowhere = replace(cohort, rows=cohort.rows.assign(path=None))
     with pytest.raises(InputError, match="4 of 4 images are not on disk"):
         require_images(nowhere, "drop")
-    assert len(require_images(nowhere, "drop", needed=False)) == 4
+    assert len(require_images(nowhere, "drop", needed=False).rows) == 4
 
 
 @given(st.text(max_size=200))
@@ -192,7 +194,7 @@ def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     write(tmp_path, "cohort.csv", text.split("```csv\n")[1].split("```")[0])
     write_images(tmp_path / "images", ["a1", "a2", "b1"])
-    table = require_images(load_table("csv", tmp_path), "error")
+    table = require_images(load_table("csv", tmp_path), "error").rows
     assert table["target"].tolist() == [1, 0, 0]
     assert table["patient_id"].tolist() == ["P1", "P1", "P2"]
     assert table[["age", "sex", "site", "path"]].notna().all(axis=None)

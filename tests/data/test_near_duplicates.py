@@ -65,7 +65,7 @@ def test_the_embedded_cohort_has_no_near_duplicates() -> None:
 @pytest.mark.skipif(not FOLDER, reason="SKINMM_DATA does not name the real cohorts")
 def test_official_pairs_whose_images_are_here_are_found() -> None:
     data = DataConfig(name="siim_isic", root=str(Path(FOLDER) / "siim_isic_2020"))
-    table = require_images(load_cohort(data), "drop")
+    table = require_images(load_cohort(data), "drop").rows
     pairs = table[table["duplicate_of"].isin(table["image_id"])]
     official = {frozenset(pair) for pair in pairs[["image_id", "duplicate_of"]].to_numpy().tolist()}
     found = find_near_duplicates(compute_fingerprints(table, read_source))

@@ -85,7 +85,7 @@ def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
     inputs = read_run(make_run(tmp_path), pictures=False)
     rows = replace(inputs.predictions, fold=np.zeros(len(inputs.predictions), dtype=int))
     limit = {"target": 0.01, "certified": 0.02, "patients": 49}
-    final = {
+    final: dict[str, Any] = {
         "checkpoint": "checkpoints/final.ckpt",
         "epochs": 4,
         "rows": 700,
@@ -96,8 +96,13 @@ def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
     text = collect_facts(inputs)["threshold"]
     assert "from a probability of 0.123, chosen on the test predictions of the folds" in text
     assert f"by the mean threshold of the folds, {inputs.threshold:.3f}." in text
-    assert "checkpoints/final.ckpt decides a lesion to be benign below 0.045" in text
-    assert "malignant from 0.678 on, with the threshold 0.123" in text
+    rule = (
+        "checkpoints/final.ckpt decides a lesion to be benign below {} and malignant from {} on; "
+    )
+    assert rule.format("a probability of 0.045", "a probability of 0.678") in text
+    final["band"] = {"low": {"value": 0.123, **limit}, "high": {"value": 0.1, **limit}}
+    text = collect_facts(inputs)["threshold"]  # a limit that is the threshold is stated once
+    assert rule.format(*["the threshold of 0.123"] * 2) in text
     (warning, *_) = collect_referral_warnings(inputs)
     assert "of the rows shown here are decided benign by checkpoints/final.ckpt." in warning
 

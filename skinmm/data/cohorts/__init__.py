@@ -22,7 +22,7 @@ from skinmm.data.cohorts.tables import (
 from skinmm.data.cohorts.targets import BINARY, add_targets, select_malignant, sort_key
 from skinmm.data.columns import check_columns, describe_columns, require_same_units
 from skinmm.data.splits import hold_out
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images.finder import (
     ImageFinder,
@@ -199,8 +199,8 @@ def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
     return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
 
 
-def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> pd.DataFrame:
-    """Return the rows whose image was found.
+def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> CohortTable:
+    """Return the cohort with the rows whose image was found, and a note of those left out.
 
     Args:
         cohort: result of `load_cohort`.
@@ -210,10 +210,14 @@ def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) ->
     """
     rows = cohort.rows
     has_image = rows["path"].notna()
-    if not needed and (missing == "error" or not has_image.any()):
-        return rows
-    if has_image.all() or (missing == "drop" and has_image.any()):
-        return rows[has_image].reset_index(drop=True)
+    if has_image.all() or (not needed and (missing == "error" or not has_image.any())):
+        return cohort
+    if missing == "drop" and has_image.any():
+        names = ", ".join(rows["image_id"][~has_image][:3])
+        count = f"{(~has_image).sum():,} of {format_count(len(rows), 'row')}"
+        note = f"data.missing=drop leaves out {count}, which have no image, e.g. {names}"
+        rows = rows[has_image].reset_index(drop=True)
+        return replace(cohort, rows=rows, notes=(*cohort.notes, note))
     problem = describe_missing_images(rows, cohort.searched)
     advice = "; set data.missing=drop to leave them out" if has_image.any() else ""
     raise InputError(f"{problem}{advice}")

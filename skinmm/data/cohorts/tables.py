@@ -12,17 +12,19 @@ from skinmm import files
 from skinmm.config import DataConfig
 from skinmm.data.columns import clear_missing, parse_extra_column
 from skinmm.data.lesions import add_views
-from skinmm.errors import InputError, list_words
+from skinmm.errors import InputError, format_count, list_words
 from skinmm.files import IMAGE_SUFFIXES
 from skinmm.images import shards
 from skinmm.images.finder import ImageFinder, find_folders, list_files, strip_suffix
 from skinmm.images.source import FRAME, HDF5_SUFFIXES
 from skinmm.vocabulary import (
     CONVERTERS,
+    MAX_AGE,
     SITES,
     map_unique,
     normalise_name,
     parse_column,
+    parse_numbers,
     rename_columns,
 )
 
@@ -34,6 +36,9 @@ CANONICAL: Final = (
 OPTIONAL: Final = ("part", "public_fold", "duplicate_of", "view", "licence")
 """Columns of some cohorts, which `splits` uses."""
 MASK_FOLDER: Final = "masks"
+IN_YEARS: Final = (
+    "divide ages in months by 12, or name another column: +data.args.columns.age=COLUMN"
+)
 _ALLOWED: Final = {
     "age": "years from 0 to 120",
     "sex": "female, male or empty",
@@ -117,16 +122,20 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
     rows = pd.DataFrame({name: table.get(name, empty) for name in CANONICAL})
     rows = rows.assign(cohort=data.name, image_id=strip_suffixes(rows["image_id"]))
     _check_names(rows["image_id"], file)
+    problems = []
     for name, allowed in _ALLOWED.items():
         rows[name], invalid = _parse_cells(rows[name])
         if invalid.any():
             first = table.loc[invalid].iloc[0]
-            words = list_words(Counter(map(str, table.loc[invalid, name])))
-            raise InputError(
-                f"{file}: row {invalid.index[invalid][0] + 2} ('{first['image_id']}'): {name} "
-                f"'{first[name]}' is not understood ({int(invalid.sum())} such rows: {words}); "
-                f"allowed: {allowed}"
+            words = Counter(map(str, table.loc[invalid, name]))
+            is_high = name == "age" and (parse_numbers(words) > MAX_AGE).any()
+            problems.append(
+                f"row {invalid.index[invalid][0] + 2} ('{first['image_id']}'): {name} "
+                f"'{first[name]}' is not understood ({format_count(words.total(), 'such row')}: "
+                f"{list_words(words)}); allowed: {allowed}{f'; {IN_YEARS}' if is_high else ''}"
             )
+    if problems:
+        raise InputError(f"{file}: {'; '.join(problems)}")
     for name in ("patient_id", "lesion_id", "source"):
         rows[name] = map_unique(clear_missing(rows[name]), normalise_name).astype(object)
     optional = [name for name in OPTIONAL if name != "view" or data.unit == "lesion"]

@@ -10,6 +10,7 @@ import pandas as pd
 from skinmm.config import DataConfig
 from skinmm.data.cohorts.tables import (
     CANONICAL,
+    IN_YEARS,
     MASK_FOLDER,
     OPTIONAL,
     CohortTable,
@@ -43,7 +44,14 @@ from skinmm.images.finder import (
     list_visible,
 )
 from skinmm.images.shards import Schema
-from skinmm.vocabulary import COLUMN_NAMES, CONVERTERS, map_unique, match_columns, rename_columns
+from skinmm.vocabulary import (
+    COLUMN_NAMES,
+    CONVERTERS,
+    is_in_months,
+    map_unique,
+    match_columns,
+    rename_columns,
+)
 
 
 def csv(
@@ -142,6 +150,8 @@ def _rename(
     for name, column in columns.items():
         if column not in table:
             raise InputError(f"+data.args.columns: {name}={column}, but {file} has {available}")
+        if name == "age" and is_in_months(column):
+            raise InputError(f"{file}: column '{column}': {IN_YEARS}")
     shadowed = [name for name, column in columns.items() if name in table and name != column]
     canonical_names = {column: name for name, column in columns.items()}
     renamed = table.drop(columns=shadowed).rename(columns=canonical_names)

@@ -205,11 +205,11 @@ def describe_rule(inputs: ReportInputs) -> str:
     if not state:
         return TEXTS["referral_by_sets" if inputs.fitted("conformal") else "referral_unknown"]
     band = ReferralBand.from_state(dict(state))
+    threshold = inputs.fitted("threshold").get("value", inputs.threshold)
     return TEXTS["referral"][inputs.fitting_rows].format(
         checkpoint=inputs.checkpoint,
-        low=format_number(band.low.value),
-        high=format_number(band.high.value),
-        threshold=format_number(inputs.fitted("threshold").get("value", inputs.threshold)),
+        low=_name_limit(min(band.low.value, threshold), threshold),
+        high=_name_limit(max(band.high.value, threshold), threshold),
         misses=format_percent(band.low.certified),
         most_misses=format_percent(band.low.upper_bound(inputs.confidence)),
         alarms=format_percent(band.high.certified),
@@ -217,6 +217,11 @@ def describe_rule(inputs: ReportInputs) -> str:
         confidence=format_percent(inputs.confidence, 0),
         unit=resampling_unit(inputs),
     )
+
+
+def _name_limit(limit: float, threshold: float) -> str:
+    """Name the limit of a decision, which may be the threshold."""
+    return f"{'the threshold' if limit == threshold else 'a probability'} of {format_number(limit)}"
 
 
 def _coverage_table(inputs: ReportInputs) -> Table:
