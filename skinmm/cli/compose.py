@@ -17,7 +17,7 @@ from skinmm.cli.overrides import (
     add_user_configs,
     find_mistake,
     load_user_code,
-    quote_path,
+    quote_override,
 )
 from skinmm.config import Config, from_mapping, keys_with, load
 from skinmm.config.registry import find_plugins, load_plugins
@@ -56,7 +56,7 @@ def compose_config(overrides: Sequence[str], command: Command) -> tuple[Any, Pat
         raise InputError(mistake)
     load_user_code(argv)
     store_config(command)
-    words = [quote_path(item, schema) for item in argv]
+    words = [quote_override(item, schema) for item in argv]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(command.config_name, words, return_hydra_config=True)
@@ -100,7 +100,7 @@ def print_help(argv: list[str], command: Command) -> int:
     """Print the help of a command: its purpose, groups, and all settings with current values."""
     load_user_code(argv)
     store_config(command)
-    overrides = [quote_path(item, command.schema) for item in argv if not item.startswith("-")]
+    overrides = [quote_override(item, command.schema) for item in argv if not item.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     # A sweep has several values for a setting; show the default.
     single = [str(item.input_line) for item in parsed if not item.is_sweep_override()]

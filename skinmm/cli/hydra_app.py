@@ -23,7 +23,7 @@ from skinmm.cli.overrides import (
     add_user_configs,
     find_mistake,
     load_user_code,
-    quote_path,
+    quote_override,
 )
 from skinmm.config import from_mapping, keys_with
 from skinmm.config.commands import RunsConfig
@@ -100,7 +100,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
         _print_overviews()
         return max(statuses)
 
-    words = [quote_path(item, schema) for item in argv]
+    words = [quote_override(item, schema) for item in argv]
     # Next to other overrides: argparse does not accept overrides on both sides of an option.
     is_override = ["=" in word and not word.startswith("-") for word in words]
     words.insert(is_override.index(True) if any(is_override) else len(words), _CALLBACK)

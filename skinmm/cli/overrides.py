@@ -93,19 +93,22 @@ def _to_url(folder: str) -> str:
     return f"file://{Path(folder).absolute()}"
 
 
-def quote_path(override: str, schema: type[Any]) -> str:
+def quote_override(override: str, schema: type[Any]) -> str:
     """Quote the value of an override whose setting is a path, so that Hydra reads it literally.
 
-    Null and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
+    In other values, words with letters such as `ä` are quoted, which Hydra's grammar lacks. Null
+    and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
     has that name, and so are the paths within a list of mappings such as `data.extra`.
     """
-    prefixed, separator, value = override.partition("=")
+    prefixed, _, value = override.partition("=")
     key, paths = prefixed.lstrip("+"), (*keys_with(schema, "path"), *FOLDER_KEYS)
     if names := [path.removeprefix(f"{key}[].") for path in paths if path.startswith(f"{key}[].")]:
         pattern = _PATH_IN_LIST.replace("NAMES", "|".join(names))
         return f"{prefixed}={re.sub(pattern, lambda match: match[1] + quote(match[2]), value)}"
-    if not separator or key not in paths:
+    if not value or (value.isascii() and key not in paths):
         return override
+    if key not in paths:
+        return f"{prefixed}={re.sub(_WORD, _quote_word, value)}"
     is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
     if is_list and "'" not in value and '"' not in value:
         return f"{prefixed}={quote_list(item.strip() for item in value[1:-1].split(','))}"
@@ -116,6 +119,14 @@ def quote_path(override: str, schema: type[Any]) -> str:
 _PATH_IN_LIST: Final = (
     r"([{,]\s*(?:NAMES)\s*:\s*)(.*?)(?=\s*(?:,\s*\w+\s*:|\}\s*(?:,\s*\{|\]\s*$)))"
 )
+
+
+_WORD: Final = r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^\[\]{},:'"]+"""
+
+
+def _quote_word(match: re.Match[str]) -> str:
+    word = match[0].strip()
+    return match[0] if word.isascii() else match[0].replace(word, quote(word))
 
 
 def quote(value: str) -> str:

@@ -18,7 +18,7 @@ from skinmm import __version__
 from skinmm.cli import main as cli
 from skinmm.cli.compose import CONF
 from skinmm.cli.hydra_app import run_cli
-from skinmm.cli.overrides import quote_path
+from skinmm.cli.overrides import quote_override
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with, read_config
 from skinmm.errors import InputError, Terminated
 from skinmm.training.run_folder import write_config
@@ -89,7 +89,7 @@ def test_a_path_is_read_literally(setting: tuple[type, str], path: str) -> None:
     schema, key = setting
     if path[0] in "'\"" or (path[0] == "[" and path[-1] == "]"):
         return  # quoted or a list already
-    parsed = OverridesParser.create().parse_override(quote_path(f"{key}={path}", schema))
+    parsed = OverridesParser.create().parse_override(quote_override(f"{key}={path}", schema))
     assert (parsed.key_or_group, resolved(parsed.value())) == (key, path)
 
 
@@ -106,7 +106,7 @@ def test_roots_of_extra_cohorts_are_read_literally(roots: list[str]) -> None:
         return
     both = [f"{{name:csv,root:{root}}}" for root in roots]
     both += [f"{{ root: {root}, name: isic_2019 }}" for root in roots]
-    quoted = quote_path(f"+data.extra=[{','.join(both)}]", Config)
+    quoted = quote_override(f"+data.extra=[{','.join(both)}]", Config)
     parsed = OverridesParser.create().parse_override(quoted)
     expected = [{"name": name, "root": root} for name in ("csv", "isic_2019") for root in roots]
     assert resolved(parsed.value()) == expected
@@ -128,11 +128,14 @@ def test_dollars_in_a_path_survive_every_reading(tmp_path: Path) -> None:
         ("data.root=null", None),
         ("data.root=", ""),
         ("trainer.max_epochs=3", 3),
+        ("data.positive=[Melanom_häufig, bcc]", ["Melanom_häufig", "bcc"]),
+        ("data.columns=['Größe, mm',Größe (mm), age]", ["Größe, mm", "Größe (mm)", "age"]),
+        ("data=klinik_süd", "klinik_süd"),
     ],
 )
 def test_lists_quotes_and_null_keep_their_meaning(given_override: str, value: object) -> None:
     schema = PredictConfig if given_override.startswith("checkpoint") else Config
-    parsed = OverridesParser.create().parse_override(quote_path(given_override, schema))
+    parsed = OverridesParser.create().parse_override(quote_override(given_override, schema))
     found = parsed.value()
     assert ([str(item) for item in found] if isinstance(found, list) else found) == value
 
@@ -142,7 +145,7 @@ def test_a_file_named_like_a_list_is_a_file(
 ) -> None:
     (tmp_path / "[x]").touch()
     monkeypatch.chdir(tmp_path)
-    assert quote_path("checkpoint=[x]", PredictConfig) == "checkpoint='[x]'"
+    assert quote_override("checkpoint=[x]", PredictConfig) == "checkpoint='[x]'"
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES)

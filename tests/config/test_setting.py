@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from skinmm.cli.commands import Command
 from skinmm.cli.main import COMMANDS, run_single
-from skinmm.cli.overrides import quote_path
+from skinmm.cli.overrides import quote_override
 from skinmm.config import Config, PredictConfig, from_mapping, keys_with
 from skinmm.config.setting import output_path, section, setting
 from skinmm.errors import InputError, print_line
@@ -65,7 +65,7 @@ def test_the_path_is_read_literally() -> None:
         ("figure=a (1), b=${c}.png", "a (1), b=\\${c}.png"),
         ("items=[{name:x,file:a (1), b.csv}]", [{"name": "x", "file": "a (1), b.csv"}]),
     ):
-        parsed = OverridesParser.create().parse_override(quote_path(override, Extended))
+        parsed = OverridesParser.create().parse_override(quote_override(override, Extended))
         assert parsed.value() == value
 
 

@@ -18,7 +18,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
 from skinmm.cli.compose import CONF
-from skinmm.cli.overrides import quote_path
+from skinmm.cli.overrides import quote_override
 from skinmm.config import Config, from_mapping, read_config
 from skinmm.config.schema import TrainerConfig
 from skinmm.training.fit import check_components
@@ -51,7 +51,9 @@ def test_every_value_of_a_sweep_is_one_that_hydra_takes(file: Path) -> None:
         for place in range(longest):
             some = {name: {"value": held[place % len(held)]} for name, held in values.items()}
             expanded = create_sweep_command_args({"args": some})["args_no_hyphens"]
-            composed = compose("config", [quote_path(each, Config) for each in [*expanded, *fixed]])
+            composed = compose(
+                "config", [quote_override(each, Config) for each in [*expanded, *fixed]]
+            )
             config = from_mapping(Config, composed)
             check_components(config)
             assert config.logger.name == "wandb"
