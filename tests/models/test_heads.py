@@ -18,6 +18,7 @@ from skinmm.models.fusion import Concat, Late, TabularOnly
 from skinmm.models.heads import ABSENT, HEADS, LinearHead, TreeHead
 from skinmm.models.network import build_network
 from skinmm.testing import check_head
+from skinmm.training import fitted_heads
 from skinmm.training.calibrate import SplitOutputs
 from skinmm.training.fitted_heads import (
     TrainingRows,
@@ -70,6 +71,35 @@ def test_our_trees_predict_as_those_of_scikit_learn(classes: int) -> None:
     np.testing.assert_allclose(
         logits, model.predict_proba(rows.float().double().numpy()), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 0.5)])
+def test_bins_of_all_fits_are_those_of_scikit_learn(weights: tuple[float, ...] | None) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(900, IMAGE + RECORD))
+    features[:, -1] = rng.integers(0, 3, 900)
+    targets = (rng.random(900) < 1 / (1 + np.exp(-2 * features[:, 0]))).astype(np.int64)
+    cohort = pd.DataFrame({"patient_id": np.arange(900).astype(str)})
+    given = SplitOutputs(cohort, targets, np.zeros((900, 2)), features.astype(np.float32))
+    shares = np.array(weights or np.bincount(targets) / 900)
+    head: Any = TreeHead(Concat(0, IMAGE + RECORD), 2, 0, rounds=20)
+    chosen = fit_head(head, given, shares.tolist(), seed=0)
+    rows = features.astype(np.float32).astype(np.float64)
+    binned = fitted_heads.to_bins(rows, fitted_heads.find_bin_edges(rows))
+    model = HistGradientBoostingClassifier(
+        learning_rate=head.learning_rate,
+        max_iter=chosen["rounds"],
+        max_leaf_nodes=chosen["max_leaf_nodes"],
+        early_stopping=False,
+    )
+    if weights is None:
+        model.fit(rows, targets)  # bins of scikit-learn
+        expected = model.predict_proba(rows)
+    else:
+        model.fit(binned, targets, (shares / (np.bincount(targets) / 900))[targets])
+        expected = model.predict_proba(binned)
+    ours = head(torch.from_numpy(rows.astype(np.float32))).double().softmax(dim=1).numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
