@@ -3,8 +3,8 @@
 # `make test` everything.
 
 VENV ?= .venv
-EXTRAS ?= dev,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,dicom-codecs,dicom,dicomweb,fhir,heic,hdf5,s3,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated,docs,notebooks
-DEMO_EXTRAS ?= weights
+EXTRAS ?= dev,train,weights,weights-lite1,weights-lite2,open-clip,lora,tensorboard,mlflow,dicom-codecs,dicom,dicomweb,fhir,heic,hdf5,s3,audit,preprocess,onnx,parquet,excel,serve,page,postgresql,browser,sweep,federated,docs,notebooks
+DEMO_EXTRAS ?= train,weights
 DEMO_RUN ?= runs/demo
 DEMO_MODEL = $(DEMO_RUN)/checkpoints/ensemble.ckpt
 DIST ?= dist
@@ -23,7 +23,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-notebooks docs docs-serve lint format python wheel install-wheel check-wheel constraints
+.PHONY: help demo test test-slow test-lowest test-notebooks docs docs-serve licences dist check-core lint format python wheel install-wheel check-wheel constraints
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -56,6 +56,16 @@ docs: $(STAMP)  ## build the documentation into site/; warnings are errors
 
 docs-serve: $(STAMP)  ## show the documentation on http://127.0.0.1:8000 while you write
 	NO_MKDOCS_2_WARNING=1 $(IN_VENV) -m mkdocs serve
+
+# Old versions warn of newer ones of their own dependencies. Flower's tests need one exact version.
+LOWEST := $(VENV)-lowest
+LOWEST_EXTRAS = $(subst $(COMMA)federated,,$(subst $(COMMA)browser,,$(EXTRAS)))
+COMMA := ,
+test-lowest: $(STAMP)  ## run the tests with the lowest versions that pyproject.toml allows
+	$(VENV)/bin/uv venv --clear --python $(IN_VENV) $(LOWEST)
+	$(VENV)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[$(LOWEST_EXTRAS)]'
+	$(LOWEST)/bin/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile \
+		-W ignore::DeprecationWarning -W ignore::FutureWarning --ignore tests/federated $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## what must hold of every file: ruff, its format, mypy
 	$(VENV)/bin/ruff check .
@@ -92,6 +102,17 @@ wheel: | python  ## build the wheel into dist/
 install-wheel: | $(IN_VENV)  ## install the wheel of dist/ with EXTRAS into VENV, without the checkout
 	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt \
 		"$(lastword $(sort $(wildcard $(DIST)/skinmm-*.whl)))[$(EXTRAS)]"
+
+dist: $(STAMP)  ## build wheel and source archive into dist/, and check what is in them
+	$(IN_VENV) -m hatchling build -d $(DIST)
+	$(IN_VENV) -m twine check --strict $(DIST)/skinmm-*
+	$(IN_VENV) -m pytest tests/test_repository.py $(PYTEST_ARGS)
+
+licences: $(STAMP)  ## list the licences of all dependencies by extra; the GPL is refused
+	$(IN_VENV) .ci/licences.py
+
+check-core:  ## does the skinmm of VENV predict without any extra?
+	$(IN_VENV) .ci/check_core.py
 
 check-wheel:  ## does the skinmm of VENV start outside the checkout?
 	cd / && $(abspath $(VENV))/bin/skinmm train --help >/dev/null

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -71,6 +72,12 @@ def list_words(words: Counter[str]) -> str:
 def format_count(count: int | float, noun: str) -> str:
     """Format `1 patient`, `2 patients`."""
     return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
+
+
+def require_package(module: str, feature: str, extra: str) -> None:
+    """Refuse a feature if the package that it needs is not installed; an extra installs it."""
+    if find_spec(module) is None:
+        raise InputError(f"{feature} needs {module}: pip install 'skinmm[{extra}]'")
 
 
 def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import settings
 
 # Before torch is imported, for this process and those that it starts: sums over one thread are the
 # same everywhere, and on a busy machine the threads of a micro-model wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# jaxtyping evaluates annotations here, and only here; `pd.Series[Any]` is a type from pandas 3 on.
+if not hasattr(pd.Series, "__class_getitem__"):
+    setattr(pd.Series, "__class_getitem__", classmethod(lambda cls, _: cls))  # noqa: B010
 
 # A busy machine is no failure, and the same code gets the same examples: a change is judged by what
 # it changes. New examples are for those who look for them: pytest --hypothesis-profile=exploring.

@@ -28,7 +28,8 @@ from skinmm.training.fit import check_components
 from skinmm.training.losses import LOSSES
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS
-from skinmm.training.trainer import LOGGERS, PRECISIONS
+from skinmm.training.trackers import LOGGERS
+from skinmm.training.trainer import PRECISIONS
 
 TABLES: Final[dict[str, Mapping[str, Any]]] = {
     "augment": AUGMENTS,

@@ -2,16 +2,19 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from zipfile import ZipFile
 
 import pytest
+import yaml
 from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -165,6 +168,53 @@ def test_the_embedded_cohort_and_the_included_model_are_the_only_data() -> None:
     assert elsewhere == []
     assert sum((ROOT / path).stat().st_size for path in tracked() if path.suffix == ".jpg") < 6e6
     assert (ROOT / "skinmm" / "zoo" / "cc0.safetensors").stat().st_size < 1e7
+
+
+def test_the_citation_has_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    text = (ROOT / "skinmm" / "__init__.py").read_text()
+    assert f'__version__ = "{citation["version"]}"' in text
+    assert (citation["license"], citation["title"]) == (PROJECT["license"], PROJECT["name"])
+
+
+def test_workflows_run_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    jobs = dict[str, dict[str, Any]]()
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs |= yaml.safe_load(path.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    made = {word for line in commands if line.startswith("make ") for word in line.split()[1:]}
+    assert {word for word in made if "=" not in word} <= targets
+    classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert jobs["test"]["strategy"]["matrix"]["python"] == classifiers
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}  # no stored password
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_refused"),
+    [
+        ("GPL-3.0-only", True),
+        ("GNU Affero General Public License v3", True),
+        ("LGPL-3.0-only AND GPL-2.0-or-later", True),
+        ("GPL-2.0-or-later OR MIT", False),
+        ("GNU Lesser General Public License v3 (LGPLv3)", False),
+        ("LGPL-3.0-only", False),
+        ("Apache-2.0", False),
+    ],
+)
+def test_dependencies_under_the_gpl_are_refused(licence: str, *, is_refused: bool) -> None:
+    assert runpy.run_path(str(ROOT / ".ci" / "licences.py"))["is_copyleft"](licence) == is_refused
+
+
+def test_the_source_archive_builds_and_tests_the_package(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    hidden = (".ci", ".github", ".pre-commit-config.yaml")
+    expected = {str(path) for path in tracked() if path.parts[0] not in hidden}
+    assert names - {"PKG-INFO"} == expected
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
 from skinmm.config import federated_commands as federated
 from skinmm.config.cores import prepare_threads
+from skinmm.config.outputs import PushConfig
 from skinmm.config.registry import load_plugins
 from skinmm.errors import InputError, delay_sigterm, print_line, warn
 
@@ -65,6 +66,7 @@ _COMMANDS: Final = (
         usage="  skinmm similar checkpoint=RUN index=embeddings.parquet input=lesion.jpg",
     ),
     Command("export", schemas.ExportConfig, "skinmm.cli.commands:run_export"),
+    Command("push", PushConfig, "skinmm.predict.hub:push"),
     Command("dicom-sr", clinic.DicomConfig, "skinmm.predict.dicom_sr:write_results"),
     Command("dicomweb", clinic.DicomwebConfig, "skinmm.serve.dicomweb:exchange"),
     Command("fhir", clinic.FhirConfig, "skinmm.serve.fhir:export_cases"),

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from skinmm.errors import InputError, print_line
+from skinmm.errors import InputError, one_line, print_line
 
 ZOO: Final = Path(__file__).parents[1] / "zoo"
 """Models that come with the package: NAME.safetensors, NAME.md with its figures, and NAME.csv with
@@ -14,6 +14,9 @@ the rows that it was trained and evaluated on."""
 PREFIX: Final = "zoo:"
 INCLUDED: Final = "zoo:cc0"
 """The included model that predicts if no checkpoint is given: melanoma against the rest."""
+HUB_PREFIX: Final = "hf://"
+HUB_FILE: Final = "model.safetensors"
+"""File of a model on the Hugging Face Hub, `hf://ORG/NAME@REVISION`."""
 FINAL: Final = "final"
 """Name of the network that `final=true` trains on all rows: of its folder, its checkpoint and its
 entry in metrics.json."""
@@ -36,11 +39,29 @@ def locate_included(name: str | Path) -> Path:
     return path
 
 
+def fetch_from_hub(name: str) -> Path:
+    """Return the local copy of a model on the Hub, `hf://ORG/NAME` or `hf://ORG/NAME@REVISION`."""
+    from huggingface_hub import hf_hub_download
+
+    # A path has one slash where a URL has two.
+    given = name.removeprefix("hf:").strip("/")
+    repository, _, revision = given.partition("@")
+    try:
+        return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
+    except Exception as error:  # the Hub's own errors and those of its HTTP client
+        raise InputError(
+            f"checkpoint={HUB_PREFIX}{given}: cannot be fetched: {one_line(error)}; check the "
+            "name and revision, and HF_TOKEN for a private model"
+        ) from error
+
+
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path names: a file, a run folder or `zoo:NAME`.
+    """Return the checkpoint that a path names: a file, a run folder, `zoo:NAME` or `hf://NAME`.
 
     In a run folder it is `final.ckpt` or `ensemble.ckpt` (runs of all folds), or else `best.ckpt`.
     """
+    if str(path).startswith("hf:/"):
+        return fetch_from_hub(str(path))
     path = locate_included(path)
     if not path.is_dir():
         return path
@@ -58,7 +79,7 @@ def find_checkpoints(setting: Any) -> list[Path]:
     files: dict[Path, None] = {}
     for name in map(str, [setting] if isinstance(setting, str) else setting or []):
         # A file of exactly that name precedes a match of its brackets.
-        is_name = Path(name).exists() or name.startswith(PREFIX)
+        is_name = Path(name).exists() or name.startswith((PREFIX, HUB_PREFIX))
         paths = [name] if is_name else sorted(glob.glob(name))  # noqa: PTH207
         if not paths:
             siblings = glob.glob(f"{glob.escape(str(Path(name).parent))}/*")  # noqa: PTH207

@@ -7,7 +7,7 @@ from skinmm.config.checkpoints import INCLUDED
 from skinmm.config.setting import PLUGINS, fraction, literal_path, output_path, section, setting
 
 CHECKPOINT: Final = "RUN/checkpoints/best.ckpt"
-CHECKPOINTS: Final = "run folder, file, pattern, or list (ensemble); zoo:cc0: the included model"
+CHECKPOINTS: Final = "run folder, file, pattern, list, zoo:cc0 (included), hf://ORG/NAME@REVISION"
 DECODERS: Final = "decoding threads; null: CPU cores, at most 8"
 MASTER: Final = "Spark master: local[CORES], or the URL of a cluster"
 UNCALIBRATED: Final = "accept checkpoints without calibration; every decision is then refer"

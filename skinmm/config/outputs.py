@@ -1,10 +1,13 @@
-"""Settings of what a run evaluates and writes: metrics, report, log, comparison of its arms."""
+"""Settings of what a run evaluates and writes: metrics, report, log, comparison, publication."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from skinmm.config.optimisation import CLASSIFY
-from skinmm.config.setting import has_no_text, setting, shared
+from skinmm.config.setting import has_no_text, literal_path, setting, shared
+
+LOGGERS: Final = ("csv", "tensorboard", "wandb", "mlflow", "none")
+UPLOADS: Final = ("wandb", "mlflow")  # of these, a client of a federation accepts none
 
 
 @dataclass
@@ -78,17 +81,12 @@ class ReportConfig:
 class LoggerConfig:
     """Destination of the training curves."""
 
-    name: str = setting(
-        "csv",
-        "logger",
-        choices=("csv", "tensorboard", "wandb", "none"),
-        shared=lambda name: name != "wandb",
-    )
-    project: str = setting("skinmm", "W&B project", shared=False)
+    name: str = setting("csv", "logger", choices=LOGGERS, shared=lambda name: name not in UPLOADS)
+    project: str = setting("skinmm", "W&B project, or MLflow experiment", shared=False)
     entity: str | None = setting(None, "W&B team or user", shared=False)
-    group: str | None = setting(None, "W&B group", shared=False)
+    group: str | None = setting(None, "W&B group, or MLflow tag", shared=False)
     images: bool = setting(
-        False, "upload lesion images and patient identifiers to W&B", shared=False
+        False, "upload lesion images and identifiers to W&B or MLflow", shared=False
     )
 
 
@@ -99,3 +97,18 @@ class StudyConfig:
     arms: dict[str, list[str]] = setting({}, "overrides of each run, by its name")
     against: list[str] = setting([], "runs that all others are compared with; empty: the first")
     outside: bool = setting(False, "evaluate each arm's first model on the cohorts of the others")
+
+
+@dataclass
+class PushConfig:
+    """Publish the network of a run on the Hugging Face Hub."""
+
+    input: str = literal_path("", "run folder", example="RUN", positional=True)
+    hub: str = setting("", "repository to publish in; created if absent", example="ORG/NAME")
+    licence: str | None = setting(
+        None, "licence of the weights; null: the strictest of the training images"
+    )
+    private: bool = setting(False, "create the repository as private")
+    background: bool = setting(
+        False, "include encoded validation rows, which explanations of predictions need"
+    )

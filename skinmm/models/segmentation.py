@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from skinmm.config import Config, ModelConfig, Registry, build_component
-from skinmm.errors import InputError
+from skinmm.errors import InputError, require_package
 from skinmm.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 
 DEPTH: Final = 5  # number of times that an encoder halves height and width
@@ -55,6 +55,7 @@ def build_unet(
         raise InputError(f"segmenter 'unet': channels={[*channels]}: must be {DEPTH} numbers")
     if ":" in model.name:
         raise InputError(f"segmenter 'unet' needs a name of timm, not model.name={model.name}")
+    require_package("segmentation_models_pytorch", "segmenter 'unet'", "train")
     import segmentation_models_pytorch as smp  # takes a second, which classifiers do without
 
     backbone = Backbone(model, pretrained=pretrained)

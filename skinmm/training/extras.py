@@ -1,19 +1,13 @@
-"""Optional results of a trained fold: curves of missing columns, explanations, W&B upload."""
+"""Optional results of a trained fold: curves of missing columns, and explanations."""
 
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
-import wandb
 from jaxtyping import Float64, Int, Int64
 from PIL import Image
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from skinmm.config import Config
@@ -21,7 +15,7 @@ from skinmm.data.datamodule import LesionData
 from skinmm.data.dataset import EmptyRecord
 from skinmm.data.lesions import SEPARATOR, explode_images
 from skinmm.errors import one_line, warn
-from skinmm.evaluation.predictions import Predictions, find_confident_mistakes, read_predictions
+from skinmm.evaluation.predictions import Predictions, find_confident_mistakes
 from skinmm.images.source import read_source
 from skinmm.models.checkpoint import update_card
 from skinmm.models.network import Network, full_precision
@@ -29,12 +23,11 @@ from skinmm.predict.embedder import EmbeddingIndex, pool_tokens
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer, explain_case
 from skinmm.predict.loading import CaseImage
-from skinmm.report import write_anonymous_report
-from skinmm.report.blocks import join_pictures, order_metrics
+from skinmm.report.blocks import join_pictures
 from skinmm.training.calibrate import FittedDecision, SplitOutputs
 from skinmm.training.module import RowCollector
 from skinmm.training.progress import print_stage
-from skinmm.training.run_folder import RunFolder, read_metrics, write_json
+from skinmm.training.run_folder import RunFolder, write_json
 from skinmm.training.trainer import run_stage, set_threads
 
 CURVE_POINTS: Final = 4  # of the missing-column curve, besides the complete record
@@ -220,72 +213,5 @@ def write_explanations(fold: TrainedFold) -> None:
     write_json(folder / "mistakes.json", explanations)
 
 
-def upload_to_wandb(config: Config, folder: RunFolder, trainer: pl.Trainer) -> None:
-    """Upload a finished fold to Weights & Biases, if it is the logger, and end its W&B run.
-
-    The upload consists of metrics with intervals, plots, predictions, report and checkpoint,
-    without images and without ids of images and patients unless `logger.images` is set.
-    """
-    run, with_ids = folder.path, config.logger.images
-    logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-    if logger is None:
-        return
-    tracked = logger.experiment
-    metrics = read_metrics(run)
-    tracked.summary.update(
-        {
-            f"{part}/{name}{suffix}": entry[bound]
-            for part in ("val", "test")
-            for name, entry in {
-                **order_metrics(metrics[part]["metrics"]),
-                **metrics[part]["metrics"],
-            }.items()
-            for bound, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
-            if entry.get(bound) is not None
-        }
-    )
-    file = run / "predictions" / "test.csv"
-    predictions = read_predictions(file, positive=metrics["positive"])
-    table = pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
-    hidden = [] if with_ids else ["image_id", "patient_id", "lesion_id", "images"]
-    with tempfile.TemporaryDirectory() as temporary:
-        shared = Path(temporary) / "report.html"
-        page = run / "report.html" if with_ids else write_anonymous_report(run, shared)
-        tracked.log(
-            {
-                "report": wandb.Html(page.read_text(encoding="utf-8"), inject=False),
-                "test/predictions": wandb.Table(
-                    dataframe=table.drop(columns=hidden, errors="ignore")
-                ),
-                **_plots(predictions, metrics["threshold"]["value"]),
-            }
-        )
-    upload_files(trainer, [run / "checkpoints" / "best.ckpt", run / "card.md"])
-
-
-def upload_files(trainer: pl.Trainer, files: Sequence[Path]) -> None:
-    """Upload the files of a model, if Weights & Biases is the logger, and end its W&B run."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            tracked = logger.experiment
-            checkpoint = wandb.Artifact(f"skinmm-{tracked.id}", type="model")
-            for file in files:
-                checkpoint.add_file(str(file))
-            tracked.log_artifact(checkpoint)
-            tracked.finish()  # the next fold starts its own
-
-
-def _plots(predictions: Predictions, threshold: float) -> dict[str, Any]:
-    classes, scores = list(predictions.classes), predictions.probabilities.tolist()
-    called, truth = predictions.predicted_classes(threshold).tolist(), predictions.target.tolist()
-    return {
-        "test/confusion": wandb.plot.confusion_matrix(None, truth, called, classes),
-        "test/roc": wandb.plot.roc_curve(truth, scores, labels=classes),
-        "test/precision_recall": wandb.plot.pr_curve(truth, scores, labels=classes),
-    }
-
-
 EXTRAS: Final = (predict_missing_columns, store_background, store_index, explain_mistakes)
 """Functions that `train_fold` calls on all processes before the evaluation."""
-AFTER_REPORT: Final = (upload_to_wandb,)
-"""Functions that `train_fold` calls on rank 0 when metrics and report are written."""

@@ -22,7 +22,7 @@ from skinmm.models.fusion import FUSIONS
 from skinmm.training.autotune import choose_lr
 from skinmm.training.calibrate import FittedDecision, SplitOutputs, fit_decision, pool_folds
 from skinmm.training.distributed import open_run
-from skinmm.training.extras import build_index, sample_background, upload_files
+from skinmm.training.extras import build_index, sample_background
 from skinmm.training.fold import (
     build_classifier,
     describe_inputs,
@@ -34,6 +34,7 @@ from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import require_same_split
 from skinmm.training.progress import print_duration
 from skinmm.training.run_folder import RunFolder
+from skinmm.training.trackers import upload_files
 from skinmm.training.trainer import build_trainer, set_threads
 
 NOTE: Final = (

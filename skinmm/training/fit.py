@@ -35,6 +35,7 @@ from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS
 from skinmm.training.progress import print_stage
 from skinmm.training.run_folder import RunFolder, read_metrics, write_json
+from skinmm.training.trackers import require_packages
 from skinmm.training.trainer import silence_libraries
 
 Train = Callable[[Config, RunFolder], dict[str, Any]]
@@ -57,6 +58,7 @@ def fit(config: Config, path: Path, *, starts_processes: bool = False) -> dict[s
         KeyboardInterrupt: after Ctrl-C; a usable `checkpoints/last.ckpt` was written before.
     """
     silence_libraries()
+    require_packages(config)
     check_components(config)
     size = resolve_image_size(config.model, CUSTOM)
     # Folds share the settings of the trainer, in which measured choices replace `auto`.

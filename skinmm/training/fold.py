@@ -37,7 +37,7 @@ from skinmm.training.autotune import StepTime, choose_lr, tune
 from skinmm.training.calibrate import SplitOutputs, fit_decision, write_evaluation
 from skinmm.training.callbacks import SEVERAL
 from skinmm.training.distributed import is_leader, open_run
-from skinmm.training.extras import AFTER_REPORT, EXTRAS, TrainedFold
+from skinmm.training.extras import EXTRAS, TrainedFold
 from skinmm.training.fitted_heads import fit_head
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_same_finder, require_usable_split
@@ -47,6 +47,7 @@ from skinmm.training.module import BaseModule, Classifier
 from skinmm.training.progress import print_duration, print_stage
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
 from skinmm.training.teacher import load_teacher
+from skinmm.training.trackers import log_config, upload_run
 from skinmm.training.trainer import build_trainer, log_test, run_stage, set_threads
 from skinmm.vocabulary import name_units
 
@@ -89,6 +90,7 @@ def train_fold(
     load_features(config, data, module.network, trainer, run)
     if trainer.is_global_zero:
         write_facts(run, data.cohort, trainer)
+        log_config(config, trainer)
         write_json(run.path / "audit.json", findings)
         announce(run, data, module, trainer, findings, step)
 
@@ -128,8 +130,7 @@ def write_results(fold: TrainedFold, facts: dict[str, Any]) -> dict[str, Any]:
     write_json(run.path / "metrics.json", metrics)
     print_stage(config, "writing the report")
     write_report(run.path)
-    for upload in AFTER_REPORT:
-        upload(config, run, fold.trainer)
+    upload_run(config, run, fold.trainer)
     return metrics
 
 

@@ -11,24 +11,22 @@ from typing import Any, Final
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from skinmm.config import Config, to_mapping
-from skinmm.config.checkpoints import is_part_of_run
+from skinmm.config import Config
 from skinmm.config.cores import count_cores
 from skinmm.errors import InputError, Terminated
 from skinmm.training.callbacks import (
     AtomicCheckpointIO,
     AverageWeights,
-    History,
     Patience,
     RunCheckpoints,
 )
 from skinmm.training.distributed import is_torchrun
 from skinmm.training.progress import Progress
+from skinmm.training.trackers import LOGGERS
 
 PRECISIONS: Final[dict[str, Any]] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 THREADS: Final = min(torch.get_num_threads(), count_cores())
@@ -177,32 +175,3 @@ def _choose_precision(setting: str, accelerator: str) -> Any:
     if accelerator == "gpu":
         return PRECISIONS["bf16" if torch.cuda.is_bf16_supported() else "16"]
     return PRECISIONS["bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32"]
-
-
-def _wandb(config: Config, run: Path) -> list[Logger]:
-    options = config.logger
-    # Parts of a run, and runs of a grid, have names that are unique in their parent folder only.
-    is_nested = is_part_of_run(run.name)
-    earlier = sorted((run / "wandb").glob("*run-*-*"))
-    logger = WandbLogger(
-        name=f"{run.parent.name}/{run.name}" if is_nested else run.name,
-        save_dir=run,
-        project=options.project,
-        entity=options.entity,
-        group=options.group or (run.parent.name if is_nested else None),
-        id=earlier[-1].name.rpartition("-")[2] if earlier and config.resume else None,
-        resume="allow" if config.resume else None,
-        config=to_mapping(config),
-    )
-    return [History(run / "history.csv"), logger]
-
-
-LOGGERS: Final[dict[str, Callable[[Config, Path], list[Logger]]]] = {
-    "csv": lambda _, run: [History(run / "history.csv")],
-    "tensorboard": lambda _, run: [
-        History(run / "history.csv"),
-        TensorBoardLogger(run, name=None, version="tensorboard"),
-    ],
-    "wandb": _wandb,
-    "none": lambda _, __: [],
-}

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from markupsafe import Markup, escape
 
+from skinmm.errors import require_package
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -63,6 +65,7 @@ def figure(draw: Callable[Concatenate["Axes", P], str]) -> Callable[P, Markup]:
 
     @wraps(draw)
     def render(*args: P.args, **kwargs: P.kwargs) -> Markup:
+        require_package("matplotlib", "drawing figures", "train")
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
