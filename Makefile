@@ -101,7 +101,7 @@ wheel: | python  ## build the wheel into dist/
 
 install-wheel: | $(IN_VENV)  ## install the wheel of dist/ with EXTRAS into VENV, without the checkout
 	$(IN_VENV) -m pip install $(PIP_ARGS) -c constraints.txt \
-		"$(lastword $(sort $(wildcard $(DIST)/skinmm-*.whl)))[$(EXTRAS)]"
+		"$(lastword $(sort $(wildcard $(DIST)/skinmm-*.whl)))$(if $(EXTRAS),[$(EXTRAS)])"
 
 dist: $(STAMP)  ## build wheel and source archive into dist/, and check what is in them
 	$(IN_VENV) -m hatchling build -d $(DIST)

@@ -6,7 +6,8 @@ from typing import Any, Final
 __version__ = "0.2.0"
 
 _MODULES: Final = {
-    "skinmm.cli.api": ("compare", "evaluate", "fit", "load_cohort", "load_run"),
+    "skinmm.cli.api": ("build_config", "compare", "evaluate", "fit", "load_cohort", "load_run"),
+    "skinmm.config.schema": ("Config",),
     "skinmm.training.results": ("Comparison", "Evaluation", "Run"),
     "skinmm.config.registry": (
         *("register_adapter", "register_augment", "register_backbone", "register_encoder"),

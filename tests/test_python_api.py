@@ -125,6 +125,32 @@ def test_mistakes_are_refused(words: list[str], settings: dict[str, object], mes
         skinmm.fit(*words, **settings)  # type: ignore[arg-type]
 
 
+def test_a_config_trains_what_its_settings_train(run: "skinmm.Run", tmp_path: Path) -> None:
+    words = [word for word in QUICK if not word.startswith(("model=", "trainer="))]
+    data = {"limit": 48, "columns": ["age", "sex"]}
+    config = skinmm.build_config(*words, model="tiny", trainer="debug", data=data)
+    config.seed = 3
+    again = skinmm.fit(config, output=tmp_path / "again")
+    assert again.config == run.config
+    pd.testing.assert_frame_equal(again.predictions, run.predictions)
+
+
+def test_a_config_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    config = skinmm.build_config(model="tiny")
+    with pytest.raises(InputError, match=r"needs output=FOLDER"):
+        skinmm.fit(config)
+    with pytest.raises(InputError, match="one Config or settings, not both"):
+        skinmm.fit(config, "seed=1", output=tmp_path)
+    with pytest.raises(InputError, match="one Config or settings, not both"):
+        skinmm.fit(config, seed=1, output=tmp_path)
+    config.trainer.max_epochs = 0
+    with pytest.raises(InputError, match=r"trainer.max_epochs=0: must be between 1"):
+        skinmm.fit(config, output=tmp_path)
+    config.trainer.max_epochs, config.resume = 1, str(tmp_path)
+    with pytest.raises(InputError, match=r"use skinmm.fit\(resume=FOLDER\)"):
+        skinmm.fit(config, output=tmp_path)
+
+
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a finished run .*skinmm.fit"):
         skinmm.load_run(tmp_path)

@@ -1,6 +1,6 @@
 """The Python API: training, runs, evaluation and comparison for scripts and notebooks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from skinmm.config.cores import prepare_threads
 from skinmm.errors import InputError
 
 if TYPE_CHECKING:
+    from skinmm.config import Config
     from skinmm.training.results import Comparison, Evaluation, Run
 
 
@@ -22,12 +23,24 @@ class Interrupted(KeyboardInterrupt):
         return [str(self)]
 
 
-def fit(*overrides: str, output: str | Path | None = None, **settings: Any) -> "Run":
+def build_config(*overrides: str, **settings: Any) -> "Config":
+    """Return the checked configuration of a training, whose attributes may be changed before `fit`.
+
+    The arguments are those of `fit`, such as `build_config("data.root=DIR", model="effnet_b0")`.
+    """
+    from skinmm.cli.compose import compose_config
+    from skinmm.cli.main import TRAIN
+
+    config: Config = compose_config([*overrides, *_to_overrides(settings)], TRAIN)[0]
+    return config
+
+
+def fit(*overrides: "str | Config", output: str | Path | None = None, **settings: Any) -> "Run":
     """Train, test and report a model, in this process.
 
     Args:
-        overrides: `KEY=VALUE`, as on the command line of `train.py`.
-        output: run folder; None: `runs/DATE_MODEL_FUSION`.
+        overrides: `KEY=VALUE`, as on the command line of `train.py`, or one `Config`.
+        output: run folder; None: `runs/DATE_MODEL_FUSION`. A `Config` needs one.
         settings: groups and top-level settings by name, such as `model="effnet_b0"` or `seed=1`; a
             mapping has the settings of a section: `trainer={"max_epochs": 5}`.
 
@@ -37,12 +50,17 @@ def fit(*overrides: str, output: str | Path | None = None, **settings: Any) -> "
     """
     from skinmm.cli.compose import compose_config
     from skinmm.cli.main import TRAIN, start
+    from skinmm.config import Config
     from skinmm.training.results import Run
 
     prepare_threads()
-    words = [*overrides, *_to_overrides(settings)]
-    words += [] if output is None else [f"hydra.run.dir={output}"]
-    config, folder = compose_config(words, TRAIN)
+    words = [*_to_overrides(settings)]
+    if any(isinstance(item, Config) for item in overrides):
+        config, folder = _check_config(overrides, output, words), Path(str(output))
+    else:
+        words = [*map(str, overrides), *words]
+        words += [] if output is None else [f"hydra.run.dir={output}"]
+        config, folder = compose_config(words, TRAIN)
     if config.study.arms or config.trainer.devices not in ("auto", 1):
         raise InputError("fit trains one run in this process; use python train.py for several")
     if config.resume is None:
@@ -55,6 +73,23 @@ def fit(*overrides: str, output: str | Path | None = None, **settings: Any) -> "
         advice = f"; to resume: skinmm.fit(resume={str(folder)!r})" if has_run else ""
         raise Interrupted(f"interrupted{advice}") from error
     return Run(folder)
+
+
+def _check_config(given: Sequence[Any], output: str | Path | None, words: list[str]) -> "Config":
+    """Return a copy of the configuration that `fit` was given, whose values are checked."""
+    from skinmm.config import Config, from_mapping, to_mapping
+    from skinmm.config.registry import load_plugins
+
+    if len(given) > 1 or words:
+        raise InputError(
+            "fit takes one Config or settings, not both; change attributes of the Config"
+        )
+    if output is None:
+        raise InputError("fit(Config) needs output=FOLDER, the run folder")
+    if given[0].resume:
+        raise InputError("a Config resumes no run; use skinmm.fit(resume=FOLDER)")
+    load_plugins(given[0].plugins)
+    return from_mapping(Config, to_mapping(given[0]))
 
 
 def load_run(path: str | Path) -> "Run":

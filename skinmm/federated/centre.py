@@ -48,6 +48,7 @@ from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_usable_split
 from skinmm.training.module import Classifier
 from skinmm.training.run_folder import RunFolder
+from skinmm.training.trackers import require_packages
 from skinmm.training.trainer import build_trainer, run_stage, set_threads
 
 
@@ -116,6 +117,7 @@ class Centre:
         """Read the cohort, and return what the centres have to agree on, without rows."""
         if self._config is None:
             config = localise(from_mapping(Config, question["config"]), self._local, self._cache)
+            require_packages(config)
             check_components(config)
             size = resolve_image_size(config.model, CUSTOM)
             config = replace(config, model=replace(config.model, image_size=size))

@@ -26,8 +26,10 @@ HIDDEN: Final = ["image_id", "patient_id", "lesion_id", "images"]  # columns tha
 
 
 def require_packages(config: Config) -> None:
-    """Refuse a training whose report or logger needs a package that is not installed."""
+    """Refuse a training whose report, segmenter or logger needs a package that is absent."""
     require_package("matplotlib", "the report of a training", "train")
+    if config.task == "segmentation" and config.segmenter.name == "unet":
+        require_package("segmentation_models_pytorch", "segmenter=unet", "train")
     name = config.logger.name
     if name in EXTRA_OF:
         require_package(name, f"logger={name}", EXTRA_OF[name])
