@@ -210,15 +210,12 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 def save_compact(source: Path, target: Path, *, halve: bool = True, **changes: Any) -> None:
     """Write a checkpoint of one network as a safetensors file, which loads like the checkpoint.
 
-    With `halve` matrices have 16 bits. Vectors have 32, as variances may be too small for 16. The
-    header contains the card as JSON, without its tensors, which are tensors of the file. `changes`
-    are new values of attributes of the card.
+    With `halve` matrices have 16 bits, vectors 32, as variances may be too small for 16. The header
+    has the card as JSON, whose tensors are tensors of the file, with the attributes `changes`.
     """
     content, card = _load(source)
-    tensors = {
-        f"{WEIGHTS}{name}": to_16_bits(value) if halve else value.contiguous()
-        for name, value in content["state_dict"].items()
-    }
+    pack = to_16_bits if halve else Tensor.contiguous
+    tensors = {f"{WEIGHTS}{name}": pack(v) for name, v in content["state_dict"].items()}
 
     def extract(value: Any, name: str) -> Any:
         if isinstance(value, Tensor):
