@@ -1,5 +1,6 @@
 """Publish the network of a run on the Hugging Face Hub, with a card that states its licence."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ OF_DATASET: Final = {
 }
 """Licence of the images of datasets whose tables state none for each image."""
 
+FOLDERS: Final = re.compile(r"(?<![\w.:/<])/(?:[^\s/'\",\]]+/)+")
+"""Folders of an absolute path in a text; addresses such as https://HOST/PAGE have none."""
+
 
 def push(config: PushConfig) -> int:
     """Upload weights, configuration and card of a run to a repository of the Hub."""
@@ -43,7 +47,7 @@ def push(config: PushConfig) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_compact(checkpoint, folder / HUB_FILE, halve=False, **changes)
-        text = (run / "card.md").read_text(encoding="utf-8")
+        text = FOLDERS.sub("", (run / "card.md").read_text(encoding="utf-8"))
         readme = f"---\n{describe(card, config.hub, licence)}\n---\n\n{text}"
         (folder / "README.md").write_text(f"{readme}\n{USE.format(hub=config.hub)}", "utf-8")
         try:
