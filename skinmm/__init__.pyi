@@ -1,6 +1,7 @@
 """Types of the names that `skinmm` imports on first use."""
 
-from skinmm.cli.api import compare, evaluate, fit, load_cohort, load_run
+from skinmm.cli.api import build_config, compare, evaluate, fit, load_cohort, load_run
+from skinmm.config import Config
 from skinmm.config.registry import (
     register_adapter,
     register_augment,
@@ -18,10 +19,12 @@ from skinmm.training.results import Comparison, Evaluation, Run
 
 __all__ = [
     "Comparison",
+    "Config",
     "Evaluation",
     "InputError",
     "Predictor",
     "Run",
+    "build_config",
     "compare",
     "evaluate",
     "fit",

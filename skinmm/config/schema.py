@@ -156,6 +156,7 @@ class ModelConfig:
         "store names, diagnoses and embeddings of the training images in the checkpoint, so that "
         "explanations show similar ones; share such a checkpoint like the images",
         task=CLASSIFY,
+        shared=False,
     )
     drop_record: float = fraction(
         0.0, "fraction of training rows without record", task=CLASSIFY, neural=True, shared=True

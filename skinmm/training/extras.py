@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float64, Int, Int64
