@@ -1,4 +1,4 @@
-"""Exceptions that a user can fix, one-line messages on the terminal, and SIGTERM."""
+"""Exceptions for errors of input, one-line messages on the terminal, and SIGTERM."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ MAX_WORDS: Final = 10  # of a list in a message
 
 
 class InputError(ValueError):
-    """An option, file, table or image that cannot be used; the message names what to do."""
+    """Unusable option, file, table or image; the message states the remedy."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM from `docker stop`, a batch system or systemd; handled like Ctrl-C."""
+    """SIGTERM, for example from `docker stop`, a batch system or systemd; handled like Ctrl-C."""
 
 
 def is_utf8(name: str) -> bool:
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print to standard output at once, also where it is a file or a pipe."""
+    """Print to standard output and flush it."""
     print(text, flush=True)  # noqa: T201
 
 
@@ -48,7 +48,7 @@ def print_error(text: str) -> None:
 
 
 def show_invisible(text: str) -> str:
-    """Return a text with characters that a terminal shows as nothing or as a space escaped."""
+    """Escape the characters of a text that a terminal shows as nothing or as a space."""
     if text.isascii():
         return text
     return "".join(

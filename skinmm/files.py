@@ -1,4 +1,4 @@
-"""Files: the reader of tables, the suffixes of images, and atomic writes."""
+"""Files: reading of tables, suffixes of images, and atomic writes."""
 
 import csv
 import gzip
@@ -135,7 +135,7 @@ def _check_names(header: Sequence[str], path: Path | str) -> list[str]:
 
 @contextmanager
 def _reading(path: Path | str) -> Iterator[None]:
-    """Turn errors of reading a file into `InputError`."""
+    """Convert errors of reading a file to `InputError`."""
     try:
         yield
     except InputError:
@@ -178,7 +178,7 @@ def _find_separator(file: TextIOWrapper) -> str:
 
 
 def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
-    """Read the cells of a CSV or an Excel file, one list a row, the header first."""
+    """Yield the rows of a CSV or an Excel file as lists of cells, the header first."""
     if str(path).lower().endswith(EXCEL_SUFFIXES):
         yield from _read_excel(path, file)
         return
@@ -196,7 +196,7 @@ def _read_records(path: Path | str, file: Any) -> Iterator[list[str]]:
 
 
 def _read_unquoted_csv(path: Path | str) -> pd.DataFrame | None:
-    """Read a CSV without quotation marks by pandas, which is faster; None: use `_read_records`."""
+    """Read a CSV without quotation marks by pandas, which is faster; return None for any other."""
     if str(path).lower().endswith(EXCEL_SUFFIXES):
         return None
     with _open_csv(path, None) as (file, separator):
@@ -261,7 +261,7 @@ def _read_parquet(path: Path | str, file: Any, size: int) -> Iterator[pd.DataFra
 
 
 def read_costs(costs: Any) -> Any:
-    """Return the mapping in a YAML file of `evaluation.costs`; other values stay as they are."""
+    """Return the mapping in a YAML file of `evaluation.costs`; other values are unchanged."""
     if not isinstance(costs, str):
         return costs
     try:
@@ -300,6 +300,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder and its subfolders."""
+    """Remove temporary files of killed processes from a folder and its subfolders."""
     for partial in folder.rglob("*.part"):
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Contract tests of components, of this package and your own: `check_fusion(MyBlock)`."""
+"""Contract tests for components of this package and of plug-ins: `check_fusion(MyBlock)`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ Make = Callable[[], Any]  # builds a module with `dim`, the width of its output
 
 
 class ContractError(AssertionError):
-    """A component that breaks the contract of its kind."""
+    """Violation of the contract of a component."""
 
 
 def check_fusion(block: type[Fusion]) -> None:
@@ -89,7 +89,7 @@ def check_encoder(encoder: type[Tabular]) -> None:
 
 
 def check_backbone(network: Callable[..., nn.Module], size: int = 64) -> None:
-    """Check a network of pixels (b, 3, size, size) -> (b, num_features), and its token features."""
+    """Check an image network, (b, 3, size, size) -> (b, num_features), and its token features."""
     torch.manual_seed(0)
     net: Any = network()
     pixels, net.dim = _random(3, 3, size, size), net.num_features
@@ -102,7 +102,7 @@ def check_backbone(network: Callable[..., nn.Module], size: int = 64) -> None:
 
 
 def check_head(build: Callable[..., nn.Module], features: Tensor | None = None) -> None:
-    """Check a head on the features of a fusion block; its gradients if it has weights to train."""
+    """Check a head on the features of a fusion block, with gradients if it has trained weights."""
     fusion = Concat(WIDTHS["image"], WIDTHS["record"])
     features = _random(ROWS, fusion.dim) if features is None else features
     make = partial(build, fusion, CLASSES, WIDTHS["image"])
@@ -117,7 +117,7 @@ def check_head(build: Callable[..., nn.Module], features: Tensor | None = None) 
 
 
 def check_loss(loss: Callable[[Tensor], Any]) -> None:
-    """Check a loss of three classes, and of classes without rows."""
+    """Check a loss with three classes, also if some have no row."""
     logits, target = _random(12, CLASSES).requires_grad_(), torch.arange(12) % CLASSES
     built, order = loss(torch.tensor([60, 30, 10])), torch.arange(12).flip(0)
     value = built(logits, target)
@@ -134,7 +134,7 @@ def check_loss(loss: Callable[[Tensor], Any]) -> None:
 
 
 def check_sampler(sampler: Callable[[], RowSampler]) -> None:
-    """Check draws of a sampler, and that `prior` is the share of each class in them."""
+    """Check the draws of a sampler, and that `prior` matches their class shares."""
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [150, 40, 10]))
     groups, keys = np.arange(200) // 2, [(seed, epoch) for seed in (0, 1) for epoch in range(40)]
     draws = [sampler().draw(labels, groups, *key) for key in keys]
@@ -152,7 +152,7 @@ def check_sampler(sampler: Callable[[], RowSampler]) -> None:
 
 
 def check_adapter(adapter: Adapter, data: DataConfig | None = None, **args: Any) -> None:
-    """Check an adapter with `args` on the cohort of `data`: complete rows, equal at every call."""
+    """Check an adapter with `args` on the cohort of `data`: complete and reproducible rows."""
     config = data or DataConfig()
     rows, again = (add_targets(adapter(config, **args), config) for _ in range(2))
     _require(not rows.empty and rows.equals(again), "rows: none, or others at the second call")
@@ -163,7 +163,7 @@ def check_adapter(adapter: Adapter, data: DataConfig | None = None, **args: Any)
 
 
 def check_block(make: Make, inputs: Inputs) -> None:
-    """Check a module that maps features (`inputs`, None where it has none) to width `dim`."""
+    """Check a module that maps features to width `dim`; unused `inputs` are None."""
     torch.manual_seed(0)
     block = make()
     for check in (check_width, check_gradients, check_open, check_rows):
@@ -172,7 +172,7 @@ def check_block(make: Make, inputs: Inputs) -> None:
 
 
 def check_width(block: Any, inputs: Inputs) -> None:
-    """Check that the output has the declared width, a row for each row, and finite values."""
+    """Check that the output has the declared width, one row per input row, and finite values."""
     output, rows = block.eval()(*inputs), max(len(each) for each in inputs if each is not None)
     shape = tuple(output.shape)
     _require(shape == (rows, block.dim), f"width: {shape} for {rows} rows of declared {block.dim}")
@@ -180,7 +180,7 @@ def check_width(block: Any, inputs: Inputs) -> None:
 
 
 def check_gradients(block: Any, inputs: Inputs) -> None:
-    """Check that in training the loss reaches every input and every parameter."""
+    """Check that gradients reach every input and every parameter in training."""
     for index, slope in _slopes(block.train(), inputs).items():
         _require(slope, f"gradient: none reaches input {index}")
     for name, parameter in block.named_parameters():
@@ -197,7 +197,7 @@ def check_open(block: Any, inputs: Inputs) -> None:
 
 
 def check_rows(block: Any, inputs: Inputs) -> None:
-    """Check that in evaluation the output of a row is a function of that row alone."""
+    """Check that rows do not influence each other in evaluation."""
     block.eval()
     with torch.no_grad():
         together = block(*inputs)
@@ -208,7 +208,7 @@ def check_rows(block: Any, inputs: Inputs) -> None:
 
 
 def check_state(make: Make, inputs: Inputs) -> None:
-    """Check that a new module with the state of an old one gives the same output."""
+    """Check that a new module with a saved state gives the same output."""
     old, new = make().eval(), make().eval()
     new.load_state_dict(old.state_dict())
     with torch.no_grad():
@@ -230,7 +230,7 @@ def _random(*shape: int, seed: int = 3) -> Tensor:
 
 
 def _slopes(block: nn.Module, inputs: Inputs) -> dict[int, float]:
-    """Return the root mean square slope of the output along each input of floating numbers."""
+    """Return the root mean square slope of the output along each floating-point input."""
     leaves = [
         each.clone().requires_grad_() if each is not None and each.is_floating_point() else each
         for each in inputs

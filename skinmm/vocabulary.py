@@ -1,4 +1,4 @@
-"""Canonical columns, words and units of a patient record; a missing value stays missing."""
+"""Canonical columns, words and units of a patient record."""
 
 import re
 import unicodedata
@@ -130,12 +130,12 @@ def count_table_rows(table: Table) -> int:
 
 
 def _normalise(value: Any) -> str:
-    """Convert to lower case, with one space for each run of space, `_` and `-`; "" if missing."""
+    """Convert to lower case, and each run of spaces, `_` and `-` to one space; "" if missing."""
     return "" if pd.isna(value) else re.sub(r"[\s_-]+", " ", str(value).lower()).strip()
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell is empty or contains a word for "unknown"."""
+    """Return whether a cell is empty or a word for "unknown"."""
     if not isinstance(value, str) and pd.isna(value):
         return True
     return str(value).strip().lower() in _EMPTY
@@ -193,7 +193,7 @@ CONVERTERS: Final[dict[str, Any]] = {"age": parse_age, "sex": parse_sex, "site":
 
 
 def map_unique(column: "pd.Series[Any]", function: Callable[[Any], Any]) -> "pd.Series[Any]":
-    """Map a column with one call of the function per distinct value; missing cells stay missing."""
+    """Map a column with one function call per distinct value; missing cells stay missing."""
     return column.map({value: function(value) for value in column.dropna().unique()})
 
 
@@ -204,7 +204,7 @@ def parse_numbers(cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
 
 
 def parse_truth(value: Any) -> str | None:
-    """Return `true` or `false` for true, yes, y, t, 1 and their opposites in any case, or None."""
+    """Return `true` or `false` for true, yes, y, t, 1 or their opposites in any case, else None."""
     return _TRUTH.get(str(value).strip().lower())
 
 
@@ -223,7 +223,7 @@ def parse_column(cells: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarra
 
 
 def column_key(name: Any) -> str:
-    """Return the key for comparing column names: letters and digits in lower case."""
+    """Return the letters and digits of a column name in lower case, for comparisons."""
     return re.sub(r"[\W_]+", "", str(name).lower())
 
 
@@ -260,7 +260,7 @@ COLUMN_KEYS: Final = {
 
 
 def rename_columns(table: pd.DataFrame, further: Collection[str] = ()) -> pd.DataFrame:
-    """Rename columns with a known name to the canonical name, see `match_columns`."""
+    """Rename columns with a known name to their canonical names; see `match_columns`."""
     return table.rename(columns=match_columns(table.columns, further))
 
 
@@ -285,7 +285,7 @@ def normalise_name(value: Any) -> str:
 
 
 def resolve_patients(table: pd.DataFrame) -> "pd.Series[Any]":
-    """Return the patient of each row; if unknown, its lesion or else its image."""
+    """Return the patient of each row, or else its lesion, or else its image."""
     names = [name for name in ("patient_id", "lesion_id", "image_id") if name in table]
     patients = table[names[0]].astype(object)
     for name in names[1:]:
@@ -297,7 +297,7 @@ UNITS: Final = ("patient", "lesion", "image")
 
 
 def name_units(table: pd.DataFrame) -> "pd.Series[str]":
-    """Return the unit that `resolve_patients` uses for each row: `patient`, `lesion` or `image`.
+    """Return the unit of `resolve_patients` for each row: `patient`, `lesion` or `image`.
 
     Cohorts store the resolved name, so a patient with the name of the lesion or image counts as
     unknown.
@@ -314,7 +314,7 @@ _SPLITS: Final = ("part", "split", "fold", "subset", "set", "partition")
 
 
 def describe_unused_columns(names: Iterable[str], advice: str = "") -> str:
-    """Describe unused columns in a clause, with advice for columns of splits; "" for none."""
+    """Describe unused columns, with advice for columns of splits; "" if there are none."""
     marked = [
         f"{name} (looks like a split{advice.replace('COLUMN', name)})"
         if column_key(name) in _SPLITS

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a training, as one line in a notebook instead of a traceback."""
+    """Ctrl-C during training, shown in a notebook as one line instead of a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 def build_config(*overrides: str, **settings: Any) -> "Config":
-    """Return the checked configuration of a training, whose attributes may be changed before `fit`.
+    """Return the checked configuration of a run; its attributes may be changed before `fit`.
 
     The arguments are those of `fit`, such as `build_config("data.root=DIR", model="effnet_b0")`.
     """
@@ -36,7 +36,7 @@ def build_config(*overrides: str, **settings: Any) -> "Config":
 
 
 def fit(*overrides: "str | Config", output: str | Path | None = None, **settings: Any) -> "Run":
-    """Train, test and report a model, in this process.
+    """Train, test and report a model in this process.
 
     Args:
         overrides: `KEY=VALUE`, as on the command line of `train.py`, or one `Config`.
@@ -180,7 +180,7 @@ def _to_evaluation(system: "Evaluation | pd.DataFrame | str | Path") -> "Evaluat
 
 
 def _to_overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield keyword arguments as overrides; mappings have the settings of sections."""
+    """Yield keyword arguments as overrides; a mapping gives the settings of a section."""
     from skinmm.cli.overrides import quote, quote_list
 
     for name, value in settings.items():

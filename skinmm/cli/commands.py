@@ -44,7 +44,7 @@ class Command:
 
     @property
     def help(self) -> str:
-        """Return what the command does, in one line."""
+        """Return the one-line description of the command."""
         return (self.schema.__doc__ or "").partition("\n")[0].rstrip(".")
 
     def __call__(self, config: Any) -> int:
@@ -130,7 +130,7 @@ def run_explore(config: data_schemas.ExploreConfig) -> int:
 
 
 def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> int:
-    """Pack a cohort, on Apache Spark if the configuration has a master, or verify a pack."""
+    """Pack a cohort (on Apache Spark if `master` is set), or verify a pack."""
     from skinmm.data.pack import pack
     from skinmm.data.packed import verify_pack
     from skinmm.images.source import read_source
@@ -295,7 +295,7 @@ def _to_cohort(table: "pd.DataFrame", data: DataConfig, notes: Sequence[str] = (
 
 
 def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str, Any]]":
-    """Return the near duplicates, the rows with image sizes, and the number of images compared."""
+    """Return near duplicates, the rows with image sizes, and the number of compared images."""
     import pandas as pd
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Configurations that Hydra composes from `conf` and overrides: for the API, and for the help."""
+"""Configurations composed by Hydra from `conf` and overrides, for the API and the help."""
 
 import re
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def store_config(command: Command) -> None:
 
 
 def compose_config(overrides: Sequence[str], command: Command) -> tuple[Any, Path]:
-    """Return the typed configuration of overrides, and the folder of its run, which is not made.
+    """Return the typed configuration of overrides and its run folder, without creating the folder.
 
     Raises:
         InputError: an unknown setting, group or value.
@@ -128,7 +128,7 @@ def print_help(argv: list[str], command: Command) -> int:
 
 
 def _format_usage(command: Command) -> str:
-    """Format two example command lines: required settings only, then useful ones as well."""
+    """Format two example command lines: the required settings only, and with useful ones added."""
     positional = keys_with(command.schema, "positional")
     words, others = ["  skinmm", command.name], [""]
     for item in fields(command.schema):

@@ -45,7 +45,7 @@ class JobError(Exception):
 
 
 class SweepFolders(Callback):
-    """Hydra callback that collects the folders of grids, which Hydra does not return."""
+    """Hydra callback that collects the folders of grids."""
 
     started: ClassVar[list[Path]] = []
 
@@ -223,7 +223,7 @@ def _check_folders(argv: list[str]) -> None:
 
 
 def _prepare(config: Any) -> Any:
-    """Run the plug-ins of a job, and return its configuration if all outputs are writable."""
+    """Run the plug-ins of a job and check its outputs; return its configuration."""
     schema = type(config)
     load_plugins(getattr(config, "plugins", []))
     if not any(attrgetter(key)(config) for key in keys_with(schema, "disables_output")):

@@ -46,7 +46,7 @@ def init(config: InitConfig) -> int:
     print_line(f"{root / source}: {len(table):,} rows; {len(pictures):,} images below {root}")
     print_line(", ".join(f"{key} <- {columns.get(key, '(none)')}" for key in MAPPED))
     if unused := [str(column) for column in table if column not in columns.values()]:
-        print_line(f"not used: {', '.join(unused)} (data.columns=[age,sex,site,COLUMN] uses more)")
+        print_line(f"not used: {', '.join(unused)} (to use: data.columns=[age,sex,site,COLUMN])")
     folders = _find_folders(root, pictures, table.get(columns.get("image_id", ""), ()))
     args = {"table": source, "columns": columns, "images": folders}
     settings: dict[str, Any] = {"name": "csv", "root": str(root), "args": args}
@@ -87,7 +87,7 @@ def _find_table(root: Path, named: str | None, pictures: list[Path]) -> str:
 
 
 def _find_folders(root: Path, pictures: list[Path], cells: Iterable[Any]) -> list[str]:
-    """Return the folders below `root` to which the paths in the cells of images are relative."""
+    """Return the folders below `root` to which image paths in the table are relative."""
     parents = {PurePosixPath(str(cell).replace("\\", "/")).parent.as_posix() for cell in cells}
     folders = set[str]()
     for folder in {"/" + path.parent.relative_to(root).as_posix() for path in pictures}:

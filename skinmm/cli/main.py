@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_single(argv: list[str], command: Command) -> int:
-    """Run a command once; arguments without KEY= are values of its positional setting."""
+    """Run a command once; arguments without KEY= set its positional setting."""
     prepare_threads()
     if {"-m", "--multirun"} & {*argv}:
         return refuse(f"skinmm {command.name} does not accept -m; start it once for each value")
@@ -273,7 +273,7 @@ def _other_process() -> int | None:
 
 
 def _take_part() -> int:
-    """Join the runs of rank 0, in a process that Lightning or torchrun started."""
+    """Join the runs of rank 0 in a process started by Lightning or torchrun."""
     from skinmm.training.distributed import end_with_parent, follow
 
     delay_sigterm()

@@ -1,4 +1,4 @@
-"""A study: the runs of an experiment, called arms, each in its own folder, and their comparison."""
+"""Studies: run the arms of an experiment, each in its own folder, and compare them."""
 
 import os
 from collections.abc import Callable, Sequence

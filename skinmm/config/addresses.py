@@ -1,4 +1,4 @@
-"""Network addresses that settings name."""
+"""Checks of network addresses in settings."""
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -15,13 +15,13 @@ def is_loopback(host: str) -> bool:
 
 
 def require_private(url: str, refusal: str) -> None:
-    """Refuse a URL of another protocol than HTTP, one with secrets, or plain HTTP to others.
+    """Refuse a URL that is not HTTP(S), contains a secret, or sends plain HTTP to another machine.
 
     `refusal` is the message about a user, password or query in it.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"url={parts.scheme}://...: not an address of https://")
+        raise InputError(f"url={parts.scheme}://...: must start with https://")
     if parts.username or parts.password or parts.query:
         raise InputError(refusal)
     if parts.scheme == "http" and not is_loopback(parts.hostname):

@@ -59,7 +59,7 @@ def check_final(config: Config) -> None:
         )
     if config.data.limit is not None:
         raise InputError(
-            f"final=true: trains on all rows, data.limit={config.data.limit} on some; remove one"
+            f"final=true trains on all rows, data.limit={config.data.limit} on a part; remove one"
         )
     if config.schedule.name == "plateau":
         raise InputError(
@@ -71,7 +71,7 @@ def check_final(config: Config) -> None:
 def _check_task(config: Config) -> None:
     """Refuse settings that the task would silently ignore."""
     if config.model.freeze and config.model.tune in ("norm", "lora"):
-        raise InputError(f"model.freeze=true is tune=head, not model.tune={config.model.tune}")
+        raise InputError(f"model.freeze=true means tune=head, not model.tune={config.model.tune}")
     task, monitor = config.task, config.trainer.monitor
     is_segmentation = task == "segmentation"
     if monitor != "val/loss" and is_segmentation != (monitor == "val/dice"):
@@ -96,7 +96,7 @@ def _check_task(config: Config) -> None:
 
 
 def check_fold(data: DataConfig, alternative: str = "") -> None:
-    """Check `data.fold`; `alternative` names a further allowed value."""
+    """Check `data.fold`; `alternative` describes another allowed value in the error message."""
     by_source, last = data.split == "source", data.folds - 1
     if by_source and data.folds != DataConfig().folds:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Settings of the commands that speak the formats of clinics: DICOM, DICOMweb and FHIR."""
+"""Settings of the commands for DICOM, DICOMweb and FHIR."""
 
 from dataclasses import dataclass
 from typing import Any

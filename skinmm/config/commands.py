@@ -219,7 +219,7 @@ class ReportPicturesConfig:
 
 @dataclass
 class ClinicConfig:
-    """Clinic for which predictive values and net benefit are restated."""
+    """Prevalence of a clinic, for its predictive values and net benefit."""
 
     prevalence: float | None = setting(
         None, "share of malignant lesions; null: as in training", low=0.0001, high=0.99
@@ -228,7 +228,7 @@ class ClinicConfig:
 
 @dataclass
 class ClinicAndCostsConfig(ClinicConfig):
-    """Clinic, and the costs of errors for which decision rules are compared."""
+    """Prevalence of a clinic, and costs of errors for comparing decision rules."""
 
     costs: Any = setting(
         None, "costs of errors: {TRUTH: {CALL: number}}, or a YAML file; null: those of the run"
@@ -305,7 +305,7 @@ class ServeConfig(InferenceConfig):
 
 @dataclass
 class FeedbackConfig:
-    """Compare predictions with verified diagnoses, and cases with the training data."""
+    """Compare predictions with confirmed diagnoses, and cases with the training data."""
 
     store: str = literal_path("", "case store: SQLite file or PostgreSQL URL", example="cases.db")
     checkpoint: Any = literal_path(

@@ -18,7 +18,7 @@ def count_cores(
 
 
 def prepare_threads() -> None:
-    """Set the environment of OpenMP, which its library reads once, when torch is imported.
+    """Set the environment of OpenMP, which is read once at the import of torch.
 
     Waiting threads sleep. By default they spin, which takes the cores from other processes: a
     network trains 4 to 39 times as slowly with two threads next to other work. Variables that the
@@ -31,7 +31,7 @@ def prepare_threads() -> None:
 
 
 def _iterate_quotas(cgroup: Path, cgroups: Path) -> Iterator[float]:
-    """Yield the quotas in cores of the control groups of this process, of version 1 and 2."""
+    """Yield the quotas, in cores, of the control groups (versions 1 and 2) of this process."""
     for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

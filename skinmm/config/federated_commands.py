@@ -8,12 +8,12 @@ from skinmm.config.setting import literal_path, output_path, section, setting
 
 STRATEGIES: Final = ("fedavg", "fedprox", "fedbn", "fedadam")
 SHARED: Final = ("rows", "prevalence", "auroc")
-INSECURE: Final = "connect off loopback without TLS and client keys"
+INSECURE: Final = "allow other addresses than loopback without TLS and client keys"
 
 
 @dataclass
 class FederationConfig(Config):
-    """Settings of a run that several centres train, and of their federation."""
+    """Settings of a federation and of the run that its centres train."""
 
     rounds: int = setting(10, "rounds of training", low=1, high=100_000)
     local_epochs: int = setting(1, "epochs of a client in a round", low=1, high=1000)
@@ -41,14 +41,14 @@ class FederationConfig(Config):
 
 @dataclass
 class FederateSimulateConfig(FederationConfig):
-    """Train across the sources of a cohort as clients on this machine (data.split=source)."""
+    """Train across simulated clients on this machine, one for each source (data.split=source)."""
 
     min_clients: int = setting(1, "clients that a round needs", low=1, high=10_000)
 
 
 @dataclass
 class FederateServerConfig(FederationConfig):
-    """Coordinate training across centres; sends the configuration, receives arrays only."""
+    """Coordinate training across centres; it sends the configuration and receives arrays only."""
 
     host: str = setting("127.0.0.1", "address to listen on; another needs TLS and client keys")
     port: int = setting(9092, "port to listen on", low=1, high=65535)
@@ -61,7 +61,7 @@ class FederateServerConfig(FederationConfig):
 
 @dataclass
 class FederateClientConfig:
-    """Take part in a federation with the data of this centre, which stay here."""
+    """Take part in a federation with the data of this centre; no row leaves it."""
 
     server: str = setting("", "address of the server", example="HOST:9092")
     name: str = setting("", "name of this centre in the server's model card", example="clinic_a")

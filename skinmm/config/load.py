@@ -89,7 +89,7 @@ def read_config(path: Path) -> Config:
 
 
 def resume_config(composed: Config, overrides: Sequence[str]) -> Config:
-    """Return the configuration of the run that `composed.resume` names.
+    """Return the configuration of the run folder in `composed.resume`.
 
     Args:
         composed: source of the trainer and logger settings that the overrides name, and of whole
@@ -136,7 +136,7 @@ def describe_settings(schema: type[Any], composed: Any) -> list[str]:
 
 
 def find_unknown_key(error: BaseException | None) -> str | None:
-    """Return the full key if the error is OmegaConf's error for an unknown key."""
+    """Return the full name of an unknown key; None for any other error."""
     is_missing = isinstance(error, ConfigAttributeError | ConfigKeyError)
     return getattr(error, "full_key", None) if is_missing else None
 

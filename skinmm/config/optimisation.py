@@ -11,7 +11,7 @@ CLASSIFY: Final = "classification"
 
 @dataclass
 class LossConfig(Component):
-    """Loss, and a teacher whose probabilities are further targets."""
+    """Loss, and optional distillation from the probabilities of a teacher."""
 
     teacher: str | None = literal_path(
         None,
@@ -72,6 +72,6 @@ class OptimizerConfig(Component):
     )
 
     def __post_init__(self) -> None:
-        """Check that a rate in words is `auto`."""
+        """Check that the learning rate is a number or `auto`."""
         if isinstance(self.lr, str) and self.lr != "auto":
             raise InputError(f"optimizer.lr={self.lr}: must be a number, e.g. 0.001, or auto")

@@ -1,4 +1,4 @@
-"""Settings of what a run evaluates and writes: metrics, report, log, comparison, publication."""
+"""Settings of the evaluation and of other outputs: metrics, report, log, study, publication."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -92,7 +92,7 @@ class LoggerConfig:
 
 @dataclass
 class StudyConfig:
-    """Several runs to be compared; without arms there is one run."""
+    """Arms of a study: runs to compare. Without arms there is one run."""
 
     arms: dict[str, list[str]] = setting({}, "overrides of each run, by its name")
     against: list[str] = setting([], "runs that all others are compared with; empty: the first")

@@ -136,7 +136,7 @@ def load_plugins(paths: list[str]) -> None:
 
 
 def list_sources(names: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return kind, name and source of each plug-in in `kind -> name`."""
+    """Return kind, name and source of the plug-ins among components (`kind -> name`)."""
     plugins = {kind: find_plugins(kind).get(name) for kind, name in names.items()}
     return [
         {"kind": k, "name": names[k], **plugin.source} for k, plugin in plugins.items() if plugin
@@ -144,7 +144,7 @@ def list_sources(names: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def require_sources(path: Path, parts: list[dict[str, str]]) -> None:
-    """Require the plug-ins in the network of a checkpoint."""
+    """Refuse a checkpoint whose network needs plug-ins that are not installed."""
     for part in (part for part in parts if part["kind"] in OF_NETWORK):
         source = {key: value for key, value in part.items() if key not in ("kind", "name")}
         title = describe(part["kind"], part["name"], source)

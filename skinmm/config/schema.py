@@ -167,7 +167,7 @@ class ModelConfig:
 
     @property
     def trained(self) -> str:
-        """Trained part of the image network, as `tune` names it."""
+        """Trained part of the image network, as a value of `tune`."""
         return "head" if self.freeze else self.tune
 
 

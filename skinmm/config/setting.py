@@ -100,7 +100,7 @@ def section(default: Callable[[], Any], **flags: Unpack[Flags]) -> Any:
 def keys_with(
     schema: type[Any], flag: str, prefix: str = "", inherited: Any = None
 ) -> dict[str, Any]:
-    """Map the full key of each section and setting that has a flag to the value of the flag.
+    """Return the value of a flag by full key, for all sections and settings that have the flag.
 
     Settings of list items are written with brackets, as in `data.extra[].root`.
     """
@@ -128,7 +128,7 @@ def has_no_text(value: Any) -> bool:
 
 @dataclass
 class Component:
-    """A choice from a table of classes; `args` go to the constructor."""
+    """Choice from a table of classes; `args` are passed to the constructor."""
 
     name: str = shared("", "name of the component")
     args: dict[str, Any] = setting(

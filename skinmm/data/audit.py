@@ -72,7 +72,7 @@ class Fingerprints(NamedTuple):
 def compute_fingerprints(
     table: pd.DataFrame, read: Read, progress: Callable[[], None] = lambda: None
 ) -> Fingerprints:
-    """Decode and hash every image with a path, on all cores; call `progress` after each."""
+    """Decode and hash every image that has a path, on all cores; call `progress` after each one."""
     paths = table.set_index("image_id")["path"].dropna()
     results: dict[str, Fingerprint | str] = {}
     with ThreadPoolExecutor(count_cores()) as pool:
@@ -208,7 +208,7 @@ def _describe_leaks(
 
 
 def _count_named(table: pd.DataFrame) -> dict[str, int]:
-    """Count the rows that have a patient, a lesion, an official duplicate and an image size."""
+    """Count the rows with a patient, with a lesion, with an official duplicate and with a size."""
     units = name_units(table)
     columns = {"lesion": "lesion_id", "official duplicate": "duplicate_of", "size": "width"}
     cells = table.reindex(columns=[*columns.values()]).notna().sum()
@@ -229,7 +229,7 @@ def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[st
 
 
 def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
-    """List pairs in two parts that are linked only by an absent image or by unused rows."""
+    """List pairs of rows in two parts that only an absent image or unused rows link."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
         component = pd.Series(find_components(rows), index=rows.index)
@@ -242,7 +242,7 @@ def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _describe_similar_ids(table: pd.DataFrame) -> list[str]:
-    """Return sentences on patient or lesion ids in two parts that differ only in spelling."""
+    """Describe patient or lesion ids in different parts that differ only in spelling."""
     named, texts = table[name_units(table) == "patient"], []
     for kind, rows in (("patient", named), ("lesion", table.dropna(subset=["lesion_id"]))):
         column = rows[f"{kind}_id"].astype(str)

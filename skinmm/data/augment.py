@@ -1,4 +1,4 @@
-"""Image augmentations; `skinmm.data.dataset.apply_seeded` applies them as a function of a seed."""
+"""Image augmentations, made reproducible by `skinmm.data.dataset.apply_seeded`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -102,7 +102,7 @@ def randaugment(size: int, operations: int = 2, magnitude: int = 9) -> Transform
 
 
 def none(size: int) -> Transform:  # noqa: ARG001  the contract of AUGMENTS
-    """Build the identity; images already have their size."""
+    """Build the identity."""
     return torch.nn.Identity()
 
 

@@ -52,7 +52,7 @@ def locate_pack(url: str, cache: str = "", cache_gb: float = CACHE_GB) -> Path:
 
 @lru_cache  # once for a process
 def _open_bucket(url: str, cache: Path, limit: int) -> Path:
-    """Fetch table and indices of a pack, and decide which shards are going to be cached.
+    """Fetch the table and indices of a pack, and choose the shards to cache.
 
     The folder depends on the manifest, so another pack under the same URL has another folder.
     """
@@ -91,7 +91,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _make_room(cache: Path, planned: set[Path], limit: int) -> None:
-    """Remove shards that are not planned from a cache until at most `limit` bytes of them remain.
+    """Remove unplanned shards from a cache until at most `limit` bytes of them remain.
 
     Those of packs used longest ago go first; a run that uses them reads their records from the
     bucket.
@@ -117,14 +117,14 @@ def locate_images(folder: Path, names: "pd.Series[Any]") -> "pd.Series[Any]":
     if paths.isna().any():
         first = names[paths.isna()].iloc[0]
         raise PackError(
-            f"{int(paths.isna().sum())} images of {COHORT} are in no shard (e.g. {first}): copy "
+            f"{int(paths.isna().sum())} images of {COHORT} are in no shard, such as {first}: copy "
             "the pack again"
         )
     return paths
 
 
 def describe_cache(folder: Path) -> str:
-    """Describe how much of a pack is going to be cached, and where."""
+    """Describe where a pack is cached, and how much of it."""
     bucket, manifest = Bucket.load(folder), require_complete(folder)
     cached, total = (
         sum(shard.bytes for name, shard in manifest.shards.items() if name in names) / 1e9

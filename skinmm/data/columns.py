@@ -1,4 +1,4 @@
-"""Columns of a user's table: which a model may use, which are not used, and their type."""
+"""Columns of a user's table: checks, units, types, and a list of unused columns."""
 
 import re
 import unicodedata
@@ -62,7 +62,7 @@ def suggest_names(name: str, names: Iterable[str]) -> list[str]:
 def check_columns(
     columns: Sequence[str], present: Sequence[str], names: Sequence[str] = ()
 ) -> None:
-    """Refuse record columns that no model may use, or that are not in the table.
+    """Refuse record columns that are unknown at prediction time or missing in the table.
 
     `names` are the columns of the user's table, for the message.
     """
@@ -80,7 +80,7 @@ def check_columns(
 
 
 def describe_columns(cohort: "CohortTable", data: DataConfig) -> list[str]:
-    """Return lines on record columns without a value, missing patients, and unused columns.
+    """Describe empty record columns, missing patients and unused columns.
 
     Refuse a record column without a value if the configuration names it.
     """
@@ -112,7 +112,7 @@ _QUANTITY: Final = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([^\W\d_][\w .^]*|%)")
 
 
 def split_unit(cell: Any) -> tuple[Any, str]:
-    """Split a text such as `12 mm` into number and unit; return other cells with no unit."""
+    """Split a text such as `12 mm` into number and unit; the unit of any other cell is ""."""
     match = _QUANTITY.fullmatch(cell.strip()) if isinstance(cell, str) else None
     if not match:
         return cell, ""
@@ -150,7 +150,7 @@ def find_unit(column: "pd.Series[Any]") -> str:
 
 
 def add_units(rows: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows with numbers as in the table of the user, such as `12.0 mm`."""
+    """Return rows whose numbers have their units again, such as `12.0 mm`."""
     cells = {name: rows[name].map(f"{{}} {unit}".format, "ignore") for name, unit in units.items()}
     return rows.assign(**cells)
 
@@ -213,6 +213,6 @@ def clear_missing(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def describe_comma(cell: str) -> str:
-    """Return the possible meanings of an ambiguous comma, and the remedy."""
+    """Describe the possible meanings of an ambiguous comma, and the remedy."""
     choices = " or ".join(split_unit(cell)[0].replace(",", mark) for mark in ("", "."))
     return f"{cell!r} can mean {choices}; write numbers without thousands separators"

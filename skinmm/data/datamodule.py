@@ -138,7 +138,7 @@ class FoldData(pl.LightningDataModule):
     def evaluation_loader(
         self, part: str, rows: Int[np.ndarray, " k"] | None = None
     ) -> DataLoader[Sample]:
-        """Return a loader of rows, not augmented; by default all, or under DDP this rank's share.
+        """Return a loader of rows without augmentation; by default this rank's share of all rows.
 
         Shares are padded to one length, so a collector has to drop repeated row numbers.
         """
@@ -150,7 +150,7 @@ class FoldData(pl.LightningDataModule):
     def build_loader(
         self, dataset: Dataset[Sample], keys: Iterable[Key], batch_size: int
     ) -> DataLoader[Sample]:
-        """Return a loader with as many worker processes as the machine and the data need."""
+        """Return a loader whose number of worker processes fits the machine and the data."""
         if (workers := self.config.trainer.workers) is None:
             neighbours = self.trainer.num_devices if self.trainer else 1  # they share the cores
             workers = min(max(count_cores() // neighbours, 1), MAX_WORKERS)
@@ -245,12 +245,12 @@ class LesionData(FoldData):
 
     @property
     def used_rows(self) -> Int[np.ndarray, " n"]:
-        """Row numbers of all parts, ascending; `data.limit` leaves training rows out."""
+        """Ascending row numbers of all parts, without rows dropped by `data.limit`."""
         return np.flatnonzero((self.cohort["part"] != UNUSED).to_numpy())
 
     @property
     def record_widths(self) -> list[int]:
-        """Width of each record column's block."""
+        """Number of encoded values of each record column."""
         return [column.stop - column.start for column in self.encoder.layout]
 
     @property
@@ -308,7 +308,7 @@ class LesionData(FoldData):
 
 
 def count_folds(config: Config) -> int:
-    """Return the number of folds: `data.folds`, or that of the sources with `data.split=source`."""
+    """Return the number of folds: `data.folds`, or that of sources with `data.split=source`."""
     data = config.data
     if data.split == "patients":
         return data.folds

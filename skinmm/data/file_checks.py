@@ -1,4 +1,4 @@
-"""Check of a run's image files before training, so that all unusable ones are reported at once.
+"""Check of all image files before training; one message names all unusable ones.
 
 The headers also give the sizes of the images, which the audit tests as a shortcut.
 """
@@ -38,7 +38,7 @@ Size = tuple[int, int]
 
 
 class FileCheck(NamedTuple):
-    """Check that is applied to one file of each row.
+    """Check of one file of each row.
 
     Attributes:
         columns: columns whose cells are the arguments of `check`.
@@ -179,7 +179,7 @@ def _describe_file(check: Callable[..., Size | None], cells: tuple[Any, ...]) ->
 
 
 def fill_sizes(table: pd.DataFrame, sizes: Float64[np.ndarray, "n 2"]) -> pd.DataFrame:
-    """Fill missing widths and heights, so that the audit can test the size as a shortcut."""
+    """Fill missing widths and heights, which the audit tests as a shortcut."""
     measured = dict(zip(("width", "height"), sizes.T, strict=True))
     return table.assign(
         **{k: table[k].fillna(pd.Series(v, table.index)) for k, v in measured.items()}

@@ -49,7 +49,7 @@ class LesionFinder:
             self._network = build_segmenter(config, pretrained=False)
             self._network.load_state_dict(state["weights"])
         except (InputError, RuntimeError, LookupError, TypeError) as error:
-            raise CheckpointError(f"segmenter: not of this version ({one_line(error)})") from error
+            raise CheckpointError(f"unreadable segmenter ({one_line(error)})") from error
         self._network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.size = config.model.image_size
         self.icc: Any = config.data.icc
@@ -65,7 +65,7 @@ class LesionFinder:
         return cls({"config": card.config, "weights": weights, "digest": digest})
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both have the same checkpoint."""
+        """Return whether both finders have the same checkpoint."""
         return isinstance(other, LesionFinder) and self.digest == other.digest
 
     def __hash__(self) -> int:
@@ -101,7 +101,7 @@ class LesionFinder:
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps, starting with a pack's own, and the lesion finder."""
+    """Return the preprocessing steps, those of a pack first, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
     done, digest = load_packed_steps(find_pack(data)) if is_pack else ((), None)
@@ -154,7 +154,7 @@ def add_measurements(
 
 @lru_cache(maxsize=1 << 16)
 def _measure_cached(finder: LesionFinder, path: str, _: tuple[int, int]) -> dict[str, float]:
-    """Measure a lesion once for all folds of a run, unless the file changes."""
+    """Measure a lesion; reuse the result in all folds unless the file changes."""
     return finder.measure(read_source(path))
 
 

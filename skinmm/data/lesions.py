@@ -1,4 +1,4 @@
-"""Lesions of several images: words for views, and image rows grouped to one row per lesion."""
+"""Lesions with several images: words for views, and grouping of image rows by lesion."""
 
 import re
 from collections import Counter
@@ -65,7 +65,7 @@ def parse_views(cells: "pd.Series[Any]") -> tuple["pd.Series[Any]", dict[str, in
 
 
 def add_views(table: pd.DataFrame, columns: Sequence[str], file: Path) -> pd.DataFrame:
-    """Return a table of images with the column `view`, and the columns of single views.
+    """Return a table of images with the column `view` and the columns `NAME_VIEW`.
 
     A record column `NAME_VIEW`, such as `hair_clinical`, is the column `NAME` of the image of that
     view, for all images of the lesion. Words that are no view are refused.
@@ -83,7 +83,7 @@ def add_views(table: pd.DataFrame, columns: Sequence[str], file: Path) -> pd.Dat
 
 
 def spread_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Add the columns `NAME_VIEW` of the images' column `NAME`; the table has a column `view`."""
+    """Add each column `NAME_VIEW`: the value of `NAME` for the lesion's image of that view."""
     lesions = name_lesions(table)
     added = {}
     for name in columns:
@@ -95,7 +95,7 @@ def spread_columns(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def name_spread_columns(names: Sequence[Any], columns: Sequence[str]) -> list[Any]:
-    """Return the names of a table as if each image column were spread over the views.
+    """Return the column names of a table after spreading its image columns over the views.
 
     Columns `NAME` with a `NAME_VIEW` among `columns` are replaced by these, and the column of the
     views is left out.
@@ -118,7 +118,7 @@ def name_lesions(table: pd.DataFrame) -> "pd.Series[Any]":
 
 
 def split_image_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Turn image columns per view, such as `image_clinical`, into a row per image.
+    """Convert image columns of views, such as `image_clinical`, to one row per image.
 
     Without a column of lesions, each row is a lesion with the name of its first image.
     """
@@ -230,7 +230,7 @@ def group_usable(
 
 
 def explode_images(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Turn rows of lesions into a row per image; rows of images are unchanged."""
+    """Convert rows of lesions to one row per image; rows of images are unchanged."""
     if "images" not in cohort:
         return cohort
     names = cohort["images"].str.split(SEPARATOR, regex=False)
@@ -264,7 +264,7 @@ def _drop_contradictions(
 
 
 def _resolve_patients(rows: pd.DataFrame, lesions: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return the first patient named by the images of each lesion, or else the lesion."""
+    """Return the patient of each lesion, from its first image with one, or else the lesion."""
     named = rows["patient_id"].where(name_units(rows) == "patient")
     shared = named.groupby(rows["cohort"].astype(str) + "\0" + lesions.astype(str)).transform(
         "first"
@@ -273,7 +273,7 @@ def _resolve_patients(rows: pd.DataFrame, lesions: "pd.Series[Any]") -> "pd.Seri
 
 
 def _link_lesions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Replace links between duplicate images by links between their lesions."""
+    """Convert links between duplicate images to links between their lesions."""
     if "duplicate_of" not in rows:
         return rows
     component = pd.Series(find_components(rows), rows.index)

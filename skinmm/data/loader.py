@@ -1,4 +1,4 @@
-"""Data loader whose processes pass images through reused slots of shared memory.
+"""Data loader that passes images from worker processes through reused shared memory.
 
 PyTorch allocates new shared memory for each batch, and the kernel clears its pages, which takes
 longer than filling them. These slots are cleared once.
@@ -89,7 +89,7 @@ class _SlotDataset(Dataset[Any]):
 
 
 class SlotLoader(DataLoader[Any]):
-    """DataLoader of samples with an `image`; the caller owns the batches.
+    """DataLoader of samples with an `image`; batches stay valid for the caller.
 
     Args:
         dataset: dataset of samples, dictionaries for `default_collate`.
@@ -134,6 +134,6 @@ def collate(fetched: Batch | _SlotBatch | list[Any]) -> Batch | _SlotBatch:
 
 
 def ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, which has to finish its step."""
+    """Ignore Ctrl-C and SIGTERM, so that the main process can finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     delay_sigterm()

@@ -1,4 +1,4 @@
-"""Inference of the meaning of columns in a user's table, from names and cells."""
+"""Inference of the meaning of a table's columns from their names and cells."""
 
 import re
 from collections.abc import Callable, Collection
@@ -33,7 +33,7 @@ _NAMES: Final = {  # pattern of the column name, where cells alone do not decide
 
 
 def infer_columns(table: pd.DataFrame, images: Collection[str]) -> dict[str, str]:
-    """Map canonical columns to the columns of a table that probably contain them.
+    """Map each canonical column to the column of a table that probably contains it.
 
     A known name decides; otherwise the cells do, and for patient, lesion and age the name too.
     Several columns that fit equally well are left out.

@@ -92,7 +92,7 @@ def pack(
 
 
 def _require_packable(table: pd.DataFrame) -> None:
-    """Refuse rows that would make the pack fail hours later."""
+    """Check all rows before packing starts."""
     if table.empty:
         raise PackError("the cohort has no rows to pack")
     for wrong, problem in (
@@ -110,7 +110,7 @@ def _require_packable(table: pd.DataFrame) -> None:
 
 
 def assign_shards(patients: "pd.Series[Any]", limit: int) -> "pd.Series[int]":
-    """Return the shard of each row: patients in order of appearance, each in a single shard.
+    """Return the shard of each row; all rows of a patient are in the same shard.
 
     A shard has at most `limit` rows, unless it has a single patient with more rows.
     """
@@ -192,7 +192,7 @@ def _follow_parent() -> None:
 
 
 def _write_cohort(table: pd.DataFrame, out: Path, manifest: Manifest) -> None:
-    """Write the table that `data=packed` reads, with the original image sizes from the shards."""
+    """Write the table for `data=packed`, with the original image sizes from the shards."""
     packed = read_records(out / name for name in manifest.files).set_index("image_name")
     rows = table.drop(columns="path")
     for side in ("width", "height"):

@@ -30,12 +30,12 @@ _SCHEMA: Final = 1
 
 
 class PackError(InputError):
-    """Pack that cannot be written or used; the message names the remedy."""
+    """Error in writing or using a pack; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Finished shard, with size in bytes and SHA-256 of the file as read back."""
+    """Finished shard: size in bytes and SHA-256 of the file on disk."""
 
     images: int
     patients: int
@@ -167,7 +167,7 @@ class PackSettings:
                 raise PackError(f"{name}={getattr(self, name)}: must be between {low} and {high}")
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the settings as the manifest stores them, with the digest of the checkpoint."""
+        """Return the settings as plain data for the manifest, with the digest of the segmenter."""
         settings = asdict(self) | {"steps": list(self.steps)}
         if self.segmenter:
             settings["segmenter"] = _load_finder(self.segmenter).digest
@@ -233,13 +233,13 @@ def _load_finder(checkpoint: str) -> Any:
 
 
 def _shrink(sides: tuple[int, int], shorter: int) -> tuple[int, int] | None:
-    """Return (height, width) with a new shorter side; None if the image is not larger."""
+    """Return (height, width) for a new shorter side; None if no reduction is needed."""
     scale = shorter / min(sides)
     return (round(sides[0] * scale), round(sides[1] * scale)) if scale < 1 else None
 
 
 def _to_records(rows: pd.DataFrame, images: Iterable[Encoded]) -> Iterator[dict[str, Any]]:
-    """Yield one record per row and image, with feature names of the public schema."""
+    """Yield one record per row and image, with the feature names of the public TFRecords."""
     names = {"age": "age_approx", "site": "anatom_site_general_challenge"}
     table = rows.drop(columns="path").rename(columns={"image_id": "image_name", **names})
     for row, (jpeg, width, height) in zip(table.to_dict("records"), images, strict=True):

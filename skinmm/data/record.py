@@ -56,7 +56,7 @@ class _Column:
         return slots if None in spellings else {**spellings, **slots}
 
     def parse(self, cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
-        """Parse cells as numbers with the unit of training or none; NaN where unusable."""
+        """Parse cells as numbers, with the unit of training or none; NaN where this fails."""
         if self.unit:
             pairs = map(split_unit, cells)
             cells = [number if unit in ("", self.unit) else None for number, unit in pairs]
@@ -66,7 +66,7 @@ class _Column:
         return parse_numbers(cells)
 
     def refuse(self, cell: Any) -> str:
-        """Return the reason to refuse the number in a cell, its unit or its comma, or ""."""
+        """Return why the number in a cell is refused (unit or comma), or ""."""
         number, unit = split_unit(cell)
         if self.unit and unit not in ("", self.unit):
             return f"{cell!r} is not in {self.unit}, the unit of training"
@@ -74,7 +74,7 @@ class _Column:
         return describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
-        """Return the one-hot index of a value, -1 if unknown; spellings of true are one value."""
+        """Return the one-hot index of a value, -1 if unknown; spellings of true are equal."""
         slot = self._slots.get(str(cell), -1)
         return slot if slot >= 0 else self._slots.get(parse_truth(cell), -1)
 
@@ -134,7 +134,7 @@ class RecordEncoder:
         return self.transform({name: np.array([None]) for name in ("", *self.columns)})[0]
 
     def transform(self, table: Table) -> Float32[np.ndarray, "n dim"]:
-        """Encode rows; an unusable value counts as missing."""
+        """Encode rows; unknown values count as missing."""
         encoded = np.zeros((count_table_rows(table), self.dim), np.float32)
         for column, layout in zip(self._columns, self.layout, strict=True):
             if column.name not in table:
@@ -154,7 +154,7 @@ class RecordEncoder:
         return encoded
 
     def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
-        """Return a mask of cells whose value was not in training and so counts as missing."""
+        """Return a mask of the cells whose values did not occur in training."""
         column = self._find_column(name)
         if column.kind == "numeric":
             unusable = ~np.isfinite(column.parse(cells))
@@ -163,7 +163,7 @@ class RecordEncoder:
         return unusable & np.array([not is_missing(cell) for cell in cells], np.bool_)
 
     def refuse(self, name: str, cells: np.ndarray) -> dict[int, str]:
-        """Return the reason to correct a number by row: its unit or its comma."""
+        """Return why the number of a row is refused (unit or comma), by row number."""
         column, texts = self._find_column(name), (c for c in cells if isinstance(c, str))
         reasons = {text: reason for text in {*texts} if (reason := column.refuse(text))}
         if not reasons:
@@ -173,7 +173,7 @@ class RecordEncoder:
         }
 
     def read_numbers(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """Return the values of a record that are numbers, also as text or with a unit."""
+        """Return the numbers of a record by column, also those written as text or with a unit."""
         numbers = {c.name: c.parse([record[c.name]])[0] for c in self._columns if c.name in record}
         kinds = {column.name: column.kind for column in self._columns}
         return {
@@ -183,7 +183,7 @@ class RecordEncoder:
         }
 
     def decode(self, vector: Float32[np.ndarray, " dim"]) -> dict[str, str]:
-        """Decode one row to text: the values that the network receives."""
+        """Decode one encoded row to text."""
         values = {}
         for column, layout in zip(self._columns, self.layout, strict=True):
             block = vector[layout.start : layout.stop]

@@ -1,4 +1,4 @@
-"""Row samplers: the rows of an epoch as a pure function of labels, groups, seed and epoch."""
+"""Row samplers: pure functions from labels, groups, seed and epoch to the rows of an epoch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ class RowSampler(Protocol):
         """Name of the sampler if it changes the class shares, otherwise empty."""
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:
-        """Return the row numbers of one epoch, in order; their number is constant.
+        """Return the row numbers of one epoch, in order; every epoch has the same number.
 
         `labels` and `groups` are the class and the patient of every row; epochs count from 0.
         """
 
     def prior(self, labels: Labels) -> Shares:
-        """Return the expected share of each class in a draw, to correct probabilities."""
+        """Return the expected share of each class in a draw, for the prior correction."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Weighted:
         return "weighted sampler" if self.power else ""
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
-        """Return as many rows as the data have."""
+        """Draw as many rows as the data have."""
         weights = (np.bincount(labels)[labels] / len(labels)) ** -self.power
         chances = weights / weights.sum()
         return make_generator(seed, epoch).choice(len(labels), len(labels), p=chances)
@@ -91,7 +91,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Balanced:
-    """Draw every class equally often; its rows are permuted again whenever all were drawn."""
+    """Draw every class equally often; reshuffle the rows of a class after each pass."""
 
     corrects: ClassVar[str] = "balanced sampler"
 
@@ -121,7 +121,7 @@ class Balanced:
 
 @dataclass(frozen=True)
 class PatientBalanced(Balanced):
-    """Draw the classes equally often, and within a class its patients equally often.
+    """Draw classes equally often, and the patients of a class equally often.
 
     A row is drawn with probability 1 / (classes * patients with the class * rows of the patient
     with the class): a patient with a hundred images counts as much as one with two.
@@ -141,12 +141,12 @@ class PatientBalanced(Balanced):
 
 @dataclass(frozen=True)
 class Oversample(Balanced):
-    """Draw every row once, and rows of smaller classes again until all classes are equal."""
+    """Draw every row once, then rows of smaller classes again until all classes have equal size."""
 
     corrects: ClassVar[str] = "oversampling"
 
     def draw(self, labels: Labels, groups: Groups, seed: int, epoch: int) -> Draw:  # noqa: ARG002
-        """Return as many rows of each class as the largest has, in random order."""
+        """Return as many rows of each class as the largest class has, in random order."""
         rng = make_generator(seed, epoch)
         largest = int(np.bincount(labels).max())
         members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -155,7 +155,7 @@ class Oversample(Balanced):
 
 @dataclass(frozen=True)
 class Undersample:
-    """Draw the whole smallest class, and in each epoch another subset of every other class.
+    """Draw all rows of the smallest class, and a new subset of every other class in each epoch.
 
     A class is permuted and divided among ceil(rows / size) epochs. In this period every row is
     drawn once, or twice to fill the last epoch; then the class is permuted again.
@@ -253,7 +253,7 @@ def shard(draw: Draw, rank: int, world_size: int, batch_size: int) -> Int[np.nda
 
 
 def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, " share"]:
-    """Return the rows of one rank for evaluation: equally many per rank, the last row repeated.
+    """Return the rows of one rank for evaluation; the last row is repeated to fill all ranks.
 
     The gathering process drops repeats by row number, so that every row counts exactly once.
     """
@@ -262,7 +262,7 @@ def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, "
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Pairs (row, augmentation seed) of this rank for the current epoch, which is 0 at first.
+    """Pairs (row, augmentation seed) of this rank for the current epoch, counted from 0.
 
     The arguments have the same meaning as for `draw_epoch` and `shard`.
     """

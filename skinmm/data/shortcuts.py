@@ -1,4 +1,4 @@
-"""Shortcuts: how well the size or the source of an image ranks malignancy without its content."""
+"""Shortcuts: ranking of malignancy by the size or the source of an image alone."""
 
 from collections.abc import Collection
 from typing import Any, Final
@@ -18,7 +18,7 @@ MAX_SIZES: Final = 8
 
 
 def is_malignant(table: pd.DataFrame, positive: Collection[str] = ()) -> Bool[np.ndarray, " n"]:
-    """Return a mask of the rows with target 1, or with one of the classes `positive`."""
+    """Return a mask of the malignant rows: target 1, or one of the classes `positive`."""
     return table["target"].isin([1, *positive]).to_numpy()
 
 
@@ -43,7 +43,7 @@ def compute_size_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> f
 
 
 def compute_source_auroc(table: pd.DataFrame, positive: Collection[str] = ()) -> float | None:
-    """Return the AUROC of the source alone: its share of malignant training rows ranks test rows.
+    """Return the AUROC of the source alone; the score is its share of malignant training rows.
 
     None if the training or the test rows have one source, or the test rows one target. Test rows
     of a source without training rows, or of an unknown one, have the share of all training rows.

@@ -1,4 +1,4 @@
-"""Splits by source (centre): each fold tests on the rows of one source and trains on the others."""
+"""Splits by source (centre): each fold is tested on one source and trained on the others."""
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,14 @@ from skinmm.errors import InputError
 
 
 def split_by_config(table: pd.DataFrame, data: DataConfig, fold: int) -> pd.DataFrame:
-    """Assign every row to a part of one fold, by patients (see `split`) or by `data.split`."""
+    """Assign every row to a part of one fold, by patients or by source (`data.split`)."""
     if data.split == "source":
         return leave_one_source_out(table, data.folds, fold, data.split_seed)
     return split(table, data.folds, fold, data.split_seed)
 
 
 def list_sources(table: pd.DataFrame) -> list[str]:
-    """Return the sources of the rows that the cohort does not fix, by name: one for each fold."""
+    """Return the sorted sources of rows without a fixed part: one for each fold."""
     fixed = get_fixed_parts(table)
     names = table["source"][pd.isna(fixed)]
     sources = sorted(map(str, names.dropna().unique()))
@@ -34,19 +34,19 @@ def list_sources(table: pd.DataFrame) -> list[str]:
 
 
 def require_both_targets(table: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> None:
-    """Refuse a split by source if a source has no malignant or no benign row."""
+    """Refuse a split by source if a source lacks malignant or benign rows."""
     for name, indices in table[table["fold"] >= 0].groupby("source").indices.items():
         rows = malignant[(table["fold"] >= 0).to_numpy(bool)][indices]
         if rows.all() or not rows.any():
             kind = "benign" if rows.all() else "malignant"
             raise InputError(
                 f"data.split=source: none of the {len(rows)} rows of source {name} is {kind}, so "
-                "that it cannot be a test part; leave its rows out, or add them by data.extra"
+                "it cannot be a test part; leave its rows out, or add them by data.extra"
             )
 
 
 def leave_one_source_out(table: pd.DataFrame, folds: int, fold: int, seed: int) -> pd.DataFrame:
-    """Assign every row to a part: one source is the test part, the others train and validate.
+    """Assign every row to a part: one source to test, the others to training and validation.
 
     Validation is one of `folds` parts of the other sources, by patients. Rows of other sources that
     share a patient, a lesion or a duplicate with the test part are `unused`, and so are those that

@@ -1,4 +1,4 @@
-"""Patient-disjoint stratified folds: pure functions of the cohort table and a seed."""
+"""Patient-disjoint stratified folds, as pure functions of the cohort table and a seed."""
 
 import hashlib
 from typing import Any, Final
@@ -67,7 +67,7 @@ def deal_folds(
 
 
 def hold_out(table: pd.DataFrame, fraction: Any, seed: int) -> pd.DataFrame:
-    """Assign about `fraction` of the free rows, by patients, to the test part of all folds."""
+    """Assign about `fraction` of the free rows, by patients, to one test part for all folds."""
     low, high = 0.01, 0.5
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise InputError(f"+data.args.test_fraction={fraction}: must be a number")
@@ -91,7 +91,7 @@ def assign_parts(
     folds: int,
     names: tuple[str, ...] = ("test", "val"),
 ) -> Shaped[np.ndarray, " n"]:
-    """Return the part of each row: `fold` is test, the next (cyclic) validation, the rest training.
+    """Return the part of each row: fold `fold` is test, the next one validation, the rest training.
 
     If `names` has only one of them (the data fix the other), it is `fold`.
     """
@@ -179,7 +179,7 @@ def _deal_shares(
     shares: Float64[np.ndarray, " folds"],
     seed: int,
 ) -> Int64[np.ndarray, " n"]:
-    """Assign components greedily, so that each fold gets its given share of every trait."""
+    """Assign components greedily, so that each fold has its target share of every trait."""
     component = np.unique(component, return_inverse=True)[1]
     count = int(component.max(initial=-1)) + 1
     if count < len(shares):
@@ -201,7 +201,7 @@ def _deal_shares(
 def _compute_traits(
     table: pd.DataFrame, component: Int64[np.ndarray, " n"], count: int
 ) -> Float64[np.ndarray, "components traits"]:
-    """Return the traits of each component as shares of the total of the cohort, images first."""
+    """Return the traits of each component as shares of the cohort's totals; images come first."""
     balanced = ("age", "sex", "site")
     missing = [table[name].isna().to_numpy() for name in balanced if name in table.columns]
     targets = pd.get_dummies(table["target"]).to_numpy(bool).T
@@ -213,7 +213,7 @@ def _compute_traits(
 
 
 def class_indices(target: "pd.Series[Any]", classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Return class indices; a numeric target already contains them."""
+    """Return class indices; numeric targets are class indices already."""
     if pd.api.types.is_integer_dtype(target):
         return target.to_numpy(dtype=np.int64)
     return pd.Categorical(target, categories=list(classes)).codes.astype(np.int64)
@@ -240,7 +240,7 @@ def shares_in_use(
     targets: Int[np.ndarray, " all"],
     classes: int,
 ) -> Float[np.ndarray, " classes"]:
-    """Return the class shares of training rows from the cohorts that are evaluated.
+    """Return the class shares of the training rows, without cohorts that are for training only.
 
     A class that occurs only in another cohort counts as one row, because the model learns it.
 

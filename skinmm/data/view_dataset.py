@@ -1,4 +1,4 @@
-"""Dataset of lesions with several images each; see `skinmm.data.lesions` for their rows."""
+"""Dataset of lesions with several images each."""
 
 import re
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def encode_types(views: Sequence[str], count: int) -> Int[np.ndarray, "n count"]
 
 
 class ViewDataset(LesionDataset):
-    """Samples whose `image` is (views, 3, size, size) and whose `has_image` is (views,).
+    """Lesion samples: `image` has the shape (views, 3, size, size), `has_image` (views,).
 
     `has_image` has the type of each view, 0 at places without an image. A sample has at most
     `limit` views; `paths` and `image_ids` list those of a lesion with `|` between them.
@@ -101,7 +101,7 @@ class ViewDataset(LesionDataset):
         batch["has_image"] = torch.from_numpy(np.stack([self._draw_types(*each) for each in drawn]))
 
     def _draw_types(self, row: int, seed: int | None, dropped: bool) -> Int[np.ndarray, " limit"]:
-        """Return the types of the views that are not withheld."""
+        """Draw the views that are not withheld, and return their types."""
         types = self._types[row].copy()
         if dropped:
             types[:] = 0

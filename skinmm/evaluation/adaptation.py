@@ -77,7 +77,7 @@ class Adaptation(NamedTuple):
 def fit_adaptation(
     probabilities: Probabilities, targets: Targets, patients: _Patients
 ) -> Adaptation:
-    """Adapt probabilities to labelled rows, or leave them alone if that is not shown to help.
+    """Adapt probabilities to labelled rows; leave them unchanged without a cross-validated gain.
 
     The candidates are affine maps of the log probabilities, as in Godau et al. 2025
     (doi:10.1016/j.media.2025.103504). The method has the lowest log loss in cross-validation, which
@@ -118,7 +118,7 @@ class EnsembleAdaptation(NamedTuple):
 def fit_ensemble(
     members: Sequence[Probabilities], targets: Targets, patients: _Patients
 ) -> EnsembleAdaptation:
-    """Adapt each network, or leave all alone if the mean of their probabilities does not gain."""
+    """Adapt each network, or none if the mean of their probabilities does not improve."""
     fits = [fit_adaptation(member, targets, patients) for member in members]
     before, nested = (np.mean(p, axis=0) for p in (members, [fit.cross_fitted for fit in fits]))
     losses = log_loss(before, targets), log_loss(nested, targets)
@@ -134,7 +134,7 @@ def fit_ensemble(
 def _choose(
     probabilities: Probabilities, targets: Targets, patients: _Patients
 ) -> tuple[str, dict[str, float]]:
-    """Return the method of the lowest cross-validated log loss, and all losses."""
+    """Return the method with the lowest cross-validated log loss, and all losses."""
     losses = {NONE: log_loss(probabilities, targets)}
     if parts := _parts(probabilities, targets, patients):
         for method in METHODS[1:]:

@@ -139,7 +139,7 @@ def log_probabilities(
 def _cross_validate(
     method: str, probabilities: Probabilities, targets: Targets, folds: Targets
 ) -> _Losses:
-    """Return the log loss of each row under the fit to the other folds."""
+    """Return the log loss of each row, with a calibration fitted to the other folds."""
     fit, apply = METHODS[method]
     calibrated = np.empty_like(probabilities)
     for fold in np.unique(folds):
@@ -212,7 +212,7 @@ def fit_parameters(
 def _fit_scale(
     probabilities: Probabilities, targets: Targets, precision: float = 0.0
 ) -> Parameters:
-    """Fit a scale with a normal prior around 1 of this precision, and shifts without a prior."""
+    """Fit a scale with a normal prior around 1, and shifts without a prior."""
     classes = probabilities.shape[1]
     logits, truth = log_probabilities(probabilities), _smooth_targets(targets, classes)
     start, shifts = np.eye(classes + 1)[0], np.arange(2, classes + 1)
@@ -229,7 +229,7 @@ def _to_state(parameters: Parameters) -> dict[str, Any]:
 
 
 def _fit_temperature(probabilities: Probabilities, targets: Targets) -> dict[str, Any]:
-    """Fit the scale with free shifts, then shifts near those that preserve the class means."""
+    """Fit the scale with free shifts, then the shifts near those that preserve class means."""
     logits, classes = log_probabilities(probabilities), probabilities.shape[1]
     start = np.r_[_fit_scale(probabilities, targets, _PRECISION)[0], np.zeros(classes)]
     shifts, precision = np.arange(1, classes + 1), np.r_[0.0, np.full(classes, _PRECISION)]

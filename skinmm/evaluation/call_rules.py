@@ -1,4 +1,4 @@
-"""Rules that call one of several classes: fitted, cross-fitted over patients, and evaluated."""
+"""Rules for the predicted class of several: fitting, cross-fitting over patients, evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _Patients = Shaped[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class CallRule:
-    """Rule that calls a class: a linear score of each class, then the highest.
+    """Rule for the predicted class: the highest of linear scores of the classes.
 
     Attributes:
         name: one of `CALLS`. `likeliest` makes the fewest errors. `balanced` is the Bayes rule for
@@ -43,7 +43,7 @@ class CallRule:
     costs: Sequence[Sequence[float]] | None = None
 
     def score(self, probabilities: _Probabilities) -> _Probabilities:
-        """Return non-negative scores of the classes; the highest one is called."""
+        """Return non-negative scores of the classes; the class with the highest score is called."""
         if self.costs is not None:
             costs = np.array(self.costs, dtype=np.float64)
             return probabilities @ (costs.max(axis=1, keepdims=True) - costs)
@@ -58,7 +58,7 @@ class CallRule:
 
 
 def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
-    """Map scores to [0, 1] so that the called class alone reaches 0.5 in its row.
+    """Map scores to [0, 1] such that only the called class of a row reaches 0.5.
 
     The value of a class is its score by the sum of this and the highest other score. It is for
     scorers that cut at 0.5, and no probability.
@@ -74,7 +74,7 @@ def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
 
 
 def threshold_scores(malignancy: Float64[np.ndarray, " n"], threshold: float) -> _Probabilities:
-    """Return scores of benign and malignant that are equal at the threshold."""
+    """Return scores of benign and malignant, which are equal at the threshold."""
     return np.column_stack([(1 - malignancy) * threshold, malignancy * (1 - threshold)])
 
 
@@ -110,7 +110,7 @@ def average_rules(rules: Sequence[CallRule]) -> CallRule:
 def fit_f1_thresholds(
     probabilities: _Probabilities, targets: _Rows, patients: _Patients
 ) -> Float64[np.ndarray, " c"]:
-    """Return the threshold of each class against the rest that has the highest F1.
+    """Return, for each class against the rest, the threshold with the highest F1.
 
     It is the geometric mean over fits that leave out one of `FOLDS` groups of patients each. A
     class of m patients is shrunk, on the log scale, towards its pooled threshold, see
@@ -134,7 +134,7 @@ def fit_f1_thresholds(
 def fit_pooled_thresholds(
     probabilities: _Probabilities, targets: _Rows
 ) -> Float64[np.ndarray, " c"]:
-    """Return thresholds of all classes that differ by a power of the class share alone.
+    """Return thresholds proportional to a power of the class shares, by the highest macro F1.
 
     The power, of `POWERS`, is that of the highest macro F1: 0 calls the likeliest class, 1 is the
     rule `balanced`. The common factor has the highest F1 over all pairs of row and class.
@@ -152,7 +152,7 @@ def fit_pooled_thresholds(
 def choose_f1_threshold(
     scores: Float64[np.ndarray, " n"], positives: Shaped[np.ndarray, " n"]
 ) -> float:
-    """Return the threshold of the highest F1, midway to the next lower score."""
+    """Return the threshold with the highest F1, midway to the next lower score."""
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(positives[order])
     f1 = 2 * hits / (np.arange(1, len(scores) + 1) + hits[-1])
@@ -168,7 +168,7 @@ def cross_fit_calls(
     patients: _Patients,
     costs: Sequence[Sequence[float]] | None = None,
 ) -> _Rows:
-    """Return the class that a rule calls in each row, fitted to the other groups of patients."""
+    """Return the called class of each row, by a rule fitted to other patients."""
     folds = assign_folds(targets, patients)
     called = np.empty(len(targets), dtype=np.int64)
     for fold in np.unique(folds):
@@ -192,7 +192,7 @@ def assign_folds(targets: _Rows, patients: _Patients, seed: int = 0) -> _Rows:
 
 
 def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
-    """Return the cost of each call (second axis) for each true class; None without costs.
+    """Return the costs of calls, (true class, called class); None without costs.
 
     `costs` has the costs of errors, {truth: {call: cost}}; those that it does not name cost 1, and
     a correct call costs 0.
@@ -217,12 +217,12 @@ def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
 
 
 def is_cost(value: Any) -> bool:
-    """Return whether a value is a finite number from 0."""
+    """Return whether a value is a finite number and not negative."""
     return isinstance(value, int | float) and 0 <= value < np.inf
 
 
 def restore_rule(state: Mapping[str, Any] | None, name: str, shares: Sequence[float]) -> CallRule:
-    """Return the rule of a checkpoint: its state, or else that of its settings and class shares."""
+    """Return the rule of a checkpoint, from its state or from its settings and class shares."""
     if state is not None:
         return CallRule(**state)
     is_balanced = name == "balanced"  # f1 has no state only if it was never calibrated

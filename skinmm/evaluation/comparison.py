@@ -81,7 +81,7 @@ def compare_rules(
 
 
 def _build_mean_cost(sums: Float64[np.ndarray, "p 2"]) -> Statistic:
-    """Return the mean cost of a row, given costs and rows of each patient."""
+    """Return the mean cost of a row as a statistic of patients."""
 
     def statistic(draws: Int64[np.ndarray, "b p"]) -> dict[str, Float64[np.ndarray, " b"]]:
         costs, rows = (draws @ sums).T
@@ -168,7 +168,7 @@ def _join(files: Mapping[str, Predictions]) -> dict[str, Predictions]:
 
 
 def _common_sources(joined: Mapping[str, Predictions]) -> Shaped[np.ndarray, " n"] | None:
-    """Return the sources of the joined rows; None if no file has them, or if files differ."""
+    """Return the sources of the joined rows; None if no file has sources or the files differ."""
     sources = [rows.source for rows in joined.values() if rows.source is not None]
     is_common = sources and all(np.array_equal(sources[0], other) for other in sources[1:])
     return sources[0] if is_common else None
@@ -180,7 +180,7 @@ def _build_statistic(
     sources: Shaped[np.ndarray, " n"] | None,
     threshold: float,
 ) -> Statistic:
-    """Return the metrics of malignancy, and the AUROCs within sources if there are several."""
+    """Return the statistic of malignancy metrics, and of AUROCs within several sources."""
     ranking = MalignancyMetrics(rows.malignancy, rows.malignant, codes, threshold=threshold)
     within = build_source_statistic(replace(rows, source=sources), codes)
     return lambda draws: ranking(draws) | (within(draws) if within else {})

@@ -14,7 +14,7 @@ from skinmm.evaluation.thresholds import round_down
 
 @dataclass(frozen=True)
 class ConformalPredictor:
-    """Prediction sets that contain the true class with a stated frequency, for every class.
+    """Prediction sets that contain the true class with the stated coverage, for every class.
 
     A set contains a class if its calibrated probability reaches the limit of the class. The
     frequency is the average over validation sets, for new rows from the distribution of the
@@ -37,7 +37,7 @@ class ConformalPredictor:
     effective_rows: dict[str, float] | None = None
 
     def predict_sets(self, probabilities: Float64[np.ndarray, "n c"]) -> Bool[np.ndarray, "n c"]:
-        """Return the mask of the classes in the set of each row."""
+        """Return a mask of the classes in the prediction set of each row."""
         return probabilities >= np.array(list(self.limits.values()))
 
     def coverage_range(self, name: str) -> tuple[float, float] | None:
@@ -70,7 +70,7 @@ def fit_conformal(predictions: Predictions, *, coverage: float = 0.9) -> Conform
 def count_effective_rows(
     covered: Bool[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]
 ) -> float:
-    """Return the number of independent rows that give a share of the same precision.
+    """Return the number of independent rows that would estimate a share with the same precision.
 
     The number of rows over the design effect (Kish 1965): the variance of the share with whole
     patients left out one by one (the jackknife), over that of independent rows. With few patients
@@ -93,7 +93,7 @@ def count_effective_rows(
 def coverage_range(
     rows: int, coverage: float, confidence: float = 0.95, *, effective_rows: float | None = None
 ) -> tuple[float, float] | None:
-    """Return the interval that contains a class's coverage for most validation sets.
+    """Return the range of a class's coverage over validation sets of this size.
 
     With n independent rows and limit rank k (see `fit_conformal`), the coverage is distributed as
     Beta(n + 1 - k, k) (Vovk 2012, arXiv:1209.2673). With several rows of a patient, n is the number
@@ -120,7 +120,7 @@ def sets_agree(
     positive: Bool[np.ndarray, " c"],
     sets: Bool[np.ndarray, "n c"],
 ) -> Bool[np.ndarray, " n"]:
-    """Return whether each row's set contains only classes on the row's side of the threshold.
+    """Return whether each row's set contains only classes that agree with its decision.
 
     The rule of earlier checkpoints, which have no `ReferralBand`. A class with too few validation
     rows is in every set, so that no row can be decided to be on the other side.

@@ -1,4 +1,4 @@
-"""Closed-form corrections of probabilities: the training loss first, then the class shares."""
+"""Closed-form corrections of probabilities for the training loss and the class shares."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -18,7 +18,7 @@ _FLOOR: Final = 1e-3  # slope where a loss has no value: rows stay in order, at 
 
 
 def invert_loss(probabilities: Any, inverse: Mapping[str, Any] | None, xp: Any = np) -> Any:
-    """Undo the bias of a training loss: convert its minimisers to class probabilities.
+    """Convert the minimiser of a training loss to class probabilities.
 
     Losses other than cross-entropy are minimised by probabilities that are not the shares of the
     classes, however many rows there are. The inverse applies to the classes as drawn and weighted,
@@ -46,7 +46,7 @@ def _invert_smoothing(p: Any, xp: Any, smoothing: Any) -> Any:
 
 
 def _invert_focus(p: Any, xp: Any, gammas: Any, margins: Any) -> Any:
-    """Invert losses -(1 - q)^gamma log q of q = min(p + margin, 1), p of the true class.
+    """Invert -(1 - q)^gamma log q with q = min(p + margin, 1), where p is that of the true class.
 
     At the minimum the share of a class is proportional to -1 / (derivative of its loss); for equal
     gammas without margins, theorem 11 of Charoenphakdee et al. 2021 (arXiv:2011.09172). The

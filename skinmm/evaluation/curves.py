@@ -1,4 +1,4 @@
-"""Metrics of ROC, precision-recall and calibration curves, for many weightings of the rows at once.
+"""Metrics of ROC, precision-recall and calibration curves, for many row weights at once.
 
 The weights of b resamples are how often each of them drew each of n rows; ones give the plain
 metric. An undefined metric is NaN inside this package and None in its results.
@@ -110,7 +110,7 @@ class Curve:
         return cls(positives.astype(np.float64), negatives.astype(np.float64))
 
     def sensitivity(self) -> Float64[np.ndarray, "b m"]:
-        """Return the sensitivity by threshold: one above all scores, then each level of scores."""
+        """Return the sensitivity at a threshold above all scores, then at each level."""
         return np.pad(ratio(self.positives, self.positives[:, -1:]), ((0, 0), (1, 0)))
 
     def specificity(self) -> Float64[np.ndarray, "b m"]:
@@ -119,7 +119,7 @@ class Curve:
 
 
 def partial_auroc(curve: Curve, floor: float) -> Samples:
-    """Return the area between the ROC curve and the line sensitivity = `floor`, 0 to 1 - floor.
+    """Return the area between the ROC curve and the line sensitivity = floor (0 to 1 - floor).
 
     Floor 0 gives the AUROC, floor 0.8 the score of the ISIC 2024 challenge. scikit-learn's
     `max_fpr` differs: it bounds the false positive rate.
@@ -142,7 +142,7 @@ def average_precision(curve: Curve) -> Samples:
 
 
 def highest(values: Levels, constraint: Levels, minimum: float) -> Samples:
-    """Return the highest value at the thresholds whose `constraint` is at least the minimum."""
+    """Return the highest value over the thresholds whose `constraint` reaches the minimum."""
     best = np.where(constraint >= minimum - _TIE, values, -1).max(axis=1)
     return np.where(np.isnan(constraint[:, -1]) | np.isnan(values[:, -1]), np.nan, best)
 
@@ -181,7 +181,7 @@ def calibration_error(
 def _weighted_quantiles(
     cumulative: CumulativeWeights, values: _Scores, shares: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "b k"]:
-    """Return the result of numpy.percentile for each resample with its rows repeated."""
+    """Return numpy.percentile of each resample, in which rows are repeated by their weights."""
     sums = cumulative.rows[:, 1:]
     last = sums[:, -1:] - 1
     rank = last * shares
@@ -194,7 +194,7 @@ def _weighted_quantiles(
 
 
 def group_log_odds(x: _Scores, grid: int | None) -> tuple[_Positions, _Axis]:
-    """Return the first row and the mean of each run of (nearly) equal ascending log odds.
+    """Return first row and mean of each group of (nearly) equal log odds, which are sorted.
 
     `grid` is the number of cells per unit of log odds; None: exact ties only.
     """
@@ -243,7 +243,7 @@ def calibration_line(
 def _newton(
     rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, free: bool
 ) -> tuple[_Lines, Bool[np.ndarray, " b"]]:
-    """Fit the lines of all resamples at once by Newton's method; return also which converged."""
+    """Fit the lines of all resamples by Newton's method; also return a mask of convergence."""
     size, least = np.full(line.shape[1], np.inf), _CONVERGED
     if line.shape[1] > 1:
         least = _CONVERGED_RESAMPLE
@@ -270,7 +270,7 @@ def _newton_step(rows: Levels, positives: Levels, z: _Axis, line: _Lines, *, fre
 
 
 def _search_line(rows: _Axis, positives: _Axis, z: _Axis) -> _Lines:
-    """Fit the line of one resample by L-BFGS, where Newton's method diverges."""
+    """Fit the line of one resample by L-BFGS, for which Newton's method diverges."""
     from scipy.optimize import minimize  # rarely needed, and slow to import
 
     def loss(line: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:

@@ -1,4 +1,4 @@
-"""DeLong's interval and test of AUROCs, with several rows of one patient."""
+"""DeLong's interval and test of AUROCs, for several rows per patient."""
 
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
@@ -101,7 +101,7 @@ def perfect_ranking_bound(positives: int, negatives: int, confidence: float) -> 
 
 
 def _placements(scores: _Scores, positives: _Mask) -> _Scores:
-    """Return the share of the other class that each row outranks; ties count 1/2."""
+    """Return the share of the other class that each row outranks; a tie counts as 1/2."""
     from scipy.stats import rankdata  # slow to import, and not needed for prediction
 
     ranks = rankdata(scores)

@@ -1,4 +1,4 @@
-"""Drift of inputs: distributions of columns in training, and their comparison with new rows."""
+"""Drift of inputs: comparison of new rows with the distributions of columns in training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def _pool_rare(counts: Int64[np.ndarray, "2 cells"]) -> Int64[np.ndarray, "2 poo
 
 
 def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, " cells"]) -> float:
-    """Return sum((q - p) * log(q / p)) of the shares p before and q now.
+    """Return sum((q - p) * log(q / p)) of the reference shares p and the new shares q.
 
     The population stability index is the symmetric divergence of Kullback and Leibler (1951).
     """
@@ -101,7 +101,7 @@ def stability_index(before: Int64[np.ndarray, " cells"], now: Int64[np.ndarray, 
 
 
 def _count(cells: Mapping[str, Any], column: "pd.Series[Any]") -> Int64[np.ndarray, " cells"]:
-    """Count the rows in each cell: bins or values (the last for other values), then missing."""
+    """Count the rows of each bin or value (the last for other values), then missing ones."""
     if "ends" in cells:
         numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
         present = np.isfinite(numbers)

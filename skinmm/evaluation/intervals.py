@@ -1,4 +1,4 @@
-"""Intervals and tests that account for several rows of one patient."""
+"""Intervals and tests that account for several rows per patient."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,7 +82,7 @@ def sum_by_patient(
 
 
 def independent_units(codes: _Codes, positives: _Mask) -> int:
-    """Return the number of patients in the rarer class; a class without rows is ignored."""
+    """Return the number of patients in the rarer class, among classes with rows."""
     return min(len(np.unique(codes[rows])) for rows in (positives, ~positives) if rows.any())
 
 
@@ -151,7 +151,7 @@ def estimate_shapes(statistic: Statistic, patients: int, rows: int) -> dict[str,
 
 
 def skewness(influence: Float64[np.ndarray, " k"], least: float) -> float:
-    """Return sum(u**3) / sum(u**2)**1.5 of influences u; 0 where the sum of squares is `least`."""
+    """Return sum(u**3) / sum(u**2)**1.5 of influences u; 0 if sum(u**2) is at most `least`."""
     square = float(influence @ influence)
     return float((influence**3).sum()) / square**1.5 if square > least else 0.0
 
@@ -159,7 +159,7 @@ def skewness(influence: Float64[np.ndarray, " k"], least: float) -> float:
 def _compute_in_blocks(
     statistic: Statistic, draw: Callable[[int, int], Draws], total: int, width: int
 ) -> dict[str, Samples]:
-    """Compute the metrics of `total` weightings of the patients, in blocks that fit the caches."""
+    """Compute the metrics of `total` vectors of patient weights, in blocks that fit the caches."""
     block = max(1, _BLOCK // width)
 
     def compute(start: int) -> dict[str, Float64[np.ndarray, "b ..."]]:
@@ -171,7 +171,7 @@ def _compute_in_blocks(
 
 
 def student_quantile(confidence: float, units: int | float) -> float:
-    """Return the factor of the standard error in a two-sided interval: Student's t quantile."""
+    """Return Student's t quantile, the factor of the standard error in a two-sided interval."""
     return float(stdtrit(max(units, 2) - 1, (1 + confidence) / 2))
 
 
@@ -269,7 +269,7 @@ def summarise(
 
 
 def combine_intervals(entry: Entry, parts: Sequence[tuple[float, Entry]]) -> Entry:
-    """Return the entry with the interval of a weighted sum, from the intervals of its parts.
+    """Return value and interval of a weighted sum, from the intervals of its parts.
 
     Method of variance estimates recovery (Zou and Donner 2008, doi:10.1002/sim.3095): the distances
     from the value to the ends of the interval add by their squares. A part of which all resamples
@@ -292,7 +292,7 @@ def combine_intervals(entry: Entry, parts: Sequence[tuple[float, Entry]]) -> Ent
 def allow_misses(
     metrics: Mapping[str, Entry], sensitivity: Entry, prevalence: float
 ) -> dict[str, Entry]:
-    """Return net benefits and number needed to treat, wider where no resample misses a lesion."""
+    """Widen the intervals of net benefit and number needed to treat if no lesion is missed."""
     if sensitivity["value"] != 1 or not (lowest := sensitivity["low"]):
         return {}
     parts = dict.fromkeys(("net_benefit", "net_benefit_gain"), (prevalence, sensitivity))

@@ -157,7 +157,7 @@ def estimate(
     confidence: float,
     seed: int,
 ) -> dict[str, Entry]:
-    """Return the exact value, and the interval of the statistic over resamples of patients."""
+    """Return the value of a statistic, and its interval over resamples of patients."""
     patients = int(codes.max()) + 1
     values = compute_exact(exact, patients)
     if resamples == 0 or patients == 1:  # all resamples of one patient are equal
@@ -218,7 +218,7 @@ def evaluate_clinic(
 
 
 def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[np.ndarray, " n"]:
-    """Return the mask of the rows that a predictive value counts."""
+    """Return a mask of the rows in the denominator of a predictive value."""
     is_positive = name.endswith("ppv")
     if name.startswith("decided_"):
         return np.asarray(predictions.decision == DECISIONS[int(is_positive)])
@@ -226,7 +226,7 @@ def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[
 
 
 def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return the rows in the denominator of each share, and the positives of each AUROC."""
+    """Return a mask of the denominator of each share, and the positives of each AUROC."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
     shares["within_source_auroc"] = malignant
@@ -250,7 +250,7 @@ def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[
 
 
 def bound_extreme(entry: Entry, confidence: float, units: int, others: int | None = None) -> Entry:
-    """Add the interval of a share or an AUROC of exactly 0 or 1, where all resamples agree.
+    """Add the interval of a share or an AUROC of exactly 0 or 1, for which all resamples agree.
 
     A share of n of n units has the exact interval ((a / 2) ** (1 / n), 1), a = 1 - confidence
     (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404). Each patient counts as one unit: 46 of

@@ -1,4 +1,4 @@
-"""Rename the headers of other systems' prediction tables to the names of prediction files."""
+"""Prediction tables of other systems: renaming of their columns to those of prediction files."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ _EXAMPLES: Final = ("akiec", "bcc", "bkl")
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Meaning of the columns of a prediction file, as far as the header does not state it.
+    """Meaning of the columns of a prediction file that its header does not state.
 
     Attributes:
         classes: names of the classes, in the order of numbered columns and of a numeric truth.
@@ -74,7 +74,7 @@ def convert_labels(table: pd.DataFrame, path: Path | str, form: TableFormat) -> 
 def convert_predictions(
     table: pd.DataFrame, path: Path | str, form: TableFormat, labels: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Rename the columns of another system as in a prediction file.
+    """Rename the columns of another system to those of a prediction file.
 
     Read are numbered classes (`probability_class_0`), a column per class (`MEL`, `prob_mel`), the
     columns of one of several systems (`SYSTEM:CLASS`), and the score `target` of a submission,
@@ -106,7 +106,7 @@ def _rename(table: pd.DataFrame, path: Path | str, names: Mapping[str, str]) -> 
 
 
 def group_systems(names: Iterable[Any]) -> dict[str, dict[str, str]]:
-    """Return system -> column -> class, of columns `SYSTEM:CLASS`."""
+    """Return system -> column -> class for columns `SYSTEM:CLASS`."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
         if match := _SYSTEM.fullmatch(str(name)):
@@ -130,7 +130,7 @@ def _select_system(table: pd.DataFrame, path: Path | str, system: str | None) ->
 
 
 def _find_numbered(table: pd.DataFrame, path: Path | str, classes: Sequence[str]) -> dict[str, str]:
-    """Return column -> `p_<class>` of classes numbered from 0."""
+    """Return column -> `p_<class>` for classes that are numbered from 0."""
     matches = {name: _NUMBERED.fullmatch(str(name)) for name in table.columns}
     numbers = {name: int(match[1]) for name, match in matches.items() if match}
     is_native = any(
@@ -188,7 +188,7 @@ def _has_truth(table: pd.DataFrame) -> bool:
 
 
 def _name_truth(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Replace the numbers of a truth above 1 by the names of the classes."""
+    """Replace class numbers in a truth column by class names."""
     for name, ours in match_columns(table).items():
         if ours in ("target", "diagnosis") and classes:
             numbers = pd.to_numeric(table[name], errors="coerce")
@@ -206,7 +206,7 @@ def _apply_softmax(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def suggest_columns(table: pd.DataFrame, *, has_labels: bool) -> str:
-    """Return the setting that names the columns of a table without known names, or ""."""
+    """Return advice on the setting that names unrecognised columns, or ""."""
     columns = {}
     names = [name for name in table.columns if name not in {*match_columns(table).values()}]
     if "image_id" not in table:
@@ -229,7 +229,7 @@ def _is_truth(cell: Any) -> bool:
 
 
 def explain_numbers(table: pd.DataFrame) -> str:
-    """Return what columns contain instead of probabilities, and what to do; "" if unknown."""
+    """Describe numbers that are not probabilities, such as percentages, and the remedy, or ""."""
     values = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     if (values < 0).any():
         return "; negative values are perhaps logits: logits=true takes their softmax"

@@ -29,7 +29,7 @@ _LogOdds = Float64[np.ndarray, " n"]
 
 
 def malignant_for_guarantee(sensitivity: float, confidence: float = 0.95) -> int:
-    """Return the least number of malignant lesions that can guarantee a sensitivity.
+    """Return the smallest number of malignant lesions that can guarantee a sensitivity.
 
     With n lesions, none below the threshold, the exact lower bound is (1 - confidence)**(1 / n)
     (Clopper and Pearson 1934). `choose_threshold` finds a guaranteed threshold from n on.
@@ -40,7 +40,7 @@ def malignant_for_guarantee(sensitivity: float, confidence: float = 0.95) -> int
 def malignant_for_sensitivity(
     sensitivity: float, expected: float, confidence: float = 0.95, power: float = 0.8
 ) -> int:
-    """Return the number of malignant lesions that show a sensitivity of a given threshold.
+    """Return the number of malignant lesions to show the sensitivity of a given threshold.
 
     The exact lower bound reaches `sensitivity` with probability `power` if the true sensitivity is
     `expected`, also for greater numbers, although the power falls at each further error allowed.
@@ -58,7 +58,7 @@ def malignant_for_sensitivity(
             last = count
         count += 1
         if count > MAX_MALIGNANT:
-            raise InputError(f"expected={expected}: too near to {sensitivity} to be shown")
+            raise InputError(f"expected={expected}: too close to {sensitivity}; give a higher one")
     return last + 1
 
 
@@ -80,7 +80,7 @@ def auroc_width(
 
 
 def _pair_variance(auroc: float) -> float:
-    """Return Q - A**2, where Q is the chance that two pairs with a common lesion are in order.
+    """Return Q - A**2 (Q: chance that two pairs with a common lesion are both ranked correctly).
 
     For normal scores of one variance it is the same with a common malignant and a common benign
     lesion (Q1 and Q2 of Hanley and McNeil): two normal variables of correlation 0.5 are both below
@@ -94,7 +94,7 @@ def _pair_variance(auroc: float) -> float:
 def malignant_for_auroc(
     auroc: float, width: float, prevalence: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of malignant lesions for an interval of the AUROC of a given width."""
+    """Return the number of malignant lesions for a given width of the AUROC's interval."""
     odds = (1 - prevalence) / prevalence
     return _find_least(lambda n: auroc_width(auroc, n, n * odds, confidence) <= width)
 
@@ -108,7 +108,7 @@ def malignant_for_difference(
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> int:
-    """Return the number of malignant lesions that show a difference of two AUROCs.
+    """Return the number of malignant lesions to show a difference of two AUROCs.
 
     The formula of Hanley and McNeil 1982 for a two-sided test and normal scores, with the
     correlation of the two AUROCs on the same lesions (Hanley and McNeil 1983,
@@ -149,7 +149,7 @@ def expected_log_odds(auroc: float, prevalence: float) -> tuple[_LogOdds, _LogOd
 def rows_for_slope(
     log_odds: _LogOdds, weights: _LogOdds, width: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of rows for an interval of the calibration slope of a given width.
+    """Return the number of rows for a given width of the calibration slope's interval.
 
     Riley et al. 2021 (doi:10.1002/sim.9025) for a calibrated model: the variance of the slope is
     the inverse of the mean Fisher information over the weighted log odds.
@@ -163,7 +163,7 @@ def rows_for_slope(
 def malignant_for_slope(
     auroc: float, width: float, prevalence: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of malignant lesions for an interval of the calibration slope.
+    """Return the number of malignant lesions for a given width of the calibration slope's interval.
 
     The number of `rows_for_slope` is for a normal interval with the true variance. That of a report
     is wider, which is measured in simulated cohorts of this number, with fewer benign lesions if
@@ -180,7 +180,7 @@ def malignant_for_slope(
 
 
 def _simulate_slopes(auroc: float, share: float, malignant: int, confidence: float) -> float:
-    """Return the mean width of the interval of the slope in cohorts of so many lesions."""
+    """Return the mean width of the slope's interval in simulated cohorts of this size."""
     rng, spread, widths = np.random.default_rng(0), math.sqrt(2) * ndtri(auroc), []
     truth = np.arange(round(malignant / share)) < malignant
     units = min(malignant, len(truth) - malignant)
@@ -194,7 +194,7 @@ def _simulate_slopes(auroc: float, share: float, malignant: int, confidence: flo
 
 
 def _build_slope(log_odds: _LogOdds, truth: Bool[np.ndarray, " n"]) -> Statistic:
-    """Return the calibration slope of rows of different patients as a statistic."""
+    """Return the statistic of the calibration slope, for one row per patient."""
     order = np.argsort(log_odds, kind="stable")
     starts, centres = curves.group_log_odds(log_odds[order], curves.GRID)
 
@@ -236,7 +236,7 @@ def simulate_widths(
     for name in ("auroc", "calibration_slope"):
         values = np.concatenate([block[name] for block in samples])
         if np.isnan(values).all():
-            raise InputError(f"{name} is undefined for these predictions: leave them out")
+            raise InputError(f"{name} is undefined for these predictions; plan without PREDICTIONS")
         ends = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
         widths[name] = float(ends[1] - ends[0])
     return widths
@@ -245,7 +245,7 @@ def simulate_widths(
 def malignant_by_simulation(
     predictions: Predictions, metric: str, width: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of patients with malignant lesions for a width, by simulation.
+    """Return the patients with malignant lesions for a width of an interval, by simulation.
 
     The width falls as one over the square root of the number; two steps from the present number
     correct for what differs from that.
@@ -264,7 +264,7 @@ def malignant_by_pairs(
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> int:
-    """Return the number of patients with malignant lesions that show a difference of two AUROCs.
+    """Return the number of patients with malignant lesions to show a difference of two AUROCs.
 
     Two systems predict the same lesions. The standard error of their difference is that of
     resampled patients (see `compare`), and falls as one over the square root of the number.
@@ -272,7 +272,7 @@ def malignant_by_pairs(
     result = compare({"first": first, "second": second}, resamples=500)
     entry = result["pairs"][0]["metrics"]["auroc"]
     if not entry["standard_error"]:
-        raise InputError("the two systems rank the lesions alike: a difference cannot be planned")
+        raise InputError("the two systems rank the lesions equally: no difference to plan")
     malignant = len(np.unique(first.patient_id[first.malignant].astype(str)))
     reach = _reach(confidence) + float(ndtri(power))
     return math.ceil(malignant * (reach * entry["standard_error"] / difference) ** 2)
@@ -283,7 +283,7 @@ def _reach(confidence: float) -> float:
 
 
 def _find_least(is_enough: Callable[[int], bool]) -> int:
-    """Return the least number that is enough, if all greater ones are."""
+    """Return the smallest sufficient number, if all larger numbers are sufficient."""
     least = bisect_left(range(MAX_MALIGNANT + 1), x=True, lo=2, key=is_enough)
     if least > MAX_MALIGNANT:
         raise InputError(f"more than {MAX_MALIGNANT:,} malignant lesions; ask for less")

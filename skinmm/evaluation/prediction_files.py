@@ -1,4 +1,4 @@
-"""Parser of prediction files: the text of a table in, checked arrays out."""
+"""Parser of prediction files: converts the text of a table to checked arrays."""
 
 from pathlib import Path
 from typing import Final
@@ -78,12 +78,12 @@ class PredictionFile:
         return classes, self._parse_distribution([f"p_{name}" for name in classes])
 
     def parse_raw(self, classes: tuple[str, ...]) -> Float64[np.ndarray, "n c"] | None:
-        """Return the probabilities before calibration if the file has them for all classes."""
+        """Return the probabilities before calibration, or None if the file lacks one."""
         columns = [f"raw_{name}" for name in classes]
         return self._parse_distribution(columns) if set(columns) <= set(self.table) else None
 
     def parse_half(self, classes: tuple[str, ...]) -> Float64[np.ndarray, "n c"] | None:
-        """Return the scores for a cut of 0.5 if the file has them for all classes."""
+        """Return the scores for a cut at 0.5, or None if the file lacks one."""
         columns = [f"half_{name}" for name in classes]
         return self._parse_numbers(columns) if set(columns) <= set(self.table) else None
 
@@ -125,13 +125,13 @@ class PredictionFile:
         return folds.to_numpy(dtype=np.int64)
 
     def parse_images(self) -> Shaped[np.ndarray, " n"] | None:
-        """Return the images of each lesion as `predict.py` lists them, for files by lesion."""
+        """Return the images of each lesion, as listed by `predict.py`, in a file of lesions."""
         if not {"lesion_id", "images"} <= {*self.table}:
             return None
         return self.table["images"].to_numpy(dtype=object)
 
     def parse_units(self) -> Shaped[np.ndarray, " n"]:
-        """Return the unit that each row names: its patient, else its lesion, else its image."""
+        """Return the patient of each row, or else its lesion, or else its image."""
         units = self.table["unit"] if "unit" in self.table else pd.Series(dtype=object)
         if units.empty or not units.isin(UNITS).all():  # of another system, with another meaning
             units = name_units(self.table)
@@ -156,7 +156,7 @@ class PredictionFile:
         return cells.where(cells.notna(), None).to_numpy(dtype=object)
 
     def parse_sets(self, classes: tuple[str, ...]) -> Bool[np.ndarray, "n c"] | None:
-        """Return the mask of the classes in the prediction set of each row."""
+        """Return a mask of the classes in the prediction set of each row."""
         if not self._has_values("prediction_set"):
             return None
         codes, texts = pd.factorize(self.table["prediction_set"].fillna(""))
@@ -240,7 +240,7 @@ def find_positive_classes(classes: tuple[str, ...], path: Path | str) -> tuple[s
     )
     if not positive:
         raise InputError(
-            f"{path}: none of the classes {', '.join(classes)} is known as malignant; name the "
+            f"{path}: none of the classes {', '.join(classes)} counts as malignant; name the "
             "malignant classes with positive="
         )
     return positive
@@ -256,7 +256,7 @@ def require_positive_classes(classes: tuple[str, ...], positive: tuple[str, ...]
 
 
 def _find_classes(words: "pd.Series[str]", classes: tuple[str, ...]) -> "pd.Series[float]":
-    """Return the index of the class of each word, NaN where it names no class."""
+    """Return the class index of each word, NaN if it names no class."""
     indices = {word: _find_class(word, classes) for word in words.unique()}
     return words.map(indices).astype("float64")
 

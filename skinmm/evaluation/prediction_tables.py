@@ -1,4 +1,4 @@
-"""Tables of predictions and labels of any system, read as text in the columns of this package."""
+"""Reader of the predictions and labels of any system, as text in canonical columns."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ TRUTH: Final = ("target", "diagnosis")
 def read_tables(
     path: Path | str, labels: Path | str | None = None, form: TableFormat | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Read a prediction file and its labels as text, in the columns of a prediction file.
+    """Read predictions and labels as text, in the columns of a prediction file.
 
     Empty cells of `image_id` are filled; without this column, lesions count as images.
     """

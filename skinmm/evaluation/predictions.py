@@ -1,4 +1,4 @@
-"""Predictions: reader and writer of prediction files, the input of every later stage."""
+"""Predictions: reader and writer of prediction files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +101,7 @@ class Predictions:
         return np.isin(self.target, [self.classes.index(name) for name in self.positive])
 
     def list_units(self) -> Shaped[np.ndarray, " n"]:
-        """Return the unit that `patient_id` names in each row: patient, lesion or image."""
+        """Return the meaning of `patient_id` in each row: patient, lesion or image."""
         is_image = np.asarray(self.patient_id == self.image_id)
         return np.where(is_image, "image", "patient") if self.unit is None else self.unit
 
@@ -115,7 +115,7 @@ class Predictions:
         return self.probabilities.argmax(axis=1) if self.called is None else self.called
 
     def select(self, rows: Shaped[np.ndarray, " m"]) -> "Predictions":
-        """Return the rows of a mask or of row numbers, in that order."""
+        """Return the rows selected by a mask, or by row numbers in their order."""
         columns = {name: getattr(self, name) for name in ROW_COLUMNS}
         return replace(self, **{k: v[rows] for k, v in columns.items() if v is not None})
 
@@ -128,7 +128,7 @@ def read_predictions(
     form: TableFormat | None = None,
     allow_one_class: bool = False,
 ) -> Predictions:
-    """Read the prediction file of any system, with labels in the same or in a second file.
+    """Read the prediction file of any system, with labels in the same or a second file.
 
     Required are an image column (else `lesion_id`) and one column `p_<class>` per class; for two
     classes `p_malignant` or `malignancy` is enough. The truth is in `target` (0/1, or a class), or
@@ -216,7 +216,7 @@ def format_sets(sets: Bool[np.ndarray, "n c"], classes: Sequence[str]) -> Shaped
 def find_confident_mistakes(
     predictions: Predictions, threshold: float
 ) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Return the wrong rows of which the model was most certain, at most `MAX_MISTAKES` of a kind.
+    """Return the most confident errors, at most `MAX_MISTAKES` of each kind.
 
     `missed` are malignant rows below the threshold, in ascending order of probability; `flagged`
     are benign rows from the threshold on, in descending order.

@@ -1,4 +1,4 @@
-"""Class shares of a site without labels, and a test that nothing else has changed."""
+"""Estimate of the class shares of unlabelled rows, and a test for other changes."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -103,7 +103,7 @@ def _test_shift(
     resamples: int,
     rng: np.random.Generator,
 ) -> float:
-    """Return the p-value of `estimate_shift`; `scores` has the rows of the site first."""
+    """Return the p-value of `estimate_shift`; the rows of the site come first in `scores`."""
     targets = reference[1]
     site = len(scores) - len(targets)
     present = np.bincount(targets, minlength=len(prior)) > 0
@@ -142,7 +142,7 @@ def estimate_shares(
 
 
 def _mixture(targets: Targets, weights: _Weights, shares: Float64[np.ndarray, "... c"]) -> _Weights:
-    """Return row weights such that each class has its share."""
+    """Return row weights that give each class its share."""
     totals = np.maximum(weights @ np.eye(shares.shape[-1])[targets], _TINY)
     mixed = weights * (shares / totals)[:, targets]
     return mixed / mixed.sum(axis=1, keepdims=True)
@@ -156,7 +156,7 @@ def _simulate(
     resamples: int,
     rng: np.random.Generator,
 ) -> _Weights:
-    """Return weights of `count` patients drawn in these shares, minus a resampled reference."""
+    """Return weights of `count` patients with these class shares, minus a resampled reference."""
     probabilities, targets, patients = reference
     codes, total = patient_codes(patients)
     weights = _mixture(targets, np.ones((1, len(targets))), shares)[0]
@@ -173,7 +173,7 @@ def _simulate(
 def _distances(
     scores: Float64[np.ndarray, "n k"], differences: _Weights
 ) -> Float64[np.ndarray, " b"]:
-    """Return the largest distance of distribution functions over the columns.
+    """Return the largest distance between two distribution functions over all columns.
 
     `differences` are the row weights of one distribution minus those of the other.
     """

@@ -111,7 +111,7 @@ _ARRAYS: Final = ("mean", "directions", "variances")
 
 @dataclass(frozen=True)
 class OODDetector:
-    """Squared Mahalanobis distance of features to the validation features, over its limit.
+    """Squared Mahalanobis distance of features to the validation features, divided by its limit.
 
     Attributes:
         mean: mean feature.
@@ -156,7 +156,7 @@ def fit_ood_detector(
     *,
     components: int = COMPONENTS,
 ) -> OODDetector | None:
-    """Fit the distance to the fused features of validation rows, and its limit by cross-validation.
+    """Fit an OOD detector to the fused features of validation rows, with a cross-validated limit.
 
     Validation rows and not training rows, because the network has memorised the latter and new rows
     would all look unusual; these features also need no further pass. The covariance is that of
@@ -179,7 +179,7 @@ def cross_fit_ood(
     *,
     components: int = COMPONENTS,
 ) -> tuple[OODDetector, Float64[np.ndarray, " n"]] | None:
-    """Return the detector and the cross-validated scores of the rows that fitted it.
+    """Return the detector, and the cross-validated scores of its fitting rows.
 
     Scored by the detector itself, these rows would look more familiar than new ones.
     """

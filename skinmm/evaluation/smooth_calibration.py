@@ -1,4 +1,4 @@
-"""Smooth calibration curves: observed share malignant as a function of the probability."""
+"""Smooth calibration curves: observed malignant share as a function of the probability."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +20,7 @@ Cells = Float64[np.ndarray, "b c"]
 
 
 class CalibrationSmoother:
-    """Local linear regression of the truth on the probability, for many weightings of the rows.
+    """Local linear regression of the truth on the probability, for many row weights.
 
     LOESS of degree 1 with tricube weights and a span of 0.75 (Cleveland 1979), as Austin and
     Steyerberg use it (2014, doi:10.1002/sim.5941). The curve is computed at a grid and interpolated
@@ -53,7 +53,7 @@ class CalibrationSmoother:
         self.moments = [(kernel * offsets**power).T for power in range(3)]
 
     def curve(self, rows: Cells, positives: Cells) -> Float64[np.ndarray, "b g"]:
-        """Return the observed share at the grid, from the rows and positives of each cell."""
+        """Return the observed share at the grid points, given rows and positives by cell."""
         s0, s1, s2 = (rows @ moment for moment in self.moments)
         t0, t1 = (positives @ moment for moment in self.moments[:2])
         determinant = s0 * s2 - s1**2
@@ -120,7 +120,7 @@ def fit_calibration_band(
 def calibration_noise(
     probabilities: Float64[np.ndarray, " n"], *, draws: int = 50, seed: int = 0
 ) -> dict[str, float]:
-    """Return the mean calibration errors of a calibrated model with the same probabilities.
+    """Return the mean calibration errors of a perfectly calibrated model.
 
     A calibration error cannot be negative, so that chance alone raises it. The truth of each row is
     drawn from its probability, independently of other rows.

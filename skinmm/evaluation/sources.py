@@ -19,13 +19,13 @@ MIN_SOURCES: Final = 3  # of a random-effects summary
 
 
 def _rows_by_source(sources: Shaped[np.ndarray, " n"]) -> dict[str, Int64[np.ndarray, " k"]]:
-    """Return the row numbers of each source of several rows, by name; unknown ones are left out."""
+    """Return the row numbers of each source with more than one row, by name."""
     groups = pd.Series(range(len(sources))).groupby(sources)
     return {str(name): rows.to_numpy(np.int64) for name, rows in groups if len(rows) > 1}
 
 
 class WithinSourceAuroc:
-    """Chance that a malignant row ranks above a benign one of the same source, as a statistic.
+    """Statistic: chance that a malignant row ranks above a benign one of the same source.
 
     A source that differs from others in its share of malignant rows raises the AUROC of a model
     that recognises the source. Pairs of the same source do not reward this. The value is the mean
@@ -63,7 +63,7 @@ class WithinSourceAuroc:
 def build_source_statistic(
     predictions: Predictions, codes: Int64[np.ndarray, " n"]
 ) -> Statistic | None:
-    """Return the statistic of the AUROCs within sources; None unless there are two sources.
+    """Return the statistic of AUROCs within sources; None with fewer than two sources.
 
     It has `within_source_auroc` of malignancy and, for several classes,
     `within_source_macro_auroc`, the mean over the classes that have a pair. `codes` are the numbers
@@ -90,7 +90,7 @@ def build_source_statistic(
 def summarise_sources(
     predictions: Predictions, *, confidence: float = 0.95
 ) -> dict[str, Any] | None:
-    """Return the AUROC of each source and its random-effects mean; None without two sources.
+    """Return the AUROC of each source and their random-effects mean; None with fewer than two.
 
     Returns:
         `aurocs`: for each source `source`, `n`, `positives` and the `delong_interval`;

@@ -1,4 +1,4 @@
-"""Metrics as functions of how often each of b bootstrap resamples draws each of p patients."""
+"""Metrics as functions of bootstrap weights: the draws of each patient in each resample."""
 
 from functools import partial
 from typing import Any, Final
@@ -127,7 +127,7 @@ class MalignancyMetrics:
 
 
 class PatientMetrics:
-    """Metrics of patients with a malignant lesion, over the rows that name a patient.
+    """Metrics over patients with a malignant lesion, from the rows that name a patient.
 
     `patient_sensitivity` is the share of these patients of whom at least one malignant lesion is
     flagged. `top_15_sensitivity` is the share of malignant lesions among the 15 with the highest
@@ -217,7 +217,7 @@ class ClinicMetrics:
 
 
 def default_benefit(share: Samples, threshold: float) -> Samples:
-    """Return the better net benefit of two rules: flag all lesions, or none."""
+    """Return the higher net benefit of flagging all lesions and flagging none."""
     return np.maximum(net_benefit(share, 1 - share, threshold), 0)
 
 
@@ -226,7 +226,7 @@ def net_benefit(
     false_alarms: Float64[np.ndarray, "..."],
     threshold: Float64[np.ndarray, "..."] | float,
 ) -> Float64[np.ndarray, "..."]:
-    """Return hits - false alarms * t / (1 - t), as shares of all rows, at the threshold t.
+    """Return hits - false alarms * t / (1 - t) at the threshold t, as shares of all rows.
 
     Vickers and Elkin 2006, doi:10.1177/0272989X06295361. At threshold 1 a false alarm has infinite
     cost, and the net benefit is NaN.

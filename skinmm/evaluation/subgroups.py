@@ -1,4 +1,4 @@
-"""Metrics of subgroups of patients, and tests of their differences."""
+"""Metrics of subgroups of patients, and tests of the differences between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def _split(column: str, values: "pd.Series[Any]") -> list[Group]:
 def evaluate_subgroups(
     predictions: Predictions, groups: Sequence[Group], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Return the result of `evaluate(..., **settings)` of each group, with `column` and `group`."""
+    """Evaluate each group; the results also have the keys `column` and `group`."""
     return [
         {"column": group.column, "group": group.name}
         | evaluate(predictions.select(group.rows), **settings)
@@ -87,7 +87,7 @@ def sensitivity_gaps(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return the highest minus the lowest sensitivity at the threshold, and a test, by column.
+    """Return the highest minus the lowest sensitivity by column, with a test.
 
     Only groups with a known value and at least `MIN_MALIGNANT` malignant rows are compared; columns
     with fewer than two are omitted. The interval is simultaneous over all pairs of the column's
@@ -126,7 +126,7 @@ def heterogeneity_p(
     permutations: int,
     seed: int,
 ) -> float:
-    """Return the p-value of a permutation test for differences between the shares of hits.
+    """Return the p-value of a permutation test for differences between hit rates.
 
     The statistic is Pearson's. Under the null hypothesis, patients with equal numbers of lesions
     can exchange their results, and the lesions of a patient theirs. So the test is exact for
@@ -164,7 +164,7 @@ def _widest_gap(
     names: Sequence[str],
     confidence: float,
 ) -> dict[str, Any]:
-    """Return the widest gap between shares of hits, with an interval simultaneous over all pairs.
+    """Return the largest difference of hit rates, with an interval simultaneous over all pairs.
 
     Tukey and Kramer's critical value, for the interval of Agresti and Caffo (2000,
     doi:10.1080/00031305.2000.10474560): it adds pseudo-observations, because a share of 1 has no

@@ -100,7 +100,7 @@ def _check_rule(rule: str, **shares: float) -> None:
 
 
 def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
-    """Return the mean threshold on the logit scale; it is guaranteed if all thresholds are."""
+    """Return the mean threshold on the logit scale; guaranteed only if all thresholds are."""
     value = _mean_probability([threshold.value for threshold in thresholds])
     guaranteed = all(threshold.guaranteed for threshold in thresholds)
     return Threshold(value, thresholds[0].rule, guaranteed)
@@ -108,7 +108,7 @@ def average_thresholds(thresholds: Sequence[Threshold]) -> Threshold:
 
 @dataclass(frozen=True)
 class RiskLimit:
-    """Limit of one kind of decision.
+    """Probability limit of one kind of decision, with its certified error rate.
 
     Attributes:
         value: probability of malignancy.
@@ -123,7 +123,7 @@ class RiskLimit:
     patients: int
 
     def upper_bound(self, confidence: float = 0.95) -> float:
-        """Return the upper confidence bound of this limit's rate in new patients.
+        """Return the upper confidence bound of the error rate at this limit in new patients.
 
         `certified` is an average over sets of validation patients; the rate of one set varies. With
         one lesion a patient, it has the distribution Beta(k, m + 1 - k), k = certified * (m + 1)
@@ -137,7 +137,7 @@ class RiskLimit:
 
 @dataclass(frozen=True)
 class ReferralBand:
-    """Probabilities around the threshold at which neither decision is safe.
+    """Range of probabilities around the threshold in which neither decision is safe.
 
     A row below the threshold is decided benign if it is below `low`; a row from the threshold on is
     decided malignant if it is not below `high`. All other rows are referred. If `low` exceeds
@@ -199,7 +199,7 @@ def fit_band(
 def _mean_share_below(
     scores: _Scores, patients: Shaped[np.ndarray, " n"], limits: Float64[np.ndarray, " k"]
 ) -> tuple[Float64[np.ndarray, " k"], int]:
-    """Return the mean over patients of the share of scores below each limit; patient count."""
+    """Return the mean share of a patient's scores below each limit, and the patient count."""
     order = np.argsort(scores, kind="stable")
     codes, names = pd.factorize(patients[order])
     weights = 1 / np.bincount(codes, minlength=len(names))[codes] / len(names)
@@ -212,7 +212,7 @@ def _control_risk(
     patients: int,
     target: float,
 ) -> RiskLimit:
-    """Return the last limit, in order of ascending rates, whose expected rate is certified."""
+    """Return the last of several limits, by ascending rate, whose expected rate is certified."""
     bounds = np.round((patients * rates + 1) / (patients + 1), 12)  # 0.01 of 99 patients
     certified = max(target, float(bounds[0]))
     last = np.searchsorted(bounds, certified + 1e-12, side="right") - 1 if patients else 0
@@ -222,7 +222,7 @@ def _control_risk(
 
 
 def average_bands(bands: Sequence[ReferralBand]) -> ReferralBand:
-    """Return the mean band on the logit scale, with the highest target and certified rate.
+    """Return the mean band on the logit scale, with the highest target and highest certified rate.
 
     Where one band certifies nothing (rate 1), the limit is the strictest instead.
     """
@@ -256,7 +256,7 @@ def sensitivity_bound(hits: int, positives: int, confidence: float) -> float:
 def _choose_by_sensitivity(
     scores: _Scores, patients: Shaped[np.ndarray, " n"], sensitivity: float, confidence: float
 ) -> tuple[float, bool]:
-    """Return the threshold for scores of malignant rows, and whether it is guaranteed."""
+    """Return the threshold from the scores of malignant rows, and whether it is guaranteed."""
     lowest = np.sort(pd.Series(scores).groupby(patients).min().to_numpy())
     hits = len(lowest)
     while sensitivity_bound(hits, len(lowest), confidence) >= sensitivity:

@@ -72,8 +72,8 @@ def serve(config: FederateServerConfig) -> int:
     is_secure = config.certificate and config.private_key and config.clients
     if not (is_secure or is_loopback(config.host) or config.insecure):
         raise InputError(
-            f"host={config.host}: off loopback the server needs certificate=PEM private_key=PEM "
-            "and clients=KEYS; insecure=true starts it without, for everybody on the network"
+            f"host={config.host}: not loopback: the server needs certificate=PEM private_key=PEM "
+            "and clients=KEYS; insecure=true starts it without them, open to the whole network"
         )
     if bool(config.certificate) != bool(config.private_key):
         raise InputError("certificate and private_key belong together; give both or none")
@@ -89,7 +89,7 @@ def serve(config: FederateServerConfig) -> int:
 
 
 def take_part(config: FederateClientConfig) -> int:
-    """Train with the data of this centre, in the rounds of a server."""
+    """Take part in the rounds of a server with the data of this centre."""
     require_flower()
     from skinmm.federated.centre import Centre, build_app
     from skinmm.federated.node import read_private_key, run_client
@@ -102,7 +102,7 @@ def take_part(config: FederateClientConfig) -> int:
     is_local = is_loopback(host.strip("[]"))
     if not (is_local or config.insecure or config.private_key):
         raise InputError(
-            f"server={config.server}: off loopback a client needs private_key=FILE, whose public "
+            f"server={config.server}: not loopback: a client needs private_key=FILE, whose public "
             "key the server has; insecure=true connects without key and TLS"
         )
     key = Path(config.audit_key).read_bytes().strip() if config.audit_key else None
@@ -125,7 +125,7 @@ def take_part(config: FederateClientConfig) -> int:
 
 
 def require_flower() -> None:
-    """Refuse to continue without Flower; silence the libraries, and Flower's telemetry."""
+    """Require Flower; silence its messages and switch off its telemetry."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     logging.getLogger("alembic").setLevel(logging.ERROR)
     if find_spec("flwr") is None:
@@ -136,7 +136,7 @@ def require_flower() -> None:
 
 
 def open_federation(config: FederationConfig) -> "Federation":
-    """Return a new federation, or with `resume` the state of one whose server was stopped.
+    """Return a new federation, or the saved state of a stopped one (`resume`).
 
     A resumed federation has the settings of its folder, except for those of the network.
     """
@@ -166,7 +166,7 @@ def open_federation(config: FederationConfig) -> "Federation":
 
 
 def split_sources(data: DataConfig, federation: "Federation") -> dict[str, DataConfig]:
-    """Return the data of each simulated centre: every source is one with `data.split=source`.
+    """Return the data of each simulated centre; with `data.split=source` each source is one.
 
     Patients and lesions of several sources are left out, so that no centre is tested on another's.
     """

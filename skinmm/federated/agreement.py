@@ -40,7 +40,7 @@ from skinmm.vocabulary import parse_diagnosis
 
 @dataclass
 class Federation:
-    """State of a federation, from which a server that was killed continues.
+    """Saved state of a federation, from which a restarted server continues.
 
     Attributes:
         config: configuration of the federation.
@@ -81,7 +81,7 @@ class Federation:
             save_file(content, partial, {"federation": json.dumps(facts)})
 
     def load(self) -> None:
-        """Read the state of `save`; nothing if the first round was not reached."""
+        """Read the state if `save` has written one."""
         if not self.file.is_file():
             return
         with safe_open(self.file, framework="np") as file:
@@ -102,7 +102,7 @@ def greet(
     answers: dict[str, dict[str, Any]],
     timeout: float,
 ) -> None:
-    """Ask new clients to describe their data, and accept those whose answer fits.
+    """Ask new clients to describe their data, and accept compatible ones.
 
     A client whose parts share patients, lesions or images with those accepted before is refused.
     """
@@ -144,7 +144,7 @@ def read_answer(reply: Message) -> dict[str, Any]:
             "hashes": from_plain(answer.get("hashes") or {}),
         }
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"its description cannot be read ({type(error).__name__})") from error
+        raise InputError(f"its description is unreadable ({type(error).__name__})") from error
     if not checked["name"]:
         raise InputError("it has no name; set name=NAME")
     return checked
@@ -173,7 +173,7 @@ def require_fit(
     *,
     is_taken: bool = False,
 ) -> None:
-    """Refuse a centre with other classes or columns, or whose rows leak to or from another's.
+    """Refuse a centre with other classes or columns, or with leaks to or from another centre.
 
     With keys of clients a name that `is_taken` belongs to another centre; without, to the same one
     that was started again. `data.allow_leaks` turns the refusal of leaks into a line of the log.
@@ -183,7 +183,7 @@ def require_fit(
     data, agreed = federation.config.data, federation.agreement.get("columns")
     is_known = parse_diagnosis if data.target == "diagnosis" else BINARY.__contains__
     if unknown := [name for name in answer["classes"] if not (is_known(name) or data.positive)]:
-        raise InputError(f"its class {unknown[0]} is unknown")
+        raise InputError(f"its class {unknown[0]} is not in the vocabulary")
     agreed_columns = [[{**column, "rows": 0} for column in agreed]] if agreed else []
     merge_columns([*agreed_columns, *(other["columns"] for other in answers.values())])
     if leaks := describe_links({n: a["hashes"] for n, a in answers.items() if a["hashes"]}):
@@ -232,12 +232,12 @@ def start(
         f"{sum(a.numpy().size for a in federation.arrays.values()):,} numbers"
     )
     if unaudited := [name for name, answer in answers.items() if not answer["hashes"]]:
-        federation.log(f"audit across centres: not of {', '.join(unaudited)}, which gave no hashes")
+        federation.log(f"audit across centres: without {', '.join(unaudited)} (no hashes)")
     federation.save()
 
 
 def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the record columns of all centres: the union of their words, pooled mean and scale."""
+    """Merge the record columns of all centres: the union of words, the pooled mean and scale."""
     if len({len(states) for states in answers}) > 1:
         raise InputError("the centres differ in the number of record columns")
     merged = []
@@ -266,7 +266,7 @@ def merge_columns(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
-    """Return the settings of a run that clients receive, without machine settings."""
+    """Return the settings of a run for the clients, without machine settings."""
     settings = Config(**{item.name: getattr(config, item.name) for item in fields(Config)})
     data = replace(settings.data, name="demo", root=None, args={}, extra=[], masks=None)
     data = replace(data, split="patients")
@@ -279,7 +279,7 @@ def to_client_mapping(config: FederationConfig) -> dict[str, Any]:
 
 
 def describe_facts(facts: Mapping[str, float]) -> str:
-    """Return what a centre allows to state, in words."""
+    """Describe in words the facts that a centre discloses."""
     words = [format_count(facts["rows"], "row")] if "rows" in facts else []
     words += [f"{facts['prevalence']:.1%} malignant"] if "prevalence" in facts else []
     return ", ".join(words) or "which states nothing about its rows"

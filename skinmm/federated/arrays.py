@@ -1,4 +1,4 @@
-"""Arrays that cross the wire: which ones do, and the checks of those received."""
+"""Arrays sent between server and clients: selection, conversion and checks."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ Layout = dict[str, tuple[tuple[int, ...], str]]
 
 
 def list_shared(network: Network, config: Config, strategy: str, aggregate: str) -> list[str]:
-    """Return the names of the arrays that cross the wire, in the order of the network.
+    """Return the names of the shared arrays, in the order of the network.
 
     These are the weights that are trained, and the statistics of normalisation layers that are.
     Statistics and weights of normalisation layers stay local with `fedbn` (Li et al. 2021,
@@ -53,13 +53,13 @@ def list_shared(network: Network, config: Config, strategy: str, aggregate: str)
 
 
 def to_record(network: Network, names: Sequence[str]) -> ArrayRecord:
-    """Return arrays of a network, as NumPy's own format."""
+    """Return arrays of a network in NumPy's format."""
     state = network.state_dict()
     return ArrayRecord({name: Array(state[name].cpu().numpy()) for name in names})
 
 
 def load_record(network: Network, record: Mapping[str, Array]) -> None:
-    """Copy received arrays into a network, in place; call `find_problem` first."""
+    """Copy received arrays into a network in place; call `find_problem` first."""
     state = network.state_dict()
     for name, array in record.items():
         state[name].copy_(torch.from_numpy(array.numpy().copy()))
@@ -71,7 +71,7 @@ def describe_layout(record: Mapping[str, Array]) -> Layout:
 
 
 def find_problem(record: Mapping[str, Array], layout: Layout) -> str:
-    """Return why received arrays cannot be used, or "": names, shapes, format, finite values."""
+    """Check names, shapes, format and values of received arrays; return the problem, or ""."""
     if unknown := [*layout.keys() ^ record.keys()]:
         return f"another architecture: {len(unknown)} arrays differ by name, e.g. {min(unknown)}"
     for name, array in record.items():
@@ -89,7 +89,7 @@ def find_problem(record: Mapping[str, Array], layout: Layout) -> str:
 
 
 def cast_record(record: Mapping[str, Array], layout: Layout) -> ArrayRecord:
-    """Return averaged arrays in the types of the network; counters are rounded."""
+    """Convert averaged arrays to the types of the network; counters are rounded."""
     arrays = {}
     for name, (_, dtype) in layout.items():
         values = record[name].numpy()
@@ -100,7 +100,7 @@ def cast_record(record: Mapping[str, Array], layout: Layout) -> ArrayRecord:
 
 
 def digest_fixed(network: Network, names: Sequence[str]) -> str:
-    """Return a digest of the image network's arrays that neither cross the wire nor are trained.
+    """Return a digest of the image network's arrays that are neither shared nor trained.
 
     All centres need the same ones, since they do not receive them.
     """

@@ -1,4 +1,4 @@
-"""One centre of a federation: it trains on its rows, and answers the server with arrays."""
+"""Centre of a federation: trains on its rows and sends arrays to the server."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ from skinmm.training.trainer import build_trainer, run_stage, set_threads
 
 @dataclass
 class Round:
-    """Task of a client in one round.
+    """Training task of a client in one round.
 
     Attributes:
         number: of the round, from 1.
@@ -70,7 +70,7 @@ class Round:
 
 
 class ServerArrays(pl.Callback):
-    """Start a round with the arrays of the server, and pull the weights towards them.
+    """Callback that starts a round with the server's arrays and pulls the weights towards them.
 
     The gradient of the proximal term mu/2 |w - w_server|^2 (FedProx, Li et al. 2020,
     arXiv:1812.06127) is added before gradients are clipped.
@@ -81,7 +81,7 @@ class ServerArrays(pl.Callback):
         self._pulls: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
     def on_train_start(self, *modules: Any) -> None:
-        """Replace the weights, after a checkpoint was restored."""
+        """Replace the weights after a checkpoint was restored."""
         network = modules[1].network  # after the trainer
         load_record(network, self._arrays)
         named = network.named_parameters() if self._mu else ()
@@ -114,7 +114,7 @@ class Centre:
         self._names: list[str] = []
 
     def describe(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Read the cohort, and return what the centres have to agree on, without rows."""
+        """Read the cohort; return classes, columns and statistics for the agreement, never rows."""
         if self._config is None:
             config = localise(from_mapping(Config, question["config"]), self._local, self._cache)
             require_packages(config)
@@ -162,7 +162,7 @@ class Centre:
         trained = folder / f"{task.number}-{digest_arrays(task.arrays)}.ckpt"
         if before == trained:
             load_state(module, before)
-            print_line(f"round {task.number}: trained before; its answer is sent again")
+            print_line(f"round {task.number}: already trained; sending the stored answer again")
             return to_record(network, self._names), rows
         epochs = (read_epochs(before)[0] if before else 0) + task.agreement["local_epochs"]
         last = folder / "checkpoints" / "last.ckpt"
@@ -210,7 +210,7 @@ class Centre:
         return folder
 
     def _prepare(self, task: Round) -> Classifier:
-        """Build the network of the agreement once, and check the received arrays."""
+        """Build the agreed network once, and check the received arrays."""
         agreement = task.agreement
         if self._config is None:  # started again, while the server still waits for a round
             self.describe({"config": agreement["config"], "audit": []})
@@ -241,7 +241,7 @@ class Centre:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint of the latest round that was trained: `ROUND-DIGEST.ckpt`."""
+    """Return the checkpoint `ROUND-DIGEST.ckpt` of the latest trained round."""
     files = folder.glob("*-*.ckpt")
     return max(files, key=lambda file: int(file.name.partition("-")[0]), default=None)
 
@@ -253,7 +253,7 @@ def load_state(module: Classifier, checkpoint: Path) -> None:
 
 
 def adopt_agreement(data: LesionData, agreement: Mapping[str, Any]) -> None:
-    """Use the record encoder and the classes that the centres have agreed on."""
+    """Set the record encoder and the classes that the centres agreed on."""
     classes = tuple(agreement["classes"])
     counts = dict(zip(data.classes, data.natural_prior * len(data.training_targets), strict=True))
     shares = np.array([max(counts.get(name, 0.0), 1.0) for name in classes])
@@ -274,7 +274,7 @@ def digest_arrays(record: Mapping[str, Array]) -> str:
 
 
 def build_app(centre: Centre) -> ClientApp:
-    """Return Flower's client application of a centre; the module `rounds` has the messages."""
+    """Return Flower's client application of a centre."""
     app = ClientApp()
 
     def parse(message: Message) -> Round:

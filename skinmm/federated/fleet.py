@@ -1,4 +1,4 @@
-"""The server's end of Flower's protocol: its Fleet API over HTTP, with TLS and keys of clients.
+"""Server of Flower's Fleet API over HTTP, with TLS and client keys.
 
 Only this interface is offered, without those of Flower that start applications, so that neither
 side executes code of the other.
@@ -52,7 +52,7 @@ PATIENCE: Final = 300.0  # seconds for the arrays of a message that has begun to
 
 
 class Nodes(InMemoryGrid):
-    """Grid of Flower whose nodes are the clients that the server has accepted.
+    """Flower grid of the accepted clients.
 
     Attributes:
         accepted: nodes that take part.
@@ -63,16 +63,16 @@ class Nodes(InMemoryGrid):
     names: dict[int, str]
 
     def list_connected(self) -> set[int]:
-        """Return the nodes that are connected, accepted or not."""
+        """Return all connected nodes, accepted or not."""
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the accepted nodes that are connected."""
+        """Return the connected nodes that are accepted."""
         return self.accepted & self.list_connected()
 
 
 class FleetGrid(Nodes):
-    """Grid of the clients that are connected to this process, see `serve_fleet`."""
+    """Flower grid of the clients connected to this process; see `serve_fleet`."""
 
     def __init__(self, factory: LinkStateFactory, run_id: int) -> None:
         super().__init__(factory)
@@ -136,7 +136,7 @@ class FleetGrid(Nodes):
 
 
 def inflate(tree: ObjectTree, pull: Callable[[str], bytes], head: Message) -> Message:
-    """Return a message with its content; wait for parts that are still on their way."""
+    """Return a message with its content; wait until all its parts have arrived."""
     names = list({part.object_id for part in iterate_object_tree(tree)})
     message: Any = inflate_object_from_contents(
         tree.object_id, pull_objects(names, pull, max_time=PATIENCE)
@@ -197,13 +197,13 @@ def serve_fleet(
 
 
 def set_identity(run_id: int, task_id: int) -> None:
-    """Make this process the one whose messages the run sends."""
+    """Make this process the sender of the run's messages."""
     TaskIdentity.run_id, TaskIdentity.task_id = run_id, task_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
 def read_public_keys(path: str) -> list[bytes]:
-    """Return the keys of a file with lines as in `key.pub`."""
+    """Return the public keys in a file with lines as in `key.pub`."""
     keys = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The client's end of Flower's protocol: connect, answer messages, connect again."""
+"""Client of Flower's Fleet API: connects, answers messages, and reconnects."""
 
 import threading
 import time
@@ -69,7 +69,7 @@ def run_client(
     keys: Keys | None = None,
     is_finished: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Connect a ClientApp to a server and answer its messages, until the work is finished.
+    """Connect a ClientApp to a server and answer its messages until the run has ended.
 
     A server that does not answer is asked again; a failure of the app is sent as its type alone.
     """
@@ -140,7 +140,7 @@ def _pull(client: FleetHttpClient, node: Node, head: Message, tree: ObjectTree) 
 
 
 def answer(app: ClientApp, message: Message) -> Message:
-    """Return the app's answer, or an error whose reason contains nothing of this machine."""
+    """Return the app's answer, or an error that discloses nothing about this machine."""
     run_id, node = message.metadata.run_id, message.metadata.dst_node_id
     context = Context(run_id, node, UserConfig(), RecordDict(), UserConfig())
     try:
@@ -171,7 +171,7 @@ def _push(client: FleetHttpClient, node: Node, message: Message) -> None:
 
 
 class SimulatedGrid(Nodes):
-    """Grid whose clients are applications of this process, called one after another."""
+    """Flower grid that calls the applications of this process one after another."""
 
     def __init__(self, apps: Mapping[str, ClientApp]) -> None:
         set_identity(1, 1)

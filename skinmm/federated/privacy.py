@@ -46,7 +46,7 @@ def require_shared(config: Config) -> None:
 
 
 def localise(config: Config, local: FederateClientConfig, cache: str | None = None) -> Config:
-    """Return the configuration of the server with what is local to a centre.
+    """Combine the configuration of the server with the local settings of a centre.
 
     Raises:
         InputError: a setting of the centre has another value at the server, or one of the server
@@ -78,7 +78,7 @@ def localise(config: Config, local: FederateClientConfig, cache: str | None = No
 
 
 def require_common_classes(data: LesionData) -> None:
-    """Refuse classes that fewer patients than `RARE` have, and that are no words of the package."""
+    """Refuse classes outside the vocabulary with fewer than `RARE` patients."""
     patients = data.cohort["patient_id"].groupby(data.cohort["target"].astype(str)).nunique()
     for name in data.classes if data.config.data.target == "diagnosis" else ():
         if patients.get(name, 0) < RARE and not parse_diagnosis(name):
@@ -137,7 +137,7 @@ def _hash_names(names: set[str], kind: str, key: bytes) -> UInt64[np.ndarray, " 
 
 
 def describe_links(centres: Mapping[str, Tokens]) -> list[str]:
-    """Describe what a centre trains on and another evaluates on, by kind and pair of centres."""
+    """Describe links from training rows of one centre to evaluated rows of another."""
     leaks = []
     for first, second in permutations(centres, 2):
         for kind in centres[first].keys() & centres[second].keys():
@@ -155,7 +155,7 @@ def to_plain(tokens: Tokens) -> dict[str, Any]:
 
 
 def from_plain(content: Any) -> Tokens:
-    """Return the tokens of `to_plain`, from a client that may have sent anything."""
+    """Parse the tokens of `to_plain` from untrusted input."""
     try:
         return {
             str(kind): {

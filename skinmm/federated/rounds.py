@@ -1,4 +1,4 @@
-"""The server's rounds of training: Flower's strategies, the checks of answers, the model card."""
+"""Training rounds on the server: Flower's strategies, checks of answers, and the model card."""
 
 import json
 import math
@@ -30,7 +30,7 @@ REPEATS: Final = 5
 
 
 def build_strategy(config: FederationConfig) -> FedAvg:
-    """Return Flower's strategy; this module chooses and checks the clients."""
+    """Return Flower's strategy, without its own choice of clients."""
     counts = {"min_train_nodes": 1, "min_available_nodes": 1, "min_evaluate_nodes": 1}
     if config.strategy == "fedprox":
         return FedProx(**counts, proximal_mu=config.mu)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def build_strategy(config: FederationConfig) -> FedAvg:
 
 
 def compute_epsilon(noise: float, rounds: int, delta: float = DELTA) -> float:
-    """Return the epsilon of rounds of the Gaussian mechanism, for a whole centre.
+    """Return the epsilon of several rounds of the Gaussian mechanism, per centre.
 
     By zero-concentrated differential privacy: rho = rounds / (2 noise^2), and epsilon = rho +
     2 sqrt(rho log(1/delta)) (Bun and Steinke 2016, arXiv:1605.02065, proposition 1.3). All centres
@@ -53,7 +53,7 @@ def compute_epsilon(noise: float, rounds: int, delta: float = DELTA) -> float:
 def run_federation(
     federation: Federation, grid: Nodes, timeout: float, wait: Callable[[], None] = lambda: None
 ) -> None:
-    """Run round 0, the remaining rounds and the last one, which finishes the clients' runs.
+    """Run all rounds: 0 (agreement), training, and the last one, which finishes the clients' runs.
 
     Args:
         federation: its state, new or loaded.
@@ -134,7 +134,7 @@ def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: fl
 
 
 def find_problem_of(reply: Message, layout: Layout) -> str:
-    """Return why the answer to a round cannot be used, or ""."""
+    """Return the problem of an answer to a round, or ""."""
     if reply.has_error():
         return read_reason(reply)
     try:
@@ -154,7 +154,7 @@ def combine(
     replies: list[Message],
     layout: Layout,
 ) -> ArrayRecord:
-    """Return the arrays after a round: weights by the strategy, statistics by their mean."""
+    """Return the arrays after a round: weights by the strategy, statistics by the mean."""
     config, parameters = federation.config, [*federation.agreement["parameters"]]
     statistics = [name for name in layout if name not in {*parameters}]
 
@@ -197,7 +197,7 @@ def combine(
 
 
 def finish(federation: Federation, grid: Nodes, timeout: float) -> None:
-    """Send the final arrays, with which every client writes its run folder; write the card."""
+    """Send the final arrays, so that every client writes its run folder; write the card."""
     sent: Any = {
         "agreement": json.dumps(federation.agreement),
         "server-round": federation.config.rounds + 1,
@@ -222,7 +222,7 @@ def finish(federation: Federation, grid: Nodes, timeout: float) -> None:
 
 
 def write_card(federation: Federation) -> None:
-    """Write the server's model card: the centres, and what each allows to state."""
+    """Write the server's model card, with the facts that each centre discloses."""
     config, agreement = federation.config, federation.agreement
     rows = []
     for name, centre in sorted(federation.centres.items()):
@@ -252,8 +252,8 @@ def write_card(federation: Federation) -> None:
             "",
             f"Differential privacy of the weights that a centre sends: epsilon "
             f"{agreement['epsilon']:.3g} at delta {DELTA:g} (noise {config.noise:g}, clipped at "
-            f"{config.clip_norm:g}, the server trusted to add the noise). The facts above and the "
-            "means and words of the record have no noise.",
+            f"{config.clip_norm:g}; the server, which is trusted, adds the noise). The facts "
+            "above and the means and words of the record have no noise.",
         ]
     with atomic_write(federation.folder / "card.md") as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -105,7 +105,7 @@ resize: Final = resize_simd if simd else resize_pillow
 
 @contextmanager
 def report_damage(kind: str) -> Iterator[None]:
-    """Translate all errors of a codec to `DecodeError`, with the kind of the file."""
+    """Convert all errors of a codec to `DecodeError`, with the kind of file."""
     try:
         yield
     except DecodeError:
@@ -131,7 +131,7 @@ def check_size(width: int, height: int, max_pixels: int, min_side: int = 1) -> N
 
 
 def check_frame(frame: int | None, frames: int) -> int:
-    """Return the index (from 0) of a frame (from 1), which is required if there are several."""
+    """Convert a frame number (from 1) to an index (from 0); with several frames it is required."""
     if frame is None and frames > 1:
         raise DecodeError(
             f"it has {frames} frames: choose one, #frame=1 to #frame={frames} after the path"
@@ -171,7 +171,7 @@ def to_rgb(image: Image.Image, profile: bytes | None, icc: Icc) -> Pixels:
 
 @lru_cache(maxsize=8)
 def _build_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
-    """Build the transform to sRGB once per profile; NOCACHE makes it usable from many threads."""
+    """Build the transform to sRGB once per profile, usable from many threads."""
     source = ImageCms.ImageCmsProfile(BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if _PROFILE_MODES.get(space) != mode:
@@ -240,7 +240,7 @@ def _iterate_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def read_jpeg_stream(
     data: bytes, header: JpegHeader, request: Request, profile: bytes | None, orientation: int = 1
 ) -> Raster:
-    """Decode a JPEG stream at the smallest scale, in eighths, that covers the requested size."""
+    """Decode a JPEG stream at the smallest scale (in eighths) that covers the requested size."""
     height, width = header.height, header.width
     check_size(width, height, request.max_pixels, request.min_side)
     if header.precision != _BITS:
@@ -265,7 +265,7 @@ def read_jpeg_stream(
 
 
 def _read_whole_jpeg(data: bytes, profile: bytes | None, icc: Icc, orientation: int) -> Raster:
-    """Decode CMYK, and streams with harmless stray bytes, with Pillow."""
+    """Decode a CMYK stream, or one with harmless stray bytes, with Pillow."""
     with JpegImageFile(BytesIO(data)) as image:
         pixels = to_rgb(image, profile, icc)
     return Raster(pixels, pixels.shape[:2], orientation)

@@ -29,7 +29,7 @@ _WAITS: Final = (0.2, 1.0, 4.0)
 
 
 def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return the bytes of an object, or those from `start` to `end`; repeat a failed request."""
+    """Return an object, or its bytes from `start` to `end`; repeat failed requests."""
     waits = iter(_WAITS)
     while True:
         try:
@@ -62,7 +62,7 @@ def _request(url: str, start: int | None, end: int | None) -> bytes:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pack in object storage, as `bucket.json` of its cache folder describes it.
+    """Pack in object storage, described by `bucket.json` in its cache folder.
 
     Attributes:
         url: folder of the pack.
@@ -122,7 +122,7 @@ class Bucket:
 
 
 def _set_time_of_index(shard: Path, names: Path) -> None:
-    """Set the time of a shard to the time in its index, by which the index is current."""
+    """Set the time of a shard to the time in its index, so that the index counts as current."""
     time_ns = int(json.loads(names.read_text("utf-8"))["mtime_ns"])
     os.utime(shard, ns=(time_ns, time_ns))
 
@@ -146,12 +146,12 @@ class _Fetcher(threading.Thread):
 
 
 def is_uncached(path: Path) -> bool:
-    """Return whether a shard is in a bucket, but not yet in the cache folder of its path."""
+    """Return whether a shard is in a bucket but not yet in the cache."""
     return not path.exists() and path.with_name(FILE).is_file()
 
 
 def read_range(path: Path, start: int, end: int) -> bytes:
-    """Read bytes of a shard in a bucket, and start fetching the shards of its pack.
+    """Read bytes of a shard in a bucket, and start to cache the shards of its pack.
 
     An error of the fetching thread, such as a full disk or a wrong checksum, is raised here.
     """

@@ -158,7 +158,7 @@ def _resize_upright(raster: Raster, size: Size | None) -> Pixels:
 
 @cache
 def reuse_freed_memory() -> None:
-    """Make glibc reuse up to 64 MB of freed memory in this process.
+    """Set glibc to reuse up to 64 MB of freed memory.
 
     Otherwise the kernel takes the memory of every decoded image back, and zeroes its pages for the
     next one: an eighth of the time to decode a camera file.
@@ -182,7 +182,7 @@ def _probe_jpeg(data: bytes) -> ImageInfo:
 
 
 def _open_picture(data: bytes, kind: str) -> Any:
-    """Open an image with Pillow, by its class: `Image.open` warns or fails above its own limits."""
+    """Open an image by its class in Pillow, without the size limits of `Image.open`."""
     if kind != "HEIC":
         return _CLASSES[kind](BytesIO(data))
     try:
@@ -193,7 +193,7 @@ def _open_picture(data: bytes, kind: str) -> Any:
 
 
 def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
-    """Decode to 8 bits without transparency; 16 bits give their upper eight."""
+    """Decode to 8 bits without transparency; of 16 bits the upper eight are used."""
     if kind == "PNG":  # before Pillow reads the other chunks
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
         check_size(width, height, request.max_pixels, request.min_side)
@@ -224,18 +224,18 @@ def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
 
 
 def _count_bits(image: Image.Image) -> int:
-    """Return the bits in use of 16-bit values, which a TIFF may state: 12, for example."""
+    """Return the number of bits in use of 16-bit values, such as 12, if a TIFF states it."""
     tags = getattr(image, "tag_v2", {})
     bits, highest = (np.ravel(tags.get(tag, 0)).max() for tag in (_BITS_PER_SAMPLE, _MAX_SAMPLE))
     return max(int(highest).bit_length() or int(bits) or _DEEP, 8)
 
 
 def _require_upper_bits(image: Image.Image) -> None:
-    """Refuse 16-bit values whose upper four bits are not in use: they would be almost black."""
+    """Refuse 16-bit values that use at most 12 bits, which would be almost black."""
     extrema: Any = image.getextrema()
     if 0 < int(np.max(extrema)) < 1 << 4:
         raise DecodeError(
-            "its 16-bit values use at most 12 bits, so that it would be almost black: convert it "
+            "its 16-bit values use at most 12 bits, so it would be almost black: convert it "
             "to 8 bits, or state the highest value (tag 281, MaxSampleValue) of a grey TIFF"
         )
 
@@ -253,12 +253,12 @@ def _count_frames(image: Any, kind: str) -> int:
 
 
 def _read_orientation(image: Image.Image, kind: str) -> int:
-    """Return the EXIF orientation to undo; Pillow has undone that of TIFF, libheif of HEIC."""
+    """Return the EXIF orientation still to undo; decoders of TIFF and HEIC undo it themselves."""
     return 1 if kind in ("TIFF", "HEIC") else read_orientation(image.info.get("exif"))
 
 
 def decode_mask(data: bytes, max_pixels: int = 200_000_000) -> Bool[np.ndarray, "_ _"]:
-    """Decode the mask of a lesion, True inside, upright according to EXIF.
+    """Decode the mask of a lesion, True inside; undo the EXIF orientation.
 
     Inside are the pixels whose index is not 0, if the image has a palette of colours or numbers
     up to `MAX_INDEX`; else the pixels in the upper half of the range of the image's own values.

@@ -1,4 +1,4 @@
-"""DICOM: baseline JPEG streams are decoded like JPEG files, all other pixels by pydicom.
+"""Decoding of DICOM: baseline JPEG streams like JPEG files, all other pixels by pydicom.
 
 pydicom is imported inside functions, so that reading JPEG files does not import it.
 """
@@ -115,7 +115,7 @@ def read_dicom_record(data: bytes | File) -> dict[str, Any]:
 
 
 def read_dicom_lesion(data: bytes) -> tuple[str | None, str]:
-    """Return the lesion of an image and its view, empty if the header does not state it.
+    """Return lesion and view of an image from its header; "" if unknown.
 
     The lesion is the Tracking UID, which names a skin lesion (PS3.3 C.8.12), else the series.
     """
@@ -146,7 +146,7 @@ def _read_age(dataset: Dataset) -> float | None:
 
 
 def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
-    """Read a file, but refuse a deflated one that inflates beyond the limit."""
+    """Read a file; refuse a deflated one that inflates beyond the limit."""
     from pydicom import config, dcmread
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -165,7 +165,7 @@ def _read_dataset(file: File, *, stop_before_pixels: bool = False) -> Dataset:
 
 
 def _require_elements(dataset: Dataset, *names: str) -> None:
-    """Refuse a file without elements that describe its pixels."""
+    """Refuse a file without the elements that describe its pixels."""
     from pydicom.datadict import dictionary_description
     from pydicom.tag import Tag
 
@@ -264,7 +264,7 @@ def _to_eight_bits(values: Stored, dataset: Dataset) -> Pixels:
 
 
 def _to_grey(values: Stored, dataset: Dataset) -> Pixels:
-    """Rescale, apply the first window or table, and map the whole range linearly to 0 to 255.
+    """Rescale, apply the first window or table, and map the whole range linearly to [0, 255].
 
     The range is that of the stored bits, not of the actual values: the same value gives the same
     grey in every file (DICOM PS3.3 C.11.1, C.11.2).

@@ -45,7 +45,7 @@ def list_visible(folder: Path) -> Iterator[Path]:
 
 
 def find_folders(root: Path, names: Iterable[str]) -> list[Path]:
-    """Return the folders with these names under a root; an archive may nest a folder in itself.
+    """Return the folders with these names under a root, also if nested in a folder of that name.
 
     The letter case is ignored if no folder has exactly this name; `images` also means
     `images/images`.
@@ -60,7 +60,7 @@ def find_folders(root: Path, names: Iterable[str]) -> list[Path]:
 
 
 def find_table(root: Path, name: str) -> Path:
-    """Return the path of a table under a root, in any of the layouts that archives produce.
+    """Return the path of a table under a root, in any usual layout of an unpacked archive.
 
     `NAME.csv` also means `NAME.tab` and `NAME`, in any letter case, in the root or in a folder
     `NAME` or `NAME.csv`. Without such a file the result is `root / name`.
@@ -75,7 +75,7 @@ def find_table(root: Path, name: str) -> Path:
 
 
 def describe_folders(root: Path) -> str:
-    """Describe which folders under a root contain image files, with their numbers."""
+    """Describe the folders with images under a root, with the numbers of images."""
     counts = Counter[str]()
     for folder, folders, files in islice(os.walk(root), _VISITED_FOLDERS):
         folders[:] = sorted(name for name in folders if not is_system_file(name))
@@ -93,12 +93,12 @@ def _is_image_file(name: str) -> bool:
 
 
 def is_system_file(*parts: str) -> bool:
-    """Return whether a part of a path is hidden, or made by macOS, Windows or a file server."""
+    """Return whether a name in a path is hidden, or created by macOS, Windows or a file server."""
     return any(part.startswith(".") or part in _SYSTEM_FILES for part in parts)
 
 
 def describe_other_pictures(files: Iterable[Path | str]) -> str:
-    """Describe pictures of unsupported formats: their number and names; empty if there are none."""
+    """Describe pictures of unsupported formats by number and names; "" if there are none."""
     names = [Path(file).name for file in files if str(file).lower().endswith(OTHER_PICTURES)]
     if not names:
         return ""
@@ -108,14 +108,14 @@ def describe_other_pictures(files: Iterable[Path | str]) -> str:
 
 
 def strip_suffix(name: str) -> str:
-    """Return a file name without its suffix, if that is one of an image."""
+    """Return a file name without the suffix of an image; other suffixes remain."""
     # os.path: pathlib is six times as slow, which matters for a million files.
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 class ImageFinder:
-    """Index from image names, as written in tables, to locations (see `read_source`).
+    """Index from image names in tables to locations (see `read_source`).
 
     A name with a folder is a path under one of `folders`, of which the first takes precedence.
     Other names are searched among `files`. A name is that of a file, with the letter case of its
@@ -153,7 +153,7 @@ class ImageFinder:
         )
 
     def find_all(self, names: Sequence[str]) -> list[str | None]:
-        """Return the location of each image; several times as fast as `find` for absent ones."""
+        """Return the location of each image; for missing images much faster than `find`."""
         indexed = self._files.paths.keys() | self._entries.paths.keys()
         if indexed.isdisjoint(names) and _PLAIN.fullmatch("".join(names)):
             return [None] * len(names)
@@ -180,12 +180,12 @@ class ImageFinder:
         return f"{locations[0]}{mark}{frame}" if locations else None
 
     def describe_missing(self, name: str) -> str:
-        """Describe a name that was not found, with a file of another suffix if there is one."""
+        """Describe a missing image, with a similar file if there is one."""
         similar = self.find_similar(name)
         return f"image {name} not found{f' (there is {similar})' if similar else ''}"
 
     def find_similar(self, name: str) -> str | None:
-        """Return the location of a file whose name differs only in folder and suffix, or None."""
+        """Return a file of the same name in another folder or with another suffix, or None."""
         _, stem, suffix = _split(name.partition(FRAME)[0].replace("\\", "/"))
         return next(iter(self._files.paths.get(strip_suffix(stem + suffix), ())), None)
 
@@ -202,7 +202,7 @@ class ImageFinder:
 
 
 class _Index:
-    """Locations by the name of a file, or of an entry of a container, without folder and suffix."""
+    """Locations by the name of a file or container entry, without folder and suffix."""
 
     def __init__(
         self, locations: Iterable[str], suffixes: Sequence[str], *, in_containers: bool = False
@@ -256,7 +256,7 @@ class _Index:
 
 
 def compose(name: str) -> str:
-    """Return a name in composed form (NFC), as macOS and Windows write accents differently."""
+    """Return a name in composed form (NFC): macOS and Windows encode accents differently."""
     return name if name.isascii() else normalize("NFC", name)
 
 
@@ -276,7 +276,7 @@ def _find_path(
     fold: Callable[[str], str],
     list_names: Callable[[Path], Iterable[str]] = os.listdir,
 ) -> Path:
-    """Return the only existing path whose names equal those of `path` after `fold`."""
+    """Return the existing path that equals `path` after `fold`, if there is exactly one."""
     if path.exists() or path.parent == path:
         return path
     parent = _find_path(path.parent, fold, list_names)

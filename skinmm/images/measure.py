@@ -46,7 +46,7 @@ def measure(pixels: UInt8[np.ndarray, "h w 3"], mask: Mask) -> dict[str, float]:
 
 
 def measure_asymmetry(mask: Mask) -> float:
-    """Return the share of a shape outside its mirror image, mean over its two principal axes."""
+    """Return the share of a shape outside its mirror image, averaged over both principal axes."""
     points = np.argwhere(mask).astype(np.float64)
     points -= (centre := points.mean(axis=0))
     _, axes = np.linalg.eigh(points.T @ points)
@@ -61,7 +61,7 @@ def measure_asymmetry(mask: Mask) -> float:
 
 
 def measure_perimeter(mask: Mask) -> float:
-    """Return the length of a shape's border in pixels by Crofton's formula in four directions.
+    """Return the perimeter of a shape in pixels, by Crofton's formula in four directions.
 
     The error is up to 6 % for polygons and smaller for round shapes.
     """

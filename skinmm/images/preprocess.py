@@ -143,7 +143,7 @@ DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Raise `InputError` for unknown or repeated steps, and for steps with unmet requirements.
+    """Refuse unknown or repeated steps, and steps with unmet requirements.
 
     Hair removal needs OpenCV, and the steps of `MASK_STEPS` need a lesion finder.
     """
@@ -163,7 +163,7 @@ def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
 
 
 def preprocess(image: Pixels, names: Sequence[str], find: Find | None = None) -> Pixels:
-    """Apply the named steps in order; `find` is called for each step that needs a mask."""
+    """Apply the named steps in order; `find` provides the mask for steps that need it."""
     for name in names:
         if name in STEPS:
             image = STEPS[name](image)
@@ -181,7 +181,7 @@ def _import_opencv() -> ModuleType:
 
 
 def _centre_span(span: slice, side: int, whole: int) -> tuple[int, int]:
-    """Return start and stop of `side` pixels centred on `span`, shifted to lie within the image."""
+    """Return start and stop of `side` pixels centred on `span`, shifted to fit into the image."""
     side = min(side, whole)
     start = min(max((span.start + span.stop - side) // 2, 0), whole - side)
     return start, start + side

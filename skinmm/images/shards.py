@@ -1,4 +1,4 @@
-"""TFRecord files as a table and as images by name; every read compares the record's CRC.
+"""Access to TFRecord files as a table and as images by name, with checked CRCs.
 
 Records are read by position (`pread`). A memory map saves 4 us for each image
 (`benchmarks/results/tfrecord_reading.md`), but an epoch leaves the whole file resident, and a file
@@ -36,7 +36,7 @@ from skinmm.vocabulary import COLUMN_KEYS, column_key
 
 @dataclass(frozen=True)
 class Schema:
-    """Names of a file's features and meaning of its integers.
+    """Names of the features of a file, and words for its integer codes.
 
     Attributes:
         image: feature with the encoded image.
@@ -121,7 +121,7 @@ class TFRecordFile:
         return body[image]
 
     def _read_body(self, name: str) -> tuple[bytes, slice, str]:
-        """Read the payload of a record and its CRC, and compare them.
+        """Read the payload of a record and check its CRC.
 
         Returns:
             Payload and CRC, the image's slice of them, and a description of the record for errors.
@@ -160,7 +160,7 @@ class TFRecordFile:
 
 
 def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
-    """Return the location of an image, `FILE#image_name`, which suffices to read it.
+    """Return the location of an image, `FILE#image_name`.
 
     `FILE?image=FEATURE&name=FEATURE#image_name` if the features have other names than usual.
     """
@@ -195,7 +195,7 @@ def _open_file(path: str, keys: str) -> TFRecordFile:
 def read_records(
     files: Iterable[Path | str], schema: Schema = PLAIN, used: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Read all records of some files as a table, one row for each, without the images.
+    """Read the records of files as a table, without the images.
 
     Args:
         files: TFRecord files, read in this order.

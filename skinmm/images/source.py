@@ -1,4 +1,4 @@
-"""The images of a cohort: from a name to a location, and from a location to encoded bytes."""
+"""Encoded bytes of images from files, TFRecord and HDF5; record values from DICOM headers."""
 
 import os
 import re
@@ -83,7 +83,7 @@ def list_hdf5_names(file: Path) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _open_hdf5_once(file: str, _process: int) -> Any:
-    """Open a file once for each process, as files of h5py do not survive a fork."""
+    """Open a file once per process, because h5py files do not survive a fork."""
     return _open_hdf5(file)
 
 
@@ -145,7 +145,7 @@ def fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
 def _read_file_header(
     table: pd.DataFrame, row: int, default: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the header of a row, or `default` if the file cannot be read; None: refuse it."""
+    """Return the header of a row, or `default` if it cannot be read; without a default, raise."""
     path, image_id = table["path"].iloc[row], table["image_id"].iloc[row]
     try:
         with Path(split_frame(path)[0]).open("rb") as file:
@@ -157,7 +157,7 @@ def _read_file_header(
 
 
 def hash_institution(name: Any) -> str | None:
-    """Return a name for an institution that differs between institutions and does not name them.
+    """Return a pseudonym for an institution, from the hash of its name.
 
     It is `institution`, and the first 8 hexadecimal digits of the SHA-256 of the name in lower case
     with single blanks. There is no salt, so that tables of several hospitals agree; a list
@@ -168,13 +168,13 @@ def hash_institution(name: Any) -> str | None:
 
 
 def has_empty_cell(table: Table, names: Sequence[str]) -> Bool[np.ndarray, " n"]:
-    """Return which rows have an empty cell in any of these columns; absent columns are ignored."""
+    """Return a mask of rows with an empty cell in these columns; absent columns are ignored."""
     empty = [pd.isna(np.asarray(table[name])) for name in names if name in table]
     return np.logical_or.reduce(empty) if empty else np.zeros(0, np.bool_)
 
 
 def may_be_dicom(path: str) -> bool:
-    """Return whether a location may be a DICOM file by its name."""
+    """Return whether a location may be a DICOM file, by its name alone."""
     return not _OTHERS.search(path)
 
 

@@ -41,7 +41,7 @@ class TFRecordError(InputError):
 
 
 def scan_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield offset and payload of each record, with checksums compared, one at a time."""
+    """Yield offset and payload of each record, after a check of its checksums."""
     size, offset, number = path.stat().st_size, 0, 0
     with path.open("rb") as stream:
         while header := stream.read(HEADER):
@@ -74,7 +74,7 @@ def _check_length(header: bytes, left: int, where: str) -> int:
 
 
 def has_valid_crc(body: bytes) -> bool:
-    """Return whether a payload agrees with the CRC that follows it."""
+    """Return whether a payload matches its CRC."""
     return _masked_crc(memoryview(body)[:-FOOTER]) == body[-FOOTER:]
 
 
@@ -159,11 +159,11 @@ class Index:
     mtime_ns: int
 
     def is_current(self, status: os.stat_result) -> bool:
-        """Return whether a file still has the size and time that it was indexed with."""
+        """Return whether size and time of a file are those in its index."""
         return (self.size, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
     def is_consistent(self) -> bool:
-        """Return whether the records leave no gap and each image lies within its record."""
+        """Return whether records are contiguous and each image lies within its record."""
         starts, ends = self.spans[:, 0], self.spans[:, :2].sum(axis=1)
         first, last = self.spans[:, 2], self.spans[:, 2:].sum(axis=1)
         return (
@@ -175,7 +175,7 @@ class Index:
 
 
 def load_index(path: Path, name_key: str, image_key: str) -> Index:
-    """Load the stored index of a file if it is current, else build one and store it if possible.
+    """Load the stored index of a file; build and store a new one if it is missing or outdated.
 
     The keys are the features with the name of the image and with the encoded image.
     """
@@ -216,7 +216,7 @@ def _build_index(path: Path, keys: list[str], status: os.stat_result) -> Index:
 
 
 def _read_name_and_image(payload: bytes, keys: list[str], where: str) -> tuple[str, bytes]:
-    """Return the two features that random access needs."""
+    """Return the features with the name and the image of a record."""
     features = parse_example(payload, where)
     name, image = ([*features.get(key, []), None][0] for key in keys)
     for key, value, kinds in zip(keys, (name, image), (bytes | int, bytes), strict=True):

@@ -43,7 +43,7 @@ class SimpleCNN(nn.Sequential):
         self.head_hidden_size = dense
 
     def reset_classifier(self, num_classes: int, global_pool: str) -> None:  # noqa: ARG002
-        """Return the last feature map, as networks of timm do with `global_pool=""`."""
+        """Remove the pooling, as networks of timm do with `global_pool=""`."""
         del self[-5:]
         self.head_hidden_size = self.num_features
 
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
             self.train(not frozen)
 
     def layer_depths(self) -> dict[str, int]:
-        """Return, by name of the parameter, the number of layers between it and the features."""
+        """Return the number of layers between each parameter and the features, by name."""
         matcher = getattr(self.net, "group_matcher", None)
         if matcher is None:  # not of timm: every module with parameters is a layer
             modules = [layer for layer in self.net.modules() if [*layer.parameters(recurse=False)]]
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         return {f"net.{name}": last - layer for name, layer in layers.items()}
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode; frozen networks, and BatchNorm next to adapters, stay in evaluation."""
+        """Set the mode; frozen networks, and BatchNorm with adapters, stay in evaluation mode."""
         super().train(mode and not self.frozen)
         for module in self.net.modules() if self._tune == "lora" else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

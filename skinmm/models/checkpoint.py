@@ -32,12 +32,12 @@ WEIGHTS: Final = "state_dict."  # prefix of the weights in such a file
 
 
 class CheckpointError(InputError):
-    """A file that is not a usable checkpoint of this package."""
+    """Unusable checkpoint, or a file of another kind."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Description of a checkpoint's network, and all that prediction needs besides the weights.
+    """Description of a network, with all that prediction needs besides its weights.
 
     Attributes:
         config: configuration of the run as plain dictionaries.
@@ -94,7 +94,7 @@ def load_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
 
 
 def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
-    """Load card and weights of each network of an ensemble, or of the one of a checkpoint."""
+    """Load card and weights of each network of an ensemble or of a single checkpoint."""
     return [
         (card, strip_prefix(member["state_dict"], PREFIX)) for member, card in _load_members(path)
     ]
@@ -107,7 +107,7 @@ def save_ensemble(
     /,
     **facts: Any,
 ) -> None:
-    """Write one file with the networks of checkpoints, without optimiser and epochs.
+    """Write the networks of several checkpoints to one file, without training states.
 
     `facts` replace fields of every card, and `changes` returns those of a network, given its number
     and its card.
@@ -122,7 +122,7 @@ def save_ensemble(
 
 
 def split_ensemble(path: Path, folder: Path) -> list[Path]:
-    """Return one checkpoint for each network: the file itself, or files written to a folder."""
+    """Return one checkpoint per network: the file itself, or new files in a folder."""
     members = _load_members(path)
     if len(members) == 1:
         return [path]
@@ -133,12 +133,12 @@ def split_ensemble(path: Path, folder: Path) -> list[Path]:
 
 
 def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with a prefix, by the rest of their names."""
+    """Return the tensors whose names start with a prefix, and remove it from their names."""
     return {name[len(prefix) :]: state[name] for name in state if name.startswith(prefix)}
 
 
 def read_epochs(path: Path) -> list[int]:
-    """Return the epochs, from 1, whose weights a checkpoint of a training run has or averages."""
+    """Return the epochs, counted from 1, whose weights a checkpoint contains or averages."""
     content = _load(path)[0]
     return [epoch + 1 for epoch in content.get("epochs", [content["epoch"]])]
 
@@ -160,7 +160,7 @@ def is_calibrated(path: Path) -> bool:
 
 
 def _peek(path: Path) -> dict[str, Any] | None:
-    """Return the card of a checkpoint as stored, without reading tensors; None for other files."""
+    """Return the stored card of a checkpoint, without reading tensors; None for other files."""
     try:
         if path.suffix == COMPACT:
             return _read_compact(path, with_weights=False).get(KEY)
@@ -173,7 +173,7 @@ def _peek(path: Path) -> dict[str, Any] | None:
 
 
 def update_card(path: Path, **changes: Any) -> Card:
-    """Change attributes of a checkpoint's card in the file, and return the new card."""
+    """Change attributes of the card in a checkpoint file; return the new card."""
     content, card = _load(path)
     card = replace(card, **changes)
     save_checkpoint({**content, KEY: asdict(card)}, path)
@@ -181,7 +181,7 @@ def update_card(path: Path, **changes: Any) -> Card:
 
 
 def average_checkpoints(paths: Sequence[Path], target: Path) -> None:
-    """Write a checkpoint with the mean weights of several checkpoints, and remove these.
+    """Write a checkpoint with the mean weights of several checkpoints, and delete the latter.
 
     The mean of a run's last epochs is often better than each of them (Izmailov et al. 2018,
     arXiv:1803.05407). Statistics of BatchNorm are averaged too; all else is from the last one.
@@ -208,7 +208,7 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def save_compact(source: Path, target: Path, *, halve: bool = True, **changes: Any) -> None:
-    """Write a checkpoint of one network as a safetensors file, which loads like the checkpoint.
+    """Write a checkpoint of one network as a safetensors file, which loads like any checkpoint.
 
     With `halve` matrices have 16 bits, vectors 32, as variances may be too small for 16. The header
     has the card as JSON, whose tensors are tensors of the file, with the attributes `changes`.
@@ -231,13 +231,13 @@ def save_compact(source: Path, target: Path, *, halve: bool = True, **changes: A
 
 
 def to_16_bits(value: Tensor) -> Tensor:
-    """Convert matrices of floating-point numbers to 16 bits; others are unchanged."""
+    """Convert floating-point matrices to 16 bits; other tensors are unchanged."""
     is_matrix = value.is_floating_point() and value.ndim > 1
     return (value.half() if is_matrix else value).contiguous()
 
 
 def _read_compact(path: Path, *, with_weights: bool = True) -> dict[str, Any]:
-    """Read what `save_compact` wrote, weights as 32 bits; other safetensors files have no card."""
+    """Read a file of `save_compact`, with its weights in 32 bits."""
     with safe_open(path, framework="pt") as file:
 
         def restore(value: Any) -> Any:
@@ -270,7 +270,7 @@ def _load(path: Path) -> tuple[dict[str, Any], Card]:
 
 
 def _load_members(path: Path) -> list[tuple[dict[str, Any], Card]]:
-    """Return content and card of each network of an ensemble, or of the one of a checkpoint."""
+    """Return content and card of each network of an ensemble or of a single checkpoint."""
     content = _read(path)
     members = content.get(MEMBERS) if isinstance(content, dict) else None
     return [(member, _parse_card(member, path)) for member in members or [content]]

@@ -1,4 +1,4 @@
-"""Fusion blocks: they combine the features of an image with the features of the record.
+"""Fusion blocks: combination of the features of image and record.
 
 To add a block, write a class with the contract of `Fusion`, add it to `FUSIONS` and add a YAML file
 to `conf/fusion/`; `tests/models/test_fusion.py` checks the contract for every block of the table.
@@ -61,7 +61,7 @@ def _require_both(image: Tensor | None, record: Tensor | None) -> tuple[Tensor, 
 
 
 class ImageOnly(Fusion):
-    """The features of the image with dropout; the record is not used."""
+    """Image features with dropout; the record is not used."""
 
     inputs = frozenset({"image"})
 
@@ -74,7 +74,7 @@ class ImageOnly(Fusion):
 
 
 class TabularOnly(Fusion):
-    """The features of the record; the image is not used."""
+    """Record features; the image is not used."""
 
     inputs = frozenset({"record"})
 
@@ -87,7 +87,7 @@ class TabularOnly(Fusion):
 
 
 class Concat(Fusion):
-    """Concatenation of both feature vectors, with dropout on the image's."""
+    """Concatenation of both feature vectors, with dropout of the image features."""
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
         super().__init__(image_dim + record_dim, dropout)
@@ -99,7 +99,7 @@ class Concat(Fusion):
 
 
 class Late(Concat):
-    """One head for each branch, and a learned convex combination of their probabilities.
+    """Late fusion: one head per branch, and a learned convex combination of their probabilities.
 
     This is the weighted sum rule of Kittler et al. 1998, "On combining classifiers",
     doi:10.1109/34.667881.
@@ -198,7 +198,7 @@ class MetaNet(Fusion):
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """BatchNorm that normalises a batch of one row by its running statistics, also in training."""
+    """BatchNorm that uses its running statistics for a batch of one row, also in training."""
 
     def forward(self, features: Features) -> Features:
         if len(features) > 1:
@@ -234,7 +234,7 @@ class MetaBlock(Fusion):
 
 
 class CrossAttention(Fusion):
-    """Attention from the record to the tokens of the image, concatenated with the tokens' mean.
+    """Attention from the record to the image tokens, concatenated with the mean token.
 
     Multi-head attention of Vaswani et al. 2017, arXiv:1706.03762, from record to image as in the
     mutual attention of Cai et al. 2023, "A multimodal transformer to fuse images and metadata for

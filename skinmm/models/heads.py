@@ -1,4 +1,4 @@
-"""Heads of the network: a neural layer, or a model that is fitted to features that stay the same.
+"""Heads of the network: a neural layer, or a model fitted to fixed features.
 
 A fitted head is a module of arrays, so that prediction, calibration, ONNX and the service run it
 like any layer. `skinmm.training.fitted_heads` fits it.
@@ -27,7 +27,7 @@ _ADVICE: Final = {
 
 
 def build_neural(fusion: Fusion, classes: int, image_dim: int) -> nn.Module:  # noqa: ARG001
-    """Build the layer of the fusion block, which is trained by gradients."""
+    """Build the head of the fusion block, which is trained by gradients."""
     return fusion.head(classes)
 
 
@@ -49,7 +49,7 @@ class LinearHead(nn.Linear):
 
 
 class TreeHead(nn.Module):
-    """Gradient-boosted trees on principal components of the image features, and the record.
+    """Gradient-boosted trees on the principal components of the image features and the record.
 
     The trees are arrays with an entry for each node. A row moves from node to node of all trees at
     the same time; a leaf leads to itself. The checkpoint decides the lengths of the arrays.
@@ -142,7 +142,7 @@ HEADS: Final[Registry[Callable[..., nn.Module]]] = Registry(
 
 
 def require_fixed_features(network: nn.Module, head: str) -> None:
-    """Refuse a fitted head on features with weights that only training changes."""
+    """Refuse a fitted head on features that depend on trained weights."""
     names = [name for name, value in network.named_parameters() if value.requires_grad]
     for prefix, advice in _ADVICE.items():
         if any(name.startswith(prefix) for name in names):

@@ -74,12 +74,12 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters, or of the arrays of a network without parameters."""
+        """Device of the parameters, or of the buffers if there are none."""
         return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def fitted_head(self) -> FittedHead | None:
-        """Head that is fitted to features; None: the head is trained by gradients."""
+        """Head fitted to features, or None if the head is trained by gradients."""
         return self.head if isinstance(self.head, FittedHead) else None
 
     def forward(
@@ -170,7 +170,7 @@ class Network(nn.Module):
 
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
-    """Yield a batch of images, then the seven others of its flips, transposes and quarter turns."""
+    """Yield a batch of images and its seven other flips, transposes and quarter turns."""
     for turned in (image, image.transpose(-1, -2)):
         yield turned
         for flips in ((-1,), (-2,), (-1, -2)):
@@ -216,7 +216,7 @@ def build_network(
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """Disable autocast and TF32 convolutions, which torch allows on GPUs (10 bits of mantissa)."""
+    """Disable autocast and TF32 convolutions, which would reduce the precision."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

@@ -35,7 +35,7 @@ IMAGE: Final = "image.net."  # prefix of the image network's tensors in checkpoi
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, None for a network that starts from scratch, and their origin."""
+    """Tensors by name and their origin; no tensors if the network starts from scratch."""
 
     origin: str
     state: Mapping[str, Tensor] | None = None
@@ -95,7 +95,7 @@ def _from_file(path: Path) -> Weights:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name, also if a training program stored them under one of `WRAPPERS`."""
+    """Read tensors by name, also from inside one of the keys `WRAPPERS`."""
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _load_plain(path)
     except Exception as error:  # the readers raise various errors for damaged files
@@ -129,7 +129,7 @@ PACKAGES: Final[dict[str, tuple[str, Callable[[], dict[str, Tensor]]]]] = {
 
 
 def _from_package(name: str, create: Callable[[], nn.Module]) -> Weights | None:
-    """Return the weights of an installed package under timm's names."""
+    """Return the weights in an installed package, under timm's names."""
     module, read = PACKAGES.get(name, ("", dict))
     if not module or find_spec(module) is None:
         return None
@@ -142,7 +142,7 @@ def _from_package(name: str, create: Callable[[], nn.Module]) -> Weights | None:
 
 
 def fetch(location: str | Path | None, files: Sequence[str]) -> Path:
-    """Return the first of the files that a folder or a repository of the model hub has.
+    """Return the first existing file of several in a folder or a repository of the model hub.
 
     Files in the hub's cache are used without a connection.
 
@@ -195,7 +195,7 @@ TORCHVISION_VIT: Final = {
 def load_weights(
     net: nn.Module, state: Mapping[str, Tensor], head: Collection[str], refusal: str
 ) -> str:
-    """Load tensors into a network of timm, whatever program wrote them, and describe the rest.
+    """Load tensors of any usual program into a network of timm; describe missing and unused ones.
 
     Names may be those of timm, torchvision, open_clip, DINO or MAE, with any common prefix. Names
     are mapped first; otherwise tensors in the network's order and of its shapes are taken.
@@ -238,7 +238,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _match_names(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors under timm's names, without the prefix that most of them have."""
+    """Rename tensors to timm's names, without the most common prefix."""
     expected = net.state_dict()
     if any(name.endswith("encoder.pos_embedding") for name in state):
         for pattern, name in TORCHVISION_VIT.items():
@@ -262,7 +262,7 @@ def _match_names(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tenso
 def _match_order(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor] | None:
-    """Match tensors to the network by their order; None if a kind or shape differs."""
+    """Match tensors to the network by their order; return None if a kind or shape differs."""
     if len(state) < len(expected):
         return None
     mapped = {}

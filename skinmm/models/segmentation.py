@@ -1,4 +1,4 @@
-"""Segmentation networks: uint8 RGB -> the logit of lesion for each pixel."""
+"""Segmentation networks: uint8 RGB -> one logit of "lesion" per pixel."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -72,7 +72,7 @@ def build_autoencoder(
     pretrained: bool,  # noqa: ARG001
     widths: Sequence[int] = (32, 64, 128),
 ) -> Segmenter:
-    """Build the baseline: convolutions and pooling, then transposed convolutions, no shortcuts.
+    """Build the baseline: convolutions and pooling, then transposed convolutions, without skips.
 
     `widths` are the channels of the blocks, each of which halves height and width.
     """
@@ -119,7 +119,7 @@ def _block(convolution: nn.Module) -> list[nn.Module]:
 
 
 def _copy_weights(source: nn.Module, encoder: nn.Module, name: str) -> None:
-    """Copy the weights of a network to the encoder that timm built from its stages."""
+    """Copy the weights of a network to an encoder built from its stages."""
     # timm's wrapper replaces the dots of some names by underscores.
     state = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
     keys = list(encoder.state_dict())

@@ -1,4 +1,4 @@
-"""Networks by name: of timm, of a folder or repository in timm's format, or of open_clip."""
+"""Networks by name: from timm, a folder or repository in timm's format, or open_clip."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class OpenClipImage(nn.Module):
         self.num_features = embed_dim
 
     def reset_classifier(self, num_classes: int, global_pool: str) -> None:  # noqa: ARG002
-        """Return a vector for each token instead of the embedding, as timm's `global_pool=""`."""
+        """Output one vector per token instead of the embedding, as with timm's `global_pool=""`."""
         if not hasattr(self.visual, "output_tokens"):
             raise InputError("this open_clip network has no tokens: choose fusion=concat or gated")
         self.visual.output_tokens = True
@@ -74,7 +74,7 @@ class OpenClipImage(nn.Module):
 
 
 def find_source(name: str, custom: Mapping[str, Any]) -> Source:
-    """Return the architecture of a name, and where its weights are.
+    """Return the architecture of a named network, and where its weights are.
 
     Args:
         name: of timm, with or without a tag; `hf-hub:ORG/NAME`; `local-dir:PATH`; or
@@ -101,7 +101,7 @@ def find_source(name: str, custom: Mapping[str, Any]) -> Source:
 
 
 def resolve_image_size(model: ModelConfig, custom: Mapping[str, Callable[..., Any]]) -> int:
-    """Return the side of the input in pixels: `model.image_size`, or if 0 that of the weights."""
+    """Return the input size in pixels: `model.image_size`, or that of the weights if it is 0."""
     if 0 < model.image_size < SMALLEST:
         raise InputError(f"model.image_size={model.image_size}: must be 0 or at least {SMALLEST}")
     if model.image_size:
@@ -113,7 +113,7 @@ def resolve_image_size(model: ModelConfig, custom: Mapping[str, Callable[..., An
 
 
 def _check_timm_name(name: str, given: str) -> None:
-    """Raise `InputError` with similar names if timm has no such network, or no such weights."""
+    """Refuse a network or weights that timm lacks; the message has similar names."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -128,7 +128,7 @@ def _check_timm_name(name: str, given: str) -> None:
 
 
 def _read_json(name: str, place: str, file: str) -> tuple[str | Path, dict[str, Any]]:
-    """Return the location that `hf-hub:ORG/NAME` or `local-dir:PATH` names, and its JSON file."""
+    """Return the location of `hf-hub:ORG/NAME` or `local-dir:PATH`, and its JSON file."""
     scheme, _, rest = place.partition(":")
     location = Path(rest) if scheme == "local-dir" else rest
     try:

@@ -1,4 +1,4 @@
-"""Record encoders: the encoded columns of a patient's record -> one feature vector.
+"""Record encoders: encoded columns of a patient's record -> feature vector.
 
 Every encoder takes `widths`, the number of values that encode each column of the record: 2 for a
 number (the value and its missing flag), and for a category the number of its values plus one for
@@ -44,7 +44,7 @@ class MLP(Tabular):
 
 
 class Raw(Tabular):
-    """The encoded record unchanged, for heads that are fitted to it."""
+    """The encoded record unchanged, for fitted heads."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class FTTransformer(Tabular):
 
 
 class _Columns(nn.Module):
-    """Linear embedding of each column; of a category it is a row of the weight matrix."""
+    """Linear embedding of each column; for a category it is a row of the weight matrix."""
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()

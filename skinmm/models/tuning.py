@@ -1,4 +1,4 @@
-"""Parameters of the image network that are trained: all, norms, or low-rank adapters (LoRA)."""
+"""Trained parameters of the image network: all, normalisation, or low-rank adapters (LoRA)."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -51,7 +51,7 @@ def list_trained(net: nn.Module, tune: str) -> list[str]:
 
 
 def remove_adapters(net: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
-    """Remove the adapters before tensors without adapters are loaded, in place."""
+    """Remove the adapters in place, to load tensors without adapters."""
     if any(name.startswith(prefix) and _BASE in name for name in state):
         return
     for name, module in [*net.named_modules()]:
@@ -60,7 +60,7 @@ def remove_adapters(net: nn.Module, state: Mapping[str, Any], prefix: str) -> No
 
 
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of a network in which each adapter is added to the weights of its layer."""
+    """Merge the adapters into the weights of their layers, in tensors of a network."""
     merged = {}
     for name, value in state.items():
         if name.endswith((_DOWN, _UP)):
@@ -74,13 +74,13 @@ def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_adapters(merged: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `merge_adapters`: `parts` are the tensors of adapters and of their layers."""
+    """Undo `merge_adapters`; `parts` are the tensors of the adapters and of their layers."""
     names = {name.replace(_BASE, ".") for name in parts}
     return {**{name: merged[name] for name in merged if name not in names}, **parts}
 
 
 def _list_called_weights(net: nn.Module, size: int) -> dict[str, Tensor]:
-    """Return the weights of linear layers and ungrouped convolutions that the network calls."""
+    """Return the weights of the linear layers and ungrouped convolutions in use."""
     called: dict[str, Tensor] = {}
     hooks = [
         layer.register_forward_hook(lambda m, *_, n=name: called.update({n: m.weight}))

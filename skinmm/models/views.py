@@ -1,4 +1,4 @@
-"""Blocks that combine the images of a lesion: features of each view -> features of the lesion.
+"""Blocks that combine the images of a lesion: features of views -> features of the lesion.
 
 They stand between the image encoder and the fusion block if `data.unit=lesion`. To add a block,
 write a class with the contract of `Views`, add it to `VIEWS` and add a YAML file to `conf/views/`;
@@ -74,7 +74,7 @@ class Max(Views):
 
 
 class Attention(Views):
-    """Mean of the views with a learned weight for each, from its content.
+    """Mean of the views with weights learned from their content.
 
     Ilse et al. 2018, "Attention-based deep multiple instance learning", arXiv:1802.04712, equation
     8. `width` is that of the hidden layer. Features pass LayerNorm before the weights.
@@ -90,7 +90,7 @@ class Attention(Views):
         return (features * _align(self.weigh(features, types), features)).sum(dim=1)
 
     def weigh(self, features: Features, types: Types) -> Float[Tensor, "b views"]:
-        """Return the weight of each view; those of a lesion add up to 1, or 0 without an image."""
+        """Return the weight of each view; they sum to 1 over a lesion, or to 0 without an image."""
         content = features.flatten(2, -2).mean(dim=2) if features.ndim > 3 else features  # noqa: PLR2004
         scores = self._score(content, types).squeeze(-1)
         lowest = torch.finfo(scores.dtype).min
@@ -102,7 +102,7 @@ class Attention(Views):
 
 
 class Gated(Attention):
-    """Attention whose weights are gated by the content and the type of the view.
+    """Mean of the views with weights gated by their content and type.
 
     Equation 9 of Ilse et al. 2018, with an embedding of the type of the view added to the gate.
     """
@@ -152,7 +152,7 @@ def encode_views(
     images: UInt8[Tensor, "b views 3 h w"],
     types: Types | None,
 ) -> Features:
-    """Encode the images of lesions; features of places without an image are 0.
+    """Encode the images of lesions; the features of absent views are 0.
 
     Args:
         encode: image encoder, (n, 3, height, width) -> (n, *tokens, dim).
@@ -177,7 +177,7 @@ def _align(values: Tensor, features: Tensor) -> Tensor:
 
 
 def _average(features: Features, used: Bool[Tensor, "b views"]) -> Combined:
-    """Return the mean over the views in use; 0 if there is none."""
+    """Return the mean over the present views; 0 without a view."""
     total = (features * _align(used, features)).sum(dim=1)
     count = used.sum(dim=1).clamp(min=1)
     return total / _align(count, total)

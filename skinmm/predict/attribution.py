@@ -43,7 +43,7 @@ class Contributions:
     is_average: bool = False
 
     def share(self, name: str) -> float | None:
-        """Return an input's share of the sum of absolute changes; None if nothing changed.
+        """Return the share of an input in the sum of absolute contributions; None if all are 0.
 
         The share of `image` is that of all images of a lesion.
         """
@@ -53,12 +53,12 @@ class Contributions:
 
 
 def is_image(name: str) -> bool:
-    """Return whether an input is the image, or one of a lesion."""
+    """Return whether an input is the image of a row, or one image of a lesion."""
     return name == IMAGE or bool(_IMAGES.fullmatch(name))
 
 
 def name_inputs(columns: Sequence[str], views: int | None = None) -> list[str]:
-    """Return the inputs with a contribution each, given the columns of all models.
+    """Return the inputs that get a contribution, given the columns of all models.
 
     Args:
         columns: record columns; they are one input if all inputs are too many.
@@ -73,7 +73,7 @@ def name_inputs(columns: Sequence[str], views: int | None = None) -> list[str]:
 
 
 def mean_contributions(members: Sequence[Contributions]) -> Contributions:
-    """Average the contributions of an ensemble: Shapley values are linear in the prediction."""
+    """Average the contributions of the models in an ensemble."""
     names = dict.fromkeys(name for member in members for name in member.added)
     added = {
         name: float(np.mean([member.added.get(name, 0.0) for member in members])) for name in names
@@ -164,7 +164,7 @@ def _replace_image(
     views: int,
     background: Mapping[str, Tensor],
 ) -> tuple[list[Tensor | None], bool]:
-    """Return features in place of an image, and whether they count as those of an image."""
+    """Return the features that replace an image, and whether they count as those of an image."""
     if "image" in background:
         return [background["image"].to(network.device).float()], True
     if network.absent is not None:
@@ -216,7 +216,7 @@ def _mix_records(
     subsets: Bool[np.ndarray, "subsets inputs"],
     background: Float32[Tensor, "k encoded"],
 ) -> Float32[Tensor, "rows encoded"]:
-    """Set each subset's columns, and the missing ones, of all background records as in `row`."""
+    """Copy the columns of each subset, and missing ones, from `row` to all background records."""
     cells = {name: np.array([row[name]], object) for name in encoder.columns}
     record = torch.from_numpy(encoder.transform(cells))
     is_of_row = torch.ones(len(subsets), record.shape[1], dtype=torch.bool)
@@ -231,7 +231,7 @@ def _mix_records(
 def compute_shapley_values(
     values: Float64[np.ndarray, " subsets"],
 ) -> Float64[np.ndarray, " inputs"]:
-    """Compute Shapley values of a game with few players.
+    """Compute Shapley values from the value of every subset of inputs.
 
     Args:
         values: value of each of the 2^k subsets; bit i of its index: player i is a member.

@@ -114,7 +114,7 @@ class OnnxBackend:
     def run(
         self, outputs: tuple[str, ...], image: Image, record: Record, has_image: HasImage
     ) -> list[Any]:
-        """Return some outputs of the model for a batch."""
+        """Return the named outputs of the model for a batch."""
         pixels = None if image is None else np.ascontiguousarray(np.moveaxis(image, -1, -3))
         values = {"image": pixels, "record": record, "shown": has_image}
         feed = {name: value for name, value in values.items() if name in self._inputs}
@@ -128,7 +128,7 @@ Backend = TorchBackend | OnnxBackend
 def load_exported(
     checkpoint: Path, path: Path, digest: str, backend: str, device: str, concurrency: int = 1
 ) -> OnnxBackend | None:
-    """Load the exported model of a checkpoint from a path, if `backend` selects it.
+    """Load the exported model of a checkpoint if `backend` selects it.
 
     `backend` is torch, onnx, or auto: onnx if the model exists and has the SHA-256 `digest` of the
     checkpoint, ONNX Runtime is installed, and torch's `device` is cpu.
@@ -154,6 +154,6 @@ def load_exported(
 
 
 def read_precision(backend: Backend) -> dict[str, Any]:
-    """Return the arithmetic of the image network and what it cost on validation."""
+    """Return the precision of the image network, and its cost measured on validation."""
     metadata = backend.metadata if isinstance(backend, OnnxBackend) else {}
     return dict(metadata.get(PRECISION, {"name": "fp32"}))

@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 class CasePredictor:
-    """Prediction and explanation of single cases, with the arguments of `from_checkpoints`.
+    """Prediction and explanation of single cases.
 
     PyTorch computes the explanations, also if another backend predicts.
 
@@ -105,7 +105,7 @@ class CasePredictor:
     def predict_table(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
     ) -> list[dict[str, Any]]:
-        """Predict several rows; those of a lesion are one prediction if the model has views."""
+        """Predict several rows; a model with views predicts rows of the same lesion once."""
         with self._lock if self._is_shared else nullcontext():
             (predictions,) = self.predictor.stream(
                 [_to_table(rows)],
@@ -124,7 +124,7 @@ class CasePredictor:
     def list_cases(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
     ) -> list[Case]:
-        """Return the case of each prediction of `predict_table`, with the images it names."""
+        """Return the case of each prediction of `predict_table`, with its images."""
         images, cases = InMemoryImages(files), []
         for cells in self._list_cells(rows):
             names, views = [cells.get("image_id") or ""], [""]
@@ -159,7 +159,7 @@ class CasePredictor:
             return row, explain_case(self._explainers, case.images, case.record)
 
     def record_of(self, case: Case) -> tuple[str | None, dict[str, Any]]:
-        """Return the patient of a case, None if unknown, and the record as the models read it."""
+        """Return patient (None if unknown) and parsed record of a case."""
         columns = self.predictor.columns
         row = canonical_record(columns, case.images, case.record)
         values = known_values(row, columns)

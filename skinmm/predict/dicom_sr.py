@@ -1,4 +1,4 @@
-"""`skinmm dicom-sr`: predictions of DICOM images as DICOM objects that refer to the images.
+"""`skinmm dicom-sr`: predictions of DICOM images, written as DICOM objects.
 
 Every image gets a Comprehensive SR (TID 1500) and, if the model has an image branch, a Secondary
 Capture of the heat map over the image; both belong to the study of the image. The same content has
@@ -122,9 +122,9 @@ def _read_header(source: Source) -> Any:
     try:
         header = dcmread(BytesIO(source.data), stop_before_pixels=True)
     except InvalidDicomError as error:
-        raise InputError("not a DICOM file, which a result has to refer to") from error
+        raise InputError("not a DICOM file, so no DICOM result can refer to it") from error
     if missing := [name for name in _REQUIRED if not header.get(name)]:
-        raise InputError(f"its header lacks {', '.join(missing)}, which a result has to refer to")
+        raise InputError(f"its header lacks {', '.join(missing)}, to which a result refers")
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")
@@ -196,7 +196,7 @@ def _build_measurements(
 def build_capture(
     header: Any, frame: int | None, pixels: UInt8[np.ndarray, "h w 3"], digests: list[str]
 ) -> Any:
-    """Build a Secondary Capture of pixels that were derived from an image."""
+    """Build a Secondary Capture of pixels derived from an image."""
     from highdicom import sc
     from pydicom import Dataset
 
@@ -226,7 +226,7 @@ def build_capture(
 def _identify(
     kind: str, header: Any, frame: int | None, digests: list[str], content: str
 ) -> dict[str, Any]:
-    """Return the identifiers of an object; its UID depends on its content, as archives require."""
+    """Return the identifiers of an object; the UID is derived from its content."""
     parts = (frame, __version__, *digests, content)
     return {
         "series_instance_uid": _uid(kind, header.StudyInstanceUID, *digests),

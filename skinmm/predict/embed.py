@@ -1,4 +1,4 @@
-"""`skinmm embed` and `skinmm similar`: embeddings of images, and the most similar images of a file.
+"""`skinmm embed` and `skinmm similar`: embeddings of images, and search for similar images.
 
 A Parquet file of embeddings has one row an image, in the order of the input, with the columns of
 `Embedder.embed`. Its metadata `skinmm` records, as JSON, the network and the preprocessing.
@@ -120,7 +120,7 @@ def _finish(rows: int, failed: int, text: str) -> int:
 def write_embeddings(
     tables: Iterable[pd.DataFrame], path: Path, metadata: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Write embeddings as Parquet with constant memory; the file appears when it is complete.
+    """Write embeddings as Parquet in constant memory; the file appears when it is complete.
 
     Returns:
         Number of rows, and of rows with an error.

@@ -42,7 +42,7 @@ def pool_tokens(features: Float[Tensor, "n *tokens dim"]) -> Float[Tensor, "n di
 
 
 class Embedder(Ensemble):
-    """Image network that the prediction pipeline runs like an ensemble; its scores are embeddings.
+    """Image network with the interface of an ensemble; its scores are embeddings.
 
     Args:
         network: the image network.
@@ -87,7 +87,7 @@ class Embedder(Ensemble):
     def from_model(
         cls, members: Sequence[CalibratedModel], columns: Sequence[str] = ()
     ) -> "Embedder":
-        """Return the embedder of the one network of a checkpoint."""
+        """Return the embedder of a checkpoint with a single network."""
         if len(members) != 1:
             raise InputError(
                 f"embeddings of {len(members)} networks cannot be compared; choose the checkpoint "
@@ -117,7 +117,7 @@ class Embedder(Ensemble):
         return features.double().cpu().numpy()
 
     def unseen_cells(self, rows: Columns) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing: copied columns have no vocabulary."""
+        """Return an empty mapping, as copied columns have no vocabulary."""
         return {}
 
     def embed(
@@ -128,7 +128,7 @@ class Embedder(Ensemble):
         batch_size: int = 32,
         workers: int = 2,
     ) -> Iterator[pd.DataFrame]:
-        """Yield one row for each row of the tables, in order.
+        """Yield one embedding row for each row of the tables, in order.
 
         The columns are `image_id`, `patient_id`, `lesion_id`, the copied columns, `error`, and
         float32 `e0`, `e1`, ..., which are NaN in rows with an error.

@@ -74,7 +74,7 @@ class CalibratedModel:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "CalibratedModel":
-        """Load the checkpoint of one model, which PyTorch runs."""
+        """Load the checkpoint of one model, to run it with PyTorch."""
         models = load_models(path, device)
         if len(models) > 1:
             raise CheckpointError(f"{path}: an ensemble, where one model is needed")
@@ -89,7 +89,7 @@ class CalibratedModel:
         digest: str,
         exported: OnnxBackend | None,
     ) -> "CalibratedModel":
-        """Build a model on the CPU from a card, and its weights or the exported model."""
+        """Build a model on the CPU from a card, with the weights or with the exported model."""
         if (task := card.config.get("task", TASK)) != TASK:
             raise CheckpointError(f"{path}: checkpoint of task={task}; choose one of task={TASK}")
         try:
@@ -133,7 +133,7 @@ class CalibratedModel:
 
     @property
     def view(self) -> View | None:
-        """Size, colour profile and preprocessing of its images; None without an image branch."""
+        """Size, colour profile and preprocessing of the images; None without an image branch."""
         steps = tuple(self.card.preprocess)
         view = View(self.config.model.image_size, self.config.data.icc, steps, self.finder)
         return view if "image" in self.inputs else None
@@ -164,7 +164,7 @@ class CalibratedModel:
         return np.hstack([log_probabilities.astype(np.float64), ood[:, None]])
 
     def calibrate(self, scores: Float64[np.ndarray, "b width"]) -> ModelOutput:
-        """Calibrate scores as `run` returns them."""
+        """Calibrate scores returned by `run`."""
         raw = softmax(scores[:, :-1], axis=1)
         calibrated = self.calibration.apply(raw)
         sets = self.conformal.predict_sets(calibrated) if self.conformal else None
@@ -232,7 +232,7 @@ class Ensemble:
         return ModelOutput(*map(_mean_of_available, zip(*outputs, strict=True)))
 
     def unseen_cells(self, rows: Columns) -> dict[str, Bool[np.ndarray, " n"]]:
-        """Return, per extra column, a mask of cells whose value no member saw in training."""
+        """Return a mask per extra column: cells whose value no member was trained on."""
         masks = {}
         for name in [n for n in self.columns if n not in CONVERTERS]:  # those have a vocabulary
             encoders = [member.encoder for member in self.members if name in member.columns]
@@ -255,7 +255,7 @@ def load_models(
     *,
     uncalibrated: bool = False,
 ) -> list[CalibratedModel]:
-    """Load the model of a checkpoint or all models of an ensemble, exported ones where they exist.
+    """Load the model of a checkpoint or all models of an ensemble, exported ones if available.
 
     The exported models of `ensemble.ckpt` are `ensemble.0.onnx`, `ensemble.1.onnx` and so on. A
     checkpoint without a threshold, such as `last.ckpt`, is refused unless `uncalibrated`.

@@ -81,7 +81,7 @@ def _mean_map(heats: Sequence[HeatMap]) -> HeatMap:
 
 
 class Explainer:
-    """Explanations of the predictions of one checkpoint.
+    """Explainer of the predictions of one checkpoint.
 
     Args:
         member: the model, run by PyTorch, as exported models have no gradients.
@@ -115,7 +115,7 @@ class Explainer:
         accelerator: str,
         probabilities: str = "calibrated",
     ) -> "list[Explainer]":
-        """Return one explainer per member; reload members as PyTorch models if any runs in ONNX."""
+        """Return one explainer per member; members in ONNX are reloaded as PyTorch models."""
         ensemble = predictor.ensemble
         members = ensemble.members
         if not all(isinstance(member.backend, TorchBackend) for member in members):
@@ -169,7 +169,7 @@ class Explainer:
         )
 
     def can_use(self, image: CaseImage) -> bool:
-        """Return whether prediction would use an image of a lesion."""
+        """Return whether an image of a lesion can be used in a prediction."""
         try:
             if self.member.view:
                 decode_usable(Source(image.data, image.frame), self.member.view)

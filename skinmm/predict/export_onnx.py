@@ -64,7 +64,7 @@ _TINY: Final = float(np.finfo(np.float64).eps)
 
 
 def export(config: ExportConfig) -> list[Path]:
-    """Write exported models and return their paths; refuse one that differs from its checkpoint.
+    """Export models, check them against their checkpoints, and return their paths.
 
     The networks of `ensemble.ckpt` become `ensemble.0.onnx`, `ensemble.1.onnx` and so on.
     """
@@ -88,7 +88,7 @@ def export(config: ExportConfig) -> list[Path]:
 
 
 def write_model(model: CalibratedModel, path: Path, config: ExportConfig) -> dict[str, Any]:
-    """Write a model as ONNX, unless it differs from PyTorch on embedded lesions.
+    """Write a model as ONNX if it agrees with PyTorch on embedded lesions.
 
     Returns the precision of the image network and what it cost.
     """
@@ -241,7 +241,7 @@ def _add_metadata(path: Path, metadata: dict[str, Any]) -> None:
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Prepare for the tracing exporter, which warns about values that are constant here."""
+    """Prepare for the tracing exporter; silence its warnings about constant values."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no operator for it
     try:
@@ -276,7 +276,7 @@ def _verify(model: CalibratedModel, exported: OnnxBackend, rows: int) -> None:
 
 
 def _group_examples(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows as lesions of one, two and three images in turn, of all types of views."""
+    """Group rows to lesions of one, two and three images in turn, with all types of views."""
     numbers = np.arange(len(table))
     lesions = numbers // 6 * 3 + np.array([0, 1, 1, 2, 2, 2])[numbers % 6]
     views = np.resize(np.array([*VIEW_TYPES[2:], ""], object), len(table))

@@ -31,7 +31,7 @@ MAX_LESIONS: Final = 20
 
 @dataclass
 class ExtraOutput:
-    """Output that is written along with the predictions; by default a CSV at the end."""
+    """Additional output of a prediction job; by default a CSV written at the end."""
 
     label: str
     path: Path
@@ -41,7 +41,7 @@ class ExtraOutput:
         """Process the next predictions."""
 
     def finish(self, rows: Rows) -> None:
-        """Write the results that need the complete output, which comes as blocks of text."""
+        """Write the results that need the complete output, given as blocks of text."""
         with (
             atomic_write(self.path) as partial,
             partial.open("w", encoding="utf-8", newline="") as file,
@@ -58,7 +58,7 @@ def open_extra_outputs(
     images: ImageFolder,
     rows_done: int,
 ) -> Iterator[list[ExtraOutput]]:
-    """Open the extra outputs that a job requests; they are closed at the end of the block."""
+    """Open the extra outputs of a job, and close them at the end of the block."""
     extras = [
         ExtraOutput(label, Path(getattr(config, key)), summarize)
         for key, (label, summarize) in SUMMARIES.items()
@@ -79,7 +79,7 @@ def open_extra_outputs(
 
 
 def check_summary_paths(config: PredictConfig) -> None:
-    """Refuse summaries that cannot be written, or that are also the path of another setting."""
+    """Refuse summaries that cannot be written or whose path belongs to another setting."""
     used = {Path(getattr(config, key)).absolute(): key for key in ("input", "output")}
     for key in SUMMARIES:
         if getattr(config, key):
@@ -111,7 +111,7 @@ class _Patient:
             reasons.append(reason)
 
     def to_row(self) -> dict[str, Any]:
-        """Return the worst decision; malignant precedes refer, and errors count as refer."""
+        """Return the worst decision (malignant, refer, benign); errors count as refer."""
         decisions = {*self.reasons} | ({"refer"} if self.errors else set())
         decision = next(name for name in ("malignant", "refer", "benign") if name in decisions)
         reasons = [*self.reasons.get(decision, []), *self.errors]
@@ -125,7 +125,7 @@ class _Patient:
 
 
 def summarize_patients(rows: Rows) -> Rows:
-    """Return one row per patient, by descending risk; a row without patient is one of its own.
+    """Return one row per patient, by descending risk; a row without a patient counts as one.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
     `malignancy` is the highest; `lesions` names the images in descending order of risk; `reasons`
@@ -224,7 +224,7 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         self._file.close()
 
     def add(self, predictions: PredictionTable) -> None:
-        """Explain predicted rows; an error becomes part of the table."""
+        """Explain predicted rows; errors are written to the table."""
         names, errors = (predictions.columns[name] for name in ("image_id", "error"))
         columns = {name: predictions.cells[name] for name in ("patient_id", *self._columns)}
         if self._has_views:
@@ -273,7 +273,7 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         }
 
     def _read_images(self, name: str, record: dict[str, Any]) -> list[CaseImage]:
-        """Read the images of a row; those of a lesion that are not found are left out."""
+        """Read the images of a row; missing images of a lesion are left out."""
         pairs = [(name, "")]
         if self._has_views:
             names, views = (record.pop(key).split(SEPARATOR) for key in ("image_id", "view"))

@@ -32,7 +32,7 @@ def compute_heat_map(
     positive: Sequence[int],
     types: Int[Tensor, "1 views"] | None = None,
 ) -> Float32[np.ndarray, "*views down across"]:
-    """Compute a heat map, 0 to 1, of the regions that raise the malignancy, at network resolution.
+    """Compute a heat map (0 to 1, at network resolution) of the regions that raise the malignancy.
 
     The maps of the images of a lesion have one scale: 1 is the maximum over all of them.
 
@@ -98,7 +98,7 @@ def _is_channels_last(net: Any) -> bool:
 
 
 def _to_grid(values: Tensor, net: Any) -> Float32[Tensor, "n down across"]:
-    """Sum a map, or the tokens of a transformer, over its channels."""
+    """Sum a feature map, or the tokens of a transformer, over the channels."""
     if values.ndim == _MAP_NDIM:
         return values.sum(dim=-1 if _is_channels_last(net) else 1)
     tokens = values[:, getattr(net, "num_prefix_tokens", 0) :].sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Inputs of a prediction job: the table or folder of patients, and the folder of their images."""
+"""Inputs of a prediction job: the table of patients, and the folder of images."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ def count_rows(source: str) -> int | None:
 
 
 def fingerprint(source: str) -> str:
-    """Return a string that changes with an input: size and time, or the names in a folder."""
+    """Return a fingerprint of an input: size and time, or the names in a folder."""
     if "://" in source:
         with _translate_storage_errors(f"input={source}") as fsspec:
             filesystem, path = fsspec.core.url_to_fs(source)
@@ -70,7 +70,7 @@ def fingerprint(source: str) -> str:
 
 
 def contains_records(folder: Path) -> bool:
-    """Return whether a folder has DICOM or TFRecord files, which contain records."""
+    """Return whether a folder has files with records: DICOM or TFRecord."""
     return folder.is_dir() and any(
         shards.is_tfrecord(path.name) or (may_be_dicom(path.name) and _is_image(path))
         for path in list_visible(folder)
@@ -78,7 +78,7 @@ def contains_records(folder: Path) -> bool:
 
 
 def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Table:
-    """Rename the columns of a table that has the column names of the training table."""
+    """Rename columns that have the names of the training table to canonical names."""
     renames = {public: name for public, name in column_names.items() if public in table}
     replaced = {*renames.values()} - {*renames}
     if not renames:
@@ -88,7 +88,7 @@ def rename_training_columns(table: Table, column_names: Mapping[str, str]) -> Ta
 
 
 def describe_missing_columns(names: Sequence[str], columns: Sequence[str]) -> str:
-    """Return a warning about columns that a table lacks; empty if it has them all.
+    """Return a warning about missing columns of a table; "" if there are none.
 
     They are the record columns and, if other columns are not used, patient and lesion.
     """
@@ -190,7 +190,7 @@ Images = ImageFolder | InMemoryImages
 
 @contextmanager
 def _translate_storage_errors(setting: str) -> Iterator[Any]:
-    """Yield fsspec, and translate the errors of all its storage services."""
+    """Yield fsspec, and convert errors of its storage services."""
     try:
         import fsspec
 

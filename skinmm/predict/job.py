@@ -98,7 +98,7 @@ def predict_file(config: PredictConfig) -> int:
 
 
 def check_paths(config: PredictConfig) -> None:
-    """Refuse outputs that are not writable, and paths that two settings share."""
+    """Refuse outputs that are not writable, and a path given to two settings."""
     path = Path(config.output)
     if path.exists() and Path(config.input).exists() and path.samefile(config.input):
         raise InputError(f"output={path} is the input itself; choose another path")
@@ -119,7 +119,7 @@ def require_images(
     images: ImageFolder,
     column_names: dict[str, str] | None = None,
 ) -> None:
-    """Refuse a table if none of its images is next to it and no image folder is given.
+    """Refuse a table if none of its images is found and no image folder is given.
 
     A table with URLs or absolute paths of images is accepted.
     """
@@ -140,7 +140,7 @@ def require_images(
 
 
 def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensemble) -> None:
-    """Refuse a table without a column of images, if images are named, or without any input."""
+    """Refuse a table without an image column if `images` is given, or without any input."""
     columns = ensemble.columns
     given = {*names, *match_columns(names, columns).values()}
     needs_names = config.images and "image" in ensemble.inputs
@@ -165,7 +165,7 @@ def count_workers(setting: int | None) -> int:
 
 
 def _describe_job(config: PredictConfig, predictor: Predictor, input_state: str) -> dict[str, Any]:
-    """Return the settings that determine the output rows, by their names in messages."""
+    """Return the settings that determine the output rows, by name."""
     decisive = keys_with(PredictConfig, "decides_rows")
     settings = {name: value for name, value in asdict(config).items() if name in decisive}
     return settings | {
@@ -208,7 +208,7 @@ def name_lesions(
 
 
 def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Generator[pd.DataFrame]:
-    """Yield the input in tables, with a progress bar, and a warning about columns that it lacks.
+    """Yield the input as tables, with a progress bar and a warning about missing columns.
 
     The first batch is a table of its own, so that the first results are written early.
     """
@@ -236,7 +236,7 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
 
 
 def _require_unchanged(source: str, state: str) -> None:
-    """Refuse a changed input, except a folder, which was listed at once."""
+    """Refuse an input that changed during the job; a folder is listed only once."""
     if not Path(source).is_dir() and fingerprint(source) != state:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
 

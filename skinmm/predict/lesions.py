@@ -1,4 +1,4 @@
-"""Prediction by lesion: rows of images grouped, in memory and on disk, and their images loaded."""
+"""Prediction by lesion: grouping of image rows, in memory or on disk."""
 
 import json
 import sqlite3
@@ -119,7 +119,7 @@ def _read_cell(cell: Any) -> Any:
 
 
 def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
-    """Parse the views, after dividing cells that list several images."""
+    """Split cells that list several images, and parse their views."""
     column = find_view_column(frame)
     frame = frame.assign(view=None if column is None else frame[column])
     if frame["image_id"].str.contains(SEPARATOR, regex=False).any():
@@ -135,7 +135,7 @@ def _read_views(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[str, str]
 
 
 def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
-    """Normalise cells for the comparison within a lesion; None where missing."""
+    """Normalise cells for a comparison within a lesion; None if missing."""
     if name in CONVERTERS:
         return pd.Series(parse_column(cells, name)[0], cells.index)
     texts = [None if is_missing(cell) else normalise_name(cell) for cell in cells]
@@ -146,7 +146,7 @@ def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
 
 
 def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> Table:
-    """Add the lesion of each DICOM image of a table without a column of lesions, and its view.
+    """Add lesion and view from DICOM headers to a table without a column of lesions.
 
     A column of views stays; `columns` are those of the model.
     """
@@ -174,7 +174,7 @@ def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> T
 def sort_by_lesion(
     tables: Iterable[pd.DataFrame], columns: Sequence[str], folder: Path, skip: int = 0
 ) -> Generator[pd.DataFrame]:
-    """Yield the rows of tables with those of a lesion in one table, lesions in order of appearance.
+    """Yield rows sorted by lesion, in order of appearance; a lesion is never split between tables.
 
     The rows are stored in a temporary database in `folder`, so that memory does not depend on
     their number. The first `skip` lesions are left out.
@@ -219,7 +219,7 @@ def _store_rows(
 
 
 def name_rows(table: pd.DataFrame, columns: Sequence[str], start: int = 0) -> list[str]:
-    """Return the lesion of each row, or else its image, or else a name of its own."""
+    """Return the lesion of each row, or else its image, or else a unique name."""
     canonical = {name: public for public, name in match_columns(table.columns, columns).items()}
     names = [f"\0row {start + row}" for row in range(len(table))]
     for key in ("image_id", "lesion_id"):

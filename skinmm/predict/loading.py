@@ -1,4 +1,4 @@
-"""Images of rows in prediction: found, read and decoded; an error becomes part of the result."""
+"""Loading of the images of rows for prediction; an error becomes part of the result."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ MIN_SIDE: Final = 16
 
 
 class CaseImage(NamedTuple):
-    """Encoded image, its DICOM frame, counted from 1, location, and view and name in a lesion."""
+    """Encoded image with DICOM frame (from 1), location, and view and name in a lesion."""
 
     data: bytes
     frame: int | None = None
@@ -57,7 +57,7 @@ def load_row(
     needs_image: bool,
     finder: LesionFinder | None = None,
 ) -> LoadedRow:
-    """Load the image that a cell names; an error becomes part of the result, so a job continues.
+    """Load the image named in a cell; an error becomes part of the result.
 
     `views` is empty if no model has an image branch. The record has the values of a DICOM header,
     if `read_header` is true, and the measurements of `finder`.
@@ -92,7 +92,7 @@ def load_lesion(
     needs_image: bool,
     finder: LesionFinder | None = None,
 ) -> LoadedRow:
-    """Load the images of a lesion; the others decide if some cannot be used.
+    """Load the images of a lesion; unusable ones are left out.
 
     A cell lists images, or their views, with `|` between them. Further arguments as of `load_row`.
     """
@@ -116,17 +116,17 @@ def load_lesion(
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error in one line, with the name of its class unless it is an expected one."""
+    """Return an error as one line, with the class name if it is unexpected."""
     message = " ".join(str(error).split())
     is_expected = isinstance(error, OSError | InputError)
     return message if is_expected else f"{type(error).__name__}: {message}"
 
 
 def decode_usable(source: Source, view: View) -> UInt8[np.ndarray, "size size 3"]:
-    """Decode and preprocess an image; refuse a tiny one, and one of a single colour."""
+    """Decode and preprocess an image; refuse tiny and single-coloured ones."""
     pixels = decode_image(source, view, MIN_SIDE)
     if (pixels[0] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
-        raise InputError("the image has a single colour: it shows nothing")
+        raise InputError("the image has a single colour, so it shows no lesion")
     return pixels
 
 
@@ -135,7 +135,7 @@ def stack_images(
     images: Sequence[Mapping[View, UInt8[np.ndarray, "... _ _ 3"]]],
     types: Sequence[tuple[int, ...]] | None,
 ) -> tuple[UInt8[np.ndarray, "b *views _ _ 3"] | None, Shaped[np.ndarray, "b *views"]]:
-    """Return the images of a batch as one array for a model, and which rows have one.
+    """Return the images of a batch as one array, and a mask of the rows with an image.
 
     With `types`, rows are lesions: the second array has the type of each image, 0 where there is
     none. Without a view, the model takes no images.

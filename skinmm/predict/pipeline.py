@@ -1,4 +1,4 @@
-"""Prediction pipeline: images are decoded in advance while the networks run, batch by batch."""
+"""Prediction pipeline: decodes images in advance while the networks run."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +103,7 @@ def _convert(name: str, cell: Any) -> Any:
 def canonical_record(
     columns: Sequence[str], images: Sequence[CaseImage], record: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return a record with canonical values; fill gaps from DICOM headers, in their order."""
+    """Return a record with canonical values; missing ones are filled from DICOM headers."""
     table = {name: np.array([record.get(name)], object) for name in ("patient_id", *columns)}
     row = TableBatch(table, columns, needs_image=False).cells
     for image in images:
@@ -164,7 +164,7 @@ def _submit(
     submit: Submit,
     batch_size: int,
 ) -> Iterator[_Step]:
-    """Start loading images, one step per batch; a step never mixes rows of two tables."""
+    """Start to load images batch by batch; a batch never mixes rows of two tables."""
     limited = 0
     for table in tables:
         batch = _read_batch(table, ensemble)
@@ -215,7 +215,7 @@ def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
 
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
-    """Set the error of rows with numbers that are ambiguous or not in the unit of training."""
+    """Set the error of rows with an ambiguous number or one not in the unit of training."""
     for member in ensemble.members:  # one column may be numbers in one model and words in another
         for name in [name for name in member.columns if name not in CONVERTERS]:
             for row, reason in member.encoder.refuse(name, batch.cells[name]).items():
@@ -256,14 +256,14 @@ def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
 
 
 def _call_now(call: Callable[..., T], *args: Any) -> "Future[T]":
-    """Call without a thread, which is faster for a single row."""
+    """Call a function without a thread, which is faster for a single row."""
     future: Future[T] = Future()
     future.set_result(call(*args))
     return future
 
 
 def refuse_lesions(config: Config, feature: str) -> None:
-    """Refuse a feature that cannot process several images of a lesion."""
+    """Refuse a feature that does not support several images of a lesion."""
     if config.data.unit == "lesion":
         raise InputError(
             f"{feature}: not available for a checkpoint trained with data.unit=lesion; use one "

@@ -57,12 +57,12 @@ class PredictionTable(NamedTuple):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The output as a table."""
+        """Output table."""
         return pd.DataFrame(self.columns)
 
 
 class Predictor:
-    """One checkpoint, or several with the same classes, which are calibrated and then averaged.
+    """Predictor of one checkpoint or of several, which are calibrated and then averaged.
 
     Args:
         members: models with the same classes, malignant classes and rule to call a class.
@@ -139,7 +139,7 @@ class Predictor:
         ]
         predictor = cls([*chain.from_iterable(loaded)], referral=referral)
         if predictor.threshold is None:
-            warn("a checkpoint was never calibrated: every decision is refer")
+            warn("a checkpoint was never calibrated; all its decisions are refer")
         return predictor
 
     def predict(
@@ -197,7 +197,7 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
     ) -> Iterator[PredictionTable]:
-        """Predict tables one after another, see `predict`.
+        """Predict tables one after another; see `predict`.
 
         While the networks run on a batch, the images of the next batches are decoded, also across
         tables; no more than `pipeline.PREFETCH` batches are in memory. The rows of a lesion have
@@ -214,7 +214,7 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
     ) -> pd.DataFrame:
-        """Return the embeddings of the images of a table, see `Embedder.embed`.
+        """Return the embeddings of the images of a table; see `Embedder.embed`.
 
         The predictor has one network with an image branch, run by PyTorch.
         """
@@ -267,7 +267,7 @@ class Predictor:
     def decide(
         self, called: Bool[np.ndarray, " n"], output: ModelOutput
     ) -> Shaped[np.ndarray, " n"]:
-        """Return the decision for each row; `called`: the rows above the threshold."""
+        """Return the decision for each row; `called` is a mask of the rows above the threshold."""
         if not self.referral:
             return decide(called, None, None)
         is_safe = None
@@ -282,7 +282,7 @@ class Predictor:
 
 
 def _to_sets(output: ModelOutput) -> Bool[np.ndarray, "n classes"] | None:
-    """Return the prediction set of each row: the classes in at least half of the models' sets."""
+    """Return the prediction set of each row: the classes in at least half of the members' sets."""
     return None if output.votes is None else output.votes >= MIN_VOTES
 
 

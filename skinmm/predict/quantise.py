@@ -1,4 +1,4 @@
-"""`skinmm export precision=int8|fp16`: smaller arithmetic for the image network of an ONNX file.
+"""`skinmm export precision=int8|fp16`: reduced precision of the image network of an ONNX file.
 
 int8 is static quantisation (Jacob et al. 2018, arXiv:1712.05877): weights per channel, and
 activations with the ranges of images from the training part. The layers that change the output most
@@ -41,7 +41,7 @@ _Batch = tuple[Image, Record, HasImage]
 
 
 class Quality(NamedTuple):
-    """Quality of a file on validation: AUROC, expected calibration error and decisions."""
+    """AUROC, expected calibration error and decisions of an exported file on validation."""
 
     auroc: float
     ece: float
@@ -51,7 +51,7 @@ class Quality(NamedTuple):
 def reduce_precision(
     model: CalibratedModel, path: Path, precision: str, root: str | None
 ) -> dict[str, Any]:
-    """Replace an exported file by a smaller one, and return what this cost on validation.
+    """Replace an exported file by one of reduced precision; return the cost measured on validation.
 
     A file that costs more than the limits of this module is refused.
     """
@@ -68,9 +68,9 @@ def reduce_precision(
                 return facts
             print_error(f"not accepted: {text}")
     raise InputError(
-        f"precision={precision} costs too much: {text}; allowed: AUROC -{MAX_AUROC_LOSS}, "
-        f"calibration error +{MAX_ERROR_GAIN}, {MIN_EQUAL:.0%} equal decisions; nothing was "
-        "written, use precision=fp32"
+        f"precision={precision} costs too much: {text}; at most {MAX_AUROC_LOSS} AUROC and "
+        f"{MAX_ERROR_GAIN} calibration error may be lost, {MIN_EQUAL:.0%} of decisions must be "
+        "equal; nothing was written; use precision=fp32"
     )
 
 
@@ -108,10 +108,10 @@ def _load_data(model: CalibratedModel, precision: str, root: str | None) -> Lesi
     if "image" not in model.inputs:
         raise InputError(f"{setting}: the checkpoint has no image network; use precision=fp32")
     if model.threshold is None:
-        raise InputError(f"{setting} needs a calibrated checkpoint, whose decisions are compared")
+        raise InputError(f"{setting} compares decisions, so it needs a calibrated checkpoint")
     config = model.config
     if config.data.fold == "all":
-        raise InputError(f"{setting}: the checkpoint has no validation part; use that of a fold")
+        raise InputError(f"{setting}: an ensemble has no validation part; use one fold")
     if root is not None:
         config = replace(config, data=replace(config.data, root=root))
     data = LesionData(config, model.inputs)
@@ -119,15 +119,15 @@ def _load_data(model: CalibratedModel, precision: str, root: str | None) -> Lesi
         data.setup()
     except (InputError, OSError) as error:
         raise InputError(
-            f"{setting} needs the cohort of the checkpoint, root=DIR ({error})"
+            f"{setting}: cannot read the cohort of the checkpoint: {error}; set root=DIR"
         ) from error
     if list(data.classes) != list(model.card.classes):
-        raise InputError(f"{setting}: the cohort has other classes than the checkpoint")
+        raise InputError(f"{setting}: cohort and checkpoint have different classes; set root=DIR")
     return data
 
 
 def _load(data: LesionData, part: str, rows: int | None = None) -> Iterator[_Batch]:
-    """Load the batches of a part, or of random rows of it."""
+    """Load the batches of a part, or of a random sample of its rows."""
     chosen = None
     if rows is not None:
         count = len(data.rows(part))
@@ -173,7 +173,7 @@ def measure(
 def _write_candidates(
     model: CalibratedModel, path: Path, smaller: Path, precision: str, data: LesionData
 ) -> Iterator[list[str]]:
-    """Write files with more and more layers in 32 bits, and yield the names of these layers."""
+    """Write files with an increasing number of 32-bit layers; yield the names of these layers."""
     if precision == "fp16":
         _write_half(path, smaller)
         yield []
@@ -190,7 +190,7 @@ def _write_candidates(
 
 
 def _write_half(path: Path, smaller: Path) -> None:
-    """Write a file whose layers have their weights in 16 bits, and calculate in 32 bits."""
+    """Write a file with weights in 16 bits and arithmetic in 32 bits."""
     import onnx
     from onnx import numpy_helper
 
@@ -209,7 +209,7 @@ def _write_half(path: Path, smaller: Path) -> None:
 
 
 class Quantiser:
-    """Quantisation of the image network of a file; the ranges of activations are read once."""
+    """Quantiser of the image network of a file, with ranges of activations measured once."""
 
     def __init__(self, path: Path, smaller: Path, model: CalibratedModel, data: LesionData) -> None:
         import onnx
@@ -247,7 +247,7 @@ class Quantiser:
             yield {name: value for name, value in values.items() if name in names}
 
     def write(self, only: str | None = None, exclude: list[str] | None = None) -> None:
-        """Write the file with one layer quantised, or with all but those excluded."""
+        """Write the file with one layer quantised, or with all layers except the excluded ones."""
         import onnx
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -274,7 +274,7 @@ class Quantiser:
         onnx.save(model, self._smaller)
 
     def rank_layers(self) -> list[str]:
-        """Return the layers, first those that change the output most if quantised alone."""
+        """Return the layers by descending change of the output if quantised alone."""
         batches = list(_load(self._data, "train", PROBED_IMAGES))
         expected = self._run(OnnxBackend(self._path), batches)
         changes = {}
@@ -290,7 +290,7 @@ class Quantiser:
 
 
 class _Reader:
-    """Batches as ONNX Runtime's calibrator takes them."""
+    """Batches with the interface of ONNX Runtime's calibrator."""
 
     def __init__(self, feeds: list[dict[str, Any]]) -> None:
         self._feeds = iter(feeds)
@@ -300,7 +300,7 @@ class _Reader:
 
 
 def find_image_nodes(graph: Any) -> list[Any]:
-    """Return the nodes of the image network that calculate with pixels in 32 bits."""
+    """Return the nodes of the image network that compute with pixels in 32 bits."""
     from onnx import TensorProto
 
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}

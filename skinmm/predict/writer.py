@@ -1,4 +1,4 @@
-"""Crash-safe output table: appears only when complete; an interrupted job can be resumed."""
+"""Crash-safe output table, which appears only when complete; interrupted jobs can be resumed."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ Rows = Iterable[pd.DataFrame]
 
 
 class OutputTable:
-    """Output table, written as CSV next to its path, and converted and renamed at the end.
+    """Output table, written as CSV next to its path, then converted and renamed.
 
     After every chunk a progress file records the rows so far, so that a job that was killed, or ran
     into a full disk, can be resumed. An existing output stays until the end.
@@ -50,7 +50,7 @@ class OutputTable:
             self._load_progress(resume=resume, overwrite=overwrite)
 
     def __enter__(self) -> "OutputTable":
-        """Open the partial file, cut to the recorded rows."""
+        """Open the partial file, truncated to the recorded rows."""
         self._file: BinaryIO = self._partial.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Note:
-    """Paragraph; a `warning` is highlighted."""
+    """Paragraph, highlighted if it is a `warning`."""
 
     text: str
     warning: bool = False
@@ -59,7 +59,7 @@ class Tile(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Question of a checklist: the answer from the files, and what the author has to add."""
+    """Question of a checklist: the answer from the files, and points for the author to add."""
 
     number: str
     topic: str
@@ -79,7 +79,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; `stack` turns rows into cards on a narrow screen."""
+    """Rows of text under a header; `stack` shows rows as cards on a narrow screen."""
 
     caption: str
     header: Sequence[str]
@@ -101,7 +101,7 @@ class Row(_Parts):
 
 
 class Checklist(_Parts):
-    """Questions and answers; open points are highlighted."""
+    """Questions and answers, with open points highlighted."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that a reader opens; open in print."""
+    """Blocks behind a title that the reader opens; open in print."""
 
     title: str
     blocks: "Sequence[Block]"
@@ -220,7 +220,7 @@ def is_number(value: Any) -> bool:
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """Format with `digits` decimals, or one from ten on; a dash if the value is not a number."""
+    """Format with `digits` decimals (one from 10 on); a dash if the value is not finite."""
     if not is_number(value):
         return ABSENT
     if isinstance(value, int):
@@ -241,7 +241,7 @@ def format_percent(value: Any, digits: int = 1) -> str:
 
 
 def format_share(mask: "pd.Series[bool]") -> str:
-    """Format `count (percentage)` of the true rows; 100 % without decimals, to fit a phone."""
+    """Format `count (percentage)` of the true rows; 100 % without decimals."""
     return f"{int(mask.sum()):,} ({format_percent(float(mask.mean()), 0 if mask.all() else 1)})"
 
 
@@ -267,18 +267,18 @@ def format_estimate(entry: Mapping[str, Any] | None) -> str:
 
 
 def format_estimates(metrics: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Format the named metrics; a dash for those that were not measured."""
+    """Format the named metrics; a dash for missing ones."""
     return [format_estimate(metrics.get(name)) for name in names]
 
 
 def metric_label(name: str) -> str:
-    """Return the name of a metric in words."""
+    """Return the label of a metric."""
     words = name.replace("_", " ").replace("auroc", "AUROC")
     return TEXTS["metrics"].get(name, words[:1].upper() + words[1:])
 
 
 def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """Return a table of the named metrics; those that were not measured are left out."""
+    """Return a table of the named metrics, without missing ones."""
     entries = {name: e for name in names if (e := measured["metrics"].get(name))}
     rows = [(metric_label(name), mark_estimate(name, e, measured)) for name, e in entries.items()]
     if any(cell.endswith(NARROW) for _, cell in rows):
@@ -287,7 +287,7 @@ def metric_table(caption: str, measured: Mapping[str, Any], names: Sequence[str]
 
 
 def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the main metrics; for several classes, first the class metrics, then malignancy."""
+    """Return the main metrics in order; for several classes, class metrics precede malignancy."""
     if "macro_auroc" not in metrics:
         names = list(metrics)[:HEADLINE]
     else:
@@ -300,7 +300,7 @@ def order_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mark_estimate(name: str, entry: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> str:
-    """Format an estimate; mark an interval that is too narrow with so few malignant patients."""
+    """Format an estimate; mark its interval if too few malignant patients make it too narrow."""
     text, patients = format_estimate(entry), measured.get("malignant_patients")
     is_narrow = patients is not None and patients < MIN_MALIGNANT_PATIENTS.get(name, 0)
     return text + NARROW if is_narrow and format_interval(entry) else text

@@ -79,7 +79,7 @@ class Cohort:
 
     @property
     def facts(self) -> list[str]:
-        """Short facts for the head of a page."""
+        """Facts for the head of a page."""
         return [
             format_counts(name_units(self.rows), resolve_patients(self.rows)),
             f"{int(self.rows['malignant'].sum()):,} malignant",
@@ -142,7 +142,7 @@ def _build_pairs(cohort: Cohort, findings: Mapping[str, Any]) -> Section | None:
 def _find_pairs(
     kind: str, rows: pd.DataFrame, findings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return the image pairs of one kind of leak, for a shared patient one image of each part."""
+    """Return the image pairs of one kind of leak; for a shared patient, one image of each part."""
     if f"{kind}_id" not in rows:
         return [(p["first"], p["second"]) for p in findings["pairs"] if p["kind"] == kind]
     used = rows[rows["part"].isin(PARTS)].dropna(subset=[f"{kind}_id"])
@@ -247,7 +247,7 @@ def _read_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _crosstab(caption: str, values: "pd.Series[Any]", cohort: Cohort) -> Table:
-    """Return counts and shares of each value, over all rows and by class, most common first."""
+    """Return count and share of each value, over all rows and by class, most common first."""
     groups = {name: values[values.index.isin(rows.index)] for name, rows in cohort.groups.items()}
     lines = []
     for value in values.value_counts().index:

@@ -1,4 +1,4 @@
-"""Comparison of several systems: tables and figures on one page, and results on other cohorts."""
+"""Comparison of several systems on one page, and of models on other cohorts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +89,7 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
 def build_comparison(
     systems: Systems, against: Sequence[str] = (), margin: float | None = None
 ) -> tuple[list[Section], list[Table], list[Note]]:
-    """Return the sections of a comparison, its tables, and its notes; see `write_comparison`."""
+    """Return sections, tables and notes of a comparison; see `write_comparison`."""
     if len(systems) < 2:  # noqa: PLR2004 - a comparison needs two
         raise InputError(
             f"found {format_count(len(systems), 'system')}; a comparison needs at least two"
@@ -110,7 +110,7 @@ def build_comparison(
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
-    """Return results of models on their own and on other cohorts, with a check for shortcuts.
+    """Compare models on their own and on other cohorts, with a check for shortcuts.
 
     Args:
         results: training cohort, evaluated cohort, and the run folder or prediction file.
@@ -137,7 +137,7 @@ def _read_systems(
     form: TableFormat,
     prevalence: float | None,
 ) -> dict[str, ReportInputs]:
-    """Return the systems of all sources by name; a repeated name gets a number."""
+    """Return the systems of all inputs by name; a number distinguishes equal names."""
     named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
     names = [name for name, _ in named]
     return {
@@ -175,7 +175,7 @@ def _read_source(
 
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
-    """Return differences on the common images; None if runs have none in common."""
+    """Return differences on the common images; None if runs have no common image."""
     tested = {name: inputs.value("auroc") or 0.0 for name, inputs in systems.items()}
     ranking = _validation_aurocs(systems) or tested
     best = sorted(systems, key=lambda name: ranking[name])[-MAX_PAIRED:]
@@ -192,7 +192,7 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
 
 
 def _validation_aurocs(systems: Systems) -> dict[str, float]:
-    """Return the AUROC of each system on its validation part; empty if one has none.
+    """Return the validation AUROC of each system; empty if a system has none.
 
     Pooled folds have none: a validation row of one fold is a test row of another.
     """
@@ -207,7 +207,7 @@ def _validation_aurocs(systems: Systems) -> dict[str, float]:
 
 
 def _describe_choice(systems: Systems) -> Note:
-    """Name the system that validation chooses, or warn against a choice by the test figures."""
+    """Name the best system on validation, or warn against a choice by test figures."""
     if not (ranking := _validation_aurocs(systems)):
         return Note(TEXTS["chosen_on_test"].format(len(systems)))
     best = max(ranking, key=lambda name: ranking[name])
@@ -242,7 +242,7 @@ def _system_table(
 
 
 def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the differences in AUROC of the other systems minus the reference."""
+    """Return the AUROC differences of all other systems from the reference."""
     gains = {}
     for pair in pairs:
         entry = pair["metrics"][DIFFERENT[0]]

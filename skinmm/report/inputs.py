@@ -1,4 +1,4 @@
-"""Inputs of a page: the files of a run folder, or a prediction file, read once."""
+"""Inputs of a page, read once: the files of a run folder, or a prediction file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ class ReportInputs:
 
     @cached_property
     def units(self) -> "pd.Series[str]":
-        """Unit that each predicted row names: its patient, else its lesion, else only its image."""
+        """Unit of each predicted row: its patient, else its lesion, else its image."""
         rows, records = self.predictions, self.records
         if records is None or "lesion_id" not in records:
             return pd.Series(rows.list_units(), dtype=object)
@@ -107,7 +107,7 @@ class ReportInputs:
 
     @property
     def final(self) -> Mapping[str, Any]:
-        """Facts on the network that was trained on all rows after the folds; empty without it."""
+        """Facts on the final network, trained on all rows; empty without one."""
         return self.metrics.get(FINAL) or {}
 
     def fitted(self, name: str) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ class ReportInputs:
 
     @property
     def fitting_rows(self) -> str:
-        """Rows that fitted threshold and band: `calibration`, `val`, or `folds` (pooled)."""
+        """Rows used to fit threshold and band: `calibration`, `val`, or `folds` (pooled)."""
         is_pooled = self.predictions.fold is not None
         return "folds" if is_pooled else str(self.metrics.get("fitted_on", "val"))
 
@@ -133,7 +133,7 @@ class ReportInputs:
         return str(self.final.get("checkpoint", pooled))
 
     def estimate(self, name: str) -> Mapping[str, Any]:
-        """Return value, low and high of a metric; empty if the metric was not measured."""
+        """Return value, low and high of a metric; empty if it is missing."""
         return self.measured["metrics"].get(name) or {}
 
     def value(self, name: str) -> float | None:
@@ -143,7 +143,7 @@ class ReportInputs:
     def restate(
         self, prevalence: float | None, costs: Mapping[str, Any] | None = None
     ) -> "ReportInputs":
-        """Return the inputs with predictive values at a prevalence, and with costs of errors."""
+        """Return the inputs with another clinic's prevalence and costs of errors."""
         if costs is not None:
             parse_costs(costs, self.predictions.classes)  # refuses wrong ones
             return replace(self, costs=costs).restate(prevalence)
@@ -206,7 +206,7 @@ def read_prediction_file(
     pictures: bool,
     form: TableFormat | None = None,
 ) -> ReportInputs:
-    """Read the prediction file of any system; records come from the labels or the file itself."""
+    """Read the prediction file of any system; records come from the labels or the same file."""
     predictions = read_predictions(file, labels, positive, form=form)
     table, truth = read_tables(file, labels, form)
     column = table.get("threshold", pd.Series(dtype=float))
@@ -230,7 +230,7 @@ def read_prediction_file(
 
 
 def _describe_columns(names: Sequence[str]) -> list[str]:
-    """Return a line on the columns that are not used, if the rows name no patient and lesion."""
+    """Describe unused columns if no row names a patient or lesion."""
     if {"patient_id", "lesion_id"} & {*names}:
         return []
     unused = [
@@ -247,7 +247,7 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
 def _complete(
     test: Mapping[str, Any] | None, predictions: Predictions, evaluation: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the metrics of a run; those that an earlier version did not have are added."""
+    """Return the metrics of a run, with those that its earlier version lacks."""
     if test and "clinic" in test:
         return test
     names = {"prevalence", "resamples", "confidence"} & evaluation.keys()
@@ -268,7 +268,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _read_first(folders: Sequence[Path], name: str) -> dict[str, Any]:
-    """Return the content of a file of the run, or else of its first fold."""
+    """Return the content of a file in the run folder, or else in its first fold."""
     return next(filter(None, (read_mapping(folder / name) for folder in folders[:2])), {})
 
 

@@ -1,4 +1,4 @@
-"""Pages on other sites: a checkpoint before and after its adaptation, and planned sample sizes."""
+"""Pages for other sites: adaptation of a checkpoint, and planned sample sizes."""
 
 import math
 import re
@@ -82,7 +82,7 @@ def write_adaptation_page(
 
 
 def _format_fact(value: Any) -> str:
-    """Format an entry of the record, a checksum by its first digits."""
+    """Format an entry of the record; checksums are shortened."""
     if isinstance(value, float):
         return format_number(value)
     text = f"{value:,}" if isinstance(value, int) else str(value)
@@ -105,7 +105,7 @@ def _describe_method(facts: Mapping[str, Any]) -> str:
 def _describe_threshold(
     old: Threshold, new: Threshold, target: float, confidence: float, unit: str
 ) -> str:
-    """Describe the thresholds, and how many more malignant lesions would guarantee the target."""
+    """Describe the thresholds, and the number of further malignant lesions for a guarantee."""
     texts = TEXTS["site"]
     sentences = [texts["threshold"].format(format_number(old.value), format_number(new.value))]
     if new.bound is not None and new.patients is not None:
@@ -175,7 +175,7 @@ def run_plan(config: PlanConfig) -> int:
 def _plan_table(
     config: PlanConfig, rows: Predictions | None, prevalence: float, auroc: float
 ) -> tuple[Table, float]:
-    """Return the numbers by formula and, given predictions, by resampling their patients.
+    """Return the planned numbers by formula and, given predictions, by resampling patients.
 
     Also the width of the interval of a slope, times the root of the malignant lesions.
     """
@@ -206,7 +206,7 @@ def _plan_table(
 
 
 def _resample(config: PlanConfig, rows: Predictions | None) -> dict[str, int]:
-    """Return the numbers by resampling the patients of the predictions, by goal."""
+    """Return the planned numbers by goal, from resampling the patients of predictions."""
     if rows is None:
         return {}
     level = config.confidence

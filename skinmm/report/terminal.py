@@ -72,7 +72,7 @@ def format_columns(
 
 
 def _transpose(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield transposed tables of as many rows as fit into a width, but at least one."""
+    """Yield transposed tables, each with as many rows as fit into a width, at least one."""
     start, used = 0, max(map(len, header))
     for number, row in enumerate(rows):
         needed = max(map(len, row)) + 2

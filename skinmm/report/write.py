@@ -60,7 +60,7 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
     costs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ReportInputs:
-    """Write the page of a prediction file from any system, and return what it describes.
+    """Write the page of a prediction file from any system; return its inputs.
 
     Args:
         predictions: CSV with probabilities, and with the target unless `labels` has it. A column
@@ -83,7 +83,7 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
-    """Write the page of a run without images and with numbers instead of names."""
+    """Write the page of a run without images, and with numbers in place of names."""
     return write_inputs(_anonymize(read_run(run, pictures=False)), output)
 
 
@@ -107,7 +107,7 @@ def write_page(
 
 
 def format_card(inputs: ReportInputs) -> str:
-    """Return the model card of a run as Markdown, to accompany its checkpoint.
+    """Return the model card of a run as Markdown.
 
     It names no patient; figures and images are in the report only.
     """
@@ -158,7 +158,7 @@ RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATI
 
 
 def write_inputs(inputs: ReportInputs, output: Path) -> Path:
-    """Write the page of a run or prediction file that has been read."""
+    """Write the page of inputs that were read."""
     sections = [build(inputs) for build in SECTIONS.values()]
     data = inputs.config.get("data", {}).get("name")
     return write_page(

@@ -1,1 +1,1 @@
-"""Optional task: networks that draw lesion masks, from training to prediction and report."""
+"""Optional task: segmentation of lesions, from training to prediction and report."""

@@ -1,4 +1,4 @@
-"""Results of a segmentation: predicted masks of a table, overlap metrics, and the report page."""
+"""Results of a segmentation: predicted masks, overlap metrics, and the report page."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ from skinmm.report.write import RUN_PAGES, write_page
 
 
 def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
-    """Write a PNG mask for every row, white inside the lesion, with the size and name of the image.
+    """Write a PNG mask for every row, white inside the lesion, of the size and name of the image.
 
     Returns:
         Exit status: 0, or 3 if some images could not be used; the reasons are printed.
@@ -98,7 +98,7 @@ Areas = Float64[np.ndarray, " n"]
 
 
 def overlaps(overlap: Areas, predicted: Areas, true: Areas) -> pd.DataFrame:
-    """Return Dice and Jaccard of each image; both are 1 for two empty masks.
+    """Return Dice and Jaccard of each image; both are 1 if both masks are empty.
 
     The arguments are numbers of pixels: in both masks, in the predicted mask, in the true mask.
     """

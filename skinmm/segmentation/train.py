@@ -1,4 +1,4 @@
-"""Train a network that draws lesion masks: its data, its module, and one fold of a cohort."""
+"""Training of a segmentation network on one fold: data, module and evaluation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +164,7 @@ def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 siz
 
 
 def check_mask(path: str) -> None:
-    """Decode a mask, and refuse an empty or a full one."""
+    """Decode a mask; refuse an empty or a full one."""
     inside = decode_mask(Path(path).read_bytes())
     if inside.all() or not inside.any():
         state = "full" if inside.any() else "empty"
@@ -172,7 +172,7 @@ def check_mask(path: str) -> None:
 
 
 class MaskData(FoldData):
-    """Images that have a mask; the cohort's targets only stratify the split."""
+    """Data module of the images with a mask; targets only stratify the split."""
 
     def __init__(self, config: Config) -> None:
         data = config.data
@@ -248,11 +248,11 @@ class MaskModule(BaseModule):
         return logits
 
     def training_step(self, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """Return the loss of a batch, in 32 bit whatever the network's precision is."""
+        """Return the loss of a batch in 32 bit, regardless of the network's precision."""
         return self.accumulate_loss(dice_bce(self(batch), batch["mask"]), len(batch["mask"]))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect areas and losses, in training precision: they only select the epoch."""
+        """Collect areas and losses in training precision; they only select the epoch."""
         logits, true = self(batch), batch["mask"]
         losses = [dice_bce(row[None], mask[None]) for row, mask in zip(logits, true, strict=True)]
         predicted = logits > 0
@@ -267,12 +267,12 @@ class MaskModule(BaseModule):
         self.log_validation({"dice": dice.mean(), "loss": loss.mean()})
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect areas, in 32 bit whatever the training precision was."""
+        """Collect areas in 32 bit, regardless of the training precision."""
         with full_precision(self.device.type):
             self.validation_step(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Gather the rows of all ranks while they are on devices that can communicate."""
+        """Gather the rows of all ranks before the devices are released."""
         self.test_areas = self._collector.take()[: len(AREAS)]
 
 

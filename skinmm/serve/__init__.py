@@ -1,1 +1,1 @@
-"""Web page and REST API for single patients, on the same predictor as `predict.py`."""
+"""Web page and REST API for single patients, with the same predictor as `predict.py`."""

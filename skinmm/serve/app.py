@@ -66,7 +66,7 @@ class RequestQueue:
         return self.taken >= self._slots
 
     async def run(self, read: Callable[[], Awaitable[R]], job: Callable[[R], T]) -> T:
-        """Read a request, run its job in a thread and return the result.
+        """Read a request, run its job in a thread, and return the result.
 
         Raises:
             ProblemError: no slot is free, or the time limit is exceeded.
@@ -102,7 +102,7 @@ class RequestQueue:
             self._last = time.monotonic() - start
 
     def _free(self, job: "Future[Any] | None") -> None:
-        """Free a slot, after its job has stopped if that cannot be cancelled."""
+        """Free the slot of a job, after the job has stopped."""
         if job is None or job.done() or job.cancel():
             self.taken -= 1
             return
@@ -199,7 +199,7 @@ class _Endpoints:
         return JSONResponse(_to_prediction(row))
 
     async def explain(self, request: Request) -> Response:
-        """Predict one lesion and explain what moved its probability.
+        """Predict one lesion and explain its probability.
 
         Each input has a Shapley value; a heat map shows the regions of the image that raise the
         probability.

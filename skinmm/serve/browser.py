@@ -69,7 +69,7 @@ def export_browser(config: ExportConfig) -> Path:
 
 
 def find_runtime(folder: str | None) -> Path:
-    """Return the folder of the engine's files, after a check of its version."""
+    """Return the folder with the files of the engine, after a check of its version."""
     advice = f"npm install {ENGINE}@{VERSION}, or runtime=FOLDER with its package.json"
     root = Path(folder) if folder else Path("node_modules", ENGINE)
     packages = (root / "package.json", root.parent / "package.json")
@@ -90,7 +90,7 @@ def find_runtime(folder: str | None) -> Path:
 
 
 def require_supported(model: CalibratedModel, checkpoint: Path) -> None:
-    """Refuse a model whose images or records the page cannot prepare."""
+    """Refuse a model with images or records that the page cannot prepare."""
     refuse_lesions(model.config, "skinmm export")
     view = model.view
     reasons = {
@@ -173,7 +173,7 @@ def digest(path: Path) -> str:
 
 
 def describe(predictor: Predictor, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts that the page needs for its form and the decision."""
+    """Return the facts that the page needs for its form and for decisions."""
     band = predictor.band
     rule = predictor.call.score(np.eye(len(predictor.classes)))  # it is linear
     calibrations = [member["calibration"] for member in card["members"]]

@@ -32,7 +32,7 @@ class Verdict(BaseModel):
 
 
 class CaseRecorder:
-    """Writer of predicted cases to a store, if there is one.
+    """Recorder of predicted cases in an optional store.
 
     The constructor registers the model in the store.
 
@@ -82,7 +82,7 @@ def build_case(predictor: CasePredictor, row: dict[str, Any], case: Case) -> New
 
 
 def _pack_images(images: Sequence[CaseImage]) -> bytes:
-    """Return the file of one image, or a ZIP archive of several, named by number and view."""
+    """Return the file of one image, or a ZIP archive of several, with numbered names."""
     if len(images) == 1:
         return images[0].data
     file = BytesIO()
@@ -101,7 +101,7 @@ def check_patient(name: str) -> str:
 
 
 def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
-    """Return a stored case; refuse a number that no case has."""
+    """Return a stored case; refuse an unknown number."""
     cases = store.find(user, number=min(number, MAX_NUMBER))
     if not cases:
         raise ProblemError(404, f"there is no case {number}")
@@ -109,7 +109,7 @@ def read_case(store: Store, user: str, number: int) -> dict[str, Any]:
 
 
 def set_verdict(store: Store, user: str, number: int, verdict: str | None) -> dict[str, Any]:
-    """Store the diagnosis of a case, one of its model's classes or None, and return the case."""
+    """Store the diagnosis of a case (a class of its model, or None) and return the case."""
     classes = [*read_case(store, user, number)["result"]["probabilities"]]
     if verdict is not None and verdict not in classes:
         raise ProblemError.unusable(f"verdict must be {', '.join(classes)}, or null for none yet")
@@ -162,7 +162,7 @@ def get_case(store: CaseStore, user: User, number: Number) -> Response:
 
 @case_routes.delete("/cases/{number}", response_model=dict[str, list[int]])
 def delete_case(store: CaseStore, user: User, number: Number) -> Response:
-    """Delete one case, which need not name a patient."""
+    """Delete one case, with or without a patient."""
     numbers = store.delete(user, number=number)
     if not numbers:
         raise ProblemError(404, f"there is no case {number}")
@@ -186,5 +186,5 @@ def put_verdict(store: CaseStore, user: User, number: Number, body: Verdict) -> 
 
 @case_routes.get("/audit", response_model=dict[str, list[AuditEvent]])
 def list_audit(store: CaseStore, after: After = 0, limit: Limit = 100) -> Response:
-    """List the actions on cases, and the API key of each."""
+    """List the actions on cases, each with its API key."""
     return JSONResponse({"audit": store.read_audit(after=after, limit=limit)})

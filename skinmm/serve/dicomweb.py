@@ -39,11 +39,11 @@ _IMAGE_KEYS: Final = ("0020000D", "0020000E", "00080018")  # study, series, inst
 
 
 class RefusedError(Exception):
-    """Answer of the server to one image that another attempt does not change."""
+    """Permanent refusal of one image by the server."""
 
 
 class UnavailableError(Exception):
-    """Failure of the server, the network or the token: to be tried again."""
+    """Temporary failure of the server, the network or the token."""
 
 
 class Image(NamedTuple):
@@ -90,7 +90,7 @@ def exchange(config: DicomwebConfig) -> int:
 
 
 class _Worker:
-    """Searches, predictions and deliveries of one process."""
+    """Worker that searches, predicts and delivers, in one process."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Worker:
         self._predictor, self._model = predictor, model
 
     def run(self) -> bool:
-        """Send what is ready, then predict and send new images; return whether all was tried."""
+        """Send ready results, then predict and send new images; return whether all were tried."""
         try:
             for uid in self._outbox.list_ready():
                 self._send(uid)
@@ -190,7 +190,7 @@ class Server:
                 yield Image(*(str(row[key]["Value"][0]) for key in _IMAGE_KEYS))
 
     def read(self, image: Image) -> tuple[bytes, str]:
-        """Return the file of an image as it is stored, and its manufacturer."""
+        """Return the stored file of an image, and its manufacturer."""
         anything = (("application/dicom", "*"),)
         dataset = self._call(
             "read", lambda: self._client.retrieve_instance(*image, media_types=anything)
@@ -198,7 +198,7 @@ class Server:
         return _to_bytes(dataset), str(dataset.get("Manufacturer", ""))
 
     def store(self, objects: list[bytes]) -> None:
-        """Store the results of an image; some servers refuse what they already have."""
+        """Store the results of an image, unless the server has them."""
         from pydicom import dcmread
 
         datasets = [dcmread(BytesIO(data)) for data in objects]

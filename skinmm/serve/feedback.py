@@ -99,8 +99,8 @@ def _load_cases(config: FeedbackConfig) -> tuple[str, dict[str, Any], pd.DataFra
             model = ",".join(sha256(path.read_bytes()).hexdigest() for path in files)
         if model not in models:
             raise InputError(
-                f"checkpoint={config.checkpoint} was never served with this store; SHA-256 of the "
-                f"models in it: {', '.join(model[:12] for model in models)}"
+                f"checkpoint={config.checkpoint} was never served with this store, whose models "
+                f"have the SHA-256 {', '.join(model[:12] for model in models)}"
             )
         cases = store.to_table("skinmm feedback", model)
     except StoreError as error:
@@ -113,7 +113,7 @@ def _load_cases(config: FeedbackConfig) -> tuple[str, dict[str, Any], pd.DataFra
 
 
 def _count_months(cases: pd.DataFrame, positive: Sequence[str]) -> list[dict[Hashable, Any]]:
-    """Return cases, diagnoses, and expected and confirmed malignant lesions of each month."""
+    """Count the cases, diagnoses, and expected and confirmed malignant lesions of each month."""
     confirmed = cases["target"].notna()
     counts = {
         "cases": 1,
@@ -147,7 +147,7 @@ def _build_performance_section(
             (metric_label(name), *map(format_estimate, (tested.get(name), inputs.estimate(name))))
             for name in _METRICS
         ]
-        blocks.append(Table("Test and use", ("", "In its test", "In use"), rows))
+        blocks.append(Table("Test and use", ("", "In the test", "In use"), rows))
     decisions = [
         (name, f"{len(part):,}", f"{part['target'].notna().sum():,}")
         for name in DECISIONS
@@ -170,7 +170,7 @@ def _build_performance_section(
 
 
 def _build_shifts(shifts: Sequence[ColumnShift]) -> Section:
-    """Compare records in use with training, and predictions in use with the test rows."""
+    """Compare records in use with training rows, and predictions in use with test rows."""
     blocks: list[Block] = []
     rows = []
     for shift in shifts:

@@ -40,7 +40,7 @@ _BATCH: Final = 100  # cases of a transaction
 
 
 def export_cases(config: FhirConfig) -> int:
-    """Write the cases of a store as Bundles, one transaction a line, or send them."""
+    """Write the cases of a store as Bundles, one transaction per line, or send them."""
     try:
         import fhir.resources  # noqa: F401
     except ImportError as error:
@@ -78,7 +78,7 @@ def build_bundle(
     models: Mapping[str, Mapping[str, Any]],
     images: Mapping[int, tuple[str, str]],
 ) -> dict[str, Any]:
-    """Return the transaction of cases, validated by the models of FHIR R4.
+    """Return the transaction of cases, validated against FHIR R4.
 
     `images` maps the number of a case to the Study and SOP Instance UID of its image.
     """
@@ -102,7 +102,7 @@ def build_bundle(
 
 
 def _add(entries: dict[str, dict[str, Any]], resource: dict[str, Any]) -> dict[str, str]:
-    """Add a resource to a transaction unless it is there, and return a reference to it."""
+    """Add a resource to a transaction unless it is present, and return a reference to it."""
     (identifier,) = resource["identifier"]
     key = f"{identifier['system']}|{identifier['value']}"
     kind, address = resource["resourceType"], f"urn:uuid:{uuid5(NAMESPACE_URL, key)}"
@@ -121,7 +121,7 @@ def _resource(kind: str, name: str, value: str, **elements: Any) -> dict[str, An
 
 
 def code_class(name: str) -> dict[str, Any]:
-    """Return a class as a CodeableConcept, with a SNOMED CT code where it is one concept."""
+    """Return a class as a CodeableConcept, with a SNOMED CT code if it is a single concept."""
     concept: dict[str, Any] = {"text": name}
     if name in CODES:
         concept["coding"] = [_code(*CODES[name])]
@@ -235,7 +235,7 @@ def build_report(
 
 
 def _name(case: Mapping[str, Any]) -> str:
-    """Return a name of a case that no other store uses."""
+    """Return an identifier of a case that is unique across stores."""
     content = json.dumps([case["at"], case["model"], case["patient"]])
     return f"{case['number']}-{sha256(content.encode()).hexdigest()[:16]}"
 

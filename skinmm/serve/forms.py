@@ -96,7 +96,7 @@ def case_form(
 
 
 def body_limit(path: str, images: int = 1) -> int:
-    """Return the largest body of a request in bytes, given the images of a lesion at most."""
+    """Return the largest body of a request in bytes, for a maximum number of images."""
     if path.startswith("/v1/cases"):
         return MAX_TEXT
     if path == "/v1/predict/batch":
@@ -107,7 +107,7 @@ def body_limit(path: str, images: int = 1) -> int:
 async def read_case(
     request: Request, model: type[CaseForm | LesionForm], max_images: int = 1
 ) -> Case:
-    """Read the form of one lesion; a value that is not understood counts as missing."""
+    """Read the form of one lesion; unrecognised values count as missing."""
     lists = [*LesionForm.model_fields] if issubclass(model, LesionForm) else []
     fields = len(model.model_fields) + 2 * max_images
     async with _open_form(request, files=max_images, fields=fields) as form:
@@ -176,7 +176,7 @@ async def read_batch(request: Request, max_rows: int) -> tuple[Rows, dict[str, b
 
 
 def check_image(data: bytes) -> ImageInfo:
-    """Refuse images with too many bytes or pixels, and unusable ones, without decoding them."""
+    """Refuse unusable images, and those with too many bytes or pixels, without decoding them."""
     if len(data) > MAX_IMAGE:
         raise ProblemError(413, f"the image has {len(data):,} bytes, the limit is {MAX_IMAGE:,}")
     try:
@@ -201,7 +201,7 @@ def read_upload(upload: str) -> bytes:
 
 
 def delete_upload(upload: str) -> None:
-    """Delete an upload, and its folder unless that has another one."""
+    """Delete an upload, and its folder if it is empty."""
     Path(upload).unlink(missing_ok=True)
     with suppress(OSError):
         Path(upload).parent.rmdir()
@@ -263,7 +263,7 @@ def _validate(model: type[M], cells: Mapping[str, Any]) -> M:
 
 
 def _read_rows(data: bytes, max_rows: int) -> Rows:
-    """Return the rows of a CSV whose images are named without folders."""
+    """Return the rows of a CSV; refuse image names with folders."""
     if len(data) > MAX_TABLE:
         raise ProblemError(413, f"the table is longer than {MAX_TABLE:,} bytes")
     try:  # the name "table" begins the messages; a name without suffix is read as CSV

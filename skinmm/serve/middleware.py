@@ -56,7 +56,7 @@ _LOG: Final = logging.getLogger("skinmm.serve")
 
 @dataclass(frozen=True)
 class Keys:
-    """API keys as SHA-256 digests, each with a name; keys are random, so a plain hash is safe."""
+    """API keys by name, stored as SHA-256 digests; keys are random, so an unsalted hash is safe."""
 
     names: Mapping[bytes, str]
 
@@ -114,7 +114,7 @@ def get_user(request: Request) -> str:
 
 
 class Metrics:
-    """Prometheus metrics: requests, seconds and decisions; never anything about a patient.
+    """Prometheus metrics: requests, seconds and decisions; no patient data.
 
     Args:
         slots_taken: returns the number of requests in the queue; called whenever metrics are read.
@@ -138,7 +138,7 @@ class Metrics:
         self._seconds.labels(path).observe(seconds)
 
     def count_decisions(self, decisions: Iterable[str]) -> None:
-        """Count the decisions of predictions; an empty one is a failed prediction."""
+        """Count the decisions of predictions; an empty decision is a failed prediction."""
         for decision in decisions:
             self._decisions.labels(decision or "none").inc()
 

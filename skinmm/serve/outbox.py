@@ -1,4 +1,4 @@
-"""Outbox of a case store: images of an archive that were predicted, and results to be sent.
+"""Outbox of a case store: state of predicted images, and results to send.
 
 A result is written together with its case, in one transaction, and sent afterwards. A process that
 is killed in between sends the same bytes, with the same UIDs, once more, which archives accept
@@ -53,24 +53,24 @@ class Outbox:
         self._store.add(user, model, [case], write)
 
     def add_without_result(self, image: tuple[str, str], state: str, reason: str) -> None:
-        """Store that an image has no result, and why."""
+        """Store an image without a result, with the reason."""
         with self._store.begin() as database:
             _insert(database, image, state, reason=reason)
 
     def list_ready(self) -> list[str]:
-        """Return the images whose results are to be sent, oldest case first."""
+        """Return the images with results to send, oldest case first."""
         query = sql.select(_OUTBOX.c.image).where(_OUTBOX.c.state == READY)
         with self._store.begin() as database:
             return [*database.scalars(query.order_by(_OUTBOX.c.number))]
 
     def read_objects(self, image: str) -> list[bytes]:
-        """Return the results to send of an image."""
+        """Return the results of an image to send."""
         query = sql.select(_OUTBOX.c.objects).where(_OUTBOX.c.image == image)
         with self._store.begin() as database:
             return [base64.b64decode(text) for text in database.scalar(query) or []]
 
     def set_state(self, image: str, state: str, reason: str = "") -> None:
-        """Mark an image as sent, and forget its results, or as parked, unless another did."""
+        """Mark a ready image as sent, which deletes its results, or as parked."""
         values: dict[str, Any] = {"state": state, "reason": reason}
         if state == SENT:
             values["objects"] = []
@@ -79,7 +79,7 @@ class Outbox:
             database.execute(statement.values(values))
 
     def restart_parked(self) -> None:
-        """Send parked results again, and forget parked images that have none."""
+        """Make parked results ready again, and delete parked images without a result."""
         is_parked = _OUTBOX.c.state == PARKED
         has_result = _OUTBOX.c.number.is_not(None)
         with self._store.begin() as database:
@@ -88,7 +88,7 @@ class Outbox:
             database.execute(sql.update(_OUTBOX).where(is_parked).values(values))
 
     def list_studies(self) -> dict[int, tuple[str, str]]:
-        """Return the Study and SOP Instance UID of the image of each case, by its number."""
+        """Return Study and SOP Instance UID of each case's image, by case number."""
         columns = (_OUTBOX.c.number, _OUTBOX.c.study, _OUTBOX.c.image)
         query = sql.select(*columns).where(_OUTBOX.c.number.is_not(None))
         with self._store.begin() as database:

@@ -54,7 +54,7 @@ _TEMPLATES: Final = Path(__file__).with_name("templates")
 
 
 class Result(NamedTuple):
-    """Prediction of a case with everything that the page displays."""
+    """Prediction of a case, with everything that the page displays."""
 
     case: Case
     row: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Result(NamedTuple):
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """Test of the model; empty for an ensemble, whose members were tested one by one."""
+        """Test results of the model; empty for an ensemble, tested by member only."""
         return read_test(self.card)
 
     @property
@@ -101,7 +101,7 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """Actions of the page's buttons, with results in the wording of `audiences`."""
+    """Actions of the page's buttons; results are worded for the chosen audience."""
 
     predictor: CasePredictor
     queue: RequestQueue
@@ -125,7 +125,7 @@ class Page:
     async def analyse(
         self, user: str, uploads: Mapping[str, Sequence[str]], audience: str, *cells: Any
     ) -> tuple[str, bool]:
-        """Return a result or an error as HTML, and whether the uploads stay.
+        """Return a result or an error as HTML, and whether the uploads remain.
 
         They stay, so that the record can be changed, until they are replaced or `_CACHE` ends;
         images of which one cannot be used are deleted at once.

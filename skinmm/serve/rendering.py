@@ -22,13 +22,13 @@ def read_prevalence(card: Mapping[str, Any]) -> float:
 
 
 def read_test(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the test of the model; empty for an ensemble, whose members were tested one by one."""
+    """Return the test results of a model; empty for an ensemble, tested by member only."""
     members = card["members"]
     return dict(members[0]["test"]) if len(members) == 1 else {}
 
 
 def list_groups(card: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return the test rows by probability, see `describe_probabilities`; empty if unknown."""
+    """Return groups of test rows, see `describe_probabilities`; empty if unknown."""
     groups = read_test(card).get("probabilities") or {}
     return [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
 

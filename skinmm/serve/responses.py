@@ -51,7 +51,7 @@ class Prediction(BaseModel):
     prediction_set: list[str] = Field(examples=[["benign", "malignant"]])
     called: str = Field("", description="predicted class of a model with several classes")
     missing: list[str] = Field(description="columns without a usable value", examples=[["site"]])
-    unknown: list[str] = Field(description="missing columns whose value was not understood")
+    unknown: list[str] = Field(description="missing columns whose value was not recognised")
     notice: str
     case: int | None = Field(None, description="number in the case store")
 
@@ -65,7 +65,7 @@ class SimilarImage(BaseModel):
 
 
 class Explanation(Prediction):
-    """Prediction of one lesion and what moved its probability."""
+    """Prediction of one lesion, with its explanation."""
 
     record: dict[str, Any] = Field(examples=[{"age": 55.0, "sex": "female"}])
     start: float = Field(description="probability without any input", examples=[0.21])
@@ -88,7 +88,7 @@ class Explanation(Prediction):
 
 
 class BatchRow(Prediction):
-    """Prediction of one row of a table; null values where `error` is not empty."""
+    """Prediction of one row of a table; values are null if `error` is not empty."""
 
     image_id: str | None = Field(examples=["a.jpg"])
     patient_id: str | None = Field(examples=["1"])

@@ -12,7 +12,7 @@ from skinmm.errors import InputError, print_line
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return the exit status 1 if the service cannot start."""
+    """Serve until Ctrl-C or SIGTERM; return exit status 1 if the service cannot start."""
     try:
         import uvicorn
 
@@ -77,7 +77,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
 
 
 def silence_libraries() -> None:
-    """Switch off messages of libraries about files: they could contain a patient's name."""
+    """Disable messages of libraries about files, whose names could be those of patients."""
     warnings.simplefilter("ignore")
     for name in ("pydicom", "python_multipart", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

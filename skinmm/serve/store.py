@@ -96,7 +96,7 @@ class StoreError(ProblemError):
 
 
 class NewCase(NamedTuple):
-    """Case to store: the patient's name, the record as the model read it, result and image file."""
+    """Case to store: patient, parsed record, result and image file."""
 
     patient: str | None
     record: Mapping[str, Any]
@@ -105,7 +105,7 @@ class NewCase(NamedTuple):
 
 
 class Store:
-    """Cases, confirmed diagnoses and the audit trail; calls return after data is on the disk.
+    """Store of cases, confirmed diagnoses and audit trail; calls return after a write to disk.
 
     Use `open` to create one.
     """
@@ -115,7 +115,7 @@ class Store:
 
     @classmethod
     def open(cls, location: str, *, create: bool = True) -> "Store":
-        """Open a SQLite file or a database URL; `create` creates the file and missing tables."""
+        """Open a SQLite file or a database URL; `create` adds the file and missing tables."""
         url, name = _to_url(location), hide_password(location)
         if url.get_backend_name() == "sqlite":
             _require_private_file(Path(url.database or ""), location, create=create)
@@ -164,7 +164,7 @@ class Store:
         cases: Sequence[NewCase],
         also: Callable[[Connection, list[int]], None] = lambda *_: None,
     ) -> list[int]:
-        """Store cases in one transaction with what `also` writes, and return their numbers."""
+        """Store cases and the writes of `also` in one transaction; return the case numbers."""
         common = {"at": _now(), "who": user, "model": model}
         with self.begin() as database:
             numbers = [
@@ -184,7 +184,7 @@ class Store:
         after: int = 0,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """Return cases in order without their images: one, all of a patient, or all."""
+        """Return one case, the cases of a patient, or all; in order and without images."""
         query = _SELECT_CASES.where(_CASES.c.number > after).limit(limit)
         query = query if number is None else query.where(_CASES.c.number == number)
         query = query if patient is None else query.where(_CASES.c.patient == patient)
@@ -209,7 +209,7 @@ class Store:
                 _log(database, user, "verdict", [number], verdict)
 
     def delete(self, user: str, *, patient: str | None = None, number: int = 0) -> list[int]:
-        """Delete the cases of a patient, or a single one, and return their numbers."""
+        """Delete the cases of a patient, or a single case; return the deleted numbers."""
         rows = _CASES.c.number == number if patient is None else _CASES.c.patient == patient
         statement = sql.delete(_CASES).where(rows).returning(_CASES.c.number)
         with self.begin() as database:
@@ -260,7 +260,7 @@ def _to_url(location: str) -> URL:
 
 
 def _require_private_file(path: Path, location: str, *, create: bool) -> None:
-    """Create a missing file that only its owner can read."""
+    """Create a missing file, readable by its owner only."""
     if not create and not path.is_file():
         raise InputError(f"store={location}: no such file")
     try:
@@ -283,7 +283,7 @@ def _create_tables(database: Connection, name: str, *, create: bool) -> None:
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
-    """Make writes survive a loss of power and overwrite deleted data."""
+    """Configure writes to survive a loss of power, and deletions to overwrite the data."""
     for setting in ("synchronous=EXTRA", "secure_delete=ON", "busy_timeout=30000"):
         connection.execute(f"PRAGMA {setting}")
 

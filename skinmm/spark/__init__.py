@@ -33,7 +33,7 @@ ATTEMPTS: Final = 4
 
 @contextmanager
 def spark_session(master: str) -> Iterator[Any]:
-    """Start a session on local[N] or a cluster, whose settings come from spark-defaults.conf."""
+    """Start a session on local[N] or on a cluster configured in spark-defaults.conf."""
     try:
         from pyspark.errors import PySparkException, PythonException
         from pyspark.sql import SparkSession
@@ -64,7 +64,7 @@ def spark_session(master: str) -> Iterator[Any]:
 
 @contextmanager
 def ignore_pandas_warning() -> Iterator[None]:
-    """Ignore PySpark's warning about pandas 3, which no call here passes to Spark."""
+    """Ignore PySpark's warning about pandas 3, which does not apply here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PySpark does not yet", FutureWarning)
         yield
@@ -98,7 +98,7 @@ def predict_spark(config: PredictSparkConfig) -> int:
 def _predict_table(
     session: Any, config: PredictSparkConfig, predictor: Predictor, names: Sequence[str]
 ) -> dict[str, int]:
-    """Predict and write the table; return the row count of each decision, under "" for errors."""
+    """Predict and write the table; return the row count of each decision ("" for errors)."""
     records = str(max(256, config.batch_size))
     session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", records)
     table = session.read.parquet(config.input)
@@ -125,7 +125,7 @@ def _predict_table(
 def _distribute_lesions(
     table: Any, config: PredictSparkConfig, names: Sequence[str], tasks: int
 ) -> Any:
-    """Return the table with all rows of a lesion in one task, in a column `_LESION`."""
+    """Distribute the table such that all rows of a lesion are in one task; add `_LESION`."""
 
     def add_lesions(batches: Iterator[Any]) -> Iterator[Any]:
         import pyarrow as pa
@@ -164,7 +164,7 @@ def _translate_errors(config: PredictSparkConfig) -> Iterator[None]:
 
 
 def _send_files(context: Any, paths: Sequence[Path], folder: Path) -> list[str]:
-    """Send checkpoints and exported models to every executor; return the names of the former."""
+    """Send checkpoints and exported models to every executor; return the checkpoint names."""
     names = [f"{number}_model" for number in range(len(paths))]
     for path, name in zip(paths, names, strict=True):
         for file in (path, *path.parent.glob(f"{escape(path.stem)}*.onnx")):
@@ -207,7 +207,7 @@ def _load_models(
 def _load(
     names: Sequence[str], images: str | None, accelerator: str, referral: bool, backend: str
 ) -> tuple[Predictor, ImageFolder | None]:
-    """Load the models once per Python worker, which runs many tasks."""
+    """Load the models once per Python worker."""
     from pyspark import SparkFiles
 
     paths = [SparkFiles.get(name) for name in names]
@@ -220,7 +220,7 @@ def _load(
 def pack_spark(
     table: pd.DataFrame, out: Path, settings: PackSettings, master: str, *, overwrite: bool = False
 ) -> Manifest:
-    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder that all executors reach."""
+    """Pack a cohort (see `skinmm.data.pack.pack`) into a folder accessible to all executors."""
     with spark_session(master) as session:
         write_shards = partial(_write_shards, session.sparkContext)
         return pack(
@@ -242,7 +242,7 @@ def _write_shards(
 
 
 def _write_shard(encoder: Encoder, job: tuple[Path, pd.DataFrame]) -> Shard | str:
-    """Write a shard, or return the error: another attempt would fail as well."""
+    """Write a shard, or return the error, because a second attempt would fail too."""
     file, rows = job
     try:
         return write_shard(file, rows, partial(map, encoder))

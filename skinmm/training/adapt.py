@@ -52,7 +52,7 @@ NOTE: Final = (
 
 
 class _Fit(NamedTuple):
-    """Map for a site.
+    """Fitted adaptation to a site.
 
     Attributes:
         facts: entries of the record.
@@ -116,7 +116,7 @@ def adapt(config: AdaptConfig) -> int:
 
 
 def _require_adaptable(path: Path, card: Card) -> Card:
-    """Return the card of a calibrated classifier; raise an error for another one."""
+    """Return the card of a calibrated classifier; refuse any other checkpoint."""
     if (task := card.config.get("task", "classification")) != "classification":
         raise CheckpointError(f"{path}: checkpoint of task={task}; adapt a classifier")
     if card.adaptation:
@@ -131,15 +131,15 @@ def _require_adaptable(path: Path, card: Card) -> Card:
 def _predict_members(
     config: AdaptConfig, paths: Sequence[Path], cards: Sequence[Card], output: Path
 ) -> list[Path]:
-    """Return the prediction file of each network; several predict the table one by one."""
+    """Return the prediction file of each network."""
     if len(cards) == 1:
         return [_predict(config, paths[0], output)]
     if len({(*card.classes, "", *card.positive) for card in cards}) > 1:
         raise InputError("the checkpoints have different classes; adapt them one by one")
     if Path(config.input).is_file() and _has_predictions(Path(config.input)):
         raise InputError(
-            f"input={config.input}: predictions, of which each row is a mean of {len(cards)} "
-            "networks; give the table or folder that they predict"
+            f"input={config.input}: contains mean predictions of {len(cards)} networks; "
+            "give the table or folder of images instead"
         )
     with TemporaryDirectory() as folder:
         members = [member for path in paths for member in split_ensemble(path, Path(folder))]
@@ -148,7 +148,7 @@ def _predict_members(
 
 
 def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
-    """Return the input if it is a prediction file, else the predictions of its rows."""
+    """Return the input if it is a prediction file, otherwise predict its rows."""
     source = Path(config.input)
     if source.is_file() and _has_predictions(source):
         return source
@@ -162,7 +162,7 @@ def _predict(config: AdaptConfig, checkpoint: Path, output: Path) -> Path:
         overwrite=config.overwrite,
     )
     if predict_file(job):
-        print_line(f"rows without a prediction are not used; their reasons: {predictions}")
+        print_line(f"rows without a prediction are not used; see error in {predictions}")
     return predictions
 
 
@@ -199,7 +199,7 @@ def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
 
 
 def _fit_labelled(files: Sequence[Path], cards: Sequence[Card]) -> _Fit:
-    """Choose the map of each network with the labels of the rows; the mean of all must gain."""
+    """Fit the adaptation of each network to labelled rows, if the mean of all improves."""
     parts = [
         read_predictions(file, positive=card.positive, allow_one_class=True)
         for file, card in zip(files, cards, strict=True)
@@ -207,15 +207,15 @@ def _fit_labelled(files: Sequence[Path], cards: Sequence[Card]) -> _Fit:
     first, classes = parts[0], tuple(cards[0].classes)
     if first.classes != classes:
         raise InputError(
-            f"{files[0]}: the targets are 0 and 1, the classes of the checkpoint are "
-            f"{', '.join(classes)}; give the diagnosis of each row"
+            f"{files[0]}: the targets are 0 and 1, but the checkpoint has the classes "
+            f"{', '.join(classes)}; give a column diagnosis"
         )
     if any(not np.array_equal(first.image_id, part.image_id) for part in parts):
-        raise InputError("some rows are not predicted by all networks; remove them")
+        raise InputError("some networks could not predict some of the rows; remove these rows")
     if first.malignant.all():
         raise InputError(
-            f"{files[0]}: none of {len(first):,} rows is benign, so that the share of malignant "
-            "lesions at the site is unknown; label lesions as they come, or all of some weeks"
+            f"{files[0]}: none of {len(first):,} rows is benign, so the share of malignant lesions "
+            "at the site is unknown; label consecutive lesions"
         )
     patients = first.patient_id.astype(str)
     result = fit_ensemble([part.probabilities for part in parts], first.target, patients)
@@ -237,7 +237,7 @@ def _fit_labelled(files: Sequence[Path], cards: Sequence[Card]) -> _Fit:
 
 
 def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
-    """Estimate the class shares of the rows, or refuse another shift.
+    """Estimate the class shares of unlabelled rows; refuse any other shift.
 
     If only the shares change, the reference rows remain examples of each class: the decision is
     fitted to them, with their probabilities for the new shares.
@@ -250,8 +250,8 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
     ood = table.parse_ood()
     if ood is None or validation.ood is None:
         raise InputError(
-            "without a target, the column ood is needed: from probabilities alone, other images "
-            "may pass for another prevalence; label the rows (column target)"
+            "without a target, the column ood is needed: probabilities alone do not "
+            "distinguish other images from another prevalence; label the rows (column target)"
         )
     scores = ood, validation.ood
     shift = estimate_shift(probabilities, patients, rows, card.prior["deployed"], ood=scores)
@@ -259,9 +259,9 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
         rules = from_mapping(Config, card.config).evaluation
         needed = malignant_for_guarantee(rules.sensitivity, rules.confidence)
         raise InputError(
-            f"these rows do not fit a change of prevalence alone (p = {shift.p:.3f}): images or "
-            "lesions differ from those of validation in other ways. Label rows (column "
-            f"target); {needed} patients with malignant lesions can guarantee a sensitivity of "
+            f"a change of prevalence alone does not explain these rows (p = {shift.p:.3f}): images "
+            "or lesions differ from validation in other ways; label rows (column target). "
+            f" {needed} patients with malignant lesions can guarantee a sensitivity of "
             f"{rules.sensitivity:g}"
         )
     ends = zip(shift.shares, shift.low, shift.high, strict=True)
@@ -294,7 +294,7 @@ def _find_reference(config: AdaptConfig, checkpoint: Path) -> Path:
 def _to_card(
     card: Card, fit: _Fit, facts: dict[str, Any], rules: EvaluationConfig
 ) -> dict[str, Any]:
-    """Return the changed entries that the cards of all networks have in common."""
+    """Return the changed entries of the card that all networks share."""
     threshold, band, conformal, call = fit_rules(fit.decided, rules, fit.shares)
     positive = np.isin(card.classes, card.positive)
     here = pd.DataFrame({"malignancy": fit.here[:, positive].sum(axis=1)})

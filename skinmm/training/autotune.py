@@ -1,4 +1,4 @@
-"""Settings of the trainer that are `auto`, chosen by the time of training steps on this machine."""
+"""Choice of `auto` settings of the trainer by timing training steps."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ SMOOTHING: Final = 0.9  # share of the mean loss in that of the next step
 
 
 class Variant(NamedTuple):
-    """Ways to compute a step: trainer settings, and processes that share the batch."""
+    """Way to compute a step: trainer settings, and processes that share the batch."""
 
     precision: str
     channels_last: bool
@@ -47,7 +47,7 @@ class Variant(NamedTuple):
 
 
 class StepTime(NamedTuple):
-    """Steps per epoch, rows per step, and seconds of a step, of all processes together."""
+    """Steps per epoch, rows per step and seconds per step, for all processes together."""
 
     batches: int
     rows: int
@@ -55,7 +55,7 @@ class StepTime(NamedTuple):
 
 
 class StepClock:
-    """Timer of training steps, on copies of a network and one batch of training rows.
+    """Timer of training steps on copies of a network and one batch of training rows.
 
     The random numbers of the run do not depend on it.
 
@@ -74,7 +74,7 @@ class StepClock:
         self._batch = {name: value.to(device) for name, value in batch.items()}
 
     def time(self, *variants: Variant) -> dict[Variant, float]:
-        """Return the seconds of a step of each variant, in turns, as other load varies."""
+        """Return the seconds per step of each variant, measured in turns as other load varies."""
         runs = {variant: self._prepare(variant) for variant in variants}
         seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
         with torch.random.fork_rng():
@@ -119,7 +119,7 @@ class StepClock:
 def tune(
     module: Classifier, data: LesionData, trainer: pl.Trainer, run: RunFolder
 ) -> StepTime | None:
-    """Choose precision, memory layout and processes of a run on a CPU; print and set the choice.
+    """Choose, set and print precision, memory layout and processes of a run on a CPU.
 
     Only settings that are `auto` are measured, and only if the run has many steps. The choice
     replaces `auto` in the configuration of the run, so that folds, other processes and a resumed
@@ -167,7 +167,7 @@ def tune(
 def measure_step(
     module: Classifier, data: LesionData, trainer: pl.Trainer, channels_last: bool | str
 ) -> StepTime:
-    """Measure a step of a trainer as it is configured."""
+    """Measure a step of a trainer with its present settings."""
     clock = StepClock(module, data, trainer.strategy.root_device)
     (seconds,) = clock.time(current_variant(trainer, channels_last)).values()
     share = max(seconds, clock.reading) / trainer.world_size
@@ -175,7 +175,7 @@ def measure_step(
 
 
 def current_variant(trainer: pl.Trainer, channels_last: bool | str) -> Variant:
-    """Return what a trainer computes if nothing is measured."""
+    """Return the variant that a trainer uses without a measurement."""
     name = str(trainer.precision)
     precision = "bf16" if name.startswith("bf16") else "16" if name.startswith("16") else "32"
     return Variant(precision, bool(channels_last))
@@ -193,7 +193,7 @@ def list_variants(default: Variant, precision: str, channels_last: bool | str) -
 
 
 def choose_variant(default: Variant, seconds: dict[Variant, float]) -> Variant:
-    """Return the fastest variant if it is clearly faster; several processes need more gain."""
+    """Return the fastest variant if its gain is large enough, otherwise the present one."""
     alone = {variant: value for variant, value in seconds.items() if variant.processes == 1}
     best = min(alone, key=lambda variant: alone[variant])
     if alone[best] * LEAST_GAIN > alone[default]:
@@ -231,7 +231,7 @@ def choose_lr(module: Classifier, data: LesionData, trainer: pl.Trainer, run: Ru
         options.lr = OptimizerConfig().lr  # not used
         return
     if trainer.world_size > 1:
-        raise InputError("optimizer.lr=auto: needs one process; give a number")
+        raise InputError("optimizer.lr=auto: the range test needs one process; give a number")
     if last := run.last_checkpoint:
         options.lr = float(load_card(last)[0].config["optimizer"]["lr"])
         return
@@ -239,8 +239,8 @@ def choose_lr(module: Classifier, data: LesionData, trainer: pl.Trainer, run: Ru
     options.lr = float(f"{suggest_lr(rates, losses):.2g}")
     module.card.config["optimizer"]["lr"] = options.lr
     print_line(
-        f"chosen by a range test: optimizer.lr={options.lr:g} (middle of the fall of the loss in "
-        f"{len(losses)} steps at rates from {rates[0]:.0e} to {rates[-1]:.1e})"
+        f"chosen by a range test: optimizer.lr={options.lr:g} (middle of the range where the loss "
+        f"falls, over {len(losses)} steps at rates from {rates[0]:.0e} to {rates[-1]:.1e})"
     )
 
 
@@ -280,7 +280,7 @@ def measure_losses(
 
 
 def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Return the rate in the middle, on a logarithmic scale, of the longest fall of the loss.
+    """Return the geometric middle of the rates at which the loss falls longest.
 
     The fall is the longest subsequence of falling losses, as in fastai's rule `valley`, which
     depends less on the noise of single batches than the steepest slope.
@@ -299,7 +299,7 @@ def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def _count_possible_processes(module: Classifier, run: RunFolder) -> int:
-    """Return the number of processes that could share a batch; 1: no others."""
+    """Return the number of processes that could share a batch, at least 1."""
     options, cores = run.config.trainer, count_cores()
     is_fixed = options.devices != "auto" or options.strategy != "auto"
     is_fixed = is_fixed or run.root.config.optimizer.lr == "auto"  # processes could not share it

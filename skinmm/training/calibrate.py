@@ -157,14 +157,14 @@ def fit_decision(
 
 
 def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:
-    """Return the entry of a checkpoint; None if the rule follows from settings and class shares."""
+    """Return a rule as plain data; None if it follows from settings and class shares."""
     return asdict(call) if call and call.name in FITTED else None
 
 
 def fit_rules(
     rows: Predictions, config: EvaluationConfig, deployed: list[float]
 ) -> tuple[Threshold, ReferralBand, ConformalPredictor, CallRule | None]:
-    """Fit threshold, referral, prediction sets and the rule that calls a class to calibrated rows.
+    """Fit threshold, referral, prediction sets and the call rule to calibrated rows.
 
     `deployed` are the class shares where the model is used.
     """
@@ -214,14 +214,14 @@ def _to_predictions(
 
 
 def list_row_sources(cohort: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
-    """Return the centre of each row; None if all rows have only the name of their cohort."""
+    """Return the source of each row; None if no row has one other than its cohort."""
     if not {"source", "cohort"} <= set(cohort) or (cohort["source"] == cohort["cohort"]).all():
         return None
     return cohort["source"].where(cohort["source"].notna(), None).to_numpy(dtype=object)
 
 
 def fit_referral_band(rows: Predictions, config: EvaluationConfig) -> ReferralBand:
-    """Fit the probabilities that are referred, for the targets of the configuration."""
+    """Fit the referral band for the targets of the configuration."""
     return fit_band(
         rows.malignancy,
         rows.malignant,
@@ -257,7 +257,7 @@ def write_evaluation(
 
 
 def pool_folds(folds: list[Predictions]) -> Predictions:
-    """Concatenate the test rows of all folds, with the fold's number in the column `fold`."""
+    """Concatenate the test rows of all folds, with a column `fold`."""
     pooled: dict[str, Any] = {}
     for name in ROW_COLUMNS:
         values = [getattr(rows, name) for rows in folds]

@@ -57,7 +57,7 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append values; first remove what a killed run had logged from this step on.
+        """Append values, after removing those that a killed run logged from this step on.
 
         The file is rewritten atomically.
         """
@@ -73,7 +73,7 @@ class History(Logger):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run continues, with the patience of its configuration.
+    """Early stopping that resumes its count, with the patience of the present configuration.
 
     `metric` names the metric whose mean is `SELECTION`; a loss should fall, others rise.
     """
@@ -84,11 +84,11 @@ class Patience(EarlyStopping):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint; it names the metric, as in earlier versions."""
+        """Key of the state in a checkpoint, with the metric's name as in earlier versions."""
         return super().state_key.replace(SELECTION, self._metric)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, except for the patience of the interrupted run."""
+        """Restore the state, but not the patience of the interrupted run."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -97,7 +97,7 @@ class Patience(EarlyStopping):
 
 
 class RunCheckpoints(ModelCheckpoint):
-    """Checkpoints `best.ckpt`, by the highest `SELECTION`, and `last.ckpt`, for `resume=`.
+    """Checkpoints `best.ckpt` (highest `SELECTION`) and `last.ckpt` (for `resume=`).
 
     `last.ckpt` is written after every epoch and, within an epoch, every so many minutes, on
     Ctrl-C and on SIGTERM, always between two steps. Rank 0 writes it without waiting for other
@@ -127,7 +127,7 @@ class RunCheckpoints(ModelCheckpoint):
         self._interrupt: type[KeyboardInterrupt] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End the run on Ctrl-C or SIGTERM after the current step, at once on a second one."""
+        """Install handlers that end the run after the current step, or at once if repeated."""
         self._saved = time.monotonic()
 
         def interrupt(number: int, *_: Any) -> None:
@@ -176,7 +176,7 @@ class RunCheckpoints(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint; it names the metric, as in earlier versions."""
+        """Key of the state in a checkpoint, with the metric's name as in earlier versions."""
         return super().state_key.replace(SELECTION, self._metric)
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,14 +213,14 @@ class AverageWeights(WeightAveraging):
             self._average_model.n_averaged += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Move the average to the device; in `setup` the module is not on it yet."""
+        """Move the average to the device of the module, which `setup` does not know yet."""
         if self._average_model is not None:
             self._average_model.to(pl_module.device)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore average and training weights, also from checkpoints of earlier versions."""
+        """Restore the average and the training weights, also from older checkpoints."""
         if "training_weights" in checkpoint:
             weights, steps = checkpoint["training_weights"], checkpoint["global_step"]
             checkpoint["current_model_state"] = {PREFIX + name: weights[name] for name in weights}
@@ -241,7 +241,7 @@ def _update_average(
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint files that are written under a temporary name and renamed."""
+    """Writer of checkpoint files under a temporary name, renamed when complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *_: Any, **__: Any) -> None:
         """Save atomically."""
@@ -249,7 +249,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
-    """Return whether a row remains valid when values of a step are logged."""
+    """Return whether a row of the history remains valid when a step is logged."""
     _, earlier, name, _ = row
     if int(earlier) < step:
         return not name.startswith("test/")  # logged before the run was resumed
@@ -257,7 +257,7 @@ def _is_valid(row: list[str], step: int, names: Set[str]) -> bool:
 
 
 def _mode(metric: str) -> str:
-    """Return whether a metric should be low (`min`) or high (`max`)."""
+    """Return `min` for a metric that should be low, `max` for others."""
     return "min" if metric.endswith("loss") else "max"
 
 

@@ -1,4 +1,4 @@
-"""Runs of several processes: start them with one configuration, and end all when one fails.
+"""Runs of several processes: common start with one configuration, and common end on failure.
 
 Rank 0 reads the configuration and writes the run folder. Processes that Lightning starts read the
 configuration from that folder. Processes that torchrun starts wait until rank 0 publishes a run in
@@ -66,7 +66,7 @@ def open_run(run: RunFolder, minutes: float) -> None:
 
 
 def follow(train: Callable[[Config, Path], object]) -> int:
-    """Join every run that rank 0 publishes, in a process that torchrun started.
+    """Join every run of rank 0, in a process started by torchrun.
 
     Paths are relative to the directory of rank 0, whose exit status is returned.
     """
@@ -85,7 +85,7 @@ def follow(train: Callable[[Config, Path], object]) -> int:
 
 
 def dismiss(status: int) -> None:
-    """Release the processes that torchrun started, and wait: rank 0 may host their store."""
+    """Release the processes started by torchrun, and wait: rank 0 may host their store."""
     if is_torchrun():
         _publish({"status": status})
         left = [f"left {rank}" for rank in range(1, _world_size())]
@@ -114,7 +114,7 @@ class Failure(NamedTuple):
 
 
 def shared_failure(error: Exception, run: Path) -> BaseException:
-    """Report a failure to the other processes, and return the exception that this one raises.
+    """Report a failure to the other processes, and return the exception to raise here.
 
     The processes that fail later only report a lost connection. So the first failure counts, and
     rank 0 reports it. Another process reports its own only if rank 0 cannot have received it. The
@@ -149,7 +149,7 @@ def shared_failure(error: Exception, run: Path) -> BaseException:
 
 
 def _select_error(error: Exception, first: Failure, store: Any, others: list[str]) -> Exception:
-    """Return the error that rank 0 raises, after informing all other processes."""
+    """Return the error to raise on rank 0, after informing all other processes."""
     if first.rank == 0 and _is_connection_error(error):
         return RuntimeError(first.reason)
     with suppress(RuntimeError):
@@ -184,7 +184,7 @@ def _world_size() -> int:
 
 @cache
 def _torchrun_store() -> Any:
-    """Return the store of the processes that torchrun started; it outlives a run."""
+    """Return the store shared by the processes of torchrun; it outlives a run."""
     store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     store.set_timeout(timedelta(days=365))
     return dist.PrefixStore("skinmm", store)  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ class TrainedFold:
 
 
 class MissingColumnsPass(pl.LightningModule):
-    """Prediction of rows with record columns missing; the features of an image are computed once.
+    """Prediction of rows with missing record columns; image features are computed once.
 
     Attributes:
         counts: numbers of missing columns.
@@ -105,13 +105,13 @@ def predict_missing_columns(fold: TrainedFold) -> dict[str, Predictions]:
 
 
 def removal_order(rows: Int[np.ndarray, " b"], columns: int) -> Int64[np.ndarray, "b columns"]:
-    """Return the position of each column in the row's random order of removal."""
+    """Return the position of each column in the random order of removal of each row."""
     orders = [np.random.default_rng(int(row)).permutation(columns) for row in rows]
     return np.array(orders, dtype=np.int64).reshape(len(rows), columns)
 
 
 def store_background(fold: TrainedFold) -> dict[str, Predictions]:
-    """Store inputs of validation rows in the checkpoint, as background rows of explanations."""
+    """Store inputs of validation rows in the checkpoint, as the background of explanations."""
     if fold.trainer.is_global_zero:
         rows = fold.predictions["val"]
         background = sample_background(fold.data, fold.network, "val", rows.malignancy)
@@ -171,20 +171,20 @@ def build_index(data: LesionData, network: Network) -> dict[str, Any]:
 
 
 def explain_mistakes(fold: TrainedFold) -> dict[str, Predictions]:
-    """Explain the most confident mistakes if the report shows images; a failure is a warning."""
+    """Explain the most confident mistakes if the report shows images; warn on failure."""
     report = fold.config.report
     if fold.trainer.is_global_zero and report.pictures and report.explain:
-        print_stage(fold.config, "explaining the most certain mistakes")
+        print_stage(fold.config, "explaining the most confident mistakes")
         set_threads(has_images=True)  # the images pass through the whole network
         try:
             write_explanations(fold)
         except Exception as error:
-            warn(f"the mistakes are not explained: {type(error).__name__}: {one_line(error)}")
+            warn(f"explaining the mistakes failed: {type(error).__name__}: {one_line(error)}")
     return {}
 
 
 def write_explanations(fold: TrainedFold) -> None:
-    """Write a heat map of each mistake that the report shows, and the contributions of inputs."""
+    """Write heat maps and contributions of inputs for the mistakes shown in the report."""
     explainer = Explainer(CalibratedModel.load(fold.run.best_checkpoint, torch.device("cpu")))
     if explainer.member.view is None:
         return

@@ -1,4 +1,4 @@
-"""One network trained on all rows after the folds, with their predictions as its calibration."""
+"""Final network: trained on all rows after the folds, calibrated on their test predictions."""
 
 import math
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ def pool_held_out(
 def summarise_folds(
     predictions: Predictions, threshold: float, config: EvaluationConfig
 ) -> dict[str, Any]:
-    """Return the summary of the card: the evaluation of the predictions of all folds."""
+    """Return the summary for the card, from the pooled test predictions of all folds."""
     test = evaluate(
         predictions,
         threshold=threshold,
@@ -135,7 +135,7 @@ def count_epochs(selected: Sequence[Sequence[int]], config: Config) -> int:
 
 
 def measure_stretch(fold: RunFolder) -> float | None:
-    """Return `compare_distances` of the training and the test rows of a fold."""
+    """Return the ratio of OOD distances of test and training rows of a fold."""
     config = replace(fold.config, logger=LoggerConfig("none"))
     trainer = build_trainer(config, fold.path)
     data = LesionData(config, FUSIONS[config.fusion.name].inputs)
@@ -147,7 +147,7 @@ def measure_stretch(fold: RunFolder) -> float | None:
 
 
 def compare_distances(training: SplitOutputs, test: SplitOutputs) -> float | None:
-    """Return the ratio of the OOD distances of test rows and of training rows.
+    """Return the ratio of the OOD distances of test rows to those of training rows.
 
     A network has memorised its training rows, so that a limit from them is too low for new rows,
     and a training on all rows leaves no others. In a fold both are available.
@@ -172,7 +172,7 @@ def fit_training_detector(training: SplitOutputs) -> OODDetector | None:
 def fit_corrected_detector(
     training: SplitOutputs, stretches: Sequence[float | None]
 ) -> OODDetector | None:
-    """Fit the OOD detector to training rows, and scale its limit to rows that are new to it."""
+    """Fit the OOD detector to training rows, and scale its limit to new rows."""
     detector = fit_training_detector(training)
     measured = [stretch for stretch in stretches if stretch is not None]
     if detector is None or not measured:

@@ -44,7 +44,7 @@ TASKS: Final[dict[str, Train]] = {"classification": train_fold}
 
 
 def fit(config: Config, path: Path, *, starts_processes: bool = False) -> dict[str, Any]:
-    """Train, test and report a configuration, in a run folder that is created if missing.
+    """Train, test and report a configuration in a run folder, which is created if missing.
 
     `data.fold=all` trains every fold and pools the test rows; `resume` continues the run in the
     folder. An existing run is only changed when all checks have passed. With `starts_processes`
@@ -116,7 +116,7 @@ def check_index(config: Config) -> None:
 
 
 def is_finished(config: Config, path: Path) -> bool:
-    """Return whether a run to be resumed has nothing left to do; write missing reports.
+    """Return whether a resumed run is complete, after writing a missing report.
 
     More epochs, more patience or another logger are work to do, except for the finished folds of
     `data.fold=all`.
@@ -143,7 +143,7 @@ def is_finished(config: Config, path: Path) -> bool:
 
 
 def _train_or_remove_final(run: RunFolder) -> dict[str, Any] | None:
-    """Train the final network, or remove that of an earlier start, which would still predict."""
+    """Train the final network, or remove an outdated one of an earlier start."""
     if run.config.final:
         return train_final(run)
     run.final_checkpoint.unlink(missing_ok=True)

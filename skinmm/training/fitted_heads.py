@@ -103,7 +103,7 @@ def fit_head(
 def fit_axes(
     features: Float64[np.ndarray, "n dim"], components: int, seed: int
 ) -> tuple[Float64[np.ndarray, " dim"], Float64[np.ndarray, "k dim"]]:
-    """Fit the principal components of standardised features, which have a total variance of 1.
+    """Fit the principal components of standardised features, scaled to a total variance of 1.
 
     Returns:
         The mean to subtract from features, and the matrix to multiply them with.
@@ -225,7 +225,7 @@ def to_bins(
 
 
 def cross_validate(stages: Stages, rows: TrainingRows, seed: int) -> Float64[np.ndarray, " stages"]:
-    """Return the weighted log loss of each stage in inner folds, which divide the patients.
+    """Return the weighted log loss of each stage in inner folds over patients.
 
     Rows of a class that the other folds lack do not count: nothing can be learnt of it there.
     """

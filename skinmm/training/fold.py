@@ -1,4 +1,4 @@
-"""Train one fold: from its rows to its run folder, top to bottom in `train_fold`."""
+"""Training of one fold, from its rows to its run folder; `train_fold` is the main function."""
 
 import platform
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def train_fold(
     data: LesionData | None = None,
     train: Callable[..., tuple[Card, dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Train one fold, calibrate it on rows apart from training, evaluate it on test rows.
+    """Train one fold, calibrate it on held-out rows, and evaluate it on test rows.
 
     Nothing is written before all checks have passed; metrics.json is written last. A resumed run
     continues from the last checkpoint in its folder. `data` replaces the rows of the configuration,
@@ -135,7 +135,7 @@ def write_results(fold: TrainedFold, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_classifier(config: Config, data: LesionData) -> Classifier:
-    """Build the network and its loss, and the card that its checkpoints carry."""
+    """Build the network, its loss, and the card for its checkpoints."""
     classes = list(data.classes)
     parse_costs(config.evaluation.costs, classes)  # names of classes are known from here on
     network = build_network(config, data.record_widths, len(classes), pretrained=True)
@@ -170,7 +170,7 @@ def build_classifier(config: Config, data: LesionData) -> Classifier:
 def train_network(
     trainer: pl.Trainer, module: Classifier, data: LesionData, run: RunFolder
 ) -> tuple[Card, dict[str, Any]]:
-    """Train by gradients, or fit a head to the features of the training rows; load the result.
+    """Train by gradients, or fit a head to features of the training rows; load the best weights.
 
     Returns:
         The card, and an entry of metrics.json: how the epoch, or the hyper-parameters, were chosen.
@@ -253,7 +253,7 @@ def announce(
     folds = config.data.folds - int(config.data.fold) if run.parent else 1
     print_duration(module, data, trainer, config, folds, step)
     if run.is_resumed and not run.last_checkpoint:
-        print_line("no checkpoint was written yet: the run starts again")
+        print_line("no checkpoint was written yet; training starts from the beginning")
 
 
 def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]) -> list[str]:
@@ -299,7 +299,7 @@ def predict_split(
 
 
 def describe_inputs(data: LesionData, test: Predictions) -> dict[str, Any]:
-    """Return distributions of training records and test scores, to detect drift in later use."""
+    """Return the distributions of training records and test scores, to detect later drift."""
     training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]
     scores = pd.DataFrame({"malignancy": test.malignancy})
     if test.ood is not None:

@@ -1,4 +1,4 @@
-"""Cached features of a frozen image network, which processes every image only once."""
+"""Cached features of a frozen image network, computed once per image."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ from skinmm.training.trainer import set_threads
 def load_features(
     config: Config, data: LesionData, network: Network, trainer: pl.Trainer, run: RunFolder
 ) -> None:
-    """Replace the images with cached features if the features are the same in every epoch."""
+    """Replace images by cached features if the features are equal in every epoch."""
     if network.image is None or not has_constant_features(config):
         return
     folder = Path(config.model.cache or run.root.path / "features")
@@ -35,7 +35,7 @@ def load_features(
 
 
 def has_constant_features(config: Config) -> bool:
-    """Return whether the image network gives an image the same features in every epoch."""
+    """Return whether the features of an image are equal in every epoch."""
     is_changed = config.augment.name != "none" or config.mix.name != "none"
     return config.model.trained == "head" and not is_changed and config.evaluation.views == 1
 

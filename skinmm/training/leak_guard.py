@@ -1,4 +1,4 @@
-"""Checks before training: no evaluated row may have influenced the model, in this run or before."""
+"""Checks before training that no evaluated row influences the model, now or in earlier runs."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from skinmm.vocabulary import map_unique, normalise_name
 
 
 def audit_split(data: LesionData, config: Config) -> dict[str, Any]:
-    """Return the content of audit.json; require a split without leaks, or `data.allow_leaks`."""
+    """Audit the split for audit.json; refuse leaks unless `data.allow_leaks` is set."""
     findings = audit(
         data.cohort, positive=data.positive, columns=config.data.columns, fitted_on=data.fitted_on
     )
@@ -64,7 +64,7 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
 
 
 def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
-    """Mark the images of rows that share image, lesion or patient with rows of images."""
+    """Return a mask of rows that share an image, a lesion or a patient with other rows."""
     evaluated = explode_images(rows).astype(str)
     overlaps = evaluated["image_id"].isin(trained["image_id"])
     trained, evaluated = (  # runs of earlier versions have the name of the cohort as the source
@@ -102,7 +102,7 @@ def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:
 
 
 def read_teacher_cohorts(path: Path) -> dict[int, pd.DataFrame]:
-    """Return the rows that the networks of a run's prediction file were fitted on, by fold.
+    """Return the fitting rows of the networks behind a run's prediction file, by fold.
 
     The images of a lesion are rows of their own. The number -1 is a run of one fold. A file
     outside the folder `predictions` of a run has no rows.
@@ -121,7 +121,7 @@ def read_teacher_cohorts(path: Path) -> dict[int, pd.DataFrame]:
 
 
 def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
-    """Require the same rows and parts as at the start of the run.
+    """Require the rows and parts that the run started with.
 
     `file` is the run's cohort.csv; nothing is checked if it does not exist. `column` is `part`, or
     `fold` for the run of another fold.
@@ -138,8 +138,8 @@ def require_same_split(file: Path, cohort: pd.DataFrame, column: str) -> None:
         moved = int((before[shared] != now[shared]).sum())
         raise InputError(
             f"{file.parent} was started with {len(before)} rows; now there are {len(now)}, {moved} "
-            "of them in another part, so training rows would be evaluated. Restore the data that "
-            "it was started with, or start another run"
+            "of them in another part, so training rows could be evaluated; restore the original "
+            "data, or start a new run"
         )
 
 

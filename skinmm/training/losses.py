@@ -20,7 +20,7 @@ Mean = Float[Tensor, ""]
 
 
 class Loss(nn.Module, ABC):
-    """Base of every loss; the argument `counts` is the number of training rows of each class.
+    """Base class of losses; `counts` is the number of training rows of each class.
 
     Attributes:
         weights: factor of each class, (classes,), for the prior correction.
@@ -41,7 +41,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss: the weighted sum over the number of rows."""
+        """Return the mean loss of the batch: the weighted sum divided by the number of rows."""
 
 
 class CrossEntropy(Loss):
@@ -53,7 +53,7 @@ class CrossEntropy(Loss):
         super().__init__(torch.ones(len(counts)))
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         return functional.cross_entropy(logits, target, label_smoothing=self.smoothing)
 
 
@@ -85,7 +85,7 @@ class WeightedCrossEntropy(Loss):
         self.corrects = "class weights" if power else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         rows = functional.cross_entropy(logits, target, reduction="none")
         return (self.weights[target] * rows).mean()
 
@@ -111,7 +111,7 @@ class Focal(Loss):
         self.corrects = "focal alpha" if weights.max() > weights.min() else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         log_true = _log_true(logits, target)
         focus = _one_minus_probability(log_true) ** self.gamma
         return -(self.weights[target] * focus * log_true).mean()
@@ -145,7 +145,7 @@ class LDAM(Loss):
         self.corrects = "LDAM margins" if len(set(margins[present].tolist())) > 1 else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         margins = functional.one_hot(target, logits.shape[1]) * self.margins
         return functional.cross_entropy(self.scale * (logits - margins), target)
 
@@ -190,7 +190,7 @@ class Asymmetric(Loss):
         self.corrects = "asymmetric focus" if unequal else ""
 
     def forward(self, logits: Logits, target: Targets) -> Mean:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         margins = self.margins[target].log()
         log_true = torch.logaddexp(_log_true(logits, target), margins).clamp(max=0)
         return -(_one_minus_probability(log_true) ** self.gammas[target] * log_true).mean()
@@ -223,14 +223,14 @@ def _log_true(logits: Logits, target: Targets) -> Float[Tensor, " b"]:
 
 
 def _one_minus_probability(log_true: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return 1 - p, precise near p = 1, and above 0, where the slope of a power is infinite."""
+    """Return 1 - p, precise near p = 1 and always above 0, where a power has an infinite slope."""
     return (-torch.expm1(log_true)).clamp(min=torch.finfo(log_true.dtype).tiny)
 
 
 def _class_weights(
     alpha: float | Sequence[float] | None, classes: int
 ) -> Float[Tensor, " classes"]:
-    """Return one weight per class; a class with weight 0 is never learned, so all are above 0."""
+    """Return one weight per class, all above 0."""
     if alpha is None:
         return torch.ones(classes)
     weights = [1 - alpha, alpha] if isinstance(alpha, int | float) else alpha

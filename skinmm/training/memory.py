@@ -1,4 +1,4 @@
-"""Memory that training needs, compared with what is free, before the first step.
+"""Check before the first step that training fits into the free memory.
 
 The estimate adds the tensors that autograd stores for the backward pass, counted without computing
 them on torch's meta device, the gradients and the state of the optimiser. Measured peaks are 0.91
@@ -74,7 +74,7 @@ def require_memory(
 
 
 def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:
-    """Divide a batch of the default size into 2, 4 or 8 steps of at most `fits` rows, and print it.
+    """Divide a batch of the default size into 2, 4 or 8 steps of at most `fits` rows; print it.
 
     An update still averages over the same rows; batch normalisation averages over those of a step.
     Batches of another size, and of a resumed run, are left as they are.
@@ -125,7 +125,7 @@ def find_free_memory(
     cgroup: Path = Path("/proc/self/cgroup"),
     cgroups: Path = Path("/sys/fs/cgroup"),
 ) -> int | None:
-    """Return the bytes that this process can still use on a device; None if they are unknown.
+    """Return the bytes that are free for this process on a device; None if unknown.
 
     On a CPU it is the smallest of what the machine and each control group of the process leave.
     """
@@ -140,7 +140,7 @@ def find_free_memory(
 
 
 def _iterate_cgroup_limits(cgroup: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the bytes left by the control groups of this process, of version 1 and 2."""
+    """Yield the free bytes in the control groups (versions 1 and 2) of this process."""
     for line in cgroup.read_text().splitlines() if cgroup.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):

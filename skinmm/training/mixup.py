@@ -59,7 +59,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class CutMix(Mixup):
-    """Rectangle of another image, record in proportion (Yun et al. 2019, arXiv:1905.04899)."""
+    """Pasted rectangle, and record in proportion (Yun et al. 2019, arXiv:1905.04899)."""
 
     alpha: float = 1.0
 
@@ -77,7 +77,7 @@ class CutMix(Mixup):
 
 
 def _blend(batch: Batch, order: Targets, share: float, **pasted: Tensor) -> Mixed:
-    """Return the weighted means of all inputs except pasted ones, each in its own dtype."""
+    """Return the weighted means of all inputs except pasted ones, with their dtypes."""
     order = order.to(batch["target"].device)
     mixed = {**batch, **pasted}
     for name in batch.keys() - pasted.keys() - {"row", "target", "has_image"}:

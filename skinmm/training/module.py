@@ -1,4 +1,4 @@
-"""Lightning modules: training steps, and collected outputs of whole splits."""
+"""Lightning modules: training steps, and collection of the outputs of whole splits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -61,7 +61,7 @@ class BaseModule(pl.LightningModule):
             network.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Reset the epoch's loss; not called when a run is resumed within an epoch."""
+        """Reset the epoch's loss, except in a run resumed within an epoch."""
         self._losses = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
@@ -70,7 +70,7 @@ class BaseModule(pl.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1)[0]))
 
     def accumulate_loss(self, loss: Float[Tensor, ""], rows: int) -> Float[Tensor, ""]:
-        """Add a batch's mean loss to the epoch's, and return it."""
+        """Add the mean loss of a batch to the epoch's sum, and return it."""
         count = torch.tensor(float(rows), dtype=torch.float64, device=self.device)
         batch = torch.stack([loss.detach() * count, count])
         # Every rank always has the whole sum, so that rank 0 can save it without communication.
@@ -82,7 +82,7 @@ class BaseModule(pl.LightningModule):
         return loss
 
     def require_finite_weights(self) -> None:
-        """Stop the run if a loss of this epoch or a weight is not finite, before it is saved."""
+        """Stop the run before a checkpoint if a loss of the epoch or a weight is not finite."""
         for value in (self._losses.sum(), *self.network.state_dict().values()):
             self._require_finite(value)
 
@@ -115,7 +115,7 @@ class BaseModule(pl.LightningModule):
         self.log(SELECTION, sum(self._monitored) / len(self._monitored), logger=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimiser, and its schedule over all epochs, also if fewer are trained."""
+        """Return the optimiser, and its schedule over `trainer.max_epochs`."""
         options, monitor = self._config.optimizer, self._config.trainer.monitor
         groups = parameter_groups(self.network, options)
         optimizer = build_component(OPTIMIZERS, "optimizer", options, params=groups, lr=options.lr)
@@ -125,13 +125,13 @@ class BaseModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule before the checkpoint is written; Lightning does it after."""
+        """Step the plateau schedule before the checkpoint is written, unlike Lightning."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(float(self.trainer.callback_metrics[SELECTION]))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a schedule; `on_train_epoch_end` steps the plateau schedule, which has a metric."""
+        """Step a schedule other than plateau; `on_train_epoch_end` steps the latter."""
         if metric is None:
             scheduler.step()
 
@@ -161,7 +161,7 @@ class BaseModule(pl.LightningModule):
 
 
 class RowCollector(Metric):
-    """Values by name for every row of a split, gathered over ranks; each row counts once."""
+    """Collector of named values of every row of a split over all ranks, each row once."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -180,7 +180,7 @@ class RowCollector(Metric):
             getattr(self, name).append(value.detach().float() if is_float else value.detach())
 
     def compute(self) -> tuple[Tensor, ...]:
-        """Return the values by ascending row number, without the rows repeated to pad ranks."""
+        """Return the values by ascending row number, without rows repeated to pad ranks."""
         rows = dim_zero_cat(self.rows)
         order = torch.argsort(rows, stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
@@ -188,7 +188,7 @@ class RowCollector(Metric):
         return tuple(dim_zero_cat(getattr(self, name))[order[first]] for name in self.names)
 
     def take(self) -> tuple[Tensor, ...]:
-        """Return the values and reset; a single row, which torchmetrics squeezes, is (1,) again."""
+        """Return the values and reset; the shape of a single row is (1,)."""
         values = tuple(value if value.ndim else value[None] for value in self.compute())
         self.reset()
         return values
@@ -249,7 +249,7 @@ class Classifier(BaseModule):
         return self.accumulate_loss(loss, len(logits))
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect logits, in training precision: they only select the epoch."""
+        """Collect logits in training precision; they only select the epoch."""
         self._validation.update(batch["row"], self(batch), batch["target"])
 
     def on_validation_epoch_end(self) -> None:
@@ -260,7 +260,7 @@ class Classifier(BaseModule):
         self.log_validation(values)
 
     def test_step(self, batch: dict[str, Tensor]) -> None:
-        """Collect log-probabilities, in 32 bit whatever the training precision was."""
+        """Collect log-probabilities in 32 bit, regardless of the training precision."""
         views = self.card.config["evaluation"]["views"]
         image, record = batch.get("image"), batch.get("record")
         has_image = batch.get("has_image")
@@ -268,7 +268,7 @@ class Classifier(BaseModule):
         self._test.update(batch["row"], log_probabilities, batch["target"], features)
 
     def on_test_epoch_end(self) -> None:
-        """Gather the rows of all ranks while they are on devices that can communicate."""
+        """Gather the rows of all ranks before the devices are released."""
         self.test_outputs = self._test.take()
 
 

@@ -88,7 +88,7 @@ class Progress(Callback):
         print_line(f"epoch {epoch}/{epochs}  {text}  {format_duration(spent)}{rest}")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # noqa: ARG002
-        """Start a bar for a part that is predicted."""
+        """Start a bar for the prediction of a part."""
         self._open_bar(trainer, sum(map(int, trainer.num_test_batches)), 0, "predicting")
 
     def on_train_end(self, *_: Any) -> None:
@@ -123,7 +123,7 @@ class Progress(Callback):
 
 
 class NotebookLine:
-    """Stream whose latest line is one output of a notebook's cell, however often it is written."""
+    """Stream that replaces one line in the output of a notebook's cell."""
 
     def __init__(self) -> None:
         display: Any = importlib.import_module("IPython.display").display
@@ -135,7 +135,7 @@ class NotebookLine:
             self._output.update({"text/plain": text.strip()}, raw=True)
 
     def flush(self) -> None:
-        """Do nothing: each line is shown at once."""
+        """Do nothing, as each line is shown at once."""
 
 
 @rank_zero_only
@@ -180,7 +180,7 @@ def print_duration(
 
 
 def measure_row(name: str) -> float:
-    """Return the seconds of a training step for a row of 224 px, of an untrained network."""
+    """Measure the seconds of a training step per row of 224 px, with an untrained network."""
     rows, seconds = 8, []
     with torch.random.fork_rng():
         network = Backbone(ModelConfig(name=name, pretrained=False, image_size=224))
@@ -201,7 +201,7 @@ def expected_duration(
     folds: int = 1,
     step: StepTime | None = None,
 ) -> str:
-    """Predict the duration of training, and of the run, from the seconds of a training step.
+    """Estimate the durations of training and run from the seconds of a training step.
 
     A step that was not measured before is measured on a copy of the network. The duration of the
     run includes tests, intervals, explanations and reports of `folds` folds (0: no).

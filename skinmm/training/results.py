@@ -72,7 +72,7 @@ class Evaluation:
 
 
 class Run(Evaluation):
-    """A finished run: its test metrics, predictions, figures, report and model; `path`: folder."""
+    """Finished run in the folder `path`: test metrics, predictions, figures, report and model."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
@@ -128,7 +128,7 @@ class Comparison:
 
 
 def _collect_figures(sections: Iterable[Section | None]) -> dict[str, Figure]:
-    """Return the figures of sections by title, also of blocks within blocks."""
+    """Return all figures of sections by title, including nested ones."""
     figures, pending = {}, [block for section in sections if section for block in section.blocks]
     while pending:
         block: Any = pending.pop(0)

@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Return whether metrics.json, which is written last, exists."""
+        """Return whether the run is finished: metrics.json is written last."""
         return (self.path / "metrics.json").is_file()
 
     @property
@@ -81,12 +81,12 @@ class RunFolder:
 
     @property
     def final(self) -> "RunFolder":
-        """Folder of the training on all rows, after that of the folds."""
+        """Folder of the final network, which is trained on all rows after the folds."""
         return RunFolder(self.path / FINAL, self.config, parent=self)
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Checkpoint that a resumed run continues from; None: it starts at the first epoch."""
+        """Checkpoint to continue from; None to start at the first epoch."""
         path = self.path / "checkpoints" / "last.ckpt"
         return path if self.is_resumed and path.is_file() else None
 
@@ -107,7 +107,7 @@ class RunFolder:
         write_config(self.path / "config.yaml", self.config)
 
     def remove_results(self) -> None:
-        """Remove report, card and metrics, so that none of them remains next to newer files."""
+        """Remove report, card and metrics, which would be outdated."""
         for name in ("report.html", "card.md", "metrics.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ def write_cohort(run: Path, cohort: pd.DataFrame) -> None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Return the command, versions and machine that are needed to repeat a run."""
+    """Return command, versions and machine, to repeat a run."""
     return {
         "skinmm": __version__,
         "date": datetime.now(UTC).astimezone().date().isoformat(),

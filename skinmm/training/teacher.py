@@ -1,4 +1,4 @@
-"""Teacher of a distillation: probabilities of other networks, further targets of the training rows.
+"""Distillation: probabilities of other networks as additional targets of the training rows.
 
 Hinton et al. 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531.
 """
@@ -33,21 +33,21 @@ def load_teacher(config: LossConfig, data: LesionData, trained_prior: Sequence[f
     path = Path(config.teacher or "")
     if path.suffix in (".ckpt", ".safetensors") or path.is_dir():
         raise InputError(
-            f"loss.teacher={path}: give a prediction file: that of the folds of a run, "
-            "RUN/predictions/test.csv, or what predict.py writes for the training rows"
+            f"loss.teacher={path}: must be a prediction file: RUN/predictions/test.csv of a run "
+            "with data.fold=all, or the output of predict.py for the training rows"
         )
     file = PredictionFile(path)
     classes, probabilities = file.parse_probabilities()
     if set(classes) != set(data.classes):
         raise InputError(
-            f"loss.teacher={path} has the classes {', '.join(classes)}; the network learns "
+            f"loss.teacher={path} has the classes {', '.join(classes)}; this run has "
             f"{', '.join(data.classes)}"
         )
     rows = data.cohort.iloc[data.rows("train")]
     positions = pd.Index(file.table["image_id"].astype(str)).get_indexer(pd.Index(rows["image_id"]))
     if missing := int((positions < 0).sum()):
         raise InputError(
-            f"loss.teacher={path} has no prediction of {missing} of {len(rows)} training rows, "
+            f"loss.teacher={path} lacks predictions of {missing} of {len(rows)} training rows, "
             f"such as {rows['image_id'].iloc[int(np.argmin(positions))]}"
         )
     _require_unseen(path, rows, file.parse_folds(), positions)
@@ -66,7 +66,7 @@ def soften(probabilities: Soft, temperature: float) -> Soft:
 def _require_unseen(
     path: Path, rows: pd.DataFrame, folds: np.ndarray | None, positions: np.ndarray
 ) -> None:
-    """Refuse a teacher that was trained on a row that it teaches."""
+    """Refuse a teacher that was trained on any of the rows it teaches."""
     numbers = np.full(len(rows), -1) if folds is None else folds[positions]
     for fold, trained in read_teacher_cohorts(path).items():
         taught = rows[(numbers == fold) | (folds is None)]
@@ -74,5 +74,5 @@ def _require_unseen(
             raise InputError(
                 f"loss.teacher={path}: {count} of {len(taught)} rows share an image, a lesion or a "
                 "patient with the training rows of the network that predicted them; use "
-                "predictions of folds (data.fold=all), or of a network of other rows"
+                "predictions of data.fold=all, or of a network trained on other rows"
             )

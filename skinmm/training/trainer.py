@@ -93,7 +93,7 @@ def run_stage(stage: Callable[..., Any], *args: Any, **options: Any) -> None:
 
 
 class RestoringSignals(_SignalConnector):
-    """Signal connector that restores handlers after a stage, and installs none of its own.
+    """Signal connector that only restores handlers after a stage.
 
     Lightning's handler of SIGTERM waits for other processes, and acts only between two batches.
     """
@@ -104,7 +104,7 @@ class RestoringSignals(_SignalConnector):
 
 
 def set_threads(*, has_images: bool, processes: int = 1) -> None:
-    """Use all threads for images, but one for records, whose layers are too small to divide.
+    """Use all threads for images, and one for records, whose layers are small.
 
     The processes of a machine share its cores.
     """
@@ -152,7 +152,7 @@ def _build_callbacks(config: Config, folder: Path, *, validates: bool) -> list[C
 
 
 def _count_processes(setting: int | str, accelerator: str) -> tuple[int, int]:
-    """Return the processes per machine and the number of machines, also under torchrun."""
+    """Return the numbers of processes per machine and of machines, also under torchrun."""
     machines = 1
     if is_torchrun():
         local = int(os.environ["LOCAL_WORLD_SIZE"])

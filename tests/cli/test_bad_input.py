@@ -82,7 +82,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no root": (lambda _: ["data=siim_isic"], "data=siim_isic needs data.root=DIR"),
     "no root of its own": (
         lambda _: ["data.extra=[{name:isic_2019}]"],
-        "data.extra: isic_2019 needs a root of its own, data.extra=[{name:isic_2019,root:DIR}]",
+        "data.extra: isic_2019 needs its own root, data.extra=[{name:isic_2019,root:DIR}]",
     ),
     "missing root": (
         lambda root: ["data=siim_isic", f"data.root={root / 'nowhere'}"],

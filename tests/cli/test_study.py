@@ -120,7 +120,8 @@ def test_different_test_rows_are_reported(studied: Path, tmp_path: Path) -> None
     assert quick_train(tmp_path, PLAIN, arms) == 0
     text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert (
-        "The systems were evaluated on different images: these differences are on the 120" in text
+        "The systems were evaluated on different images. The differences are computed on the 120"
+        in text
     )
 
 

@@ -41,7 +41,7 @@ def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encodin
     [
         (
             "I1,P1,-5,male,torso,0",
-            r"row 3 \('I1'\): age '-5' is not understood \(1 such row: '-5' \(1\)\).*0 to 120",
+            r"row 3 \('I1'\): age '-5' is not recognised \(1 such row: '-5' \(1\)\).*0 to 120",
         ),
         ("I1,P1,forty,male,torso,0", r"row 3 \('I1'\): age 'forty' .*0 to 120"),
         ("I1,P1,40,divers,torso,0", r"row 3 \('I1'\): sex 'divers' .*female, male or empty"),
@@ -260,7 +260,7 @@ def test_rows_that_a_table_names_are_left_out(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image\nJ0\n", "none of its names is in data=csv"),
+        ("image\nJ0\n", "contains no name of data=csv"),
         ("name_of_file\nI0\n", "needs a column image_id, lesion_id or patient_id; it has name"),
         (None, "no such file"),
     ],

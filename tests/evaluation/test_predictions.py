@@ -175,7 +175,7 @@ def test_positive_classes_are_the_usual_ones_or_those_named(tmp_path: Path) -> N
     assert read_predictions(write(tmp_path, text)).positive == ("mel", "BCC")
     read = read_predictions(write(tmp_path, text), positive=["BCC"])
     assert read.malignant.tolist() == [False, True]
-    with pytest.raises(InputError, match="none of the classes x, y is known as malignant"):
+    with pytest.raises(InputError, match="none of the classes x, y counts as malignant"):
         read_predictions(write(tmp_path, "image_id,target,p_x,p_y\na,x,0.5,0.5\n"))
 
 

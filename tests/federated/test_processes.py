@@ -236,7 +236,7 @@ def test_killed_client_and_killed_server_cost_a_round_and_nothing_is_trained_twi
         trained = re.findall(r"round (\d): trained to epoch", log.read_text())
         assert len(trained) == len({*trained}), name
         assert (tmp_path / name / "report.html").is_file()
-    assert "round 3: trained before; its answer is sent again" in logs["b"].read_text()
+    assert "round 3: already trained; sending the stored answer again" in logs["b"].read_text()
     weights = [load_card(tmp_path / name / "checkpoints" / "best.ckpt")[1] for name in "abcd"]
     for other in weights[1:]:
         assert all(np.array_equal(other[n], weights[0][n]) for n in other)

@@ -247,7 +247,7 @@ def test_a_centre_that_does_not_fit_is_refused_alone(tmp_path: Path) -> None:
     leak = {"patient": {"trained": [7], "evaluated": [2]}}
     with_hashes = {**first, "hashes": from_plain(hashes)}
     for changes, problem in (
-        ({"classes": ["benign", "Jane Doe"]}, "its class Jane Doe is unknown"),
+        ({"classes": ["benign", "Jane Doe"]}, "its class Jane Doe is not in the vocabulary"),
         ({"columns": []}, "differ in the number of record columns"),
         ({"kind": "categorical"}, "differ in a record column"),
         ({"hashes": leak}, "the centres leak: 1 patient of a"),
@@ -270,9 +270,9 @@ def test_paths_of_the_server_are_not_sent() -> None:
 
 @pytest.mark.parametrize("host", ["192.168.0.7", "10.1.2.3", "hospital.example"])
 def test_off_loopback_certificates_and_keys_are_needed(host: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="off loopback the server needs certificate"):
+    with pytest.raises(InputError, match="not loopback: the server needs certificate"):
         serve(FederateServerConfig(host=host, output=str(tmp_path / "s"), data=DataConfig()))
-    with pytest.raises(InputError, match="off loopback a client needs private_key"):
+    with pytest.raises(InputError, match="not loopback: a client needs private_key"):
         take_part(FederateClientConfig(server=f"{host}:9092", name="a"))
     assert not (tmp_path / "s").exists()
 

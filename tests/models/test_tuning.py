@@ -90,7 +90,7 @@ def test_head_is_freeze_and_contradictions_are_refused() -> None:
         backbone = Backbone(ModelConfig(name="test_vit", image_size=64, **settings))
         assert not any(p.requires_grad for p in backbone.parameters())
         assert backbone.frozen
-    with pytest.raises(InputError, match=r"model\.freeze=true is tune=head, not model\.tune=lora"):
+    with pytest.raises(InputError, match=r"freeze=true means tune=head, not model\.tune=lora"):
         check_settings(with_model(micro_config(), freeze=True, tune="lora"))
 
 

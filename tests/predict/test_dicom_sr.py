@@ -58,8 +58,8 @@ def test_a_report_says_what_was_predicted_of_which_image(
     told = capsys.readouterr()
     assert told.out == f"results: {out} (1 written, 2 failed)\n"
     assert told.err.splitlines() == [
-        "b: its header lacks SeriesInstanceUID, StudyInstanceUID, which a result has to refer to",
-        "c: not a DICOM file, which a result has to refer to",
+        "b: its header lacks SeriesInstanceUID, StudyInstanceUID, to which a result refers",
+        "c: not a DICOM file, so no DICOM result can refer to it",
     ]
     source = dcmread(tree / "a.dcm")
     expected = Predictor.from_checkpoints([best(both)]).predict(

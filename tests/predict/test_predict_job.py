@@ -185,7 +185,7 @@ def test_last_ckpt_is_refused_or_refers_every_row(
     assert predict(*job, "uncalibrated=true") == 0
     captured = capsys.readouterr()
     assert "(30 rows: 30 refer; by torch)" in captured.out
-    assert "WARNING: a checkpoint was never calibrated: every decision is refer" in captured.err
+    assert "WARNING: a checkpoint was never calibrated; all its decisions are refer" in captured.err
     written = pd.read_csv(tmp_path / "out.csv")
     assert set(written["decision"]) == {"refer"}
     assert written["threshold"].isna().all()

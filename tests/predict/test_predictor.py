@@ -198,7 +198,7 @@ def test_a_bad_row_loses_nothing_else(
     [
         ((1, 1), "1x1 pixels are too few: each side needs 16"),
         ((900, 15), "900x15 pixels are too few: each side needs 16"),
-        ((16, 16), "the image has a single colour: it shows nothing"),
+        ((16, 16), "the image has a single colour, so it shows no lesion"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jpg", "png", "dcm"])
@@ -267,7 +267,7 @@ def test_a_checkpoint_that_was_never_calibrated_decides_nothing(
 
     predictor = Predictor.from_checkpoints([last], referral=False, uncalibrated=True)
     assert predictor.threshold is None
-    assert "never calibrated: every decision is refer" in capsys.readouterr().err
+    assert "never calibrated; all its decisions are refer" in capsys.readouterr().err
     rows = cohort_of(both).head(4)
     rows.loc[3, "image_id"] = "nowhere"
     raw = predictor.predict(rows, pictures, probabilities="raw", threshold=0.5)

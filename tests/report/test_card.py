@@ -75,11 +75,16 @@ def test_rates_are_bounds_only_if_other_rows_chose_the_epoch(tmp_path: Path, par
     inputs = read_run(make_run(tmp_path), pictures=False)
     text = describe_rule(replace(inputs, metrics={**inputs.metrics, "fitted_on": part}))
     is_apart = part == "calibration"
-    assert ("calibration rows" in text, "On average over such rows, at most" in text) == (
+    assert (
+        "calibration rows" in text,
+        "On average over samples of such rows, at most" in text,
+    ) == (
         is_apart,
         is_apart,
     )
-    assert ("estimates without a bound, because the same rows chose the epoch" in text) != is_apart
+    assert (
+        "estimates without a bound, because the same rows selected the epoch" in text
+    ) != is_apart
 
 
 def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
@@ -96,7 +101,7 @@ def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
     inputs = replace(inputs, predictions=rows, metrics={**inputs.metrics, "final": final})
     text = collect_facts(inputs)["threshold"]
     assert "from a probability of 0.123, chosen on the test predictions of the folds" in text
-    assert f"by the mean threshold of the folds, {inputs.threshold:.3f}." in text
+    assert f"use the mean threshold of the folds, {inputs.threshold:.3f}." in text
     rule = (
         "checkpoints/final.ckpt decides a lesion to be benign below {} and malignant from {} on; "
     )

@@ -126,7 +126,7 @@ def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None
     (text,) = collect_referral_warnings(inputs)[:1]
     assert text.startswith(first)
     assert (
-        f"There are {count}, which allow a target of {format_percent(1 / (count + 1))} at best"
+        f"The {count} available permit a target of {format_percent(1 / (count + 1))} at best"
         in text
     )
     assert "the validation rows" in text
@@ -134,7 +134,7 @@ def test_the_head_names_targets_that_validation_does_not_show(run: Path) -> None
     none = np.where(decision == "benign", "refer", decision)
     undecided = replace(inputs, predictions=replace(inputs.predictions, decision=none))
     texts = collect_referral_warnings(undecided)
-    assert any("benign: evaluation.miss_rate=0.01 leaves none" in text for text in texts)
+    assert any("benign, because of evaluation.miss_rate=0.01" in text for text in texts)
     unfamiliar = replace(undecided.predictions, ood=np.full(len(decision), 2.0))
     texts = collect_referral_warnings(replace(undecided, predictions=unfamiliar))
     assert "No lesion of the test is decided benign." in texts  # whatever the target
@@ -160,7 +160,7 @@ def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdic
     inputs = replace(inputs, measured={**measured, "clinic": clinic})
     text = verdict(inputs)
     assert text.startswith("Not useful")
-    assert "it is useful, if lesions look as in this test" in text
+    assert "the model is useful, for lesions like those of this test" in text
     assert "too" not in text.split()
     assert "no malignant lesion is flagged, and the net benefit" in restate_at_clinic(inputs)[0]
 
@@ -171,7 +171,7 @@ def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
     inputs = read_prediction_file(tmp_path / "two.csv", None, None, pictures=False)
     text = verdict(inputs)
     assert text.startswith("Not shown to be useful")
-    assert "it is not shown to be useful, if" in text
+    assert "the model is not shown to be useful, for" in text
     assert "There, no lesion is decided benign, and no lesion is decided malignant." in (
         restate_at_clinic(inputs)
     )

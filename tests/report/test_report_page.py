@@ -83,10 +83,10 @@ def test_headline_says_what_was_measured(whole: Page, run: Path) -> None:
     assert f"Sensitivity {100 * sensitivity['value']:.1f} %" in whole.text
     assert "FROM SCRATCH: no weights here" in whole.text
     assert "not a guaranteed lower bound" in whole.text
-    assert "From 59 malignant cases on, none of them missed" in whole.text
+    assert "confidence from 59 malignant cases on, if none is missed" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["test"]
     needed = malignant_for_auroc(auroc["value"], 0.1, rows["prevalence"])
-    assert f"A 95 % interval of the AUROC of width 0.1 needs {needed:,} of them." in whole.text
+    assert f"A 95 % interval of the AUROC of width 0.1 needs {needed:,} malignant" in whole.text
 
 
 def test_only_what_has_a_course_is_drawn_over_the_epochs(whole: Page) -> None:
@@ -136,8 +136,8 @@ def test_a_class_too_rare_for_coverage_is_said_loudly(run: Path) -> None:
     metrics["conformal"]["rows"]["malignant"] = 8
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(run, pictures=False))
-    assert "Coverage of malignant cannot be set: 8 validation images are too few" in page.text
-    assert "too few; 9 suffice" in page.text
+    assert "The coverage of malignant cannot be controlled: it needs 9 validation" in page.text
+    assert "images, and there are 8." in page.text
 
 
 @pytest.mark.parametrize(("key", "count"), [("stard", 48), ("claim", 44)])

@@ -342,7 +342,7 @@ def count(orthanc: Orthanc) -> int:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("pacs.example", "not an address"),
+        ("pacs.example", "must start with https"),
         ("https://me:secret@pacs.example/dicom-web", "no user, password or token there"),
         ("https://pacs.example/dicom-web?token=secret", "no user, password or token there"),
         ("http://pacs.example/dicom-web", "need https"),

@@ -188,7 +188,7 @@ def test_no_result_is_an_all_clear(service: CasePredictor, pictures: Path, audie
     assert "Nothing" not in said
     assert "Not suspicious" not in said
     ensemble = {**one.card, "members": one.card["members"] * 2}
-    assert "is not known for this model" in render_result(benign._replace(card=ensemble), audience)
+    assert "is unknown for this model" in render_result(benign._replace(card=ensemble), audience)
 
 
 def test_a_probability_has_the_range_of_similar_test_rows(
@@ -201,13 +201,13 @@ def test_a_probability_has_the_range_of_similar_test_rows(
     (member,) = one.card["members"]
     tested = {name: value for name, value in member["test"].items() if name != "probabilities"}
     old = one._replace(card={**one.card, "members": [{**member, "test": tested}]})
-    assert "uncertainty of this number is not known" in render_result(old)
+    assert "uncertainty of this number is unknown" in render_result(old)
 
 
 def test_what_a_patient_sent_is_text(service: CasePredictor, pictures: Path) -> None:
     one = judged(service, jpeg_of(pictures), age="<script>alert(1)</script>")
     said = render_result(one)
-    assert "age was not understood" in said
+    assert "age was not recognised" in said
     assert "<script" not in said
 
 
@@ -217,8 +217,8 @@ def test_what_speaks_against_a_result_is_said(service: CasePredictor, pictures: 
     assert "Unlike the images used in development" in render_result(strange)
     assert "network's input of 32 pixels" in render_result(strange)
     unchecked = {**one.card, "members": [{**one.card["members"][0], "calibration": None}]}
-    assert "The model was never calibrated: the" in render_result(one._replace(card=unchecked))
-    assert "The model was never calibrated: the" not in render_result(one)
+    assert "The model was never calibrated, so the" in render_result(one._replace(card=unchecked))
+    assert "The model was never calibrated, so the" not in render_result(one)
     for decision, words in (("malignant", "Suspicious"), ("refer", "Needs review")):
         assert words in render_result(one._replace(row={**one.row, "decision": decision}))
 

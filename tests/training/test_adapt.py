@@ -137,7 +137,10 @@ def test_the_networks_of_an_ensemble_are_adapted_one_by_one(
     capsys.readouterr()
     unlabelled = tmp_path / "unlabelled.csv"
     pd.read_csv(site, dtype=str).drop(columns="target").to_csv(unlabelled, index=False)
-    refused = {"adapted with labels only": unlabelled, "a mean of 2 networks": tmp_path / "p.csv"}
+    refused = {
+        "adapted with labels only": unlabelled,
+        "mean predictions of 2 networks": tmp_path / "p.csv",
+    }
     for message, table in refused.items():
         given = (f"checkpoint={ensemble}", f"input={table}", "overwrite=true")
         assert adapt(tmp_path, *given) == 2
@@ -148,7 +151,7 @@ def test_the_bound_names_its_unit_and_confidence_and_is_not_rounded_up() -> None
     threshold = Threshold(0.1, "sensitivity", guaranteed=False, patients=57, found=57, bound=0.9488)
     near = replace(threshold, bound=0.94996)
     text = _describe_threshold(threshold, near, 0.95, 0.95, "image")
-    assert "57 of 57 malignant cases (by image) reach it: with 95" in text
+    assert "57 of 57 malignant cases (by image) reach it. With 95" in text
     assert "at least 94.9" in text
     assert "2 more patients" in text
 
@@ -201,7 +204,7 @@ def test_without_labels_only_a_change_of_prevalence_is_accepted(
         drawn.to_csv(site, index=False)
         given = (f"checkpoint={checkpoint}", f"input={site}", "overwrite=true")
         assert adapt(tmp_path, *given) == status
-    assert "do not fit a change of prevalence alone" in capsys.readouterr().err
+    assert "a change of prevalence alone does not explain these rows" in capsys.readouterr().err
     facts = load_card(tmp_path / "new.ckpt")[0].adaptation or {}
     val.drop(columns=["target", "ood"]).to_csv(site, index=False)
     assert adapt(tmp_path, f"checkpoint={checkpoint}", f"input={site}", "overwrite=true") == 2
@@ -251,4 +254,4 @@ def test_several_classes_need_their_diagnoses(records: Path, tmp_path: Path, cap
     table.assign(target=(target == 1).astype(int)).to_csv(site, index=False)
     capsys.readouterr()
     assert adapt(tmp_path, *given) == 2
-    assert "give the diagnosis of each row" in capsys.readouterr().err
+    assert "give a column diagnosis" in capsys.readouterr().err

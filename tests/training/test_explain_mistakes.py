@@ -76,5 +76,5 @@ def test_a_run_is_finished_when_its_mistakes_are_explained_or_cannot_be(
     assert quick_train(tmp_path, *kept) == 0
     assert seen == [(False, 3)]
     assert torch.get_num_threads() == before
-    assert "the mistakes are not explained: RuntimeError: no heat map" in capsys.readouterr().err
+    assert "explaining the mistakes failed: RuntimeError: no heat map" in capsys.readouterr().err
     assert (tmp_path / "report.html").is_file()

@@ -103,7 +103,7 @@ def test_the_predictions_of_the_folds_calibrate_it(run: Path) -> None:
     assert card.summary["n"] == len(rows) == 700
     assert "Figures of the folds" in card.summary["note"]
     text = (run / "card.md").read_text(encoding="utf-8")
-    assert "checkpoints/final.ckpt is one network that was then trained on all 700 rows" in text
+    assert "checkpoints/final.ckpt is one network, trained afterwards on all 700 rows" in text
     assert "the figures here are those of the folds" in text
     assert "'checkpoint=checkpoints/final.ckpt'" in text
 
@@ -211,7 +211,7 @@ def test_the_limit_of_familiarity_allows_for_memorised_rows() -> None:
     ("overrides", "message"),
     [
         (["data.fold=0"], "final=true: needs data.fold=all"),
-        (["data.limit=100"], "trains on all rows, data.limit=100 on some"),
+        (["data.limit=100"], "trains on all rows, data.limit=100 on a part"),
         (["schedule=plateau"], "schedule=plateau needs validation rows"),
         (["task=segmentation", "data.fold=0"], "final=True: not used by task=segmentation"),
     ],

@@ -476,7 +476,7 @@ def test_calibration_rows_fit_the_decision_and_early_stopping_never_uses_them(
     shared = f"{threshold['found']} of {threshold['patients']} malignant cases"
     assert shared in texts[0]
     assert "calibration and threshold the calibration part only" in texts[0]
-    assert ["The epoch was chosen on the same rows" in text for text in texts] == [False, True]
+    assert ["The epoch was selected on the same rows" in text for text in texts] == [False, True]
     assert train(f"resume={run}", "trainer.max_epochs=2", "trainer.progress=false") == 0
     assert len(predictions_of(run, "calibration")) == len(rows)
 

@@ -120,7 +120,7 @@ def test_a_teacher_of_evaluated_rows_is_a_leak(
     ("columns", "message"),
     [
         ({"p_mel": 0.5, "p_nv": 0.5}, "has the classes mel, nv"),
-        ({"p_malignant": 0.5}, "no prediction of 419 of 420 training rows"),
+        ({"p_malignant": 0.5}, "lacks predictions of 419 of 420 training rows"),
     ],
 )
 def test_missing_rows_and_other_classes_are_refused(
@@ -134,7 +134,7 @@ def test_missing_rows_and_other_classes_are_refused(
 
 
 def test_a_checkpoint_needs_its_predictions_first(data: LesionData) -> None:
-    with pytest.raises(InputError, match="give a prediction file"):
+    with pytest.raises(InputError, match="must be a prediction file"):
         load_teacher(LossConfig(teacher="best.ckpt"), data, [0.5, 0.5])
 
 

@@ -168,7 +168,7 @@ def _read(data: DataConfig) -> CohortTable:
 
 
 def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> CohortTable:
-    """Add another cohort's rows for training only, except images that are present already."""
+    """Add another cohort's rows for training only, except images that the cohort already has."""
     rows, other = cohort.rows, _read(_to_data_config(data, extra))
     require_same_units(cohort, other, (data.name, extra.name))
     added = other.rows[~other.rows["image_id"].isin(rows["image_id"])].assign(part="train")
@@ -195,7 +195,7 @@ def _add_extra(cohort: CohortTable, data: DataConfig, extra: ExtraCohort) -> Coh
 def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
     if extra.name in ADAPTERS and extra.name != "demo" and not extra.root:
         example = f"data.extra=[{{name:{extra.name},root:DIR}}]"
-        raise InputError(f"data.extra: {extra.name} needs a root of its own, {example}")
+        raise InputError(f"data.extra: {extra.name} needs its own root, {example}")
     return replace(data, name=extra.name, root=extra.root, format="auto", args={}, extra=[])
 
 

@@ -120,12 +120,12 @@ def midas(data: DataConfig) -> CohortTable:
 
 
 def _find_site(text: str) -> str | None:
-    """Return the site of the last word that names one: `r upper back` is the torso."""
+    """Return the site named by the last recognised word: `r upper back` is the torso."""
     return next(filter(None, map(parse_site, [text, *reversed(text.split())])), None)
 
 
 def isic_archive(data: DataConfig) -> CohortTable:
-    """Read `metadata.csv` and images of a download of the ISIC archive's command line.
+    """Read `metadata.csv` and the images of a download by `isic-cli`.
 
     The target follows from `diagnosis_1` (Benign, Malignant; other rows have none), the diagnosis
     from the path `diagnosis_1`, ..., `diagnosis_5`. Images that are no photographs are left out.

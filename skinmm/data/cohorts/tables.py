@@ -1,4 +1,4 @@
-"""Cohort tables as canonical rows, with the label of each row and a finder of images by name."""
+"""Conversion of cohort tables to canonical rows, and search for their images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -131,7 +131,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
             is_high = name == "age" and (parse_numbers(words) > MAX_AGE).any()
             problems.append(
                 f"row {invalid.index[invalid][0] + 2} ('{first['image_id']}'): {name} "
-                f"'{first[name]}' is not understood ({format_count(words.total(), 'such row')}: "
+                f"'{first[name]}' is not recognised ({format_count(words.total(), 'such row')}: "
                 f"{list_words(words)}); allowed: {allowed}{f'; {IN_YEARS}' if is_high else ''}"
             )
     if problems:
@@ -147,7 +147,7 @@ def to_canonical(table: pd.DataFrame, file: Path, data: DataConfig) -> pd.DataFr
 
 
 def _parse_cells(cells: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bool]]":
-    """Convert a column of `_ALLOWED`; also return a mask of the cells that are not allowed."""
+    """Convert a column of `_ALLOWED`; return it with a mask of its invalid cells."""
     if cells.name in CONVERTERS:
         values, mask = parse_column(cells, str(cells.name))
         return pd.Series(values, cells.index, values.dtype), pd.Series(mask, cells.index)
@@ -174,13 +174,13 @@ def merge_companion(
 
 
 def require_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse an option of an adapter that is not among the allowed ones."""
+    """Refuse a value of an adapter's option that is not among the allowed ones."""
     if value not in allowed:
         raise InputError(f"+data.args.{key}={value}: choose from {', '.join(allowed)}")
 
 
 def require_mapping(key: str, value: Any, example: str, kind: type = object) -> dict[str, Any]:
-    """Return an option of an adapter that maps names to values of a kind; refuse other values."""
+    """Return an adapter's option if it is a mapping from names to values of the given type."""
     is_mapping = isinstance(value or {}, Mapping)
     if not is_mapping or not all(isinstance(item, kind) for item in (value or {}).values()):
         raise InputError(f"+data.args.{key}={value}: must be pairs, such as {{{example}}}")
@@ -254,7 +254,7 @@ def exclude_rows(cohort: CohortTable, name: Any) -> CohortTable:
         images += column == "image_id" and int(names[~names.isin(rows[column])].nunique())
     if not is_named.any():
         raise InputError(
-            f"+data.args.exclude={name}: none of its names is in data={cohort.rows['source'][0]}"
+            f"+data.args.exclude={name}: contains no name of data={cohort.rows['source'][0]}"
         )
     lesions = rows.loc[is_named, "lesion_id"].dropna()
     others = int((rows["lesion_id"].isin(lesions) & ~is_named).sum())

@@ -116,7 +116,7 @@ def decode_one_hot(table: pd.DataFrame, file: Path) -> "pd.Series[str]":
 
 
 def find_one_hot(table: pd.DataFrame) -> list[str]:
-    """Return the columns of 0 and 1 that are named like classes, if there are several classes."""
+    """Return the one-hot columns named like classes; empty with fewer than two classes."""
     names = [
         str(name)
         for name in table
@@ -156,5 +156,5 @@ def require_consistent_targets(rows: pd.DataFrame, file: Path) -> None:
 
 
 def name_iddx(path: str) -> str:
-    """Return the class of a path of ISIC's diagnoses in lower case; `unknown` for other words."""
+    """Return the class of a path in ISIC's tree of diagnoses (lower case), or `unknown`."""
     return next((name for word, name in _IDDX if word in path), "unknown")

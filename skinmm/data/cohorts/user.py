@@ -137,7 +137,7 @@ def _list_unused(
 
 
 def _shorten_names(cells: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return image names without suffix, and without folder unless names would then repeat."""
+    """Return image names without suffix, and without folder if they remain unique."""
     paths = strip_suffixes(map_unique(cells, lambda cell: cell.replace("\\", "/")))
     names = paths.str.rsplit("/", n=1).str[-1]
     return paths if names.nunique() < paths.nunique() else names
@@ -167,7 +167,7 @@ def _rename(
 def _describe_mapping(
     table: pd.DataFrame, rows: pd.DataFrame, columns: Mapping[str, str], further: Sequence[str]
 ) -> tuple[str, ...]:
-    """Describe which column is read as which canonical one, and which ones the model lacks."""
+    """Describe the canonical meaning of the columns in use, and the missing columns."""
     others = [name for name in table.columns if name not in columns.values()]
     inferred = {canonical: name for name, canonical in match_columns(others, further).items()}
     mapping = {key: name for key, name in {**inferred, **columns}.items() if key in rows}

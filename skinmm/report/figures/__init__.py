@@ -1,4 +1,4 @@
-"""Figures as inline SVG: one renderer and style, colour-blind safe and legible in print."""
+"""Figures as inline SVG, in one style, safe for colour-blind readers and legible in print."""
 
 import io
 import re
@@ -27,13 +27,13 @@ P = ParamSpec("P")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return colour and dash of a line; the dash changes after each pass through the palette."""
+    """Return colour and dash of a line; each pass through the palette has another dash."""
     turn, color = divmod(index, len(PALETTE))
     return {"color": PALETTE[color], "linestyle": ("-", "--", ":", "-.")[turn % 4]}
 
 
 def shorten(name: str, letters: int = 24) -> str:
-    """Cut the middle of a long name; the end, often a number, stays."""
+    """Shorten a long name in its middle, because its end is often a number."""
     name = " ".join(name.split())
     if len(name) <= letters:
         return name
@@ -57,7 +57,7 @@ def thin_curve(
 
 
 def figure(draw: Callable[Concatenate["Axes", P], str]) -> Callable[P, Markup]:
-    """Turn a function that draws on axes and returns a label into one that returns an `<svg>`.
+    """Decorate a function that draws on axes and returns a label, to return an `<svg>`.
 
     The label is for screen readers and may have any characters. The natural size of a figure is
     4.2 by 3.4 inches, unless the function sets `figwidth` or `figheight`; a page may shrink it.
@@ -88,7 +88,7 @@ def figure(draw: Callable[Concatenate["Axes", P], str]) -> Callable[P, Markup]:
 
 
 def _to_inline_svg(document: str, label: str) -> Markup:
-    """Remove the prolog, style sheet and group names, which would clash on a page."""
+    """Remove prolog, style sheet and group names, which would clash on a page."""
     head, body = document[document.index("<svg") :].split(">", 1)
     box = re.search(r'viewBox="([\d. ]+)"', head)
     if box is None:  # pragma: no cover - the SVG backend always writes one

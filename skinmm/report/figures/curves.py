@@ -1,4 +1,4 @@
-"""Curves of scores and targets, and their figures: ROC, calibration, decision, training."""
+"""Curves and their figures: ROC, precision-recall, calibration, decision, training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Mask = Bool[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Line:
-    """Named curve; `low` and `high` are the bounds of `y`, point by point."""
+    """Named curve; `low` and `high` are pointwise bounds of `y`."""
 
     name: str
     x: Float[np.ndarray, " n"]
@@ -46,7 +46,7 @@ def precision_line(name: str, scores: Scores, positives: Mask) -> Line:
 
 
 def reliability_line(name: str, scores: Scores, positives: Mask, bins: int = 10) -> Line:
-    """Return the observed share against the mean probability, in bins with equal numbers of rows.
+    """Return the observed share against the mean probability, in bins of equal size.
 
     Equal scores share a bin, so a model with few distinct probabilities has fewer bins.
     """

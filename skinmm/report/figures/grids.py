@@ -20,7 +20,7 @@ _ROW: Final = 0.27  # inches
 
 @dataclass(frozen=True)
 class Axis:
-    """Axis of a parallel-coordinates plot: numbers, or indices into `labels`."""
+    """Axis of a parallel-coordinates plot: its values are numbers or indices of `labels`."""
 
     name: str
     values: Float[np.ndarray, " runs"]
@@ -34,7 +34,7 @@ def draw_confusion(
     classes: Sequence[str],
     decisions: Sequence[str] | None = None,
 ) -> str:
-    """Draw counts of true class (rows) by decision (columns), shaded by the share of the row."""
+    """Draw the counts of true classes (rows) by decisions (columns), shaded by share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size, columns = len(classes), decisions or classes
     fits = size <= 9  # noqa: PLR2004 - classes that fit at the full size

@@ -49,7 +49,7 @@ FIGURES: Final = (
 
 
 def build_training(inputs: ReportInputs) -> Section | None:
-    """Build one figure per logged quantity, with training and validation together."""
+    """Build one figure per logged quantity, with both training and validation."""
     blocks: list[Block] = []
     if weights := inputs.metrics.get("initialisation"):
         blocks.append(Note(f"Initial weights: {weights}."))
@@ -131,7 +131,7 @@ def build_claim(inputs: ReportInputs) -> Section:
 
 
 def _build_companion(key: str, title: str, name: str, inputs: ReportInputs) -> Section:
-    """Build a checklist that refers to answered items of TRIPOD+AI."""
+    """Build a checklist whose answers refer to items of TRIPOD+AI."""
     tripod = _load_items("tripod_ai_2024.csv", inputs)
     items = _load_items(name, inputs, {item.number for item in tripod if item.answer})
     lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))

@@ -55,7 +55,7 @@ def build_cohort(inputs: ReportInputs) -> Section | None:
 
 
 def image_kinds(inputs: ReportInputs) -> str:
-    """Return the kinds of images of the cohorts in words."""
+    """Describe the kinds of images in the cohorts."""
     names = [inputs.config.get("data", {}).get("name")]
     if inputs.cohort is not None and "source" in inputs.cohort:
         names = list(inputs.cohort.get("cohort", inputs.cohort["source"]).unique())
@@ -65,7 +65,7 @@ def image_kinds(inputs: ReportInputs) -> str:
 
 
 def describe_people(inputs: ReportInputs) -> str:
-    """Return number, ages and sexes of the evaluated rows in words; what is unknown is left out."""
+    """Describe number, ages and sexes of the evaluated rows, as far as they are known."""
     parts = [format_counts(inputs.units, pd.Series(inputs.predictions.patient_id))]
     records = pd.DataFrame() if inputs.records is None else inputs.records
     if "age" in records and len(ages := pd.to_numeric(records["age"], errors="coerce").dropna()):
@@ -108,7 +108,7 @@ def resampling_unit(inputs: ReportInputs) -> str:
 
 
 def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
-    """Format the number of images, and of the patients that rows name.
+    """Format the numbers of images and of named patients.
 
     `units` are those of `name_units`, `patients` the names of the rows' patients.
     """
@@ -124,7 +124,7 @@ def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
 def characteristics_table(
     caption: str, parts: Mapping[str, pd.DataFrame], columns: Sequence[str] = COLUMNS
 ) -> Table:
-    """Return counts, age and the values of `columns`, with one column per part."""
+    """Return a table of counts, ages and the values of `columns`, with one column per part."""
     table = pd.concat(parts.values())
     lines = [("Images", *(f"{len(rows):,}" for rows in parts.values()))]
     is_named = name_units(table) == "patient"
@@ -157,7 +157,7 @@ def _format_ages(ages: "pd.Series[float]") -> str:
 
 
 def build_audit(audit: Mapping[str, Any]) -> list[Block]:
-    """Return the findings of an audit as notes and tables; empty findings mean no audit."""
+    """Return the findings of an audit as notes and tables; no findings mean no audit."""
     if not audit:
         return [Note("The cohort and its split were not audited.")]
     leaks = [Note(f"Leak: {leak}.", warning=True) for leak in audit.get("leaks", [])]

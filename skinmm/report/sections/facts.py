@@ -1,4 +1,4 @@
-"""Facts about a run in words, quoted by checklists and the card; empty text if unknown."""
+"""Facts about a run in words, for checklists and the card; "" if unknown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ SAME_SHARE: Final = 1e-9
 
 
 def describe_run(inputs: ReportInputs) -> list[str]:
-    """Return short facts for the head of a page: data, model, numbers of images and patients."""
+    """Describe data, model, and numbers of images and patients, for the head of a page."""
     rows = inputs.predictions
     names = {key: inputs.config.get(key, {}).get("name") for key in ("data", "model", "fusion")}
     if names["fusion"] == "tabular_only":
@@ -45,7 +45,7 @@ def describe_run(inputs: ReportInputs) -> list[str]:
 
 
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
-    """Return name -> text of the facts that the checklists under `templates/` name."""
+    """Return the facts named in the checklists under `templates/`, as name -> text."""
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
@@ -94,7 +94,7 @@ def _describe_cohort(inputs: ReportInputs) -> dict[str, str]:
 
 
 def _count_licences(cohort: pd.DataFrame) -> str:
-    """Return the number of images with each licence; those of a lesion are separated by `|`."""
+    """Count the images with each licence; licences of a lesion's images are separated by `|`."""
     if "licence" not in cohort or cohort["licence"].isna().all():
         return ""
     licences = cohort["licence"].fillna("").str.split("|", regex=False).explode()
@@ -129,7 +129,7 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
 
 
 def _name_fitted_head(config: Mapping[str, Any]) -> str:
-    """Return the name of a head that is fitted to features; "" for a neural one."""
+    """Return the name of a head fitted to features; "" for a neural head."""
     name = config.get("head", {}).get("name", "neural")
     return "" if name == "neural" else str(name)
 
@@ -169,7 +169,7 @@ _FILES: Final = {
 
 
 def _anonymize_command(command: Sequence[str]) -> str:
-    """Shorten the paths of a command to the name of a command or file, or else to `DIR`."""
+    """Replace each path in a command by its file name, or by `DIR`."""
 
     def shorten_path(match: re.Match[str]) -> str:
         before = match[1] or match[2] or ""
@@ -232,7 +232,7 @@ def _describe_threshold(inputs: ReportInputs) -> str:
 
 
 def _describe_optimism(inputs: ReportInputs) -> str:
-    """Describe the effect of an epoch that was selected on the rows of the threshold."""
+    """Describe the optimism if the epoch was selected on the same rows as the threshold."""
     is_pooled = inputs.predictions.fold is not None  # no entry: folds of different windows
     window = inputs.metrics.get("selection", {}).get("window", None if is_pooled else 1)
     if figures := TEXTS["optimism_figures"].get(window):
@@ -242,7 +242,7 @@ def _describe_optimism(inputs: ReportInputs) -> str:
 
 
 def _collect_limits(inputs: ReportInputs) -> list[str]:
-    """Return warnings, audit findings, the effect of missing columns, and lack of validation."""
+    """Return limits: warnings, audit findings, missing columns, lack of external validation."""
     limits, audit = collect_warnings(inputs), inputs.audit
     if audit and not audit.get("leaks"):
         limits.append(TEXTS["no_leak"])
@@ -267,7 +267,7 @@ def _collect_limits(inputs: ReportInputs) -> list[str]:
 
 
 def describe_call_rule(inputs: ReportInputs) -> str:
-    """Return the rule that selects one of several classes; empty for binary predictions."""
+    """Describe the rule for the predicted class of several; "" for binary predictions."""
     rows = inputs.predictions
     default = "likeliest" if rows.called is None else "stated"
     return "" if rows.is_binary else TEXTS["calls"][inputs.evaluation.get("call", default)]
@@ -284,7 +284,7 @@ def _describe_calibration(inputs: ReportInputs) -> str:
 
 
 def list_corrections(inputs: ReportInputs) -> list[str]:
-    """Return sentences on the effects of loss, sampler and mixing, corrected or not."""
+    """Describe the effects of loss, sampler and mixing on probabilities, corrected or not."""
     names = {key: inputs.config.get(key, {}).get("name") for key in ("loss", "sampler", "mix")}
     fitted, sentences = inputs.fitted("calibration"), []
     if fitted.get("inverse"):

@@ -1,4 +1,4 @@
-"""Section on the headline numbers with their warnings."""
+"""Headline section: verdict, natural frequencies, warnings and main numbers."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -49,7 +49,7 @@ def build_headline(inputs: ReportInputs) -> Section:
 
 
 def collect_warnings(inputs: ReportInputs) -> list[str]:
-    """Return warnings about everything that makes the numbers misleading on their own."""
+    """Return warnings about everything that could make the numbers misleading."""
     warnings = []
     weights = inputs.metrics.get("initialisation") or ""
     if weights.lower().startswith("from scratch"):
@@ -73,7 +73,7 @@ def collect_warnings(inputs: ReportInputs) -> list[str]:
 
 
 def _describe_few(inputs: ReportInputs, patients: int) -> str:
-    """Warn of few patients with malignant lesions, and state how many are needed."""
+    """Warn of few patients with malignant lesions, and state the number needed."""
     cases = f"{format_count(patients, 'malignant case')} (by {resampling_unit(inputs)})"
     text = TEXTS["few"].format(cases, FEW)
     auroc = inputs.value("auroc")
@@ -84,7 +84,7 @@ def _describe_few(inputs: ReportInputs, patients: int) -> str:
 
 
 def _describe_estimate(inputs: ReportInputs, rule: Mapping[str, Any]) -> str:
-    """Describe a threshold without a guarantee, and how many patients would give one."""
+    """Describe a threshold without a guarantee, and the number of patients for one."""
     target = inputs.evaluation.get("sensitivity", 0.95)
     needed = malignant_for_guarantee(target, inputs.confidence)
     if rule.get("patients") is None or rule["patients"] >= needed:
@@ -94,7 +94,7 @@ def _describe_estimate(inputs: ReportInputs, rule: Mapping[str, Any]) -> str:
 
 
 def _benefit_warnings(inputs: ReportInputs) -> list[str]:
-    """Warn unless the threshold is shown to have more net benefit than flagging all or none."""
+    """Warn unless the interval of the gain in net benefit over flagging all or none is above 0."""
     entry = inputs.estimate("net_benefit_gain")
     value, low = entry.get("value"), entry.get("low")
     if value is None or (value > 0 and low is not None and low > 0):
@@ -144,7 +144,7 @@ def _describe_tiles(inputs: ReportInputs) -> str:
 
 
 def restate_at_clinic(inputs: ReportInputs) -> list[str]:
-    """Return the predictive values and net benefit at the prevalence of the clinic, in words."""
+    """Describe the predictive values and net benefit at the prevalence of the clinic."""
     clinic = inputs.measured.get("clinic")
     if not clinic:
         return []

@@ -1,4 +1,4 @@
-"""Sections on the curves, the decision and the most certain mistakes."""
+"""Sections on the curves, the decision and the most confident mistakes."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Section on referral to a person, and its numbers and warnings in the head of the report."""
+"""Section on referral to a person, with numbers and warnings for the headline section."""
 
 import math
 from collections.abc import Mapping
@@ -89,7 +89,7 @@ def collect_referral_warnings(inputs: ReportInputs) -> list[str]:
 def _limit_warnings(
     inputs: ReportInputs, limit: RiskLimit, name: str, kind: str, decision: str
 ) -> list[str]:
-    """Return warnings about a target that validation cannot certify, or that decides no row."""
+    """Return warnings about targets that validation cannot certify or that permit no decision."""
     facts = {
         "name": name,
         "target": f"{limit.target:g}",
@@ -114,7 +114,7 @@ def _limit_warnings(
 
 
 def _is_limited_by_band(inputs: ReportInputs, decision: str) -> bool:
-    """Return whether threshold and OOD score leave rows to decide; False if folds decided."""
+    """Return whether the band alone prevents such decisions; False if folds decided."""
     rows = inputs.predictions
     is_on_side = (rows.malignancy >= inputs.threshold) == (decision == "malignant")
     is_familiar = np.ones(len(rows), dtype=bool) if rows.ood is None else ~(rows.ood > 1)
@@ -148,7 +148,7 @@ def describe_referred(inputs: ReportInputs) -> str:
 
 
 def describe_shares(metrics: Mapping[str, Any]) -> str:
-    """Return the shares of wrong decisions among the decided lesions, in words."""
+    """Describe the shares of wrong decisions among the decided lesions."""
     parts = []
     for name, side, other in (("npv", "benign", "malignant"), ("ppv", "malignant", "benign")):
         share = format_error_share(metrics[f"decided_{name}"])
@@ -158,7 +158,7 @@ def describe_shares(metrics: Mapping[str, Any]) -> str:
 
 
 def describe_decided(inputs: ReportInputs) -> list[str]:
-    """Return a sentence on the decided lesions; empty without referral."""
+    """Describe the decided lesions in a sentence; "" without referral."""
     if not inputs.estimate("referred").get("value"):
         return []
     return [f"In this test, {describe_shares(inputs.measured['metrics'])}."]
@@ -198,7 +198,7 @@ def _has_referral(inputs: ReportInputs) -> bool:
 
 
 def describe_rule(inputs: ReportInputs) -> str:
-    """Describe the decision rule of this run; empty without referral."""
+    """Describe the decision rule of this run; "" without referral."""
     if not _has_referral(inputs):
         return ""
     state = inputs.fitted("band")
@@ -225,7 +225,7 @@ def _name_limit(limit: float, threshold: float) -> str:
 
 
 def _coverage_table(inputs: ReportInputs) -> Table:
-    """Return the observed coverage by class, and the range expected from the validation rows."""
+    """Return observed coverage by class, with the range expected from the validation rows."""
     state = inputs.fitted("conformal")
     header = ["Class", "Sets that contain it (interval)"]
     if state:

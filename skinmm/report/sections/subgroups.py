@@ -1,4 +1,4 @@
-"""Sections on subgroups of patients and on missing columns of the record."""
+"""Sections on subgroups of patients and on missing record columns."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +91,7 @@ def build_subgroups(inputs: ReportInputs) -> Section | None:
 
 
 def add_skin_tones(records: pd.DataFrame, malignant: Bool[np.ndarray, " n"]) -> pd.DataFrame:
-    """Add a column `skin_tone` if there are paths; missing where no image was measured."""
+    """Add a column `skin_tone` if paths are given; missing without a measured image."""
     if "path" not in records:
         return records
     has_path = records["path"].notna().to_numpy()
@@ -166,7 +166,7 @@ def _source_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]) 
 
 
 def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """Return referral and coverage by group, and a warning about groups below the stated coverage.
+    """Return referral and coverage by group, and a warning about groups with too low coverage.
 
     Coverage is guaranteed for each class over all rows, but not for any group.
     """
@@ -189,7 +189,7 @@ def _coverage_blocks(inputs: ReportInputs, measured: Sequence[Mapping[str, Any]]
 
 
 def build_missing(inputs: ReportInputs) -> Section | None:
-    """Build the section on missing columns: metrics by share missing; None if not measured."""
+    """Build the section on missing columns: metrics by missing share; None if not measured."""
     parts = metrics_by_missing_share(inputs)
     if len(parts) == 1:
         return None
@@ -216,7 +216,7 @@ def build_missing(inputs: ReportInputs) -> Section | None:
 
 
 def metrics_by_missing_share(inputs: ReportInputs) -> dict[float, Mapping[str, Any]]:
-    """Return the test metrics by share of withheld columns; 0 is the complete record."""
+    """Return the test metrics by share of withheld columns; share 0 is the complete record."""
     parts = {0.0: inputs.measured}
     for name, part in inputs.metrics.items():
         kind, *numbers = name.split("_")

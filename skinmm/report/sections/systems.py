@@ -1,4 +1,4 @@
-"""Figures and tables of several systems, and the settings that differ between them."""
+"""Figures, tables and differing settings of several systems."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,7 +37,7 @@ Systems = Mapping[str, ReportInputs]
 
 
 def draw_systems(systems: Systems) -> Section:
-    """Build the section of parallel coordinates, and of ROC curves where colours suffice."""
+    """Build the section of parallel coordinates, with ROC curves if colours suffice."""
     has_colours = len(systems) <= len(PALETTE)
     caption = "Colours as in the curves." if has_colours else "Brighter lines: higher AUROC."
     plots = [Plot("Parallel coordinates", _draw_parallel(systems), caption)]
@@ -77,7 +77,7 @@ def format_setting(value: Any) -> str:
 
 
 def different_settings(systems: Systems) -> dict[str, dict[str, Any]]:
-    """Return, by system, the settings that differ between runs; prediction files have none."""
+    """Return the settings that differ between runs, by system; prediction files have none."""
     settings = {name: flatten(inputs.config) for name, inputs in systems.items()}
     runs = [values for values in settings.values() if values]
     different = [
@@ -105,7 +105,7 @@ def clinic_table(systems: Systems) -> Table | None:
 
 
 def calibration_table(systems: Systems) -> Table | None:
-    """Return calibration before and after correction; as given without raw probabilities."""
+    """Return calibration before and after correction, or `as given` without raw probabilities."""
     rows = []
     for name, inputs in systems.items():
         after = inputs.predictions
@@ -121,14 +121,14 @@ def calibration_table(systems: Systems) -> Table | None:
 
 
 def calibration_cells(measured: Mapping[str, Any]) -> list[str]:
-    """Return mean probability / prevalence and the calibration metrics of an evaluation."""
+    """Format mean probability / prevalence and the calibration metrics of an evaluation."""
     metrics = measured["metrics"]
     ratio = metrics["mean_probability"]["value"] / (measured["positives"] / measured["n"])
     return [format_number(ratio), *format_estimates(metrics, CALIBRATION)]
 
 
 def source_table(systems: Systems) -> Table | None:
-    """Return the AUROC of each system in each source, for systems that were tested on several."""
+    """Return the AUROC by source of each system that was tested on several sources."""
     results = {name: inputs.measured.get("sources") for name, inputs in systems.items()}
     aurocs = {
         name: {entry["source"]: format_estimate(entry) for entry in result["aurocs"]}

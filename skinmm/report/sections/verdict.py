@@ -29,7 +29,7 @@ COLUMNS: Final = {
 
 
 def build_verdict(inputs: ReportInputs) -> Verdict:
-    """Describe in plain language whether the model is of use in this test, for whom, and where."""
+    """Describe in plain language whether the model was useful in this test, and for whom."""
     texts, rows, threshold = TEXTS["use"], inputs.predictions, inputs.threshold
     malignant, flagged = rows.malignant, rows.malignancy >= threshold
     tested = texts["tested"].format(
@@ -73,7 +73,7 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
 
 
 def _rate(inputs: ReportInputs) -> str:
-    """Return the key of the verdict, by the intervals of AUROC and net benefit."""
+    """Return the key of the verdict from the intervals of AUROC and net benefit."""
     low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
     if low is not None and low <= CHANCE:
         return "chance"
@@ -85,7 +85,7 @@ def _rate(inputs: ReportInputs) -> str:
 
 
 def useful_prevalence(inputs: ReportInputs) -> tuple[float, float] | None:
-    """Return the prevalences between which the model has more net benefit than all and none.
+    """Return the range of prevalences in which the model beats flagging all and none.
 
     With sensitivity a, specificity b and threshold odds w, the model exceeds "none" where the odds
     of malignancy exceed w (1 - b) / a, and "all" where they are below w b / (1 - a). None if no
@@ -144,7 +144,7 @@ def _frequency_table(inputs: ReportInputs, caption: str, prevalence: float) -> T
 
 
 def split_count(total: int, values: Shaped[np.ndarray, " n"], names: list[str]) -> list[int]:
-    """Split a count by the shares of the values, by largest remainder: the parts add up to it."""
+    """Divide a count in proportion to values, by the largest remainders."""
     exact = total * np.array([(values == name).mean() for name in names])
     counts = np.floor(exact).astype(int)
     order = np.argsort(counts - exact, kind="stable")

@@ -88,5 +88,5 @@ function paeth(a, b, c) {
 
 function requireUpperBits(pixels) {
   const highest = pixels.reduce((most, value) => Math.max(most, value), 0);
-  if (highest && highest < 16) throw new ImageError('its 16-bit values use at most 12 bits, so that it would be almost black: convert it to 8 bits');
+  if (highest && highest < 16) throw new ImageError('its 16-bit values use at most 12 bits, so it would be almost black: convert it to 8 bits');
 }
