@@ -32,7 +32,12 @@ class DicomwebConfig(InferenceConfig):
     )
     captures: bool = setting(True, "also store heat maps as secondary captures")
     parked: bool = setting(False, "try parked images again")
-    attempts: int = setting(8, "attempts of a request before watch=null ends", low=1, high=1000)
+    attempts: int = setting(
+        8,
+        "attempts of a request before its image is postponed, or watch=null ends",
+        low=1,
+        high=1000,
+    )
     timeout: float = setting(30.0, "seconds to wait for an answer", low=0.1, high=3600)
     certificate: str | None = literal_path(None, "PEM file of the authorities to trust")
     client_certificate: str | None = literal_path(None, "PEM file of our certificate and key")

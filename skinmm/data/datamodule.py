@@ -39,7 +39,7 @@ from skinmm.data.splits import (
     shares_in_use,
 )
 from skinmm.data.view_dataset import DATASETS, locate_views
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_line
 from skinmm.models.fusion import FUSIONS
 
 MAX_WORKERS: Final = 8
@@ -180,12 +180,18 @@ class FoldData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore a saved position, from which the next training loader continues."""
-        rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
+        trainer = self.config.trainer
+        rows = trainer.batch_size * self._rank_and_world_size()[1]
         saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
             raise InputError(
                 f"to resume within an epoch, trainer.batch_size times the number of processes must "
                 f"be {saved_rows}, as before; it is {rows}"
+            )
+        if rows != saved_rows and self._rank_and_world_size()[0] == 0:
+            print_line(
+                f"resumed with {rows} rows a step instead of {saved_rows} (trainer.batch_size "
+                f"times the number of processes), trainer.accumulate={trainer.accumulate}"
             )
         self._start = (state_dict["epoch"], state_dict["steps"])
 

@@ -35,6 +35,7 @@ _FIRST_PAUSE: Final = 0.5  # seconds, doubled after each failure
 _LAST_PAUSE: Final = 60.0
 _UNAUTHORISED: Final = (401, 403)
 _RETRIED: Final = (408, 425, 429, *range(500, 600))  # others are parked
+_SERVER_ERROR: Final = 500
 _IMAGE_KEYS: Final = ("0020000D", "0020000E", "00080018")  # study, series, instance
 
 
@@ -44,6 +45,10 @@ class RefusedError(Exception):
 
 class UnavailableError(Exception):
     """Temporary failure of the server, the network or the token."""
+
+
+class FailedError(UnavailableError):
+    """Failure that the server reports for one image; perhaps it answers for the others."""
 
 
 class Image(NamedTuple):
@@ -108,24 +113,30 @@ class _Worker:
         try:
             for uid in self._outbox.list_ready():
                 self._send(uid)
-            images = self._outbox.list_images()
-            for image in self._retry(lambda: [*self._server.find()]):
+            images, unread = self._outbox.list_images(), self._outbox.list_unread()
+            found = self._retry(lambda: [*self._server.find()])
+            for image in sorted(found, key=lambda image: image.uid in unread):  # the others first
                 if image.uid not in images:
-                    self._predict(image)
+                    self._predict(image, is_again=image.uid in unread)
+            for uid in self._outbox.list_ready(postponed=True):
+                self._send(uid, is_again=True)
         except (UnavailableError, StoreError) as error:
             print_error(f"{error}; nothing is lost, the next search tries again")
             return False
         return True
 
-    def _predict(self, image: Image) -> None:
+    def _predict(self, image: Image, *, is_again: bool) -> None:
         key = (image.uid, image.study)
         try:
-            data, manufacturer = self._retry(lambda: self._server.read(image))
+            data, manufacturer = self._retry(lambda: self._server.read(image), is_again=is_again)
             if manufacturer == "skinmm":
                 self._outbox.add_without_result(key, IGNORED, "a result of skinmm")
                 return
             result = build_results(self._predictor, Source(data), {})
             case = build_case(self._predictor, result.prediction, result.case)
+        except FailedError as error:
+            self._postpone(*key, error)
+            return
         except (RefusedError, ProblemError, OSError, *INVALID) as error:
             self._outbox.add_without_result(key, PARKED, one_line(error))
             print_error(f"{image.uid}: parked ({one_line(error)})")
@@ -138,24 +149,42 @@ class _Worker:
         self._outbox.add(USER, self._model, case, key, objects)
         self._send(image.uid)
 
-    def _send(self, uid: str) -> None:
+    def _postpone(self, uid: str, study: str, error: FailedError) -> None:
+        """Continue with the other images, unless the whole server fails."""
+        self._retry(lambda: next(self._server.find(), None))
+        self._outbox.postpone(uid, study, str(error))
+        print_error(f"{uid}: postponed until the others are done ({error})")
+
+    def _send(self, uid: str, *, is_again: bool = False) -> None:
         objects = self._outbox.read_objects(uid)
         try:
-            self._retry(lambda: self._server.store(objects))
+            self._retry(lambda: self._server.store(objects), is_again=is_again)
+        except FailedError as error:
+            self._postpone(uid, "", error)
         except RefusedError as error:
             self._outbox.set_state(uid, PARKED, str(error))
             print_error(f"{uid}: its result is parked ({error})")
         else:
             self._outbox.set_state(uid, SENT)
 
-    def _retry(self, call: Callable[[], T]) -> T:
-        """Call with growing pauses after failures; a watcher never gives up."""
+    def _retry(self, call: Callable[[], T], *, is_again: bool = False) -> T:
+        """Call with growing pauses after failures.
+
+        A watcher gives up for nothing but failures of one image, which `is_again` if it was
+        postponed: it has one attempt.
+        """
         pause, attempt = _FIRST_PAUSE, 1
         while True:
             try:
                 return call()
             except UnavailableError as error:
-                if self._config.watch is None and attempt >= self._config.attempts:
+                is_failed, is_last = (
+                    isinstance(error, FailedError),
+                    attempt >= self._config.attempts,
+                )
+                if (is_failed and (is_last or is_again)) or (
+                    is_last and self._config.watch is None
+                ):
                     raise
                 print_error(f"attempt {attempt}: {error}; again in {pause:g} s")
             sleep(pause)
@@ -237,9 +266,11 @@ class Server:
                     f"{action}: HTTP {status}, the token is missing, wrong or expired: renew "
                     f"{TOKEN_FILE}"
                 ) from error
-            kind = UnavailableError if status in _RETRIED else RefusedError
+            kind: type[Exception] = UnavailableError if status in _RETRIED else RefusedError
             if action == "search":  # it concerns no single image
                 kind = UnavailableError
+            elif status >= _SERVER_ERROR:
+                kind = FailedError
             raise kind(f"{action}: HTTP {status} {error.response.reason}") from error
         except (InvalidDicomError, LookupError) as error:
             raise RefusedError(f"{action}: the answer is not DICOM") from error

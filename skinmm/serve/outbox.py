@@ -24,8 +24,9 @@ _OUTBOX: Final = sql.Table(
     Column("state", String, nullable=False, index=True),
     Column("number", Integer),  # of the case
     Column("objects", sql.JSON, nullable=False),  # results that are not sent yet, in Base64
-    Column("reason", String, nullable=False),  # why the image is parked
+    Column("reason", String, nullable=False),  # why the image is parked, or postponed if ready
 )
+_IS_UNREAD: Final = (_OUTBOX.c.state == READY) & _OUTBOX.c.number.is_(None)
 
 
 class Outbox:
@@ -39,7 +40,12 @@ class Outbox:
     def list_images(self) -> set[str]:
         """Return the images that need no prediction."""
         with self._store.begin() as database:
-            return {*database.scalars(sql.select(_OUTBOX.c.image))}
+            return {*database.scalars(sql.select(_OUTBOX.c.image).where(~_IS_UNREAD))}
+
+    def list_unread(self) -> set[str]:
+        """Return the images that could not be read, and are postponed."""
+        with self._store.begin() as database:
+            return {*database.scalars(sql.select(_OUTBOX.c.image).where(_IS_UNREAD))}
 
     def add(
         self, user: str, model: str, case: NewCase, image: tuple[str, str], objects: Sequence[bytes]
@@ -57,9 +63,10 @@ class Outbox:
         with self._store.begin() as database:
             _insert(database, image, state, reason=reason)
 
-    def list_ready(self) -> list[str]:
-        """Return the images with results to send, oldest case first."""
-        query = sql.select(_OUTBOX.c.image).where(_OUTBOX.c.state == READY)
+    def list_ready(self, *, postponed: bool = False) -> list[str]:
+        """Return the images with results to send, or with postponed ones, oldest case first."""
+        query = sql.select(_OUTBOX.c.image).where(_OUTBOX.c.state == READY, ~_IS_UNREAD)
+        query = query.where((_OUTBOX.c.reason != "") if postponed else (_OUTBOX.c.reason == ""))
         with self._store.begin() as database:
             return [*database.scalars(query.order_by(_OUTBOX.c.number))]
 
@@ -77,6 +84,14 @@ class Outbox:
         statement = sql.update(_OUTBOX).where(_OUTBOX.c.image == image, _OUTBOX.c.state == READY)
         with self._store.begin() as database:
             database.execute(statement.values(values))
+
+    def postpone(self, image: str, study: str, reason: str) -> None:
+        """Store why an image, or its result, waits until the others are done."""
+        is_ready = (_OUTBOX.c.image == image) & (_OUTBOX.c.state == READY)
+        with self._store.begin() as database:
+            update = sql.update(_OUTBOX).where(is_ready).values(reason=reason)
+            if not database.execute(update).rowcount:
+                _insert(database, (image, study), READY, reason=reason)
 
     def restart_parked(self) -> None:
         """Make parked results ready again, and delete parked images without a result."""
@@ -103,5 +118,6 @@ class Outbox:
 
 
 def _insert(database: Connection, image: tuple[str, str], state: str, **values: Any) -> None:
+    database.execute(sql.delete(_OUTBOX).where(_OUTBOX.c.image == image[0], _IS_UNREAD))
     row = {"image": image[0], "study": image[1], "state": state, "objects": [], "reason": ""}
     database.execute(sql.insert(_OUTBOX).values(row | values))

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skinmm.config import Config, OptimizerConfig, build_component
 from skinmm.config.cores import count_cores
@@ -59,27 +59,29 @@ class StepClock:
 
     The random numbers of the run do not depend on it.
 
-    `reading` is the time to read a batch, divided by the number of loader processes.
+    `reading` is the time to read a batch, divided by the number of loader processes; it is
+    measured by `time`, and 0 before.
     """
 
     def __init__(self, module: Classifier, data: LesionData, device: torch.device) -> None:
-        start = time.perf_counter()
-        loader = data.train_dataloader()
+        self._loader = loader = data.train_dataloader()
         self.batches = min(len(loader), data.config.trainer.limit_batches or len(loader))
-        self.rows = loader.batch_size or 1
-        keys = islice(loader.sampler, self.rows)
-        batch = loader.collate_fn([loader.dataset[key] for key in keys])
-        self.reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
+        self.rows, self.reading = loader.batch_size or 1, 0.0
         self._module, self._device = module, device
-        self._batch = {name: value.to(device) for name, value in batch.items()}
 
     def time(self, *variants: Variant) -> dict[Variant, float]:
         """Return the seconds per step of each variant, measured in turns as other load varies."""
-        runs = {variant: self._prepare(variant) for variant in variants}
+        start, loader = time.perf_counter(), self._loader
+        samples = [loader.dataset[key] for key in islice(loader.sampler, self.rows)]
+        batch = {name: value.to(self._device) for name, value in loader.collate_fn(samples).items()}
+        self.reading = (time.perf_counter() - start) / max(loader.num_workers, 1)
+        most = max(variant.processes for variant in variants)
+        networks = [copy.deepcopy(self._module.network).to(self._device) for _ in range(most)]
         seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
         with torch.random.fork_rng():
             for _ in range(TURNS):
-                for variant, run in runs.items():
+                for variant in variants:
+                    run = self._prepare(variant, batch, networks[: variant.processes])
                     start = time.perf_counter()
                     run()
                     if self._device.type == "cuda":
@@ -87,13 +89,15 @@ class StepClock:
                     seconds[variant].append(time.perf_counter() - start)
         return {variant: min(values[1:]) for variant, values in seconds.items()}
 
-    def _prepare(self, variant: Variant) -> Callable[[], object]:
+    def _prepare(
+        self, variant: Variant, batch: dict[str, Tensor], networks: Sequence[nn.Module]
+    ) -> Callable[[], object]:
+        """Return a function that computes a step, on a network per process."""
         parts = [
-            {name: value.tensor_split(variant.processes)[i] for name, value in self._batch.items()}
+            {name: value.tensor_split(variant.processes)[i] for name, value in batch.items()}
             for i in range(variant.processes)
         ]
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-        networks = [copy.deepcopy(self._module.network).to(self._device) for _ in parts]
         loss = self._module.loss.to(self._device)
 
         def step(number: int) -> None:
@@ -111,6 +115,7 @@ class StepClock:
 
         for network in networks:
             network.to(memory_format=layout)
+            network.zero_grad()
         if variant.processes == 1:
             return lambda: step(0)
         return lambda: _run_in_threads(step, variant.processes)
@@ -135,16 +140,14 @@ def tune(
     is_fixed = run.is_resumed or is_torchrun() or trainer.world_size > 1 or options.compile
     if not (is_open and has_steps) or is_fixed or device.type != "cpu":
         return None
-    clock = StepClock(module, data, device)
-    steps = clock.batches * (trainer.max_epochs or 1)
-    if steps < LEAST_STEPS:
-        return None
     default = current_variant(trainer, options.channels_last)
     variants = list_variants(default, options.precision, options.channels_last)
     processes = _count_possible_processes(module, run)
     if processes > 1:
         variants += [variant._replace(processes=processes) for variant in variants]
-    if len(variants) == 1:
+    clock = StepClock(module, data, device)
+    steps = clock.batches * (trainer.max_epochs or 1)
+    if len(variants) == 1 or steps < LEAST_STEPS:
         return None
     seconds = clock.time(*variants)
     best = choose_variant(default, seconds)

@@ -109,6 +109,8 @@ class Front(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.archive, self.failures, self.tokens = archive, {"POST": [0], "GET": [0]}, [""]
         self.authorisations: list[str] = []
+        self.broken: list[bytes] = []  # UIDs whose requests always fail
+        self.requests: list[bytes] = []  # path and body
         Thread(target=self.serve_forever, daemon=True).start()
 
     def fail(self, method: str, path: str, token: str) -> int:
@@ -126,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
         status = server.fail(self.command, self.path, self.headers.get("Authorization", ""))
+        server.requests.append(self.path.encode() + body)
+        if any(uid in server.requests[-1] for uid in server.broken):
+            status = 503
         if status < 0:
             time.sleep(-status)
         if status > 0:
@@ -246,10 +251,49 @@ def test_failures_are_named_and_retried_or_parked(
     assert "1.2.840.99.1.2: its result is parked (store: HTTP 409" in capsys.readouterr().err
     front.failures["POST"] = [502]
     assert main.main([*command, "parked=true"]) == 3
+    assert "postponed until the others are done (store: HTTP 502" in capsys.readouterr().err
+    front.failures["POST"], front.failures["GET"] = [0], [503]
+    assert main.main(command) == 3
     assert "nothing is lost, the next search tries again" in capsys.readouterr().err
-    front.failures["POST"] = [0]
+    front.failures["GET"] = [0]
     assert main.main(command) == 0
     check_evidence(front.archive, 2)
+
+
+@needs_orthanc
+def test_an_image_that_always_fails_blocks_no_other(
+    front: Front, both: Path, pictures: Path, tmp_path: Path, capsys: Said,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def pause(seconds: float) -> None:
+        if seconds == 7.5:
+            raise KeyboardInterrupt  # between two searches of the watcher
+
+    monkeypatch.setattr("skinmm.serve.dicomweb.sleep", pause)
+    for number in range(3):
+        front.archive.send(lesion(pictures, number))
+    unread, unsent = b"instances/1.2.840.99.0.2", b"\x001.2.840.99.1.2"
+    front.broken = [unread, unsent]
+    command = watch_command(both, front.server_port, tmp_path / "cases.db", "attempts=2")
+    assert main.main([*command, "watch=7.5"]) == 130
+    told = capsys.readouterr().err
+    assert "1.2.840.99.0.2: postponed until the others are done (read: HTTP 503" in told
+    assert "1.2.840.99.1.2: postponed until the others are done (store: HTTP 503" in told
+    check_evidence(front.archive, 1)
+
+    front.archive.send(lesion(pictures, 3))
+    front.requests.clear()
+    assert main.main(command) == 3
+    assert "images: 2 sent, 2 ready, 0 parked" in capsys.readouterr().out
+    places = [n for n, request in enumerate(front.requests) if unread in request]
+    others = [n for n, request in enumerate(front.requests) if b"instances/1.2.840.99.3" in request]
+    assert len(places) == 1  # attempt
+    assert places[0] > max(others)
+    check_evidence(front.archive, 2)
+
+    front.broken = []
+    assert main.main(command) == 0
+    check_evidence(front.archive, 4)
 
 
 @needs_orthanc

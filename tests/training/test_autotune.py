@@ -1,7 +1,9 @@
 """Settings of the trainer that are chosen by measurement, and what they leave unchanged."""
 
+import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from micro_runs import micro_config, parts
 
 from skinmm.config import Config, from_mapping
 from skinmm.errors import InputError
+from skinmm.models.network import Network
 from skinmm.training import autotune
 from skinmm.training.autotune import (
     LR_STEPS,
@@ -86,15 +89,28 @@ def test_settings_of_the_user_are_not_measured(
     assert config.trainer.devices == 1
 
 
-def test_a_short_run_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_reads_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = micro_config(precision="auto", channels_last="auto")
     module, data, trainer = parts(config, tmp_path)
+    monkeypatch.delattr("skinmm.data.dataset.LesionDataset.__getitem__")
     assert tune(module, data, trainer, RunFolder(tmp_path, config)) is None
     assert config.trainer.precision == "auto"
     assert capsys.readouterr().out == ""
 
 
-def test_measuring_changes_neither_draws_nor_weights(tmp_path: Path) -> None:
+def test_measuring_changes_neither_draws_nor_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[type] = []
+    deepcopy = copy.deepcopy
+
+    def count_copies(*arguments: Any) -> Any:
+        copies.append(type(arguments[0]))
+        return deepcopy(*arguments)
+
+    monkeypatch.setattr(copy, "deepcopy", count_copies)
     config = micro_config()
     module, data, _ = parts(config, tmp_path)
     weights = {name: value.clone() for name, value in module.network.state_dict().items()}
@@ -102,6 +118,7 @@ def test_measuring_changes_neither_draws_nor_weights(tmp_path: Path) -> None:
     state, drawn = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
     seconds = StepClock(module, data, torch.device("cpu")).time(ALONE, BF16, TWO)
     assert all(value > 0 for value in seconds.values())
+    assert copies.count(Network) == 2  # as many as processes, for all variants together
     assert torch.equal(torch.get_rng_state(), state)
     assert np.random.get_state(legacy=False)["state"]["pos"] == drawn  # noqa: NPY002
     assert torch.get_num_threads() == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micro_runs import micro_config, read_data
 from quick_runs import QUICK, ROOT, command, files_in, train
 
 from skinmm.models.checkpoint import load_card
@@ -166,6 +167,19 @@ def test_steps_within_an_epoch_keep_their_size(
     said = capsys.readouterr().err
     assert "within an epoch, trainer.batch_size times the number of processes must be 8" in said
     assert "it is 4" in said
+
+
+def test_between_epochs_another_size_of_a_step_is_stated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = read_data(micro_config(batch_size=16, accumulate=2), frozenset({"image"}))
+    data.load_state_dict({"epoch": 1, "steps": 0, "rows": 16})
+    assert capsys.readouterr().out == ""
+    data.load_state_dict({"epoch": 1, "steps": 0, "rows": 32})  # of two processes
+    assert capsys.readouterr().out == (
+        "resumed with 16 rows a step instead of 32 (trainer.batch_size times the number of "
+        "processes), trainer.accumulate=2\n"
+    )
 
 
 @pytest.mark.slow
