@@ -81,10 +81,7 @@ def require_package(module: str, feature: str, extra: str) -> None:
 
 
 def require_new_output(key: str, path: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that exists, or an output folder that contains files.
-
-    `key` is the setting that names the path.
-    """
+    """Refuse an output file of the setting `key` that exists, or a folder that contains files."""
     is_free = not any(path.iterdir()) if path.is_dir() else not path.exists()
     if overwrite or is_free:
         return

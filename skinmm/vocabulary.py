@@ -150,11 +150,7 @@ _SITE_END: Final = r" (left|right|region|joint|nos|upper|lower|(top|middle|botto
 
 
 def parse_site(value: Any) -> str | None:
-    """Return one of `SITES` for a word of a public dataset or DICOM, or None.
-
-    Plurals, `left` or `right` before or after the word, and names such as `Skin of sole of foot`
-    are accepted.
-    """
+    """Return one of `SITES` for words of a public dataset or DICOM (side optional), or None."""
     word = re.sub(r" ?(&|/|\band\b) ?", "/", _normalise(value))
     word = re.sub(r"^(left|right|bilateral) ", "", word).removeprefix("skin of ")
     for name in (word, re.sub(_SITE_END, "", word)):

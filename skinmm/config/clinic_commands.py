@@ -26,7 +26,7 @@ class DicomwebConfig(InferenceConfig):
         "", "case store, which remembers images: SQLite file or PostgreSQL URL", example="cases.db"
     )
     modality: list[str] = setting(["XC", "DMS"], "modalities to predict")
-    filters: dict[str, Any] = setting({}, "further QIDO-RS filters, as {StudyDate: 20261101-}")
+    filters: dict[str, Any] = setting({}, "further QIDO-RS filters, e.g. {StudyDate: 20261101-}")
     watch: float | None = setting(
         None, "seconds between searches; null: search once", low=0.1, high=86_400
     )
@@ -34,7 +34,7 @@ class DicomwebConfig(InferenceConfig):
     parked: bool = setting(False, "try parked images again")
     attempts: int = setting(
         8,
-        "attempts of a request before its image is postponed, or watch=null ends",
+        "attempts per request; then the image is postponed, or the command ends (watch=null)",
         low=1,
         high=1000,
     )

@@ -196,12 +196,16 @@ class PlanConfig:
         None, "expected AUROC; null: that of the input, or 0.85", low=0.51, high=0.999
     )
     width: float = setting(0.1, "width of the interval of the AUROC", low=0.001, high=0.9)
-    slope_width: float = setting(0.4, "width of that of the calibration slope", low=0.01, high=9)
+    slope_width: float = setting(
+        0.4, "width of the interval of the calibration slope", low=0.01, high=9
+    )
     difference: float | None = setting(
-        None, "difference of two AUROCs; null: 0.05, at most half of what is left to 1", low=0.001,
+        None, "difference of two AUROCs; null: 0.05, at most half of 1 - AUROC", low=0.001,
         high=0.4,
     )  # fmt: skip
-    correlation: float = setting(0.5, "of two AUROCs on the same lesions", low=0, high=0.99)
+    correlation: float = setting(
+        0.5, "correlation of two AUROCs on the same lesions", low=0, high=0.99
+    )
     sensitivity: float = setting(0.95, "sensitivity to be exceeded", low=0.01, high=0.9999)
     expected: float = setting(0.98, "true sensitivity of a given threshold", low=0.02, high=0.99999)
     confidence: float = setting(0.95, "level of bounds and intervals", low=0.5, high=0.999)
@@ -253,7 +257,7 @@ class ReportPageConfig(PredictionFilesConfig):
     input: str = literal_path(
         "", "run folder, or CSV of predictions", example="predictions.csv", positional=True
     )
-    system: str | None = setting(None, "system to report, of a file of several")
+    system: str | None = setting(None, "system to report, in a file with several")
     output: str = output_path("report.html", "page to write; unused for a run folder")
     report: ReportPicturesConfig = section(ReportPicturesConfig)
     evaluation: ClinicAndCostsConfig = section(ClinicAndCostsConfig)
@@ -267,9 +271,7 @@ class CompareConfig(PredictionFilesConfig):
     inputs: list[str] = literal_path(
         [], "run folders, a folder of runs, or CSV files", example="[a.csv,b.csv]", positional=True
     )
-    margin: float | None = setting(
-        None, "largest loss of AUROC that is not inferior; null: not tested", low=0
-    )
+    margin: float | None = setting(None, "margin of non-inferiority in AUROC; null: no test", low=0)
     output: str | None = output_path(
         None, "page to write; null: compare.html in the folder of runs, else in compare/"
     )
@@ -294,7 +296,7 @@ class ServeConfig(InferenceConfig):
     keys: str | None = literal_path(None, "file of SHA-256 digests of API keys", usage="keys.txt")
     page: bool = setting(True, "serve the web page; false: the API only")
     patient_view: bool = setting(
-        False, "also offer the wording for patients on the page; it never gives an all-clear"
+        False, "offer a wording for patients on the page; it never gives an all-clear"
     )
     store: str | None = literal_path(None, "case store: SQLite file or PostgreSQL URL; null: none")
     store_images: bool = setting(False, "also store the images of the cases")

@@ -17,24 +17,24 @@ class FederationConfig(Config):
 
     rounds: int = setting(10, "rounds of training", low=1, high=100_000)
     local_epochs: int = setting(1, "epochs of a client in a round", low=1, high=1000)
-    min_clients: int = setting(2, "clients that a round needs", low=1, high=10_000)
+    min_clients: int = setting(2, "minimum number of clients in a round", low=1, high=10_000)
     strategy: str = setting(
         "fedavg",
         "how updates are combined; fedbn: normalisation layers stay local",
         choices=STRATEGIES,
     )
     aggregate: str = setting(
-        "all", "arrays that are shared; the others stay local", choices=("all", "backbone", "head")
+        "all", "shared arrays; the others stay local", choices=("all", "backbone", "head")
     )
     mu: float = setting(0.01, "weight of the proximal term of fedprox", low=0, high=1000)
     server_lr: float = setting(0.01, "learning rate of fedadam on the server", low=0, high=100)
     noise: float = setting(
         0.0, "noise multiplier of differential privacy; 0: none", low=0, high=1000
     )
-    clip_norm: float = setting(1.0, "norm to which noise>0 clips an update", low=1e-6, high=1e6)
+    clip_norm: float = setting(1.0, "maximum norm of an update if noise>0", low=1e-6, high=1e6)
     audit: list[str] = setting(
         ["patient", "lesion"],
-        "links between centres that keyed hashes look for: patient, lesion, image",
+        "links between centres to search by keyed hashes: patient, lesion, image",
     )
     output: str = output_path("federation", "folder of the server, and of simulated clients")
 
@@ -43,7 +43,7 @@ class FederationConfig(Config):
 class FederateSimulateConfig(FederationConfig):
     """Train across simulated clients on this machine, one for each source (data.split=source)."""
 
-    min_clients: int = setting(1, "clients that a round needs", low=1, high=10_000)
+    min_clients: int = setting(1, "minimum number of clients in a round", low=1, high=10_000)
 
 
 @dataclass

@@ -64,7 +64,7 @@ class OptimizerConfig(Component):
     )
     head_epochs: int = shared(
         0,
-        "first epochs, in which only the head is trained",
+        "number of first epochs in which the image network is frozen",
         low=0,
         high=1_000_000,
         task=CLASSIFY,

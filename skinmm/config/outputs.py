@@ -35,18 +35,18 @@ class EvaluationConfig:
     )
     call: str = shared(
         "likeliest",
-        "rule for the predicted class: the likeliest, or highest probability divided by its "
-        "frequency (balanced) or by its threshold of best F1 (f1), or lowest expected cost (cost)",
+        "rule for the predicted class: highest probability, that divided by class frequency "
+        "(balanced) or by the threshold of best F1 (f1), or lowest expected cost (cost)",
         choices=("likeliest", "balanced", "f1", "cost"),
     )
     costs: Any = setting(
         None,
-        "of call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}, or a YAML file with such "
-        "lines; other errors cost 1",
+        "costs for call=cost: {TRUTH: {CALL: number}}, e.g. {mel: {nv: 20}}, or such a YAML "
+        "file; other errors cost 1",
         shared=has_no_text,
     )
     half_cut: bool = shared(
-        False, "also write half_<class>, from 0.5 for the predicted class alone"
+        False, "also write half_<class>: 0.5 or more only for the predicted class"
     )
     coverage: float = shared(0.9, "coverage of the prediction sets by class", low=0.5, high=0.999)
     miss_rate: float = shared(

@@ -49,7 +49,7 @@ class DataConfig:
     )
     unit: str = shared(
         "image",
-        "what a row of the model is; lesion: all its images",
+        "row of the model: an image, or a lesion with all its images",
         choices=("image", "lesion"),
         task=CLASSIFY,
     )
@@ -76,7 +76,7 @@ class DataConfig:
     )
     calibration: int | float | str = shared(
         "auto",
-        "share of the validation patients, 0 to 0.9, for calibration and threshold alone; auto: "
+        "share of the validation patients, 0 to 0.9, for calibration and threshold only; auto: "
         "0.5 if both halves have 60 malignant patients, else 0",
         task=CLASSIFY,
     )
@@ -110,7 +110,7 @@ class ModelConfig:
     )
     tune: str = shared(
         "all",
-        "what is trained of the image network: all, nothing (head), normalisation, LoRA adapters",
+        "trained part of the image network: all, none (head), normalisation layers, LoRA adapters",
         choices=("all", "head", "norm", "lora"),
         task=CLASSIFY,
     )
@@ -221,8 +221,8 @@ class TrainerConfig:
     )
     smoothing: int | str = shared(
         "auto",
-        "epochs, the latest ones, over which the monitored metric is averaged to select the best "
-        "epoch and to stop; auto: 3 with fewer than 100 malignant validation lesions, else 1",
+        "number of latest epochs over which the monitored metric is averaged, for the best epoch "
+        "and early stopping; auto: 3 with fewer than 100 malignant validation lesions, else 1",
         low=1,
         high=1000,
         task=CLASSIFY,

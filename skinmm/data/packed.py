@@ -177,10 +177,7 @@ class PackSettings:
 def write_shard(
     file: Path, rows: pd.DataFrame, encode: Callable[[Iterable[Job]], Iterable[Encoded]]
 ) -> Shard:
-    """Write a shard, or accept an existing complete one.
-
-    `encode` yields the encoded images of jobs, in order.
-    """
+    """Write a shard of the images that `encode` yields, or accept an existing complete one."""
     names: list[str] = []
     with suppress(TFRecordError):
         names = TFRecordFile(file).names

@@ -136,10 +136,7 @@ _BEGINNINGS: Final[dict[str, tuple[bytes, ...]]] = {
 
 
 def _resize_upright(raster: Raster, size: Size | None) -> Pixels:
-    """Resize to `size` (height, width as displayed), and undo the EXIF orientation.
-
-    The orientation is tag 0x0112 of CIPA DC-008.
-    """
+    """Resize to `size` (height, width as displayed), and undo the EXIF orientation."""
     orientation = raster.orientation
     if size is not None:
         size = to_displayed(size, orientation)

@@ -27,10 +27,7 @@ _LISTED_FOLDERS, _VISITED_FOLDERS = 8, 10_000
 
 
 def list_files(folders: Iterable[Path | str]) -> list[str]:
-    """Return the paths of the files directly in some folders, sorted by folder.
-
-    Hidden files and system files are left out.
-    """
+    """Return the visible files directly in some folders, sorted by folder."""
     files = []
     for folder in folders:
         with os.scandir(folder) as entries:

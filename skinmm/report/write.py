@@ -107,10 +107,7 @@ def write_page(
 
 
 def format_card(inputs: ReportInputs) -> str:
-    """Return the model card of a run as Markdown.
-
-    It names no patient; figures and images are in the report only.
-    """
+    """Return the model card of a run as Markdown, without patients, figures and images."""
     return _render("card.md", inputs.title, describe_run(inputs), build_card(inputs))
 
 

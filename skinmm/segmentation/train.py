@@ -147,10 +147,7 @@ class MaskDataset(LesionDataset):
 
 
 def load_mask(path: str, image_path: str, size: int) -> UInt8[np.ndarray, "1 size size"]:
-    """Read a mask, 1 inside the lesion; require the image's aspect ratio to within a pixel.
-
-    The size may differ: a pack's images are smaller than its masks.
-    """
+    """Read a mask, 1 inside the lesion; require the image's aspect ratio to within a pixel."""
     data = Path(path).read_bytes()
     mask, image = probe(data), probe(read_source(image_path).data)
     sides = (mask.width, mask.height, image.width, image.height)

@@ -186,10 +186,7 @@ class Page:
 
 
 def mount_page(app: FastAPI, *, patient_view: bool = False) -> FastAPI:
-    """Return an application of `create_app` with the page at `/`.
-
-    With `patient_view`, the page also offers the wording for patients.
-    """
+    """Add the page at `/` to an application of `create_app`; `patient_view` adds its wording."""
     folder = TemporaryDirectory(prefix="skinmm-page-", dir=_MEMORY if _MEMORY.is_dir() else None)
     os.environ["GRADIO_TEMP_DIR"] = folder.name
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reports as well

@@ -105,10 +105,7 @@ class NewCase(NamedTuple):
 
 
 class Store:
-    """Store of cases, confirmed diagnoses and audit trail; calls return after a write to disk.
-
-    Use `open` to create one.
-    """
+    """Store of cases, diagnoses and audit trail, see `open`; calls return after a write to disk."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

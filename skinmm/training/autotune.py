@@ -185,10 +185,7 @@ def current_variant(trainer: pl.Trainer, channels_last: bool | str) -> Variant:
 
 
 def list_variants(default: Variant, precision: str, channels_last: bool | str) -> list[Variant]:
-    """Return the variants of one process to measure.
-
-    A CPU that emulates bf16 is never faster with it.
-    """
+    """Return the variants of one process to measure; emulated bf16 is never faster."""
     layouts = [True, False] if channels_last == "auto" else [default.channels_last]
     is_native = precision == "auto" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     precisions = ["32", "bf16"] if is_native else [default.precision]

@@ -57,10 +57,7 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append values, after removing those that a killed run logged from this step on.
-
-        The file is rewritten atomically.
-        """
+        """Append values atomically; first remove those that a killed run logged from here on."""
         if self._rows is None:
             lines = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
             self._rows = [*csv.reader(lines.splitlines())][1:]

@@ -81,10 +81,7 @@ def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]
 
 
 def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:
-    """Describe overlaps of evaluated rows with the training rows of the teacher.
-
-    The teacher would carry what it has learned from them into the network.
-    """
+    """Describe overlaps of evaluated rows with the training rows of the teacher."""
     if not config.teacher:
         return []
     tables = list(read_teacher_cohorts(Path(config.teacher)).values())

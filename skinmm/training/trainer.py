@@ -104,10 +104,7 @@ class RestoringSignals(_SignalConnector):
 
 
 def set_threads(*, has_images: bool, processes: int = 1) -> None:
-    """Use all threads for images, and one for records, whose layers are small.
-
-    The processes of a machine share its cores.
-    """
+    """Use all threads for images (divided among processes), and one for small record layers."""
     threads = THREADS if processes == 1 else max(min(THREADS, count_cores() // processes), 1)
     torch.set_num_threads(threads if has_images else 1)
 

@@ -251,10 +251,7 @@ def describe_missing_images(
 
 
 def require_masks(rows: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Return the rows that have a mask, with its path in the column `mask`.
-
-    `data.missing=error` refuses rows without a mask.
-    """
+    """Return the rows with a mask (column `mask`); `data.missing=error` refuses others."""
     folders = _list_mask_folders(data)
     files = map(Path, list_files(folders))
     drawn = [file for file in files if file.suffix.lower() in MASK_SUFFIXES]

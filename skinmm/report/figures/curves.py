@@ -131,10 +131,7 @@ def draw_ranking(
     chosen: Point | None = None,
     prevalence: float | None = None,
 ) -> str:
-    """Draw ROC curves, or precision-recall curves if the prevalence is given.
-
-    A ring marks the chosen threshold; the dotted line is chance.
-    """
+    """Draw ROC curves, or precision-recall curves if the prevalence is given."""
     is_roc = prevalence is None
     axes.plot([0, 1], (0.0, 1.0) if prevalence is None else (prevalence, prevalence), **REFERENCE)
     for index, line in enumerate(lines):
