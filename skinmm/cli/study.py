@@ -68,10 +68,7 @@ def study(config: Config, folder: Path, argv: list[str], command: Command, start
 
 
 def absolutize_paths(config: Config) -> Config:
-    """Make the path of the weights absolute, and read the file of costs.
-
-    The run can then be resumed from any folder, and without the file.
-    """
+    """Make the path of the weights absolute, and read the file of costs, to resume anywhere."""
     if isinstance(config.evaluation.costs, str):
         from skinmm.files import read_costs  # which loads pandas
 

@@ -9,10 +9,7 @@ from pathlib import Path
 def count_cores(
     cgroup: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return the number of cores of this process: its affinity, or the quota of its container.
-
-    A quota of a part of a core counts as a whole one, as in Java.
-    """
+    """Return the number of cores: the affinity, or the quota of the container, rounded up."""
     quotas = [math.ceil(quota) for quota in _iterate_quotas(cgroup, cgroups)]
     return max(min([len(os.sched_getaffinity(0)), *quotas]), 1)
 

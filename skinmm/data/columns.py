@@ -80,10 +80,7 @@ def check_columns(
 
 
 def describe_columns(cohort: "CohortTable", data: DataConfig) -> list[str]:
-    """Describe empty record columns, missing patients and unused columns.
-
-    Refuse a record column without a value if the configuration names it.
-    """
+    """Describe empty columns, missing patients, unused columns; refuse empty configured ones."""
     rows, notes = cohort.rows, []
     empty = [name for name in data.columns if name in CONVERTERS and rows[name].isna().all()]
     if data.columns != DataConfig().columns:

@@ -138,10 +138,7 @@ class FoldData(pl.LightningDataModule):
     def evaluation_loader(
         self, part: str, rows: Int[np.ndarray, " k"] | None = None
     ) -> DataLoader[Sample]:
-        """Return a loader of rows without augmentation; by default this rank's share of all rows.
-
-        Shares are padded to one length, so a collector has to drop repeated row numbers.
-        """
+        """Return a loader of rows, not augmented; by default this rank's share, padded."""
         if rows is None:
             rows = shard_evaluation(len(self.rows(part)), *self._rank_and_world_size())
         keys: list[Key] = [(row, None) for row in rows.tolist()]

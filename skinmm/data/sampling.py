@@ -220,10 +220,7 @@ def _cycle(rows: Rows, length: int, rng: np.random.Generator) -> Int[np.ndarray,
 def draw_epoch(
     sampler: RowSampler, labels: Labels, groups: Groups, seed: int, epoch: int
 ) -> tuple[Draw, Draw]:
-    """Return the rows of one epoch for all processes, and an augmentation seed for each.
-
-    A row that is drawn twice gets two seeds, so that its images differ.
-    """
+    """Return the rows of one epoch for all processes, with an augmentation seed for each draw."""
     rows = sampler.draw(labels, groups, seed, epoch)
     states = np.random.SeedSequence((seed, epoch)).generate_state(len(rows), np.uint64)
     seeds = states >> np.uint64(1)  # into int64
@@ -262,10 +259,7 @@ def shard_evaluation(rows: int, rank: int, world_size: int) -> Int[np.ndarray, "
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Pairs (row, augmentation seed) of this rank for the current epoch, counted from 0.
-
-    The arguments have the same meaning as for `draw_epoch` and `shard`.
-    """
+    """Pairs (row, augmentation seed) of this rank; arguments as for `draw_epoch` and `shard`."""
 
     def __init__(
         self,

@@ -179,10 +179,7 @@ def cross_fit_calls(
 
 
 def assign_folds(targets: _Rows, patients: _Patients, seed: int = 0) -> _Rows:
-    """Assign rows to `FOLDS` groups by patient, with each class spread evenly.
-
-    The class of a patient is the rarest one among the patient's rows.
-    """
+    """Assign rows to `FOLDS` groups by patient, stratified by the rarest class of each patient."""
     counts = np.bincount(targets)
     rarity = pd.Series(counts[targets] * len(counts) + targets)
     by_patient = rarity.groupby(patients).min()

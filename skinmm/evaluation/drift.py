@@ -41,10 +41,7 @@ class ColumnShift:
 
 
 def describe_columns(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the distribution of columns as plain data: counts, never rows.
-
-    Numeric columns are divided at their deciles, all others by value.
-    """
+    """Return the distribution of columns as counts by decile or value, never rows."""
     reference = {}
     for name in columns:
         column = table[name]

@@ -62,10 +62,7 @@ class CalibrationSmoother:
         return np.clip(np.where(is_line, line, curves.ratio(t0, s0)), 0, 1)
 
     def errors(self, rows: Cells, positives: Cells) -> dict[str, curves.Samples]:
-        """Return the mean (ICI) and the 90th percentile (E90) of |observed - predicted|.
-
-        Austin and Steyerberg 2019, doi:10.1002/sim.8281.
-        """
+        """Return mean (ICI) and 90th percentile (E90) of the error (doi:10.1002/sim.8281)."""
         curve = self.curve(rows, positives)
         left = (np.searchsorted(self.grid, self.x) - 1).clip(0, max(len(self.grid) - 2, 0))
         right = np.minimum(left + 1, len(self.grid) - 1)

@@ -94,10 +94,7 @@ def run_federation(
 
 
 def run_round(federation: Federation, grid: Nodes, strategy: FedAvg, timeout: float) -> bool:
-    """Train one round on all accepted clients, and combine the answers that pass the checks.
-
-    Return False if too few do; the arrays then stay as they were.
-    """
+    """Train one round on all accepted clients, combine usable answers; False if too few."""
     number, config = federation.round + 1, federation.config
     layout = {name: (tuple(s), t) for name, (s, t) in federation.agreement["layout"].items()}
     parameters = federation.agreement["parameters"]

@@ -220,10 +220,7 @@ def _read_jpeg2000_size(stream: bytes) -> Size | None:
 
 
 def _decode_values(dataset: Dataset, index: int, stream: bytes) -> Stored:
-    """Decode one frame with pydicom, which converts YBR to RGB.
-
-    The decoder of a transfer syntax is the same in every installation.
-    """
+    """Decode one frame with pydicom, always by the same decoder; YBR becomes RGB."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit

@@ -61,10 +61,7 @@ def measure_asymmetry(mask: Mask) -> float:
 
 
 def measure_perimeter(mask: Mask) -> float:
-    """Return the perimeter of a shape in pixels, by Crofton's formula in four directions.
-
-    The error is up to 6 % for polygons and smaller for round shapes.
-    """
+    """Return a perimeter in pixels by Crofton's formula (error up to 6 % for polygons)."""
     framed: Float64[np.ndarray, "h w"] = np.pad(mask, 1).astype(np.float64)
     straight = np.abs(np.diff(framed, axis=0)).sum() + np.abs(np.diff(framed, axis=1)).sum()
     down, up = framed[1:, 1:] - framed[:-1, :-1], framed[1:, :-1] - framed[:-1, 1:]

@@ -103,10 +103,7 @@ def crop_border(image: Pixels) -> Pixels:
 
 
 def crop_lesion(image: Pixels, mask: Mask) -> Pixels:
-    """Crop a square around the largest part of the mask, with a margin inside the image.
-
-    The image is returned unchanged if the mask is empty.
-    """
+    """Crop a square with a margin around the largest part of the mask, if it is not empty."""
     pieces, count = label(mask)
     if count == 0:
         return image
@@ -143,10 +140,7 @@ DETAIL_STEPS: Final = frozenset({"border", "crop_lesion", "hair"})
 
 
 def check_steps(names: Sequence[str], *, has_finder: bool = False) -> None:
-    """Refuse unknown or repeated steps, and steps with unmet requirements.
-
-    Hair removal needs OpenCV, and the steps of `MASK_STEPS` need a lesion finder.
-    """
+    """Refuse unknown or repeated steps, and steps without the OpenCV or lesion finder they need."""
     choices = [*STEPS, *MASK_STEPS]
     for name in names:
         if name not in choices:

@@ -94,10 +94,7 @@ SEGMENTERS: Final[Registry[Callable[..., Segmenter]]] = Registry(
 
 
 def build_segmenter(config: Config, *, pretrained: bool) -> Segmenter:
-    """Build the segmentation network of a configuration.
-
-    Pretrained weights are not needed if a checkpoint is loaded afterwards.
-    """
+    """Build the segmentation network of a configuration; a checkpoint needs no `pretrained`."""
     net = build_component(
         SEGMENTERS, "segmenter", config.segmenter, model=config.model, pretrained=pretrained
     )

@@ -43,10 +43,7 @@ class Contributions:
     is_average: bool = False
 
     def share(self, name: str) -> float | None:
-        """Return the share of an input in the sum of absolute contributions; None if all are 0.
-
-        The share of `image` is that of all images of a lesion.
-        """
+        """Return the share of an input in the absolute contributions; `image`: of all images."""
         total = sum(map(abs, self.added.values()))
         parts = [n for n in self.added if n == name or (name == IMAGE and is_image(n))]
         return sum(abs(self.added[part]) for part in parts) / total if total else None
@@ -181,10 +178,7 @@ def _withhold_images(
     background: Mapping[str, Tensor],
     as_one: bool,
 ) -> list[tuple[list[Tensor | None], bool]]:
-    """Return the features of a lesion for each subset of its images; the first has none.
-
-    With `as_one`, all images are one input.
-    """
+    """Return features for each subset of a lesion's images (`as_one`: all or none)."""
     count = int((types > 0).sum())
     with torch.inference_mode(), full_precision(network.device.type):
 

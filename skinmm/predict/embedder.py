@@ -141,10 +141,7 @@ class Embedder(Ensemble):
 
 
 class EmbeddingIndex:
-    """Embeddings in memory, for an exact search by cosine similarity.
-
-    `table` has the other columns of the rows of `vectors`.
-    """
+    """Embeddings in memory for an exact search by cosine; `table` has the other columns."""
 
     def __init__(
         self, vectors: Float32[np.ndarray, "n dim"], table: pd.DataFrame, metadata: dict[str, Any]

@@ -125,10 +125,7 @@ def run_pipeline(
     batch_size: int,
     workers: int,
 ) -> Iterator[TableBatch]:
-    """Run the networks on tables (see `Predictor.stream`).
-
-    Up to `ensemble.concurrency` batches run at the same time; the results come in order.
-    """
+    """Run the networks on tables, `ensemble.concurrency` batches at once, with results in order."""
     images = ImageFolder(images) if isinstance(images, str | Path) else images
     decoders = ThreadPoolExecutor(workers) if workers else None
     runners = ThreadPoolExecutor(ensemble.concurrency) if ensemble.concurrency > 1 else None

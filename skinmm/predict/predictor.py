@@ -214,10 +214,7 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 2,
     ) -> pd.DataFrame:
-        """Return the embeddings of the images of a table; see `Embedder.embed`.
-
-        The predictor has one network with an image branch, run by PyTorch.
-        """
+        """Return the embeddings of images by the one PyTorch network; see `Embedder`."""
         embedder = Embedder.from_model(self.ensemble.members)
         return next(embedder.embed([table], images, batch_size=batch_size, workers=workers))
 

@@ -192,10 +192,7 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
 
 
 def _validation_aurocs(systems: Systems) -> dict[str, float]:
-    """Return the validation AUROC of each system; empty if a system has none.
-
-    Pooled folds have none: a validation row of one fold is a test row of another.
-    """
+    """Return the validation AUROC of each system; empty if one has none, as pooled folds do."""
     aurocs = {}
     for name, inputs in systems.items():
         entry = (inputs.metrics.get("val") or {}).get("metrics", {}).get("auroc") or {}

@@ -60,10 +60,7 @@ def summarize(inputs: ReportInputs) -> tuple[str, list[str]]:
 def format_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
 ) -> str:
-    """Format a table as text with aligned columns.
-
-    A table that is wider than `width` is transposed, in as many blocks of rows as needed.
-    """
+    """Format a table as aligned text, transposed in blocks of rows if wider than `width`."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if width is not None and sum(widths) + 2 * len(widths) - 2 > width:
         return "\n\n".join(_transpose(header, rows, width))

@@ -164,10 +164,7 @@ def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:
 def fit_rules(
     rows: Predictions, config: EvaluationConfig, deployed: list[float]
 ) -> tuple[Threshold, ReferralBand, ConformalPredictor, CallRule | None]:
-    """Fit threshold, referral, prediction sets and the call rule to calibrated rows.
-
-    `deployed` are the class shares where the model is used.
-    """
+    """Fit threshold, referral, sets and call rule to calibrated rows, for shares `deployed`."""
     threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,

@@ -108,10 +108,7 @@ def resampling_unit(inputs: ReportInputs) -> str:
 
 
 def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
-    """Format the numbers of images and of named patients.
-
-    `units` are those of `name_units`, `patients` the names of the rows' patients.
-    """
+    """Format the numbers of images and of named patients (`units` as from `name_units`)."""
     is_named, images = units == "patient", format_count(len(units), "image")
     if not is_named.any():
         return f"{images}, no patient named"
