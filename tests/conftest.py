@@ -93,6 +93,59 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def record_table(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A folder, named as a person may name it, with the embedded table and no image."""
+    root = tmp_path_factory.mktemp("records") / "Läsionen (1) = a, b [neu] #2"
+    root.mkdir()
+    shutil.copy(pictures.parent / "cohort.csv", root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looks at the record alone."""
     return _trained(tmp_path_factory, "records", "fusion=tabular_only")
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of the included model and a copy with other calibration, limits and decisions."""
+    import torch
+    from exported_page import ZOO
+
+    from skinmm.models.checkpoint import load_card, save_ensemble
+
+    folder = tmp_path_factory.mktemp("networks")
+    card, _ = load_card(ZOO)
+    assert card.calibration is not None
+    assert card.conformal is not None
+    changed = {
+        "calibration": {**card.calibration, "state": {"scale": 0.9, "shifts": [0.3, 0.0]}},
+        "conformal": {**card.conformal, "limits": {"benign": 0.2, "malignant": 0.6}},
+        "threshold": {**(card.threshold or {}), "value": 0.3},
+    }
+    save_ensemble([ZOO], folder / "other.ckpt", **changed)
+    save_ensemble([ZOO], folder / "same.ckpt")
+    members = [torch.load(folder / f"{name}.ckpt", weights_only=True) for name in ("same", "other")]
+    torch.save({"members": members}, folder / "ensemble.ckpt")
+    return folder / "ensemble.ckpt"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the page exported from the included model."""
+    from exported_page import ZOO, export
+
+    return export(ZOO, tmp_path_factory.mktemp("site") / "page")
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, site: Path) -> Iterator[Any]:
+    """The exported page in a tab of Chromium."""
+    from exported_page import Page, Server
+
+    server = Server(site)
+    opened = Page(browser, server.address)
+    yield opened
+    opened.context.close()
+    server.stop()

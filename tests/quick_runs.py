@@ -23,6 +23,25 @@ QUICK: Final = (
     "report.explain=false",
 )
 
+MISSING: Final = {f"predictions/missing_{count}_of_3.csv" for count in (1, 2, 3)}
+
+
+CONTRACT: Final = MISSING | {
+    "config.yaml",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "predictions/val.csv",
+    "predictions/test.csv",
+    "metrics.json",
+    "history.csv",
+    "cohort.csv",
+    "audit.json",
+    "environment.json",
+    "report.html",
+    "card.md",
+}
+"""Files of a run folder."""
+
 
 def train(*overrides: str) -> int:
     """`train.py` in this process."""
@@ -35,6 +54,11 @@ def train(*overrides: str) -> int:
 def quick_train(run: Path, *overrides: str) -> int:
     """A tiny model for two steps, in this process."""
     return train(*QUICK, f"hydra.run.dir={run}", *overrides)
+
+
+def tabular(root: Path) -> list[str]:
+    """Overrides of a model of the record on a table in a folder."""
+    return ["data=csv", f"data.root={root}", "fusion=tabular_only"]
 
 
 def files_in(folder: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ import torch
 import torchmetrics.functional.classification as torch_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
+from prediction_cases import binary, multiclass, rows, unzip, values
 from scipy.special import expit, logit
 from scipy.stats import binomtest
 from sklearn import metrics as sk
@@ -22,42 +22,6 @@ from skinmm.evaluation.intervals import patient_codes
 from skinmm.evaluation.metrics import describe_probabilities, evaluate
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.statistics import build_statistic
-
-CLASSES = ("akiec", "bkl", "mel", "nv")
-
-
-def binary(
-    scores: Float64[np.ndarray, " n"],
-    positives: Bool[np.ndarray, " n"],
-    patients: Int64[np.ndarray, " n"] | None = None,
-) -> Predictions:
-    names = np.arange(len(scores)).astype(str)
-    return Predictions(
-        image_id=names,
-        patient_id=names if patients is None else patients.astype(str),
-        target=positives.astype(np.int64),
-        probabilities=np.column_stack([1 - scores, scores]),
-        raw=None,
-        classes=("benign", "malignant"),
-        positive=("malignant",),
-    )
-
-
-def values(predictions: Predictions, **settings: Any) -> dict[str, float | None]:
-    result = evaluate(predictions, resamples=0, **settings)
-    return {name: entry["value"] for name, entry in result["metrics"].items()}
-
-
-# Few distinct scores, so that ties, separated classes and single rows are all common.
-rows = st.lists(
-    st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.booleans()), min_size=1, max_size=40
-)
-
-
-def unzip(
-    data: list[tuple[float, bool]],
-) -> tuple[Float64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    return np.array([score for score, _ in data]), np.array([truth for _, truth in data])
 
 
 def challenge_score(
@@ -273,68 +237,6 @@ def test_a_resample_is_its_rows_written_out(data: list[tuple[float, bool]], seed
         assert weighted[name][0] == pytest.approx(expected, abs=1e-9, nan_ok=True), name
 
 
-def multiclass(seed: int, n: int = 60, classes: tuple[str, ...] = CLASSES) -> Predictions:
-    generator = np.random.default_rng(seed)
-    probabilities = np.round(generator.dirichlet(np.ones(len(classes)), size=n), 2) + 0.01
-    return Predictions(
-        image_id=np.arange(n).astype(str),
-        patient_id=generator.integers(0, 20, size=n).astype(str),
-        target=generator.integers(0, len(classes), size=n),
-        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
-        raw=None,
-        classes=classes,
-        positive=("akiec", "mel"),
-    )
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30)
-def test_multiclass_metrics(seed: int) -> None:
-    predictions = multiclass(seed)
-    target, p = predictions.target, predictions.probabilities
-    called = p.argmax(axis=1)
-    found = values(predictions)
-    malignant = np.isin(target, (0, 2))
-    expected = {
-        "auroc": sk.roc_auc_score(malignant, p[:, 0] + p[:, 2]),
-        "macro_auroc": sk.roc_auc_score(target, p, multi_class="ovr"),
-        "auroc_mel": sk.roc_auc_score(target == 2, p[:, 2]),
-        "class_accuracy": sk.accuracy_score(target, called),
-        "class_balanced_accuracy": sk.balanced_accuracy_score(target, called),
-        "macro_f1": sk.f1_score(target, called, average="macro"),
-        "class_log_loss": sk.log_loss(target, p),
-        "class_brier": np.sum((p - np.eye(4)[target]) ** 2, axis=1).mean(),
-        "recall_nv": sk.recall_score(target, called, average=None)[3],
-        "precision_bkl": sk.precision_score(target, called, average=None)[1],
-        "f1_akiec": sk.f1_score(target, called, average=None)[0],
-    }
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
-    result = evaluate(predictions, resamples=0)
-    assert result["confusion"]["counts"] == sk.confusion_matrix(target, called).tolist()
-    assert result["support"] == dict(zip(CLASSES, np.bincount(target).tolist(), strict=True))
-
-
-def test_a_class_without_rows_has_no_metrics_and_no_weight_in_macro_averages() -> None:
-    predictions = multiclass(0)
-    predictions = predictions.select(predictions.target != 1)
-    found = values(predictions)
-    assert found["auroc_bkl"] is None
-    assert found["recall_bkl"] is None
-    known = [found[f"auroc_{name}"] for name in ("akiec", "mel", "nv")]
-    assert found["macro_auroc"] == pytest.approx(np.mean([value or 0 for value in known]))
-
-
-def test_resamples_without_a_class_are_left_out_and_counted() -> None:
-    scores = np.linspace(0, 1, 30)
-    truth = np.zeros(30, dtype=bool)
-    truth[[5, 20]] = True
-    found = evaluate(binary(scores, truth), resamples=400)["metrics"]["auroc"]
-    # A resample misses both positives with probability (28 / 30) ** 30 = 0.126.
-    assert found["left_out"] == pytest.approx(400 * 0.126, abs=25)
-    assert found["low"] < found["value"] < found["high"]
-
-
 def test_calibration_error_has_an_interval_that_knows_its_bias() -> None:
     generator = np.random.default_rng(0)
     covered = 0
@@ -402,93 +304,3 @@ def test_groups_of_similar_probability_have_wilson_s_interval() -> None:
     patients = len(set(rows.patient_id[middle]))
     bound = binomtest(round(0.95 * patients), patients).proportion_ci(method="wilson").low
     assert groups["low"][5] == pytest.approx(bound)
-
-
-def test_rows_are_counted_by_what_they_name() -> None:
-    rows = binary(np.arange(4) / 4, np.arange(4) > 1, np.array([0, 7, 7, 3]))
-    assert evaluate(rows)["units"] == {"patient": 2, "lesion": 0, "image": 2}
-    named = replace(rows, unit=np.array(["lesion", "patient", "patient", "image"]))
-    assert evaluate(named)["units"] == {"patient": 2, "lesion": 1, "image": 1}
-
-
-def patients_with_many_lesions(seed: int) -> Predictions:
-    """Return 12 patients with 1 to 40 lesions, a sixth malignant, and tied scores."""
-    generator = np.random.default_rng(seed)
-    patients = np.repeat(np.arange(12), generator.integers(1, 41, size=12))
-    scores = np.round(generator.random(len(patients)), 1)
-    rows = binary(scores, generator.random(len(patients)) < 1 / 6, patients)
-    return replace(rows, unit=np.full(len(patients), "patient", dtype=object))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_metrics_of_patients_are_counted_by_hand(seed: int) -> None:
-    rows = patients_with_many_lesions(seed)
-    found, flagged, top, lesions = 0, 0, 0, 0
-    for patient in np.unique(rows.patient_id):
-        own = rows.select(rows.patient_id == patient)
-        scores, malignant = own.malignancy, own.malignant
-        found += bool(malignant.any())
-        flagged += bool((scores[malignant] >= 0.8).any())
-        lesions += int(malignant.sum())
-        top += sum((scores >= score).sum() <= 15 for score in scores[malignant])
-    measured = values(rows, threshold=0.8)
-    assert measured["patient_sensitivity"] == pytest.approx(flagged / found)
-    assert measured["top_15_sensitivity"] == pytest.approx(top / lesions)
-
-
-def test_a_resample_of_patients_has_the_metrics_of_its_patients() -> None:
-    rows = patients_with_many_lesions(0)
-    codes, patients = patient_codes(rows.patient_id)
-    draws = np.random.default_rng(1).multinomial(patients, np.full(patients, 1 / patients), size=3)
-    sampled = build_statistic(rows, codes, threshold=0.8)(draws.astype(np.int64))
-    for number, draw in enumerate(draws):
-        copies = [
-            replace(part, patient_id=np.full(len(part), f"{patient}/{copy}", dtype=object))
-            for patient, times in enumerate(draw)
-            for copy in range(times)
-            for part in [rows.select(codes == patient)]
-        ]
-        columns: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in copies]) for name in FIELDS
-        }
-        copied = values(replace(rows, **columns), threshold=0.8)
-        for name in ("patient_sensitivity", "top_15_sensitivity"):
-            assert sampled[name][number] == pytest.approx(copied[name])
-
-
-FIELDS = ("image_id", "patient_id", "target", "probabilities", "unit")
-
-
-def test_metrics_of_patients_need_rows_that_name_a_patient() -> None:
-    rows = patients_with_many_lesions(0)
-    assert "patient_sensitivity" not in values(
-        replace(rows, unit=np.full(len(rows), "lesion", dtype=object))
-    )
-    few = rows.select(np.sort(np.unique(rows.patient_id, return_index=True)[1]))  # one lesion each
-    few = replace(few, target=np.arange(len(few)) % 2)
-    measured = values(few, threshold=0.8)
-    assert measured["patient_sensitivity"] == pytest.approx(measured["sensitivity"])
-    assert "top_15_sensitivity" not in measured  # 15 of at most 15 lesions are all of them
-    everyone = evaluate(replace(rows, probabilities=np.ones((len(rows), 2)) / 2), resamples=30)
-    entry = everyone["metrics"]["patient_sensitivity"]
-    exact = binomtest(everyone["malignant_patients"], everyone["malignant_patients"])
-    assert entry["value"] == 1
-    assert entry["low"] == pytest.approx(exact.proportion_ci(method="exact").low)
-
-
-@pytest.mark.parametrize("lowest", [0.2, 0.6])
-def test_balanced_accuracy_adds_the_squares_of_its_parts(lowest: float) -> None:
-    """With sensitivity 1 no resample misses a lesion, but the truth may."""
-    generator = np.random.default_rng(0)
-    positives = np.arange(300) < 50
-    scores = np.where(positives, generator.uniform(lowest, 1, 300), generator.uniform(0, 0.9, 300))
-    found = evaluate(binary(scores, positives), threshold=0.5, resamples=300)["metrics"]
-    assert (found["sensitivity"]["value"] == 1) == (lowest > 0.5)
-    entry, parts = found["balanced_accuracy"], [found[n] for n in ("sensitivity", "specificity")]
-    for end in ("low", "high"):
-        distances = [part[end] - part["value"] for part in parts]
-        assert abs(entry[end] - entry["value"]) == pytest.approx(np.hypot(*distances) / 2)
-    # A lesion in 20 that is missed costs the prevalence times 1 / 20.
-    gain = found["net_benefit_gain"]
-    if lowest > 0.5:
-        assert gain["value"] - gain["low"] > (1 - found["sensitivity"]["low"]) / 6

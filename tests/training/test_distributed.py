@@ -16,8 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from micro_runs import micro_config
-from quick_runs import QUICK, ROOT, command, files_in, metrics_of, predictions_of, train
-from test_fit import CONTRACT
+from quick_runs import CONTRACT, QUICK, ROOT, command, files_in, metrics_of, predictions_of, train
 from timm.layers.norm_act import SyncBatchNormAct
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from quick_runs import QUICK, ROOT, command, files_in, metrics_of
-from test_fit import CONTRACT
+from quick_runs import CONTRACT, QUICK, ROOT, command, files_in, metrics_of
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
