@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from math import comb
 from typing import Any, Final
 
 import numpy as np
@@ -15,13 +14,18 @@ from torch import Tensor
 from skinmm.data.record import RecordEncoder
 from skinmm.models.network import Network, Records, full_precision, iterate_symmetries
 from skinmm.models.views import encode_views
+from skinmm.predict.shapley import (
+    compute_shapley_values,
+    estimate_shapley_values,
+    list_subsets,
+)
 from skinmm.vocabulary import is_missing
 
 IMAGE: Final = "image"
-RECORD: Final = "record"
 _IMAGES: Final = re.compile(rf"{IMAGE} \d+")
 MAX_COLUMNS: Final = 10
-"""Inputs besides an image with a contribution each, as every subset needs a prediction."""
+"""Inputs besides an image up to which values are exact, as every subset needs a prediction."""
+SHOWN: Final = 10  # contributions on a page
 _BATCH: Final = 256  # rows per forward pass
 
 Malignancy = Callable[[Float64[np.ndarray, "n c"]], Float64[np.ndarray, " n"]]
@@ -36,11 +40,19 @@ class Contributions:
         start: mean probability of the background rows; without these, that of an empty input.
         added: Shapley value of each input that is present.
         is_average: whether `start` is the mean of background rows.
+        errors: standard error of each value that is estimated; empty if they are exact.
     """
 
     start: float
     added: dict[str, float]
     is_average: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def largest(self) -> dict[str, float]:
+        """Return the largest values, in descending order, and the sum of the others."""
+        ranked = sorted(self.added.items(), key=lambda item: -abs(item[1]))
+        others = [value for _, value in ranked[SHOWN:]]
+        return dict(ranked[:SHOWN]) | ({f"{len(others)} others": sum(others)} if others else {})
 
     def share(self, name: str) -> float | None:
         """Return the share of an input in the absolute contributions; `image`: of all images."""
@@ -58,25 +70,26 @@ def name_inputs(columns: Sequence[str], views: int | None = None) -> list[str]:
     """Return the inputs that get a contribution, given the columns of all models.
 
     Args:
-        columns: record columns; they are one input if all inputs are too many.
+        columns: record columns.
         views: images of a lesion at most: `image 1`, `image 2`, ..., or `image` if these are too
             many; None: one image.
     """
     images = [IMAGE]
     if views is not None and views <= MAX_COLUMNS:
         images = [f"{IMAGE} {number + 1}" for number in range(views)]
-    is_small = len(columns) + len(images) - 1 <= MAX_COLUMNS
-    return [*images, *(columns if is_small else [RECORD])]
+    return [*images, *columns]
 
 
 def mean_contributions(members: Sequence[Contributions]) -> Contributions:
     """Average the contributions of the models in an ensemble."""
     names = dict.fromkeys(name for member in members for name in member.added)
-    added = {
-        name: float(np.mean([member.added.get(name, 0.0) for member in members])) for name in names
-    }
+    added, errors = (
+        {name: float(np.mean([part.get(name, 0.0) for part in parts])) for name in names}
+        for parts in zip(*[(member.added, member.errors) for member in members], strict=True)
+    )
     start = float(np.mean([member.start for member in members]))
-    return Contributions(start, added, all(member.is_average for member in members))
+    is_average = all(member.is_average for member in members)
+    return Contributions(start, added, is_average, errors if any(errors.values()) else {})
 
 
 def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction)
@@ -92,12 +105,13 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     inputs: Sequence[str] = (),
     background: Mapping[str, Tensor] | None = None,
 ) -> Contributions:
-    """Compute exact Shapley values of the image and of each record column.
+    """Compute Shapley values of the image and of each record column.
 
     Every subset of the inputs is predicted (Shapley 1953; Lundberg and Lee 2017, arXiv:1705.07874)
     with the other inputs taken from each of the background rows in turn, and the probabilities are
     averaged (Janzing et al. 2020, arXiv:1910.13413). Inputs that the row lacks are missing from
-    the background rows too, so they contribute nothing.
+    the background rows too, so they contribute nothing. The values of more inputs than
+    `MAX_COLUMNS` besides an image are estimated, see `estimate_shapley_values`.
 
     Without background rows, a column outside the subset is missing, as in training, and an image
     is replaced by the features that the network learned for a missing image, or, without these, by
@@ -122,16 +136,8 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     """
     columns = [] if network.record is None else encoder.columns
     present = [name for name in columns if not is_missing(row[name])]
-    groups = {name: [name] for name in present}
-    # This depends on the model and not on the row, so that all rows have the same inputs.
     inputs = inputs or name_inputs(columns, None if types is None else types.shape[1])
-    if present and RECORD in inputs:
-        groups = {RECORD: present}
-    subsets, background = _list_subsets(len(groups)), background or {}
-    records = None
-    if network.record is not None:
-        rows = background.get("record", torch.from_numpy(encoder.blank)[None])
-        records = _mix_records(encoder, row, groups, subsets, rows).to(network.device)
+    background = background or {}
     if types is not None and image is not None:
         stages = _withhold_images(network, image, types, views, background, IMAGE in inputs)
     else:
@@ -140,18 +146,36 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         if image is not None and has_image:
             stages.insert(0, _replace_image(network, image, features, views, background))
     count = len(next(iter(background.values()))) if background else 1
-    outputs = [
-        malignancy(_predict(network, stage, records, len(subsets) * count, has_image=has))
-        .reshape(-1, count)
-        .mean(axis=1)
-        for stage, has in stages
-    ]
-    # The images are the last inputs, so the subsets with the last one are the second half.
-    images = len(stages).bit_length() - 1
-    names = [*groups, *[name for name in inputs if is_image(name)][:images]]
-    added = compute_shapley_values(np.concatenate(outputs)).tolist()
-    start = float(outputs[0][0])
-    return Contributions(start, dict(zip(names, added, strict=True)), bool(background))
+    records = background.get("record", torch.from_numpy(encoder.blank)[None])
+    images = len(stages).bit_length() - 1  # a stage for each subset of the images
+    names = [*present, *[name for name in inputs if is_image(name)][:images]]
+
+    def play(subsets: Bool[np.ndarray, "s inputs"], rows: slice) -> Float64[np.ndarray, " s"]:
+        stage_of = subsets[:, len(present) :] @ (1 << np.arange(images))
+        values = np.empty(len(subsets))
+        for number in np.unique(stage_of):
+            (features, has), at = stages[number], np.flatnonzero(stage_of == number)
+            mixed = None
+            if network.record is not None:
+                part = subsets[at, : len(present)]
+                mixed = _mix_records(encoder, row, present, part, records[rows]).to(network.device)
+            views = [v if v is None or len(v) < count else v[rows] for v in features]
+            size = len(at) * len(range(count)[rows])
+            outputs = malignancy(_predict(network, views, mixed, size, has_image=has))
+            values[at] = outputs.reshape(len(at), -1).mean(axis=1)
+        return values
+
+    if len(names) <= MAX_COLUMNS + 1:
+        values, errors = play(list_subsets(len(names)), slice(None)), np.zeros(0)
+        start, added = float(values[0]), compute_shapley_values(values)
+    else:
+        start, added, errors = estimate_shapley_values(play, len(names), count)
+    return Contributions(
+        start,
+        dict(zip(names, added.tolist(), strict=True)),
+        bool(background),
+        dict(zip(names, errors.tolist(), strict=False)),
+    )
 
 
 def _replace_image(
@@ -188,7 +212,7 @@ def _withhold_images(
         encoded = [encode(turned) for turned in islice(iterate_symmetries(images), views)]
         if not count:
             return [([network.encode_image(one, types) for one in encoded], True)]
-        subsets = torch.from_numpy(_list_subsets(count)).to(types.device)
+        subsets = torch.from_numpy(list_subsets(count)).to(types.device)
         subsets = subsets[[0, -1]] if as_one else subsets
         stages: list[tuple[list[Tensor | None], bool]] = [
             ([network.encode_image(one, types * subset) for one in encoded], True)
@@ -206,7 +230,7 @@ def _withhold_images(
 def _mix_records(
     encoder: RecordEncoder,
     row: Mapping[str, Any],
-    groups: Mapping[str, Sequence[str]],
+    names: Sequence[str],
     subsets: Bool[np.ndarray, "subsets inputs"],
     background: Float32[Tensor, "k encoded"],
 ) -> Float32[Tensor, "rows encoded"]:
@@ -215,35 +239,10 @@ def _mix_records(
     record = torch.from_numpy(encoder.transform(cells))
     is_of_row = torch.ones(len(subsets), record.shape[1], dtype=torch.bool)
     slices = dict(zip(encoder.columns, encoder.layout, strict=True))
-    for group, is_member in zip(groups.values(), subsets.T, strict=True):
-        for name in group:
-            cut = slice(slices[name].start, slices[name].stop)
-            is_of_row[:, cut] = torch.from_numpy(is_member.copy())[:, None]
+    for name, is_member in zip(names, subsets.T, strict=True):
+        cut = slice(slices[name].start, slices[name].stop)
+        is_of_row[:, cut] = torch.from_numpy(is_member.copy())[:, None]
     return torch.where(is_of_row[:, None], record[None], background.float()[None]).flatten(0, 1)
-
-
-def compute_shapley_values(
-    values: Float64[np.ndarray, " subsets"],
-) -> Float64[np.ndarray, " inputs"]:
-    """Compute Shapley values from the value of every subset of inputs.
-
-    Args:
-        values: value of each of the 2^k subsets; bit i of its index: player i is a member.
-    """
-    index = np.arange(len(values))
-    players = len(values).bit_length() - 1
-    sizes = _list_subsets(players).sum(axis=1)
-    weights = np.array([1 / (players * comb(players - 1, size)) for size in range(players)])
-    added = np.zeros(players)
-    for player in range(players):
-        without = index[index >> player & 1 == 0]
-        gain = values[without | 1 << player] - values[without]
-        added[player] = weights[sizes[without]] @ gain
-    return added
-
-
-def _list_subsets(inputs: int) -> Bool[np.ndarray, "subsets inputs"]:
-    return (np.arange(2**inputs)[:, None] >> np.arange(inputs) & 1).astype(bool)
 
 
 def _encode(

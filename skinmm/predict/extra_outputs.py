@@ -17,7 +17,7 @@ from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import InputError, require_new_output
 from skinmm.files import atomic_write
 from skinmm.images.finder import strip_suffix
-from skinmm.predict.attribution import IMAGE, name_inputs
+from skinmm.predict.attribution import IMAGE, MAX_COLUMNS, name_inputs
 from skinmm.predict.explain import Explainer, explain_case
 from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.loading import CaseImage, describe_error
@@ -206,7 +206,8 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
         added = [f"added_{name}" for name in name_inputs(self._columns, views)]
         names = ("row", "image_id", "picture", "explained", "start", *added)
         similar = SIMILAR_COLUMNS if any(one.index for one in explainers) else {}
-        header = [*names, "share_of_image", "share_of_record", *similar, "error"]
+        errors = ["standard_error"] if len(added) > MAX_COLUMNS + 1 else []
+        header = [*names, *errors, "share_of_image", "share_of_record", *similar, "error"]
         self._row = done
         folder.mkdir(parents=True, exist_ok=True)
         path, fresh = folder / TABLE, folder / f".{TABLE}.new"
@@ -257,6 +258,8 @@ class ExplanationWriter(ExtraOutput, AbstractContextManager["ExplanationWriter"]
             **{f"added_{name}": value for name, value in contributions.added.items()},
             **shares,
         }
+        if contributions.errors:
+            numbers["standard_error"] = max(contributions.errors.values())
         pictures = []
         for number, drawing in enumerate(explanation.draw(MAX_SIDE)):
             suffix = f"_{number + 1}" if self._has_views else ""

@@ -214,6 +214,7 @@ class _Endpoints:
                 "record": explanation.record,
                 "start": contributions.start,
                 "added": contributions.added,
+                "standard_errors": contributions.errors,
                 "share_of_image": contributions.share("image"),
                 "heat_map_png": maps[0] if len(maps) == 1 else None,
                 "similar": [*explanation.similar],

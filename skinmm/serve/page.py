@@ -83,8 +83,7 @@ class Result(NamedTuple):
 
 def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
     """Return a result as HTML."""
-    added = result.explanation.contributions.added
-    changes = sorted(added.items(), key=lambda item: -abs(item[1]))
+    changes = [*result.explanation.contributions.largest().items()]
     explanation = result.explanation
     images = [
         {

@@ -72,6 +72,9 @@ class Explanation(Prediction):
     added: dict[str, float] = Field(
         description="Shapley value of each input", examples=[{"age": 0.02, "image": -0.05}]
     )
+    standard_errors: dict[str, float] = Field(
+        description="of estimated Shapley values; empty if they are exact"
+    )
     share_of_image: float | None = Field(description="share of the change", examples=[0.57])
     heat_map_png: str | None = Field(
         description="regions that raise the probability: 8-bit PNG in Base64; null for several"

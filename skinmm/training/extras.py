@@ -207,7 +207,7 @@ def write_explanations(fold: TrainedFold) -> None:
             if drawings := reasons.draw(SIDE):
                 Image.fromarray(join_pictures(drawings)).save(folder / picture, quality=80)
             parts = reasons.contributions
-            explanation: dict[str, Any] = {"picture": picture, "added": parts.added}
+            explanation: dict[str, Any] = {"picture": picture, "added": parts.largest()}
             if parts.is_average:
                 explanation["average"] = parts.start
             explanations[str(image_id)] = explanation

@@ -200,7 +200,7 @@ def _fit_trees(
 
 def find_bin_edges(
     features: Float64[np.ndarray, "n columns"],
-) -> list[Float64[np.ndarray, " edges"]]:
+) -> list[Float64[np.ndarray, " _"]]:
     """Return the upper ends of all bins but the last of each column, as scikit-learn's for trees.
 
     Columns of many values have bins of equal numbers of rows, without regard to weights.
@@ -217,7 +217,7 @@ def find_bin_edges(
 
 
 def to_bins(
-    features: Float64[np.ndarray, "n columns"], edges: list[Float64[np.ndarray, " edges"]]
+    features: Float64[np.ndarray, "n columns"], edges: list[Float64[np.ndarray, " _"]]
 ) -> Float64[np.ndarray, "n columns"]:
     """Return the number of the bin of each value; a value at an edge is in the bin below."""
     pairs = zip(edges, features.T, strict=True)

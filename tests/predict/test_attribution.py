@@ -14,14 +14,18 @@ from torch import Tensor
 from skinmm.config import Config
 from skinmm.data.record import RecordEncoder
 from skinmm.models.network import Network, build_network
+from skinmm.predict import attribution
 from skinmm.predict.attribution import (
     Contributions,
     compute_contributions,
-    compute_shapley_values,
     mean_contributions,
-    name_inputs,
 )
 from skinmm.predict.heat_maps import compute_heat_map
+from skinmm.predict.shapley import (
+    compute_shapley_values,
+    estimate_shapley_values,
+    list_subsets,
+)
 
 BACKBONES = ("test_efficientnet", "test_vit", "test_convnext", "test_resnet", "simple_cnn")
 TRAINING = pd.DataFrame({"age": [30.0, 50.0, 70.0], "sex": ["female", "male", None]})
@@ -158,25 +162,66 @@ def test_a_model_of_the_record_alone_is_explained() -> None:
     assert found.share("image") == 0
 
 
-def test_a_long_record_is_one_input() -> None:
-    names = [f"c{number}" for number in range(12)]
-    training = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 12)), columns=names)
+def columns_model(columns: int, rows: int) -> tuple[Network, RecordEncoder, dict[str, Any], Any]:
+    """A model of many numeric columns, a row, and background rows."""
+    names = [f"c{number}" for number in range(columns)]
+    training = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(rows + 1, columns)), columns=names
+    )
     encoder = RecordEncoder.fit(training, names)
     torch.manual_seed(0)
-    model = build_network(micro_config("tabular_only"), [2] * 12, 2, pretrained=False).eval()
-    whole = dict(training.iloc[0])
-    gaps = whole | dict.fromkeys(names[:5])
-    for row in (whole, gaps):
-        found = compute_contributions(model, encoder, last_two, row, None)
-        assert found.added.keys() == {"record"}
-    empty = compute_contributions(model, encoder, last_two, dict.fromkeys(names), None)
-    assert empty.added == {}
+    model = build_network(micro_config("tabular_only"), [2] * columns, 2, pretrained=False).eval()
+    records = torch.from_numpy(encoder.transform(training.iloc[1:]))
+    return model, encoder, dict(training.iloc[0]), {"record": records}
 
 
-def test_models_that_are_averaged_name_the_same_inputs() -> None:
-    inputs = name_inputs([f"column {number}" for number in range(11)])
-    assert inputs == ["image", "record"]
-    assert of(micro(), inputs=inputs).added.keys() == {"image", "record"}
+@pytest.mark.parametrize("rows", [1, 5])
+def test_values_of_many_columns_are_estimated_within_their_errors(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoder, row, background = columns_model(12, rows)
+    estimated = compute_contributions(model, encoder, last_two, row, None, background=background)
+    assert estimated.added.keys() == estimated.errors.keys() == row.keys()
+    monkeypatch.setattr(attribution, "MAX_COLUMNS", 12)
+    exact = compute_contributions(model, encoder, last_two, row, None, background=background)
+    assert exact.errors == {}
+    assert estimated.start == pytest.approx(exact.start, abs=1e-7)
+    total = sum(estimated.added.values())
+    assert total == pytest.approx(sum(exact.added.values()), abs=1e-7)  # without error
+    off = [(estimated.added[n] - exact.added[n]) / estimated.errors[n] for n in row]
+    assert max(map(abs, off)) < 4
+    assert 0.5 < np.sqrt(np.mean(np.square(off))) < 1.6  # as large as the errors state
+    some = row | dict.fromkeys([*row][:5])
+    assert compute_contributions(model, encoder, last_two, some, None).added.keys() == {*row} - {
+        *[*row][:5]
+    }
+
+
+def test_the_values_of_a_sum_and_of_products_are_known() -> None:
+    weights = np.linspace(-1, 1, 20)
+    start, added, errors = estimate_shapley_values(lambda s, _: 3 + s @ weights, 20, 4)
+    assert start == pytest.approx(3)
+    np.testing.assert_allclose(added, weights, atol=1e-12)
+    assert errors.max() < 1e-12
+    _, added, errors = estimate_shapley_values(
+        lambda s, _: (s[:, 0] & s[:, 1]).astype(float), 20, 4
+    )
+    np.testing.assert_allclose(added, [0.5, 0.5] + 18 * [0], atol=1e-12)  # an order or its reverse
+
+    def majority(subsets: np.ndarray, _: slice) -> Any:
+        return (subsets.sum(axis=1) > 6).astype(float)
+
+    exact = compute_shapley_values(majority(list_subsets(12), slice(None)))
+    np.testing.assert_allclose(exact, 1 / 12)
+    _, added, errors = estimate_shapley_values(majority, 12, 32)
+    assert np.abs((added - exact) / errors).max() < 4
+
+
+def test_the_others_are_summed_on_a_page() -> None:
+    added = {f"c{number}": number / 10 * (-1) ** number for number in range(13)}
+    shown = Contributions(0.1, added).largest()
+    assert [*shown] == [*[f"c{number}" for number in range(12, 2, -1)], "3 others"]
+    assert sum(shown.values()) == pytest.approx(sum(added.values()))
 
 
 def test_the_mean_of_models_has_the_mean_of_contributions() -> None:

@@ -17,6 +17,7 @@ from skinmm.predict import Predictor, export_onnx
 from skinmm.predict.cases import Case, CasePredictor
 from skinmm.predict.loading import CaseImage
 from skinmm.serve.app import RequestQueue, create_app
+from skinmm.serve.page import Result, render_result
 
 needs_onnx = pytest.mark.skipif(
     find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="needs skinmm[onnx]"
@@ -153,7 +154,12 @@ def test_boosting_with_the_forty_columns_of_isic_2024(tmp_path: Path, pictures: 
     assert rows["malignancy"][truth].mean() > rows["malignancy"][~truth].mean() + 0.1
     explained = pd.read_csv(tmp_path / "explained" / "explanations.csv")
     np.testing.assert_allclose(explained["explained"], rows["malignancy"], atol=1e-5)
-    client = TestClient(create_app(CasePredictor([best(run)], "cpu"), RequestQueue(1, 60.0)))
+    added = explained.filter(regex="^added_")
+    assert {*added} == {"added_image", *(f"added_{name}" for name in columns)}
+    assert added.abs().mean().idxmax() in ("added_tbp_lv_0", "added_clin_size_long_diam_mm")
+    assert explained["standard_error"].between(0, 0.02, inclusive="right").all()
+    service = CasePredictor([best(run)], "cpu")
+    client = TestClient(create_app(service, RequestQueue(1, 60.0)))
     row = pd.read_csv(table, dtype=str).iloc[0]
     form = {"age": row["age_approx"], "sex": row["sex"], **{n: row[n] for n in columns[3:]}}
     image = (folder / f"{row['isic_id']}.jpg").read_bytes()
@@ -163,3 +169,14 @@ def test_boosting_with_the_forty_columns_of_isic_2024(tmp_path: Path, pictures: 
         pd.DataFrame([{**row, "anatom_site_general": None}]), folder
     )
     assert answer.json()["malignancy"] == pytest.approx(float(same["malignancy"][0]), abs=1e-5)
+    answer = client.post("/v1/explain", files={"image": image}, data=form).json()
+    parts = answer["added"]
+    assert {*parts} == {*columns, "image"} - {"site"}  # the form has no site
+    assert {*answer["standard_errors"]} == {*parts}
+    assert answer["start"] + sum(parts.values()) == pytest.approx(answer["malignancy"], abs=1e-5)
+    case = Case([CaseImage(image)], form)
+    prediction, explanation = service.predict_and_explain(case)
+    assert explanation is not None
+    page = render_result(Result(case, prediction, explanation, service.card))
+    assert f'<th scope="row">{len(parts) - 10} others</th>' in page
+    assert "These changes are estimated, with standard errors of up to" in page
