@@ -113,7 +113,7 @@ class _Worker:
         try:
             for uid in self._outbox.list_ready():
                 self._send(uid)
-            images, unread = self._outbox.list_images(), self._outbox.list_unread()
+            images, unread = self._outbox.list_images(), self._outbox.list_images(unread=True)
             found = self._retry(lambda: [*self._server.find()])
             for image in sorted(found, key=lambda image: image.uid in unread):  # the others first
                 if image.uid not in images:

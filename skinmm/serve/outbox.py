@@ -37,15 +37,11 @@ class Outbox:
         with store.begin() as database:
             _TABLES.create_all(database)
 
-    def list_images(self) -> set[str]:
-        """Return the images that need no prediction."""
+    def list_images(self, *, unread: bool = False) -> set[str]:
+        """Return the images that need no prediction, or those postponed as they were not read."""
+        query = sql.select(_OUTBOX.c.image).where(_IS_UNREAD if unread else ~_IS_UNREAD)
         with self._store.begin() as database:
-            return {*database.scalars(sql.select(_OUTBOX.c.image).where(~_IS_UNREAD))}
-
-    def list_unread(self) -> set[str]:
-        """Return the images that could not be read, and are postponed."""
-        with self._store.begin() as database:
-            return {*database.scalars(sql.select(_OUTBOX.c.image).where(_IS_UNREAD))}
+            return {*database.scalars(query)}
 
     def add(
         self, user: str, model: str, case: NewCase, image: tuple[str, str], objects: Sequence[bytes]
