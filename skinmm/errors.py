@@ -113,7 +113,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 
 def delay_sigterm() -> None:
-    """End this process seconds after SIGTERM, so that the main process can finish a step."""
+    """End this process some seconds after SIGTERM, so that the main process can finish a step."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(round(GRACE) - 1))
 
 

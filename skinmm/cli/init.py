@@ -60,7 +60,7 @@ def init(config: InitConfig) -> int:
         edit, status = "which you must complete first", INCOMPLETE
     else:
         names = [key for key in MAPPED if key in columns or key == "target"]
-        print_line(f"the first of {len(rows):,} rows, {int(rows['target'].sum()):,} malignant:")
+        print_line(f"first of {len(rows):,} rows ({int(rows['target'].sum()):,} malignant):")
         print_line(format_columns(names, _format_rows(rows[names].head(ROWS))))
     _write(file, settings)
     used = f"--config-dir {shlex.quote(str(output))} data={name}"

@@ -244,7 +244,7 @@ class Config:
     task: str = setting("classification", "task of the model", choices=TASKS, shared=False)
     data: DataConfig = section(DataConfig, first_group=True)
     model: ModelConfig = section(ModelConfig, first_group=True)
-    segmenter: Component = section(lambda: Component("unet"), shared=False)
+    segmenter: Component = section(lambda: Component("unet"))
     views: Component = section(lambda: Component("mean"), unit="lesion")
     fusion: Component = section(Component, first_group=True)
     tabular: Component = section(Component)

@@ -36,12 +36,12 @@ _FITTED_OUTSIDE: Final = "the record encoder was fitted on {} outside the traini
 _ABSENT_ORIGINAL: Final = "duplicates of the same image, which the table does not list"
 _UNUSED_ROWS: Final = "linked by patient, lesion or duplicate_of through rows that no part uses"
 _SPELLING: Final = (
-    "{} ids in two parts differ only in case, spaces or leading zeros: {}; write each in one way"
+    "{} ids in two parts differ only in case, spaces or leading zeros: {}; use one spelling of each"
 )
 _UNCHECKED: Final = {
-    "patient": "patients in two parts: no row names a patient",
-    "size": "image sizes as a shortcut: no size is known; skinmm audit near=true reads them",
-    "near duplicate": "near duplicates: no pixels were compared; skinmm audit near=true does so",
+    "patient": "patients in two parts (no row names a patient)",
+    "size": "image sizes as a shortcut (sizes are unknown; skinmm audit near=true reads them)",
+    "near duplicate": "near duplicates (skinmm audit near=true compares pixels)",
 }
 _SIZE_WARNING: Final = (
     "the size of the image file alone reaches AUROC {:.3f}: cameras differ between malignant and "

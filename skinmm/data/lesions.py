@@ -57,7 +57,7 @@ def find_view_column(names: Iterable[Any]) -> Any:
 
 
 def parse_views(cells: "pd.Series[Any]") -> tuple["pd.Series[Any]", dict[str, int]]:
-    """Return the view of each cell, None if missing, and the number of cells by unknown word."""
+    """Return the view of each cell (None if missing), and the count of each unknown word."""
     words = map_unique(cells, lambda cell: None if is_missing(cell) else str(cell))
     views = map_unique(words, parse_view).astype(object)
     views = views.where(views.notna(), None)

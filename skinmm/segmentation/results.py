@@ -28,7 +28,7 @@ from skinmm.report.write import RUN_PAGES, write_page
 
 
 def predict_masks(config: PredictConfig, checkpoint: Path) -> int:
-    """Write a PNG mask for every row, white inside the lesion, of the size and name of the image.
+    """Write a PNG mask for every row (lesion white), with the size and name of the image.
 
     Returns:
         Exit status: 0, or 3 if some images could not be used; the reasons are printed.

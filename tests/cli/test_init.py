@@ -45,7 +45,7 @@ def test_a_foreign_table_is_mapped_and_audited(clinic: Path, capsys: Captured) -
         "sex <- geschlecht, site <- Where, diagnosis <- (none), target <- result"
     ) in printed.out
     assert "not used: smoker (" in printed.out
-    assert "the first of 40 rows, 20 malignant:" in printed.out
+    assert "first of 40 rows (20 malignant):" in printed.out
     file = clinic / "conf" / "data" / "my_clinic.yaml"
     settings = yaml.safe_load(file.read_text())
     assert settings["args"]["images"] == ["photos"]

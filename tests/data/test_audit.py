@@ -60,7 +60,7 @@ def test_ids_that_differ_in_spelling_alone_are_a_possible_leak(kind: str) -> Non
     pair = " and ".join(sorted([one, spellings[other]], key=table[f"{kind}_id"].tolist().index))
     assert findings["possible_leaks"] == [
         f"{kind} ids in two parts differ only in case, spaces or leading zeros: 1 pair ({pair}); "
-        "write each in one way"
+        "use one spelling of each"
     ]
     assert findings["leaks"] == []
 

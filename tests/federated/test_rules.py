@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from micro_runs import micro_config, read_data, table_cohort
 
+from skinmm.cli.compose import compose_config
+from skinmm.cli.main import TRAIN
 from skinmm.config import Config, DataConfig, flatten, from_mapping, to_mapping
 from skinmm.config.federated_commands import (
     FederateClientConfig,
@@ -89,6 +91,10 @@ def test_columns_of_another_type_are_refused() -> None:
     other = table.assign(device=1.5)
     with pytest.raises(InputError, match=r"device \(categorical\) and device \(numeric\)"):
         merge_columns([described(t, ["device"]) for t in (table, other)])
+
+
+def test_the_composed_defaults_are_accepted() -> None:
+    require_shared(compose_config([], TRAIN)[0])
 
 
 def test_only_local_settings_of_a_client_are_its_own() -> None:

@@ -56,6 +56,13 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     random = replace(rows, probabilities=np.column_stack([1 - noise, noise]))
     chance = replace(inputs, predictions=random, measured=evaluate(random, resamples=100))
     assert verdict(chance).startswith("Not shown to be useful")
+    sure = chance.measured["metrics"] | {
+        "sensitivity": {"value": 0.9},
+        "specificity": {"value": 0.9},
+    }
+    lucky = replace(chance, measured={**chance.measured, "metrics": sure})
+    assert useful_prevalence(lucky) is not None
+    assert "at a prevalence between" not in verdict(lucky)
 
 
 def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run: Path) -> None:

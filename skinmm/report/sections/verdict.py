@@ -55,7 +55,7 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         lines.append(
             texts["weights"].format(format_number((1 - threshold) / threshold, 1), **counts)
         )
-    if limits := useful_prevalence(inputs):
+    if (limits := useful_prevalence(inputs)) and _rate(inputs) != "chance":
         lines[-1] += f" {texts['range'].format(*(format_percent(limit) for limit in limits))}"
     if clinic := inputs.measured.get("clinic"):
         gain = clinic["metrics"]["net_benefit_gain"]
