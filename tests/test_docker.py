@@ -1,6 +1,6 @@
 """The container's steps, run here: the Dockerfile's make targets in a clean environment.
 
-The images themselves were not built, see docker/README.md.
+What was built of the images themselves: docker/README.md.
 """
 
 import csv

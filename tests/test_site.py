@@ -44,6 +44,12 @@ def test_the_settings_page_has_every_command(generate: Any) -> None:
     assert "| `evaluation.sensitivity` | `0.95` | target of threshold=sensitivity |" in page
 
 
+def test_every_page_of_the_folder_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= {*re.findall(r": ([\w-]+\.md)$", navigation, re.MULTILINE)}
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_answers_are_near(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]

@@ -116,12 +116,12 @@ def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
         path: file, replaced if it exists.
         examples: feature name -> bytes, str, int, float, a list of one of them, or None for empty.
     """
-    from tfrecord import example_pb2
+    from tfrecord.example_pb2 import Example, Feature
 
     with atomic_write(path) as partial, partial.open("wb") as stream:
         for example in examples:
-            features = {key: _to_message(key, value) for key, value in example.items()}
-            message = example_pb2.Example(features={"feature": features})
+            features = {key: Feature(**_to_message(key, item)) for key, item in example.items()}
+            message = Example(features={"feature": features})
             payload = message.SerializeToString(deterministic=True)
             length = struct.pack("<Q", len(payload))
             stream.write(length + _masked_crc(length) + payload + _masked_crc(payload))

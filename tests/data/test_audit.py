@@ -214,9 +214,9 @@ def test_columns_that_no_model_may_use_are_leaks() -> None:
 def test_an_encoder_fitted_on_evaluated_rows_is_a_leak() -> None:
     table = cohort()
     train = table.loc[table["part"] == "train", "image_id"]
-    assert audit(table, fitted_on=train)["leaks"] == []
+    assert audit(table, fitted_on=train.tolist())["leaks"] == []
     evaluated = table.loc[table["part"] != "train", "image_id"]
-    (leak,) = audit(table, fitted_on=table["image_id"])["leaks"]
+    (leak,) = audit(table, fitted_on=table["image_id"].tolist())["leaks"]
     assert leak.startswith(
         f"the record encoder was fitted on {len(evaluated)} rows ({evaluated.iloc[0]},"
     )
