@@ -129,7 +129,7 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     [
         ("Age (months)", 12, "column 'Age (months)': divide ages in months by"),
         ("Age in months", 1, "column 'Age in months': divide ages in months by"),
-        ("Years", 12, "is not understood (40 such rows: "),
+        ("Years", 12, "is not recognised (40 such rows: "),
     ],
 )
 def test_ages_in_months_are_refused(
@@ -147,7 +147,7 @@ def test_ages_in_months_are_refused(
     assert advice in error
     if name == "Years":  # all columns are named, not the first alone
         assert f"{advice}; row 7 (" in error
-        assert "sex 'divers' is not understood (1 such row: 'divers' (1))" in error
+        assert "sex 'divers' is not recognised (1 such row: 'divers' (1))" in error
 
 
 def test_a_column_that_is_read_but_no_input_is_named(clinic: Path, capsys: Captured) -> None:
