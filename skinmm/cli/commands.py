@@ -187,7 +187,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
 
 
 def run_compare(config: schemas.CompareConfig) -> int:
-    """Write the comparison of runs and prediction files, and print its first table."""
+    """Write the comparison of runs and prediction files, and print systems and differences."""
     from skinmm.report import write_comparison
     from skinmm.report.terminal import format_columns
 
@@ -204,8 +204,8 @@ def run_compare(config: schemas.CompareConfig) -> int:
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
     )
-    table = format_columns(tables[0].header, tables[0].rows, width=TERMINAL)
-    print_line("\n".join([table, *(note.text for note in notes), f"comparison: {output}"]))
+    texts = [f"{format_columns(t.header, t.rows, width=TERMINAL)}\n" for t in tables[:2]]
+    print_line("\n".join([*texts, *(note.text for note in notes), f"comparison: {output}"]))
     return 0
 
 

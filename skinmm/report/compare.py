@@ -73,8 +73,9 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         overwrite: replace an existing page.
 
     Returns:
-        The tables of the systems and, if available, of calibration and missing data; and notes if
-        the systems were not evaluated on the same images.
+        The tables of the systems and, if available, of differences (not with `against`, which adds
+        them to the first), calibration and missing data; and notes if the systems were not
+        evaluated on the same images.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     systems = _read_systems(sources, labels, positive, form or TableFormat(), prevalence)
@@ -106,7 +107,8 @@ def build_comparison(
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
     notes = [block for block in differences.blocks if isinstance(block, Note)]
-    return sections, [table, *further], [*choice, *notes]
+    paired = [] if against else [b for b in differences.blocks if isinstance(b, Table)]
+    return sections, [table, *paired[:1], *further], [*choice, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 
 from skinmm.config.checkpoints import is_part_of_run
@@ -22,6 +24,7 @@ from skinmm.report.sections.verdict import build_verdict
 
 HEADER: Final = ("date", "data", "model", "fusion", "first metric", "run")
 MAX_LINES: Final = 8  # of the closing table
+MAX_CELL: Final = 35  # characters of a line of a transposed table's cell
 MAX_DEPTH: Final = 4  # folders between the given folder and a run
 
 
@@ -70,16 +73,22 @@ def format_columns(
 
 def _transpose(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """Yield transposed tables, each with as many rows as fit into a width, at least one."""
+    wrapped = [[wrap(cell, MAX_CELL, break_long_words=False) for cell in row] for row in rows]
+    widths = [max((len(line) for cell in row for line in cell), default=0) + 2 for row in wrapped]
     start, used = 0, max(map(len, header))
-    for number, row in enumerate(rows):
-        needed = max(map(len, row)) + 2
+    for number, needed in enumerate(widths):
         if used + needed > width and number > start:
-            first, *others = zip(header, *rows[start:number], strict=True)
-            yield format_columns(first, others)
+            yield _format_wrapped(header, wrapped[start:number])
             start, used = number, max(map(len, header))
         used += needed
-    first, *others = zip(header, *rows[start:], strict=True)
-    yield format_columns(first, others)
+    yield _format_wrapped(header, wrapped[start:])
+
+
+def _format_wrapped(header: Sequence[str], rows: Sequence[Sequence[list[str]]]) -> str:
+    """Format a transposed table whose cells are lists of lines."""
+    cells = zip(([name] for name in header), *rows, strict=True)
+    first, *others = (line for row in cells for line in zip_longest(*row, fillvalue=""))
+    return format_columns(first, others)
 
 
 def format_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

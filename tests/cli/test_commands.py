@@ -261,9 +261,10 @@ def test_files_are_compared_on_a_page_and_in_the_terminal(tmp_path: Path, capsys
     said = capsys.readouterr().out.splitlines()
     auroc = roc_auc_score(table["target"], table["age"])
     assert re.split(r"\s{2,}", said[0].strip()) == ["System", "older (1)", "younger (1)"]
-    (line,) = (line for line in said if line.startswith("AUROC "))
+    line, difference = (line for line in said if line.startswith("AUROC "))
     cells = [cell.split()[0] for cell in re.split(r"\s{2,}", line.strip())[1:]]
     assert cells == [f"{auroc:.3f}", f"{1 - auroc:.3f}"]
+    assert difference.split()[1] == f"{2 * auroc - 1:.3f}"
     assert Page(output).is_self_contained
     assert main(["compare", *map(str, files), f"output={output}"]) == 2
     assert " exists; choose" in capsys.readouterr().err

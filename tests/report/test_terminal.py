@@ -25,6 +25,12 @@ def test_a_wide_table_is_transposed_in_blocks_that_fit() -> None:
     for row in rows:
         assert any(row[1] in map(str.strip, line) for line in cells)
     assert sum(block.startswith("system") for block in blocks) == len(blocks) == 5
+    settings = [["a", "0.8", "model.image_size=192; trainer.max_epochs=12"], ["b", "0.7", ""]]
+    lines = format_columns(header, settings, width=50).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["Brier", "score", "model.image_size=192;"],
+        ["trainer.max_epochs=12"],
+    ]
 
 
 def test_runs_are_listed_with_their_first_metric(tmp_path: Path, capsys: Captured) -> None:
