@@ -31,6 +31,7 @@ from skinmm.vocabulary import UNITS
 
 CLINIC_PREVALENCE: Final = 0.0176
 """Share of malignant lesions in the SIIM-ISIC 2020 cohort, whose patients were followed up."""
+NUMBER: Final = "number_needed_to_treat"
 _MAX_RATIO: Final = 2  # of two prevalences that are about the same
 _GROUP: Final = 20  # minimum rows of a group of similar probability
 _MANY_UNITS: Final = 1000  # of so many independent units hardly any skewness is left
@@ -144,8 +145,15 @@ def _metrics(
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
     metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
+    metrics[NUMBER] = _invert(metrics[NUMBER], metrics["ppv"])
     share = float(predictions.malignant.mean())
     return metrics | allow_misses(metrics, metrics["sensitivity"], share)
+
+
+def _invert(entry: Entry, share: Entry) -> Entry:
+    """Return an entry with the interval of 1 / share; a bootstrap of it would be too narrow."""
+    low, high = (1 / end if (end := share[key]) else None for key in ("high", "low"))
+    return {**entry, "low": low if high else None, "high": high}
 
 
 def estimate(
@@ -213,6 +221,7 @@ def evaluate_clinic(
         metrics[name] = {**entry, "low": low, "high": 1.0}
     flagged: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
     sensitivity = bound_extreme(flagged, confidence, len(np.unique(codes[malignant])))
+    metrics[NUMBER] = _invert(metrics[NUMBER], metrics["ppv"])
     metrics |= allow_misses(metrics, sensitivity, prevalence)
     return {"prevalence": prevalence, "metrics": metrics}
 
