@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from skinmm.config import DataConfig, PredictConfig
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
-from skinmm.errors import InputError, print_error, print_line, require_new_output, warn
+from skinmm.errors import (
+    InputError,
+    print_error,
+    print_line,
+    require_new_output,
+    require_package,
+    warn,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +37,10 @@ class Command:
     Attributes:
         name: first word of its command line.
         schema: dataclass of its settings; the docstring is the help of the command.
-        function: "module:function", imported when it runs; takes the configuration, returns the
-            exit status.
+        function: "module:function", imported when it runs: configuration -> exit status.
         config_name: primary configuration: a file in conf, or generated from the schema.
         usage: examples for the help; by default one with the required settings.
+        draws: whether it draws figures; it is refused at its start if matplotlib is absent.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Command:
     function: str
     config_name: str = GENERATED
     usage: str = ""
+    draws: bool = False
 
     @property
     def help(self) -> str:
@@ -49,6 +57,8 @@ class Command:
 
     def __call__(self, config: Any) -> int:
         """Import the function and call it."""
+        if self.draws:
+            require_package("matplotlib", f"skinmm {self.name}", "train")
         module, _, name = self.function.partition(":")
         return int(getattr(import_module(module), name)(config))
 
@@ -137,8 +147,7 @@ def run_pack(config: data_schemas.PackConfig | data_schemas.PackSparkConfig) -> 
 
     out, overwrite = Path(config.out), config.overwrite
     if isinstance(config, data_schemas.PackConfig) and config.verify:
-        images = verify_pack(out).images
-        print_line(f"{out}: {images:,} images, all match their checksums")
+        print_line(f"{out}: {verify_pack(out).images:,} images, all match their checksums")
         return 0
     table, settings = load_pack_input(config)
     if isinstance(config, data_schemas.PackConfig):
@@ -204,8 +213,9 @@ def run_compare(config: schemas.CompareConfig) -> int:
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
     )
-    texts = [f"{format_columns(t.header, t.rows, width=TERMINAL)}\n" for t in tables[:2]]
-    print_line("\n".join([*texts, *(note.text for note in notes), f"comparison: {output}"]))
+    shown = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if not t.caption)
+    print_line("\n\n".join(shown))
+    print_line("\n".join(["", *(note.text for note in notes), f"comparison: {output}"]))
     return 0
 
 

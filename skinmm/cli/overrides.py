@@ -96,19 +96,21 @@ def _to_url(folder: str) -> str:
 def quote_override(override: str, schema: type[Any]) -> str:
     """Quote the value of an override whose setting is a path, so that Hydra reads it literally.
 
-    In other values, words with letters such as `ä` are quoted, which Hydra's grammar lacks. Null
-    and quoted values are unchanged. Each item of a list in brackets is quoted, unless a file
-    has that name, and so are the paths within a list of mappings such as `data.extra`.
+    In other values, words with letters such as `ä` are quoted, which Hydra's grammar lacks, unless
+    the value has a backslash. Null and quoted values are unchanged. Each item of a list in brackets
+    is quoted, unless a file has that name, and so are the paths within a list of mappings such as
+    `data.extra`.
     """
     prefixed, _, value = override.partition("=")
     key, paths = prefixed.lstrip("+"), (*keys_with(schema, "path"), *FOLDER_KEYS)
     if names := [path.removeprefix(f"{key}[].") for path in paths if path.startswith(f"{key}[].")]:
         pattern = _PATH_IN_LIST.replace("NAMES", "|".join(names))
         return f"{prefixed}={re.sub(pattern, lambda match: match[1] + quote(match[2]), value)}"
-    if not value or (value.isascii() and key not in paths):
+    if not value or (key not in paths and (value.isascii() or "\\" in value)):
         return override
     if key not in paths:
-        return f"{prefixed}={re.sub(_WORD, _quote_word, value)}"
+        word = _WORD.replace("{}", "{}()") if re.fullmatch(_CALL, value) else _WORD
+        return f"{prefixed}={re.sub(word, _quote_word, value)}"
     is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
     if is_list and "'" not in value and '"' not in value:
         return f"{prefixed}={quote_list(item.strip() for item in value[1:-1].split(','))}"
@@ -122,6 +124,7 @@ _PATH_IN_LIST: Final = (
 
 
 _WORD: Final = r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^\[\]{},:'"]+"""
+_CALL: Final = r"(choice|glob|shuffle|sort|str|tag)\(.*\)"  # functions of Hydra
 
 
 def _quote_word(match: re.Match[str]) -> str:

@@ -100,7 +100,7 @@ class ModelConfig:
     name: str = setting(
         "efficientnet_b3",
         "name of a timm model, hf-hub:ORG/NAME, local-dir:PATH, open_clip:MODEL/TAG, or simple_cnn",
-        shared=lambda name: "local-dir:" not in name,
+        shared=lambda name: not {"local-dir", "hf-hub"} & {*name.split(":")},
     )
     pretrained: bool | str = literal_path(
         "auto",

@@ -36,6 +36,7 @@ from skinmm.federated.privacy import (
     hash_rows,
     localise,
     require_common_classes,
+    require_rows,
     to_plain,
 )
 from skinmm.models.backbone import CUSTOM
@@ -128,6 +129,7 @@ class Centre:
             require_usable_split(data, run)
             audit_split(data, config)
             require_common_classes(data)
+            require_rows(data)
             self._config, self._data = config, data
         data = self._data
         training = data.cohort.iloc[data.rows("train")]

@@ -13,6 +13,7 @@ from jaxtyping import UInt64
 
 from skinmm.config import Config, DataConfig, keys_with
 from skinmm.config.federated_commands import FederateClientConfig
+from skinmm.config.schema import FEWEST
 from skinmm.data.audit import compute_fingerprints
 from skinmm.data.datamodule import LesionData
 from skinmm.data.lesions import explode_images
@@ -75,6 +76,16 @@ def localise(config: Config, local: FederateClientConfig, cache: str | None = No
     )
     data = replace(config.data, **values)
     return replace(config, data=data, trainer=trainer, model=model, overwrite=local.overwrite)
+
+
+def require_rows(data: LesionData) -> None:
+    """Refuse licences of the server by which fewer than `FEWEST` training rows remain."""
+    licences, rows = data.config.data.licences, len(data.rows("train"))
+    if licences and rows < FEWEST:
+        raise InputError(
+            f"data.licences={licences}: {format_count(rows, 'training row')} here, at least "
+            f"{FEWEST} are needed, as images can be reconstructed from an update by fewer"
+        )
 
 
 def require_common_classes(data: LesionData) -> None:

@@ -18,6 +18,8 @@ from skinmm.models.tuning import add_adapters, list_trained, remove_adapters
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 MAP_NDIM: Final = 4  # (batch, channels, height, width)
+LOADING: Final = ("pretrained", "checkpoint_path", "cache_dir")
+"""Starts of the arguments by which timm reads a file or opens an address."""
 
 
 class SimpleCNN(nn.Sequential):
@@ -159,6 +161,12 @@ def _build(
     source = find_source(config.name, CUSTOM)
     resolved = replace(config, name=source.name, args={**source.args, **config.args})
     args, head = dict(resolved.args), {}
+    # Those of a checkpoint, or of a repository's config.json, are of another person.
+    if loading := next((key for key in args if key.startswith(LOADING)), None):
+        raise InputError(
+            f"model.args of {config.name}: {loading} is no argument of a network; model.pretrained "
+            "chooses its weights"
+        )
     side = args.get("vision_cfg", {}).get("image_size", config.image_size)  # open_clip's is fixed
     if side != config.image_size:
         raise InputError(f"model.image_size={config.image_size}: {config.name} needs {side}")

@@ -39,9 +39,7 @@ def push(config: PushConfig) -> int:
     card, _ = load_card(checkpoint)
     cohort = pd.read_csv(run / "cohort.csv", dtype=str)
     licence = choose_licence(cohort, str(card.config["data"]["name"]), config.licence)
-    hidden = ("config", "initialisation", "adaptation", "parts")
-    changes: dict[str, Any] = {name: hide_folders(getattr(card, name)) for name in hidden}
-    changes["index"] = None  # names of training images
+    changes = hide_local(card)
     if not config.background:
         changes["background"] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,6 +93,12 @@ def choose_licence(cohort: pd.DataFrame, dataset: str, stated: str | None) -> st
             f"{hub_names[rank]} or a stricter one"
         )
     return stated or hub_names[rank]
+
+
+def hide_local(card: Card) -> dict[str, Any]:
+    """Return the attributes of a card without folders and names of training images."""
+    names = ("config", "initialisation", "adaptation", "parts", "segmenter")
+    return {name: hide_folders(getattr(card, name)) for name in names} | {"index": None}
 
 
 def hide_folders(value: Any) -> Any:

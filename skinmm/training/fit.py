@@ -9,6 +9,7 @@ import torch
 
 from skinmm.config import Config, build_component, check_component, read_config
 from skinmm.config.checkpoints import FINAL
+from skinmm.config.outputs import UPLOADS
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.datamodule import count_folds
 from skinmm.data.sampling import SAMPLERS
@@ -103,15 +104,15 @@ def check_components(config: Config) -> None:
 
 
 def check_index(config: Config) -> None:
-    """Refuse `model.index` without images, and where W&B would receive the names."""
+    """Refuse `model.index` without images, and where a logger would upload the names."""
     if not config.model.index:
         return
     if "image" not in FUSIONS[config.fusion.name].inputs:
         raise InputError(f"model.index=true: fusion={config.fusion.name} has no image; remove it")
-    if config.logger.name == "wandb" and not config.logger.images:
+    if (name := config.logger.name) in UPLOADS and not config.logger.images:
         raise InputError(
-            "model.index=true: the checkpoint that logger=wandb uploads contains names of images; "
-            "set logger.images=true to allow it, or model.index=false"
+            f"model.index=true: the checkpoint that logger={name} uploads contains names of images;"
+            " set logger.images=true to allow it, or model.index=false"
         )
 
 

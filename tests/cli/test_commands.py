@@ -348,3 +348,14 @@ def test_a_report_of_a_vendor_prints_its_verdict(tmp_path: Path, capsys: Capture
     assert verdict.startswith(("Not useful", "Not shown to be useful", "Useful"))
     assert verdict in Page(page).text
     assert last == f"report: {page}"
+
+
+@pytest.mark.parametrize("command", ["audit", "explore"])
+def test_a_page_with_figures_needs_matplotlib_before_data_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("skinmm.errors.find_spec", lambda _: None)
+    assert main([command, "data=csv", "data.root=absent"]) == 2
+    expected = f"skinmm {command} needs matplotlib: pip install 'skinmm[train]'"
+    assert expected in capsys.readouterr().err

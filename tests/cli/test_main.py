@@ -140,6 +140,15 @@ def test_lists_quotes_and_null_keep_their_meaning(given_override: str, value: ob
     assert ([str(item) for item in found] if isinstance(found, list) else found) == value
 
 
+def test_sweeps_and_functions_of_hydra_keep_their_meaning() -> None:
+    for value in ("klinik_süd,csv", "choice(klinik_süd, csv)", "tag(x,choice('klinik_süd',csv))"):
+        parsed = OverridesParser.create().parse_override(quote_override(f"data={value}", Config))
+        found = [getattr(item, "text", item) for item in parsed.sweep_iterator()]
+        assert found == ["klinik_süd", "csv"]
+    assert quote_override("data=glob(klinik_ü*)", Config) == "data=glob('klinik_ü*')"
+    assert quote_override("logger.project=ä\\,b", Config) == "logger.project=ä\\,b"
+
+
 def test_a_file_named_like_a_list_is_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ from skinmm.federated.privacy import (
     from_plain,
     hash_rows,
     localise,
+    require_rows,
     require_shared,
     to_plain,
 )
@@ -113,6 +114,8 @@ def test_only_local_settings_of_a_client_are_its_own() -> None:
         {"plugins": ["/elsewhere/evil.py"]},
         {"model": {"pretrained": "https://elsewhere/weights.bin"}},
         {"model": {"name": "local-dir:/etc"}},
+        {"model": {"name": "hf-hub:elsewhere/network"}},
+        {"model": {"name": "open_clip:hf-hub:elsewhere/network"}},
         {"model": {"args": {"checkpoint_path": "/etc/passwd"}}},
         {"data": {"segmenter": "/elsewhere/x.ckpt"}},
         {"data": {"limit": 2}},
@@ -176,6 +179,16 @@ def list_unclassified(schema: Any, prefix: str = "") -> list[str]:
 def test_every_setting_is_classified() -> None:
     assert list_unclassified(Config) == []
     assert list_unclassified(FederateClientConfig)[0] == "server"
+
+
+def test_licences_cannot_select_a_few_rows(tmp_path: Path) -> None:
+    data = read_data(
+        micro_config("tabular_only", table_cohort(tmp_path, patients=20)), frozenset({"record"})
+    )
+    require_rows(data)
+    data.config.data.licences = ["CC-0"]
+    with pytest.raises(InputError, match=r"\d+ training rows here, at least 32 are needed"):
+        require_rows(data)
 
 
 def test_an_agreement_cannot_name_a_folder_outside_the_run(tmp_path: Path) -> None:

@@ -75,6 +75,6 @@ def test_a_client_that_was_started_again_neither_waits_nor_trains_twice(
     answers = [Centre(own).train(task)[0] for _ in range(2)]  # without `describe`
     lines = capsys.readouterr().out
     assert lines.count("round 1: trained to epoch") == 1
-    assert lines.count("round 1: trained before") == 1
+    assert lines.count("round 1: already trained") == 1
     for name, array in answers[0].items():
         np.testing.assert_array_equal(array.numpy(), answers[1][name].numpy())

@@ -135,6 +135,11 @@ def test_the_simple_network_is_built_as_told() -> None:
         ({"name": "Xx"}, "unknown model.name 'Xx'.*simple_cnn"),
         ({"name": "test_vit.foo"}, "test_vit.foo: no such weights.*test_vit.r160_in1k"),
         ({"name": "test_resnet", "args": {"depth": 9}}, "model.args of test_resnet: .*depth"),
+        (
+            {"name": "test_resnet", "args": {"checkpoint_path": "/etc/passwd"}},
+            "model.args of test_resnet: checkpoint_path is no argument",
+        ),
+        ({"name": "test_vit", "args": {"pretrained": True}}, "pretrained is no argument"),
         ({"name": "simple_cnn", "args": {"depth": 9}}, "model.args of simple_cnn: .*depth"),
         ({"name": "simple_cnn", "args": {"widths": []}}, "model.args of simple_cnn"),
         ({"name": "simple_cnn", "pretrained": "true"}, "simple_cnn has no pretrained weights"),

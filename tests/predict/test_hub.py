@@ -18,7 +18,8 @@ import yaml
 from quick_runs import ROOT, best
 
 from skinmm.errors import InputError
-from skinmm.predict.hub import FOLDERS, choose_licence, hide_folders
+from skinmm.models.checkpoint import Card
+from skinmm.predict.hub import FOLDERS, choose_licence, hide_folders, hide_local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -171,3 +172,8 @@ def test_no_folder_of_this_machine_is_published() -> None:
     config = {"data": {"root": "/data/clinic/ham", "extra": [{"root": "/x/y"}]}, "a": "b/c", "n": 1}
     hidden = {"data": {"root": "ham", "extra": [{"root": "y"}]}, "a": "b/c", "n": 1}
     assert hide_folders(config) == hidden
+    finder = {"config": config, "digest": "a1"}
+    card = Card(config, [], [], {}, "", {}, segmenter=finder, index={"image_id": ["ISIC_1"]})
+    changes = hide_local(card)
+    assert changes["config"] == changes["segmenter"]["config"] == hidden
+    assert changes["index"] is None
