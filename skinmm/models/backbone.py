@@ -161,7 +161,7 @@ def _build(
     source = find_source(config.name, CUSTOM)
     resolved = replace(config, name=source.name, args={**source.args, **config.args})
     args, head = dict(resolved.args), {}
-    # Those of a checkpoint, or of a repository's config.json, are of another person.
+    # A checkpoint, or the config.json of a repository, may be that of another person.
     if loading := next((key for key in args if key.startswith(LOADING)), None):
         raise InputError(
             f"model.args of {config.name}: {loading} is no argument of a network; model.pretrained "

@@ -73,19 +73,19 @@ def choose_licence(cohort: pd.DataFrame, dataset: str, stated: str | None) -> st
     of_dataset = OF_DATASET.get(dataset, "")
     if "licence" in cohort:
         names = cohort["licence"].fillna("").str.split("|", regex=False).explode()
-        found = {str(name) or of_dataset for name in names}
+        licences = {str(name) or of_dataset for name in names}
     else:
-        found = {of_dataset}
+        licences = {of_dataset}
     order, hub_names = list(LICENCES), list(LICENCES.values())
-    if unknown := sorted(found - {*order}):
+    if unknown := sorted(licences - {*order}):
         if stated is None:
             terms = ", ".join(name or "none stated" for name in unknown)
             raise InputError(
                 f"licence: images with {terms}; read their terms and name the licence of the "
                 "weights, e.g. licence=cc-by-nc-4.0"
             )
-        found &= {*order}
-    rank = max((order.index(name) for name in found), default=0)
+        licences &= {*order}
+    rank = max((order.index(name) for name in licences), default=0)
     is_free = order[rank] == "CC-BY-NC" and stated is not None and "-nc" not in stated
     if is_free or (stated in hub_names and hub_names.index(str(stated)) < rank):
         raise InputError(

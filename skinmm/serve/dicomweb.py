@@ -113,10 +113,10 @@ class _Worker:
         try:
             for uid in self._outbox.list_ready():
                 self._send(uid)
-            images, unread = self._outbox.list_images(), self._outbox.list_images(unread=True)
-            found = self._retry(lambda: [*self._server.find()])
-            for image in sorted(found, key=lambda image: image.uid in unread):  # the others first
-                if image.uid not in images:
+            done, unread = self._outbox.list_images(), self._outbox.list_images(unread=True)
+            images = self._retry(lambda: [*self._server.find()])
+            for image in sorted(images, key=lambda image: image.uid in unread):  # the others first
+                if image.uid not in done:
                     self._predict(image, is_again=image.uid in unread)
             for uid in self._outbox.list_ready(postponed=True):
                 self._send(uid, is_again=True)
@@ -170,21 +170,19 @@ class _Worker:
     def _retry(self, call: Callable[[], T], *, is_again: bool = False) -> T:
         """Call with growing pauses after failures.
 
-        A watcher gives up for nothing but failures of one image, which `is_again` if it was
-        postponed: it has one attempt.
+        A watcher stops only at failures of one image; a postponed one (`is_again`) has one attempt.
         """
         pause, attempt = _FIRST_PAUSE, 1
         while True:
             try:
                 return call()
             except UnavailableError as error:
-                is_failed, is_last = (
-                    isinstance(error, FailedError),
-                    attempt >= self._config.attempts,
-                )
-                if (is_failed and (is_last or is_again)) or (
-                    is_last and self._config.watch is None
-                ):
+                is_last = attempt >= self._config.attempts
+                if isinstance(error, FailedError):
+                    is_last = is_last or is_again
+                elif self._config.watch is not None:
+                    is_last = False
+                if is_last:
                     raise
                 print_error(f"attempt {attempt}: {error}; again in {pause:g} s")
             sleep(pause)

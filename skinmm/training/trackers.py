@@ -165,8 +165,8 @@ def _mlflow(config: Config, run: Path) -> list[Logger]:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(options.project)
         tag = f"tags.`{RUN_TAG}` = '{run.absolute()}'"
-        found = client.search_runs([experiment.experiment_id], tag) if experiment else []
-        run_id = found[0].info.run_id if found else None
+        runs = client.search_runs([experiment.experiment_id], tag) if experiment else []
+        run_id = runs[0].info.run_id if runs else None
     tags = {RUN_TAG: str(run.absolute()), "group": options.group or group}
     tags = {key: value for key, value in tags.items() if value}
     logger = MLFlowLogger(options.project, name, tracking_uri=uri, tags=tags, run_id=run_id)
