@@ -260,8 +260,8 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
         needed = malignant_for_guarantee(rules.sensitivity, rules.confidence)
         raise InputError(
             f"a change of prevalence alone does not explain these rows (p = {shift.p:.3f}): images "
-            "or lesions differ from validation in other ways; label rows (column target). "
-            f" {needed} patients with malignant lesions can guarantee a sensitivity of "
+            "or lesions differ from validation in other ways; label rows (column target): "
+            f"{needed} patients with malignant lesions can guarantee a sensitivity of "
             f"{rules.sensitivity:g}"
         )
     ends = zip(shift.shares, shift.low, shift.high, strict=True)
