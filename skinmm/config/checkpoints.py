@@ -41,18 +41,28 @@ def locate_included(name: str | Path) -> Path:
 
 def fetch_from_hub(name: str) -> Path:
     """Return the local copy of a model on the Hub, `hf://ORG/NAME` or `hf://ORG/NAME@REVISION`."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    from skinmm.config.addresses import is_reachable
 
     # A path has one slash where a URL has two.
     given = name.removeprefix("hf:").strip("/")
     repository, _, revision = given.partition("@")
+    is_online = not constants.HF_HUB_OFFLINE and is_reachable(constants.ENDPOINT)
+    fetch = hf_hub_download if is_online else try_to_load_from_cache
     try:
-        return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
+        path = fetch(repository, HUB_FILE, revision=revision or None)
     except Exception as error:  # the Hub's own errors and those of its HTTP client
         raise InputError(
             f"checkpoint={HUB_PREFIX}{given}: cannot be fetched: {one_line(error)}; check the "
             "name and revision, and HF_TOKEN for a private model"
         ) from error
+    if isinstance(path, str):
+        return Path(path)
+    raise InputError(
+        f"checkpoint={HUB_PREFIX}{given}: not cached, and {constants.ENDPOINT} cannot be reached, "
+        "or HF_HUB_OFFLINE is set"
+    )
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Pretrained weights from a file, an installed package, or the model hub and its cache."""
 
 import re
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,20 +10,17 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Final
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from skinmm.config.addresses import is_reachable
 from skinmm.config.checkpoints import locate_included
 from skinmm.errors import InputError
 from skinmm.models.checkpoint import is_checkpoint, load_card, strip_prefix
 
-PROBE_SECONDS: Final = 2.0  # for a connection to the model hub, whose client retries for a minute
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 MISSING: Final = 0.01  # share of the network's values that a file may lack
 LISTED: Final = 3  # names in a message
@@ -166,7 +162,7 @@ def _fetch_from_hub(hub_id: str, files: Sequence[str]) -> Path:
             return Path(cached)
     if constants.HF_HUB_OFFLINE:
         raise LookupError("they are not cached, and HF_HUB_OFFLINE is set")
-    if not _is_reachable(constants.ENDPOINT):
+    if not is_reachable(constants.ENDPOINT):
         raise LookupError("they are not cached, and the model hub cannot be reached")
     reason = ""
     for name in files:
@@ -273,23 +269,3 @@ def _match_order(
             return None
         mapped[target] = tensor.reshape(value.shape)  # linear layers, and 1 x 1 convolutions
     return mapped
-
-
-def _is_reachable(endpoint: str) -> bool:
-    """Return whether the hub, or the proxy to it, accepts a connection within `PROBE_SECONDS`."""
-    url = urlsplit(endpoint)
-    proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
-    if proxy:
-        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    address = (url.hostname or "", url.port or (80 if url.scheme == "http" else 443))
-    is_connected = Event()
-
-    def connect() -> None:
-        with suppress(OSError), socket.create_connection(address, PROBE_SECONDS):
-            is_connected.set()
-
-    # In a thread, as the look-up of a name has no time limit; a daemon does not delay the exit.
-    thread = Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return is_connected.is_set()

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skinmm.config import ModelConfig
+from skinmm.config.addresses import is_reachable
+from skinmm.config.checkpoints import find_checkpoint
 from skinmm.errors import InputError
 from skinmm.models import pretrained
 from skinmm.models.backbone import Backbone
@@ -112,14 +114,32 @@ def test_auto_decides_soon_and_without_a_word(
     assert not caplog.records
 
 
+@pytest.mark.usefixtures("silent_resolver")
+def test_a_model_of_the_hub_is_refused_soon_without_a_network() -> None:
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=r"^checkpoint=hf://nobody/none: not cached, and https"):
+        find_checkpoint(Path("hf://nobody/none"))
+    assert time.perf_counter() - began < 10
+
+
+def test_a_cached_model_of_the_hub_needs_no_network() -> None:
+    folder, commit = Path(constants.HF_HUB_CACHE) / "models--clinic--lesions", "a" * 40
+    file = folder / "snapshots" / commit / "model.safetensors"
+    for path, content in ((folder / "refs" / "main", commit), (file, "")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    for name in ("hf://clinic/lesions", f"hf://clinic/lesions@{commit}"):
+        assert find_checkpoint(Path(name)) == file
+
+
 @pytest.mark.parametrize("written", ["http://{}", "{}"])
 def test_a_proxy_is_asked_instead_of_the_hub(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         address = f"127.0.0.1:{proxy.getsockname()[1]}"
-        assert not pretrained._is_reachable("https://hub.invalid")
+        assert not is_reachable("https://hub.invalid")
         monkeypatch.setenv("HTTPS_PROXY", written.format(address))
-        assert pretrained._is_reachable("https://hub.invalid")
-    assert not pretrained._is_reachable("https://hub.invalid")
+        assert is_reachable("https://hub.invalid")
+    assert not is_reachable("https://hub.invalid")
 
 
 def test_a_hub_that_fails_halfway_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
