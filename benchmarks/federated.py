@@ -92,7 +92,7 @@ def run_pooled(config: Config, parts: dict[str, Path], folder: Path) -> Path:
     rows = rows[rows["part"] != "unused"]
     rows["part"] = rows["part"].replace("calibration", "val")
     names = ["image_id", "lesion_id", "age", "sex", "site", "diagnosis", "source", "part", "path"]
-    rows[names].drop(columns="image_id").to_csv(table / "rows.csv", index=False)
+    rows[names].drop(columns="image_id").to_csv(table / "cohort.csv", index=False)
     data = DataConfig(
         name="csv", root=str(table), target="malignant", positive=["mel", "bcc", "akiec"]
     )

@@ -75,6 +75,8 @@ def serve(config: FederateServerConfig) -> int:
             f"host={config.host}: not loopback: the server needs certificate=PEM private_key=PEM "
             "and clients=KEYS; insecure=true starts it without them, open to the whole network"
         )
+    if config.data.split == "source":
+        raise InputError("data.split=source: each client of a server is one centre; leave it out")
     if bool(config.certificate) != bool(config.private_key):
         raise InputError("certificate and private_key belong together; give both or none")
     federation = open_federation(config)
