@@ -86,7 +86,7 @@ def test_a_split_of_ours_has_no_leak(folds: int, fold: int, seed: int) -> None:
 def test_a_check_that_was_not_made_is_not_passed() -> None:
     table = cohort().assign(width=256, height=256)
     unchecked = audit(table)["unchecked"]
-    assert [text.partition(":")[0] for text in unchecked] == ["near duplicates"]
+    assert [text.partition(" (")[0] for text in unchecked] == ["near duplicates"]
     assert "near=true" in unchecked[0]
     near = pd.DataFrame(columns=["first", "second"], dtype=object)
     assert audit(table, near=near)["unchecked"] == []

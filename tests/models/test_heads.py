@@ -186,7 +186,7 @@ def test_a_class_of_one_patient_is_fitted_and_leaves_the_log_loss_as_it_is(name:
         given.cohort[:4], np.array([0, 0, 1, 1]), given.probabilities[:4], given.features[:4]
     )
     with pytest.raises(InputError, match="no inner fold has two classes"):
-        fit_head(head, only, [0.5, 0.5, 0], seed=0)
+        fit_head(head, only, [0.5, 0.5, 0.0], seed=0)
 
 
 def test_axes_are_the_components_of_standardised_features() -> None:

@@ -99,7 +99,7 @@ def test_a_loss_beyond_the_limits_is_refused_with_its_figures(
     assert main.main(["export", f"checkpoint={checkpoint}", "precision=fp16"]) == 2
     told = capsys.readouterr().err
     assert "precision=fp16 costs too much: fp16, 0 layers in 32 bits: AUROC " in told
-    assert "nothing was written, use precision=fp32" in told
+    assert "nothing was written; use precision=fp32" in told
     assert not checkpoint.with_suffix(".onnx").exists()
 
 

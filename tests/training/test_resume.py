@@ -119,7 +119,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     assert not (run / "checkpoints" / "last.ckpt").exists()
     (run / "history.csv").write_text("epoch,step,name,value\n0,11,val/loss,9\n")
     assert train(f"resume={run}") == 0
-    assert "starts again" in capsys.readouterr().out
+    assert "training starts from the beginning" in capsys.readouterr().out
     assert_same(run, whole)
 
 
