@@ -23,6 +23,7 @@ QUICK: Final = (
     "report.explain=false",
 )
 
+LIMIT: Final = "data.limit=48"  # of the run `both`
 MISSING: Final = {f"predictions/missing_{count}_of_3.csv" for count in (1, 2, 3)}
 
 

@@ -213,8 +213,8 @@ def run_compare(config: schemas.CompareConfig) -> int:
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
     )
-    shown = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if not t.caption)
-    print_line("\n\n".join(shown))
+    texts = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if not t.caption)
+    print_line("\n\n".join(texts))
     print_line("\n".join(["", *(note.text for note in notes), f"comparison: {output}"]))
     return 0
 

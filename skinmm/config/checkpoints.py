@@ -46,22 +46,22 @@ def fetch_from_hub(name: str) -> Path:
     from skinmm.config.addresses import is_reachable
 
     # A path has one slash where a URL has two.
-    given = name.removeprefix("hf:").strip("/")
-    repository, _, revision = given.partition("@")
+    address = name.removeprefix("hf:").strip("/")
+    repository, _, revision = address.partition("@")
     is_online = not constants.HF_HUB_OFFLINE and is_reachable(constants.ENDPOINT)
     fetch = hf_hub_download if is_online else try_to_load_from_cache
     try:
         path = fetch(repository, HUB_FILE, revision=revision or None)
     except Exception as error:  # the Hub's own errors and those of its HTTP client
         raise InputError(
-            f"checkpoint={HUB_PREFIX}{given}: cannot be fetched: {one_line(error)}; check the "
+            f"checkpoint={HUB_PREFIX}{address}: cannot be fetched: {one_line(error)}; check the "
             "name and revision, and HF_TOKEN for a private model"
         ) from error
     if isinstance(path, str):
         return Path(path)
     raise InputError(
-        f"checkpoint={HUB_PREFIX}{given}: not cached, and {constants.ENDPOINT} cannot be reached, "
-        "or HF_HUB_OFFLINE is set"
+        f"checkpoint={HUB_PREFIX}{address}: not cached, and {constants.ENDPOINT} cannot be "
+        "reached, or HF_HUB_OFFLINE is set"
     )
 
 

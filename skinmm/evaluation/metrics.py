@@ -145,15 +145,18 @@ def _metrics(
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
     metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
-    metrics[NUMBER] = _invert(metrics[NUMBER], metrics["ppv"])
-    share = float(predictions.malignant.mean())
-    return metrics | allow_misses(metrics, metrics["sensitivity"], share)
+    return _finish(metrics, metrics["sensitivity"], float(predictions.malignant.mean()))
 
 
-def _invert(entry: Entry, share: Entry) -> Entry:
-    """Return an entry with the interval of 1 / share; a bootstrap of it would be too narrow."""
-    low, high = (1 / end if (end := share[key]) else None for key in ("high", "low"))
-    return {**entry, "low": low if high else None, "high": high}
+def _finish(metrics: dict[str, Entry], sensitivity: Entry, prevalence: float) -> dict[str, Entry]:
+    """Complete the intervals that depend on those of other metrics.
+
+    The number needed to treat has the interval of 1 / ppv: a bootstrap of it is too narrow.
+    """
+    low, high = (1 / end if (end := metrics["ppv"][key]) else None for key in ("high", "low"))
+    number = {**metrics[NUMBER], "low": low if high else None, "high": high}
+    metrics = {**metrics, NUMBER: number}
+    return metrics | allow_misses(metrics, sensitivity, prevalence)
 
 
 def estimate(
@@ -221,9 +224,7 @@ def evaluate_clinic(
         metrics[name] = {**entry, "low": low, "high": 1.0}
     flagged: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
     sensitivity = bound_extreme(flagged, confidence, len(np.unique(codes[malignant])))
-    metrics[NUMBER] = _invert(metrics[NUMBER], metrics["ppv"])
-    metrics |= allow_misses(metrics, sensitivity, prevalence)
-    return {"prevalence": prevalence, "metrics": metrics}
+    return {"prevalence": prevalence, "metrics": _finish(metrics, sensitivity, prevalence)}
 
 
 def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[np.ndarray, " n"]:

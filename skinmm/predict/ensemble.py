@@ -308,9 +308,9 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
 
 def _require_equal(setting: str, values: Sequence[Any]) -> None:
     if len({*values}) > 1:
-        given = " and ".join(sorted(map(str, {*values})))
+        listed = " and ".join(sorted(map(str, {*values})))
         raise InputError(
-            f"the checkpoints were trained with {setting}={given}; use checkpoints with one value"
+            f"the checkpoints were trained with {setting}={listed}; use checkpoints with one value"
         )
 
 

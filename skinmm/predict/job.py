@@ -142,9 +142,9 @@ def require_images(
 def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensemble) -> None:
     """Refuse a table without an image column if `images` is given, or without any input."""
     columns = ensemble.columns
-    given = {*names, *match_columns(names, columns).values()}
+    columns_of_table = {*names, *match_columns(names, columns).values()}
     needs_names = config.images and "image" in ensemble.inputs
-    if "image_id" in given or (given & {*columns} and not needs_names):
+    if "image_id" in columns_of_table or (columns_of_table & {*columns} and not needs_names):
         return
     raise InputError(
         f"input={config.input}: no image column; call it {', '.join(COLUMN_NAMES['image_id'][:5])} "

@@ -151,6 +151,6 @@ def stack_images(
     pixels = np.zeros((*has_image.shape, view.size, view.size, 3), np.uint8)
     for row, image in enumerate(images):
         if view in image:
-            place = (row,) if types is None else (row, slice(len(image[view])))
-            pixels[place] = image[view]
+            target = (row,) if types is None else (row, slice(len(image[view])))
+            pixels[target] = image[view]
     return pixels, has_image

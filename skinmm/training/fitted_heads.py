@@ -126,12 +126,12 @@ def _fit_linear(
     record = rows.features[:, len(axes) :]
     centre[len(axes) :], scale[len(axes) :] = record.mean(axis=0), record.std(axis=0)
     scale[scale == 0] = 1
+    rows = rows._replace(features=(rows.features - centre) / scale)
 
     def fit(strength: float, some: TrainingRows) -> tuple[np.ndarray, np.ndarray]:
         model = LogisticRegression(C=strength, max_iter=2000)
-        model.fit((some.features - centre) / scale, some.targets, some.weights)
-        coef = model.coef_ / scale
-        return spread_outputs(coef, model.intercept_ - coef @ centre, model.classes_, classes)
+        model.fit(some.features, some.targets, some.weights)
+        return spread_outputs(model.coef_, model.intercept_, model.classes_, classes)
 
     def stages(some: TrainingRows, others: np.ndarray) -> Iterator[np.ndarray]:
         for strength in STRENGTHS:
@@ -141,6 +141,8 @@ def _fit_linear(
     losses = cross_validate(stages, rows, seed)
     strength = STRENGTHS[int(np.argmin(losses))]
     weight, bias = fit(strength, rows)
+    weight /= scale
+    bias -= weight @ centre
     image = weight[:, : len(axes)] @ axes
     state = {
         "weight": np.hstack([image, weight[:, len(axes) :]]),

@@ -11,6 +11,7 @@ import torch
 import yaml
 from quick_runs import (
     CONTRACT,
+    LIMIT,
     QUICK,
     ROOT,
     best,
@@ -37,18 +38,6 @@ Said = pytest.CaptureFixture[str]
 
 
 STRANGE = "Läsionen (1) = a, b [neu] #2"  # what a person may call a folder
-
-
-LIMIT = "data.limit=48"  # as `both` has it
-
-
-TWO = (  # processes on this machine
-    "trainer=ddp",
-    "trainer.devices=2",
-    "trainer.accelerator=cpu",
-    "trainer.batch_size=16",
-    "trainer.workers=0",
-)
 
 
 def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(both: Path) -> None:

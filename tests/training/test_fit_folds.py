@@ -32,9 +32,6 @@ from skinmm.training import fit
 Said = pytest.CaptureFixture[str]
 
 
-STRANGE = "Läsionen (1) = a, b [neu] #2"  # what a person may call a folder
-
-
 @pytest.fixture(scope="module")
 def pooled(record_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All folds of a model that needs no image."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from quick_runs import (
     CONTRACT,
+    LIMIT,
     QUICK,
     ROOT,
     files_in,
@@ -24,9 +25,6 @@ from skinmm.config import read_config
 from skinmm.models.checkpoint import load_card
 
 Said = pytest.CaptureFixture[str]
-
-
-LIMIT = "data.limit=48"  # as `both` has it
 
 
 TWO = (  # processes on this machine

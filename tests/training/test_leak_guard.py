@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from quick_runs import best, cohort_of, metrics_of, quick_train
+from quick_runs import LIMIT, best, cohort_of, metrics_of, quick_train
 
 from skinmm.config import ModelConfig, read_config
 from skinmm.errors import InputError
@@ -16,7 +16,6 @@ from skinmm.training.leak_guard import require_same_split, rows_seen_in_training
 from skinmm.training.run_folder import write_cohort, write_config
 
 Said = pytest.CaptureFixture[str]
-LIMIT = "data.limit=48"
 
 
 def test_rows_left_out_by_a_limit_are_unused_in_the_run_s_cohort(both: Path) -> None:
