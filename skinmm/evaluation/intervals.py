@@ -36,7 +36,7 @@ _STEPPED: Final = (
 spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
 _SHARES: Final = (
     *("sensitivity", "specificity", "recall", "precision", "ppv", "npv"),
-    *("decided", "found", "cleared", "referred", "coverage", "patient", "top"),
+    *("decided", "found", "cleared", "referred", "coverage", "patient"),
 )
 """Shares of rows. A few errors have all the influence on a share near 1, so that its degrees of
 freedom would be few; the skewness, which follows from its value, is enough."""

@@ -106,15 +106,20 @@ def list_runs(folder: Path) -> list[list[str]]:
         raise InputError(f"{folder}: no such folder; give a folder that contains runs")
     patterns = (f"{'*/' * depth}config.yaml" for depth in range(MAX_DEPTH + 1))
     files = [file for pattern in patterns for file in folder.glob(pattern)]
-    runs = [file.parent for file in files if not _is_part(file.parent)]
+    runs = [file.parent for file in files if _is_run(file.parent)]
     if not runs:
-        raise InputError(f"{folder}: contains no run, which is a folder with config.yaml")
+        raise InputError(
+            f"{folder}: contains no run, which is a folder with the config.yaml of a training"
+        )
     dates = {run: (run / "config.yaml").stat().st_mtime for run in runs}
     return [_describe(run, dates[run]) for run in sorted(runs, key=dates.__getitem__)]
 
 
-def _is_part(run: Path) -> bool:
-    return is_part_of_run(run.name) and (run.parent / "config.yaml").is_file()
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is a whole run, not a fold and not a folder of other software."""
+    if is_part_of_run(folder.name) and (folder.parent / "config.yaml").is_file():
+        return False
+    return {"data", "fusion"} <= read_mapping(folder / "config.yaml").keys()
 
 
 def _describe(run: Path, timestamp: float) -> list[str]:

@@ -350,12 +350,23 @@ def test_a_report_of_a_vendor_prints_its_verdict(tmp_path: Path, capsys: Capture
     assert last == f"report: {page}"
 
 
-@pytest.mark.parametrize("command", ["audit", "explore"])
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        *((name, ["data=csv", "data.root=absent"]) for name in ("audit", "explore")),
+        ("plan", []),
+        ("feedback", ["store=absent.db"]),
+    ],
+)
 def test_a_page_with_figures_needs_matplotlib_before_data_are_read(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    command: str,
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("skinmm.errors.find_spec", lambda _: None)
-    assert main([command, "data=csv", "data.root=absent"]) == 2
+    assert main([command, *given]) == 2
     expected = f"skinmm {command} needs matplotlib: pip install 'skinmm[train]'"
     assert expected in capsys.readouterr().err

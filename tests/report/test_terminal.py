@@ -55,7 +55,10 @@ def test_runs_are_listed_with_their_first_metric(tmp_path: Path, capsys: Capture
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="contains no run, which is a folder with config"):
+    with pytest.raises(InputError, match="contains no run, which is a folder with the config"):
+        list_runs(tmp_path)
+    (tmp_path / "config.yaml").write_text("name: other software\n")
+    with pytest.raises(InputError, match="contains no run"):
         list_runs(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         list_runs(tmp_path / "nowhere")
