@@ -181,7 +181,7 @@ def parse_age(value: Any) -> float | None:
 
 
 def is_in_months(name: Any) -> bool:
-    """Return whether the name of a column is that of ages in months."""
+    """Return whether the name of a column denotes ages in months."""
     return re.match("(patient)?(age|alter).*mon(th|at)", column_key(name)) is not None
 
 

@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 def build_config(*overrides: str, **settings: Any) -> "Config":
     """Return the checked configuration of a run; its attributes may be changed before `fit`.
 
-    The arguments are those of `fit`, such as `build_config("data.root=DIR", model="effnet_b0")`.
+    It takes the arguments of `fit`, such as `build_config("data.root=DIR", model="effnet_b0")`.
     """
     from skinmm.cli.compose import compose_config
     from skinmm.cli.main import TRAIN
@@ -76,7 +76,7 @@ def fit(*overrides: "str | Config", output: str | Path | None = None, **settings
 
 
 def _check_config(given: Sequence[Any], output: str | Path | None, words: list[str]) -> "Config":
-    """Return a copy of the configuration that `fit` was given, whose values are checked."""
+    """Return a checked copy of the configuration given to `fit`."""
     from skinmm.config import Config, from_mapping, to_mapping
     from skinmm.config.registry import load_plugins
 
@@ -87,7 +87,7 @@ def _check_config(given: Sequence[Any], output: str | Path | None, words: list[s
     if output is None:
         raise InputError("fit(Config) needs output=FOLDER, the run folder")
     if given[0].resume:
-        raise InputError("a Config resumes no run; use skinmm.fit(resume=FOLDER)")
+        raise InputError("a Config cannot resume a run; use skinmm.fit(resume=FOLDER)")
     load_plugins(given[0].plugins)
     return from_mapping(Config, to_mapping(given[0]))
 
@@ -102,7 +102,7 @@ def load_run(path: str | Path) -> "Run":
 def load_cohort(*overrides: str, **settings: Any) -> pd.DataFrame:
     """Read a cohort as canonical rows, with targets and paths of images.
 
-    The arguments are those of `fit`, such as `load_cohort("data.root=DIR", data="siim_isic")`.
+    It takes the arguments of `fit`, such as `load_cohort("data.root=DIR", data="siim_isic")`.
     """
     from skinmm.cli.compose import compose_config
     from skinmm.cli.main import TRAIN
@@ -156,7 +156,7 @@ def compare(
     margin: float | None = None,
     **named: "Evaluation | pd.DataFrame | str | Path",
 ) -> "Comparison":
-    """Compare runs, evaluations, files or (by name) tables on common images, with paired tests.
+    """Compare runs, evaluations, files or named tables on common images, with paired tests.
 
     `margin` is the largest loss of AUROC that is not inferior; None: not tested.
     """

@@ -110,7 +110,7 @@ def run_hydra(argv: list[str], command: Command, job: Job) -> int:
 
 @contextmanager
 def _changed_process(argv: list[str]) -> Iterator[None]:
-    """Set the arguments that Hydra reads; restore them, and the logging that a sweep changes."""
+    """Set the arguments that Hydra reads; afterwards restore them and the logging."""
     original_argv, logger = sys.argv, logging.root
     handlers, level = [*logger.handlers], logger.level
     sys.argv = argv

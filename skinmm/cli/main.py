@@ -257,7 +257,7 @@ def _import_training(config: Config) -> ModuleType:
 
 
 def _other_process() -> int | None:
-    """Join a run as a rank above 0 and return the exit status; None for any other process."""
+    """Take part in a run as a rank above 0 and return the exit status; None in other processes."""
     if "LOCAL_RANK" in os.environ:
         # Our own message reports that another process ended.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -146,7 +146,7 @@ def _run_arms(study: StudyConfig, folder: Path, arms: Sequence[Arm], start: Star
 
 
 def _evaluate_outside(runs: list[Path], folder: Path) -> "tuple[Table, int]":
-    """Evaluate each run's first model on the other cohorts; exclude patients of its own cohort."""
+    """Evaluate the first model of each run on the other cohorts, without patients of its cohort."""
     import pandas as pd
 
     from skinmm.report import compare_cohorts

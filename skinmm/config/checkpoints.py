@@ -24,7 +24,7 @@ FOLD: Final = "fold_"  # and its number: folder of a fold
 
 
 def is_part_of_run(name: str) -> bool:
-    """Return whether a folder's name is that of a fold, a run of a grid, or the final network."""
+    """Return whether a folder name belongs to a fold, a run of a grid, or the final network."""
     return name == FINAL or name.removeprefix(FOLD).isdecimal()
 
 

@@ -51,7 +51,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 
 
 def check_final(config: Config) -> None:
-    """Refuse settings of `final=true` that need validation rows or a part of the rows."""
+    """Refuse settings that need validation rows, or leave rows out, together with `final=true`."""
     if config.data.fold != "all":
         raise InputError(
             f"final=true: needs data.fold=all, whose folds select the number of epochs; here "

@@ -165,7 +165,7 @@ class AdaptConfig:
     )
     images: str | None = literal_path(None, "folder of the images; null: that of the table")
     reference: str | None = literal_path(
-        None, "without target: predictions of validation rows; null: those of the run folder"
+        None, "without target: predictions of validation rows; null: from the run folder"
     )
     plugins: list[str] = literal_path([], PLUGINS)
     output: str = output_path("adapted.ckpt", "checkpoint to write")

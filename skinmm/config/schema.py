@@ -95,7 +95,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """Image network, and which inputs are dropped during training."""
+    """Image network, and random removal of inputs in training."""
 
     name: str = setting(
         "efficientnet_b3",

@@ -180,7 +180,7 @@ def audit(
 
 
 def _find_shortcuts(table: pd.DataFrame, positive: Collection[str]) -> dict[str, Any]:
-    """Return the AUROCs of image size alone and of source alone, with warnings."""
+    """Return the AUROCs that image size alone and source alone reach, with warnings."""
     size, source = compute_size_auroc(table, positive), compute_source_auroc(table, positive)
     return {
         "size_auroc": size,
@@ -229,7 +229,7 @@ def _list_leaks(table: pd.DataFrame, divided: pd.DataFrame) -> dict[str, list[st
 
 
 def _list_indirect_leaks(table: pd.DataFrame) -> dict[str, list[str]]:
-    """List pairs of rows in two parts that only an absent image or unused rows link."""
+    """List pairs of rows in two parts that are linked only by an absent image or unused rows."""
     used, named, pairs = table[table["part"] != UNUSED], set[str](), {}
     for how, rows in ((_ABSENT_ORIGINAL, used), (_UNUSED_ROWS, table)):
         component = pd.Series(find_components(rows), index=rows.index)

@@ -111,7 +111,7 @@ def locate_images(folder: Path, names: "pd.Series[Any]") -> "pd.Series[Any]":
     for file, shard in manifest.shards.items():
         index = load_stored_index(folder / file, [PLAIN.name, PLAIN.image])
         if index is None or index.size != shard.bytes:
-            raise PackError(f"{file}: its index is that of another file: copy the pack again")
+            raise PackError(f"{file}: its index belongs to another file: copy the pack again")
         locations |= {image: format_location(folder / file, image) for image in index.names}
     paths = names.map(locations).astype(object)
     if paths.isna().any():

@@ -311,7 +311,7 @@ class LesionData(FoldData):
 
 
 def count_folds(config: Config) -> int:
-    """Return the number of folds: `data.folds`, or that of sources with `data.split=source`."""
+    """Return the number of folds: `data.folds`, or one per source with `data.split=source`."""
     data = config.data
     if data.split == "patients":
         return data.folds

@@ -141,7 +141,7 @@ def require_usable(rows: pd.DataFrame, checks: Sequence[FileCheck], missing: str
         message = f"{len(problems)} of {len(used)} {noun} cannot be used"
         message = f"{message}: {'; '.join([*listed, *more])}"
         if missing != "drop":
-            raise InputError(f"{message}; data.missing=drop leaves them out")
+            raise InputError(f"{message}; set data.missing=drop to leave them out")
         warn(f"{message}: left out")
         if lost := {*parts} - {*parts[is_usable]}:
             raise InputError(f"{message}; no row is left{_describe(lost)}")

@@ -101,7 +101,7 @@ class LesionFinder:
 
 
 def build_preprocessing(data: DataConfig) -> tuple[tuple[str, ...], LesionFinder | None]:
-    """Return the preprocessing steps, those of a pack first, and the lesion finder."""
+    """Return the preprocessing steps, beginning with the steps of a pack, and the lesion finder."""
     finder = LesionFinder.load(Path(data.segmenter)) if data.segmenter else None
     is_pack = data.name == "packed"
     done, digest = load_packed_steps(find_pack(data)) if is_pack else ((), None)
@@ -132,7 +132,7 @@ def add_measurements(
 ) -> pd.DataFrame:
     """Add the columns of `MEASUREMENTS` that a cohort lacks; NaN for rows without an image.
 
-    Without a finder nothing is added; `columns` are those of the model.
+    Without a finder nothing is added. `columns` are the record columns of the model.
     """
     names = [name for name in columns if name in MEASUREMENTS and name not in table]
     if not names or finder is None:

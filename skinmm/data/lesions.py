@@ -46,7 +46,7 @@ _IMAGE_COLUMN: Final = re.compile(r"(?:image|img|path|file|filename)[\W_]+(.+)",
 
 
 def parse_view(value: Any) -> str | None:
-    """Return the view that a word names, or None."""
+    """Return the view for a word such as `dermoscopy`; None for an unknown word."""
     return _WORDS.get(re.sub(r"[\W_]+", " ", str(value).lower()).strip())
 
 
@@ -180,8 +180,8 @@ def group_lesions(rows: pd.DataFrame, data: DataConfig) -> tuple[pd.DataFrame, t
     Returns:
         A row per lesion, and lines on the cohort. `image_id` and `lesion_id` name the lesion (its
         image, where the lesion is unknown). `images`, `image_views` and `paths` list its images
-        with `|` between them (see `choose_views`); `path`, `width` and `height` are those of the
-        first one. Other cells are the first that is not missing.
+        with `|` between them (see `choose_views`); `path`, `width` and `height` belong to the first
+        image. Every other cell is the first value that is not missing.
     """
     if measured := [name for name in data.columns if name in MEASUREMENTS and name not in rows]:
         raise InputError(
@@ -259,7 +259,7 @@ def _drop_contradictions(
         [*wrong.values()][:3]
     )
     if data.missing != "drop" or len(wrong) == len(merged):
-        raise InputError(f"{message}; correct the table, or data.missing=drop leaves them out")
+        raise InputError(f"{message}; correct them, or set data.missing=drop to leave them out")
     return merged.drop(index=[*wrong]), (f"{message}: left out",)
 
 

@@ -74,7 +74,7 @@ class _Column:
         return describe_comma(cell) if is_ambiguous else ""
 
     def find(self, cell: Any) -> int:
-        """Return the one-hot index of a value, -1 if unknown; spellings of true are equal."""
+        """Return the one-hot index of a value, -1 if unknown; `yes`, `1` and `true` are equal."""
         slot = self._slots.get(str(cell), -1)
         return slot if slot >= 0 else self._slots.get(parse_truth(cell), -1)
 
@@ -173,7 +173,7 @@ class RecordEncoder:
         }
 
     def read_numbers(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """Return the numbers of a record by column, also those written as text or with a unit."""
+        """Return the numbers of a record by column; they may be text, also with a unit."""
         numbers = {c.name: c.parse([record[c.name]])[0] for c in self._columns if c.name in record}
         kinds = {column.name: column.kind for column in self._columns}
         return {

@@ -244,7 +244,7 @@ def shares_in_use(
 
     A class that occurs only in another cohort counts as one row, because the model learns it.
 
-    `rows` are those of the training part before `data.limit`.
+    `rows` are the rows of the training part, before `data.limit` is applied.
     """
     evaluated = cohort.loc[cohort["part"].isin(("val", "test")), "cohort"].unique()
     native = rows[cohort["cohort"].iloc[rows].isin(evaluated).to_numpy()]

@@ -43,8 +43,8 @@ def encode_types(views: Sequence[str], count: int) -> Int[np.ndarray, "n count"]
 class ViewDataset(LesionDataset):
     """Lesion samples: `image` has the shape (views, 3, size, size), `has_image` (views,).
 
-    `has_image` has the type of each view, 0 at places without an image. A sample has at most
-    `limit` views; `paths` and `image_ids` list those of a lesion with `|` between them.
+    `has_image` has the type of each view, 0 for a missing image. A sample has at most `limit`
+    views; `paths` and `image_ids` list the images of a lesion with `|` between them.
 
     Args:
         targets: class index of every lesion.

@@ -60,8 +60,8 @@ class CallRule:
 def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
     """Map scores to [0, 1] such that only the called class of a row reaches 0.5.
 
-    The value of a class is its score by the sum of this and the highest other score. It is for
-    scorers that cut at 0.5, and no probability.
+    The value of a class is its score, divided by the sum of this score and the highest other
+    score. It is meant for scorers that cut at 0.5, and is not a probability.
     """
     columns = np.arange(scores.shape[1])
     highest = np.stack(
@@ -74,7 +74,7 @@ def cut_at_half(scores: _Probabilities, called: _Rows) -> _Probabilities:
 
 
 def threshold_scores(malignancy: Float64[np.ndarray, " n"], threshold: float) -> _Probabilities:
-    """Return scores of benign and malignant, which are equal at the threshold."""
+    """Return a score for benign and one for malignant; they are equal at the threshold."""
     return np.column_stack([(1 - malignancy) * threshold, malignancy * (1 - threshold)])
 
 
@@ -189,10 +189,10 @@ def assign_folds(targets: _Rows, patients: _Patients, seed: int = 0) -> _Rows:
 
 
 def parse_costs(costs: Any, classes: Sequence[str]) -> list[list[float]] | None:
-    """Return the costs of calls, (true class, called class); None without costs.
+    """Return the matrix of costs, (true class, predicted class); None without costs.
 
-    `costs` has the costs of errors, {truth: {call: cost}}; those that it does not name cost 1, and
-    a correct call costs 0.
+    `costs` has the costs of errors, {truth: {call: cost}}. Other errors cost 1, and a correct call
+    costs 0.
     """
     if costs is None:
         return None

@@ -46,7 +46,7 @@ def _invert_smoothing(p: Any, xp: Any, smoothing: Any) -> Any:
 
 
 def _invert_focus(p: Any, xp: Any, gammas: Any, margins: Any) -> Any:
-    """Invert -(1 - q)^gamma log q with q = min(p + margin, 1), where p is that of the true class.
+    """Invert -(1 - q)^gamma log q with q = min(p + margin, 1), where p is for the true class.
 
     At the minimum the share of a class is proportional to -1 / (derivative of its loss); for equal
     gammas without margins, theorem 11 of Charoenphakdee et al. 2021 (arXiv:2011.09172). The

@@ -114,7 +114,7 @@ def _placements(scores: _Scores, positives: _Mask) -> _Scores:
 def _spread(
     placements: _Scores, positives: _Mask, patients: _Patients | None
 ) -> tuple[float | None, float, int]:
-    """Return standard error and skewness of a mean of placements; patients of the rarer class."""
+    """Return standard error and skewness of the mean, and the patient count of the rarer class."""
     codes, count = patient_codes(np.arange(len(placements)) if patients is None else patients)
     excess = placements - placements[positives].mean()
     sums, clusters = [], []

@@ -128,8 +128,8 @@ def estimate_shapes(statistic: Statistic, patients: int, rows: int) -> dict[str,
 
     With the influences u of n patients, the skewness is sum(u**3) / sum(u**2)**1.5, and the
     relative variance of the estimated variance is sum(u**4) / sum(u**2)**2 - 1 / n, which is
-    2 / freedom. The influences are those of up to 100 groups of patients; the products of patients
-    in the same group are subtracted from the sum of fourth powers.
+    2 / freedom. The influences are computed for up to 100 groups of patients; the products of
+    patients in the same group are subtracted from the sum of fourth powers.
     """
     count = min(patients, _GROUPS)
     shared = 3 * (patients / count - 1) / max(patients - 1, 1)

@@ -149,7 +149,7 @@ def _metrics(
 
 
 def _finish(metrics: dict[str, Entry], sensitivity: Entry, prevalence: float) -> dict[str, Entry]:
-    """Complete the intervals that depend on those of other metrics.
+    """Complete the intervals that depend on intervals of other metrics.
 
     The number needed to treat has the interval of 1 / ppv: a bootstrap of it is too narrow.
     """
@@ -236,7 +236,7 @@ def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[
 
 
 def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Return a mask of the denominator of each share, and the positives of each AUROC."""
+    """Return the rows counted by each metric: the denominator of a share, positives of an AUROC."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)
     shares["within_source_auroc"] = malignant

@@ -74,7 +74,7 @@ def convert_labels(table: pd.DataFrame, path: Path | str, form: TableFormat) -> 
 def convert_predictions(
     table: pd.DataFrame, path: Path | str, form: TableFormat, labels: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Rename the columns of another system to those of a prediction file.
+    """Rename the columns of another system to the columns of a prediction file.
 
     Read are numbered classes (`probability_class_0`), a column per class (`MEL`, `prob_mel`), the
     columns of one of several systems (`SYSTEM:CLASS`), and the score `target` of a submission,

@@ -40,7 +40,7 @@ def malignant_for_guarantee(sensitivity: float, confidence: float = 0.95) -> int
 def malignant_for_sensitivity(
     sensitivity: float, expected: float, confidence: float = 0.95, power: float = 0.8
 ) -> int:
-    """Return the number of malignant lesions to show the sensitivity of a given threshold.
+    """Return the number of malignant lesions needed to show the sensitivity of a given threshold.
 
     The exact lower bound reaches `sensitivity` with probability `power` if the true sensitivity is
     `expected`, also for greater numbers, although the power falls at each further error allowed.
@@ -94,7 +94,7 @@ def _pair_variance(auroc: float) -> float:
 def malignant_for_auroc(
     auroc: float, width: float, prevalence: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of malignant lesions for a given width of the AUROC's interval."""
+    """Return the number of malignant lesions needed for a given width of the AUROC's interval."""
     odds = (1 - prevalence) / prevalence
     return _find_least(lambda n: auroc_width(auroc, n, n * odds, confidence) <= width)
 
@@ -108,7 +108,7 @@ def malignant_for_difference(
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> int:
-    """Return the number of malignant lesions to show a difference of two AUROCs.
+    """Return the number of malignant lesions needed to show a difference of two AUROCs.
 
     The formula of Hanley and McNeil 1982 for a two-sided test and normal scores, with the
     correlation of the two AUROCs on the same lesions (Hanley and McNeil 1983,
@@ -149,7 +149,7 @@ def expected_log_odds(auroc: float, prevalence: float) -> tuple[_LogOdds, _LogOd
 def rows_for_slope(
     log_odds: _LogOdds, weights: _LogOdds, width: float, confidence: float = 0.95
 ) -> int:
-    """Return the number of rows for a given width of the calibration slope's interval.
+    """Return the number of rows needed for a given width of the calibration slope's interval.
 
     Riley et al. 2021 (doi:10.1002/sim.9025) for a calibrated model: the variance of the slope is
     the inverse of the mean Fisher information over the weighted log odds.
@@ -236,7 +236,7 @@ def simulate_widths(
     for name in ("auroc", "calibration_slope"):
         values = np.concatenate([block[name] for block in samples])
         if np.isnan(values).all():
-            raise InputError(f"{name} is undefined for these predictions; plan without PREDICTIONS")
+            raise InputError(f"{name} is undefined for these predictions; plan without them")
         ends = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
         widths[name] = float(ends[1] - ends[0])
     return widths
@@ -245,10 +245,10 @@ def simulate_widths(
 def malignant_by_simulation(
     predictions: Predictions, metric: str, width: float, confidence: float = 0.95
 ) -> int:
-    """Return the patients with malignant lesions for a width of an interval, by simulation.
+    """Simulate how many patients with malignant lesions an interval of a given width needs.
 
-    The width falls as one over the square root of the number; two steps from the present number
-    correct for what differs from that.
+    The width is about inversely proportional to the square root of the number; a second step
+    corrects the first.
     """
     malignant = len(np.unique(predictions.patient_id[predictions.malignant].astype(str)))
     for _ in range(2):
@@ -264,10 +264,10 @@ def malignant_by_pairs(
     confidence: float = 0.95,
     power: float = 0.8,
 ) -> int:
-    """Return the number of patients with malignant lesions to show a difference of two AUROCs.
+    """Return the number of patients with malignant lesions needed to show a difference.
 
-    Two systems predict the same lesions. The standard error of their difference is that of
-    resampled patients (see `compare`), and falls as one over the square root of the number.
+    Two systems predict the same lesions. The standard error of the difference of their AUROCs comes
+    from resampled patients (see `compare`), and falls as one over the square root of their number.
     """
     result = compare({"first": first, "second": second}, resamples=500)
     entry = result["pairs"][0]["metrics"]["auroc"]
@@ -283,8 +283,8 @@ def _reach(confidence: float) -> float:
 
 
 def _find_least(is_enough: Callable[[int], bool]) -> int:
-    """Return the smallest sufficient number, if all larger numbers are sufficient."""
+    """Return the smallest number that is enough; every larger number must be enough too."""
     least = bisect_left(range(MAX_MALIGNANT + 1), x=True, lo=2, key=is_enough)
     if least > MAX_MALIGNANT:
-        raise InputError(f"more than {MAX_MALIGNANT:,} malignant lesions; ask for less")
+        raise InputError(f"this needs over {MAX_MALIGNANT:,} malignant lesions; ask for less")
     return least

@@ -52,7 +52,7 @@ class PredictionFile:
             failed = table["error"].notna() & table.filter(regex="^p_").isna().all(axis=1)
         self.table, self.unpredicted = table[~failed], int(failed.sum())
         if self.table.empty:
-            raise InputError(f"{path} has no predicted row")
+            raise InputError(f"{path}: no row has a prediction")
         repeated = self.table["image_id"].duplicated()
         if repeated.any():
             name = self.table["image_id"][repeated].iloc[0]
@@ -60,7 +60,7 @@ class PredictionFile:
             raise InputError(f"{path}: image {name} is in rows {rows}; keep one")
 
     def parse_probabilities(self) -> tuple[tuple[str, ...], Float64[np.ndarray, "n c"]]:
-        """Return classes and probabilities; a binary file needs only that of malignancy."""
+        """Return classes and probabilities; a binary file needs only `p_malignant`."""
         columns = list(self.table.columns)
         classes = tuple(name[2:] for name in columns if name.startswith("p_"))
         if set(classes) <= {"malignant"}:

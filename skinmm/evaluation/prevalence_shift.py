@@ -30,7 +30,7 @@ class PrevalenceShift(NamedTuple):
         low: lower ends of their 95 % intervals, over patients of the site.
         high: upper ends.
         is_changed: whether an interval excludes the share before.
-        p: of the test that the scores are those of the reference in these shares.
+        p: of the test that only the shares differ from the reference.
         state: `scale` (1) and `shifts` of the map to the new shares, see `fit_map`.
     """
 
@@ -59,7 +59,7 @@ def estimate_shift(
 ) -> PrevalenceShift:
     """Estimate the class shares of rows without labels, and test whether only they have changed.
 
-    The shares are those of EM (`estimate_shares`), with a percentile interval over resampled
+    The shares are estimated by EM (`estimate_shares`), with a percentile interval over resampled
     patients. The test statistic is the largest Kolmogorov-Smirnov distance between the rows and the
     reference, weighted to the estimated shares: of the probability of each class, and of the OOD
     score, without which other images may pass for another share. Its distribution under the

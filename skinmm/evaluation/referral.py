@@ -65,7 +65,7 @@ def decide(
 
 
 class ReferralMetrics:
-    """Metrics of decisions with referral, as functions of how often each patient is drawn.
+    """Metrics of decisions with referral, as functions of the number of draws of each patient.
 
     `referred` is a share of all rows; `decided_sensitivity` and `decided_specificity` are over the
     other rows. `decided_ppv` is the share of malignant rows among those decided malignant,

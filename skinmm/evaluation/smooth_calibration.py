@@ -24,7 +24,7 @@ class CalibrationSmoother:
 
     LOESS of degree 1 with tricube weights and a span of 0.75 (Cleveland 1979), as Austin and
     Steyerberg use it (2014, doi:10.1002/sim.5941). The curve is computed at a grid and interpolated
-    linearly. The neighbourhoods are those of the data, also in resamples.
+    linearly. Resamples use the neighbourhoods of the data.
 
     Args:
         log_odds: of each row, in ascending order.

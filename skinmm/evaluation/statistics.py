@@ -25,7 +25,7 @@ def build_statistic(
 ) -> Statistic:
     """Return a function that computes every metric of a prediction file.
 
-    `codes` number the patients of the rows; the settings are those of `MalignancyMetrics`.
+    `codes` number the patients of the rows; `settings` are arguments of `MalignancyMetrics`.
     """
     parts: list[Statistic] = [
         MalignancyMetrics(predictions.malignancy, predictions.malignant, codes, **settings)
@@ -167,11 +167,10 @@ class PatientMetrics:
 
 
 class ClinicMetrics:
-    """Predictive values and net benefit at a prevalence other than that of the data.
+    """Predictive values and net benefit at another prevalence than in the data.
 
-    Sensitivity and specificity are those of the data (Bayes' theorem): it is assumed that malignant
-    and benign lesions look as they do there. The probabilities, and the odds at which the threshold
-    weighs a false alarm, stay the same.
+    Only the prevalence changes (Bayes' theorem): sensitivity, specificity, the probabilities and
+    the weight of a false alarm, given by the threshold, are the same as in the data.
 
     `codes` number the patients of the rows.
     """
@@ -217,7 +216,7 @@ class ClinicMetrics:
 
 
 def default_benefit(share: Samples, threshold: float) -> Samples:
-    """Return the higher net benefit of flagging all lesions and flagging none."""
+    """Return the net benefit of flagging all lesions or of flagging none, the higher of both."""
     return np.maximum(net_benefit(share, 1 - share, threshold), 0)
 
 

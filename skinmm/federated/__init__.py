@@ -140,7 +140,7 @@ def require_flower() -> None:
 def open_federation(config: FederationConfig) -> "Federation":
     """Return a new federation, or the saved state of a stopped one (`resume`).
 
-    A resumed federation has the settings of its folder, except for those of the network.
+    A resumed federation uses the settings in its folder, except the settings in `NETWORK`.
     """
     from skinmm.federated.agreement import Federation, to_client_mapping
 
@@ -168,7 +168,7 @@ def open_federation(config: FederationConfig) -> "Federation":
 
 
 def split_sources(data: DataConfig, federation: "Federation") -> dict[str, DataConfig]:
-    """Return the data of each simulated centre; with `data.split=source` each source is one.
+    """Return the data of each simulated centre: one per source with `data.split=source`, else one.
 
     Patients and lesions of several sources are left out, so that no centre is tested on another's.
     """

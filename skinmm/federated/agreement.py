@@ -47,7 +47,7 @@ class Federation:
         folder: folder of the server.
         agreement: what the centres agreed on in round 0; empty before.
         arrays: the shared arrays after the last finished round.
-        moments: those of fedadam.
+        moments: moments of the server's optimiser, for fedadam.
         round: number of the last finished round.
         centres: name -> facts that it allows to state, `rounds` it took part in, and its metrics.
     """
@@ -183,7 +183,7 @@ def require_fit(
     data, agreed = federation.config.data, federation.agreement.get("columns")
     is_known = parse_diagnosis if data.target == "diagnosis" else BINARY.__contains__
     if unknown := [name for name in answer["classes"] if not (is_known(name) or data.positive)]:
-        raise InputError(f"its class {unknown[0]} is not in the vocabulary")
+        raise InputError(f"class {unknown[0]} is not in the vocabulary")
     agreed_columns = [[{**column, "rows": 0} for column in agreed]] if agreed else []
     merge_columns([*agreed_columns, *(other["columns"] for other in answers.values())])
     if leaks := describe_links({n: a["hashes"] for n, a in answers.items() if a["hashes"]}):

@@ -59,7 +59,7 @@ class Round:
 
     Attributes:
         number: of the round, from 1.
-        arrays: those of the server.
+        arrays: the arrays that the server sent.
         agreement: classes, record encoder and settings that all centres share.
         mu: weight of the proximal term.
     """
@@ -231,7 +231,7 @@ class Centre:
             )
             if digest_fixed(module.network, self._names) != agreement["fixed"]:
                 raise InputError(
-                    "the image network that is not trained differs from the server's; give the "
+                    "the frozen image network differs from the server's; give the "
                     "same weights with pretrained=FILE"
                 )
             load_features(config, self._data, module.network, trainer, RunFolder(folder, config))

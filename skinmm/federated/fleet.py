@@ -1,7 +1,7 @@
 """Server of Flower's Fleet API over HTTP, with TLS and client keys.
 
-Only this interface is offered, without those of Flower that start applications, so that neither
-side executes code of the other.
+Flower's other interfaces, which start applications, are not offered, so that neither side executes
+code of the other.
 """
 
 import threading

@@ -31,7 +31,7 @@ Tokens = dict[str, dict[str, UInt64[np.ndarray, " n"]]]
 
 
 def require_shared(config: Config) -> None:
-    """Refuse settings that a server must not set at a centre: all but those marked as `shared`.
+    """Refuse settings that a server must not set at a centre: all without the flag `shared`.
 
     The others read, upload or execute something of the centre's, train on so few rows that an
     update shows them, or cannot be followed in rounds.
@@ -79,12 +79,12 @@ def localise(config: Config, local: FederateClientConfig, cache: str | None = No
 
 
 def require_rows(data: LesionData) -> None:
-    """Refuse licences of the server by which fewer than `FEWEST` training rows remain."""
+    """Refuse licences set by the server that leave fewer than `FEWEST` training rows."""
     licences, rows = data.config.data.licences, len(data.rows("train"))
     if licences and rows < FEWEST:
         raise InputError(
-            f"data.licences={licences}: {format_count(rows, 'training row')} here, at least "
-            f"{FEWEST} are needed, as images can be reconstructed from an update by fewer"
+            f"data.licences={licences}: {format_count(rows, 'training row')} here; at least "
+            f"{FEWEST} are needed, as images can be reconstructed from updates of fewer rows"
         )
 
 

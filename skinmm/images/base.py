@@ -63,7 +63,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Contents of the header; the size is that of the image as displayed (EXIF applied)."""
+    """Contents of the header, with the size of the image as displayed (EXIF applied)."""
 
     format: str
     width: int

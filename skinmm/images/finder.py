@@ -182,7 +182,7 @@ class ImageFinder:
         return f"image {name} not found{f' (there is {similar})' if similar else ''}"
 
     def find_similar(self, name: str) -> str | None:
-        """Return a file of the same name in another folder or with another suffix, or None."""
+        """Return a file with this name but another folder or suffix; None if there is none."""
         _, stem, suffix = _split(name.partition(FRAME)[0].replace("\\", "/"))
         return next(iter(self._files.paths.get(strip_suffix(stem + suffix), ())), None)
 

@@ -170,7 +170,7 @@ def format_location(path: Path, name: str, schema: Schema = PLAIN) -> str:
 
 
 def is_tfrecord(name: str) -> bool:
-    """Return whether a file name is that of a TFRecord file."""
+    """Return whether a file name is the name of a TFRecord file."""
     return _IS_TFRECORD.search(name) is not None
 
 

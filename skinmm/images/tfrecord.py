@@ -159,7 +159,7 @@ class Index:
     mtime_ns: int
 
     def is_current(self, status: os.stat_result) -> bool:
-        """Return whether size and time of a file are those in its index."""
+        """Return whether a file has the size and the time recorded in its index."""
         return (self.size, self.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
     def is_consistent(self) -> bool:
@@ -203,7 +203,7 @@ def _build_index(path: Path, keys: list[str], status: os.stat_result) -> Index:
         where = f"{path}: record {number} at byte {offset}"
         name, image = _read_name_and_image(payload, keys, where)
         if names.setdefault(name, number) != number:
-            raise TFRecordError(f"{where}: same name as record {names[name]}, {name!r}: rename one")
+            raise TFRecordError(f"{where}: record {names[name]} is also named {name!r}: rename one")
         start = payload.find(image[:64])  # faster than a search for the whole image
         if not payload.startswith(image, start):
             start = payload.find(image)

@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze weights and BatchNorm statistics, or unfreeze those that `model.tune` trains."""
+        """Freeze weights and BatchNorm statistics, or unfreeze the part trained by `model.tune`."""
         if frozen != self.frozen:
             self.frozen = frozen
             for name, parameter in self.named_parameters():

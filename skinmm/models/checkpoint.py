@@ -109,8 +109,8 @@ def save_ensemble(
 ) -> None:
     """Write the networks of several checkpoints to one file, without training states.
 
-    `facts` replace fields of every card, and `changes` returns those of a network, given its number
-    and its card.
+    `facts` replace fields of every card. `changes` returns the fields to replace in the card of one
+    network, given its number and its card.
     """
     members = list[dict[str, Any]]()
     for content, card in (member for path in paths for member in _load_members(path)):

@@ -27,8 +27,8 @@ class Fusion(nn.Module, ABC):
 
     Attributes:
         inputs: branches that the block uses; the other one is not built, read or decoded.
-        tokens: whether the image features are a vector per position of the last feature map, or per
-            transformer token, (batch, tokens, image_dim); otherwise one vector per image, (batch,
+        tokens: if True, image features are (batch, tokens, image_dim), a vector for each position
+            of the last feature map, or transformer token; if False, they are pooled, (batch,
             image_dim). Record features are always (batch, record_dim).
         dim: width of the fused features.
     """
@@ -161,7 +161,7 @@ class FiLM(Fusion):
     """Feature-wise linear modulation: the record scales and shifts each channel of the image.
 
     Perez et al. 2018, "FiLM: visual reasoning with a general conditioning layer", arXiv:1709.07871.
-    Applied to the pooled vector: the same as pooling the modulated map, as both are linear.
+    It is applied to the pooled vector; pooling the modulated map is equal, as both are linear.
     """
 
     def __init__(self, image_dim: int, record_dim: int, dropout: float = 0.3) -> None:
@@ -179,8 +179,8 @@ class MetaNet(Fusion):
     """Multiplication of each image channel by a factor in (0, 1) computed from the record.
 
     Li et al. 2020, "Fusing metadata and dermoscopy images for skin disease diagnosis",
-    doi:10.1109/ISBI45749.2020.9098645. Applied to the pooled vector, which equals pooling the
-    scaled map. `width` is that of the hidden layer.
+    doi:10.1109/ISBI45749.2020.9098645. It is applied to the pooled vector; pooling the scaled
+    map is equal. `width` is the width of the hidden layer.
     """
 
     def __init__(
@@ -239,8 +239,8 @@ class CrossAttention(Fusion):
     Multi-head attention of Vaswani et al. 2017, arXiv:1706.03762, from record to image as in the
     mutual attention of Cai et al. 2023, "A multimodal transformer to fuse images and metadata for
     skin disease classification", doi:10.1007/s00371-022-02492-4. The opposite direction is left
-    out: attention to a single record vector would add the same vector to every token. `width` is
-    that of queries, keys and values; the number of `heads` divides it.
+    out: attention to a single record vector would add the same vector to every token. Queries, keys
+    and values have the width `width`, a multiple of `heads`.
     """
 
     tokens = True

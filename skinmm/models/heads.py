@@ -27,7 +27,7 @@ _ADVICE: Final = {
 
 
 def build_neural(fusion: Fusion, classes: int, image_dim: int) -> nn.Module:  # noqa: ARG001
-    """Build the head of the fusion block, which is trained by gradients."""
+    """Return the fusion block's default head, a module trained by gradients."""
     return fusion.head(classes)
 
 
@@ -55,7 +55,7 @@ class TreeHead(nn.Module):
     the same time; a leaf leads to itself. The checkpoint decides the lengths of the arrays.
 
     Args:
-        fusion: block whose features are the input: those of the image, then the encoded record.
+        fusion: block whose features are the input: first of the image, then the encoded record.
         classes: number of classes.
         image_dim: width of the image features, 0 without an image.
         components: largest number of principal components of the image features.

@@ -27,7 +27,7 @@ from skinmm.models.views import VIEWS, Views, encode_views
 Images = UInt8[Tensor, "b *views 3 h w"] | Float[Tensor, "b *places features"]
 """RGB pixels, or image features that `Network.encode_image` returned earlier."""
 HasImage = Bool[Tensor, " b"] | Int[Tensor, "b views"]
-"""Rows with an image; of lesions with several views, the type of each, 0 where there is none."""
+"""Rows with an image; for lesions with several images, a type code for each, 0 if it is missing."""
 Records = Float[Tensor, "b columns"]
 
 
@@ -45,7 +45,7 @@ class Network(nn.Module):
         dropout: dropout on the fused features.
         dropout_samples: number of dropout masks whose logits are averaged in training
             (multi-sample dropout, Inoue 2019, arXiv:1905.09788).
-        accepts_missing_image: learn features that replace those of a missing image.
+        accepts_missing_image: learn features to use for a missing image.
         views: block that combines the images of a lesion; None: one image per row.
     """
 
@@ -107,8 +107,8 @@ class Network(nn.Module):
     ) -> Float[Tensor, "b *tokens dim"]:
         """Return the image features of a batch; features given as `image` are not encoded again.
 
-        Features of views are combined if `has_image` gives the type of each view; without it,
-        features are those of the lesion, and pixels of views are all present.
+        Features of several views are combined if `has_image` has their types. Without types,
+        features already describe the lesion; given pixels, no view is missing.
         """
         if self.views is not None and (has_image is not None or not image.is_floating_point()):
             return self._combine_views(self.views, image, has_image)
@@ -140,33 +140,33 @@ class Network(nn.Module):
         self,
         image: Images | None,
         record: Records | None,
-        views: int = 1,
+        symmetries: int = 1,
         has_image: HasImage | None = None,
     ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b dim"]]:
-        """Return the log of the mean probabilities over views, and the mean fused features.
+        """Average over flips and rotations: return log-probabilities and fused features.
 
         Args:
             image: square uint8 RGB, image features, or None.
             record: encoded records, or None.
-            views: number of symmetries of the square image to average, 1 to 8; without images, or
-                with image features, there is one view.
+            symmetries: number of flips and rotations of the square image to average, 1 to 8;
+                ignored without pixels.
             has_image: rows with an image; None: all.
         """
         if image is None or image.is_floating_point():
             inputs: Iterable[Images | None] = [image]
         else:
-            inputs = islice(iterate_symmetries(image), views)
+            inputs = islice(iterate_symmetries(image), symmetries)
         with full_precision(self.device.type):
-            features = torch.stack([self.embed(view, record, has_image) for view in inputs])
-            logarithms = self.head(features).log_softmax(dim=2)  # (views, batch, classes)
+            features = torch.stack([self.embed(turned, record, has_image) for turned in inputs])
+            logarithms = self.head(features).log_softmax(dim=2)  # (symmetries, batch, classes)
         mean = logarithms.logsumexp(dim=0) - math.log(len(logarithms))
         return mean, features.mean(dim=0)
 
     def log_probabilities(
-        self, image: Images | None, record: Records | None, views: int = 1
+        self, image: Images | None, record: Records | None, symmetries: int = 1
     ) -> Float[Tensor, "b classes"]:
         """Return the log-probabilities of `predict`."""
-        return self.predict(image, record, views)[0]
+        return self.predict(image, record, symmetries)[0]
 
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
@@ -182,8 +182,8 @@ def build_network(
 ) -> Network:
     """Build the network of a configuration.
 
-    `widths` are those of `skinmm.models.tabular`. With `pretrained`, weights are loaded as
-    `model.pretrained` states, which a checkpoint loaded afterwards makes needless.
+    `widths` are the numbers of encoded values of the record columns. `pretrained` loads the weights
+    that `model.pretrained` names; it is not needed if a checkpoint is loaded afterwards.
     """
     check_component(FUSIONS, "fusion", config.fusion, context=("image_dim", "record_dim"))
     block = FUSIONS[config.fusion.name]

@@ -54,7 +54,7 @@ def find_weights(
         files: names of a weights file in the repository or folder, the preferred ones first.
 
     Returns:
-        The weights; without a state, the network starts from scratch, and `origin` says why.
+        The weights; without a state, the network starts from scratch, and `origin` states why.
     """
     text = str(setting).lower()
     if text == "false":

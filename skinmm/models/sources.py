@@ -101,7 +101,7 @@ def find_source(name: str, custom: Mapping[str, Any]) -> Source:
 
 
 def resolve_image_size(model: ModelConfig, custom: Mapping[str, Callable[..., Any]]) -> int:
-    """Return the input size in pixels: `model.image_size`, or that of the weights if it is 0."""
+    """Return the input size in pixels: `model.image_size`, or as the weights need if it is 0."""
     if 0 < model.image_size < SMALLEST:
         raise InputError(f"model.image_size={model.image_size}: must be 0 or at least {SMALLEST}")
     if model.image_size:
@@ -157,7 +157,7 @@ def _find_open_clip(name: str, rest: str) -> Source:
         settings = open_clip.get_pretrained_cfg(model, tag)
         if not settings:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
-            raise InputError(f"model.name={name}: no such weights; choose {model}/ and of {tags}")
+            raise InputError(f"model.name={name}: no such weights; choose {model}/TAG, TAG: {tags}")
         location = str(settings.get("hf_hub") or "").rstrip("/") or None
     side = config["vision_cfg"].get("image_size", 224)
     args = {

@@ -117,15 +117,15 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     is replaced by the features that the network learned for a missing image, or, without these, by
     an image of the mean colour.
 
-    Images of a lesion outside the subset are withheld, as `model.drop_views` does in training; a
-    subset without any image has the lesion's features replaced as those of a single image.
+    Images of a lesion outside the subset are withheld, as `model.drop_views` does in training; in a
+    subset without any image, the features of the lesion are replaced like those of a single image.
 
     Args:
         network: in evaluation mode.
         encoder: encoder of its records.
         malignancy: maps the network's probabilities to the explained one.
         row: one canonical record, a cell by column.
-        image: square uint8 RGB, or those of a lesion, if the network has an image branch.
+        image: square uint8 RGB, or several of a lesion, if the network has an image branch.
         views: number of flips and transposes, as in prediction.
         has_image: False if `image` is blank because the row has none.
         types: type of each image of a lesion; None: `image` is a single one.
@@ -185,7 +185,7 @@ def _replace_image(
     views: int,
     background: Mapping[str, Tensor],
 ) -> tuple[list[Tensor | None], bool]:
-    """Return the features that replace an image, and whether they count as those of an image."""
+    """Return the features that replace an image, and the `has_image` to predict with them."""
     if "image" in background:
         return [background["image"].to(network.device).float()], True
     if network.absent is not None:

@@ -124,7 +124,7 @@ class CasePredictor:
     def list_cases(
         self, rows: Sequence[Mapping[str, str]], files: Mapping[str, bytes]
     ) -> list[Case]:
-        """Return the case of each prediction of `predict_table`, with its images."""
+        """Return one `Case` for each prediction of `predict_table`."""
         images, cases = InMemoryImages(files), []
         for cells in self._list_cells(rows):
             names, views = [cells.get("image_id") or ""], [""]

@@ -162,7 +162,7 @@ class EmbeddingIndex:
             raise InputError(f"index={path}: not a Parquet file") from error
         metadata = json.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
         if "network" not in metadata:
-            raise InputError(f"index={path}: not a file of skinmm embed")
+            raise InputError(f"index={path}: not written by skinmm embed")
         names = [f"e{i}" for i in range(metadata["dim"])]
         others = [name for name in file.schema_arrow.names if name not in {*names}]
         parts, vectors = [], []

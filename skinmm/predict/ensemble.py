@@ -217,7 +217,7 @@ class Ensemble:
     ) -> Float64[np.ndarray, "g width"]:
         """Run all members on a batch; return their scores as columns, one row per lesion.
 
-        `types` are those of the images of each lesion, if the members combine views.
+        `types` has the types of the images of each lesion, if the members combine views.
         """
         scores = [
             member.run(rows, *stack_images(view, images, types))

@@ -39,13 +39,13 @@ class Explanation:
 
     Attributes:
         contributions: contribution of each input.
-        record: record values as the model read them, with those of a DICOM header.
-        images: the images of the prediction; without those of a lesion that cannot be used.
+        record: record values as the model read them, also from a DICOM header.
+        images: the images of the prediction; unusable images of a lesion are left out.
         heats: where each image raises the malignancy, 0 to 1; empty for trees, which have no
             gradients.
         pixels: preprocessed images under the maps; empty if the maps cover the whole images.
         similar: the most similar training images (`model.index`): `image_id`, `diagnosis` and
-            `similarity`, the cosine of the embeddings; of several checkpoints those of the first.
+            `similarity`, the cosine of the embeddings; from the first of several checkpoints.
     """
 
     contributions: Contributions
@@ -129,7 +129,7 @@ class Explainer:
         """Explain one prediction.
 
         Args:
-            images: none, one, or those of a lesion; the path decides whether to read a header.
+            images: none, one, or several of a lesion; their paths decide whether headers are read.
             record: record values by column.
         """
         member, network = self.member, self._backend.network

@@ -125,7 +125,7 @@ class _Patient:
 
 
 def summarize_patients(rows: Rows) -> Rows:
-    """Return one row per patient, by descending risk; a row without a patient counts as one.
+    """Return one row per patient, by descending risk; rows without a patient stay separate.
 
     `decision` is malignant if any lesion is, else refer if any is or could not be predicted;
     `malignancy` is the highest; `lesions` names the images in descending order of risk; `reasons`

@@ -32,7 +32,7 @@ def compute_heat_map(
     positive: Sequence[int],
     types: Int[Tensor, "1 views"] | None = None,
 ) -> Float32[np.ndarray, "*views down across"]:
-    """Compute a heat map (0 to 1, at network resolution) of the regions that raise the malignancy.
+    """Compute a heat map (0 to 1) of the regions that raise the probability of malignancy.
 
     The maps of the images of a lesion have one scale: 1 is the maximum over all of them.
 

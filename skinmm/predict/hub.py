@@ -63,7 +63,7 @@ def choose_licence(cohort: pd.DataFrame, dataset: str, stated: str | None) -> st
     """Return the Hub's name of the licence: `stated`, or the strictest of the images of a run.
 
     Args:
-        cohort: rows of the run; `licence` has those of the images of a row, separated by `|`.
+        cohort: rows of the run; `licence` lists the licences of a row's images, separated by `|`.
         dataset: name of the dataset, whose licence counts where rows state none.
         stated: licence that the user names.
 

@@ -107,7 +107,7 @@ def check_paths(config: PredictConfig) -> None:
 
 
 def find_image_folder(config: PredictConfig | EmbedConfig | SimilarConfig) -> str:
-    """Return the folder of the images: by default that of the table, or the input folder itself."""
+    """Return the folder of the images: by default the input folder, or the folder of the table."""
     if config.images:
         return config.images
     is_folder = Path(config.input).is_dir()

@@ -61,8 +61,8 @@ class GroupedRows(NamedTuple):
 def group_rows(table: Table, columns: Sequence[str], limit: int) -> GroupedRows:
     """Group the image rows of a table by lesion, in the order of their first images.
 
-    A row without a lesion is one of its own, with the name of its image. At most `limit` images of
-    a lesion are used, see `skinmm.data.lesions.choose_views`. `columns` are those of the model.
+    A row without a lesion is a separate lesion, named after its image. At most `limit` images of a
+    lesion are used, see `skinmm.data.lesions.choose_views`. `columns`: record columns of the model.
     """
     frame = _to_frame(table, columns)
     frame, unread = _read_views(frame)
@@ -148,7 +148,7 @@ def _compare_values(cells: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
 def fill_from_headers(table: Table, columns: Sequence[str], images: Images) -> Table:
     """Add lesion and view from DICOM headers to a table without a column of lesions.
 
-    A column of views stays; `columns` are those of the model.
+    An existing column of views is unchanged. `columns` are the record columns of the model.
     """
     canonical = {name: public for public, name in match_columns(table.keys(), columns).items()}
     if "lesion_id" in canonical or "image_id" not in canonical:

@@ -221,7 +221,7 @@ def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
 
 
 def _collect(ensemble: Ensemble, step: _Step) -> list[TableBatch]:
-    """Run the networks on the loaded rows; return the table after its last rows."""
+    """Run the networks on the loaded rows; return the table once its last row is predicted."""
     batch, rows, futures = step
     loaded = [future.result() for future in futures]
     cells = {name: column[rows] for name, column in batch.cells.items()}

@@ -209,7 +209,7 @@ def _write_half(path: Path, smaller: Path) -> None:
 
 
 class Quantiser:
-    """Quantiser of the image network of a file, with ranges of activations measured once."""
+    """Quantiser of an exported image network; the ranges of its activations are measured once."""
 
     def __init__(self, path: Path, smaller: Path, model: CalibratedModel, data: LesionData) -> None:
         import onnx

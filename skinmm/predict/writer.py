@@ -50,7 +50,7 @@ class OutputTable:
             self._load_progress(resume=resume, overwrite=overwrite)
 
     def __enter__(self) -> "OutputTable":
-        """Open the partial file, truncated to the recorded rows."""
+        """Open the partial file; rows after the last progress record are cut off."""
         self._file: BinaryIO = self._partial.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

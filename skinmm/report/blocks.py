@@ -209,7 +209,7 @@ TEXTS: Final[dict[str, Any]] = yaml.safe_load(
 )
 """Static texts of the pages, and labels of metrics under `metrics`."""
 MALIGNANCY: Final = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
-"""Metrics of malignancy that are printed after those of several classes."""
+"""Metrics of malignancy, printed after the metrics of several classes."""
 NARROW: Final = " *"
 HEADLINE: Final = 14  # metrics printed after a run; the report lists all
 

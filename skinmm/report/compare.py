@@ -194,7 +194,7 @@ def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any]
 
 
 def _validation_aurocs(systems: Systems) -> dict[str, float]:
-    """Return the validation AUROC of each system; empty if one has none, as pooled folds do."""
+    """Return the validation AUROC of each system; empty if one has none, such as pooled folds."""
     aurocs = {}
     for name, inputs in systems.items():
         entry = (inputs.metrics.get("val") or {}).get("metrics", {}).get("auroc") or {}

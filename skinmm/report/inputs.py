@@ -113,7 +113,7 @@ class ReportInputs:
     def fitted(self, name: str) -> Mapping[str, Any]:
         """Return the fitted `threshold`, `band`, `conformal` or `calibration`; empty if unknown.
 
-        Threshold and band are those of the checkpoint that the card names.
+        Threshold and band belong to the checkpoint that the card names.
         """
         is_final = self.final and name in ("threshold", "band")
         state = (self.final if is_final else self.metrics).get(name)
@@ -247,7 +247,7 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
 def _complete(
     test: Mapping[str, Any] | None, predictions: Predictions, evaluation: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the metrics of a run, with those that its earlier version lacks."""
+    """Return the metrics of a run; compute metrics that an earlier version did not write."""
     if test and "clinic" in test:
         return test
     names = {"prevalence", "resamples", "confidence"} & evaluation.keys()

@@ -149,7 +149,7 @@ def run_plan(config: PlanConfig) -> int:
     require_new_output("output", Path(config.output), overwrite=config.overwrite)
     prevalence, auroc, rows = CLINIC_PREVALENCE, AUROC, None
     if config.against is not None and config.input is None:
-        raise InputError("against= is compared with predictions; give both files")
+        raise InputError("against=FILE is compared with a first prediction file; give both")
     if config.input is not None:
         rows = _read_rows(config, config.input)
         measured = evaluate(rows, resamples=0)
@@ -175,7 +175,7 @@ def run_plan(config: PlanConfig) -> int:
 def _plan_table(
     config: PlanConfig, rows: Predictions | None, prevalence: float, auroc: float
 ) -> tuple[Table, float]:
-    """Return the planned numbers by formula and, given predictions, by resampling patients.
+    """Return the sample sizes by formula and, given predictions, by resampling patients.
 
     Also the width of the interval of a slope, times the root of the malignant lesions.
     """
@@ -206,7 +206,7 @@ def _plan_table(
 
 
 def _resample(config: PlanConfig, rows: Predictions | None) -> dict[str, int]:
-    """Return the planned numbers by goal, from resampling the patients of predictions."""
+    """Return the sample size for each goal, from resampling the patients of predictions."""
     if rows is None:
         return {}
     level = config.confidence

@@ -33,8 +33,8 @@ def write_report(
     Args:
         run: run folder; all files but the predictions are optional.
         pictures: show lesions; None: `report.pictures` of the run decides.
-        prevalence: of a clinic, for predictive values and net benefit; None: that of the run.
-        costs: of errors, for the table of decision rules; None: those of the run.
+        prevalence: of a clinic, for predictive values and net benefit; None: as in the run.
+        costs: of errors, for the table of decision rules; None: as in the run.
     """
     run = Path(run)
     task = read_mapping(run / "metrics.json").get("task", CLASSIFICATION)

@@ -106,7 +106,7 @@ def train_masks(config: Config, run: RunFolder) -> dict[str, Any]:
 def evaluate_part(
     trainer: pl.Trainer, module: "MaskModule", data: "MaskData", part: str
 ) -> pd.DataFrame:
-    """Return Dice, Jaccard and both areas, as shares of the image, of every row of a part."""
+    """Return Dice, Jaccard, and both areas as shares of the image, for every row of a part."""
     run_stage(trainer.test, module, data.evaluation_loader(part), verbose=False)
     areas = [values.cpu().numpy().astype(np.float64) for values in module.test_areas]
     cohort = data.cohort.iloc[data.rows(part)].reset_index(drop=True)

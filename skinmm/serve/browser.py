@@ -50,7 +50,7 @@ _CHOICES: Final = {"sex": SEXES, "site": SITES}
 def export_browser(config: ExportConfig) -> Path:
     """Write the folder and return it; `index.html` is its page."""
     if config.out is not None:
-        raise InputError("out names the file of target=onnx; target=browser writes output=DIR")
+        raise InputError("out=FILE belongs to target=onnx; target=browser writes output=DIR")
     folder = Path(config.output or "browser")
     require_new_output("output", folder, overwrite=config.overwrite)
     runtime = find_runtime(config.runtime)

@@ -48,7 +48,7 @@ class UnavailableError(Exception):
 
 
 class FailedError(UnavailableError):
-    """Failure that the server reports for one image; perhaps it answers for the others."""
+    """Failure that the server reports for one image; requests for other images may succeed."""
 
 
 class Image(NamedTuple):

@@ -2,7 +2,7 @@
 
 A case is a DiagnosticReport with a RiskAssessment (probabilities and decision); an image that came
 from a DICOM archive is a Media of its ImagingStudy. A model is a Device. A server creates each
-resource once: it finds those of an earlier transaction by their identifiers.
+resource once, because it recognises the resources of an earlier transaction by their identifiers.
 """
 
 import json

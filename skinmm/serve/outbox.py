@@ -38,7 +38,7 @@ class Outbox:
             _TABLES.create_all(database)
 
     def list_images(self, *, unread: bool = False) -> set[str]:
-        """Return the images that need no prediction, or those postponed as they were not read."""
+        """Return the images that need no prediction; `unread`: images postponed because unread."""
         query = sql.select(_OUTBOX.c.image).where(_IS_UNREAD if unread else ~_IS_UNREAD)
         with self._store.begin() as database:
             return {*database.scalars(query)}
@@ -60,7 +60,7 @@ class Outbox:
             _insert(database, image, state, reason=reason)
 
     def list_ready(self, *, postponed: bool = False) -> list[str]:
-        """Return the images with results to send, or with postponed ones, oldest case first."""
+        """Return the images with results to send, or with postponed results, oldest case first."""
         query = sql.select(_OUTBOX.c.image).where(_OUTBOX.c.state == READY, ~_IS_UNREAD)
         query = query.where((_OUTBOX.c.reason != "") if postponed else (_OUTBOX.c.reason == ""))
         with self._store.begin() as database:

@@ -70,7 +70,7 @@ class Result(NamedTuple):
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """Test results of the model; empty for an ensemble, tested by member only."""
+        """Test results of the model; empty for an ensemble, whose members are tested separately."""
         return read_test(self.card)
 
     @property

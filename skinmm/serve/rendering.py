@@ -22,7 +22,7 @@ def read_prevalence(card: Mapping[str, Any]) -> float:
 
 
 def read_test(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the test results of a model; empty for an ensemble, tested by member only."""
+    """Return the test results of a model; empty for an ensemble, whose members are tested alone."""
     members = card["members"]
     return dict(members[0]["test"]) if len(members) == 1 else {}
 

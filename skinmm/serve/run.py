@@ -77,7 +77,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
 
 
 def silence_libraries() -> None:
-    """Disable messages of libraries about files, whose names could be those of patients."""
+    """Disable messages of libraries about files, because file names may contain patients' names."""
     warnings.simplefilter("ignore")
     for name in ("pydicom", "python_multipart", "PIL"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -44,7 +44,7 @@ from skinmm.vocabulary import resolve_patients
 SUFFIX: Final = ".ckpt"
 MIXED: Final = "mixed"  # different methods for the networks of an ensemble
 AGREEMENT: Final = 0.999
-"""Share of rows whose prediction sets must be those of the checkpoint; the rest may be rounding."""
+"""Smallest share of rows with the checkpoint's prediction set; others may differ by rounding."""
 NOTE: Final = (
     "The figures are of its test, before its probabilities, threshold and referral were adapted to "
     "a site ({})."
@@ -179,8 +179,8 @@ def _has_predictions(source: Path) -> bool:
 def _read_own_predictions(file: Path, card: Card, key: str) -> PredictionFile:
     """Read a prediction file; refuse predictions of another checkpoint.
 
-    Its prediction sets must be those of the checkpoint for its probabilities. Probabilities of
-    another checkpoint, or raw ones, give other sets.
+    The checkpoint must give the same prediction sets for its probabilities. Probabilities of
+    another checkpoint, or raw probabilities, give other sets.
     """
     table = PredictionFile(file)
     classes, probabilities = table.parse_probabilities()
@@ -260,8 +260,8 @@ def _fit_unlabelled(reference: Path, table: PredictionFile, card: Card) -> _Fit:
         needed = malignant_for_guarantee(rules.sensitivity, rules.confidence)
         raise InputError(
             f"a change of prevalence alone does not explain these rows (p = {shift.p:.3f}): images "
-            "or lesions differ from validation in other ways; label rows (column target): "
-            f"{needed} patients with malignant lesions can guarantee a sensitivity of "
+            "or lesions also differ from validation in other ways; label rows (column target) with "
+            f"at least {needed} patients with malignant lesions to guarantee a sensitivity of "
             f"{rules.sensitivity:g}"
         )
     ends = zip(shift.shares, shift.low, shift.high, strict=True)

@@ -33,7 +33,7 @@ from skinmm.evaluation.thresholds import (
 )
 from skinmm.vocabulary import name_units
 
-SCHEMA: Final = 1
+SCHEMA: Final = 1  # version of the format of metrics.json
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SplitOutputs:
     """Network outputs of a split, before calibration.
 
     Attributes:
-        cohort: canonical rows of the split.
+        cohort: rows of the split, in the columns of cohort.csv.
         targets: class index of each row.
         probabilities: uncalibrated, float64.
         features: fused features, float32; None if networks with different features are pooled.
@@ -64,8 +64,8 @@ class FittedDecision:
         band: probabilities around the threshold that are referred.
         conformal: prediction sets, for information.
         ood: out-of-distribution score; None if it could not be fitted.
-        call: rule that calls a class; None for two classes, which the threshold decides.
-        half_cut: add scores for a cut of 0.5.
+        call: rule for the predicted class of several; None for two, which the threshold decides.
+        half_cut: add scores that reach 0.5 for the predicted class only (`evaluation.half_cut`).
         ood_rows: features that fitted `ood`, and their cross-validated scores.
     """
 
@@ -84,8 +84,8 @@ class FittedDecision:
     ) -> Predictions:
         """Return calibrated predictions with prediction sets, OOD scores and referrals.
 
-        OOD scores that are not given are those of the features, cross-validated for the rows that
-        fitted them.
+        Without given OOD scores, they are computed from the features; rows that fitted the detector
+        get their cross-validated scores.
         """
         rows = self.calibrate(outputs)
         sets = self.conformal.predict_sets(rows.probabilities)
@@ -127,11 +127,11 @@ def fit_decision(
 ) -> FittedDecision:
     """Fit the calibration, then the threshold and the referral rules, on held-out rows alone.
 
-    These are the calibration rows, or else the validation rows.
+    Held-out rows are the calibration rows, or else the validation rows.
 
-    The classes are in the order of the probabilities; `positive` ones count as malignant. `prior`
-    are the class shares in training and in use, under `trained` and `deployed`; `inverse`
-    undoes the effect of the training loss on the probabilities.
+    `classes` are in the order of the probabilities; `positive` classes count as malignant. `prior`
+    has the class shares in training (`trained`) and in use (`deployed`). `inverse` undoes the
+    effect of the training loss on the probabilities.
     """
     calibration = fit_calibration(
         held_out.probabilities,
@@ -157,14 +157,14 @@ def fit_decision(
 
 
 def to_stored_rule(call: CallRule | None) -> dict[str, Any] | None:
-    """Return a rule as plain data; None if it follows from settings and class shares."""
+    """Return a rule as plain data; None if settings and class shares determine it."""
     return asdict(call) if call and call.name in FITTED else None
 
 
 def fit_rules(
     rows: Predictions, config: EvaluationConfig, deployed: list[float]
 ) -> tuple[Threshold, ReferralBand, ConformalPredictor, CallRule | None]:
-    """Fit threshold, referral, sets and call rule to calibrated rows, for shares `deployed`."""
+    """Fit threshold, referral band, prediction sets and class rule to calibrated rows."""
     threshold = choose_threshold(
         rows.malignancy,
         rows.malignant,
@@ -177,7 +177,7 @@ def fit_rules(
     band = fit_referral_band(rows, config)
     conformal = fit_conformal(rows, coverage=config.coverage)
     call = None
-    if not rows.is_binary:  # of two classes, the threshold decides
+    if not rows.is_binary:  # with two classes, the threshold decides
         call = fit_call_rule(
             config.call,
             rows.probabilities,
@@ -211,7 +211,7 @@ def _to_predictions(
 
 
 def list_row_sources(cohort: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
-    """Return the source of each row; None if no row has one other than its cohort."""
+    """Return the source of each row; None if all sources are just the names of the cohorts."""
     if not {"source", "cohort"} <= set(cohort) or (cohort["source"] == cohort["cohort"]).all():
         return None
     return cohort["source"].where(cohort["source"].notna(), None).to_numpy(dtype=object)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SELECTION: Final = "selection"
 """Name of the logged value that selects the best epoch and stops the run."""
-SEVERAL: Final = "best-epoch=*.ckpt"
+BEST_EPOCHS: Final = "best-epoch=*.ckpt"
 """Names of the checkpoints in a run that stores more than one best epoch."""
 
 
@@ -57,7 +57,7 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append values atomically; first remove those that a killed run logged from here on."""
+        """Append values atomically; first remove later values that a killed run logged."""
         if self._rows is None:
             lines = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
             self._rows = [*csv.reader(lines.splitlines())][1:]
@@ -105,7 +105,7 @@ class RunCheckpoints(ModelCheckpoint):
         metric: name of the metric whose mean is `SELECTION`; a loss should fall, others rise.
             None: without validation the last epochs are the best.
         minutes: least time between two checkpoints within an epoch; 0: after every step.
-        best: number of best epochs to store; several are named by their epoch (`SEVERAL`).
+        best: number of best epochs to store; several are named by their epoch (`BEST_EPOCHS`).
     """
 
     def __init__(self, folder: Path, metric: str | None, minutes: float, best: int = 1) -> None:
@@ -204,7 +204,7 @@ class AverageWeights(WeightAveraging):
         super().__init__(multi_avg_fn=partial(_update_average, decay))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the average with the initial weights, not with those after the first step."""
+        """Start the average with the initial weights, not with the weights after the first step."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._average_model is not None:
             self._average_model.n_averaged += 1

@@ -66,7 +66,7 @@ def open_run(run: RunFolder, minutes: float) -> None:
 
 
 def follow(train: Callable[[Config, Path], object]) -> int:
-    """Join every run of rank 0, relative to its directory, and return its exit status."""
+    """Join every run of rank 0, in its working directory, and return its exit status."""
     for number in count():
         message = json.loads(_torchrun_store().get(f"run {number}"))
         if "status" in message:

@@ -147,7 +147,7 @@ def measure_stretch(fold: RunFolder) -> float | None:
 
 
 def compare_distances(training: SplitOutputs, test: SplitOutputs) -> float | None:
-    """Return the ratio of the OOD distances of test rows to those of training rows.
+    """Return the ratio of the OOD distances of test rows to the distances of training rows.
 
     A network has memorised its training rows, so that a limit from them is too low for new rows,
     and a training on all rows leaves no others. In a fold both are available.

@@ -79,7 +79,7 @@ def fit(config: Config, path: Path, *, starts_processes: bool = False) -> dict[s
         raise shared_failure(error, path) from error
     finally:
         torch.set_num_threads(threads)
-        # The next run of a sweep starts its own processes; those of torchrun stay together.
+        # The next run of a sweep starts its own processes; processes of torchrun continue.
         if torch.distributed.is_initialized() and not is_torchrun():
             torch.distributed.destroy_process_group()
 
@@ -108,7 +108,7 @@ def check_index(config: Config) -> None:
     if not config.model.index:
         return
     if "image" not in FUSIONS[config.fusion.name].inputs:
-        raise InputError(f"model.index=true: fusion={config.fusion.name} has no image; remove it")
+        raise InputError(f"model.index=true: fusion={config.fusion.name} has no image; use false")
     if (name := config.logger.name) in UPLOADS and not config.logger.images:
         raise InputError(
             f"model.index=true: the checkpoint that logger={name} uploads contains names of images;"

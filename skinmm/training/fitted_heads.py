@@ -1,7 +1,7 @@
 """Fit a head to the features of training rows: logistic regression or gradient-boosted trees.
 
-The hyper-parameters are those of the lowest log loss in inner folds, which divide the training
-patients. Rows are weighted to the class shares that sampler and loss would train a network with.
+The hyper-parameters have the lowest log loss in inner folds, which divide the training patients.
+Rows are weighted to the class shares that sampler and loss would train a network with.
 """
 
 import time
@@ -203,7 +203,7 @@ def _fit_trees(
 def find_bin_edges(
     features: Float64[np.ndarray, "n columns"],
 ) -> list[Float64[np.ndarray, " _"]]:
-    """Return the upper ends of all bins but the last of each column, as scikit-learn's for trees.
+    """Return the upper edges of all bins but the last of each column, as scikit-learn's trees do.
 
     Columns of many values have bins of equal numbers of rows, without regard to weights.
     """

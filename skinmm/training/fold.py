@@ -35,7 +35,7 @@ from skinmm.models.network import build_network
 from skinmm.report import write_report
 from skinmm.training.autotune import StepTime, choose_lr, tune
 from skinmm.training.calibrate import SplitOutputs, fit_decision, write_evaluation
-from skinmm.training.callbacks import SEVERAL
+from skinmm.training.callbacks import BEST_EPOCHS
 from skinmm.training.distributed import is_leader, open_run
 from skinmm.training.extras import EXTRAS, TrainedFold
 from skinmm.training.fitted_heads import fit_head
@@ -54,7 +54,7 @@ from skinmm.vocabulary import name_units
 SMOOTHING: Final = 3
 """Epochs over which the monitored metric is averaged if validation has few malignant lesions."""
 FEW: Final = 100
-"""Number of malignant lesions from which it is not averaged."""
+"""Number of malignant validation lesions from which no average is taken."""
 
 
 def train_fold(
@@ -71,23 +71,23 @@ def train_fold(
     empty dict on other processes.
     """
     pl.seed_everything(config.seed, workers=False, verbose=False)
-    require_same_finder(config, run)
+    require_same_finder(config, run)  # of lesions: data.segmenter, as when the run was started
     trainer = build_trainer(config, run.path)
     data = data or LesionData(config, FUSIONS[config.fusion.name].inputs)
     set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_usable_split(data, run)
-    findings = audit_split(data, config)
+    findings = audit_split(data, config)  # refuses leaks
     module = build_classifier(config, data)
     require_memory(module.network, config, trainer, data.record_widths)
     choose_lr(module, data, trainer, run)
     step = tune(module, data, trainer, run) if is_leader() else None
-    if step:
+    if step:  # `tune` has changed settings of the trainer in `config`
         trainer = build_trainer(config, run.path)
         set_threads(has_images=True, processes=trainer.num_devices)
 
     open_run(run, config.trainer.timeout)  # prepares the folder and waits for all processes
-    load_features(config, data, module.network, trainer, run)
+    load_features(config, data, module.network, trainer, run)  # only of a frozen image network
     if trainer.is_global_zero:
         write_facts(run, data.cohort, trainer)
         log_config(config, trainer)
@@ -110,7 +110,7 @@ def train_fold(
     test = outputs["test"]
     fold = TrainedFold(config, run, data, trainer, module.network, test, decision, predictions)
     for extra in EXTRAS:
-        predictions |= extra(fold)  # in place: later extras see the results of earlier ones
+        predictions |= extra(fold)  # in place, so that later extras have the earlier results
     if not trainer.is_global_zero:
         return {}
     facts = {"initialisation": card.initialisation, **names, **fitting, "fitted_on": fitting_part}
@@ -137,7 +137,7 @@ def write_results(fold: TrainedFold, facts: dict[str, Any]) -> dict[str, Any]:
 def build_classifier(config: Config, data: LesionData) -> Classifier:
     """Build the network, its loss, and the card for its checkpoints."""
     classes = list(data.classes)
-    parse_costs(config.evaluation.costs, classes)  # names of classes are known from here on
+    parse_costs(config.evaluation.costs, classes)  # refuses unknown classes before the training
     network = build_network(config, data.record_widths, len(classes), pretrained=True)
     if config.trainer.sync_batchnorm:
         synchronise_batchnorm(network)
@@ -197,8 +197,8 @@ def train_network(
 def choose_window(config: Config, data: LesionData) -> int:
     """Return the number of epochs over which the monitored metric is averaged.
 
-    The metric of a few malignant lesions varies by chance from epoch to epoch. Its highest value
-    is too optimistic and often that of another epoch than the best.
+    With few malignant lesions, the metric varies by chance from epoch to epoch: its highest value
+    is too optimistic, and its epoch is often not the best one.
     """
     if config.trainer.smoothing != "auto":
         return int(config.trainer.smoothing)
@@ -272,7 +272,7 @@ def list_warnings(data: LesionData, module: Classifier, findings: dict[str, Any]
 def load_best(trainer: pl.Trainer, module: BaseModule, run: RunFolder) -> Card:
     """Load the weights of the best epoch, or the mean of the best ones, into the module."""
     best = run.best_checkpoint
-    by_epoch = {int(path.stem.rpartition("=")[2]): path for path in best.parent.glob(SEVERAL)}
+    by_epoch = {int(path.stem.rpartition("=")[2]): path for path in best.parent.glob(BEST_EPOCHS)}
     several = [by_epoch[epoch] for epoch in sorted(by_epoch)]
     if trainer.is_global_zero and several:
         average_checkpoints(several, best)
@@ -300,7 +300,7 @@ def predict_split(
 
 def describe_inputs(data: LesionData, test: Predictions) -> dict[str, Any]:
     """Return the distributions of training records and test scores, to detect later drift."""
-    training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]
+    training = data.cohort[data.cohort["image_id"].isin(data.fitted_on)]  # fitted the encoder
     scores = pd.DataFrame({"malignancy": test.malignancy})
     if test.ood is not None:
         scores["ood"] = test.ood

@@ -99,7 +99,7 @@ def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:
 
 
 def read_teacher_cohorts(path: Path) -> dict[int, pd.DataFrame]:
-    """Return the fitting rows of the networks behind a run's prediction file, by fold.
+    """Return the rows that the networks behind a prediction file were fitted to, by fold.
 
     The images of a lesion are rows of their own. The number -1 is a run of one fold. A file
     outside the folder `predictions` of a run has no rows.

@@ -76,7 +76,7 @@ def require_memory(
 def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:
     """Divide a batch of the default size into 2, 4 or 8 steps of at most `fits` rows; print it.
 
-    An update still averages over the same rows; batch normalisation averages over those of a step.
+    An update still averages over the same rows, batch normalisation over the rows of a step.
     Batches of another size, and of a resumed run, are left as they are.
     """
     options = config.trainer

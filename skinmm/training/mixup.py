@@ -16,7 +16,7 @@ Targets = Int[Tensor, " b"]
 
 
 class Mixed(NamedTuple):
-    """Mixed batch, targets of the partners, and the share of the original targets."""
+    """Mixed batch, targets of the rows mixed in, and the weight of the original targets."""
 
     batch: Batch
     partners: Targets
@@ -59,7 +59,7 @@ class Mixup:
 
 @dataclass(frozen=True)
 class CutMix(Mixup):
-    """Pasted rectangle, and record in proportion (Yun et al. 2019, arXiv:1905.04899)."""
+    """Rectangle of another image; records are averaged (Yun et al. 2019, arXiv:1905.04899)."""
 
     alpha: float = 1.0
 

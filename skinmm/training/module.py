@@ -30,7 +30,7 @@ from skinmm.training.losses import Loss, distillation_loss
 from skinmm.training.mixup import MIXES
 from skinmm.training.optimizer import OPTIMIZERS, build_schedule, parameter_groups
 
-ADAPTERS: Final = "adapters"  # key in a checkpoint
+ADAPTERS: Final = "adapters"  # key in a checkpoint of model.tune=lora
 IMAGE_DIMS: Final = 4  # of a batch of images; a batch of cached features has fewer
 
 
@@ -125,7 +125,7 @@ class BaseModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_epoch_end(self) -> None:
-        """Step the plateau schedule before the checkpoint is written, unlike Lightning."""
+        """Step the plateau schedule here, before the checkpoint is written; Lightning is later."""
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(float(self.trainer.callback_metrics[SELECTION]))
@@ -197,6 +197,8 @@ class RowCollector(Metric):
 class Classifier(BaseModule):
     """Training of a `Network` on images and records.
 
+    A batch has `row` (number in the split), `target`, and inputs `image`, `record`, `has_image`.
+
     Attributes:
         test_outputs: log-probabilities (n, classes), targets (n,) and fused features (n, dim) of
             the last test, in order of rows.
@@ -211,7 +213,7 @@ class Classifier(BaseModule):
     ) -> None:
         super().__init__(network, card, config, window)
         self.loss = loss
-        # Soft targets of the training rows, (n, classes); not part of the checkpoint.
+        # Distillation: probabilities for the training rows, (n, classes); not in the checkpoint.
         self.register_buffer("teacher", None, persistent=False)
         self._mix = build_component(MIXES, "mix", config.mix)
         self._positive = [card.classes.index(name) for name in card.positive]
@@ -237,7 +239,7 @@ class Classifier(BaseModule):
         """Return the loss of a batch in 32-bit precision, regardless of the network's precision."""
         if self.teacher is not None:
             batch = {**batch, "teacher": self.teacher[batch["row"]]}
-        mixed, partners, share = self._mix(batch)
+        mixed, partners, share = self._mix(batch)  # partners: targets of the rows mixed in
         logits = self(mixed).float()
         loss: Tensor = self.loss(logits, batch["target"])
         if share < 1:

@@ -96,7 +96,7 @@ class Run(Evaluation):
         return pd.read_csv(file, dtype={"image_id": str, "patient_id": str})
 
     def predictor(self, **options: Any) -> "Predictor":
-        """Return the predictor of the run; `options` are those of `Predictor.from_checkpoints`."""
+        """Return the predictor of the run; `options` as for `Predictor.from_checkpoints`."""
         from skinmm.predict.predictor import Predictor
 
         return Predictor.from_checkpoints(self.path, **options)

@@ -184,7 +184,7 @@ def test_an_unreadable_image_is_named_from_any_process(
     assert quick_train(tmp_path / "run", *overrides, f"trainer.workers={workers}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: 12 of 24 images cannot be used: ISIC_00")
-    assert line.endswith("data.missing=drop leaves them out")
+    assert line.endswith("set data.missing=drop to leave them out")
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 

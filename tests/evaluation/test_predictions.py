@@ -195,7 +195,7 @@ BAD = {
     r"row 1 \(image a\): target 'maybe' is not one of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
     "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
     "all 2 rows are malignant; evaluation needs both": GOOD.replace("p1,0", "p1,1"),
-    "has no predicted row": BINARY,
+    "no row has a prediction": BINARY,
     r"\.csv: row 4 has 7 cells, the header has 5": GOOD + "c,p1,0,0.9,0.1,7,8\n",
     r"\.csv: the table is empty": "",
     r"row 1 \(image a\): decision 'maybe' is not one of benign, malignant, refer; rename": (

@@ -187,7 +187,7 @@ def test_licences_cannot_select_a_few_rows(tmp_path: Path) -> None:
     )
     require_rows(data)
     data.config.data.licences = ["CC-0"]
-    with pytest.raises(InputError, match=r"\d+ training rows here, at least 32 are needed"):
+    with pytest.raises(InputError, match=r"\d+ training rows here; at least 32 are needed"):
         require_rows(data)
 
 
@@ -259,7 +259,7 @@ def test_a_centre_that_does_not_fit_is_refused_alone(tmp_path: Path) -> None:
     leak = {"patient": {"trained": [7], "evaluated": [2]}}
     with_hashes = {**first, "hashes": from_plain(hashes)}
     for changes, problem in (
-        ({"classes": ["benign", "Jane Doe"]}, "its class Jane Doe is not in the vocabulary"),
+        ({"classes": ["benign", "Jane Doe"]}, "class Jane Doe is not in the vocabulary"),
         ({"columns": []}, "differ in the number of record columns"),
         ({"kind": "categorical"}, "differ in a record column"),
         ({"hashes": leak}, "the centres leak: 1 patient of a"),

@@ -160,7 +160,7 @@ def test_an_index_that_does_not_add_up_is_built_again(file: Path, key: str, valu
         ([{"image": b"x", "image_name": b"\xff"}], "is not UTF-8 text"),
         (
             [{"image": b"x", "image_name": "n"}] * 2,
-            r"record 1 at byte \d+: same name as record 0, 'n'",
+            r"record 1 at byte \d+: record 0 is also named 'n'",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def test_learned_features_stand_in_for_an_absent_image(fusion: str) -> None:
     torch.testing.assert_close(together[~SHOWN], other[~SHOWN])
     assert not torch.allclose(together[SHOWN], other[SHOWN])
     torch.testing.assert_close(together[SHOWN], built(IMAGES, RECORDS)[SHOWN])
-    written = built.predict(IMAGES, RECORDS, views=2, has_image=SHOWN)[0]
+    written = built.predict(IMAGES, RECORDS, symmetries=2, has_image=SHOWN)[0]
     torch.testing.assert_close(written[~SHOWN], together[~SHOWN].log_softmax(dim=1))
 
 
@@ -92,7 +92,7 @@ def test_features_pass_the_image_network_by(fusion: str) -> None:
     built = network(fusion, model="test_vit").eval()
     features = built.encode_image(IMAGES)
     torch.testing.assert_close(built(features, RECORDS), built(IMAGES, RECORDS))
-    outcome = built.log_probabilities(features, RECORDS, views=8)
+    outcome = built.log_probabilities(features, RECORDS, symmetries=8)
     torch.testing.assert_close(outcome, built.log_probabilities(IMAGES, RECORDS))
 
 
@@ -121,11 +121,11 @@ def test_one_view_is_the_network_itself() -> None:
 def test_several_views_average_probabilities() -> None:
     built = network().eval()
     shown = [built(view, RECORDS).softmax(dim=1) for view in iterate_symmetries(IMAGES)][:3]
-    averaged = built.log_probabilities(IMAGES, RECORDS, views=3).exp()
+    averaged = built.log_probabilities(IMAGES, RECORDS, symmetries=3).exp()
     torch.testing.assert_close(averaged, torch.stack(shown).mean(dim=0))
     alone = network("tabular_only").eval()
     assert torch.equal(
-        alone.log_probabilities(None, RECORDS, views=8), alone.log_probabilities(None, RECORDS)
+        alone.log_probabilities(None, RECORDS, symmetries=8), alone.log_probabilities(None, RECORDS)
     )
 
 
@@ -149,8 +149,8 @@ def test_many_masks_average_to_the_head_of_the_features_and_only_in_training() -
 
 def test_all_eight_views_make_the_pose_of_a_picture_irrelevant() -> None:
     built = network().eval()
-    upright = built.log_probabilities(IMAGES, RECORDS, views=8)
-    turned = built.log_probabilities(IMAGES.flip(-1).transpose(-1, -2), RECORDS, views=8)
+    upright = built.log_probabilities(IMAGES, RECORDS, symmetries=8)
+    turned = built.log_probabilities(IMAGES.flip(-1).transpose(-1, -2), RECORDS, symmetries=8)
     torch.testing.assert_close(turned, upright)
 
 
@@ -158,7 +158,7 @@ def test_a_certain_network_has_finite_logarithms() -> None:
     built = network().eval()
     with torch.no_grad():
         built.head.get_parameter("weight").mul_(1e4)
-    logarithms = built.log_probabilities(IMAGES, RECORDS, views=8)
+    logarithms = built.log_probabilities(IMAGES, RECORDS, symmetries=8)
     assert logarithms.min() < -200
     assert logarithms.isfinite().all()
 

@@ -258,7 +258,7 @@ def test_open_clip_s_weights_fit_timm_s_network(tmp_path: Path) -> None:
         ("local-dir:nowhere", "config.json cannot be read: the folder nowhere has no config.json"),
         ("hf-hub:org/name", "config.json is not cached, and HF_HUB_OFFLINE is set"),
         ("open_clip:ViT-B-33/openai", "open_clip has no such model. Similar: .*ViT-B-32"),
-        ("open_clip:ViT-B-32/foo", "no such weights; choose ViT-B-32/ and of openai"),
+        ("open_clip:ViT-B-32/foo", "no such weights; choose ViT-B-32/TAG, TAG: openai"),
     ],
 )
 def test_a_name_without_a_network_is_refused(name: str, message: str) -> None:

@@ -190,5 +190,5 @@ def test_another_network_or_file_is_refused(
     with pytest.raises(InputError, match="no such file; write it with skinmm embed"):
         EmbeddingIndex.read(tmp_path / "absent.parquet")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(InputError, match="not a file of skinmm embed"):
+    with pytest.raises(InputError, match="not written by skinmm embed"):
         EmbeddingIndex.read(tmp_path / "other.parquet")

@@ -29,7 +29,7 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
     )
     assert "sex: female" in page.text
     assert "age: 40 to 59" in page.text
-    assert "At the threshold 0.300 it missed" in page.text
+    assert "At the threshold 0.300 the model missed" in page.text
     assert "is assumed" not in page.text
 
 

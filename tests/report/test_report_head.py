@@ -41,7 +41,7 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     rows = inputs.predictions
     flags_all = replace(inputs, measured=evaluate(rows, threshold=0.0, resamples=100))
     assert "flagging every lesion is at least as good" in verdict(flags_all)
-    assert f"it missed 0 of {rows.malignant.sum()} malignant" in verdict(flags_all)
+    assert f"the model missed 0 of {rows.malignant.sum()} malignant" in verdict(flags_all)
     perfect = replace(
         rows, probabilities=np.column_stack([~rows.malignant, rows.malignant]).astype(float)
     )
@@ -62,7 +62,7 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     }
     lucky = replace(chance, measured={**chance.measured, "metrics": sure})
     assert useful_prevalence(lucky) is not None
-    assert "at a prevalence between" not in verdict(lucky)
+    assert "the prevalence is between" not in verdict(lucky)
 
 
 def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run:
         )
         assert restated is not None
         assert restated["metrics"]["net_benefit_gain"]["value"] == pytest.approx(0, abs=1e-12)
-    assert f"a prevalence between {format_percent(limits[0])} and" in verdict(inputs)
+    assert f"the prevalence is between {format_percent(limits[0])} and" in verdict(inputs)
     worthless = {name: {"value": 0.5} for name in ("sensitivity", "specificity")}
     measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
     assert useful_prevalence(replace(inputs, measured=measured)) is None
@@ -167,9 +167,9 @@ def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdic
     inputs = replace(inputs, measured={**measured, "clinic": clinic})
     text = verdict(inputs)
     assert text.startswith("Not useful")
-    assert "the model is useful, for lesions like those of this test" in text
+    assert "the model is useful, if the lesions resemble the tested ones" in text
     assert "too" not in text.split()
-    assert "no malignant lesion is flagged, and the net benefit" in restate_at_clinic(inputs)[0]
+    assert "no malignant lesion is flagged. The gain in net benefit" in restate_at_clinic(inputs)[0]
 
 
 def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
@@ -178,9 +178,10 @@ def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
     inputs = read_prediction_file(tmp_path / "two.csv", None, None, pictures=False)
     text = verdict(inputs)
     assert text.startswith("Not shown to be useful")
-    assert "the model is not shown to be useful, for" in text
-    assert "There, no lesion is decided benign, and no lesion is decided malignant." in (
-        restate_at_clinic(inputs)
+    assert "the model is not shown to be useful, even if" in text
+    assert (
+        "At this prevalence, no lesion is decided benign, and no lesion is decided malignant."
+        in (restate_at_clinic(inputs))
     )
 
 

@@ -110,7 +110,7 @@ def test_without_the_setting_a_checkpoint_has_no_names(both: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("fusion=tabular_only",), "model.index=true: fusion=tabular_only has no image; remove it"),
+        (("fusion=tabular_only",), "model.index=true: fusion=tabular_only has no image; use false"),
         (("logger=mlflow",), "the checkpoint that logger=mlflow uploads contains names of images"),
         (("logger=wandb",), "set logger.images=true to allow it, or model.index=false"),
     ],

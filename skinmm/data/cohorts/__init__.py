@@ -200,7 +200,7 @@ def _to_data_config(data: DataConfig, extra: ExtraCohort) -> DataConfig:
 
 
 def require_images(cohort: CohortTable, missing: str, *, needed: bool = True) -> CohortTable:
-    """Return the cohort with the rows whose image was found, and a note of those left out.
+    """Return the rows whose image was found, and a note of the rows left out.
 
     Args:
         cohort: result of `load_cohort`.

@@ -25,7 +25,7 @@ from skinmm.images.finder import describe_folders, find_folders, find_table, lis
 from skinmm.vocabulary import PUBLIC_NAMES, map_unique, parse_diagnosis
 
 ISIC_FOLDERS: Final = ("jpeg", "images", "dicom", "tfrecords", "")
-"""Folders of images, of any dataset, besides those of its archives."""
+"""Folders of images in any dataset, in addition to the folders of its archives."""
 SIIM_FOLDERS: Final = (
     *("jpeg/train", "train", "jpeg", "dicom/train", "dicom", "tfrecords", "images", ""),
 )

@@ -287,8 +287,8 @@ def attach_images(
             and any other for the rest.
         folders: folders to search under the root (see `find_folders`); missing ones are skipped.
         schema: features of TFRecord files that contain the name and the image.
-        cells: names of the images in a user's table, which may have folders and suffixes. JPEG and
-            DICOM files of one name are refused there; those of an archive are the same image.
+        cells: names of the images in a user's table, which may have folders and suffixes. A JPEG
+            and a DICOM file of one name are refused; in an archive they are the same image.
     """
     searched = find_folders(root, folders)
     files = list_files(searched)

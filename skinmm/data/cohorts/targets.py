@@ -48,7 +48,7 @@ def add_targets(cohort: "CohortTable", data: DataConfig) -> pd.DataFrame:
         names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
         message = f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}"
         if data.missing != "drop" or unlabelled.all():
-            raise InputError(f"{message}; data.missing=drop leaves them out")
+            raise InputError(f"{message}; set data.missing=drop to leave them out")
         warn(f"{message}: left out")
         rows, target = rows[~unlabelled].reset_index(drop=True), target[~unlabelled]
         target = target.reset_index(drop=True)

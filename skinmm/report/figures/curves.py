@@ -108,7 +108,7 @@ def net_benefit_band(
 def referral_lines(scores: Scores, positives: Mask, threshold: float) -> list[Line]:
     """Return the share of each class without wrong decisions, against the share referred.
 
-    The rows whose log odds are nearest to those of the threshold are referred first.
+    The rows whose log odds are nearest to the log odds of the threshold are referred first.
     """
     tiny = 1e-12
     odds = logit(np.clip(scores, tiny, 1 - tiny)) - logit(np.clip(threshold, tiny, 1 - tiny))

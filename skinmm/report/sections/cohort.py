@@ -103,7 +103,7 @@ def split_parts(inputs: ReportInputs) -> dict[str, pd.DataFrame]:
 
 
 def resampling_unit(inputs: ReportInputs) -> str:
-    """Return the unit that intervals resample: the most frequent unit of the rows."""
+    """Return the unit to resample for intervals: patient, lesion or image, the most frequent."""
     return str(inputs.units.mode().iloc[0])
 
 
@@ -111,7 +111,7 @@ def format_counts(units: "pd.Series[str]", patients: "pd.Series[Any]") -> str:
     """Format the numbers of images and of named patients (`units` as from `name_units`)."""
     is_named, images = units == "patient", format_count(len(units), "image")
     if not is_named.any():
-        return f"{images}, no patient named"
+        return f"{images} of unknown patients"
     count = format_count(patients[is_named].nunique(), "patient")
     if is_named.all():
         return f"{images} of {count}"

@@ -161,5 +161,5 @@ def restate_at_clinic(inputs: ReportInputs) -> list[str]:
         )
     ]
     if metrics.get("decided_npv"):
-        sentences.append(f"There, {describe_shares(metrics)}.")
+        sentences.append(f"At this prevalence, {describe_shares(metrics)}.")
     return sentences

@@ -114,7 +114,7 @@ def _limit_warnings(
 
 
 def _is_limited_by_band(inputs: ReportInputs, decision: str) -> bool:
-    """Return whether the band alone prevents such decisions; False if folds decided."""
+    """Return whether only the band prevents a decision; False if each fold had its own band."""
     rows = inputs.predictions
     is_on_side = (rows.malignancy >= inputs.threshold) == (decision == "malignant")
     is_familiar = np.ones(len(rows), dtype=bool) if rows.ood is None else ~(rows.ood > 1)
