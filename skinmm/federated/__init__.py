@@ -72,8 +72,8 @@ def serve(config: FederateServerConfig) -> int:
     is_secure = config.certificate and config.private_key and config.clients
     if not (is_secure or is_loopback(config.host) or config.insecure):
         raise InputError(
-            f"host={config.host}: not loopback: the server needs certificate=PEM private_key=PEM "
-            "and clients=KEYS; insecure=true starts it without them, open to the whole network"
+            f"host={config.host}: other machines can reach it, so it needs certificate=PEM "
+            "private_key=PEM clients=KEYS; insecure=true starts the server without them"
         )
     if config.data.split == "source":
         raise InputError("data.split=source: each client of a server is one centre; leave it out")
@@ -104,8 +104,8 @@ def take_part(config: FederateClientConfig) -> int:
     is_local = is_loopback(host.strip("[]"))
     if not (is_local or config.insecure or config.private_key):
         raise InputError(
-            f"server={config.server}: not loopback: a client needs private_key=FILE, whose public "
-            "key the server has; insecure=true connects without key and TLS"
+            f"server={config.server}: another machine, so the client needs private_key=FILE, with "
+            "its public key in clients= of the server; insecure=true connects without key and TLS"
         )
     key = Path(config.audit_key).read_bytes().strip() if config.audit_key else None
     if key is not None and len(key) < KEY_LENGTH:

@@ -117,7 +117,7 @@ class Embedder(Ensemble):
         return features.double().cpu().numpy()
 
     def unseen_cells(self, rows: Columns) -> dict[str, Any]:  # noqa: ARG002
-        """Return an empty mapping, as copied columns have no vocabulary."""
+        """Return an empty mapping: an embedder reads no record, so no value is unknown to it."""
         return {}
 
     def embed(

@@ -111,7 +111,7 @@ def hide_folders(value: Any) -> Any:
 
 
 def describe(card: Card, hub: str, licence: str) -> str:
-    """Return the metadata of a card in YAML, in the fields of the Hub, with the test figures."""
+    """Return the metadata of a card, with test figures, as YAML in the fields of the Hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset = str(card.config["data"]["name"])

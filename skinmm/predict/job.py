@@ -236,7 +236,7 @@ def _read_tables(config: PredictConfig, predictor: Predictor, skip: int) -> Gene
 
 
 def _require_unchanged(source: str, state: str) -> None:
-    """Refuse an input that changed during the job; a folder is listed only once."""
+    """Refuse an input file that changed during the job."""
     if not Path(source).is_dir() and fingerprint(source) != state:
         raise InputError(f"input={source} changed while it was read; overwrite=true starts again")
 

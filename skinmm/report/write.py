@@ -155,7 +155,7 @@ RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATI
 
 
 def write_inputs(inputs: ReportInputs, output: Path) -> Path:
-    """Write the page of inputs that were read."""
+    """Write the page of a report from its inputs."""
     sections = [build(inputs) for build in SECTIONS.values()]
     data = inputs.config.get("data", {}).get("name")
     return write_page(
