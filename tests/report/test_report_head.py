@@ -167,7 +167,7 @@ def test_sentences_on_a_clinic_have_their_condition_and_do_not_repeat_the_verdic
     inputs = replace(inputs, measured={**measured, "clinic": clinic})
     text = verdict(inputs)
     assert text.startswith("Not useful")
-    assert "the model is useful, if the lesions resemble the tested ones" in text
+    assert "with lesions otherwise as in this test, the model is useful" in text
     assert "too" not in text.split()
     assert "no malignant lesion is flagged. The gain in net benefit" in restate_at_clinic(inputs)[0]
 
@@ -178,7 +178,7 @@ def test_two_rows_are_not_called_useful_anywhere(tmp_path: Path) -> None:
     inputs = read_prediction_file(tmp_path / "two.csv", None, None, pictures=False)
     text = verdict(inputs)
     assert text.startswith("Not shown to be useful")
-    assert "the model is not shown to be useful, even if" in text
+    assert "as in this test, the model is not shown to be useful" in text
     assert (
         "At this prevalence, no lesion is decided benign, and no lesion is decided malignant."
         in (restate_at_clinic(inputs))
