@@ -16,6 +16,7 @@ from skinmm.config.schema import (
     DataConfig,
     ExtraCohort,
     ModelConfig,
+    name_relative,
 )
 from skinmm.config.setting import Component, build_component, check_component, keys_with
 
@@ -36,6 +37,7 @@ __all__ = [
     "flatten",
     "from_mapping",
     "keys_with",
+    "name_relative",
     "read_config",
     "resume_config",
     "to_mapping",

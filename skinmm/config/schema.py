@@ -1,5 +1,6 @@
 """Every setting of a training run, with its type, default and one line of help."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,13 @@ from skinmm.config.setting import (
 TASKS: Final = (CLASSIFY, "segmentation")
 WEIGHTS: Final = ("auto", "true", "false", "zoo:cc0")
 """Values of `model.pretrained` that are neither files nor addresses."""
+RELATIVE: Final = ("difference within patient", "z-score within patient")
 FEWEST: Final = 32  # rows; images can be reconstructed from an update by fewer
+
+
+def name_relative(columns: Iterable[str]) -> list[str]:
+    """Return the names of the record columns that `data.relative` adds for columns."""
+    return [f"{name} {column}" for name in dict.fromkeys(columns) for column in RELATIVE]
 
 
 @dataclass
@@ -46,6 +53,9 @@ class DataConfig:
     positive: list[str] = shared([], "malignant classes; empty: those of the vocabulary")
     columns: list[str] = shared(
         ["age", "sex", "site"], "record columns that the model uses", first=True
+    )
+    relative: list[str] = setting(
+        [], "numeric columns to compare within patients", task=CLASSIFY, unit="image", shared=False
     )
     unit: str = shared(
         "image",

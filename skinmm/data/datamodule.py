@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch.utils.data import DataLoader, Dataset
 
-from skinmm.config import Config, build_component
+from skinmm.config import Config, build_component, name_relative
 from skinmm.config.cores import count_cores
 from skinmm.data.augment import AUGMENTS
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort, require_images
@@ -243,7 +243,8 @@ class LesionData(FoldData):
             require_both_targets(self.cohort, malignant)
         self.cohort = cut_calibration(self.cohort, data.calibration, malignant, data.split_seed)
         training = self.cohort.iloc[self.rows("train")]
-        self.encoder = RecordEncoder.fit(training, data.columns, cohort.units)
+        columns = [*data.columns, *name_relative(data.relative)]
+        self.encoder = RecordEncoder.fit(training, columns, cohort.units)
         self.fitted_on = training["image_id"].tolist()
 
     @property

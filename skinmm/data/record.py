@@ -153,6 +153,10 @@ class RecordEncoder:
                 block[np.arange(len(block)), indices] = 1
         return encoded
 
+    def parse(self, name: str, cells: Iterable[Any]) -> Float64[np.ndarray, " n"]:
+        """Parse the cells of a numeric column as in training; NaN if not a number."""
+        return self._find_column(name).parse(cells)
+
     def unknown(self, name: str, cells: np.ndarray) -> Bool[np.ndarray, " n"]:
         """Return a mask of the cells whose values did not occur in training."""
         column = self._find_column(name)

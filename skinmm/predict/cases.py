@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm import __version__
+from skinmm.config import name_relative
 from skinmm.config.commands import InferenceConfig
 from skinmm.data.lesions import SEPARATOR
 from skinmm.errors import InputError
@@ -196,6 +197,7 @@ def build_card(predictor: Predictor, members: Sequence[CalibratedModel]) -> dict
         "positive": predictor.positive,
         "inputs": sorted(predictor.inputs),
         "columns": predictor.columns,
+        "relative": name_relative(predictor.ensemble.relative),
         "images": predictor.ensemble.max_views if predictor.ensemble.has_views else 1,
         "threshold": predictor.threshold,
         "referral": predictor.referral,

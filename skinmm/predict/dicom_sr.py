@@ -22,7 +22,7 @@ from skinmm.images.source import Source
 from skinmm.predict.cases import NOTICE, Case, CasePredictor
 from skinmm.predict.inputs import ImageFolder, read_input
 from skinmm.predict.loading import CaseImage
-from skinmm.predict.pipeline import refuse_lesions
+from skinmm.predict.pipeline import require_single_rows
 from skinmm.vocabulary import is_missing, rename_columns
 
 SCHEME: Final = "99SKINMM"
@@ -52,7 +52,7 @@ def write_results(config: DicomConfig) -> int:
     require_new_output("out", out, overwrite=config.overwrite)
     images = ImageFolder(config.images or config.input)
     predictor = CasePredictor.from_config(config, find_checkpoints(config.checkpoint))
-    refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicom-sr")
+    require_single_rows(predictor.predictor.ensemble.members, "skinmm dicom-sr")
     tables = map(rename_columns, read_input(config.input, 256))
     rows = (row for table in tables for row in table.to_dict("records"))
     written = failed = 0

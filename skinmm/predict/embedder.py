@@ -66,7 +66,7 @@ class Embedder(Ensemble):
         self._network, self._view = network.eval(), view
         self.members, self.columns, self.column_names = (), list(columns), dict(column_names or {})
         self.inputs, self.needs_image, self.views = frozenset({"image"}), True, {view}
-        self.finder, self.measured_columns = None, []
+        self.finder, self.measured_columns, self.relative = None, [], {}
         self.has_views, self.max_views = False, 1  # an embedding for each image
         self.score_width, self.concurrency = network.dim, 1
         digest = sha256()

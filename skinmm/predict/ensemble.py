@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Shaped, UInt8
 from scipy.special import softmax
 from torch import Tensor
 
-from skinmm.config import Config, from_mapping
+from skinmm.config import Config, from_mapping, name_relative
 from skinmm.data.dataset import View
 from skinmm.data.lesion_finder import LesionFinder
 from skinmm.data.record import RecordEncoder
@@ -176,13 +176,13 @@ class Ensemble:
 
     Attributes:
         members: the models, which fit together.
-        columns: record columns of all members.
+        columns: record columns of all members that a table may have.
+        relative: encoder of each column from which the columns of `data.relative` are computed.
         inputs: inputs of all members, of {image, record}.
         needs_image: whether rows without an image cannot be predicted.
         views: how the members need their images.
         has_views: whether a row is a lesion with at most `max_views` images.
-        finder: measures lesions for the members; None if no member uses measurements.
-        measured_columns: columns that it measures.
+        finder: measures the `measured_columns` of lesions; None if no member uses any.
         column_names: names of the columns in the training table -> canonical names.
         score_width: number of scores per row, over all members.
         concurrency: number of batches to run at the same time.
@@ -191,7 +191,9 @@ class Ensemble:
     def __init__(self, members: Sequence[CalibratedModel]) -> None:
         _require_compatible(members)
         self.members = members
-        self.columns = sorted({name for member in members for name in member.columns})
+        pairs = [(name, member) for member in members for name in member.columns]
+        self.relative = {name: m.encoder for name, m in pairs if name in m.config.data.relative}
+        self.columns = sorted({name for name, _ in pairs} - {*name_relative(self.relative)})
         self.column_names = {
             public: name
             for config in (member.config for member in members if member.config.data.name == "csv")
@@ -241,10 +243,10 @@ class Ensemble:
 
     def missing_inputs(self, rows: Columns, has_image: Sequence[bool]) -> list[str]:
         """Return the inputs that each row lacks, separated by `|`."""
+        columns = [*self.columns, *name_relative(self.relative)]
         no_image = [bool(self.views) and not has for has in has_image]
-        empty = [no_image, *([is_missing(cell) for cell in rows[name]] for name in self.columns)]
-        names = ("image", *self.columns)
-        return ["|".join(compress(names, row)) for row in zip(*empty, strict=True)]
+        empty = [no_image, *([is_missing(cell) for cell in rows[name]] for name in columns)]
+        return ["|".join(compress(("image", *columns), row)) for row in zip(*empty, strict=True)]
 
 
 def load_models(
@@ -309,9 +311,7 @@ def _require_compatible(members: Sequence[CalibratedModel]) -> None:
 def _require_equal(setting: str, values: Sequence[Any]) -> None:
     if len({*values}) > 1:
         listed = " and ".join(sorted(map(str, {*values})))
-        raise InputError(
-            f"the checkpoints were trained with {setting}={listed}; use checkpoints with one value"
-        )
+        raise InputError(f"the checkpoints were trained with {setting}={listed}; use one value")
 
 
 def _mean_of_available(values: Sequence[Shaped[np.ndarray, "..."] | None]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from skinmm.config import name_relative
 from skinmm.data.dataset import decode_image
 from skinmm.data.lesions import UNSTATED
 from skinmm.images.decode import decode_within
@@ -122,7 +123,8 @@ class Explainer:
             device = select_device(accelerator)
             loaded = [load_models(path, device, uncalibrated=True) for path in checkpoints]
             members = [*chain.from_iterable(loaded)]
-        inputs = name_inputs(predictor.columns, ensemble.max_views if ensemble.has_views else None)
+        columns = [*ensemble.columns, *name_relative(ensemble.relative)]
+        inputs = name_inputs(columns, ensemble.max_views if ensemble.has_views else None)
         return [cls(member, inputs, probabilities) for member in members]
 
     def explain(self, images: Sequence[CaseImage], record: Mapping[str, Any]) -> Explanation:

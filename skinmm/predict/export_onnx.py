@@ -50,6 +50,7 @@ from skinmm.predict.backends import (
     TorchBackend,
 )
 from skinmm.predict.ensemble import CalibratedModel, load_models
+from skinmm.predict.pipeline import require_single_rows
 from skinmm.predict.predictor import Predictor
 from skinmm.predict.writer import require_output_file
 from skinmm.vocabulary import VIEW_TYPES
@@ -77,6 +78,7 @@ def export(config: ExportConfig) -> list[Path]:
         )
     path = Path(config.out) if config.out else source.with_suffix(".onnx")
     models = load_models(source, torch.device("cpu"), uncalibrated=config.uncalibrated)
+    require_single_rows(models, "skinmm export", allow_views=True)
     paths = [path]
     if len(models) > 1:
         paths = [path.with_suffix(f".{number}.onnx") for number in range(len(models))]

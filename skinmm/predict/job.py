@@ -19,7 +19,8 @@ from skinmm.config.checkpoints import announce_included, find_checkpoints
 from skinmm.config.commands import EmbedConfig, SimilarConfig
 from skinmm.config.cores import count_cores
 from skinmm.data.lesions import name_spread_columns
-from skinmm.errors import InputError, list_words, print_error, print_line
+from skinmm.data.relative import PatientStatistics
+from skinmm.errors import InputError, list_words, print_error, print_line, warn
 from skinmm.evaluation.predictions import DECISIONS
 from skinmm.images.finder import describe_folders
 from skinmm.predict.ensemble import Ensemble
@@ -34,7 +35,7 @@ from skinmm.predict.inputs import (
     rename_training_columns,
 )
 from skinmm.predict.lesions import fill_from_headers, sort_by_lesion
-from skinmm.predict.pipeline import TableBatch
+from skinmm.predict.pipeline import TableBatch, count_patients
 from skinmm.predict.predictor import PredictionTable, Predictor
 from skinmm.predict.writer import OutputTable, find_format
 from skinmm.vocabulary import COLUMN_NAMES, match_columns
@@ -193,7 +194,23 @@ def _predict_chunks(
             threshold=config.threshold,
             batch_size=config.batch_size,
             workers=count_workers(config.workers),
+            patients=_read_patients(config, predictor.ensemble),
         )
+
+
+def _read_patients(config: PredictConfig, ensemble: Ensemble) -> PatientStatistics | None:
+    """Read the input a first time, if `data.relative` of a model needs the rows of each patient."""
+    if not ensemble.relative:
+        return None
+    path = Path(config.input)
+    if "://" not in config.input and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"input={config.input}: cannot be read twice, as data.relative needs; use a file"
+        )
+    patients = count_patients(ensemble, read_input(config.input, CHUNK))
+    if not patients.codes:
+        warn("no row names a patient, so the columns of data.relative are missing")
+    return patients
 
 
 def name_lesions(

@@ -10,8 +10,10 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
-from skinmm.config import Config
+from skinmm.config import name_relative
+from skinmm.data.relative import PatientStatistics, compare_rows
 from skinmm.errors import InputError, warn
 from skinmm.images.source import (
     COLUMNS,
@@ -20,7 +22,7 @@ from skinmm.images.source import (
     may_be_dicom,
     read_header_record,
 )
-from skinmm.predict.ensemble import Ensemble
+from skinmm.predict.ensemble import CalibratedModel, Ensemble
 from skinmm.predict.inputs import ImageFolder, Images, rename_training_columns
 from skinmm.predict.lesions import group_rows
 from skinmm.predict.loading import CaseImage, LoadedRow, load_lesion, load_row
@@ -124,8 +126,12 @@ def run_pipeline(
     images: str | Path | Images | None,
     batch_size: int,
     workers: int,
+    patients: PatientStatistics | None = None,
 ) -> Iterator[TableBatch]:
-    """Run the networks on tables, `ensemble.concurrency` batches at once, with results in order."""
+    """Run the networks on tables, `ensemble.concurrency` batches at once, with results in order.
+
+    `patients` has the rows of all tables, for `data.relative`; by default those of each table.
+    """
     images = ImageFolder(images) if isinstance(images, str | Path) else images
     decoders = ThreadPoolExecutor(workers) if workers else None
     runners = ThreadPoolExecutor(ensemble.concurrency) if ensemble.concurrency > 1 else None
@@ -135,7 +141,7 @@ def run_pipeline(
     # Twice as many as run, so that no runner waits while the caller uses a result.
     max_running = 2 * ensemble.concurrency if runners else 0
     try:
-        for step in _submit(ensemble, tables, images, submit, batch_size):
+        for step in _submit(ensemble, tables, images, submit, batch_size, patients):
             loading.append(step)
             if len(loading) > PREFETCH:
                 running.append(start(_collect, ensemble, loading.popleft()))
@@ -160,6 +166,7 @@ def _submit(
     images: Images | None,
     submit: Submit,
     batch_size: int,
+    patients: PatientStatistics | None,
 ) -> Iterator[_Step]:
     """Start to load images batch by batch; a batch never mixes rows of two tables."""
     limited = 0
@@ -167,6 +174,10 @@ def _submit(
         batch = _read_batch(table, ensemble)
         limited += batch.limited
         _refuse_cells(batch, ensemble)
+        if ensemble.relative:
+            compare = patients.compare if patients else compare_rows
+            columns = compare(*_read_numbers(batch, ensemble)).T
+            batch.cells |= dict(zip(name_relative(ensemble.relative), columns, strict=True))
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
             batch.unread += [(name, str(text)) for text in batch.cells[name][unseen]]
             batch.cells[name][unseen] = None
@@ -211,10 +222,29 @@ def _read_batch(table: Table, ensemble: Ensemble) -> TableBatch:
     return batch
 
 
+def count_patients(ensemble: Ensemble, tables: Iterable[Table]) -> PatientStatistics:
+    """Return the statistics of patients in several tables, for the columns of `data.relative`."""
+    patients = PatientStatistics(len(ensemble.relative))
+    for table in tables:
+        batch = _read_batch(table, ensemble)
+        _refuse_cells(batch, ensemble)
+        patients.add(*_read_numbers(batch, ensemble))
+    return patients
+
+
+def _read_numbers(
+    batch: TableBatch, ensemble: Ensemble
+) -> tuple[list[str | None], Float64[np.ndarray, "n columns"]]:
+    """Return the patient of each row, or else its lesion, and the columns to compare."""
+    names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
+    columns = [e.parse(name, batch.cells[name]) for name, e in ensemble.relative.items()]
+    return [patient or lesion for patient, lesion in names], np.stack(columns, axis=1)
+
+
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:
     """Set the error of rows with an ambiguous number or one not in the unit of training."""
     for member in ensemble.members:  # one column may be numbers in one model and words in another
-        for name in [name for name in member.columns if name not in CONVERTERS]:
+        for name in [n for n in member.columns if n in batch.cells and n not in CONVERTERS]:
             for row, reason in member.encoder.refuse(name, batch.cells[name]).items():
                 batch.errors[row] = batch.errors[row] or reason
                 batch.cells[name][row] = None
@@ -259,10 +289,18 @@ def _call_now(call: Callable[..., T], *args: Any) -> "Future[T]":
     return future
 
 
-def refuse_lesions(config: Config, feature: str) -> None:
-    """Refuse a feature that does not support several images of a lesion."""
-    if config.data.unit == "lesion":
-        raise InputError(
-            f"{feature}: not available for a checkpoint trained with data.unit=lesion; use one "
-            "trained with data.unit=image"
-        )
+def require_single_rows(
+    members: Sequence[CalibratedModel], feature: str, *, allow_views: bool = False
+) -> None:
+    """Refuse models that need several images or, for `data.relative`, several rows at once."""
+    for config in [member.config for member in members]:
+        if config.data.relative:
+            raise InputError(
+                f"{feature}: not available for a checkpoint trained with data.relative, as the "
+                "rows of a patient have to be in one table; use predict.py, or train without it"
+            )
+        if config.data.unit == "lesion" and not allow_views:
+            raise InputError(
+                f"{feature}: not available for a checkpoint trained with data.unit=lesion; use one "
+                "trained with data.unit=image"
+            )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.config.checkpoints import find_checkpoint
+from skinmm.data.relative import PatientStatistics
 from skinmm.errors import InputError, warn
 from skinmm.evaluation.call_rules import (
     average_rules,
@@ -196,14 +197,16 @@ class Predictor:
         threshold: float | None = None,
         batch_size: int = 32,
         workers: int = 2,
+        patients: PatientStatistics | None = None,
     ) -> Iterator[PredictionTable]:
         """Predict tables one after another; see `predict`.
 
         While the networks run on a batch, the images of the next batches are decoded, also across
         tables; no more than `pipeline.PREFETCH` batches are in memory. The rows of a lesion have
-        to be in one table (see `lesions.sort_by_lesion`).
+        to be in one table (see `lesions.sort_by_lesion`). So do those of a patient for models with
+        `data.relative`, unless `patients` is the result of `count_patients` for all tables.
         """
-        for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers):
+        for batch in run_pipeline(self.ensemble, tables, images, batch_size, workers, patients):
             yield self._to_predictions(batch, probabilities, threshold)
 
     def embed(

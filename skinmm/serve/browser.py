@@ -25,7 +25,7 @@ from skinmm.predict.backends import PRECISION
 from skinmm.predict.cases import NOTICE, build_card
 from skinmm.predict.ensemble import CalibratedModel, load_models
 from skinmm.predict.export_onnx import write_model
-from skinmm.predict.pipeline import refuse_lesions
+from skinmm.predict.pipeline import require_single_rows
 from skinmm.predict.predictor import MIN_VOTES, Predictor
 from skinmm.serve.rendering import TITLE, list_groups, read_prevalence, read_test, render
 from skinmm.vocabulary import MAX_AGE, SEXES, SITES
@@ -91,7 +91,7 @@ def find_runtime(folder: str | None) -> Path:
 
 def require_supported(model: CalibratedModel, checkpoint: Path) -> None:
     """Refuse a model with images or records that the page cannot prepare."""
-    refuse_lesions(model.config, "skinmm export")
+    require_single_rows([model], "skinmm export")
     view = model.view
     reasons = {
         "a segmenter finds its lesions": model.finder is not None,

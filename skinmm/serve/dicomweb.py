@@ -19,7 +19,7 @@ from skinmm.errors import InputError, one_line, print_error, print_line
 from skinmm.images.source import Source
 from skinmm.predict.cases import CasePredictor
 from skinmm.predict.dicom_sr import CAPTURE, INVALID, build_results
-from skinmm.predict.pipeline import refuse_lesions
+from skinmm.predict.pipeline import require_single_rows
 from skinmm.serve.cases import build_case, register_model
 from skinmm.serve.outbox import IGNORED, PARKED, SENT, Outbox
 from skinmm.serve.responses import ProblemError
@@ -75,7 +75,7 @@ def exchange(config: DicomwebConfig) -> int:
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
     predictor = CasePredictor.from_config(config, checkpoints)
-    refuse_lesions(predictor.predictor.ensemble.members[0].config, "skinmm dicomweb")
+    require_single_rows(predictor.predictor.ensemble.members, "skinmm dicomweb")
     store = Store.open(config.store)
     outbox = Outbox(store)
     model = register_model(predictor, store)

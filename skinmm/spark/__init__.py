@@ -25,6 +25,7 @@ from skinmm.predict import Predictor
 from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.job import name_lesions, print_summary
 from skinmm.predict.lesions import name_rows, sort_by_lesion
+from skinmm.predict.pipeline import require_single_rows
 from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
@@ -85,6 +86,7 @@ def predict_spark(config: PredictSparkConfig) -> int:
         backend=config.backend,
         uncalibrated=config.uncalibrated,
     )
+    require_single_rows(predictor.ensemble.members, "skinmm predict-spark", allow_views=True)
     with (
         spark_session(config.master) as session,
         TemporaryDirectory() as folder,

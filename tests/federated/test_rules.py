@@ -127,6 +127,7 @@ def test_only_local_settings_of_a_client_are_its_own() -> None:
         {"head": {"name": "boosting"}},
         {"schedule": {"name": "plateau"}},
         {"data": {"fold": 2}},
+        {"data": {"columns": ["area"], "relative": ["area"]}},
         {"study": {"arms": {"a": [], "b": []}}},
     ],
 )

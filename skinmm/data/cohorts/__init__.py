@@ -21,6 +21,7 @@ from skinmm.data.cohorts.tables import (
 )
 from skinmm.data.cohorts.targets import BINARY, add_targets, select_malignant, sort_key
 from skinmm.data.columns import check_columns, describe_columns, require_same_units
+from skinmm.data.relative import add_relative
 from skinmm.data.splits import hold_out
 from skinmm.errors import InputError, format_count
 from skinmm.files import IMAGE_SUFFIXES
@@ -95,7 +96,8 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
 
     Returns:
         Canonical rows, numbered from 0; `path` is None where no image was found. They have a column
-        `part` if parts are fixed: by the data, by holding out, or `train` for rows of `data.extra`.
+        `part` if parts are fixed: by the data, by holding out, or `train` for rows of `data.extra`;
+        and those of `data.relative`.
     """
     args = dict(data.args)
     fraction, excluded = (args.pop(name, None) for name in _ARGS)
@@ -121,7 +123,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
         rows = cohort.rows.assign(target=0)
     if fraction is not None:
         rows = hold_out(rows, fraction, data.split_seed)
-    return replace(cohort, rows=rows)
+    return replace(cohort, rows=add_relative(rows, data))
 
 
 def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skinmm.config import name_relative
 from skinmm.errors import format_count
 from skinmm.report.blocks import (
     TEXTS,
@@ -110,7 +111,8 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
     part = f"{fitted_on}_head" if head else fitted_on
     block = fusion.get("name")
     image = [] if block == "tabular_only" else ["the image"]
-    record = [] if block == "image_only" else list(data.get("columns", []))
+    record = [*data.get("columns", []), *name_relative(data.get("relative", []))]
+    record = [] if block == "image_only" else record
     network = f"Image network {model.get('name')} at {model.get('image_size')} pixels, "
     fold = data.get("fold")
     tested = TEXTS["tested_parts"]["all" if fold == "all" else "one"].format(fold)
