@@ -173,7 +173,7 @@ def check_block(make: Make, inputs: Inputs) -> None:
 
 def check_width(block: Any, inputs: Inputs) -> None:
     """Check that the output has the declared width, one row per input row, and finite values."""
-    output, rows = block.eval()(*inputs), max(len(each) for each in inputs if each is not None)
+    output, rows = block.eval()(*inputs), max(len(x) for x in inputs if x is not None)
     shape = tuple(output.shape)
     _require(shape == (rows, block.dim), f"width: {shape} for {rows} rows of declared {block.dim}")
     _require(output.isfinite().all(), "width: not finite")
@@ -202,7 +202,7 @@ def check_rows(block: Any, inputs: Inputs) -> None:
     with torch.no_grad():
         together = block(*inputs)
         for row in range(len(together)):
-            alone = block(*(None if each is None else each[row : row + 1] for each in inputs))
+            alone = block(*(None if x is None else x[row : row + 1] for x in inputs))
             is_close = torch.allclose(alone[0], together[row], rtol=1e-3, atol=1e-4)
             _require(is_close, f"rows: row {row} depends on the others")
 
@@ -232,8 +232,7 @@ def _random(*shape: int, seed: int = 3) -> Tensor:
 def _slopes(block: nn.Module, inputs: Inputs) -> dict[int, float]:
     """Return the root mean square slope of the output along each floating-point input."""
     leaves = [
-        each.clone().requires_grad_() if each is not None and each.is_floating_point() else each
-        for each in inputs
+        x.clone().requires_grad_() if x is not None and x.is_floating_point() else x for x in inputs
     ]
     block.zero_grad()
     output = block(*leaves)

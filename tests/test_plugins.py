@@ -192,9 +192,10 @@ def test_names_that_are_in_use_are_refused(blocks: Path) -> None:
 
 
 def test_losses_and_data_of_others_do_not_bind_a_checkpoint() -> None:
-    require_sources(
-        Path("a.ckpt"), [{"kind": "loss", "name": "gone", "package": "acme-derm", "version": "1.2"}]
-    )
+    source = {"name": "gone", "package": "acme-derm", "version": "1.2"}
+    require_sources(Path("a.ckpt"), [{"kind": "loss", **source}])
+    with pytest.raises(InputError, match=r"'gone' .* is missing: pip install 'acme-derm==1.2'"):
+        require_sources(Path("a.ckpt"), [{"kind": "fusion", **source}])
 
 
 @pytest.mark.parametrize(

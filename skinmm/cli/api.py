@@ -29,10 +29,8 @@ def build_config(*overrides: str, **settings: Any) -> "Config":
     It takes the arguments of `fit`, such as `build_config("data.root=DIR", model="effnet_b0")`.
     """
     from skinmm.cli.compose import compose_config
-    from skinmm.cli.main import TRAIN
 
-    config: Config = compose_config([*overrides, *_to_overrides(settings)], TRAIN)[0]
-    return config
+    return compose_config([*overrides, *_to_overrides(settings)])[0]
 
 
 def fit(*overrides: "str | Config", output: str | Path | None = None, **settings: Any) -> "Run":
@@ -49,7 +47,7 @@ def fit(*overrides: "str | Config", output: str | Path | None = None, **settings
         KeyboardInterrupt: after Ctrl-C; the message has the call that continues the run.
     """
     from skinmm.cli.compose import compose_config
-    from skinmm.cli.main import TRAIN, start
+    from skinmm.cli.main import start
     from skinmm.config import Config
     from skinmm.training.results import Run
 
@@ -60,7 +58,7 @@ def fit(*overrides: "str | Config", output: str | Path | None = None, **settings
     else:
         words = [*map(str, overrides), *words]
         words += [] if output is None else [f"hydra.run.dir={output}"]
-        config, folder = compose_config(words, TRAIN)
+        config, folder = compose_config(words)
     if config.study.arms or config.trainer.devices not in ("auto", 1):
         raise InputError("fit trains one run in this process; use python train.py for several")
     if config.resume is None:
@@ -104,13 +102,11 @@ def load_cohort(*overrides: str, **settings: Any) -> pd.DataFrame:
 
     It takes the arguments of `fit`, such as `load_cohort("data.root=DIR", data="siim_isic")`.
     """
-    from skinmm.cli.compose import compose_config
-    from skinmm.cli.main import TRAIN
     from skinmm.data import cohorts
 
-    config, _ = compose_config([*overrides, *_to_overrides(settings)], TRAIN)
-    cohorts.verify_cohort(config.data)
-    return cohorts.load_cohort(config.data).rows
+    data = build_config(*overrides, **settings).data
+    cohorts.verify_cohort(data)
+    return cohorts.load_cohort(data).rows
 
 
 def evaluate(

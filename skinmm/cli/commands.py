@@ -22,8 +22,8 @@ from skinmm.errors import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from skinmm.data.cohorts import CohortTable
     from skinmm.data.packed import PackSettings
-    from skinmm.report import TableFormat
     from skinmm.report.cohort_pages import Cohort
 
 TERMINAL: Final = 100  # columns of a table
@@ -81,7 +81,7 @@ def run_predict(config: PredictConfig) -> int:
 def run_audit(config: data_schemas.AuditConfig) -> int:
     """Write the audit of a cohort and return 1 if its split leaks, else 0."""
     from skinmm.data.audit import audit
-    from skinmm.data.cohorts import describe_missing_images, load_cohort, require_images
+    from skinmm.data.cohorts import describe_missing_images
     from skinmm.data.shortcuts import is_malignant
     from skinmm.data.sources import split_by_config
     from skinmm.data.splits import cut_calibration
@@ -92,9 +92,7 @@ def run_audit(config: data_schemas.AuditConfig) -> int:
     page, summary = folder / "audit.html", folder / "audit.json"
     for file in (page, summary):
         require_new_output("output", file, overwrite=config.overwrite)
-    loaded = require_images(load_cohort(data), data.missing, needed=config.near)
-    for note in loaded.notes:
-        print_line(note)
+    loaded = _load_cohort(data, needs_images=config.near)
     table = loaded.rows
     absent = describe_missing_images(table, loaded.searched)
     near, facts = None, dict[str, Any](absent=absent, notes=list(loaded.notes))
@@ -125,14 +123,11 @@ def run_audit(config: data_schemas.AuditConfig) -> int:
 
 def run_explore(config: data_schemas.ExploreConfig) -> int:
     """Write the overview of a cohort."""
-    from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.report import write_cohort_page
 
     output = Path(config.output)
     require_new_output("output", output, overwrite=config.overwrite)
-    loaded = require_images(load_cohort(config.data), config.data.missing, needed=False)
-    for note in loaded.notes:
-        print_line(note)
+    loaded = _load_cohort(config.data, needs_images=False)
     cohort = _to_cohort(loaded.rows, config.data, loaded.notes)
     write_cohort_page(cohort, output, examples=config.examples)
     print_line(f"page: {output}")
@@ -182,9 +177,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
         inputs = report_predictions(
             source,
             page,
-            None if config.labels is None else Path(config.labels),
-            positive=config.positive or None,
-            form=_table_format(config, config.system),
+            **_file_options(config, config.system),
             pictures=pictures is not False,
             prevalence=prevalence,
             costs=costs,
@@ -206,28 +199,29 @@ def run_compare(config: schemas.CompareConfig) -> int:
     tables, notes = write_comparison(
         sources,
         output,
-        None if config.labels is None else Path(config.labels),
-        positive=config.positive or None,
-        form=_table_format(config),
+        **_file_options(config),
         margin=config.margin,
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
     )
-    texts = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if not t.caption)
+    texts = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if t.is_printed)
     print_line("\n\n".join(texts))
     print_line("\n".join(["", *(note.text for note in notes), f"comparison: {output}"]))
     return 0
 
 
-def _table_format(
+def _file_options(
     config: schemas.PredictionFilesConfig, system: str | None = None
-) -> "TableFormat":
+) -> dict[str, Any]:
+    """Return the arguments of a reader of prediction files."""
     from skinmm.report import TableFormat
 
     columns = config.columns or {}
     if not isinstance(columns, dict) or not all(isinstance(n, str) for n in columns.values()):
         raise InputError(f"columns={columns}: must be pairs, such as {{p_malignant: score}}")
-    return TableFormat(config.classes, columns, config.logits, system)
+    form = TableFormat(config.classes, columns, config.logits, system)
+    labels = None if config.labels is None else Path(config.labels)
+    return {"labels": labels, "positive": config.positive or None, "form": form}
 
 
 def run_runs(config: schemas.RunsConfig) -> int:
@@ -260,18 +254,15 @@ def run_export(config: schemas.ExportConfig) -> int:
 
 def run_feedback(config: schemas.FeedbackConfig) -> int:
     """Report the performance of a model on stored cases."""
-    try:
-        from skinmm.serve.feedback import feedback
-    except ModuleNotFoundError as error:
-        hint = f"skinmm feedback needs {error.name}: pip install 'skinmm[serve]'"
-        raise InputError(hint) from error
+    require_package("sqlalchemy", "skinmm feedback", "serve")
+    from skinmm.serve.feedback import feedback
+
     print_line(f"feedback: {feedback(config)}")
     return 0
 
 
 def load_pack_input(config: data_schemas.PackingConfig) -> "tuple[pd.DataFrame, PackSettings]":
     """Return the rows that have an image, and the settings of the pack."""
-    from skinmm.data.cohorts import load_cohort, require_images
     from skinmm.data.columns import add_units
     from skinmm.data.file_checks import image_checks, require_usable
     from skinmm.data.packed import PackSettings
@@ -285,14 +276,22 @@ def load_pack_input(config: data_schemas.PackingConfig) -> "tuple[pd.DataFrame, 
         # Workers of Spark start in another folder.
         segmenter=data.segmenter and str(Path(data.segmenter).absolute()),
     )
-    cohort = require_images(load_cohort(data), data.missing, needed=True)
-    for note in cohort.notes:
-        print_line(note)
+    cohort = _load_cohort(data, needs_images=True)
     table = cohort.rows
     files = require_usable(table, image_checks(table, data), data.missing)
     for note in files.notes:
         print_line(note)
     return add_units(table[files.is_usable], cohort.units).reset_index(drop=True), settings
+
+
+def _load_cohort(data: DataConfig, *, needs_images: bool) -> "CohortTable":
+    """Read a cohort, and print the notes on it."""
+    from skinmm.data.cohorts import load_cohort, require_images
+
+    cohort = require_images(load_cohort(data), data.missing, needed=needs_images)
+    for note in cohort.notes:
+        print_line(note)
+    return cohort
 
 
 def _to_cohort(table: "pd.DataFrame", data: DataConfig, notes: Sequence[str] = ()) -> "Cohort":

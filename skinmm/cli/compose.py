@@ -45,30 +45,31 @@ def store_config(command: Command) -> None:
         store.store(name=GENERATED, node={"defaults": defaults, "hydra": _HYDRA_SETTINGS})
 
 
-def compose_config(overrides: Sequence[str], command: Command) -> tuple[Any, Path]:
-    """Return the typed configuration of overrides and its run folder, without creating the folder.
+def compose_config(overrides: Sequence[str]) -> tuple[Config, Path]:
+    """Return the configuration of a training and its run folder, without creating the folder.
 
     Raises:
         InputError: an unknown setting, group or value.
     """
-    argv, schema = add_user_configs([*overrides]), command.schema
-    if mistake := find_mistake(argv, schema, CONF):
+    from skinmm.cli.main import TRAIN
+
+    argv = add_user_configs([*overrides])
+    if mistake := find_mistake(argv, Config, CONF):
         raise InputError(mistake)
     load_user_code(argv)
-    store_config(command)
-    words = [quote_override(item, schema) for item in argv]
+    store_config(TRAIN)
+    words = [quote_override(item, Config) for item in argv]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose(command.config_name, words, return_hydra_config=True)
+            composed = compose(TRAIN.config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
             folder = Path(composed.hydra.run.dir)
     except HydraException as error:
-        raise InputError(explain_hydra_error(error, schema)) from error
+        raise InputError(explain_hydra_error(error, Config)) from error
     finally:
         HydraConfig.instance().cfg = None
-    names = [item.name for item in fields(schema)]
-    config = from_mapping(schema, {name: composed[name] for name in names})
-    load_plugins(getattr(config, "plugins", []))
+    config = from_mapping(Config, {item.name: composed[item.name] for item in fields(Config)})
+    load_plugins(config.plugins)
     return config, folder
 
 

@@ -166,9 +166,7 @@ def run_cli(job: Callable[[], int], *, full: bool = False, schema: type[Any] | N
     return status
 
 
-def report_errors(
-    job: Callable[[], int], *, full: bool = False, schema: type[Any] | None = None
-) -> int:
+def report_errors(job: Callable[[], int], *, full: bool, schema: type[Any] | None = None) -> int:
     """Run a job, print an error as one line, return the exit status; Ctrl-C is not caught."""
     try:
         return job()
@@ -179,23 +177,20 @@ def report_errors(
             traceback.print_exc()
         if isinstance(error, PermissionError) and error.filename:
             error = InputError(f"{error.filename}: {error.strerror}")
-        print_error(f"error: {explain_error(error, schema)}")
-        return 2 if isinstance(error, InputError | HydraException) else 1
+        reason, status = one_line(error), 2
+        if isinstance(error, HydraException):
+            reason = explain_hydra_error(error, schema)
+        elif not isinstance(error, InputError):
+            advice, status = f"(set {FULL_ERROR}=1 for the traceback)", 1
+            reason = f"{type(error).__name__}: {reason} {advice}"
+        print_error(f"error: {reason}")
+        return status
 
 
 def refuse(reason: str) -> int:
     """Print an error about the command line and return its exit status."""
     print_error(f"error: {reason}")
     return 2
-
-
-def explain_error(error: Exception, schema: type[Any] | None = None) -> str:
-    """Return one line about any error: what was given, and what is allowed."""
-    if isinstance(error, InputError):
-        return one_line(error)
-    if not isinstance(error, HydraException):
-        return f"{type(error).__name__}: {one_line(error)} (set {FULL_ERROR}=1 for the traceback)"
-    return explain_hydra_error(error, schema)
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class ViewDataset(LesionDataset):
         super()._add_features(batch, rows, seeds, dropped)
         is_dropped = [row.image for row in dropped] or [False] * len(rows)
         drawn = zip(rows.tolist(), seeds, is_dropped, strict=True)
-        batch["has_image"] = torch.from_numpy(np.stack([self._draw_types(*each) for each in drawn]))
+        batch["has_image"] = torch.from_numpy(np.stack([self._draw_types(*row) for row in drawn]))
 
     def _draw_types(self, row: int, seed: int | None, dropped: bool) -> Int[np.ndarray, " limit"]:
         """Draw the views that are not withheld, and return their types."""

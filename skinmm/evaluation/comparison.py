@@ -25,7 +25,7 @@ from skinmm.evaluation.intervals import (
     sum_by_patient,
     summarise,
 )
-from skinmm.evaluation.metrics import estimate
+from skinmm.evaluation.metrics import estimate, finish
 from skinmm.evaluation.predictions import Predictions
 from skinmm.evaluation.sources import build_source_statistic
 from skinmm.evaluation.statistics import DEFAULT_THRESHOLD, MalignancyMetrics
@@ -127,10 +127,11 @@ def compare(
         drawn = bootstrap(statistic, patients, len(codes), resamples=resamples, seed=seed)
         values[name], samples[name] = compute_exact(statistic, patients), drawn
         shapes = estimate_shapes(statistic, patients, len(codes))
-        systems[name] = {
+        entries = {
             key: summarise(key, value, drawn[key], shapes[key], confidence, units)
             for key, value in values[name].items()
         }
+        systems[name] = finish(entries, entries["sensitivity"], float(first.malignant.mean()))
     return {
         "n": len(first),
         "patients": patients,

@@ -28,12 +28,9 @@ _TINY: Final = 1e-30
 _FLAT: Final = 1e-6  # a smaller skewness makes no difference
 _MAX_SKEW: Final = 0.35
 _MIN_FREEDOM: Final = 4
-_STEPPED: Final = (
-    *("average_precision", "sensitivity_at", "specificity_at"),
-    *("ece", "ici", "e90", "number_needed_to_treat"),
-)
-"""Metrics from a step curve, folded at zero, or a reciprocal. The jackknife does not measure their
-spread (Efron and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
+_STEPPED: Final = ("average_precision", "sensitivity_at", "specificity_at", "ece", "ici", "e90")
+"""Metrics from a step curve, or folded at zero. The jackknife does not measure their spread (Efron
+and Tibshirani 1993, section 11.6): their intervals are percentile intervals."""
 _SHARES: Final = (
     *("sensitivity", "specificity", "recall", "precision", "ppv", "npv"),
     *("decided", "found", "cleared", "referred", "coverage", "patient"),

@@ -138,17 +138,17 @@ def _metrics(
     metrics = estimate(exact, build(), codes, units, resamples, confidence, seed)
     if resamples == 0 or codes.max() == 0:
         return metrics
-    for name, rows in _counted_rows(predictions, threshold).items():
+    for name, rows in _list_denominators(predictions, threshold).items():
         if name in metrics:
             counted = len(np.unique(codes[rows]))
             others = len(np.unique(codes[~rows])) if "auroc" in name else None
             metrics[name] = bound_extreme(metrics[name], confidence, counted, others)
     halves = [(0.5, metrics[name]) for name in ("sensitivity", "specificity")]
     metrics["balanced_accuracy"] = combine_intervals(metrics["balanced_accuracy"], halves)
-    return _finish(metrics, metrics["sensitivity"], float(predictions.malignant.mean()))
+    return finish(metrics, metrics["sensitivity"], float(predictions.malignant.mean()))
 
 
-def _finish(metrics: dict[str, Entry], sensitivity: Entry, prevalence: float) -> dict[str, Entry]:
+def finish(metrics: dict[str, Entry], sensitivity: Entry, prevalence: float) -> dict[str, Entry]:
     """Complete the intervals that depend on intervals of other metrics.
 
     The number needed to treat has the interval of 1 / ppv: a bootstrap of it is too narrow.
@@ -224,7 +224,7 @@ def evaluate_clinic(
         metrics[name] = {**entry, "low": low, "high": 1.0}
     flagged: Entry = {"value": float((predictions.malignancy[malignant] >= threshold).mean())}
     sensitivity = bound_extreme(flagged, confidence, len(np.unique(codes[malignant])))
-    return {"prevalence": prevalence, "metrics": _finish(metrics, sensitivity, prevalence)}
+    return {"prevalence": prevalence, "metrics": finish(metrics, sensitivity, prevalence)}
 
 
 def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[np.ndarray, " n"]:
@@ -235,7 +235,9 @@ def _rows_called(predictions: Predictions, threshold: float, name: str) -> Bool[
     return (predictions.malignancy >= threshold) == is_positive
 
 
-def _counted_rows(predictions: Predictions, threshold: float) -> dict[str, Bool[np.ndarray, " n"]]:
+def _list_denominators(
+    predictions: Predictions, threshold: float
+) -> dict[str, Bool[np.ndarray, " n"]]:
     """Return the rows counted by each metric: the denominator of a share, positives of an AUROC."""
     malignant, called = predictions.malignant, predictions.malignancy >= threshold
     shares = dict.fromkeys(("sensitivity", "recall", "found_or_referred", "auroc"), malignant)

@@ -13,11 +13,7 @@ from skinmm.config import Config
 from skinmm.errors import InputError
 from skinmm.models.network import Network
 
-NORMALISATION: Final = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-)
+NORMALISATION: Final = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 IMAGE: Final = "image."  # prefix of the image network
 Layout = dict[str, tuple[tuple[int, ...], str]]
 """Shape and type of each shared array by its name."""

@@ -133,24 +133,20 @@ class Centre:
             self._config, self._data = config, data
         data = self._data
         training = data.cohort.iloc[data.rows("train")]
-        answer: dict[str, Any] = {
-            "name": self.name,
-            "classes": list(data.classes),
-            "columns": [describe_column(c, training) for c in data.encoder.to_state()["columns"]],
-            "facts": self._list_facts(),
-        }
-        if self._key and question["audit"]:
-            answer["hashes"] = to_plain(hash_rows(data.cohort, question["audit"], self._key))
-        return answer
-
-    def _list_facts(self) -> dict[str, float]:
-        data = self._data
         positive = [data.classes.index(name) for name in data.positive]
         facts = {
             "rows": float(len(data.cohort)),
             "prevalence": float(np.isin(data.targets, positive).mean()),
         }
-        return {name: value for name, value in facts.items() if name in self._local.share}
+        answer: dict[str, Any] = {
+            "name": self.name,
+            "classes": list(data.classes),
+            "columns": [describe_column(c, training) for c in data.encoder.to_state()["columns"]],
+            "facts": {name: facts[name] for name in facts if name in self._local.share},
+        }
+        if self._key and question["audit"]:
+            answer["hashes"] = to_plain(hash_rows(data.cohort, question["audit"], self._key))
+        return answer
 
     def train(self, task: Round) -> tuple[ArrayRecord, int]:
         """Train the epochs of a round; return the shared arrays and the number of training rows.

@@ -16,9 +16,7 @@ from fastapi import FastAPI
 from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status
-from flwr.proto.message_pb2 import (
-    ObjectTree,
-)
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.task_pb2 import TaskStatus
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
@@ -91,10 +89,8 @@ class FleetGrid(Nodes):
         for message in messages:
             with no_object_id_recompute():
                 message.metadata.__dict__["_message_id"] = message.object_id
-                objects, session = (
-                    get_all_nested_objects(message),
-                    self.state.start_session(self._run_id),
-                )
+                objects = get_all_nested_objects(message)
+                session = self.state.start_session(self._run_id)
                 envelope = remove_content_from_message(message)
                 is_stored, missing = self.state.store_message_and_object_tree(
                     envelope, get_object_tree(message), session

@@ -138,13 +138,12 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     present = [name for name in columns if not is_missing(row[name])]
     inputs = inputs or name_inputs(columns, None if types is None else types.shape[1])
     background = background or {}
-    if types is not None and image is not None:
-        stages = _withhold_images(network, image, types, views, background, IMAGE in inputs)
-    else:
-        features = _encode(network, image, views)
-        stages = [(features, has_image)]
-        if image is not None and has_image:
-            stages.insert(0, _replace_image(network, image, features, views, background))
+    stages: Sequence[Sequence[Tensor | None]] = [[None]]
+    if image is not None:
+        if types is None:
+            types = torch.tensor([int(has_image)], device=image.device)
+        as_one = IMAGE in inputs
+        stages = _encode_subsets(network, image, types, views, background, as_one=as_one)
     count = len(next(iter(background.values()))) if background else 1
     records = background.get("record", torch.from_numpy(encoder.blank)[None])
     images = len(stages).bit_length() - 1  # a stage for each subset of the images
@@ -154,14 +153,13 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
         stage_of = subsets[:, len(present) :] @ (1 << np.arange(images))
         values = np.empty(len(subsets))
         for number in np.unique(stage_of):
-            (features, has), at = stages[number], np.flatnonzero(stage_of == number)
-            mixed = None
+            at, mixed = np.flatnonzero(stage_of == number), None
             if network.record is not None:
                 part = subsets[at, : len(present)]
                 mixed = _mix_records(encoder, row, present, part, records[rows]).to(network.device)
-            views = [v if v is None or len(v) < count else v[rows] for v in features]
+            views = [v if v is None or len(v) < count else v[rows] for v in stages[number]]
             size = len(at) * len(range(count)[rows])
-            outputs = malignancy(_predict(network, views, mixed, size, has_image=has))
+            outputs = malignancy(_predict(network, views, mixed, size))
             values[at] = outputs.reshape(len(at), -1).mean(axis=1)
         return values
 
@@ -178,53 +176,45 @@ def compute_contributions(  # noqa: PLR0913  (three repeat options of prediction
     )
 
 
-def _replace_image(
+def _encode_subsets(
     network: Network,
-    image: UInt8[Tensor, "1 3 h w"],
-    features: list[Tensor | None],
+    image: UInt8[Tensor, "1 *views 3 h w"],
+    types: Int[Tensor, "1 *views"],
     views: int,
     background: Mapping[str, Tensor],
-) -> tuple[list[Tensor | None], bool]:
-    """Return the features that replace an image, and the `has_image` to predict with them."""
-    if "image" in background:
-        return [background["image"].to(network.device).float()], True
-    if network.absent is not None:
-        return features, False
-    colour = image.double().mean(dim=(2, 3), keepdim=True).round().to(torch.uint8)
-    return _encode(network, colour.expand_as(image), views), True
-
-
-def _withhold_images(
-    network: Network,
-    images: UInt8[Tensor, "1 views 3 h w"],
-    types: Int[Tensor, "1 views"],
-    views: int,
-    background: Mapping[str, Tensor],
+    *,
     as_one: bool,
-) -> list[tuple[list[Tensor | None], bool]]:
-    """Return features for each subset of a lesion's images (`as_one`: all or none)."""
-    count = int((types > 0).sum())
-    with torch.inference_mode(), full_precision(network.device.type):
+) -> list[list[Tensor]]:
+    """Return features for each subset of the images of a row (`as_one`: all or none).
 
-        def encode(turned: Tensor) -> Tensor:
+    `types` has the type of each image of a lesion, or 1 for a single image; 0: no image.
+    """
+    is_lesion, count = types.ndim > 1, int((types > 0).sum())
+
+    def encode(turned: Tensor) -> Tensor:
+        if is_lesion:
             return encode_views(network.image, turned, types)  # type: ignore[arg-type]
+        return network.encode_image(turned)
 
-        encoded = [encode(turned) for turned in islice(iterate_symmetries(images), views)]
+    def combine(features: Tensor, part: Tensor) -> Tensor:
+        if is_lesion:
+            return network.encode_image(features, part)
+        return network.encode_image(features, None if part.all() else part > 0)
+
+    with torch.inference_mode(), full_precision(network.device.type):
+        encoded = [encode(turned) for turned in islice(iterate_symmetries(image), views)]
         if not count:
-            return [([network.encode_image(one, types) for one in encoded], True)]
-        subsets = torch.from_numpy(list_subsets(count)).to(types.device)
-        subsets = subsets[[0, -1]] if as_one else subsets
-        stages: list[tuple[list[Tensor | None], bool]] = [
-            ([network.encode_image(one, types * subset) for one in encoded], True)
-            for subset in subsets
-        ]
+            return [[combine(one, types) for one in encoded]]
         if "image" in background:
-            stages[0] = ([background["image"].to(network.device).float()], True)
+            none = [background["image"].to(network.device).float()]
         elif network.absent is None:
-            colour = images.double().mean(dim=(-2, -1), keepdim=True).round().to(torch.uint8)
-            blank = encode(colour.expand_as(images))
-            stages[0] = ([network.encode_image(blank, types)] * views, True)
-    return stages
+            colour = image.double().mean(dim=(-2, -1), keepdim=True).round().to(torch.uint8)
+            none = [combine(encode(colour.expand_as(image)), types)] * views
+        else:
+            none = [combine(one, 0 * types) for one in encoded]
+        subsets = torch.from_numpy(list_subsets(count)).to(types.device)[1:]
+        parts = [types * subset for subset in (subsets[-1:] if as_one else subsets)]
+        return [none, *([combine(one, part) for one in encoded] for part in parts)]
 
 
 def _mix_records(
@@ -245,34 +235,20 @@ def _mix_records(
     return torch.where(is_of_row[:, None], record[None], background.float()[None]).flatten(0, 1)
 
 
-def _encode(
-    network: Network, image: UInt8[Tensor, "1 3 h w"] | None, views: int
-) -> list[Tensor | None]:
-    """Return the image features of each view."""
-    if image is None:
-        return [None]
-    with torch.inference_mode(), full_precision(network.device.type):
-        return [network.encode_image(view) for view in islice(iterate_symmetries(image), views)]
-
-
 def _predict(
     network: Network,
     features: Sequence[Tensor | None],
     records: Records | None,
     rows: int,
-    *,
-    has_image: bool,
 ) -> Float64[np.ndarray, "rows classes"]:
     """Predict rows with repeated image features; average the views."""
     outputs = []
     with torch.inference_mode():
         for start in range(0, rows, _BATCH):
             numbers = torch.arange(start, min(start + _BATCH, rows), device=network.device)
-            size = len(numbers)
-            record = None if records is None else records[start : start + size]
-            mask = None if has_image else torch.zeros(size, dtype=torch.bool, device=network.device)
+            record = None if records is None else records[start : start + _BATCH]
             views = [view if view is None else view[numbers % len(view)] for view in features]
-            logits = [network.predict(view, record, has_image=mask)[0] for view in views]
+            logits = [network.predict(view, record)[0] for view in views]
             probabilities = [values.double().softmax(dim=1) for values in logits]
             outputs.append(torch.stack(probabilities).mean(dim=0))
     return torch.cat(outputs).cpu().numpy()

@@ -55,19 +55,9 @@ class CasePredictor:
         reference: distributions of the first checkpoint (see `skinmm.evaluation.drift`).
     """
 
-    def __init__(
-        self,
-        checkpoints: Sequence[Path],
-        accelerator: str = "auto",
-        *,
-        referral: bool = True,
-        backend: str = "auto",
-        uncalibrated: bool = False,
-    ) -> None:
-        self.predictor = Predictor.from_checkpoints(
-            checkpoints, accelerator, referral=referral, backend=backend, uncalibrated=uncalibrated
-        )
-        self._explainers = Explainer.for_predictor(self.predictor, checkpoints, accelerator)
+    def __init__(self, config: InferenceConfig, checkpoints: Sequence[Path]) -> None:
+        self.predictor = Predictor.from_config(config, checkpoints)
+        self._explainers = Explainer.for_predictor(self.predictor, checkpoints, config.accelerator)
         self._lock = Lock()  # explanations add hooks to a network that torch may predict with
         self._is_shared = "torch" in self.predictor.backend
         self.concurrency = 2 if self.predictor.backend == OnnxBackend.name else 1
@@ -79,17 +69,6 @@ class CasePredictor:
         self.side = max((member.view.size for member in members if member.view), default=0)
         self.card = build_card(self.predictor, members)
         self.reference = members[0].card.inputs
-
-    @classmethod
-    def from_config(cls, config: InferenceConfig, checkpoints: Sequence[Path]) -> "CasePredictor":
-        """Load checkpoints with the settings of a command."""
-        return cls(
-            checkpoints,
-            config.accelerator,
-            referral=config.referral,
-            backend=config.backend,
-            uncalibrated=config.uncalibrated,
-        )
 
     def predict(self, case: Case) -> dict[str, Any]:
         """Predict one case, with the columns of `predict.py`."""

@@ -51,7 +51,7 @@ def write_results(config: DicomConfig) -> int:
     out = Path(config.out)
     require_new_output("out", out, overwrite=config.overwrite)
     images = ImageFolder(config.images or config.input)
-    predictor = CasePredictor.from_config(config, find_checkpoints(config.checkpoint))
+    predictor = CasePredictor(config, find_checkpoints(config.checkpoint))
     require_single_rows(predictor.predictor.ensemble.members, "skinmm dicom-sr")
     tables = map(rename_columns, read_input(config.input, 256))
     rows = (row for table in tables for row in table.to_dict("records"))

@@ -6,7 +6,7 @@ A Parquet file of embeddings has one row an image, in the order of the input, wi
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,12 +46,7 @@ def build_embedder(config: EmbeddingConfig, columns: Sequence[str] = ()) -> Embe
         announce_included(files)
         models = [model for f in files for model in load_models(f, device, uncalibrated=True)]
         return Embedder.from_model(models, columns)
-    options = replace(
-        ModelConfig(),
-        name=str(config.model.name),
-        pretrained=config.model.pretrained,
-        image_size=config.model.image_size,
-    )
+    options = ModelConfig(**asdict(config.model))
     network = Backbone(options, pretrained=True).to(device).to(memory_format=torch.channels_last)
     print_line(f"image network {options.name}: {network.origin}")
     view = View(options.image_size, Config().data.icc)

@@ -193,12 +193,12 @@ def _write(model: CalibratedModel, path: Path) -> None:
         raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
     backend, view = cast("TorchBackend", model.backend), model.view
     has_views = backend.network.views is not None
-    shown = torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None
+    has_image = torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None
     rows = (2, 2) if has_views else (2,)
     examples = {
         "image": None if view is None else torch.zeros(*rows, 3, view.size, view.size).byte(),
         "record": torch.zeros(2, model.encoder.dim) if "record" in model.inputs else None,
-        "shown": torch.ones(rows, dtype=torch.int64) if has_views else shown,
+        "shown": torch.ones(rows, dtype=torch.int64) if has_views else has_image,
     }
     axes = {name: {0: "batch"} for name in ("record", *OUTPUTS, "ood")}
     free = {0: "batch", 1: "views"} if has_views else {0: "batch"}

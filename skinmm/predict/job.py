@@ -58,14 +58,7 @@ def predict_file(config: PredictConfig) -> int:
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
     images = ImageFolder(find_image_folder(config))
-    predictor = Predictor.from_checkpoints(
-        checkpoints,
-        config.accelerator,
-        referral=config.referral,
-        backend=config.backend,
-        concurrency=CONCURRENCY,
-        uncalibrated=config.uncalibrated,
-    )
+    predictor = Predictor.from_config(config, checkpoints, CONCURRENCY)
     output = OutputTable(
         Path(config.output),
         _describe_job(config, predictor, input_state),

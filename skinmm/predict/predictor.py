@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float64, Shaped
 
 from skinmm.config.checkpoints import find_checkpoint
+from skinmm.config.commands import InferenceConfig
 from skinmm.data.relative import PatientStatistics
 from skinmm.errors import InputError, warn
 from skinmm.evaluation.call_rules import (
@@ -142,6 +143,20 @@ class Predictor:
         if predictor.threshold is None:
             warn("a checkpoint was never calibrated; all its decisions are refer")
         return predictor
+
+    @classmethod
+    def from_config(
+        cls, config: InferenceConfig, paths: Sequence[Path], concurrency: int = 1
+    ) -> "Predictor":
+        """Load checkpoints with the settings of a command."""
+        return cls.from_checkpoints(
+            paths,
+            config.accelerator,
+            referral=config.referral,
+            backend=config.backend,
+            concurrency=concurrency,
+            uncalibrated=config.uncalibrated,
+        )
 
     def predict(
         self,

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Shaped
 
 from skinmm.data.datamodule import LesionData
@@ -135,9 +136,8 @@ def _load(data: LesionData, part: str, rows: int | None = None) -> Iterator[_Bat
     for batch in data.evaluation_loader(part, chosen):
         image = batch["image"].numpy()
         record = batch["record"].numpy() if "record" in batch else None
-        has_image = batch.get("has_image")
-        shown = np.ones(len(image), bool) if has_image is None else has_image.numpy()
-        yield np.moveaxis(image, -3, -1), record, shown
+        has_image = batch.get("has_image", torch.ones(len(image), dtype=torch.bool)).numpy()
+        yield np.moveaxis(image, -3, -1), record, has_image
 
 
 def measure(

@@ -79,12 +79,16 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; `stack` shows rows as cards on a narrow screen."""
+    """Rows of text under a header; `stack` shows rows as cards on a narrow screen.
+
+    `skinmm compare` prints the tables with `is_printed` in the terminal.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     stack: bool = False
+    is_printed: bool = False
 
 
 @dataclass(frozen=True)

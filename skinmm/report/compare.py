@@ -1,7 +1,8 @@
 """Comparison of several systems on one page, and of models on other cohorts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,7 +79,13 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         evaluated on the same images.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
-    systems = _read_systems(sources, labels, positive, form or TableFormat(), prevalence)
+    read = partial(read_prediction_file, labels=labels, positive=positive, pictures=False)
+    parts = [part for path in sources for part in _read_source(path, read, form or TableFormat())]
+    names = [name for name, _ in parts]
+    systems = {  # a number distinguishes equal names
+        f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)
+        for number, (name, inputs) in enumerate(parts, start=1)
+    }
     sections, tables, notes = build_comparison(systems, against, margin)
     cohorts = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
     title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
@@ -97,18 +104,18 @@ def build_comparison(
         )
     result = _compare_systems(systems, against)
     table = _system_table(systems, result, against)
-    differences = _differences(result, systems, against, margin)
+    differences = _build_differences(result, systems, against, margin)
     choice = [] if against else [_describe_choice(systems)]
     build = (clinic_table, source_table, calibration_table, missing_table)
-    further = [made for function in build if (made := function(systems))]
+    further = [part for function in build if (part := function(systems))]
     columns = [Note(f"{n}: {note}.") for n, inputs in systems.items() for note in inputs.notes]
     first = Section("systems", "Systems", [table, *choice, *columns])
     sections = [first, differences, draw_systems(systems)]
     if further:
         sections.append(Section("further", "Clinic, calibration and missing data", further))
     notes = [block for block in differences.blocks if isinstance(block, Note)]
-    paired = [] if against else [b for b in differences.blocks if isinstance(b, Table)]
-    return sections, [table, *paired[:1], *further], [*choice, *notes]
+    paired = [b for b in differences.blocks if isinstance(b, Table) and b.is_printed]
+    return sections, [table, *([] if against else paired), *further], [*choice, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
@@ -120,7 +127,8 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     """
     rows = []
     for trained, cohort, source in results:
-        inputs = _read(source)
+        read = read_run if source.is_dir() else read_prediction_file
+        inputs = read(source, pictures=False)
         audit = read_run(runs[cohort], pictures=False).audit
         auroc, ood = (format_estimate(inputs.estimate(name)) for name in ("auroc", "unfamiliar"))
         slope = calibration_cells(inputs.measured)[:2]
@@ -132,48 +140,23 @@ def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str,
     return Table("Other cohorts", [*header, "AUROC of image size alone"], rows, stack=True)
 
 
-def _read_systems(
-    sources: Sequence[Path],
-    labels: Path | None,
-    positive: Sequence[str] | None,
-    form: TableFormat,
-    prevalence: float | None,
-) -> dict[str, ReportInputs]:
-    """Return the systems of all inputs by name; a number distinguishes equal names."""
-    named = [p for source in sources for p in _read_source(Path(source), labels, positive, form)]
-    names = [name for name, _ in named]
-    return {
-        f"{number}. {name}" if names.count(name) > 1 else name: inputs.restate(prevalence)
-        for number, (name, inputs) in enumerate(named, start=1)
-    }
-
-
-def _read(
-    source: Path,
-    labels: Path | None = None,
-    positive: Sequence[str] | None = None,
-    form: TableFormat | None = None,
-) -> ReportInputs:
-    if source.is_dir():
-        return read_run(source, pictures=False)
-    return read_prediction_file(source, labels, positive, pictures=False, form=form)
-
-
 def _read_source(
-    source: Path, labels: Path | None, positive: Sequence[str] | None, form: TableFormat
+    source: Path, read: Callable[..., ReportInputs], form: TableFormat
 ) -> list[tuple[str, ReportInputs]]:
+    """Return the systems of a file or a folder; `read` reads a prediction file."""
     if source.is_file() and (systems := list_systems(source)):
-        forms = {name: replace(form, system=name) for name in systems}
-        return [(name, _read(source, labels, positive, forms[name])) for name in systems]
-    runs = {source: source.resolve().name if source.is_dir() else source.stem}
-    if source.is_dir() and not (source / "predictions" / "test.csv").is_file():
+        return [(name, read(source, form=replace(form, system=name))) for name in systems]
+    if not source.is_dir():
+        return [(source.stem, read(source, form=form))]
+    runs = {source: source.resolve().name}
+    if not (source / "predictions" / "test.csv").is_file():
         folders = (file.parents[1] for file in source.rglob("predictions/test.csv"))
         runs = {run: str(run.relative_to(source)) for run in folders if run.name[:5] != "fold_"}
     if not runs:
         raise InputError(f"{source}: no run found (no folder with predictions/test.csv)")
     # Runs with numbers as names are sorted by number.
     order = sorted(runs, key=lambda r: (r.parent, len(r.name) * r.name.isdecimal(), r.name))
-    return [(runs[run], _read(run, labels, positive, form)) for run in order]
+    return [(runs[run], read_run(run, pictures=False)) for run in order]
 
 
 def _compare_systems(systems: Systems, against: Sequence[str]) -> dict[str, Any] | None:
@@ -224,7 +207,7 @@ def _system_table(
     ranking = {} if against else _validation_aurocs(systems)
     settings = {} if against else different_settings(systems)
     has_settings = any(settings.values())
-    gains = {name: _gains(name, result["pairs"]) for name in against} if result else {}
+    gains = {name: _list_gains(name, result["pairs"]) for name in against} if result else {}
     header = ["System", *(["Validation AUROC"] if ranking else []), *map(metric_label, metrics)]
     header += [f"{metric_label(DIFFERENT[0])} minus {name}'s" for name in gains]
     header += ["Malignant images", *(["Settings that differ"] if has_settings else [])]
@@ -237,10 +220,10 @@ def _system_table(
         if has_settings:
             row.append("; ".join(f"{k}={format_setting(v)}" for k, v in settings[name].items()))
         rows.append(row)
-    return Table("", header, rows, stack=True)
+    return Table("", header, rows, stack=True, is_printed=True)
 
 
-def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _list_gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the AUROC differences of all other systems from the reference."""
     gains = {}
     for pair in pairs:
@@ -254,7 +237,7 @@ def _gains(reference: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]
     return gains
 
 
-def _differences(
+def _build_differences(
     result: Mapping[str, Any] | None,
     systems: Systems,
     against: Sequence[str],
@@ -268,7 +251,8 @@ def _differences(
     for pair, entries in zip(result["pairs"], metrics, strict=True):
         cells = (_format_difference(entries[n]) if n in entries else ABSENT for n in names)
         rows.append([f"{pair['a']} minus {pair['b']}", *cells])
-    blocks: list[Block] = [Table("", ("Systems", *map(metric_label, names)), rows, stack=True)]
+    header = ("Systems", *map(metric_label, names))
+    blocks: list[Block] = [Table("", header, rows, stack=True, is_printed=True)]
     if any(result["left_out"].values()):
         text = TEXTS["different_images"].format(format_count(result["n"], "image"))
         if few := [name for name, count in result["left_out"].items() if count > result["n"]]:

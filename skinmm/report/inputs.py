@@ -200,8 +200,8 @@ def read_run(run: Path, *, pictures: bool | None) -> ReportInputs:
 
 def read_prediction_file(
     file: Path,
-    labels: Path | None,
-    positive: Sequence[str] | None,
+    labels: Path | None = None,
+    positive: Sequence[str] | None = None,
     *,
     pictures: bool,
     form: TableFormat | None = None,

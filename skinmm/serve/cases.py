@@ -46,23 +46,20 @@ class CaseRecorder:
         self, predictor: CasePredictor, store: Store | None, *, images: bool = False
     ) -> None:
         self._predictor, self.store, self._images = predictor, store, images
-        self._model = ",".join(predictor.predictor.identity)
+        self._model = register_model(predictor, store) if store else ""
         self.columns = [*predictor.predictor.columns, *([PATIENT] if store else [])]
-        if store is not None:
-            register_model(predictor, store)
 
     def record(self, user: str, rows: Sequence[dict[str, Any]], cases: Sequence[Case]) -> None:
         """Store predicted rows in one transaction, and add the number `case` to each."""
         if self.store is None:
             return
-        predicted, new_cases = [row for row in rows if not row["error"]], []
-        for row, case in zip(rows, cases, strict=True):
-            if row["error"]:
-                continue
+        pairs = [pair for pair in zip(rows, cases, strict=True) if not pair[0]["error"]]
+        new_cases = []
+        for row, case in pairs:
             image = _pack_images(case.images) if self._images and case.images else None
             new_cases.append(build_case(self._predictor, row, case)._replace(image=image))
         numbers = self.store.add(user, self._model, new_cases)
-        for row, number in zip(predicted, numbers, strict=True):
+        for (row, _), number in zip(pairs, numbers, strict=True):
             row["case"] = number
 
 

@@ -74,7 +74,7 @@ def exchange(config: DicomwebConfig) -> int:
     server = Server(config)
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
-    predictor = CasePredictor.from_config(config, checkpoints)
+    predictor = CasePredictor(config, checkpoints)
     require_single_rows(predictor.predictor.ensemble.members, "skinmm dicomweb")
     store = Store.open(config.store)
     outbox = Outbox(store)
@@ -113,11 +113,11 @@ class _Worker:
         try:
             for uid in self._outbox.list_ready():
                 self._send(uid)
-            done, unread = self._outbox.list_images(), self._outbox.list_images(unread=True)
+            is_unread = self._outbox.list_images()
             images = self._retry(lambda: [*self._server.find()])
-            for image in sorted(images, key=lambda image: image.uid in unread):  # the others first
-                if image.uid not in done:
-                    self._predict(image, is_again=image.uid in unread)
+            for image in sorted(images, key=lambda image: image.uid in is_unread):  # new ones first
+                if is_unread.get(image.uid, True):
+                    self._predict(image, is_again=image.uid in is_unread)
             for uid in self._outbox.list_ready(postponed=True):
                 self._send(uid, is_again=True)
         except (UnavailableError, StoreError) as error:
@@ -246,10 +246,9 @@ class Server:
         """Return whether an object is stored; its UID depends on its content."""
         uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
         try:
-            found = self._call("check", lambda: self._client.retrieve_instance_metadata(*uids))
+            return bool(self._call("check", lambda: self._client.retrieve_instance_metadata(*uids)))
         except RefusedError:
             return False
-        return bool(found)
 
     def _call(self, action: str, call: Callable[[], T]) -> T:
         import requests

@@ -86,12 +86,12 @@ def case_form(
         frame = Field(None, ge=1, description=frames)
         fields |= {"image": (UploadFile, image), "frame": (int, frame)}
         return create_model("CaseForm", __base__=CaseForm, **fields)
-    each = "; of each image in turn, empty where not stated"
-    views: Any = Field([], description=f"{', '.join(VIEW_WORDS)} or a synonym{each}")
+    order = "; of each image in turn, empty where not stated"
+    views: Any = Field([], description=f"{', '.join(VIEW_WORDS)} or a synonym{order}")
     images: Any = Field(default or [], description=kinds, max_length=max_images)
     fields |= {"image": (list[UploadFile], images), "view": (list[str], views)}
     frame_type = LesionForm.model_fields["frame"].annotation
-    fields["frame"] = (frame_type, Field([], description=f"{frames}{each}"))
+    fields["frame"] = (frame_type, Field([], description=f"{frames}{order}"))
     return create_model("LesionForm", __base__=LesionForm, **fields)
 
 

@@ -37,11 +37,11 @@ class Outbox:
         with store.begin() as database:
             _TABLES.create_all(database)
 
-    def list_images(self, *, unread: bool = False) -> set[str]:
-        """Return the images that need no prediction; `unread`: images postponed because unread."""
-        query = sql.select(_OUTBOX.c.image).where(_IS_UNREAD if unread else ~_IS_UNREAD)
+    def list_images(self) -> dict[str, bool]:
+        """Return whether each image still needs a prediction, because it could not be read."""
+        query = sql.select(_OUTBOX.c.image, _IS_UNREAD)
         with self._store.begin() as database:
-            return {*database.scalars(query)}
+            return {image: bool(is_unread) for image, is_unread in database.execute(query)}
 
     def add(
         self, user: str, model: str, case: NewCase, image: tuple[str, str], objects: Sequence[bytes]

@@ -58,7 +58,7 @@ def _build_app(config: ServeConfig, keys: Any) -> Any:
 
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
-    predictor = CasePredictor.from_config(config, checkpoints)
+    predictor = CasePredictor(config, checkpoints)
     queue = RequestQueue(config.queue, config.timeout, predictor.concurrency)
     store = Store.open(config.store) if config.store else None
     try:

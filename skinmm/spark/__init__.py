@@ -79,13 +79,7 @@ TASK_ROWS: Final = 1024
 def predict_spark(config: PredictSparkConfig) -> int:
     """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted."""
     paths = find_checkpoints(config.checkpoint)
-    predictor = Predictor.from_checkpoints(
-        paths,
-        config.accelerator,
-        referral=config.referral,
-        backend=config.backend,
-        uncalibrated=config.uncalibrated,
-    )
+    predictor = Predictor.from_config(config, paths)
     require_single_rows(predictor.ensemble.members, "skinmm predict-spark", allow_views=True)
     with (
         spark_session(config.master) as session,

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain, count, islice
 from typing import Final, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -113,12 +115,16 @@ class StepClock:
                 logits = network(image, batch.get("record"), batch.get("has_image"))
             loss(logits.float(), batch["target"]).backward()
 
+        def run_in_threads() -> None:
+            before = torch.get_num_threads()
+            with ThreadPoolExecutor(variant.processes) as pool:
+                list(pool.map(step, range(variant.processes)))
+            torch.set_num_threads(before)
+
         for network in networks:
             network.to(memory_format=layout)
             network.zero_grad()
-        if variant.processes == 1:
-            return lambda: step(0)
-        return lambda: _run_in_threads(step, variant.processes)
+        return run_in_threads if variant.processes > 1 else partial(step, 0)
 
 
 def tune(
@@ -195,10 +201,10 @@ def list_variants(default: Variant, precision: str, channels_last: bool | str) -
 def choose_variant(default: Variant, seconds: dict[Variant, float]) -> Variant:
     """Return the fastest variant if its gain is large enough, otherwise the present one."""
     alone = {variant: value for variant, value in seconds.items() if variant.processes == 1}
-    best = min(alone, key=lambda variant: alone[variant])
+    best = min(alone, key=alone.__getitem__)
     if alone[best] * LEAST_GAIN > alone[default]:
         best = default
-    shared = min(seconds, key=lambda variant: seconds[variant])
+    shared = min(seconds, key=seconds.__getitem__)
     return shared if seconds[shared] * LEAST_GAIN_OF_PROCESSES < alone[best] else best
 
 
@@ -253,17 +259,13 @@ def measure_losses(
     groups = parameter_groups(network, replace(config.optimizer, lr=1.0))
     scales = [group["lr"] for group in groups]
     optimizer = build_component(OPTIMIZERS, "optimizer", config.optimizer, params=groups, lr=1.0)
-    low, high = LR_RANGE
-    rates: list[float] = []
-    losses: list[float] = []
-    mean = 0.0
+    rates, losses, mean = np.geomspace(*LR_RANGE, LR_STEPS).tolist(), list[float](), 0.0
     with torch.random.fork_rng():
         loader = data.train_dataloader()
         batches = chain.from_iterable(iter(loader) for _ in count())
-        for number, batch in zip(range(LR_STEPS), batches, strict=False):
-            rates.append(low * (high / low) ** (number / (LR_STEPS - 1)))
+        for number, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
             for group, scale in zip(optimizer.param_groups, scales, strict=True):
-                group["lr"] = rates[-1] * scale
+                group["lr"] = rate * scale
             inputs = {name: value.to(device) for name, value in batch.items()}
             inputs = data.on_after_batch_transfer(inputs, 0)
             with trainer.precision_plugin.forward_context():
@@ -273,10 +275,10 @@ def measure_losses(
             loss.backward()
             optimizer.step()
             mean = SMOOTHING * mean + (1 - SMOOTHING) * float(loss.detach())
-            losses.append(mean / (1 - SMOOTHING ** (number + 1)))
+            losses.append(mean / (1 - SMOOTHING**number))
             if not math.isfinite(losses[-1]) or losses[-1] > 4 * min(losses):
                 break
-    return rates, losses
+    return rates[: len(losses)], losses
 
 
 def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float:
@@ -311,10 +313,3 @@ def _count_possible_processes(module: Classifier, run: RunFolder) -> int:
     free = find_free_memory(torch.device("cpu"))
     needed = (cores - 1) * (PROCESS_BYTES + 4 * weights)
     return cores if free is None or free > needed else 1
-
-
-def _run_in_threads(step: Callable[[int], None], count: int) -> None:
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(step, range(count)))
-    torch.set_num_threads(before)

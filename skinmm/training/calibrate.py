@@ -21,7 +21,6 @@ from skinmm.evaluation.call_rules import (
     threshold_scores,
 )
 from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
-from skinmm.evaluation.correction import Inverse
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import ROW_COLUMNS, Predictions, write_predictions
 from skinmm.evaluation.referral import OODDetector, add_decisions, cross_fit_ood
@@ -31,6 +30,7 @@ from skinmm.evaluation.thresholds import (
     choose_threshold,
     fit_band,
 )
+from skinmm.models.checkpoint import Card
 from skinmm.vocabulary import name_units
 
 SCHEMA: Final = 1  # version of the format of metrics.json
@@ -116,38 +116,38 @@ class FittedDecision:
         }
 
 
-def fit_decision(
-    held_out: SplitOutputs,
-    *,
-    classes: list[str],
-    positive: list[str],
-    prior: dict[str, list[float]],
-    inverse: Inverse | None = None,
-    config: EvaluationConfig,
-) -> FittedDecision:
+def fit_decision(held_out: SplitOutputs, card: Card, config: EvaluationConfig) -> FittedDecision:
     """Fit the calibration, then the threshold and the referral rules, on held-out rows alone.
 
-    Held-out rows are the calibration rows, or else the validation rows.
-
-    `classes` are in the order of the probabilities; `positive` classes count as malignant. `prior`
-    has the class shares in training (`trained`) and in use (`deployed`). `inverse` undoes the
-    effect of the training loss on the probabilities.
+    Held-out rows are the calibration rows, or else the validation rows. The card has the classes in
+    the order of the probabilities, and the corrections of loss and sampler, which need no fitting.
     """
     calibration = fit_calibration(
         held_out.probabilities,
         held_out.targets,
         held_out.cohort["patient_id"].to_numpy(dtype=str),
-        prior=(np.array(prior["trained"]), np.array(prior["deployed"])),
-        inverse=inverse,
+        prior=(np.array(card.prior["trained"]), np.array(card.prior["deployed"])),
+        inverse=card.inverse,
         method=config.calibration,
     )
-    names = (tuple(classes), tuple(positive))
 
     def calibrate(outputs: SplitOutputs) -> Predictions:
-        return _to_predictions(outputs, calibration, *names)
+        table = outputs.cohort
+        return Predictions(
+            image_id=table["image_id"].to_numpy(dtype=str),
+            patient_id=table["patient_id"].to_numpy(dtype=str),
+            target=outputs.targets,
+            probabilities=calibration.apply(outputs.probabilities),
+            raw=outputs.probabilities,
+            classes=tuple(card.classes),
+            positive=tuple(card.positive),
+            unit=name_units(table).to_numpy(dtype=str),
+            source=list_row_sources(table),
+            images=table["images"].to_numpy(dtype=str) if "images" in table else None,
+        )
 
     rows = calibrate(held_out)
-    threshold, band, conformal, call = fit_rules(rows, config, prior["deployed"])
+    threshold, band, conformal, call = fit_rules(rows, config, card.prior["deployed"])
     features = held_out.features
     ood = ood_rows = None
     if features is not None and (fitted_ood := cross_fit_ood(features, rows.patient_id)):
@@ -189,27 +189,6 @@ def fit_rules(
     return threshold, band, conformal, call
 
 
-def _to_predictions(
-    outputs: SplitOutputs,
-    calibration: Calibration,
-    classes: tuple[str, ...],
-    positive: tuple[str, ...],
-) -> Predictions:
-    probabilities = calibration.apply(outputs.probabilities)
-    return Predictions(
-        image_id=outputs.cohort["image_id"].to_numpy(dtype=str),
-        patient_id=outputs.cohort["patient_id"].to_numpy(dtype=str),
-        target=outputs.targets,
-        probabilities=probabilities,
-        raw=outputs.probabilities,
-        classes=classes,
-        positive=positive,
-        unit=name_units(outputs.cohort).to_numpy(dtype=str),
-        source=list_row_sources(outputs.cohort),
-        images=outputs.cohort["images"].to_numpy(dtype=str) if "images" in outputs.cohort else None,
-    )
-
-
 def list_row_sources(cohort: pd.DataFrame) -> Shaped[np.ndarray, " n"] | None:
     """Return the source of each row; None if all sources are just the names of the cohorts."""
     if not {"source", "cohort"} <= set(cohort) or (cohort["source"] == cohort["cohort"]).all():
@@ -243,14 +222,19 @@ def write_evaluation(
         write_predictions(run / "predictions" / f"{name}.csv", predictions)
         if name == CALIBRATION:  # these rows chose the threshold, so they cannot evaluate it
             continue
-        metrics[name] = evaluate(
-            predictions,
-            threshold=facts["threshold"]["value"],
-            prevalence=config.prevalence,
-            resamples=config.resamples,
-            confidence=config.confidence,
-        )
+        metrics[name] = evaluate_part(predictions, facts["threshold"]["value"], config)
     return metrics
+
+
+def evaluate_part(rows: Predictions, threshold: float, config: EvaluationConfig) -> dict[str, Any]:
+    """Evaluate rows with the settings of a run."""
+    return evaluate(
+        rows,
+        threshold=threshold,
+        prevalence=config.prevalence,
+        resamples=config.resamples,
+        confidence=config.confidence,
+    )
 
 
 def pool_folds(folds: list[Predictions]) -> Predictions:

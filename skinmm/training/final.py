@@ -10,17 +10,23 @@ import pandas as pd
 import pytorch_lightning as pl
 from jaxtyping import Float64
 
-from skinmm.config import Config, EvaluationConfig
+from skinmm.config import Config
 from skinmm.config.outputs import LoggerConfig
 from skinmm.data.datamodule import LesionData, count_folds
 from skinmm.errors import InputError, print_line
-from skinmm.evaluation.metrics import describe_probabilities, evaluate
-from skinmm.evaluation.predictions import Predictions, read_predictions
+from skinmm.evaluation.metrics import describe_probabilities
+from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.referral import SHARE, OODDetector, fit_ood_detector
 from skinmm.models.checkpoint import load_card, read_epochs, save_ensemble, update_card
 from skinmm.models.fusion import FUSIONS
 from skinmm.training.autotune import choose_lr
-from skinmm.training.calibrate import FittedDecision, SplitOutputs, fit_decision, pool_folds
+from skinmm.training.calibrate import (
+    FittedDecision,
+    SplitOutputs,
+    evaluate_part,
+    fit_decision,
+    pool_folds,
+)
 from skinmm.training.distributed import open_run
 from skinmm.training.extras import build_index, sample_background
 from skinmm.training.fold import (
@@ -78,9 +84,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return {}
     held_out, ood = pool_held_out(folds, data.cohort, card.positive)
-    names = ("classes", "positive", "prior", "inverse")
-    facts = {name: getattr(card, name) for name in names}
-    decision = fit_decision(held_out, **facts, config=config.evaluation)
+    decision = fit_decision(held_out, card, config.evaluation)
     threshold = replace(decision.threshold, guaranteed=False)
     detector = fit_corrected_detector(training, stretches)
     decision = replace(decision, threshold=threshold, ood=detector)
@@ -89,7 +93,11 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     update_card(
         final.best_checkpoint,
         **decision.to_checkpoint(),
-        summary=summarise_folds(predictions, threshold.value, config.evaluation),
+        summary={
+            **evaluate_part(predictions, threshold.value, config.evaluation),
+            "probabilities": describe_probabilities(predictions),
+            "note": NOTE,
+        },
         inputs=describe_inputs(data, predictions),
         background=sample_background(data, module.network, "train", malignancy),
         index=build_index(data, module.network) if config.model.index else None,
@@ -109,20 +117,6 @@ def pool_held_out(
         raise InputError(f"{files[0]}: the predictions of a fold lack the columns raw_<class>")
     rows = cohort.set_index("image_id", drop=False).loc[list(pooled.image_id)]
     return SplitOutputs(rows, pooled.target, pooled.raw, None), pooled.ood
-
-
-def summarise_folds(
-    predictions: Predictions, threshold: float, config: EvaluationConfig
-) -> dict[str, Any]:
-    """Return the summary for the card, from the pooled test predictions of all folds."""
-    test = evaluate(
-        predictions,
-        threshold=threshold,
-        prevalence=config.prevalence,
-        resamples=config.resamples,
-        confidence=config.confidence,
-    )
-    return {**test, "probabilities": describe_probabilities(predictions), "note": NOTE}
 
 
 def count_epochs(selected: Sequence[Sequence[int]], config: Config) -> int:

@@ -143,14 +143,6 @@ def is_finished(config: Config, path: Path) -> bool:
     return has_folds or not has_more
 
 
-def _train_or_remove_final(run: RunFolder) -> dict[str, Any] | None:
-    """Train the final network, or remove an outdated one of an earlier start."""
-    if run.config.final:
-        return train_final(run)
-    run.final_checkpoint.unlink(missing_ok=True)
-    return None
-
-
 def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     """Train every fold that a resumed run has not finished, and evaluate the pooled test rows.
 
@@ -165,7 +157,9 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     for fold in folds:
         if not (run.is_resumed and fold.is_finished):
             train_fold(fold.config, fold)
-    final = _train_or_remove_final(run)
+    if not run.config.final:  # an earlier start may have trained one
+        run.final_checkpoint.unlink(missing_ok=True)
+    final = train_final(run) if run.config.final else {}
     if not is_leader():
         return {}
     metrics = [read_metrics(fold.path) for fold in folds]
@@ -185,8 +179,7 @@ def fit_all_folds(run: RunFolder) -> dict[str, Any]:
     if len({selection["window"] for selection in selections}) == 1:
         epochs = [selection["epochs"] for selection in selections]
         facts["selection"] = {**selections[0], "epochs": epochs}
-    if final:
-        facts[FINAL] = final
+    facts |= {FINAL: final} if final else {}
     facts["folds"] = [{"fold": i, "test": fold["test"]} for i, fold in enumerate(metrics)]
     facts["band"] = asdict(fit_referral_band(parts["test"], run.config.evaluation))
     run.remove_results()

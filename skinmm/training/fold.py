@@ -100,10 +100,7 @@ def train_fold(
     print_stage(config, f"testing: {len(data.rows('test')):,} rows")
     outputs = {part: predict_split(trainer, module, data, part) for part in parts}
     fitting_part = CALIBRATION if CALIBRATION in parts else "val"
-    names: dict[str, Any] = {"classes": card.classes, "positive": card.positive}
-    # Corrections of loss and sampler, which need no fitting.
-    closed_form: dict[str, Any] = {"prior": card.prior, "inverse": card.inverse}
-    decision = fit_decision(outputs[fitting_part], **names, **closed_form, config=config.evaluation)
+    decision = fit_decision(outputs[fitting_part], card, config.evaluation)
     predictions = {part: decision.apply(outputs[part]) for part in parts}
     if trainer.is_global_zero:
         update_card(run.best_checkpoint, **decision.to_checkpoint())
@@ -113,7 +110,8 @@ def train_fold(
         predictions |= extra(fold)  # in place, so that later extras have the earlier results
     if not trainer.is_global_zero:
         return {}
-    facts = {"initialisation": card.initialisation, **names, **fitting, "fitted_on": fitting_part}
+    names = ("initialisation", "classes", "positive")
+    facts = {**{name: getattr(card, name) for name in names}, **fitting, "fitted_on": fitting_part}
     return write_results(fold, facts)
 
 

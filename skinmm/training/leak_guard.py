@@ -55,12 +55,17 @@ def rows_seen_in_training(model: ModelConfig, cohort: pd.DataFrame) -> list[str]
         return []
     trained = pd.concat(map(explode_images, cohorts), ignore_index=True)
     trained = trained[trained["part"].isin(["train", "val"])]
-    is_evaluated = cohort["part"].isin(["val", CALIBRATION, "test"])
-    overlaps = find_overlaps(cohort[is_evaluated], trained)
-    if not overlaps.any():
+    return _describe_overlaps(cohort, trained, "model.pretrained")
+
+
+def _describe_overlaps(cohort: pd.DataFrame, trained: pd.DataFrame, key: str) -> list[str]:
+    evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])]
+    if not (count := int(find_overlaps(evaluated, trained).sum())):
         return []
-    rows = f"{int(overlaps.sum())} of {len(overlaps)} validation and test rows share an image, a"
-    return [f"{rows} lesion or a patient with the training rows of model.pretrained"]
+    return [
+        f"{count} of {len(evaluated)} validation and test rows share an image, a lesion or a "
+        f"patient with the training rows of {key}"
+    ]
 
 
 def find_overlaps(rows: pd.DataFrame, trained: pd.DataFrame) -> "pd.Series[bool]":
@@ -88,14 +93,7 @@ def list_teacher_leaks(config: LossConfig, cohort: pd.DataFrame) -> list[str]:
     if not tables:
         warn(f"loss.teacher={config.teacher}: not in a run folder; its training rows are unknown")
         return []
-    evaluated = cohort[cohort["part"].isin(["val", CALIBRATION, "test"])]
-    trained = pd.concat(tables, ignore_index=True)
-    if not (count := int(find_overlaps(evaluated, trained).sum())):
-        return []
-    return [
-        f"{count} of {len(evaluated)} validation and test rows share an image, a lesion or a "
-        "patient with the training rows of loss.teacher"
-    ]
+    return _describe_overlaps(cohort, pd.concat(tables, ignore_index=True), "loss.teacher")
 
 
 def read_teacher_cohorts(path: Path) -> dict[int, pd.DataFrame]:

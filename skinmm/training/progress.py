@@ -60,9 +60,7 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.update()
 
-    def on_test_batch_end(self, *_: Any) -> None:
-        """Advance the bar."""
-        self.on_train_batch_end()
+    on_test_batch_end = on_train_batch_end
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -97,13 +95,7 @@ class Progress(Callback):
             self._bar.close()
             self._bar = None
 
-    def on_test_end(self, *_: Any) -> None:
-        """Close the bar."""
-        self.on_train_end()
-
-    def on_exception(self, *_: Any) -> None:
-        """Close the bar."""
-        self.on_train_end()
+    on_test_end = on_exception = on_train_end
 
     def _open_bar(self, trainer: pl.Trainer, total: int, done: int, name: str) -> None:
         is_notebook = "ipykernel" in sys.modules
@@ -161,14 +153,14 @@ def print_duration(
     folds: int,
     step: StepTime | None = None,
 ) -> None:
-    """Print the `expected_duration`, unless `trainer.progress=false` or a head is fitted.
+    """Print the expected duration, unless `trainer.progress=false` or a head is fitted.
 
     It trains a copy on this process alone; SyncBatchNorm would wait for the others.
     """
     options = config.trainer
     if options.progress and not options.sync_batchnorm and module.network.fitted_head is None:
         step = step or measure_step(module, data, trainer, options.channels_last)
-        duration = expected_duration(module, data, trainer, config, folds, step)
+        duration = describe_duration(data, trainer, config, folds, step)
         print_line(f"expected duration: {duration}")
         seconds = (trainer.max_epochs or 1) * step.batches * step.seconds
         is_slow = seconds > SLOW and trainer.strategy.root_device.type == "cpu"
@@ -193,21 +185,14 @@ def measure_row(name: str) -> float:
     return min(seconds) / rows
 
 
-def expected_duration(
-    module: Classifier,
-    data: LesionData,
-    trainer: pl.Trainer,
-    config: Config,
-    folds: int = 1,
-    step: StepTime | None = None,
+def describe_duration(
+    data: LesionData, trainer: pl.Trainer, config: Config, folds: int, step: StepTime
 ) -> str:
     """Estimate the durations of training and run from the seconds of a training step.
 
-    A step that was not measured before is measured on a copy of the network. The duration of the
-    run includes tests, intervals, explanations and reports of `folds` folds (0: no).
-    Loader processes read a batch while another one is computed, so the slower of the two counts.
+    The duration of the run includes tests, intervals, explanations and reports of `folds` folds
+    (0: no).
     """
-    step = step or measure_step(module, data, trainer, config.trainer.channels_last)
     rows = {part: len(data.rows(part)) for part in ("val", CALIBRATION, "test")}
     row_seconds = EVALUATION_COST / step.rows * step.seconds
     training = (trainer.max_epochs or 1) * (step.batches * step.seconds + rows["val"] * row_seconds)

@@ -65,9 +65,9 @@ class Evaluation:
         tiles = [tile[:3] for tile in build_tiles(self._inputs)]
         table = pd.DataFrame(tiles, columns=["", "value", "interval"]).to_html(index=False)
         figures = _collect_figures([SECTIONS["curves"](self._inputs)])
-        shown = [name for name in figures if name == "ROC curve" or "alibration" in name][:2]
+        titles = [name for name in figures if name == "ROC curve" or "alibration" in name][:2]
         verdict = escape(build_verdict(self._inputs).title)
-        drawings = [figures[name]._repr_html_() for name in shown]
+        drawings = [figures[name]._repr_html_() for name in titles]
         return _wrap(f"<p><b>{verdict}</b></p>", table, *drawings)
 
 

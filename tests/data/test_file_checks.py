@@ -102,11 +102,11 @@ def test_a_long_header_is_read_to_its_end(tmp_path: Path) -> None:
     picture = Image.new("RGB", (30, 20))
     long, trailing = tmp_path / "long.jpg", tmp_path / "trailing.jpg"
     picture.save(long, icc_profile=bytes(2 * HEAD))
-    check_image(str(long), None)
+    assert check_image(str(long), None) == (30, 20)
     stream = BytesIO()
     picture.save(stream, "JPEG")
     trailing.write_bytes(stream.getvalue() + b"camera data" * 20)  # after the end: decoded
-    check_image(str(trailing), None)
+    assert check_image(str(trailing), None) == (30, 20)
 
 
 def test_no_row_of_a_part_may_be_lost_entirely() -> None:

@@ -12,7 +12,6 @@ import pytest
 from micro_runs import micro_config, read_data, table_cohort
 
 from skinmm.cli.compose import compose_config
-from skinmm.cli.main import TRAIN
 from skinmm.config import Config, DataConfig, flatten, from_mapping, to_mapping
 from skinmm.config.federated_commands import (
     FederateClientConfig,
@@ -95,7 +94,10 @@ def test_columns_of_another_type_are_refused() -> None:
 
 
 def test_the_composed_defaults_are_accepted() -> None:
-    require_shared(compose_config([], TRAIN)[0])
+    config = compose_config([])[0]
+    require_shared(config)
+    with pytest.raises(InputError, match=r"loss.teacher=test.csv: not available in a federation"):
+        require_shared(replace(config, loss=replace(config.loss, teacher="test.csv")))
 
 
 def test_only_local_settings_of_a_client_are_its_own() -> None:

@@ -14,6 +14,7 @@ from pydicom.uid import DermoscopicPhotographyImageStorage
 from quick_runs import best, predictions_of, quick_train
 
 from skinmm.cli import main
+from skinmm.config.commands import ServeConfig
 from skinmm.errors import InputError
 from skinmm.predict.backends import OnnxBackend
 from skinmm.predict.cases import Case, CasePredictor
@@ -283,7 +284,7 @@ def test_an_image_that_cannot_be_used_has_no_contribution(
 
 
 def test_equal_images_have_equal_contributions(run: Path, root: Path) -> None:
-    predictor = CasePredictor([best(run)], "cpu")
+    predictor = CasePredictor(ServeConfig(accelerator="cpu"), [best(run)])
     files = [path.read_bytes() for path in sorted((root / "images").iterdir())[:2]]
     twice = [CaseImage(data, view="clinical") for data in (files[0], files[1], files[1])]
     row, explanation = predictor.predict_and_explain(Case(twice, {"age": "50"}))

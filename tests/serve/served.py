@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from quick_runs import ROOT, best
 
+from skinmm.config.commands import ServeConfig
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.cases import CaseRecorder
@@ -31,7 +32,7 @@ START: Final = "import sys; from skinmm.cli.main import main; sys.exit(main(sys.
 @pytest.fixture(scope="module")
 def service(both: Path) -> CasePredictor:
     """What a checkpoint says."""
-    return CasePredictor([best(both)], "cpu")
+    return CasePredictor(ServeConfig(accelerator="cpu"), [best(both)])
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from quick_runs import best
 from served import RECORD, application, at, client, jpeg_of, send, service
 
 from skinmm.cli import main
+from skinmm.config.commands import ServeConfig
 from skinmm.predict.cases import NOTICE, CasePredictor
 
 __all__ = ["at", "service"]  # fixtures
@@ -121,7 +122,7 @@ def test_several_checkpoints_are_one_service(
     paths = [best(run) for run in (both, larger, records)]
     (tmp_path / "a.jpg").write_bytes(jpeg_of(pictures))
     row = predicted(f"[{','.join(map(str, paths))}]", tmp_path, [{"image": "a.jpg", **RECORD}])
-    with client(application(CasePredictor(paths, "cpu"))) as opened:
+    with client(application(CasePredictor(ServeConfig(accelerator="cpu"), paths))) as opened:
         _, said = send(opened, jpeg_of(pictures), "/v1/explain", **RECORD)
         assert len(opened.get("/v1/model").json()["members"]) == 3
     assert said["malignancy"] == pytest.approx(float(row["malignancy"][0]), abs=1e-6)
@@ -130,7 +131,9 @@ def test_several_checkpoints_are_one_service(
 
 
 def test_a_model_of_the_record_alone_takes_no_image(records: Path) -> None:
-    with client(application(CasePredictor([best(records)], "cpu"))) as opened:
+    with client(
+        application(CasePredictor(ServeConfig(accelerator="cpu"), [best(records)]))
+    ) as opened:
         status, said = send(opened, None, "/v1/explain", **RECORD)
     assert status == 200
     assert said["heat_map_png"] is None

@@ -104,6 +104,7 @@ def test_a_changed_network_is_not_run(browser: Any, site: Path, tmp_path: Path) 
     tab = context.new_page()
     tab.goto(server.address)
     tab.get_by_text("The model could not be loaded").wait_for(timeout=60_000)
+    assert tab.locator("#analyse").is_disabled()
     context.close()
     server.stop()
 

@@ -13,6 +13,7 @@ from lesion_cohorts import lesion_table, write_lesions
 from quick_runs import best, quick_train
 from served import application, client
 
+from skinmm.config.commands import ServeConfig
 from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue
 from skinmm.serve.cases import CaseRecorder
@@ -32,7 +33,7 @@ def service(root: Path, tmp_path_factory: pytest.TempPathFactory) -> CasePredict
     data = ("data=csv", f"data.root={root}", "data.unit=lesion", "data.columns=[age,sex]")
     more = ("views=gated", "data.views=3", "trainer.workers=0", "model.drop_image=0.1")
     assert quick_train(run, *data, *more) == 0
-    return CasePredictor([best(run)], "cpu")
+    return CasePredictor(ServeConfig(accelerator="cpu"), [best(run)])
 
 
 @pytest.fixture

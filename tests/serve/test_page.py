@@ -20,6 +20,7 @@ from dicom_files import dicom_from_jpeg
 from served import jpeg_of, service
 
 import skinmm
+from skinmm.config.commands import ServeConfig
 from skinmm.images.measure import measure_sharpness
 from skinmm.predict.cases import NOTICE, Case, CasePredictor
 from skinmm.predict.explain import Explainer, Explanation
@@ -106,7 +107,9 @@ def test_a_number_that_is_none_is_refused_by_name(
 def test_a_model_without_calibration_refers_and_names_no_threshold(
     both: Path, pictures: Path
 ) -> None:
-    service = CasePredictor([both / "checkpoints" / "last.ckpt"], "cpu", uncalibrated=True)
+    service = CasePredictor(
+        ServeConfig(accelerator="cpu", uncalibrated=True), [both / "checkpoints" / "last.ckpt"]
+    )
     page = render_result(judged(service, jpeg_of(pictures), sex="female"))
     assert "The model was never calibrated, so it makes no decision." in page
     assert "Needs review" in page

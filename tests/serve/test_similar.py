@@ -16,6 +16,7 @@ from served import jpeg_of, process
 from sklearn.neighbors import NearestNeighbors
 
 from skinmm.cli import main
+from skinmm.config.commands import ServeConfig
 from skinmm.models.checkpoint import load_card
 from skinmm.predict import Predictor
 from skinmm.predict.cases import CasePredictor
@@ -72,7 +73,7 @@ def test_the_page_shows_them_to_clinicians_alone(
     indexed: Path, pictures: Path, tmp_path: Path
 ) -> None:
     name = cohort_of(indexed, "train")["image_id"][0]
-    service = CasePredictor([best(indexed)], "cpu")
+    service = CasePredictor(ServeConfig(accelerator="cpu"), [best(indexed)])
     page = Page(service, RequestQueue(4, 60), CaseRecorder(service, None), ("clinician", "patient"))
     upload = tmp_path / "0123abcd" / "lesion.jpg"
     upload.parent.mkdir()

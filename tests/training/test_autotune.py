@@ -24,7 +24,7 @@ from skinmm.training.autotune import (
     suggest_lr,
     tune,
 )
-from skinmm.training.progress import expected_duration
+from skinmm.training.progress import describe_duration
 from skinmm.training.run_folder import RunFolder
 
 ALONE = Variant("32", channels_last=True)
@@ -129,9 +129,9 @@ def test_measuring_changes_neither_draws_nor_weights(
 
 def test_the_expected_duration_is_that_of_the_measured_step(tmp_path: Path) -> None:
     config = micro_config(max_epochs=10)
-    module, data, trainer = parts(config, tmp_path)
+    _, data, trainer = parts(config, tmp_path)
     step = autotune.StepTime(batches=100, rows=16, seconds=1.0)
-    text = expected_duration(module, data, trainer, config, folds=0, step=step)
+    text = describe_duration(data, trainer, config, folds=0, step=step)
     assert text == "at most 17 min to train"  # 1,000 steps, and 10 * 140 / 16 / 4 s to validate
 
 

@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from skinmm.evaluation.correction import correct_prior
 from skinmm.evaluation.predictions import read_predictions
 from skinmm.evaluation.referral import OODDetector, add_decisions
 from skinmm.evaluation.thresholds import ReferralBand
-from skinmm.models.checkpoint import load_card, update_card
+from skinmm.models.checkpoint import Card, load_card, update_card
 from skinmm.predict import Predictor
 from skinmm.predict.writer import number_columns
 from skinmm.training.calibrate import (
@@ -51,13 +50,8 @@ def outputs(seed: int, rows: int = 400) -> SplitOutputs:
 
 
 def fitted(val: SplitOutputs, **options: object) -> FittedDecision:
-    return fit_decision(
-        val,
-        classes=CLASSES,
-        positive=["malignant"],
-        prior=EVEN,
-        config=EvaluationConfig(**options),  # type: ignore[arg-type]
-    )
+    config = EvaluationConfig(**options)  # type: ignore[arg-type]
+    return fit_decision(val, Card({}, CLASSES, CLASSES[1:], {}, "", EVEN), config)
 
 
 def test_the_test_rows_decide_nothing() -> None:
@@ -103,9 +97,8 @@ def test_the_loss_is_inverted_before_the_prior_also_by_the_checkpoint() -> None:
     val = outputs(0)
     prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
     inverse = {"kind": "smoothing", "smoothing": 0.1}
-    options: dict[str, Any] = {"classes": CLASSES, "positive": ["malignant"], "prior": prior}
-    config = EvaluationConfig(calibration="none")
-    fitted_decision = fit_decision(val, **options, inverse=inverse, config=config)
+    card = Card({}, CLASSES, CLASSES[1:], {}, "", prior, inverse)
+    fitted_decision = fit_decision(val, card, EvaluationConfig(calibration="none"))
     unsmoothed = np.clip((val.probabilities - 0.05) / 0.9, 1e-3 * val.probabilities, None)
     unsmoothed /= unsmoothed.sum(axis=1, keepdims=True)
     expected = correct_prior(unsmoothed, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
@@ -127,13 +120,9 @@ def test_a_fitted_call_is_stored_with_the_checkpoint(rule: str) -> None:
     targets = np.where(val.targets == 1, 2, np.arange(400) % 2)
     val = SplitOutputs(val.cohort, targets, thirds, None)
     costs = {"c": {"a": 30}} if rule == "cost" else None
-    decision = fit_decision(
-        val,
-        classes=["a", "b", "c"],
-        positive=["c"],
-        prior={"trained": [1 / 3] * 3, "deployed": [1 / 3] * 3},
-        config=EvaluationConfig(call=rule, costs=costs, calibration="none", half_cut=True),
-    )
+    prior = {"trained": [1 / 3] * 3, "deployed": [1 / 3] * 3}
+    config = EvaluationConfig(call=rule, costs=costs, calibration="none", half_cut=True)
+    decision = fit_decision(val, Card({}, ["a", "b", "c"], ["c"], {}, "", prior), config)
     rows = decision.apply(val)
     stored = restore_rule(decision.to_checkpoint()["call"], rule, [1 / 3] * 3)
     assert stored.name == rule
@@ -148,10 +137,8 @@ def test_a_fitted_call_is_stored_with_the_checkpoint(rule: str) -> None:
 def test_without_calibration_the_sampling_is_still_corrected() -> None:
     prior = {"trained": [0.5, 0.5], "deployed": [0.98, 0.02]}
     val = outputs(0)
-    config = EvaluationConfig(calibration="none")
-    decision = fit_decision(
-        val, classes=CLASSES, positive=["malignant"], prior=prior, config=config
-    )
+    card = Card({}, CLASSES, CLASSES[1:], {}, "", prior)
+    decision = fit_decision(val, card, EvaluationConfig(calibration="none"))
     expected = correct_prior(val.probabilities, np.array([0.5, 0.5]), np.array([0.98, 0.02]))
     np.testing.assert_allclose(decision.apply(val).probabilities, expected, rtol=1e-9)
 

@@ -12,7 +12,7 @@ from micro_runs import table_cohort
 from quick_runs import best, cohort_of, metrics_of, predictions_of, quick_train
 
 from skinmm.cli import main
-from skinmm.config.commands import ExportConfig
+from skinmm.config.commands import ExportConfig, ServeConfig
 from skinmm.predict import Predictor, export_onnx
 from skinmm.predict.cases import Case, CasePredictor
 from skinmm.predict.loading import CaseImage
@@ -67,7 +67,7 @@ def test_onnx_gives_the_same_probabilities(run: Path, pictures: Path, tmp_path: 
 
 
 def test_a_case_is_explained(run: Path, pictures: Path) -> None:
-    predictor = CasePredictor([best(run)], "cpu")
+    predictor = CasePredictor(ServeConfig(accelerator="cpu"), [best(run)])
     row = cohort_of(run).iloc[0]
     image = next(pictures.glob(f"{row['image_id']}.*")).read_bytes()
     record = {"age": str(row["age"]), "sex": str(row["sex"]), "site": "torso"}
@@ -158,7 +158,7 @@ def test_boosting_with_the_forty_columns_of_isic_2024(tmp_path: Path, pictures: 
     assert {*added} == {"added_image", *(f"added_{name}" for name in columns)}
     assert added.abs().mean().idxmax() in ("added_tbp_lv_0", "added_clin_size_long_diam_mm")
     assert explained["standard_error"].between(0, 0.02, inclusive="right").all()
-    service = CasePredictor([best(run)], "cpu")
+    service = CasePredictor(ServeConfig(accelerator="cpu"), [best(run)])
     client = TestClient(create_app(service, RequestQueue(1, 60.0)))
     row = pd.read_csv(table, dtype=str).iloc[0]
     form = {"age": row["age_approx"], "sex": row["sex"], **{n: row[n] for n in columns[3:]}}

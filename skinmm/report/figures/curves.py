@@ -157,8 +157,8 @@ def draw_reliability(axes: "Axes", bins: Line, smooth: Line) -> str:
 
     The axes end after the last bin and the curve: at a prevalence of 2 % most rows lie below 0.1.
     """
-    shown = 1.25 * max(float(bins.x.max()), float(bins.y.max()))
-    end = min(1.0, max(shown, float(np.nanmax(smooth.y)))) or 1.0
+    highest = 1.25 * max(float(bins.x.max()), float(bins.y.max()))
+    end = min(1.0, max(highest, float(np.nanmax(smooth.y)))) or 1.0
     axes.plot([0, end], [0, end], **REFERENCE)
     if smooth.low is not None and smooth.high is not None:
         axes.fill_between(smooth.x, smooth.low, smooth.high, color=PALETTE[0], alpha=0.2, lw=0)
