@@ -5,14 +5,15 @@ from pathlib import Path
 
 import uvicorn
 
-from skinmm.predict.explain import CasePredictor
+from skinmm.config.commands import ServeConfig
+from skinmm.predict.cases import CasePredictor
 from skinmm.serve.app import RequestQueue, create_app
 from skinmm.serve.page import mount_page
 from skinmm.serve.run import silence_libraries
 
 CHECKPOINT = Path(os.environ.get("SKINMM_CHECKPOINT", Path(__file__).with_name("best.ckpt")))
 
-predictor = CasePredictor([CHECKPOINT])
+predictor = CasePredictor(ServeConfig(), [CHECKPOINT])
 queue = RequestQueue(slots=8, seconds=60, threads=predictor.concurrency)
 # The site of the Space shows the page in a frame.
 app = mount_page(create_app(predictor, queue, framed=True))

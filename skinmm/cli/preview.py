@@ -19,7 +19,6 @@ COUNTED: Final = 10_000
 def preview(config: PreviewConfig) -> int:
     """Write the page of the first rows that the sampler draws, augmented and decoded."""
     from skinmm.data.datamodule import LesionData
-    from skinmm.models.fusion import FUSIONS
     from skinmm.report.blocks import Gallery, Note, Section
     from skinmm.report.write import write_page
     from skinmm.training.fit import check_components
@@ -27,7 +26,7 @@ def preview(config: PreviewConfig) -> int:
     output = Path(config.output)
     require_new_output("output", output, overwrite=config.overwrite)
     check_components(config)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = LesionData(config)
     data.setup()
     dataset = data.build_dataset(data.rows("train"))
     keys = [*islice(iter(data.train_dataloader().sampler), COUNTED)]

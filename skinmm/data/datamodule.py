@@ -215,9 +215,9 @@ class LesionData(FoldData):
         inputs: inputs that the fusion block uses, of {image, record}; others are not loaded.
     """
 
-    def __init__(self, config: Config, inputs: frozenset[str]) -> None:
+    def __init__(self, config: Config, inputs: frozenset[str] | None = None) -> None:
         super().__init__(config)
-        self.inputs = inputs
+        self.inputs = FUSIONS[config.fusion.name].inputs if inputs is None else inputs
         self.steps, self.finder = build_preprocessing(config.data)
         steps = tuple(config.data.preprocess)
         self._view = View(config.model.image_size, config.data.icc, steps, self.finder)

@@ -150,12 +150,12 @@ class OODDetector:
         return cls(**state | {name: np.array(state[name], np.float32) for name in _ARRAYS})
 
 
-def fit_ood_detector(
+def cross_fit_ood(
     features: Float32[np.ndarray, "n d"],
     patients: Shaped[np.ndarray, " n"],
     *,
     components: int = COMPONENTS,
-) -> OODDetector | None:
+) -> tuple[OODDetector, Float64[np.ndarray, " n"]] | None:
     """Fit an OOD detector to the fused features of validation rows, with a cross-validated limit.
 
     Validation rows and not training rows, because the network has memorised the latter and new rows
@@ -167,21 +167,9 @@ def fit_ood_detector(
     fits more than three times faster. The folds do not divide patients.
 
     Returns:
-        None if no comparison is possible: one patient, or constant features.
-    """
-    fitted = cross_fit_ood(features, patients, components=components)
-    return None if fitted is None else fitted[0]
-
-
-def cross_fit_ood(
-    features: Float32[np.ndarray, "n d"],
-    patients: Shaped[np.ndarray, " n"],
-    *,
-    components: int = COMPONENTS,
-) -> tuple[OODDetector, Float64[np.ndarray, " n"]] | None:
-    """Return the detector, and the cross-validated scores of its fitting rows.
-
-    Scored by the detector itself, these rows would look more familiar than new ones.
+        The detector, and the cross-validated scores of its fitting rows: scored by the detector
+        itself, these would look more familiar than new ones. None if no comparison is possible: one
+        patient, or constant features.
     """
     codes, count = patient_codes(patients)
     components = max(1, min(components, features.shape[1], len(features) // FOLDS))

@@ -41,7 +41,6 @@ from skinmm.federated.privacy import (
 )
 from skinmm.models.backbone import CUSTOM
 from skinmm.models.checkpoint import KEY, Card, read_epochs, save_checkpoint
-from skinmm.models.fusion import FUSIONS
 from skinmm.models.sources import resolve_image_size
 from skinmm.training.fit import check_components
 from skinmm.training.fold import build_classifier, load_best, train_fold
@@ -124,7 +123,7 @@ class Centre:
             config = replace(config, model=replace(config.model, image_size=size))
             run = RunFolder(self.folder, config)
             run.require_unused()
-            data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+            data = LesionData(config)
             data.setup()
             require_usable_split(data, run)
             audit_split(data, config)

@@ -6,7 +6,7 @@ content as a safetensors file with weights of 16 bits, such as the models of the
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -103,7 +103,7 @@ def load_cards(path: Path) -> list[tuple[Card, dict[str, Tensor]]]:
 def save_ensemble(
     paths: Sequence[Path],
     target: Path,
-    changes: Callable[[int, Card], Mapping[str, Any]] | None = None,
+    changes: Callable[[int, Card], dict[str, Any]] | None = None,
     /,
     **facts: Any,
 ) -> None:
@@ -114,10 +114,8 @@ def save_ensemble(
     """
     members = list[dict[str, Any]]()
     for content, card in (member for path in paths for member in _load_members(path)):
-        changed = {} if changes is None else changes(len(members), card)
-        members.append(
-            {KEY: {**content[KEY], **facts, **changed}, "state_dict": content["state_dict"]}
-        )
+        changed = facts | (changes(len(members), card) if changes else {})
+        members.append({KEY: content[KEY] | changed, "state_dict": content["state_dict"]})
     save_checkpoint(members[0] if len(members) == 1 else {MEMBERS: members}, target)
 
 
@@ -260,13 +258,13 @@ def _read_compact(path: Path, *, with_weights: bool = True) -> dict[str, Any]:
 
 def _load(path: Path) -> tuple[dict[str, Any], Card]:
     """Return the whole content of a checkpoint, and its card."""
-    content = _read(path)
-    if isinstance(content, dict) and MEMBERS in content:
+    members = _load_members(path)
+    if len(members) > 1:
         raise CheckpointError(
-            f"{path}: an ensemble of {len(content[MEMBERS])} networks, where one is needed; choose "
-            "the best.ckpt of one fold"
+            f"{path}: an ensemble of {len(members)} networks, where one is needed; choose the "
+            "best.ckpt of one fold"
         )
-    return content, _parse_card(content, path)
+    return members[0]
 
 
 def _load_members(path: Path) -> list[tuple[dict[str, Any], Card]]:

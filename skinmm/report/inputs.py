@@ -238,10 +238,9 @@ def _describe_columns(names: Sequence[str]) -> list[str]:
         for n in dict.fromkeys(names)
         if n not in _USED and not n.startswith(("p_", "raw_", "half_"))
     ]
-    line = describe_unused_columns(unused)
-    return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"] * bool(
-        line
-    )
+    if line := describe_unused_columns(unused):
+        return [f"no column patient_id or lesion_id: every image counts as a patient; {line}"]
+    return []
 
 
 def _complete(

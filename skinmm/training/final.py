@@ -16,9 +16,8 @@ from skinmm.data.datamodule import LesionData, count_folds
 from skinmm.errors import InputError, print_line
 from skinmm.evaluation.metrics import describe_probabilities
 from skinmm.evaluation.predictions import read_predictions
-from skinmm.evaluation.referral import SHARE, OODDetector, fit_ood_detector
+from skinmm.evaluation.referral import SHARE, OODDetector, cross_fit_ood
 from skinmm.models.checkpoint import load_card, read_epochs, save_ensemble, update_card
-from skinmm.models.fusion import FUSIONS
 from skinmm.training.autotune import choose_lr
 from skinmm.training.calibrate import (
     FittedDecision,
@@ -66,7 +65,7 @@ def train_final(run: RunFolder) -> dict[str, Any]:
     epochs = count_epochs([read_epochs(fold.best_checkpoint) for fold in folds], config)
     pl.seed_everything(config.seed, workers=False, verbose=False)
     trainer = build_trainer(config, final.path, epochs)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = LesionData(config)
     set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_same_split(folds[0].path / "cohort.csv", data.cohort, "fold")
@@ -132,7 +131,7 @@ def measure_stretch(fold: RunFolder) -> float | None:
     """Return the ratio of OOD distances of test and training rows of a fold."""
     config = replace(fold.config, logger=LoggerConfig("none"))
     trainer = build_trainer(config, fold.path)
-    data = LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = LesionData(config)
     data.setup()
     module = build_classifier(config, data)
     module.network.load_state_dict(load_card(fold.best_checkpoint)[1])
@@ -160,7 +159,8 @@ def fit_training_detector(training: SplitOutputs) -> OODDetector | None:
     """Fit the OOD score to the features of training rows."""
     if training.features is None:
         return None
-    return fit_ood_detector(training.features, training.cohort["patient_id"].to_numpy(dtype=str))
+    patients = training.cohort["patient_id"].to_numpy(dtype=str)
+    return (cross_fit_ood(training.features, patients) or (None,))[0]
 
 
 def fit_corrected_detector(

@@ -30,7 +30,6 @@ from skinmm.models.checkpoint import (
     save_checkpoint,
     update_card,
 )
-from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
 from skinmm.report import write_report
 from skinmm.training.autotune import StepTime, choose_lr, tune
@@ -73,7 +72,7 @@ def train_fold(
     pl.seed_everything(config.seed, workers=False, verbose=False)
     require_same_finder(config, run)  # of lesions: data.segmenter, as when the run was started
     trainer = build_trainer(config, run.path)
-    data = data or LesionData(config, FUSIONS[config.fusion.name].inputs)
+    data = data or LesionData(config)
     set_threads(has_images=data.decodes_images, processes=trainer.num_devices)
     data.setup()
     require_usable_split(data, run)

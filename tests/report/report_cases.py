@@ -24,7 +24,7 @@ from skinmm.data.audit import audit
 from skinmm.evaluation.conformal import ConformalPredictor, fit_conformal
 from skinmm.evaluation.metrics import evaluate
 from skinmm.evaluation.predictions import format_sets, read_predictions
-from skinmm.evaluation.referral import decide, fit_ood_detector
+from skinmm.evaluation.referral import cross_fit_ood, decide
 from skinmm.evaluation.thresholds import ReferralBand, fit_band
 from skinmm.report import report_predictions
 
@@ -129,9 +129,9 @@ def _tables() -> dict[str, pd.DataFrame]:
     raw = {f"raw_{name}": balanced[f"p_{name}"] for name in ("benign", "malignant")}
     table = fitted().assign(**raw)
     features = record_features().fit_transform(cohort).astype(np.float32)
-    usual = fit_ood_detector(features[cohort["part"] == "val"], np.arange(140))
+    usual = cross_fit_ood(features[cohort["part"] == "val"], np.arange(140))
     sets = _conformal().predict_sets(table[["p_benign", "p_malignant"]].to_numpy())
-    ood = usual.score(features) if usual else None
+    ood = usual[0].score(features) if usual else None
     called = (table["p_malignant"] >= THRESHOLD).to_numpy()
     table["decision"] = decide(
         called, _band().is_safe(called, table["p_malignant"].to_numpy()), ood

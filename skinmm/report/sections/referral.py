@@ -40,18 +40,14 @@ REFERRAL: Final = (
 
 def format_error_share(entry: Mapping[str, Any]) -> str:
     """Format 1 minus a predictive value as a percentage with its interval; a dash if undefined."""
-    if entry.get("value") is None:
-        return ABSENT
-    interval = format_interval(_complement(entry), percent=True)
-    share = format_percent(1 - entry["value"])
+    wrong = _complement(entry)
+    share, interval = format_percent(wrong["value"]), format_interval(wrong, percent=True)
     return f"{share} ({interval})" if interval else share
 
 
 def _complement(entry: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = entry.get("low"), entry.get("high")
-    if low is None or high is None:
-        return {"low": None, "high": None}
-    return {"low": 1 - high, "high": 1 - low}
+    pairs = {"value": entry.get("value"), "low": entry.get("high"), "high": entry.get("low")}
+    return {name: None if value is None else 1 - value for name, value in pairs.items()}
 
 
 def build_decided_tiles(inputs: ReportInputs) -> list[Tile]:
@@ -66,11 +62,10 @@ def build_decided_tiles(inputs: ReportInputs) -> list[Tile]:
         ("decided_npv", "benign", "malignant"),
         ("decided_ppv", "malignant", "benign"),
     ):
-        entry, decided = inputs.estimate(name), inputs.predictions.decision == decision
-        share, interval = ABSENT, ""
-        if entry.get("value") is not None:
-            share = format_percent(1 - entry["value"])
-            interval = format_interval(_complement(entry), percent=True) or "no interval"
+        wrong, decided = _complement(inputs.estimate(name)), inputs.predictions.decision == decision
+        share, interval = format_percent(wrong["value"]), format_interval(wrong, percent=True)
+        if share != ABSENT:
+            interval = interval or "no interval"
         meaning = TEXTS["decided"].format(format_count(int(np.sum(decided)), "lesion"), decision)
         tiles.append(Tile(f"Decided {decision}, but {truth}", share, interval, meaning))
     return tiles
