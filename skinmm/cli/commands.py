@@ -22,7 +22,7 @@ from skinmm.errors import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from skinmm.data.cohorts import CohortTable
+    from skinmm.data.cohorts.tables import CohortTable
     from skinmm.data.packed import PackSettings
     from skinmm.report.cohort_pages import Cohort
 

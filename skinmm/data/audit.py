@@ -17,7 +17,7 @@ from skinmm.data.shortcuts import (
     compute_source_auroc,
 )
 from skinmm.data.splits import UNUSED, find_components
-from skinmm.errors import InputError, format_count
+from skinmm.errors import InputError, format_count, require_package
 from skinmm.images.decode import decode, probe
 from skinmm.images.source import Read
 from skinmm.vocabulary import name_units
@@ -73,6 +73,7 @@ def compute_fingerprints(
     table: pd.DataFrame, read: Read, progress: Callable[[], None] = lambda: None
 ) -> Fingerprints:
     """Decode and hash every image that has a path, on all cores; call `progress` after each one."""
+    require_package("imagehash", "comparing pixels", "audit")
     paths = table.set_index("image_id")["path"].dropna()
     results: dict[str, Fingerprint | str] = {}
     with ThreadPoolExecutor(count_cores()) as pool:
@@ -99,10 +100,8 @@ def compute_fingerprint(path: str, read: Read) -> Fingerprint | str:
         info = probe(data)
     except (OSError, InputError) as error:
         return str(error)
-    try:
-        import imagehash
-    except ImportError as error:
-        raise InputError("comparing pixels needs imagehash: pip install 'skinmm[audit]'") from error
+    import imagehash
+
     bits = imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
     return bits, (info.width, info.height)
 

@@ -201,7 +201,8 @@ def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
     try:
         net = create()
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
-        raise InputError(f"model.args of {config.name}: {_shorten(error)}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"model.args of {config.name}: {reason}") from error
     patches: Any = getattr(net, "patch_embed", None)
     patch = (getattr(patches, "patch_size", None) or (1,))[0]
     if config.image_size % patch and not getattr(patches, "dynamic_img_pad", False):
@@ -209,7 +210,3 @@ def _create(config: ModelConfig, create: Callable[[], nn.Module]) -> nn.Module:
             f"model.image_size={config.image_size}: {config.name} needs a multiple of {patch}"
         )
     return net
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

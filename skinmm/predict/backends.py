@@ -11,7 +11,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
 from skinmm.config import Config
-from skinmm.errors import InputError
+from skinmm.errors import InputError, require_package
 from skinmm.models.network import Network, build_network
 
 KEY: Final = "checkpoint"
@@ -83,10 +83,9 @@ class OnnxBackend:
     name: Final = "onnx"
 
     def __init__(self, path: Path, concurrency: int = 1) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError(f"{path}: needs onnxruntime: pip install 'skinmm[onnx]'") from error
+        require_package("onnxruntime", f"{path}:", "onnx")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         self.concurrency = min(concurrency, torch.get_num_threads())
         options.intra_op_num_threads = torch.get_num_threads() // self.concurrency

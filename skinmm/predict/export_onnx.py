@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from skinmm import __version__
 from skinmm.config.checkpoints import ZOO, find_checkpoint
 from skinmm.config.commands import ExportConfig
-from skinmm.errors import InputError, print_line
+from skinmm.errors import InputError, print_line, require_package
 from skinmm.evaluation.calibration import Calibration
 from skinmm.evaluation.correction import invert_loss
 from skinmm.files import atomic_write
@@ -187,10 +187,7 @@ def _interpolate(
 
 
 def _write(model: CalibratedModel, path: Path) -> None:
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise InputError("exporting needs onnx: pip install 'skinmm[onnx]'") from error
+    require_package("onnx", "exporting", "onnx")
     backend, view = cast("TorchBackend", model.backend), model.view
     has_views = backend.network.views is not None
     has_image = torch.ones(2, dtype=torch.bool) if backend.accepts_missing_image else None

@@ -42,7 +42,7 @@ POLICY: Final = (
 MAX_PIXELS: Final = 50_000_000
 """Phones have no memory for more."""
 _MODULES: Final = ("model.js", "image.js", "jpeg.js", "png.js", ENGINE_FILES[0])
-_STATIC: Final = ("app.js", *_MODULES[:-1], "browser.css", "icon.svg")
+_STATIC: Final = ("app.js", *_MODULES[:-1], "browser.css", "icon.svg", "manifest.webmanifest")
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _CHOICES: Final = {"sex": SEXES, "site": SITES}
 
@@ -132,18 +132,7 @@ def _write_folder(
         ],
         "runtime": {"name": ENGINE, "version": VERSION, "integrity": integrity[ENGINE_FILES[1]]},
     }
-    manifest = {
-        "name": TITLE,
-        "short_name": "skinmm",
-        "start_url": "./",
-        "scope": "./",
-        "display": "standalone",
-        "background_color": "#ffffff",
-        "theme_color": "#0f766e",
-        "icons": [{"src": "icon.svg", "sizes": "any", "type": "image/svg+xml"}],
-    }
     _write(folder / "model.json", json.dumps(facts), integrity)
-    _write(folder / "manifest.webmanifest", json.dumps(manifest), integrity)
     page = render(
         "browser/index.html",
         title=TITLE,

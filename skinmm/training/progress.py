@@ -60,7 +60,7 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.update()
 
-    on_test_batch_end = on_train_batch_end
+    on_test_batch_end: Any = on_train_batch_end
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -95,7 +95,8 @@ class Progress(Callback):
             self._bar.close()
             self._bar = None
 
-    on_test_end = on_exception = on_train_end
+    on_test_end: Any = on_train_end
+    on_exception: Any = on_train_end
 
     def _open_bar(self, trainer: pl.Trainer, total: int, done: int, name: str) -> None:
         is_notebook = "ipykernel" in sys.modules

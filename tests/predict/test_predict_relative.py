@@ -10,6 +10,7 @@ import pytest
 from quick_runs import best, predictions_of, quick_train, tabular
 
 from skinmm.cli import main
+from skinmm.config.commands import ServeConfig
 from skinmm.data.relative import compare_rows
 from skinmm.errors import InputError
 from skinmm.predict import Predictor
@@ -84,7 +85,10 @@ def test_rows_of_other_patients_do_not_count(run: Path) -> None:
 
 
 def test_a_service_compares_the_rows_of_a_batch(run: Path) -> None:
-    service, table = CasePredictor([best(run)], "cpu"), read_table(run).head(100)
+    service, table = (
+        CasePredictor(ServeConfig(accelerator="cpu"), [best(run)]),
+        read_table(run).head(100),
+    )
     rows: list[Any] = table.drop(columns="image_id").astype(str).to_dict("records")
     answers = service.predict_table(rows, {})
     expected = Predictor.from_checkpoints(run).predict(table)
