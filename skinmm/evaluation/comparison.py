@@ -41,7 +41,6 @@ def compare_rules(
     costs: Any = None,
     resamples: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, dict[str, Entry]]:
     """Evaluate every decision rule on the rows of several classes, cross-fitted over patients.
 
@@ -53,7 +52,6 @@ def compare_rules(
         costs: as `evaluation.costs`; None: without the rule `cost`.
         resamples: number of bootstrap resamples of patients, with the calls of each row fixed.
         confidence: confidence level of the intervals.
-        seed: seed of the resamples.
 
     Returns:
         For each rule, `class_accuracy`, `class_balanced_accuracy` and `macro_f1` with intervals;
@@ -67,7 +65,7 @@ def compare_rules(
         calls = {"stated": predictions.called, **calls}
     codes, _ = patient_codes(predictions.patient_id)
     units = independent_units(codes, predictions.malignant)
-    settings = (codes, units, resamples, confidence, seed)
+    settings = (codes, units, resamples, confidence, 0)
     results = {}
     for name, called in calls.items():
         statistic: Statistic = CallMetrics(predictions.target, called, codes, predictions.classes)
@@ -241,13 +239,9 @@ def _difference(
 
 
 def find_not_inferior(
-    result: Mapping[str, Any],
-    margin: float,
-    *,
-    against: Collection[str] = (),
-    metric: str = "auroc",
+    result: Mapping[str, Any], margin: float, *, against: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Test whether systems are at most `margin` worse than others in a metric.
+    """Test whether the AUROC of systems is at most `margin` below that of others.
 
     The one-sided t test has the standard error of `compare`. It inverts the lower end of the
     two-sided interval: at half of the interval's alpha, a system is not inferior if the interval of
@@ -257,7 +251,6 @@ def find_not_inferior(
         result: of `compare`.
         margin: largest difference that does not matter, above 0.
         against: references; empty: each system of a pair is compared with the other.
-        metric: name of a metric whose higher values are better.
 
     Returns:
         For each tested system its name `system`, that of the `reference`, the `difference`, its
@@ -265,7 +258,7 @@ def find_not_inferior(
     """
     entries = []
     for pair in result["pairs"]:
-        entry = pair["metrics"][metric]
+        entry = pair["metrics"]["auroc"]
         if not entry["standard_error"]:
             continue
         for system, reference, sign in ((pair["a"], pair["b"], 1), (pair["b"], pair["a"], -1)):

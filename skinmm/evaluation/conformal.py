@@ -91,9 +91,9 @@ def count_effective_rows(
 
 
 def coverage_range(
-    rows: int, coverage: float, confidence: float = 0.95, *, effective_rows: float | None = None
+    rows: int, coverage: float, *, effective_rows: float | None = None
 ) -> tuple[float, float] | None:
-    """Return the range of a class's coverage over validation sets of this size.
+    """Return the 95 % range of a class's coverage over validation sets of this size.
 
     With n independent rows and limit rank k (see `fit_conformal`), the coverage is distributed as
     Beta(n + 1 - k, k) (Vovk 2012, arXiv:1209.2673). With several rows of a patient, n is the number
@@ -106,8 +106,7 @@ def coverage_range(
     size: float = rows
     if effective_rows is not None and effective_rows < rows:
         size, rank = effective_rows, (1 - coverage) * (effective_rows + 1)
-    tail = (1 - confidence) / 2
-    low, high = betaincinv(size + 1 - rank, rank, [tail, 1 - tail])
+    low, high = betaincinv(size + 1 - rank, rank, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -207,12 +207,7 @@ def _build_slope(log_odds: _LogOdds, truth: Bool[np.ndarray, " n"]) -> Statistic
 
 
 def simulate_widths(
-    predictions: Predictions,
-    malignant: int,
-    *,
-    confidence: float = 0.95,
-    repeats: int = 300,
-    seed: int = 0,
+    predictions: Predictions, malignant: int, *, confidence: float = 0.95, repeats: int = 300
 ) -> dict[str, float]:
     """Simulate the widths of intervals for a number of patients with malignant lesions.
 
@@ -226,7 +221,7 @@ def simulate_widths(
     has_malignant = np.zeros(count, dtype=bool)
     has_malignant[codes[predictions.malignant]] = True
     statistic = MalignancyMetrics(predictions.malignancy, predictions.malignant, codes)
-    rng, draws = np.random.default_rng(seed), np.zeros((repeats, count), dtype=np.int64)
+    rng, draws = np.random.default_rng(0), np.zeros((repeats, count), dtype=np.int64)
     sizes = malignant, round(malignant * (~has_malignant).sum() / has_malignant.sum())
     for group, size in zip((has_malignant, ~has_malignant), sizes, strict=True):
         shares = np.full(int(group.sum()), 1 / max(group.sum(), 1))

@@ -55,7 +55,6 @@ def estimate_shift(
     *,
     ood: tuple[_Ood, _ReferenceOod] | None = None,
     resamples: int = 200,
-    seed: int = 0,
 ) -> PrevalenceShift:
     """Estimate the class shares of rows without labels, and test whether only they have changed.
 
@@ -73,9 +72,8 @@ def estimate_shift(
         prior: class shares for which the probabilities were calibrated.
         ood: OOD scores of the site and of the reference.
         resamples: number of resamples of the interval and of the test.
-        seed: seed of the resamples.
     """
-    old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(seed)
+    old, rng = np.array(prior, dtype=np.float64), np.random.default_rng(0)
     codes, count = patient_codes(patients)
     # With half a patient more in each class, so that no class becomes impossible.
     shares = estimate_shares(probabilities, old)[0] * count + np.where(old > 0, 0.5, 0)

@@ -22,7 +22,7 @@ from skinmm.predict.inputs import InMemoryImages, rename_training_columns
 from skinmm.predict.lesions import group_rows
 from skinmm.predict.loading import CaseImage
 from skinmm.predict.pipeline import canonical_record, known_values
-from skinmm.predict.predictor import Predictor
+from skinmm.predict.predictor import Predictor, load_predictor
 from skinmm.vocabulary import is_missing, match_columns
 
 NOTICE: Final = (
@@ -56,7 +56,7 @@ class CasePredictor:
     """
 
     def __init__(self, config: InferenceConfig, checkpoints: Sequence[Path]) -> None:
-        self.predictor = Predictor.from_config(config, checkpoints)
+        self.predictor = load_predictor(config, checkpoints)
         self._explainers = Explainer.for_predictor(self.predictor, checkpoints, config.accelerator)
         self._lock = Lock()  # explanations add hooks to a network that torch may predict with
         self._is_shared = "torch" in self.predictor.backend

@@ -36,7 +36,7 @@ from skinmm.predict.inputs import (
 )
 from skinmm.predict.lesions import fill_from_headers, sort_by_lesion
 from skinmm.predict.pipeline import TableBatch, count_patients
-from skinmm.predict.predictor import PredictionTable, Predictor
+from skinmm.predict.predictor import PredictionTable, Predictor, load_predictor
 from skinmm.predict.writer import OutputTable, find_format
 from skinmm.vocabulary import COLUMN_NAMES, match_columns
 
@@ -58,7 +58,7 @@ def predict_file(config: PredictConfig) -> int:
     checkpoints = find_checkpoints(config.checkpoint)
     announce_included(checkpoints)
     images = ImageFolder(find_image_folder(config))
-    predictor = Predictor.from_config(config, checkpoints, CONCURRENCY)
+    predictor = load_predictor(config, checkpoints, CONCURRENCY)
     output = OutputTable(
         Path(config.output),
         _describe_job(config, predictor, input_state),

@@ -144,20 +144,6 @@ class Predictor:
             warn("a checkpoint was never calibrated; all its decisions are refer")
         return predictor
 
-    @classmethod
-    def from_config(
-        cls, config: InferenceConfig, paths: Sequence[Path], concurrency: int = 1
-    ) -> "Predictor":
-        """Load checkpoints with the settings of a command."""
-        return cls.from_checkpoints(
-            paths,
-            config.accelerator,
-            referral=config.referral,
-            backend=config.backend,
-            concurrency=concurrency,
-            uncalibrated=config.uncalibrated,
-        )
-
     def predict(
         self,
         table: pd.DataFrame,
@@ -299,6 +285,20 @@ class Predictor:
 def _to_sets(output: ModelOutput) -> Bool[np.ndarray, "n classes"] | None:
     """Return the prediction set of each row: the classes in at least half of the members' sets."""
     return None if output.votes is None else output.votes >= MIN_VOTES
+
+
+def load_predictor(
+    config: InferenceConfig, paths: Sequence[Path], concurrency: int = 1
+) -> Predictor:
+    """Load checkpoints with the settings of a command."""
+    return Predictor.from_checkpoints(
+        paths,
+        config.accelerator,
+        referral=config.referral,
+        backend=config.backend,
+        concurrency=concurrency,
+        uncalibrated=config.uncalibrated,
+    )
 
 
 def select_device(accelerator: str) -> torch.device:

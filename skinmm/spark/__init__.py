@@ -26,6 +26,7 @@ from skinmm.predict.inputs import ImageFolder
 from skinmm.predict.job import name_lesions, print_summary
 from skinmm.predict.lesions import name_rows, sort_by_lesion
 from skinmm.predict.pipeline import require_single_rows
+from skinmm.predict.predictor import load_predictor
 from skinmm.predict.writer import number_columns, to_arrow
 
 ATTEMPTS: Final = 4
@@ -79,7 +80,7 @@ TASK_ROWS: Final = 1024
 def predict_spark(config: PredictSparkConfig) -> int:
     """Run a prediction job on Spark; return the exit status: 3 if some rows were not predicted."""
     paths = find_checkpoints(config.checkpoint)
-    predictor = Predictor.from_config(config, paths)
+    predictor = load_predictor(config, paths)
     require_single_rows(predictor.ensemble.members, "skinmm predict-spark", allow_views=True)
     with (
         spark_session(config.master) as session,

@@ -97,7 +97,7 @@ def test_contributions_add_up_to_the_prediction(fusion: str, views: int) -> None
     found = of(model, views=views)
     there = {"image"} if fusion == "image_only" else {"image", "age", "sex"}
     assert found.added.keys() == there
-    predicted = malignancy(model, ROW, lesion(), views=views)
+    predicted = malignancy(model, ROW, lesion(), symmetries=views)
     assert found.start + sum(found.added.values()) == pytest.approx(predicted, abs=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_contributions_start_at_the_mean_of_background_rows(fusion: str, views: 
     assert found.start == pytest.approx(float(mean), abs=1e-6)
     assert found.is_average
     image = None if fusion == "tabular_only" else lesion()
-    predicted = malignancy(model, ROW, image, views=views)
+    predicted = malignancy(model, ROW, image, symmetries=views)
     assert found.start + sum(found.added.values()) == pytest.approx(predicted, abs=1e-6)
 
 

@@ -87,7 +87,7 @@ def test_rows_of_other_patients_do_not_count(run: Path) -> None:
 def test_a_service_compares_the_rows_of_a_batch(run: Path) -> None:
     service = CasePredictor(ServeConfig(accelerator="cpu"), [best(run)])
     table = read_table(run).head(100)
-    rows: list[Any] = table.drop(columns="image_id").astype(str).to_dict("records")
+    rows: list[Any] = table.drop(columns="image_id").astype(str).fillna("").to_dict("records")
     answers = service.predict_table(rows, {})
     expected = Predictor.from_checkpoints(run).predict(table)
     assert [row["malignancy"] for row in answers] == pytest.approx(expected["malignancy"].tolist())

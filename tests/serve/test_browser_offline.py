@@ -182,7 +182,7 @@ def test_what_the_page_cannot_do_is_refused_by_name() -> None:
 def test_keys_of_the_other_target_are_refused(tmp_path: Path) -> None:
     from skinmm.predict.export_onnx import export as export_file
 
-    with pytest.raises(InputError, match="out names the file"):
+    with pytest.raises(InputError, match="out=FILE belongs to target=onnx"):
         export_browser(ExportConfig(target="browser", out="a.onnx"))
     with pytest.raises(InputError, match="belong to target=browser"):
         export_file(ExportConfig(runtime="node_modules"))

@@ -86,7 +86,6 @@ def net_benefit_band(
     patients: Shaped[np.ndarray, " n"],
     thresholds: Float[np.ndarray, " k"],
     confidence: float,
-    resamples: int = 300,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Return the percentile interval of the net benefit at each threshold, over patients."""
     codes, count = patient_codes(patients)
@@ -99,7 +98,7 @@ def net_benefit_band(
         np.add.at(cells, (codes[side], passed[side]), 1)
         gains += cells[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] * weight
     rng = np.random.default_rng(0)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=300)
     benefits = draws @ gains / (draws @ np.bincount(codes))[:, None]
     low, high = np.quantile(benefits, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
