@@ -46,6 +46,7 @@ FIGURES: Final = (
     *("calibration_slope", "brier", "macro_auroc", "within_source_macro_auroc"),
     "class_balanced_accuracy",
 )
+_TRIPOD: Final = "tripod_ai_2024.csv"
 
 
 def build_training(inputs: ReportInputs) -> Section | None:
@@ -115,25 +116,24 @@ def build_model_card(inputs: ReportInputs) -> Section:
 
 def build_tripod(inputs: ReportInputs) -> Section:
     """Build the TRIPOD+AI checklist (Collins et al. 2024, doi:10.1136/bmj-2023-078378)."""
-    items = _load_items("tripod_ai_2024.csv", inputs)
-    lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))
-    return Section("tripod", "TRIPOD+AI 2024", [Checklist(items)], lead, is_folded=True)
+    return _build_checklist("tripod", "TRIPOD+AI 2024", _TRIPOD, inputs)
 
 
 def build_stard(inputs: ReportInputs) -> Section:
     """Build the STARD-AI list (Sounderajah et al. 2025, doi:10.1038/s41591-025-03953-8)."""
-    return _build_companion("stard", "STARD-AI 2025", "stard_ai_2025.csv", inputs)
+    return _build_checklist("stard", "STARD-AI 2025", "stard_ai_2025.csv", inputs)
 
 
 def build_claim(inputs: ReportInputs) -> Section:
     """Build the CLAIM list (Tejani et al. 2024, doi:10.1148/ryai.240300)."""
-    return _build_companion("claim", "CLAIM 2024", "claim_2024.csv", inputs)
+    return _build_checklist("claim", "CLAIM 2024", "claim_2024.csv", inputs)
 
 
-def _build_companion(key: str, title: str, name: str, inputs: ReportInputs) -> Section:
-    """Build a checklist whose answers refer to items of TRIPOD+AI."""
-    tripod = _load_items("tripod_ai_2024.csv", inputs)
-    items = _load_items(name, inputs, {item.number for item in tripod if item.answer})
+def _build_checklist(key: str, title: str, name: str, inputs: ReportInputs) -> Section:
+    """Build a checklist; the answers of the others refer to items of TRIPOD+AI."""
+    items = _load_items(_TRIPOD, inputs)
+    if name != _TRIPOD:
+        items = _load_items(name, inputs, {item.number for item in items if item.answer})
     lead = TEXTS["tripod"].format(sum(bool(item.answer) for item in items), len(items))
     return Section(key, title, [Checklist(items)], lead, is_folded=True)
 

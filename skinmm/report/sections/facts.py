@@ -47,13 +47,14 @@ def describe_run(inputs: ReportInputs) -> list[str]:
 
 def collect_facts(inputs: ReportInputs) -> dict[str, str]:
     """Return the facts named in the checklists under `templates/`, as name -> text."""
+    decision = _describe_threshold(inputs), describe_call_rule(inputs), describe_rule(inputs)
     return {
         **_describe_cohort(inputs),
         "groups": "See Subgroups." if inputs.records is not None else "",
         "unpredicted": f"Not predicted: {inputs.measured.get('unpredicted', 0):,}.",
         "unit": resampling_unit(inputs),
         "performance": _describe_performance(inputs),
-        "threshold": " ".join(filter(None, _describe_decision(inputs))),
+        "threshold": " ".join(filter(None, decision)),
         "warnings": " ".join(collect_warnings(inputs)),
         "limits": "\n".join(_collect_limits(inputs)),
         "checkpoint": inputs.checkpoint if inputs.config else "",
@@ -196,10 +197,6 @@ def _describe_performance(inputs: ReportInputs) -> str:
         parts.append(f"referred to a person: {share}")
     sentences = [f"{', '.join(parts)}; {100 * inputs.confidence:.0f} % intervals."]
     return " ".join([*sentences, *describe_decided(inputs), *restate_at_clinic(inputs)])
-
-
-def _describe_decision(inputs: ReportInputs) -> tuple[str, str, str]:
-    return _describe_threshold(inputs), describe_call_rule(inputs), describe_rule(inputs)
 
 
 def _describe_threshold(inputs: ReportInputs) -> str:
