@@ -44,6 +44,7 @@ from skinmm.images.dicom import probe_dicom, read_dicom
 
 __all__ = ["DecodeError", "ImageInfo", "decode", "decode_within", "probe"]
 
+MAX_PIXELS: Final = 200_000_000
 _BITS_PER_SAMPLE, _MAX_SAMPLE, _DEEP = 258, 281, 16  # tags of TIFF 6.0, and bits
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
@@ -54,7 +55,7 @@ def decode(
     size: Size | int | None = None,
     frame: int | None = None,
     icc: Icc = "ignore",
-    max_pixels: int = 200_000_000,
+    max_pixels: int = MAX_PIXELS,
     min_side: int = 1,
 ) -> Pixels:
     """Decode an image to RGB: JPEG, PNG, DICOM, BMP, TIFF, WebP, GIF or HEIC.
@@ -191,16 +192,14 @@ def _open_picture(data: bytes, kind: str) -> Any:
 
 def _read_picture(data: bytes, request: Request, kind: str) -> Raster:
     """Decode to 8 bits without transparency; of 16 bits the upper eight are used."""
+    limits = request.max_pixels, request.min_side
     if kind == "PNG":  # before Pillow reads the other chunks
-        width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-        check_size(width, height, request.max_pixels, request.min_side)
+        check_size(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), *limits)
     with _open_picture(data, kind) as image:
-        width, height = image.size
-        check_size(width, height, request.max_pixels, request.min_side)
+        check_size(image.width, image.height, *limits)
         if index := check_frame(request.frame, _count_frames(image, kind)):
             image.seek(index)
-            width, height = image.size
-            check_size(width, height, request.max_pixels, request.min_side)
+            check_size(image.width, image.height, *limits)
         profile, orientation = image.info.get("icc_profile"), _read_orientation(image, kind)
         image.load()
         is_deep = image.mode.startswith("I") and (kind == "PNG" or image.mode != "I")
@@ -254,7 +253,7 @@ def _read_orientation(image: Image.Image, kind: str) -> int:
     return 1 if kind in ("TIFF", "HEIC") else read_orientation(image.info.get("exif"))
 
 
-def decode_mask(data: bytes, max_pixels: int = 200_000_000) -> Bool[np.ndarray, "_ _"]:
+def decode_mask(data: bytes) -> Bool[np.ndarray, "_ _"]:
     """Decode the mask of a lesion, True inside; undo the EXIF orientation.
 
     Inside are the pixels whose index is not 0, if the image has a palette of colours or numbers
@@ -266,8 +265,7 @@ def decode_mask(data: bytes, max_pixels: int = 200_000_000) -> Bool[np.ndarray, 
         if kind not in _CLASSES:
             raise DecodeError(f"a mask cannot be {kind}: convert it to PNG")
         with _open_picture(data, kind) as image:
-            width, height = image.size
-            check_size(width, height, max_pixels)
+            check_size(image.width, image.height, MAX_PIXELS)
             orientation = _read_orientation(image, kind)
             inside = _find_inside(image)
     pixels = inside[..., None].repeat(3, axis=2).view(np.uint8)

@@ -162,12 +162,6 @@ class Network(nn.Module):
         mean = logarithms.logsumexp(dim=0) - math.log(len(logarithms))
         return mean, features.mean(dim=0)
 
-    def log_probabilities(
-        self, image: Images | None, record: Records | None, symmetries: int = 1
-    ) -> Float[Tensor, "b classes"]:
-        """Return the log-probabilities of `predict`."""
-        return self.predict(image, record, symmetries)[0]
-
 
 def iterate_symmetries(image: Images) -> Iterator[UInt8[Tensor, "b 3 _ _"]]:
     """Yield a batch of images and its seven other flips, transposes and quarter turns."""

@@ -9,8 +9,10 @@ out-of-distribution score always stay in 32 and 64 bits.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -236,7 +238,8 @@ class Quantiser:
             )
             feeds = self._feeds(_load(self._data, "train", CALIBRATION_IMAGES))
             for feed in feeds:  # one batch at a time: the calibrator stores all activations
-                calibrator.collect_data(_Reader([feed]))
+                reader = SimpleNamespace(get_next=partial(next, iter([feed]), None))
+                calibrator.collect_data(reader)
             return calibrator.compute_data()
 
     def _feeds(self, batches: Iterator[_Batch]) -> Iterator[dict[str, Any]]:
@@ -287,16 +290,6 @@ class Quantiser:
     @staticmethod
     def _run(backend: OnnxBackend, batches: list[_Batch]) -> Float32[np.ndarray, "n classes"]:
         return np.concatenate([backend(*batch)[0] for batch in batches])
-
-
-class _Reader:
-    """Batches with the interface of ONNX Runtime's calibrator."""
-
-    def __init__(self, feeds: list[dict[str, Any]]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
 
 
 def find_image_nodes(graph: Any) -> list[Any]:

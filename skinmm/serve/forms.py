@@ -19,7 +19,7 @@ from starlette.requests import Request
 from skinmm.data.lesions import VIEW_WORDS, parse_view
 from skinmm.errors import InputError
 from skinmm.files import IMAGE_SUFFIXES, read_table_chunks
-from skinmm.images.decode import DecodeError, ImageInfo, probe
+from skinmm.images.decode import MAX_PIXELS, DecodeError, ImageInfo, probe
 from skinmm.images.source import split_frame
 from skinmm.predict.cases import Case
 from skinmm.predict.loading import CaseImage
@@ -30,7 +30,6 @@ MAX_IMAGE: Final = 20_000_000  # bytes
 MAX_BATCH: Final = 100_000_000  # bytes
 MAX_TABLE: Final = 1_000_000  # bytes
 MAX_TEXT: Final = 1_000  # bytes of a field
-MAX_PIXELS: Final = 200_000_000
 _FORM_OVERHEAD: Final = 100_000  # bytes of boundaries, headers and fields next to an image
 _FILE_NAME: Final = re.compile(r"(?!\.)[\w .()+-]{1,200}")
 _UNKNOWN: Final = "; another value counts as missing and is listed in `unknown`"

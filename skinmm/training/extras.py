@@ -81,7 +81,7 @@ class MissingColumnsPass(pl.LightningModule):
                 image = self.network.encode_image(image, batch.get("has_image"))
         order = removal_order(batch["row"].cpu().numpy(), len(self._empty.widths))
         records = [self._empty.fill(record, order < count) for count in self.counts]
-        logits = [self.network.log_probabilities(image, record) for record in records]
+        logits = [self.network.predict(image, record)[0] for record in records]
         self._collector.update(batch["row"], torch.stack(logits, dim=1))
 
     def on_test_epoch_end(self) -> None:
