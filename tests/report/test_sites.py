@@ -64,7 +64,7 @@ def test_a_prediction_file_gives_auroc_and_share_and_is_resampled(
     needed = malignant_by_pairs(rows, replace(rows, probabilities=np.c_[1 - q, q]), 0.05)
     assert int(lines[4].split()[-1].replace(",", "")) == pytest.approx(needed, abs=2)
     assert plan(tmp_path, given[0], "overwrite=true") == 2
-    assert "give both files" in capsys.readouterr().err
+    assert "compared with a first prediction file; give both" in capsys.readouterr().err
 
 
 def test_a_high_auroc_has_a_smaller_difference(tmp_path: Path, capsys: Said) -> None:
