@@ -64,16 +64,6 @@ class Result(NamedTuple):
     blurred: bool = False
 
     @property
-    def prevalence(self) -> float:
-        """Prevalence of malignancy that the calibrated probabilities assume."""
-        return read_prevalence(self.card)
-
-    @property
-    def test(self) -> Mapping[str, Any]:
-        """Test results of the model; empty for an ensemble, whose members are tested separately."""
-        return read_test(self.card)
-
-    @property
     def similar(self) -> dict[str, float]:
         """Test rows of similar probability; empty if unknown."""
         groups = list_groups(self.card)
@@ -95,7 +85,9 @@ def render_result(result: Result, audience: str = AUDIENCES[0]) -> str:
             explanation.images, explanation.draw(_DISPLAY_SIDE), strict=bool(explanation.heats)
         )
     ]
-    return render("result.html", result=result, audience=audience, images=images, changes=changes)
+    facts = {"test": read_test(result.card), "prevalence": read_prevalence(result.card)}
+    choices = {"audience": audience, "images": images, "changes": changes}
+    return render("result.html", result=result, **facts, **choices)
 
 
 @dataclass(frozen=True)
