@@ -293,13 +293,13 @@ def require_single_rows(
     members: Sequence[CalibratedModel], feature: str, *, allow_views: bool = False
 ) -> None:
     """Refuse models that need several images or, for `data.relative`, several rows at once."""
-    for config in [member.config for member in members]:
-        if config.data.relative:
+    for member in members:
+        if {*member.config.data.relative} & {*member.columns}:
             raise InputError(
                 f"{feature}: not available for a checkpoint trained with data.relative, as the "
                 "rows of a patient have to be in one table; use predict.py, or train without it"
             )
-        if config.data.unit == "lesion" and not allow_views:
+        if member.config.data.unit == "lesion" and not allow_views:
             raise InputError(
                 f"{feature}: not available for a checkpoint trained with data.unit=lesion; use one "
                 "trained with data.unit=image"

@@ -69,10 +69,13 @@ def write_cohort(folder: Path, **columns: Any) -> DataConfig:
     return DataConfig(name="csv", root=str(folder), **settings)  # type: ignore[arg-type]
 
 
-def test_a_cohort_has_the_columns(tmp_path: Path) -> None:
-    rows = load_cohort(write_cohort(tmp_path)).rows
+def test_a_cohort_has_the_columns_also_of_rows_without_a_target(tmp_path: Path) -> None:
+    data = write_cohort(tmp_path, target=[0, None, 1, *[0, 1] * 4, 0])
+    data.missing = "drop"
+    rows = load_cohort(data).rows
+    assert len(rows) == 11
     area = np.arange(12.0) ** 2 + 0.5
-    expected = compare_rows(rows["patient_id"].tolist(), area[:, None])
+    expected = compare_rows([f"P{n // 3}" for n in range(12)], area[:, None])[np.arange(12) != 1]
     actual = rows[["area difference within patient", "area z-score within patient"]]
     np.testing.assert_allclose(actual, expected)
 

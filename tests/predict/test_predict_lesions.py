@@ -302,7 +302,7 @@ def test_equal_images_have_equal_contributions(run: Path, root: Path) -> None:
 def test_checkpoints_with_different_limits_are_refused(predictor: Predictor) -> None:
     (member,) = predictor.ensemble.members
     config = replace(member.config, data=replace(member.config.data, views=2))
-    with pytest.raises(InputError, match=r"trained with data\.views=2 and 4; use checkpoints with"):
+    with pytest.raises(InputError, match=r"trained with data\.views=2 and 4; use one value"):
         Predictor([member, replace(member, config=config)])
 
 

@@ -114,7 +114,8 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
         )
     present = [*cohort.rows.columns, *(MEASUREMENTS if data.segmenter else ())]
     check_columns(data.columns, present, cohort.columns)
-    cohort = replace(cohort, notes=(*cohort.notes, *describe_columns(cohort, data)))
+    notes = (*cohort.notes, *describe_columns(cohort, data))
+    cohort = replace(cohort, rows=add_relative(cohort.rows, data), notes=notes)
     try:
         rows = add_targets(cohort, data)
     except InputError:
@@ -123,7 +124,7 @@ def load_cohort(data: DataConfig, *, labelled: bool = True) -> CohortTable:
         rows = cohort.rows.assign(target=0)
     if fraction is not None:
         rows = hold_out(rows, fraction, data.split_seed)
-    return replace(cohort, rows=add_relative(rows, data))
+    return replace(cohort, rows=rows)
 
 
 def list_classes(table: pd.DataFrame, data: DataConfig) -> tuple[str, ...]:
