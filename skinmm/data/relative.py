@@ -18,7 +18,7 @@ _EQUAL: Final = 1e-10  # standard deviation, as a share of the mean, that roundi
 class PatientStatistics:
     """Count, mean and sum of squared deviations of numeric columns for each patient.
 
-    Rows are added in parts. Memory depends on the number of patients and not of rows.
+    Rows are added in parts. Memory has the patients, and a number for each image with a name.
 
     Args:
         width: number of columns.
@@ -29,10 +29,18 @@ class PatientStatistics:
 
     def __init__(self, width: int) -> None:
         self.codes: dict[str, int] = {}
+        self._images = set[int]()
         self._moments = np.zeros((3, 1, width))
 
-    def add(self, patients: Sequence[str | None], values: Float64[np.ndarray, "n width"]) -> None:
+    def add(
+        self,
+        patients: Sequence[str | None],
+        values: Float64[np.ndarray, "n width"],
+        images: Sequence[str] = (),
+    ) -> None:
         """Add rows; a row without a patient and a value that is not finite do not count.
+
+        Several rows with the same patient, values and name in `images` count once.
 
         The moments of both parts are combined by Chan, Golub and LeVeque (1983), which unlike the
         sum of squares is accurate for large means.
@@ -40,6 +48,7 @@ class PatientStatistics:
         for patient in patients:
             if patient is not None:
                 self.codes.setdefault(patient, len(self.codes) + 1)
+        patients = self._drop_copies(patients, values, images)
         if (lacking := len(self.codes) + 1 - self._moments.shape[1]) > 0:
             lacking = max(lacking, self._moments.shape[1])  # few copies of the whole
             self._moments = np.pad(self._moments, ((0, 0), (0, lacking), (0, 0)))
@@ -70,6 +79,21 @@ class PatientStatistics:
         columns[np.stack([number < 2, number < 3], axis=2)] = np.nan  # noqa: PLR2004
         return columns.reshape(len(values), -1)
 
+    def _drop_copies(
+        self,
+        patients: Sequence[str | None],
+        values: Float64[np.ndarray, "n width"],
+        images: Sequence[str],
+    ) -> list[str | None]:
+        """Return the patient of each row, None for a copy of a row that was added before."""
+        counted = [*patients]
+        for row, image in enumerate(images):
+            key = hash((patients[row], image, values[row].tobytes()))
+            if image and patients[row] is not None:
+                counted[row] = None if key in self._images else patients[row]
+                self._images.add(key)
+        return counted
+
     def _encode(self, patients: Sequence[str | None]) -> Int64[np.ndarray, " n"]:
         codes = [0 if patient is None else self.codes.get(patient, 0) for patient in patients]
         return np.array(codes, np.int64)
@@ -89,11 +113,13 @@ def _compute_moments(
 
 
 def compare_rows(
-    patients: Sequence[str | None], values: Float64[np.ndarray, "n width"]
+    patients: Sequence[str | None],
+    values: Float64[np.ndarray, "n width"],
+    images: Sequence[str] = (),
 ) -> Float64[np.ndarray, "n columns"]:
     """Compare the rows of one table; see `PatientStatistics.compare`."""
     statistics = PatientStatistics(values.shape[1])
-    statistics.add(patients, values)
+    statistics.add(patients, values, images)
     return statistics.compare(patients, values)
 
 
@@ -127,7 +153,7 @@ def _require_comparable(rows: pd.DataFrame, data: DataConfig) -> None:
     for name in data.relative:
         reason = "not in data.columns; add it there" if name not in data.columns else ""
         if name in CONVERTERS:
-            reason = "constant for a patient, or no number; name columns of numbers"
+            reason = "refused: age, sex and site cannot be compared within a patient"
         elif name in MEASUREMENTS:
             reason = "measured on the image; name columns of the table"
         elif not reason and not pd.api.types.is_numeric_dtype(rows[name]):

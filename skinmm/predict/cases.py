@@ -12,13 +12,17 @@ import pandas as pd
 from skinmm import __version__
 from skinmm.config import name_relative
 from skinmm.config.commands import InferenceConfig
-from skinmm.data.lesions import SEPARATOR
+from skinmm.data.lesions import SEPARATOR, name_spread_columns
 from skinmm.errors import InputError
 from skinmm.images.source import FRAME
 from skinmm.predict.backends import PRECISION, OnnxBackend, read_precision
 from skinmm.predict.ensemble import CalibratedModel
 from skinmm.predict.explain import Explainer, Explanation, explain_case
-from skinmm.predict.inputs import InMemoryImages, rename_training_columns
+from skinmm.predict.inputs import (
+    InMemoryImages,
+    describe_missing_columns,
+    rename_training_columns,
+)
 from skinmm.predict.lesions import group_rows
 from skinmm.predict.loading import CaseImage
 from skinmm.predict.pipeline import canonical_record, known_values
@@ -118,17 +122,25 @@ class CasePredictor:
             cases.append(Case(pictures, {n: c for n, c in cells.items() if n != "view"}))
         return cases
 
+    def describe_columns(self, rows: Sequence[Mapping[str, str]]) -> str:
+        """Describe missing and unused columns of a table; "" if there are none."""
+        ensemble = self.predictor.ensemble
+        names = [*rename_training_columns(_to_table(rows[:1]), ensemble.column_names)]
+        expected = [name for name in ensemble.columns if name not in ensemble.measured_columns]
+        return describe_missing_columns(name_spread_columns(names, expected), expected)
+
     def _list_cells(self, rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         """Return the cells of each prediction by canonical name."""
         columns = self.predictor.columns
+        table = rename_training_columns(_to_table(rows), self.predictor.ensemble.column_names)
         if self.has_views:
-            names = self.predictor.ensemble.column_names
-            table = rename_training_columns(_to_table(rows), names)
             lesions = group_rows(table, columns, self.max_images).table
             cells = lesions.to_numpy(object)
             return [dict(zip(map(str, lesions), row, strict=True)) for row in cells]
-        canonical = match_columns(dict.fromkeys(name for row in rows for name in row), columns)
-        return [{canonical.get(name, name): cell for name, cell in row.items()} for row in rows]
+        canonical = match_columns(table.keys(), columns)
+        names = [canonical.get(name, name) for name in table]
+        lines = zip(*(table[name] for name in table), strict=True)
+        return [dict(zip(names, line, strict=True)) for line in lines]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Explanation | None]:
         """Predict and explain one case; the explanation is None if the row has an error."""

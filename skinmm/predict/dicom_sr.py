@@ -58,7 +58,9 @@ def write_results(config: DicomConfig) -> int:
     written = failed = 0
     for row in rows:
         if "image_id" not in row:
-            raise InputError(f"input={config.input}: no image column; call it image_name or image")
+            raise InputError(
+                f"input={config.input}: no image column; rename it to image_name or image"
+            )
         try:
             results = _build_results(predictor, images, row)
             out.mkdir(parents=True, exist_ok=True)

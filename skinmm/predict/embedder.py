@@ -99,7 +99,9 @@ class Embedder(Ensemble):
         if not isinstance(member.backend, TorchBackend):
             raise InputError("embeddings need backend=torch")
         network = cast("Backbone", member.backend.network.image)
-        names = Ensemble([member]).column_names
+        names, data = Ensemble([member]).column_names, member.config.data
+        mapping = (data.args.get("columns") or {}) if data.name == "csv" else {}
+        names |= {public: name for name, public in mapping.items() if name in columns}
         return cls(network, member.view, member.config.model.name, columns, names)
 
     def run(

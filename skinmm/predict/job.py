@@ -141,7 +141,8 @@ def _require_inputs(config: PredictConfig, names: Sequence[str], ensemble: Ensem
     if "image_id" in columns_of_table or (columns_of_table & {*columns} and not needs_names):
         return
     raise InputError(
-        f"input={config.input}: no image column; call it {', '.join(COLUMN_NAMES['image_id'][:5])} "
+        f"input={config.input}: no image column; rename it to one of "
+        f"{', '.join(COLUMN_NAMES['image_id'][:5])} "
         f"(it has: {', '.join(map(str, names))})"
     )
 

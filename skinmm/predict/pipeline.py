@@ -66,7 +66,7 @@ class TableBatch:
         public_names = {canonical: public for public, canonical in names.items()}
         if needs_image and "image_id" not in public_names:
             raise InputError(
-                "the table has no image column; call it image_name, image_id, image or path "
+                "the table has no image column; rename it to image_name, image_id, image or path "
                 f"(it has: {', '.join(map(str, table.keys()))})"
             )
         self.size, self.limited = count_table_rows(table), 0
@@ -175,9 +175,9 @@ def _submit(
         limited += batch.limited
         _refuse_cells(batch, ensemble)
         if ensemble.relative:
-            compare = patients.compare if patients else compare_rows
-            columns = compare(*_read_numbers(batch, ensemble)).T
-            batch.cells |= dict(zip(name_relative(ensemble.relative), columns, strict=True))
+            numbers = _read_numbers(batch, ensemble)
+            columns = patients.compare(*numbers[:2]) if patients else compare_rows(*numbers)
+            batch.cells |= dict(zip(name_relative(ensemble.relative), columns.T, strict=True))
         for name, unseen in ensemble.unseen_cells(batch.cells).items():
             batch.unread += [(name, str(text)) for text in batch.cells[name][unseen]]
             batch.cells[name][unseen] = None
@@ -234,11 +234,12 @@ def count_patients(ensemble: Ensemble, tables: Iterable[Table]) -> PatientStatis
 
 def _read_numbers(
     batch: TableBatch, ensemble: Ensemble
-) -> tuple[list[str | None], Float64[np.ndarray, "n columns"]]:
-    """Return the patient of each row, or else its lesion, and the columns to compare."""
+) -> tuple[list[str | None], Float64[np.ndarray, "n columns"], list[str]]:
+    """Return the patient of each row, or else its lesion, the columns to compare, the images."""
     names = zip(batch.cells["patient_id"], batch.cells["lesion_id"], strict=True)
     columns = [e.parse(name, batch.cells[name]) for name, e in ensemble.relative.items()]
-    return [patient or lesion for patient, lesion in names], np.stack(columns, axis=1)
+    patients = [patient or lesion for patient, lesion in names]
+    return patients, np.stack(columns, axis=1), batch.cells["image_id"].tolist()
 
 
 def _refuse_cells(batch: TableBatch, ensemble: Ensemble) -> None:

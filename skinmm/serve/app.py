@@ -18,12 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 import skinmm
-from skinmm.data.lesions import name_spread_columns
 from skinmm.errors import InputError
 from skinmm.predict.cases import NOTICE, Case, CasePredictor
 from skinmm.predict.explain import Explanation
 from skinmm.predict.heat_maps import heat_map_to_png
-from skinmm.predict.inputs import describe_missing_columns
 from skinmm.serve import responses
 from skinmm.serve.cases import NAMES, CaseRecorder, case_routes
 from skinmm.serve.forms import (
@@ -243,9 +241,7 @@ class _Endpoints:
             predictions = self.predictor.predict_table(rows, files)
             cases = self.predictor.list_cases(rows, files)
             self.recorder.record(get_user(request), predictions, cases)
-            columns = self.predictor.predictor.columns
-            names = name_spread_columns([*rows[0]], columns)
-            return predictions, describe_missing_columns(names, columns)
+            return predictions, self.predictor.describe_columns(rows)
 
         try:
             predictions, note = await self.queue.run(partial(read_batch, request, self.batch), job)

@@ -53,6 +53,21 @@ def test_against_pandas_in_any_number_of_parts(parts: int) -> None:
     assert np.isnan(statistics.compare(["new", None], np.ones((2, 2)))).all()
 
 
+def test_a_copy_of_a_row_does_not_count() -> None:
+    patients, images = ["a", "a", "a", "b", None], ["I0", "I1", "I2", "I3", "I4"]
+    values = np.array([[1.0, 4, 10, 2, 3]]).T
+    expected = compare_rows(patients, values)
+    twice = compare_rows(patients * 2, np.tile(values, (2, 1)), images * 2)
+    np.testing.assert_array_equal(twice, np.tile(expected, (2, 1)))
+    statistics = PatientStatistics(1)
+    for _ in range(3):
+        statistics.add(patients, values, images)
+    np.testing.assert_array_equal(statistics.compare(patients, values), expected)
+    # Without a name, or with another value, a row is another one.
+    others = compare_rows(["b", "b", "b"], np.array([[2.0, 2, 5]]).T, ["", "", "I3"])
+    np.testing.assert_allclose(others[:, 0], [-1.5, -1.5, 3])
+
+
 def write_cohort(folder: Path, **columns: Any) -> DataConfig:
     table = pd.DataFrame(
         {
@@ -84,7 +99,7 @@ def test_a_cohort_has_the_columns_also_of_rows_without_a_target(tmp_path: Path) 
     ("settings", "message"),
     [
         ({"relative": ["depth"]}, "'depth' is not in data.columns"),
-        ({"relative": ["age"]}, "'age' is constant for a patient"),
+        ({"relative": ["age"]}, "'age' is refused: age, sex and site cannot be compared"),
         ({"relative": ["grade"]}, "'grade' is a column of words"),
         ({"allow_leaks": True}, "remove data.allow_leaks=true"),
     ],

@@ -16,7 +16,9 @@ from skinmm.cli import main
 from skinmm.data.dataset import load_image
 from skinmm.errors import InputError
 from skinmm.predict import Predictor, embed
-from skinmm.predict.embedder import EmbeddingIndex
+from skinmm.predict.embedder import Embedder, EmbeddingIndex
+from skinmm.predict.ensemble import load_models
+from skinmm.predict.predictor import select_device
 
 Printed = pytest.CaptureFixture[str]
 DEMO = Path(embed.__file__).parents[1] / "demo"
@@ -75,6 +77,15 @@ def test_the_predictor_embeds_alike(file: Path, both: Path, table: Path) -> None
     pd.testing.assert_frame_equal(
         rows.filter(regex=r"^e\d"), stored.filter(regex=r"^e\d"), rtol=1e-4, atol=1e-5
     )
+
+
+def test_columns_with_the_names_of_training_are_copied(both: Path) -> None:
+    (model,) = load_models(best(both), select_device("cpu"))
+    model.config.data.name, model.config.data.args = "csv", {"columns": {"diagnosis": "Befund"}}
+    embedder = Embedder.from_model([model], ["diagnosis", "target"])
+    table = pd.DataFrame({"image": ["ISIC_0000166"], "Befund": ["naevus"]})
+    (rows,) = embedder.embed([table], DEMO / "images", workers=0)
+    assert rows[["diagnosis", "target"]].to_numpy().tolist() == [["naevus", None]]
 
 
 def test_background_rows_are_features_of_evaluation(both: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_table_without_an_image_column_is_refused_not_guessed(
         table.write_text(f"{header}\na.jpg;50\n", encoding="utf-8")
         assert main([*job, *extra]) == 2
         error = capsys.readouterr().err
-        assert "no image column; call it image_id, image_name, isic_id" in error
+        assert "no image column; rename it to one of image_id, image_name, isic_id" in error
         assert f"(it has: {header.replace(';', ', ')})" in error
     assert main(job) == 0
     assert pd.read_csv(tmp_path / "out.csv")["missing"].tolist() == ["image|sex|site"]

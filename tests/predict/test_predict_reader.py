@@ -152,7 +152,9 @@ def test_numbers_that_name_something_have_no_decimals(tmp_path: Path) -> None:
 
 def test_a_table_without_images_is_refused_only_where_they_are_needed() -> None:
     table = pd.DataFrame({"sex": ["male"]})
-    with pytest.raises(InputError, match=r"no image column; call it image_name.*\(it has: sex\)"):
+    with pytest.raises(
+        InputError, match=r"no image column; rename it to image_name.*\(it has: sex\)"
+    ):
         TableBatch(table, ["sex"], needs_image=True)
     assert TableBatch(table, ["sex"], needs_image=False).cells["image_id"].tolist() == [""]
 

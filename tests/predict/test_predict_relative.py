@@ -77,6 +77,8 @@ def test_rows_of_other_patients_do_not_count(run: Path) -> None:
     few = table[table["patient_id"].isin(table["patient_id"].dropna().unique()[:5])]
     part = predictor.predict(few).set_index("image_id")
     np.testing.assert_allclose(part["malignancy"], whole.loc[part.index, "malignancy"], atol=1e-9)
+    twice = predictor.predict(pd.concat([few, few]))
+    np.testing.assert_allclose(twice["malignancy"], [*part["malignancy"]] * 2, atol=1e-9)
     single = predictor.predict(few.iloc[:1])
     assert single["missing"].tolist() == ["|".join(RELATIVE)]
     # A column with the name of a computed one is not read.
@@ -98,6 +100,14 @@ def test_a_service_compares_the_rows_of_a_batch(run: Path) -> None:
     assert service.card["columns"] == ["age", "area"]
     assert service.card["relative"] == RELATIVE
     assert RELATIVE[0] in (run / "card.md").read_text(encoding="utf-8")
+    service.predictor.ensemble.column_names["Fall"] = "patient_id"
+    named: list[Any] = [{"Fall" if n == "patient_id" else n: c for n, c in r.items()} for r in rows]
+    assert service.describe_columns(named) == ""
+    assert [case.record["patient_id"] for case in service.list_cases(named, {})] == [
+        row["patient_id"] for row in rows
+    ]
+    from_names = [row["malignancy"] for row in service.predict_table(named, {})]
+    assert from_names == [row["malignancy"] for row in answers]
 
 
 def test_what_cannot_be_read_twice_is_refused(

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_named(both: Path, pictures: Path, tmp_path: Path
         "master=mars": "master=mars: Spark does not start; it needs Java 17 or later",
         "input=nowhere.parquet": "input=nowhere.parquet: no such file or folder",
         "input=empty.parquet": "input=empty.parquet: the table has no rows",
-        "input=nameless.parquet": "the table has no image column; call it image_name, image_id",
+        "input=nameless.parquet": "the table has no image column; rename it to image_name, image",
         "images=nowhere": "images=nowhere: no such folder",
         "output=there": "output=there exists; choose another path or set overwrite=true",
     }
