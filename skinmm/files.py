@@ -171,6 +171,8 @@ def _find_separator(file: TextIOWrapper) -> str:
         return stated[1]
     while line.count('"') % 2 and len(line) < 1 << 16 and (more := file.readline()):
         line += more  # a quoted name contains a line break
+    if re.match(r"\s*<(!doctype html|html)\b", line, re.IGNORECASE):
+        raise ValueError("an HTML page and no table")
     if "\0" in line:
         raise ValueError("NUL in the header: perhaps UTF-16 without a byte order mark")
     file.seek(start)

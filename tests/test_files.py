@@ -105,6 +105,7 @@ def test_both_ways_to_read_agree(
         ("image,sex\na,male\n\nb\n", "row 4 has 1 cells, the header has 2"),
         ("image,sex\na,male\nb,male,55\n", "row 3 has 3 cells, the header has 2"),
         ("image,sex\na,male,55\n", "row 2 has 3 cells, the header has 2"),
+        ("\n<!DOCTYPE html>\n<html>\n", r"cannot be read \(an HTML page and no table"),
         ("image,p,\na,0,5\n", "row 2 has a cell in a column without a name"),
         ("image,sex, sex\na,male,male\n", "2 columns are called 'sex'"),
         (",image,,sex\n0,a,x,male\n", "2 columns are called ''"),

@@ -92,6 +92,8 @@ def explain_hydra_error(error: HydraException, schema: type[Any] | None) -> str:
         advice += ["-m trains one run for each"] if schema is Config else []
         advice = advice or ["give one value"]
         return f"{several[1]}={several[2]}: several values; {', '.join(advice)}"
+    if repeated := re.search(r"Either remove \+ prefix: '(.*)'", str(error)):
+        return f"{repeated[1].partition('=')[0]} is set already; without the +: {repeated[1]}"
     match = re.search(r"Error merging override '?[^=]*=(.*)", str(error))
     value = match[1].strip("'") if match else None
     return load.format_config_error(error.__cause__ or error, schema, value)

@@ -1,5 +1,6 @@
 """`skinmm init`: infer the columns of a user's table, and write a data configuration for it."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -56,8 +57,14 @@ def init(config: InitConfig) -> int:
         rows = load_cohort(data).rows
     except InputError as error:
         print_line(format_columns([*table], _format_rows(table.head(ROWS))))
-        warn(f"the configuration is incomplete: {error}")
-        edit, status = "which you must complete first", INCOMPLETE
+        status = INCOMPLETE
+        is_mapped = "image_id" in columns and bool({"target", "diagnosis"} & {*columns})
+        if is_mapped and not re.search(r"\bdata\.(args|positive)\b", str(error)):
+            warn(f"{error}; correct {source}, then run init again with overwrite=true")
+            edit = "which is complete, but the table has to be corrected first"
+        else:
+            warn(f"the configuration is incomplete: {error}")
+            edit = "which you must complete first"
     else:
         names = [key for key in MAPPED if key in columns or key == "target"]
         print_line(f"first of {len(rows):,} rows ({int(rows['target'].sum()):,} malignant):")

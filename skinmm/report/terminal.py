@@ -128,6 +128,8 @@ def _describe(run: Path, timestamp: float) -> list[str]:
     names = [
         str(config.get(group, {}).get("name", ABSENT)) for group in ("data", "model", "fusion")
     ]
+    head = config.get("head", {}).get("name", "neural")
+    names[-1] += "" if head == "neural" else f", {head}"
     return [date, *names, _first_metric(metrics), str(run)]
 
 

@@ -124,6 +124,24 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
 
 
+def test_a_wrong_cell_does_not_make_the_configuration_incomplete(
+    clinic: Path, capsys: Captured
+) -> None:
+    table = pd.read_csv(clinic / "list.csv", sep=";")
+    table.assign(geschlecht=["divers", *table["geschlecht"][1:]]).to_csv(clinic / "list.csv")
+    assert main(["init", str(clinic)]) == 3
+    printed = capsys.readouterr()
+    assert "correct list.csv, then run init again with overwrite=true" in printed.err
+    assert "incomplete" not in printed.err
+    assert "which is complete, but the table has to be corrected first" in printed.out
+    table.to_csv(clinic / "list.csv")
+    assert main(["init", str(clinic), "overwrite=true"]) == 0
+    used = ["--config-dir", str(clinic / "conf"), "data=my_clinic", f"output={clinic / 'audit'}"]
+    assert main(["audit", *used, "+data.args.table=x.csv"]) == 2
+    message = "data.args.table is set already; without the +: data.args.table='x.csv'"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "factor", "expected"),
     [

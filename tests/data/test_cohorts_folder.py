@@ -7,6 +7,7 @@ from miniature_cohorts import load, write_images
 
 from skinmm.config import DataConfig
 from skinmm.data.cohorts import list_classes, list_positive_classes, load_cohort
+from skinmm.data.cohorts.targets import select_malignant
 from skinmm.data.splits import split
 from skinmm.errors import InputError
 
@@ -99,6 +100,13 @@ def test_unclear_classes_ask_for_positive(tmp_path: Path) -> None:
         load("image_folder", tmp_path, positive=["melanom"])
     with pytest.raises(InputError, match=r"data.positive: none of bcc is among the classes"):
         load("image_folder", tmp_path, positive=["bcc"])
+
+
+def test_a_table_without_malignant_rows_is_not_asked_which_class_is_malignant() -> None:
+    with pytest.raises(InputError, match=r"malignant, all are benign; add malignant rows$"):
+        select_malignant(["benign"], DataConfig())
+    with pytest.raises(InputError, match=r"no row is malignant, all are bkl, nv.*data.positive"):
+        select_malignant(["nv", "bkl"], DataConfig())
 
 
 def test_classes_come_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:

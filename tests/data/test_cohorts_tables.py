@@ -47,7 +47,7 @@ def test_separators_and_byte_order_marks(tmp_path: Path, separator: str, encodin
         ("I1,P1,40,divers,torso,0", r"row 3 \('I1'\): sex 'divers' .*female, male or empty"),
         ("I1,P1,40,male,moon,0", r"row 3 \('I1'\): site 'moon' .*head/neck, lower extremity"),
         ("I1,P1,40,male,torso,2", r"row 3 \('I1'\): target '2' .*0 or 1"),
-        ("I0.jpg,P1,40,male,torso,0", r"1 rows repeat an image, first 'I0' \(rows 2, 3\)"),
+        ("I0.jpg,P1,40,male,torso,0", r"images are repeated in 1 row, first 'I0' \(rows 2, 3\)"),
         (",P1,40,male,torso,0", r"row 3: no image name"),
         ("I1,P1,40,male,torso,", r"1 rows have no malignant target, e.g. I1"),
         ("I1,P1,40,male,torso,1", r"every row has the same target, 1"),

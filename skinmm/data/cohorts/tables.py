@@ -206,9 +206,10 @@ def _check_names(names: "pd.Series[Any]", file: Path) -> None:
     repeated = names.duplicated()
     if repeated.any():
         name = names[repeated].iloc[0]
+        count = format_count(int(repeated.sum()), "row")
         rows = ", ".join(str(index + 2) for index in names.index[names == name][:3])
         raise InputError(
-            f"{file}: {int(repeated.sum())} rows repeat an image, first '{name}' (rows {rows}); "
+            f"{file}: images are repeated in {count}, first '{name}' (rows {rows}); "
             "use one row per image"
         )
 

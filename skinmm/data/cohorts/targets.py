@@ -71,11 +71,14 @@ def select_malignant(classes: Sequence[str], data: DataConfig) -> tuple[str, ...
     unclear = [name for name in classes if diagnoses[name] is None and name.lower() not in BINARY]
     malignant = (*MALIGNANT, BINARY[1])
     chosen = tuple(name for name in classes if (diagnoses[name] or name.lower()) in malignant)
-    if unclear or not chosen:
-        question = f"whether '{unclear[0]}' is" if unclear else "which classes are"
+    if unclear:
         raise InputError(
-            f"cannot determine {question} malignant: set data.positive=[...] to some of {available}"
+            f"cannot determine whether '{unclear[0]}' is malignant: set data.positive=[...] to "
+            f"some of {available}"
         )
+    if not chosen:
+        choice = ", or set data.positive=[...] to the classes to detect" * (len(classes) > 1)
+        raise InputError(f"no row is malignant, all are {available}; add malignant rows{choice}")
     return chosen
 
 
