@@ -137,10 +137,11 @@ class CasePredictor:
             lesions = group_rows(table, columns, self.max_images).table
             cells = lesions.to_numpy(object)
             return [dict(zip(map(str, lesions), row, strict=True)) for row in cells]
-        canonical = match_columns(table.keys(), columns)
-        names = [canonical.get(name, name) for name in table]
-        lines = zip(*(table[name] for name in table), strict=True)
-        return [dict(zip(names, line, strict=True)) for line in lines]
+        names = [str(name) for name in table]
+        canonical = match_columns(names, columns)
+        keys = [canonical.get(name, name) for name in names]
+        lines = zip(*(table[name] for name in names), strict=True)
+        return [dict(zip(keys, line, strict=True)) for line in lines]
 
     def predict_and_explain(self, case: Case) -> tuple[dict[str, Any], Explanation | None]:
         """Predict and explain one case; the explanation is None if the row has an error."""
