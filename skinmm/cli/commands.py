@@ -160,7 +160,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
     import skinmm.segmentation.results  # noqa: F401 - adds the page of its task
     from skinmm.files import read_costs
     from skinmm.report import report_predictions, write_report
-    from skinmm.report.terminal import summarize, summarize_run
+    from skinmm.report.terminal import print_summary, summarize, summarize_run
 
     source, pictures = Path(config.input), config.report.pictures
     prevalence, costs = config.evaluation.prevalence, read_costs(config.evaluation.costs)
@@ -171,7 +171,7 @@ def run_report(config: schemas.ReportPageConfig) -> int:
                 "prediction files"
             )
         page = write_report(source, pictures=pictures, prevalence=prevalence, costs=costs)
-        text, _ = summarize_run(source)
+        summary = summarize_run(source)
     else:
         page = Path(config.output)
         inputs = report_predictions(
@@ -183,15 +183,16 @@ def run_report(config: schemas.ReportPageConfig) -> int:
             costs=costs,
             overwrite=config.overwrite,
         )
-        text, _ = summarize(inputs)
-    print_line(f"{text}\nreport: {page}")
+        summary = summarize(inputs)
+    print_summary(summary)
+    print_line(f"report: {page}")
     return 0
 
 
 def run_compare(config: schemas.CompareConfig) -> int:
     """Write the comparison of runs and prediction files, and print systems and differences."""
     from skinmm.report import write_comparison
-    from skinmm.report.terminal import format_columns
+    from skinmm.report.terminal import format_table
 
     sources = [Path(source) for source in config.inputs]
     folder = sources[0] if len(sources) == 1 and sources[0].is_dir() else Path("compare")
@@ -204,7 +205,7 @@ def run_compare(config: schemas.CompareConfig) -> int:
         prevalence=config.evaluation.prevalence,
         overwrite=config.overwrite or not config.output,
     )
-    texts = (format_columns(t.header, t.rows, width=TERMINAL) for t in tables if t.is_printed)
+    texts = (format_table(table, TERMINAL) for table in tables if table.is_printed)
     print_line("\n\n".join(texts))
     print_line("\n".join(["", *(note.text for note in notes), f"comparison: {output}"]))
     return 0

@@ -28,7 +28,7 @@ from skinmm.config import federated_commands as federated
 from skinmm.config.cores import prepare_threads
 from skinmm.config.outputs import PushConfig
 from skinmm.config.registry import load_plugins
-from skinmm.errors import InputError, delay_sigterm, print_line, warn
+from skinmm.errors import InputError, delay_sigterm, print_line
 
 # Run folder, set while rank 0 trains: the processes that it starts join this run.
 JOIN: Final = "SKINMM_JOIN"
@@ -228,7 +228,7 @@ def start(config: Config, folder: Path, argv: list[str]) -> int:
                 print_line("to upload it to W&B again, remove its metrics.json and resume it")
             return 0
     verify_cohort(config.data)  # before torch, whose import takes seconds
-    from skinmm.report.terminal import summarize_run
+    from skinmm.report.terminal import print_summary, summarize_run
 
     try:
         with changed_environment(**{JOIN: str(folder)}):
@@ -239,10 +239,7 @@ def start(config: Config, folder: Path, argv: list[str]) -> int:
             raise
         hint = f"to resume: python train.py {shlex.quote(f'resume={folder}')}"
         raise type(error)(hint) from error
-    table, warnings = summarize_run(folder)
-    print_line(table)
-    for warning in warnings:
-        warn(warning)
+    print_summary(summarize_run(folder))
     print_line(f"run folder: {folder}\nreport: {folder / 'report.html'}")
     return 0
 

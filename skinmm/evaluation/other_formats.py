@@ -1,6 +1,7 @@
 """Prediction tables of other systems: renaming of their columns to those of prediction files."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,8 +206,8 @@ def _apply_softmax(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def suggest_columns(table: pd.DataFrame, *, has_labels: bool) -> str:
-    """Return advice on the setting that names unrecognised columns, or ""."""
+def suggest_columns(table: pd.DataFrame, *, has_labels: bool, has_setting: bool) -> str:
+    """Return advice on unrecognised columns: the setting `columns`, or other names; or ""."""
     columns = {}
     names = [name for name in table.columns if name not in {*match_columns(table).values()}]
     if "image_id" not in table:
@@ -215,8 +216,21 @@ def suggest_columns(table: pd.DataFrame, *, has_labels: bool) -> str:
         columns["p_malignant"] = [n for n in names if _is_score(table[n])]
     if not has_labels and not _has_truth(table):
         columns["target"] = [n for n in names if table[n].map(_is_truth).all()]
-    pairs = ", ".join(f"{ours}: {theirs[0]}" for ours, theirs in columns.items() if theirs)
-    return f"; if this is what they mean: 'columns={{{pairs}}}'" if pairs else ""
+    pairs = {ours: theirs[0] for ours, theirs in columns.items() if theirs}
+    if not pairs:
+        return ""
+    if not has_setting:
+        names = [f"{theirs!r} to {ours}" for ours, theirs in pairs.items()]
+        return f"; if this is what they mean, rename {', '.join(names)}"
+    setting = ", ".join(f"{ours}: {_quote(theirs)}" for ours, theirs in pairs.items())
+    return f"; if this is what they mean: {shlex.quote(f'columns={{{setting}}}')}"
+
+
+def _quote(name: str) -> str:
+    """Quote a column for an override on the command line if its name has other characters."""
+    if re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        return name
+    return '"{}"'.format(name.replace('"', '\\"'))
 
 
 def _is_number(column: "pd.Series[str]") -> bool:

@@ -43,7 +43,7 @@ class PredictionFile:
         labels: Path | str | None = None,
         form: TableFormat | None = None,
     ) -> None:
-        self.path, self.truth_path = path, labels or path
+        self.path, self.truth_path, self._form = path, labels or path, form
         table, truth = read_tables(path, labels, form)
         if labels is not None and truth is not None:
             table = join_labels(table, truth, path, labels)
@@ -196,7 +196,8 @@ class PredictionFile:
         return np.where(indices.isna(), most_probable, indices).astype(np.int64)
 
     def _suggest(self) -> str:
-        return suggest_columns(self.table, has_labels=self.truth_path != self.path)
+        has_labels, has_setting = self.truth_path != self.path, self._form is not None
+        return suggest_columns(self.table, has_labels=has_labels, has_setting=has_setting)
 
     def _has_values(self, column: str) -> bool:
         return column in self.table and not self.table[column].isna().all()

@@ -31,7 +31,7 @@ def read_tables(
 
     Empty cells of `image_id` are filled; without this column, lesions count as images.
     """
-    form = form or TableFormat()
+    form, has_setting = form or TableFormat(), form is not None
     table, truth = _read_raw(path), None if labels is None else _read_raw(labels)
     columns = {*table, *(() if truth is None else truth)}
     if unknown := [name for name in form.columns.values() if name not in columns]:
@@ -40,18 +40,20 @@ def read_tables(
             f"{', '.join(table.columns)}"
         )
     converted = convert_predictions(table, path, form, truth)
-    table = _to_canonical(converted, path, has_labels=labels is not None)
+    table = _to_canonical(converted, path, labels is not None, has_setting)
     if labels is None or truth is None:
         return table, None
-    return table, _to_canonical(convert_labels(truth, labels, form), labels, has_labels=False)
+    return table, _to_canonical(convert_labels(truth, labels, form), labels, False, has_setting)
 
 
-def _to_canonical(table: pd.DataFrame, path: Path | str, *, has_labels: bool) -> pd.DataFrame:
+def _to_canonical(
+    table: pd.DataFrame, path: Path | str, has_labels: bool, has_setting: bool
+) -> pd.DataFrame:
     table = rename_columns(table.mask(table == ""))
     if "image_id" not in table and "lesion_id" in table:
         table = table.assign(image_id=table["lesion_id"])
     if "image_id" not in table:
-        advice = suggest_columns(table, has_labels=has_labels)
+        advice = suggest_columns(table, has_labels=has_labels, has_setting=has_setting)
         columns = ", ".join(table.columns)
         raise InputError(f"{path} has no column image_id; it has {columns}{advice}")
     names = pd.Series([f"row {row + 1}" for row in range(len(table))], dtype=object)

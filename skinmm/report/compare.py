@@ -75,8 +75,8 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
 
     Returns:
         The tables of the systems and, if available, of differences (not with `against`, which adds
-        them to the first), calibration and missing data; and notes if the systems were not
-        evaluated on the same images.
+        them to the first), non-inferiority, calibration and missing data; and notes if the
+        systems were not evaluated on the same images.
     """
     require_new_output("output", Path(output), overwrite=overwrite)
     read = partial(read_prediction_file, labels=labels, positive=positive, pictures=False)
@@ -115,7 +115,7 @@ def build_comparison(
         sections.append(Section("further", "Clinic, calibration and missing data", further))
     notes = [block for block in differences.blocks if isinstance(block, Note)]
     paired = [b for b in differences.blocks if isinstance(b, Table) and b.is_printed]
-    return sections, [table, *([] if against else paired), *further], [*choice, *notes]
+    return sections, [table, *paired[bool(against) :], *further], [*choice, *notes]
 
 
 def compare_cohorts(results: Sequence[tuple[str, str, Path]], runs: Mapping[str, Path]) -> Table:
@@ -288,4 +288,4 @@ def _margin_table(result: Mapping[str, Any], against: Sequence[str], margin: flo
         rows.append([f"{entry['system']} to {entry['reference']}", *numbers, p, verdict])
     caption = TEXTS["margin"].format(format_number(margin), (1 - result["confidence"]) / 2)
     header = ("System", "Difference in AUROC", "Low end", "p (one-sided, adjusted)", "Conclusion")
-    return Table(caption, header, rows, stack=True)
+    return Table(caption, header, rows, stack=True, is_printed=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from skinmm.config.checkpoints import FINAL
-from skinmm.errors import InputError, one_line, warn
+from skinmm.errors import InputError, one_line, print_line, warn
 from skinmm.evaluation.call_rules import parse_costs
 from skinmm.evaluation.metrics import evaluate, evaluate_clinic
 from skinmm.evaluation.other_formats import TableFormat
@@ -32,6 +32,8 @@ _USED: Final = frozenset(
     )
 )
 """Columns of a prediction file that pages use, besides `p_<class>` and `raw_<class>`."""
+_FITTED: Final = ("band", "conformal", "fitted_on", "selection", "fitted_head", "checkpoint")
+"""Entries of metrics.json that also describe a single prediction file of the run."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ class ReportInputs:
         return state if isinstance(state, Mapping) else {}
 
     @property
+    def has_fitted_head(self) -> bool:
+        """Whether the head was fitted to features, so that no rows selected an epoch."""
+        name = self.config.get("head", {}).get("name", "neural")
+        return name != "neural" or "fitted_head" in self.metrics
+
+    @property
     def fitting_rows(self) -> str:
         """Rows used to fit threshold and band: `calibration`, `val`, or `folds` (pooled)."""
         is_pooled = self.predictions.fold is not None
@@ -206,12 +214,26 @@ def read_prediction_file(
     pictures: bool,
     form: TableFormat | None = None,
 ) -> ReportInputs:
-    """Read the prediction file of any system; records come from the labels or the same file."""
-    predictions = read_predictions(file, labels, positive, form=form)
+    """Read the prediction file of any system; records come from the labels or the same file.
+
+    A file without a threshold that lies in a run folder has the threshold and band of this run,
+    unless other classes count as malignant.
+    """
+    run = _read_metrics_around(file)
+    predictions = read_predictions(file, labels, positive or run.get("positive"), form=form)
     table, truth = read_tables(file, labels, form)
     column = table.get("threshold", pd.Series(dtype=float))
     thresholds = pd.to_numeric(column, errors="coerce").dropna().unique()
+    metrics: dict[str, Any] = {}
     threshold = float(thresholds[0]) if len(thresholds) == 1 else None
+    if threshold is not None:
+        metrics["threshold"] = {"rule": "stated in the file"}
+    elif {*run.get("positive", predictions.positive)} == {*predictions.positive}:
+        threshold = run.get("test", {}).get("threshold")
+        if threshold is not None:
+            metrics = {name: run[name] for name in _FITTED if name in run}
+            metrics["threshold"] = {"rule": "that of its run"}
+            print_line(f"{file}: threshold {threshold:.3f}, from the metrics.json of its run")
     cohort = table if truth is None else truth
     notes = _describe_columns([*table, *cohort])
     for note in notes:
@@ -222,11 +244,17 @@ def read_prediction_file(
         day=_date(file),
         predictions=predictions,
         measured=evaluate(predictions, threshold=threshold),
-        metrics={} if threshold is None else {"threshold": {"rule": "stated in the file"}},
+        metrics=metrics,
         cohort=cohort.assign(**columns),
         pictures=pictures,
         notes=notes,
     )
+
+
+def _read_metrics_around(file: Path) -> dict[str, Any]:
+    """Return metrics.json of the run folder that contains a prediction file; empty without one."""
+    folder = file.resolve().parent
+    return read_mapping(folder.parent / "metrics.json") if folder.name == "predictions" else {}
 
 
 def _describe_columns(names: Sequence[str]) -> list[str]:

@@ -168,7 +168,9 @@ def run_plan(config: PlanConfig) -> int:
     section = Section("plan", "Malignant lesions needed", [table, *notes, figure], lead)
     facts = [] if config.input is None else [Path(config.input).name]
     write_page(Path(config.output), title="Sample sizes", facts=facts, sections=[section])
-    print_line(f"{format_columns(table.header, table.rows)}\npage: {config.output}")
+    assumed = f"AUROC {format_number(auroc)}, {format_percent(prevalence, 2)} malignant lesions"
+    text = format_columns(table.header, table.rows)
+    print_line(f"{text}\nassumed: {assumed}\npage: {config.output}")
     return 0
 
 
@@ -201,7 +203,11 @@ def _plan_table(
         if rows is not None:
             cells[-1].append(f"{numbers[goal]:,}" if goal in numbers else ABSENT)
     header = ["Goal", "Malignant lesions", "All lesions"]
-    table = Table("", header if rows is None else [*header, "Malignant, by resampling"], cells)
+    table = Table(
+        "",
+        header if rows is None else [*header, "Patients with malignant lesions, by resampling"],
+        cells,
+    )
     return table, config.slope_width * math.sqrt(goals["slope"])
 
 

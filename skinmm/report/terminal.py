@@ -8,9 +8,10 @@ from textwrap import wrap
 from typing import Any, Final
 
 from skinmm.config.checkpoints import is_part_of_run
-from skinmm.errors import InputError
+from skinmm.errors import InputError, print_line, warn
 from skinmm.report.blocks import (
     ABSENT,
+    Table,
     format_estimate,
     format_interval,
     format_number,
@@ -58,6 +59,20 @@ def summarize(inputs: ReportInputs) -> tuple[str, list[str]]:
         line.replace("\N{NO-BREAK SPACE}", " ") for line in (text, *collect_warnings(inputs))
     )
     return text, warnings
+
+
+def print_summary(summary: tuple[str, list[str]]) -> None:
+    """Print the result of `summarize`: the table, and the warnings to standard error."""
+    text, warnings = summary
+    print_line(text)
+    for warning in warnings:
+        warn(warning)
+
+
+def format_table(table: Table, width: int | None = None) -> str:
+    """Format a table under its caption; see `format_columns`."""
+    text = format_columns(table.header, table.rows, width)
+    return f"{table.caption}\n{text}" if table.caption else text
 
 
 def format_columns(

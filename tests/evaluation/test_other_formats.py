@@ -1,6 +1,7 @@
 """Prediction files of other systems: read as meant, or refused by name with the setting to type."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,33 @@ def test_free_names_are_refused_once_with_the_setting_to_type(tmp_path: Path) ->
     path = write(tmp_path, columns)
     setting = r"'columns=\{p_malignant: probability, target: label\}'"
     with pytest.raises(InputError, match=setting):
-        read_predictions(path)
+        read_predictions(path, form=TableFormat())
     form = TableFormat(columns={"p_malignant": "probability", "target": "label"})
     read = read_predictions(path, form=form)
     np.testing.assert_allclose(read.malignancy, P[:, 1])
     assert read.target.tolist() == [0, 1, 0, 0, 1]
     path.write_text(path.read_text().replace("image", "scan"))
     with pytest.raises(InputError, match=r"\{image_id: scan, p_malignant: probability, target: l"):
-        read_predictions(path)
+        read_predictions(path, form=TableFormat())
+    with pytest.raises(InputError, match="rename 'scan' to image_id, 'probability' to p_malignant"):
+        read_predictions(path)  # as `skinmm plan`, which has no columns=
     with pytest.raises(InputError, match=r"columns=\{\.\.\.: risk\}: .* has no such column; it"):
         read_predictions(path, form=TableFormat(columns={"p_malignant": "risk"}))
     path = write(tmp_path, {**columns, "p_malignant": P[:, 1]})
     with pytest.raises(InputError, match="has a column p_malignant already; remove one of the two"):
         read_predictions(path, form=form)
+
+
+def test_the_suggested_setting_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "theirs.csv"
+    rows = {'Score "a" (%)': P[:, 1], "Befund's": ["benign", "malignant"] * 2 + ["benign"]}
+    pd.DataFrame({"Größe: Bild": [*"abcde"], **rows}).to_csv(path, index=False)
+    given = ["report", str(path), f"output={tmp_path / 'page.html'}"]
+    assert main(given) == 2
+    _, _, setting = capsys.readouterr().err.partition("if this is what they mean: ")
+    assert main([*given, *shlex.split(setting)]) == 0
 
 
 def test_the_score_of_a_submission_is_called_target(tmp_path: Path) -> None:

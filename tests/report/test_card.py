@@ -87,6 +87,26 @@ def test_rates_are_bounds_only_if_other_rows_chose_the_epoch(tmp_path: Path, par
     ) != is_apart
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_referral_states_how_the_epoch_was_selected(tmp_path: Path, window: int) -> None:
+    inputs = read_run(make_run(tmp_path), pictures=False)
+    inputs = replace(inputs, metrics={**inputs.metrics, "selection": {"window": window}})
+    text = describe_rule(inputs)
+    assert ("by the value of one epoch" in text, "7.5 %" in text) == (window == 1, window == 1)
+    assert ("selected the epoch by the mean of 3 epochs. The" in text) == (window == 3)
+
+
+def test_a_fitted_head_selects_no_epoch_and_has_no_dropped_columns(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "model.drop_columns" in card_of(run)
+    config = {**CONFIG, "head": {"name": "linear"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    inputs, card = read_run(run, pictures=False), card_of(run)
+    assert "model.drop_columns" not in card
+    assert "selected the epoch" not in card
+    assert "conformal risk control on the validation rows. On average over" in describe_rule(inputs)
+
+
 def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
     inputs = read_run(make_run(tmp_path), pictures=False)
     rows = replace(inputs.predictions, fold=np.zeros(len(inputs.predictions), dtype=int))

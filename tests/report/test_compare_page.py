@@ -76,7 +76,7 @@ def test_files_without_validation_warn_against_a_choice(tmp_path: Path) -> None:
     _, notes = write_comparison(files, tmp_path / "page.html", margin=0.5)
     assert "too optimistic" in notes[0].text
     page = Page(tmp_path / "page.html").text
-    assert "Not inferior by more than 0.500 in AUROC" in page
+    assert "Is the AUROC lower by less than 0.500?" in page
     assert "b to a" in page
     assert "not inferior" in page
 

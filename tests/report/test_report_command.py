@@ -1,5 +1,7 @@
 """The commands report and compare: what they read, refuse and leave alone."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,36 @@ def test_a_bare_file_takes_truth_and_groups_from_labels(tmp_path: Path) -> None:
     assert "age: 40 to 59" in page.text
     assert "At the threshold 0.300 the model missed" in page.text
     assert "is assumed" not in page.text
+
+
+def test_a_file_of_a_run_has_the_threshold_of_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, metrics = tmp_path / "page.html", json.loads((run / "metrics.json").read_text())
+    file = run / "predictions" / "test.csv"
+    assert cli.main(["report", str(file), f"output={page}"]) == 0
+    said = capsys.readouterr().out
+    threshold = metrics["test"]["threshold"]
+    sensitivity = metrics["test"]["metrics"]["sensitivity"]
+    assert f"{file}: threshold {threshold:.3f}, from the metrics.json of its run" in said
+    assert re.search(rf"Sensitivity +{100 * sensitivity['value']:.1f} %", said)
+    text = Page(page).text
+    assert f"At the threshold {threshold:.3f} the model missed" in text
+    assert "is assumed" not in text
+    assert "conformal risk control on the validation rows" in text  # the band of the run
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(file.read_bytes())
+    assert cli.main(["report", str(copy), f"output={page}", "overwrite=true"]) == 0
+    warning = "WARNING: The decision threshold is unknown; 0.500 is assumed."
+    assert warning in capsys.readouterr().err.splitlines()
+
+
+def test_the_warnings_of_the_page_are_printed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(run)]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert any("no pretrained weights" in line for line in warnings)
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])

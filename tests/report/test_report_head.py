@@ -62,7 +62,7 @@ def test_the_first_paragraph_states_whether_the_model_is_of_use(run: Path) -> No
     }
     lucky = replace(chance, measured={**chance.measured, "metrics": sure})
     assert useful_prevalence(lucky) is not None
-    assert "the prevalence is between" not in verdict(lucky)
+    assert "at a prevalence from" not in verdict(lucky)
 
 
 def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run:
         )
         assert restated is not None
         assert restated["metrics"]["net_benefit_gain"]["value"] == pytest.approx(0, abs=1e-12)
-    assert f"the prevalence is between {format_percent(limits[0])} and" in verdict(inputs)
+    assert f"at a prevalence from {format_percent(limits[0])} to" in verdict(inputs)
     worthless = {name: {"value": 0.5} for name in ("sensitivity", "specificity")}
     measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
     assert useful_prevalence(replace(inputs, measured=measured)) is None

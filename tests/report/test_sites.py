@@ -1,5 +1,6 @@
 """`skinmm plan`: the table on the terminal and the page have the numbers of the functions."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_a_prediction_file_gives_auroc_and_share_and_is_resampled(
     write_predictions(tmp_path / "rows.csv", rows)
     assert plan(tmp_path, str(tmp_path / "rows.csv"), "width=0.2", "slope_width=1") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[-1] == "resampling"
+    assert lines[0].endswith("Patients with malignant lesions, by resampling")
+    assert re.fullmatch(r"assumed: AUROC 0\.\d{3}, 16\.67\s% malignant lesions", lines[-2])
     formula, _, resampled = lines[3].split()[-3:]  # the interval of the AUROC
     assert int(resampled) == pytest.approx(int(formula), rel=0.5)
     guarantee = lines[1].split()

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
-from report_cases import make_run
+from report_cases import fitted, make_run
 
 from skinmm.cli.main import main
 from skinmm.errors import InputError
@@ -78,6 +79,17 @@ def test_a_comparison_is_written_into_its_folder_of_runs(
     lines = capsys.readouterr().out.splitlines()
     table = lines[: next(n for n, line in enumerate(lines) if line.startswith("Malignant"))]
     assert max(map(len, table)) <= 100
+
+
+def test_a_margin_is_printed(tmp_path: Path, capsys: Captured) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for file, strength in zip(files, (1e-4, 1.0), strict=True):
+        fitted(C=strength).to_csv(file, index=False)
+    page = f"output={tmp_path / 'page.html'}"
+    assert main(["compare", *map(str, files), "margin=0.5", page]) == 0
+    text = capsys.readouterr().out
+    assert 'Is the AUROC lower by less than 0.500? "Not inferior" if' in text
+    assert re.search(r"b to a .* not inferior|Conclusion .*not inferior", text)
 
 
 def test_the_default_comparison_is_replaced(

@@ -224,7 +224,7 @@ def _describe_threshold(inputs: ReportInputs) -> str:
         return f"{text}, chosen on the test predictions of the folds for {aim}. {folds}"
     part = inputs.metrics.get("fitted_on", "val")
     is_apart = part == "calibration" or rule.get("rule") == "cost"
-    is_apart |= bool(_name_fitted_head(inputs.config))  # no epoch was selected
+    is_apart |= inputs.has_fitted_head
     optimism = "" if is_apart else _describe_optimism(inputs)
     pooled = "" if inputs.predictions.fold is None else f" {TEXTS['pooled_threshold']}"
     return f"{text},{pooled} chosen on the {PARTS[part].lower()} part for {aim}. {optimism}".strip()

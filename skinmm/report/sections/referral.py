@@ -201,7 +201,11 @@ def describe_rule(inputs: ReportInputs) -> str:
         return TEXTS["referral_by_sets" if inputs.fitted("conformal") else "referral_unknown"]
     band = ReferralBand.from_state(dict(state))
     threshold = inputs.fitted("threshold").get("value", inputs.threshold)
-    return TEXTS["referral"][inputs.fitting_rows].format(
+    rows, window = inputs.fitting_rows, inputs.metrics.get("selection", {}).get("window", 1)
+    is_apart = rows == "calibration" or (rows == "val" and inputs.has_fitted_head)
+    return TEXTS["referral"]["apart" if is_apart else rows].format(
+        rows=TEXTS["limit_rows"][rows],
+        selected=TEXTS["selected_by_one"] if window == 1 else f" by the mean of {window} epochs",
         checkpoint=inputs.checkpoint,
         low=_name_limit(min(band.low.value, threshold), threshold),
         high=_name_limit(max(band.high.value, threshold), threshold),

@@ -210,9 +210,9 @@ def build_missing(inputs: ReportInputs) -> Section | None:
     ]
     header = ["Missing", *map(metric_label, MISSING_LISTED)]
     table = Table("Columns missing", header, rows, stack=True)
-    return Section(
-        "missing", "Missing data", [Note(TEXTS["missing"]), Row(plots), table], is_folded=True
-    )
+    advice = "" if inputs.has_fitted_head else f" {TEXTS['missing_advice']}"
+    note = Note(f"{TEXTS['missing']}{advice}")
+    return Section("missing", "Missing data", [note, Row(plots), table], is_folded=True)
 
 
 def metrics_by_missing_share(inputs: ReportInputs) -> dict[float, Mapping[str, Any]]:
