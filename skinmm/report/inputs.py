@@ -236,6 +236,8 @@ def read_prediction_file(
             print_line(f"{file}: threshold {threshold:.3f}, from the metrics.json of its run")
     cohort = table if truth is None else truth
     notes = _describe_columns([*table, *cohort])
+    if run and file.stem == run.get("fitted_on", "val"):
+        notes.append("the run fitted its threshold to these rows, so the figures are optimistic")
     for note in notes:
         warn(f"{file}: {note}")
     columns = {name: parse_column(cohort[name], name)[0] for name in CONVERTERS if name in cohort}

@@ -50,6 +50,11 @@ def test_a_file_of_a_run_has_the_threshold_of_the_run(
     assert f"At the threshold {threshold:.3f} the model missed" in text
     assert "is assumed" not in text
     assert "conformal risk control on the validation rows" in text  # the band of the run
+    validation = file.with_name("val.csv")
+    fitted_rows = "the run fitted its threshold to these rows, so the figures are optimistic"
+    assert fitted_rows not in text
+    assert cli.main(["report", str(validation), f"output={page}", "overwrite=true"]) == 0
+    assert f"WARNING: {validation}: {fitted_rows}" in capsys.readouterr().err.splitlines()
     copy = tmp_path / "copy.csv"
     copy.write_bytes(file.read_bytes())
     assert cli.main(["report", str(copy), f"output={page}", "overwrite=true"]) == 0

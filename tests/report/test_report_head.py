@@ -76,6 +76,11 @@ def test_the_range_of_prevalence_ends_where_flagging_all_or_none_is_as_good(run:
         assert restated is not None
         assert restated["metrics"]["net_benefit_gain"]["value"] == pytest.approx(0, abs=1e-12)
     assert f"at a prevalence from {format_percent(limits[0])} to" in verdict(inputs)
+    faultless = {**inputs.measured["metrics"], "sensitivity": {"value": 1.0}}
+    ranked = replace(inputs, measured={**inputs.measured, "metrics": faultless})
+    low, high = useful_prevalence(ranked) or (0, 0)
+    assert high == 1
+    assert f"at a prevalence of {format_percent(low)} or more, for lesions" in verdict(ranked)
     worthless = {name: {"value": 0.5} for name in ("sensitivity", "specificity")}
     measured = {**inputs.measured, "metrics": inputs.measured["metrics"] | worthless}
     assert useful_prevalence(replace(inputs, measured=measured)) is None

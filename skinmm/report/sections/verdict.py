@@ -56,7 +56,8 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
             texts["weights"].format(format_number((1 - threshold) / threshold, 1), **counts)
         )
     if (limits := useful_prevalence(inputs)) and _rate(inputs) != "chance":
-        lines[-1] += f" {texts['range'].format(*(format_percent(limit) for limit in limits))}"
+        text = texts["range" if limits[1] < 1 else "range_from"]
+        lines[-1] += f" {text.format(*map(format_percent, limits))}"
     if clinic := inputs.measured.get("clinic"):
         gain = clinic["metrics"]["net_benefit_gain"]
         # The interval of a handful of rows is too narrow: the ranking must be shown too.
