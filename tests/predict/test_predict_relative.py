@@ -108,6 +108,12 @@ def test_a_service_compares_the_rows_of_a_batch(run: Path) -> None:
     ]
     from_names = [row["malignancy"] for row in service.predict_table(named, {})]
     assert from_names == [row["malignancy"] for row in answers]
+    pytest.importorskip("gradio")
+    from skinmm.serve.page import Result, render_result
+
+    page = render_result(Result(Case([], rows[1]), row, explanation, service.card))
+    assert f"Cannot be computed from one lesion: {', '.join(RELATIVE)}." in page
+    assert "Not provided" not in page
 
 
 def test_what_cannot_be_read_twice_is_refused(
