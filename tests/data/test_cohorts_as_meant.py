@@ -225,7 +225,7 @@ def test_a_diagnosis_that_is_pending_has_no_label(tmp_path: Path, word: str) -> 
     rows = [f"{n}.jpg,P1,{w}" for n, w in zip(NAMES, ["mel", word, "nv", "nv"], strict=True)]
     folder = cohort(tmp_path, "image,patient,diagnosis", *rows)
     with pytest.raises(
-        InputError, match=r"1 rows have no malignant target, e\.g\. I1; data\.missing"
+        InputError, match=r"1 rows have no malignant target, e\.g\. I1; set data\.missing"
     ):
         load("csv", folder)
 

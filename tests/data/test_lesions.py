@@ -129,7 +129,7 @@ def test_image_columns_are_images_of_the_row(tmp_path: Path) -> None:
         (
             "target",
             0,
-            r"1 lesions .* contradict each other: L3 \(target: 1, 0\); correct the table",
+            r"1 lesions .* contradict each other: L3 \(target: 1, 0\); correct them",
         ),
         ("age", 99, r"L3 \(age: 60.0, 99.0\)"),
         ("patient_id", "P9", r"L3 \(patient_id: P1, P9\)"),
