@@ -1,4 +1,4 @@
-"""Prediction tables of other systems: renaming of their columns to those of prediction files."""
+"""Rename the columns of other systems' prediction tables to the names used in this package."""
 
 import re
 import shlex

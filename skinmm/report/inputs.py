@@ -123,9 +123,8 @@ class ReportInputs:
 
     @property
     def has_fitted_head(self) -> bool:
-        """Whether the head was fitted to features, so that no rows selected an epoch."""
-        name = self.config.get("head", {}).get("name", "neural")
-        return name != "neural" or "fitted_head" in self.metrics
+        """Return whether the head is linear or boosting; then no epoch was selected."""
+        return bool(name_fitted_head(self.config)) or "fitted_head" in self.metrics
 
     @property
     def fitting_rows(self) -> str:
@@ -251,6 +250,12 @@ def read_prediction_file(
         pictures=pictures,
         notes=notes,
     )
+
+
+def name_fitted_head(config: Mapping[str, Any]) -> str:
+    """Return the name of a head fitted to features; "" for a neural head."""
+    name = config.get("head", {}).get("name", "neural")
+    return "" if name == "neural" else str(name)
 
 
 def _read_metrics_around(file: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def report_predictions(  # noqa: PLR0913 - all but two are optional
 
 
 def write_anonymous_report(run: Path, output: Path) -> Path:
-    """Write the page of a run without images, and with numbers in place of names."""
+    """Write the page of a run without images; numbers replace the names of patients and images."""
     return write_inputs(_anonymize(read_run(run, pictures=False)), output)
 
 

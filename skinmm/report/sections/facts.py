@@ -16,7 +16,7 @@ from skinmm.report.blocks import (
     format_percent,
     metric_label,
 )
-from skinmm.report.inputs import ReportInputs
+from skinmm.report.inputs import ReportInputs, name_fitted_head
 from skinmm.report.sections.cohort import (
     PARTS,
     format_counts,
@@ -108,7 +108,7 @@ def _count_licences(cohort: pd.DataFrame) -> str:
 def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str]:
     keys = ("data", "model", "fusion", "loss", "sampler")
     data, model, fusion, loss, sampler = (config.get(key, {}) for key in keys)
-    head = _name_fitted_head(config)
+    head = name_fitted_head(config)
     part = f"{fitted_on}_head" if head else fitted_on
     block = fusion.get("name")
     image = [] if block == "tabular_only" else ["the image"]
@@ -131,15 +131,9 @@ def _describe_config(config: Mapping[str, Any], fitted_on: str) -> dict[str, str
     return facts if config else dict.fromkeys(facts, "")
 
 
-def _name_fitted_head(config: Mapping[str, Any]) -> str:
-    """Return the name of a head fitted to features; "" for a neural head."""
-    name = config.get("head", {}).get("name", "neural")
-    return "" if name == "neural" else str(name)
-
-
 def _describe_fitting(inputs: ReportInputs) -> str:
     """Describe optimiser, length and the selection of the epoch, or the fitting of the head."""
-    if head := _name_fitted_head(inputs.config):
+    if head := name_fitted_head(inputs.config):
         chosen = inputs.metrics.get("fitted_head", {})
         listed = ", ".join(f"{name} {chosen[name]:.4g}" for name in chosen if name != "seconds")
         text = TEXTS["fitting_head"].format(head, f": {listed}" if listed else "")
