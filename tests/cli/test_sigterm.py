@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import time
-from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from threading import Timer
+from typing import Any, Final
 
 import pytest
 import torch
@@ -18,9 +18,6 @@ from quick_runs import QUICK, best, train
 
 from skinmm.cli.main import main
 from skinmm.models.checkpoint import load_card
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 LIMIT: Final = 5.0  # seconds from the signal to the end of the process
 CONTEXT: Final[ForkServerContext] = multiprocessing.get_context("forkserver")
@@ -46,8 +43,12 @@ COMMANDS: Final = {
 }
 
 
-def wait_in_native_code() -> None:
-    """Lock a mutex twice: no signal ends that, and Python does not get to its handlers."""
+def wait_in_native_code(marker: str) -> None:
+    """Lock a mutex twice: no signal ends that, and Python does not get to its handlers.
+
+    A thread creates the marker, because a signal before the lock would be answered in Python.
+    """
+    Timer(0.5, Path(marker).touch).start()
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -66,11 +67,12 @@ def run_with_slow_stage(
         *parents, attribute = name.split(".")
         for parent in parents:
             owner = getattr(owner, parent)
-        sleep: Callable[[], Any] = wait_in_native_code if is_native else partial(time.sleep, 60)
 
         def slow(*_: Any, **__: Any) -> None:
+            if is_native:
+                wait_in_native_code(marker)
             Path(marker).touch()
-            sleep()
+            time.sleep(60)
 
         assert hasattr(owner, attribute)
         setattr(owner, attribute, slow)
