@@ -150,8 +150,8 @@ def covered_table(worlds: Mapping[str, tuple["World", int]]) -> Iterator[str]:
     """Print a table of coverage by metric and world."""
     columns = [_covered(name, *plan) for name, plan in worlds.items()]
     yield table("metric", *(column.pop("name") for column in columns))
-    for name in columns[0]:
-        yield f"| {name} | {' | '.join(column[name] for column in columns)} |"
+    for name in dict.fromkeys(name for column in columns for name in column):
+        yield f"| {name} | {' | '.join(column.get(name, '') for column in columns)} |"
 
 
 def mean_lesions(world: World) -> int:

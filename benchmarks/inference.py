@@ -40,15 +40,14 @@ def main() -> None:
 def coverage() -> Iterator[str]:
     """Share of intervals that contain the truth."""
     yield "\n## Coverage of 95 % intervals, patients as in SIIM-ISIC 2020\n"
-    yield from covered_table(
-        {
-            "few": (siim_like(140), 300),
-            "enough": (siim_like(228), 600),
-            "overconfident": (siim_like(228)._replace(overconfidence=1.6), 300),
-            "easy": (World(250, mean=-6.5, spread=3.0), 300),
-            "many": (siim_like(600), 200),
-        }
-    )
+    worlds = {
+        "few": siim_like(140),
+        "enough": siim_like(228),
+        "overconfident": siim_like(228)._replace(overconfidence=1.6),
+        "easy": World(250, mean=-6.5, spread=3.0),
+        "many": siim_like(600),
+    }
+    yield from covered_table({name: (world, 1000) for name, world in worlds.items()})
 
 
 NULL_REPEATS: Final = 1000

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skinmm.config import DataConfig, PredictConfig
+from skinmm.config import DataConfig, PredictConfig, name_cohort
 from skinmm.config import commands as schemas
 from skinmm.config import data_commands as data_schemas
 from skinmm.errors import (
@@ -301,7 +301,7 @@ def _to_cohort(table: "pd.DataFrame", data: DataConfig, notes: Sequence[str] = (
 
     classes = list_classes(table, data)
     positive = list_positive_classes(classes, data)
-    return Cohort(data.name, table, classes, positive, data.columns, notes)
+    return Cohort(name_cohort(vars(data)), table, classes, positive, data.columns, notes)
 
 
 def _compare_images(table: "pd.DataFrame") -> "tuple[Any, pd.DataFrame, dict[str, Any]]":

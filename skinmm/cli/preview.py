@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from skinmm.config import name_cohort
 from skinmm.config.data_commands import PreviewConfig
 from skinmm.errors import print_line, require_new_output
 
@@ -46,7 +47,9 @@ def preview(config: PreviewConfig) -> int:
     ]
     columns = ", ".join(data.encoder.columns)
     facts = [f"{len(data.rows('train')):,} rows to train", f"record {columns}"]
-    write_page(output, title=f"Preview of {config.data.name}", facts=facts, sections=sections)
+    write_page(
+        output, title=f"Preview of {name_cohort(vars(config.data))}", facts=facts, sections=sections
+    )
     print_line(f"page: {output}")
     return 0
 

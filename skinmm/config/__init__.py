@@ -16,6 +16,7 @@ from skinmm.config.schema import (
     DataConfig,
     ExtraCohort,
     ModelConfig,
+    name_cohort,
     name_relative,
 )
 from skinmm.config.setting import Component, build_component, check_component, keys_with
@@ -37,6 +38,7 @@ __all__ = [
     "flatten",
     "from_mapping",
     "keys_with",
+    "name_cohort",
     "name_relative",
     "read_config",
     "resume_config",

@@ -1,7 +1,8 @@
 """Every setting of a training run, with its type, default and one line of help."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Final
 
 from skinmm.config.optimisation import CLASSIFY, LossConfig, OptimizerConfig, ScheduleConfig
@@ -21,12 +22,20 @@ TASKS: Final = (CLASSIFY, "segmentation")
 WEIGHTS: Final = ("auto", "true", "false", "zoo:cc0")
 """Values of `model.pretrained` that are neither files nor addresses."""
 RELATIVE: Final = ("difference within patient", "z-score within patient")
+ANY_COHORT: Final = ("csv", "image_folder", "packed", "tfrecord")
 FEWEST: Final = 32  # rows; images can be reconstructed from an update by fewer
 
 
 def name_relative(columns: Iterable[str]) -> list[str]:
     """Return the names of the record columns that `data.relative` adds for columns."""
     return [f"{name} {column}" for name in dict.fromkeys(columns) for column in RELATIVE]
+
+
+def name_cohort(data: Mapping[str, Any]) -> str:
+    """Return the adapter in `data`, or the name of the folder if the adapter reads any cohort."""
+    name: str = data.get("name", "")
+    folder = PurePath(data.get("root") or "").name if name in ANY_COHORT else ""
+    return folder or name
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.evaluation.other_formats import TableFormat, explain_numbers, suggest_columns
 from skinmm.evaluation.prediction_tables import TRUTH, join_labels, read_tables
 from skinmm.vocabulary import MALIGNANT, UNITS, name_units, parse_diagnosis
@@ -97,8 +97,8 @@ class PredictionFile:
         empty = self.table[column].isna()
         if empty.any():
             raise InputError(
-                f"{self.truth_path}: {self._name_row(empty)}: no {column}; {int(empty.sum())} rows "
-                "have none; label them or remove them"
+                f"{self.truth_path}: {self._name_row(empty)}: no {column} "
+                f"({format_count(int(empty.sum()), 'row')} in all); label such rows or remove them"
             )
         return self.table[column].astype(str).str.strip()
 
@@ -218,7 +218,8 @@ class PredictionFile:
             values[:, i] = pd.to_numeric(self.table[name], errors="coerce")
             bad = ~((values[:, i] >= 0) & (values[:, i] <= 1))
             if bad.any():
-                reason = f"is not a probability in [0, 1]; {int(bad.sum())} rows have none"
+                count = format_count(int(bad.sum()), "row")
+                reason = f"is not a probability in [0, 1] ({count} in all)"
                 self._require(name, bad, reason + explain_numbers(self.table[columns]))
         return values
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from skinmm.config import name_cohort
 from skinmm.errors import InputError, format_count, require_new_output
 from skinmm.evaluation.comparison import compare, find_not_inferior
 from skinmm.evaluation.other_formats import TableFormat
@@ -87,7 +88,7 @@ def write_comparison(  # noqa: PLR0913 - all but two are optional
         for number, (name, inputs) in enumerate(parts, start=1)
     }
     sections, tables, notes = build_comparison(systems, against, margin)
-    cohorts = {i.config.get("data", {}).get("name") or i.title for i in systems.values()}
+    cohorts = {name_cohort(i.config.get("data", {})) or i.title for i in systems.values()}
     title = f"Comparison on {cohorts.pop()}" if len(cohorts) == 1 else "Comparison"
     facts = [format_count(len(systems), "system")]
     write_page(Path(output), title=title, facts=facts, sections=sections)

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
+from skinmm.config import name_cohort
 from skinmm.config.checkpoints import is_part_of_run
 from skinmm.errors import InputError, print_line, warn
 from skinmm.report.blocks import (
@@ -140,12 +141,10 @@ def _is_run(folder: Path) -> bool:
 def _describe(run: Path, timestamp: float) -> list[str]:
     config, metrics = read_mapping(run / "config.yaml"), read_mapping(run / "metrics.json")
     date = f"{datetime.fromtimestamp(timestamp, UTC).astimezone():%Y-%m-%d %H:%M}"
-    names = [
-        str(config.get(group, {}).get("name", ABSENT)) for group in ("data", "model", "fusion")
-    ]
+    names = [str(config.get(group, {}).get("name", ABSENT)) for group in ("model", "fusion")]
     head = config.get("head", {}).get("name", "neural")
     names[-1] += "" if head == "neural" else f", {head}"
-    return [date, *names, _first_metric(metrics), str(run)]
+    return [date, name_cohort(config["data"]) or ABSENT, *names, _first_metric(metrics), str(run)]
 
 
 def _first_metric(metrics: Mapping[str, Any]) -> str:

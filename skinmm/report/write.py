@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 
 import skinmm
+from skinmm.config import name_cohort
 from skinmm.errors import InputError, require_new_output
 from skinmm.evaluation.other_formats import TableFormat
 from skinmm.files import atomic_write
@@ -157,7 +158,7 @@ RUN_PAGES: Final[dict[str, Callable[[Path, bool | None], Path]]] = {CLASSIFICATI
 def write_inputs(inputs: ReportInputs, output: Path) -> Path:
     """Write the page of a report from its inputs."""
     sections = [build(inputs) for build in SECTIONS.values()]
-    data = inputs.config.get("data", {}).get("name")
+    data = name_cohort(inputs.config.get("data", {}))
     return write_page(
         output,
         title=f"Report of {data or inputs.title}",

@@ -187,11 +187,11 @@ BAD = {
     r"row 2 \(image b\): p_malignant '1\.2' is not a probability": GOOD.replace("0.8", "1.2"),
     r"row 1 \(image a\): p_benign '-0\.9' is not": GOOD.replace("0.9", "-0.9"),
     r"row 2 \(image b\): p_malignant 'nan' is not": GOOD.replace("0.8", "nan"),
-    r"row 2 \(image b\): p_malignant empty is not a probability in \[0, 1\]; 1 rows": (
+    r"row 2 \(image b\): p_malignant empty is not a probability in \[0, 1\] \(1 row in all\)": (
         GOOD.replace("0.8", "")
     ),
     r"row 1 \(image a\): p_benign \+ p_malignant is 1\.2, not 1": GOOD.replace("0.1", "0.3"),
-    r"row 1 \(image a\): no target; 1 rows have none": GOOD.replace("p1,0", "p1,"),
+    r"row 1 \(image a\): no target \(1 row in all\)": GOOD.replace("p1,0", "p1,"),
     r"row 1 \(image a\): target 'maybe' is not one of 0, 1": GOOD.replace("p1,0", "p1,maybe"),
     "image a is in rows 1, 3; keep one": GOOD + "a,p1,0,0.9,0.1\n",
     "all 2 rows are malignant; evaluation needs both": GOOD.replace("p1,0", "p1,1"),

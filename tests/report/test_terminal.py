@@ -41,8 +41,8 @@ def test_runs_are_listed_with_their_first_metric(tmp_path: Path, capsys: Capture
     (run / "fold_0" / "config.yaml").write_text((run / "config.yaml").read_text())
     later = tmp_path / "runs" / "sweep" / "3"
     later.mkdir(parents=True)
-    settings = {"data": {"name": "csv"}, "model": {"name": "tiny"}, "fusion": {"name": "late"}}
-    settings["head"] = {"name": "linear"}
+    settings = {"model": {"name": "tiny"}, "fusion": {"name": "late"}, "head": {"name": "linear"}}
+    settings["data"] = {"name": "csv", "root": "/data/clinic"}
     (later / "config.yaml").write_text(yaml.safe_dump(settings))
     os.utime(run / "config.yaml", (0, 0))
     assert main(["runs", str(tmp_path / "runs")]) == 0
@@ -52,7 +52,8 @@ def test_runs_are_listed_with_their_first_metric(tmp_path: Path, capsys: Capture
     assert first.startswith("1970-01-01")
     assert estimate in first
     assert first.endswith(str(run))
-    assert second.split()[2:] == ["csv", "tiny", "late,", "linear", "not", "finished", str(later)]
+    assert second.split()[2:-1] == ["clinic", "tiny", "late,", "linear", "not", "finished"]
+    assert second.endswith(str(later))
     assert hint == f"to compare them: skinmm compare {tmp_path / 'runs'}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from skinmm.config import DataConfig
-from skinmm.errors import InputError, warn
+from skinmm.errors import InputError, format_count, warn
 from skinmm.vocabulary import CLASSES, MALIGNANT, is_missing, map_unique, parse_diagnosis
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def add_targets(cohort: "CohortTable", data: DataConfig) -> pd.DataFrame:
         )
     if unlabelled.any():
         names = ", ".join(rows.loc[unlabelled, "image_id"].iloc[:3])
-        message = f"{int(unlabelled.sum())} rows have no {data.target} target, e.g. {names}"
+        count = format_count(int(unlabelled.sum()), "row")
+        message = f"no {data.target} target in {count}, e.g. {names}"
         if data.missing != "drop" or unlabelled.all():
             raise InputError(f"{message}; set data.missing=drop to leave them out")
         warn(f"{message}: left out")
