@@ -85,7 +85,7 @@ def measured() -> tuple[int, dict[str, list[Seconds]]]:
     data.setup()
     training: Any = data.train_dataloader()
     dataset, keys = training.dataset, list(training.sampler)
-    loader: Any = data.build_loader(dataset, keys * REPEATS, config.trainer.batch_size)
+    loader: Any = data.build_loader(dataset, keys * REPEATS, config.trainer.rows)
 
     def alone(repeats: int = 1) -> int:
         return sum("image" in dataset[key] for key in keys * repeats)

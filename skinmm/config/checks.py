@@ -42,7 +42,7 @@ def check_run(config: Config) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    for name in ("devices", "smoothing"):
+    for name in ("batch_size", "devices", "smoothing"):
         value = getattr(trainer, name)
         if value != "auto" and not (isinstance(value, int) and value >= 1):
             raise InputError(f"trainer.{name}={value}: must be a positive integer, or auto")
@@ -79,10 +79,12 @@ def _check_task(config: Config) -> None:
         raise InputError(
             f"trainer.monitor={monitor}: not available for task={task}; use {monitor_of_task}"
         )
-    if is_segmentation and {"all", "auto"} & {config.data.fold, config.optimizer.lr}:
+    if is_segmentation and {"all", "auto"} & {
+        *(config.data.fold, config.optimizer.lr, config.trainer.batch_size)
+    }:
         raise InputError(
-            "task=segmentation trains one fold at a given rate: choose numbers for data.fold "
-            "(not all) and optimizer.lr (not auto)"
+            "task=segmentation trains one fold with given settings: choose numbers for data.fold "
+            "(not all), optimizer.lr and trainer.batch_size (not auto)"
         )
     if config.data.unit == "lesion" and config.mix.name != "none":
         raise InputError(f"mix={config.mix.name}: not available for data.unit=lesion; use none")

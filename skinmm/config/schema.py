@@ -195,7 +195,13 @@ class TrainerConfig:
     """Hardware, training loop and data loaders."""
 
     max_epochs: int = shared(10, "maximum number of epochs", low=1, high=1_000_000, first=True)
-    batch_size: int = shared(32, "training rows per step and process", low=1, high=100_000)
+    batch_size: int | str = setting(
+        32,
+        "training rows per step and process; auto: as many as fit into the memory",
+        low=1,
+        high=100_000,
+        shared=lambda size: size != "auto",
+    )
     eval_batch_size: int = shared(64, "evaluation rows per step and process", low=1, high=100_000)
     workers: int | None = local(
         None, "data loader processes; null: CPU cores, at most 8", low=0, high=1000
@@ -254,6 +260,11 @@ class TrainerConfig:
     limit_batches: int | None = setting(
         None, "steps per epoch; null: all", low=1, high=10**9, shared=False
     )
+
+    @property
+    def rows(self) -> int:
+        """Training rows per step and process, once a number has replaced `auto`."""
+        return int(self.batch_size)
 
 
 @dataclass

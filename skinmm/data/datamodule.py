@@ -118,7 +118,7 @@ class FoldData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of this rank's augmented training batches, ordered by the sampler."""
         rank, world_size = self._rank_and_world_size()
-        batch_size = self.config.trainer.batch_size
+        batch_size = self.config.trainer.rows
         sampler = EpochSampler(
             self.sampler,
             self.training_targets,
@@ -172,13 +172,13 @@ class FoldData(pl.LightningDataModule):
         # After the last batch of an epoch the position is the first row of the next one.
         is_within = epoch.ready > epoch.processed
         steps = loop.epoch_loop.batch_progress.current.processed if is_within else 0
-        rows = self.config.trainer.batch_size * self._rank_and_world_size()[1]
+        rows = self.config.trainer.rows * self._rank_and_world_size()[1]
         return {"epoch": epoch.processed, "steps": steps, "rows": rows}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore a saved position, from which the next training loader continues."""
         trainer = self.config.trainer
-        rows = trainer.batch_size * self._rank_and_world_size()[1]
+        rows = trainer.rows * self._rank_and_world_size()[1]
         saved_rows = state_dict["rows"]
         if state_dict["steps"] and rows != saved_rows:
             raise InputError(

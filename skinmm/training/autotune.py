@@ -164,7 +164,7 @@ def tune(
     options.channels_last = best.channels_last
     if best.processes > 1:
         options.devices = best.processes
-        options.batch_size //= best.processes
+        options.batch_size = options.rows // best.processes
     module.network.to(
         memory_format=torch.channels_last if best.channels_last else torch.contiguous_format
     )
@@ -307,7 +307,7 @@ def _count_possible_processes(module: Classifier, run: RunFolder) -> int:
     is_fixed = is_fixed or run.root.config.optimizer.lr == "auto"  # processes could not share it
     if is_fixed or not run.root.starts_processes or cores == 1:
         return 1
-    if options.batch_size % cores or options.batch_size // cores < LEAST_ROWS:
+    if options.rows % cores or options.rows // cores < LEAST_ROWS:
         return 1
     weights = sum(parameter.nbytes for parameter in module.network.parameters())
     free = find_free_memory(torch.device("cpu"))

@@ -41,7 +41,7 @@ from skinmm.training.fitted_heads import fit_head
 from skinmm.training.frozen_features import load_features
 from skinmm.training.leak_guard import audit_split, require_same_finder, require_usable_split
 from skinmm.training.losses import LOSSES
-from skinmm.training.memory import require_memory
+from skinmm.training.memory import choose_batch, require_memory
 from skinmm.training.module import BaseModule, Classifier
 from skinmm.training.progress import print_duration, print_stage
 from skinmm.training.run_folder import RunFolder, environment, write_cohort, write_json
@@ -78,6 +78,7 @@ def train_fold(
     require_usable_split(data, run)
     findings = audit_split(data, config)  # refuses leaks
     module = build_classifier(config, data)
+    choose_batch(module, data, trainer)
     require_memory(module.network, config, trainer, data.record_widths)
     choose_lr(module, data, trainer, run)
     step = tune(module, data, trainer, run) if is_leader() else None

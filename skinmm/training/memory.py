@@ -7,6 +7,7 @@ to 1.35 times as high (docs/training.md); the rest is workspace of the kernels.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +18,18 @@ from torch.func import functional_call
 
 from skinmm.config import Config
 from skinmm.config.schema import TrainerConfig
+from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError, print_line, warn
 from skinmm.training.distributed import is_leader
+from skinmm.training.module import Classifier
 
 _LEAST: Final = 0.91
 _MOST: Final = 1.35
 """Lowest and highest ratio of a measured peak to its estimate."""
 _MOST_OF_A_PIXEL: Final = 1 << 16
 """Bytes for each pixel of a row, which no network of timm exceeds."""
+_RANGE: Final = (8, 256)  # rows per step that `auto` chooses; fewer only if no more fit
+_UPDATES: Final = 20  # per epoch that `auto` keeps
 _ROWS: Final = 2  # batch normalisation needs two
 _GB: Final = 1e9
 
@@ -39,19 +44,17 @@ def require_memory(
     Without `widths`, the widths of the record columns, the network takes images alone.
     """
     device = trainer.strategy.root_device
-    rows, side = config.trainer.batch_size, config.model.image_size
+    rows, side = config.trainer.rows, config.model.image_size
     free = find_free_memory(device)
     fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
     if free is None or fixed + rows * side**2 * _MOST_OF_A_PIXEL < free:
         return
-    processes = 1 if device.type == "cuda" else trainer.num_devices
-    per_row = count_stored_bytes(network, _example(network, config, widths))
-    if "16" in str(trainer.precision):
-        per_row //= 2
+    processes = _count_processes(trainer)
+    per_row = _count_row_bytes(network, config, trainer, widths)
     needed = processes * (fixed + rows * per_row)
-    fits = int((free / _MOST / processes - fixed) // max(per_row, 1))
+    fits = _count_fitting_rows(free, processes, fixed, per_row)
     if needed * _MOST > free and divide_batch(config, trainer, fits):
-        rows = config.trainer.batch_size
+        rows = config.trainer.rows
         needed = processes * (fixed + rows * per_row)
     if needed * _MOST <= free:
         if is_leader() and config.trainer.progress:
@@ -73,6 +76,38 @@ def require_memory(
     warn(f"training {config.model.name} at {side} px may not fit: it needs about {problem}")
 
 
+def choose_batch(module: Classifier, data: LesionData, trainer: pl.Trainer) -> None:
+    """Replace `trainer.batch_size=auto` by the largest power of two that fits; print it.
+
+    It is 8 to 256, and leaves 20 updates per epoch if there are enough rows. The learning rate is
+    that of the default size: it is multiplied by the ratio of the sizes for SGD (Goyal et al. 2017,
+    arXiv:1706.02677), by its square root for other optimisers (Malladi et al. 2022,
+    arXiv:2205.10287). A rate of `auto` is chosen afterwards, with this size.
+    """
+    config, network = data.config, module.network
+    options, optimizer = config.trainer, config.optimizer
+    if options.batch_size != "auto":
+        return
+    device = trainer.strategy.root_device
+    processes, free = _count_processes(trainer), find_free_memory(device)
+    fixed = _count_fixed_bytes(network, config, on_gpu=device.type == "cuda")
+    per_row = _count_row_bytes(network, config, trainer, data.record_widths)
+    least, largest = _RANGE
+    fits = largest if free is None else _count_fitting_rows(free, processes, fixed, per_row)
+    updates = len(data.rows("train")) // (_UPDATES * trainer.world_size * options.accumulate)
+    most = min(max(fits, _ROWS), max(updates, least), largest)
+    rows = options.batch_size = 1 << most.bit_length() - 1
+    text = f"trainer.batch_size={rows}"
+    if not isinstance(optimizer.lr, str):
+        power = 1 if optimizer.name == "sgd" else 0.5
+        optimizer.lr = float(f"{optimizer.lr * (rows / TrainerConfig().rows) ** power:.3g}")
+        text += f" optimizer.lr={optimizer.lr:g}"
+    module.card.config["trainer"] = asdict(options)
+    module.card.config["optimizer"]["lr"] = optimizer.lr
+    if is_leader():
+        print_line(f"chosen by the free memory: {text}")
+
+
 def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:
     """Divide a batch of the default size into 2, 4 or 8 steps of at most `fits` rows; print it.
 
@@ -80,11 +115,11 @@ def divide_batch(config: Config, trainer: pl.Trainer, fits: int) -> bool:
     Batches of another size, and of a resumed run, are left as they are.
     """
     options = config.trainer
-    parts = next((parts for parts in (2, 4, 8) if options.batch_size // parts <= fits), None)
-    is_default = (options.batch_size, options.accumulate) == (TrainerConfig().batch_size, 1)
+    parts = next((parts for parts in (2, 4, 8) if options.rows // parts <= fits), None)
+    is_default = (options.rows, options.accumulate) == (TrainerConfig().rows, 1)
     if not is_default or parts is None or config.resume is not None:
         return False
-    rows = options.batch_size
+    rows = options.rows
     options.batch_size, options.accumulate = rows // parts, parts
     trainer.accumulate_grad_batches = parts
     if is_leader():
@@ -174,6 +209,24 @@ def _count_fixed_bytes(network: nn.Module, config: Config, *, on_gpu: bool) -> i
     moments = 1 if config.optimizer.name == "sgd" else 2
     average = weights if config.trainer.ema else 0
     return trained * (1 + moments) + average + on_gpu * weights
+
+
+def _count_row_bytes(
+    network: nn.Module, config: Config, trainer: pl.Trainer, widths: Sequence[int] | None
+) -> int:
+    """Return the bytes that a step stores for each row."""
+    per_row = count_stored_bytes(network, _example(network, config, widths))
+    return per_row // 2 if "16" in str(trainer.precision) else per_row
+
+
+def _count_fitting_rows(free: int, processes: int, fixed: int, per_row: int) -> int:
+    """Return the rows per step of each process that fit with certainty, perhaps none."""
+    return int((free / _MOST / processes - fixed) // max(per_row, 1))
+
+
+def _count_processes(trainer: pl.Trainer) -> int:
+    """Return the number of processes that share the memory of the device."""
+    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices
 
 
 def _example(

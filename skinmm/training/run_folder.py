@@ -93,7 +93,9 @@ class RunFolder:
     def fold(self, number: int) -> "RunFolder":
         """Return the folder of one fold."""
         data = replace(self.config.data, fold=number)
-        optimizer = replace(self.config.optimizer)  # lr=auto is chosen on the rows of the fold
+        optimizer = self.config.optimizer
+        if optimizer.lr == "auto":  # chosen on the rows of the fold
+            optimizer = replace(optimizer)
         config = replace(self.config, data=data, optimizer=optimizer, final=False)
         return RunFolder(self.path / f"{FOLD}{number}", config, parent=self)
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from micro_runs import micro_config, with_model
+from micro_runs import micro_classifier, micro_config, with_model
+from quick_runs import QUICK, train
 from torch import nn
 
-from skinmm.config import Component
+from skinmm.config import Component, OptimizerConfig, read_config
 from skinmm.config.schema import TrainerConfig
+from skinmm.data.datamodule import LesionData
 from skinmm.errors import InputError
 from skinmm.models.fusion import FUSIONS
 from skinmm.models.network import build_network
@@ -161,3 +163,45 @@ def test_the_default_batch_is_divided_until_it_fits(
         assert not memory.divide_batch(replace(config, trainer=other), trainer, fits)
     resumed = replace(config, trainer=TrainerConfig(), resume="runs/a")
     assert not memory.divide_batch(resumed, trainer, 11)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "accumulate", "available", "rows", "lr"),
+    [
+        ("adamw", 1, 1e12, 16, 0.000707),  # 420 training rows: 21 for each of 20 updates
+        ("sgd", 1, 1e12, 16, 0.0005),
+        ("adamw", 4, 1e12, 8, 0.0005),
+        ("adamw", 1, 3.5e6, 4, 0.000354),  # what fits, though fewer than 8
+    ],
+)
+def test_auto_is_the_largest_batch_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+    accumulate: int,
+    available: float,
+    rows: int,
+    lr: float,
+) -> None:
+    monkeypatch.setattr(memory, "find_free_memory", lambda _: int(available))
+    config = micro_config(batch_size="auto", accumulate=accumulate)
+    config = replace(config, optimizer=OptimizerConfig(name=optimizer))
+    data = LesionData(config)
+    data.setup()
+    module = micro_classifier(replace(config, trainer=TrainerConfig()), data)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    memory.choose_batch(module, data, trainer)
+    assert (config.trainer.batch_size, config.optimizer.lr) == (rows, lr)
+    assert module.card.config["trainer"]["batch_size"] == rows
+    assert module.card.config["optimizer"]["lr"] == lr
+
+
+def test_all_folds_and_a_resumed_run_keep_the_chosen_batch(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = [*QUICK, "fusion=tabular_only", "data.fold=all", "data.folds=3"]
+    assert train(*settings, "trainer.batch_size=auto", f"hydra.run.dir={run}") == 0
+    config = read_config(run / "config.yaml")
+    assert (config.trainer.batch_size, config.optimizer.lr) == (8, 0.00015)
+    folds = [read_config(run / f"fold_{i}" / "config.yaml") for i in range(3)]
+    assert [(fold.trainer.rows, fold.optimizer.lr) for fold in folds] == [(8, 0.00015)] * 3
+    assert train(f"resume={run}", "overwrite=true") == 0
+    assert read_config(run / "config.yaml").trainer == config.trainer
