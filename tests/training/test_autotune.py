@@ -179,5 +179,5 @@ def test_the_rate_accepts_no_other_word() -> None:
     with pytest.raises(InputError, match=re.escape("must be a number, e.g. 0.001, or auto")):
         from_mapping(Config, {"optimizer": {"lr": "fast"}})
     task = {"task": "segmentation", "trainer": {"monitor": "val/dice"}}
-    with pytest.raises(InputError, match="trains one fold at a given rate: choose numbers"):
+    with pytest.raises(InputError, match="trains one fold with given settings: choose numbers"):
         from_mapping(Config, {"optimizer": {"lr": "auto"}, **task})
