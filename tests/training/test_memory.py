@@ -203,5 +203,8 @@ def test_all_folds_and_a_resumed_run_keep_the_chosen_batch(tmp_path: Path) -> No
     assert (config.trainer.batch_size, config.optimizer.lr) == (8, 0.00015)
     folds = [read_config(run / f"fold_{i}" / "config.yaml") for i in range(3)]
     assert [(fold.trainer.rows, fold.optimizer.lr) for fold in folds] == [(8, 0.00015)] * 3
-    assert train(f"resume={run}", "overwrite=true") == 0
+    for folder in (run, run / "fold_2"):
+        (folder / "metrics.json").unlink()
+    assert train(f"resume={run}") == 0
+    assert (run / "fold_2" / "metrics.json").is_file()
     assert read_config(run / "config.yaml").trainer == config.trainer
