@@ -77,7 +77,8 @@ def explain_hydra_error(error: HydraException, schema: type[Any] | None) -> str:
     """Return one line about an error of Hydra: what was given, and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}"
+        hint = "; configurations of skinmm init need --config-dir DIR" if group == "data" else ""
+        return f"unknown {group} '{option}'; choose from {', '.join(error.options or [])}{hint}"
     key = load.find_unknown_key(error.__cause__)
     if schema and key:
         return load.explain_unknown_key(schema, key)

@@ -1,6 +1,5 @@
 """`skinmm init`: infer the columns of a user's table, and write a data configuration for it."""
 
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -46,8 +45,10 @@ def init(config: InitConfig) -> int:
     columns = infer_columns(table, {path.stem for path in pictures})
     print_line(f"{root / source}: {len(table):,} rows; {len(pictures):,} images below {root}")
     print_line(", ".join(f"{key} <- {columns.get(key, '(none)')}" for key in MAPPED))
+    is_labelled = bool({"target", "diagnosis"} & {*columns})
     if unused := [str(column) for column in table if column not in columns.values()]:
-        print_line(f"not used: {', '.join(unused)} (to use: data.columns=[age,sex,site,COLUMN])")
+        use = " (to use: data.columns=[age,sex,site,COLUMN])" if is_labelled else ""
+        print_line(f"not used: {', '.join(unused)}{use}")
     folders = _find_folders(root, pictures, table.get(columns.get("image_id", ""), ()))
     args = {"table": source, "columns": columns, "images": folders}
     settings: dict[str, Any] = {"name": "csv", "root": str(root), "args": args}
@@ -58,12 +59,12 @@ def init(config: InitConfig) -> int:
     except InputError as error:
         print_line(format_columns([*table], _format_rows(table.head(ROWS))))
         status = INCOMPLETE
-        is_mapped = "image_id" in columns and bool({"target", "diagnosis"} & {*columns})
-        if is_mapped and not re.search(r"\bdata\.(args|positive)\b", str(error)):
-            warn(f"{error}; correct {source}, then run init again with overwrite=true")
-            edit = "which is complete, but the table has to be corrected first"
+        if "image_id" in columns and is_labelled:
+            warn(f"{error}; correct {source} or the configuration")
+            edit = "which cannot be used before the correction"
         else:
-            warn(f"the configuration is incomplete: {error}")
+            absent = "image_id" if is_labelled else "diagnosis or target"
+            warn(f"no column was recognised as {absent}; add `NAME: COLUMN` to columns in {file}")
             edit = "which you must complete first"
     else:
         names = [key for key in MAPPED if key in columns or key == "target"]
@@ -71,10 +72,10 @@ def init(config: InitConfig) -> int:
         print_line(format_columns(names, _format_rows(rows[names].head(ROWS))))
     _write(file, settings)
     used = f"--config-dir {shlex.quote(str(output))} data={name}"
-    print_line(f"configuration: {file}, {edit}\nnext:")
+    print_line(f"configuration: {file}, {edit}\n{'afterwards' if status else 'next'}:")
     fusion = "" if {*CONVERTERS} & {*columns} else " fusion=image_only"
     print_line(f"  skinmm audit {used}\n  python train.py {used}{fusion}")
-    print_line("(export SKINMM_CONF=DIR replaces --config-dir)")
+    print_line(f"(export SKINMM_CONF={shlex.quote(str(output))} replaces --config-dir)")
     return status
 
 

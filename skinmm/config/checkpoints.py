@@ -79,9 +79,10 @@ def find_checkpoint(path: Path) -> Path:
     files = (folder / name for folder in (path / "checkpoints", path) for name in names)
     if file := next(filter(Path.is_file, files), None):
         return file
-    raise InputError(
-        f"checkpoint={path}: a folder without checkpoints/best.ckpt; give a run folder or a file"
-    )
+    advice = "give a run folder or a file"
+    if (path / "config.yaml").is_file():
+        advice = f"finish the run first: python train.py resume={path}"
+    raise InputError(f"checkpoint={path}: a folder without checkpoints/best.ckpt; {advice}")
 
 
 def find_checkpoints(setting: Any) -> list[Path]:

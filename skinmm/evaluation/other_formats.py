@@ -206,6 +206,9 @@ def _apply_softmax(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+_SCORE: Final = re.compile("score|prob|malig|risk", re.IGNORECASE)
+
+
 def suggest_columns(table: pd.DataFrame, *, has_labels: bool, has_setting: bool) -> str:
     """Return advice on unrecognised columns: the setting `columns`, or other names; or ""."""
     columns = {}
@@ -213,7 +216,9 @@ def suggest_columns(table: pd.DataFrame, *, has_labels: bool, has_setting: bool)
     if "image_id" not in table:
         columns["image_id"] = [n for n in names if table[n].is_unique and not _is_number(table[n])]
     if not _has_probabilities(table):
-        columns["p_malignant"] = [n for n in names if _is_score(table[n])]
+        columns["p_malignant"] = [n for n in names if _is_score(table[n])] or [
+            n for n in names if _SCORE.search(n)
+        ]
     if not has_labels and not _has_truth(table):
         columns["target"] = [n for n in names if table[n].map(_is_truth).all()]
     pairs = {ours: theirs[0] for ours, theirs in columns.items() if theirs}

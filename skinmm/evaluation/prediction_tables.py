@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from skinmm import files
-from skinmm.errors import InputError
+from skinmm.errors import InputError, format_count
 from skinmm.evaluation.other_formats import (
     TableFormat,
     convert_labels,
@@ -91,6 +91,13 @@ def join_labels(
     joined = labels.set_index("image_id")[columns].reindex(image_ids["image_id"])
     if joined[truth].isna().all(axis=None):
         raise InputError(f"{labels_path} has no label for any image of {path}")
+    absent = ~image_ids["image_id"].isin(labels["image_id"])
+    if absent.any():
+        count = format_count(int(absent.sum()), "image")
+        raise InputError(
+            f"{labels_path} has no row for {count} of {path}, e.g. "
+            f"{table['image_id'][absent].iloc[0]}; add them, or leave them out of {path}"
+        )
     return table.assign(**{name: joined[name].to_numpy(dtype=object) for name in columns})
 
 

@@ -118,9 +118,10 @@ def test_a_table_without_labels_gets_a_configuration_to_complete(
 ) -> None:
     pd.read_csv(clinic / "list.csv", sep=";").drop(columns="result").to_csv(clinic / "list.csv")
     assert main(["init", str(clinic)]) == 3
-    assert (
-        "the configuration is incomplete: no column target or diagnosis" in capsys.readouterr().err
-    )
+    printed = capsys.readouterr()
+    assert "no column was recognised as diagnosis or target; add `NAME: COLUMN`" in printed.err
+    assert "to use: data.columns" not in printed.out
+    assert "afterwards:" in printed.out
     assert (clinic / "conf" / "data" / "my_clinic.yaml").is_file()
 
 
@@ -131,9 +132,8 @@ def test_a_wrong_cell_does_not_make_the_configuration_incomplete(
     table.assign(geschlecht=["divers", *table["geschlecht"][1:]]).to_csv(clinic / "list.csv")
     assert main(["init", str(clinic)]) == 3
     printed = capsys.readouterr()
-    assert "correct list.csv, then run init again with overwrite=true" in printed.err
-    assert "incomplete" not in printed.err
-    assert "which is complete, but the table has to be corrected first" in printed.out
+    assert "correct list.csv or the configuration" in printed.err
+    assert "which cannot be used before the correction" in printed.out
     table.to_csv(clinic / "list.csv")
     assert main(["init", str(clinic), "overwrite=true"]) == 0
     used = ["--config-dir", str(clinic / "conf"), "data=my_clinic", f"output={clinic / 'audit'}"]

@@ -138,7 +138,7 @@ def test_a_final_network_has_its_own_threshold_and_band(tmp_path: Path) -> None:
     [
         (1, "the value of one epoch, a target of 95 % with 95 % confidence was reached in 89 %"),
         (3, "the mean of three epochs, a target of 95 % with 95 % confidence was reached in 93 %"),
-        (5, "(data.calibration=0 or too few malignant cases) by the mean of 5 epochs, which makes"),
+        (5, "calibration part; see data.calibration) by the mean of 5 epochs, which makes"),
     ],
 )
 def test_optimism_has_figures_only_for_what_was_simulated(

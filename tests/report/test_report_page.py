@@ -117,7 +117,7 @@ def test_what_is_referred_and_covered_is_said(whole: Page, run: Path) -> None:
     assert f"malignant {held:.3f} (" in whole.text
     rows = json.loads((run / "metrics.json").read_text())["conformal"]["rows"]["malignant"]
     low, high = beta.ppf([0.025, 0.975], rows + 1 - int(0.1 * (rows + 1)), int(0.1 * (rows + 1)))
-    assert f"{rows} validation images of malignant ({100 * low:.0f} % to" in whole.text
+    assert f"{rows} malignant validation images ({100 * low:.0f} % to" in whole.text
     assert f"{low:.2f} to {high:.2f}" in whole.text
     assert "skin tone (estimated): " in whole.text
 

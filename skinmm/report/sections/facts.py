@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from skinmm.config import name_relative
+from skinmm.config import name_cohort, name_relative
 from skinmm.errors import format_count
 from skinmm.report.blocks import (
     TEXTS,
@@ -36,6 +36,7 @@ def describe_run(inputs: ReportInputs) -> list[str]:
     """Describe data, model, and numbers of images and patients, for the head of a page."""
     rows = inputs.predictions
     names = {key: inputs.config.get(key, {}).get("name") for key in ("data", "model", "fusion")}
+    names["data"] = name_cohort(inputs.config.get("data", {}))
     if names["fusion"] == "tabular_only":
         names["model"] = None
     return [
@@ -196,7 +197,7 @@ def _describe_performance(inputs: ReportInputs) -> str:
 def _describe_threshold(inputs: ReportInputs) -> str:
     rule, is_final = inputs.fitted("threshold"), bool(inputs.final)
     value = rule["value"] if is_final else inputs.threshold
-    text = f"Malignant from a probability of {format_number(value)}"
+    text = f"Flagged as malignant from a probability of {format_number(value)}"
     if not rule:
         return f"{text}, the default; it was not chosen on data."
     if "guaranteed" not in rule:

@@ -107,7 +107,7 @@ def build_decision(inputs: ReportInputs) -> Section:
     rows = inputs.predictions
     flagged = rows.malignancy >= inputs.threshold
     counts = confusion_matrix(rows.malignant, flagged, labels=[False, True])
-    caption = f"Malignant from a probability of {format_number(inputs.threshold)}."
+    caption = f"Flagged as malignant from a probability of {format_number(inputs.threshold)}."
     parts: list[Plot | Table] = [
         Plot("Decision", draw_confusion(counts, BINARY), caption),
         metric_table("At the threshold", inputs.measured, RATES),

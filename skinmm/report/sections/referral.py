@@ -127,7 +127,7 @@ def _coverage_warnings(inputs: ReportInputs) -> list[str]:
             warnings.append(no_coverage.format(name=name, count=count, needed=needed))
         elif bounds[0] < state["coverage"] - 0.05:  # lower than stated by 5 points
             ends = " to ".join(format_percent(end, 0) for end in bounds)
-            loose.append(f"{count} validation images of {name} ({ends})")
+            loose.append(f"{count} {name} validation images ({ends})")
     if loose:
         warnings.append(TEXTS["loose_coverage"].format(", ".join(loose)))
     return warnings

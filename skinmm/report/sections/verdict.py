@@ -1,6 +1,7 @@
 """Verdict of the report: usefulness, population and prevalence, and natural frequencies."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Shaped
@@ -63,7 +64,7 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
         # The interval of a handful of rows is too narrow: the ranking must be shown too.
         is_useful = (gain.get("low") or 0) > 0 and _rate(inputs) != "chance"
         verdict = "useful" if is_useful else "unproven"
-        if gain["value"] is None or gain["value"] <= 0:
+        if _is_useless(gain):
             verdict = "useless"
         prevalence = format_percent(clinic["prevalence"], 2)
         if clinic["prevalence"] == CLINIC_PREVALENCE:
@@ -75,14 +76,19 @@ def build_verdict(inputs: ReportInputs) -> Verdict:
 
 def _rate(inputs: ReportInputs) -> str:
     """Return the key of the verdict from the intervals of AUROC and net benefit."""
-    low, gain = inputs.estimate("auroc").get("low"), inputs.value("net_benefit_gain")
+    low, gain = inputs.estimate("auroc").get("low"), inputs.estimate("net_benefit_gain")
     if low is not None and low <= CHANCE:
         return "chance"
-    if gain is None or gain <= 0:
+    if _is_useless(gain):
         prevalence = inputs.predictions.malignant.mean()
         return "useless" if prevalence > inputs.threshold else "useless_none"
-    least_gain = inputs.estimate("net_benefit_gain").get("low")
-    return "useful" if least_gain is not None and least_gain > 0 else "unproven"
+    return "useful" if (gain.get("low") or 0) > 0 else "unproven"
+
+
+def _is_useless(gain: Mapping[str, Any]) -> bool:
+    """Return whether a gain in net benefit, with all of its interval, is not above 0."""
+    highest = gain.get("high", gain.get("value"))
+    return highest is None or highest <= 0
 
 
 def useful_prevalence(inputs: ReportInputs) -> tuple[float, float] | None:
